@@ -1,0 +1,110 @@
+"""What every artefact on disk shares: atomic writing, fingerprints and provenance."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spg_pipe.errors import SpgError
+
+_VERSIONED = ("spg-pipe", "torch", "timm", "open_clip_torch", "zarr", "numpy", "scipy", "pillow")
+
+
+def fingerprint(content: Any) -> str:
+    """SHA-256 of canonical JSON: equal content gives equal fingerprints on any machine."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that can move a number; provenance, never part of a fingerprint."""
+    return {name: metadata.version(name) for name in _VERSIONED}
+
+
+def jsonable(value: Any) -> Any:
+    """A copy in which NaN and infinities are null, because JSON has neither."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(jsonable(content), indent=2, sort_keys=False, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically (temporary name, fsync, rename); a final newline is added."""
+    write_bytes(path, (text.rstrip("\n") + "\n").encode())
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write bytes atomically (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            for part in parts:
+                stream.write(part)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file that belongs to an artefact.
+
+    Raises
+    ------
+    SpgError
+        If the file is missing or is not JSON; the message names `what`.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise SpgError(
+            f"{what}: {path} does not exist. Check the path, or make it again."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise SpgError(f"{what}: {path} is not valid JSON ({error}). Make it again.") from error
+
+
+@contextmanager
+def fresh_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `path` when the block ends well, and vanishes otherwise.
+
+    An artefact is therefore either the old one, or the new one as a whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

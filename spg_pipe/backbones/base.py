@@ -1,0 +1,60 @@
+"""The one interface behind which every backbone looks the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.errors import SpgError
+
+
+class LayerTokens(NamedTuple):
+    """Tokens of one layer for a batch of B images."""
+
+    patches: Tensor
+    """(B, N, D) float32: the patch tokens, row-major over the grid, N = h·w."""
+    prefix: Tensor
+    """(B, 1, D) float32: CLS, or the mean patch token where the model has none. Register and
+    distillation tokens are dropped."""
+    grid: tuple[int, int]
+    """(h, w) in patches."""
+
+
+class Backbone(Protocol):
+    """A frozen network: normalised images in, tokens of the chosen layers out."""
+
+    spec: BackboneSpec
+
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        """Compute tokens without gradients.
+
+        Parameters
+        ----------
+        images : Tensor
+            (B, 3, S, S) float32, preprocessed as `spec.preprocess` says; any device.
+
+        Returns
+        -------
+        dict
+            Layer name → tokens, in the order of `spec.layers`, on the backbone's device.
+        """
+        ...
+
+
+def mean_prefix(patches: Tensor) -> Tensor:
+    """Stand in for CLS: (B, N, D) → (B, 1, D), the mean patch token (docs/method.md §1)."""
+    return patches.mean(dim=1, keepdim=True)
+
+
+def place_images(images: Tensor, device: torch.device, spec: BackboneSpec) -> Tensor:
+    """Move (B, 3, S, S) images to `device`; raise SpgError if S is not the spec's size."""
+    size = spec.preprocess.size
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        raise SpgError(
+            f"Backbone {spec.alias} takes images (B, 3, {size}, {size}) and was given "
+            f"{tuple(images.shape)}: preprocess them with the backbone's own spec."
+        )
+    return images.to(device, torch.float32)

@@ -1,0 +1,118 @@
+"""From a name and options to a backbone that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from spg_pipe.backbones.names import BackboneInfo, find_alias, unknown_name
+from spg_pipe.backbones.spec import Norm
+from spg_pipe.errors import SpgError
+
+if TYPE_CHECKING:
+    from spg_pipe.backbones.base import Backbone
+
+
+def load_backbone(
+    name: str,
+    *,
+    image_size: int | None = None,
+    layers: Sequence[str | int] | None = None,
+    norm: str | None = None,
+    protocol: Literal["default", "spg"] = "default",
+    weights: Path | None = None,
+    device: str = "cpu",
+) -> Backbone:
+    """Load a frozen backbone with its weights.
+
+    Parameters
+    ----------
+    name : str
+        An alias (`list_backbones`), a timm model (``timm:NAME`` or its plain name, with or
+        without a tag), or ``open_clip:NAME/PRETRAINED``.
+    image_size : int, optional
+        Side of the square input in pixels; must be a multiple of the patch size, or of the
+        largest stride of the chosen layers. Default: the alias's, else the model's own.
+    layers : sequence of str or int, optional
+        ViT blocks from 1, or CNN strides such as ``"s16"``. Default: the alias's, else the last
+        block, or ``s8`` and ``s16``.
+    norm : {"post", "pre"}, optional
+        Overrides what the backbone and the protocol say.
+    protocol : {"default", "spg"}
+        ``spg``: DINOv2 before its final norm, CLIP's position embedding bilinear
+        (docs/method.md §5). It is resolved here; the spec holds explicit settings.
+    weights : Path, optional
+        A local state dict (.safetensors or .pth) instead of the published weights.
+    device : str
+        Where the network runs and its tokens stay, as torch names it.
+
+    Returns
+    -------
+    Backbone
+        In evaluation mode; calling it records no gradients.
+
+    Raises
+    ------
+    SpgError
+        For an unknown name or layer, a size that does not fit, or weights that cannot be had,
+        read or loaded.
+    """
+    if norm not in (None, "post", "pre"):
+        raise SpgError(f"Unknown norm {norm!r}: expected 'post' or 'pre'.")
+    if protocol not in ("default", "spg"):
+        raise SpgError(f"Unknown protocol {protocol!r}: expected 'default' or 'spg'.")
+    info = _resolve(name)
+
+    import torch
+
+    from spg_pipe.backbones.timm_common import Request
+
+    request = Request(
+        info=info,
+        image_size=info.image_size if image_size is None else image_size,
+        layers=_layer_names(layers),
+        norm=cast("Norm | None", norm),
+        protocol=protocol,
+        weights=weights,
+        device=torch.device(device),
+    )
+    if info.family == "timm-cnn":
+        from spg_pipe.backbones.timm_cnn import build_timm_cnn
+
+        return build_timm_cnn(request)
+    if info.family == "timm-vit":
+        from spg_pipe.backbones.timm_vit import build_timm_vit
+
+        return build_timm_vit(request)
+    from spg_pipe.backbones.openclip import build_open_clip
+
+    return build_open_clip(request)
+
+
+def _resolve(name: str) -> BackboneInfo:
+    if (info := find_alias(name)) is not None:
+        return info
+    if name.startswith("open_clip:"):
+        from spg_pipe.backbones.openclip import resolve_open_clip
+
+        return resolve_open_clip(name.removeprefix("open_clip:"))
+
+    from timm import list_models
+
+    from spg_pipe.backbones.timm_common import resolve_timm
+
+    if (info := resolve_timm(name.removeprefix("timm:"))) is None:
+        raise unknown_name(name, list_models())
+    return info
+
+
+def _layer_names(layers: Sequence[str | int] | None) -> tuple[str, ...]:
+    if layers is None:
+        return ()
+    if isinstance(layers, str) or not layers:
+        raise SpgError(f"Layers must be a list such as [6, 8] or [s8, s16]; found {layers!r}.")
+    names = tuple(str(layer) for layer in layers)
+    if len(set(names)) != len(names):
+        raise SpgError(f"Layers are named twice: {', '.join(names)}.")
+    return names

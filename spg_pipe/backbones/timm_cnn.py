@@ -1,0 +1,108 @@
+"""timm's CNNs, and every other timm model that gives a pyramid of grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
+from spg_pipe.backbones.packaged import efficientnet_lite0
+from spg_pipe.backbones.spec import BackboneSpec, check_image_size
+from spg_pipe.backbones.timm_common import Request, build_model, preprocess_for
+from spg_pipe.errors import SpgError
+
+
+class TimmCnn:
+    """Feature grids of a timm model; each cell is a token, the mean token stands for CLS."""
+
+    def __init__(
+        self, model: nn.Module, spec: BackboneSpec, indices: dict[str, int], device: torch.device
+    ) -> None:
+        """Wrap `model`; `indices` gives timm's feature index of each layer of `spec`."""
+        self.spec = spec
+        self._model = model
+        self._indices = indices
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        """See `spg_pipe.backbones.base.Backbone`."""
+        x = place_images(images, self._device, self.spec)
+        grids = self._model.forward_intermediates(
+            x,
+            indices=sorted(self._indices.values()),
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        by_index = dict(zip(sorted(self._indices.values()), grids, strict=True))
+        return {
+            layer: _to_tokens(by_index[self._indices[layer]], layer, self.spec)
+            for layer in self.spec.layers
+        }
+
+
+def build_timm_cnn(request: Request) -> TimmCnn:
+    """Build the backbone that `request` names.
+
+    Raises
+    ------
+    SpgError
+        For a layer that is no stride of the model, an image size that the strides do not divide,
+        ``norm: post``, or weights that cannot be had or do not fit.
+    """
+    info = request.info
+    if request.norm == "post":
+        raise SpgError(
+            f"{info.alias} gives feature grids, which have no final norm: use `norm: pre`."
+        )
+    packaged = efficientnet_lite0 if info.alias == "efficientnet-lite0" else None
+    model, weights = build_model(request, packaged)
+    strides = _strides(model)
+    layers = request.layers or info.layers or _default_layers(strides)
+    unknown = [layer for layer in layers if layer not in strides]
+    if unknown:
+        raise SpgError(
+            f"{info.alias} has no layer {unknown[0]!r}; its layers are named by stride: "
+            f"{', '.join(strides)}."
+        )
+    largest = max(int(layer[1:]) for layer in layers)
+    check_image_size(request.image_size, largest, info.alias)
+    spec = BackboneSpec(
+        alias=info.alias,
+        family="timm-cnn",
+        model=info.model,
+        layers=layers,
+        norm="pre",
+        patch_size=largest,
+        preprocess=preprocess_for(info.model, request.image_size),
+        pos_embed="native",
+        weights=weights.label,
+        weights_sha256=weights.sha256,
+        licence=info.licence,
+    )
+    return TimmCnn(model, spec, {layer: strides[layer] for layer in layers}, request.device)
+
+
+def _strides(model: nn.Module) -> dict[str, int]:
+    """Layer name → timm's feature index; of several grids with one stride the last, deepest."""
+    info = getattr(model, "feature_info", None)
+    if info is None or not hasattr(model, "forward_intermediates"):
+        raise SpgError(f"timm's {type(model).__name__} offers no intermediate feature grids.")
+    return {f"s{entry['reduction']}": index for index, entry in enumerate(info)}
+
+
+def _default_layers(strides: dict[str, int]) -> tuple[str, ...]:
+    wanted = tuple(layer for layer in ("s8", "s16") if layer in strides)
+    return wanted or (list(strides)[-1],)
+
+
+def _to_tokens(grid: Tensor, layer: str, spec: BackboneSpec) -> LayerTokens:
+    h, w = int(grid.shape[2]), int(grid.shape[3])
+    if h * int(layer[1:]) != spec.preprocess.size:
+        raise SpgError(
+            f"{spec.model} gives a grid of {h}×{w} for {layer} at {spec.preprocess.size} pixels: "
+            "its features are not those of a stride, so this model cannot be used."
+        )
+    patches = grid.flatten(2).transpose(1, 2).contiguous().float()
+    return LayerTokens(patches, mean_prefix(patches), (h, w))

@@ -1,0 +1,184 @@
+"""What timm's ViTs and CNNs share: resolving a name, building a model, loading it strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models import is_model_in_modules
+from torch import nn
+
+from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
+from spg_pipe.backbones.names import BackboneInfo
+from spg_pipe.backbones.spec import Norm
+from spg_pipe.backbones.weights import StateDict, Weights, load_strictly, weights_from_file
+from spg_pipe.datasets.images import Preprocess
+from spg_pipe.errors import SpgError
+
+# Plain ViTs: one grid, a list of blocks, an optional class token. Everything else in timm is
+# treated as a pyramid of grids.
+VIT_MODULES = ("vision_transformer", "eva", "deit", "beit")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+PackagedWeights = Callable[[nn.Module], Weights]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_backbone` was asked for: names looked up, nothing else resolved."""
+
+    info: BackboneInfo
+    image_size: int
+    layers: tuple[str, ...]
+    """Empty: the family's default."""
+    norm: Norm | None
+    protocol: Literal["default", "spg"]
+    weights: Path | None
+    device: torch.device
+
+
+def resolve_timm(name: str) -> BackboneInfo | None:
+    """Describe any timm model by its name (with or without a tag); None if timm has no such.
+
+    Raises
+    ------
+    SpgError
+        If timm has the architecture but not the tag.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        return None
+    cfg = _pretrained_cfg(name)
+    licence = getattr(cfg, "license", None) or "not stated; see the model's page"
+    vit = is_model_in_modules(architecture, VIT_MODULES)
+    return BackboneInfo(
+        alias=name,
+        family="timm-vit" if vit else "timm-cnn",
+        model=name,
+        licence=licence,
+        gated="dinov3" in licence,
+        offline=False,
+        image_size=int(cfg.input_size[-1]) if cfg else 224,
+        layers=(),
+        norm="post" if vit else "pre",
+        note="a timm model",
+    )
+
+
+def build_model(
+    request: Request, packaged: PackagedWeights | None, **options: Any
+) -> tuple[nn.Module, Weights]:
+    """Build a timm model without classifier, in evaluation mode, with its weights.
+
+    Parameters
+    ----------
+    request : Request
+        Names the model, the device and perhaps a weight file.
+    packaged : callable or None
+        Gives the weights of an offline backbone for the freshly built model.
+    options
+        For `timm.create_model`.
+
+    Raises
+    ------
+    SpgError
+        If the weights cannot be had, read, or do not fit.
+    """
+    info = request.info
+    weights: Weights | None = None
+    if request.weights is not None:
+        weights = weights_from_file(request.weights)
+    elif packaged is None:
+        # Before the model is built: a missing download should not cost half a minute first.
+        weights = _published_weights(info)
+    model = timm.create_model(info.model, pretrained=False, num_classes=0, **options)
+    if weights is None:
+        assert packaged is not None
+        weights = packaged(model)
+        state = weights.state
+    else:
+        state = _to_timm_names(weights, model, info.model)
+    load_strictly(model, state, weights.label, drop=_classifiers(info.model))
+    return model.eval().requires_grad_(False).to(request.device), weights
+
+
+def preprocess_for(model: str, size: int) -> Preprocess:
+    """Return the published preprocessing of a timm model at `size` pixels (docs/method.md §1).
+
+    DINOv3 resizes floats bilinearly; the others, DINOv2 among them, were published with Pillow
+    on 8-bit images, and name their filter, mean and deviation in timm.
+    """
+    cfg = _pretrained_cfg(model)
+    mean = tuple(cfg.mean) if cfg else (0.485, 0.456, 0.406)
+    std = tuple(cfg.std) if cfg else (0.229, 0.224, 0.225)
+    if "dinov3" in model:
+        return Preprocess(size, "float", "bilinear", mean, std)
+    bilinear = cfg is not None and cfg.interpolation == "bilinear"
+    return Preprocess(size, "uint8", "bilinear" if bilinear else "bicubic", mean, std)
+
+
+def _pretrained_cfg(name: str) -> Any:
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture = name.split(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise SpgError(
+            f"timm has no weights named {name}. For {architecture} it has: {tags}."
+        ) from error
+
+
+def _published_weights(info: BackboneInfo) -> Weights:
+    cfg = _pretrained_cfg(info.model)
+    if cfg is not None and cfg.hf_hub_id:
+        files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+        return weights_from_hub(info, cfg.hf_hub_id, files)
+    return weights_from_url(info, (cfg and cfg.url) or "")
+
+
+def _classifiers(model: str) -> tuple[str, ...]:
+    names = getattr(_pretrained_cfg(model), "classifier", None) or ()
+    return tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
+
+
+def _to_timm_names(weights: Weights, model: nn.Module, name: str) -> StateDict:
+    """Rename the authors' original naming to timm's with timm's own filter, if it has one."""
+    _refuse_silent_changes(weights, model)
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return weights.state
+    try:
+        # timm prints each bias that it leaves out of DINOv3's original files.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return convert(dict(weights.state), model)
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise SpgError(
+            f"The weights ({weights.label}) are not a state dict of {name}: {error!r}. "
+            "Expected timm's names or the authors' original .pth."
+        ) from error
+
+
+def _refuse_silent_changes(weights: Weights, model: nn.Module) -> None:
+    """Refuse what timm's filter would quietly resample or drop, giving other tokens."""
+    own = dict(model.named_parameters())
+    key = "patch_embed.proj.weight"
+    given, ours = weights.state.get(key), own.get(key)
+    if given is not None and ours is not None and given.ndim == 4 and given.shape != ours.shape:
+        raise SpgError(
+            f"The weights ({weights.label}) are of another model: {key} is {tuple(given.shape)}, "
+            f"expected {tuple(ours.shape)} (another patch size or width)."
+        )
+    biased = [k for k, v in weights.state.items() if k.endswith("qkv.bias") and v.any()]
+    if "storage_tokens" in weights.state and biased and "blocks.0.attn.q_bias" not in own:
+        raise SpgError(
+            f"The weights ({weights.label}) have attention biases ({biased[0]}, …) that this model "
+            "leaves out. Use timm's variant with biases: its name has `_qkvb` after `dinov3`."
+        )

@@ -1,0 +1,283 @@
+"""Images and masks: from a file to what a backbone and a metric take.
+
+Decoding is strict: a truncated file is an error, never a half-grey image. The two orders of
+preprocessing (docs/method.md §1) differ by up to 0.016 in normalised units, so the order is part
+of the specification, not a detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from spg_pipe.errors import SpgError
+
+T = TypeVar("T")
+
+# A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
+# files that it can write or recognise but not decode.
+IMAGE_EXTENSIONS = frozenset(
+    ".apng .avif .bmp .bw .cur .dcx .dds .dib .fit .fits .fli .flc .gif .icns .ico .im .j2k .jfif "
+    ".jp2 .jpe .jpeg .jpf .jpg .jpx .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .qoi .ras .rgb "
+    ".rgba .sgi .tga .tif .tiff .webp .xbm .xpm".split()
+)
+
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a backbone's input (docs/method.md §1)."""
+
+    size: int
+    """Side S of the square input in pixels; the aspect ratio is not kept."""
+    order: Literal["float", "uint8"]
+    """`float`: scale to [0, 1], then resize (DINOv3). `uint8`: resize 8-bit pixels first (CLIP)."""
+    interpolation: Literal["bilinear", "bicubic"]
+    """Filter of the resize, always with antialias."""
+    mean: tuple[float, float, float]
+    """Per-channel mean that is subtracted, in units of [0, 1]."""
+    std: tuple[float, float, float]
+    """Per-channel deviation to divide by, in units of [0, 1]."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file (by extension; hidden files are not)."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def read_image(path: Path, *, exif: bool) -> np.ndarray:
+    """Decode an image file to RGB.
+
+    Transparency is dropped (the colour below it stays), palettes are looked up, grey is repeated
+    three times, of several frames the first is taken. Pillow decodes 16-bit colour to 8 bits;
+    16-bit grey keeps its range.
+
+    Parameters
+    ----------
+    path
+        Any format that Pillow reads.
+    exif
+        Turn the image as its EXIF orientation says. Benchmark layouts ignore it
+        (docs/method.md §5). A TIFF's own orientation tag is always obeyed, by Pillow.
+
+    Returns
+    -------
+    ndarray, (H, W, 3)
+        uint8, or uint16 for a 16-bit file.
+
+    Raises
+    ------
+    SpgError
+        The file is missing, damaged, truncated, too large or of a kind without a clear range.
+    """
+    return _decode(path, "image", lambda image: _to_rgb(_oriented(image, exif), path))
+
+
+def read_mask(path: Path, *, exif: bool) -> np.ndarray:
+    """Decode a mask file: every value above 0 is a defect.
+
+    Colour masks count where any channel is above 0, transparent pixels are background. A palette
+    mask counts by its index (as VisA's do), unless its colours say otherwise (`_palette_mask`).
+
+    Returns
+    -------
+    ndarray, (H, W)
+        uint8 in {0, 1}.
+
+    Raises
+    ------
+    SpgError
+        As for `read_image`.
+    """
+    return _decode(path, "mask", lambda image: _to_binary(_oriented(image, exif)))
+
+
+def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
+    """Size of an encoded image as `read_image` would return it, from its header alone.
+
+    Parameters
+    ----------
+    file
+        The whole file. (Only a PNG that holds EXIF or XMP somewhere must be decoded.)
+    exif
+        As for `read_image`.
+
+    Returns
+    -------
+    height, width : int
+        In pixels.
+    """
+    with Image.open(BytesIO(file)) as image:
+        width, height = image.size
+        # Pillow has turned a TIFF's size already. A PNG may carry EXIF behind its pixels, and
+        # Pillow decodes all of it to look: not needed when the file holds no such chunk.
+        looks = {"TIFF": False, "PNG": any(tag in file for tag in _PNG_ORIENTATION)}
+        if exif and looks.get(image.format or "", True):
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+        return height, width
+
+
+def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Resize a mask the way the reference does (docs/method.md §1).
+
+    The 0/255 mask is resized by Pillow's antialiased bilinear filter in 8 bits; a pixel is a
+    defect where the result is above one half. (A float resize differs in 0.2 % of the pixels.)
+
+    Parameters
+    ----------
+    mask
+        (H, W), any integer or bool dtype; above 0 is a defect.
+    size
+        S for (S, S), or (height, width).
+
+    Returns
+    -------
+    ndarray, (S, S) or (height, width)
+        uint8 in {0, 1}.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    eight_bit = Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8))
+    resized = np.asarray(eight_bit.resize((width, height), Image.Resampling.BILINEAR))
+    return (resized > 127).astype(np.uint8)  # v / 255 > 0.5
+
+
+def preprocess(image: np.ndarray, spec: Preprocess) -> np.ndarray:
+    """Turn an image into a backbone's input (docs/method.md §1).
+
+    Parameters
+    ----------
+    image
+        (H, W, 3), uint8 or uint16; an integer type is scaled by its range.
+    spec
+        Size, order, filter and normalisation.
+
+    Returns
+    -------
+    ndarray, (3, S, S)
+        float32, C-contiguous, normalised.
+    """
+    resized = _resize_float(image, spec) if spec.order == "float" else _resize_uint8(image, spec)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
+    resized -= mean
+    resized /= std
+    return resized
+
+
+def _resize_float(image: np.ndarray, spec: Preprocess) -> np.ndarray:
+    """(H, W, 3) integers to (3, S, S) float32 near [0, 1], scaled before the resize."""
+    import torch
+    import torch.nn.functional as F
+
+    # Multiplying by 1/range in numpy gives the reference's bits and a fresh, writable array.
+    scale = np.float32(1.0 / np.iinfo(image.dtype).max)
+    scaled = np.multiply(image, scale, dtype=np.float32)
+    tensor = torch.from_numpy(scaled).permute(2, 0, 1)[None]
+    size = (spec.size, spec.size)
+    resized = F.interpolate(tensor, size, mode=spec.interpolation, antialias=True)[0]
+    return resized.contiguous().numpy()
+
+
+def _resize_uint8(image: np.ndarray, spec: Preprocess) -> np.ndarray:
+    """(H, W, 3) integers to (3, S, S) float32 in [0, 1], resized by Pillow in 8 bits."""
+    if image.dtype != np.uint8:
+        image = np.round(image * (255.0 / np.iinfo(image.dtype).max)).astype(np.uint8)
+    resample = Image.Resampling[spec.interpolation.upper()]
+    resized = Image.fromarray(image).resize((spec.size, spec.size), resample)
+    channels_first = np.asarray(resized).transpose(2, 0, 1)
+    return np.divide(channels_first, 255, dtype=np.float32, order="C")
+
+
+def _decode(path: Path, what: str, convert: Callable[[Image.Image], T]) -> T:
+    """Open, decode fully and convert; every failure becomes a message that names the file."""
+    try:
+        with Image.open(path) as image:
+            return convert(image)
+    except SpgError:
+        raise
+    except FileNotFoundError:
+        raise SpgError(
+            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise SpgError(
+            f"The {what} {path} is too large: {error} If the file is what it should be, cut it "
+            f"into tiles; if not, remove it."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+        raise SpgError(_unreadable(path, what, error)) from error
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> str:
+    reason = "not an image that Pillow knows" if "cannot identify" in str(error) else str(error)
+    return (
+        f"The {what} {path} cannot be read ({reason or type(error).__name__}). It is expected to "
+        f"be a complete image file: copy it again from its source, or remove it."
+    )
+
+
+def _oriented(image: Image.Image, exif: bool) -> Image.Image:
+    if exif:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        return np.repeat(_grey16(np.asarray(image), path)[:, :, None], 3, axis=2)
+    if mode in ("P", "PA", "La", "RGBa"):
+        # Palettes with transparency and premultiplied colours reach RGB by way of alpha.
+        image = image.convert("LA" if mode == "La" else "RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _grey16(values: np.ndarray, path: Path) -> np.ndarray:
+    """Grey values of a wide type as uint16: 16-bit integers as they are, floats from [0, 1]."""
+    low, high = values.min(), values.max()
+    limit = 1.0 if values.dtype.kind == "f" else 65535
+    if not (low >= 0 and high <= limit):  # also catches NaN
+        raise SpgError(
+            f"The image {path} has {values.dtype} values from {low:g} to {high:g}, of unknown "
+            f"scale; expected are 0 to {limit:g}. Convert it to an 8- or 16-bit image."
+        )
+    if values.dtype.kind == "f":
+        values = np.round(values * 65535.0)
+    return values.astype(np.uint16)
+
+
+def _to_binary(image: Image.Image) -> np.ndarray:
+    mode = image.mode
+    if mode == "P":
+        defect = _palette_mask(image)
+    elif mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        values = np.asarray(image.convert("LA" if mode in ("LA", "La") else "RGBA"))
+        defect = (values[:, :, :-1] > 0).any(axis=2) & (values[:, :, -1] > 0)
+    elif len(image.getbands()) > 1:
+        defect = (np.asarray(image.convert("RGB")) > 0).any(axis=2)
+    else:  # 1, L, I;16*, I, F
+        defect = np.asarray(image) > 0
+    return defect.astype(np.uint8)
+
+
+def _palette_mask(image: Image.Image) -> np.ndarray:
+    """Index above 0, unless index 0 is a colour while another used index is black.
+
+    Some programs sort a black-and-white palette by frequency, so that index 0 is not black.
+    """
+    index = np.asarray(image)
+    palette = np.zeros((256, 3), np.uint8)
+    flat = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    palette[: len(flat)] = flat
+    coloured = palette.any(axis=1)
+    if coloured[0] and not coloured[np.unique(index)].all():
+        return coloured[index]
+    return index > 0
+

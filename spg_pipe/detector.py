@@ -1,0 +1,192 @@
+"""The deployable: guide vectors and everything that scoring an image needs, in one folder.
+
+It holds no SAE and no training data. `guides.train` makes it, `scoring` applies it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spg_pipe.artifacts import fresh_folder, read_json, write_json
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import (
+    anomaly_probability,
+    cosines,
+    detection_feature,
+    effective_codes,
+    guide_vectors,
+    to_grid,
+)
+from spg_pipe.params import ScoreParams
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LayerGuides:
+    """The guides of one layer, with the atoms that they are made of."""
+
+    vectors: Tensor
+    """(4, D) guide vectors g = e A."""
+    atom_ids: Tensor
+    """(M,) int64: latents with a positive code in any guide."""
+    atom_codes: Tensor
+    """(4, M) effective codes of those latents."""
+    atoms: Tensor
+    """(M, D) their dictionary rows."""
+    grid: tuple[int, int]
+    """Patch grid that the guides were trained on; scoring accepts any."""
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        atoms: Tensor,
+        dead: Tensor,
+        top_k: int | None,
+        grid: tuple[int, int],
+    ) -> "LayerGuides":
+        """Keep what the effective codes (4, C) use of a dictionary (C, D)."""
+        effective = effective_codes(codes, dead, top_k)
+        used = torch.nonzero((effective > 0).any(dim=0))[:, 0]
+        return cls(
+            guide_vectors(effective, atoms).contiguous(),
+            used,
+            effective[:, used].contiguous(),
+            atoms[used].contiguous(),
+            grid,
+        )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Guides of every layer and the full specification around them.
+
+    `config` holds the backbone's spec, τ, the scoring options, the protocol, the fingerprints
+    of what it was made from, and the licences of data and weights.
+    """
+
+    layers: dict[str, LayerGuides]
+    config: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of what determined the guides."""
+        return str(self.config["fingerprint"])
+
+    @property
+    def backbone(self) -> BackboneSpec:
+        """The backbone whose tokens the guides understand."""
+        return BackboneSpec.from_dict(self.config["backbone"])
+
+    @property
+    def score(self) -> ScoreParams:
+        """Options of maps and image scores."""
+        return ScoreParams.model_validate(self.config["score"])
+
+    def probabilities(
+        self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Score tokens: four dot products each.
+
+        Parameters
+        ----------
+        tokens : dict of layer → (B, 1 + N, D) float32
+            Token 0 is CLS.
+        grids : dict of layer → (h, w), optional
+            Default: the grid of training.
+
+        Returns
+        -------
+        patches : dict of layer → (B, h, w) float32
+            Anomaly probability of every patch.
+        cls : (B,) float32
+            Anomaly probability of the whole image from the global guides, mean over layers.
+        """
+        tau = float(self.config["tau"])
+        patches, images = {}, []
+        for name, guides in self.layers.items():
+            vectors = guides.vectors.to(tokens[name].device)
+            grid = grids[name] if grids else guides.grid
+            local = anomaly_probability(cosines(tokens[name][:, 1:], vectors[2:]), tau)
+            patches[name] = to_grid(local, grid)
+            feature = detection_feature(tokens[name], self.config["detection"])
+            images.append(anomaly_probability(cosines(feature, vectors[:2]), tau))
+        return patches, torch.stack(images).mean(dim=0)
+
+    def check_backbone(self, spec: BackboneSpec, what: str) -> None:
+        """Refuse tokens of another backbone.
+
+        Raises
+        ------
+        SpgError
+            Naming every difference.
+        """
+        ours, theirs = self.backbone.to_dict(), spec.to_dict()
+        differences = [
+            f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
+            for key in ours
+            # Only the label of the weights may differ: the same bytes can come from a hub or a file.
+            if key not in ("alias", "weights", "licence") and ours[key] != theirs.get(key)
+        ]
+        if differences:
+            raise SpgError(
+                f"{what} was made with another backbone than the detector:\n  "
+                + "\n  ".join(differences)
+                + "\nExtract with the detector's backbone, or train a detector on this one."
+            )
+
+    def save(self, path: Path, curve: str = "") -> None:
+        """Write detector.safetensors, config.json and the training curve as one folder."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, guides in self.layers.items():
+            for key in ("vectors", "atom_ids", "atom_codes", "atoms"):
+                tensors[f"{name}.{key}"] = getattr(guides, key).detach().contiguous()
+        with fresh_folder(path) as folder:
+            save_file(tensors, folder / "detector.safetensors")
+            write_json(folder / "config.json", self.config)
+            if curve:
+                (folder / "curve.csv").write_text(curve)
+
+    @classmethod
+    def load(cls, path: Path) -> "Detector":
+        """Read a detector's folder.
+
+        Raises
+        ------
+        SpgError
+            If it is missing, damaged or of another format.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        config = read_json(Path(path) / "config.json", "Detector")
+        if config.get("kind") != "detector" or config.get("format") != FORMAT:
+            raise SpgError(
+                f"{path} is not a detector of format {FORMAT} (found "
+                f"{config.get('kind')!r}, format {config.get('format')!r})."
+            )
+        try:
+            tensors = load_file(Path(path) / "detector.safetensors")
+            layers = {
+                name: LayerGuides(
+                    *(
+                        tensors[f"{name}.{key}"]
+                        for key in ("vectors", "atom_ids", "atom_codes", "atoms")
+                    ),
+                    grid=tuple(value["grid"]),
+                )
+                for name, value in config["layers"].items()
+            }
+        except (OSError, KeyError, SafetensorError) as error:
+            raise SpgError(
+                f"{path} is not a whole detector ({error}). "
+                "Train it again with `spg-pipe train-guides`, or copy it again."
+            ) from error
+        return cls(layers, config)

@@ -1,0 +1,9 @@
+"""The one exception that a user sees."""
+
+
+class SpgError(Exception):
+    """A failure that a person can act on.
+
+    The message names the thing, what was found, what was expected and what to do next. The
+    command line prints it and exits with 1; a traceback is a bug.
+    """

@@ -1,0 +1,110 @@
+"""Guide codes → guide vectors → cosines → probabilities. No SAE forward pass anywhere.
+
+Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width, C latents, (h, w) patch grid.
+Guide rows: 0 global-normal, 1 global-anomaly, 2 local-normal, 3 local-anomaly.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.params import TAU
+
+GUIDE_NAMES = ("global-normal", "global-anomaly", "local-normal", "local-anomaly")
+_EPS = 1e-8
+
+
+def initial_codes(dict_size: int, seed: int) -> Tensor:
+    """0.1 + 0.01·N(0, 1), (4, C) float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 + 0.01 * torch.randn(len(GUIDE_NAMES), dict_size, generator=generator)
+
+
+def effective_codes(codes: Tensor, dead: Tensor, top_k: int | None = None) -> Tensor:
+    """relu(codes) without dead latents, optionally only the k largest of each row.
+
+    Parameters
+    ----------
+    codes : (4, C)
+        Raw codes.
+    dead : (C,) bool
+    top_k : int, optional
+        Keep the k largest, with a straight-through gradient: every positive, alive code still
+        receives one.
+
+    Returns
+    -------
+    (4, C), ≥ 0
+    """
+    effective = codes.relu() * (~dead).to(codes.dtype)
+    if top_k is None or top_k >= codes.shape[1]:
+        return effective
+    values, indices = effective.detach().topk(top_k, dim=1)
+    hard = torch.zeros_like(effective).scatter(1, indices, values)
+    return effective + (hard - effective).detach()
+
+
+def guide_vectors(codes: Tensor, atoms: Tensor) -> Tensor:
+    """g = e A: effective codes (4, C) through the dictionary (C, D), giving (4, D)."""
+    return codes @ atoms
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1 along the last axis; lengths are clamped at 1e-8."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(_EPS)
+
+
+def cosines(tokens: Tensor, guides: Tensor) -> Tensor:
+    """Cosine of every token with every guide.
+
+    Parameters
+    ----------
+    tokens : (..., D)
+    guides : (4, D)
+
+    Returns
+    -------
+    (..., 4)
+    """
+    return unit(tokens) @ unit(guides).t()
+
+
+def anomaly_probability(similarity: Tensor, tau: float = TAU) -> Tensor:
+    """softmax([normal, anomaly]/τ) of the anomaly entry.
+
+    Parameters
+    ----------
+    similarity : (..., 2)
+        Cosines with a normal and an anomaly guide, in this order.
+
+    Returns
+    -------
+    (...,) in [0, 1]
+    """
+    return torch.sigmoid((similarity[..., 1] - similarity[..., 0]) / tau)
+
+
+def detection_feature(tokens: Tensor, detection: str, *, first_image: bool = False) -> Tensor:
+    """What the global guides see, (B, D), of tokens (B, 1 + N, D).
+
+    Parameters
+    ----------
+    detection : "cls" | "mean_tokens"
+    first_image : bool
+        Protocol spg: `mean_tokens` uses the first image's mean patch token for every image.
+    """
+    if detection == "cls":
+        return tokens[:, 0]
+    mean = tokens[:, 1:].mean(dim=1)
+    return mean[:1].expand_as(mean) if first_image else mean
+
+
+def to_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Per-patch values (B, N) as a row-major grid (B, h, w)."""
+    return patches.reshape(patches.shape[0], *grid)
+
+
+def upsample(values: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Bilinear (align_corners=False) upsampling of grids (B, h, w) to pixels (B, H, W)."""
+    shape = (size, size) if isinstance(size, int) else size
+    return F.interpolate(values[:, None], shape, mode="bilinear", align_corners=False)[:, 0]

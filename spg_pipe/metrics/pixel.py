@@ -1,0 +1,143 @@
+"""The pixel metrics of a category as one value, and how far grouping can have moved them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from spg_pipe.metrics import aupro, curves
+from spg_pipe.metrics.curves import Curve, Groups
+
+MAX_ERROR = 1e-4  # a histogram that cannot promise this is replaced by a sort (docs/metrics.md)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What went into a category's pixel metrics."""
+
+    images: int = 0
+    pixels: int = 0
+    anomalous_pixels: int = 0
+    regions: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.images + other.images,
+            self.pixels + other.pixels,
+            self.anomalous_pixels + other.anomalous_pixels,
+            self.regions + other.regions,
+        )
+
+
+@dataclass(frozen=True)
+class PixelMetrics:
+    """Pixel metrics over all pixels of a category's images together.
+
+    Every metric is in [0, 1], or NaN where it is undefined: a category without anomalous or
+    without normal pixels.
+    """
+
+    protocol: str  # "exact" or "spg" (docs/metrics.md)
+    accumulator: str  # the one that gave the numbers: "sort" or "histogram"
+    counts: Counts
+    auroc: float
+    ap: float
+    f1_max: float
+    f1_threshold: float  # exact: positive = score >= threshold; spg: score > threshold
+    aupro: Mapping[float, float] = field(default_factory=dict)  # by limit; empty in protocol spg
+    pro: Mapping[str, float] = field(default_factory=dict)  # "fast", "slow"; empty in exact
+    error_bounds: Mapping[str, float] = field(default_factory=dict)  # by metric; empty: exact
+    fell_back: bool = False  # the histogram asked for, a sort in a second pass given
+    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # "roc", "pr", "pro"
+
+    @property
+    def error_bound(self) -> float:
+        """The largest difference that any metric can have from the exact one; 0 for a sort."""
+        return max(self.error_bounds.values(), default=0.0)
+
+    @property
+    def needs_fallback(self) -> bool:
+        """Whether the error bound exceeds 1e-4, so that a sort must be made instead."""
+        return self.error_bound > MAX_ERROR
+
+
+def exact_metrics(
+    groups: Groups,
+    counts: Counts,
+    accumulator: str,
+    error_bounds: Mapping[str, float] | None = None,
+) -> PixelMetrics:
+    """Every metric of protocol `exact` from pixels grouped by score."""
+    f1, threshold = curves.f1_max(groups)
+    return PixelMetrics(
+        protocol="exact",
+        accumulator=accumulator,
+        counts=counts,
+        auroc=curves.auroc(groups),
+        ap=curves.average_precision(groups),
+        f1_max=f1,
+        f1_threshold=threshold,
+        aupro={limit: aupro.aupro(groups, limit) for limit in aupro.LIMITS},
+        error_bounds=error_bounds or {},
+        curves=plot_curves(groups),
+    )
+
+
+def plot_curves(groups: Groups) -> dict[str, Curve]:
+    """ROC, precision-recall and PRO curves, at most 500 points each."""
+    return {
+        "roc": curves.roc_curve(groups),
+        "pr": curves.pr_curve(groups),
+        "pro": aupro.pro_curve(groups),
+    }
+
+
+def grouping_bounds(groups: Groups) -> dict[str, float]:
+    """How far each metric can be from the exact one if groups hide an order of scores.
+
+    For each metric the groups' pixels are put in the order that is best, and in the one that is
+    worst, for it; whatever the true scores in a group are, ties included, the exact value lies
+    between. The bound is the distance to the farther of the two.
+
+    Returns
+    -------
+    Bounds >= 0 by the metric's name ("auroc", "ap", "f1_max", "aupro_0.05", …); all 0 with one
+    class only, where nothing is defined.
+    """
+    names = ["auroc", "ap", "f1_max", *(f"aupro_{limit}" for limit in aupro.LIMITS)]
+    if groups.one_class:
+        return dict.fromkeys(names, 0.0)
+    bounds = [_auroc_bound(groups), _ap_bound(groups), _f1_bound(groups)]
+    for limit in aupro.LIMITS:
+        value, (low, high) = aupro.aupro(groups, limit), aupro.aupro_range(groups, limit)
+        bounds.append(max(value - low, high - value, 0.0))
+    return dict(zip(names, bounds, strict=True))
+
+
+def _auroc_bound(groups: Groups) -> float:
+    """A pair in one group counts 1/2 where it is 0 or 1."""
+    pairs = np.dot(groups.normal.astype(np.float64), groups.anomalous)
+    return float(pairs / 2 / groups.n_normal / groups.n_anomalous)
+
+
+def _ap_bound(groups: Groups) -> float:
+    hit = groups.anomalous > 0
+    tp, fp, inside = groups.tp[hit], groups.fp[hit], groups.anomalous[hit]
+    value = inside * (tp / (tp + fp))
+    # Best: the anomalous pixels tie, above all normal ones of their group.
+    high = inside * (tp / (tp + fp - groups.normal[hit]))
+    # Worst: all different, below the normal ones: the sum over j = 1 … inside of
+    # (above + j)/(above + fp + j), where 1/(m + j) summed is at most the midpoint integral.
+    m = tp - inside + fp
+    low = inside - fp * np.log1p(inside / (m + 0.5))
+    return float(max((high - value).sum(), (value - low).sum(), 0.0) / groups.n_anomalous)
+
+
+def _f1_bound(groups: Groups) -> float:
+    """A group's end is a real threshold, so grouping can only miss a higher F1 inside."""
+    value, _ = curves.f1_max(groups)
+    fp_above = groups.fp - groups.normal
+    high = (2 * groups.tp / (groups.n_anomalous + groups.tp + fp_above)).max()
+    return float(max(high - value, 0.0))

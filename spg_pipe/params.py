@@ -1,0 +1,265 @@
+"""params.yaml as typed, validated values: one recipe, one section a stage."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spg_pipe.errors import SpgError
+
+DEFAULT_PARAMS = Path("params.yaml")
+TAU = 0.07
+"""Temperature of the patch softmax (docs/method.md §3)."""
+SIGMA = 4.0
+"""Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DemoSet(_Section):
+    """A built-in demo set, written by the stage `demo_data`."""
+
+    name: Name
+    root: Path
+    seed: int = 0
+
+
+class Dataset(_Section):
+    """A dataset split on disk."""
+
+    name: Name
+    layout: Literal["mvtec", "visa", "folder"]
+    root: Path
+    split: Literal["test", "train", "all"] = "test"
+    sets: tuple[str, ...] = ()
+    """Subfolders of `root` that form a union; categories are prefixed by their set."""
+    categories: tuple[str, ...] | None = None
+    licence: str | None = None
+
+
+class Direction(_Section):
+    """Everything is fitted on `aux` and applied unchanged to `target`."""
+
+    aux: Name
+    target: Name
+
+
+class BackboneParams(_Section):
+    """Which frozen backbone, at which size; empty values mean the backbone's own."""
+
+    alias: str = "efficientnet-lite0"
+    image_size: Positive = 448
+    layers: tuple[str, ...] | None = None
+    norm: Literal["post", "pre"] | None = None
+    weights: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_are_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("layers"), list | tuple):
+            data = data | {"layers": tuple(str(layer) for layer in data["layers"])}
+        return data
+
+
+class ExtractParams(_Section):
+    """How tokens are computed and stored."""
+
+    batch_images: Positive = 8
+    shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class MethodParams(_Section):
+    """What training and scoring share."""
+
+    protocol: Literal["default", "spg"] = "default"
+    tau: Annotated[float, Field(gt=0)] = TAU
+    detection: Literal["cls", "mean_tokens"] = "cls"
+    """The feature that the two global guides see."""
+
+
+class SaeParams(_Section):
+    """Stage 1 (docs/method.md §2)."""
+
+    dict_size: Positive = 4096
+    k: Positive = 32
+    epochs: Positive = 50
+    tokens: Positive | None = None
+    """A budget of tokens a layer instead of epochs: the run ends with the batch that reaches it."""
+    batch_images: Positive | None = 16
+    batch_tokens: Positive | None = None
+    """Shuffled tokens a batch, instead of whole images."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    auxk: Annotated[int, Field(ge=0)] = 512
+    auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32
+    auxk_normalised: bool = False
+    dead_after_tokens: Positive = 10_000_000
+    input_norm: Literal["none", "l2"] = "none"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SaeParams":
+        if self.k > self.dict_size:
+            raise ValueError(f"k = {self.k} is larger than dict_size = {self.dict_size}")
+        if (self.batch_images is None) == (self.batch_tokens is None):
+            raise ValueError(
+                "give either batch_images or batch_tokens and set the other to null, "
+                f"found batch_images = {self.batch_images}, batch_tokens = {self.batch_tokens}"
+            )
+        return self
+
+
+class GuideParams(_Section):
+    """Stage 2 (docs/method.md §3)."""
+
+    epochs: Positive = 15
+    batch_images: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    sparsity: Annotated[float, Field(ge=0)] = 1e-3
+    top_k: Positive | None = None
+    """Hard top-k codes with a straight-through gradient, and no L1."""
+
+
+class ScoreParams(_Section):
+    """Maps and image scores (docs/method.md §4)."""
+
+    sigma: Annotated[float, Field(ge=0)] = SIGMA
+    image_score: Literal["max", "cls", "top_mean", "log_mean_exp", "mix"] = "max"
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """q of `top_mean`."""
+    lme_tau: Annotated[float, Field(gt=0)] = 1.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the CLS score in `mix`."""
+    batch_images: Positive = 8
+
+
+class MetricParams(_Section):
+    """How scores are judged (docs/metrics.md)."""
+
+    protocol: Literal["exact", "spg"] = "exact"
+    accumulator: Literal["sort", "histogram"] = "sort"
+    resolution: Literal["model", "original"] = "model"
+
+
+class PublishedFigure(_Section):
+    """A figure from the literature, shown beside ours."""
+
+    aux: Name
+    target: Name
+    image_auroc: float | None = None
+    pixel_auroc: float | None = None
+    source: str
+
+
+class Params(_Section):
+    """A whole recipe."""
+
+    name: Name
+    artifacts: Path = Path("artifacts")
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (111,)
+    demo_sets: tuple[DemoSet, ...] = ()
+    datasets: tuple[Dataset, ...]
+    auxiliaries: tuple[Name, ...]
+    directions: tuple[Direction, ...]
+    backbone: BackboneParams = BackboneParams()
+    extract: ExtractParams = ExtractParams()
+    method: MethodParams = MethodParams()
+    sae: SaeParams = SaeParams()
+    guides: GuideParams = GuideParams()
+    score: ScoreParams = ScoreParams()
+    metrics: MetricParams = MetricParams()
+    published: tuple[PublishedFigure, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Params":
+        known = [dataset.name for dataset in self.datasets]
+        if len(set(known)) != len(known):
+            raise ValueError(f"dataset names repeat: {', '.join(known)}")
+        used = {name for d in self.directions for name in (d.aux, d.target)}
+        for name in sorted(used | set(self.auxiliaries)):
+            if name not in known:
+                raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
+        missing = {d.aux for d in self.directions} - set(self.auxiliaries)
+        if missing:
+            raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")
+        return self
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name.
+
+        Raises
+        ------
+        SpgError
+            If params.yaml has none of that name.
+        """
+        for dataset in self.datasets:
+            if dataset.name == name:
+                return dataset
+        known = ", ".join(dataset.name for dataset in self.datasets)
+        raise SpgError(
+            f"Dataset {name!r} is not in params.yaml, which has: {known}. "
+            "Add it under `datasets:`, switch the recipe (`spg-pipe recipe use …`), "
+            "or give a folder of images."
+        )
+
+
+def load_params(path: Path = DEFAULT_PARAMS) -> Params:
+    """Read and validate a recipe.
+
+    Raises
+    ------
+    SpgError
+        If the file is missing, is not YAML, or a parameter is unknown or out of range; every
+        fault is named by its place.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise SpgError(
+            f"{path} does not exist here. Run in the project's folder, write one with "
+            "`spg-pipe recipe use NAME`, or name a file with --params."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise SpgError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, source: str) -> Params:
+    """Validate a recipe that is already parsed; `source` is named in errors."""
+    if not isinstance(content, dict):
+        raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        lines = [_describe(fault, content) for fault in error.errors()]
+        raise SpgError(f"{source} has {len(lines)} fault(s):\n  " + "\n  ".join(lines)) from error
+
+
+def _describe(fault: Any, content: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        known = _known_fields(fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+        return f"{place}: unknown parameter; {hint}"
+    if fault["type"] == "missing":
+        return f"{place}: is required and is not there"
+    return f"{place}: {fault['msg']}; found {fault.get('input')!r}"
+
+
+def _known_fields(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

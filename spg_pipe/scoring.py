@@ -1,0 +1,278 @@
+"""A detector over a store or over images → Scores (docs/method.md §4).
+
+Scores keep the per-layer patch probabilities on their grids in float32: upsampling and blur are
+deterministic and are redone by whoever needs a full-size map.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
+from spg_pipe.detector import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import upsample
+from spg_pipe.params import SIGMA, ScoreParams
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens, ordered_batches
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TRUNCATE = 4.0
+"""The blur's kernel ends at 4σ, with reflected borders (scipy's default semantics)."""
+
+Progress = Callable[[int, int], None]
+
+
+def raw_maps(patches: dict[str, Tensor], size: int | tuple[int, int]) -> Tensor:
+    """Mean over layers of the upsampled patch probabilities.
+
+    Parameters
+    ----------
+    patches : dict of layer → (B, h, w) float32
+        Each layer may have its own grid.
+    size : int or (H, W)
+
+    Returns
+    -------
+    (B, H, W) float32 in [0, 1]
+    """
+    return torch.stack([upsample(values, size) for values in patches.values()]).mean(dim=0)
+
+
+def blur(maps: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
+    """Gaussian blur of every map on its own, never across images.
+
+    Parameters
+    ----------
+    maps : (B, H, W) float32
+    sigma : float
+        Pixels; 0 leaves the maps as they are.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    if sigma == 0:
+        return maps
+    return np.stack([gaussian_filter(m, sigma, mode="reflect", truncate=_TRUNCATE) for m in maps])
+
+
+def anomaly_maps(
+    patches: dict[str, Tensor], size: int | tuple[int, int], sigma: float = SIGMA
+) -> np.ndarray:
+    """Full-size anomaly maps: upsample each layer, average, blur. (B, H, W) float32."""
+    return blur(raw_maps(patches, size).numpy(), sigma)
+
+
+def image_scores(maps: np.ndarray, cls: np.ndarray, params: ScoreParams) -> np.ndarray:
+    """One score an image, from its blurred map and its CLS probability.
+
+    Parameters
+    ----------
+    maps : (B, H, W) float32
+    cls : (B,) float32
+    params : ScoreParams
+        `image_score`: max; cls; top_mean, the mean of the ⌊q·pixels⌋ highest; log_mean_exp,
+        b + τ·log(mean(exp((m − b)/τ))) with b the maximum; mix, α·CLS + (1 − α)·max.
+
+    Returns
+    -------
+    (B,) float32
+    """
+    flat = maps.reshape(len(maps), -1)
+    highest = flat.max(axis=1)
+    if params.image_score == "max":
+        return highest
+    if params.image_score == "cls":
+        return cls.astype(np.float32)
+    if params.image_score == "top_mean":
+        count = max(1, int(params.top_share * flat.shape[1]))
+        return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)
+    if params.image_score == "log_mean_exp":
+        spread = np.exp((flat - highest[:, None]) / params.lme_tau).mean(axis=1)
+        return (highest + params.lme_tau * np.log(spread)).astype(np.float32)
+    return (params.alpha * cls + (1 - params.alpha) * highest).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one target: a row an image, and patch probabilities."""
+
+    path: Path
+    table: "pd.DataFrame"
+    """path, category, defect, label, mask_state, height, width, score, score_cls, score_map_max."""
+    config: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """S: side of the maps, pixels."""
+        return int(self.config["image_size"])
+
+    @property
+    def sigma(self) -> float:
+        """Blur of the maps, pixels at S×S."""
+        return float(self.config["score"]["sigma"])
+
+    def patches(self, images: np.ndarray) -> dict[str, Tensor]:
+        """Layer → (n, h, w) float32 patch probabilities of some images."""
+        import zarr
+
+        group = zarr.open_group(self.path / "maps.zarr", mode="r")
+        low, high = int(images.min()), int(images.max()) + 1
+        return {
+            layer: torch.from_numpy(
+                np.asarray(group[f"probability_{layer}"][low:high])[images - low]
+            )
+            for layer in self.config["layers"]
+        }
+
+    def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
+        if size is None:
+            return anomaly_maps(self.patches(images), self.size, self.sigma)
+        return resize_maps(self.maps(images), size)
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        """Read a folder that `score` wrote.
+
+        Raises
+        ------
+        SpgError
+            If it is missing or damaged.
+        """
+        import pandas as pd
+
+        path = Path(path)
+        config = read_json(path / "config.json", "Scores")
+        try:
+            table = pd.read_parquet(path / "scores.parquet")
+        except (OSError, ValueError) as error:
+            raise SpgError(
+                f"{path} is not a whole scores folder ({error}). Run `spg-pipe score` again."
+            ) from error
+        return cls(path, table, config)
+
+
+def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Blurred maps (n, S, S) at an image's own size (n, H, W), bilinearly."""
+    return upsample(torch.from_numpy(maps), size).numpy()
+
+
+def score_store(
+    detector: Detector,
+    store: FeatureStore,
+    path: Path,
+    *,
+    score: ScoreParams | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Score every image of a target store and write scores/<run>/.
+
+    Parameters
+    ----------
+    score : ScoreParams, optional
+        Default: what the detector was saved with.
+
+    Raises
+    ------
+    SpgError
+        If the store was made with another backbone than the detector's.
+    """
+    detector.check_backbone(store.spec.backbone, f"The store {store.path}")
+    params = score or detector.score
+    rows: list[dict[str, np.ndarray]] = []
+    grids: dict[str, list[np.ndarray]] = {layer: [] for layer in detector.layers}
+    shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
+    for images in ordered_batches(store, params.batch_images):
+        tokens = {
+            layer: image_tokens(store, layer, images).to(device) for layer in detector.layers
+        }
+        with torch.inference_mode():
+            patches, cls = detector.probabilities(tokens, shapes)
+        local = {layer: values.cpu() for layer, values in patches.items()}
+        rows.append(_rows(local, cls.cpu().numpy(), store.image_size, params))
+        for layer, values in local.items():
+            grids[layer].append(values.numpy())
+        if progress:
+            progress(int(images[-1]) + 1, len(store))
+    table = store.table.assign(
+        **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    )
+    config = _config(detector, store, params)
+    maps = {layer: np.concatenate(values) for layer, values in grids.items()}
+    _save(path, table, maps, config)
+    return Scores(path, table, config)
+
+
+def _rows(
+    patches: dict[str, Tensor], cls: np.ndarray, size: int, params: ScoreParams
+) -> dict[str, np.ndarray]:
+    maps = anomaly_maps(patches, size, params.sigma)
+    return {
+        "score": image_scores(maps, cls, params).astype(np.float32),
+        "score_cls": cls.astype(np.float32),
+        "score_map_max": maps.reshape(len(maps), -1).max(axis=1),
+    }
+
+
+def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
+    content = {
+        "kind": "scores",
+        "format": 1,
+        "dataset": store.spec.dataset,
+        "split": store.spec.split,
+        "images": len(store),
+        "image_size": store.image_size,
+        "layers": list(detector.layers),
+        "score": params.model_dump(mode="json"),
+        "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
+        "detector": {
+            key: detector.config[key]
+            for key in ("auxiliary", "seed", "protocol", "tau", "sae", "guides", "detection")
+        },
+        "backbone": store.spec.backbone.to_dict(),
+        "licences": sorted({*detector.config["licences"], *store.licences}),
+    }
+    return content | {"fingerprint": fingerprint(content), "versions": versions()}
+
+
+def _save(
+    path: Path, table: "pd.DataFrame", maps: dict[str, np.ndarray], config: dict[str, Any]
+) -> None:
+    import zarr
+
+    with fresh_folder(path) as folder:
+        table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+        group = zarr.create_group(folder / "maps.zarr")
+        for layer, values in maps.items():
+            array = group.create_array(
+                f"probability_{layer}",
+                shape=values.shape,
+                chunks=(min(256, len(values)), *values.shape[1:]),
+                dtype="float32",
+                dimension_names=("image", f"row_{layer}", f"column_{layer}"),
+            )
+            array[...] = values
+        zarr.consolidate_metadata(group.store)
+        write_json(folder / "config.json", config)
+
+
+def score_images(
+    detector: Detector,
+    tokens: Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, int]]]],
+    params: ScoreParams,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Maps (B, S, S), image scores (B,) and CLS scores (B,) for batches of tokens."""
+    size = detector.backbone.preprocess.size
+    for batch, grids in tokens:
+        with torch.inference_mode():
+            patches, cls = detector.probabilities(batch, grids)
+        maps = anomaly_maps({name: p.cpu() for name, p in patches.items()}, size, params.sigma)
+        yield maps, image_scores(maps, cls.cpu().numpy(), params), cls.cpu().numpy()

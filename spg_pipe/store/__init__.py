@@ -1,0 +1,1 @@
+"""The feature store: tokens of a dataset split, computed once (docs/store.md)."""

@@ -1,0 +1,170 @@
+"""Names, shapes and attributes of a store; docs/store.md is normative."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spg_pipe.artifacts import fingerprint
+from spg_pipe.backbones.spec import BackboneSpec
+
+SCHEMA_VERSION = 1
+SHARD_INDEX = "shards.json"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer gives for every image."""
+
+    grid: tuple[int, int]
+    """Patch rows and columns (h, w); patches are stored row-major."""
+    dim: int
+    """Token width D."""
+    prefix: tuple[str, ...] = ("cls",)
+    """Names of the prefix tokens, CLS first."""
+
+    @property
+    def patches(self) -> int:
+        """N = h·w."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What determines a store's content, and so its fingerprint."""
+
+    dataset: str
+    split: str
+    manifest: str
+    """The manifest's fingerprint: relative paths and content hashes."""
+    images: int
+    backbone: BackboneSpec
+    layers: dict[str, LayerShape]
+    shard_images: int
+    batch_images: int
+    dtype: str
+    exif: bool
+
+    def content(self) -> dict[str, Any]:
+        """Plain values: never time, host, absolute path or library version."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "dataset": self.dataset,
+            "split": self.split,
+            "manifest": self.manifest,
+            "images": self.images,
+            "backbone": self.backbone.to_dict(),
+            "layers": {
+                name: {"grid": list(s.grid), "dim": s.dim, "prefix": list(s.prefix)}
+                for name, s in self.layers.items()
+            },
+            "shard_images": self.shard_images,
+            "batch_images": self.batch_images,
+            "dtype": self.dtype,
+            "exif": self.exif,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over `content`."""
+        return fingerprint(self.content())
+
+    @property
+    def shards(self) -> int:
+        """Number of shards a layer."""
+        return -(-self.images // self.shard_images)
+
+    def shard_rows(self, shard: int) -> range:
+        """Image rows of a shard; the last may be short."""
+        start = shard * self.shard_images
+        return range(start, min(start + self.shard_images, self.images))
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> "StoreSpec":
+        """The inverse of `content`."""
+        return cls(
+            dataset=content["dataset"],
+            split=content["split"],
+            manifest=content["manifest"],
+            images=content["images"],
+            backbone=BackboneSpec.from_dict(content["backbone"]),
+            layers={
+                name: LayerShape(tuple(s["grid"]), s["dim"], tuple(s["prefix"]))
+                for name, s in content["layers"].items()
+            },
+            shard_images=content["shard_images"],
+            batch_images=content["batch_images"],
+            dtype=content["dtype"],
+            exif=content["exif"],
+        )
+
+
+def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> None:
+    """Write the metadata of the group and of the large arrays; no data yet.
+
+    Tokens are sharded by `shard_images` with one image an inner chunk and no compressor, so that
+    an image's bytes lie at a fixed offset of its shard.
+    """
+    import zarr
+
+    group = zarr.create_group(root, attributes=attributes | {"complete": False})
+    for name, shape in spec.layers.items():
+        group.create_array(
+            f"tokens_{name}",
+            shape=(spec.images, shape.patches, shape.dim),
+            chunks=(1, shape.patches, shape.dim),
+            shards=(spec.shard_images, shape.patches, shape.dim),
+            dtype=spec.dtype,
+            compressors=None,
+            filters=None,
+            fill_value=np.nan,
+            dimension_names=("image", f"patch_{name}", f"dim_{name}"),
+        )
+        group.create_array(
+            f"prefix_{name}",
+            shape=(spec.images, len(shape.prefix), shape.dim),
+            chunks=(spec.shard_images, len(shape.prefix), shape.dim),
+            dtype=spec.dtype,
+            compressors=None,
+            fill_value=np.nan,
+            dimension_names=("image", f"prefix_token_{name}", f"dim_{name}"),
+        )
+    size = spec.backbone.preprocess.size
+    group.create_array(
+        "mask",
+        shape=(spec.images, size, size),
+        chunks=(1, size, size),
+        shards=(spec.shard_images, size, size),
+        dtype="uint8",
+        compressors=zarr.codecs.ZstdCodec(level=3),
+        fill_value=0,
+        dimension_names=("image", "y", "x"),
+    )
+
+
+def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[str]) -> None:
+    """Write a small array as one chunk, replacing one of the same name."""
+    import zarr
+
+    group = zarr.open_group(root, mode="r+")
+    is_text = values.dtype.kind in "OUT"
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=str if is_text else values.dtype,
+        dimension_names=tuple(dimensions),
+        overwrite=True,
+    )
+    array[...] = values.astype(object) if is_text else values
+
+
+def read_attributes(root: Path) -> dict[str, Any] | None:
+    """The group's attributes, or None where there is no readable group."""
+    try:
+        return dict(json.loads((root / "zarr.json").read_text())["attributes"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,1 @@
+"""Our numbers against the reference's; see cases.py for the contract."""

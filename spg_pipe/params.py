@@ -55,7 +55,7 @@ class BackboneParams(_Section):
     """Which frozen backbone, at which size; empty values mean the backbone's own."""
 
     alias: str = "efficientnet-lite0"
-    image_size: Positive = 448
+    image_size: Positive | None = None
     layers: tuple[str, ...] | None = None
     norm: Literal["post", "pre"] | None = None
     weights: Path | None = None

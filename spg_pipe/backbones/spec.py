@@ -88,3 +88,12 @@ def check_image_size(size: int, multiple: int, name: str) -> None:
         f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
         f"(its patch size or largest stride). Nearest valid: {nearest}."
     )
+
+
+def check_vit_layers(layers: tuple[str, ...], depth: int, name: str) -> None:
+    """Raise SpgError unless every layer is a block number from 1 to `depth`."""
+    unknown = [v for v in layers if not (v.isascii() and v.isdigit() and 1 <= int(v) <= depth)]
+    if unknown:
+        raise SpgError(
+            f"{name} has no layer {unknown[0]!r}: its layers are blocks, numbered from 1 to {depth}."
+        )

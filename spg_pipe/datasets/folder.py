@@ -44,7 +44,7 @@ NOT_DEFECTS = frozenset({"normal", "ok", "no_defect", "defect_free", "nominal"})
 
 
 class _Class(NamedTuple):
-    """Images that share a label, with the masks found for them."""
+    """Images that share a label, with the mask found for each (None: none)."""
 
     defect: str
     label: int
@@ -58,7 +58,7 @@ def scan_folder(root: Path, split: str, select: Select) -> Scan:
     Raises
     ------
     SpgError
-        The folder holds no images, or looks like another layout, or its labels are ambiguous.
+        The folder holds no images, looks like another layout, or its labels are ambiguous.
     """
     if split == "train":
         raise SpgError(
@@ -66,112 +66,148 @@ def scan_folder(root: Path, split: str, select: Select) -> Scan:
             f"or `all` (both mean every image)."
         )
     _refuse_other_layouts(root)
-    folders = _category_folders(root)
+    folders = {f.resolve().name: f for f in _category_folders(root)}
     entries: list[Entry] = []
     notes: list[str] = []
-    names = {folder: folder.resolve().name for folder in folders}
-    for folder in folders:
-        if select(names[folder]):
-            _scan_category(root, folder, names[folder], entries, notes)
-    if not entries and all(select(name) for name in names.values()):
+    for name, folder in folders.items():
+        if select(name):
+            classes = _classes(folder)
+            entries += [entry for kind in classes for entry in _entries(root, name, kind)]
+            notes += [f"{name}: {note}" for note in _notes(root, folder, classes)]
+    if not entries and any(select(name) for name in folders):
         raise SpgError(
             f"No images in {root}: expected image files, in it or in subfolders such as good/ "
-            f"and one folder for each defect. {' '.join(notes)}".rstrip()
+            f"and one folder for each defect."
         )
-    return Scan(entries, sorted(names.values()), notes)
+    return Scan(entries, sorted(folders), notes)
+
+
+def _refuse_other_layouts(root: Path) -> None:
+    for folder in (root, *subfolders(root)):
+        official = any((folder / part / GOOD).is_dir() for part in ("train", "test"))
+        if official or ((folder / "test").is_dir() and (folder / "ground_truth").is_dir()):
+            start = root.resolve().parent if folder == root else root
+            raise SpgError(
+                f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
+                f"folder. Use the layout mvtec with the root {start}."
+            )
+    if (root / "split_csv").is_dir():
+        raise SpgError(f"{root} holds split_csv/: this is the visa layout. Use the layout visa.")
 
 
 def _category_folders(root: Path) -> list[Path]:
     """The root itself, or its subfolders when each of them holds its own good/."""
-    folders = subfolders(root)
+    folders = [f for f in subfolders(root) if f.name not in MASK_FOLDERS]
     inner = [f for f in folders if (f / GOOD).is_dir()]
     if not inner or (root / GOOD).is_dir():
         return [root]
     loose = [f.name for f in folders if f not in inner]
     if loose or files_in(root).images:
-        what = f"the folders {listed(loose)}" if loose else "images of its own"
+        what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
         raise SpgError(
             f"{root} is ambiguous: {inner[0].name}/good makes {inner[0].name} a category, but "
-            f"there are also {what} without a good/ folder. Give the root of one category, or "
-            f"move what does not belong there."
+            f"there is {what}. Give the folder of one category as the root, or move what does "
+            f"not belong there."
         )
     return inner
-
-
-def _scan_category(
-    root: Path, folder: Path, name: str, entries: list[Entry], notes: list[str]
-) -> None:
-    everything = files_below(folder)
-    classes = _classes(folder)
-    found = 0
-    for kind in classes:
-        for image, mask in kind.pairs.items():
-            found += 1
-            entries.append(
-                Entry(
-                    path=image.relative_to(root).as_posix(),
-                    category=name,
-                    defect=kind.defect,
-                    label=kind.label,
-                    mask=mask.relative_to(root).as_posix() if mask else "",
-                )
-            )
-    masks = [m for kind in classes for m in kind.pairs.values() if m]
-    if lossy := [m for m in masks if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]:
-        notes.append(
-            f"{name}: {counted(len(lossy), 'mask')} stored as JPEG, whose compression noise "
-            f"counts as defect (every value above 0 does): use PNG"
-        )
-    if extra := [m.relative_to(root).as_posix() for kind in classes for m in kind.extra_masks]:
-        several = counted(len(extra), "mask")
-        notes.append(f"{name}: {several} without an image, ignored: {listed(extra)}")
-    without = sum(
-        not mask for k in classes if k.label == LABEL_ANOMALOUS for mask in k.pairs.values()
-    )
-    if without:
-        several = counted(without, "defect image")
-        notes.append(f"{name}: {several} without a mask, left out of pixel metrics")
-    if unlabelled := sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN):
-        notes.append(f"{name}: {counted(unlabelled, 'image')} without a label")
-    if everything.others:
-        notes.append(f"{name}: {counted(everything.others, 'file')} that are no images ignored")
 
 
 def _classes(folder: Path) -> list[_Class]:
     """All images of one category, by class."""
     kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
-    masked_inside = any(_split_beside(files_below(f).images)[1] for f in kinds)
-    if (
-        not (folder / GOOD).is_dir()
-        and not any((folder / m).is_dir() for m in MASK_FOLDERS)
-        and not masked_inside
-    ):
-        images, masks = _split_beside(files_below(folder).images)
-        return _loose(images, masks)
+    labelled = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS)) or any(
+        _split_beside(files_below(kind).images)[1] for kind in kinds
+    )
+    if not labelled:
+        return _loose(folder, files_below(folder).images)
     if odd := [f.name for f in kinds if f.name.lower() in NOT_DEFECTS]:
         raise SpgError(
             f"The folder {odd[0]} in {folder} would be taken for a defect: normal images belong "
             f"in a folder called `{GOOD}`. Rename it."
         )
-    images, masks = _split_beside(files_in(folder).images)
-    return _loose(images, masks) + [_class(folder, kind) for kind in kinds]
+    return _loose(folder, files_in(folder).images) + [_class(folder, kind) for kind in kinds]
 
 
-def _loose(images: Sequence[Path], masks: Sequence[Path]) -> list[_Class]:
+def _loose(folder: Path, files: Sequence[Path]) -> list[_Class]:
     """Images outside of class folders: a defect where a mask lies beside, else unlabelled."""
-    pairs = _match_by_folder(images, {p: p.parent for p in images}, masks)[0]
-    with_mask = {image: mask for image, mask in pairs.items() if mask}
-    without = {image: None for image, mask in pairs.items() if not mask}
+    pairs, _ = _pair(files, folder, [])
     return [
-        _Class("defect", LABEL_ANOMALOUS, dict(with_mask), []),
-        _Class("", LABEL_UNKNOWN, dict(without), []),
+        _Class("defect", LABEL_ANOMALOUS, {i: m for i, m in pairs.items() if m}, []),
+        _Class("", LABEL_UNKNOWN, {i: None for i, m in pairs.items() if not m}, []),
     ]
 
 
 def _class(folder: Path, kind: Path) -> _Class:
     """One class folder: good, or a defect with masks in a mask folder or beside the images."""
-    images, beside = _split_beside(files_below(kind).images)
+    masks = [folder / name / kind.name for name in MASK_FOLDERS]
+    pairs, extra = _pair(files_below(kind).images, kind, masks)
     if kind.name == GOOD:
-        return _Class(GOOD, LABEL_NORMAL, dict.fromkeys(images), beside)
-    masks = [m for name in MASK_FOLDERS for m in files_below(folder / name / kind.name).images]
-    return _Class(kind.name, LABEL_ANOMALOUS, {}, [])
+        useless = [mask for mask in pairs.values() if mask]
+        return _Class(GOOD, LABEL_NORMAL, dict.fromkeys(pairs), useless + extra)
+    return _Class(kind.name, LABEL_ANOMALOUS, pairs, extra)
+
+
+def _pair(
+    files: Sequence[Path], base: Path, mask_roots: Sequence[Path]
+) -> tuple[dict[Path, Path | None], list[Path]]:
+    """Images below `base` with their masks, beside them or at the same place in a mask folder."""
+    images, beside = _split_beside(files)
+    masks = {m: m.parent.relative_to(base) for m in beside}
+    for mask_root in mask_roots:
+        masks |= {m: m.parent.relative_to(mask_root) for m in files_below(mask_root).images}
+    pairs: dict[Path, Path | None] = dict.fromkeys(images)
+    used: set[Path] = set()
+    for place in {image.parent for image in images}:
+        here = place.relative_to(base)
+        matched, _ = match_masks(
+            [i for i in images if i.parent == place], [m for m, at in masks.items() if at == here]
+        )
+        pairs.update(matched)
+        used.update(matched.values())
+    return pairs, [m for m in masks if m not in used]
+
+
+def _split_beside(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Images, and masks named `<stem>_mask` after an image of the same folder."""
+    stems = {(p.parent, p.stem) for p in files}
+    masks = [
+        p
+        for p in files
+        if p.stem.endswith("_mask") and (p.parent, p.stem.removesuffix("_mask")) in stems
+    ]
+    is_mask = set(masks)
+    return [p for p in files if p not in is_mask], masks
+
+
+def _entries(root: Path, category: str, kind: _Class) -> list[Entry]:
+    return [
+        Entry(
+            path=image.relative_to(root).as_posix(),
+            category=category,
+            defect=kind.defect,
+            label=kind.label,
+            mask=mask.relative_to(root).as_posix() if mask else "",
+        )
+        for image, mask in kind.pairs.items()
+    ]
+
+
+def _notes(root: Path, folder: Path, classes: Sequence[_Class]) -> list[str]:
+    notes = []
+    masks = [m for kind in classes for m in kind.pairs.values() if m]
+    if lossy := [m for m in masks if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]:
+        notes.append(
+            f"{counted(len(lossy), 'mask')} stored as JPEG, whose compression noise counts as "
+            f"defect (every value above 0 does): use PNG"
+        )
+    if extra := [m.relative_to(root).as_posix() for kind in classes for m in kind.extra_masks]:
+        notes.append(f"{counted(len(extra), 'mask')} without a use, ignored: {listed(extra)}")
+    defects = [m for k in classes if k.label == LABEL_ANOMALOUS for m in k.pairs.values()]
+    if without := defects.count(None):
+        several = counted(without, "defect image")
+        notes.append(f"{several} without a mask, left out of pixel metrics")
+    if unlabelled := sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN):
+        notes.append(f"{counted(unlabelled, 'image')} without a label")
+    if others := files_below(folder).others:
+        notes.append(f"{counted(others, 'file')} ignored: not an image file")
+    return notes

@@ -146,7 +146,7 @@ class Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            pq.write_table(table, temporary, compression="zstd", store_schema=False)
+            pq.write_table(table, temporary, compression="zstd")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -100,13 +100,13 @@ def match_masks(
     pairs: dict[Path, Path] = {}
     owner: dict[str, Path] = {}
     for image in images:
-        if image.stem in owner:
+        fitting = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
+        if fitting and image.stem in owner:
             raise SpgError(
                 f"The images {owner[image.stem]} and {image} share one name, so it is unclear "
                 f"which of them a mask belongs to. Rename one of them (and its mask)."
             )
         owner[image.stem] = image
-        fitting = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
         if len(fitting) > 1:
             raise SpgError(
                 f"Several masks fit the image {image}: {listed([str(m) for m in fitting])}. "
@@ -162,9 +162,7 @@ def _masks_of(
     return pairs
 
 
-def _notes(
-    root: Path, folders: Sequence[Path], splits: Sequence[str], found: _Found
-) -> list[str]:
+def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], found: _Found) -> list[str]:
     notes = []
     if found.without_split:
         names = " or ".join(splits)
@@ -176,7 +174,7 @@ def _notes(
         several = counted(found.stray, "image")
         notes.append(f"{several} beside the defect folders, not inside one, ignored")
     if found.others:
-        notes.append(f"{counted(found.others, 'file')} that are no images ignored")
+        notes.append(f"{counted(found.others, 'file')} ignored: not an image file")
     if ignored := [f.name for f in subfolders(root) if f not in folders]:
         notes.append(f"folders without train/ and test/ ignored: {listed(ignored)}")
     return notes

@@ -154,5 +154,5 @@ def _notes(
     if extra:
         notes.append(f"{counted(extra, 'image')} not named in {SPLIT_FILE}, ignored")
     if others:
-        notes.append(f"{counted(others, 'file')} that are no images ignored")
+        notes.append(f"{counted(others, 'file')} ignored: not an image file")
     return notes

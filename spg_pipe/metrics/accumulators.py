@@ -7,6 +7,7 @@ ones. Both give the same result for the same images in any order and any merging
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.metrics.aupro import region_areas
 from spg_pipe.metrics.curves import Groups
 from spg_pipe.metrics.logit_keys import lowest_score, score_keys
-from spg_pipe.metrics.pixel import Counts, PixelMetrics, exact_metrics, grouping_bounds
+from spg_pipe.metrics.pixel import Counts, PixelMetrics, exact_metrics, grouped_metrics
 
 BINS = 65_536
 # Weights 1/area are counted in whole 2^-40ths: integers add up alike in any order. A region of
@@ -55,6 +56,7 @@ class SortAccumulator:
         self._normal: list[np.ndarray] = []
         # Score and area in one integer: sorting it is fast, and ties end in one order.
         self._anomalous: list[np.ndarray] = []
+        self._sorted = False
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
         """Add one image.
@@ -77,18 +79,21 @@ class SortAccumulator:
             self._anomalous.append(bits << np.uint64(32) | areas.astype(np.uint64))
             scores = scores[~inside]
         self._normal.append(scores.ravel())
+        self._sorted = False
 
     def merge(self, other: SortAccumulator) -> None:
         """Add all images of another accumulator, which stays as it is."""
         self.counts += other.counts
         self._normal += other._normal
         self._anomalous += other._anomalous
+        self._sorted = False
 
     def sorted(self) -> SortedScores:
         """All scores so far in ascending order; sorted again only after an update or a merge."""
-        if len(self._normal) != 1 or len(self._anomalous) != 1:
+        if not self._sorted:
             self._normal = [np.sort(_joined(self._normal, np.float32))]
             self._anomalous = [np.sort(_joined(self._anomalous, np.uint64))]
+            self._sorted = True
         packed = self._anomalous[0]
         scores = _from_ordered_bits((packed >> np.uint64(32)).astype(np.uint32))
         area = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -196,12 +201,14 @@ class HistogramAccumulator:
 
     def compute(self) -> PixelMetrics:
         """The metrics of all images so far, with `error_bounds`; more may be added afterwards."""
-        groups = self.groups()
-        bounds = grouping_bounds(groups)
+        metrics = grouped_metrics(self.groups(), self.counts, "histogram")
         # A region's weights are off by area/2^41 of their sum, and so is the sum of all.
         rounding = self._max_area / _UNIT
-        bounds = {k: v + rounding * k.startswith("aupro") for k, v in bounds.items()}
-        return exact_metrics(groups, self.counts, "histogram", bounds)
+        bounds = {
+            name: bound + rounding * name.startswith("aupro")
+            for name, bound in metrics.error_bounds.items()
+        }
+        return replace(metrics, error_bounds=bounds)
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.normal, self.anomalous, self.overlap

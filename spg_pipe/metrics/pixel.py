@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -48,7 +48,8 @@ class PixelMetrics:
     f1_threshold: float  # exact: positive = score >= threshold; spg: score > threshold
     aupro: Mapping[float, float] = field(default_factory=dict)  # by limit; empty in protocol spg
     pro: Mapping[str, float] = field(default_factory=dict)  # "fast", "slow"; empty in exact
-    error_bounds: Mapping[str, float] = field(default_factory=dict)  # by metric; empty: exact
+    # By metric: "auroc", "ap", "f1_max", "aupro_0.05", …; empty: nothing was rounded.
+    error_bounds: Mapping[str, float] = field(default_factory=dict)
     fell_back: bool = False  # the histogram asked for, a sort in a second pass given
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # "roc", "pr", "pro"
 
@@ -63,13 +64,8 @@ class PixelMetrics:
         return self.error_bound > MAX_ERROR
 
 
-def exact_metrics(
-    groups: Groups,
-    counts: Counts,
-    accumulator: str,
-    error_bounds: Mapping[str, float] | None = None,
-) -> PixelMetrics:
-    """Every metric of protocol `exact` from pixels grouped by score."""
+def exact_metrics(groups: Groups, counts: Counts, accumulator: str) -> PixelMetrics:
+    """Every metric of protocol `exact` from pixels grouped by equal score."""
     f1, threshold = curves.f1_max(groups)
     return PixelMetrics(
         protocol="exact",
@@ -80,7 +76,6 @@ def exact_metrics(
         f1_max=f1,
         f1_threshold=threshold,
         aupro={limit: aupro.aupro(groups, limit) for limit in aupro.LIMITS},
-        error_bounds=error_bounds or {},
         curves=plot_curves(groups),
     )
 
@@ -94,26 +89,23 @@ def plot_curves(groups: Groups) -> dict[str, Curve]:
     }
 
 
-def grouping_bounds(groups: Groups) -> dict[str, float]:
-    """How far each metric can be from the exact one if groups hide an order of scores.
+def grouped_metrics(groups: Groups, counts: Counts, accumulator: str) -> PixelMetrics:
+    """Metrics of protocol `exact` from groups that hide an order of scores, with error bounds.
 
-    For each metric the groups' pixels are put in the order that is best, and in the one that is
-    worst, for it; whatever the true scores in a group are, ties included, the exact value lies
-    between. The bound is the distance to the farther of the two.
-
-    Returns
-    -------
-    Bounds >= 0 by the metric's name ("auroc", "ap", "f1_max", "aupro_0.05", …); all 0 with one
-    class only, where nothing is defined.
+    For each metric the pixels of every group are put in the order that is best, and in the one
+    that is worst, for it; whatever the true scores in a group are, ties included, the exact value
+    lies between. The bound is the distance from the stated value to the farther of the two. AP is
+    stated as their middle, the others as if each group were a tie.
     """
-    names = ["auroc", "ap", "f1_max", *(f"aupro_{limit}" for limit in aupro.LIMITS)]
+    metrics = exact_metrics(groups, counts, accumulator)
     if groups.one_class:
-        return dict.fromkeys(names, 0.0)
-    bounds = [_auroc_bound(groups), _ap_bound(groups), _f1_bound(groups)]
-    for limit in aupro.LIMITS:
-        value, (low, high) = aupro.aupro(groups, limit), aupro.aupro_range(groups, limit)
-        bounds.append(max(value - low, high - value, 0.0))
-    return dict(zip(names, bounds, strict=True))
+        return metrics
+    low, high = _ap_range(groups)
+    bounds = {"auroc": _auroc_bound(groups), "ap": (high - low) / 2, "f1_max": _f1_bound(groups)}
+    for limit, value in metrics.aupro.items():
+        least, most = aupro.aupro_range(groups, limit)
+        bounds[f"aupro_{limit}"] = max(value - least, most - value, 0.0)
+    return replace(metrics, ap=(low + high) / 2, error_bounds=bounds)
 
 
 def _auroc_bound(groups: Groups) -> float:
@@ -122,17 +114,15 @@ def _auroc_bound(groups: Groups) -> float:
     return float(pairs / 2 / groups.n_normal / groups.n_anomalous)
 
 
-def _ap_bound(groups: Groups) -> float:
+def _ap_range(groups: Groups) -> tuple[float, float]:
     hit = groups.anomalous > 0
     tp, fp, inside = groups.tp[hit], groups.fp[hit], groups.anomalous[hit]
-    value = inside * (tp / (tp + fp))
     # Best: the anomalous pixels tie, above all normal ones of their group.
     high = inside * (tp / (tp + fp - groups.normal[hit]))
     # Worst: all different, below the normal ones: the sum over j = 1 … inside of
     # (above + j)/(above + fp + j), where 1/(m + j) summed is at most the midpoint integral.
-    m = tp - inside + fp
-    low = inside - fp * np.log1p(inside / (m + 0.5))
-    return float(max((high - value).sum(), (value - low).sum(), 0.0) / groups.n_anomalous)
+    low = inside - fp * np.log1p(inside / (tp - inside + fp + 0.5))
+    return float(low.sum() / groups.n_anomalous), float(high.sum() / groups.n_anomalous)
 
 
 def _f1_bound(groups: Groups) -> float:

@@ -102,7 +102,7 @@ class Case:
         """in, out, param or note; a scalar without an entry is a result (README's `reading`)."""
         if name in self.arrays:
             return self.arrays[name].get("role", "out")
-        return self.roles.get(name.split(".")[0], "out")
+        return self.roles.get(name.split(".", maxsplit=1)[0], "out")
 
     def tol(self, name: str) -> float:
         """Tolerance of an array or scalar, relative to max(1, max|expected|)."""
@@ -164,7 +164,9 @@ def uncompared(case: Case, comparisons: Sequence[Comparison]) -> list[str]:
     """Results of the case that no comparison is named after."""
 
     def compared(name: str) -> bool:
-        return any(c.array == name or c.array.startswith((name + "[", name + ".")) for c in comparisons)
+        return any(
+            c.array == name or c.array.startswith((name + "[", name + ".")) for c in comparisons
+        )
 
     return [name for name in case.outputs() if not compared(name)]
 

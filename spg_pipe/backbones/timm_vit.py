@@ -1,0 +1,109 @@
+"""timm's plain vision transformers: DINOv3, DINOv2, and any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import is_model_in_modules
+from torch import Tensor, nn
+
+from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
+from spg_pipe.backbones.imgfocus import imgfocus
+from spg_pipe.backbones.spec import BackboneSpec, Norm, check_image_size, check_vit_layers
+from spg_pipe.backbones.timm_common import Request, build_model, preprocess_for
+from spg_pipe.errors import SpgError
+
+
+class TimmViT:
+    """Patch tokens and the class token of chosen blocks (docs/method.md §1)."""
+
+    def __init__(self, model: nn.Module, spec: BackboneSpec, device: torch.device) -> None:
+        """Wrap `model`, a timm ViT whose weights are loaded."""
+        self.spec = spec
+        self._model: Any = model
+        self._device = device
+        self._has_prefix = self._model.num_prefix_tokens > 0
+        # A prefix may be registers alone: then there is no class token among them.
+        self._has_cls = getattr(model, "cls_token", None) is not None
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        """See `spg_pipe.backbones.base.Backbone`."""
+        x = place_images(images, self._device, self.spec)
+        # timm counts blocks from 0 and returns them in their own order.
+        blocks = sorted(int(layer) for layer in self.spec.layers)
+        outputs = self._model.forward_intermediates(
+            x,
+            indices=[block - 1 for block in blocks],
+            return_prefix_tokens=self._has_prefix,
+            norm=self.spec.norm == "post",
+            output_fmt="NLC",
+            stop_early=True,
+            intermediates_only=True,
+        )
+        by_block = dict(zip(blocks, outputs, strict=True))
+        return {layer: self._to_tokens(by_block[int(layer)]) for layer in self.spec.layers}
+
+    def _to_tokens(self, output: Tensor | tuple[Tensor, Tensor]) -> LayerTokens:
+        patches, prefix = output if isinstance(output, tuple) else (output, None)
+        patches = patches.contiguous().float()
+        if prefix is not None and self._has_cls:
+            cls = prefix[:, :1].contiguous().float()
+        else:
+            cls = mean_prefix(patches)
+        side = self.spec.preprocess.size // self.spec.patch_size
+        return LayerTokens(patches, cls, (side, side))
+
+
+def build_timm_vit(request: Request) -> TimmViT:
+    """Build the backbone that `request` names.
+
+    Raises
+    ------
+    SpgError
+        For a block that the model does not have, an image size that its patch size does not
+        divide, ``norm: post`` where the tokens have no final norm, or weights that cannot be had
+        or do not fit.
+    """
+    info = request.info
+    packaged = imgfocus if info.alias == "dinov2-vits14-imgfocus" else None
+    if is_model_in_modules(info.model.split(".")[0], ("beit",)):
+        # Relative positions are tables of one size: timm resizes them when it loads.
+        options: dict[str, Any] = {"img_size": request.image_size}
+    else:
+        options = {"dynamic_img_size": True}
+    model, weights = build_model(request, packaged, **options)
+    vit: Any = model
+    depth = len(vit.blocks)
+    patch_size = int(vit.patch_embed.patch_size[0])
+    check_image_size(request.image_size, patch_size, info.alias)
+    layers = request.layers or info.layers or (str(depth),)
+    check_vit_layers(layers, depth, info.alias)
+    spec = BackboneSpec(
+        alias=info.alias,
+        family="timm-vit",
+        model=info.model,
+        layers=layers,
+        norm=_resolve_norm(request, has_norm=not isinstance(vit.norm, nn.Identity)),
+        patch_size=patch_size,
+        preprocess=preprocess_for(info.model, request.image_size),
+        pos_embed="native",
+        weights=weights.label,
+        weights_sha256=weights.sha256,
+        licence=info.licence,
+    )
+    return TimmViT(model, spec, request.device)
+
+
+def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:
+    """Explicit, else the published code's for DINOv2 in protocol spg, else the model's own."""
+    if request.norm == "post" and not has_norm:
+        raise SpgError(
+            f"{request.info.alias} normalises the pooled feature, not the tokens: use `norm: pre`."
+        )
+    if request.norm is not None:
+        return request.norm
+    if not has_norm or (request.protocol == "spg" and "dinov2" in request.info.model):
+        return "pre"
+    return request.info.norm

@@ -1,0 +1,157 @@
+"""What a person sees: messages, progress, and results as text or JSON."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from spg_pipe.artifacts import jsonable
+from spg_pipe.errors import SpgError
+
+Update = Callable[..., None]
+
+
+@dataclass
+class Console:
+    """How much is said. Messages go to stderr, results to stdout."""
+
+    verbosity: int = 1
+    """0 quiet, 1 normal, 2 verbose."""
+    json: bool = False
+
+    def say(self, message: str) -> None:
+        """A line for a person; silent when quiet or in JSON mode."""
+        if self.verbosity > 0 and not self.json:
+            print(message, file=sys.stderr, flush=True)
+
+    def detail(self, message: str) -> None:
+        """A line that only -v shows."""
+        if self.verbosity > 1 and not self.json:
+            print(message, file=sys.stderr, flush=True)
+
+    def result(self, content: Any, text: str | None = None) -> None:
+        """The command's result: JSON for scripts, or a text for people."""
+        if self.json:
+            print(json.dumps(jsonable(content), indent=2, allow_nan=False))
+        elif text and self.verbosity > 0:
+            print(text)
+
+    @contextmanager
+    def progress(self, what: str, unit: str = "images") -> Iterator[Update]:
+        """A progress bar: call the update with (done, total, loss=None, label=None).
+
+        On a terminal it is drawn live; elsewhere a line is written every ten seconds.
+        """
+        if self.verbosity == 0 or self.json:
+            yield lambda *_args, **_kwargs: None
+        elif sys.stderr.isatty():
+            yield from _live(what, unit)
+        else:
+            yield from _lines(what, unit)
+
+
+def _rate(done: int, started: float) -> float:
+    return done / max(time.monotonic() - started, 1e-9)
+
+
+def _live(what: str, unit: str) -> Iterator[Update]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    started = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=RichConsole(stderr=True)) as bar:
+        task = bar.add_task(what, total=1, unit=unit, rate="", note="")
+
+        def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
+            note = f"loss {loss:.4g}" if loss is not None else ""
+            rate = f"{_rate(done, started):,.1f} {unit}/s"
+            description = f"{what} {label}".strip()
+            bar.update(
+                task, completed=done, total=total, rate=rate, note=note, description=description
+            )
+
+        yield update
+
+
+def _lines(what: str, unit: str) -> Iterator[Update]:
+    started = last = time.monotonic()
+
+    def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 10 and done < total:
+            return
+        last = now
+        rate = _rate(done, started)
+        note = f", loss {loss:.4g}" if loss is not None else ""
+        left = (total - done) / max(rate, 1e-9)
+        print(
+            f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}, {rate:,.1f}/s, "
+            f"{left:.0f} s left{note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    yield update
+
+
+def run(main: Callable[[], Any]) -> int:
+    """Run a command and turn what can go wrong into one message and an exit code.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed with a message, 130 interrupted.
+    """
+    try:
+        main()
+    except SpgError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        # Disk full, read-only folders and the like: the message of the system names the file.
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def choose_device(device: str) -> str:
+    """`auto` becomes cuda where there is one, otherwise cpu.
+
+    Raises
+    ------
+    SpgError
+        If the device does not exist here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise SpgError(f"Device {device!r} cannot be used here: {first}. Try --device cpu.") from error
+    return device
+
+
+def cpu_workers(workers: int | None) -> int:
+    """Threads for decoding: as asked, or one for each core that this process may use."""
+    return workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
+        workers or os.cpu_count() or 1
+    )

@@ -1,0 +1,82 @@
+"""The known layouts: how a folder must look, and which scanner reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spg_pipe.datasets.folder import scan_folder
+from spg_pipe.datasets.listing import Scan, Select
+from spg_pipe.datasets.mvtec import scan_mvtec
+from spg_pipe.datasets.visa import scan_visa
+
+
+@dataclass(frozen=True)
+class LayoutInfo:
+    """A layout, described for people."""
+
+    name: str
+    """What `layout:` takes."""
+    summary: str
+    """One sentence."""
+    sketch: str
+    """The folders, several lines."""
+    exif: bool
+    """Whether EXIF orientation is honoured (docs/method.md §5)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout and its scanner."""
+
+    info: LayoutInfo
+    scan: Callable[[Path, str, Select], Scan]
+
+
+_MVTEC = LayoutInfo(
+    "mvtec",
+    "MVTec AD's official folders, for any category names; every defect image has a mask of its "
+    "name.",
+    """\
+ROOT/<category>/train/good/000.png
+ROOT/<category>/test/good/000.png
+ROOT/<category>/test/<defect>/000.png
+ROOT/<category>/ground_truth/<defect>/000_mask.png""",
+    exif=False,
+)
+
+_VISA = LayoutInfo(
+    "visa",
+    "VisA's official folders; the split file names splits and masks.",
+    """\
+ROOT/split_csv/1cls.csv                      (object,split,label,image,mask)
+ROOT/<category>/Data/Images/Normal/0000.JPG
+ROOT/<category>/Data/Images/Anomaly/000.JPG
+ROOT/<category>/Data/Masks/Anomaly/000.png""",
+    exif=False,
+)
+
+_FOLDER = LayoutInfo(
+    "folder",
+    "Your own images: good/ and one folder for each defect, masks optional; or just images "
+    "without labels, at any depth.",
+    """\
+ROOT/*.jpg                                   (no labels)
+ROOT/good/*.jpg
+ROOT/<defect>/*.jpg
+ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/)
+ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
+    exif=True,
+)
+
+LAYOUTS = {
+    "mvtec": Layout(_MVTEC, scan_mvtec),
+    "visa": Layout(_VISA, scan_visa),
+    "folder": Layout(_FOLDER, scan_folder),
+}
+
+
+def describe_layouts() -> list[LayoutInfo]:
+    """The known layouts, each with a sketch of its folders."""
+    return [layout.info for layout in LAYOUTS.values()]

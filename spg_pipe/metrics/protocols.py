@@ -1,0 +1,70 @@
+"""From images to a category's pixel metrics, by the protocol and accumulator of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics.accumulators import HistogramAccumulator, SortAccumulator
+from spg_pipe.metrics.pixel import PixelMetrics
+from spg_pipe.metrics.spg import spg_metrics
+
+PROTOCOLS = ("exact", "spg")
+ACCUMULATORS = ("sort", "histogram")
+
+ImagePairs = Iterable[tuple[np.ndarray, np.ndarray]]
+A = TypeVar("A", SortAccumulator, HistogramAccumulator)
+
+
+def accumulate(
+    make_iter: Callable[[], ImagePairs], kind: str = "histogram", protocol: str = "exact"
+) -> PixelMetrics:
+    """Pixel metrics of a category in one pass over its images, or two.
+
+    Parameters
+    ----------
+    make_iter : starts a pass: yields (map, mask) of each image, (H, W) float32 in [0, 1] and
+        (H, W) uint8. Called again if a histogram's error bound exceeds 1e-4.
+    kind : "histogram" or "sort". Protocol spg always sorts.
+    protocol : "exact" or "spg" (docs/metrics.md).
+
+    Returns
+    -------
+    The metrics; `accumulator` names the one that gave the numbers, and `fell_back` says whether
+    it was not the one asked for because of the error bound.
+
+    Raises
+    ------
+    SpgError : unknown kind or protocol, a map that is not one (see the accumulators' `update`),
+        or protocol spg where the reference fails.
+    """
+    if kind not in ACCUMULATORS or protocol not in PROTOCOLS:
+        raise SpgError(
+            f"metrics.accumulator: {kind}, metrics.protocol: {protocol}; expected one of "
+            f"{', '.join(ACCUMULATORS)} and one of {', '.join(PROTOCOLS)}. Correct params.yaml."
+        )
+    if protocol == "spg":
+        return spg_metrics(_filled(SortAccumulator(), make_iter()))
+    if kind == "sort":
+        return _filled(SortAccumulator(), make_iter()).compute()
+    return with_fallback(_filled(HistogramAccumulator(), make_iter()), make_iter)
+
+
+def with_fallback(
+    histogram: HistogramAccumulator, make_iter: Callable[[], ImagePairs]
+) -> PixelMetrics:
+    """A filled (perhaps merged) histogram's metrics, or a sort's if its bound exceeds 1e-4."""
+    result = histogram.compute()
+    if not result.needs_fallback:
+        return result
+    return replace(_filled(SortAccumulator(), make_iter()).compute(), fell_back=True)
+
+
+def _filled(accumulator: A, images: ImagePairs) -> A:
+    for anomaly_map, mask in images:
+        accumulator.update(anomaly_map, mask)
+    return accumulator

@@ -1,0 +1,147 @@
+"""Protocol `spg`: the reference's own definitions, to compare with the published tables.
+
+See docs/metrics.md and docs/method.md §5. AUROC and AP are those of protocol `exact`. PRO is not
+MVTec's: 200 evenly spaced thresholds, the false-positive rates below 0.3 stretched to [0, 1].
+A monotone change of the scores moves it, and so does one outlier pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import curves
+from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
+from spg_pipe.metrics.aupro import label_regions
+from spg_pipe.metrics.curves import Curve
+from spg_pipe.metrics.pixel import PixelMetrics, plot_curves
+
+STEPS = 200
+MAX_FPR = 0.3
+
+
+class SpgPro(NamedTuple):
+    """The reference's two PRO functions."""
+
+    fast: float  # the published runs; 0 where there is no region or FPR does not vary
+    slow: float  # NaN there
+    n_thresholds: int  # 200 or 201, as rounding in np.arange has it
+
+
+def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
+    """Pixel metrics of a category as the reference computes them.
+
+    Parameters
+    ----------
+    accumulator : the scores of all images of the category.
+
+    Returns
+    -------
+    Metrics with `pro` ("fast", "slow") instead of `aupro`, and the F1 threshold for score >
+    threshold.
+
+    Raises
+    ------
+    SpgError : where the reference fails with a ValueError; see `spg_pro`.
+    """
+    groups, scores = accumulator.groups(), accumulator.sorted()
+    pro = spg_pro(accumulator)
+    f1, threshold = curves.f1_max(groups)
+    return PixelMetrics(
+        protocol="spg",
+        accumulator="sort",
+        counts=accumulator.counts,
+        auroc=curves.auroc(groups),
+        ap=curves.average_precision(groups),
+        f1_max=f1,
+        f1_threshold=one_score_below(threshold, scores.normal, scores.anomalous),
+        pro={"fast": pro.fast, "slow": pro.slow},
+        curves=plot_curves(groups) | {"pro": _spg_curve(accumulator)[1]},
+    )
+
+
+def spg_pro(accumulator: SortAccumulator) -> SpgPro:
+    """PRO, fast and slow, of the reference.
+
+    Raises
+    ------
+    SpgError : all scores are equal, there is no normal pixel, or fewer than two thresholds have
+        a false-positive rate below 0.3. The reference stops with a ValueError there.
+    """
+    from sklearn.metrics import auc
+
+    n_thresholds, (fpr, pro) = _spg_curve(accumulator)
+    spread = fpr[-1] - fpr[0]
+    no_region = accumulator.counts.regions == 0
+    fast = auc((fpr - fpr[0]) / (spread + 1e-12), np.zeros_like(pro) if no_region else pro)
+    with np.errstate(invalid="ignore"):  # 0/0 where FPR does not vary: NaN, as the reference
+        slow = auc((fpr - fpr[0]) / spread, pro)
+    return SpgPro(float(fast), float(slow), n_thresholds)
+
+
+def _spg_curve(accumulator: SortAccumulator) -> tuple[int, Curve]:
+    """Number of thresholds; (FPR, mean overlap) at those with FPR < 0.3, by rising FPR."""
+    scores = accumulator.sorted()
+    thresholds = _thresholds(scores)
+    n_normal, n_regions = len(scores.normal), accumulator.counts.regions
+    if n_normal == 0:
+        raise SpgError(
+            "PRO of protocol spg: no normal pixel, so there is no false-positive rate. Use "
+            "metrics.protocol: exact, which leaves such a category out of the mean."
+        )
+    fpr = (n_normal - np.searchsorted(scores.normal, thresholds, side="right")) / n_normal
+    # The overlap above a threshold: what the regions' pixels weigh from the first one above it.
+    weight_from = np.append(np.cumsum(1.0 / scores.area[::-1])[::-1], 0.0)
+    overlap = weight_from[np.searchsorted(scores.anomalous, thresholds, side="right")]
+    pro = overlap / n_regions if n_regions else np.full(len(thresholds), np.nan)
+    kept = fpr < MAX_FPR
+    if kept.sum() < 2:
+        raise SpgError(
+            f"PRO of protocol spg: {kept.sum()} of {len(thresholds)} thresholds have a "
+            f"false-positive rate below {MAX_FPR}, and an area needs two. The maps hold too few "
+            "distinct scores for it; use metrics.protocol: exact."
+        )
+    return len(thresholds), Curve(fpr[kept][::-1], pro[kept][::-1])
+
+
+def _thresholds(scores: SortedScores) -> np.ndarray:
+    """The reference's thresholds, in float32 as its maps are: rounding decides 200 or 201."""
+    ends = [part[[0, -1]] for part in (scores.normal, scores.anomalous) if len(part)]
+    low, high = (np.min(ends), np.max(ends)) if ends else (np.float32(0), np.float32(0))
+    step = (high - low) / STEPS
+    if not step > 0:
+        raise SpgError(
+            f"PRO of protocol spg: all {len(scores.normal) + len(scores.anomalous):,} scores are "
+            f"{low:g}, so no threshold can be laid between them. Look at the detector's maps, or "
+            "use metrics.protocol: exact, where a constant map is no error."
+        )
+    return np.arange(low, high, step)
+
+
+def one_score_below(threshold: float, *sorted_scores: np.ndarray) -> float:
+    """The threshold t for score > t that selects what score >= threshold does.
+
+    Parameters
+    ----------
+    threshold : one of the scores, or NaN.
+    sorted_scores : ascending; together all scores.
+
+    Returns
+    -------
+    The next distinct score below; the next float where there is none; NaN for NaN.
+    """
+    if np.isnan(threshold):
+        return float("nan")
+    lower = []
+    for scores in sorted_scores:
+        position = int(np.searchsorted(scores, threshold, side="left"))
+        lower += [float(scores[position - 1])] if position else []
+    return max(lower, default=float(np.nextafter(np.float32(threshold), np.float32(-np.inf))))
+
+
+def regions_per_image(masks: Iterable[np.ndarray]) -> list[int]:
+    """The number of 8-connected regions of each mask (H, W), non-zero = anomalous."""
+    return [label_regions(mask)[1] for mask in masks]

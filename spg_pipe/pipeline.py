@@ -47,9 +47,12 @@ class Session:
 
 def image_size(params: Params) -> int:
     """S: as the recipe says, or the backbone's default."""
-    from spg_pipe.backbones import default_image_size
+    from spg_pipe.backbones.names import find_alias
 
-    return params.backbone.image_size or default_image_size(params.backbone.alias)
+    if params.backbone.image_size is not None:
+        return params.backbone.image_size
+    known = find_alias(params.backbone.alias)
+    return known.image_size if known else 448
 
 
 def find_dataset(params: Params, split: str) -> Dataset:
@@ -414,3 +417,99 @@ def _score_one(
         )
     session.console.say(f"Scores of {features.spec.dataset} → {path}")
     return path
+
+
+def evaluate(
+    session: Session,
+    target: str,
+    *,
+    aux: str | None = None,
+    seed: int | None = None,
+    scores: Path | None = None,
+) -> list[Path]:
+    """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
+    dataset = find_dataset(session.params, target)
+    if scores is not None:
+        place = session.params.artifacts / "metrics" / session.params.name / scores.name
+        return [_evaluate_one(session, dataset, scores, place.with_name(f"{place.name}.json"))]
+    direction = find_direction(session.params, dataset.name, aux)
+    written = []
+    for one in [seed] if seed is not None else session.params.seeds:
+        folder = find_scores(session, direction, one)
+        place = session.paths.metrics(direction.aux, direction.target, one)
+        if folder.name != session.paths.scores(direction.aux, direction.target, one).name:
+            place = place.with_name(f"{folder.name}.json")
+        written.append(_evaluate_one(session, dataset, folder, place))
+    return written
+
+
+def find_scores(session: Session, direction: Direction, seed: int) -> Path:
+    """The scores of a direction: the pipeline's path, or the one beside it that fits.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or several fit.
+    """
+    first = session.paths.scores(direction.aux, direction.target, seed)
+    if not session.variant and (first / "config.json").is_file():
+        return first
+    found = sorted(first.parent.glob(f"{first.name}-????????"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = "\n  ".join(map(str, found))
+        raise SpgError(f"Several scores fit; name one with --scores:\n  {listed}")
+    raise SpgError(
+        f"There are no scores of {direction.target} under {first}. "
+        f"Run `spg-pipe score --split {direction.target}` first."
+    )
+
+
+def _evaluate_one(session: Session, dataset: Dataset, folder: Path, place: Path) -> Path:
+    from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.evaluation import evaluate_scores
+    from spg_pipe.scoring import Scores
+
+    params = session.params.metrics
+    manifest = None
+    if params.resolution == "original":
+        prepared = session.paths.manifest(dataset.name, dataset.split)
+        manifest = (
+            Manifest.load(prepared, root=dataset.root)
+            if prepared.exists()
+            else _build_manifest(session, dataset)
+        )
+    loaded = Scores.load(folder)
+    with session.console.progress(f"evaluate {dataset.name}") as update:
+        result = evaluate_scores(
+            loaded,
+            find_store_of(session, loaded.config["inputs"]["store"]),
+            params,
+            manifest=manifest,
+            progress=update,
+        )
+    result.save(place)
+    session.console.say(f"Metrics of {dataset.name} → {place}")
+    return place
+
+
+def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
+    """The finished store with this fingerprint.
+
+    Raises
+    ------
+    SpgError
+        If it is not under artifacts/features.
+    """
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.schema import read_attributes
+
+    folder = session.params.artifacts / "features"
+    for path in sorted(folder.glob("*.zarr")):
+        if (read_attributes(path) or {}).get("fingerprint") == fingerprint:
+            return FeatureStore(path)
+    raise SpgError(
+        f"No store under {folder} has the fingerprint {fingerprint[:8]} that was scored. "
+        "It was replaced or removed: run `spg-pipe extract` and `spg-pipe score` again."
+    )

@@ -89,8 +89,9 @@ def write_visa(
             _save(texture(size, rng), root / image)
             rows.append((category, "train" if i < train else "test", "normal", image, ""))
         for i in range(anomalous):
-            image, mask = (f"{data}/{p}" for p in (f"Images/Anomaly/{i:03d}.JPG",
-                                                   f"Masks/Anomaly/{i:03d}.png"))
+            image, mask = (
+                f"{data}/{p}" for p in (f"Images/Anomaly/{i:03d}.JPG", f"Masks/Anomaly/{i:03d}.png")
+            )
             pixels, defect = painted(texture(size, rng), rng)
             _save(pixels, root / image)
             _save(defect * np.uint8(i % 3 + 1), root / mask)

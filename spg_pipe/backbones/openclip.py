@@ -82,9 +82,7 @@ def clip_tokens(
         output_fmt="NLC",
         output_extra_tokens=True,
     )
-    pairs = zip(
-        outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True
-    )
+    pairs = zip(outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True)
     tokens = [torch.cat(pair, dim=1) for pair in pairs]
     if norm == "post":
         tokens = [t @ visual.proj for t in tokens]
@@ -115,3 +113,134 @@ def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> Non
             torch.cat([table[:1], patches]), requires_grad=False
         )
         visual.grid_size = (side, side)
+
+
+def resolve_open_clip(name: str) -> BackboneInfo:
+    """Describe ``NAME/PRETRAINED`` of open_clip, e.g. ``ViT-B-32-quickgelu/openai``.
+
+    Raises
+    ------
+    SpgError
+        If open_clip knows no such model or no such weights for it.
+    """
+    model, _, tag = name.partition("/")
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise SpgError(
+            f"open_clip has no model {model!r}. `open_clip:NAME/PRETRAINED` takes the names of "
+            "`open_clip.list_pretrained()`, e.g. open_clip:ViT-B-32-quickgelu/openai."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        raise SpgError(
+            f"open_clip has no weights {tag!r} for {model}. Write open_clip:{model}/PRETRAINED with "
+            f"one of: {', '.join(tags) or 'none are published'}."
+        )
+    return BackboneInfo(
+        alias=f"open_clip:{name}",
+        family="open_clip",
+        model=name,
+        licence="not stated by open_clip; see the model's page",
+        gated=False,
+        offline=False,
+        image_size=int(config["vision_cfg"].get("image_size", 224)),
+        layers=(),
+        norm="post",
+        note="an open_clip model",
+    )
+
+
+def build_open_clip(request: Request) -> OpenClipViT:
+    """Build the backbone that `request` names.
+
+    Raises
+    ------
+    SpgError
+        For a tower that is no plain ViT, a block that it does not have, an image size that its
+        patch size does not divide, or weights that cannot be had or do not fit.
+    """
+    info = request.info
+    name, _, tag = info.model.partition("/")
+    published = open_clip.get_pretrained_cfg(name, tag)
+    config = open_clip.get_model_config(name)
+    _refuse_other_towers(info, config, published, request.norm or info.norm)
+    vision = config["vision_cfg"]
+    patch_size, depth = int(vision["patch_size"]), int(vision["layers"])
+    check_image_size(request.image_size, patch_size, info.alias)
+    layers = request.layers or info.layers or (str(depth),)
+    check_vit_layers(layers, depth, info.alias)
+    if request.weights is not None:
+        weights = weights_from_file(request.weights)
+    else:
+        weights = _published_weights(info, published)
+    visual = build_visual(config)
+    load_strictly(visual, _visual_part(weights.state), weights.label)
+    spec = BackboneSpec(
+        alias=info.alias,
+        family="open_clip",
+        model=info.model,
+        layers=layers,
+        norm=request.norm or info.norm,
+        patch_size=patch_size,
+        preprocess=Preprocess(
+            request.image_size,
+            "uint8",
+            "bicubic",
+            tuple(published["mean"]),
+            tuple(published["std"]),
+        ),
+        pos_embed="bilinear" if request.protocol == "spg" else "native",
+        weights=weights.label,
+        weights_sha256=weights.sha256,
+        licence=info.licence,
+    )
+    return OpenClipViT(visual, spec, request.device)
+
+
+def build_visual(config: dict[str, Any]) -> VisionTransformer:
+    """Build the image tower of an open_clip model config, with random weights.
+
+    A text tower of one tiny block is built beside it and thrown away: the real one would cost
+    half a gigabyte.
+    """
+    text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+    return open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=text,
+        quick_gelu=config.get("quick_gelu", False),
+    ).visual
+
+
+def _refuse_other_towers(
+    info: BackboneInfo, config: dict[str, Any], published: dict[str, Any], norm: Norm
+) -> None:
+    vision = config["vision_cfg"]
+    if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
+        raise SpgError(
+            f"The image tower of {info.model} is not open_clip's own ViT: use a timm backbone "
+            f"instead (timm:{vision.get('timm_model_name') or 'NAME'})."
+        )
+    if vision.get("attentional_pool") and norm == "post":
+        raise SpgError(
+            f"{info.model} pools by attention before ln_post and proj, so its tokens have no "
+            "projected form: use `norm: pre`."
+        )
+    if published.get("quick_gelu") and not config.get("quick_gelu"):
+        raise SpgError(
+            f"The weights {info.model} were trained with QuickGELU, which this model name does not "
+            f"use, so its tokens would be wrong: use open_clip:{info.model.replace('/', '-quickgelu/')}."
+        )
+
+
+def _published_weights(info: BackboneInfo, published: dict[str, Any]) -> Weights:
+    if hub := published.get("hf_hub"):
+        repo, _, file = hub.rpartition("/")
+        return weights_from_hub(info, repo, (file,) if file else HUB_FILES)
+    return weights_from_url(info, published.get("url", ""))
+
+
+def _visual_part(state: StateDict) -> StateDict:
+    """Of a whole CLIP's state dict the image tower; a bare tower's state dict as it is."""
+    part = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    return part or state

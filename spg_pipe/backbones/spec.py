@@ -69,7 +69,9 @@ class BackboneSpec:
             for key in ("mean", "std"):
                 r, g, b = (float(v) for v in pre[key])
                 pre[key] = (r, g, b)
-            values = dict(d, layers=tuple(str(v) for v in d["layers"]), preprocess=Preprocess(**pre))
+            values = dict(
+                d, layers=tuple(str(v) for v in d["layers"]), preprocess=Preprocess(**pre)
+            )
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(

@@ -152,7 +152,8 @@ def load_strictly(
 
 
 def _naming_hint(state: Mapping[str, Tensor]) -> str:
-    if any(".attention.attention." in k or k.startswith(("layer.", "embeddings.")) for k in state):
+    marks = ("layer.", "embeddings.", "encoder.layer.", "vision_model.", "model.layer.")
+    if any(k.startswith(marks) for k in state):
         return (
             " The names are those of Hugging Face transformers; expected timm's names or the "
             "authors' original .pth. Take the file of the timm model's hub page."

@@ -8,7 +8,7 @@ ones. Both give the same result for the same images in any order and any merging
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Accumulator(Protocol):
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
         """Add one image: map (H, W) float32 in [0, 1], mask (H, W) uint8, non-zero = anomalous."""
+
+    def merge(self, other: Self) -> None:
+        """Add all images of another accumulator of the same kind, which stays as it is."""
 
     def compute(self) -> PixelMetrics:
         """The metrics of all images so far."""

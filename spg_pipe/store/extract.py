@@ -12,6 +12,7 @@ from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics.aupro import vanished_regions
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.schema import LayerShape, StoreSpec
 from spg_pipe.store.writer import StoreWriter
@@ -79,7 +80,11 @@ def extract(
     if not writer.up_to_date:
         missing = writer.missing_shards
         done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
+        lost = np.zeros(spec.images, np.uint16)
         with ThreadPoolExecutor(max(1, workers)) as pool:
+            for shard in sorted(set(range(spec.shards)) - set(missing)):
+                rows = spec.shard_rows(shard)
+                _, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
             for shard in missing:
                 rows = spec.shard_rows(shard)
                 tokens, prefix = _allocate(spec, len(rows))
@@ -88,8 +93,9 @@ def extract(
                     done += len(images)
                     if progress:
                         progress(done, spec.images)
-                writer.write_shard(shard, tokens, prefix, _masks(pool, manifest, spec, rows))
-        writer.finish()
+                masks, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
+                writer.write_shard(shard, tokens, prefix, masks)
+        writer.finish(lost)
     return FeatureStore(path)
 
 
@@ -151,15 +157,20 @@ def _forward(
 
 def _masks(
     pool: ThreadPoolExecutor, manifest: Manifest, spec: StoreSpec, rows: range
-) -> np.ndarray:
-    """Masks (n, S, S) uint8; all zero where there is none (`mask_state` tells which)."""
+) -> tuple[np.ndarray, list[int]]:
+    """Masks (n, S, S) uint8, and how many regions of each did not survive the resizing.
+
+    A mask is all zero where there is none; `mask_state` tells which.
+    """
     size = spec.backbone.preprocess.size
     table = manifest.table
 
-    def load(row: int) -> np.ndarray:
+    def load(row: int) -> tuple[np.ndarray, int]:
         if table["mask_state"].iloc[row] != MaskState.GIVEN:
-            return np.zeros((size, size), np.uint8)
+            return np.zeros((size, size), np.uint8), 0
         mask = read_mask(manifest.root / table["mask"].iloc[row], exif=manifest.exif)
-        return resize_mask(mask, size)
+        resized = resize_mask(mask, size)
+        return resized, vanished_regions(mask, resized)
 
-    return np.stack(list(pool.map(load, rows)))
+    masks, lost = zip(*pool.map(load, rows), strict=True)
+    return np.stack(masks), list(lost)

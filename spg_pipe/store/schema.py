@@ -151,6 +151,7 @@ def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[
 
     group = zarr.open_group(root, mode="r+")
     is_text = values.dtype.kind in "OUT"
+    # An array of zeros equals its fill value: without this Zarr would leave its chunk out.
     array = group.create_array(
         name,
         shape=values.shape,
@@ -158,6 +159,7 @@ def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[
         dtype=str if is_text else values.dtype,
         dimension_names=tuple(dimensions),
         overwrite=True,
+        config={"write_empty_chunks": True},
     )
     array[...] = values.astype(object) if is_text else values
 

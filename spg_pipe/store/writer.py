@@ -1,6 +1,7 @@
 """Write a store shard by shard, so that a killed run resumes at the first missing shard."""
 
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,17 +190,28 @@ class StoreWriter:
             )
         return stored
 
-    def finish(self) -> None:
-        """Write the small arrays, consolidate the metadata and set the completeness mark."""
+    def finish(self, lost_regions: np.ndarray) -> None:
+        """Write the small arrays, consolidate the metadata and set the completeness mark.
+
+        Parameters
+        ----------
+        lost_regions : (images,) uint16
+            Defect regions of each mask that vanished when it was resized to S×S.
+        """
         import zarr
 
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
+        schema.write_small(self.path, "lost_regions", lost_regions, ("image",))
         for name, dimensions, values in self._small_arrays():
             schema.write_small(self.path, name, values, dimensions)
         group = zarr.open_group(self.path, mode="r+")
         group.attrs.update(self._attributes())
-        zarr.consolidate_metadata(group.store)
+        with warnings.catch_warnings():
+            # shards.json is ours, and Zarr v3's consolidated metadata is not yet standardised:
+            # both are known (docs/store.md).
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(group.store)
         _mark_complete(self.path)
 
     def _small_arrays(self) -> list[tuple[str, tuple[str, ...], np.ndarray]]:

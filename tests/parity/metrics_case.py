@@ -1,4 +1,4 @@
-"""Cases of kind `metrics`: maps and masks, both protocols' shared numbers and the reference's PRO."""
+"""Cases of kind `metrics`: AUROC, AP and F1-max of maps and masks, and the reference's PRO."""
 
 from __future__ import annotations
 

@@ -1,0 +1,207 @@
+"""Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spg_pipe.artifacts import versions, write_json
+from spg_pipe.datasets.manifest import Manifest, MaskState
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import (
+    PixelMetrics,
+    RowContext,
+    accumulate,
+    category_metrics,
+    curve_rows,
+    macro_mean,
+    write_csv,
+)
+from spg_pipe.metrics.tables import Row
+from spg_pipe.params import MetricParams
+from spg_pipe.scoring import Scores, resize_maps
+from spg_pipe.store.reader import FeatureStore
+
+_BATCH = 16
+_CURVE_GRID = 200
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows of one target: categories in order, then their mean; and curves for plotting."""
+
+    rows: list[Row]
+    curves: list[Row]
+    provenance: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write <run>.json, <run>.csv and curves/<run>-{roc,pr,pro}.csv beside each other."""
+        document = {
+            "mean": next((row for row in self.rows if row["kind"] == "mean"), None),
+            "categories": {
+                row["category"]: row for row in self.rows if row["kind"] == "category"
+            },
+            "provenance": self.provenance,
+        }
+        write_csv(path.with_suffix(".csv"), self.rows)
+        folder = path.parent / "curves"
+        write_csv(folder / f"{path.stem}-categories.csv", self.curves)
+        for kind in ("roc", "pr", "pro"):
+            write_csv(folder / f"{path.stem}-{kind}.csv", _mean_curve(self.curves, kind))
+        write_json(path, document)
+
+
+def evaluate_scores(
+    scores: Scores,
+    store: FeatureStore,
+    params: MetricParams,
+    *,
+    manifest: Manifest | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Image and pixel metrics of every category, and their unweighted mean.
+
+    Parameters
+    ----------
+    scores : Scores
+    store : FeatureStore
+        The target's store: masks at S×S and labels.
+    params : MetricParams
+    manifest : Manifest, optional
+        Needed for `resolution: original`, which reads the masks at the images' own sizes.
+    progress : callable (images done, images in all), optional
+
+    Raises
+    ------
+    SpgError
+        If the scores belong to another store, or the manifest is needed and absent.
+    """
+    if scores.config["inputs"]["store"] != store.fingerprint:
+        raise SpgError(
+            f"{scores.path} was scored from another store than {store.path}. "
+            "Run `spg-pipe score` again."
+        )
+    if params.resolution == "original" and manifest is None:
+        raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
+    table = scores.table
+    context = _context(scores, params)
+    rows: list[Row] = []
+    curves: list[Row] = []
+    lost = store.array("lost_regions")
+    done = 0
+    for category in dict.fromkeys(table["category"]):
+        chosen = np.flatnonzero(table["category"] == category)
+        pixel = _pixel_metrics(scores, store, chosen, params, manifest)
+        missing = table["mask_state"].to_numpy()[chosen] == MaskState.MISSING
+        anomalous = table["label"].to_numpy()[chosen] == 1
+        row = category_metrics(
+            category,
+            table["label"].to_numpy()[chosen],
+            table["score"].to_numpy()[chosen],
+            pixel,
+            context=context,
+            images_without_mask=int((missing & anomalous).sum()),
+            vanished_regions=int(lost[chosen].sum()) if params.resolution == "model" else 0,
+        )
+        rows.append(row)
+        if pixel is not None:
+            curves += curve_rows(category, pixel)
+        done += len(chosen)
+        if progress:
+            progress(done, len(table))
+    return Evaluation([*rows, macro_mean(rows)], curves, _provenance(scores, params))
+
+
+def _context(scores: Scores, params: MetricParams) -> RowContext:
+    config = scores.config
+    spec = config["backbone"]
+    layers = "+".join(config["layers"])
+    return RowContext(
+        dataset=config["dataset"],
+        split=config["split"],
+        backbone=f"{spec['alias']}@{config['image_size']} layers {layers} ({spec['norm']}-norm)",
+        seed=config["detector"]["seed"],
+        resolution=params.resolution,
+        protocol=params.protocol,
+        method_protocol=config["detector"]["protocol"]["name"],
+        auxiliary=config["detector"]["auxiliary"]["dataset"],
+    )
+
+
+def _pixel_metrics(
+    scores: Scores,
+    store: FeatureStore,
+    images: np.ndarray,
+    params: MetricParams,
+    manifest: Manifest | None,
+) -> PixelMetrics | None:
+    """Of the images whose mask is known; None where there is none."""
+    states = store.array("mask_state")[images]
+    images = images[states != MaskState.MISSING]
+    if len(images) == 0:
+        return None
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(images), _BATCH):
+            batch = images[start : start + _BATCH]
+            maps = scores.maps(batch)
+            if params.resolution == "model":
+                yield from zip(maps, store.masks(batch), strict=True)
+                continue
+            for image, small in zip(batch, maps, strict=True):
+                mask = _original_mask(manifest, store, int(image))
+                yield resize_maps(small[None], mask.shape)[0], mask
+
+    return accumulate(pairs, params.accumulator, params.protocol)
+
+
+def _original_mask(manifest: Manifest | None, store: FeatureStore, image: int) -> np.ndarray:
+    from spg_pipe.datasets.images import read_mask
+
+    assert manifest is not None
+    row = manifest.table.iloc[image]
+    if row["path"] != store.table["path"][image]:
+        raise SpgError(
+            f"The manifest of {manifest.dataset} and {store.path} do not list the same images. "
+            "Run `spg-pipe extract` again."
+        )
+    if row["mask_state"] != MaskState.GIVEN:
+        return np.zeros((int(row["height"]), int(row["width"])), np.uint8)
+    return read_mask(manifest.root / row["mask"], exif=manifest.exif)
+
+
+def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
+    config = scores.config
+    detector = config["detector"]
+    return {
+        "scores": config["fingerprint"],
+        "inputs": config["inputs"],
+        "metrics": params.model_dump(mode="json"),
+        "score": config["score"],
+        "seed": detector["seed"],
+        "auxiliary": detector["auxiliary"],
+        "sae_tokens_seen": detector["sae"]["tokens_seen"],
+        "guide_epochs": detector["guides"]["epochs"],
+        "licences": config["licences"],
+        "versions": versions(),
+    }
+
+
+def _mean_curve(curves: list[Row], kind: str) -> list[Row]:
+    """The mean over categories of a curve, on a common grid of x."""
+    grid = np.linspace(0, 1, _CURVE_GRID + 1)
+    lines = []
+    for category in dict.fromkeys(row["category"] for row in curves):
+        points = [r for r in curves if r["curve"] == kind and r["category"] == category]
+        points.sort(key=lambda r: r["x"])
+        if points:
+            x, y = ([p[axis] for p in points] for axis in ("x", "y"))
+            lines.append(np.interp(grid, x, y))
+    if not lines:
+        return [{"x": float(x), "y": float("nan")} for x in (0.0, 1.0)]
+    mean = np.mean(lines, axis=0)
+    return [{"x": float(x), "y": float(y)} for x, y in zip(grid, mean, strict=True)]

@@ -1,0 +1,13 @@
+"""Stage `report`: Metrics and Scores → static HTML."""
+
+from spg_pipe import pipeline
+from spg_pipe.stage import run_stage
+
+
+def main(session: pipeline.Session) -> None:
+    """Metrics and Scores → static HTML."""
+    pipeline.report(session)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,1 @@
+"""Manifests, layouts, images and masks."""

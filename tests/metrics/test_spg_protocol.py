@@ -1,0 +1,136 @@
+"""Protocol `spg`, held to the reference's definition written out as a loop over thresholds."""
+
+from __future__ import annotations
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import auc
+
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import SortAccumulator, accumulate, label_regions
+from spg_pipe.metrics.spg import one_score_below, spg_pro
+
+
+def filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:
+    accumulator = SortAccumulator()
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        accumulator.update(anomaly_map, mask)
+    return accumulator
+
+
+def pro_written_out(maps: np.ndarray, masks: np.ndarray, fast: bool) -> tuple[float, int]:
+    """docs/metrics.md, `metrics.protocol: spg`, threshold by threshold; number of thresholds."""
+    low, high = maps.min(), maps.max()
+    pros, fprs = [], []
+    thresholds = np.arange(low, high, (high - low) / 200)
+    for threshold in thresholds:
+        positive = maps > threshold
+        overlaps = []
+        for one, mask in zip(positive, masks, strict=True):
+            labels, n = label_regions(mask)
+            overlaps += [one[labels == i].mean() for i in range(1, n + 1)]
+        nothing = 0.0 if fast else float("nan")
+        pros.append(np.mean(overlaps) if overlaps else nothing)
+        fprs.append(positive[masks == 0].mean())
+    kept = np.array(fprs) < 0.3
+    fpr, pro = np.array(fprs)[kept], np.array(pros)[kept]
+    spread = fpr.max() - fpr.min()
+    with np.errstate(invalid="ignore"):
+        fpr = (fpr - fpr.min()) / (spread + 1e-12 if fast else spread)
+    return float(auc(fpr, pro)), len(thresholds)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.float32, (2, 6, 6), elements=st.floats(0, 1, width=32)),
+    hnp.arrays(np.uint8, (2, 6, 6), elements=st.integers(0, 1)),
+)
+def test_pro_is_the_references(maps: np.ndarray, masks: np.ndarray) -> None:
+    assume((masks == 0).any())
+    # The subnormal steps of a nearly constant map are no test of PRO.
+    assume(maps.max() - maps.min() > 1e-30)
+    try:
+        fast, n_thresholds = pro_written_out(maps, masks, fast=True)
+        slow, _ = pro_written_out(maps, masks, fast=False)
+    except ValueError:
+        with pytest.raises(SpgError):
+            spg_pro(filled(maps, masks))
+        return
+    got = spg_pro(filled(maps, masks))
+    assert got.fast == pytest.approx(fast, abs=1e-9)
+    assert got.slow == pytest.approx(slow, abs=1e-9, nan_ok=True)
+    assert got.n_thresholds == n_thresholds
+
+
+def test_a_constant_map_is_an_error_that_says_so() -> None:
+    masks = np.zeros((2, 5, 5), dtype=np.uint8)
+    masks[0, 1, 1] = 1
+    maps = np.full((2, 5, 5), 0.25, dtype=np.float32)
+    with pytest.raises(SpgError, match=r"all 50 scores are 0\.25"):
+        accumulate(lambda: zip(maps, masks, strict=True), protocol="spg")
+    with pytest.raises(SpgError, match="all 0 scores"):
+        accumulate(lambda: [], protocol="spg")
+
+
+def test_a_map_without_low_false_positive_rates_is_an_error_that_says_so() -> None:
+    mask = np.zeros((4, 4), dtype=np.uint8)
+    mask[0, 0] = 1
+    binary = np.ones((4, 4), dtype=np.float32)
+    binary[3] = 0.0
+    with pytest.raises(SpgError, match="0 of 200 thresholds"):
+        spg_pro(filled(binary[None], mask[None]))
+    with pytest.raises(SpgError, match="no normal pixel"):
+        spg_pro(filled(binary[None], np.ones((1, 4, 4), dtype=np.uint8)))
+
+
+def test_without_regions_fast_is_zero_and_slow_is_nan() -> None:
+    maps = np.random.default_rng(0).random((2, 16, 16), dtype=np.float32)
+    got = accumulate(lambda: zip(maps, np.zeros_like(maps), strict=True), protocol="spg")
+    assert got.pro["fast"] == 0
+    assert np.isnan(got.pro["slow"])
+    assert np.isnan([got.auroc, got.ap, got.f1_max, got.f1_threshold]).all()
+
+
+def test_a_perfect_binary_map_scores_zero_fast_and_nan_slow() -> None:
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[2:5, 2:5] = 1
+    got = accumulate(lambda: [(mask.astype(np.float32), mask)], protocol="spg")
+    assert got.pro["fast"] == 0
+    assert np.isnan(got.pro["slow"])
+    assert got.auroc == 1.0
+
+
+def test_f1_threshold_is_one_distinct_score_lower_and_selects_the_same_pixels() -> None:
+    rng = np.random.default_rng(1)
+    mask = (rng.random((32, 32)) < 0.1).astype(np.uint8)
+    scores = np.round(rng.random((32, 32)) * 0.6 + 0.4 * mask, 1).astype(np.float32)
+    exact = accumulate(lambda: [(scores, mask)], "sort")
+    spg = accumulate(lambda: [(scores, mask)], protocol="spg")
+    assert spg.f1_max == exact.f1_max
+    assert spg.f1_threshold < exact.f1_threshold
+    assert spg.f1_threshold in scores
+    above, from_it = scores > np.float32(spg.f1_threshold), scores >= exact.f1_threshold
+    np.testing.assert_array_equal(above, from_it)
+
+
+def test_below_the_lowest_score_is_the_next_float() -> None:
+    scores = np.array([0.5, 0.75], dtype=np.float32)
+    assert one_score_below(0.75, scores) == 0.5
+    assert one_score_below(0.5, scores) == np.nextafter(np.float32(0.5), np.float32(0))
+    assert np.isnan(one_score_below(float("nan"), scores))
+
+
+def test_a_monotone_change_moves_this_pro_and_not_the_exact_one() -> None:
+    rng = np.random.default_rng(2)
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[20:40, 20:40] = 1
+    scores = (rng.random((64, 64)) * 0.7 + 0.25 * mask).astype(np.float32)
+    sharper = scores**4
+    before = accumulate(lambda: [(scores, mask)], protocol="spg").pro["fast"]
+    after = accumulate(lambda: [(sharper, mask)], protocol="spg").pro["fast"]
+    assert abs(before - after) > 1e-4
+    exact = [accumulate(lambda m=m: [(m, mask)], "sort").aupro[0.3] for m in (scores, sharper)]
+    assert exact[0] == pytest.approx(exact[1], abs=1e-12)

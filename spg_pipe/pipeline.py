@@ -82,6 +82,41 @@ def find_dataset(params: Params, split: str) -> Dataset:
     )
 
 
+def datasets_of(params: Params, split: str | None) -> list[Dataset]:
+    """What `--split` names, or every dataset of the recipe."""
+    return list(params.datasets) if split is None else [find_dataset(params, split)]
+
+
+def training_runs(
+    params: Params, aux: str | None, seed: int | None, given: Path | None
+) -> list[tuple[str, int]]:
+    """(auxiliary, seed) pairs to train: as named, or all of the recipe.
+
+    Raises
+    ------
+    SpgError
+        If one given store or SAE would serve several runs.
+    """
+    names = [aux] if aux else list(params.auxiliaries)
+    runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
+    if given is not None and len(runs) > 1:
+        raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
+    return runs
+
+
+def targets_of(params: Params, split: str | None, aux: str | None) -> list[tuple[str, str | None]]:
+    """(target, auxiliary) pairs to score: what `--split` names, or the recipe's directions."""
+    if split is not None:
+        return [(split, aux)]
+    return [(d.target, d.aux) for d in params.directions if aux in (None, d.aux)]
+
+
+def write_demo_sets(session: Session) -> None:
+    """Generate the recipe's built-in demo sets where they are not there yet."""
+    for demo in session.params.demo_sets:
+        write_demo_set(session.params, demo.name)
+
+
 def write_demo_set(params: Params, name: str) -> Path:
     """Generate a built-in demo set of the recipe."""
     from spg_pipe.datasets.demo import write_demo
@@ -513,3 +548,19 @@ def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
         f"No store under {folder} has the fingerprint {fingerprint[:8]} that was scored. "
         "It was replaced or removed: run `spg-pipe extract` and `spg-pipe score` again."
     )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file: categories, then their mean."""
+    from spg_pipe.metrics import read_json
+
+    return read_json(path)
+
+
+def report(session: Session) -> Path:
+    """Metrics and Scores of every direction → report/index.html."""
+    from spg_pipe.report.build import build_report
+
+    path = build_report(session.params, session.paths, session.paths.report)
+    session.console.say(f"Report → {path}")
+    return path

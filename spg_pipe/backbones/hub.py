@@ -82,7 +82,7 @@ def _fetch(repo: str, files: Sequence[str]) -> Path:
 
 
 def _no_access(info: BackboneInfo, page: str, file: str, error: Exception) -> SpgError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    first_line = str(error).strip().partition("\n")[0][:200]
     gate = (
         "It is gated: log in there, accept its licence, then run `hf auth login` (older: "
         "`huggingface-cli login`) or set HF_TOKEN. "
@@ -90,7 +90,8 @@ def _no_access(info: BackboneInfo, page: str, file: str, error: Exception) -> Sp
         else ""
     )
     return SpgError(
-        f"Cannot get the weights of {info.alias} ({info.model}, licence: {info.licence}): {reason}\n"
+        f"Cannot get the weights of {info.alias} ({info.model}, licence: {info.licence}): "
+        f"{type(error).__name__}: {first_line}\n"
         f"Their page: {page or 'none is known'}. {gate}"
         f"Without a connection, copy {file or 'the file'} from another machine and pass "
         "`--weights FILE` (.safetensors or .pth).\n"

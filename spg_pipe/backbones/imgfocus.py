@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import nn
 
 from spg_pipe.backbones.packaged import PackagedFile
 from spg_pipe.backbones.weights import StateDict, Weights
@@ -40,8 +39,8 @@ _RENAMED = (
 )
 
 
-def imgfocus(model: nn.Module) -> Weights:
-    """Read and convert the packaged file for timm's ``vit_small_patch14_dinov2`` `model`.
+def imgfocus() -> Weights:
+    """Read the packaged file in the naming of timm's ``vit_small_patch14_dinov2``.
 
     Raises
     ------
@@ -73,9 +72,7 @@ def _to_timm(tensors: StateDict) -> StateDict:
     positions = []
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
-            for pattern, replacement in _RENAMED:
-                name = pattern.sub(replacement, name)
-            state[name] = tensor
+            state[_rename(name)] = tensor
         elif tensor.ndim == 3 and tensor.shape[-1] == state["cls_token"].shape[-1]:
             positions.append(tensor)  # class and patch positions, split by the export
     state["pos_embed"] = torch.cat(sorted(positions, key=lambda t: t.shape[1]), dim=1)
@@ -83,3 +80,9 @@ def _to_timm(tensors: StateDict) -> StateDict:
         parts = [state.pop(name.replace(".query.", f".{p}.")) for p in ("query", "key", "value")]
         state[name.replace(".query.", ".qkv.")] = torch.cat(parts)
     return state
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name

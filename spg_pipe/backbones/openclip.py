@@ -21,7 +21,7 @@ from spg_pipe.backbones.spec import (
     check_vit_layers,
 )
 from spg_pipe.backbones.timm_common import Request
-from spg_pipe.backbones.weights import StateDict, Weights, load_strictly, weights_from_file
+from spg_pipe.backbones.weights import Weights, load_strictly, weights_from_file
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -133,8 +133,8 @@ def resolve_open_clip(name: str) -> BackboneInfo:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
         raise SpgError(
-            f"open_clip has no weights {tag!r} for {model}. Write open_clip:{model}/PRETRAINED with "
-            f"one of: {', '.join(tags) or 'none are published'}."
+            f"open_clip has no weights {tag!r} for {model}. Write open_clip:{model}/PRETRAINED "
+            f"with one of: {', '.join(tags) or 'none are published'}."
         )
     return BackboneInfo(
         alias=f"open_clip:{name}",
@@ -173,8 +173,7 @@ def build_open_clip(request: Request) -> OpenClipViT:
         weights = weights_from_file(request.weights)
     else:
         weights = _published_weights(info, published)
-    visual = build_visual(config)
-    load_strictly(visual, _visual_part(weights.state), weights.label)
+    visual = load_visual(config, weights)
     spec = BackboneSpec(
         alias=info.alias,
         family="open_clip",
@@ -197,19 +196,33 @@ def build_open_clip(request: Request) -> OpenClipViT:
     return OpenClipViT(visual, spec, request.device)
 
 
-def build_visual(config: dict[str, Any]) -> VisionTransformer:
-    """Build the image tower of an open_clip model config, with random weights.
+def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:
+    """Build the image tower of an open_clip model config and load it strictly.
 
-    A text tower of one tiny block is built beside it and thrown away: the real one would cost
-    half a gigabyte.
+    Parameters
+    ----------
+    config : dict
+        ``embed_dim``, ``vision_cfg`` and perhaps ``quick_gelu``, as in open_clip's JSON files.
+    weights : Weights
+        A whole CLIP's state dict (its ``visual.`` part is used) or the tower's alone.
+
+    Raises
+    ------
+    SpgError
+        If the weights do not fit the tower.
     """
+    # The text tower beside it is thrown away; the real one would cost half a gigabyte.
     text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
-    return open_clip.CLIP(
+    visual = open_clip.CLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=config["vision_cfg"],
         text_cfg=text,
         quick_gelu=config.get("quick_gelu", False),
     ).visual
+    state = weights.state
+    part = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    load_strictly(visual, part or state, weights.label)
+    return visual
 
 
 def _refuse_other_towers(
@@ -227,9 +240,10 @@ def _refuse_other_towers(
             "projected form: use `norm: pre`."
         )
     if published.get("quick_gelu") and not config.get("quick_gelu"):
+        right = info.model.replace("/", "-quickgelu/")
         raise SpgError(
-            f"The weights {info.model} were trained with QuickGELU, which this model name does not "
-            f"use, so its tokens would be wrong: use open_clip:{info.model.replace('/', '-quickgelu/')}."
+            f"The weights {info.model} were trained with QuickGELU, which this model name does "
+            f"not use, so its tokens would be wrong: use open_clip:{right}."
         )
 
 
@@ -238,9 +252,3 @@ def _published_weights(info: BackboneInfo, published: dict[str, Any]) -> Weights
         repo, _, file = hub.rpartition("/")
         return weights_from_hub(info, repo, (file,) if file else HUB_FILES)
     return weights_from_url(info, published.get("url", ""))
-
-
-def _visual_part(state: StateDict) -> StateDict:
-    """Of a whole CLIP's state dict the image tower; a bare tower's state dict as it is."""
-    part = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
-    return part or state

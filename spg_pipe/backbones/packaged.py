@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
 
-from spg_pipe.backbones.weights import StateDict, Weights, file_sha256, read_state_dict
+from spg_pipe.backbones.weights import Weights, file_sha256, read_state_dict
 from spg_pipe.errors import SpgError
 
 
@@ -62,17 +61,16 @@ EFFICIENTNET_LITE0 = PackagedFile(
 )
 
 
-def efficientnet_lite0(model: nn.Module) -> Weights:
-    """Read the packaged EfficientNet-Lite0 for timm's ``tf_efficientnet_lite0`` `model`.
+def efficientnet_lite0() -> Weights:
+    """Read the packaged EfficientNet-Lite0 in the naming of timm's ``tf_efficientnet_lite0``.
 
-    Its modules come in timm's order under other names, so the tensors are matched by position;
-    the classifier, which `model` lacks, is last.
+    The file's modules come in timm's order under other names, so tensors are matched by
+    position; loading them strictly then checks every shape.
     """
+    import timm
+
     given = read_state_dict(EFFICIENTNET_LITE0.find())
-    label = f"package: {EFFICIENTNET_LITE0.release}"
-    return Weights(_by_position(given, model.state_dict()), label, EFFICIENTNET_LITE0.sha256)
-
-
-def _by_position(given: StateDict, own: Mapping[str, Tensor]) -> StateDict:
-    tensors = list(given.values())[: len(own)]
-    return dict(zip(own, tensors, strict=True))
+    with torch.device("meta"):
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    state = dict(zip(names, given.values(), strict=True))
+    return Weights(state, f"package: {EFFICIENTNET_LITE0.release}", EFFICIENTNET_LITE0.sha256)

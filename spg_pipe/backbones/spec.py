@@ -23,7 +23,7 @@ class BackboneSpec:
     """
 
     alias: str
-    """The name that was asked for, e.g. ``dinov3``."""
+    """The full name, e.g. ``dinov3-large`` (also where ``dinov3`` was asked for)."""
     family: Family
     """Which adapter computes the tokens."""
     model: str
@@ -97,5 +97,6 @@ def check_vit_layers(layers: tuple[str, ...], depth: int, name: str) -> None:
     unknown = [v for v in layers if not (v.isascii() and v.isdigit() and 1 <= int(v) <= depth)]
     if unknown:
         raise SpgError(
-            f"{name} has no layer {unknown[0]!r}: its layers are blocks, numbered from 1 to {depth}."
+            f"{name} has no layer {unknown[0]!r}: its layers are blocks, numbered from 1 to "
+            f"{depth}."
         )

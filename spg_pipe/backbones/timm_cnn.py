@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
 from spg_pipe.backbones.packaged import efficientnet_lite0
 from spg_pipe.backbones.spec import BackboneSpec, check_image_size
-from spg_pipe.backbones.timm_common import Request, build_model, preprocess_for
+from spg_pipe.backbones.timm_common import Request, fixed_size, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
@@ -16,7 +18,7 @@ class TimmCnn:
     """Feature grids of a timm model; each cell is a token, the mean token stands for CLS."""
 
     def __init__(
-        self, model: nn.Module, spec: BackboneSpec, indices: dict[str, int], device: torch.device
+        self, model: Any, spec: BackboneSpec, indices: dict[str, int], device: torch.device
     ) -> None:
         """Wrap `model`; `indices` gives timm's feature index of each layer of `spec`."""
         self.spec = spec
@@ -58,9 +60,7 @@ def build_timm_cnn(request: Request) -> TimmCnn:
         raise SpgError(
             f"{info.alias} gives feature grids, which have no final norm: use `norm: pre`."
         )
-    packaged = efficientnet_lite0 if info.alias == "efficientnet-lite0" else None
-    model, weights = build_model(request, packaged)
-    strides = _strides(model)
+    strides = _strides(skeleton(info), info.alias)
     layers = request.layers or info.layers or _default_layers(strides)
     unknown = [layer for layer in layers if layer not in strides]
     if unknown:
@@ -70,6 +70,10 @@ def build_timm_cnn(request: Request) -> TimmCnn:
         )
     largest = max(int(layer[1:]) for layer in layers)
     check_image_size(request.image_size, largest, info.alias)
+    if (only := fixed_size(info.model)) not in (None, request.image_size):
+        raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
+    packaged = efficientnet_lite0 if info.alias == "efficientnet-lite0" else None
+    model, weights = load_model(request, packaged)
     spec = BackboneSpec(
         alias=info.alias,
         family="timm-cnn",
@@ -86,12 +90,12 @@ def build_timm_cnn(request: Request) -> TimmCnn:
     return TimmCnn(model, spec, {layer: strides[layer] for layer in layers}, request.device)
 
 
-def _strides(model: nn.Module) -> dict[str, int]:
+def _strides(plan: Any, name: str) -> dict[str, int]:
     """Layer name → timm's feature index; of several grids with one stride the last, deepest."""
-    info = getattr(model, "feature_info", None)
-    if info is None or not hasattr(model, "forward_intermediates"):
-        raise SpgError(f"timm's {type(model).__name__} offers no intermediate feature grids.")
-    return {f"s{entry['reduction']}": index for index, entry in enumerate(info)}
+    entries = getattr(plan, "feature_info", None)
+    if not entries or not hasattr(plan, "forward_intermediates"):
+        raise SpgError(f"{name} offers no intermediate feature grids: choose another timm model.")
+    return {f"s{entry['reduction']}": index for index, entry in enumerate(entries)}
 
 
 def _default_layers(strides: dict[str, int]) -> tuple[str, ...]:

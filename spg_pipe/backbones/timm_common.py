@@ -27,7 +27,7 @@ from spg_pipe.errors import SpgError
 VIT_MODULES = ("vision_transformer", "eva", "deit", "beit")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-PackagedWeights = Callable[[nn.Module], Weights]
+PackagedWeights = Callable[[], Weights]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def resolve_timm(name: str) -> BackboneInfo | None:
     SpgError
         If timm has the architecture but not the tag.
     """
-    architecture = name.split(".")[0]
+    architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         return None
     cfg = _pretrained_cfg(name)
@@ -72,9 +72,21 @@ def resolve_timm(name: str) -> BackboneInfo | None:
     )
 
 
-def build_model(
+def skeleton(info: BackboneInfo, **options: Any) -> Any:
+    """Build the model without memory for its weights, to check settings before any download."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(info.model, pretrained=False, num_classes=0, **options)
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise SpgError(
+            f"timm {timm.__version__} cannot build {info.model} as a backbone: {error}. "
+            "`spg-pipe backbones` lists those that are known to work."
+        ) from error
+
+
+def load_model(
     request: Request, packaged: PackagedWeights | None, **options: Any
-) -> tuple[nn.Module, Weights]:
+) -> tuple[Any, Weights]:
     """Build a timm model without classifier, in evaluation mode, with its weights.
 
     Parameters
@@ -92,19 +104,14 @@ def build_model(
         If the weights cannot be had, read, or do not fit.
     """
     info = request.info
-    weights: Weights | None = None
     if request.weights is not None:
         weights = weights_from_file(request.weights)
-    elif packaged is None:
-        # Before the model is built: a missing download should not cost half a minute first.
+    elif packaged is not None:
+        weights = packaged()
+    else:
         weights = _published_weights(info)
     model = timm.create_model(info.model, pretrained=False, num_classes=0, **options)
-    if weights is None:
-        assert packaged is not None
-        weights = packaged(model)
-        state = weights.state
-    else:
-        state = _to_timm_names(weights, model, info.model)
+    state = _to_timm_names(weights, model, info.model)
     load_strictly(model, state, weights.label, drop=_classifiers(info.model))
     return model.eval().requires_grad_(False).to(request.device), weights
 
@@ -124,11 +131,17 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     return Preprocess(size, "uint8", "bilinear" if bilinear else "bicubic", mean, std)
 
 
+def fixed_size(model: str) -> int | None:
+    """Return the only image size (pixels) that a timm model takes, None if it takes any."""
+    cfg = _pretrained_cfg(model)
+    return int(cfg.input_size[-1]) if cfg and cfg.fixed_input_size else None
+
+
 def _pretrained_cfg(name: str) -> Any:
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        architecture = name.split(".")[0]
+        architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise SpgError(
             f"timm has no weights named {name}. For {architecture} it has: {tags}."

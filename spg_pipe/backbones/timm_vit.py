@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
 from spg_pipe.backbones.imgfocus import imgfocus
 from spg_pipe.backbones.spec import BackboneSpec, Norm, check_image_size, check_vit_layers
-from spg_pipe.backbones.timm_common import Request, build_model, preprocess_for
+from spg_pipe.backbones.timm_common import Request, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
 class TimmViT:
     """Patch tokens and the class token of chosen blocks (docs/method.md §1)."""
 
-    def __init__(self, model: nn.Module, spec: BackboneSpec, device: torch.device) -> None:
+    def __init__(self, model: Any, spec: BackboneSpec, device: torch.device) -> None:
         """Wrap `model`, a timm ViT whose weights are loaded."""
         self.spec = spec
-        self._model: Any = model
+        self._model = model
         self._device = device
-        self._has_prefix = self._model.num_prefix_tokens > 0
+        self._has_prefix = model.num_prefix_tokens > 0
         # A prefix may be registers alone: then there is no class token among them.
         self._has_cls = getattr(model, "cls_token", None) is not None
 
@@ -67,25 +67,25 @@ def build_timm_vit(request: Request) -> TimmViT:
         or do not fit.
     """
     info = request.info
-    packaged = imgfocus if info.alias == "dinov2-vits14-imgfocus" else None
-    if is_model_in_modules(info.model.split(".")[0], ("beit",)):
+    if is_model_in_modules(info.model.partition(".")[0], ("beit",)):
         # Relative positions are tables of one size: timm resizes them when it loads.
         options: dict[str, Any] = {"img_size": request.image_size}
     else:
         options = {"dynamic_img_size": True}
-    model, weights = build_model(request, packaged, **options)
-    vit: Any = model
-    depth = len(vit.blocks)
-    patch_size = int(vit.patch_embed.patch_size[0])
+    plan = skeleton(info, **options)
+    depth, patch_size = len(plan.blocks), int(plan.patch_embed.patch_size[0])
     check_image_size(request.image_size, patch_size, info.alias)
     layers = request.layers or info.layers or (str(depth),)
     check_vit_layers(layers, depth, info.alias)
+    norm = _resolve_norm(request, has_norm=not isinstance(plan.norm, nn.Identity))
+    packaged = imgfocus if info.alias == "dinov2-vits14-imgfocus" else None
+    model, weights = load_model(request, packaged, **options)
     spec = BackboneSpec(
         alias=info.alias,
         family="timm-vit",
         model=info.model,
         layers=layers,
-        norm=_resolve_norm(request, has_norm=not isinstance(vit.norm, nn.Identity)),
+        norm=norm,
         patch_size=patch_size,
         preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="native",

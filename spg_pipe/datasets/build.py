@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -97,6 +98,7 @@ def build_manifest(
             f"Dataset {name} in {root} has no images in its {split} split "
             f"({', '.join(existing)}). Choose another split, or complete the copy."
         )
+    _require_plain_names(name, entries)
     exif = LAYOUTS[layout].info.exif
     # A dict keeps the order and drops repetitions.
     stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
@@ -114,7 +116,13 @@ def build_manifest(
 
 def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:
     """Scan one root and compare it with the benchmark that it may be."""
-    entries, found, notes = LAYOUTS[layout].scan(root, split, select)
+    try:
+        entries, found, notes = LAYOUTS[layout].scan(root, split, select)
+    except OSError as error:
+        raise SpgError(
+            f"Dataset {name}: {error.filename or root} cannot be read ({error.strerror or error}). "
+            f"Check its permissions and whether its disk is there."
+        ) from error
     wanted = [category for category in found if select(category)]
     benchmark = identify(layout, name, root, found)
     if benchmark:
@@ -141,6 +149,24 @@ def _prefixed(part: str, found: _Part) -> _Part:
     ]
     categories = [f"{part}/{category}" for category in found.categories]
     return _Part(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
+
+
+def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
+    """Each image once (a set or a line of a split file may repeat), and names that are text."""
+    times = Counter(entry.path for entry in entries)
+    if twice := [path for path, n in times.items() if n > 1]:
+        raise SpgError(
+            f"Dataset {name} names {counted(len(twice), 'image')} more than once: {listed(twice)}. "
+            f"Remove the repeated set, or the repeated line of the split file."
+        )
+    for path in times:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise SpgError(
+                f"Dataset {name}: the file name {path.encode(errors='surrogateescape')!r} is not "
+                f"valid UTF-8. Rename the file."
+            ) from None
 
 
 def _order(entry: Entry) -> tuple[str, bool, str, str]:

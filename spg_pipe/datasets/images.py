@@ -19,7 +19,6 @@ from PIL import ExifTags, Image, ImageOps
 from spg_pipe.errors import SpgError
 
 T = TypeVar("T")
-
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
 _EXTENSIONS = """
@@ -153,7 +152,7 @@ def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 def soft_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """The resized mask before its threshold: uint8, 0 to 255. See `resize_mask`."""
     height, width = (size, size) if isinstance(size, int) else size
-    eight_bit = Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8))
+    eight_bit = Image.fromarray(np.multiply(mask > 0, 255, dtype=np.uint8))
     return np.array(eight_bit.resize((width, height), Image.Resampling.BILINEAR))
 
 
@@ -216,8 +215,8 @@ def _decode(path: Path, what: str, convert: Callable[[Image.Image], T]) -> T:
         ) from None
     except Image.DecompressionBombError as error:
         raise SpgError(
-            f"The {what} {path} is too large: {error} If the file is what it should be, cut it "
-            f"into tiles; if not, remove it."
+            f"The {what} {path} is too large: {error} Cut it into tiles; or, if it should not be "
+            f"that large, remove it."
         ) from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise SpgError(_unreadable(path, what, error)) from error

@@ -160,7 +160,7 @@ def check(
     if different:
         notes += different
     elif compared:
-        notes.append(f"{name}: image counts as in the official release ({split} split)")
+        notes.append(f"{name}: image counts as in the official release (split: {split})")
     return notes
 
 

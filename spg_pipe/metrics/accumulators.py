@@ -161,11 +161,6 @@ class HistogramAccumulator:
             )
         areas, regions = region_areas(mask)
         self.counts += Counts(1, scores.size, len(areas), regions)
-        if self.counts.regions > _MAX_REGIONS:
-            raise SpgError(
-                f"more than {_MAX_REGIONS:,} anomalous regions in one category, which the "
-                "histogram cannot weigh. Set metrics.accumulator: sort."
-            )
         keys = score_keys(scores.ravel())
         self._cover(int(keys.min()), int(keys.max()))
         bins = (keys >> self._level) - self._base
@@ -194,7 +189,7 @@ class HistogramAccumulator:
 
     def groups(self) -> Groups:
         """One group for each bin that holds a pixel."""
-        bins = np.flatnonzero(self.normal + self.anomalous)[::-1]
+        bins = self._occupied()
         return Groups(
             score=lowest_score((bins + self._base) << self._level),
             normal=self.normal[bins],
@@ -203,8 +198,22 @@ class HistogramAccumulator:
         )
 
     def compute(self) -> PixelMetrics:
-        """The metrics of all images so far, with `error_bounds`; more may be added afterwards."""
-        metrics = grouped_metrics(self.groups(), self.counts, "histogram")
+        """The metrics of all images so far, with `error_bounds`; more may be added afterwards.
+
+        Raises
+        ------
+        SpgError : more regions than the histogram's integers can weigh (4 million).
+        """
+        if self.counts.regions > _MAX_REGIONS:
+            raise SpgError(
+                f"{self.counts.regions:,} anomalous regions in one category; the histogram can "
+                f"weigh {_MAX_REGIONS:,}. Set metrics.accumulator: sort."
+            )
+        groups = self.groups()
+        # Near 1 floats lie farther apart than bins: what shares a bin there is equal.
+        after = lowest_score((self._occupied() + self._base + 1) << self._level)
+        tied = np.nextafter(groups.score, np.float32(2)) >= after
+        metrics = grouped_metrics(groups, self.counts, "histogram", tied)
         # A region's weights are off by area/2^41 of their sum, and so is the sum of all.
         rounding = self._max_area / _UNIT
         bounds = {
@@ -212,6 +221,9 @@ class HistogramAccumulator:
             for name, bound in metrics.error_bounds.items()
         }
         return replace(metrics, error_bounds=bounds)
+
+    def _occupied(self) -> np.ndarray:
+        return np.flatnonzero(self.normal + self.anomalous)[::-1]
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.normal, self.anomalous, self.overlap

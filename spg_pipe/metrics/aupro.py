@@ -89,14 +89,24 @@ def aupro(groups: Groups, limit: float) -> float:
     return area_up_to(_vertices(groups), limit)
 
 
-def aupro_range(groups: Groups, limit: float) -> tuple[float, float]:
-    """The lowest and highest AUPRO that any order of the pixels inside each group can give."""
+def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, float]:
+    """The lowest and highest AUPRO that any order of the pixels inside the groups can give.
+
+    Parameters
+    ----------
+    groups, limit : as for `aupro`.
+    tied : (G,) bool; groups whose pixels all have one score, so that nothing is in doubt.
+    """
     if groups.one_class:
         return float("nan"), float("nan")
     fpr, pro = _vertices(groups)
-    x, y = np.repeat(fpr, 2), np.repeat(pro, 2)
-    # Normal pixels first: along the lower edge of each group's box, then up; or the reverse.
-    return area_up_to(Curve(x[1:], y[:-1]), limit), area_up_to(Curve(x[:-1], y[1:]), limit)
+    # A corner before each group's end: normal pixels first runs along the lower edge of the
+    # group's box, anomalous pixels first along the upper one; of a tie it falls on its start.
+    low_x = np.where(tied, fpr[:-1], fpr[1:])
+    high_y = np.where(tied, pro[:-1], pro[1:])
+    lowest = Curve(_interleave(fpr, low_x), _interleave(pro, pro[:-1]))
+    highest = Curve(_interleave(fpr, fpr[:-1]), _interleave(pro, high_y))
+    return area_up_to(lowest, limit), area_up_to(highest, limit)
 
 
 def pro_curve(groups: Groups) -> Curve:
@@ -122,3 +132,9 @@ def _vertices(groups: Groups) -> Curve:
         np.concatenate([[0.0], groups.fp / groups.n_normal]),
         np.concatenate([[0.0], groups.pro]),
     )
+
+
+def _interleave(ends: np.ndarray, between: np.ndarray) -> np.ndarray:
+    merged = np.empty(len(ends) + len(between))
+    merged[0::2], merged[1::2] = ends, between
+    return merged

@@ -44,16 +44,18 @@ def lowest_score(keys: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    keys : (K,) int64, 0 … MAX_KEY.
+    keys : (K,) int64, at least 0.
 
     Returns
     -------
-    (K,) float32: `score >= lowest_score(k)` is `score_keys(score) >= k`.
+    (K,) float32: `score >= lowest_score(k)` is `score_keys(score) >= k`; above 1 where the key is
+    above MAX_KEY, which no probability has.
     """
     low = (np.minimum(keys, N_LOW) + _LOW).astype(np.int32).view(np.float32)
-    tail = (MAX_KEY - np.maximum(keys, N_LOW) + _HIGH).astype(np.int32).view(np.float32)
+    tail = (MAX_KEY - np.clip(keys, N_LOW, MAX_KEY) + _HIGH).astype(np.int32).view(np.float32)
     exact = np.where(keys < N_LOW, low, 1.0 - tail.astype(np.float64))
     exact[keys == 0] = 0.0
     exact[keys == MAX_KEY] = 1.0
+    exact[keys > MAX_KEY] = np.nextafter(np.float32(1), np.float32(2))
     rounded = exact.astype(np.float32)
     return np.where(rounded < exact, np.nextafter(rounded, np.float32(2)), rounded)

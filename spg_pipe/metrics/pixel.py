@@ -89,45 +89,51 @@ def plot_curves(groups: Groups) -> dict[str, Curve]:
     }
 
 
-def grouped_metrics(groups: Groups, counts: Counts, accumulator: str) -> PixelMetrics:
+def grouped_metrics(
+    groups: Groups, counts: Counts, accumulator: str, tied: np.ndarray
+) -> PixelMetrics:
     """Metrics of protocol `exact` from groups that hide an order of scores, with error bounds.
 
     For each metric the pixels of every group are put in the order that is best, and in the one
     that is worst, for it; whatever the true scores in a group are, ties included, the exact value
     lies between. The bound is the distance from the stated value to the farther of the two. AP is
     stated as their middle, the others as if each group were a tie.
+
+    Parameters
+    ----------
+    groups : pixels by range of scores.
+    counts : what went into them.
+    accumulator : its name.
+    tied : (G,) bool; groups whose pixels all have one score, so that nothing is in doubt.
     """
     metrics = exact_metrics(groups, counts, accumulator)
     if groups.one_class:
         return metrics
-    low, high = _ap_range(groups)
-    bounds = {"auroc": _auroc_bound(groups), "ap": (high - low) / 2, "f1_max": _f1_bound(groups)}
+    # What the best order puts above a group's anomalous pixels: none of its own normal ones.
+    fp_best = np.where(tied, groups.fp, groups.fp - groups.normal)
+    low, high = _ap_range(groups, fp_best, tied)
+    pairs = np.dot((groups.fp - fp_best).astype(np.float64), groups.anomalous)
+    f1_best = (2 * groups.tp / (groups.n_anomalous + groups.tp + fp_best)).max()
+    bounds = {
+        # A pair of pixels in one group counts 1/2 where it is 0 or 1.
+        "auroc": float(pairs / 2 / groups.n_normal / groups.n_anomalous),
+        "ap": (high - low) / 2,
+        # A group's end is a real threshold, so grouping can only miss a higher F1 inside.
+        "f1_max": max(float(f1_best) - metrics.f1_max, 0.0),
+    }
     for limit, value in metrics.aupro.items():
-        least, most = aupro.aupro_range(groups, limit)
+        least, most = aupro.aupro_range(groups, limit, tied)
         bounds[f"aupro_{limit}"] = max(value - least, most - value, 0.0)
     return replace(metrics, ap=(low + high) / 2, error_bounds=bounds)
 
 
-def _auroc_bound(groups: Groups) -> float:
-    """A pair in one group counts 1/2 where it is 0 or 1."""
-    pairs = np.dot(groups.normal.astype(np.float64), groups.anomalous)
-    return float(pairs / 2 / groups.n_normal / groups.n_anomalous)
-
-
-def _ap_range(groups: Groups) -> tuple[float, float]:
+def _ap_range(groups: Groups, fp_best: np.ndarray, tied: np.ndarray) -> tuple[float, float]:
     hit = groups.anomalous > 0
     tp, fp, inside = groups.tp[hit], groups.fp[hit], groups.anomalous[hit]
     # Best: the anomalous pixels tie, above all normal ones of their group.
-    high = inside * (tp / (tp + fp - groups.normal[hit]))
+    high = inside * (tp / (tp + fp_best[hit]))
     # Worst: all different, below the normal ones: the sum over j = 1 … inside of
     # (above + j)/(above + fp + j), where 1/(m + j) summed is at most the midpoint integral.
     low = inside - fp * np.log1p(inside / (tp - inside + fp + 0.5))
+    low = np.where(tied[hit], high, low)
     return float(low.sum() / groups.n_anomalous), float(high.sum() / groups.n_anomalous)
-
-
-def _f1_bound(groups: Groups) -> float:
-    """A group's end is a real threshold, so grouping can only miss a higher F1 inside."""
-    value, _ = curves.f1_max(groups)
-    fp_above = groups.fp - groups.normal
-    high = (2 * groups.tp / (groups.n_anomalous + groups.tp + fp_above)).max()
-    return float(max(high - value, 0.0))

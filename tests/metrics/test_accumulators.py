@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import HistogramAccumulator, PixelMetrics, SortAccumulator, accumulate
+from spg_pipe.metrics import Counts, HistogramAccumulator, PixelMetrics, SortAccumulator, accumulate
 from spg_pipe.metrics.logit_keys import MAX_KEY, lowest_score, score_keys
 
 Images = list[tuple[np.ndarray, np.ndarray]]
@@ -88,10 +88,26 @@ def test_histogram_bound_is_small_for_ordinary_maps() -> None:
     assert not histogram.needs_fallback
 
 
+def test_one_bin_a_float_is_exact() -> None:
+    """Where every bin holds one float there is no doubt: constant maps, and those close to 1."""
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[3:20, 4:9] = 1
+    constant = np.full((32, 32), 0.3, dtype=np.float32)
+    near_one = (1 - np.random.default_rng(0).integers(0, 30, (32, 32)) * 2.0**-24).astype("f4")
+    near_one[0, 0] = 1e-11
+    for scores in (constant, near_one):
+        histogram = assert_within_bounds([(scores, mask)])
+        assert histogram.error_bound < 1e-8
+        got, exact = values(histogram), values(accumulate(lambda s=scores: [(s, mask)], "sort"))
+        assert got == pytest.approx(exact, abs=1e-8)
+
+
 def test_a_poor_histogram_is_replaced_by_a_sort_in_a_second_pass() -> None:
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[:3] = 1
-    images = [(np.full((16, 16), 0.2, dtype=np.float32), mask)]
+    scores = np.full((16, 16), 0.2, dtype=np.float32)
+    scores[0, 0], scores[0, 1:5] = 1.0, 0.0  # the widest range, hence the widest bins
+    images = [(scores, mask)]
     passes = []
 
     def make_iter() -> Images:
@@ -162,6 +178,7 @@ def test_histogram_memory_does_not_grow_with_images() -> None:
     assert accumulator.counts.images == 104
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=20))
 def test_keys_keep_the_order_of_scores(scores: list[float]) -> None:
     ordered = np.sort(np.array(scores, dtype=np.float32) + np.float32(0))
@@ -173,6 +190,7 @@ def test_keys_keep_the_order_of_scores(scores: list[float]) -> None:
     assert len(np.unique(keys[distinct])) == len(np.unique(ordered[distinct]))
 
 
+@settings(deadline=None)
 @given(st.integers(0, MAX_KEY), st.integers(0, 13))
 def test_a_bins_lowest_score_starts_the_bin(key: int, level: int) -> None:
     start = key >> level << level
@@ -200,6 +218,13 @@ def test_scores_beyond_probabilities_are_for_the_sort() -> None:
         HistogramAccumulator().update(scores, mask)
     # 0.0 and -0.0 tie: pairs won 1 + 1 + 1 + 1/2 of 4.
     assert filled(SortAccumulator, [(scores, mask)]).compute().auroc == pytest.approx(0.875)
+
+
+def test_more_regions_than_integers_can_weigh_are_refused() -> None:
+    accumulator = filled(HistogramAccumulator, made_up(1))
+    accumulator.counts += Counts(regions=2**22)
+    with pytest.raises(SpgError, match=r"4,194,\d+ anomalous regions .*accumulator: sort"):
+        accumulator.compute()
 
 
 def test_negative_anomalous_scores_keep_their_order() -> None:

@@ -88,6 +88,7 @@ def aupro_written_out(images: Images, limit: float) -> float:
     return area / limit
 
 
+@settings(deadline=None)
 @given(categories())
 def test_auroc_and_ap_are_those_of_scikit_learn(images: Images) -> None:
     if one_class(images):
@@ -98,6 +99,7 @@ def test_auroc_and_ap_are_those_of_scikit_learn(images: Images) -> None:
     assert got.ap == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(categories())
 def test_f1_max_and_its_threshold_are_those_of_scikit_learn(images: Images) -> None:
     if one_class(images):
@@ -121,6 +123,7 @@ def test_aupro_is_mvtecs_at_every_limit(images: Images) -> None:
         assert got.aupro[limit] == pytest.approx(aupro_written_out(images, limit), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(categories(), st.sampled_from(["sort", "histogram"]))
 def test_one_class_is_nan_not_zero_and_not_a_crash(images: Images, kind: str) -> None:
     if not one_class(images):
@@ -131,6 +134,7 @@ def test_one_class_is_nan_not_zero_and_not_a_crash(images: Images, kind: str) ->
     assert got.error_bound == 0
 
 
+@settings(deadline=None)
 @given(categories())
 def test_f1_threshold_selects_what_it_says(images: Images) -> None:
     if one_class(images):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spg_pipe.metrics import label_regions, regions_per_image, vanished_regions
@@ -20,6 +20,7 @@ def test_diagonal_neighbours_are_one_region() -> None:
     np.testing.assert_array_equal(labels, np.eye(5))
 
 
+@settings(deadline=None)
 @given(masks)
 def test_areas_of_a_region_weigh_one(mask: np.ndarray) -> None:
     areas, n = region_areas(mask)
@@ -28,11 +29,13 @@ def test_areas_of_a_region_weigh_one(mask: np.ndarray) -> None:
     assert regions_per_image([mask]) == [n]
 
 
+@settings(deadline=None)
 @given(masks, st.integers(1, 3))
 def test_enlarging_makes_no_region_vanish(mask: np.ndarray, factor: int) -> None:
     assert vanished_regions(mask, mask.repeat(factor, axis=0).repeat(factor, axis=1)) == 0
 
 
+@settings(deadline=None)
 @given(masks)
 def test_an_empty_resized_mask_lost_all(mask: np.ndarray) -> None:
     assert vanished_regions(mask, np.zeros((3, 3), dtype=np.uint8)) == label_regions(mask)[1]

@@ -43,7 +43,7 @@ def pro_written_out(maps: np.ndarray, masks: np.ndarray, fast: bool) -> tuple[fl
     return float(auc(fpr, pro)), len(thresholds)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     hnp.arrays(np.float32, (2, 6, 6), elements=st.floats(0, 1, width=32)),
     hnp.arrays(np.uint8, (2, 6, 6), elements=st.integers(0, 1)),

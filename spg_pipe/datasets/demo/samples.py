@@ -1,0 +1,81 @@
+"""The images of a demo set, in memory: what the writer writes and the tests measure."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from spg_pipe.datasets.demo.catalogue import DemoSet
+from spg_pipe.datasets.demo.painters_mvtec import PAINTERS as MVTEC_PAINTERS
+from spg_pipe.datasets.demo.painters_visa import PAINTERS as VISA_PAINTERS
+from spg_pipe.datasets.demo.photographs import read_photograph, view
+from spg_pipe.datasets.demo.shapes import canvas_of
+
+PAINTERS = {**MVTEC_PAINTERS, **VISA_PAINTERS}
+_WINDOW = 0.56
+"""Side of the window a defect is painted in, in image sides."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a demo set."""
+
+    category: str
+    split: str
+    """`train` or `test`."""
+    defect: str
+    """`good`, or the painter's name."""
+    number: int
+    """Counts from 0 within split and defect."""
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    mask: np.ndarray
+    """(S, S) bool: the pixels that the painter touched."""
+
+
+def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
+    """Every image of a demo set, category by category.
+
+    Each image has its own random generator, seeded by the seed and its place in the set.
+    """
+    for category, photograph in demo.categories.items():
+        pixels = read_photograph(photograph)
+        for split, defect, number in _places(demo):
+            place = zlib.crc32(f"{demo.name}/{category}/{split}/{defect}".encode())
+            rng = np.random.default_rng([seed, place, number])
+            image = view(pixels, demo.image_size, rng)
+            mask = np.zeros(image.shape[:2], bool)
+            if defect != "good":
+                image, mask = _painted(image, defect, rng)
+            levels = np.rint(image * 255).astype(np.uint8)
+            yield Sample(category, split, defect, number, levels, mask)
+
+
+def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
+    """(split, defect, number) of the images of a category."""
+    for number in range(demo.train):
+        yield "train", "good", number
+    for number in range(demo.normal):
+        yield "test", "good", number
+    for number in range(demo.anomalous):
+        kinds = len(demo.painters)
+        yield "test", demo.painters[number % kinds], number // kinds
+
+
+def _painted(
+    image: np.ndarray, defect: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (S, S, 3) with one defect, and its mask (S, S) bool."""
+    size = round(_WINDOW * image.shape[0])
+    top, left = rng.integers(0, image.shape[0] - size + 1, 2)
+    paint = PAINTERS[defect](canvas_of(image, top, left, size), rng)
+    window = (slice(top, top + size), slice(left, left + size))
+    alpha = paint.alpha[..., None]
+    painted = image.copy()
+    painted[window] = np.clip((1 - alpha) * image[window] + alpha * paint.pixels, 0, 1)
+    mask = np.zeros(image.shape[:2], bool)
+    mask[window] = paint.alpha > 0
+    return painted, mask

@@ -1,0 +1,75 @@
+"""`spg-pipe demo`: the whole pipeline in a folder of its own, whatever params.yaml holds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from spg_pipe.artifacts import write_text
+from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
+from spg_pipe.params import load_params
+from spg_pipe.recipes import fill_recipe, recipes_folder
+
+
+def run_demo(folder: Path, console: Console) -> None:
+    """Run recipes/demo.yaml with DVC in `folder` and print a table per direction.
+
+    Raises
+    ------
+    SpgError
+        If the pipeline fails; its own messages come first.
+    """
+    checkout = recipes_folder().parent
+    _lay_out(folder, checkout)
+    console.say(f"Running the demo's pipeline in {folder} (dvc repro) …")
+    result = _dvc(folder, "repro", quiet=console.verbosity == 0)
+    if result.returncode != 0:
+        raise SpgError(f"The demo's pipeline failed (messages above). It ran in {folder}.")
+    _print_tables(folder, console)
+
+
+def _lay_out(folder: Path, checkout: Path) -> None:
+    """Put the pipeline's files there; unchanged files keep DVC from doing anything again."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / ".dvc").is_dir():
+        raise SpgError(f"{folder} is not empty and is no demo folder. Choose another --folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "params.yaml", fill_recipe("demo", {}))
+    shutil.copy2(checkout / "dvc.yaml", folder / "dvc.yaml")
+    shutil.copytree(
+        checkout / "stages",
+        folder / "stages",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    if not (folder / ".dvc").is_dir():
+        if _dvc(folder, "init", "--no-scm", "--quiet", quiet=True).returncode != 0:
+            raise SpgError(f"`dvc init` failed in {folder}.")
+        shutil.copy2(checkout / ".dvc" / "config", folder / ".dvc" / "config")
+        with (folder / ".dvc" / "config").open("a") as config:
+            config.write("[core]\n    no_scm = true\n")
+
+
+def _dvc(folder: Path, *arguments: str, quiet: bool) -> "subprocess.CompletedProcess[bytes]":
+    # The stages call `python`: it must be this environment's.
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    output = subprocess.DEVNULL if quiet else None
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, stdout=output, check=False)
+
+
+def _print_tables(folder: Path, console: Console) -> None:
+    from spg_pipe.paths import Paths
+    from spg_pipe.pipeline import image_size, read_metrics
+    from spg_pipe.report.text import text_table
+
+    params = load_params(folder / "params.yaml")
+    paths = Paths(params, image_size(params))
+    for direction in params.directions:
+        for seed in params.seeds:
+            rows = read_metrics(folder / paths.metrics(direction.aux, direction.target, seed))
+            console.result(rows, text_table(rows) + "\n")
+    report = (folder / paths.report / "index.html").resolve()
+    console.result({"report": str(report)}, f"Report: {report}")

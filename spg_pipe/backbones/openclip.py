@@ -39,6 +39,11 @@ class OpenClipViT:
         self._visual = visual.eval().requires_grad_(False).to(device)
         self._device = device
 
+    @property
+    def positional_embedding(self) -> Tensor:
+        """(1 + N, width) float32: the table after resizing, the class token's row first."""
+        return self._visual.positional_embedding.detach()
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """See `spg_pipe.backbones.base.Backbone`."""
@@ -194,6 +199,17 @@ def build_open_clip(request: Request) -> OpenClipViT:
         licence=info.licence,
     )
     return OpenClipViT(visual, spec, request.device)
+
+
+def preprocess_for(model: str, size: int) -> Preprocess:
+    """Return the published preprocessing of ``NAME/PRETRAINED`` at `size` pixels.
+
+    8-bit pixels are resized with Pillow's bicubic filter (docs/method.md §1).
+    """
+    name, _, tag = model.partition("/")
+    published = open_clip.get_pretrained_cfg(name, tag)
+    mean, std = tuple(published["mean"]), tuple(published["std"])
+    return Preprocess(size, "uint8", "bicubic", mean, std)
 
 
 def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:

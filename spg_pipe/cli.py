@@ -4,12 +4,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from spg_pipe.cli_options import (
+    AuxOption,
+    BackboneOption,
+    DetectorOption,
+    DeviceOption,
+    JsonOption,
+    LayersOption,
+    ParamsOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+    SplitOption,
+    StoreOption,
+    VerboseOption,
+    WeightsOption,
+    WorkersOption,
+    make_session,
+)
 from spg_pipe.console import Console, run
 from spg_pipe.errors import SpgError
-from spg_pipe.params import DEFAULT_PARAMS, Params, load_params, parse_params
-from spg_pipe.pipeline import Session
+from spg_pipe.find import datasets_of
+from spg_pipe.params import DEFAULT_PARAMS, load_params
+from spg_pipe.session import targets_of, training_runs
 
 app = typer.Typer(
     name="spg-pipe",
@@ -19,91 +38,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
-]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Alias or model name; see `spg-pipe backbones`.")
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option("--weights", help="Local weights (.safetensors, .pth) of the backbone."),
-]
-SizeOption = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="S, pixels; a multiple of the patch size.")
-]
-LayersOption = Annotated[
-    str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option("--split", help="A dataset (its test split), NAME/train, or a folder."),
-]
-AuxOption = Annotated[str | None, typer.Option("--aux", help="Auxiliary dataset of the recipe.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed [default: the recipe's].")]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="A feature store, instead of the recipe's.")
-]
-DetectorOption = Annotated[
-    Path | None, typer.Option("--detector", help="A detector's folder, instead of the recipe's.")
-]
-
-
-def _session(
-    params_file: Path,
-    *,
-    overrides: list[str] | None = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    image_size: int | None = None,
-    layers: str | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    verbose: bool = False,
-    quiet: bool = False,
-    as_json: bool = False,
-) -> Session:
-    """The recipe with the command's options on top."""
-    recipe = load_params(params_file)
-    content = recipe.model_dump(mode="json")
-    section = content["backbone"]
-    if backbone is not None and backbone != section["alias"]:
-        # Another backbone has other layers and sizes: its own defaults apply.
-        section.update(alias=backbone, image_size=None, layers=None, norm=None, weights=None)
-    given: dict[str, Any] = {
-        "weights": str(weights) if weights else None,
-        "image_size": image_size,
-        "layers": [part.strip() for part in layers.split(",")] if layers else None,
-    }
-    section.update({key: value for key, value in given.items() if value is not None})
-    for item in overrides or []:
-        _override(content, item)
-    params = parse_params(content, "the command's options")
-    console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    return Session(params, console, device, workers, variant=params != recipe)
-
-
-def _override(content: dict[str, Any], item: str) -> None:
-    place, equals, value = item.partition("=")
-    *sections, key = place.split(".")
-    if not equals or not key:
-        raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
-    target = content
-    for name in sections:
-        if not isinstance(target.get(name), dict):
-            raise SpgError(f"--set {item}: params.yaml has no section {name!r}.")
-        target = target[name]
-    target[key] = yaml.safe_load(value)
 
 
 @app.command()
@@ -129,11 +63,11 @@ def prepare(
     """List a dataset's images and masks with their content hashes (Manifest)."""
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
     )
     pipeline.write_demo_sets(session)
-    paths = [pipeline.prepare(session, d) for d in pipeline.datasets_of(session.params, split)]
+    paths = [pipeline.prepare(session, d) for d in datasets_of(session.params, split)]
     session.console.result({"manifests": [str(path) for path in paths]})
 
 
@@ -162,7 +96,7 @@ def extract(
     """
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -175,7 +109,7 @@ def extract(
         quiet=quiet,
         as_json=as_json,
     )
-    chosen = pipeline.datasets_of(session.params, split)
+    chosen = datasets_of(session.params, split)
     if out is not None and len(chosen) != 1:
         raise SpgError("--out names one store: add --split NAME.")
     pipeline.write_demo_sets(session)
@@ -199,7 +133,7 @@ def train_sae(
     """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder)."""
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -208,7 +142,7 @@ def train_sae(
         quiet=quiet,
         as_json=as_json,
     )
-    runs = pipeline.training_runs(session.params, aux, seed, store)
+    runs = training_runs(session.params, aux, seed, store)
     paths = [pipeline.train_sae(session, name, one, store=store) for name, one in runs]
     session.console.result({"saes": [str(path) for path in paths]})
 
@@ -232,7 +166,7 @@ def train_guides(
     """Fit the guides with the auxiliary sets' masks (Detector)."""
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -241,10 +175,8 @@ def train_guides(
         quiet=quiet,
         as_json=as_json,
     )
-    runs = pipeline.training_runs(session.params, aux, seed, store or sae)
-    paths = [
-        pipeline.train_guides(session, name, one, store=store, sae=sae) for name, one in runs
-    ]
+    runs = training_runs(session.params, aux, seed, store or sae)
+    paths = [pipeline.train_guides(session, name, one, store=store, sae=sae) for name, one in runs]
     session.console.result({"detectors": [str(path) for path in paths]})
 
 
@@ -269,7 +201,7 @@ def score(
     """
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -280,7 +212,7 @@ def score(
     )
     paths = [
         path
-        for target, source in pipeline.targets_of(session.params, split, aux)
+        for target, source in targets_of(session.params, split, aux)
         for path in pipeline.score(
             session, target, aux=source, seed=seed, detector=detector, store=store
         )
@@ -307,7 +239,7 @@ def evaluate(
     from spg_pipe import pipeline
     from spg_pipe.report.text import text_table
 
-    session = _session(
+    session = make_session(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -317,7 +249,7 @@ def evaluate(
     )
     written: dict[str, Any] = {}
     tables = []
-    for target, source in pipeline.targets_of(session.params, split, aux):
+    for target, source in targets_of(session.params, split, aux):
         for path in pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores):
             rows = pipeline.read_metrics(path)
             written[str(path)] = rows
@@ -336,7 +268,7 @@ def report(
     """Write a static HTML page: tables, curves, the best and the worst maps."""
     from spg_pipe import pipeline
 
-    session = _session(
+    session = make_session(
         params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
     )
     path = pipeline.report(session)
@@ -448,7 +380,9 @@ def backbones(as_json: JsonOption = False) -> None:
             f"{info.alias:26} {info.image_size:4} px  layers {layers:8} {access:15} "
             f"{info.licence}\n{'':26} {info.note}"
         )
-    lines.append("Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED.")
+    lines.append(
+        "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
+    )
     Console(json=as_json).result([asdict(info) for info in rows], "\n".join(lines))
 
 
@@ -468,10 +402,19 @@ def datasets(
     if params.exists():
         for d in load_params(params).datasets:
             there = d.root.is_dir()
-            rows.append({"name": d.name, "layout": d.layout, "split": d.split,
-                         "root": str(d.root), "on_disk": there})
-            lines.append(f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
-                         + ("" if there else "  (not on disk)"))
+            rows.append(
+                {
+                    "name": d.name,
+                    "layout": d.layout,
+                    "split": d.split,
+                    "root": str(d.root),
+                    "on_disk": there,
+                }
+            )
+            lines.append(
+                f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
+                + ("" if there else "  (not on disk)")
+            )
     for layout in layouts:
         lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
     content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}

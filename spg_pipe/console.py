@@ -146,12 +146,16 @@ def choose_device(device: str) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise SpgError(f"Device {device!r} cannot be used here: {first}. Try --device cpu.") from error
+        raise SpgError(
+            f"Device {device!r} cannot be used here: {first}. Try --device cpu."
+        ) from error
     return device
 
 
 def cpu_workers(workers: int | None) -> int:
     """Threads for decoding: as asked, or one for each core that this process may use."""
-    return workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-        workers or os.cpu_count() or 1
+    return (
+        workers or len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else (workers or os.cpu_count() or 1)
     )

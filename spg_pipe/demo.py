@@ -62,8 +62,9 @@ def _dvc(folder: Path, *arguments: str, quiet: bool) -> "subprocess.CompletedPro
 
 def _print_tables(folder: Path, console: Console) -> None:
     from spg_pipe.paths import Paths
-    from spg_pipe.pipeline import image_size, read_metrics
+    from spg_pipe.pipeline import read_metrics
     from spg_pipe.report.text import text_table
+    from spg_pipe.session import image_size
 
     params = load_params(folder / "params.yaml")
     paths = Paths(params, image_size(params))

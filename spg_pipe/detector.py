@@ -130,7 +130,7 @@ class Detector:
         differences = [
             f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
             for key in ours
-            # Only the label of the weights may differ: the same bytes can come from a hub or a file.
+            # The same bytes of weights can come from a hub or from a file.
             if key not in ("alias", "weights", "licence") and ours[key] != theirs.get(key)
         ]
         if differences:
@@ -176,11 +176,11 @@ class Detector:
             tensors = load_file(Path(path) / "detector.safetensors")
             layers = {
                 name: LayerGuides(
-                    *(
-                        tensors[f"{name}.{key}"]
-                        for key in ("vectors", "atom_ids", "atom_codes", "atoms")
-                    ),
-                    grid=tuple(value["grid"]),
+                    vectors=tensors[f"{name}.vectors"],
+                    atom_ids=tensors[f"{name}.atom_ids"],
+                    atom_codes=tensors[f"{name}.atom_codes"],
+                    atoms=tensors[f"{name}.atoms"],
+                    grid=(value["grid"][0], value["grid"][1]),
                 )
                 for name, value in config["layers"].items()
             }

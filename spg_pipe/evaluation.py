@@ -42,9 +42,7 @@ class Evaluation:
         """Write <run>.json, <run>.csv and curves/<run>-{roc,pr,pro}.csv beside each other."""
         document = {
             "mean": next((row for row in self.rows if row["kind"] == "mean"), None),
-            "categories": {
-                row["category"]: row for row in self.rows if row["kind"] == "category"
-            },
+            "categories": {row["category"]: row for row in self.rows if row["kind"] == "category"},
             "provenance": self.provenance,
         }
         write_csv(path.with_suffix(".csv"), self.rows)
@@ -87,6 +85,7 @@ def evaluate_scores(
         )
     if params.resolution == "original" and manifest is None:
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
+    masks_from = manifest if params.resolution == "original" else None
     table = scores.table
     context = _context(scores, params)
     rows: list[Row] = []
@@ -95,7 +94,7 @@ def evaluate_scores(
     done = 0
     for category in dict.fromkeys(table["category"]):
         chosen = np.flatnonzero(table["category"] == category)
-        pixel = _pixel_metrics(scores, store, chosen, params, manifest)
+        pixel = _pixel_metrics(scores, store, chosen, params, masks_from)
         missing = table["mask_state"].to_numpy()[chosen] == MaskState.MISSING
         anomalous = table["label"].to_numpy()[chosen] == 1
         row = category_metrics(
@@ -139,7 +138,10 @@ def _pixel_metrics(
     params: MetricParams,
     manifest: Manifest | None,
 ) -> PixelMetrics | None:
-    """Of the images whose mask is known; None where there is none."""
+    """Of the images whose mask is known; None where there is none.
+
+    With a manifest at the images' own sizes, otherwise at S×S.
+    """
     states = store.array("mask_state")[images]
     images = images[states != MaskState.MISSING]
     if len(images) == 0:
@@ -149,7 +151,7 @@ def _pixel_metrics(
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
             maps = scores.maps(batch)
-            if params.resolution == "model":
+            if manifest is None:
                 yield from zip(maps, store.masks(batch), strict=True)
                 continue
             for image, small in zip(batch, maps, strict=True):
@@ -159,10 +161,9 @@ def _pixel_metrics(
     return accumulate(pairs, params.accumulator, params.protocol)
 
 
-def _original_mask(manifest: Manifest | None, store: FeatureStore, image: int) -> np.ndarray:
+def _original_mask(manifest: Manifest, store: FeatureStore, image: int) -> np.ndarray:
     from spg_pipe.datasets.images import read_mask
 
-    assert manifest is not None
     row = manifest.table.iloc[image]
     if row["path"] != store.table["path"][image]:
         raise SpgError(

@@ -49,14 +49,15 @@ def _store(path: Path) -> dict[str, Any]:
     layers = {}
     for layer, shape in store.spec.layers.items():
         mean, std = store.array(f"mean_{layer}"), store.array(f"std_{layer}")
+        mean_norm, std_norm = float(np.linalg.norm(mean)), float(np.linalg.norm(std))
         layers[layer] = {
             "grid": f"{shape.grid[0]}×{shape.grid[1]}",
             "patches": shape.patches,
             "dim": shape.dim,
             "prefix": list(shape.prefix),
-            "mean_norm": float(np.linalg.norm(mean)),
-            "std_norm": float(np.linalg.norm(std)),
-            "gamma": float(np.linalg.norm(mean) / max(np.linalg.norm(std), 1e-12)),
+            "mean_norm": mean_norm,
+            "std_norm": std_norm,
+            "gamma": mean_norm / max(std_norm, 1e-12),
             "constant_dims": int((std == 0).sum()),
         }
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -68,7 +69,11 @@ def _store(path: Path) -> dict[str, Any]:
         "normal": int((table["label"] == 0).sum()),
         "anomalous": int((table["label"] == 1).sum()),
         "unknown": int((table["label"] == 255).sum()),
-        "masks": {"empty": states.get(0, 0), "given": states.get(1, 0), "missing": states.get(2, 0)},
+        "masks": {
+            "empty": states.get(0, 0),
+            "given": states.get(1, 0),
+            "missing": states.get(2, 0),
+        },
         "categories": table["category"].value_counts(sort=False).to_dict(),
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
         "image_size": store.image_size,

@@ -86,9 +86,7 @@ def predict(
     for start in range(0, len(images), batch_images):
         batch = images[start : start + batch_images]
         pixels = [read_image(path, exif=True) for path in batch]
-        maps, scores, cls = next(
-            score_images(detector, _tokens(backbone, pixels, device), params)
-        )
+        maps, scores, cls = next(score_images(detector, _tokens(backbone, pixels, device), params))
         for i, path in enumerate(batch):
             full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
             relative = path.relative_to(base)
@@ -97,13 +95,14 @@ def predict(
             row, column = np.unravel_index(int(full.argmax()), full.shape)
             results.append(
                 Prediction(
-                    relative.as_posix(),
-                    float(scores[i]),
-                    float(cls[i]),
-                    *full.shape,
-                    int(row),
-                    int(column),
-                    name.as_posix(),
+                    path=relative.as_posix(),
+                    score=float(scores[i]),
+                    score_cls=float(cls[i]),
+                    height=full.shape[0],
+                    width=full.shape[1],
+                    peak_row=int(row),
+                    peak_column=int(column),
+                    overlay=name.as_posix(),
                 )
             )
         if progress:

@@ -122,7 +122,7 @@ class Scores:
         """Layer → (n, h, w) float32 patch probabilities of some images."""
         import zarr
 
-        group = zarr.open_group(self.path / "maps.zarr", mode="r")
+        group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
         low, high = int(images.min()), int(images.max()) + 1
         return {
             layer: torch.from_numpy(
@@ -191,9 +191,7 @@ def score_store(
     grids: dict[str, list[np.ndarray]] = {layer: [] for layer in detector.layers}
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
     for images in ordered_batches(store, params.batch_images):
-        tokens = {
-            layer: image_tokens(store, layer, images).to(device) for layer in detector.layers
-        }
+        tokens = {layer: image_tokens(store, layer, images).to(device) for layer in detector.layers}
         with torch.inference_mode():
             patches, cls = detector.probabilities(tokens, shapes)
         local = {layer: values.cpu() for layer, values in patches.items()}

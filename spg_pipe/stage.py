@@ -9,7 +9,7 @@ from typing import Any
 
 from spg_pipe.console import Console, run
 from spg_pipe.params import DEFAULT_PARAMS, load_params
-from spg_pipe.pipeline import Session
+from spg_pipe.session import Session
 
 
 def run_stage(main: Callable[..., Any]) -> None:

@@ -1,10 +1,11 @@
 """Stage `evaluate`: Scores → Metrics."""
 
 from spg_pipe import pipeline
+from spg_pipe.session import Session
 from spg_pipe.stage import run_stage
 
 
-def main(session: pipeline.Session, aux: str, target: str, seed: int) -> None:
+def main(session: Session, aux: str, target: str, seed: int) -> None:
     """Scores → Metrics."""
     pipeline.evaluate(session, target, aux=aux, seed=seed)
 

@@ -1,14 +1,13 @@
 """Stage `extract`: Manifest → FeatureStore."""
 
 from spg_pipe import pipeline
+from spg_pipe.session import Session
 from spg_pipe.stage import run_stage
 
 
-def main(session: pipeline.Session, dataset: str) -> None:
+def main(session: Session, dataset: str) -> None:
     """Manifest → FeatureStore."""
-    pipeline.extract(
-        session, session.params.dataset(dataset), replace=True, from_manifest=True
-    )
+    pipeline.extract(session, session.params.dataset(dataset), replace=True, from_manifest=True)
 
 
 if __name__ == "__main__":

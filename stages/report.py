@@ -1,10 +1,11 @@
 """Stage `report`: Metrics and Scores → static HTML."""
 
 from spg_pipe import pipeline
+from spg_pipe.session import Session
 from spg_pipe.stage import run_stage
 
 
-def main(session: pipeline.Session) -> None:
+def main(session: Session) -> None:
     """Metrics and Scores → static HTML."""
     pipeline.report(session)
 

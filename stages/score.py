@@ -1,10 +1,11 @@
 """Stage `score`: Detector + FeatureStore → Scores."""
 
 from spg_pipe import pipeline
+from spg_pipe.session import Session
 from spg_pipe.stage import run_stage
 
 
-def main(session: pipeline.Session, aux: str, target: str, seed: int) -> None:
+def main(session: Session, aux: str, target: str, seed: int) -> None:
     """Detector + FeatureStore → Scores."""
     pipeline.score(session, target, aux=aux, seed=seed)
 

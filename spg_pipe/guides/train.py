@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,11 @@ class GuideTrainer:
         settings = protocol(method.protocol)
         return cls(leaf, atoms, dead, grid, optimizer, params, method, settings)
 
+    @property
+    def result(self) -> Tensor:
+        """The averaged codes (4, C); the initial ones before the first step."""
+        return self.codes.detach() if self.ema is None else self.ema
+
     def losses(self, tokens: Tensor, labels: Tensor, masks: Tensor) -> GuideLosses:
         """Losses of one batch (docs/method.md §3).
 
@@ -94,7 +99,7 @@ class GuideTrainer:
         )
         detection = detection_loss(cosines(feature, guides[:2]), labels)
         patches = anomaly_probability(cosines(tokens[:, 1:], guides[2:]), self.method.tau)
-        probability = upsample(to_grid(patches, self.grid), tuple(masks.shape[1:]))
+        probability = upsample(to_grid(patches, self.grid), (masks.shape[1], masks.shape[2]))
         segmentation = segmentation_loss(
             probability, masks, single_image_by_row=self.settings.single_image_dice_by_row
         ).total
@@ -197,8 +202,11 @@ def _curve_row(
 ) -> dict[str, float]:
     active = np.mean([float((t.codes > 0).float().mean()) for t in trainers.values()])
     names = ("total", "detection", "segmentation", "sparsity")
-    return {"epoch": epoch + 1, **dict(zip(names, means.tolist(), strict=True)),
-            "positive_codes": float(active)}
+    return {
+        "epoch": epoch + 1,
+        **dict(zip(names, means.tolist(), strict=True)),
+        "positive_codes": float(active),
+    }
 
 
 def _check(store: FeatureStore, saes: SaeRun) -> None:
@@ -230,9 +238,8 @@ def _detector(
 ) -> Detector:
     layers = {}
     for layer, trainer in trainers.items():
-        assert trainer.ema is not None
         layers[layer] = LayerGuides.from_codes(
-            trainer.ema.cpu(),
+            trainer.result.cpu(),
             trainer.atoms.cpu(),
             trainer.dead.cpu(),
             params.top_k,

@@ -83,7 +83,7 @@ class SparseAutoencoder(torch.nn.Module):
     @torch.no_grad()
     def renormalise(self) -> None:
         """Make the dictionary's rows unit length in place; the optimiser's state is left alone."""
-        self.dictionary /= self.dictionary.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.dictionary.div_(self.dictionary.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
 
 def normalised_rows(rows: Tensor) -> Tensor:
@@ -91,9 +91,7 @@ def normalised_rows(rows: Tensor) -> Tensor:
     return rows / (rows.norm(dim=1, keepdim=True) + 1e-8)
 
 
-def auxk_loss(
-    sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor, auxk: int
-) -> Tensor:
+def auxk_loss(sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor, auxk: int) -> Tensor:
     """How badly dead latents explain what is left over, for each token.
 
     The top `auxk` of `pre · dead` are decoded and compared with the residual e = x − x̂.

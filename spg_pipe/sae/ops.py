@@ -33,7 +33,7 @@ class _Latents(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
         x, indices = ctx.saved_tensors
         return None, scatter_rows(grads[0], indices, x, ctx.latents), None, None
 
@@ -47,7 +47,7 @@ class _Decode(torch.autograd.Function):
         return F.embedding_bag(indices, dictionary, per_sample_weights=values, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
         values, indices, dictionary = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_values = _row_dots(grad, dictionary, indices)
@@ -126,6 +126,4 @@ def _row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
         check_invariants=False,
     )
     dots = torch.sparse.sampled_addmm(pattern, rows, dictionary.t(), beta=0.0)
-    return torch.empty_like(rows[:, :1].expand(n, k)).scatter(
-        1, order, dots.values().reshape(n, k)
-    )
+    return torch.empty_like(rows[:, :1].expand(n, k)).scatter(1, order, dots.values().reshape(n, k))

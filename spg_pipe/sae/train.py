@@ -43,9 +43,7 @@ class SaeTrainer:
     params: SaeParams
 
     @classmethod
-    def start(
-        cls, sae: SparseAutoencoder, params: SaeParams, dead_rule: str
-    ) -> "SaeTrainer":
+    def start(cls, sae: SparseAutoencoder, params: SaeParams, dead_rule: str) -> "SaeTrainer":
         """A trainer at step 0."""
         age = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=sae.encoder.device)
         optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, betas=BETAS, fused=True)
@@ -120,9 +118,11 @@ def train_sae(
         measured = measure(sae, store, layer, params, settings.dead_mask_counts_cls, device)
         layers[layer], dead[layer] = sae.cpu(), measured.dead
         quality[layer] = measured.summary() | seen
-    return SaeRun(layers, dead, _config(store, params, settings.to_dict(), seed, quality)), (
-        quality
-    ), curve.getvalue()
+    return (
+        SaeRun(layers, dead, _config(store, params, settings.to_dict(), seed, quality)),
+        (quality),
+        curve.getvalue(),
+    )
 
 
 def _fit(
@@ -157,9 +157,7 @@ def _fit(
     return {"tokens_seen": seen, "steps": step, "epochs": seen / epoch_tokens}
 
 
-def _epochs(
-    params: SaeParams, store: FeatureStore, layer: str, seed: int
-) -> Iterator[Tensor]:
+def _epochs(params: SaeParams, store: FeatureStore, layer: str, seed: int) -> Iterator[Tensor]:
     epoch = 0
     while True:
         yield from token_batches(

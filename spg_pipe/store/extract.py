@@ -109,15 +109,12 @@ def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:
     }
 
 
-def _allocate(
-    spec: StoreSpec, count: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _allocate(spec: StoreSpec, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     tokens = {
         name: np.empty((count, s.patches, s.dim), np.float32) for name, s in spec.layers.items()
     }
     prefix = {
-        name: np.empty((count, len(s.prefix), s.dim), np.float32)
-        for name, s in spec.layers.items()
+        name: np.empty((count, len(s.prefix), s.dim), np.float32) for name, s in spec.layers.items()
     }
     return tokens, prefix
 

@@ -109,6 +109,7 @@ def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> No
     an image's bytes lie at a fixed offset of its shard.
     """
     import zarr
+    from zarr.codecs import ZstdCodec
 
     group = zarr.create_group(root, attributes=attributes | {"complete": False})
     for name, shape in spec.layers.items():
@@ -139,7 +140,7 @@ def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> No
         chunks=(1, size, size),
         shards=(spec.shard_images, size, size),
         dtype="uint8",
-        compressors=zarr.codecs.ZstdCodec(level=3),
+        compressors=ZstdCodec(level=3),
         fill_value=0,
         dimension_names=("image", "y", "x"),
     )

@@ -35,8 +35,13 @@ class ShardEntry:
 def crc32c(data: bytes | memoryview | np.ndarray) -> int:
     """CRC-32C (Castagnoli) of bytes, the checksum that Zarr uses."""
     if isinstance(data, np.ndarray):
-        data = memoryview(np.ascontiguousarray(data)).cast("B")
+        data = raw_bytes(data)
     return int(google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data))
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """An array's bytes in C order, without a copy where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def shard_index(images: int, shard_images: int, image_bytes: int) -> bytes:
@@ -64,11 +69,10 @@ def write_token_shard(
         The images of `rows`, in order.
     """
     name = token_shard_name(layer, shard)
-    data = np.ascontiguousarray(tokens)
-    body = memoryview(data).cast("B")
-    index = shard_index(len(rows), shard_images, data[0].nbytes)
+    body = raw_bytes(tokens)
+    index = shard_index(len(rows), shard_images, tokens[0].nbytes)
     write_bytes(root / name, body, index)
-    checksum = google_crc32c.extend(crc32c(data), index)
+    checksum = google_crc32c.extend(crc32c(body), index)
     return ShardEntry(name, len(body) + len(index), int(checksum), (rows.start, rows.stop))
 
 

@@ -70,6 +70,7 @@ def require_intact(path: Path, result: Verification) -> None:
     """
     if result.faults:
         raise SpgError(
-            f"{path} is damaged:\n  " + "\n  ".join(result.faults)
+            f"{path} is damaged:\n  "
+            + "\n  ".join(result.faults)
             + "\nMake it again with `spg-pipe extract --replace` and the same options."
         )

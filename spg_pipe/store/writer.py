@@ -80,8 +80,9 @@ class StoreWriter:
     ) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
         found = schema.read_attributes(path)
-        self.up_to_date = bool(found and found.get("fingerprint") == spec.fingerprint
-                               and found.get("complete"))
+        self.up_to_date = bool(
+            found and found.get("fingerprint") == spec.fingerprint and found.get("complete")
+        )
         if self.up_to_date:
             return
         resumable = found is not None and found.get("fingerprint") == spec.fingerprint
@@ -165,15 +166,13 @@ class StoreWriter:
         # Zarr skips chunks that equal the fill value; a shard of normal images has empty masks
         # and must be on disk all the same, or nobody could tell it from a lost one.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            group = zarr.open_group(self.path, mode="r+")
+            group: Any = zarr.open_group(self.path, mode="r+")
             group["mask"][rows.start : rows.stop] = masks
         entries = [file_entry(self.path, f"mask/c/{shard}/0/0", rows)]
         for layer in self.spec.layers:
             stored = self._cast(tokens[layer], layer)
             entries.append(
-                write_token_shard(
-                    self.path, layer, shard, stored, rows, self.spec.shard_images
-                )
+                write_token_shard(self.path, layer, shard, stored, rows, self.spec.shard_images)
             )
             self._stats[layer].add(shard, rows, stored)
             group[f"prefix_{layer}"][rows.start : rows.stop] = self._cast(prefix[layer], layer)

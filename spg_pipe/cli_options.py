@@ -1,0 +1,97 @@
+"""Options that several commands share, and the session that they make."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
+from spg_pipe.params import load_params, parse_params
+from spg_pipe.session import Session
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
+]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Alias or model name; see `spg-pipe backbones`.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Local weights (.safetensors, .pth) of the backbone."),
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="S, pixels; a multiple of the patch size.")
+]
+LayersOption = Annotated[
+    str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="A dataset (its test split), NAME/train, or a folder."),
+]
+AuxOption = Annotated[str | None, typer.Option("--aux", help="Auxiliary dataset of the recipe.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed [default: the recipe's].")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="A feature store, instead of the recipe's.")
+]
+DetectorOption = Annotated[
+    Path | None, typer.Option("--detector", help="A detector's folder, instead of the recipe's.")
+]
+
+
+def make_session(
+    params_file: Path,
+    *,
+    overrides: list[str] | None = None,
+    backbone: str | None = None,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    layers: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> Session:
+    """The recipe with the command's options on top."""
+    recipe = load_params(params_file)
+    content = recipe.model_dump(mode="json")
+    section = content["backbone"]
+    if backbone is not None and backbone != section["alias"]:
+        # Another backbone has other layers and sizes: its own defaults apply.
+        section.update(alias=backbone, image_size=None, layers=None, norm=None, weights=None)
+    given: dict[str, Any] = {
+        "weights": str(weights) if weights else None,
+        "image_size": image_size,
+        "layers": [part.strip() for part in layers.split(",")] if layers else None,
+    }
+    section.update({key: value for key, value in given.items() if value is not None})
+    for item in overrides or []:
+        _override(content, item)
+    params = parse_params(content, "the command's options")
+    console = Console(0 if quiet else 2 if verbose else 1, as_json)
+    return Session(params, console, device, workers, variant=params != recipe)
+
+
+def _override(content: dict[str, Any], item: str) -> None:
+    place, equals, value = item.partition("=")
+    *sections, key = place.split(".")
+    if not equals or not key:
+        raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
+    target = content
+    for name in sections:
+        if not isinstance(target.get(name), dict):
+            raise SpgError(f"--set {item}: params.yaml has no section {name!r}.")
+        target = target[name]
+    target[key] = yaml.safe_load(value)

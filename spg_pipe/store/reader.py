@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_MASK_CACHE_BYTES = 256 * 1024**2
+
+
 class FeatureStore:
     """Tokens, masks and labels of a dataset split.
 
@@ -143,7 +146,25 @@ class FeatureStore:
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """Masks (n, S, S) uint8 in {0, 1}; all zero where `mask_state` is not 1."""
-        return np.stack([self._group["mask"][int(image)] for image in images])
+        size = self.image_size
+        packed = self._packed_masks
+        if packed is None:
+            return np.stack([self._group["mask"][int(image)] for image in images])
+        bits = np.unpackbits(packed[images], axis=1, count=size * size)
+        return bits.reshape(len(images), size, size)
+
+    @cached_property
+    def _packed_masks(self) -> np.ndarray | None:
+        """All masks, a bit a pixel, if they fit: guides read every one of them in every epoch."""
+        row_bytes = -(-(self.image_size**2) // 8)
+        if len(self) * row_bytes > _MASK_CACHE_BYTES:
+            return None
+        packed = np.empty((len(self), row_bytes), np.uint8)
+        step = self.spec.shard_images
+        for start in range(0, len(self), step):
+            masks = np.asarray(self._group["mask"][start : start + step])
+            packed[start : start + len(masks)] = np.packbits(masks.reshape(len(masks), -1), axis=1)
+        return packed
 
     @cached_property
     def table(self) -> "pd.DataFrame":

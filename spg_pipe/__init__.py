@@ -1,1 +1,69 @@
+"""Zero-shot anomaly detection with sparse-projected guides over a precomputed feature store.
 
+The nouns of the project, imported when first used:
+
+>>> from spg_pipe import Manifest, FeatureStore, Detector  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spg_pipe.backbones import BackboneSpec, load_backbone
+    from spg_pipe.datasets import Manifest, build_manifest
+    from spg_pipe.detector import Detector
+    from spg_pipe.errors import SpgError
+    from spg_pipe.evaluation import evaluate_scores
+    from spg_pipe.guides.train import train_guides
+    from spg_pipe.params import Params, load_params
+    from spg_pipe.sae.model import SaeRun, SparseAutoencoder
+    from spg_pipe.sae.train import train_sae
+    from spg_pipe.scoring import Scores, score_store
+    from spg_pipe.store.extract import extract
+    from spg_pipe.store.reader import FeatureStore
+
+_HOMES = {
+    "BackboneSpec": "backbones",
+    "Detector": "detector",
+    "FeatureStore": "store.reader",
+    "Manifest": "datasets",
+    "Params": "params",
+    "SaeRun": "sae.model",
+    "Scores": "scoring",
+    "SparseAutoencoder": "sae.model",
+    "SpgError": "errors",
+    "build_manifest": "datasets",
+    "evaluate_scores": "evaluation",
+    "extract": "store.extract",
+    "load_backbone": "backbones",
+    "load_params": "params",
+    "score_store": "scoring",
+    "train_guides": "guides.train",
+    "train_sae": "sae.train",
+}
+
+__all__ = [
+    "BackboneSpec",
+    "Detector",
+    "FeatureStore",
+    "Manifest",
+    "Params",
+    "SaeRun",
+    "Scores",
+    "SparseAutoencoder",
+    "SpgError",
+    "build_manifest",
+    "evaluate_scores",
+    "extract",
+    "load_backbone",
+    "load_params",
+    "score_store",
+    "train_guides",
+    "train_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"spg_pipe.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'spg_pipe' has no attribute {name!r}")

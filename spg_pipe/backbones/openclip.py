@@ -44,7 +44,7 @@ class OpenClipViT:
         """(1 + N, width) float32: the table after resizing, the class token's row first."""
         return self._visual.positional_embedding.detach()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """See `spg_pipe.backbones.base.Backbone`."""
         x = place_images(images, self._device, self.spec)
@@ -212,6 +212,18 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     return Preprocess(size, "uint8", "bicubic", mean, std)
 
 
+def build_tower(config: dict[str, Any]) -> VisionTransformer:
+    """Build the image tower of an open_clip model config with random weights."""
+    # The text tower beside it is thrown away; the real one would cost half a gigabyte.
+    text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+    return open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=text,
+        quick_gelu=config.get("quick_gelu", False),
+    ).visual
+
+
 def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:
     """Build the image tower of an open_clip model config and load it strictly.
 
@@ -227,14 +239,7 @@ def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:
     SpgError
         If the weights do not fit the tower.
     """
-    # The text tower beside it is thrown away; the real one would cost half a gigabyte.
-    text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
-    visual = open_clip.CLIP(
-        embed_dim=config["embed_dim"],
-        vision_cfg=config["vision_cfg"],
-        text_cfg=text,
-        quick_gelu=config.get("quick_gelu", False),
-    ).visual
+    visual = build_tower(config)
     state = weights.state
     part = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     load_strictly(visual, part or state, weights.label)

@@ -27,7 +27,7 @@ class TimmCnn:
         self._indices = indices
         self._device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """See `spg_pipe.backbones.base.Backbone`."""
         x = place_images(images, self._device, self.spec)

@@ -27,7 +27,7 @@ class TimmViT:
         # A prefix may be registers alone: then there is no class token among them.
         self._has_cls = getattr(model, "cls_token", None) is not None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """See `spg_pipe.backbones.base.Backbone`."""
         x = place_images(images, self._device, self.spec)

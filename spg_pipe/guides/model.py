@@ -71,6 +71,16 @@ def cosines(tokens: Tensor, guides: Tensor) -> Tensor:
     return unit(tokens) @ unit(guides).t()
 
 
+def training_cosines(tokens: Tensor, guides: Tensor) -> Tensor:
+    """`cosines` in the operations of the published code, for training alone.
+
+    Adam magnifies the last bits of near-zero gradients: at the published sizes the codes after
+    five steps are within 1e-6 of the reference this way, and up to 4e-6 off with one matrix
+    product, which is what scoring uses because it is six times faster.
+    """
+    return torch.stack([F.cosine_similarity(tokens, guide, dim=-1) for guide in guides], dim=-1)
+
+
 def anomaly_probability(similarity: Tensor, tau: float = TAU) -> Tensor:
     """softmax([normal, anomaly]/τ) of the anomaly entry.
 

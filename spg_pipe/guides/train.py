@@ -14,12 +14,12 @@ from spg_pipe.errors import SpgError
 from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.model import (
     anomaly_probability,
-    cosines,
     detection_feature,
     effective_codes,
     guide_vectors,
     initial_codes,
     to_grid,
+    training_cosines,
     upsample,
 )
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
@@ -97,8 +97,10 @@ class GuideTrainer:
             self.method.detection,
             first_image=self.settings.mean_token_of_first_image,
         )
-        detection = detection_loss(cosines(feature, guides[:2]), labels)
-        patches = anomaly_probability(cosines(tokens[:, 1:], guides[2:]), self.method.tau)
+        detection = detection_loss(training_cosines(feature, guides[:2]), labels)
+        patches = anomaly_probability(
+            training_cosines(tokens[:, 1:], guides[2:]), self.method.tau
+        )
         probability = upsample(to_grid(patches, self.grid), (masks.shape[1], masks.shape[2]))
         segmentation = segmentation_loss(
             probability, masks, single_image_by_row=self.settings.single_image_dice_by_row

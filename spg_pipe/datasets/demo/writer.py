@@ -127,8 +127,18 @@ def _write(demo: DemoSet, root: Path, seed: int) -> None:
             rows.append(_write_visa(demo, sample, root))
     if rows:
         _write_split(root / "split_csv" / "1cls.csv", rows)
+    (root / "LICENSE.txt").write_text(_licence_text(demo), encoding="utf-8")
     record = _record(demo, seed, root)
     (root / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _licence_text(demo: DemoSet) -> str:
+    lines = [
+        f"{demo.name}: generated images. They are cut from photographs that scikit-image ships and",
+        "carry painted defects; category, photograph and its licence as scikit-image states it:",
+        *(f"  {name}: {p.file}, {p.licence}" for name, p in demo.categories.items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _write_mvtec(sample: Sample, root: Path) -> None:

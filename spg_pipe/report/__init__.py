@@ -1,0 +1,1 @@
+"""The HTML report, tables for the terminal, and heat maps."""

@@ -1,0 +1,255 @@
+"""The HTML report: one folder that opens anywhere, without scripts and without a network."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spg_pipe.artifacts import fresh_folder
+from spg_pipe.params import Params
+from spg_pipe.paths import Paths
+from spg_pipe.report import examples, facts, figures, inputs, render, tables
+from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+
+Progress = Callable[[int, int], None]
+
+_TITLES = {
+    "best": "Best maps: defects that the map covers best",
+    "worst": "Worst maps: defects that the map misses most",
+    "highest": "Anomalous images with the highest scores (no masks)",
+    "lowest": "Anomalous images with the lowest scores (no masks)",
+    "false-alarm": "Strongest false alarm: the normal image with the highest score",
+    "unlabelled": "Unlabelled images with the highest scores",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A file of curves and what it shows in words."""
+
+    file: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class CategoryMaps:
+    """The pictures of one category, by kind."""
+
+    category: str
+    groups: tuple[tuple[str, tuple[examples.Picture, ...]], ...]
+
+
+@dataclass(frozen=True)
+class DirectionSection:
+    """What the page says about one direction."""
+
+    name: str
+    """For links: safe in HTML and URLs."""
+    title: str
+    metrics: tables.Table
+    counts: tables.Table
+    curves: Figure | None
+    maps: tuple[CategoryMaps, ...]
+    map_seed: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """What the page says about one auxiliary set."""
+
+    title: str
+    quality: tables.Table
+    curves: Figure | None
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What the manifest of one dataset says."""
+
+    title: str
+    notes: tuple[str, ...]
+
+
+def build_report(
+    params: Params, paths: Paths, out: Path, *, progress: Progress | None = None
+) -> Path:
+    """Write the report of a recipe as a folder: index.html, maps/, curves/.
+
+    Parameters
+    ----------
+    params : Params
+    paths : Paths
+        Where the recipe's artefacts are.
+    out : Path
+        The folder; replaced as a whole.
+    progress : callable (categories done, categories in all), optional
+
+    Returns
+    -------
+    Path
+        `out`/index.html
+
+    Raises
+    ------
+    SpgError
+        If no direction has metrics, or metrics and scores do not belong together.
+    """
+    directions = inputs.read_directions(params, paths)
+    auxiliaries = inputs.read_auxiliaries(paths, directions)
+    total = sum(len(_categories(direction)) for direction in directions)
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    with fresh_folder(out) as folder:
+        (folder / "maps").mkdir()
+        (folder / "curves").mkdir()
+        (folder / "scale.png").write_bytes(_png(render.colour_bar()))
+        sections = [_direction_section(runs, folder, advance) for runs in directions]
+        page = _render(
+            params=params,
+            remarks=_remarks(params, directions),
+            overview=tables.overview_table([(runs.mean, runs.published) for runs in directions]),
+            fitting=facts.fitting_table(directions),
+            sections=sections,
+            training=_training_sections(auxiliaries, folder),
+            data=_data_sections(params, paths, directions),
+            licences=facts.licences(directions),
+            recipe=facts.recipe_table(params, directions),
+            provenance=facts.provenance_table(directions, auxiliaries),
+            versions=facts.versions_table(directions),
+        )
+        (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
+    return out / "index.html"
+
+
+def _categories(runs: DirectionRuns) -> list[str]:
+    return list(dict.fromkeys(runs.runs[0].scores.table["category"]))
+
+
+def _direction_section(
+    runs: DirectionRuns, folder: Path, advance: Callable[[], None]
+) -> DirectionSection:
+    way = runs.direction
+    name = f"{way.aux}--{way.target}"
+    title = f"{way.aux} → {way.target}"
+    scores = runs.runs[0].scores
+    quality = examples.qualities(scores, runs.store)
+    exif = runs.store.spec.exif if runs.store else runs.dataset.layout == "folder"
+    maps, unreadable = [], []
+    for number, category in enumerate(_categories(runs)):
+        chosen = examples.choose(scores.table, category, quality)
+        stem = f"{name}-{number:02d}"
+        pictures, failed = examples.draw(runs, chosen, folder / "maps", stem, exif)
+        unreadable += failed
+        kinds = dict.fromkeys(picture.example.kind for picture in pictures)
+        groups = tuple(
+            (_TITLES[kind], tuple(p for p in pictures if p.example.kind == kind)) for kind in kinds
+        )
+        maps.append(CategoryMaps(category, groups))
+        advance()
+    curves = figures.pixel_curves(runs.runs, f"Curves {title}")
+    alt = f"Pixel ROC, precision-recall and PRO curves of {title}: a line a category and the mean"
+    return DirectionSection(
+        name=name,
+        title=title,
+        metrics=tables.metrics_table(runs.rows, runs.published),
+        counts=tables.counts_table(runs.runs[0].rows),
+        curves=_figure(folder, f"{name}-pixel", curves, alt),
+        maps=tuple(maps),
+        map_seed=runs.runs[0].seed,
+        remarks=tuple(_direction_remarks(runs, unreadable)),
+    )
+
+
+def _direction_remarks(runs: DirectionRuns, unreadable: Sequence[str]) -> list[str]:
+    remarks = []
+    if runs.missing_seeds:
+        listed = ", ".join(map(str, runs.missing_seeds))
+        remarks.append(f"No metrics yet for seed {listed}: the table is over the others.")
+    if runs.store is None:
+        remarks.append(
+            "The target's feature store is no longer there, and with it the masks: images are "
+            "ranked by their scores, and no outline is drawn."
+        )
+    if not runs.dataset.root.is_dir():
+        remarks.append(
+            f"The folder of {runs.dataset.name} is not there any more: the maps are shown alone, "
+            "over plain grey."
+        )
+    elif unreadable:
+        remarks.append(
+            f"{len(unreadable)} photographs could not be read, for instance {unreadable[0]}: their "
+            "maps are shown alone, over plain grey."
+        )
+    return remarks
+
+
+def _training_sections(auxiliaries: Sequence[AuxiliaryRun], folder: Path) -> list[TrainingSection]:
+    sections = []
+    for aux in dict.fromkeys(run.aux for run in auxiliaries):
+        runs = [run for run in auxiliaries if run.aux == aux]
+        curves = figures.training_curves(runs, f"Training on {aux}")
+        alt = f"Training curves on {aux}: SAE loss, dead latents, guide losses; a line a seed"
+        figure = _figure(folder, f"{aux}-training", curves, alt)
+        sections.append(TrainingSection(aux, facts.sae_table(aux, runs), figure))
+    return sections
+
+
+def _figure(folder: Path, name: str, content: bytes | None, alt: str) -> Figure | None:
+    if content is None:
+        return None
+    file = f"curves/{name}.svg"
+    (folder / file).write_bytes(content)
+    return Figure(file, alt)
+
+
+def _data_sections(
+    params: Params, paths: Paths, directions: Sequence[DirectionRuns]
+) -> list[DataSection]:
+    sections = []
+    names = dict.fromkeys(n for d in directions for n in (d.direction.aux, d.direction.target))
+    for name in names:
+        dataset = params.dataset(name)
+        manifest = inputs.read_manifest(paths, dataset)
+        notes = manifest.notes if manifest else ("There is no manifest: `spg-pipe prepare` makes it.",)
+        count = f", {len(manifest):,} images" if manifest else ""
+        title = f"{name} ({dataset.layout} layout, {dataset.split} split{count})"
+        sections.append(DataSection(title, tuple(notes)))
+    return sections
+
+
+def _remarks(params: Params, directions: Sequence[DirectionRuns]) -> list[str]:
+    missing = inputs.missing_directions(params, directions)
+    return [f"No metrics yet for {way.aux} → {way.target}." for way in missing]
+
+
+def _render(**content: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("spg_pipe", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    environment.globals["shown"] = examples.SHOWN
+    return environment.get_template("report.html.jinja").render(**content)
+
+
+def _png(pixels: Any) -> bytes:
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()

@@ -1,0 +1,229 @@
+"""Which images of a category the page shows, and their pictures.
+
+Anomalous images with a mask are ranked by `patch_quality`; the others by their score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spg_pipe.datasets.images import read_image, resize_mask
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
+from spg_pipe.errors import SpgError
+from spg_pipe.report import render
+from spg_pipe.report.inputs import DirectionRuns
+from spg_pipe.scoring import Scores, raw_maps, resize_maps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spg_pipe.store.reader import FeatureStore
+
+SHOWN = 3
+"""Images of a kind and category."""
+LONGEST = 320
+"""Longest side of a picture in the page's folder, pixels."""
+_CHUNK = 256
+_JPEG = {"quality": 88, "subsampling": 0}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the page."""
+
+    image: int
+    """Row of the scores' table."""
+    kind: str
+    """"best", "worst", "highest", "lowest", "false-alarm" or "unlabelled"."""
+    path: str
+    score: float
+    quality: float
+    """NaN where there is no mask."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An example's files, relative to the page."""
+
+    example: Example
+    photograph: str | None
+    """None where the photograph could not be read."""
+    heat_map: str
+    width: int
+    height: int
+    outlined: bool
+    """The mask's outline is drawn in the heat map."""
+
+
+def patch_quality(scores: Scores, store: "FeatureStore", images: np.ndarray) -> np.ndarray:
+    """Average precision of each image's own map on the patch grid.
+
+    Every patch has its probability (mean over layers, before upsampling and blur) and the share
+    of its pixels that are defect: the average precision of the patch map painted in full size
+    without interpolation. It costs a sort of some hundred values instead of S² of them, and no
+    defect is too small to count.
+
+    Parameters
+    ----------
+    images : (n,) int
+        Rows with a mask.
+
+    Returns
+    -------
+    (n,) float64 in [0, 1]; NaN where the mask has no pixel at S×S
+    """
+    out = np.full(len(images), np.nan)
+    for start in range(0, len(images), _CHUNK):
+        part = images[start : start + _CHUNK]
+        patches = scores.patches(part)
+        grid = max((tuple(values.shape[1:]) for values in patches.values()), key=np.prod)
+        maps = raw_maps(patches, grid).numpy()
+        for row, image in enumerate(part):
+            share = _shares(store.masks(np.array([image]))[0], grid)
+            out[start + row] = weighted_precision(maps[row].ravel(), share.ravel())
+    return out
+
+
+def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
+    """Step-wise average precision of cells (n,) of which a share (n,) in [0, 1] is positive."""
+    if share.sum() == 0:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    found, seen = np.cumsum(share[order]), np.arange(1, len(order) + 1)
+    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores enter together
+    return float(np.sum(np.diff(found[last], prepend=0.0) * found[last] / seen[last]) / found[-1])
+
+
+def _shares(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Share of defect pixels in every cell of a grid (h, w): float32 from (S, S)."""
+    from PIL import Image
+
+    whole = Image.fromarray(mask.astype(np.float32))
+    return np.asarray(whole.resize((grid[1], grid[0]), Image.Resampling.BOX))
+
+
+def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Example]:
+    """The images of a category to show.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `Scores.table`.
+    quality : (n,) float
+        Of every row of the table, NaN where there is none.
+
+    Returns
+    -------
+    list of Example
+        Up to 3 best and 3 worst anomalous images, never one as both; by their scores where none
+        has a mask. The normal image with the highest score. Up to 3 unlabelled images with the
+        highest scores.
+    """
+    inside = (table["category"] == category).to_numpy()
+    label, score = table["label"].to_numpy(), table["score"].to_numpy()
+    anomalous = inside & (label == LABEL_ANOMALOUS)
+    ranked = anomalous & ~np.isnan(quality)
+    names, value = ("best", "worst"), quality
+    if not ranked.any():
+        ranked, names, value = anomalous, ("highest", "lowest"), score
+    order = _descending(value, ranked)
+    best = order[: min(SHOWN, -(-len(order) // 2))]
+    chosen = [(names[0], row) for row in best]
+    chosen += [(names[1], row) for row in order[len(best) :][::-1][:SHOWN]]
+    normal = _descending(score, inside & (label == LABEL_NORMAL))
+    chosen += [("false-alarm", row) for row in normal[:1]]
+    unknown = _descending(score, inside & (label == LABEL_UNKNOWN))
+    chosen += [("unlabelled", row) for row in unknown[:SHOWN]]
+    return [
+        Example(
+            image=int(row),
+            kind=kind,
+            path=str(table["path"].iloc[row]),
+            score=float(score[row]),
+            quality=float(quality[row]),
+        )
+        for kind, row in chosen
+    ]
+
+
+def _descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(among)
+    return rows[np.argsort(-values[rows], kind="stable")]
+
+
+def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
+    """`patch_quality` of every anomalous image with a mask, NaN for all other rows; (n,)."""
+    out = np.full(len(scores.table), np.nan)
+    if store is not None:
+        given = (scores.table["mask_state"] == MaskState.GIVEN) & (
+            scores.table["label"] == LABEL_ANOMALOUS
+        )
+        rows = np.flatnonzero(given)
+        out[rows] = patch_quality(scores, store, rows)
+    return out
+
+
+def draw(
+    runs: DirectionRuns, examples: Sequence[Example], folder: Path, name: str, exif: bool
+) -> tuple[list[Picture], list[str]]:
+    """Write the pictures of some examples into `folder`/`name`-….jpg.
+
+    Returns
+    -------
+    pictures : list of Picture
+        Paths relative to the folder's parent.
+    unreadable : list of str
+        Relative paths of the photographs that are not there or cannot be decoded; their maps
+        are drawn over plain grey.
+    """
+    scores, store = runs.runs[0].scores, runs.store
+    pictures: list[Picture] = []
+    unreadable: list[str] = []
+    rows = np.array([example.image for example in examples], dtype=int)
+    small = scores.maps(rows) if len(rows) else []  # all at once: a chunk holds many images
+    for number, (example, one) in enumerate(zip(examples, small, strict=True)):
+        row = scores.table.iloc[example.image]
+        photograph = _photograph(runs.dataset.root / example.path, exif)
+        if photograph is None:
+            unreadable.append(example.path)
+            size = render.fitted_size((int(row["height"]), int(row["width"])), LONGEST)
+        else:
+            size = photograph.shape[:2]
+        under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
+        heat_map = render.overlay(under, resize_maps(one[None], size)[0])
+        outlined = store is not None and row["mask_state"] == MaskState.GIVEN
+        if outlined:
+            mask = store.masks(np.array([example.image]))[0]
+            heat_map = render.outline(heat_map, resize_mask(mask, size), width=1)
+        stem = f"{name}-{number}"
+        if photograph is not None:
+            _save(photograph, folder / f"{stem}-image.jpg")
+        _save(heat_map, folder / f"{stem}-map.jpg")
+        pictures.append(
+            Picture(
+                example=example,
+                photograph=f"{folder.name}/{stem}-image.jpg" if photograph is not None else None,
+                heat_map=f"{folder.name}/{stem}-map.jpg",
+                width=size[1],
+                height=size[0],
+                outlined=outlined,
+            )
+        )
+    return pictures, unreadable
+
+
+def _photograph(path: Path, exif: bool) -> np.ndarray | None:
+    """A photograph at the page's size, (H, W, 3) uint8; None if it cannot be read."""
+    try:
+        return render.fit(render.eight_bit(read_image(path, exif=exif)), LONGEST)
+    except SpgError:
+        return None
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, **_JPEG)

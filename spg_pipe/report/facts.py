@@ -1,0 +1,181 @@
+"""What stands behind the numbers, read from the artefacts: settings, training, origin, licences."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from spg_pipe.params import Params
+from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+from spg_pipe.report.tables import UNDEFINED, Table
+
+_SHORT = 16
+"""Hex digits of a fingerprint that are shown."""
+
+
+def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
+    """Settings of the recipe; those of the backbone as the scores' stores hold them."""
+    backbone = directions[0].runs[0].scores.config["backbone"]
+    image = backbone["preprocess"]
+    sae, guides, score, metrics = params.sae, params.guides, params.score, params.metrics
+    length = f"{sae.tokens:,} tokens a layer" if sae.tokens else f"{sae.epochs} epochs"
+    batch = f"{sae.batch_images} images" if sae.batch_images else f"{sae.batch_tokens} tokens"
+    rows = (
+        ("Configuration", params.name),
+        ("Backbone", f"{backbone['alias']} ({backbone['model']})"),
+        ("Weights", f"{backbone['weights']}; licence: {backbone['licence']}"),
+        ("Image size", f"{image['size']} × {image['size']} px, {image['interpolation']}"),
+        ("Layers", f"{', '.join(backbone['layers'])} ({backbone['norm']}-norm)"),
+        ("Position embedding", str(backbone["pos_embed"])),
+        ("Method protocol", f"{params.method.protocol}; τ = {params.method.tau}"),
+        ("Metrics protocol", f"{metrics.protocol}; {metrics.accumulator}; {metrics.resolution}"),
+        ("Sparse autoencoder", f"C = {sae.dict_size}, k = {sae.k}, {length}, batches of {batch}"),
+        ("Guides", f"{guides.epochs} epochs, batches of {guides.batch_images} images"),
+        ("Detection feature", params.method.detection),
+        ("Maps", f"blur σ = {score.sigma} px; image score: {score.image_score}"),
+        ("Seeds", ", ".join(map(str, params.seeds))),
+    )
+    return Table("The recipe.", ("Setting", "Value"), rows)
+
+
+def fitting_table(directions: Sequence[DirectionRuns]) -> Table:
+    """What each detector was fitted on and what it scored, from the scores themselves."""
+    rows = []
+    for direction in directions:
+        for run in direction.runs:
+            config = run.scores.config
+            detector = config["detector"]
+            auxiliary = detector["auxiliary"]
+            left_out = auxiliary.get("left_out", 0)
+            rows.append(
+                (
+                    f"{auxiliary['dataset']} → {config['dataset']}",
+                    str(run.seed),
+                    f"{auxiliary['images']:,} ({auxiliary['split']} split"
+                    + (f"; {left_out:,} left out: no mask or label)" if left_out else ")"),
+                    _by_layer(detector["sae"]["tokens_seen"]),
+                    str(detector["guides"]["epochs"]),
+                    f"{config['images']:,} ({config['split']} split)",
+                )
+            )
+    columns = (
+        "Direction",
+        "Seed",
+        "Auxiliary images",
+        "SAE tokens seen",
+        "Guide epochs",
+        "Target images",
+    )
+    notes = (
+        "The test split of an auxiliary set is the one that has masks; fitting on it is the "
+        "published protocol (docs/method.md §5). The target takes no part in fitting.",
+    )
+    return Table("What was fitted, and on what.", columns, tuple(rows), notes)
+
+
+def _by_layer(counts: dict[str, Any]) -> str:
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values())):,} a layer"
+    return ", ".join(f"{layer}: {count:,}" for layer, count in counts.items())
+
+
+def sae_table(aux: str, runs: Sequence[AuxiliaryRun]) -> Table:
+    """Quality of the SAEs of one auxiliary set, a row a seed and layer."""
+    rows = []
+    for run in runs:
+        for layer, values in run.quality.items():
+            rows.append(
+                (
+                    f"seed {run.seed}, layer {layer}",
+                    f"{values['r2']:.3f}",
+                    f"{values['l0']:.1f}",
+                    f"{values['dead_share']:.1%}",
+                    f"{values['tokens_seen']:,}",
+                    f"{values['epochs']:.2f}",
+                )
+            )
+    gone = [str(run.seed) for run in runs if not run.quality]
+    notes = [
+        "R²: share of the tokens' variance that the reconstruction explains. L0: latents in use a "
+        "token. Dead: latents that no token of the auxiliary set uses."
+    ]
+    if gone:
+        notes.append(f"The SAE of seed {', '.join(gone)} is no longer there.")
+    columns = ("SAE", "R²", "L0", "Dead", "Tokens seen", "Epochs")
+    return Table(f"Sparse autoencoders fitted on {aux}.", columns, tuple(rows), tuple(notes))
+
+
+def licences(directions: Sequence[DirectionRuns]) -> list[tuple[str, bool]]:
+    """Licences of data and weights that the scores carry; True where they forbid commerce."""
+    every = {
+        str(licence)
+        for direction in directions
+        for run in direction.runs
+        for licence in run.scores.config["licences"]
+    }
+    return [(licence, non_commercial(licence)) for licence in sorted(every)]
+
+
+def non_commercial(licence: str) -> bool:
+    """Whether a licence's text speaks of non-commercial use."""
+    text = licence.lower().replace("noncommercial", "non-commercial")
+    return "non-commercial" in text or "-nc" in text
+
+
+def provenance_table(
+    directions: Sequence[DirectionRuns], auxiliaries: Sequence[AuxiliaryRun]
+) -> Table:
+    """Fingerprints of every artefact behind a row of the tables."""
+    trained = {(run.aux, run.seed): run for run in auxiliaries}
+    rows = []
+    for direction in directions:
+        for run in direction.runs:
+            config = run.scores.config
+            detector = trained[direction.direction.aux, run.seed].detector
+            rows.append(
+                (
+                    f"{direction.direction.aux} → {direction.direction.target}, seed {run.seed}",
+                    _short(config["fingerprint"]),
+                    _short(config["inputs"]["detector"]),
+                    _short(config["detector"]["sae"]["fingerprint"]),
+                    _short(detector["inputs"]["store"] if detector else None),
+                    _short(config["inputs"]["store"]),
+                    _short(direction.manifest.fingerprint() if direction.manifest else None),
+                    _short(config["backbone"]["weights_sha256"]),
+                )
+            )
+    columns = (
+        "Run",
+        "Scores",
+        "Detector",
+        "SAE",
+        "Auxiliary store",
+        "Target store",
+        "Target manifest",
+        "Weights",
+    )
+    note = f"The first {_SHORT} of 64 hex digits; the artefacts' config.json hold them whole."
+    return Table("Fingerprints (SHA-256).", columns, tuple(rows), (note,))
+
+
+def versions_table(directions: Sequence[DirectionRuns]) -> Table:
+    """Versions of the libraries that scored and evaluated."""
+    runs = [run for direction in directions for run in direction.runs]
+    scored = _versions(run.scores.config.get("versions", {}) for run in runs)
+    evaluated = _versions(run.provenance.get("versions", {}) for run in runs)
+    rows = tuple(
+        (name, scored.get(name, UNDEFINED), evaluated.get(name, UNDEFINED))
+        for name in dict.fromkeys([*scored, *evaluated])
+    )
+    return Table("Versions.", ("Library", "Scored with", "Evaluated with"), rows)
+
+
+def _versions(found: Iterable[dict[str, str]]) -> dict[str, str]:
+    """Name → version, or several with slashes."""
+    together: dict[str, dict[str, None]] = {}
+    for versions in found:
+        for name, version in versions.items():
+            together.setdefault(name, {})[version] = None
+    return {name: " / ".join(every) for name, every in together.items()}
+
+
+def _short(fingerprint: str | None) -> str:
+    return str(fingerprint)[:_SHORT] if fingerprint else UNDEFINED

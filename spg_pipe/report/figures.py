@@ -1,0 +1,180 @@
+"""Curves as SVG: the same bytes for the same numbers, text as text."""
+
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = {
+    "roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
+    "pr": ("Pixel precision and recall", "recall", "precision"),
+    "pro": ("Per-region overlap (PRO)", "false-positive rate", "mean region overlap"),
+}
+_STYLE = {
+    "svg.hashsalt": "spg-pipe",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a category may be called "a$b$"
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+}
+_GRID = np.union1d(np.linspace(0, 1, 401), np.linspace(0, 0.02, 101))
+"""Common x of the curves, finer where ROC and PRO rise."""
+_MOST_COLOURS = 20
+_PRO_LIMIT = 0.3
+
+
+def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
+    """ROC, PR and PRO curves: a thin line a category (mean over seeds), bold their mean.
+
+    Returns
+    -------
+    bytes or None
+        SVG; None where no category has curves.
+    """
+    lines = {kind: _category_lines([run.curves for run in runs], kind) for kind in PANELS}
+    names = list(dict.fromkeys(name for panel in lines.values() for name in panel))
+    if not names:
+        return None
+
+    def paint(figure: "Figure") -> None:
+        handles: dict[str, Any] = {}
+        for axes, kind in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+            handles |= _panel(axes, kind, lines[kind], names)
+        # matplotlib leaves out labels that begin with an underscore.
+        labels = [f" {name}" if name.startswith("_") else name for name in handles]
+        if len(names) <= _MOST_COLOURS:
+            figure.legend(
+                list(handles.values()), labels, loc="outside lower center", ncols=5, frameon=False
+            )
+
+    return _svg(paint, (11.0, 4.4), title)
+
+
+def _category_lines(seeds: Iterable[list[dict[str, str]]], kind: str) -> dict[str, np.ndarray]:
+    """Category → y on `_GRID`, mean over seeds; NaN beyond a curve's ends."""
+    found: dict[str, list[np.ndarray]] = {}
+    for rows in seeds:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            if row["curve"] == kind:
+                points.setdefault(row["category"], []).append((float(row["x"]), float(row["y"])))
+        for category, curve in points.items():
+            x, y = np.array(curve).T
+            # Precision at recall below the first point is that of the first point.
+            left = y[0] if kind == "pr" else np.nan
+            found.setdefault(category, []).append(np.interp(_GRID, x, y, left, np.nan))
+    return {category: np.mean(curves, axis=0) for category, curves in found.items()}
+
+
+def _panel(
+    axes: "Axes", kind: str, lines: dict[str, np.ndarray], names: Sequence[str]
+) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    title, x_label, y_label = PANELS[kind]
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
+    axes.set_box_aspect(1)
+    handles = {}
+    for number, name in enumerate(names):
+        colour = colormaps["tab20"](number) if len(names) <= _MOST_COLOURS else "#999999"
+        if name in lines:
+            width = 0.9 if len(names) > 1 else 2.2
+            (handles[name],) = axes.plot(_GRID, lines[name], linewidth=width, color=colour)
+    whole = [y for y in lines.values() if not np.isnan(y).all()]
+    if len(whole) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # x where no curve has a value
+            mean = np.nanmean(whole, axis=0)
+        (handles["mean"],) = axes.plot(_GRID, mean, linewidth=2.2, color="black")
+    if kind == "roc":
+        axes.plot([0, 1], [0, 1], linewidth=0.8, linestyle=":", color="#777777")
+    if kind == "pro":
+        axes.axvline(_PRO_LIMIT, linewidth=0.8, linestyle=":", color="#777777")
+    return handles
+
+
+def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
+    """SAE loss and dead share over tokens, guide losses over epochs; a line a seed.
+
+    Returns
+    -------
+    bytes or None
+        SVG; None where no curve was kept.
+    """
+    if not any(run.sae_curve or run.guide_curve for run in runs):
+        return None
+
+    def paint(figure: "Figure") -> None:
+        loss, dead, guides = figure.subplots(1, 3)
+        loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
+        _plain_log(loss)
+        dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
+        guides.set(title="Guide losses", xlabel="epoch")
+        layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
+        for run in runs:
+            for number, layer in enumerate(layers):
+                rows = [row for row in run.sae_curve if row["layer"] == layer]
+                label = f"layer {layer}" if run is runs[0] else None
+                for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
+                    _line(axes, rows, "tokens", column, number, label, 1e-6)
+            for number, column in enumerate(("total", "detection", "segmentation", "sparsity")):
+                label = column if run is runs[0] else None
+                _line(guides, run.guide_curve, "epoch", column, number, label)
+        for axes in (dead, guides):
+            axes.set_ylim(bottom=0)
+        for axes in (loss, dead, guides):
+            if axes.get_lines():
+                axes.legend(frameon=False)
+
+    return _svg(paint, (11.0, 3.4), title)
+
+
+def _line(
+    axes: "Axes",
+    rows: Sequence[dict[str, str]],
+    x: str,
+    y: str,
+    number: int,
+    label: str | None,
+    unit: float = 1.0,
+) -> None:
+    if rows:
+        values = [unit * float(row[x]) for row in rows], [float(row[y]) for row in rows]
+        marker = "." if len(rows) == 1 else None
+        axes.plot(*values, color=f"C{number}", linewidth=1.0, marker=marker, label=label)
+
+
+def _plain_log(axes: "Axes") -> None:
+    """Ticks such as 0.5 and 20: matplotlib writes powers of ten as mathematics, which is off."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:
+    """A figure's SVG without date, version or random identifiers."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    stream = io.BytesIO()
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # Only measures text with the font that lacks a glyph; the reader's browser draws it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=inches, layout="constrained")
+        paint(figure)
+        metadata = {"Date": None, "Creator": None, "Title": title}
+        figure.savefig(stream, format="svg", metadata=metadata, bbox_inches="tight")
+    return stream.getvalue()

@@ -1,0 +1,218 @@
+"""What the report reads: every artefact of a recipe, matched by fingerprint, never by name alone.
+
+Metrics and Scores must be there. A store, a manifest, an SAE or a detector may have been replaced
+or removed since; the page then says so.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spg_pipe.artifacts import read_json
+from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import read_json as read_metrics
+from spg_pipe.metrics import seeds_mean
+from spg_pipe.metrics.tables import Row
+from spg_pipe.params import Dataset, Direction, Params, PublishedFigure
+from spg_pipe.paths import Paths
+
+if TYPE_CHECKING:
+    from spg_pipe.scoring import Scores
+    from spg_pipe.store.reader import FeatureStore
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One detector on one target."""
+
+    seed: int
+    rows: list[Row]
+    curves: list[dict[str, str]]
+    """Columns category, curve, x, y."""
+    scores: "Scores"
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DirectionRuns:
+    """All seeds of one direction."""
+
+    direction: Direction
+    dataset: Dataset
+    """The target, with the root of its photographs."""
+    runs: tuple[SeedRun, ...]
+    missing_seeds: tuple[int, ...]
+    store: "FeatureStore | None"
+    manifest: Manifest | None
+    published: PublishedFigure | None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of the table: one seed's, or means over seeds."""
+        if len(self.runs) == 1:
+            return self.runs[0].rows
+        return seeds_mean([run.rows for run in self.runs])
+
+    @property
+    def mean(self) -> Row:
+        """The mean over categories."""
+        return next(row for row in self.rows if row["kind"] == "mean")
+
+
+@dataclass(frozen=True)
+class AuxiliaryRun:
+    """How one detector was trained."""
+
+    aux: str
+    seed: int
+    detector: dict[str, Any] | None
+    """config.json; None where the detector is gone."""
+    sae: dict[str, Any] | None
+    quality: dict[str, Any]
+    """Layer → R², L0, dead share, tokens seen; empty where the SAE is gone."""
+    sae_curve: list[dict[str, str]]
+    guide_curve: list[dict[str, str]]
+
+
+def read_directions(params: Params, paths: Paths) -> list[DirectionRuns]:
+    """Every direction of the recipe that has metrics.
+
+    Raises
+    ------
+    SpgError
+        If none has, or metrics do not belong to the scores that are there.
+    """
+    found = [_direction(params, paths, direction) for direction in params.directions]
+    with_runs = [direction for direction in found if direction.runs]
+    if not with_runs:
+        first = params.directions[0]
+        place = paths.metrics(first.aux, first.target, params.seeds[0])
+        raise SpgError(
+            f"There are no metrics to report: {place} does not exist, nor do those of the other "
+            "directions and seeds. Run `spg-pipe evaluate`, or the whole pipeline with "
+            "`dvc repro`."
+        )
+    return with_runs
+
+
+def missing_directions(params: Params, found: Sequence[DirectionRuns]) -> list[Direction]:
+    """Directions of the recipe without metrics."""
+    have = [runs.direction for runs in found]
+    return [direction for direction in params.directions if direction not in have]
+
+
+def _direction(params: Params, paths: Paths, direction: Direction) -> DirectionRuns:
+    from spg_pipe.store.reader import FeatureStore
+
+    runs = [_seed_run(paths, direction, seed) for seed in params.seeds]
+    there = tuple(run for run in runs if run is not None)
+    dataset = params.dataset(direction.target)
+    store = None
+    if there:
+        wanted = there[0].scores.config["inputs"]["store"]
+        folder = _by_fingerprint(paths.store(dataset.name), wanted, "zarr.json")
+        store = FeatureStore(folder) if folder else None
+    return DirectionRuns(
+        direction=direction,
+        dataset=dataset,
+        runs=there,
+        missing_seeds=tuple(s for s, run in zip(params.seeds, runs, strict=True) if run is None),
+        store=store,
+        manifest=read_manifest(paths, dataset),
+        published=next(
+            (p for p in params.published if (p.aux, p.target) == (direction.aux, dataset.name)),
+            None,
+        ),
+    )
+
+
+def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
+    """The manifest that `prepare` saved, if it did."""
+    path = paths.manifest(dataset.name, dataset.split)
+    return Manifest.load(path, root=dataset.root) if path.is_file() else None
+
+
+def _seed_run(paths: Paths, direction: Direction, seed: int) -> SeedRun | None:
+    from spg_pipe.scoring import Scores
+
+    path = _pipeline_or_only(paths.metrics(direction.aux, direction.target, seed))
+    if path is None:
+        return None
+    provenance = read_json(path, "Metrics").get("provenance") or {}
+    wanted = str(provenance.get("scores"))
+    first = paths.scores(direction.aux, direction.target, seed)
+    folder = _by_fingerprint(first, wanted, "config.json")
+    if folder is None:
+        raise SpgError(
+            f"{path} was computed from scores with fingerprint {wanted[:8]}, and {first.parent} "
+            f"has none such: they were replaced or removed. Run `spg-pipe score --split "
+            f"{direction.target}` and `spg-pipe evaluate --split {direction.target}` again."
+        )
+    curves = path.parent / "curves" / f"{path.stem}-categories.csv"
+    return SeedRun(seed, read_metrics(path), read_csv(curves), Scores.load(folder), provenance)
+
+
+def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:
+    """The training runs behind the scores, each once, by auxiliary set and seed."""
+    scored = {
+        (direction.direction.aux, run.seed): run.scores.config
+        for direction in directions
+        for run in direction.runs
+    }
+    return [_auxiliary(paths, *key, scored[key]) for key in sorted(scored)]
+
+
+def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> AuxiliaryRun:
+    detector = _by_fingerprint(
+        paths.detector(aux, seed), scored["inputs"]["detector"], "config.json"
+    )
+    sae = _by_fingerprint(
+        paths.sae(aux, seed), scored["detector"]["sae"]["fingerprint"], "config.json"
+    )
+    return AuxiliaryRun(
+        aux=aux,
+        seed=seed,
+        detector=read_json(detector / "config.json", "Detector") if detector else None,
+        sae=read_json(sae / "config.json", "Sparse autoencoder") if sae else None,
+        quality=read_json(sae / "quality.json", "Sparse autoencoder") if sae else {},
+        sae_curve=read_csv(sae / "curve.csv") if sae else [],
+        guide_curve=read_csv(detector / "curve.csv") if detector else [],
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as text (a category may be called 001 or NA); none if it is absent."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _pipeline_or_only(first: Path) -> Path | None:
+    """The pipeline's file, or the only one beside it that other options made.
+
+    Raises
+    ------
+    SpgError
+        If several were made.
+    """
+    if first.is_file():
+        return first
+    others = sorted(first.parent.glob(f"{first.stem}-????????{first.suffix}"))
+    if len(others) > 1:
+        listed = "\n  ".join(map(str, others))
+        raise SpgError(f"{first} does not exist, and several fit; remove all but one:\n  {listed}")
+    return others[0] if others else None
+
+
+def _by_fingerprint(first: Path, wanted: str, document: str) -> Path | None:
+    """The artefact with this fingerprint: in the pipeline's place or beside it."""
+    for folder in (first, *sorted(first.parent.glob("*"))):
+        if (folder / document).is_file():
+            content = read_json(folder / document, "Artefact")
+            if content.get("attributes", content).get("fingerprint") == wanted:
+                return folder
+    return None

@@ -1,0 +1,1 @@
+"""Backbones: names, weights, tokens."""

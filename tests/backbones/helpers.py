@@ -1,0 +1,31 @@
+"""Random weights as a state dict on disk, and images, for backbones without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def random_model(name: str, seed: int = 0) -> nn.Module:
+    """A timm model without classifier whose parameters all differ from their neutral values."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model.eval()
+
+
+def save_weights(model: nn.Module, path: Path) -> Path:
+    """Write the model's state dict as safetensors."""
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    return path
+
+
+def random_images(size: int, batch: int = 2, seed: int = 0) -> Tensor:
+    """(batch, 3, size, size) float32, standard normal."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,66 @@
+"""Weights that cannot be had: one clear message, quickly, and nothing left behind."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from spg_pipe.backbones import hub, load_backbone
+from spg_pipe.errors import SpgError
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """A hub whose port is closed, and empty caches."""
+    import torch
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "dinov3",
+            [
+                "dinov3-large",
+                "DINOv3 License",
+                "timm/vit_large_patch16_dinov3",
+                "gated",
+                "HF_TOKEN",
+            ],
+        ),
+        ("dinov2-small", ["Apache-2.0", "timm/vit_small_patch14_dinov2.lvd142m"]),
+        ("dinov3-convnext-tiny", ["DINOv3 License", "gated"]),
+        ("openclip", ["MIT", "timm/vit_large_patch14_clip_336.openai"]),
+        ("timm:test_vit", ["timm/test_vit.r160_in1k"]),
+    ],
+)
+def test_an_unreachable_download_is_one_quick_message(unreachable, name, parts):
+    started = time.monotonic()
+    with pytest.raises(SpgError) as caught:
+        load_backbone(name)
+    assert time.monotonic() - started < 20  # the hub's own client retries for minutes
+    message = str(caught.value)
+    for part in [*parts, "--weights FILE", "https://huggingface.co/", "spg-pipe backbones"]:
+        assert part in message
+    assert not list(unreachable.rglob("*.safetensors*"))
+
+
+def test_a_refused_download_is_the_same_message(monkeypatch):
+    def refuse(*_):
+        raise PermissionError("403 Client Error: access to this model is restricted")
+
+    monkeypatch.setattr(hub, "_fetch", refuse)
+    with pytest.raises(SpgError, match=r"403 Client Error.*\n.*hf auth login"):
+        load_backbone("dinov3")
+
+
+def test_a_model_without_published_weights_says_so(unreachable):
+    with pytest.raises(SpgError, match="no published weights are known"):
+        load_backbone("vit_base_patch16_18x2_224")

@@ -1,0 +1,76 @@
+"""Names and specs of backbones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from spg_pipe.backbones import BackboneSpec, list_backbones, load_backbone
+from spg_pipe.backbones.names import find_alias
+from spg_pipe.errors import SpgError
+
+
+def test_listing_backbones_imports_neither_torch_nor_timm():
+    code = (
+        "import sys, spg_pipe.backbones as b; assert b.list_backbones(); "
+        "assert not {'torch', 'timm', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_alias_names_a_model_that_its_library_has():
+    import open_clip
+    import timm
+
+    for info in list_backbones():
+        if info.family == "open_clip":
+            model, tag = info.model.split("/")
+            assert tag in open_clip.list_pretrained_tags_by_model(model)
+        else:
+            assert timm.is_model(info.model.partition(".")[0])
+            assert timm.get_pretrained_cfg(info.model) is not None
+        assert info.licence
+        assert info.note
+
+
+def test_aliases_are_unique_and_short_forms_mean_the_published_models():
+    aliases = [info.alias for info in list_backbones()]
+    assert len(set(aliases)) == len(aliases)
+    assert find_alias("dinov3").model == "vit_large_patch16_dinov3.lvd1689m"
+    assert find_alias("dinov3").layers == ("24",)
+    assert find_alias("dinov2").model == "vit_large_patch14_dinov2.lvd142m"
+    assert find_alias("openclip").model == "ViT-L-14-336-quickgelu/openai"
+    assert [a for a in aliases if "dinov3-" in a and "convnext" not in a] == [
+        f"dinov3-{size}" for size in ("small", "small-plus", "base", "large", "huge-plus", "7b")
+    ]
+
+
+def test_the_offline_backbones_come_first():
+    offline = [info.alias for info in list_backbones() if info.offline]
+    assert offline == [info.alias for info in list_backbones()][: len(offline)]
+    assert "efficientnet-lite0" in offline
+
+
+def test_an_unknown_name_suggests_close_ones():
+    with pytest.raises(SpgError, match=r"'dinov33'.*Did you mean .*dinov3"):
+        load_backbone("dinov33")
+
+
+def test_an_unknown_tag_lists_the_known_ones():
+    with pytest.raises(SpgError, match=r"vit_tiny_patch16_224\.augreg_in21k"):
+        load_backbone("vit_tiny_patch16_224.nothing")
+
+
+def test_a_spec_survives_json():
+    spec = load_backbone("efficientnet-lite0", image_size=96).spec
+    assert BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_a_damaged_spec_is_refused():
+    spec = load_backbone("efficientnet-lite0", image_size=96).spec.to_dict()
+    for broken in ({}, {**spec, "extra": 1}, {**spec, "preprocess": {"size": 3}}):
+        with pytest.raises(SpgError, match="not a backbone spec"):
+            BackboneSpec.from_dict(broken)

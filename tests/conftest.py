@@ -1,0 +1,64 @@
+"""Fixtures of the core's tests: one small store, its SAE and its detector, made once a session.
+
+They are shared, so a test that changes files works on a copy (`copy_of`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spg_pipe.datasets import Manifest
+from spg_pipe.detector import Detector
+from spg_pipe.sae.model import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # PyTorch says so once a process about a feature that spg_pipe/sae/ops.py uses on purpose.
+    config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 images of two categories; one defect of each has no mask."""
+    return write_folder(tmp_path_factory.mktemp("images") / "parts")
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tiny_images: Path) -> Manifest:
+    return manifest_of(tiny_images)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """16 images in shards of 6: the last shard is short."""
+    return extracted(tiny_manifest, tmp_path_factory.mktemp("stores") / "tiny.zarr")
+
+
+@pytest.fixture(scope="session")
+def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
+    from spg_pipe.sae.train import train_sae
+
+    return train_sae(tiny_store, SAE, METHOD, seed=111)[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
+    from spg_pipe.guides.train import train_guides
+
+    return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copy a shared folder into this test's own place."""
+
+    def copy(source: Path) -> Path:
+        return shutil.copytree(source, tmp_path / f"copy-of-{source.name}")
+
+    return copy

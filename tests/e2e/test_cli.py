@@ -1,0 +1,220 @@
+"""The command line end to end on a miniature dataset, and what it says when input is bad."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layouts import write_mvtec, write_visa
+from PIL import Image
+
+from e2e.helpers import BIN, edit_params, must, one_message, pipeline_folder, spg
+
+SMALL = {
+    "name": "mini",
+    "demo_sets": [],
+    "datasets": [
+        {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
+        {"name": "right", "layout": "visa", "root": "right", "split": "test"},
+    ],
+    "auxiliaries": ["left", "right"],
+    "directions": [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}],
+    "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
+    "extract": {"shard_images": 4, "batch_images": 2},
+    "sae": {"dict_size": 64, "k": 4, "epochs": 2, "batch_images": 4},
+    "guides": {"epochs": 2, "batch_images": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with params.yaml and two miniature datasets; every stage has run once."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("project")
+    write_mvtec(folder / "left")
+    write_visa(folder / "right", seed=1)
+    (folder / "params.yaml").write_text(yaml.safe_dump(SMALL))
+    for command in ("prepare", "extract", "train-sae", "train-guides", "score"):
+        must(spg(command, "--quiet", cwd=folder))
+    return folder
+
+
+def test_help_is_fast_and_does_not_import_torch() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([BIN / "spg-pipe", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    code = "import sys, spg_pipe.cli; print([m for m in HEAVY if m in sys.modules])"
+    heavy = "HEAVY = ('torch', 'timm', 'open_clip', 'sklearn', 'matplotlib', 'pandas', 'zarr')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{heavy}; {code}"], check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.strip() == "[]"
+    # The claim is one second on a quiet machine; a shared one may be several times slower.
+    assert min(seconds) < 5, seconds
+
+
+def test_evaluate_prints_a_table_and_json(project: Path) -> None:
+    text = must(spg("evaluate", "--split", "right", cwd=project))
+    assert "candle" in text
+    assert "pcb1" in text
+    rows = json.loads(must(spg("evaluate", "--split", "right", "--json", cwd=project)))
+    (table,) = rows.values()
+    mean = next(row for row in table if row["kind"] == "mean")
+    assert mean["auxiliary"] == "left"
+    assert mean["dataset"] == "right"
+    assert mean["protocol"] == "exact"
+    assert mean["seed"] == 111
+    assert 0 <= mean["pixel_auroc"] <= 1
+
+
+def test_report_and_inspect_and_verify(project: Path) -> None:
+    must(spg("evaluate", "--quiet", cwd=project))
+    must(spg("report", "--quiet", cwd=project))
+    page = project / "artifacts" / "report" / "mini" / "index.html"
+    assert "candle" in page.read_text()
+    store = project / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
+    held = json.loads(must(spg("inspect", store, "--json", cwd=project)))
+    assert held["images"] == 8
+    assert held["layers"]["s8"]["patches"] == 64
+    must(spg("verify", store, cwd=project))
+
+
+def test_original_resolution_gives_a_table(project: Path) -> None:
+    override = "metrics.resolution=original"
+    # The scores are the recipe's own; only how they are judged differs.
+    scores = next((project / "artifacts" / "scores" / "mini").glob("left--right*"))
+    arguments = ("--split", "right", "--scores", scores, "--set", override, "--json")
+    rows = json.loads(must(spg("evaluate", *arguments, cwd=project)))
+    assert all(row["resolution"] == "original" for table in rows.values() for row in table)
+
+
+def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> None:
+    detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
+    source = project / "right" / "candle" / "Data" / "Images"
+    out = tmp_path / "out"
+    result = json.loads(must(spg("predict", detector, source, "--out", out, "--json", cwd=project)))
+    images = sorted(p for p in source.rglob("*") if p.is_file())
+    assert len(result["predictions"]) == len(images)
+    first = result["predictions"][0]
+    with Image.open(out / first["overlay"]) as overlay, Image.open(images[0]) as image:
+        assert overlay.size == image.size
+    assert (out / "scores.csv").read_text().count("\n") == len(images) + 1
+    text = spg("predict", detector, images[0], "--out", out, cwd=project)
+    assert "licence" in text.stderr.lower()
+
+
+def test_options_that_differ_get_a_place_of_their_own(project: Path) -> None:
+    arguments = ("--aux", "left", "--set", "sae.k=2", "--json")
+    result = json.loads(must(spg("train-sae", *arguments, cwd=project)))
+    (path,) = result["saes"]
+    assert path != str(next((project / "artifacts" / "sae" / "mini").glob("left*-s111")))
+    guides = json.loads(must(spg("train-guides", *arguments, "--sae", path, cwd=project)))
+    assert (project / guides["detectors"][0] / "detector.safetensors").is_file()
+
+
+def test_a_folder_of_images_is_extracted_and_scored(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    must(spg("extract", "--split", folder, "--quiet", cwd=project))
+    detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
+    arguments = ("--split", folder, "--detector", detector, "--json")
+    (scores,) = json.loads(must(spg("score", *arguments, cwd=project)))["scores"]
+    held = json.loads(must(spg("inspect", project / scores, "--json", cwd=project)))
+    assert held["images"] == 3
+
+
+def test_extract_again_is_up_to_date(project: Path) -> None:
+    store = project / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
+    must(spg("extract", "--split", "left", "--quiet", cwd=project))
+    assert before == {p: p.stat().st_mtime_ns for p in store.rglob("*")}
+
+
+def test_gated_weights_give_advice(project: Path) -> None:
+    before = sorted((project / "artifacts").rglob("*"))
+    message = one_message(spg("extract", "--backbone", "dinov3", "--quiet", cwd=project))
+    assert "dinov3" in message.lower()
+    assert "--weights" in message
+    assert before == sorted((project / "artifacts").rglob("*"))
+
+
+def test_score_without_data_says_how_to_get_it(project: Path) -> None:
+    message = one_message(spg("score", "--split", "visa", cwd=project))
+    assert "visa" in message
+    assert "recipe use" in message
+
+
+def test_score_of_a_recipe_whose_data_is_absent(tmp_path: Path) -> None:
+    folder = pipeline_folder(tmp_path / "project")
+    write_mvtec(tmp_path / "mvtec")
+    (tmp_path / "visa").mkdir()
+    paths = ("--mvtec", tmp_path / "mvtec", "--visa", tmp_path / "visa")
+    must(spg("recipe", "use", "paper-dinov3", *paths, cwd=folder))
+    (tmp_path / "visa").rmdir()
+    message = one_message(spg("score", "--split", "visa", cwd=folder))
+    assert "spg-pipe extract" in message
+    assert not (folder / "artifacts").exists()
+
+
+def test_corrupt_image_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = _small_project(tmp_path)
+    bad = folder / "left" / "bottle" / "test" / "good" / "001.png"
+    bad.write_bytes(bad.read_bytes()[:-200])
+    message = one_message(spg("extract", "--split", "left", "--quiet", cwd=folder))
+    assert "001.png" in message
+    store = folder / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
+    # What is there is an unfinished store that every reader refuses, and that extract resumes.
+    assert "not finished" in one_message(spg("inspect", store, cwd=folder))
+
+
+def test_mask_of_another_size_is_named(tmp_path: Path) -> None:
+    folder = _small_project(tmp_path)
+    mask = folder / "left" / "bottle" / "ground_truth" / "crack" / "000_mask.png"
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(mask)
+    message = one_message(spg("prepare", "--split", "left", cwd=folder))
+    assert "000_mask.png" in message
+    assert not (folder / "artifacts").exists()
+
+
+def test_unknown_parameter_is_named(tmp_path: Path) -> None:
+    folder = _small_project(tmp_path)
+    edit_params(folder, {"sae.dictsize": 3})
+    message = one_message(spg("prepare", cwd=folder))
+    assert "sae.dictsize" in message
+    assert "dict_size" in message
+    assert not (folder / "artifacts").exists()
+
+
+def test_store_of_another_backbone_is_refused(project: Path) -> None:
+    detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
+    arguments = ("--image-size", "96", "--layers", "s8,s16", "--json")
+    other = json.loads(must(spg("extract", "--split", "right", *arguments, cwd=project)))
+    (store,) = other["stores"]
+    message = one_message(
+        spg("score", "--split", "right", "--detector", detector, "--store", store, cwd=project)
+    )
+    assert "another backbone" in message
+    assert "96" in message
+
+
+def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
+    assert spg("extract", "--no-such-option", cwd=tmp_path).returncode == 2
+
+
+def _small_project(tmp_path: Path) -> Path:
+    import yaml
+
+    folder = tmp_path / "project"
+    write_mvtec(folder / "left")
+    write_visa(folder / "right", seed=1)
+    (folder / "params.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder

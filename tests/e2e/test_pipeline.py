@@ -1,0 +1,116 @@
+"""The DVC pipeline end to end: the demo's stages, the published recipes, real images."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from layouts import write_mvtec, write_visa
+
+from e2e.helpers import dvc, edit_params, must, pipeline_folder, spg
+from e2e.random_weights import save_random_weights
+
+QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "guides.epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo recipe with hardly any training, run once by `dvc repro`."""
+    folder = pipeline_folder(tmp_path_factory.mktemp("demo") / "project")
+    must(spg("recipe", "use", "demo", cwd=folder))
+    edit_params(folder, QUICK | {"backbone.image_size": 96})
+    must(dvc("repro", cwd=folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_repro_makes_every_artefact_and_then_nothing(small_demo: Path) -> None:
+    artifacts = small_demo / "artifacts"
+    assert len(list(artifacts.glob("metrics/demo/*.json"))) == 2
+    assert (artifacts / "report" / "demo" / "index.html").is_file()
+    again = must(dvc("repro", cwd=small_demo))
+    assert "Running stage" not in again
+    assert "up to date" in again
+
+
+@pytest.mark.slow
+def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
+    shown = json.loads(must(dvc("metrics", "show", "--json", cwd=small_demo)))
+    files = shown[""]["data"]
+    assert len(files) == 2
+    assert all("pixel_auroc" in value["data"]["mean"] for value in files.values())
+    must(dvc("plots", "show", cwd=small_demo))
+    edit_params(small_demo, {"guides.epochs": 2})
+    status = must(dvc("status", cwd=small_demo))
+    edit_params(small_demo, {"guides.epochs": 1})
+    assert "train_guides" in status
+    assert "train_sae" not in status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "patches", "dim"), [("paper-dinov3", 784, 1024), ("paper-openclip", 1369, 768)]
+)
+def test_paper_recipe_on_miniature_official_layouts(
+    recipe: str, patches: int, dim: int, tmp_path: Path
+) -> None:
+    # The published experiment but for the weights (random), the epochs and the number of images.
+    folder = pipeline_folder(tmp_path / "project")
+    mvtec = write_mvtec(tmp_path / "mvtec", ["bottle"], good=1, defects=["crack"])
+    visa = write_visa(tmp_path / "visa", ["candle"], good=1, anomalous=1)
+    must(spg("recipe", "use", recipe, "--mvtec", mvtec, "--visa", visa, cwd=folder))
+    weights = save_random_weights(recipe, tmp_path / "weights.safetensors")
+    edit_params(folder, {"backbone.weights": str(weights), "sae.epochs": 1, "guides.epochs": 1})
+    must(dvc("repro", cwd=folder))
+    weights.unlink()
+    (store,) = (folder / "artifacts" / "features").glob("visa-*.zarr")
+    held = json.loads(must(spg("inspect", store, "--json", cwd=folder)))
+    (layer,) = held["layers"].values()
+    assert (layer["patches"], layer["dim"]) == (patches, dim)
+    tables = [
+        json.loads(path.read_text())
+        for path in (folder / "artifacts" / "metrics" / recipe).glob("*.json")
+    ]
+    assert len(tables) == 2
+    assert {table["mean"]["protocol"] for table in tables} == {"spg"}
+    assert {table["mean"]["method_protocol"] for table in tables} == {"spg"}
+    page = (folder / "artifacts" / "report" / recipe / "index.html").read_text()
+    assert ("91.4" in page) == (recipe == "paper-dinov3")
+
+
+@pytest.mark.slow
+def test_real_images_end_to_end(tmp_path: Path) -> None:
+    data = os.environ.get("SPG_REAL_DATA")
+    if not data:
+        pytest.skip("SPG_REAL_DATA is not set: no real images here (.ci/run sets it)")
+    folder = pipeline_folder(tmp_path / "project")
+    must(spg("recipe", "use", "real-lite0", "--data", data, cwd=folder))
+    edit_params(
+        folder,
+        {
+            "name": "real-short",
+            "seeds": [111],
+            "datasets": [
+                {
+                    "name": "bottle",
+                    "layout": "mvtec",
+                    "root": f"{data}/mvtec",
+                    "split": "test",
+                    "categories": ["bottle"],
+                },
+                {"name": "cookies", "layout": "mvtec", "root": f"{data}/cookies", "split": "test"},
+            ],
+            "auxiliaries": ["bottle"],
+            "directions": [{"aux": "bottle", "target": "cookies"}],
+            "backbone.image_size": 224,
+            "sae.dict_size": 512,
+            "sae.tokens": 60_000,
+            "guides.epochs": 8,
+        },
+    )
+    must(dvc("repro", cwd=folder))
+    (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
+    mean = json.loads(path.read_text())["mean"]
+    assert mean["images"] == 53
+    # Far from a good result on so little training, and as far from chance.
+    assert mean["pixel_auroc"] > 0.6

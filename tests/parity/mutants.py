@@ -1,0 +1,112 @@
+"""Change one constant or rule of the code at a time and see whether parity notices.
+
+python tests/parity/mutants.py prints a line a mutant: its name and `caught` or `SURVIVED`. The
+package is copied, changed and imported anew in this process, which must not hold it already.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent.parent
+PACKAGE = TESTS.parent / "spg_pipe"
+
+
+class Mutant(NamedTuple):
+    """One edit of the package's text and the kind of case that must notice it."""
+
+    kind: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = {
+    "τ = 0.08": Mutant("guide", "params.py", "TAU = 0.07", "TAU = 0.08"),
+    "σ = 5": Mutant("guide", "params.py", "SIGMA = 4.0", "SIGMA = 5.0"),
+    "sparsity 2e-3": Mutant(
+        "guide",
+        "params.py",
+        "sparsity: Annotated[float, Field(ge=0)] = 1e-3",
+        "sparsity: Annotated[float, Field(ge=0)] = 2e-3",
+    ),
+    "guides' lr": Mutant("guide", "params.py", "= 1e-2", "= 2e-2"),
+    "EMA decay": Mutant("guide", "params.py", "= 0.999", "= 0.99"),
+    "EMA warm-up in spg": Mutant(
+        "guide", "protocol.py", '"spg", "steps", True, False', '"spg", "steps", True, True'
+    ),
+    "image score": Mutant("guide", "params.py", '] = "max"', '] = "cls"'),
+    "top share": Mutant("guide", "params.py", "= 0.1\n", "= 0.2\n"),
+    "log-mean-exp τ": Mutant("guide", "params.py", "= 1.0\n", "= 2.0\n"),
+    "α of the mix": Mutant("guide", "params.py", "= 0.5\n", "= 0.6\n"),
+    "blur's kernel": Mutant("guide", "scoring.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
+    "blur's border": Mutant("guide", "scoring.py", 'mode="reflect"', 'mode="nearest"'),
+    "focal smoothing": Mutant(
+        "guide", "guides/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
+    ),
+    "dice smoothing": Mutant(
+        "guide", "guides/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
+    ),
+    "aligned corners": Mutant(
+        "guide", "guides/model.py", "align_corners=False", "align_corners=True"
+    ),
+    "Adam's betas": Mutant("sae", "sae/train.py", "(0.5, 0.999)", "(0.9, 0.999)"),
+    "SAE's lr": Mutant("sae", "params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"),
+    "AuxK coefficient": Mutant("sae", "params.py", "= 1 / 32", "= 1 / 16"),
+    "AuxK without stop-gradient": Mutant(
+        "sae", "sae/model.py", "x - x_hat.detach()", "x - x_hat"
+    ),
+    "activity threshold": Mutant("sae", "sae/model.py", "= 1e-3", "= 1e-2"),
+    "dead one step early": Mutant("sae", "sae/model.py", "self.age > limit", "self.age >= limit"),
+    "no renormalisation": Mutant("sae", "sae/train.py", "self.sae.renormalise()", "pass"),
+}
+
+
+def survivors(names: list[str]) -> list[str]:
+    """Names of the mutants that parity does not notice; "" stands for the unchanged code failing."""
+    alive = [] if _agrees(None, "guide") and _agrees(None, "sae") else [""]
+    return alive + [name for name in names if _agrees(MUTANTS[name], MUTANTS[name].kind)]
+
+
+def _agrees(mutant: Mutant | None, kind: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "spg_pipe"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            path = copy / mutant.file
+            text = path.read_text()
+            if mutant.old not in text:
+                raise SystemExit(f"{mutant.file} no longer has {mutant.old!r}: adapt the mutant")
+            path.write_text(text.replace(mutant.old, mutant.new))
+        for name in [n for n in sys.modules if n.split(".")[0] in ("spg_pipe", "parity")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        sys.path[:0] = [folder, str(TESTS)]
+        try:
+            return _all_ok(kind, copy)
+        finally:
+            del sys.path[:2]
+
+
+def _all_ok(kind: str, package: Path) -> bool:
+    cases = importlib.import_module("parity.cases")
+    compare_case = importlib.import_module(f"parity.{kind}_case").compare_case
+    if Path(str(sys.modules["spg_pipe"].__file__)).parent != package:
+        raise SystemExit("the changed copy was not the one that was imported")
+    case = next(iter(cases.cases(kind, cases.OWN_CASES)))
+    return all(comparison.ok for comparison in compare_case(case))
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(MUTANTS)
+    left = survivors(chosen)
+    for one in chosen:
+        print(f"{one}: {'SURVIVED' if one in left else 'caught'}")
+    if "" in left:
+        print("the unchanged code does not agree with the reference")
+    sys.exit(1 if left else 0)

@@ -1,0 +1,75 @@
+"""A small recipe with every artefact that the report reads, made by the pipeline itself."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from layouts import write_mvtec
+
+from spg_pipe.params import Params, parse_params
+from spg_pipe.paths import Paths
+
+TRICKY = 'a<b>&"c$d$'
+"""A category that HTML, a URL, a shell and matplotlib each read differently."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A recipe and where its artefacts are."""
+
+    params: Params
+    paths: Paths
+    root: Path
+
+    def changed(self, **update: object) -> World:
+        """The same artefacts with other parameters."""
+        params = Params.model_validate(self.params.model_dump() | update)
+        return World(params, Paths(params, self.paths.image_size), self.root)
+
+    def copied(self, where: Path) -> World:
+        """The same recipe with artefacts of its own, to be damaged."""
+        shutil.copytree(self.params.artifacts, where / "artifacts")
+        return self.changed(artifacts=where / "artifacts")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two seeds of aux → target; the target has a tricky name and a category of one class."""
+    from spg_pipe import pipeline
+    from spg_pipe.console import Console
+
+    root = tmp_path_factory.mktemp("report")
+    write_mvtec(root / "aux", ("tile",), good=2, per_defect=2, seed=1)
+    write_mvtec(root / "target", (TRICKY,), good=3, per_defect=2, seed=2)
+    write_mvtec(root / "target", ("only-defects",), good=0, per_defect=1, seed=3)
+    params = parse_params(_recipe(root), "the test's recipe")
+    session = pipeline.Session(params, Console(verbosity=0), device="cpu", workers=1)
+    for dataset in params.datasets:
+        pipeline.prepare(session, dataset)
+        pipeline.extract(session, dataset, from_manifest=True)
+    for seed in params.seeds:
+        pipeline.train_sae(session, "aux", seed)
+        pipeline.train_guides(session, "aux", seed)
+        pipeline.score(session, "target", aux="aux", seed=seed)
+        pipeline.evaluate(session, "target", aux="aux", seed=seed)
+    return World(params, session.paths, root)
+
+
+def _recipe(root: Path) -> dict[str, object]:
+    return {
+        "name": "mini",
+        "artifacts": root / "artifacts",
+        "seeds": (111, 112),
+        "datasets": [
+            {"name": "aux", "layout": "mvtec", "root": root / "aux", "licence": "CC BY-NC 4.0"},
+            {"name": "target", "layout": "mvtec", "root": root / "target", "licence": "<own>"},
+        ],
+        "auxiliaries": ["aux"],
+        "directions": [{"aux": "aux", "target": "target"}],
+        "backbone": {"alias": "efficientnet-lite0", "image_size": 64},
+        "sae": {"dict_size": 32, "k": 4, "tokens": 500, "batch_images": 2},
+        "guides": {"epochs": 2},
+    }

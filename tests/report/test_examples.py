@@ -1,0 +1,83 @@
+"""Which images are shown, and in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report.conftest import World
+from sklearn.metrics import average_precision_score
+
+from spg_pipe.report.examples import choose, patch_quality, weighted_precision
+from spg_pipe.scoring import Scores
+from spg_pipe.store.reader import FeatureStore
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12).filter(
+        lambda cells: any(share for _, share in cells)
+    )
+)
+def test_weighted_precision_is_that_of_the_pixels(cells: list[tuple[int, int]]) -> None:
+    """A cell of 3 pixels with n defects counts as 3 pixels of one score."""
+    scores = np.array([score for score, _ in cells], np.float32)
+    share = np.array([count for _, count in cells]) / 3
+    pixels = np.repeat(scores, 3)
+    labels = np.concatenate([[1] * count + [0] * (3 - count) for _, count in cells])
+    expected = average_precision_score(labels, pixels)
+    assert weighted_precision(scores, share) == pytest.approx(expected, abs=1e-12)
+
+
+def test_weighted_precision_is_undefined_without_a_defect() -> None:
+    assert np.isnan(weighted_precision(np.ones(3, np.float32), np.zeros(3)))
+
+
+def test_patch_quality_lies_between_prevalence_of_nothing_and_one(world: World) -> None:
+    scores = Scores.load(world.paths.scores("aux", "target", 111))
+    store = FeatureStore(world.paths.store("target"))
+    rows = np.flatnonzero(scores.table["mask_state"] == 1)
+    quality = patch_quality(scores, store, rows)
+    assert quality.shape == rows.shape
+    assert ((quality > 0) & (quality <= 1)).all()
+
+
+def table(labels: list[int], scores: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "category": "screw",
+            "path": [f"{i}.png" for i in range(len(labels))],
+            "label": np.array(labels, np.uint8),
+            "score": np.array(scores, np.float32),
+        }
+    )
+
+
+def shown(examples: list) -> dict[str, list[int]]:
+    kinds: dict[str, list[int]] = {}
+    for example in examples:
+        kinds.setdefault(example.kind, []).append(example.image)
+    return kinds
+
+
+def test_best_and_worst_by_map_quality_and_the_strongest_false_alarm() -> None:
+    quality = np.array([np.nan, np.nan, 0.1, 0.9, 0.5, 0.3, 0.8, 0.2, 0.7])
+    found = choose(table([0, 0, *[1] * 7], [0.2, 0.3, *[0.5] * 7]), "screw", quality)
+    assert shown(found) == {"best": [3, 6, 8], "worst": [2, 7, 5], "false-alarm": [1]}
+
+
+def test_no_image_is_both_best_and_worst() -> None:
+    found = choose(table([1, 1, 1], [0.1, 0.2, 0.3]), "screw", np.array([0.3, 0.2, 0.1]))
+    assert shown(found) == {"best": [0, 1], "worst": [2]}
+
+
+def test_without_masks_the_score_ranks() -> None:
+    found = choose(table([1, 1, 0], [0.1, 0.2, 0.3]), "screw", np.full(3, np.nan))
+    assert shown(found) == {"highest": [1], "lowest": [0], "false-alarm": [2]}
+
+
+def test_unlabelled_images_are_shown_by_score() -> None:
+    found = choose(table([255] * 4, [0.1, 0.4, 0.3, 0.2]), "screw", np.full(4, np.nan))
+    assert shown(found) == {"unlabelled": [1, 2, 3]}
+    assert choose(table([255], [0.1]), "another", np.full(1, np.nan)) == []

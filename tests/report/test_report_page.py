@@ -1,0 +1,201 @@
+"""The HTML report on artefacts that the pipeline made."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from PIL import Image
+
+from report.conftest import TRICKY, World
+from spg_pipe.errors import SpgError
+from spg_pipe.report.build import build_report
+
+VOID = {"meta", "img", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Tags, text and links of a page; fails on tags that do not nest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.alts: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        found = dict(attrs)
+        self.links += [value for key in ("href", "src") if (value := found.get(key))]
+        self.ids += [value for key in ("id",) if (value := found.get(key))]
+        if tag == "img":
+            self.alts.append(found.get("alt") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def built(world: World, out: Path) -> Page:
+    return Page(build_report(world.params, world.paths, out))
+
+
+def test_page_is_complete_and_needs_nothing_from_elsewhere(world: World, tmp_path: Path) -> None:
+    page = built(world, tmp_path / "out")
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert all(page.alts)
+    for link in page.links:
+        parts = urlparse(link)
+        assert not parts.scheme
+        assert not parts.netloc
+        if parts.path:
+            assert (tmp_path / "out" / parts.path).is_file()
+        else:
+            assert parts.fragment in page.ids
+    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    linked = {tmp_path / "out" / link for link in page.links} | {tmp_path / "out" / "index.html"}
+    assert files <= linked
+
+
+def test_page_names_protocols_seeds_data_and_artefacts(world: World, tmp_path: Path) -> None:
+    text = built(world, tmp_path / "out").text
+    assert "method protocol default, metrics protocol exact" in text
+    assert "resolution model; accumulator sort; seeds 111, 112: mean ± sample" in text
+    assert "Target target (test split), auxiliary aux; backbone efficientnet-lite0@64" in text
+    scores = json.loads((world.paths.scores("aux", "target", 111) / "config.json").read_text())
+    assert scores["fingerprint"][:16] in text
+    assert scores["inputs"]["detector"][:16] in text
+    assert scores["versions"]["torch"] in text
+    assert "Non-commercial: aux: CC BY-NC 4.0" in text
+    quality = json.loads((world.paths.sae("aux", 111) / "quality.json").read_text())
+    assert f"{next(iter(quality.values()))['r2']:.3f}" in text
+
+
+def test_names_from_outside_are_escaped(world: World, tmp_path: Path) -> None:
+    page = built(world, tmp_path / "out")
+    assert TRICKY in page.text
+    assert "<own>" in page.text
+    source = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert TRICKY not in source
+    assert "<own>" not in source
+    drawn = (tmp_path / "out" / "curves" / "aux--target-pixel.svg").read_text(encoding="utf-8")
+    assert "a&lt;b&gt;&amp;\"c$d$" in drawn
+
+
+def test_same_artefacts_give_the_same_bytes(world: World, tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        build_report(world.params, world.paths, tmp_path / name)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        contents.append({str(f.relative_to(tmp_path / name)): f.read_bytes() for f in files})
+    assert contents[0] == contents[1]
+    assert any(name.endswith(".svg") for name in contents[0])
+    assert not any(str(world.root).encode() in content for content in contents[0].values())
+
+
+def test_an_undefined_metric_is_a_dash_and_is_left_out_of_the_mean(
+    world: World, tmp_path: Path
+) -> None:
+    page = built(world.changed(seeds=(111,)), tmp_path / "out")
+    assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
+    assert "mean over 1 to 2 categories" in page.text
+    assert "Image AUROC, Image AP, Image F1-max of only-defects" in page.text
+    assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in page.text
+    assert "±" not in page.text
+
+
+def test_published_figures_stand_beside_ours(world: World, tmp_path: Path) -> None:
+    assert "published" not in built(world, tmp_path / "none").text.lower().replace(
+        "is the published protocol", ""
+    )
+    figure = {"aux": "aux", "target": "target", "image_auroc": 91.4, "source": "arXiv <1>"}
+    page = built(world.changed(published=(figure,)), tmp_path / "one")
+    assert "0.914" in page.text
+    assert "Published, aux → target: arXiv <1>." in page.text
+
+
+def test_without_the_photographs_maps_are_shown_alone(world: World, tmp_path: Path) -> None:
+    datasets = [dataset.model_dump() for dataset in world.params.datasets]
+    datasets[1]["root"] = tmp_path / "moved-away"
+    page = built(world.changed(datasets=datasets), tmp_path / "out")
+    assert "The folder of target is not there any more" in page.text
+    assert not any(link.endswith("-image.jpg") for link in page.links)
+    assert any(link.endswith("-map.jpg") for link in page.links)
+
+
+def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.root / "target", tmp_path / "target")
+    broken = tmp_path / "target" / "only-defects" / "test" / "crack" / "000.png"
+    broken.write_bytes(b"not an image")
+    datasets = [dataset.model_dump() for dataset in world.params.datasets]
+    datasets[1]["root"] = tmp_path / "target"
+    page = built(world.changed(datasets=datasets), tmp_path / "out")
+    assert "1 photograph could not be read: only-defects/test/crack/000.png" in page.text
+
+
+def test_pictures_have_the_image_s_aspect_ratio_and_one_size(world: World, tmp_path: Path) -> None:
+    page = built(world, tmp_path / "out")
+    maps = [link for link in set(page.links) if link.endswith("-map.jpg")]
+    assert len(maps) == 4 + 1 + 2  # 4 anomalous, the false alarm; 2 of the other category
+    for link in maps:
+        with Image.open(tmp_path / "out" / link) as heat_map:
+            assert heat_map.size == (64, 48)
+
+
+def test_a_store_that_is_gone_leaves_no_outline(world: World, tmp_path: Path) -> None:
+    poorer = world.copied(tmp_path)
+    shutil.rmtree(poorer.paths.store("target"))
+    page = built(poorer, tmp_path / "out")
+    assert "feature store is no longer there" in page.text
+    assert "Anomalous images with the highest scores" in page.text
+    assert not any("outlined" in alt for alt in page.alts)
+
+
+def test_training_artefacts_that_are_gone_are_reported(world: World, tmp_path: Path) -> None:
+    poorer = world.copied(tmp_path)
+    shutil.rmtree(poorer.paths.sae("aux", 112))
+    shutil.rmtree(poorer.paths.detector("aux", 112))
+    page = built(poorer, tmp_path / "out")
+    assert "The SAE of seed 112 is no longer there." in page.text
+
+
+def test_a_missing_seed_is_reported(world: World, tmp_path: Path) -> None:
+    page = built(world.changed(seeds=(111, 112, 113)), tmp_path / "out")
+    assert "No metrics yet for seed 113" in page.text
+
+
+def test_metrics_of_other_scores_are_refused(world: World, tmp_path: Path) -> None:
+    stale = world.copied(tmp_path)
+    path = stale.paths.metrics("aux", "target", 111)
+    document = json.loads(path.read_text())
+    document["provenance"]["scores"] = "0" * 64
+    path.write_text(json.dumps(document))
+    with pytest.raises(SpgError, match="spg-pipe evaluate --split target"):
+        build_report(stale.params, stale.paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_any_metrics_the_message_says_what_to_run(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match="spg-pipe evaluate"):
+        build_report(*_unknown(world), tmp_path / "out")
+
+
+def _unknown(world: World) -> tuple[object, object]:
+    other = world.changed(name="never-run")
+    return other.params, other.paths

@@ -1,0 +1,106 @@
+"""The table of metrics for a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spg_pipe.metrics import RowContext, accumulate, category_metrics, macro_mean, seeds_mean
+from spg_pipe.params import PublishedFigure
+from spg_pipe.report.tables import metrics_table, published_figure
+from spg_pipe.report.text import text_table
+
+
+def rows(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> list[dict]:
+    """Two categories; the second has no normal image."""
+    rng = np.random.default_rng(seed)
+    context = RowContext("visa", "test", "vit@448", seed, "model", protocol, "spg", "mvtec")
+    out = []
+    for name, labels in (("candle", [0, 1, 1]), ("蝋燭", [1, 1, 1])):
+        masks = [np.full((8, 8), 0, np.uint8) for _ in labels]
+        for mask, label in zip(masks, labels, strict=True):
+            mask[2:4, 2:4] = label
+        maps = [(m * 0.5 + rng.uniform(0, noise, m.shape)).astype(np.float32) for m in masks]
+        pixels = accumulate(lambda a=maps, b=masks: zip(a, b, strict=True), "sort", protocol)
+        scores = np.array([m.max() for m in maps])
+        out.append(category_metrics(name, np.array(labels), scores, pixels, context=context))
+    return [*out, macro_mean(out)]
+
+
+def test_caption_names_everything_a_number_stands_on() -> None:
+    caption = " ".join(text_table(rows()).partition("\n\n")[0].split())
+    assert caption == (
+        "Target visa (test split), auxiliary mvtec; backbone vit@448; method protocol spg, metrics "
+        "protocol exact; resolution model; accumulator sort; seed 111."
+    )
+
+
+def test_columns_and_undefined_cells() -> None:
+    text = text_table(rows())
+    head = next(line for line in text.splitlines() if line.startswith("Category"))
+    assert [part for part in head.split("  ") if part.strip()] == [
+        "Category",
+        *[f" {name}" if i else name for i, name in enumerate(())],
+        *[part for part in head.split("  ")[1:] if part.strip()],
+    ]
+    for name in ("Image AUROC", "Image AP", "Image F1-max", "Pixel AUROC", "Pixel AP"):
+        assert name in head
+    assert head.endswith("AUPRO@0.3")
+    assert "nan" not in text
+    one_class = next(line for line in text.splitlines() if line.startswith("蝋燭"))
+    assert one_class.split()[1:4] == ["–", "–", "–"]
+
+
+def test_mean_says_over_how_many_categories() -> None:
+    text = text_table(rows())
+    assert "mean over 1 to 2 categories" in text
+    assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in text
+    assert "mean over 1 category " in text_table([rows()[0], macro_mean(rows()[:1])])
+
+
+def test_columns_line_up_with_wide_characters() -> None:
+    from rich.cells import cell_len
+
+    lines = text_table(rows()).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Category"))
+    table = [line for line in lines[start : start + 6] if not line.startswith("─")]
+    assert len({cell_len(line) for line in table}) == 1
+
+
+def test_protocol_spg_shows_its_own_pro() -> None:
+    text = text_table(rows("spg"))
+    assert "PRO (fast)" in text
+    assert "AUPRO" not in text
+    assert "metrics protocol spg" in " ".join(text.split())
+
+
+def test_several_seeds_show_mean_and_deviation() -> None:
+    tables = [rows(seed=seed, noise=0.9) for seed in (111, 112, 113)]
+    text = text_table(seeds_mean(tables))
+    values = [table[-1]["pixel_auroc"] for table in tables]
+    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
+    assert "seeds 111, 112, 113: mean ± sample standard deviation" in " ".join(text.split())
+
+
+def test_published_figures_get_a_line_and_a_source() -> None:
+    figure = PublishedFigure(
+        aux="mvtec", target="visa", image_auroc=80.2, pixel_auroc=0.96, source="a paper"
+    )
+    lines = text_table(rows(), figure).splitlines()
+    line = next(line for line in lines if line.startswith("published"))
+    assert line.split() == ["published", "0.802", "–", "–", "0.960", "–", "–", "–"]
+    assert "Published: a paper." in lines
+
+
+def test_published_figures_may_be_shares_or_per_cent() -> None:
+    figure = PublishedFigure(aux="a", target="b", image_auroc=91.4, pixel_auroc=0.923, source="s")
+    assert published_figure(figure, "image_auroc") == 0.914
+    assert published_figure(figure, "pixel_auroc") == 0.923
+    assert np.isnan(published_figure(figure, "pixel_ap"))
+    assert np.isnan(published_figure(None, "image_auroc"))
+
+
+def test_page_and_terminal_show_the_same_cells() -> None:
+    table = metrics_table(rows())
+    assert table.columns[-2:] == ("AUPRO@0.05", "AUPRO@1.0")
+    printed = text_table(rows()).split()
+    assert all(cell in printed for cell in table.rows[0][1:7])

@@ -1,0 +1,179 @@
+"""Same inputs, same bytes: twice, elsewhere, and after an interruption (docs/store.md)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spg_pipe.artifacts import versions
+from spg_pipe.datasets import Manifest
+from spg_pipe.errors import SpgError
+from spg_pipe.store import writer as writer_module
+from spg_pipe.store.extract import extract
+from spg_pipe.store.reader import FeatureStore
+from tiny import TinyBackbone, extracted, files, manifest_of
+
+
+def test_a_second_extract_elsewhere_gives_the_same_bytes(
+    tiny_store: FeatureStore, tiny_images: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(tiny_images, tmp_path / "moved" / tiny_images.name)
+    for path in moved.rglob("*.png"):
+        os.utime(path, (time.time() - 9e6,) * 2)
+    again = extracted(manifest_of(moved), tmp_path / "other name.zarr", workers=1)
+    assert again.fingerprint == tiny_store.fingerprint
+    assert files(again.path) == files(tiny_store.path)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 6])
+def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, calls: int
+) -> None:
+    place = tmp_path / "stopped.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=calls))
+    if place.exists():
+        with pytest.raises(SpgError, match="is not finished"):
+            FeatureStore(place)
+    backbone = TinyBackbone()
+    resumed = extracted(tiny_manifest, place, backbone=backbone)
+    assert files(resumed.path) == files(tiny_store.path)
+    batches_of_a_shard = 2
+    done_before = (calls - 1) // batches_of_a_shard  # the first call only asks for the shapes
+    assert backbone.calls == 1 + batches_of_a_shard * (3 - done_before)
+
+
+@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "shards.json"])
+def test_a_kill_between_two_files_of_a_shard_is_mended(
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: str,
+) -> None:
+    calls = 0
+    names = {
+        "tokens_1": "write_token_shard",
+        "tokens_2": "write_token_shard",
+        "prefix_2": "file_entry",
+        "shards.json": "save_entries",
+    }
+    true = getattr(writer_module, names[stop_at])
+    # In the second shard: after the files of the first are recorded.
+    last = {"tokens_1": 3, "tokens_2": 4, "prefix_2": 6, "shards.json": 2}[stop_at]
+
+    def stops(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise KeyboardInterrupt
+        return true(*args, **kwargs)
+
+    monkeypatch.setattr(writer_module, names[stop_at], stops)
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, tmp_path / "a.zarr")
+    monkeypatch.undo()
+    assert files(extracted(tiny_manifest, tmp_path / "a.zarr").path) == files(tiny_store.path)
+
+
+@pytest.mark.parametrize("missing", ["mask", "tokens_2", "prefix_1"])
+def test_a_kill_while_the_arrays_are_declared_is_mended(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, missing: str
+) -> None:
+    place = tmp_path / "a.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=1))
+    shutil.rmtree(place / missing)
+    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
+
+
+def test_a_kill_before_the_completeness_mark_is_mended(
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer_module, "_mark_complete", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, tmp_path / "a.zarr")
+    monkeypatch.undo()
+    backbone = TinyBackbone()
+    again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
+    assert backbone.calls == 1  # shapes only: every shard was there
+    assert files(again.path) == files(tiny_store.path)
+
+
+def test_a_damaged_shard_is_written_again_on_resume(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    place = tmp_path / "a.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5))
+    shard = place / "tokens_1/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
+
+
+def test_a_finished_store_is_returned_without_work(
+    tiny_store: FeatureStore, tiny_manifest: Manifest
+) -> None:
+    backbone = TinyBackbone()
+    before = {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")}
+    again = extracted(tiny_manifest, tiny_store.path, backbone=backbone)
+    assert again.fingerprint == tiny_store.fingerprint
+    assert backbone.calls == 1
+    assert {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")} == before
+
+
+def test_the_number_of_workers_does_not_change_a_byte(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    many = extracted(tiny_manifest, tmp_path / "many.zarr", workers=7)
+    assert files(many.path) == files(tiny_store.path)
+
+
+def test_the_fingerprint_follows_what_determines_the_content(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    spec = tiny_store.spec
+    other = {
+        "dataset": replace(spec, dataset="else"),
+        "manifest": replace(spec, manifest="f" * 64),
+        "weights": replace(spec, backbone=replace(spec.backbone, weights_sha256="1" * 64)),
+        "norm": replace(spec, backbone=replace(spec.backbone, norm="pre")),
+        "dtype": replace(spec, dtype="float32"),
+        "exif": replace(spec, exif=False),
+    }
+    prints = {name: changed.fingerprint for name, changed in other.items()}
+    assert len({tiny_store.fingerprint, *prints.values()}) == 1 + len(other)
+
+
+def test_the_fingerprint_does_not_follow_library_versions(
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer_module, "versions", lambda: dict.fromkeys(versions(), "0.0"))
+    other = extracted(tiny_manifest, tmp_path / "a.zarr")
+    assert other.attributes["versions"]["torch"] == "0.0"
+    assert other.fingerprint == tiny_store.fingerprint
+
+
+def test_one_shard_and_float32_are_possible(tiny_manifest: Manifest, tmp_path: Path) -> None:
+    store = extract(
+        tiny_manifest, TinyBackbone(), tmp_path / "a.zarr", shard_images=4096, dtype="float32"
+    )
+    assert store.spec.shards == 1
+    assert store.tokens("1", np.arange(3)).dtype == np.float32

@@ -1,0 +1,195 @@
+"""What a store looks like from outside: plain Zarr, Dask and xarray read it (docs/store.md)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spg_pipe.datasets import Manifest, preprocess, read_image, read_mask, resize_mask
+from spg_pipe.store.reader import FeatureStore
+from tiny import SIZE, SPEC, TinyBackbone
+
+OUTSIDER = """
+import json, sys, warnings
+import dask.array, numpy, xarray, zarr
+warnings.simplefilter("error")
+root, out = sys.argv[1:]
+group = zarr.open_group(root, mode="r")
+lazy = dask.array.from_zarr(root, component="tokens_1")
+dataset = xarray.open_zarr(root)
+numpy.savez(
+    out,
+    zarr=group["tokens_1"][...], dask=lazy.compute(), xarray=dataset["tokens_1"].values,
+    mask=dataset["mask"].values, label=dataset["label"].values, prefix=dataset["prefix_2"].values,
+    path=dataset["path"].values.astype("U"),
+)
+names = {name: list(map(str, array.dims)) for name, array in dataset.variables.items()}
+assert "spg_pipe" not in sys.modules
+print(json.dumps({"dims": names, "coords": list(dataset.coords), "chunks": lazy.chunks,
+                  "attrs": dict(dataset.attrs)}))
+"""
+"""Only public readers, in a process that never imports this project."""
+
+
+@pytest.fixture(scope="module")
+def seen(
+    tiny_store: FeatureStore, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict, dict[str, np.ndarray]]:
+    out = tmp_path_factory.mktemp("outsider") / "arrays.npz"
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDER, str(tiny_store.path), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), dict(np.load(out))
+
+
+def test_zarr_dask_and_xarray_read_the_numbers_of_our_reader(
+    tiny_store: FeatureStore, seen: tuple[dict, dict[str, np.ndarray]]
+) -> None:
+    _, arrays = seen
+    everything = np.arange(len(tiny_store))
+    ours = tiny_store.tokens("1", everything)
+    assert np.isfinite(ours).all()
+    for reader in ("zarr", "dask", "xarray"):
+        assert np.array_equal(arrays[reader], ours), reader
+    assert np.array_equal(arrays["mask"], tiny_store.masks(everything))
+    assert np.array_equal(arrays["prefix"][:, 0], tiny_store.cls("2", everything))
+    assert arrays["path"].tolist() == tiny_store.table["path"].tolist()
+
+
+def test_dimensions_are_named_and_two_grids_live_side_by_side(
+    seen: tuple[dict, dict[str, np.ndarray]],
+) -> None:
+    dims = seen[0]["dims"]
+    assert dims["tokens_1"] == ["image", "patch_1", "dim_1"]
+    assert dims["tokens_2"] == ["image", "patch_2", "dim_2"]
+    assert dims["prefix_1"] == ["image", "prefix_token_1", "dim_1"]
+    assert dims["mean_2"] == dims["std_2"] == ["dim_2"]
+    assert dims["mask"] == ["image", "y", "x"]
+    per_image = ("mask_state", "label", "height", "width", "category", "defect", "path")
+    for name in (*per_image, "checksum_1", "checksum_2", "lost_regions"):
+        assert dims[name] == ["image"], name
+    assert seen[0]["coords"] == []
+
+
+def test_the_attributes_say_what_the_store_holds(
+    tiny_store: FeatureStore, seen: tuple[dict, dict[str, np.ndarray]]
+) -> None:
+    attrs = seen[0]["attrs"]
+    assert attrs["complete"] is True
+    assert attrs["schema"] == 1
+    assert (attrs["dataset"], attrs["split"], attrs["images"]) == ("parts", "test", 16)
+    assert attrs["backbone"] == SPEC.to_dict()
+    assert attrs["layers"]["2"] == {"grid": [2, 2], "dim": 8, "prefix": ["cls"]}
+    assert attrs["fingerprint"] == tiny_store.fingerprint
+    assert attrs["licences"] == ["parts: CC0", "tiny weights: CC0"]
+    assert "zarr" in attrs["versions"]
+
+
+def test_tokens_are_the_backbones_own_in_float16(
+    tiny_store: FeatureStore, tiny_manifest: Manifest
+) -> None:
+    images = [0, 5, 15]
+    batch = np.stack(
+        [
+            preprocess(
+                read_image(tiny_manifest.image_path(i), exif=tiny_manifest.exif), SPEC.preprocess
+            )
+            for i in images
+        ]
+    )
+    expected = TinyBackbone()(torch.from_numpy(batch))
+    for layer in ("1", "2"):
+        wanted = expected[layer].patches.numpy()
+        np.testing.assert_allclose(tiny_store.tokens(layer, np.array(images)), wanted, atol=1e-3)
+        cls = expected[layer].prefix[:, 0].numpy()
+        np.testing.assert_allclose(tiny_store.cls(layer, np.array(images)), cls, atol=1e-3)
+
+
+def test_masks_labels_and_states_follow_the_manifest(
+    tiny_store: FeatureStore, tiny_manifest: Manifest
+) -> None:
+    table = tiny_store.table
+    for column in table.columns:
+        assert table[column].tolist() == tiny_manifest.table[column].tolist(), column
+    for image in range(len(tiny_store)):
+        stored = tiny_store.masks(np.array([image]))[0]
+        path = tiny_manifest.mask_path(image)
+        expected = np.zeros((SIZE, SIZE), np.uint8)
+        if path is not None:
+            expected = resize_mask(read_mask(path, exif=tiny_manifest.exif), SIZE)
+        assert np.array_equal(stored, expected)
+
+
+def test_an_image_without_its_mask_is_missing_and_never_normal(tiny_store: FeatureStore) -> None:
+    missing = tiny_store.table[tiny_store.table["mask_state"] == 2]
+    assert missing["path"].tolist() == ["bolt/dent/03.png", "nut/dent/03.png"]
+    assert (missing["label"] == 1).all()
+
+
+def test_means_and_deviations_are_over_all_patch_tokens(tiny_store: FeatureStore) -> None:
+    for layer in tiny_store.layers:
+        flat = tiny_store.tokens(layer, np.arange(16)).astype(np.float64)
+        flat = flat.reshape(-1, flat.shape[-1])
+        np.testing.assert_allclose(tiny_store.array(f"mean_{layer}"), flat.mean(0), atol=1e-12)
+        np.testing.assert_allclose(tiny_store.array(f"std_{layer}"), flat.std(0), atol=1e-9)
+
+
+def test_an_image_lies_at_a_fixed_offset_of_its_uncompressed_shard(
+    tiny_store: FeatureStore,
+) -> None:
+    image_bytes = 16 * 12 * 2
+    for image in (0, 5, 6, 15):
+        shard, place = divmod(image, 6)
+        data = (tiny_store.path / f"tokens_1/c/{shard}/0/0").read_bytes()
+        found = np.frombuffer(data[place * image_bytes :][:image_bytes], "<f2").reshape(16, 12)
+        assert np.array_equal(found, tiny_store.tokens("1", np.array([image]))[0])
+
+
+def test_shards_of_empty_masks_are_on_disk_all_the_same(tiny_store: FeatureStore) -> None:
+    shard_of_good_images = tiny_store.masks(np.arange(0, 4))
+    assert not shard_of_good_images.any()
+    found = {p.relative_to(tiny_store.path).as_posix() for p in tiny_store.path.rglob("mask/c/*/*/*")}
+    assert found == {f"mask/c/{shard}/0/0" for shard in range(3)}
+
+
+def test_shards_json_lists_every_large_file_with_its_size(tiny_store: FeatureStore) -> None:
+    listed = json.loads((tiny_store.path / "shards.json").read_text())["files"]
+    assert len(listed) == 3 * 5  # tokens and prefix of two layers, and the masks
+    for entry in listed:
+        assert (tiny_store.path / entry["name"]).stat().st_size == entry["bytes"]
+    assert {tuple(entry["images"]) for entry in listed} == {(0, 6), (6, 12), (12, 16)}
+
+
+def test_no_path_of_this_machine_and_no_time_is_stored(tiny_store: FeatureStore) -> None:
+    for path in tiny_store.path.rglob("*.json"):
+        text = path.read_text()
+        assert str(tiny_store.path.parent) not in text
+        assert "/tmp" not in text  # noqa: S108 - the string is looked for, not used
+    keys = set(json.loads((tiny_store.path / "zarr.json").read_text())["attributes"])
+    assert not {key for key in keys if "time" in key or "date" in key or "host" in key}
+
+
+def test_images_are_read_in_any_order_and_repeatedly(tiny_store: FeatureStore) -> None:
+    order = np.array([15, 0, 7, 7, 3])
+    everything = tiny_store.tokens("2", np.arange(16))
+    assert np.array_equal(tiny_store.tokens("2", order), everything[order])
+    assert np.array_equal(tiny_store.masks(order), tiny_store.masks(np.arange(16))[order])
+
+
+def test_a_store_opens_by_a_relative_path(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.path.parent)
+    again = FeatureStore(Path(tiny_store.path.name))
+    assert again.fingerprint == tiny_store.fingerprint

@@ -1,0 +1,253 @@
+"""Complete or refused: what a reader and a writer do not accept, and what they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from spg_pipe.datasets import Manifest
+from spg_pipe.errors import SpgError
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.shards import crc32c, load_entries, shard_index
+from spg_pipe.store.verify import require_intact, verify
+from tiny import TinyBackbone, extracted, files, manifest_of, write_folder
+
+Copy = Callable[[Path], Path]
+
+
+def test_a_store_without_its_completeness_mark_is_refused(
+    tiny_store: FeatureStore, copy_of: Copy
+) -> None:
+    place = copy_of(tiny_store.path)
+    metadata = json.loads((place / "zarr.json").read_text())
+    metadata["attributes"]["complete"] = False
+    (place / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(SpgError, match=r"not finished.*spg-pipe extract.* goes on") as error:
+        FeatureStore(place)
+    assert str(place) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokens_1/c/1/0/0", "prefix_2/c/0/0/0", "mask/c/2/0/0"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "longer"])
+def test_a_damaged_file_is_refused_by_its_name_and_images(
+    tiny_store: FeatureStore, copy_of: Copy, name: str, damage: str
+) -> None:
+    place = copy_of(tiny_store.path)
+    data = (place / name).read_bytes()
+    if damage == "deleted":
+        (place / name).unlink()
+    else:
+        (place / name).write_bytes(data[:-1] if damage == "truncated" else data + b"\0")
+    with pytest.raises(SpgError) as error:
+        FeatureStore(place)
+    message = str(error.value)
+    shard = int(name.split("/")[2])
+    assert name in message
+    assert f"images {6 * shard}…{min(6 * shard + 6, 16) - 1}" in message
+    assert f"expected {len(data)} bytes" in message
+    assert ("is missing" if damage == "deleted" else "has ") in message
+    assert "--replace" in message
+
+
+def test_an_unlisted_shard_is_refused(tiny_store: FeatureStore, copy_of: Copy) -> None:
+    place = copy_of(tiny_store.path)
+    index = json.loads((place / "shards.json").read_text())
+    index["files"] = [f for f in index["files"] if f["name"] != "tokens_2/c/2/0/0"]
+    (place / "shards.json").write_text(json.dumps(index))
+    with pytest.raises(SpgError, match="does not list tokens_2/c/2/0/0"):
+        FeatureStore(place)
+
+
+@pytest.mark.parametrize("content", ["{", '{"files": [{"name": 1}]}', "[]"])
+def test_a_damaged_index_is_refused(tiny_store: FeatureStore, copy_of: Copy, content: str) -> None:
+    place = copy_of(tiny_store.path)
+    (place / "shards.json").write_text(content)
+    with pytest.raises(SpgError, match=r"shards\.json is damaged"):
+        FeatureStore(place)
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}", "[1]", '{"attributes": 3}'])
+def test_what_is_no_store_is_refused(tmp_path: Path, content: str | None) -> None:
+    place = tmp_path / "x.zarr"
+    place.mkdir()
+    if content is not None:
+        (place / "zarr.json").write_text(content)
+    with pytest.raises(SpgError, match="is not a feature store"):
+        FeatureStore(place)
+
+
+def test_a_store_of_another_schema_is_refused(tiny_store: FeatureStore, copy_of: Copy) -> None:
+    place = copy_of(tiny_store.path)
+    metadata = json.loads((place / "zarr.json").read_text())
+    metadata["attributes"]["schema"] = 99
+    (place / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(SpgError, match="schema"):
+        FeatureStore(place)
+
+
+def test_a_plain_zarr_group_is_no_store(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "x.zarr")
+    group.create_array("a", shape=(3,), dtype="int8")
+    with pytest.raises(SpgError):
+        FeatureStore(tmp_path / "x.zarr")
+
+
+def test_another_content_in_the_place_is_refused_unless_replaced(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, copy_of: Copy
+) -> None:
+    place = copy_of(tiny_store.path)
+    before = files(place)
+    other = TinyBackbone(weights_sha256="1" * 64)
+    with pytest.raises(SpgError, match=r"store of other content.*backbone.*--replace"):
+        extracted(tiny_manifest, place, backbone=other)
+    assert files(place) == before
+    replaced = extracted(tiny_manifest, place, backbone=other, replace=True)
+    assert replaced.spec.backbone.weights_sha256 == "1" * 64
+    fresh = extracted(tiny_manifest, tmp_path / "fresh.zarr", backbone=other)
+    assert files(place) == files(fresh.path)
+
+
+def test_replace_leaves_a_store_of_the_same_content_alone(
+    tiny_store: FeatureStore, tiny_manifest: Manifest
+) -> None:
+    backbone = TinyBackbone()
+    extracted(tiny_manifest, tiny_store.path, backbone=backbone, replace=True)
+    assert backbone.calls == 1
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_something_that_is_no_store_is_never_removed(
+    tiny_manifest: Manifest, tmp_path: Path, replace: bool
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    for name in ("thesis", "file"):
+        with pytest.raises(SpgError, match="is not a feature store"):
+            extracted(tiny_manifest, tmp_path / name, replace=replace)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_a_place_for_a_store(tiny_manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert len(extracted(tiny_manifest, tmp_path / "empty")) == 16
+
+
+@pytest.mark.parametrize("scale", [1e6, float("nan")])
+@pytest.mark.filterwarnings("error")
+def test_tokens_that_do_not_fit_float16_name_their_layer(
+    tiny_manifest: Manifest, tmp_path: Path, scale: float
+) -> None:
+    with pytest.raises(SpgError, match=r"Layer 1 .* do not fit float16") as error:
+        extracted(tiny_manifest, tmp_path / "a.zarr", backbone=TinyBackbone(scale))
+    if np.isfinite(scale):
+        assert "extract.dtype: float32" in str(error.value)
+    with pytest.raises(SpgError, match="not finished"):
+        FeatureStore(tmp_path / "a.zarr")
+
+
+def test_large_tokens_fit_float32(tiny_manifest: Manifest, tmp_path: Path) -> None:
+    store = extracted(
+        tiny_manifest, tmp_path / "a.zarr", backbone=TinyBackbone(1e6), dtype="float32"
+    )
+    assert np.abs(store.tokens("1", np.arange(16))).max() > 65504
+
+
+def test_a_dataset_without_images_is_refused(tiny_manifest: Manifest, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    nothing = replace(tiny_manifest, table=tiny_manifest.table.iloc[:0])
+    with pytest.raises(SpgError, match="has no images"):
+        extracted(nothing, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_an_image_that_vanished_stops_the_extract_with_its_path(tmp_path: Path) -> None:
+    manifest = manifest_of(write_folder(tmp_path / "parts"))
+    lost = tmp_path / "parts/nut/good/01.png"
+    lost.unlink()
+    with pytest.raises(SpgError, match=r"nut/good/01\.png"):
+        extracted(manifest, tmp_path / "a.zarr")
+    write_folder(tmp_path / "again")
+    shutil.copy(tmp_path / "again/nut/good/01.png", lost)
+    assert len(extracted(manifest, tmp_path / "a.zarr")) == 16
+
+
+def test_a_truncated_image_stops_the_extract_with_its_path(tmp_path: Path) -> None:
+    manifest = manifest_of(write_folder(tmp_path / "parts"))
+    broken = tmp_path / "parts/bolt/dent/02.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(SpgError, match=r"bolt/dent/02\.png"):
+        extracted(manifest, tmp_path / "a.zarr")
+
+
+def test_verify_finds_nothing_in_a_good_store(tiny_store: FeatureStore) -> None:
+    result = verify(tiny_store.path)
+    assert (result.images, result.faults) == (16, ())
+    require_intact(tiny_store.path, result)
+
+
+def test_verify_names_the_shard_and_the_image_of_a_flipped_bit(
+    tiny_store: FeatureStore, copy_of: Copy
+) -> None:
+    place = copy_of(tiny_store.path)
+    shard = place / "tokens_1/c/1/0/0"
+    data = bytearray(shard.read_bytes())
+    data[2 * 16 * 12 * 2 + 5] ^= 4  # in the third image of the second shard
+    shard.write_bytes(data)
+    result = verify(place)
+    text = "\n".join(result.faults)
+    assert "tokens_1/c/1/0/0" in text
+    assert "image 8 (nut/good/00.png)" in text
+    with pytest.raises(SpgError, match="image 8"):
+        require_intact(place, result)
+
+
+def test_the_index_is_zarrs_and_its_checksum_too(tiny_store: FeatureStore, copy_of: Copy) -> None:
+    entry = next(e for e in load_entries(tiny_store.path) if e.name == "tokens_1/c/2/0/0")
+    data = (tiny_store.path / entry.name).read_bytes()
+    assert crc32c(data) == entry.crc32c
+    index = shard_index(4, 6, 16 * 12 * 2)
+    assert data.endswith(index)
+    pairs = np.frombuffer(index[:-4], "<u8").reshape(6, 2)
+    assert (pairs[4:] == 2**64 - 1).all()
+    assert crc32c(index[:-4]) == int(np.frombuffer(index[-4:], "<u4")[0])
+    # zarr-python refuses a shard whose index checksum is off by one bit.
+    place = copy_of(tiny_store.path)
+    broken = bytearray(data)
+    broken[-1] ^= 1
+    (place / entry.name).write_bytes(broken)
+    array = zarr.open_group(place, mode="r")["tokens_1"]
+    assert np.isfinite(array[0]).all()
+    with pytest.raises(ValueError, match="checksum"):
+        array[12]
+
+
+@pytest.mark.parametrize(("images", "shard_images"), [(1, 1), (3, 3), (1, 4), (7, 8)])
+def test_a_hand_written_shard_is_what_zarr_writes(
+    tmp_path: Path, images: int, shard_images: int
+) -> None:
+    from spg_pipe.store.shards import write_token_shard
+
+    tokens = np.random.default_rng(0).random((images, 5, 3), np.float32).astype(np.float16)
+    array = zarr.create_array(
+        tmp_path / "theirs",
+        shape=(images, 5, 3),
+        chunks=(1, 5, 3),
+        shards=(shard_images, 5, 3),
+        dtype="float16",
+        compressors=None,
+        fill_value=np.nan,
+    )
+    array[...] = tokens
+    write_token_shard(tmp_path / "ours", "x", 0, tokens, range(images), shard_images)
+    ours = (tmp_path / "ours/tokens_x/c/0/0/0").read_bytes()
+    assert len(ours) == (tmp_path / "theirs/c/0/0/0").stat().st_size
+    (tmp_path / "theirs/c/0/0/0").write_bytes(ours)
+    assert np.array_equal(zarr.open_array(tmp_path / "theirs", mode="r")[...], tokens)

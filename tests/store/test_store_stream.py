@@ -1,0 +1,117 @@
+"""Batches: deterministic orders that give everything exactly once (docs/store.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import (
+    epoch_order,
+    image_batches,
+    image_tokens,
+    labelled_images,
+    ordered_batches,
+    token_batches,
+)
+
+UNITS = [{"batch_images": 3}, {"batch_images": 16}, {"batch_tokens": 10}, {"batch_tokens": 1000}]
+
+
+def sorted_rows(tokens: Tensor) -> Tensor:
+    """Rows in an order of their own, to compare sets of tokens."""
+    array = tokens.numpy()
+    return torch.from_numpy(array[np.lexsort(array.T)])
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+@pytest.mark.parametrize("layer", ["1", "2"])
+def test_an_epoch_gives_every_patch_token_exactly_once(
+    tiny_store: FeatureStore, layer: str, unit: dict[str, int]
+) -> None:
+    batches = list(token_batches(tiny_store, layer, seed=1, epoch=0, **unit))
+    everything = tiny_store.tokens(layer, np.arange(16)).astype(np.float32)
+    expected = torch.from_numpy(everything.reshape(-1, everything.shape[-1]))
+    assert all(batch.dtype == torch.float32 for batch in batches)
+    assert sorted_rows(torch.cat(batches)).equal(sorted_rows(expected))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+def test_the_order_depends_on_the_seed_and_the_epoch_alone(
+    tiny_store: FeatureStore, unit: dict[str, int]
+) -> None:
+    def run(seed: int, epoch: int) -> Tensor:
+        return torch.cat(list(token_batches(tiny_store, "1", seed=seed, epoch=epoch, **unit)))
+
+    first = run(1, 0)
+    assert run(1, 0).equal(first)
+    assert not run(1, 1).equal(first)
+    assert not run(2, 0).equal(first)
+
+
+def test_the_short_last_batch_is_kept(tiny_store: FeatureStore) -> None:
+    images = [len(b) // 16 for b in token_batches(tiny_store, "1", seed=1, epoch=0, batch_images=6)]
+    assert images == [6, 6, 4]
+    sizes = [len(b) for b in token_batches(tiny_store, "1", seed=1, epoch=0, batch_tokens=100)]
+    assert sizes == [100, 100, 56]
+
+
+def test_a_batch_of_images_holds_whole_images(tiny_store: FeatureStore) -> None:
+    order = epoch_order(np.arange(16), 7, 2)
+    batches = token_batches(tiny_store, "2", seed=7, epoch=2, batch_images=5)
+    for start, batch in zip(range(0, 16, 5), batches, strict=True):
+        wanted = tiny_store.tokens("2", order[start : start + 5]).astype(np.float32)
+        assert np.array_equal(batch.numpy(), wanted.reshape(-1, 8))
+
+
+def test_a_batch_of_tokens_mixes_images(tiny_store: FeatureStore) -> None:
+    first = next(token_batches(tiny_store, "1", seed=1, epoch=0, batch_tokens=16))
+    images = tiny_store.tokens("1", np.arange(16)).astype(np.float32)
+    sources = {
+        image for row in first.numpy() for image in range(16) if (images[image] == row).all(1).any()
+    }
+    assert len(sources) > 4
+
+
+def test_a_unit_is_needed(tiny_store: FeatureStore) -> None:
+    with pytest.raises(ValueError, match="batch_images or batch_tokens"):
+        next(token_batches(tiny_store, "1", seed=1, epoch=0))
+
+
+@given(
+    count=st.integers(1, 200), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000)
+)
+def test_an_epochs_order_is_a_permutation(count: int, seed: int, epoch: int) -> None:
+    order = epoch_order(np.arange(count), seed, epoch)
+    assert sorted(order.tolist()) == list(range(count))
+    assert order.tolist() == epoch_order(np.arange(count), seed, epoch).tolist()
+
+
+def test_images_without_a_mask_teach_nothing(tiny_store: FeatureStore) -> None:
+    teaching = labelled_images(tiny_store)
+    assert teaching.tolist() == [i for i in range(16) if i not in (7, 15)]
+    seen = [b.images for b in image_batches(tiny_store, 5, seed=1, epoch=0)]
+    assert [len(images) for images in seen] == [5, 5, 4]
+    assert sorted(np.concatenate(seen).tolist()) == teaching.tolist()
+
+
+def test_an_image_batch_belongs_together(tiny_store: FeatureStore) -> None:
+    table = tiny_store.table
+    for batch in image_batches(tiny_store, 4, seed=3, epoch=1):
+        assert batch.labels.tolist() == table["label"].to_numpy()[batch.images].tolist()
+        assert batch.masks.dtype == torch.float32
+        assert np.array_equal(batch.masks.numpy(), tiny_store.masks(batch.images))
+        assert (batch.masks.amax(dim=(1, 2)) == batch.labels).all()
+        for layer, tokens in batch.tokens.items():
+            assert tokens.equal(image_tokens(tiny_store, layer, batch.images))
+            wanted = tiny_store.cls(layer, batch.images).astype(np.float32)
+            assert np.array_equal(tokens[:, 0].numpy(), wanted)
+
+
+def test_ordered_batches_follow_the_store(tiny_store: FeatureStore) -> None:
+    batches = [batch.tolist() for batch in ordered_batches(tiny_store, 6)]
+    assert batches == [list(range(6)), list(range(6, 12)), list(range(12, 16))]

@@ -1,0 +1,129 @@
+"""A tiny backbone and tiny labelled images: everything that the core's tests run on.
+
+Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixtures on top of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from layouts import painted, texture
+from spg_pipe.backbones.base import LayerTokens
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets.images import Preprocess
+from spg_pipe.params import GuideParams, MethodParams, SaeParams, ScoreParams
+from spg_pipe.store.extract import extract
+from spg_pipe.store.reader import FeatureStore
+
+SIZE = 32
+"""S, pixels."""
+SHAPES = {"1": (8, 12), "2": (16, 8)}
+"""Layer → patch size in pixels and token width: grids of 4×4 and 2×2."""
+SPEC = BackboneSpec(
+    alias="tiny",
+    family="timm-vit",
+    model="tiny_model",
+    layers=tuple(SHAPES),
+    norm="post",
+    patch_size=16,
+    preprocess=Preprocess(SIZE, "float", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    pos_embed="native",
+    weights="made for the tests",
+    weights_sha256="0" * 64,
+    licence="tiny weights: CC0",
+)
+
+
+class TinyBackbone:
+    """Patches of pixels through fixed random matrices: two layers with different grids.
+
+    `scale` multiplies the tokens; `fail_after` raises in that call, as a killed run would stop.
+    """
+
+    def __init__(
+        self, scale: float = 1.0, fail_after: int | None = None, **changes: Any
+    ) -> None:
+        self.spec = replace(SPEC, **changes)
+        self.scale = scale
+        self.fail_after = fail_after
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        self.calls += 1
+        if self.fail_after is not None and self.calls > self.fail_after:
+            raise KeyboardInterrupt
+        return {name: self._layer(images, *SHAPES[name]) for name in self.spec.layers}
+
+    def _layer(self, images: Tensor, patch: int, dim: int) -> LayerTokens:
+        generator = torch.Generator().manual_seed(patch)
+        weights = torch.randn(3 * patch * patch, dim, generator=generator) / patch
+        pixels = F.unfold(images.cpu(), patch, stride=patch).transpose(1, 2)
+        side = images.shape[-1] // patch
+        patches = self.scale * torch.tanh(pixels @ weights)
+        return LayerTokens(patches, patches.mean(dim=1, keepdim=True), (side, side))
+
+
+def write_folder(
+    root: Path,
+    categories: Sequence[str] = ("bolt", "nut"),
+    *,
+    good: int = 4,
+    masked: int = 3,
+    missing: int = 1,
+    size: tuple[int, int] = (40, 48),
+    seed: int = 0,
+) -> Path:
+    """Images in the `folder` layout: `masked` defects with masks, `missing` without."""
+    for number, category in enumerate(categories):
+        rng = np.random.default_rng([seed, number])
+        base = root / category
+        for i in range(good):
+            _save(texture(size, rng), base / "good" / f"{i:02d}.png")
+        for i in range(masked + missing):
+            image, mask = painted(texture(size, rng), rng)
+            _save(image, base / "dent" / f"{i:02d}.png")
+            if i < masked:
+                _save(mask * np.uint8(255), base / "ground_truth" / "dent" / f"{i:02d}_mask.png")
+    return root
+
+
+def manifest_of(root: Path, name: str = "parts") -> Manifest:
+    """The manifest of a folder that `write_folder` wrote."""
+    return build_manifest(name, "folder", root, licence="CC0")
+
+
+def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
+    """A store of the manifest's tokens: shards of 6 images, batches of 4."""
+    backbone = options.pop("backbone", None) or TinyBackbone()
+    given = {"batch_images": 4, "shard_images": 6} | options
+    return extract(manifest, backbone, path, **given)
+
+
+SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)
+GUIDES = GuideParams(epochs=3, batch_images=4)
+METHOD = MethodParams()
+SCORE = ScoreParams(sigma=1.0)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

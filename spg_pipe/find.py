@@ -92,11 +92,19 @@ def _store_fits(path: Path, session: Session, dataset: Dataset) -> bool:
     return (
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
-        and backbone.get("alias") == wanted.alias
+        and backbone.get("alias") in (wanted.alias, _canonical(wanted.alias))
         and backbone.get("preprocess", {}).get("size") == image_size(session.params)
         and (wanted.layers is None or list(backbone.get("layers", ())) == list(wanted.layers))
         and (wanted.norm is None or backbone.get("norm") == wanted.norm)
     )
+
+
+def _canonical(alias: str) -> str:
+    """`dinov3` → `dinov3-large`, as a store's spec has it; other names without their family."""
+    from spg_pipe.backbones.names import find_alias
+
+    info = find_alias(alias)
+    return info.alias if info else alias.removeprefix("timm:")
 
 
 def find_run(first: Path, store: str, seed: int, what: str, option: str, command: str) -> Path:

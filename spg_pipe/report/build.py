@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from spg_pipe.artifacts import fresh_folder
+from spg_pipe.errors import SpgError
 from spg_pipe.params import Params
 from spg_pipe.paths import Paths
 from spg_pipe.report import examples, facts, figures, inputs, render, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 
 Progress = Callable[[int, int], None]
+
+GENERATOR = '<meta name="generator" content="spg-pipe report">'
+"""What marks a page as ours; the template holds the same line."""
 
 _TITLES = {
     "best": "Best maps: defects that the map covers best",
@@ -93,8 +97,10 @@ def build_report(
     Raises
     ------
     SpgError
-        If no direction has metrics, or metrics and scores do not belong together.
+        If no direction has metrics, metrics and scores do not belong together, or `out` holds
+        something else than a report.
     """
+    _check_place(out)
     directions = inputs.read_directions(params, paths)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     total = sum(len(_categories(direction)) for direction in directions)
@@ -112,7 +118,8 @@ def build_report(
         (folder / "scale.png").write_bytes(_png(render.colour_bar()))
         sections = [_direction_section(runs, folder, advance) for runs in directions]
         page = _render(
-            params=params,
+            name=params.name,
+            summary=facts.summary(params, directions),
             remarks=_remarks(params, directions),
             overview=tables.overview_table([(runs.mean, runs.published) for runs in directions]),
             fitting=facts.fitting_table(directions),
@@ -126,6 +133,18 @@ def build_report(
         )
         (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return out / "index.html"
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to replace a folder that is no report: it may be someone's work."""
+    page = out / "index.html"
+    if out.is_dir() and any(out.iterdir()):
+        head = page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
+        if GENERATOR not in head:
+            raise SpgError(
+                f"{out} holds files that are not a report of spg-pipe, and would be replaced as a "
+                "whole. Name a folder that is new or empty, or remove it first."
+            )
 
 
 def _categories(runs: DirectionRuns) -> list[str]:
@@ -183,8 +202,9 @@ def _direction_remarks(runs: DirectionRuns, unreadable: Sequence[str]) -> list[s
             "over plain grey."
         )
     elif unreadable:
+        listed = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         remarks.append(
-            f"{len(unreadable)} photographs could not be read, for instance {unreadable[0]}: their "
+            f"{len(unreadable)} of the photographs to show could not be read ({listed}): their "
             "maps are shown alone, over plain grey."
         )
     return remarks
@@ -217,7 +237,9 @@ def _data_sections(
     for name in names:
         dataset = params.dataset(name)
         manifest = inputs.read_manifest(paths, dataset)
-        notes = manifest.notes if manifest else ("There is no manifest: `spg-pipe prepare` makes it.",)
+        notes = (
+            manifest.notes if manifest else ("There is no manifest: `spg-pipe prepare` makes it.",)
+        )
         count = f", {len(manifest):,} images" if manifest else ""
         title = f"{name} ({dataset.layout} layout, {dataset.split} split{count})"
         sections.append(DataSection(title, tuple(notes)))
@@ -240,7 +262,6 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.globals["shown"] = examples.SHOWN
     return environment.get_template("report.html.jinja").render(**content)
 

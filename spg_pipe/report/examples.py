@@ -27,7 +27,7 @@ SHOWN = 3
 LONGEST = 320
 """Longest side of a picture in the page's folder, pixels."""
 _CHUNK = 256
-_JPEG = {"quality": 88, "subsampling": 0}
+_JPEG_QUALITY = 88
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def patch_quality(scores: Scores, store: "FeatureStore", images: np.ndarray) -> 
     for start in range(0, len(images), _CHUNK):
         part = images[start : start + _CHUNK]
         patches = scores.patches(part)
-        grid = max((tuple(values.shape[1:]) for values in patches.values()), key=np.prod)
+        finest = max(patches.values(), key=lambda values: values[0].numel())
+        grid = (finest.shape[1], finest.shape[2])
         maps = raw_maps(patches, grid).numpy()
         for row, image in enumerate(part):
             share = _shares(store.masks(np.array([image]))[0], grid)
@@ -97,7 +98,7 @@ def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
     return float(np.sum(np.diff(found[last], prepend=0.0) * found[last] / seen[last]) / found[-1])
 
 
-def _shares(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+def _shares(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Share of defect pixels in every cell of a grid (h, w): float32 from (S, S)."""
     from PIL import Image
 
@@ -183,7 +184,8 @@ def draw(
     pictures: list[Picture] = []
     unreadable: list[str] = []
     rows = np.array([example.image for example in examples], dtype=int)
-    small = scores.maps(rows) if len(rows) else []  # all at once: a chunk holds many images
+    # All at once, because a chunk of the scores holds many images.
+    small = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
     for number, (example, one) in enumerate(zip(examples, small, strict=True)):
         row = scores.table.iloc[example.image]
         photograph = _photograph(runs.dataset.root / example.path, exif)
@@ -194,8 +196,9 @@ def draw(
             size = photograph.shape[:2]
         under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
         heat_map = render.overlay(under, resize_maps(one[None], size)[0])
-        outlined = store is not None and row["mask_state"] == MaskState.GIVEN
-        if outlined:
+        outlined = False
+        if store is not None and row["mask_state"] == MaskState.GIVEN:
+            outlined = True
             mask = store.masks(np.array([example.image]))[0]
             heat_map = render.outline(heat_map, resize_mask(mask, size), width=1)
         stem = f"{name}-{number}"
@@ -226,4 +229,4 @@ def _photograph(path: Path, exif: bool) -> np.ndarray | None:
 def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(pixels).save(path, **_JPEG)
+    Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)

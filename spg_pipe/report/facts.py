@@ -11,6 +11,19 @@ _SHORT = 16
 """Hex digits of a fingerprint that are shown."""
 
 
+def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
+    """The recipe in a sentence: what no number may stand without."""
+    backbone = directions[0].runs[0].scores.config["backbone"]
+    metrics = params.metrics
+    layers = ", ".join(backbone["layers"])
+    return (
+        f"Backbone {backbone['alias']} at {backbone['preprocess']['size']} px, layers {layers} "
+        f"({backbone['norm']}-norm); method protocol {params.method.protocol}; metrics protocol "
+        f"{metrics.protocol}, accumulator {metrics.accumulator}, resolution {metrics.resolution}; "
+        f"seeds {', '.join(map(str, params.seeds))}."
+    )
+
+
 def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
     """Settings of the recipe; those of the backbone as the scores' stores hold them."""
     backbone = directions[0].runs[0].scores.config["backbone"]

@@ -18,7 +18,7 @@ PANELS = {
     "pr": ("Pixel precision and recall", "recall", "precision"),
     "pro": ("Per-region overlap (PRO)", "false-positive rate", "mean region overlap"),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "spg-pipe",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a category may be called "a$b$"
@@ -58,7 +58,7 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
                 list(handles.values()), labels, loc="outside lower center", ncols=5, frameon=False
             )
 
-    return _svg(paint, (11.0, 4.4), title)
+    return _svg(paint, (11.0, 4.1), title)
 
 
 def _category_lines(seeds: Iterable[list[dict[str, str]]], kind: str) -> dict[str, np.ndarray]:
@@ -137,7 +137,7 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
             if axes.get_lines():
                 axes.legend(frameon=False)
 
-    return _svg(paint, (11.0, 3.4), title)
+    return _svg(paint, (11.0, 3.3), title)
 
 
 def _line(
@@ -176,5 +176,5 @@ def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:
         figure = Figure(figsize=inches, layout="constrained")
         paint(figure)
         metadata = {"Date": None, "Creator": None, "Title": title}
-        figure.savefig(stream, format="svg", metadata=metadata, bbox_inches="tight")
+        figure.savefig(stream, format="svg", metadata=metadata)
     return stream.getvalue()

@@ -85,7 +85,8 @@ def caption(row: Row) -> str:
     """What a row's numbers stand on: data, backbone, protocols, resolution, accumulator, seeds."""
     bound = row.get("pixel_error_bound") or 0.0
     parts = [
-        f"Target {row['dataset']} ({row['split']} split), auxiliary {row['auxiliary'] or 'unknown'}",
+        f"Target {row['dataset']} ({row['split']} split)",
+        f"auxiliary {row['auxiliary'] or 'unknown'}",
         f"backbone {row['backbone']}",
         f"method protocol {row['method_protocol']}, metrics protocol {row['protocol']}",
         f"resolution {row['resolution']}",
@@ -108,8 +109,10 @@ def counts_table(rows: Sequence[Row]) -> Table:
     """Images, masks and regions behind the metrics of each category."""
     first = rows[0]
     cells = tuple(
-        ("all" if row["kind"] == "mean" else str(row["category"]),)
-        + tuple(f"{row[name]:,}" for name in _COUNTS)
+        (
+            "all" if row["kind"] == "mean" else str(row["category"]),
+            *(f"{row[name]:,}" for name in _COUNTS),
+        )
         for row in rows
     )
     notes = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.schema import StoreSpec, read_attributes
+from spg_pipe.store.schema import SCHEMA_VERSION, StoreSpec, read_attributes
 from spg_pipe.store.shards import load_entries, token_shard_name
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         attributes = read_attributes(self.path)
-        if attributes is None:
+        if attributes is None or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "
                 "or check the path."
+            )
+        if attributes["schema"] != SCHEMA_VERSION:
+            raise SpgError(
+                f"{self.path} is a store of schema {attributes['schema']}; this version reads "
+                f"schema {SCHEMA_VERSION}. Make it again with `spg-pipe extract --replace`."
             )
         if not attributes.get("complete"):
             raise SpgError(

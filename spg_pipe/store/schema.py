@@ -169,5 +169,11 @@ def read_attributes(root: Path) -> dict[str, Any] | None:
     """The group's attributes, or None where there is no readable group."""
     try:
         return dict(json.loads((root / "zarr.json").read_text())["attributes"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def arrays_declared(root: Path, spec: StoreSpec) -> bool:
+    """Whether `create_arrays` came to its end; a kill may leave some arrays undeclared."""
+    layers = [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")]
+    return all((root / name / "zarr.json").is_file() for name in [*layers, "mask"])

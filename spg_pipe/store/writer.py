@@ -67,7 +67,8 @@ class StoreWriter:
     manifest : Manifest
         The images, in the store's order.
     replace : bool
-        Remove a store of another fingerprint instead of refusing.
+        Remove a store of another fingerprint instead of refusing. In a store of this fingerprint,
+        check every byte and write damaged shards anew.
 
     Raises
     ------
@@ -80,18 +81,19 @@ class StoreWriter:
     ) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
         found = schema.read_attributes(path)
-        self.up_to_date = bool(
-            found and found.get("fingerprint") == spec.fingerprint and found.get("complete")
-        )
+        begun = found is not None and found.get("fingerprint") == spec.fingerprint
+        recorded = _recorded(path, replace) if begun else []
+        complete = found is not None and begun and bool(found.get("complete"))
+        self.up_to_date = complete and self._sound(recorded, replace)
         if self.up_to_date:
             return
-        resumable = found is not None and found.get("fingerprint") == spec.fingerprint
+        resumable = begun and schema.arrays_declared(path, spec)
         if path.exists() and not resumable:
-            _make_room(path, found, spec, replace)
+            _make_room(path, found, spec, replace or begun)
         if not resumable:
             path.parent.mkdir(parents=True, exist_ok=True)
             schema.create_arrays(path, spec, self._attributes())
-        self._entries: list[ShardEntry] = load_entries(path)
+        self._entries = recorded if resumable else []
         self._stats = {
             name: _Statistics(np.zeros(s.dim), np.zeros(s.dim)) for name, s in spec.layers.items()
         }
@@ -112,12 +114,15 @@ class StoreWriter:
         return [*tokens, *prefix, f"mask/c/{shard}/0/0"]
 
     def _recover(self) -> None:
-        """Keep the shards that are recorded and whole; forget the others."""
+        """Keep the shards that are recorded and whole; remove what there is of the others."""
         recorded = {entry.name: entry for entry in self._entries}
         kept: list[ShardEntry] = []
         for shard in range(self.spec.shards):
             names = self._files(shard)
             if not all(name in recorded and self._intact(recorded[name]) for name in names):
+                for name in names:
+                    # Zarr would read a damaged short shard before it writes it anew.
+                    (self.path / name).unlink(missing_ok=True)
                 continue
             kept += [recorded[name] for name in names]
             rows = self.spec.shard_rows(shard)
@@ -134,6 +139,16 @@ class StoreWriter:
     def _intact(self, entry: ShardEntry) -> bool:
         path = self.path / entry.name
         return path.is_file() and crc32c(path.read_bytes()) == entry.crc32c
+
+    def _sound(self, entries: list[ShardEntry], every_byte: bool) -> bool:
+        """Whether a complete store has all its files: by size, or by reading `every_byte`."""
+        names = {name for shard in range(self.spec.shards) for name in self._files(shard)}
+        if not names <= {entry.name for entry in entries}:
+            return False
+        if every_byte:
+            return all(self._intact(entry) for entry in entries)
+        paths = [(self.path / entry.name, entry.bytes) for entry in entries]
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     @property
     def missing_shards(self) -> list[int]:
@@ -181,11 +196,12 @@ class StoreWriter:
         save_entries(self.path, self._entries)
 
     def _cast(self, values: np.ndarray, layer: str) -> np.ndarray:
-        stored = values.astype(self.spec.dtype)
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.spec.dtype)
         if not np.isfinite(stored).all():
             raise SpgError(
                 f"Layer {layer} has tokens that do not fit {self.spec.dtype} (largest value "
-                f"{np.abs(values).max():.4g}). Set `extract.dtype: float32`."
+                f"{np.abs(values).max():.4g}). Set `extract.dtype: float32` and extract with --replace."
             )
         return stored
 
@@ -237,6 +253,16 @@ class StoreWriter:
                 (f"checksum_{layer}", ("image",), np.array(checksums, dtype="uint32")),
             ]
         return arrays
+
+
+def _recorded(path: Path, replace: bool) -> list[ShardEntry]:
+    """shards.json; a damaged one counts as empty where the store may be written anew."""
+    try:
+        return load_entries(path)
+    except SpgError:
+        if not replace:
+            raise
+        return []
 
 
 def _make_room(path: Path, found: dict[str, Any] | None, spec: StoreSpec, replace: bool) -> None:

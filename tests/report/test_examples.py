@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report.conftest import World
 from sklearn.metrics import average_precision_score
 
+from report.conftest import World
 from spg_pipe.report.examples import choose, patch_quality, weighted_precision
 from spg_pipe.scoring import Scores
 from spg_pipe.store.reader import FeatureStore

@@ -14,6 +14,7 @@ from PIL import Image
 
 from report.conftest import TRICKY, World
 from spg_pipe.errors import SpgError
+from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
 
 VOID = {"meta", "img", "link", "br"}
@@ -55,8 +56,16 @@ def built(world: World, out: Path) -> Page:
     return Page(build_report(world.params, world.paths, out))
 
 
-def test_page_is_complete_and_needs_nothing_from_elsewhere(world: World, tmp_path: Path) -> None:
-    page = built(world, tmp_path / "out")
+@pytest.fixture(scope="module")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the recipe as it is."""
+    out = tmp_path_factory.mktemp("page") / "out"
+    build_report(world.params, world.paths, out)
+    return out
+
+
+def test_page_is_complete_and_needs_nothing_from_elsewhere(folder: Path) -> None:
+    page = Page(folder / "index.html")
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert all(page.alts)
@@ -65,19 +74,19 @@ def test_page_is_complete_and_needs_nothing_from_elsewhere(world: World, tmp_pat
         assert not parts.scheme
         assert not parts.netloc
         if parts.path:
-            assert (tmp_path / "out" / parts.path).is_file()
+            assert (folder / parts.path).is_file()
         else:
             assert parts.fragment in page.ids
-    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    linked = {tmp_path / "out" / link for link in page.links} | {tmp_path / "out" / "index.html"}
+    files = {path for path in (folder).rglob("*") if path.is_file()}
+    linked = {folder / link for link in page.links} | {folder / "index.html"}
     assert files <= linked
 
 
-def test_page_names_protocols_seeds_data_and_artefacts(world: World, tmp_path: Path) -> None:
-    text = built(world, tmp_path / "out").text
+def test_page_names_protocols_seeds_data_and_artefacts(world: World, folder: Path) -> None:
+    text = Page(folder / "index.html").text
     assert "method protocol default, metrics protocol exact" in text
     assert "resolution model; accumulator sort; seeds 111, 112: mean ± sample" in text
-    assert "Target target (test split), auxiliary aux; backbone efficientnet-lite0@64" in text
+    assert "Target target (test split); auxiliary aux; backbone efficientnet-lite0@64" in text
     scores = json.loads((world.paths.scores("aux", "target", 111) / "config.json").read_text())
     assert scores["fingerprint"][:16] in text
     assert scores["inputs"]["detector"][:16] in text
@@ -87,23 +96,23 @@ def test_page_names_protocols_seeds_data_and_artefacts(world: World, tmp_path: P
     assert f"{next(iter(quality.values()))['r2']:.3f}" in text
 
 
-def test_names_from_outside_are_escaped(world: World, tmp_path: Path) -> None:
-    page = built(world, tmp_path / "out")
+def test_names_from_outside_are_escaped(folder: Path) -> None:
+    page = Page(folder / "index.html")
     assert TRICKY in page.text
     assert "<own>" in page.text
-    source = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    source = (folder / "index.html").read_text(encoding="utf-8")
     assert TRICKY not in source
     assert "<own>" not in source
-    drawn = (tmp_path / "out" / "curves" / "aux--target-pixel.svg").read_text(encoding="utf-8")
-    assert "a&lt;b&gt;&amp;\"c$d$" in drawn
+    drawn = (folder / "curves" / "aux--target-pixel.svg").read_text(encoding="utf-8")
+    assert 'a&lt;b&gt;&amp;"c$d$' in drawn
 
 
-def test_same_artefacts_give_the_same_bytes(world: World, tmp_path: Path) -> None:
+def test_same_artefacts_give_the_same_bytes(world: World, folder: Path, tmp_path: Path) -> None:
+    build_report(world.params, world.paths, tmp_path / "again")
     contents = []
-    for name in ("one", "two"):
-        build_report(world.params, world.paths, tmp_path / name)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        contents.append({str(f.relative_to(tmp_path / name)): f.read_bytes() for f in files})
+    for root in (folder, tmp_path / "again"):
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        contents.append({str(file.relative_to(root)): file.read_bytes() for file in files})
     assert contents[0] == contents[1]
     assert any(name.endswith(".svg") for name in contents[0])
     assert not any(str(world.root).encode() in content for content in contents[0].values())
@@ -120,12 +129,11 @@ def test_an_undefined_metric_is_a_dash_and_is_left_out_of_the_mean(
     assert "±" not in page.text
 
 
-def test_published_figures_stand_beside_ours(world: World, tmp_path: Path) -> None:
-    assert "published" not in built(world, tmp_path / "none").text.lower().replace(
-        "is the published protocol", ""
-    )
+def test_published_figures_stand_beside_ours(world: World, folder: Path, tmp_path: Path) -> None:
+    assert '<th scope="col">published</th>' not in (folder / "index.html").read_text()
     figure = {"aux": "aux", "target": "target", "image_auroc": 91.4, "source": "arXiv <1>"}
     page = built(world.changed(published=(figure,)), tmp_path / "one")
+    assert '<th scope="col">published</th>' in (tmp_path / "one" / "index.html").read_text()
     assert "0.914" in page.text
     assert "Published, aux → target: arXiv <1>." in page.text
 
@@ -146,15 +154,18 @@ def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path)
     datasets = [dataset.model_dump() for dataset in world.params.datasets]
     datasets[1]["root"] = tmp_path / "target"
     page = built(world.changed(datasets=datasets), tmp_path / "out")
-    assert "1 photograph could not be read: only-defects/test/crack/000.png" in page.text
+    assert (
+        "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
+        in page.text
+    )
 
 
-def test_pictures_have_the_image_s_aspect_ratio_and_one_size(world: World, tmp_path: Path) -> None:
-    page = built(world, tmp_path / "out")
+def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> None:
+    page = Page(folder / "index.html")
     maps = [link for link in set(page.links) if link.endswith("-map.jpg")]
     assert len(maps) == 4 + 1 + 2  # 4 anomalous, the false alarm; 2 of the other category
     for link in maps:
-        with Image.open(tmp_path / "out" / link) as heat_map:
+        with Image.open(folder / link) as heat_map:
             assert heat_map.size == (64, 48)
 
 
@@ -192,10 +203,25 @@ def test_metrics_of_other_scores_are_refused(world: World, tmp_path: Path) -> No
 
 
 def test_without_any_metrics_the_message_says_what_to_run(world: World, tmp_path: Path) -> None:
+    never_run = world.changed(name="never-run")
     with pytest.raises(SpgError, match="spg-pipe evaluate"):
-        build_report(*_unknown(world), tmp_path / "out")
+        build_report(never_run.params, never_run.paths, tmp_path / "out")
 
 
-def _unknown(world: World) -> tuple[object, object]:
-    other = world.changed(name="never-run")
-    return other.params, other.paths
+def test_a_folder_that_is_no_report_is_not_replaced(world: World, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SpgError, match="not a report"):
+        build_report(world.params, world.paths, tmp_path)
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_an_old_report_is_replaced_as_a_whole(world: World, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "maps" / "stale.jpg").write_bytes(b"")
+    build_report(world.params, world.paths, tmp_path / "out")
+    assert not (tmp_path / "out" / "maps" / "stale.jpg").exists()
+
+
+def test_without_curves_there_is_no_figure() -> None:
+    assert figures.pixel_curves([], "none") is None
+    assert figures.training_curves([], "none") is None

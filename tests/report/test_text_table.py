@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from spg_pipe.metrics import RowContext, accumulate, category_metrics, macro_mean, seeds_mean
 from spg_pipe.params import PublishedFigure
-from spg_pipe.report.tables import metrics_table, published_figure
+from spg_pipe.report.tables import metrics_table, overview_table, published_figure
 from spg_pipe.report.text import text_table
 
 
@@ -29,7 +31,7 @@ def rows(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> list[d
 def test_caption_names_everything_a_number_stands_on() -> None:
     caption = " ".join(text_table(rows()).partition("\n\n")[0].split())
     assert caption == (
-        "Target visa (test split), auxiliary mvtec; backbone vit@448; method protocol spg, metrics "
+        "Target visa (test split); auxiliary mvtec; backbone vit@448; method protocol spg, metrics "
         "protocol exact; resolution model; accumulator sort; seed 111."
     )
 
@@ -37,14 +39,16 @@ def test_caption_names_everything_a_number_stands_on() -> None:
 def test_columns_and_undefined_cells() -> None:
     text = text_table(rows())
     head = next(line for line in text.splitlines() if line.startswith("Category"))
-    assert [part for part in head.split("  ") if part.strip()] == [
+    assert re.split(" {2,}", head) == [
         "Category",
-        *[f" {name}" if i else name for i, name in enumerate(())],
-        *[part for part in head.split("  ")[1:] if part.strip()],
+        "Image AUROC",
+        "Image AP",
+        "Image F1-max",
+        "Pixel AUROC",
+        "Pixel AP",
+        "Pixel F1-max",
+        "AUPRO@0.3",
     ]
-    for name in ("Image AUROC", "Image AP", "Image F1-max", "Pixel AUROC", "Pixel AP"):
-        assert name in head
-    assert head.endswith("AUPRO@0.3")
     assert "nan" not in text
     one_class = next(line for line in text.splitlines() if line.startswith("蝋燭"))
     assert one_class.split()[1:4] == ["–", "–", "–"]
@@ -97,6 +101,17 @@ def test_published_figures_may_be_shares_or_per_cent() -> None:
     assert published_figure(figure, "pixel_auroc") == 0.923
     assert np.isnan(published_figure(figure, "pixel_ap"))
     assert np.isnan(published_figure(None, "image_auroc"))
+
+
+def test_overview_has_a_line_a_direction() -> None:
+    figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
+    table = overview_table([(rows("spg")[-1], figure), (rows("spg")[-1], None)])
+    assert table.columns == (
+        *("Auxiliary → target", "Categories", "Image AUROC", "published"),
+        *("Pixel AUROC", "published", "PRO (fast)"),
+    )
+    assert [row[3] for row in table.rows] == ["0.802", "–"]
+    assert "metrics protocol spg" in table.caption
 
 
 def test_page_and_terminal_show_the_same_cells() -> None:

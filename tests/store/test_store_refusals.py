@@ -121,6 +121,24 @@ def test_replace_leaves_a_store_of_the_same_content_alone(
     assert backbone.calls == 1
 
 
+@pytest.mark.parametrize("name", ["tokens_1/c/1/0/0", "prefix_2/c/0/0/0", "mask/c/2/0/0"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "flipped bit", "index"])
+def test_replace_mends_a_damaged_store(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, copy_of: Copy, name: str, damage: str
+) -> None:
+    place = copy_of(tiny_store.path)
+    data = bytearray((place / name).read_bytes())
+    if damage == "deleted":
+        (place / name).unlink()
+    elif damage == "index":
+        (place / "shards.json").write_text("{")
+    else:
+        data[3] ^= 1
+        (place / name).write_bytes(data[:-2] if damage == "truncated" else data)
+    extracted(tiny_manifest, place, replace=True)
+    assert files(place) == files(tiny_store.path)
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_something_that_is_no_store_is_never_removed(
     tiny_manifest: Manifest, tmp_path: Path, replace: bool

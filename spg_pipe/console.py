@@ -13,6 +13,7 @@ from spg_pipe.artifacts import jsonable
 from spg_pipe.errors import SpgError
 
 Update = Callable[..., None]
+_SECONDS_A_LINE = 10
 
 
 @dataclass
@@ -54,15 +55,24 @@ class Console:
             yield from _lines(what, unit)
 
 
-def _rate(done: int, started: float) -> float:
-    return done / max(time.monotonic() - started, 1e-9)
+class _Clock:
+    """Units a second since the current label began: each layer counts from 0 again."""
+
+    def __init__(self) -> None:
+        self.label = ""
+        self.started = time.monotonic()
+
+    def rate(self, done: int, label: str) -> float:
+        if label != self.label:
+            self.label, self.started = label, time.monotonic()
+        return done / max(time.monotonic() - self.started, 1e-3)
 
 
 def _live(what: str, unit: str) -> Iterator[Update]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    started = time.monotonic()
+    clock = _Clock()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,31 +85,35 @@ def _live(what: str, unit: str) -> Iterator[Update]:
         task = bar.add_task(what, total=1, unit=unit, rate="", note="")
 
         def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
-            note = f"loss {loss:.4g}" if loss is not None else ""
-            rate = f"{_rate(done, started):,.1f} {unit}/s"
-            description = f"{what} {label}".strip()
+            if label != clock.label:
+                bar.reset(task)
             bar.update(
-                task, completed=done, total=total, rate=rate, note=note, description=description
+                task,
+                completed=done,
+                total=total,
+                rate=f"{clock.rate(done, label):,.1f} {unit}/s",
+                note=f"loss {loss:.4g}" if loss is not None else "",
+                description=f"{what} {label}".strip(),
             )
 
         yield update
 
 
 def _lines(what: str, unit: str) -> Iterator[Update]:
-    started = last = time.monotonic()
+    clock = _Clock()
+    last = time.monotonic()
 
     def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
         nonlocal last
+        rate = clock.rate(done, label)
         now = time.monotonic()
-        if now - last < 10 and done < total:
+        if now - last < _SECONDS_A_LINE and done < total:
             return
         last = now
-        rate = _rate(done, started)
         note = f", loss {loss:.4g}" if loss is not None else ""
-        left = (total - done) / max(rate, 1e-9)
         print(
             f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}, {rate:,.1f}/s, "
-            f"{left:.0f} s left{note}",
+            f"{(total - done) / max(rate, 1e-9):.0f} s left{note}",
             file=sys.stderr,
             flush=True,
         )

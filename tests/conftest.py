@@ -10,12 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.detector import Detector
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
+
+
+settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -31,6 +31,7 @@ _STYLE: dict[Any, Any] = {
 _GRID = np.union1d(np.linspace(0, 1, 401), np.linspace(0, 0.02, 101))
 """Common x of the curves, finer where ROC and PRO rise."""
 _MOST_COLOURS = 20
+_LEGEND_COLUMNS = 5
 _PRO_LIMIT = 0.3
 
 
@@ -55,10 +56,15 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
         labels = [f" {name}" if name.startswith("_") else name for name in handles]
         if len(names) <= _MOST_COLOURS:
             figure.legend(
-                list(handles.values()), labels, loc="outside lower center", ncols=5, frameon=False
+                list(handles.values()),
+                labels,
+                loc="outside lower center",
+                ncols=_LEGEND_COLUMNS,
+                frameon=False,
             )
 
-    return _svg(paint, (11.0, 4.1), title)
+    legend_rows = -(-(len(names) + 1) // _LEGEND_COLUMNS) if len(names) <= _MOST_COLOURS else 0
+    return _svg(paint, (11.0, 3.8 + 0.2 * legend_rows), title)
 
 
 def _category_lines(seeds: Iterable[list[dict[str, str]]], kind: str) -> dict[str, np.ndarray]:
@@ -135,9 +141,10 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
             axes.set_ylim(bottom=0)
         for axes in (loss, dead, guides):
             if axes.get_lines():
-                axes.legend(frameon=False)
+                place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+                axes.legend(**place, ncols=4, frameon=False, columnspacing=1.0)
 
-    return _svg(paint, (11.0, 3.3), title)
+    return _svg(paint, (11.0, 3.5), title)
 
 
 def _line(

@@ -144,7 +144,7 @@ def _fit(
         seen, step = seen + len(x), step + 1
         if seen >= next_point:
             next_point = seen + every
-            loss, auxk = float(result.reconstruction), float(result.auxk)
+            loss, auxk = result.reconstruction.item(), result.auxk.item()
             if not np.isfinite(loss + auxk):
                 raise SpgError(
                     f"Layer {layer}: the loss is {loss} after {step} steps. "

@@ -201,7 +201,8 @@ class StoreWriter:
         if not np.isfinite(stored).all():
             raise SpgError(
                 f"Layer {layer} has tokens that do not fit {self.spec.dtype} (largest value "
-                f"{np.abs(values).max():.4g}). Set `extract.dtype: float32` and extract with --replace."
+                f"{np.abs(values).max():.4g}). Set `extract.dtype: float32` "
+                "and extract with --replace."
             )
         return stored
 

@@ -68,7 +68,7 @@ MUTANTS = {
 
 
 def survivors(names: list[str]) -> list[str]:
-    """Names of the mutants that parity does not notice; "" stands for the unchanged code failing."""
+    """Names of the mutants that parity does not notice; "" where the unchanged code fails."""
     alive = [] if _agrees(None, "guide") and _agrees(None, "sae") else [""]
     return alive + [name for name in names if _agrees(MUTANTS[name], MUTANTS[name].kind)]
 

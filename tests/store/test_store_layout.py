@@ -30,8 +30,10 @@ numpy.savez(
 )
 names = {name: list(map(str, array.dims)) for name, array in dataset.variables.items()}
 assert "spg_pipe" not in sys.modules
-print(json.dumps({"dims": names, "paths": list(map(str, dataset["path"].values)), "coords": list(dataset.coords), "chunks": lazy.chunks,
-                  "attrs": dict(dataset.attrs)}))
+print(json.dumps({
+    "dims": names, "paths": list(map(str, dataset["path"].values)),
+    "coords": list(dataset.coords), "attrs": dict(dataset.attrs),
+}))
 """
 """Only public readers, in a process that never imports this project."""
 

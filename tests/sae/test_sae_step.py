@@ -1,0 +1,196 @@
+"""The whole training step against the literal dense one, AuxK and the dead-latent rules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from literal_sae import DenseSae, rows, topk_code
+from torch import Tensor
+
+from spg_pipe.params import SaeParams
+from spg_pipe.sae.model import (
+    ACTIVE_ABOVE,
+    DeadCounter,
+    SparseAutoencoder,
+    auxk_loss,
+    input_tokens,
+    losses,
+)
+from spg_pipe.sae.train import SaeTrainer
+
+
+def tokens(images: int, patches: int, dim: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(images, patches, dim, generator=generator)
+
+
+def trainer(reference: DenseSae, rule: str = "steps") -> SaeTrainer:
+    """Ours with the weights and settings of the literal one."""
+    latents, dim = reference.encoder.shape
+    params = SaeParams(
+        dict_size=latents,
+        k=reference.k,
+        auxk=reference.auxk,
+        dead_after_tokens=reference.dead_after,
+    )
+    sae = SparseAutoencoder(dim, latents, reference.k)
+    sae.encoder.data = reference.encoder.detach().clone()
+    sae.dictionary.data = reference.dictionary.detach().clone()
+    return SaeTrainer.start(sae, params, rule)
+
+
+@pytest.mark.parametrize("auxk", [3, 512])
+def test_eight_steps_equal_the_literal_dense_ones(auxk: int) -> None:
+    start = rows(torch.randn(48, 16, generator=torch.Generator().manual_seed(1)))
+    reference = DenseSae(start, start, k=3, auxk=auxk, dead_after=40)
+    ours = trainer(reference)
+    died = 0
+    for step in range(8):
+        x = tokens(2, 10, 16, seed=step)
+        total, reconstruction, auxk_mean, dead = reference.step(x)
+        result, our_dead = ours.step(x.flatten(0, 1))
+        assert our_dead.equal(dead)
+        assert ours.counter.age.equal(reference.age)
+        torch.testing.assert_close(result.reconstruction, reconstruction, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result.auxk, auxk_mean, atol=1e-6, rtol=0)
+        torch.testing.assert_close(result.total, total, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours.sae.encoder, reference.encoder, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours.sae.dictionary, reference.dictionary, atol=1e-6, rtol=0)
+        died += int(dead.sum())
+    assert died > 0
+
+
+@pytest.mark.parametrize("auxk", [2, 7, 512])
+def test_auxk_has_the_dense_formulas_value_and_gradients(auxk: int) -> None:
+    x = tokens(1, 20, 8)[0].double()
+    sae = SparseAutoencoder(8, 24, 3).double()
+    sae.dictionary.data *= 1.7  # rows are normalised in the forward pass only
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[::3] = True
+    x_hat = sae(x).x_hat
+    mine = auxk_loss(sae, x, x_hat, dead, auxk)
+    gradients = torch.autograd.grad(mine.mean(), list(sae.parameters()))
+
+    encoder, dictionary = (p.detach().clone().requires_grad_() for p in sae.parameters())
+    guess = topk_code((x @ encoder.t()) * dead, min(auxk, 24)) @ rows(dictionary)
+    expected = (x - x_hat.detach() - guess).pow(2).mean(dim=1)
+    theirs = torch.autograd.grad(expected.mean(), [encoder, dictionary])
+
+    torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(gradients, theirs)
+    assert gradients[0][dead].abs().sum() > 0  # dead latents do learn, through the encoder too
+    assert not gradients[0][~dead].any()
+
+
+def test_auxk_of_a_residual_that_is_not_finite_counts_as_nothing() -> None:
+    sae = SparseAutoencoder(4, 8, 2)
+    x = torch.ones(3, 4)
+    x_hat = torch.zeros(3, 4)
+    x_hat[1, 2] = float("inf")
+    x_hat[2, 0] = float("nan")
+    error = auxk_loss(sae, x, x_hat, torch.ones(8, dtype=torch.bool), 4)
+    assert error[0] > 0
+    assert error[1:].tolist() == [0.0, 0.0]
+
+
+def test_no_dead_latent_means_no_auxk() -> None:
+    sae = SparseAutoencoder(4, 8, 2)
+    x = tokens(1, 6, 4)[0]
+    result = losses(sae, x, sae(x), torch.zeros(8, dtype=torch.bool))
+    assert float(result.auxk) == 0
+    assert result.total.equal(result.reconstruction)
+
+
+def test_normalised_auxk_divides_by_the_residuals_variance() -> None:
+    sae = SparseAutoencoder(4, 8, 2)
+    x = tokens(1, 6, 4)[0]
+    output = sae(x)
+    dead = torch.ones(8, dtype=torch.bool)
+    plain = losses(sae, x, output, dead)
+    normalised = losses(sae, x, output, dead, auxk_normalised=True)
+    variance = (x - output.x_hat).var()
+    torch.testing.assert_close(normalised.auxk * variance, plain.auxk)
+
+
+def test_the_reconstruction_is_the_mean_over_tokens_and_width() -> None:
+    sae = SparseAutoencoder(4, 8, 2)
+    x = tokens(1, 6, 4)[0]
+    output = sae(x)
+    found = losses(sae, x, output, torch.zeros(8, dtype=torch.bool)).reconstruction
+    torch.testing.assert_close(found, (x - output.x_hat).square().sum() / (6 * 4))
+
+
+def test_the_first_dictionary_is_tied_unit_and_of_its_seed() -> None:
+    one, same, other = (SparseAutoencoder(16, 40, 4, seed=seed) for seed in (1, 1, 2))
+    assert one.encoder.equal(one.dictionary)
+    assert one.encoder.data_ptr() != one.dictionary.data_ptr()
+    torch.testing.assert_close(one.dictionary.norm(dim=1), torch.ones(40))
+    assert one.encoder.equal(same.encoder)
+    assert not one.encoder.equal(other.encoder)
+    assert len(list(one.parameters())) == 2  # no biases
+
+
+def test_rows_have_unit_length_after_every_step_and_adam_is_left_alone() -> None:
+    start = rows(torch.randn(12, 8, generator=torch.Generator().manual_seed(1)))
+    ours = trainer(DenseSae(start, start, k=2))
+    before = None
+    for step in range(3):
+        ours.step(tokens(1, 9, 8, seed=step)[0])
+        torch.testing.assert_close(ours.sae.dictionary.norm(dim=1), torch.ones(12))
+        state = ours.optimizer.state[ours.sae.dictionary]["exp_avg"].clone()
+        ours.sae.renormalise()
+        assert ours.optimizer.state[ours.sae.dictionary]["exp_avg"].equal(state)
+        assert before is None or not state.equal(before)
+        before = state
+
+
+def counted(rule: str, dead_after: int, batches: list[tuple[int, list[int]]]) -> list[list[bool]]:
+    """Feed batches of (tokens, active latents) of four latents; who is dead after each."""
+    counter = DeadCounter(torch.zeros(4, dtype=torch.int64), rule, dead_after)
+    dead = []
+    for size, active in batches:
+        values = torch.zeros(size, 2)
+        indices = torch.zeros(size, 2, dtype=torch.int64)
+        for place, latent in enumerate(active):
+            values[place, 0], indices[place, 0] = 1.0, latent
+        dead.append(counter.update(values, indices).tolist())
+    return dead
+
+
+def test_spg_counts_steps_against_a_threshold_of_that_batchs_size() -> None:
+    # 100 // 20 = 5 steps for the full batches; the short last one of 10 tokens allows 10.
+    full = [(20, [0])] * 6
+    dead = counted("steps", 100, [*full, (10, [0]), (20, [0, 1])])
+    assert [row[1] for row in dead] == [False] * 5 + [True, False, False]
+    assert [row[2] for row in dead] == [False] * 5 + [True, False, True]
+    assert not any(row[0] for row in dead)
+
+
+def test_spg_allows_at_least_one_step() -> None:
+    dead = counted("steps", 10, [(20, [0]), (20, [0])])
+    assert dead == [[False] * 4, [False, True, True, True]]
+
+
+def test_default_counts_tokens_whatever_the_batches_are() -> None:
+    in_full = counted("tokens", 100, [(20, [0])] * 6)
+    assert [row[1] for row in in_full] == [False] * 5 + [True]
+    in_pieces = counted("tokens", 100, [(7, [0])] * 15)
+    assert [row[1] for row in in_pieces] == [False] * 14 + [True]
+    mended = counted("tokens", 100, [(60, [0]), (60, [0]), (60, [1]), (30, [0])])
+    assert [row[1] for row in mended] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("rule", ["steps", "tokens"])
+def test_only_values_above_the_threshold_count_as_active(rule: str) -> None:
+    counter = DeadCounter(torch.zeros(2, dtype=torch.int64), rule, 3)
+    values = torch.tensor([[ACTIVE_ABOVE, 2 * ACTIVE_ABOVE]])
+    for _ in range(5):
+        dead = counter.update(values, torch.tensor([[0, 1]]))
+    assert dead.tolist() == [True, False]
+    assert counter.age.tolist() == [5, 1]
+
+
+def test_l2_input_has_unit_length_and_none_leaves_it_alone() -> None:
+    x = 7 * tokens(1, 5, 4)[0]
+    torch.testing.assert_close(input_tokens(x, "l2").norm(dim=1), torch.ones(5))
+    assert input_tokens(x, "none") is x

@@ -1,0 +1,237 @@
+"""Training on a store: what is seen, how it is judged, that it repeats, save and load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from literal_sae import rows, topk_code
+
+from spg_pipe.errors import SpgError
+from spg_pipe.params import MethodParams, SaeParams
+from spg_pipe.sae import train as train_module
+from spg_pipe.sae.model import SaeRun, SparseAutoencoder
+from spg_pipe.sae.quality import measure
+from spg_pipe.sae.train import train_sae
+from spg_pipe.store.reader import FeatureStore
+from tiny import METHOD, SAE, files
+
+
+def run(
+    store: FeatureStore, seed: int = 111, protocol: str = "default", **changes: Any
+) -> tuple[SaeRun, dict[str, Any], str]:
+    params = SaeParams.model_validate(SAE.model_dump() | changes)
+    return train_sae(store, params, MethodParams(protocol=protocol), seed=seed)
+
+
+def everything(store: FeatureStore, layer: str) -> torch.Tensor:
+    flat = store.tokens(layer, np.arange(len(store))).astype(np.float32)
+    return torch.from_numpy(flat.reshape(-1, flat.shape[-1]))
+
+
+def test_training_explains_more(tiny_store: FeatureStore) -> None:
+    short, long = run(tiny_store, epochs=1, lr=1e-6)[1], run(tiny_store, epochs=20)[1]
+    for layer in tiny_store.layers:
+        assert long[layer]["r2"] > short[layer]["r2"] + 0.05
+
+
+def test_two_runs_give_the_same_bits_and_another_seed_does_not(tiny_store: FeatureStore) -> None:
+    first, again, other = (run(tiny_store, seed=seed) for seed in (1, 1, 2))
+    assert first[1:] == again[1:]
+    assert first[0].config == again[0].config
+    for layer in tiny_store.layers:
+        assert first[0].layers[layer].encoder.equal(again[0].layers[layer].encoder)
+        assert first[0].layers[layer].dictionary.equal(again[0].layers[layer].dictionary)
+        assert not first[0].layers[layer].encoder.equal(other[0].layers[layer].encoder)
+    assert first[0].config["fingerprint"] != other[0].config["fingerprint"]
+
+
+def test_epochs_see_every_patch_token_each_time(tiny_store: FeatureStore) -> None:
+    quality = run(tiny_store, epochs=3)[1]
+    assert quality["1"]["tokens_seen"] == 3 * 16 * 16
+    assert quality["2"]["tokens_seen"] == 3 * 16 * 4
+    assert quality["1"]["epochs"] == quality["2"]["epochs"] == 3
+    assert quality["1"]["steps"] == 3 * 4
+
+
+def test_a_budget_of_tokens_ends_with_the_batch_that_reaches_it(tiny_store: FeatureStore) -> None:
+    quality = run(tiny_store, tokens=300, epochs=1)[1]
+    assert quality["1"]["tokens_seen"] == 320  # batches of 4 images of 16 patches
+    assert quality["1"]["epochs"] == 320 / 256
+    assert quality["2"]["tokens_seen"] == 304
+
+
+def test_batches_of_tokens_cross_images(tiny_store: FeatureStore) -> None:
+    quality = run(tiny_store, batch_images=None, batch_tokens=100, epochs=2)[1]
+    assert quality["1"]["tokens_seen"] == 2 * 256
+    assert quality["1"]["steps"] == 2 * 3
+
+
+def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None:
+    together = run(tiny_store)[0]
+    sae = SparseAutoencoder(8, 32, 4, seed=111)
+    assert together.layers["2"].encoder.shape == sae.encoder.shape
+    trainer = train_module.SaeTrainer.start(sae, SAE, "tokens")
+    for epoch in range(SAE.epochs):
+        for x in train_module.token_batches(
+            tiny_store, "2", seed=111, epoch=epoch, batch_images=SAE.batch_images
+        ):
+            trainer.step(x)
+    assert trainer.sae.encoder.equal(together.layers["2"].encoder)
+
+
+def test_the_class_token_is_never_trained_on(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    true = train_module.SaeTrainer.step
+
+    def spy(self: train_module.SaeTrainer, x: torch.Tensor) -> Any:
+        seen.append(x)
+        return true(self, x)
+
+    monkeypatch.setattr(train_module.SaeTrainer, "step", spy)
+    run(tiny_store, epochs=1)
+    patches = torch.cat([x for x in seen if x.shape[1] == 12])
+    assert len(patches) == 16 * 16
+    cls = torch.from_numpy(tiny_store.cls("1", np.arange(16)).astype(np.float32))
+    assert not (patches[:, None] == cls[None]).all(dim=2).any()
+
+
+def test_quality_is_what_numpy_computes(tiny_store: FeatureStore) -> None:
+    trained = run(tiny_store)[0]
+    for layer, sae in trained.layers.items():
+        found = measure(sae, tiny_store, layer, SAE, count_cls=False, device="cpu")
+        x = everything(tiny_store, layer)
+        z = topk_code(x @ sae.encoder.detach().t(), SAE.k)
+        error = (x - z @ rows(sae.dictionary.detach())).double().square().sum()
+        variance = (x.double() - x.double().mean(dim=0)).square().sum()
+        assert found.fvu == pytest.approx(float(error / variance), rel=1e-5)
+        assert found.r2 == pytest.approx(1 - found.fvu)
+        assert found.l0 == float((z > 0).sum(dim=1).double().mean())
+        assert found.dead.equal(~(z > 0).any(dim=0))
+
+
+def test_the_dead_mask_counts_class_tokens_in_protocol_spg_alone(
+    tiny_store: FeatureStore,
+) -> None:
+    sae = run(tiny_store)[0].layers["1"]
+    patches = measure(sae, tiny_store, "1", SAE, count_cls=False, device="cpu")
+    both = measure(sae, tiny_store, "1", SAE, count_cls=True, device="cpu")
+    cls = torch.from_numpy(tiny_store.cls("1", np.arange(16)).astype(np.float32))
+    woken = (topk_code(cls @ sae.encoder.detach().t(), SAE.k) > 0).any(dim=0)
+    assert both.dead.equal(patches.dead & ~woken)
+    assert (both.r2, both.l0) == (patches.r2, patches.l0)
+
+
+@pytest.mark.parametrize(("protocol", "counts"), [("default", False), ("spg", True)])
+def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, protocol: str, counts: bool
+) -> None:
+    rules: list[str] = []
+    masks: list[bool] = []
+    true_start, true_measure = train_module.SaeTrainer.start, train_module.measure
+
+    def start(sae: Any, params: Any, rule: str) -> Any:
+        rules.append(rule)
+        return true_start(sae, params, rule)
+
+    def spied(*args: Any) -> Any:
+        masks.append(args[4])
+        return true_measure(*args)
+
+    monkeypatch.setattr(train_module.SaeTrainer, "start", start)
+    monkeypatch.setattr(train_module, "measure", spied)
+    result = run(tiny_store, protocol=protocol, epochs=1)[0]
+    assert set(rules) == {"steps" if counts else "tokens"}
+    assert masks == [counts, counts]
+    assert result.config["protocol"]["name"] == protocol
+
+
+def test_save_and_load_give_the_same_run(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    trained, quality, curve = run(tiny_store)
+    trained.save(tmp_path / "sae", quality, curve)
+    loaded = SaeRun.load(tmp_path / "sae")
+    assert loaded.config == json.loads(json.dumps(trained.config))
+    x = everything(tiny_store, "1")
+    for layer in tiny_store.layers:
+        assert loaded.dead[layer].equal(trained.dead[layer])
+        assert loaded.layers[layer].k == SAE.k
+        assert loaded.layers[layer].atoms.equal(trained.layers[layer].atoms)
+    assert loaded.layers["1"](x).x_hat.equal(trained.layers["1"](x).x_hat)
+    assert json.loads((tmp_path / "sae/quality.json").read_text()) == quality
+    header, *lines = (tmp_path / "sae/curve.csv").read_text().splitlines()
+    assert header == "layer,step,tokens,reconstruction,auxk,dead_share"
+    assert {line.split(",")[0] for line in lines} == {"1", "2"}
+
+
+def test_two_saves_are_the_same_bytes(tiny_store: FeatureStore, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        trained, quality, curve = run(tiny_store)
+        trained.save(tmp_path / name, quality, curve)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
+    config = run(tiny_store)[0].config
+    assert config["inputs"] == {"store": tiny_store.fingerprint}
+    assert config["licences"] == ["parts: CC0", "tiny weights: CC0"]
+    assert (config["dataset"], config["split"], config["images"]) == ("parts", "test", 16)
+    assert config["tokens_seen"] == {"1": 768, "2": 192}
+    assert "torch" in config["versions"]
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no weights", "half the weights", "no json"])
+def test_what_is_no_whole_run_is_refused(
+    tiny_store: FeatureStore, tmp_path: Path, damage: str
+) -> None:
+    trained, quality, curve = run(tiny_store, epochs=1)
+    place = tmp_path / "sae"
+    trained.save(place, quality, curve)
+    weights = place / "sae.safetensors"
+    if damage == "no folder":
+        shutil.rmtree(place)
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        (place / "config.json").write_text("{")
+    with pytest.raises(SpgError, match=str(place)):
+        SaeRun.load(place)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tiny_store: FeatureStore) -> None:
+    with pytest.raises(SpgError, match=r"Layer 1: the loss is .*sae\.lr"):
+        run(tiny_store, lr=1e30, epochs=5)
+
+
+def test_k_may_equal_the_dictionary(tiny_store: FeatureStore) -> None:
+    assert run(tiny_store, dict_size=4, k=4)[1]["1"]["l0"] <= 4
+
+
+def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+
+    def note(layer: str, done: int, total: int, loss: float) -> None:
+        assert np.isfinite(loss)
+        seen[layer] = (done, total)
+
+    train_sae(tiny_store, SAE, METHOD, seed=1, progress=note)
+    assert set(seen) == {"1", "2"}
+    assert all(done == total for done, total in seen.values())
+
+
+def test_l2_input_is_used_in_training_and_in_quality(tiny_store: FeatureStore) -> None:
+    plain, unit = run(tiny_store)[0], run(tiny_store, input_norm="l2")[0]
+    assert not plain.layers["1"].encoder.equal(unit.layers["1"].encoder)
+    params = SAE.model_copy(update={"input_norm": "l2"})
+    found = measure(unit.layers["1"], tiny_store, "1", params, count_cls=False, device="cpu")
+    x = torch.nn.functional.normalize(everything(tiny_store, "1"), dim=1)
+    z = topk_code(x @ unit.layers["1"].encoder.detach().t(), SAE.k)
+    assert found.dead.equal(~(z > 0).any(dim=0))

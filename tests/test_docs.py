@@ -8,6 +8,7 @@ import shlex
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import typer
 import yaml
 from layouts import write_mvtec
 from pydantic import BaseModel
+from tiny import SPEC
 
 from spg_pipe.cli import app
 from spg_pipe.params import Dataset, Params, load_params, parse_params
@@ -215,30 +217,17 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from spg_pipe.backbones.base import LayerTokens
-    from spg_pipe.backbones.spec import BackboneSpec
-    from spg_pipe.datasets import Preprocess, build_manifest
+    from spg_pipe.datasets import build_manifest
     from spg_pipe.store.extract import extract
 
     class Pooled:
         """The image itself, averaged over cells of 16 pixels, as tokens of width 3."""
 
-        spec = BackboneSpec(
-            alias="pooled",
-            family="timm-cnn",
-            model="pooled",
-            layers=("s16",),
-            norm="pre",
-            patch_size=16,
-            preprocess=Preprocess(64, "uint8", "bilinear", (0.5,) * 3, (0.5,) * 3),
-            pos_embed="native",
-            weights="none",
-            weights_sha256="0" * 64,
-            licence="none",
-        )
+        spec = replace(SPEC, layers=("s16",))
 
         def __call__(self, images: torch.Tensor) -> dict[str, LayerTokens]:
             cells = torch.nn.functional.avg_pool2d(images, 16).flatten(2).transpose(1, 2)
-            return {"s16": LayerTokens(cells, cells.mean(dim=1, keepdim=True), (4, 4))}
+            return {"s16": LayerTokens(cells, cells.mean(dim=1, keepdim=True), (2, 2))}
 
     folder = tmp_path_factory.mktemp("docs")
     manifest = build_manifest("demo-mvtec", "mvtec", write_mvtec(folder / "data"))

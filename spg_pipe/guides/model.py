@@ -129,6 +129,7 @@ def upsample(values: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for later calls, which may need a gradient
 def _interpolation(source: int, target: int) -> Tensor:
     """Weights (target, source) of one axis, taken from PyTorch's own interpolation."""
     identity = torch.eye(source)[None]

@@ -1,0 +1,231 @@
+"""Guide codes, cosines and losses, each against its formula (docs/method.md §3)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from literal_guides import dice, focal, literal_losses
+from torch import Tensor
+
+from spg_pipe.guides import model
+from spg_pipe.guides.losses import (
+    detection_loss,
+    dice_loss,
+    focal_loss,
+    segmentation_loss,
+    sparsity_loss,
+)
+from spg_pipe.guides.train import GuideTrainer
+from spg_pipe.params import GuideParams, MethodParams
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def probabilities(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    images=st.integers(1, 4),
+    side=st.integers(1, 5),
+    zoom=st.integers(1, 6),
+    seed=st.integers(0, 2**31),
+    normal_only=st.booleans(),
+)
+def test_all_losses_and_their_gradient_equal_the_literal_ones(
+    images: int, side: int, zoom: int, seed: int, normal_only: bool
+) -> None:
+    size = side * zoom
+    tokens = random(images, 1 + side * side, 6, seed=seed).double()
+    atoms = F.normalize(random(10, 6, seed=seed + 1), dim=1).double()
+    codes = (0.1 + 0.1 * random(4, 10, seed=seed + 2)).double()
+    dead = probabilities(10, seed=seed + 3) < 0.3
+    labels = (probabilities(images, seed=seed + 4) < (0 if normal_only else 0.5)).long()
+    masks = (probabilities(images, size, size, seed=seed + 5) < 0.3).double() * labels[:, None, None]
+    # Protocol default: a batch of one image is no exception.
+    trainer = GuideTrainer.start(codes, atoms, dead, (side, side), GuideParams(), MethodParams())
+    ours = trainer.losses(tokens, labels, masks)
+    leaf = codes.clone().requires_grad_()
+    literal = literal_losses(leaf, dead, atoms, tokens, labels, masks, (side, side))
+    torch.testing.assert_close(ours.detection, literal.detection)
+    # Upsampling weights are float32 whatever the tokens are.
+    torch.testing.assert_close(ours.segmentation, literal.segmentation, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.sparsity, literal.sparsity)
+    torch.testing.assert_close(ours.total, sum(literal), atol=1e-6, rtol=1e-6)
+    mine = torch.autograd.grad(ours.total, trainer.codes)[0]
+    theirs = torch.autograd.grad(sum(literal), leaf)[0]
+    torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_initial_codes_are_near_a_tenth_and_of_their_seed() -> None:
+    codes = model.initial_codes(4000, seed=1)
+    assert codes.shape == (4, 4000)
+    assert codes.mean().item() == pytest.approx(0.1, abs=1e-3)
+    assert codes.std().item() == pytest.approx(0.01, rel=0.05)
+    assert codes.equal(model.initial_codes(4000, seed=1))
+    assert not codes.equal(model.initial_codes(4000, seed=2))
+
+
+def test_effective_codes_are_positive_and_never_dead() -> None:
+    codes = torch.tensor([[0.5, -0.5, 0.2, 0.1]]).expand(4, 4).clone().requires_grad_()
+    dead = torch.tensor([False, False, True, False])
+    effective = model.effective_codes(codes, dead)
+    torch.testing.assert_close(effective[0], torch.tensor([0.5, 0.0, 0.0, 0.1]))
+    effective.sum().backward()
+    assert codes.grad is not None
+    assert codes.grad[0].tolist() == [1.0, 0.0, 0.0, 1.0]  # pruning by ReLU is one-way
+
+
+@given(latents=st.integers(1, 20), k=st.integers(1, 25), seed=st.integers(0, 2**31))
+def test_top_k_keeps_the_largest_and_lets_every_gradient_through(
+    latents: int, k: int, seed: int
+) -> None:
+    codes = random(4, latents, seed=seed).requires_grad_()
+    dead = probabilities(latents, seed=seed + 1) < 0.3
+    plain = model.effective_codes(codes, dead).detach()
+    hard = model.effective_codes(codes, dead, top_k=k)
+    for row, full in zip(hard.detach(), plain, strict=True):
+        kept = min(k, latents)
+        torch.testing.assert_close(row.sum(), full.topk(kept).values.sum())
+        assert int((row > 0).sum()) <= kept
+        assert ((row == 0) | torch.isclose(row, full)).all()
+    hard.sum().backward()
+    assert codes.grad is not None
+    assert codes.grad.equal(((codes > 0) & ~dead).float())
+
+
+def test_top_k_replaces_the_l1_term() -> None:
+    trainer = GuideTrainer.start(
+        model.initial_codes(10, 1),
+        random(10, 6),
+        torch.zeros(10, dtype=torch.bool),
+        (2, 2),
+        GuideParams(top_k=3),
+        MethodParams(),
+    )
+    result = trainer.losses(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
+    assert float(result.sparsity) == 0
+
+
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_both_cosines_are_pytorchs(seed: int, scale: float) -> None:
+    tokens, guides = scale * random(2, 5, 7, seed=seed), random(3, 7, seed=seed + 1)
+    expected = F.cosine_similarity(tokens[:, :, None], guides, dim=-1)
+    torch.testing.assert_close(model.cosines(tokens, guides), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.training_cosines(tokens, guides), expected)
+
+
+def test_a_guide_of_zeros_has_cosine_zero_and_a_finite_gradient() -> None:
+    for function in (model.cosines, model.training_cosines):
+        guides = torch.zeros(2, 4, requires_grad=True)
+        similarity = function(torch.ones(1, 3, 4), guides)
+        assert not similarity.any()
+        similarity.sum().backward()
+        assert guides.grad is not None
+        assert torch.isfinite(guides.grad).all()
+
+
+@given(seed=st.integers(0, 2**31), tau=st.sampled_from([0.01, 0.07, 1.0]))
+def test_the_anomaly_probability_is_the_softmaxs_second_entry(seed: int, tau: float) -> None:
+    similarity = torch.tanh(random(20, 2, seed=seed)).double()
+    expected = torch.softmax(similarity / tau, dim=-1)[:, 1]
+    torch.testing.assert_close(model.anomaly_probability(similarity, tau), expected)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 4), (28, 28)])
+@pytest.mark.parametrize("size", [(28, 28), (15, 40), (9, 3)])
+def test_upsampling_is_pytorchs_bilinear(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    values = probabilities(2, *grid)
+    expected = F.interpolate(values[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(model.upsample(values, size), expected, atol=1e-6, rtol=0)
+    square = F.interpolate(values[:, None], (11, 11), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(model.upsample(values, 11), square, atol=1e-6, rtol=0)
+
+
+def test_upsampling_in_inference_mode_does_not_spoil_later_training() -> None:
+    values = probabilities(1, 5, 6)
+    with torch.inference_mode():
+        model.upsample(values, 33)
+    leaf = values.clone().requires_grad_()
+    model.upsample(leaf, 33).sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad.sum(), torch.tensor(33.0 * 33.0))
+
+
+def test_patches_are_row_major() -> None:
+    grid = model.to_grid(torch.arange(6.0)[None], (2, 3))
+    assert grid.tolist() == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
+
+
+def test_the_detection_feature_is_the_class_token_or_the_mean_patch() -> None:
+    tokens = random(3, 5, 4)
+    assert model.detection_feature(tokens, "cls").equal(tokens[:, 0])
+    mean = model.detection_feature(tokens, "mean_tokens")
+    torch.testing.assert_close(mean, tokens[:, 1:].mean(dim=1))
+    first = model.detection_feature(tokens, "mean_tokens", first_image=True)
+    assert first.equal(mean[:1].expand(3, 4))
+
+
+@pytest.mark.parametrize(("protocol", "same"), [("spg", True), ("default", False)])
+def test_the_protocol_decides_whose_mean_token_is_used(protocol: str, same: bool) -> None:
+    trainer = GuideTrainer.start(
+        model.initial_codes(10, 1),
+        random(10, 4),
+        torch.zeros(10, dtype=torch.bool),
+        (2, 2),
+        GuideParams(),
+        MethodParams(protocol=protocol, detection="mean_tokens"),
+    )
+    tokens, labels, masks = random(2, 5, 4), torch.tensor([0, 1]), torch.zeros(2, 8, 8)
+    before = trainer.losses(tokens, labels, masks).detection
+    tokens[1] *= -1
+    assert trainer.losses(tokens, labels, masks).detection.equal(before) == same
+
+
+def test_detection_takes_raw_cosines_as_logits() -> None:
+    similarity = torch.tensor([[0.2, -0.1], [0.0, 0.5]])
+    labels = torch.tensor([1, 1])
+    expected = -F.log_softmax(similarity, dim=1)[:, 1].mean()
+    torch.testing.assert_close(detection_loss(similarity, labels), expected)
+
+
+@given(seed=st.integers(0, 2**31), images=st.integers(1, 3))
+def test_focal_and_dice_from_one_channel_equal_the_two_channel_formulas(
+    seed: int, images: int
+) -> None:
+    p = probabilities(images, 6, 5, seed=seed).double()
+    mask = (probabilities(images, 6, 5, seed=seed + 1) < 0.4).double()
+    torch.testing.assert_close(focal_loss(p, mask), focal(torch.stack([1 - p, p], 1), mask))
+    torch.testing.assert_close(dice_loss(p, mask), dice(p, mask))
+
+
+def test_dice_by_row_is_the_quirk_of_a_single_image_and_spg_only() -> None:
+    p, mask = probabilities(1, 6, 5), (probabilities(1, 6, 5, seed=1) < 0.4).float()
+    rows = dice(p[0][:, None], mask[0][:, None])
+    torch.testing.assert_close(dice_loss(p, mask, by_row=True), rows)
+    quirk = segmentation_loss(p, mask, single_image_by_row=True)
+    torch.testing.assert_close(quirk.dice_anomaly, rows)
+    plain = segmentation_loss(p, mask)
+    torch.testing.assert_close(plain.dice_anomaly, dice(p, mask))
+    two = segmentation_loss(p.repeat(2, 1, 1), mask.repeat(2, 1, 1), single_image_by_row=True)
+    torch.testing.assert_close(two.total, plain.total)
+
+
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_a_saturated_map_has_finite_losses_and_gradients(certain: float) -> None:
+    p = torch.full((1, 4, 4), certain, requires_grad=True)
+    for mask in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
+        loss = segmentation_loss(p, mask).total
+        gradient = torch.autograd.grad(loss, p)[0]
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all()
+
+
+def test_sparsity_is_the_mean_l1_norm_of_the_guides() -> None:
+    codes = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.5, 0.0], [0.0, 0.5]])
+    assert float(sparsity_loss(codes)) == 1.0

@@ -1,0 +1,234 @@
+"""Training the guides: steps, averages, what is left out, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from spg_pipe.detector import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.guides import train as train_module
+from spg_pipe.guides.model import effective_codes, initial_codes
+from spg_pipe.guides.train import GuideTrainer, train_guides
+from spg_pipe.params import GuideParams, MethodParams
+from spg_pipe.sae.model import SaeRun, SparseAutoencoder
+from spg_pipe.sae.train import train_sae
+from spg_pipe.store.reader import FeatureStore
+from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
+
+
+def trainer(protocol: str = "default", **changes: Any) -> GuideTrainer:
+    generator = torch.Generator().manual_seed(0)
+    atoms = F.normalize(torch.randn(20, 6, generator=generator), dim=1)
+    dead = torch.zeros(20, dtype=torch.bool)
+    dead[3] = True
+    return GuideTrainer.start(
+        initial_codes(20, 1),
+        atoms,
+        dead,
+        (3, 3),
+        GuideParams(**changes),
+        MethodParams(protocol=protocol),
+    )
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(2, 12, 12)
+    masks[1, 2:7, 3:9] = 1
+    return torch.randn(2, 10, 6, generator=generator), torch.tensor([0, 1]), masks
+
+
+def train(
+    store: FeatureStore, sae: SaeRun, seed: int = 111, protocol: str = "default", **changes: Any
+) -> tuple[Detector, list[dict[str, float]]]:
+    params = GuideParams.model_validate(GUIDES.model_dump() | changes)
+    return train_guides(store, sae, params, MethodParams(protocol=protocol), SCORE, seed=seed)
+
+
+@pytest.mark.parametrize("protocol", ["default", "spg"])
+def test_the_average_follows_its_rule(protocol: str) -> None:
+    ours = trainer(protocol)
+    expected = None
+    for t in range(6):
+        ours.step(*batch(t))
+        codes = ours.codes.detach()
+        if expected is None:
+            expected = codes.clone()
+        else:
+            decay = 0.999 if protocol == "spg" else min(0.999, (1 + t) / (10 + t))
+            expected = decay * expected + (1 - decay) * codes
+        torch.testing.assert_close(ours.ema, expected)
+        assert ours.result is ours.ema
+
+
+def test_the_average_warms_up_to_its_decay_and_no_further() -> None:
+    ours = trainer(ema_decay=0.3)
+    ours.step(*batch())
+    before = ours.ema.clone()
+    for _ in range(4):
+        before = ours.ema.clone()
+        ours.step(*batch())
+    torch.testing.assert_close(ours.ema, 0.3 * before + 0.7 * ours.codes.detach())
+
+
+def test_before_the_first_step_the_result_is_the_initial_codes() -> None:
+    assert trainer().result.equal(initial_codes(20, 1))
+
+
+def test_steps_lower_the_loss_and_leave_dead_codes_alone() -> None:
+    ours = trainer()
+    losses = [ours.step(*batch()).total.item() for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert ours.codes[:, 3].equal(initial_codes(20, 1)[:, 3])
+
+
+def test_two_trainings_give_the_same_bits_and_another_seed_does_not(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    first, again, other = (train(tiny_store, tiny_sae, seed=seed) for seed in (1, 1, 2))
+    assert first[1] == again[1]
+    assert first[0].config == again[0].config
+    assert first[0].fingerprint != other[0].fingerprint
+    for layer in tiny_store.layers:
+        assert first[0].layers[layer].vectors.equal(again[0].layers[layer].vectors)
+        assert not first[0].layers[layer].vectors.equal(other[0].layers[layer].vectors)
+
+
+def test_training_never_runs_the_sae(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the SAE was run")
+
+    monkeypatch.setattr(SparseAutoencoder, "forward", refuse)
+    monkeypatch.setattr(SparseAutoencoder, "encode", refuse)
+    assert train(tiny_store, tiny_sae)[0].layers
+
+
+def test_images_without_a_mask_are_left_out_and_counted(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    true = train_module.image_batches
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        for one in true(*args, **kwargs):
+            seen.extend(one.images.tolist())
+            yield one
+
+    monkeypatch.setattr(train_module, "image_batches", spy)
+    detector, _ = train(tiny_store, tiny_sae, epochs=2)
+    assert sorted(set(seen)) == [i for i in range(16) if i not in (7, 15)]
+    assert len(seen) == 2 * 14
+    assert detector.config["auxiliary"] == {
+        "dataset": "parts",
+        "split": "test",
+        "images": 14,
+        "left_out": 2,
+    }
+
+
+def test_the_curve_has_a_row_an_epoch_and_the_loss_falls(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    _, curve = train(tiny_store, tiny_sae, epochs=8)
+    assert [row["epoch"] for row in curve] == list(range(1, 9))
+    assert curve[-1]["total"] < curve[0]["total"]
+    for row in curve:
+        parts = row["detection"] + row["segmentation"] + row["sparsity"]
+        assert row["total"] == pytest.approx(parts, rel=1e-5)
+        assert 0 <= row["positive_codes"] <= 1
+
+
+def test_the_guides_are_made_of_living_atoms(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
+    detector, _ = train(tiny_store, tiny_sae)
+    for layer, guides in detector.layers.items():
+        assert not tiny_sae.dead[layer][guides.atom_ids].any()
+        torch.testing.assert_close(guides.atom_codes @ guides.atoms, guides.vectors)
+        assert guides.atoms.equal(tiny_sae.layers[layer].atoms.detach()[guides.atom_ids])
+        assert guides.grid == tiny_store.spec.layers[layer].grid
+
+
+def test_top_k_guides_have_at_most_k_atoms(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
+    detector, _ = train(tiny_store, tiny_sae, top_k=3)
+    for guides in detector.layers.values():
+        assert ((guides.atom_codes > 0).sum(dim=1) <= 3).all()
+
+
+@pytest.mark.parametrize(("protocol", "changed"), [("spg", True), ("default", False)])
+def test_a_last_batch_of_one_image_has_its_quirk_in_spg_only(
+    tiny_store: FeatureStore,
+    tiny_sae: SaeRun,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+    changed: bool,
+) -> None:
+    rows: list[bool] = []
+    true = train_module.segmentation_loss
+
+    def spy(probability: torch.Tensor, mask: torch.Tensor, *, single_image_by_row: bool) -> Any:
+        rows.append(single_image_by_row and len(probability) == 1)
+        return true(probability, mask, single_image_by_row=single_image_by_row)
+
+    monkeypatch.setattr(train_module, "segmentation_loss", spy)
+    train(tiny_store, tiny_sae, protocol=protocol, epochs=1, batch_images=13)
+    assert rows == [False, False, changed, changed]  # 13 images, then 1; two layers each
+
+
+def test_an_sae_of_another_store_is_refused(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Any
+) -> None:
+    other = extracted(manifest_of(write_folder(tmp_path / "parts", seed=9)), tmp_path / "a.zarr")
+    with pytest.raises(SpgError, match=r"another store.*spg-pipe train-sae"):
+        train(other, tiny_sae)
+
+
+def test_a_store_without_masked_defects_is_refused(tmp_path: Any) -> None:
+    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=0, missing=2)
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    sae = train_sae(store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=1)[0]
+    with pytest.raises(SpgError, match="no anomalous image with a mask"):
+        train(store, sae)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = train_module.detection_loss
+    monkeypatch.setattr(train_module, "detection_loss", lambda s, y: true(s, y) * float("nan"))
+    with pytest.raises(SpgError, match=r"not finite in epoch 1.*guides\.lr"):
+        train(tiny_store, tiny_sae)
+
+
+def test_progress_counts_images(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
+    seen: list[tuple[int, int]] = []
+    train_guides(
+        tiny_store,
+        tiny_sae,
+        GUIDES,
+        METHOD,
+        SCORE,
+        seed=1,
+        progress=lambda done, total, loss: seen.append((done, total)),
+    )
+    assert seen[-1] == (3 * 14, 3 * 14)
+    assert np.all(np.diff([done for done, _ in seen]) > 0)
+
+
+def test_guides_that_lost_every_code_still_make_a_detector() -> None:
+    from spg_pipe.detector import LayerGuides
+
+    codes = -torch.ones(4, 20)
+    dead = torch.zeros(20, dtype=torch.bool)
+    assert not effective_codes(codes, dead).any()
+    guides = LayerGuides.from_codes(codes, trainer().atoms, dead, None, (3, 3))
+    assert guides.atom_ids.shape == (0,)
+    detector = Detector({"x": guides}, {"tau": 0.07, "detection": "cls"})
+    patches, cls = detector.probabilities({"x": batch()[0]})
+    assert patches["x"].unique().tolist() == [0.5]
+    assert cls.tolist() == [0.5, 0.5]

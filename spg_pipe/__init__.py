@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
     from spg_pipe.datasets import Manifest, build_manifest
-    from spg_pipe.detector import Detector
+    from spg_pipe.detector import Detector, train_guides
     from spg_pipe.errors import SpgError
     from spg_pipe.evaluation import evaluate_scores
-    from spg_pipe.guides.train import train_guides
     from spg_pipe.params import Params, load_params
     from spg_pipe.sae.model import SaeRun, SparseAutoencoder
     from spg_pipe.sae.train import train_sae
@@ -38,7 +37,7 @@ _HOMES = {
     "load_backbone": "backbones",
     "load_params": "params",
     "score_store": "scoring",
-    "train_guides": "guides.train",
+    "train_guides": "detector",
     "train_sae": "sae.train",
 }
 

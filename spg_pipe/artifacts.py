@@ -1,10 +1,12 @@
 """What every artefact on disk shares: atomic writing, fingerprints and provenance."""
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -30,7 +32,22 @@ def file_sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that can move a number; provenance, never part of a fingerprint."""
-    return {name: metadata.version(name) for name in _VERSIONED}
+    found = {name: metadata.version(name) for name in _VERSIONED}
+    return found | _accelerator()
+
+
+def _accelerator() -> dict[str, str]:
+    """The GPU's name, and its driver if the extra `gpu` is installed; empty without CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    found = {"gpu": str(torch.cuda.get_device_name())}
+    if importlib.util.find_spec("pynvml"):
+        import pynvml
+
+        pynvml.nvmlInit()
+        found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
+    return found
 
 
 def jsonable(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The deployable: guide vectors and everything that scoring an image needs, in one folder.
 
-It holds no SAE and no training data. `guides.train` makes it, `scoring` applies it.
+It holds no SAE and no training data. `train_guides` makes it, `scoring` applies it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spg_pipe.artifacts import fresh_folder, read_json, write_json
+from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import (
@@ -21,7 +21,12 @@ from spg_pipe.guides.model import (
     guide_vectors,
     to_grid,
 )
-from spg_pipe.params import ScoreParams
+from spg_pipe.guides.train import GuideTrainer, Progress, fit_guides
+from spg_pipe.params import GuideParams, MethodParams, ScoreParams
+from spg_pipe.protocol import protocol
+from spg_pipe.sae.model import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import labelled_images
 
 FORMAT = 1
 
@@ -190,3 +195,78 @@ class Detector:
                 "Train it again with `spg-pipe train-guides`, or copy it again."
             ) from error
         return cls(layers, config)
+
+
+def train_guides(
+    store: FeatureStore,
+    saes: SaeRun,
+    params: GuideParams,
+    method: MethodParams,
+    score: ScoreParams,
+    *,
+    seed: int,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Detector, list[dict[str, float]]]:
+    """Train the guides of every layer and make a detector of them.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The auxiliary dataset, with masks.
+    saes : SaeRun
+        Its SAEs; only their dictionaries and dead masks are used.
+    score : ScoreParams
+        Becomes part of the detector.
+    seed : int
+        Seeds the initial codes and the order of the images.
+
+    Returns
+    -------
+    detector : Detector
+    curve : list of dict
+        A row an epoch: mean losses and positive codes, over layers.
+
+    Raises
+    ------
+    SpgError
+        If the SAE does not belong to the store, or there is nothing to learn from.
+    """
+    trainers, curve = fit_guides(
+        store, saes, params, method, seed=seed, device=device, progress=progress
+    )
+    layers = {name: _finished(trainer) for name, trainer in trainers.items()}
+    images = len(labelled_images(store))
+    content = {
+        "kind": "detector",
+        "format": FORMAT,
+        "layers": {name: {"grid": list(value.grid)} for name, value in layers.items()},
+        "seed": seed,
+        "tau": method.tau,
+        "detection": method.detection,
+        "score": score.model_dump(mode="json"),
+        "guides": params.model_dump(mode="json"),
+        "protocol": protocol(method.protocol).to_dict(),
+        "auxiliary": {
+            "dataset": store.spec.dataset,
+            "split": store.spec.split,
+            "images": images,
+            "left_out": len(store) - images,
+        },
+        "sae": {key: saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
+        "inputs": {"store": store.fingerprint, "sae": saes.config["fingerprint"]},
+        "backbone": store.spec.backbone.to_dict(),
+        "licences": list(store.licences),
+    }
+    config = content | {"fingerprint": fingerprint(content), "versions": versions()}
+    return Detector(layers, config), curve
+
+
+def _finished(trainer: GuideTrainer) -> LayerGuides:
+    return LayerGuides.from_codes(
+        trainer.result.cpu(),
+        trainer.atoms.cpu(),
+        trainer.dead.cpu(),
+        trainer.params.top_k,
+        trainer.grid,
+    )

@@ -5,10 +5,12 @@ that makes it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from spg_pipe.artifacts import read_json
 from spg_pipe.errors import SpgError
 from spg_pipe.params import Dataset, Direction, Params
+from spg_pipe.protocol import protocol
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     if _store_fits(first, session, dataset):
         return FeatureStore(first)
     folder = session.params.artifacts / "features"
-    fits = [path for path in sorted(folder.glob("*.zarr")) if _store_fits(path, session, dataset)]
+    fits = [
+        path for path in sorted(folder.glob("**/*.zarr")) if _store_fits(path, session, dataset)
+    ]
     if len(fits) == 1:
         return FeatureStore(fits[0])
     what = f"{dataset.name}/{dataset.split} with {session.params.backbone.alias}"
@@ -107,21 +111,47 @@ def _canonical(alias: str) -> str:
     return info.alias if info else alias.removeprefix("timm:")
 
 
-def find_run(first: Path, store: str, seed: int, what: str, option: str, command: str) -> Path:
-    """An SAE or detector made from a store: the pipeline's path, or the one that fits.
+def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) -> Path:
+    """The SAE that the recipe's `sae` section makes from a store.
 
     Raises
     ------
     SpgError
         If there is none, or several fit.
     """
-    from spg_pipe.artifacts import read_json
+    params = session.params
+    wanted = {
+        "sae": params.sae.model_dump(mode="json"),
+        "protocol": protocol(params.method.protocol).to_dict(),
+    }
+    first = session.paths.sae(aux, seed)
+    return _find_run(first, features, seed, wanted, option="--sae", command="train-sae")
+
+
+def _find_run(
+    first: Path,
+    features: "FeatureStore",
+    seed: int,
+    wanted: dict[str, Any],
+    *,
+    option: str,
+    command: str,
+) -> Path:
+    """An SAE or detector made from a store: the pipeline's path, or the one that fits.
+
+    `wanted` are entries that its config must have, so that an artefact of other parameters is
+    never taken silently.
+    """
 
     def fits(path: Path) -> bool:
         if not (path / "config.json").is_file():
             return False
-        config = read_json(path / "config.json", what)
-        return config["inputs"].get("store") == store and config["seed"] == seed
+        config = read_json(path / "config.json", str(path))
+        return (
+            config["inputs"].get("store") == features.fingerprint
+            and config["seed"] == seed
+            and all(config.get(key) == value for key, value in wanted.items())
+        )
 
     if fits(first):
         return first
@@ -131,8 +161,10 @@ def find_run(first: Path, store: str, seed: int, what: str, option: str, command
     if found:
         listed = "\n  ".join(map(str, found))
         raise SpgError(f"Several fit; name one with {option}:\n  {listed}")
-    hint = "it was made from another store" if first.exists() else "it does not exist"
-    raise SpgError(f"{first}: {hint}. Run `spg-pipe {command}` first, or name one with {option}.")
+    hint = "does not exist"
+    if first.exists():
+        hint = "was made from another store or with other parameters"
+    raise SpgError(f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}.")
 
 
 def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
@@ -156,10 +188,23 @@ def find_direction(params: Params, target: str, aux: str | None = None) -> Direc
 
 
 def find_detector(session: Session, aux: str, seed: int) -> Path:
-    """The detector that the recipe trained on `aux`."""
-    features = find_store(session, find_dataset(session.params, aux))
+    """The detector that the recipe's sections make from `aux`.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or several fit.
+    """
+    params = session.params
+    features = find_store(session, find_dataset(params, aux))
+    wanted = {
+        "guides": params.guides.model_dump(mode="json"),
+        "tau": params.method.tau,
+        "detection": params.method.detection,
+        "protocol": protocol(params.method.protocol).to_dict(),
+    }
     first = session.paths.detector(aux, seed)
-    return find_run(first, features.fingerprint, seed, "Detector", "--detector", "train-guides")
+    return _find_run(first, features, seed, wanted, option="--detector", command="train-guides")
 
 
 def find_scores(session: Session, direction: Direction, seed: int) -> Path:
@@ -197,7 +242,7 @@ def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
     from spg_pipe.store.schema import read_attributes
 
     folder = session.params.artifacts / "features"
-    for path in sorted(folder.glob("*.zarr")):
+    for path in sorted(folder.glob("**/*.zarr")):
         if (read_attributes(path) or {}).get("fingerprint") == fingerprint:
             return FeatureStore(path)
     raise SpgError(

@@ -31,7 +31,7 @@ class Paths:
 
     @property
     def _backbone(self) -> str:
-        return f"{self.params.backbone.alias.replace(':', '-')}-{self.image_size}"
+        return f"{self.params.backbone.alias}-{self.image_size}"
 
     def manifest(self, dataset: str, split: str) -> Path:
         """manifests/<dataset>-<split>.parquet"""

@@ -15,7 +15,7 @@ from spg_pipe.find import (
     find_dataset,
     find_detector,
     find_direction,
-    find_run,
+    find_sae,
     find_scores,
     find_store,
     find_store_of,
@@ -178,14 +178,12 @@ def train_guides(
     session: Session, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
-    from spg_pipe.guides.train import train_guides as run
+    from spg_pipe.detector import train_guides as run
     from spg_pipe.sae.model import SaeRun
 
     features = _open_store(session, aux, store)
     params = session.params
-    source = sae or find_run(
-        session.paths.sae(aux, seed), features.fingerprint, seed, "sae", "--sae", "train-sae"
-    )
+    source = sae or find_sae(session, features, aux, seed)
     with session.console.progress(f"train-guides {aux} seed {seed}") as update:
         detector, curve = run(
             features,
@@ -277,8 +275,9 @@ def evaluate(
     """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
     dataset = find_dataset(session.params, target)
     if scores is not None:
-        place = session.params.artifacts / "metrics" / session.params.name / scores.name
-        return [_evaluate_one(session, dataset, scores, place.with_name(f"{place.name}.json"))]
+        folder = session.params.artifacts / "metrics" / session.params.name
+        place = session.place(folder / f"{scores.name}.json", session.params.metrics)
+        return [_evaluate_one(session, dataset, scores, place)]
     direction = find_direction(session.params, dataset.name, aux)
     written = []
     for one in [seed] if seed is not None else session.params.seeds:
@@ -329,6 +328,7 @@ def report(session: Session) -> Path:
     """Metrics and Scores of every direction → report/index.html."""
     from spg_pipe.report.build import build_report
 
-    path = build_report(session.params, session.paths, session.paths.report)
+    with session.console.progress("report", "categories") as update:
+        path = build_report(session.params, session.paths, session.paths.report, progress=update)
     session.console.say(f"Report → {path}")
     return path

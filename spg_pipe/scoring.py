@@ -4,6 +4,7 @@ Scores keep the per-layer patch probabilities on their grids in float32: upsampl
 deterministic and are redone by whoever needs a full-size map.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +259,10 @@ def _save(
                 dimension_names=("image", f"row_{layer}", f"column_{layer}"),
             )
             array[...] = values
-        zarr.consolidate_metadata(group.store)
+        with warnings.catch_warnings():
+            # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(group.store)
         write_json(folder / "config.json", config)
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.detector import Detector
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.store.reader import FeatureStore
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
-
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -54,7 +53,7 @@ def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
 
 @pytest.fixture(scope="session")
 def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
-    from spg_pipe.guides.train import train_guides
+    from spg_pipe.detector import train_guides
 
     return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from layouts import painted, texture
 from PIL import Image
 from torch import Tensor
 
-from layouts import painted, texture
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import Manifest, build_manifest
@@ -50,9 +50,7 @@ class TinyBackbone:
     `scale` multiplies the tokens; `fail_after` raises in that call, as a killed run would stop.
     """
 
-    def __init__(
-        self, scale: float = 1.0, fail_after: int | None = None, **changes: Any
-    ) -> None:
+    def __init__(self, scale: float = 1.0, fail_after: int | None = None, **changes: Any) -> None:
         self.spec = replace(SPEC, **changes)
         self.scale = scale
         self.fail_after = fail_after

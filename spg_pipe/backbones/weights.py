@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -98,8 +98,13 @@ def _unwrap(content: Any, name: str) -> StateDict:
 
 
 def weights_from_file(path: Path) -> Weights:
-    """Read `path` (see `read_state_dict`) with the SHA-256 of the file."""
-    return Weights(read_state_dict(path), f"file: {path.name}", file_sha256(path))
+    """Read `path` (see `read_state_dict`).
+
+    The SHA-256 is that of the tensors, as for a hub's weights: a detector made from downloaded
+    weights accepts the same weights from a file.
+    """
+    state = read_state_dict(path)
+    return Weights(state, f"file: {path.name}", state_sha256(state))
 
 
 def load_strictly(
@@ -162,6 +167,6 @@ def _naming_hint(state: Mapping[str, Tensor]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, UnpicklingError):
         return "it is damaged, or holds Python objects besides tensors"
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

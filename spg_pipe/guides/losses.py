@@ -1,10 +1,5 @@
-"""Losses of the guides: detection, segmentation (focal + dice) and sparsity.
+"""Losses of the guides: detection, segmentation (focal + dice) and sparsity."""
 
-The patch softmax has two channels that sum to 1, and bilinear upsampling keeps that sum, so
-everything is computed from the anomaly channel alone: p_normal = 1 − p_anomaly.
-"""
-
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -50,60 +45,59 @@ class _Segmentation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, probability: Tensor, mask: Tensor, axes: tuple[int, ...]
+        ctx: Any, anomaly: Tensor, normal: Tensor, mask: Tensor, axes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        focal, focal_grad = _focal(probability, mask)
-        pixels = math.prod(probability.shape[axis] for axis in axes)
-        overlap, p, m = (
-            values.sum(axes, keepdim=True).double()
-            for values in (probability * mask, probability, mask)
-        )
-        ratio, size = _dice_parts(overlap, p, m)
-        # With p' = 1 − p and m' = 1 − m: Σp'm' = pixels − Σp − Σm + Σpm.
-        ratio_n, size_n = _dice_parts(pixels - p - m + overlap, pixels - p, pixels - m)
-        ctx.save_for_backward(mask, focal_grad, ratio, size, ratio_n, size_n)
-        dtype = probability.dtype
+        rest = 1 - mask
+        hit, hit_normal = anomaly * mask, normal * rest
+        focal, focal_grad = _focal(hit + hit_normal)
+        ratio, size = _dice_parts(hit, anomaly, mask, axes)
+        ratio_n, size_n = _dice_parts(hit_normal, normal, rest, axes)
+        ctx.save_for_backward(mask, rest, focal_grad, ratio, size, ratio_n, size_n)
+        dtype = anomaly.dtype
         return focal, (1 - ratio).mean().to(dtype), (1 - ratio_n).mean().to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        mask, focal_grad, ratio, size, ratio_n, size_n = ctx.saved_tensors
-        focal, anomaly, normal = (grad.double() for grad in grads)
-        # ∂dice/∂p = (ratio − 2m)/size; the normal channel: (2(1 − m) − ratio_n)/size_n.
-        constant = anomaly * ratio / size + normal * (2 - ratio_n) / size_n
-        slope = -2 * (anomaly / size + normal / size_n)
-        count = ratio.numel()
-        dtype = mask.dtype
-        grad = torch.addcmul((constant / count).to(dtype), mask, (slope / count).to(dtype))
-        return grad.add_(focal_grad * focal.to(dtype)), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        mask, rest, focal_grad, ratio, size, ratio_n, size_n = ctx.saved_tensors
+        focal = focal_grad * grads[0]
+        anomaly = _dice_gradient(grads[1], mask, ratio, size)
+        normal = _dice_gradient(grads[2], rest, ratio_n, size_n)
+        return anomaly.addcmul_(focal, mask), normal.addcmul_(focal, rest), None, None
 
 
-def _dice_parts(overlap: Tensor, p: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """(2Σpm + 1)/(Σp + Σm + 1) and its denominator."""
+def _dice_parts(
+    hit: Tensor, probability: Tensor, mask: Tensor, axes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """(2Σpm + 1)/(Σp + Σm + 1) and its denominator, for `hit` = p·m."""
+    overlap, p, m = (x.sum(axes, keepdim=True).double() for x in (hit, probability, mask))
     size = p + m + _DICE_SMOOTH
     return (2 * overlap + _DICE_SMOOTH) / size, size
 
 
-def _focal(probability: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of −(1 − pt)² log pt and its derivative by the probability, (B, H, W).
+def _dice_gradient(grad: Tensor, mask: Tensor, ratio: Tensor, size: Tensor) -> Tensor:
+    """∂dice/∂p = (ratio − 2m)/size of every pixel, averaged over images, times `grad`."""
+    scale = grad.double() / (size * ratio.numel())
+    return torch.addcmul((scale * ratio).to(mask.dtype), mask, (-2 * scale).to(mask.dtype))
 
-    With a target clamped to [ε, 1 − ε], pt = target·p + (1 − target)·(1 − p) + ε is
-    c·u + 2ε for c = 1 − 2ε and u the probability of the mask's class: p where m = 1, 1 − p
-    where m = 0. In this form nothing cancels where u is close to 0.
+
+def _focal(hit: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of −(1 − pt)² log pt and its derivative, (B, H, W).
+
+    `hit` is the probability u of the mask's own class. With a target clamped to [ε, 1 − ε],
+    pt = Σ target·p + ε is (1 − 2ε)·u + 2ε.
     """
     c = 1 - 2 * _FOCAL_SMOOTH
-    sign = 2 * mask - 1
-    pt = (1 - mask).addcmul_(probability, sign).mul_(c).add_(2 * _FOCAL_SMOOTH)
+    pt = (hit * c).add_(2 * _FOCAL_SMOOTH)
     log, rest = pt.log(), 1 - pt
     squared = rest * rest
     count = pt.numel()
     loss = -(squared * log).sum() / count
     derivative = rest.mul_(log).mul_(2).addcdiv_(squared, pt, value=-1)
-    return loss, derivative.mul_(sign).mul_(c / count)
+    return loss, derivative.mul_(c / count)
 
 
 def segmentation_loss(
-    probability: Tensor, mask: Tensor, *, single_image_by_row: bool = False
+    anomaly: Tensor, normal: Tensor, mask: Tensor, *, single_image_by_row: bool = False
 ) -> Segmentation:
     """Focal and both dice losses at full resolution.
 
@@ -112,15 +106,16 @@ def segmentation_loss(
 
     Parameters
     ----------
-    probability : (B, H, W) float32
-        Upsampled anomaly probability.
+    anomaly, normal : (B, H, W) float32
+        Upsampled probabilities, which sum to 1. Both are needed: at τ = 0.07 the smaller one is
+        often below float32's resolution of the other.
     mask : (B, H, W) float32 in {0, 1}
     single_image_by_row : bool
         Protocol spg: a batch of one image computes dice for each of its rows
         (docs/method.md §5).
     """
-    by_row = single_image_by_row and probability.shape[0] == 1
-    return Segmentation(*_Segmentation.apply(probability, mask, (2,) if by_row else (1, 2)))
+    by_row = single_image_by_row and anomaly.shape[0] == 1
+    return Segmentation(*_Segmentation.apply(anomaly, normal, mask, (2,) if by_row else (1, 2)))
 
 
 def sparsity_loss(codes: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artifacts import fingerprint, versions
-from spg_pipe.detector import Detector, LayerGuides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.model import (
@@ -22,7 +20,7 @@ from spg_pipe.guides.model import (
     training_cosines,
     upsample,
 )
-from spg_pipe.params import GuideParams, MethodParams, ScoreParams
+from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.protocol import Protocol, protocol
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.sae.train import BETAS
@@ -98,12 +96,16 @@ class GuideTrainer:
             first_image=self.settings.mean_token_of_first_image,
         )
         detection = detection_loss(training_cosines(feature, guides[:2]), labels)
-        patches = anomaly_probability(
-            training_cosines(tokens[:, 1:], guides[2:]), self.method.tau
+        local = training_cosines(tokens[:, 1:], guides[2:])
+        anomaly, normal = (
+            upsample(
+                to_grid(anomaly_probability(similarity, self.method.tau), self.grid),
+                (masks.shape[1], masks.shape[2]),
+            )
+            for similarity in (local, local.flip(-1))
         )
-        probability = upsample(to_grid(patches, self.grid), (masks.shape[1], masks.shape[2]))
         segmentation = segmentation_loss(
-            probability, masks, single_image_by_row=self.settings.single_image_dice_by_row
+            anomaly, normal, masks, single_image_by_row=self.settings.single_image_dice_by_row
         ).total
         sparsity = detection.new_zeros(())
         if self.params.top_k is None:
@@ -132,17 +134,16 @@ class GuideTrainer:
         self.ema += (1 - decay) * (self.codes - self.ema)
 
 
-def train_guides(
+def fit_guides(
     store: FeatureStore,
     saes: SaeRun,
     params: GuideParams,
     method: MethodParams,
-    score: ScoreParams,
     *,
     seed: int,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> tuple[Detector, list[dict[str, float]]]:
+) -> tuple[dict[str, GuideTrainer], list[dict[str, float]]]:
     """Train four guides for every layer in one pass over the store an epoch.
 
     Parameters
@@ -151,12 +152,11 @@ def train_guides(
         The auxiliary dataset, with masks.
     saes : SaeRun
         Its SAEs; only their dictionaries and dead masks are used.
-    score : ScoreParams
-        Becomes part of the detector.
 
     Returns
     -------
-    detector : Detector
+    trainers : dict of layer → GuideTrainer
+        At their last step; `result` holds the codes.
     curve : list of dict
         A row an epoch: mean losses and active codes, over layers.
 
@@ -196,7 +196,7 @@ def train_guides(
         curve.append(_curve_row(epoch, sums / batches, trainers))
         if not np.isfinite(sums).all():
             raise SpgError(f"The guides' loss is not finite in epoch {epoch + 1}. Lower guides.lr.")
-    return _detector(store, saes, trainers, params, method, score, seed, len(images)), curve
+    return trainers, curve
 
 
 def _curve_row(
@@ -226,47 +226,3 @@ def _check(store: FeatureStore, saes: SaeRun) -> None:
             f"{store.path} has no anomalous image with a mask; guides need some. "
             "Use a labelled auxiliary dataset."
         )
-
-
-def _detector(
-    store: FeatureStore,
-    saes: SaeRun,
-    trainers: dict[str, GuideTrainer],
-    params: GuideParams,
-    method: MethodParams,
-    score: ScoreParams,
-    seed: int,
-    images: int,
-) -> Detector:
-    layers = {}
-    for layer, trainer in trainers.items():
-        layers[layer] = LayerGuides.from_codes(
-            trainer.result.cpu(),
-            trainer.atoms.cpu(),
-            trainer.dead.cpu(),
-            params.top_k,
-            trainer.grid,
-        )
-    content = {
-        "kind": "detector",
-        "format": 1,
-        "layers": {name: {"grid": list(value.grid)} for name, value in layers.items()},
-        "seed": seed,
-        "tau": method.tau,
-        "detection": method.detection,
-        "score": score.model_dump(mode="json"),
-        "guides": params.model_dump(mode="json"),
-        "protocol": trainers[next(iter(trainers))].settings.to_dict(),
-        "auxiliary": {
-            "dataset": store.spec.dataset,
-            "split": store.spec.split,
-            "images": images,
-            "left_out": len(store) - images,
-        },
-        "sae": {key: saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
-        "inputs": {"store": store.fingerprint, "sae": saes.config["fingerprint"]},
-        "backbone": store.spec.backbone.to_dict(),
-        "licences": list(store.licences),
-    }
-    config = content | {"fingerprint": fingerprint(content), "versions": versions()}
-    return Detector(layers, config)

@@ -218,9 +218,12 @@ class StoreWriter:
 
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        schema.write_small(self.path, "lost_regions", lost_regions, ("image",))
-        for name, dimensions, values in self._small_arrays():
+        lost = ("lost_regions", ("image",), lost_regions)
+        small = []
+        for name, dimensions, values in [lost, *self._small_arrays()]:
             schema.write_small(self.path, name, values, dimensions)
+            small.append(file_entry(self.path, f"{name}/c/0", range(self.spec.images)))
+        save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
         group.attrs.update(self._attributes())
         with warnings.catch_warnings():

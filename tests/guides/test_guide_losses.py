@@ -13,8 +13,6 @@ from torch import Tensor
 from spg_pipe.guides import model
 from spg_pipe.guides.losses import (
     detection_loss,
-    dice_loss,
-    focal_loss,
     segmentation_loss,
     sparsity_loss,
 )
@@ -46,7 +44,9 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     codes = (0.1 + 0.1 * random(4, 10, seed=seed + 2)).double()
     dead = probabilities(10, seed=seed + 3) < 0.3
     labels = (probabilities(images, seed=seed + 4) < (0 if normal_only else 0.5)).long()
-    masks = (probabilities(images, size, size, seed=seed + 5) < 0.3).double() * labels[:, None, None]
+    masks = (probabilities(images, size, size, seed=seed + 5) < 0.3).double() * labels[
+        :, None, None
+    ]
     # Protocol default: a batch of one image is no exception.
     trainer = GuideTrainer.start(codes, atoms, dead, (side, side), GuideParams(), MethodParams())
     ours = trainer.losses(tokens, labels, masks)
@@ -195,35 +195,71 @@ def test_detection_takes_raw_cosines_as_logits() -> None:
 
 
 @given(seed=st.integers(0, 2**31), images=st.integers(1, 3))
-def test_focal_and_dice_from_one_channel_equal_the_two_channel_formulas(
+def test_focal_and_dice_have_the_values_and_gradients_of_their_formulas(
     seed: int, images: int
 ) -> None:
-    p = probabilities(images, 6, 5, seed=seed).double()
     mask = (probabilities(images, 6, 5, seed=seed + 1) < 0.4).double()
-    torch.testing.assert_close(focal_loss(p, mask), focal(torch.stack([1 - p, p], 1), mask))
-    torch.testing.assert_close(dice_loss(p, mask), dice(p, mask))
+    ours, theirs = (
+        probabilities(images, 6, 5, seed=seed).double().requires_grad_() for _ in range(2)
+    )
+    found = segmentation_loss(ours, 1 - ours, mask)
+    expected = (
+        focal(torch.stack([1 - theirs, theirs], 1), mask),
+        dice(theirs, mask),
+        dice(1 - theirs, 1 - mask),
+    )
+    for mine, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
+        gradients = [
+            torch.autograd.grad(value, leaf, retain_graph=True)[0]
+            for value, leaf in ((mine, ours), (wanted, theirs))
+        ]
+        torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(found.total, sum(expected))
 
 
 def test_dice_by_row_is_the_quirk_of_a_single_image_and_spg_only() -> None:
     p, mask = probabilities(1, 6, 5), (probabilities(1, 6, 5, seed=1) < 0.4).float()
     rows = dice(p[0][:, None], mask[0][:, None])
-    torch.testing.assert_close(dice_loss(p, mask, by_row=True), rows)
-    quirk = segmentation_loss(p, mask, single_image_by_row=True)
+    quirk = segmentation_loss(p, 1 - p, mask, single_image_by_row=True)
     torch.testing.assert_close(quirk.dice_anomaly, rows)
-    plain = segmentation_loss(p, mask)
+    plain = segmentation_loss(p, 1 - p, mask)
     torch.testing.assert_close(plain.dice_anomaly, dice(p, mask))
-    two = segmentation_loss(p.repeat(2, 1, 1), mask.repeat(2, 1, 1), single_image_by_row=True)
-    torch.testing.assert_close(two.total, plain.total)
+    two, masks = p.repeat(2, 1, 1), mask.repeat(2, 1, 1)
+    both = segmentation_loss(two, 1 - two, masks, single_image_by_row=True)
+    torch.testing.assert_close(both.total, plain.total)
 
 
 @pytest.mark.parametrize("certain", [0.0, 1.0])
-def test_a_saturated_map_has_finite_losses_and_gradients(certain: float) -> None:
+def test_a_certain_map_has_finite_losses_and_gradients(certain: float) -> None:
     p = torch.full((1, 4, 4), certain, requires_grad=True)
     for mask in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
-        loss = segmentation_loss(p, mask).total
+        loss = segmentation_loss(p, 1 - p, mask).total
         gradient = torch.autograd.grad(loss, p)[0]
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("width", [6, 16])
+def test_saturated_patches_lose_no_accuracy_in_float32(width: int) -> None:
+    # Few dimensions make cosines of ±1: probabilities down to 1e-12, where 1 − p would be 0.
+    for seed in range(10):
+        tokens = random(2, 17, width, seed=seed)
+        atoms = F.normalize(random(12, width, seed=seed + 1), dim=1)
+        codes = 0.1 + 0.1 * random(4, 12, seed=seed + 2)
+        dead, labels = torch.zeros(12, dtype=torch.bool), torch.tensor([0, 1])
+        masks = torch.zeros(2, 32, 32)
+        masks[1, 5:20, 8:17] = 1
+        trainer = GuideTrainer.start(codes, atoms, dead, (4, 4), GuideParams(), MethodParams())
+        ours = trainer.losses(tokens, labels, masks)
+        leaf = codes.double().requires_grad_()
+        exact = literal_losses(
+            leaf, dead, atoms.double(), tokens.double(), labels, masks.double(), (4, 4)
+        )
+        gradient = torch.autograd.grad(sum(exact), leaf)[0]
+        mine = torch.autograd.grad(ours.total, trainer.codes)[0].double()
+        assert abs(ours.segmentation.item() - exact.segmentation.item()) < 2e-6 * 4
+        assert float((mine - gradient).abs().max()) < 2e-6 * max(1, float(gradient.abs().max()))
 
 
 def test_sparsity_is_the_mean_l1_norm_of_the_guides() -> None:

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
-from spg_pipe.detector import Detector
+from spg_pipe.detector import Detector, LayerGuides, train_guides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides import train as train_module
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.guides.train import GuideTrainer, train_guides
+from spg_pipe.guides.train import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SaeRun, SparseAutoencoder
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
 
 def trainer(protocol: str = "default", **changes: Any) -> GuideTrainer:
@@ -171,9 +171,9 @@ def test_a_last_batch_of_one_image_has_its_quirk_in_spg_only(
     rows: list[bool] = []
     true = train_module.segmentation_loss
 
-    def spy(probability: torch.Tensor, mask: torch.Tensor, *, single_image_by_row: bool) -> Any:
-        rows.append(single_image_by_row and len(probability) == 1)
-        return true(probability, mask, single_image_by_row=single_image_by_row)
+    def spy(*maps: torch.Tensor, single_image_by_row: bool) -> Any:
+        rows.append(single_image_by_row and len(maps[0]) == 1)
+        return true(*maps, single_image_by_row=single_image_by_row)
 
     monkeypatch.setattr(train_module, "segmentation_loss", spy)
     train(tiny_store, tiny_sae, protocol=protocol, epochs=1, batch_images=13)
@@ -221,8 +221,6 @@ def test_progress_counts_images(tiny_store: FeatureStore, tiny_sae: SaeRun) -> N
 
 
 def test_guides_that_lost_every_code_still_make_a_detector() -> None:
-    from spg_pipe.detector import LayerGuides
-
     codes = -torch.ones(4, 20)
     dead = torch.zeros(20, dtype=torch.bool)
     assert not effective_codes(codes, dead).any()

@@ -198,8 +198,15 @@ class GuideCase:
     def _segmentation(self, tokens: Tensor, _labels: Tensor, masks: Tensor) -> Any:
         """The parts whose sum is the trainer's segmentation loss."""
         vectors = guide_vectors(effective_codes(self.codes, self.dead), self.atoms)
-        local = anomaly_probability(cosines(tokens[:, 1:], vectors[2:]), self.method().tau)
-        return segmentation_loss(upsample(to_grid(local, self.grid), masks.shape[1]), masks)
+        local = cosines(tokens[:, 1:], vectors[2:])
+        anomaly, normal = (
+            upsample(
+                to_grid(anomaly_probability(similarity, self.method().tau), self.grid),
+                masks.shape[1],
+            )
+            for similarity in (local, local.flip(-1))
+        )
+        return segmentation_loss(anomaly, normal, masks)
 
     @staticmethod
     def _gradient(trainer: GuideTrainer, loss: Tensor) -> Tensor:

@@ -56,11 +56,11 @@ MUTANTS = {
         "guide", "guides/model.py", "align_corners=False", "align_corners=True"
     ),
     "Adam's betas": Mutant("sae", "sae/train.py", "(0.5, 0.999)", "(0.9, 0.999)"),
-    "SAE's lr": Mutant("sae", "params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"),
-    "AuxK coefficient": Mutant("sae", "params.py", "= 1 / 32", "= 1 / 16"),
-    "AuxK without stop-gradient": Mutant(
-        "sae", "sae/model.py", "x - x_hat.detach()", "x - x_hat"
+    "SAE's lr": Mutant(
+        "sae", "params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
     ),
+    "AuxK coefficient": Mutant("sae", "params.py", "= 1 / 32", "= 1 / 16"),
+    "AuxK without stop-gradient": Mutant("sae", "sae/model.py", "x - x_hat.detach()", "x - x_hat"),
     "activity threshold": Mutant("sae", "sae/model.py", "= 1e-3", "= 1e-2"),
     "dead one step early": Mutant("sae", "sae/model.py", "self.age > limit", "self.age >= limit"),
     "no renormalisation": Mutant("sae", "sae/train.py", "self.sae.renormalise()", "pass"),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_table import main as print_table
 
 from parity import guide_case, sae_case, variants
 from parity.cases import OWN_CASES, oracle_folder, uncompared
 from parity.mutants import MUTANTS
-from parity_table import main as print_table
 
 COMPARE = {"sae": sae_case.compare_case, "guide": guide_case.compare_case}
 VARIANTS = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from literal_sae import rows, topk_code
+from tiny import METHOD, SAE, files
 
 from spg_pipe.errors import SpgError
 from spg_pipe.params import MethodParams, SaeParams
@@ -19,7 +20,6 @@ from spg_pipe.sae.model import SaeRun, SparseAutoencoder
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from tiny import METHOD, SAE, files
 
 
 def run(

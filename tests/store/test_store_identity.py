@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import TinyBackbone, extracted, files, manifest_of
 
 from spg_pipe.artifacts import versions
 from spg_pipe.datasets import Manifest
@@ -17,7 +18,6 @@ from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
-from tiny import TinyBackbone, extracted, files, manifest_of
 
 
 def test_a_second_extract_elsewhere_gives_the_same_bytes(

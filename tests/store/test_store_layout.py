@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import SIZE, SPEC, TinyBackbone
 
 from spg_pipe.datasets import Manifest, preprocess, read_image, read_mask, resize_mask
 from spg_pipe.store.reader import FeatureStore
-from tiny import SIZE, SPEC, TinyBackbone
 
 OUTSIDER = """
 import json, sys, warnings
@@ -160,13 +160,18 @@ def test_an_image_lies_at_a_fixed_offset_of_its_uncompressed_shard(
 def test_shards_of_empty_masks_are_on_disk_all_the_same(tiny_store: FeatureStore) -> None:
     shard_of_good_images = tiny_store.masks(np.arange(0, 4))
     assert not shard_of_good_images.any()
-    found = {p.relative_to(tiny_store.path).as_posix() for p in tiny_store.path.rglob("mask/c/*/*/*")}
+    found = {
+        p.relative_to(tiny_store.path).as_posix() for p in tiny_store.path.rglob("mask/c/*/*/*")
+    }
     assert found == {f"mask/c/{shard}/0/0" for shard in range(3)}
 
 
-def test_shards_json_lists_every_large_file_with_its_size(tiny_store: FeatureStore) -> None:
+def test_shards_json_lists_every_chunk_file_with_its_size(tiny_store: FeatureStore) -> None:
     listed = json.loads((tiny_store.path / "shards.json").read_text())["files"]
-    assert len(listed) == 3 * 5  # tokens and prefix of two layers, and the masks
+    files = [p for p in tiny_store.path.rglob("*") if p.is_file() and "c" in p.parts[-4:-1]]
+    assert {entry["name"] for entry in listed} == {
+        p.relative_to(tiny_store.path).as_posix() for p in files
+    }
     for entry in listed:
         assert (tiny_store.path / entry["name"]).stat().st_size == entry["bytes"]
     assert {tuple(entry["images"]) for entry in listed} == {(0, 6), (6, 12), (12, 16)}

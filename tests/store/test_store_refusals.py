@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from tiny import TinyBackbone, extracted, files, manifest_of, write_folder
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import crc32c, load_entries, shard_index
 from spg_pipe.store.verify import require_intact, verify
-from tiny import TinyBackbone, extracted, files, manifest_of, write_folder
 
 Copy = Callable[[Path], Path]
 

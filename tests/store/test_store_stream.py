@@ -82,9 +82,7 @@ def test_a_unit_is_needed(tiny_store: FeatureStore) -> None:
         next(token_batches(tiny_store, "1", seed=1, epoch=0))
 
 
-@given(
-    count=st.integers(1, 200), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000)
-)
+@given(count=st.integers(1, 200), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
 def test_an_epochs_order_is_a_permutation(count: int, seed: int, epoch: int) -> None:
     order = epoch_order(np.arange(count), seed, epoch)
     assert sorted(order.tolist()) == list(range(count))

@@ -113,7 +113,7 @@ def _lines(what: str, unit: str) -> Iterator[Update]:
         note = f", loss {loss:.4g}" if loss is not None else ""
         print(
             f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}, {rate:,.1f}/s, "
-            f"{(total - done) / max(rate, 1e-9):.0f} s left{note}",
+            f"{max(0, total - done) / max(rate, 1e-9):.0f} s left{note}",
             file=sys.stderr,
             flush=True,
         )

@@ -208,26 +208,45 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
 
 
 def find_scores(session: Session, direction: Direction, seed: int) -> Path:
-    """The scores of a direction: the pipeline's path, or the one beside it that fits.
+    """The scores of a direction that the recipe's sections make.
 
     Raises
     ------
     SpgError
-        If there is none, or several fit.
+        If there are none, or several fit.
     """
+    params = session.params
     first = session.paths.scores(direction.aux, direction.target, seed)
-    if not session.variant and (first / "config.json").is_file():
+    wanted = {
+        "score": params.score.model_dump(mode="json"),
+        "guides": params.guides.model_dump(mode="json"),
+        "sae": params.sae.model_dump(mode="json"),
+        "protocol": protocol(params.method.protocol).to_dict(),
+    }
+
+    def fits(path: Path) -> bool:
+        if not (path / "config.json").is_file():
+            return False
+        config = read_json(path / "config.json", str(path))
+        detector = config["detector"]
+        found = {
+            "score": config["score"],
+            "guides": detector["guides"],
+            "sae": detector["sae"]["sae"],
+            "protocol": detector["protocol"],
+        }
+        return found == wanted
+
+    if fits(first):
         return first
-    found = sorted(first.parent.glob(f"{first.name}-????????"))
+    found = [path for path in sorted(first.parent.glob(f"{first.name}-????????")) if fits(path)]
     if len(found) == 1:
         return found[0]
     if found:
         listed = "\n  ".join(map(str, found))
         raise SpgError(f"Several scores fit; name one with --scores:\n  {listed}")
-    raise SpgError(
-        f"There are no scores of {direction.target} under {first}. "
-        f"Run `spg-pipe score --split {direction.target}` first."
-    )
+    hint = "was made with other parameters" if first.exists() else "does not exist"
+    raise SpgError(f"{first} {hint}. Run `spg-pipe score --split {direction.target}` first.")
 
 
 def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":

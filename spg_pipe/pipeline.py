@@ -282,9 +282,11 @@ def evaluate(
     written = []
     for one in [seed] if seed is not None else session.params.seeds:
         folder = find_scores(session, direction, one)
-        place = session.paths.metrics(direction.aux, direction.target, one)
-        if folder.name != session.paths.scores(direction.aux, direction.target, one).name:
-            place = place.with_name(f"{folder.name}.json")
+        place = session.place(
+            session.paths.metrics(direction.aux, direction.target, one),
+            session.params.metrics,
+            folder.name,
+        )
         written.append(_evaluate_one(session, dataset, folder, place))
     return written
 

@@ -57,12 +57,6 @@ _MVTEC = DemoSet(
         "brick": Photograph(
             "brick.png", "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf", _CC0
         ),
-        "coins": Photograph(
-            "coins.png",
-            "f8d773fc9cfa6f4d8e5942dc34d0a0788fcaed2a4fefbbed0aef5398d7ef4cba",
-            "no known copyright restrictions (Brooklyn Museum)",
-            scale=1.2,
-        ),
         "galaxies": Photograph(
             "hubble_deep_field.jpg",
             "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
@@ -71,23 +65,29 @@ _MVTEC = DemoSet(
         "gravel": Photograph(
             "gravel.png", "c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12", _CC0
         ),
-    },
-    painters=("lint", "melt", "scrape"),
-)
-
-_VISA = DemoSet(
-    name="demo-visa",
-    layout="visa",
-    categories={
-        "grass": Photograph(
-            "grass.png", "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89", _CC0
-        ),
         "retina": Photograph(
             "retina.jpg",
             "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
             _CC0,
             box=(255, 255, 1155, 1155),
             scale=0.6,
+        ),
+    },
+    painters=("lint", "scratches", "spatter"),
+)
+
+_VISA = DemoSet(
+    name="demo-visa",
+    layout="visa",
+    categories={
+        "coins": Photograph(
+            "coins.png",
+            "f8d773fc9cfa6f4d8e5942dc34d0a0788fcaed2a4fefbbed0aef5398d7ef4cba",
+            "no known copyright restrictions (Brooklyn Museum)",
+            scale=1.2,
+        ),
+        "grass": Photograph(
+            "grass.png", "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89", _CC0
         ),
         "tissue": Photograph(
             "ihc.png",
@@ -98,11 +98,11 @@ _VISA = DemoSet(
             "coffee.png",
             "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
             _CC0,
-            box=(445, 0, 600, 200),
-            scale=2.2,
+            box=(470, 0, 600, 165),
+            scale=2.6,
         ),
     },
-    painters=("blisters", "corrosion", "crackle"),
+    painters=("blisters", "crackle", "tidemark"),
 )
 
 DEMO_SETS: dict[str, DemoSet] = {demo.name: demo for demo in (_MVTEC, _VISA)}

@@ -1,4 +1,4 @@
-"""The defects of the set in VisA's layout: blisters, corrosion, crackle.
+"""The defects of the set in VisA's layout: blisters, crackle, tidemark.
 
 The interface is that of `painters_mvtec`.
 """
@@ -32,14 +32,6 @@ def blisters(canvas: Canvas, rng: np.random.Generator) -> Paint:
     return cover(canvas, blob(size, rng), relief)
 
 
-def corrosion(canvas: Canvas, rng: np.random.Generator) -> Paint:
-    """Rust: dark pits of irregular form in a smooth crust."""
-    size = canvas.size
-    pits = np.clip(noise(size, 3.0, rng) - 0.4, 0, 1)
-    relief = 0.05 * noise(size, 1.0, rng) - pits
-    return cover(canvas, blob(size, rng), relief)
-
-
 def crackle(canvas: Canvas, rng: np.random.Generator) -> Paint:
     """A dried film: plates of slightly different brightness between fine dark cracks."""
     size, plate = canvas.size, 22
@@ -53,8 +45,14 @@ def crackle(canvas: Canvas, rng: np.random.Generator) -> Paint:
     return cover(canvas, blob(size, rng), relief + 0.03 * noise(size, 1.0, rng))
 
 
+def tidemark(canvas: Canvas, rng: np.random.Generator) -> Paint:
+    """A dried liquid: the bright winding rims that it left."""
+    level = noise(canvas.size, 7, rng)
+    return cover(canvas, blob(canvas.size, rng), np.exp(-(((level - 0.3) / 0.18) ** 2)))
+
+
 PAINTERS: dict[str, Callable[[Canvas, np.random.Generator], Paint]] = {
     "blisters": blisters,
-    "corrosion": corrosion,
     "crackle": crackle,
+    "tidemark": tidemark,
 }

@@ -17,7 +17,6 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _MAX_ANGLE = np.deg2rad(5.0)
 _GAIN = 0.08
 _OFFSET = 0.04
-_SENSOR_NOISE = 0.008
 
 
 def read_photograph(photograph: Photograph) -> np.ndarray:
@@ -68,7 +67,7 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 def view(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Cut one image: a random place, a small rotation, a mirror, another exposure, fresh noise.
+    """Cut one image: a random place, a small rotation, a mirror, another exposure.
 
     Parameters
     ----------
@@ -94,7 +93,6 @@ def view(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
     if rng.random() < 0.5:
         image = image[:, ::-1]
     image = image * rng.uniform(1 - _GAIN, 1 + _GAIN) + rng.uniform(-_OFFSET, _OFFSET)
-    image = image + rng.normal(0, _SENSOR_NOISE, image.shape)
     return np.clip(image, 0, 1).astype(np.float32)
 
 

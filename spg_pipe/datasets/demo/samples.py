@@ -17,6 +17,8 @@ from spg_pipe.datasets.demo.shapes import canvas_of
 PAINTERS = {**MVTEC_PAINTERS, **VISA_PAINTERS}
 _WINDOW = 0.56
 """Side of the window a defect is painted in, in image sides."""
+_SENSOR_NOISE = 0.008
+"""Standard deviation, of a range of 1."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
             image = view(pixels, demo.image_size, rng)
             mask = np.zeros(image.shape[:2], bool)
             if defect != "good":
-                image, mask = _painted(image, defect, rng)
+                image, mask = paint(image, defect, rng)
+            # After the painting, so that a defect does not lack the camera's noise.
+            image = np.clip(image + rng.normal(0, _SENSOR_NOISE, image.shape), 0, 1)
             levels = np.rint(image * 255).astype(np.uint8)
             yield Sample(category, split, defect, number, levels, mask)
 
@@ -65,17 +69,31 @@ def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
         yield "test", demo.painters[number % kinds], number // kinds
 
 
-def _painted(
+def paint(
     image: np.ndarray, defect: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image (S, S, 3) with one defect, and its mask (S, S) bool."""
+    """Put one defect on an image.
+
+    Parameters
+    ----------
+    image
+        (S, S, 3) float32 in [0, 1].
+    defect
+        A key of `PAINTERS`.
+
+    Returns
+    -------
+    painted : (S, S, 3) float32 in [0, 1]
+        Equal to `image` wherever the mask is not set.
+    mask : (S, S) bool
+    """
     size = round(_WINDOW * image.shape[0])
     top, left = rng.integers(0, image.shape[0] - size + 1, 2)
-    paint = PAINTERS[defect](canvas_of(image, top, left, size), rng)
+    defect_paint = PAINTERS[defect](canvas_of(image, top, left, size), rng)
     window = (slice(top, top + size), slice(left, left + size))
-    alpha = paint.alpha[..., None]
+    alpha = defect_paint.alpha[..., None]
     painted = image.copy()
-    painted[window] = np.clip((1 - alpha) * image[window] + alpha * paint.pixels, 0, 1)
+    painted[window] = np.clip((1 - alpha) * image[window] + alpha * defect_paint.pixels, 0, 1)
     mask = np.zeros(image.shape[:2], bool)
-    mask[window] = paint.alpha > 0
+    mask[window] = defect_paint.alpha > 0
     return painted, mask

@@ -16,6 +16,8 @@ from spg_pipe.datasets.demo.photographs import grey
 
 CONTRAST_SIGMA = 6.0
 """Width in pixels of the neighbourhood that local contrast refers to."""
+_COLOUR_SIGMA = (30.0, 30.0, 0.0)
+"""Width in pixels of the neighbourhood whose mean colour a defect takes; not across channels."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,6 @@ def blob(size: int, rng: np.random.Generator) -> np.ndarray:
     return _largest_part(_feathered((1 - distance) * radius))
 
 
-def strip(size: int, angle: float, rng: np.random.Generator) -> np.ndarray:
-    """A long, slightly bent region with ragged ends: alpha (size, size)."""
-    length, width = rng.uniform(0.62, 0.88) * size, rng.uniform(0.16, 0.24) * size
-    along, across = rotated_grid(size, angle)
-    bend = 0.3 * width * np.sin(along / length * np.pi * rng.uniform(0.7, 1.6))
-    ragged = 0.04 * size * np.interp(across + bend, *_profile(size, 2.5, rng))
-    inside = np.minimum(length / 2 + ragged - np.abs(along), width / 2 - np.abs(across + bend))
-    return _largest_part(_feathered(inside))
-
-
-def _profile(size: int, sigma: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth random function of one coordinate in ±size: (positions, values of deviation 1)."""
-    at = np.arange(-size, size + 1.0)
-    values = ndimage.gaussian_filter1d(rng.normal(size=at.size), sigma)
-    return at, values / values.std()
-
-
-def streaks(size: int, angle: float, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise that only varies across `angle`: (size, size), deviation about 1."""
-    _, across = rotated_grid(size, angle)
-    return np.asarray(np.interp(across, *_profile(size, sigma, rng)))
-
-
 def _feathered(inside: np.ndarray) -> np.ndarray:
     """Alpha from a signed distance in pixels: an edge two pixels wide, a free border of one."""
     alpha = np.clip(inside / 2 + 0.5, 0, 1)
@@ -118,7 +97,7 @@ def cover(canvas: Canvas, alpha: np.ndarray, relief: np.ndarray) -> Paint:
     inside = alpha > 0.5
     level = relief - relief[inside].mean()
     level = level * (canvas.contrast / (local_contrast(level)[inside].mean() + 1e-6))
-    colour = ndimage.gaussian_filter(canvas.pixels, (12, 12, 0), mode="nearest")
+    colour = ndimage.gaussian_filter(canvas.pixels, _COLOUR_SIGMA, mode="nearest", truncate=2)
     return Paint(colour + level[..., None], alpha)
 
 

@@ -20,7 +20,7 @@ DEMO_VERSION = 1
 """Raised whenever the same seed gives other images."""
 RECORD = "demo.json"
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_PNG = {"format": "PNG", "compress_level": 6}
+_PNG = {"format": "PNG", "compress_level": 1}
 
 
 def write_demo(name: str, root: Path, *, seed: int = 0) -> None:

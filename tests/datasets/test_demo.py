@@ -1,0 +1,234 @@
+"""The built-in demo sets: deterministic, exact, readable, and not a matter of vivid paint."""
+
+import hashlib
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spg_pipe.datasets import MaskState, build_manifest, read_image, read_mask
+from spg_pipe.datasets.demo import DEMO_SETS, DemoSet, photographs, samples, writer
+from spg_pipe.datasets.demo.contrast import contrast_auroc
+from spg_pipe.datasets.demo.painters_mvtec import PAINTERS as MVTEC_PAINTERS
+from spg_pipe.datasets.demo.painters_visa import PAINTERS as VISA_PAINTERS
+from spg_pipe.datasets.demo.writer import RECORD, write_demo
+from spg_pipe.errors import SpgError
+
+NAMES = sorted(DEMO_SETS)
+
+
+def small(name: str, count: int = 1) -> DemoSet:
+    """The first categories, every painter once: quick to write."""
+    demo = DEMO_SETS[name]
+    categories = dict(islice(demo.categories.items(), count))
+    return replace(demo, categories=categories, train=1, normal=2, anomalous=len(demo.painters))
+
+
+@pytest.fixture
+def small_sets(monkeypatch: pytest.MonkeyPatch) -> dict[str, DemoSet]:
+    sets = {name: small(name) for name in NAMES}
+    monkeypatch.setattr(writer, "DEMO_SETS", sets)
+    return sets
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Relative path → sha256 of every file, demo.json included."""
+    files = (p for p in root.rglob("*") if p.is_file())
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(
+    name: str, small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        write_demo(name, tmp_path / folder, seed=seed)
+    first, again, other = (contents(tmp_path / folder) for folder in "abc")
+    assert first == again
+    assert first.keys() == other.keys()
+    images = [path for path in first if path.lower().endswith((".png", ".jpg"))]
+    assert all(first[path] != other[path] for path in images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layout_reads_back_with_every_mask(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = small(name, 2)
+    monkeypatch.setattr(writer, "DEMO_SETS", {name: demo})
+    write_demo(name, tmp_path / "set")
+    test = build_manifest(name, demo.layout, tmp_path / "set", split="test")
+    train = build_manifest(name, demo.layout, tmp_path / "set", split="train")
+    assert test.notes == ()
+    assert "LICENSE.txt" in test.licences[0]
+    assert len(train) == demo.train * len(demo.categories)
+    assert set(train.table["label"]) == {0}
+    counts = test.table.groupby("category")["label"].agg(["size", "sum"])
+    assert list(counts.index) == sorted(demo.categories)
+    assert set(counts["size"]) == {demo.normal + demo.anomalous}
+    assert set(counts["sum"]) == {demo.anomalous}
+    for row in test.table.itertuples():
+        assert row.height == row.width == demo.image_size
+        if row.label == 1:
+            assert row.mask_state == MaskState.GIVEN
+            mask = read_mask(tmp_path / "set" / row.mask, exif=False)
+            assert mask.shape == (demo.image_size, demo.image_size)
+            assert 0.01 < mask.mean() < 0.2
+
+
+def test_visa_masks_number_the_kinds_of_defects(
+    small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    write_demo("demo-visa", tmp_path / "set")
+    folder = tmp_path / "set" / "coins" / "Data" / "Masks" / "Anomaly"
+    values = [set(np.unique(Image.open(path))) for path in sorted(folder.iterdir())]
+    assert values == [{0, 1}, {0, 2}, {0, 3}]
+
+
+def test_jpeg_stays_close_to_what_was_painted(
+    small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    demo = small_sets["demo-visa"]
+    write_demo(demo.name, tmp_path / "set")
+    painted = next(s for s in samples.samples(demo, 0) if s.split == "test")
+    path = tmp_path / "set" / painted.category / "Data" / "Images" / "Normal" / "0001.JPG"
+    error = read_image(path, exif=False).astype(int) - painted.image
+    assert np.abs(error).mean() < 2
+
+
+@pytest.mark.parametrize("defect", sorted(samples.PAINTERS))
+def test_painter_changes_the_masked_pixels_and_no_others(defect: str) -> None:
+    demo = next(d for d in DEMO_SETS.values() if defect in d.painters)
+    for category, photograph in demo.categories.items():
+        rng = np.random.default_rng([5, len(category)])
+        pixels = photographs.read_photograph(photograph)
+        clean = photographs.view(pixels, demo.image_size, rng)
+        painted, mask = samples.paint(clean, defect, rng)
+        changed = (painted != clean).any(axis=-1)
+        assert not changed[~mask].any()
+        assert changed[mask].mean() > 0.95
+        assert painted.min() >= 0
+        assert painted.max() <= 1
+
+
+def test_sets_share_no_photograph_and_no_painter() -> None:
+    files = [p.file for demo in DEMO_SETS.values() for p in demo.categories.values()]
+    painters = [name for demo in DEMO_SETS.values() for name in demo.painters]
+    assert len(files) == len(set(files))
+    assert len(painters) == len(set(painters))
+    assert tuple(MVTEC_PAINTERS) == DEMO_SETS["demo-mvtec"].painters
+    assert tuple(VISA_PAINTERS) == DEMO_SETS["demo-visa"].painters
+
+
+def test_photographs_are_large_enough_for_every_rotation() -> None:
+    for demo in DEMO_SETS.values():
+        for photograph in demo.categories.values():
+            height, width, _ = photographs.read_photograph(photograph).shape
+            assert min(height, width) >= 1.1 * demo.image_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_local_contrast_does_not_find_the_defects(name: str, seed: int) -> None:
+    made = (s for s in samples.samples(DEMO_SETS[name], seed) if s.split == "test")
+    found = contrast_auroc(made) if seed == 0 else contrast_auroc(made, widths=(2.0, 6.0))
+    assert max(found.values()) <= 0.75
+    # Neither does its absence.
+    assert min(found.values()) >= 0.25
+
+
+def test_contrast_auroc_of_vivid_paint_is_one() -> None:
+    image, mask = np.full((60, 60, 3), 128, np.uint8), np.zeros((60, 60), bool)
+    mask[20:40, 20:40] = True
+    image[mask] = np.random.default_rng(0).integers(0, 256, (400, 1))
+    vivid = samples.Sample("c", "test", "paint", 0, image, mask)
+    assert contrast_auroc([vivid], widths=(4.0,), smoothings=(4.0,), stride=1)[4.0, 4.0] > 0.95
+
+
+def test_an_identical_set_is_left_alone(
+    small_sets: dict[str, DemoSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_demo("demo-mvtec", tmp_path / "set")
+    monkeypatch.setattr(samples, "samples", None)
+    write_demo("demo-mvtec", tmp_path / "set")
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "seed"])
+def test_a_damaged_or_other_copy_is_replaced(
+    damage: str, small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    write_demo("demo-mvtec", root, seed=7 if damage == "seed" else 0)
+    victim = root / "brick" / "test" / "good" / "000.png"
+    if damage == "missing":
+        victim.unlink()
+    if damage == "changed":
+        victim.write_bytes(b"no image")
+    write_demo("demo-mvtec", root)
+    write_demo("demo-mvtec", tmp_path / "fresh")
+    assert contents(root) == contents(tmp_path / "fresh")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "set"]
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "brick/test/good/mine.png", RECORD])
+def test_a_folder_with_other_files_is_refused_and_untouched(
+    name: str, small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    root = tmp_path / "set"
+    if name == "brick/test/good/mine.png":
+        write_demo("demo-mvtec", root, seed=1)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("{}")
+    before = contents(root)
+    with pytest.raises(SpgError, match="Name another folder"):
+        write_demo("demo-mvtec", root)
+    assert contents(root) == before
+
+
+def test_the_other_sets_folder_is_refused(small_sets: dict[str, DemoSet], tmp_path: Path) -> None:
+    write_demo("demo-visa", tmp_path / "set")
+    with pytest.raises(SpgError, match="does not hold the demo set demo-mvtec"):
+        write_demo("demo-mvtec", tmp_path / "set")
+
+
+def test_a_failure_leaves_nothing_behind(
+    small_sets: dict[str, DemoSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, rows: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(writer, "_write_split", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_demo("demo-visa", tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_names_and_negative_seeds_are_told(tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match="demo-mvtec, demo-visa"):
+        write_demo("demo", tmp_path / "set")
+    with pytest.raises(SpgError, match="must be 0 or more"):
+        write_demo("demo-visa", tmp_path / "set", seed=-1)
+
+
+def test_another_photograph_of_the_same_name_is_refused() -> None:
+    photograph = DEMO_SETS["demo-mvtec"].categories["brick"]
+    with pytest.raises(SpgError, match=r"brick\.png has sha256"):
+        photographs.read_photograph(replace(photograph, sha256="0" * 64))
+    with pytest.raises(SpgError, match="does not hold it"):
+        photographs.read_photograph(replace(photograph, file="none.png"))
+
+
+def test_record_names_version_seed_and_licence(
+    small_sets: dict[str, DemoSet], tmp_path: Path
+) -> None:
+    write_demo("demo-mvtec", tmp_path / "set", seed=2)
+    record = json.loads((tmp_path / "set" / RECORD).read_text())
+    assert (record["name"], record["version"], record["seed"]) == ("demo-mvtec", 1, 2)
+    assert "CC0" in record["licence"]

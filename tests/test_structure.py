@@ -1,0 +1,152 @@
+"""The code's structure is part of its specification (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "spg_pipe"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted(
+    path
+    for folder in ("spg_pipe", "stages", "benchmarks", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+LAYERS = [
+    ["errors"],
+    ["params", "protocol", "artifacts", "paths", "console"],
+    ["metrics"],  # usable alone: see test_metrics_can_be_used_alone
+    ["datasets"],
+    ["backbones"],
+    ["store"],
+    ["sae"],
+    ["guides"],
+    ["detector"],
+    ["scoring"],
+    ["evaluation", "explain"],
+    ["report"],
+    ["predict", "inspection", "recipes", "session"],
+    ["find"],
+    ["pipeline"],
+    ["stage", "demo", "cli_options", "cli"],
+]
+"""Each part may import what stands above it, and its own."""
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def part_of(path: Path) -> str:
+    """`spg_pipe/store/reader.py` → store; `spg_pipe/cli.py` → cli."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = str(node.module)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def own_parts(path: Path) -> set[str]:
+    """The parts of this package that a file imports."""
+    dotted = {tuple(name.split(".")) for name in imported(path)}
+    return {name[1] for name in dotted if name[0] == "spg_pipe" and name[1:2] and name[1] in RANK}
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path) for path in MODULES} - {"__init__"}
+    assert parts - set(RANK) == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    mine = part_of(path)
+    if mine == "__init__":  # re-exports the nouns lazily
+        return
+    later = {part for part in own_parts(path) - {mine} if RANK[part] > RANK[mine]}
+    assert not later, f"{path.relative_to(ROOT)} imports {', '.join(sorted(later))}"
+
+
+def test_metrics_can_be_used_alone() -> None:
+    allowed = {"numpy", "scipy", "sklearn", "spg_pipe"}
+    for path in (PACKAGE / "metrics").rglob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in allowed | set(sys.stdlib_module_names), f"{path.name}: {name}"
+        assert own_parts(path) <= {"metrics", "errors"}, path.name
+
+
+@pytest.mark.parametrize("module", ["spg_pipe", "spg_pipe.metrics", "spg_pipe.cli"])
+def test_light_modules_do_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'timm', 'zarr'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_stay_small() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in SOURCES
+        if (lines := len(path.read_text().splitlines())) >= 400
+    }
+    assert long == {}
+
+
+def test_nothing_is_pickled() -> None:
+    for path in MODULES:
+        names = imported(path)
+        picklers = {name for name in names if name.split(".")[0] in ("pickle", "dill", "joblib")}
+        assert picklers <= {"pickle", "pickle.UnpicklingError"}, path  # an error to catch
+        for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+            called = ast.unparse(call.func)
+            options = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            if called == "torch.load":
+                assert options.get("weights_only") == "True", path
+            if called in ("np.load", "numpy.load"):
+                assert options.get("allow_pickle", "False") == "False", path
+            assert called != "torch.save", path
+
+
+def test_nothing_is_left_for_later() -> None:
+    unfinished = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError|for now)\b")
+    for path in MODULES:
+        found = unfinished.search(path.read_text())
+        assert found is None, f"{path.relative_to(ROOT)}: {found}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                silent = all(isinstance(statement, ast.Pass) for statement in node.body)
+                assert not silent, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_public_functions_and_classes_say_what_they_are() -> None:
+    bare = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        if ast.get_docstring(tree) is None:
+            bare.append(path.relative_to(ROOT).as_posix())
+        bare += [
+            f"{path.relative_to(ROOT).as_posix()}: {node.name}"
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and ast.get_docstring(node) is None
+        ]
+    assert bare == []
+
+
+def test_stages_only_parse_and_call() -> None:
+    for path in (ROOT / "stages").glob("*.py"):
+        assert own_parts(path) <= {"pipeline", "stage", "session"}, path.name
+        assert len(path.read_text().splitlines()) < 25, path.name

@@ -57,40 +57,39 @@ def detector_of(params: Params, store: FeatureStore) -> Detector:
     return detector
 
 
-def run_seed(params: Params, seed: int, *, details: bool) -> list[tuple[str, bool]]:
+def run_seed(params: Params, seed: int, root: Path, *, details: bool) -> list[tuple[str, bool]]:
     """Both directions for one generator seed: table rows and whether they pass."""
     rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, start = Path(temporary), time.perf_counter()
-        stores = {name: store_of(params, name, seed, folder) for name in DEMO_SETS}
-        print(f"  seed {seed}: tokens after {time.perf_counter() - start:.0f} s", flush=True)
-        for direction in params.directions:
-            detector = detector_of(params, stores[direction.aux])
-            target = stores[direction.target]
-            scores = score_store(detector, target, folder / f"scores-{direction.target}")
-            *categories, mean = evaluate_scores(scores, target, params.metrics).rows
-            if details:
-                for row in categories:
-                    print(
-                        f"    {row['category']:10s} pixel {row['pixel_auroc']:.3f} "
-                        f"image {row['image_auroc']:.3f}"
-                    )
-            contrast = contrast_auroc(samples(DEMO_SETS[direction.target], seed)).values()
-            low, high = 1 - min(contrast), max(contrast)
-            passed = (
-                float(mean["pixel_auroc"]) >= PIXEL
-                and float(mean["image_auroc"]) >= IMAGE
-                and max(low, high) <= CONTRAST
-            )
-            rows.append(
-                (
-                    f"| {seed} | {direction.aux} → {direction.target} | "
-                    f"{mean['pixel_auroc']:.3f} | {mean['image_auroc']:.3f} | {high:.3f} | "
-                    f"{low:.3f} | {'yes' if passed else 'NO'} |",
-                    passed,
+    folder, start = root / f"seed-{seed}", time.perf_counter()
+    stores = {name: store_of(params, name, seed, folder) for name in DEMO_SETS}
+    print(f"  seed {seed}: tokens after {time.perf_counter() - start:.0f} s", flush=True)
+    for direction in params.directions:
+        detector = detector_of(params, stores[direction.aux])
+        target = stores[direction.target]
+        scores = score_store(detector, target, folder / f"scores-{direction.target}")
+        *categories, mean = evaluate_scores(scores, target, params.metrics).rows
+        if details:
+            for row in categories:
+                print(
+                    f"    {row['category']:10s} pixel {row['pixel_auroc']:.3f} "
+                    f"image {row['image_auroc']:.3f}"
                 )
+        contrast = contrast_auroc(samples(DEMO_SETS[direction.target], seed)).values()
+        low, high = 1 - min(contrast), max(contrast)
+        passed = (
+            float(mean["pixel_auroc"]) >= PIXEL
+            and float(mean["image_auroc"]) >= IMAGE
+            and max(low, high) <= CONTRAST
+        )
+        rows.append(
+            (
+                f"| {seed} | {direction.aux} → {direction.target} | "
+                f"{mean['pixel_auroc']:.3f} | {mean['image_auroc']:.3f} | {high:.3f} | "
+                f"{low:.3f} | {'yes' if passed else 'NO'} |",
+                passed,
             )
-        print(f"  seed {seed}: done after {time.perf_counter() - start:.0f} s", flush=True)
+        )
+    print(f"  seed {seed}: done after {time.perf_counter() - start:.0f} s", flush=True)
     return rows
 
 
@@ -100,9 +99,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--params", type=Path, default=Path("recipes/demo.yaml"))
     parser.add_argument("--details", action="store_true", help="also print each category")
+    parser.add_argument("--folder", type=Path, help="keep sets and tokens here, and reuse them")
     options = parser.parse_args()
     params = load_params(options.params)
-    rows = [r for s in options.seeds for r in run_seed(params, s, details=options.details)]
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.folder or Path(temporary)
+        rows = [
+            r for s in options.seeds for r in run_seed(params, s, root, details=options.details)
+        ]
     print("| seed | direction | pixel AUROC | image AUROC | contrast | inverted | holds |")
     print("|---|---|---|---|---|---|---|")
     print("\n".join(text for text, _ in rows))

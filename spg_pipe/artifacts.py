@@ -112,16 +112,23 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
     An artefact is therefore either the old one, or the new one as a whole.
     """
+    if path.exists() and not path.is_dir():
+        raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    for rest in (temporary, old):
+        shutil.rmtree(rest, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
+            # Moved aside, not removed: a kill between the two renames loses nothing.
+            path.rename(old)
         temporary.rename(path)
+    except BaseException:
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for rest in (temporary, old):
+            shutil.rmtree(rest, ignore_errors=True)

@@ -110,6 +110,31 @@ def test_a_failed_block_leaves_the_old_folder_and_no_rest(
     assert list(tmp_path.iterdir()) == [place]
 
 
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+    true = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return true(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+    def write() -> None:
+        with fresh_folder(place) as folder:
+            (folder / "two").write_text("2")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert [p.name for p in place.iterdir()] == ["one"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_file_in_a_folders_place_is_not_removed(tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.write_text("mine")

@@ -142,7 +142,7 @@ def _fit(
         tokens = input_tokens(x.to(device), trainer.params.input_norm)
         result, dead = trainer.step(tokens)
         seen, step = seen + len(x), step + 1
-        if seen >= next_point:
+        if seen >= min(next_point, budget):
             next_point = seen + every
             loss, auxk = result.reconstruction.item(), result.auxk.item()
             if not np.isfinite(loss + auxk):

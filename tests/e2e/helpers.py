@@ -18,6 +18,10 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
+        "GIT_AUTHOR_NAME": "Test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "Test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
     }
 
 
@@ -52,14 +56,28 @@ def one_message(result: subprocess.CompletedProcess[str]) -> str:
     return result.stderr
 
 
-def pipeline_folder(folder: Path) -> Path:
-    """A folder with the project's pipeline files and a DVC repository without git."""
+def pipeline_folder(folder: Path, *, git: bool = False) -> Path:
+    """A folder with the project's pipeline files and a DVC repository, in git or without it."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dvc.yaml", folder)
     shutil.copytree(ROOT / "stages", folder / "stages")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    must(run(sys.executable, "-m", "dvc", "init", "--no-scm", "-q", cwd=folder))
+    if not git:
+        must(dvc("init", "--no-scm", "-q", cwd=folder))
+        return folder
+    # As in a clone of the project: its own .gitignore and DVC settings, everything committed.
+    shutil.copy(ROOT / ".gitignore", folder)
+    must(run("git", "init", "-q", cwd=folder))
+    must(dvc("init", "-q", cwd=folder))
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    commit(folder)
     return folder
+
+
+def commit(folder: Path) -> None:
+    """Commit everything that git does not ignore."""
+    must(run("git", "add", "-A", cwd=folder))
+    must(run("git", "commit", "-q", "-m", "State", cwd=folder))
 
 
 def dvc(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from layouts import write_mvtec, write_visa
 
-from e2e.helpers import dvc, edit_params, must, pipeline_folder, spg
+from e2e.helpers import commit, dvc, edit_params, must, pipeline_folder, spg
 from e2e.random_weights import save_random_weights
 
 QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "guides.epochs": 1}
@@ -16,10 +16,11 @@ QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "guides.epochs": 1}
 @pytest.fixture(scope="module")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo recipe with hardly any training, run once by `dvc repro`."""
-    folder = pipeline_folder(tmp_path_factory.mktemp("demo") / "project")
+    folder = pipeline_folder(tmp_path_factory.mktemp("demo") / "project", git=True)
     must(spg("recipe", "use", "demo", cwd=folder))
     edit_params(folder, QUICK | {"backbone.image_size": 96})
     must(dvc("repro", cwd=folder))
+    commit(folder)
     return folder
 
 
@@ -42,9 +43,22 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
     must(dvc("plots", "show", cwd=small_demo))
     edit_params(small_demo, {"guides.epochs": 2})
     status = must(dvc("status", cwd=small_demo))
+    changed = json.loads(must(dvc("params", "diff", "--json", cwd=small_demo)))
     edit_params(small_demo, {"guides.epochs": 1})
     assert "train_guides" in status
     assert "train_sae" not in status
+    assert changed["params.yaml"]["guides.epochs"] == {"old": 1, "new": 2, "diff": 1}
+
+
+@pytest.mark.slow
+def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
+    target = "evaluate@way0-111"
+    must(dvc("exp", "run", "-S", "metrics.accumulator=histogram", target, cwd=small_demo))
+    (path,) = (small_demo / "artifacts" / "metrics" / "demo").glob("demo-mvtec--*.json")
+    mean = json.loads(path.read_text())["mean"]
+    # On maps of so little training the histogram may fall back to sorting, and says so.
+    assert mean["accumulator"] in ("histogram", "sort", "histogram+sort")
+    assert json.loads(path.read_text())["provenance"]["metrics"]["accumulator"] == "histogram"
 
 
 @pytest.mark.slow

@@ -80,7 +80,8 @@ class GuideCase:
         self.grid = self._grid(self.tokens.shape[1] - 1)
 
     def _tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(np.array(self.case.array(name)))
+        tensor = torch.from_numpy(np.array(self.case.array(name)))
+        return tensor.float() if tensor.is_floating_point() else tensor
 
     def _grid(self, patches: int) -> tuple[int, int]:
         side = int(self.case.scalar("grid_side", round(patches**0.5)))

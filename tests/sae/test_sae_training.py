@@ -227,6 +227,15 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
     assert all(done == total for done, total in seen.values())
 
 
+def test_the_last_step_is_always_on_the_curve_and_checked(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_CURVE_POINTS", 2)
+    _, quality, curve = run(tiny_store, epochs=1, batch_images=5)
+    last = [line.split(",") for line in curve.splitlines() if line.startswith("1,")][-1]
+    assert int(last[2]) == quality["1"]["tokens_seen"] == 256
+
+
 def test_l2_input_is_used_in_training_and_in_quality(tiny_store: FeatureStore) -> None:
     plain, unit = run(tiny_store)[0], run(tiny_store, input_norm="l2")[0]
     assert not plain.layers["1"].encoder.equal(unit.layers["1"].encoder)

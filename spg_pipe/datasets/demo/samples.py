@@ -17,7 +17,7 @@ from spg_pipe.datasets.demo.shapes import canvas_of
 PAINTERS = {**MVTEC_PAINTERS, **VISA_PAINTERS}
 _WINDOW = 0.56
 """Side of the window a defect is painted in, in image sides."""
-_SENSOR_NOISE = 0.008
+_SENSOR_NOISE = 0.004
 """Standard deviation, of a range of 1."""
 
 

@@ -46,5 +46,5 @@ format: $(STAMP)  ## rewrite the code in the project's format
 bench: $(STAMP)  ## benchmarks, as ratios against a named baseline
 	$(BIN)/python -m benchmarks
 
-clean:  ## remove the environment, caches and the demo's artefacts
-	rm -rf $(VENV) artifacts demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove the environment, caches and the demo's folder (artifacts/ stays)
+	rm -rf $(VENV) demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in turn, each a ratio against a named baseline."""
+"""`make bench`: the benchmarks of speed in turn, each a ratio against a named baseline."""
 
 from benchmarks import sae_step
 

@@ -24,10 +24,11 @@ from spg_pipe.cli_options import (
     WorkersOption,
     make_session,
 )
+from spg_pipe.cli_tools import register
 from spg_pipe.console import Console, run
 from spg_pipe.errors import SpgError
 from spg_pipe.find import datasets_of
-from spg_pipe.params import DEFAULT_PARAMS, load_params
+from spg_pipe.params import DEFAULT_PARAMS
 from spg_pipe.session import targets_of, training_runs
 
 app = typer.Typer(
@@ -113,7 +114,11 @@ def extract(
     if out is not None and len(chosen) != 1:
         raise SpgError("--out names one store: add --split NAME.")
     pipeline.write_demo_sets(session)
-    paths = [pipeline.extract(session, d, replace=replace, out=out) for d in chosen]
+    backbone_ready = pipeline.load_backbone(session)
+    paths = [
+        pipeline.extract(session, d, replace=replace, out=out, backbone=backbone_ready)
+        for d in chosen
+    ]
     session.console.result({"stores": [str(path) for path in paths]})
 
 
@@ -212,7 +217,7 @@ def score(
     )
     paths = [
         path
-        for target, source in targets_of(session.params, split, aux)
+        for target, source in targets_of(session.params, split, aux, detector or store)
         for path in pipeline.score(
             session, target, aux=source, seed=seed, detector=detector, store=store
         )
@@ -237,7 +242,6 @@ def evaluate(
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe import pipeline
-    from spg_pipe.report.text import text_table
 
     session = make_session(
         params,
@@ -249,11 +253,11 @@ def evaluate(
     )
     written: dict[str, Any] = {}
     tables = []
-    for target, source in targets_of(session.params, split, aux):
-        for path in pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores):
-            rows = pipeline.read_metrics(path)
-            written[str(path)] = rows
-            tables.append(text_table(rows))
+    for target, source in targets_of(session.params, split, aux, scores):
+        paths = pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores)
+        rows = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), rows, strict=True))
+        tables += pipeline.tables_of(session.params, rows)
     session.console.result(written, "\n\n".join(tables))
 
 
@@ -298,127 +302,7 @@ def predict(
     console.result(content, text)
 
 
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, SAE, detector or scores folder.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Say what an artefact holds."""
-    from spg_pipe.inspection import as_text
-    from spg_pipe.inspection import inspect as look
-
-    content = look(path)
-    Console(json=as_json).result(content, as_text(content))
-
-
-@app.command()
-def verify(
-    store: Annotated[Path, typer.Argument(help="A feature store.")],
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Re-read every byte of a store; name each damaged image and shard."""
-    from spg_pipe.store.verify import require_intact
-    from spg_pipe.store.verify import verify as check
-
-    console = Console(0 if quiet else 1, as_json)
-    with console.progress("verify", "files") as update:
-        result = check(store, update)
-    if as_json:
-        console.result(
-            {"files": result.files, "images": result.images, "faults": list(result.faults)}
-        )
-    require_intact(store, result)
-    console.say(f"{store}: {result.files} files and {result.images} images are intact")
-
-
-recipe_app = typer.Typer(
-    help="List recipes, or make one the recipe in force.", no_args_is_help=True
-)
-app.add_typer(recipe_app, name="recipe")
-
-
-@recipe_app.command("list")
-def recipe_list(as_json: JsonOption = False) -> None:
-    """The recipes that come with the project."""
-    from spg_pipe.recipes import list_recipes
-
-    found = list_recipes()
-    text = "\n".join(f"{name:16} {comment}" for name, comment in found)
-    Console(json=as_json).result(dict(found), text)
-
-
-@recipe_app.command("use")
-def recipe_use(
-    name: Annotated[str, typer.Argument(help="A recipe's name; see `spg-pipe recipe list`.")],
-    mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
-    visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-) -> None:
-    """Write params.yaml from a recipe, with the folders of your data filled in."""
-    from spg_pipe.recipes import use_recipe
-
-    given = {"mvtec": mvtec, "visa": visa, "data": data}
-    use_recipe(name, {k: v for k, v in given.items() if v is not None}, params)
-    Console().say(f"{params} is now the recipe {name}. Run `dvc repro`.")
-
-
-@app.command()
-def backbones(as_json: JsonOption = False) -> None:
-    """Names of backbones, their licences, and whether their weights need access."""
-    from dataclasses import asdict
-
-    from spg_pipe.backbones.names import list_backbones
-
-    rows = list_backbones()
-    lines = []
-    for info in rows:
-        access = "installed" if info.offline else "gated download" if info.gated else "download"
-        layers = ",".join(info.layers) or "last"
-        lines.append(
-            f"{info.alias:26} {info.image_size:4} px  layers {layers:8} {access:15} "
-            f"{info.licence}\n{'':26} {info.note}"
-        )
-    lines.append(
-        "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
-    )
-    Console(json=as_json).result([asdict(info) for info in rows], "\n".join(lines))
-
-
-@app.command()
-def datasets(
-    params: ParamsOption = DEFAULT_PARAMS,
-    as_json: JsonOption = False,
-) -> None:
-    """The recipe's datasets and whether they are on disk; the layouts that are understood."""
-    from dataclasses import asdict
-
-    from spg_pipe.datasets import describe_layouts
-
-    layouts = describe_layouts()
-    lines = []
-    rows = []
-    if params.exists():
-        for d in load_params(params).datasets:
-            there = d.root.is_dir()
-            rows.append(
-                {
-                    "name": d.name,
-                    "layout": d.layout,
-                    "split": d.split,
-                    "root": str(d.root),
-                    "on_disk": there,
-                }
-            )
-            lines.append(
-                f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
-                + ("" if there else "  (not on disk)")
-            )
-    for layout in layouts:
-        lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
-    content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}
-    Console(json=as_json).result(content, "\n".join(lines))
+register(app)
 
 
 def main() -> None:

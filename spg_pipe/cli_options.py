@@ -41,7 +41,9 @@ SplitOption = Annotated[
     typer.Option("--split", help="A dataset (its test split), NAME/train, or a folder."),
 ]
 AuxOption = Annotated[str | None, typer.Option("--aux", help="Auxiliary dataset of the recipe.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="One seed [default: the recipe's].")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="One seed [default: the recipe's].")
+]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="A feature store, instead of the recipe's.")
 ]
@@ -81,7 +83,10 @@ def make_session(
         _override(content, item)
     params = parse_params(content, "the command's options")
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    return Session(params, console, device, workers, variant=params != recipe)
+    changed = {
+        name for name in type(params).model_fields if getattr(params, name) != getattr(recipe, name)
+    }
+    return Session(params, console, device, workers, frozenset(changed))
 
 
 def _override(content: dict[str, Any], item: str) -> None:
@@ -94,4 +99,7 @@ def _override(content: dict[str, Any], item: str) -> None:
         if not isinstance(target.get(name), dict):
             raise SpgError(f"--set {item}: params.yaml has no section {name!r}.")
         target = target[name]
-    target[key] = yaml.safe_load(value)
+    try:
+        target[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpgError(f"--set {item}: {value!r} is not a YAML value ({error}).") from error

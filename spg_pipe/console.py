@@ -141,6 +141,16 @@ def run(main: Callable[[], Any]) -> int:
         # Disk full, read-only folders and the like: the message of the system names the file.
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            raise
+        print(
+            f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'host'}). "
+            "Lower extract.batch_images, sae.batch_images or guides.batch_images, "
+            "or use --device cpu.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -62,15 +62,16 @@ def _dvc(folder: Path, *arguments: str, quiet: bool) -> "subprocess.CompletedPro
 
 def _print_tables(folder: Path, console: Console) -> None:
     from spg_pipe.paths import Paths
-    from spg_pipe.pipeline import read_metrics
-    from spg_pipe.report.text import text_table
+    from spg_pipe.pipeline import read_metrics, tables_of
     from spg_pipe.session import image_size
 
     params = load_params(folder / "params.yaml")
     paths = Paths(params, image_size(params))
     for direction in params.directions:
-        for seed in params.seeds:
-            rows = read_metrics(folder / paths.metrics(direction.aux, direction.target, seed))
-            console.result(rows, text_table(rows) + "\n")
+        runs = [
+            read_metrics(folder / paths.metrics(direction.aux, direction.target, seed))
+            for seed in params.seeds
+        ]
+        console.result(runs, "\n\n".join(tables_of(params, runs)) + "\n")
     report = (folder / paths.report / "index.html").resolve()
     console.result({"report": str(report)}, f"Report: {report}")

@@ -189,12 +189,15 @@ class Detector:
                 )
                 for name, value in config["layers"].items()
             }
-        except (OSError, KeyError, SafetensorError) as error:
+            detector = cls(layers, config)
+            # Read once here, so that a damaged config is found now and not in mid-work.
+            _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise SpgError(
                 f"{path} is not a whole detector ({error}). "
                 "Train it again with `spg-pipe train-guides`, or copy it again."
             ) from error
-        return cls(layers, config)
+        return detector
 
 
 def train_guides(

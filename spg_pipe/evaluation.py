@@ -201,8 +201,11 @@ def _mean_curve(curves: list[Row], kind: str) -> list[Row]:
         points.sort(key=lambda r: r["x"])
         if points:
             x, y = ([p[axis] for p in points] for axis in ("x", "y"))
-            lines.append(np.interp(grid, x, y))
+            lines.append(np.interp(grid, x, y, right=np.nan))
     if not lines:
         return [{"x": float(x), "y": float("nan")} for x in (0.0, 1.0)]
     mean = np.mean(lines, axis=0)
-    return [{"x": float(x), "y": float(y)} for x, y in zip(grid, mean, strict=True)]
+    # PRO of protocol spg ends below FPR 0.3: beyond it there is no curve to show.
+    return [
+        {"x": float(x), "y": float(y)} for x, y in zip(grid, mean, strict=True) if not np.isnan(y)
+    ]

@@ -1,19 +1,15 @@
-"""Finding datasets and artefacts by name: the pipeline's own path first, then what fits.
+"""Finding datasets and their feature stores by name: the pipeline's own path first."""
 
-Several artefacts that fit are an error that lists them; none is an error that names the command
-that makes it.
-"""
-
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.artifacts import read_json
 from spg_pipe.errors import SpgError
-from spg_pipe.params import Dataset, Direction, Params
-from spg_pipe.protocol import protocol
+from spg_pipe.params import Dataset, Params
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
+    from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -37,9 +33,9 @@ def find_dataset(params: Params, split: str) -> Dataset:
         return dataset.model_copy(update={"split": part or dataset.split})
     folder = Path(split)
     if folder.is_dir():
-        label = folder.resolve().name.replace(" ", "-")
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")
         return Dataset.model_validate(
-            {"name": label, "layout": "folder", "root": folder, "split": "all"}
+            {"name": label or "images", "layout": "folder", "root": folder, "split": "all"}
         )
     raise SpgError(
         f"--split {split}: there is no such dataset in the recipe "
@@ -47,6 +43,48 @@ def find_dataset(params: Params, split: str) -> Dataset:
         "/train or /test, give a folder of images, or switch the recipe, for instance "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
+
+
+def scan(session: Session, dataset: Dataset) -> "Manifest":
+    """Look at a dataset's folder: names, sizes and content hashes."""
+    from spg_pipe.datasets import build_manifest
+
+    with session.console.progress(f"prepare {dataset.name}") as update:
+        return build_manifest(
+            dataset.name,
+            dataset.layout,
+            dataset.root,
+            split=dataset.split,
+            sets=dataset.sets,
+            categories=dataset.categories,
+            licence=dataset.licence,
+            progress=update,
+        )
+
+
+def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> "FeatureStore":
+    """The store that `--store` names, checked, or the recipe's.
+
+    Raises
+    ------
+    SpgError
+        If the named store holds another dataset or split, or none is found.
+    """
+    from spg_pipe.store.reader import FeatureStore
+
+    if given is None:
+        store = find_store(session, dataset)
+    else:
+        store = FeatureStore(given)
+        found = f"{store.spec.dataset}/{store.spec.split}"
+        wanted = f"{dataset.name}/{dataset.split}"
+        if found != wanted:
+            raise SpgError(
+                f"{given} holds {found}, not {wanted}. Name the dataset that it holds, "
+                "or another store."
+            )
+    session.console.detail(f"store {store.path}")
+    return store
 
 
 def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
@@ -61,46 +99,69 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     """
     from spg_pipe.store.reader import FeatureStore
 
+    content = None
+    if dataset not in session.params.datasets and dataset.root.is_dir():
+        # A name alone says little about a folder: its content decides.
+        content = scan(session, dataset).fingerprint()
     first = session.paths.store(dataset.name)
-    if _store_fits(first, session, dataset):
+    if _store_fits(first, session, dataset, content):
         return FeatureStore(first)
     folder = session.params.artifacts / "features"
-    fits = [
-        path for path in sorted(folder.glob("**/*.zarr")) if _store_fits(path, session, dataset)
-    ]
+    stores = sorted(folder.glob("**/*.zarr"))
+    fits = [path for path in stores if _store_fits(path, session, dataset, content, finished=True)]
     if len(fits) == 1:
         return FeatureStore(fits[0])
     what = f"{dataset.name}/{dataset.split} with {session.params.backbone.alias}"
     if fits:
         listed = "\n  ".join(map(str, fits))
         raise SpgError(f"Several stores fit {what}; name one with --store:\n  {listed}")
+    absent = f" (its folder, {dataset.root}, does not exist here)"
     raise SpgError(
         f"There is no finished feature store of {what} at {image_size(session.params)} px under "
         f"{folder}. Run `spg-pipe extract --split {dataset.name}` with the same options first"
-        + (
-            f" (the folder of {dataset.name}, {dataset.root}, does not exist here)."
-            if not dataset.root.exists()
-            else "."
-        )
+        + ("." if dataset.root.exists() else absent + ".")
     )
 
 
-def _store_fits(path: Path, session: Session, dataset: Dataset) -> bool:
+def _store_fits(
+    path: Path,
+    session: Session,
+    dataset: Dataset,
+    manifest: str | None,
+    *,
+    finished: bool = False,
+) -> bool:
+    """Whether a store has what the recipe asks for; `manifest` is a fingerprint, if it counts."""
     from spg_pipe.store.schema import read_attributes
 
     found = read_attributes(path)
-    if found is None:
+    if found is None or "backbone" not in found or (finished and not found.get("complete")):
         return False
     wanted = session.params.backbone
-    backbone = found.get("backbone", {})
+    backbone = found["backbone"]
     return (
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
+        and manifest in (None, found.get("manifest"))
+        and found.get("dtype") == session.params.extract.dtype
         and backbone.get("alias") in (wanted.alias, _canonical(wanted.alias))
         and backbone.get("preprocess", {}).get("size") == image_size(session.params)
         and (wanted.layers is None or list(backbone.get("layers", ())) == list(wanted.layers))
         and (wanted.norm is None or backbone.get("norm") == wanted.norm)
+        and (wanted.weights is None or backbone.get("weights") == f"file: {wanted.weights.name}")
+        and _protocol_fits(backbone, session.params)
     )
+
+
+def _protocol_fits(backbone: dict[str, Any], params: Params) -> bool:
+    """What a protocol changes in tokens: CLIP's position embedding, DINOv2's norm (§5)."""
+    published = params.method.protocol == "spg"
+    if backbone.get("family") == "open_clip":
+        return bool(backbone.get("pos_embed") == ("bilinear" if published else "native"))
+    if params.backbone.norm is None and "dinov2" in str(backbone.get("model")):
+        expected = "pre" if published or "imgfocus" in str(backbone.get("alias")) else "post"
+        return bool(backbone.get("norm") == expected)
+    return True
 
 
 def _canonical(alias: str) -> str:
@@ -109,144 +170,6 @@ def _canonical(alias: str) -> str:
 
     info = find_alias(alias)
     return info.alias if info else alias.removeprefix("timm:")
-
-
-def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) -> Path:
-    """The SAE that the recipe's `sae` section makes from a store.
-
-    Raises
-    ------
-    SpgError
-        If there is none, or several fit.
-    """
-    params = session.params
-    wanted = {
-        "sae": params.sae.model_dump(mode="json"),
-        "protocol": protocol(params.method.protocol).to_dict(),
-    }
-    first = session.paths.sae(aux, seed)
-    return _find_run(first, features, seed, wanted, option="--sae", command="train-sae")
-
-
-def _find_run(
-    first: Path,
-    features: "FeatureStore",
-    seed: int,
-    wanted: dict[str, Any],
-    *,
-    option: str,
-    command: str,
-) -> Path:
-    """An SAE or detector made from a store: the pipeline's path, or the one that fits.
-
-    `wanted` are entries that its config must have, so that an artefact of other parameters is
-    never taken silently.
-    """
-
-    def fits(path: Path) -> bool:
-        if not (path / "config.json").is_file():
-            return False
-        config = read_json(path / "config.json", str(path))
-        return (
-            config["inputs"].get("store") == features.fingerprint
-            and config["seed"] == seed
-            and all(config.get(key) == value for key, value in wanted.items())
-        )
-
-    if fits(first):
-        return first
-    found = [path for path in sorted(first.parent.glob("*")) if fits(path)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = "\n  ".join(map(str, found))
-        raise SpgError(f"Several fit; name one with {option}:\n  {listed}")
-    hint = "does not exist"
-    if first.exists():
-        hint = "was made from another store or with other parameters"
-    raise SpgError(f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}.")
-
-
-def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
-    """The recipe's direction with this target.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has none, or several and `aux` does not say which.
-    """
-    fits = [d for d in params.directions if d.target == target and aux in (None, d.aux)]
-    if len(fits) == 1:
-        return fits[0]
-    listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions)
-    if fits:
-        raise SpgError(f"Several directions have target {target!r} ({listed}); add --aux NAME.")
-    raise SpgError(
-        f"No direction of the recipe has target {target!r} (it has: {listed}). "
-        "Name a detector with --detector, or add the direction to params.yaml."
-    )
-
-
-def find_detector(session: Session, aux: str, seed: int) -> Path:
-    """The detector that the recipe's sections make from `aux`.
-
-    Raises
-    ------
-    SpgError
-        If there is none, or several fit.
-    """
-    params = session.params
-    features = find_store(session, find_dataset(params, aux))
-    wanted = {
-        "guides": params.guides.model_dump(mode="json"),
-        "tau": params.method.tau,
-        "detection": params.method.detection,
-        "protocol": protocol(params.method.protocol).to_dict(),
-    }
-    first = session.paths.detector(aux, seed)
-    return _find_run(first, features, seed, wanted, option="--detector", command="train-guides")
-
-
-def find_scores(session: Session, direction: Direction, seed: int) -> Path:
-    """The scores of a direction that the recipe's sections make.
-
-    Raises
-    ------
-    SpgError
-        If there are none, or several fit.
-    """
-    params = session.params
-    first = session.paths.scores(direction.aux, direction.target, seed)
-    wanted = {
-        "score": params.score.model_dump(mode="json"),
-        "guides": params.guides.model_dump(mode="json"),
-        "sae": params.sae.model_dump(mode="json"),
-        "protocol": protocol(params.method.protocol).to_dict(),
-    }
-
-    def fits(path: Path) -> bool:
-        if not (path / "config.json").is_file():
-            return False
-        config = read_json(path / "config.json", str(path))
-        detector = config["detector"]
-        found = {
-            "score": config["score"],
-            "guides": detector["guides"],
-            "sae": detector["sae"]["sae"],
-            "protocol": detector["protocol"],
-        }
-        return found == wanted
-
-    if fits(first):
-        return first
-    found = [path for path in sorted(first.parent.glob(f"{first.name}-????????")) if fits(path)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = "\n  ".join(map(str, found))
-        raise SpgError(f"Several scores fit; name one with --scores:\n  {listed}")
-    hint = "was made with other parameters" if first.exists() else "does not exist"
-    raise SpgError(f"{first} {hint}. Run `spg-pipe score --split {direction.target}` first.")
 
 
 def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":

@@ -163,7 +163,7 @@ class Params(_Section):
 
     name: Name
     artifacts: Path = Path("artifacts")
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (111,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (111,)
     demo_sets: tuple[DemoSet, ...] = ()
     datasets: tuple[Dataset, ...]
     auxiliaries: tuple[Name, ...]
@@ -182,6 +182,11 @@ class Params(_Section):
         known = [dataset.name for dataset in self.datasets]
         if len(set(known)) != len(known):
             raise ValueError(f"dataset names repeat: {', '.join(known)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {self.seeds}")
+        same = [d.aux for d in self.directions if d.aux == d.target]
+        if same:
+            raise ValueError(f"a direction needs two datasets; {same[0]} is its own target")
         used = {name for d in self.directions for name in (d.aux, d.target)}
         for name in sorted(used | set(self.auxiliaries)):
             if name not in known:

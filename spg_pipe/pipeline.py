@@ -4,24 +4,15 @@ Every function takes a session, works in the recipe's paths (`paths.py`) and ret
 the artefact that it wrote.
 """
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spg_pipe.artifacts import read_json
 from spg_pipe.console import choose_device, cpu_workers
 from spg_pipe.errors import SpgError
-from spg_pipe.find import (
-    find_dataset,
-    find_detector,
-    find_direction,
-    find_sae,
-    find_scores,
-    find_store,
-    find_store_of,
-)
-from spg_pipe.params import Dataset, Params
-from spg_pipe.paths import with_suffix_hash
+from spg_pipe.find import find_dataset, find_store_of, scan, store_of_dataset
+from spg_pipe.find_runs import find_detector, find_direction, find_sae, find_scores
+from spg_pipe.params import Dataset, Params, ScoreParams
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
@@ -51,29 +42,13 @@ def write_demo_set(params: Params, name: str) -> Path:
 
 def prepare(session: Session, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
-    manifest = _build_manifest(session, dataset)
+    manifest = scan(session, dataset)
     path = session.paths.manifest(dataset.name, dataset.split)
     manifest.save(path)
     session.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
     for note in manifest.notes:
         session.console.say(f"  note: {note}")
     return path
-
-
-def _build_manifest(session: Session, dataset: Dataset) -> "Manifest":
-    from spg_pipe.datasets import build_manifest
-
-    with session.console.progress(f"prepare {dataset.name}") as update:
-        return build_manifest(
-            dataset.name,
-            dataset.layout,
-            dataset.root,
-            split=dataset.split,
-            sets=dataset.sets,
-            categories=dataset.categories,
-            licence=dataset.licence,
-            progress=update,
-        )
 
 
 def load_backbone(session: Session) -> "Backbone":
@@ -99,6 +74,7 @@ def extract(
     replace: bool = False,
     from_manifest: bool = False,
     out: Path | None = None,
+    backbone: "Backbone | None" = None,
 ) -> Path:
     """Manifest → FeatureStore.
 
@@ -111,26 +87,25 @@ def extract(
         the folder again.
     out : Path, optional
         Another place.
+    backbone : Backbone, optional
+        Already loaded, for several datasets.
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.store.extract import extract as run
 
+    # First of all, because missing weights are the likeliest reason to stop.
+    backbone = backbone or load_backbone(session)
     if from_manifest:
         path = session.paths.manifest(dataset.name, dataset.split)
         manifest = Manifest.load(path, root=dataset.root)
     else:
-        manifest = _build_manifest(session, dataset)
-    backbone = load_backbone(session)
+        manifest = scan(session, dataset)
     params = session.params
-    pipeline_split = any(
-        d.name == dataset.name and d.split == dataset.split for d in params.datasets
+    own = dataset in params.datasets
+    place = session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}")
+    place = out or session.place(
+        place, backbone.spec.to_dict(), params.extract, manifest.fingerprint(), own=own
     )
-    place = session.paths.store(dataset.name)
-    if not pipeline_split:
-        place = with_suffix_hash(
-            session.paths.store(f"{dataset.name}-{dataset.split}"), manifest.fingerprint()
-        )
-    place = out or session.place(place, backbone.spec.to_dict(), params.extract)
     with session.console.progress(f"extract {dataset.name}") as update:
         store = run(
             manifest,
@@ -152,7 +127,7 @@ def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = Non
     """FeatureStore of the auxiliary set → SparseAutoencoder."""
     from spg_pipe.sae.train import train_sae as run
 
-    features = _open_store(session, aux, store)
+    features = store_of_dataset(session, find_dataset(session.params, aux), store)
     params = session.params
     with session.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         result, quality, curve = run(
@@ -163,7 +138,9 @@ def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = Non
             device=choose_device(session.device),
             progress=lambda layer, done, total, loss: update(done, total, loss, layer),
         )
-    path = session.place(session.paths.sae(aux, seed), result.config["fingerprint"])
+    path = session.place(
+        session.paths.sae(aux, seed), result.config["fingerprint"], own=store is None
+    )
     result.save(path, quality, curve)
     for layer, values in quality.items():
         session.console.say(
@@ -181,7 +158,7 @@ def train_guides(
     from spg_pipe.detector import train_guides as run
     from spg_pipe.sae.model import SaeRun
 
-    features = _open_store(session, aux, store)
+    features = store_of_dataset(session, find_dataset(session.params, aux), store)
     params = session.params
     source = sae or find_sae(session, features, aux, seed)
     with session.console.progress(f"train-guides {aux} seed {seed}") as update:
@@ -195,20 +172,16 @@ def train_guides(
             device=choose_device(session.device),
             progress=update,
         )
-    path = session.place(session.paths.detector(aux, seed), detector.fingerprint)
+    path = session.place(
+        session.paths.detector(aux, seed),
+        detector.fingerprint,
+        own=store is None and sae is None,
+    )
     header = ",".join(curve[0])
     lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
     detector.save(path, "\n".join([header, *lines]) + "\n")
     session.console.say(f"Detector of {aux}, seed {seed} → {path}")
     return path
-
-
-def _open_store(session: Session, name: str, store: Path | None) -> "FeatureStore":
-    from spg_pipe.store.reader import FeatureStore
-
-    if store is not None:
-        return FeatureStore(store)
-    return find_store(session, find_dataset(session.params, name))
 
 
 def score(
@@ -224,30 +197,42 @@ def score(
     from spg_pipe.detector import Detector
 
     dataset = find_dataset(session.params, target)
-    seeds: Sequence[int] = [seed] if seed is not None else session.params.seeds
+    features = store_of_dataset(session, dataset, store)
+    params = session.params
+    own = store is None and detector is None and dataset in params.datasets
+    # A named detector keeps its own σ and image score, as `predict` does, unless told otherwise.
+    options = params.score if detector is None or "score" in session.changed else None
     if detector is not None:
-        loaded = Detector.load(detector)
-        features = _open_store(session, target, store)
-        source = str(loaded.config["auxiliary"]["dataset"])
-        path = with_suffix_hash(
-            session.paths.scores(source, dataset.name, int(loaded.config["seed"])),
-            hashlib.sha256((loaded.fingerprint + features.fingerprint).encode()).hexdigest(),
-        )
-        return [_score_one(session, loaded, features, path)]
-    direction = find_direction(session.params, dataset.name, aux)
-    features = _open_store(session, target, store)
+        chosen = [detector]
+    else:
+        source = find_direction(params, dataset.name, aux).aux
+        seeds = [seed] if seed is not None else params.seeds
+        chosen = [find_detector(session, source, one) for one in seeds]
     written = []
-    for one in seeds:
-        loaded = Detector.load(find_detector(session, direction.aux, one))
+    for folder in chosen:
+        loaded = Detector.load(folder)
+        trained_on = str(loaded.config["auxiliary"]["dataset"])
+        if trained_on == dataset.name:
+            session.console.say(
+                f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
+            )
         path = session.place(
-            session.paths.scores(direction.aux, dataset.name, one), loaded.fingerprint
+            session.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
+            loaded.fingerprint,
+            features.fingerprint,
+            options,
+            own=own,
         )
-        written.append(_score_one(session, loaded, features, path))
+        written.append(_score_one(session, loaded, features, path, options))
     return written
 
 
 def _score_one(
-    session: Session, detector: "Detector", features: "FeatureStore", path: Path
+    session: Session,
+    detector: "Detector",
+    features: "FeatureStore",
+    path: Path,
+    options: ScoreParams | None,
 ) -> Path:
     from spg_pipe.scoring import score_store
 
@@ -256,7 +241,7 @@ def _score_one(
             detector,
             features,
             path,
-            score=session.params.score,
+            score=options,
             device=choose_device(session.device),
             progress=update,
         )
@@ -274,49 +259,62 @@ def evaluate(
 ) -> list[Path]:
     """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
     dataset = find_dataset(session.params, target)
+    own = scores is None and dataset in session.params.datasets
     if scores is not None:
-        folder = session.params.artifacts / "metrics" / session.params.name
-        place = session.place(folder / f"{scores.name}.json", session.params.metrics)
-        return [_evaluate_one(session, dataset, scores, place)]
-    direction = find_direction(session.params, dataset.name, aux)
-    written = []
-    for one in [seed] if seed is not None else session.params.seeds:
-        folder = find_scores(session, direction, one)
-        place = session.place(
-            session.paths.metrics(direction.aux, direction.target, one),
-            session.params.metrics,
-            folder.name,
-        )
-        written.append(_evaluate_one(session, dataset, folder, place))
-    return written
+        chosen = [scores]
+    else:
+        source = find_direction(session.params, dataset.name, aux).aux
+        seeds = [seed] if seed is not None else session.params.seeds
+        chosen = [find_scores(session, dataset, source, one) for one in seeds]
+    return [_evaluate_one(session, dataset, folder, own=own) for folder in chosen]
 
 
-def _evaluate_one(session: Session, dataset: Dataset, folder: Path, place: Path) -> Path:
-    from spg_pipe.datasets.manifest import Manifest
+def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool) -> Path:
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.scoring import Scores
 
     params = session.params.metrics
+    loaded = Scores.load(folder)
+    held = f"{loaded.config['dataset']}/{loaded.config['split']}"
+    if held != f"{dataset.name}/{dataset.split}":
+        raise SpgError(
+            f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
+            "Name their dataset with --split."
+        )
+    store = find_store_of(session, loaded.config["inputs"]["store"])
     manifest = None
     if params.resolution == "original":
-        prepared = session.paths.manifest(dataset.name, dataset.split)
-        manifest = (
-            Manifest.load(prepared, root=dataset.root)
-            if prepared.exists()
-            else _build_manifest(session, dataset)
-        )
-    loaded = Scores.load(folder)
+        manifest = _manifest_of_store(session, dataset, store)
     with session.console.progress(f"evaluate {dataset.name}") as update:
-        result = evaluate_scores(
-            loaded,
-            find_store_of(session, loaded.config["inputs"]["store"]),
-            params,
-            manifest=manifest,
-            progress=update,
-        )
+        result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
+    detector = loaded.config["detector"]
+    place = session.place(
+        session.paths.metrics(detector["auxiliary"]["dataset"], dataset.name, detector["seed"]),
+        params,
+        loaded.config["fingerprint"],
+        own=own,
+    )
     result.save(place)
     session.console.say(f"Metrics of {dataset.name} → {place}")
     return place
+
+
+def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore") -> "Manifest":
+    """The manifest that a store was made from: as prepared, or by looking at the folder again."""
+    from spg_pipe.datasets.manifest import Manifest
+
+    prepared = session.paths.manifest(dataset.name, dataset.split)
+    if prepared.exists():
+        manifest = Manifest.load(prepared, root=dataset.root)
+        if manifest.fingerprint() == store.spec.manifest:
+            return manifest
+    manifest = scan(session, dataset)
+    if manifest.fingerprint() != store.spec.manifest:
+        raise SpgError(
+            f"The images or masks in {dataset.root} are not those of {store.path}. "
+            "Run `spg-pipe extract --replace` and `spg-pipe score` again."
+        )
+    return manifest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -326,11 +324,58 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_json(path)
 
 
+def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
+    """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
+    from spg_pipe.metrics import seeds_mean
+    from spg_pipe.report.text import text_table
+
+    context = runs[0][0]
+    published = next(
+        (
+            p
+            for p in params.published
+            if (p.aux, p.target) == (context["auxiliary"], context["dataset"])
+        ),
+        None,
+    )
+    tables = [text_table(rows, published) for rows in runs]
+    if len(runs) > 1:
+        tables.append(text_table(seeds_mean(runs), published))
+    return tables
+
+
 def report(session: Session) -> Path:
     """Metrics and Scores of every direction → report/index.html."""
     from spg_pipe.report.build import build_report
 
+    params, paths = session.params, session.paths
+    _check_metrics(session)
+    place = session.place(paths.report, params)
     with session.console.progress("report", "categories") as update:
-        path = build_report(session.params, session.paths, session.paths.report, progress=update)
+        path = build_report(params, paths, place, progress=update)
     session.console.say(f"Report → {path}")
     return path
+
+
+def _check_metrics(session: Session) -> None:
+    """A page must not show numbers of an older recipe under the present one's name.
+
+    Raises
+    ------
+    SpgError
+        If metrics were made with other `metrics` parameters than the recipe's.
+    """
+    wanted = session.params.metrics.model_dump(mode="json")
+    if not session.params.directions:
+        raise SpgError("The recipe has no directions, so there is nothing to report.")
+    for direction in session.params.directions:
+        for seed in session.params.seeds:
+            find_scores(
+                session, find_dataset(session.params, direction.target), direction.aux, seed
+            )
+            path = session.paths.metrics(direction.aux, direction.target, seed)
+            if path.is_file() and read_json(path, "Metrics")["provenance"]["metrics"] != wanted:
+                raise SpgError(
+                    f"{path} was made with other `metrics` parameters than the recipe's. "
+                    "Run `spg-pipe evaluate` again."
+                )

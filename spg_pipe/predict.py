@@ -11,7 +11,7 @@ import torch
 from spg_pipe.artifacts import write_bytes, write_text
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.console import Console, choose_device
-from spg_pipe.datasets.images import IMAGE_EXTENSIONS, preprocess, read_image
+from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.params import ScoreParams
@@ -49,7 +49,7 @@ def find_images(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
+    found = sorted(p for p in source.rglob("*") if is_image(p) and p.is_file())
     if not found:
         known = " ".join(sorted(IMAGE_EXTENSIONS))
         raise SpgError(f"{source} has no images (looked for {known}).")
@@ -79,8 +79,12 @@ def predict(
     detector.check_backbone(backbone.spec, "The backbone that was loaded")
     images = find_images(source)
     base = source if source.is_dir() else source.parent
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        images = [path for path in images if not path.resolve().is_relative_to(out.resolve())]
+    if source.is_dir() and source.resolve().is_relative_to(out.resolve()):
+        raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
+    # A second run must not take the overlays of the first for images.
+    images = [path for path in images if not path.resolve().is_relative_to(out.resolve())]
+    # Scores are written last; those of an earlier run must not stand beside new overlays.
+    (out / "scores.csv").unlink(missing_ok=True)
     params = score or detector.score
     results: list[Prediction] = []
     for start in range(0, len(images), batch_images):
@@ -176,12 +180,10 @@ def _write_overlay(path: Path, image: np.ndarray, anomaly_map: np.ndarray) -> No
 
     from PIL import Image
 
-    from spg_pipe.report.render import overlay
+    from spg_pipe.report.render import eight_bit, overlay
 
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
     data = io.BytesIO()
-    Image.fromarray(overlay(image, anomaly_map)).save(data, format="PNG")
+    Image.fromarray(overlay(eight_bit(image), anomaly_map)).save(data, format="PNG")
     write_bytes(path, data.getvalue())
 
 

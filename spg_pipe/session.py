@@ -13,35 +13,48 @@ from spg_pipe.paths import Paths, with_suffix_hash
 
 @dataclass(frozen=True)
 class Session:
-    """A recipe with the settings of this run, which no artefact depends on."""
+    """A recipe, and how this run works on it."""
 
     params: Params
     console: Console
     device: str = "auto"
     workers: int | None = None
-    variant: bool = False
-    """Options differ from params.yaml: new artefacts get a hash in their names."""
+    changed: frozenset[str] = frozenset()
+    """Sections in which options differ from params.yaml: artefacts get a hash in their names."""
 
     @property
     def paths(self) -> Paths:
         """Where the recipe's artefacts are."""
         return Paths(self.params, image_size(self.params))
 
-    def place(self, path: Path, *content: Any) -> Path:
-        """The pipeline's path, or a readable name + 8 hex digits for other options."""
-        if not self.variant:
+    def place(self, path: Path, *content: Any, own: bool = True) -> Path:
+        """The pipeline's path, or a readable name + 8 hex digits of `content`.
+
+        Parameters
+        ----------
+        own : bool
+            The inputs are the recipe's own: its datasets and splits, no named store or detector.
+        """
+        if own and not self.changed:
             return path
         return with_suffix_hash(path, hashlib.sha256(repr(content).encode()).hexdigest())
 
 
 def image_size(params: Params) -> int:
-    """S: as the recipe says, or the backbone's default."""
+    """S: as the recipe says, or the backbone's default.
+
+    Raises
+    ------
+    SpgError
+        If the backbone is unknown.
+    """
+    from spg_pipe.backbones.load import resolve
     from spg_pipe.backbones.names import find_alias
 
     if params.backbone.image_size is not None:
         return params.backbone.image_size
-    known = find_alias(params.backbone.alias)
-    return known.image_size if known else 448
+    alias = params.backbone.alias
+    return (find_alias(alias) or resolve(alias)).image_size
 
 
 def training_runs(
@@ -52,17 +65,40 @@ def training_runs(
     Raises
     ------
     SpgError
-        If one given store or SAE would serve several runs.
+        If `aux` is no auxiliary of the recipe, or one given store or SAE would serve several runs.
     """
     names = [aux] if aux else list(params.auxiliaries)
+    if aux is not None and aux not in params.auxiliaries:
+        known = ", ".join(params.auxiliaries) or "none"
+        raise SpgError(f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml.")
     runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
+    if not runs:
+        raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
     if given is not None and len(runs) > 1:
         raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
     return runs
 
 
-def targets_of(params: Params, split: str | None, aux: str | None) -> list[tuple[str, str | None]]:
-    """(target, auxiliary) pairs to score: what `--split` names, or the recipe's directions."""
+def targets_of(
+    params: Params, split: str | None, aux: str | None, given: Path | None = None
+) -> list[tuple[str, str | None]]:
+    """(target, auxiliary) pairs to score: what `--split` names, or the recipe's directions.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or one given store, detector or scores folder would serve several.
+    """
     if split is not None:
         return [(split, aux)]
-    return [(d.target, d.aux) for d in params.directions if aux in (None, d.aux)]
+    found: list[tuple[str, str | None]] = [
+        (d.target, d.aux) for d in params.directions if aux in (None, d.aux)
+    ]
+    if not found:
+        raise SpgError(
+            "The recipe has no such direction. Add one under `directions:` in params.yaml, "
+            "or name a target with --split."
+        )
+    if given is not None:
+        raise SpgError(f"{given} belongs to one target: name it with --split.")
+    return found

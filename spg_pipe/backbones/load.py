@@ -62,7 +62,7 @@ def load_backbone(
         raise SpgError(f"Unknown norm {norm!r}: expected 'post' or 'pre'.")
     if protocol not in ("default", "spg"):
         raise SpgError(f"Unknown protocol {protocol!r}: expected 'default' or 'spg'.")
-    info = _resolve(name)
+    info = resolve(name)
 
     import torch
 
@@ -90,7 +90,14 @@ def load_backbone(
     return build_open_clip(request)
 
 
-def _resolve(name: str) -> BackboneInfo:
+def resolve(name: str) -> BackboneInfo:
+    """What a name stands for, with its defaults.
+
+    Raises
+    ------
+    SpgError
+        If nothing knows it.
+    """
     if (info := find_alias(name)) is not None:
         return info
     if name.startswith("open_clip:"):

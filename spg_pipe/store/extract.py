@@ -78,25 +78,42 @@ def extract(
     )
     writer = StoreWriter(path, spec, manifest, replace=replace)
     if not writer.up_to_date:
-        missing = writer.missing_shards
-        done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
-        lost = np.zeros(spec.images, np.uint16)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for shard in sorted(set(range(spec.shards)) - set(missing)):
-                rows = spec.shard_rows(shard)
-                _, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
-            for shard in missing:
-                rows = spec.shard_rows(shard)
-                tokens, prefix = _allocate(spec, len(rows))
-                for batch, images in _decoded(pool, manifest, backbone, rows, batch_images):
-                    _forward(backbone, images.to(device), batch, tokens, prefix)
-                    done += len(images)
-                    if progress:
-                        progress(done, spec.images)
-                masks, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
-                writer.write_shard(shard, tokens, prefix, masks)
-        writer.finish(lost)
+        try:
+            _fill(writer, manifest, backbone, workers, device, progress)
+        except SpgError:
+            writer.discard_if_empty()
+            raise
     return FeatureStore(path)
+
+
+def _fill(
+    writer: StoreWriter,
+    manifest: Manifest,
+    backbone: Backbone,
+    workers: int,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    """Compute and write the shards that are missing, then finish the store."""
+    spec = writer.spec
+    missing = writer.missing_shards
+    done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
+    lost = np.zeros(spec.images, np.uint32)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for shard in sorted(set(range(spec.shards)) - set(missing)):
+            rows = spec.shard_rows(shard)
+            _, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
+        for shard in missing:
+            rows = spec.shard_rows(shard)
+            tokens, prefix = _allocate(spec, len(rows))
+            for batch, images in _decoded(pool, manifest, backbone, rows, spec.batch_images):
+                _forward(backbone, images.to(device), batch, tokens, prefix)
+                done += len(images)
+                if progress:
+                    progress(done, spec.images)
+            masks, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
+            writer.write_shard(shard, tokens, prefix, masks)
+    writer.finish(lost)
 
 
 def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:

@@ -69,8 +69,14 @@ class StoreSpec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over `content`."""
-        return fingerprint(self.content())
+        """SHA-256 over `content`, without the labels that say the same in words.
+
+        The weights count by their hash, not by the name of the file that they came from.
+        """
+        content = self.content()
+        labels = ("alias", "weights", "licence")
+        backbone = {k: v for k, v in content["backbone"].items() if k not in labels}
+        return fingerprint(content | {"backbone": backbone})
 
     @property
     def shards(self) -> int:

@@ -150,6 +150,11 @@ class StoreWriter:
         paths = [(self.path / entry.name, entry.bytes) for entry in entries]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
+    def discard_if_empty(self) -> None:
+        """Remove a store without a single finished shard: there is nothing to go on with."""
+        if not self._entries:
+            shutil.rmtree(self.path)
+
     @property
     def missing_shards(self) -> list[int]:
         """Shards that are not yet recorded, in order."""
@@ -211,7 +216,7 @@ class StoreWriter:
 
         Parameters
         ----------
-        lost_regions : (images,) uint16
+        lost_regions : (images,) uint32
             Defect regions of each mask that vanished when it was resized to S×S.
         """
         import zarr
@@ -270,7 +275,8 @@ def _recorded(path: Path, replace: bool) -> list[ShardEntry]:
 
 
 def _make_room(path: Path, found: dict[str, Any] | None, spec: StoreSpec, replace: bool) -> None:
-    if found is None and any(path.iterdir() if path.is_dir() else [path]):
+    ours = found is not None and {"schema", "fingerprint"} <= set(found)
+    if not ours and any(path.iterdir() if path.is_dir() else [path]):
         raise SpgError(
             f"{path} exists and is not a feature store. Choose another place or remove it."
         )

@@ -186,7 +186,7 @@ def _steps_table(case: Case, ours: list[dict[str, float]]) -> list[Comparison]:
         tol = case.tol("train_steps")
         if checksum:
             # A sum of n weights is known to float32's rounding of Σ|w|, whatever its own size.
-            scale = max(1.0, max(abs(step[key]) for step in expected))
+            scale = max(1.0, *(abs(step[key]) for step in expected))
             tol = max(1e-5, 1e-7 * ours[0][f"{key[0]}_size"] / scale)
         found.append(
             compare(

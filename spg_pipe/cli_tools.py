@@ -1,0 +1,133 @@
+"""Commands that look at things: artefacts, recipes, backbones, datasets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spg_pipe.cli_options import JsonOption, ParamsOption, QuietOption
+from spg_pipe.console import Console
+from spg_pipe.params import DEFAULT_PARAMS, load_params
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A store, SAE, detector or scores folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an artefact holds."""
+    from spg_pipe.inspection import as_text
+    from spg_pipe.inspection import inspect as look
+
+    content = look(path)
+    Console(json=as_json).result(content, as_text(content))
+
+
+def verify(
+    store: Annotated[Path, typer.Argument(help="A feature store.")],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read every byte of a store; name each damaged image and shard."""
+    from spg_pipe.store.verify import require_intact
+    from spg_pipe.store.verify import verify as check
+
+    console = Console(0 if quiet else 1, as_json)
+    with console.progress("verify", "files") as update:
+        result = check(store, update)
+    if as_json:
+        console.result(
+            {"files": result.files, "images": result.images, "faults": list(result.faults)}
+        )
+    require_intact(store, result)
+    console.say(f"{store}: {result.files} files and {result.images} images are intact")
+
+
+def recipe_list(as_json: JsonOption = False) -> None:
+    """The recipes that come with the project."""
+    from spg_pipe.recipes import list_recipes
+
+    found = list_recipes()
+    text = "\n".join(f"{name:16} {comment}" for name, comment in found)
+    Console(json=as_json).result(dict(found), text)
+
+
+def recipe_use(
+    name: Annotated[str, typer.Argument(help="A recipe's name; see `spg-pipe recipe list`.")],
+    mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
+    visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Write params.yaml from a recipe, with the folders of your data filled in."""
+    from spg_pipe.recipes import use_recipe
+
+    given = {"mvtec": mvtec, "visa": visa, "data": data}
+    use_recipe(name, {k: v for k, v in given.items() if v is not None}, params)
+    Console().say(f"{params} is now the recipe {name}. Run `dvc repro`.")
+
+
+def backbones(as_json: JsonOption = False) -> None:
+    """Names of backbones, their licences, and whether their weights need access."""
+    from dataclasses import asdict
+
+    from spg_pipe.backbones.names import list_backbones
+
+    rows = list_backbones()
+    lines = []
+    for info in rows:
+        access = "installed" if info.offline else "gated download" if info.gated else "download"
+        layers = ",".join(info.layers) or "last"
+        lines.append(
+            f"{info.alias:26} {info.image_size:4} px  layers {layers:8} {access:15} "
+            f"{info.licence}\n{'':26} {info.note}"
+        )
+    lines.append(
+        "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
+    )
+    Console(json=as_json).result([asdict(info) for info in rows], "\n".join(lines))
+
+
+def datasets(
+    params: ParamsOption = DEFAULT_PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """The recipe's datasets and whether they are on disk; the layouts that are understood."""
+    from dataclasses import asdict
+
+    from spg_pipe.datasets import describe_layouts
+
+    layouts = describe_layouts()
+    lines = []
+    rows = []
+    if params.exists():
+        for d in load_params(params).datasets:
+            there = d.root.is_dir()
+            rows.append(
+                {
+                    "name": d.name,
+                    "layout": d.layout,
+                    "split": d.split,
+                    "root": str(d.root),
+                    "on_disk": there,
+                }
+            )
+            lines.append(
+                f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
+                + ("" if there else "  (not on disk)")
+            )
+    for layout in layouts:
+        lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
+    content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}
+    Console(json=as_json).result(content, "\n".join(lines))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (inspect, verify, backbones, datasets):
+        app.command()(command)
+    recipe = typer.Typer(
+        help="List recipes, or make one the recipe in force.", no_args_is_help=True
+    )
+    recipe.command("list")(recipe_list)
+    recipe.command("use")(recipe_use)
+    app.add_typer(recipe, name="recipe")

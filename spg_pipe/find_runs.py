@@ -1,0 +1,157 @@
+"""Finding SAEs, detectors and scores by what they were made with.
+
+The pipeline's own path comes first, then what lies beside it. An artefact of other parameters is
+never taken silently; several that fit are an error that lists them, none is an error that names
+the command that makes it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spg_pipe.artifacts import read_json
+from spg_pipe.errors import SpgError
+from spg_pipe.find import find_dataset, find_store
+from spg_pipe.params import Dataset, Direction, Params
+from spg_pipe.protocol import protocol
+from spg_pipe.session import Session
+
+if TYPE_CHECKING:
+    from spg_pipe.store.reader import FeatureStore
+
+
+def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
+    """The recipe's direction with this target.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has none, or several and `aux` does not say which.
+    """
+    fits = [d for d in params.directions if d.target == target and aux in (None, d.aux)]
+    if len(fits) == 1:
+        return fits[0]
+    listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
+    if fits:
+        raise SpgError(f"Several directions have target {target!r} ({listed}); add --aux NAME.")
+    raise SpgError(
+        f"No direction of the recipe has target {target!r} (it has: {listed}). "
+        "Name a detector with --detector, or add the direction to params.yaml."
+    )
+
+
+def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) -> Path:
+    """The SAE that the recipe's `sae` section makes from a store.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or several fit.
+    """
+    wanted = _training(session.params, seed, "sae", "protocol") | {"store": features.fingerprint}
+    first = session.paths.sae(aux, seed)
+    return _one_that_fits(first, wanted, _sae_facts, option="--sae", command="train-sae")
+
+
+def find_detector(session: Session, aux: str, seed: int) -> Path:
+    """The detector that the recipe's sections make from `aux`.
+
+    Its training data need not be here; where the store is, the detector must be made from it.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or several fit.
+    """
+    wanted = _training(session.params, seed)
+    try:
+        store = find_store(session, find_dataset(session.params, aux))
+        wanted["store"] = store.fingerprint
+    except SpgError as error:
+        session.console.detail(f"not checked against the auxiliary store: {error}")
+    first = session.paths.detector(aux, seed)
+    return _one_that_fits(
+        first, wanted, _detector_facts, option="--detector", command="train-guides"
+    )
+
+
+def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path:
+    """The scores of a target that the recipe's sections make.
+
+    Raises
+    ------
+    SpgError
+        If there are none, or several fit.
+    """
+    score = session.params.score.model_dump(mode="json", exclude={"batch_images"})
+    wanted = _training(session.params, seed) | {
+        "score": score,
+        "aux": aux,
+        "dataset": dataset.name,
+        "split": dataset.split,
+    }
+    first = session.paths.scores(aux, dataset.name, seed)
+    return _one_that_fits(first, wanted, _score_facts, option="--scores", command="score")
+
+
+def _training(params: Params, seed: int, *only: str) -> dict[str, Any]:
+    """What a recipe says about training, under the names that `_…_facts` use."""
+    facts = {
+        "sae": params.sae.model_dump(mode="json"),
+        "guides": params.guides.model_dump(mode="json"),
+        "tau": params.method.tau,
+        "detection": params.method.detection,
+        "protocol": protocol(params.method.protocol).to_dict(),
+    }
+    return {"seed": seed} | {key: facts[key] for key in only or facts}
+
+
+def _sae_facts(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("seed", "sae", "protocol")} | {
+        "store": config["inputs"]["store"]
+    }
+
+
+def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
+    keys = ("seed", "guides", "tau", "detection", "protocol")
+    return {key: config[key] for key in keys} | {
+        "sae": config["sae"]["sae"],
+        "store": config["inputs"]["store"],
+    }
+
+
+def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
+    detector = config["detector"]
+    keys = ("seed", "guides", "tau", "detection", "protocol")
+    return {key: detector[key] for key in keys} | {
+        "sae": detector["sae"]["sae"],
+        "aux": detector["auxiliary"]["dataset"],
+        "score": {k: v for k, v in config["score"].items() if k != "batch_images"},
+        "dataset": config["dataset"],
+        "split": config["split"],
+    }
+
+
+def _one_that_fits(
+    first: Path, wanted: dict[str, Any], facts: Any, *, option: str, command: str
+) -> Path:
+    def fits(path: Path) -> bool:
+        if not (path / "config.json").is_file():
+            return False
+        try:
+            found = facts(read_json(path / "config.json", str(path)))
+        except (KeyError, TypeError):
+            return False  # an artefact of another kind or of an older format
+        return all(found[key] == value for key, value in wanted.items())
+
+    if fits(first):
+        return first
+    found = [path for path in sorted(first.parent.glob("*")) if fits(path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = "\n  ".join(map(str, found))
+        raise SpgError(f"Several fit; name one with {option}:\n  {listed}")
+    hint = "does not exist"
+    if first.exists():
+        hint = "was made from other data or with other parameters"
+    raise SpgError(f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}.")

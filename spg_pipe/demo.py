@@ -24,8 +24,7 @@ def run_demo(folder: Path, console: Console) -> None:
     checkout = recipes_folder().parent
     _lay_out(folder, checkout)
     console.say(f"Running the demo's pipeline in {folder} (dvc repro) …")
-    result = _dvc(folder, "repro", quiet=console.verbosity == 0)
-    if result.returncode != 0:
+    if _dvc(folder, "repro", quiet=console.verbosity == 0):
         raise SpgError(f"The demo's pipeline failed (messages above). It ran in {folder}.")
     _print_tables(folder, console)
 
@@ -43,21 +42,21 @@ def _lay_out(folder: Path, checkout: Path) -> None:
         dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    if not (folder / ".dvc").is_dir():
-        if _dvc(folder, "init", "--no-scm", "--quiet", quiet=True).returncode != 0:
-            raise SpgError(f"`dvc init` failed in {folder}.")
-        shutil.copy2(checkout / ".dvc" / "config", folder / ".dvc" / "config")
-        with (folder / ".dvc" / "config").open("a") as config:
-            config.write("[core]\n    no_scm = true\n")
+    if not (folder / ".dvc").is_dir() and _dvc(folder, "init", "--no-scm", "-q", quiet=True):
+        raise SpgError(f"`dvc init` failed in {folder}.")
+    settings = (checkout / ".dvc" / "config").read_text()
+    write_text(folder / ".dvc" / "config", settings.replace("[core]", "[core]\n    no_scm = true"))
 
 
-def _dvc(folder: Path, *arguments: str, quiet: bool) -> "subprocess.CompletedProcess[bytes]":
+def _dvc(folder: Path, *arguments: str, quiet: bool) -> int:
+    """The exit code of `dvc …` in the demo's folder."""
     # The stages call `python`: it must be this environment's.
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     output = subprocess.DEVNULL if quiet else None
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, stdout=output, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=output, check=False)
+    return done.returncode
 
 
 def _print_tables(folder: Path, console: Console) -> None:

@@ -34,8 +34,9 @@ LAYERS = [
     ["report"],
     ["predict", "inspection", "recipes", "session"],
     ["find"],
+    ["find_runs"],
     ["pipeline"],
-    ["stage", "demo", "cli_options", "cli"],
+    ["stage", "demo", "cli_options", "cli_tools", "cli"],
 ]
 """Each part may import what stands above it, and its own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -43,7 +43,7 @@ class BackboneSpec:
     weights: str
     """Where the weights came from, for people; never a folder of this machine."""
     weights_sha256: str
-    """Of the weight file, or of the sorted state dict when a hub delivered it."""
+    """Of the tensors, sorted by name; of the package's file for installed weights."""
     licence: str
     """Licence of the weights."""
 

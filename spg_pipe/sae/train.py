@@ -103,7 +103,7 @@ def train_sae(
     Raises
     ------
     SpgError
-        If a loss is not finite, or k exceeds what the token width allows.
+        If a loss is not finite.
     """
     settings = protocol(method.protocol)
     layers: dict[str, SparseAutoencoder] = {}

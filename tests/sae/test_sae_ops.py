@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from literal_sae import topk_code
 from torch import Tensor
@@ -34,9 +34,17 @@ def problems(draw: st.DrawFn) -> Problem:
     return x, encoder, dictionary, k, weights
 
 
+@pytest.fixture(params=["sparse", "dense"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of decoding, whatever the size."""
+    monkeypatch.setattr(ops, "_DENSE_ENTRIES", 0 if request.param == "sparse" else 2**40)
+    return request.param
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problems())
 def test_encode_and_decode_have_the_gradients_of_dense_autograd(
-    problem: Problem,
+    path: str, problem: Problem
 ) -> None:
     x, encoder, dictionary, k, weights = problem
     leaves = [t.clone().requires_grad_() for t in (encoder, dictionary)]
@@ -95,7 +103,7 @@ def test_scatter_rows_sums_by_latent(latents: int) -> None:
     torch.testing.assert_close(ops.scatter_rows(weights, indices, rows, latents), expected)
 
 
-def test_gradients_are_the_same_bits_every_time() -> None:
+def test_gradients_are_the_same_bits_every_time(path: str) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(300, 16, generator=generator)
     encoder = torch.randn(64, 16, generator=generator)

@@ -8,6 +8,7 @@ from literal_sae import DenseSae, rows, topk_code
 from torch import Tensor
 
 from spg_pipe.params import SaeParams
+from spg_pipe.sae import ops
 from spg_pipe.sae.model import (
     ACTIVE_ABOVE,
     DeadCounter,
@@ -40,7 +41,11 @@ def trainer(reference: DenseSae, rule: str = "steps") -> SaeTrainer:
 
 
 @pytest.mark.parametrize("auxk", [3, 512])
-def test_eight_steps_equal_the_literal_dense_ones(auxk: int) -> None:
+@pytest.mark.parametrize("dense_entries", [0, 2**21])
+def test_eight_steps_equal_the_literal_dense_ones(
+    auxk: int, dense_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_DENSE_ENTRIES", dense_entries)
     start = rows(torch.randn(48, 16, generator=torch.Generator().manual_seed(1)))
     reference = DenseSae(start, start, k=3, auxk=auxk, dead_after=40)
     ours = trainer(reference)

@@ -96,7 +96,9 @@ def cover(canvas: Canvas, alpha: np.ndarray, relief: np.ndarray) -> Paint:
     """
     inside = alpha > 0.5
     level = relief - relief[inside].mean()
-    level = level * (canvas.contrast / (local_contrast(level)[inside].mean() + 1e-6))
+    level = level * (
+        max(1.15 * canvas.contrast, 0.02) / (local_contrast(level)[inside].mean() + 1e-6)
+    )
     colour = ndimage.gaussian_filter(canvas.pixels, _COLOUR_SIGMA, mode="nearest", truncate=2)
     return Paint(colour + level[..., None], alpha)
 

@@ -1,0 +1,57 @@
+"""The table of the real-* recipes, read from their artefacts.
+
+    python -m benchmarks.real_table artifacts [more artifacts folders]
+
+A row a direction: mean ± sample deviation over the seeds that are there.
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
+HEAD = (
+    "| backbone | auxiliary → target | seeds | images aux / target | SAE tokens a layer "
+    "| guide epochs | image AUROC | image AP | pixel AUROC | pixel AP | AUPRO@0.3 |"
+)
+
+
+def row(runs: list[dict[str, Any]]) -> str:
+    """One direction's line in Markdown."""
+    mean, provenance = runs[0]["mean"], runs[0]["provenance"]
+    seeds = sorted(run["provenance"]["seed"] for run in runs)
+    tokens = {n for run in runs for n in run["provenance"]["sae_tokens_seen"].values()}
+    cells = [
+        mean["backbone"],
+        f"{mean['auxiliary']} → {mean['dataset']}",
+        ", ".join(map(str, seeds)),
+        f"{provenance['auxiliary']['images']} / {mean['images']}",
+        " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})),
+        str(provenance["guide_epochs"]),
+    ]
+    for name in METRICS:
+        values = [run["mean"][name] for run in runs]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.3f}{spread}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Print the table of every metrics file below the given folders."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for folder in sys.argv[1:] or ["artifacts"]:
+        for path in sorted(Path(folder).glob("metrics/*/*.json")):
+            run = json.loads(path.read_text())
+            mean = run["mean"]
+            groups[mean["backbone"], mean["auxiliary"], mean["dataset"]].append(run)
+    print(HEAD)
+    print("|" + "---|" * HEAD.count(" | ") + "---|")
+    for key in sorted(groups):
+        print(row(groups[key]))
+
+
+if __name__ == "__main__":
+    main()

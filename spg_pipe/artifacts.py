@@ -24,12 +24,6 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Versions of the libraries that can move a number; provenance, never part of a fingerprint."""
     found = {name: metadata.version(name) for name in _VERSIONED}

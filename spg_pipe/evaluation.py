@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spg_pipe.artifacts import versions, write_json
+from spg_pipe.artifacts import versions
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
@@ -18,6 +18,7 @@ from spg_pipe.metrics import (
     curve_rows,
     macro_mean,
     write_csv,
+    write_json,
 )
 from spg_pipe.metrics.tables import Row
 from spg_pipe.params import MetricParams
@@ -40,17 +41,12 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write <run>.json, <run>.csv and curves/<run>-{roc,pr,pro}.csv beside each other."""
-        document = {
-            "mean": next((row for row in self.rows if row["kind"] == "mean"), None),
-            "categories": {row["category"]: row for row in self.rows if row["kind"] == "category"},
-            "provenance": self.provenance,
-        }
         write_csv(path.with_suffix(".csv"), self.rows)
         folder = path.parent / "curves"
         write_csv(folder / f"{path.stem}-categories.csv", self.curves)
         for kind in ("roc", "pr", "pro"):
             write_csv(folder / f"{path.stem}-{kind}.csv", _mean_curve(self.curves, kind))
-        write_json(path, document)
+        write_json(path, self.rows, self.provenance)
 
 
 def evaluate_scores(

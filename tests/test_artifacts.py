@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from spg_pipe import artifacts
 from spg_pipe.artifacts import (
-    file_sha256,
     fingerprint,
     fresh_folder,
     jsonable,
@@ -164,13 +163,6 @@ def test_a_fingerprint_does_not_follow_the_order_of_keys(content: dict[str, Any]
 def test_a_fingerprint_is_the_same_on_every_machine() -> None:
     assert fingerprint({"k": 32, "name": "é", "list": [1, 2.5, None]}) == (
         "e89a13adb042045d960ee315422d6a8a41cbb7f09edb9ab276b20dd88b7fecf7"
-    )
-
-
-def test_files_are_hashed_by_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a") == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 
 

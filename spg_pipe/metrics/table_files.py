@@ -17,13 +17,16 @@ _NUMBERS = {*METRICS, *(f"{name}_std" for name in METRICS)}
 _NUMBERS |= {"image_f1_threshold", "pixel_f1_threshold"}
 
 
-def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """Write a table as {"mean": row, "categories": {name: row}}, NaN as null.
+def write_json(path: Path, rows: Sequence[Row], provenance: dict[str, Any] | None = None) -> None:
+    """Write a table as {"mean": row, "categories": {name: row}, "provenance": …}, NaN as null.
 
-    "mean" is absent if no row is of kind "mean". The file appears whole or not at all.
+    "mean" is absent if no row is of kind "mean", and "provenance" if there is none. The file
+    appears whole or not at all.
     """
     document: dict[str, Any] = {row["kind"]: row for row in rows if row["kind"] == "mean"}
     document["categories"] = {row["category"]: row for row in rows if row["kind"] == "category"}
+    if provenance is not None:
+        document["provenance"] = provenance
     text = json.dumps(_without_nan(document), indent=1, ensure_ascii=False, allow_nan=False)
     _write(path, text + "\n")
 

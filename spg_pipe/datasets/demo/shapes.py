@@ -1,7 +1,8 @@
 """What the painters share: irregular regions, smooth noise, contrast taken from the photograph.
 
 A defect must not give itself away by being vivid: whatever a painter draws gets the local mean
-colour of the photograph, and its local contrast is scaled to that of the photograph.
+colour of the photograph, and its local contrast is scaled to about that of the photograph
+(`contrast.py` measures how well this hides it).
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from scipy import ndimage
 
 from spg_pipe.datasets.demo.photographs import grey
 
+_GAIN = 1.15
+"""Contrast of a defect, in that of the photograph."""
+_LEAST_CONTRAST = 0.02
+"""Of a range of 1: on the smoothest photographs a defect would otherwise be invisible."""
 CONTRAST_SIGMA = 6.0
 """Width in pixels of the neighbourhood that local contrast refers to."""
 _COLOUR_SIGMA = (30.0, 30.0, 0.0)
@@ -96,9 +101,8 @@ def cover(canvas: Canvas, alpha: np.ndarray, relief: np.ndarray) -> Paint:
     """
     inside = alpha > 0.5
     level = relief - relief[inside].mean()
-    level = level * (
-        max(1.15 * canvas.contrast, 0.02) / (local_contrast(level)[inside].mean() + 1e-6)
-    )
+    wanted = max(_GAIN * canvas.contrast, _LEAST_CONTRAST)
+    level = level * (wanted / (local_contrast(level)[inside].mean() + 1e-6))
     colour = ndimage.gaussian_filter(canvas.pixels, _COLOUR_SIGMA, mode="nearest", truncate=2)
     return Paint(colour + level[..., None], alpha)
 

@@ -166,8 +166,7 @@ def test_tokens_that_do_not_fit_float16_name_their_layer(
         extracted(tiny_manifest, tmp_path / "a.zarr", backbone=TinyBackbone(scale))
     if np.isfinite(scale):
         assert "extract.dtype: float32" in str(error.value)
-    with pytest.raises(SpgError, match="not finished"):
-        FeatureStore(tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()  # nothing half-written: no shard was finished
 
 
 def test_large_tokens_fit_float32(tiny_manifest: Manifest, tmp_path: Path) -> None:

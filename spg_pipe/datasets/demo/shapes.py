@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from spg_pipe.datasets.demo.photographs import grey
 
-_GAIN = 1.15
+_GAIN = 1.0
 """Contrast of a defect, in that of the photograph."""
-_LEAST_CONTRAST = 0.02
+_LEAST_CONTRAST = 0.017
 """Of a range of 1: on the smoothest photographs a defect would otherwise be invisible."""
 CONTRAST_SIGMA = 6.0
 """Width in pixels of the neighbourhood that local contrast refers to."""

@@ -69,31 +69,32 @@ MUTANTS = {
 
 def survivors(names: list[str]) -> list[str]:
     """Names of the mutants that parity does not notice; "" where the unchanged code fails."""
-    alive = [] if _agrees(None, "guide") and _agrees(None, "sae") else [""]
-    return alive + [name for name in names if _agrees(MUTANTS[name], MUTANTS[name].kind)]
-
-
-def _agrees(mutant: Mutant | None, kind: str) -> bool:
+    sys.dont_write_bytecode = True  # or a mutant's could be taken for the original's
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "spg_pipe"
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        if mutant is not None:
-            path = copy / mutant.file
-            text = path.read_text()
-            if mutant.old not in text:
-                raise SystemExit(f"{mutant.file} no longer has {mutant.old!r}: adapt the mutant")
-            path.write_text(text.replace(mutant.old, mutant.new))
-        for name in [n for n in sys.modules if n.split(".")[0] in ("spg_pipe", "parity")]:
-            del sys.modules[name]
-        importlib.invalidate_caches()
+        copy = Path(shutil.copytree(PACKAGE, Path(folder) / "spg_pipe"))
         sys.path[:0] = [folder, str(TESTS)]
-        try:
-            return _all_ok(kind, copy)
-        finally:
-            del sys.path[:2]
+        alive = [] if _all_ok("guide", copy) and _all_ok("sae", copy) else [""]
+        return alive + [name for name in names if _survives(MUTANTS[name], copy)]
+
+
+def _survives(mutant: Mutant, copy: Path) -> bool:
+    path = copy / mutant.file
+    text = path.read_text()
+    if mutant.old not in text:
+        raise SystemExit(f"{mutant.file} no longer has {mutant.old!r}: adapt the mutant")
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+        compiled.unlink()
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        return _all_ok(mutant.kind, copy)
+    finally:
+        path.write_text(text)
 
 
 def _all_ok(kind: str, package: Path) -> bool:
+    for name in [n for n in sys.modules if n.split(".")[0] in ("spg_pipe", "parity")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
     cases = importlib.import_module("parity.cases")
     compare_case = importlib.import_module(f"parity.{kind}_case").compare_case
     if Path(str(sys.modules["spg_pipe"].__file__)).parent != package:

@@ -166,7 +166,7 @@ def test_tokens_that_do_not_fit_float16_name_their_layer(
         extracted(tiny_manifest, tmp_path / "a.zarr", backbone=TinyBackbone(scale))
     if np.isfinite(scale):
         assert "extract.dtype: float32" in str(error.value)
-    assert not (tmp_path / "a.zarr").exists()  # nothing half-written: no shard was finished
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_large_tokens_fit_float32(tiny_manifest: Manifest, tmp_path: Path) -> None:
@@ -202,6 +202,16 @@ def test_a_truncated_image_stops_the_extract_with_its_path(tmp_path: Path) -> No
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(SpgError, match=r"bolt/dent/02\.png"):
         extracted(manifest, tmp_path / "a.zarr")
+    with pytest.raises(SpgError, match="not finished"):  # the first shard is kept
+        FeatureStore(tmp_path / "a.zarr")
+
+
+def test_a_failure_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
+    manifest = manifest_of(write_folder(tmp_path / "parts"))
+    (tmp_path / "parts/bolt/good/00.png").unlink()
+    with pytest.raises(SpgError, match=r"bolt/good/00\.png"):
+        extracted(manifest, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_verify_finds_nothing_in_a_good_store(tiny_store: FeatureStore) -> None:

@@ -89,7 +89,9 @@ def test_paper_recipe_on_miniature_official_layouts(
     assert {table["mean"]["protocol"] for table in tables} == {"spg"}
     assert {table["mean"]["method_protocol"] for table in tables} == {"spg"}
     page = (folder / "artifacts" / "report" / recipe / "index.html").read_text()
-    assert ("91.4" in page) == (recipe == "paper-dinov3")
+    # Published figures stand beside ours, with their source, where they are known.
+    assert ("SPG, arXiv 2604.02871" in page) == (recipe == "paper-dinov3")
+    assert ("0.914" in page) >= (recipe == "paper-dinov3")
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ They are shared, so a test that changes files works on a copy (`copy_of`).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
@@ -23,6 +25,12 @@ settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Parallel test processes, and the commands that they run, share the cores.
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # PyTorch says so once a process about a feature that spg_pipe/sae/ops.py uses on purpose.
     config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta")
 

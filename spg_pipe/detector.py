@@ -209,6 +209,7 @@ def train_guides(
     *,
     seed: int,
     device: str = "cpu",
+    cache: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[Detector, list[dict[str, float]]]:
     """Train the guides of every layer and make a detector of them.
@@ -223,6 +224,8 @@ def train_guides(
         Becomes part of the detector.
     seed : int
         Seeds the initial codes and the order of the images.
+    cache : "auto" | "device" | "host" | "none"
+        Where the tokens wait, see `TokenSource`; does not change the result.
 
     Returns
     -------
@@ -236,7 +239,7 @@ def train_guides(
         If the SAE does not belong to the store, or there is nothing to learn from.
     """
     trainers, curve = fit_guides(
-        store, saes, params, method, seed=seed, device=device, progress=progress
+        store, saes, params, method, seed=seed, device=device, cache=cache, progress=progress
     )
     layers = {name: _finished(trainer) for name, trainer in trainers.items()}
     images = len(labelled_images(store))

@@ -74,6 +74,8 @@ class ExtractParams(_Section):
     batch_images: Positive = 8
     shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
     dtype: Literal["float16", "float32"] = "float16"
+    compressor: Literal["none", "zstd"] = "none"
+    """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
 
 
 class MethodParams(_Section):
@@ -96,6 +98,10 @@ class SaeParams(_Section):
     batch_images: Positive | None = 16
     batch_tokens: Positive | None = None
     """Shuffled tokens a batch, instead of whole images."""
+    window_images: Positive = 256
+    """Images whose tokens are mixed for `batch_tokens`."""
+    run_images: Positive = 1
+    """Neighbours in the store that are read together; longer runs suit slow disks."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     auxk: Annotated[int, Field(ge=0)] = 512
     auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32

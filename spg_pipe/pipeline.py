@@ -114,6 +114,7 @@ def extract(
             batch_images=params.extract.batch_images,
             shard_images=params.extract.shard_images,
             dtype=params.extract.dtype,
+            compressor=params.extract.compressor,
             replace=replace,
             workers=cpu_workers(session.workers),
             device=choose_device(session.device),

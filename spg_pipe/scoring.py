@@ -20,7 +20,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import upsample
 from spg_pipe.params import SIGMA, ScoreParams
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import image_tokens, ordered_batches
+from spg_pipe.store.stream import ordered_batches, sources_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,8 +191,9 @@ def score_store(
     rows: list[dict[str, np.ndarray]] = []
     grids: dict[str, list[np.ndarray]] = {layer: [] for layer in detector.layers}
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
-    for images in ordered_batches(store, params.batch_images):
-        tokens = {layer: image_tokens(store, layer, images).to(device) for layer in detector.layers}
+    # Every token is used once: there is nothing to keep.
+    sources = sources_of(store, device, "none")
+    for images, tokens in ordered_batches(sources, params.batch_images):
         with torch.inference_mode():
             patches, cls = detector.probabilities(tokens, shapes)
         local = {layer: values.cpu() for layer, values in patches.items()}

@@ -25,7 +25,7 @@ from spg_pipe.protocol import Protocol, protocol
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.sae.train import BETAS
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import image_batches, labelled_images
+from spg_pipe.store.stream import image_batches, labelled_images, sources_of
 
 Progress = Callable[[int, int, float], None]
 """images done, images in all, loss."""
@@ -142,6 +142,7 @@ def fit_guides(
     *,
     seed: int,
     device: str = "cpu",
+    cache: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[dict[str, GuideTrainer], list[dict[str, float]]]:
     """Train four guides for every layer in one pass over the store an epoch.
@@ -178,16 +179,16 @@ def fit_guides(
         )
         for layer, shape in store.spec.layers.items()
     }
+    sources = sources_of(store, device, cache)
     total = params.epochs * len(images)
     done = 0
     curve: list[dict[str, float]] = []
     for epoch in range(params.epochs):
         sums = np.zeros(4)
         batches = 0
-        for batch in image_batches(store, params.batch_images, seed=seed, epoch=epoch):
-            labels, masks = batch.labels.to(device), batch.masks.to(device)
+        for batch in image_batches(sources, params.batch_images, seed=seed, epoch=epoch):
             for layer, trainer in trainers.items():
-                result = trainer.step(batch.tokens[layer].to(device), labels, masks)
+                result = trainer.step(batch.tokens[layer], batch.labels, batch.masks)
                 sums += torch.stack(result).detach().cpu().numpy() / len(trainers)
             batches += 1
             done += len(batch.images)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from spg_pipe.params import SaeParams
 from spg_pipe.sae.model import SparseAutoencoder, input_tokens
-from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import image_tokens, ordered_batches
+from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import ordered_batches
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,23 @@ class Quality:
 
 @torch.no_grad()
 def measure(
-    sae: SparseAutoencoder,
-    store: FeatureStore,
-    layer: str,
-    params: SaeParams,
-    count_cls: bool,
-    device: str,
+    sae: SparseAutoencoder, source: TokenSource, params: SaeParams, count_cls: bool
 ) -> Quality:
     """Dead mask, R², FVU and L0 of an SAE over a store's layer.
 
     Parameters
     ----------
+    source : TokenSource
+        The layer, on the SAE's device.
     count_cls : bool
         The dead mask also counts CLS tokens (protocol spg); the other figures never do.
     """
-    counts = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=device)
+    counts = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=source.device)
     error = active = tokens = 0.0
-    total = torch.zeros(sae.dictionary.shape[1], dtype=torch.float64, device=device)
+    total = torch.zeros(sae.dictionary.shape[1], dtype=torch.float64, device=source.device)
     squares = 0.0
-    for images in ordered_batches(store, params.batch_images or 16):
-        both = image_tokens(store, layer, images).to(device)
+    for _, tokens in ordered_batches({source.layer: source}, params.batch_images or 16):
+        both = tokens[source.layer]
         x = input_tokens(both[:, 1:].flatten(0, 1), params.input_norm)
         output = sae(x)
         counts += active_counts(output.values, output.indices, len(counts))

@@ -23,6 +23,7 @@ from spg_pipe.sae.model import (
 )
 from spg_pipe.sae.quality import measure
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
 
 BETAS = (0.5, 0.999)
@@ -81,6 +82,7 @@ def train_sae(
     *,
     seed: int,
     device: str = "cpu",
+    cache: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[SaeRun, dict[str, Any], str]:
     """Train an SAE for every layer of a store.
@@ -91,6 +93,8 @@ def train_sae(
         The auxiliary dataset.
     seed : int
         Seeds the dictionaries and the order of the batches.
+    cache : "auto" | "device" | "host" | "none"
+        Where the tokens wait, see `TokenSource`; does not change the result.
 
     Returns
     -------
@@ -114,8 +118,9 @@ def train_sae(
     for layer, shape in store.spec.layers.items():
         sae = SparseAutoencoder(shape.dim, params.dict_size, params.k, seed).to(device)
         trainer = SaeTrainer.start(sae, params, settings.dead_counter)
-        seen = _fit(trainer, store, layer, seed, device, curve, progress)
-        measured = measure(sae, store, layer, params, settings.dead_mask_counts_cls, device)
+        source = TokenSource(store, layer, device=device, cache=cache)
+        seen = _fit(trainer, source, seed, curve, progress)
+        measured = measure(sae, source, params, settings.dead_mask_counts_cls)
         layers[layer], dead[layer] = sae.cpu(), measured.dead
         quality[layer] = measured.summary() | seen
     return (
@@ -127,19 +132,17 @@ def train_sae(
 
 def _fit(
     trainer: SaeTrainer,
-    store: FeatureStore,
-    layer: str,
+    source: TokenSource,
     seed: int,
-    device: str,
     curve: io.StringIO,
     progress: Progress | None,
 ) -> dict[str, float]:
-    epoch_tokens = len(store) * store.spec.layers[layer].patches
+    layer, epoch_tokens = source.layer, len(source.store) * source.patches
     budget = trainer.params.tokens or trainer.params.epochs * epoch_tokens
     every = max(1, budget // _CURVE_POINTS)
     seen, step, next_point = 0, 0, 0
-    for x in _budgeted(_epochs(trainer.params, store, layer, seed), budget):
-        tokens = input_tokens(x.to(device), trainer.params.input_norm)
+    for x in _budgeted(_epochs(trainer.params, source, seed), budget):
+        tokens = input_tokens(x.float(), trainer.params.input_norm)
         result, dead = trainer.step(tokens)
         seen, step = seen + len(x), step + 1
         if seen >= min(next_point, budget):
@@ -157,16 +160,17 @@ def _fit(
     return {"tokens_seen": seen, "steps": step, "epochs": seen / epoch_tokens}
 
 
-def _epochs(params: SaeParams, store: FeatureStore, layer: str, seed: int) -> Iterator[Tensor]:
+def _epochs(params: SaeParams, source: TokenSource, seed: int) -> Iterator[Tensor]:
     epoch = 0
     while True:
         yield from token_batches(
-            store,
-            layer,
+            source,
             seed=seed,
             epoch=epoch,
             batch_images=params.batch_images,
             batch_tokens=params.batch_tokens,
+            window_images=params.window_images,
+            run_images=params.run_images,
         )
         epoch += 1
 

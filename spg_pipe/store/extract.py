@@ -1,9 +1,12 @@
 """Images → frozen backbone → feature store: the only stage that decodes an image."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +21,12 @@ from spg_pipe.store.schema import LayerShape, StoreSpec
 from spg_pipe.store.writer import StoreWriter
 
 Progress = Callable[[int, int], None]
+J = TypeVar("J")
+R = TypeVar("R")
+
+_CPU_WORKERS = 8
+"""At most so many forward passes at once on a CPU, because each needs memory of its own; beyond,
+a pass gets several cores."""
 
 
 def extract(
@@ -28,6 +37,7 @@ def extract(
     batch_images: int = 8,
     shard_images: int = 64,
     dtype: str = "float16",
+    compressor: str = "none",
     replace: bool = False,
     workers: int = 2,
     device: str = "cpu",
@@ -39,6 +49,10 @@ def extract(
     at once if it is complete. Batches never cross a shard's border, so a resumed run computes
     the same batches as an unbroken one.
 
+    On a CPU every worker takes a batch from the files to its tokens, each on a core of its own:
+    decoding and forward passes then share the cores without waiting for each other, and the result
+    does not depend on the number of workers. On a GPU workers decode ahead of the forward passes.
+
     Parameters
     ----------
     manifest : Manifest
@@ -46,21 +60,23 @@ def extract(
     path : Path
         The store's folder.
     batch_images : int
-        Images a forward pass.
+        Images a forward pass. A GPU without enough memory for them takes them in halves.
     shard_images : int
         Images a shard file.
     dtype : "float16" | "float32"
+    compressor : "none" | "zstd"
     replace : bool
         Replace a store of other content in the same place.
     workers : int
-        Threads that decode and resize.
+        Threads that decode and, on a CPU, compute.
     device : str
     progress : callable (images done, images in all), optional
 
     Raises
     ------
     SpgError
-        For an image that cannot be read, or another store in the place.
+        For an image that cannot be read, another store in the place, or another process that
+        writes there.
     """
     if len(manifest) == 0:
         raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
@@ -75,45 +91,193 @@ def extract(
         batch_images=batch_images,
         dtype=dtype,
         exif=manifest.exif,
+        compressor="zstd" if compressor == "zstd" else "none",
     )
-    writer = StoreWriter(path, spec, manifest, replace=replace)
-    if not writer.up_to_date:
-        try:
-            _fill(writer, manifest, backbone, workers, device, progress)
-        except SpgError:
-            writer.discard_if_empty()
-            raise
+    try:
+        with StoreWriter(path, spec, manifest, replace=replace) as writer:
+            if not writer.up_to_date:
+                _Extraction(writer, manifest, backbone, device).run(workers, progress)
+    except OSError as error:
+        raise SpgError(
+            f"{path} cannot be written: {error}. Make room or choose another place with --out, "
+            "then run the same command again: it goes on with the shards that are finished."
+        ) from error
     return FeatureStore(path)
 
 
-def _fill(
-    writer: StoreWriter,
-    manifest: Manifest,
-    backbone: Backbone,
-    workers: int,
-    device: str,
-    progress: Progress | None,
-) -> None:
-    """Compute and write the shards that are missing, then finish the store."""
-    spec = writer.spec
-    missing = writer.missing_shards
-    done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
-    lost = np.zeros(spec.images, np.uint32)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for shard in sorted(set(range(spec.shards)) - set(missing)):
-            rows = spec.shard_rows(shard)
-            _, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
-        for shard in missing:
-            rows = spec.shard_rows(shard)
-            tokens, prefix = _allocate(spec, len(rows))
-            for batch, images in _decoded(pool, manifest, backbone, rows, spec.batch_images):
-                _forward(backbone, images.to(device), batch, tokens, prefix)
-                done += len(images)
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one forward pass: rows of the store, all in one shard."""
+
+    shard: int
+    rows: range
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    images: torch.Tensor
+    """(B, 3, S, S) float32."""
+    masks: np.ndarray
+    """(B, S, S) uint8; all zero where there is none: `mask_state` tells which."""
+    lost: list[int]
+    """Regions of each mask that did not survive the resizing."""
+
+
+@dataclass(frozen=True)
+class _Computed:
+    tokens: dict[str, np.ndarray]
+    """Layer → (B, N, D) in the store's dtype."""
+    prefix: dict[str, np.ndarray]
+    """Layer → (B, P, D)."""
+    masks: np.ndarray
+    lost: list[int]
+
+
+class _Extraction:
+    """The way of a batch from its files to a shard."""
+
+    def __init__(
+        self, writer: StoreWriter, manifest: Manifest, backbone: Backbone, device: str
+    ) -> None:
+        self._writer, self._spec = writer, writer.spec
+        self._manifest, self._backbone, self._device = manifest, backbone, device
+
+    def run(self, workers: int, progress: Progress | None) -> None:
+        """Compute and write the shards that are missing, then finish the store."""
+        spec, missing = self._spec, self._writer.missing_shards
+        on_cpu = torch.device(self._device).type == "cpu"
+        lost = np.zeros(spec.images, np.uint32)
+        done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
+        with _workers(workers, one_core_each=on_cpu) as pool, ThreadPoolExecutor(1) as disk:
+            for shard in sorted(set(range(spec.shards)) - set(missing)):
+                rows = spec.shard_rows(shard)
+                lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
+            batches = [batch for shard in missing for batch in self._batches(shard)]
+            results = (
+                _in_order(pool, lambda b: self._compute(self._decode(b)), batches, 2 * workers)
+                if on_cpu
+                else map(self._compute, _in_order(pool, self._decode, batches, 2 * workers))
+            )
+            shard_parts: list[_Computed] = []
+            writing: Future[None] | None = None
+            for batch, result in zip(batches, results, strict=True):
+                shard_parts.append(result)
+                lost[batch.rows.start : batch.rows.stop] = result.lost
+                done += len(batch.rows)
+                if batch.rows.stop == spec.shard_rows(batch.shard).stop:
+                    # One shard is written while the next is computed, never more: memory.
+                    if writing is not None:
+                        writing.result()
+                    writing = disk.submit(self._write, batch.shard, shard_parts)
+                    shard_parts = []
                 if progress:
                     progress(done, spec.images)
-            masks, lost[rows.start : rows.stop] = _masks(pool, manifest, spec, rows)
-            writer.write_shard(shard, tokens, prefix, masks)
-    writer.finish(lost)
+            if writing is not None:
+                writing.result()
+        self._writer.finish(lost)
+
+    def _batches(self, shard: int) -> list[_Batch]:
+        rows, step = self._spec.shard_rows(shard), self._spec.batch_images
+        return [
+            _Batch(shard, range(start, min(start + step, rows.stop)))
+            for start in range(rows.start, rows.stop, step)
+        ]
+
+    def _decode(self, batch: _Batch) -> _Decoded:
+        images = [self._image(row) for row in batch.rows]
+        masks, lost = zip(*map(self._mask, batch.rows), strict=True)
+        return _Decoded(torch.from_numpy(np.stack(images)), np.stack(masks), list(lost))
+
+    def _image(self, row: int) -> np.ndarray:
+        image = read_image(self._manifest.image_path(row), exif=self._manifest.exif)
+        return preprocess(image, self._spec.backbone.preprocess)
+
+    def _mask(self, row: int) -> tuple[np.ndarray, int]:
+        size = self._spec.backbone.preprocess.size
+        path = self._manifest.mask_path(row)
+        if path is None or self._manifest.table["mask_state"].iloc[row] != MaskState.GIVEN:
+            return np.zeros((size, size), np.uint8), 0
+        mask = read_mask(path, exif=self._manifest.exif)
+        resized = resize_mask(mask, size)
+        return resized, vanished_regions(mask, resized)
+
+    def _compute(self, decoded: _Decoded) -> _Computed:
+        output = _forward(self._backbone, decoded.images.to(self._device))
+        tokens = {layer: self._cast(value.patches, layer) for layer, value in output.items()}
+        prefix = {layer: self._cast(value.prefix, layer) for layer, value in output.items()}
+        return _Computed(tokens, prefix, decoded.masks, decoded.lost)
+
+    def _cast(self, values: torch.Tensor, layer: str) -> np.ndarray:
+        """Tokens in the store's dtype; one that does not fit is an error, never an infinity."""
+        stored = values.to(torch.float16 if self._spec.dtype == "float16" else torch.float32)
+        if not bool(stored.isfinite().all()):
+            raise SpgError(
+                f"Layer {layer} has tokens that do not fit {self._spec.dtype} (largest value "
+                f"{float(values.abs().max()):.4g}). Set `extract.dtype: float32` "
+                "and extract with --replace."
+            )
+        return stored.cpu().numpy()
+
+    def _write(self, shard: int, parts: list[_Computed]) -> None:
+        layers = self._spec.layers
+        self._writer.write_shard(
+            shard,
+            {layer: np.concatenate([part.tokens[layer] for part in parts]) for layer in layers},
+            {layer: np.concatenate([part.prefix[layer] for part in parts]) for layer in layers},
+            np.concatenate([part.masks for part in parts]),
+        )
+
+
+def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
+    """Threads for decoding; with `one_core_each`, torch computes in them on few cores each.
+
+    That number depends on the machine alone, so that `--workers` does not change a bit.
+    """
+    cores = max(1, (os.cpu_count() or 1) // _CPU_WORKERS)
+    if not one_core_each:
+        return ThreadPoolExecutor(count, thread_name_prefix="spg-decode")
+    return ThreadPoolExecutor(
+        min(count, _CPU_WORKERS),
+        "spg-extract",
+        initializer=torch.set_num_threads,
+        initargs=(cores,),
+    )
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[J], R], jobs: Sequence[J], ahead: int
+) -> Iterator[R]:
+    """Results in the order of the jobs, at most `ahead` of them waiting or under way."""
+    pending: deque[Future[R]] = deque()
+    try:
+        for job in jobs:
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+            pending.append(pool.submit(work, job))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _forward(backbone: Backbone, images: torch.Tensor) -> dict[str, LayerTokens]:
+    """Tokens of a batch; a GPU that runs out of memory gets it in halves."""
+    try:
+        return backbone(images)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()
+    halves = [_forward(backbone, half) for half in images.chunk(2)]
+    return {
+        layer: LayerTokens(
+            torch.cat([half[layer].patches for half in halves]),
+            torch.cat([half[layer].prefix for half in halves]),
+            value.grid,
+        )
+        for layer, value in halves[0].items()
+    }
 
 
 def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:
@@ -124,67 +288,3 @@ def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:
         layer: LayerShape(grid=value.grid, dim=value.patches.shape[-1])
         for layer, value in output.items()
     }
-
-
-def _allocate(spec: StoreSpec, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    tokens = {
-        name: np.empty((count, s.patches, s.dim), np.float32) for name, s in spec.layers.items()
-    }
-    prefix = {
-        name: np.empty((count, len(s.prefix), s.dim), np.float32) for name, s in spec.layers.items()
-    }
-    return tokens, prefix
-
-
-def _decoded(
-    pool: ThreadPoolExecutor, manifest: Manifest, backbone: Backbone, rows: range, batch: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Batches of preprocessed images (B, 3, S, S), decoded ahead of the forward pass."""
-    spec = backbone.spec.preprocess
-    paths = manifest.table["path"]
-
-    def load(row: int) -> np.ndarray:
-        return preprocess(read_image(manifest.root / paths.iloc[row], exif=manifest.exif), spec)
-
-    pending: deque[Future[np.ndarray]] = deque()
-    ahead = iter(rows)
-    for start in range(0, len(rows), batch):
-        stop = min(start + batch, len(rows))
-        while len(pending) < 2 * batch and (row := next(ahead, None)) is not None:
-            pending.append(pool.submit(load, row))
-        images = [pending.popleft().result() for _ in range(stop - start)]
-        yield slice(start, stop), torch.from_numpy(np.stack(images))
-
-
-def _forward(
-    backbone: Backbone,
-    images: torch.Tensor,
-    batch: slice,
-    tokens: dict[str, np.ndarray],
-    prefix: dict[str, np.ndarray],
-) -> None:
-    output: dict[str, LayerTokens] = backbone(images)
-    for layer, value in output.items():
-        tokens[layer][batch] = value.patches.cpu().numpy()
-        prefix[layer][batch] = value.prefix.cpu().numpy()
-
-
-def _masks(
-    pool: ThreadPoolExecutor, manifest: Manifest, spec: StoreSpec, rows: range
-) -> tuple[np.ndarray, list[int]]:
-    """Masks (n, S, S) uint8, and how many regions of each did not survive the resizing.
-
-    A mask is all zero where there is none; `mask_state` tells which.
-    """
-    size = spec.backbone.preprocess.size
-    table = manifest.table
-
-    def load(row: int) -> tuple[np.ndarray, int]:
-        if table["mask_state"].iloc[row] != MaskState.GIVEN:
-            return np.zeros((size, size), np.uint8), 0
-        mask = read_mask(manifest.root / table["mask"].iloc[row], exif=manifest.exif)
-        resized = resize_mask(mask, size)
-        return resized, vanished_regions(mask, resized)
-
-    masks, lost = zip(*pool.map(load, rows), strict=True)
-    return np.stack(masks), list(lost)

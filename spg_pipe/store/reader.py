@@ -1,14 +1,17 @@
-"""Open a finished store and read it at fixed offsets."""
+"""Open a finished store and read it."""
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.schema import SCHEMA_VERSION, StoreSpec, read_attributes
-from spg_pipe.store.shards import load_entries, token_shard_name
+from spg_pipe.store.files import StoreFiles
+from spg_pipe.store.plain import PlainTokens
+from spg_pipe.store.raw import RawTokens
+from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec
+from spg_pipe.store.shards import ShardEntry, parse_entries, token_shard_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,13 +20,23 @@ if TYPE_CHECKING:
 _MASK_CACHE_BYTES = 256 * 1024**2
 
 
+class TokenReader(Protocol):
+    """How the tokens of one layer are read."""
+
+    def read(self, images: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (n, N, D), in the store's dtype, with the patch tokens of `images` (n,)."""
+        ...
+
+
 class FeatureStore:
     """Tokens, masks and labels of a dataset split.
 
     Parameters
     ----------
-    path : Path
-        A finished store's folder.
+    path : Path or str
+        A finished store's folder, or a URL that fsspec knows.
+    plain : bool
+        Read tokens through zarr-python even where the faster reader could: the reference.
 
     Raises
     ------
@@ -32,9 +45,10 @@ class FeatureStore:
         shards.json says.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        attributes = read_attributes(self.path)
+    def __init__(self, path: Path | str, *, plain: bool = False) -> None:
+        self.files = StoreFiles(path)
+        self.path = self.files.place
+        attributes = self.files.attributes()
         if attributes is None or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "
@@ -52,24 +66,30 @@ class FeatureStore:
             )
         self.attributes: dict[str, Any] = attributes
         self.spec = StoreSpec.from_content(attributes)
-        self._check_files()
+        self.entries = self._check_files()
+        uncompressed = self.spec.compressor == "none" and self.files.local is not None
+        self._raw = uncompressed and not plain
 
-    def _check_files(self) -> None:
-        entries = {entry.name: entry for entry in load_entries(self.path)}
+    def _check_files(self) -> list[ShardEntry]:
+        try:
+            listed = parse_entries(self.files.read(SHARD_INDEX), f"{self.path}/{SHARD_INDEX}")
+        except OSError as error:
+            raise SpgError(f"{self.path} has no {SHARD_INDEX}; {_REMAKE}") from error
+        entries = {entry.name: entry for entry in listed}
         for layer in self.spec.layers:
             for shard in range(self.spec.shards):
                 name = token_shard_name(layer, shard)
                 if name not in entries:
                     raise SpgError(f"{self.path}: shards.json does not list {name}; {_REMAKE}")
         for entry in entries.values():
-            file = self.path / entry.name
-            size = file.stat().st_size if file.is_file() else None
+            size = self.files.size(entry.name)
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise SpgError(
                     f"{self.path}: {entry.name} (images {entry.images[0]}…{entry.images[1] - 1}) "
                     f"{found}, expected {entry.bytes} bytes; {_REMAKE}"
                 )
+        return listed
 
     def __len__(self) -> int:
         return self.spec.images
@@ -96,31 +116,20 @@ class FeatureStore:
 
     @cached_property
     def _group(self) -> Any:
-        import zarr
-
-        return zarr.open_group(self.path, mode="r")
+        return self.files.group()
 
     def array(self, name: str) -> np.ndarray:
         """A small array as a whole, for instance `label` or `mean_<layer>`."""
         return np.asarray(self._group[name][...])
 
     @cached_property
-    def _shards(self) -> dict[str, list[np.ndarray]]:
-        """Memory maps of every layer's shards, each (n, N, D)."""
-        return {
-            layer: [
-                np.memmap(
-                    self.path / token_shard_name(layer, shard),
-                    dtype=self.spec.dtype,
-                    mode="r",
-                    shape=(len(self.spec.shard_rows(shard)), shape.patches, shape.dim),
-                )
-                for shard in range(self.spec.shards)
-            ]
-            for layer, shape in self.spec.layers.items()
-        }
+    def _tokens(self) -> dict[str, TokenReader]:
+        if self._raw and self.files.local is not None:
+            folder = self.files.local
+            return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
+        return {layer: PlainTokens(self._group[f"tokens_{layer}"]) for layer in self.layers}
 
-    def tokens(self, layer: str, images: np.ndarray) -> np.ndarray:
+    def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Patch tokens of some images.
 
         Parameters
@@ -128,17 +137,18 @@ class FeatureStore:
         layer : str
         images : (n,) int
             Image rows, in any order.
+        out : (n, N, D), optional
+            Memory to fill, in the store's dtype; each image's part contiguous.
 
         Returns
         -------
-        (n, N, D) in the store's dtype
+        (n, N, D) in the store's dtype; `out` if it was given
         """
-        shape = self.spec.layers[layer]
-        out = np.empty((len(images), shape.patches, shape.dim), dtype=self.spec.dtype)
-        shards = self._shards[layer]
-        for row, image in enumerate(images):
-            shard, offset = divmod(int(image), self.spec.shard_images)
-            out[row] = shards[shard][offset]
+        if out is None:
+            shape = self.spec.layers[layer]
+            out = np.empty((len(images), shape.patches, shape.dim), dtype=self.spec.dtype)
+        if len(images):
+            self._tokens[layer].read(np.asarray(images), out)
         return out
 
     @cached_property

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from spg_pipe.backbones.spec import BackboneSpec
 
 SCHEMA_VERSION = 1
 SHARD_INDEX = "shards.json"
+ZSTD_LEVEL = 3
+"""Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class StoreSpec:
     shard_images: int
     batch_images: int
     dtype: str
+    """`float16` or `float32`, of tokens and prefix tokens."""
     exif: bool
+    compressor: Literal["none", "zstd"] = "none"
+    """Of the tokens. `none` puts every image at a fixed offset; `zstd` is for archives."""
 
     def content(self) -> dict[str, Any]:
         """Plain values: never time, host, absolute path or library version."""
@@ -65,6 +70,7 @@ class StoreSpec:
             "batch_images": self.batch_images,
             "dtype": self.dtype,
             "exif": self.exif,
+            "compressor": self.compressor,
         }
 
     @property
@@ -105,14 +111,34 @@ class StoreSpec:
             batch_images=content["batch_images"],
             dtype=content["dtype"],
             exif=content["exif"],
+            compressor=content["compressor"],
         )
+
+    def encode_tokens(self, image: memoryview) -> bytes | memoryview:
+        """The bytes of one image's tokens as an inner chunk of a shard."""
+        return image if self.compressor == "none" else _zstd().encode(image)
+
+    def decode_tokens(self, chunk: bytes) -> bytes:
+        """The inverse of `encode_tokens`."""
+        return chunk if self.compressor == "none" else bytes(_zstd().decode(chunk))
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """One image's mask (S, S) uint8 as an inner chunk of a shard."""
+    return bytes(_zstd().encode(np.ascontiguousarray(mask)))
+
+
+def _zstd() -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd(level=ZSTD_LEVEL, checksum=False)
 
 
 def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> None:
     """Write the metadata of the group and of the large arrays; no data yet.
 
     Tokens are sharded by `shard_images` with one image an inner chunk and no compressor, so that
-    an image's bytes lie at a fixed offset of its shard.
+    an image's bytes lie at a fixed offset of its shard (docs/store.md).
     """
     import zarr
     from zarr.codecs import ZstdCodec
@@ -125,7 +151,7 @@ def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> No
             chunks=(1, shape.patches, shape.dim),
             shards=(spec.shard_images, shape.patches, shape.dim),
             dtype=spec.dtype,
-            compressors=None,
+            compressors=ZstdCodec(level=ZSTD_LEVEL) if spec.compressor == "zstd" else None,
             filters=None,
             fill_value=np.nan,
             dimension_names=("image", f"patch_{name}", f"dim_{name}"),
@@ -146,7 +172,7 @@ def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> No
         chunks=(1, size, size),
         shards=(spec.shard_images, size, size),
         dtype="uint8",
-        compressors=ZstdCodec(level=3),
+        compressors=ZstdCodec(level=ZSTD_LEVEL),
         fill_value=0,
         dimension_names=("image", "y", "x"),
     )
@@ -179,7 +205,25 @@ def read_attributes(root: Path) -> dict[str, Any] | None:
         return None
 
 
+def shard_tokens(root: Path, spec: StoreSpec, layer: str, shard: int) -> np.ndarray:
+    """All tokens of one shard, (n, N, D), read by Zarr itself."""
+    import zarr
+
+    rows = spec.shard_rows(shard)
+    array: Any = zarr.open_array(root / f"tokens_{layer}", mode="r")
+    return np.asarray(array[rows.start : rows.stop])
+
+
+def array_names(spec: StoreSpec) -> list[str]:
+    """The arrays that `create_arrays` declares."""
+    return [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")] + ["mask"]
+
+
 def arrays_declared(root: Path, spec: StoreSpec) -> bool:
     """Whether `create_arrays` came to its end; a kill may leave some arrays undeclared."""
-    layers = [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")]
-    return all((root / name / "zarr.json").is_file() for name in [*layers, "mask"])
+    try:
+        for name in array_names(spec):
+            json.loads((root / name / "zarr.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,12 +1,14 @@
-"""One shard file of an uncompressed token array, in the Zarr v3 sharding format.
+"""Chunk files in the Zarr v3 format, written whole, and the index of those that are finished.
 
-A shard holds the bytes of its images one after the other, then the index (offset and length of
-every inner chunk, little-endian uint64; 2^64 − 1 twice where the last shard is short), then the
-index's crc32c (little-endian uint32). Image i of a shard therefore starts at i·N·D·itemsize.
+A shard holds its images one after the other, each encoded by itself, then the index (offset and
+length of every inner chunk, little-endian uint64; 2^64 − 1 twice where the last shard is short),
+then the index's crc32c (little-endian uint32). Without a compressor image i of a shard therefore
+starts at i·N·D·itemsize.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,11 +46,20 @@ def raw_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def shard_index(images: int, shard_images: int, image_bytes: int) -> bytes:
-    """The index that closes a shard: (shard_images, 2) uint64 and its crc32c."""
+def shard_index(lengths: Sequence[int], shard_images: int) -> bytes:
+    """The index that closes a shard: (shard_images, 2) uint64 and its crc32c.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Bytes of each inner chunk that is there; chunks lie one after the other.
+    shard_images : int
+        Places in the shard.
+    """
     index = np.full((shard_images, 2), _EMPTY, dtype="<u8")
-    index[:images, 0] = np.arange(images, dtype="<u8") * np.uint64(image_bytes)
-    index[:images, 1] = image_bytes
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    index[: len(ends), 1] = lengths
+    index[: len(ends), 0] = ends - index[: len(ends), 1]
     body = index.tobytes()
     return body + np.array(crc32c(body), dtype="<u4").tobytes()
 
@@ -58,26 +69,43 @@ def token_shard_name(layer: str, shard: int) -> str:
     return f"tokens_{layer}/c/{shard}/0/0"
 
 
-def write_token_shard(
-    root: Path, layer: str, shard: int, tokens: np.ndarray, rows: range, shard_images: int
+def prefix_chunk_name(layer: str, shard: int) -> str:
+    """Path of a chunk of prefix tokens below the store."""
+    return f"prefix_{layer}/c/{shard}/0/0"
+
+
+def mask_shard_name(shard: int) -> str:
+    """Path of a shard of masks below the store."""
+    return f"mask/c/{shard}/0/0"
+
+
+def write_shard(
+    root: Path, name: str, chunks: Sequence[bytes | memoryview], rows: range, shard_images: int
 ) -> ShardEntry:
     """Write one shard atomically.
 
     Parameters
     ----------
-    tokens : (n, N, D) float16 or float32
-        The images of `rows`, in order.
+    chunks : sequence of bytes
+        The encoded images of `rows`, in order.
     """
-    name = token_shard_name(layer, shard)
-    body = raw_bytes(tokens)
-    index = shard_index(len(rows), shard_images, tokens[0].nbytes)
-    write_bytes(root / name, body, index)
-    checksum = google_crc32c.extend(crc32c(body), index)
-    return ShardEntry(name, len(body) + len(index), int(checksum), (rows.start, rows.stop))
+    return write_file(
+        root, name, rows, *chunks, shard_index([len(c) for c in chunks], shard_images)
+    )
+
+
+def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -> ShardEntry:
+    """Write one data file atomically and describe it."""
+    write_bytes(root / name, *parts)
+    checksum = 0
+    for part in parts:
+        checksum = google_crc32c.extend(checksum, bytes(part))
+    size = sum(len(part) for part in parts)
+    return ShardEntry(name, size, int(checksum), (rows.start, rows.stop))
 
 
 def file_entry(root: Path, name: str, rows: range) -> ShardEntry:
-    """The entry of a file that another writer has put in place; it is made durable first."""
+    """The entry of a file that Zarr has put in place; it is made durable first."""
     with (root / name).open("rb") as stream:
         os.fsync(stream.fileno())
         data = stream.read()
@@ -99,13 +127,22 @@ def load_entries(root: Path) -> list[ShardEntry]:
         If it is not what a writer leaves.
     """
     path = root / SHARD_INDEX
-    if not path.exists():
-        return []
+    return parse_entries(path.read_bytes(), str(path)) if path.exists() else []
+
+
+def parse_entries(content: bytes, name: str) -> list[ShardEntry]:
+    """The entries in the bytes of a shards.json; `name` stands in errors.
+
+    Raises
+    ------
+    SpgError
+        If it is not what a writer leaves.
+    """
     try:
-        rows = json.loads(path.read_text())["files"]
+        rows = json.loads(content)["files"]
         return [ShardEntry(**(row | {"images": tuple(row["images"])})) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise SpgError(
-            f"{path} is damaged ({error}). Make the store again: "
+            f"{name} is damaged ({error}). Make the store again: "
             "`spg-pipe extract --replace` with the same options."
         ) from error

@@ -1,4 +1,9 @@
-"""Batches from a store, in a seeded order (docs/store.md, "Streaming to a trainer")."""
+"""Batches from a store, in a seeded order (docs/store.md, "Streaming to a trainer").
+
+The order depends on the seed, the epoch and the window alone: not on the device, the cache or the
+number of threads. Every generator starts at any batch, so that a resumed trainer sees exactly what
+is left of an epoch.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,14 +13,17 @@ import torch
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.store.order import Window, epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
 
-_WINDOW_IMAGES = 256
+WINDOW_IMAGES = 256
+"""Images whose tokens are mixed: how near batches come to a global shuffle is in docs/store.md."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Whole images with everything that guide training needs."""
+    """Whole images with everything that guide training needs, on the device."""
 
     images: np.ndarray
     """(B,) rows in the store."""
@@ -27,84 +35,148 @@ class ImageBatch:
     """(B, S, S) float32 in {0, 1}."""
 
 
-def epoch_order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of image rows that depends on the seed and the epoch alone."""
-    return images[np.random.default_rng([seed, epoch]).permutation(len(images))]
-
-
 def labelled_images(store: FeatureStore) -> np.ndarray:
     """Rows that can teach: a known label, and a mask unless the image is normal."""
     known = store.array("label") != 255
     return np.flatnonzero(known & (store.array("mask_state") != MaskState.MISSING))
 
 
-def image_tokens(store: FeatureStore, layer: str, images: np.ndarray) -> Tensor:
-    """CLS and patch tokens (B, 1 + N, D) float32 of some images."""
-    patches = store.tokens(layer, images)
-    cls = store.cls(layer, images)[:, None, :]
-    return torch.from_numpy(np.concatenate([cls, patches], axis=1).astype(np.float32))
+def sources_of(
+    store: FeatureStore, device: str = "cpu", cache: str = "auto"
+) -> dict[str, TokenSource]:
+    """A source for every layer."""
+    return {layer: TokenSource(store, layer, device=device, cache=cache) for layer in store.layers}
 
 
 def image_batches(
-    store: FeatureStore, batch_images: int, *, seed: int, epoch: int
-) -> Iterator[ImageBatch]:
-    """Shuffled batches of labelled images; the short last batch is kept."""
-    order = epoch_order(labelled_images(store), seed, epoch)
-    labels = store.array("label")
-    for start in range(0, len(order), batch_images):
-        images = order[start : start + batch_images]
-        yield ImageBatch(
-            images=images,
-            tokens={layer: image_tokens(store, layer, images) for layer in store.layers},
-            labels=torch.from_numpy(labels[images].astype(np.int64)),
-            masks=torch.from_numpy(store.masks(images)).float(),
-        )
-
-
-def ordered_batches(store: FeatureStore, batch_images: int) -> Iterator[np.ndarray]:
-    """Image rows in the store's order."""
-    for start in range(0, len(store), batch_images):
-        yield np.arange(start, min(start + batch_images, len(store)))
-
-
-def token_batches(
-    store: FeatureStore,
-    layer: str,
+    sources: dict[str, TokenSource],
+    batch_images: int,
     *,
     seed: int,
     epoch: int,
-    batch_images: int | None = None,
-    batch_tokens: int | None = None,
-) -> Iterator[Tensor]:
-    """Patch tokens (n, D) float32 for the SAE; all images, CLS excluded.
+    start: int = 0,
+) -> Iterator[ImageBatch]:
+    """Shuffled batches of labelled images; the short last batch is kept.
 
     Parameters
     ----------
+    sources : dict of layer → TokenSource
+        Of one store.
+    start : int
+        Batches of the epoch to leave out.
+    """
+    first = next(iter(sources.values()))
+    store, device = first.store, first.device
+    order = epoch_order(labelled_images(store), seed, epoch)
+    jobs = _slices(order, batch_images)[start:]
+    labels = store.array("label")
+    for images, tokens in _with_cls(sources, jobs):
+        yield ImageBatch(
+            images=images,
+            tokens=tokens,
+            labels=torch.from_numpy(labels[images].astype(np.int64)).to(device),
+            masks=torch.from_numpy(store.masks(images)).to(device).float(),
+        )
+
+
+def ordered_batches(
+    sources: dict[str, TokenSource], batch_images: int
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """All images in the store's order: rows (B,), and layer → (B, 1 + N, D) float32 tokens."""
+    store = next(iter(sources.values())).store
+    yield from _with_cls(sources, _slices(np.arange(len(store)), batch_images))
+
+
+def token_batches(
+    source: TokenSource,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    batch_images: int | None = None,
+    batch_tokens: int | None = None,
+    window_images: int = WINDOW_IMAGES,
+    run_images: int = 1,
+) -> Iterator[Tensor]:
+    """Patch tokens (n, D) in the store's dtype for the SAE; all images, CLS excluded.
+
+    Parameters
+    ----------
+    source : TokenSource
+        One layer of a store.
+    start : int
+        Batches of the epoch to leave out.
     batch_images : int, optional
         Whole images a batch, as published.
     batch_tokens : int, optional
-        Shuffled tokens a batch instead: tokens are mixed within windows of 256 random images.
+        Shuffled tokens a batch instead, mixed within windows of `window_images` random images.
+    run_images : int
+        Neighbours in the store that enter a window together.
     """
-    order = epoch_order(np.arange(len(store)), seed, epoch)
+    everything = np.arange(len(source.store))
     if batch_images is not None:
-        for start in range(0, len(order), batch_images):
-            yield _flat(store.tokens(layer, order[start : start + batch_images]))
+        order = epoch_order(everything, seed, epoch, run_images)
+        for tokens in source.take(_slices(order, batch_images)[start:]):
+            yield tokens.flatten(0, 1).clone()
         return
     if batch_tokens is None:
         raise ValueError("token_batches needs batch_images or batch_tokens")
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    rest: Tensor | None = None
-    for start in range(0, len(order), _WINDOW_IMAGES):
-        window = _flat(store.tokens(layer, order[start : start + _WINDOW_IMAGES]))
-        window = window[torch.randperm(len(window), generator=generator)]
-        pool = window if rest is None else torch.cat([rest, window])
-        full = len(pool) - len(pool) % batch_tokens
-        if full:
-            yield from pool[:full].split(batch_tokens)
-        rest = pool[full:].clone()
-    if rest is not None and len(rest):
-        yield rest
+    plan = windows(everything, seed, epoch, window_images, run_images)
+    yield from _mixed(source, plan, start * batch_tokens, batch_tokens)
 
 
-def _flat(tokens: np.ndarray) -> Tensor:
-    return torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])).float()
+def _mixed(
+    source: TokenSource, plan: list[Window], skip: int, batch_tokens: int
+) -> Iterator[Tensor]:
+    """Cut the windows' permuted tokens, one after the other, into batches."""
+    per_window = len(plan[0].images) * source.patches
+    plan, offset = plan[skip // per_window :], skip % per_window
+    rest: list[Tensor] = []
+    missing = batch_tokens
+    for window, tokens in zip(plan, source.take([w.images for w in plan]), strict=True):
+        flat = tokens.flatten(0, 1)
+        order = torch.from_numpy(window.permutation(len(flat))).to(flat.device)
+        while offset < len(flat):
+            # A fresh tensor: the window's memory is filled anew while the batch is in use.
+            rest.append(flat.index_select(0, order[offset : offset + missing]))
+            offset += len(rest[-1])
+            missing -= len(rest[-1])
+            if missing == 0:
+                yield rest[0] if len(rest) == 1 else torch.cat(rest)
+                rest, missing = [], batch_tokens
+        offset = 0
+    if rest:
+        yield torch.cat(rest)
+
+
+def image_tokens(store: FeatureStore, layer: str, images: np.ndarray) -> Tensor:
+    """CLS and patch tokens (B, 1 + N, D) float32 of some images, on the CPU."""
+    patches = torch.from_numpy(store.tokens(layer, images))
+    return _join(torch.from_numpy(store.cls(layer, images)), patches)
+
+
+def _with_cls(
+    sources: dict[str, TokenSource], jobs: list[np.ndarray]
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    streams = [source.take(jobs) for source in sources.values()]
+    for images, *patches in zip(jobs, *streams, strict=True):
+        yield (
+            images,
+            {
+                layer: _join(torch.from_numpy(source.store.cls(layer, images)), values)
+                for (layer, source), values in zip(sources.items(), patches, strict=True)
+            },
+        )
+
+
+def _join(cls: Tensor, patches: Tensor) -> Tensor:
+    """CLS (B, D) before patches (B, N, D) as fresh float32 (B, 1 + N, D)."""
+    batch, count, dim = patches.shape
+    out = torch.empty(batch, 1 + count, dim, device=patches.device)
+    out[:, 0] = cls.to(patches.device)
+    out[:, 1:] = patches
+    return out
+
+
+def _slices(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,6 +1,6 @@
 """Re-read every byte of a store and name what is wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import crc32c, load_entries, token_shard_name
+from spg_pipe.store.shards import crc32c, token_shard_name
 
 Progress = Callable[[int, int], None]
 
@@ -32,11 +32,11 @@ def verify(path: Path, progress: Progress | None = None) -> Verification:
         If the store cannot be opened at all: missing, unfinished, a file of another size.
     """
     store = FeatureStore(path)
-    entries = load_entries(store.path)
     faults: list[str] = []
     paths = store.array("path")
+    entries = store.entries
     for done, entry in enumerate(entries, start=1):
-        data = (store.path / entry.name).read_bytes()
+        data = store.files.read(entry.name)
         if crc32c(data) != entry.crc32c:
             faults.append(f"{entry.name}: its bytes do not give the recorded crc32c")
             faults += _bad_images(store, entry.name, entry.images, data, paths)
@@ -48,17 +48,38 @@ def verify(path: Path, progress: Progress | None = None) -> Verification:
 def _bad_images(
     store: FeatureStore, name: str, rows: tuple[int, int], data: bytes, paths: np.ndarray
 ) -> list[str]:
-    for layer, shape in store.spec.layers.items():
-        if name != token_shard_name(layer, rows[0] // store.spec.shard_images):
+    shard = rows[0] // store.spec.shard_images
+    for layer in store.layers:
+        if name != token_shard_name(layer, shard):
             continue
-        image_bytes = shape.patches * shape.dim * np.dtype(store.spec.dtype).itemsize
         checksums = store.array(f"checksum_{layer}")
         return [
             f"{name}: image {row} ({paths[row]}), layer {layer}, has damaged tokens"
-            for place, row in enumerate(range(*rows))
-            if crc32c(data[place * image_bytes : (place + 1) * image_bytes]) != checksums[row]
+            for row, tokens in zip(range(*rows), _images(store, layer, rows, data), strict=True)
+            if tokens is None or crc32c(tokens) != checksums[row]
         ]
     return []
+
+
+def _images(
+    store: FeatureStore, layer: str, rows: tuple[int, int], data: bytes
+) -> Iterator[bytes | None]:
+    """The token bytes of every image in a shard's bytes; None where they cannot be decoded."""
+    spec, shape = store.spec, store.spec.layers[layer]
+    image_bytes = shape.patches * shape.dim * np.dtype(spec.dtype).itemsize
+    if spec.compressor == "none":
+        # Not by the index, which may be what is damaged.
+        for place in range(rows[1] - rows[0]):
+            yield data[place * image_bytes : (place + 1) * image_bytes]
+        return
+    index = np.frombuffer(
+        data, "<u8", 2 * spec.shard_images, len(data) - 16 * spec.shard_images - 4
+    )
+    for offset, length in index.reshape(-1, 2)[: rows[1] - rows[0]].tolist():
+        try:
+            yield spec.decode_tokens(data[offset : offset + length])
+        except (RuntimeError, ValueError):  # what the codec raises for bytes that are not its own
+            yield None
 
 
 def require_intact(path: Path, result: Verification) -> None:

@@ -2,9 +2,9 @@
 
 import shutil
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,50 +12,29 @@ from spg_pipe.artifacts import versions, write_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import schema
+from spg_pipe.store.lock import WriterLock
 from spg_pipe.store.schema import StoreSpec
 from spg_pipe.store.shards import (
     ShardEntry,
     crc32c,
     file_entry,
     load_entries,
+    mask_shard_name,
+    prefix_chunk_name,
+    raw_bytes,
     save_entries,
     token_shard_name,
-    write_token_shard,
+    write_file,
+    write_shard,
 )
-
-
-@dataclass
-class _Statistics:
-    """Sums over all patch tokens of a layer and the checksum of every image."""
-
-    total: np.ndarray
-    squares: np.ndarray
-    checksums: dict[int, int] = field(default_factory=dict)
-    shards: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-    def add(self, shard: int, rows: range, tokens: np.ndarray) -> None:
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        total = np.zeros(flat.shape[1])
-        squares = np.zeros(flat.shape[1])
-        for start in range(0, len(flat), 65536):
-            piece = flat[start : start + 65536].astype(np.float64)
-            total += piece.sum(axis=0)
-            squares += np.einsum("nd,nd->d", piece, piece)
-        self.shards[shard] = (total, squares)
-        for row, image in zip(rows, tokens, strict=True):
-            self.checksums[row] = crc32c(image)
-
-    def mean_std(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        # Shards are added in order, so that a resumed run gives the same bits.
-        for shard in sorted(self.shards):
-            self.total += self.shards[shard][0]
-            self.squares += self.shards[shard][1]
-        mean = self.total / count
-        return mean, np.sqrt(np.maximum(self.squares / count - mean**2, 0.0))
+from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
 
 
 class StoreWriter:
     """Writes one store; `missing_shards` says what is still to be done.
+
+    A context: it locks the store's place, so that one process writes at a time. A store that is
+    `up_to_date` is not locked and not touched.
 
     Parameters
     ----------
@@ -73,31 +52,65 @@ class StoreWriter:
     Raises
     ------
     SpgError
-        If another store, or something else, is in the place.
+        If another store, or something else, is in the place, or another process writes there.
     """
 
     def __init__(
         self, path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool = False
     ) -> None:
         self.path, self.spec, self.manifest = path, spec, manifest
-        found = schema.read_attributes(path)
-        begun = found is not None and found.get("fingerprint") == spec.fingerprint
-        recorded = _recorded(path, replace) if begun else []
-        complete = found is not None and begun and bool(found.get("complete"))
-        self.up_to_date = complete and self._sound(recorded, replace)
+        self._replace = replace
+        self._entries: list[ShardEntry] = []
+        self._stats = {name: LayerStatistics() for name in spec.layers}
+        self._lock = WriterLock(path)
+
+    def __enter__(self) -> Self:
+        self.up_to_date = self._is_up_to_date()
+        if not self.up_to_date:
+            _refuse_what_is_no_store(self.path)
+            self._lock.acquire()
+            try:
+                self._begin()
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, SpgError) and not self._entries and not self.up_to_date:
+            # Without a single finished shard there is nothing to go on with.
+            shutil.rmtree(self.path)
+        self._lock.release()
+
+    def _is_up_to_date(self) -> bool:
+        found = schema.read_attributes(self.path)
+        if not _is_begun(found, self.spec) or not (found or {}).get("complete"):
+            return False
+        return self._sound(_recorded(self.path, self._replace), self._replace)
+
+    def _begin(self) -> None:
+        """Go on with what is there, or make room and declare the arrays."""
+        self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
         if self.up_to_date:
             return
-        resumable = begun and schema.arrays_declared(path, spec)
-        if path.exists() and not resumable:
-            _make_room(path, found, spec, replace or begun)
-        if not resumable:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            schema.create_arrays(path, spec, self._attributes())
-        self._entries = recorded if resumable else []
-        self._stats = {
-            name: _Statistics(np.zeros(s.dim), np.zeros(s.dim)) for name, s in spec.layers.items()
-        }
-        self._recover()
+        found = schema.read_attributes(self.path)
+        begun = _is_begun(found, self.spec)
+        recorded = _recorded(self.path, self._replace) if begun else []
+        resumable = begun and schema.arrays_declared(self.path, self.spec)
+        if self.path.exists() and not resumable:
+            _make_room(self.path, found, self.spec, self._replace or begun)
+        if resumable:
+            if (found or {}).get("complete"):
+                _mark_complete(self.path, False)
+            self._recover(recorded)
+            self._sweep()
+        else:
+            schema.create_arrays(self.path, self.spec, self._attributes())
 
     def _attributes(self) -> dict[str, Any]:
         return self.spec.content() | {
@@ -110,31 +123,33 @@ class StoreWriter:
 
     def _files(self, shard: int) -> list[str]:
         tokens = [token_shard_name(layer, shard) for layer in self.spec.layers]
-        prefix = [f"prefix_{layer}/c/{shard}/0/0" for layer in self.spec.layers]
-        return [*tokens, *prefix, f"mask/c/{shard}/0/0"]
+        prefix = [prefix_chunk_name(layer, shard) for layer in self.spec.layers]
+        return [*tokens, *prefix, mask_shard_name(shard)]
 
-    def _recover(self) -> None:
-        """Keep the shards that are recorded and whole; remove what there is of the others."""
-        recorded = {entry.name: entry for entry in self._entries}
-        kept: list[ShardEntry] = []
+    def _recover(self, entries: list[ShardEntry]) -> None:
+        """Keep the shards that are recorded and whole; the others are written again."""
+        recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
             names = self._files(shard)
             if not all(name in recorded and self._intact(recorded[name]) for name in names):
-                for name in names:
-                    # Zarr would read a damaged short shard before it writes it anew.
-                    (self.path / name).unlink(missing_ok=True)
                 continue
-            kept += [recorded[name] for name in names]
-            rows = self.spec.shard_rows(shard)
-            for layer, shape in self.spec.layers.items():
-                data = np.fromfile(
-                    self.path / token_shard_name(layer, shard),
-                    dtype=self.spec.dtype,
-                    count=len(rows) * shape.patches * shape.dim,
-                )
-                tokens = data.reshape(len(rows), shape.patches, shape.dim)
-                self._stats[layer].add(shard, rows, tokens)
-        self._entries = kept
+            self._entries += [recorded[name] for name in names]
+            for layer in self.spec.layers:
+                tokens = schema.shard_tokens(self.path, self.spec, layer, shard)
+                self._stats[layer].shards[shard] = ShardStatistics.of(tokens)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left: unrecorded and temporary files, small arrays."""
+        declared = [f"{name}/zarr.json" for name in schema.array_names(self.spec)]
+        known = {"zarr.json", *declared, *(entry.name for entry in self._entries)}
+        for path in sorted(self.path.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.path).as_posix() not in known:
+                path.unlink()
+        if self._entries:
+            save_entries(self.path, self._entries)
 
     def _intact(self, entry: ShardEntry) -> bool:
         path = self.path / entry.name
@@ -149,11 +164,6 @@ class StoreWriter:
             return all(self._intact(entry) for entry in entries)
         paths = [(self.path / entry.name, entry.bytes) for entry in entries]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-    def discard_if_empty(self) -> None:
-        """Remove a store without a single finished shard: there is nothing to go on with."""
-        if not self._entries:
-            shutil.rmtree(self.path)
 
     @property
     def missing_shards(self) -> list[int]:
@@ -172,44 +182,25 @@ class StoreWriter:
 
         Parameters
         ----------
-        tokens, prefix : dict of layer → (n, N, D) and (n, P, D) float32
+        tokens, prefix : dict of layer → (n, N, D) and (n, P, D) in the store's dtype
         masks : (n, S, S) uint8
-
-        Raises
-        ------
-        SpgError
-            If a value does not fit the store's dtype.
         """
-        import zarr
-
-        rows = self.spec.shard_rows(shard)
-        # Zarr skips chunks that equal the fill value; a shard of normal images has empty masks
-        # and must be on disk all the same, or nobody could tell it from a lost one.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            group: Any = zarr.open_group(self.path, mode="r+")
-            group["mask"][rows.start : rows.stop] = masks
-        entries = [file_entry(self.path, f"mask/c/{shard}/0/0", rows)]
+        rows, places = self.spec.shard_rows(shard), self.spec.shard_images
+        entries = []
         for layer in self.spec.layers:
-            stored = self._cast(tokens[layer], layer)
-            entries.append(
-                write_token_shard(self.path, layer, shard, stored, rows, self.spec.shard_images)
-            )
-            self._stats[layer].add(shard, rows, stored)
-            group[f"prefix_{layer}"][rows.start : rows.stop] = self._cast(prefix[layer], layer)
-            entries.append(file_entry(self.path, f"prefix_{layer}/c/{shard}/0/0", rows))
+            chunks = [self.spec.encode_tokens(raw_bytes(image)) for image in tokens[layer]]
+            name = token_shard_name(layer, shard)
+            entries.append(write_shard(self.path, name, chunks, rows, places))
+            # A chunk of prefix tokens is always full: the last one ends with fill values.
+            padded = np.full((places, *prefix[layer].shape[1:]), np.nan, self.spec.dtype)
+            padded[: len(rows)] = prefix[layer]
+            name = prefix_chunk_name(layer, shard)
+            entries.append(write_file(self.path, name, rows, raw_bytes(padded)))
+            self._stats[layer].shards[shard] = ShardStatistics.of(tokens[layer])
+        masks_encoded = [schema.encode_mask(mask) for mask in masks]
+        entries.append(write_shard(self.path, mask_shard_name(shard), masks_encoded, rows, places))
         self._entries += entries
         save_entries(self.path, self._entries)
-
-    def _cast(self, values: np.ndarray, layer: str) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            stored = values.astype(self.spec.dtype)
-        if not np.isfinite(stored).all():
-            raise SpgError(
-                f"Layer {layer} has tokens that do not fit {self.spec.dtype} (largest value "
-                f"{np.abs(values).max():.4g}). Set `extract.dtype: float32` "
-                "and extract with --replace."
-            )
-        return stored
 
     def finish(self, lost_regions: np.ndarray) -> None:
         """Write the small arrays, consolidate the metadata and set the completeness mark.
@@ -236,7 +227,7 @@ class StoreWriter:
             # both are known (docs/store.md).
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(group.store)
-        _mark_complete(self.path)
+        _mark_complete(self.path, True)
 
     def _small_arrays(self) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
         table = self.manifest.table
@@ -253,13 +244,11 @@ class StoreWriter:
             )
         ]
         for layer, shape in self.spec.layers.items():
-            statistics = self._stats[layer]
-            mean, std = statistics.mean_std(self.spec.images * shape.patches)
-            checksums = [statistics.checksums[row] for row in range(self.spec.images)]
+            mean, std = self._stats[layer].mean_std(self.spec.images * shape.patches)
             arrays += [
                 (f"mean_{layer}", (f"dim_{layer}",), mean),
                 (f"std_{layer}", (f"dim_{layer}",), std),
-                (f"checksum_{layer}", ("image",), np.array(checksums, dtype="uint32")),
+                (f"checksum_{layer}", ("image",), self._stats[layer].checksums()),
             ]
         return arrays
 
@@ -274,12 +263,22 @@ def _recorded(path: Path, replace: bool) -> list[ShardEntry]:
         return []
 
 
-def _make_room(path: Path, found: dict[str, Any] | None, spec: StoreSpec, replace: bool) -> None:
-    ours = found is not None and {"schema", "fingerprint"} <= set(found)
-    if not ours and any(path.iterdir() if path.is_dir() else [path]):
+def _is_begun(found: dict[str, Any] | None, spec: StoreSpec) -> bool:
+    return found is not None and found.get("fingerprint") == spec.fingerprint
+
+
+def _refuse_what_is_no_store(path: Path) -> None:
+    found = schema.read_attributes(path)
+    if found is not None and {"schema", "fingerprint"} <= set(found):
+        return
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         raise SpgError(
             f"{path} exists and is not a feature store. Choose another place or remove it."
         )
+
+
+def _make_room(path: Path, found: dict[str, Any] | None, spec: StoreSpec, replace: bool) -> None:
+    _refuse_what_is_no_store(path)
     if found is not None and not replace:
         differences = _differences(found, spec.content())
         raise SpgError(
@@ -300,9 +299,9 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(parts) or "another fingerprint"
 
 
-def _mark_complete(path: Path) -> None:
+def _mark_complete(path: Path, complete: bool) -> None:
     import json
 
     metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"]["complete"] = True
+    metadata["attributes"]["complete"] = complete
     write_json(path / "zarr.json", metadata)

@@ -37,7 +37,8 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     place = tmp_path / "stopped.zarr"
     with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=calls))
+        # One worker, so that batches reach the backbone in their order.
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=calls), workers=1)
     if place.exists():
         with pytest.raises(SpgError, match="is not finished"):
             FeatureStore(place)
@@ -49,7 +50,7 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
     assert backbone.calls == 1 + left
 
 
-@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "shards.json"])
+@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "mask", "shards.json"])
 def test_a_kill_between_two_files_of_a_shard_is_mended(
     tiny_store: FeatureStore,
     tiny_manifest: Manifest,
@@ -59,14 +60,15 @@ def test_a_kill_between_two_files_of_a_shard_is_mended(
 ) -> None:
     calls = 0
     names = {
-        "tokens_1": "write_token_shard",
-        "tokens_2": "write_token_shard",
-        "prefix_2": "file_entry",
+        "tokens_1": "write_shard",
+        "tokens_2": "write_shard",
+        "prefix_2": "write_file",
+        "mask": "write_shard",
         "shards.json": "save_entries",
     }
     true = getattr(writer_module, names[stop_at])
     # In the second shard: after the files of the first are recorded.
-    last = {"tokens_1": 3, "tokens_2": 4, "prefix_2": 6, "shards.json": 2}[stop_at]
+    last = {"tokens_1": 4, "tokens_2": 5, "prefix_2": 4, "mask": 6, "shards.json": 2}[stop_at]
 
     def stops(*args: object, **kwargs: object) -> object:
         nonlocal calls
@@ -99,7 +101,7 @@ def test_a_kill_before_the_completeness_mark_is_mended(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stop(_: Path) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer_module, "_mark_complete", stop)
@@ -117,7 +119,7 @@ def test_a_damaged_shard_is_written_again_on_resume(
 ) -> None:
     place = tmp_path / "a.zarr"
     with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5))
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5), workers=1)
     shard = place / "tokens_1/c/0/0/0"
     data = bytearray(shard.read_bytes())
     data[100] ^= 1

@@ -240,7 +240,7 @@ def test_the_index_is_zarrs_and_its_checksum_too(tiny_store: FeatureStore, copy_
     entry = next(e for e in load_entries(tiny_store.path) if e.name == "tokens_1/c/2/0/0")
     data = (tiny_store.path / entry.name).read_bytes()
     assert crc32c(data) == entry.crc32c
-    index = shard_index(4, 6, 16 * 12 * 2)
+    index = shard_index([16 * 12 * 2] * 4, 6)
     assert data.endswith(index)
     pairs = np.frombuffer(index[:-4], "<u8").reshape(6, 2)
     assert (pairs[4:] == 2**64 - 1).all()
@@ -260,7 +260,7 @@ def test_the_index_is_zarrs_and_its_checksum_too(tiny_store: FeatureStore, copy_
 def test_a_hand_written_shard_is_what_zarr_writes(
     tmp_path: Path, images: int, shard_images: int
 ) -> None:
-    from spg_pipe.store.shards import write_token_shard
+    from spg_pipe.store.shards import raw_bytes, write_shard
 
     tokens = np.random.default_rng(0).random((images, 5, 3), np.float32).astype(np.float16)
     array = zarr.create_array(
@@ -273,8 +273,9 @@ def test_a_hand_written_shard_is_what_zarr_writes(
         fill_value=np.nan,
     )
     array[...] = tokens
-    write_token_shard(tmp_path / "ours", "x", 0, tokens, range(images), shard_images)
-    ours = (tmp_path / "ours/tokens_x/c/0/0/0").read_bytes()
+    chunks = [raw_bytes(image) for image in tokens]
+    write_shard(tmp_path, "ours", chunks, range(images), shard_images)
+    ours = (tmp_path / "ours").read_bytes()
     assert len(ours) == (tmp_path / "theirs/c/0/0/0").stat().st_size
     (tmp_path / "theirs/c/0/0/0").write_bytes(ours)
     assert np.array_equal(zarr.open_array(tmp_path / "theirs", mode="r")[...], tokens)

@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spg_pipe.errors import SpgError
+from spg_pipe.store.order import epoch_order, windows
+from spg_pipe.store.readahead import read_ahead
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import (
-    epoch_order,
     image_batches,
     image_tokens,
     labelled_images,
     ordered_batches,
+    sources_of,
     token_batches,
 )
 
@@ -33,10 +37,10 @@ def sorted_rows(tokens: Tensor) -> Tensor:
 def test_an_epoch_gives_every_patch_token_exactly_once(
     tiny_store: FeatureStore, layer: str, unit: dict[str, int]
 ) -> None:
-    batches = list(token_batches(tiny_store, layer, seed=1, epoch=0, **unit))
-    everything = tiny_store.tokens(layer, np.arange(16)).astype(np.float32)
+    batches = list(token_batches(TokenSource(tiny_store, layer), seed=1, epoch=0, **unit))
+    everything = tiny_store.tokens(layer, np.arange(16))
     expected = torch.from_numpy(everything.reshape(-1, everything.shape[-1]))
-    assert all(batch.dtype == torch.float32 for batch in batches)
+    assert all(batch.dtype == torch.float16 for batch in batches)
     assert sorted_rows(torch.cat(batches)).equal(sorted_rows(expected))
 
 
@@ -45,7 +49,9 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(
     tiny_store: FeatureStore, unit: dict[str, int]
 ) -> None:
     def run(seed: int, epoch: int) -> Tensor:
-        return torch.cat(list(token_batches(tiny_store, "1", seed=seed, epoch=epoch, **unit)))
+        return torch.cat(
+            list(token_batches(TokenSource(tiny_store, "1"), seed=seed, epoch=epoch, **unit))
+        )
 
     first = run(1, 0)
     assert run(1, 0).equal(first)
@@ -54,23 +60,29 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(
 
 
 def test_the_short_last_batch_is_kept(tiny_store: FeatureStore) -> None:
-    images = [len(b) // 16 for b in token_batches(tiny_store, "1", seed=1, epoch=0, batch_images=6)]
+    images = [
+        len(b) // 16
+        for b in token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0, batch_images=6)
+    ]
     assert images == [6, 6, 4]
-    sizes = [len(b) for b in token_batches(tiny_store, "1", seed=1, epoch=0, batch_tokens=100)]
+    sizes = [
+        len(b)
+        for b in token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0, batch_tokens=100)
+    ]
     assert sizes == [100, 100, 56]
 
 
 def test_a_batch_of_images_holds_whole_images(tiny_store: FeatureStore) -> None:
     order = epoch_order(np.arange(16), 7, 2)
-    batches = token_batches(tiny_store, "2", seed=7, epoch=2, batch_images=5)
+    batches = token_batches(TokenSource(tiny_store, "2"), seed=7, epoch=2, batch_images=5)
     for start, batch in zip(range(0, 16, 5), batches, strict=True):
-        wanted = tiny_store.tokens("2", order[start : start + 5]).astype(np.float32)
+        wanted = tiny_store.tokens("2", order[start : start + 5])
         assert np.array_equal(batch.numpy(), wanted.reshape(-1, 8))
 
 
 def test_a_batch_of_tokens_mixes_images(tiny_store: FeatureStore) -> None:
-    first = next(token_batches(tiny_store, "1", seed=1, epoch=0, batch_tokens=16))
-    images = tiny_store.tokens("1", np.arange(16)).astype(np.float32)
+    first = next(token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0, batch_tokens=16))
+    images = tiny_store.tokens("1", np.arange(16))
     sources = {
         image for row in first.numpy() for image in range(16) if (images[image] == row).all(1).any()
     }
@@ -79,7 +91,7 @@ def test_a_batch_of_tokens_mixes_images(tiny_store: FeatureStore) -> None:
 
 def test_a_unit_is_needed(tiny_store: FeatureStore) -> None:
     with pytest.raises(ValueError, match="batch_images or batch_tokens"):
-        next(token_batches(tiny_store, "1", seed=1, epoch=0))
+        next(token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0))
 
 
 @given(count=st.integers(1, 200), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
@@ -92,14 +104,14 @@ def test_an_epochs_order_is_a_permutation(count: int, seed: int, epoch: int) -> 
 def test_images_without_a_mask_teach_nothing(tiny_store: FeatureStore) -> None:
     teaching = labelled_images(tiny_store)
     assert teaching.tolist() == [i for i in range(16) if i not in (7, 15)]
-    seen = [b.images for b in image_batches(tiny_store, 5, seed=1, epoch=0)]
+    seen = [b.images for b in image_batches(sources_of(tiny_store), 5, seed=1, epoch=0)]
     assert [len(images) for images in seen] == [5, 5, 4]
     assert sorted(np.concatenate(seen).tolist()) == teaching.tolist()
 
 
 def test_an_image_batch_belongs_together(tiny_store: FeatureStore) -> None:
     table = tiny_store.table
-    for batch in image_batches(tiny_store, 4, seed=3, epoch=1):
+    for batch in image_batches(sources_of(tiny_store), 4, seed=3, epoch=1):
         assert batch.labels.tolist() == table["label"].to_numpy()[batch.images].tolist()
         assert batch.masks.dtype == torch.float32
         assert np.array_equal(batch.masks.numpy(), tiny_store.masks(batch.images))
@@ -111,5 +123,106 @@ def test_an_image_batch_belongs_together(tiny_store: FeatureStore) -> None:
 
 
 def test_ordered_batches_follow_the_store(tiny_store: FeatureStore) -> None:
-    batches = [batch.tolist() for batch in ordered_batches(tiny_store, 6)]
-    assert batches == [list(range(6)), list(range(6, 12)), list(range(12, 16))]
+    batches = list(ordered_batches(sources_of(tiny_store), 6))
+    assert [images.tolist() for images, _ in batches] == [
+        list(range(6)),
+        list(range(6, 12)),
+        list(range(12, 16)),
+    ]
+    for images, tokens in batches:
+        for layer in tiny_store.layers:
+            assert tokens[layer].equal(image_tokens(tiny_store, layer, images))
+
+
+@given(
+    unit=st.sampled_from(UNITS),
+    start=st.integers(0, 30),
+    window=st.integers(1, 20),
+    run=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_an_epoch_goes_on_at_any_batch(
+    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, run: int, epoch: int
+) -> None:
+    source = TokenSource(tiny_store, "1")
+    settings = unit | {"seed": 5, "epoch": epoch, "window_images": window, "run_images": run}
+    whole = list(token_batches(source, **settings))
+    rest = list(token_batches(source, start=start, **settings))
+    assert len(rest) == max(0, len(whole) - start)
+    assert all(a.equal(b) for a, b in zip(rest, whole[start:], strict=True))
+
+
+def test_image_batches_go_on_at_any_batch(tiny_store: FeatureStore) -> None:
+    sources = sources_of(tiny_store)
+    whole = list(image_batches(sources, 4, seed=1, epoch=1))
+    rest = list(image_batches(sources, 4, seed=1, epoch=1, start=2))
+    assert [b.images.tolist() for b in rest] == [b.images.tolist() for b in whole[2:]]
+    assert all(
+        a.tokens["2"].equal(b.tokens["2"]) and a.masks.equal(b.masks)
+        for a, b in zip(rest, whole[2:], strict=True)
+    )
+
+
+@pytest.mark.parametrize("cache", ["device", "host", "none"])
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+def test_where_tokens_wait_does_not_change_a_batch(
+    tiny_store: FeatureStore, unit: dict[str, int], cache: str
+) -> None:
+    settings = unit | {"seed": 2, "epoch": 1, "window_images": 5}
+    expected = list(token_batches(TokenSource(tiny_store, "2"), **settings))
+    found = list(token_batches(TokenSource(tiny_store, "2", cache=cache), **settings))
+    assert len(found) == len(expected)
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+@given(count=st.integers(1, 100), window=st.integers(1, 30), run=st.integers(1, 9))
+def test_windows_hold_every_image_once_in_runs(count: int, window: int, run: int) -> None:
+    plan = windows(np.arange(count), 3, 1, window, run)
+    order = np.concatenate([w.images for w in plan])
+    assert sorted(order.tolist()) == list(range(count))
+    assert all(len(w.images) == window for w in plan[:-1])
+    # Inside a run the next image is the next row of the store.
+    starts = [place for place, image in enumerate(order) if image % run == 0]
+    for place in starts:
+        length = min(run, count - order[place])
+        assert order[place : place + length].tolist() == list(
+            range(order[place], order[place] + length)
+        )
+
+
+def test_a_reader_that_fails_ahead_is_heard(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TokenSource(tiny_store, "1")
+    true = tiny_store.tokens
+    calls = 0
+
+    def fails(*arguments: object, **options: object) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise SpgError("the disk is gone")
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(tiny_store, "tokens", fails)
+    batches = token_batches(source, seed=1, epoch=0, batch_images=4)
+    next(batches)
+    next(batches)
+    with pytest.raises(SpgError, match="the disk is gone"):
+        next(batches)
+
+
+def test_a_stream_holds_two_buffers_whatever_the_number_of_batches() -> None:
+    made: list[list[int]] = []
+
+    def buffer() -> list[int]:
+        made.append([0])
+        return made[-1]
+
+    def load(job: int, place: list[int]) -> list[int]:
+        place[0] = job
+        return place
+
+    seen = [result[0] for result in read_ahead(range(50), load, buffer)]
+    assert seen == list(range(50))
+    assert len(made) == 2

@@ -1,0 +1,56 @@
+"""A store's folder, on this machine or behind a URL."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class StoreFiles:
+    """The files of a store by their names below it.
+
+    Parameters
+    ----------
+    place : Path or str
+        A folder, or any URL that fsspec knows (`s3://…`, `https://…`, `memory://…`).
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        from fsspec.core import url_to_fs
+
+        self._fs, self._root = url_to_fs(str(place))
+        self.local = Path(self._root) if "file" in _protocols(self._fs) else None
+        """The folder, or None for a store elsewhere."""
+        self.place = self.local if self.local is not None else str(place)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes; raises OSError where there is none."""
+        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+
+    def size(self, name: str) -> int | None:
+        """A file's size in bytes, None where there is no such file."""
+        try:
+            found = self._fs.info(f"{self._root}/{name}")
+        except OSError:
+            return None
+        return int(found["size"]) if found["type"] == "file" else None
+
+    def attributes(self) -> dict[str, Any] | None:
+        """The group's attributes, or None where there is no readable group."""
+        try:
+            return dict(json.loads(self.read("zarr.json"))["attributes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def group(self) -> Any:
+        """The store as a Zarr group, for reading."""
+        import zarr
+
+        if self.local is not None:
+            return zarr.open_group(self.local, mode="r")
+        store = zarr.storage.FsspecStore.from_url(str(self.place), read_only=True)
+        return zarr.open_group(store, mode="r")
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

@@ -1,0 +1,56 @@
+"""Mean, deviation and checksums of the tokens, gathered shard by shard while they are written."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+
+from spg_pipe.store.shards import crc32c
+
+_PIECE = 8192
+"""Tokens that are summed at once: float64 copies of these stay in a CPU's cache or near it."""
+
+
+@dataclass(frozen=True)
+class ShardStatistics:
+    """Of the patch tokens of one layer in one shard."""
+
+    total: np.ndarray
+    """(D,) float64, sum of the tokens."""
+    squares: np.ndarray
+    """(D,) float64, sum of their squares."""
+    checksums: list[int]
+    """crc32c of every image's token bytes."""
+
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> Self:
+        """Of stored tokens (n, N, D) in the store's dtype."""
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        total, squares = np.zeros((2, flat.shape[1]))
+        for start in range(0, len(flat), _PIECE):
+            piece = flat[start : start + _PIECE].astype(np.float64)
+            total += piece.sum(axis=0)
+            squares += np.einsum("nd,nd->d", piece, piece)
+        return cls(total, squares, [crc32c(image) for image in tokens])
+
+
+@dataclass
+class LayerStatistics:
+    """Of one layer, from its shards in any order."""
+
+    shards: dict[int, ShardStatistics] = field(default_factory=dict)
+
+    def mean_std(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation (D,) float64 over all `tokens` patch tokens.
+
+        Shards are added in order, so that a resumed run gives the same bits.
+        """
+        ordered = [self.shards[shard] for shard in sorted(self.shards)]
+        mean = np.sum([shard.total for shard in ordered], axis=0) / tokens
+        squares = np.sum([shard.squares for shard in ordered], axis=0) / tokens
+        return mean, np.sqrt(np.maximum(squares - mean**2, 0.0))
+
+    def checksums(self) -> np.ndarray:
+        """(images,) uint32, in the store's order."""
+        ordered = [self.shards[shard].checksums for shard in sorted(self.shards)]
+        return np.array([value for values in ordered for value in values], dtype=np.uint32)

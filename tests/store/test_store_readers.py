@@ -1,0 +1,89 @@
+"""One store, three ways to read it: raw, through zarr-python, behind a URL; all the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import extracted, files
+
+from spg_pipe.datasets import Manifest
+from spg_pipe.errors import SpgError
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.verify import require_intact, verify
+
+
+@given(images=st.lists(st.integers(0, 15), max_size=40))
+def test_the_raw_reader_gives_the_bits_of_zarr(tiny_store: FeatureStore, images: list[int]) -> None:
+    plain = FeatureStore(tiny_store.path, plain=True)
+    rows = np.array(images, dtype=np.int64)
+    for layer in tiny_store.layers:
+        assert np.array_equal(tiny_store.tokens(layer, rows), plain.tokens(layer, rows))
+
+
+def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None:
+    rows = np.array([3, 4, 5, 0])
+    room = np.full((4, 17, 12), 7, np.float16)
+    tiny_store.tokens("1", rows, out=room[:, 1:])
+    assert np.array_equal(room[:, 1:], tiny_store.tokens("1", rows))
+    assert (room[:, 0] == 7).all()
+
+
+def test_many_images_are_read_by_several_threads(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spg_pipe.store import raw
+
+    monkeypatch.setattr(raw, "_PIECE_BYTES", 1000)
+    rows = np.random.default_rng(0).integers(0, 16, 200)
+    fresh = FeatureStore(tiny_store.path)
+    assert np.array_equal(fresh.tokens("1", rows), tiny_store.tokens("1", rows))
+
+
+def test_a_shard_that_shrank_after_opening_is_an_error(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    import shutil
+
+    store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
+    shard = store.path / "tokens_1/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
+        store.tokens("1", np.arange(16))
+
+
+def test_a_store_behind_a_url_is_read_like_a_local_one(tiny_store: FeatureStore) -> None:
+    memory = fsspec.filesystem("memory")
+    for name, content in files(tiny_store.path).items():
+        memory.pipe_file(f"/bucket/tiny.zarr/{name}", content)
+    remote = FeatureStore("memory://bucket/tiny.zarr")
+    rows = np.array([9, 2, 3])
+    assert np.array_equal(remote.tokens("2", rows), tiny_store.tokens("2", rows))
+    assert np.array_equal(remote.masks(rows), tiny_store.masks(rows))
+    assert remote.table.equals(tiny_store.table)
+    require_intact(remote.path, verify(remote.path))
+    memory.rm("/bucket/tiny.zarr/tokens_2/c/1/0/0")
+    with pytest.raises(SpgError, match=r"tokens_2/c/1/0/0 .*is missing"):
+        FeatureStore("memory://bucket/tiny.zarr")
+
+
+def test_a_compressed_store_holds_the_same_tokens(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    store = extracted(tiny_manifest, tmp_path / "zstd.zarr", compressor="zstd")
+    rows = np.array([15, 0, 7, 8])
+    for layer in store.layers:
+        assert np.array_equal(store.tokens(layer, rows), tiny_store.tokens(layer, rows))
+        checksum = f"checksum_{layer}"
+        assert np.array_equal(store.array(checksum), tiny_store.array(checksum))
+    assert store.fingerprint != tiny_store.fingerprint
+    shard = store.path / "tokens_1/c/1/0/0"
+    damaged = bytearray(shard.read_bytes())
+    damaged[40] ^= 8
+    shard.write_bytes(damaged)
+    result = verify(store.path)
+    assert any("image 6 " in fault for fault in result.faults), result.faults

@@ -47,8 +47,8 @@ def measure(
     error = active = tokens = 0.0
     total = torch.zeros(sae.dictionary.shape[1], dtype=torch.float64, device=source.device)
     squares = 0.0
-    for _, tokens in ordered_batches({source.layer: source}, params.batch_images or 16):
-        both = tokens[source.layer]
+    for _, batch in ordered_batches({source.layer: source}, params.batch_images or 16):
+        both = batch[source.layer]
         x = input_tokens(both[:, 1:].flatten(0, 1), params.input_norm)
         output = sae(x)
         counts += active_counts(output.values, output.indices, len(counts))

@@ -20,6 +20,7 @@ from spg_pipe.sae.model import SaeRun, SparseAutoencoder
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
 
 
 def run(
@@ -79,9 +80,9 @@ def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None
     trainer = train_module.SaeTrainer.start(sae, SAE, "tokens")
     for epoch in range(SAE.epochs):
         for x in train_module.token_batches(
-            tiny_store, "2", seed=111, epoch=epoch, batch_images=SAE.batch_images
+            TokenSource(tiny_store, "2"), seed=111, epoch=epoch, batch_images=SAE.batch_images
         ):
-            trainer.step(x)
+            trainer.step(x.float())
     assert trainer.sae.encoder.equal(together.layers["2"].encoder)
 
 
@@ -106,7 +107,7 @@ def test_the_class_token_is_never_trained_on(
 def test_quality_is_what_numpy_computes(tiny_store: FeatureStore) -> None:
     trained = run(tiny_store)[0]
     for layer, sae in trained.layers.items():
-        found = measure(sae, tiny_store, layer, SAE, count_cls=False, device="cpu")
+        found = measure(sae, TokenSource(tiny_store, layer), SAE, count_cls=False)
         x = everything(tiny_store, layer)
         z = topk_code(x @ sae.encoder.detach().t(), SAE.k)
         error = (x - z @ rows(sae.dictionary.detach())).double().square().sum()
@@ -121,8 +122,8 @@ def test_the_dead_mask_counts_class_tokens_in_protocol_spg_alone(
     tiny_store: FeatureStore,
 ) -> None:
     sae = run(tiny_store)[0].layers["1"]
-    patches = measure(sae, tiny_store, "1", SAE, count_cls=False, device="cpu")
-    both = measure(sae, tiny_store, "1", SAE, count_cls=True, device="cpu")
+    patches = measure(sae, TokenSource(tiny_store, "1"), SAE, count_cls=False)
+    both = measure(sae, TokenSource(tiny_store, "1"), SAE, count_cls=True)
     cls = torch.from_numpy(tiny_store.cls("1", np.arange(16)).astype(np.float32))
     woken = (topk_code(cls @ sae.encoder.detach().t(), SAE.k) > 0).any(dim=0)
     assert both.dead.equal(patches.dead & ~woken)
@@ -142,7 +143,7 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
         return true_start(sae, params, rule)
 
     def spied(*args: Any) -> Any:
-        masks.append(args[4])
+        masks.append(args[3])
         return true_measure(*args)
 
     monkeypatch.setattr(train_module.SaeTrainer, "start", start)
@@ -240,7 +241,7 @@ def test_l2_input_is_used_in_training_and_in_quality(tiny_store: FeatureStore) -
     plain, unit = run(tiny_store)[0], run(tiny_store, input_norm="l2")[0]
     assert not plain.layers["1"].encoder.equal(unit.layers["1"].encoder)
     params = SAE.model_copy(update={"input_norm": "l2"})
-    found = measure(unit.layers["1"], tiny_store, "1", params, count_cls=False, device="cpu")
+    found = measure(unit.layers["1"], TokenSource(tiny_store, "1"), params, count_cls=False)
     x = torch.nn.functional.normalize(everything(tiny_store, "1"), dim=1)
     z = topk_code(x @ unit.layers["1"].encoder.detach().t(), SAE.k)
     assert found.dead.equal(~(z > 0).any(dim=0))

@@ -108,14 +108,17 @@ def auxk_loss(sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor, au
     (n,) mean over D of (e − ê)², NaN and infinities as 0
     """
     residual = x - x_hat.detach()
-    # Alive latents would enter with value 0 and no gradient, so only dead columns are computed.
-    pre = x @ sae.encoder[dead].t()
+    if ops.is_small(x, len(dead)):
+        pre, atoms = (x @ sae.encoder.t()) * dead, sae.atoms  # the published products, to the bit
+    else:
+        # Alive latents enter with value 0 and no gradient, so only dead columns are computed.
+        pre, atoms = x @ sae.encoder[dead].t(), sae.atoms[dead]
     if auxk < pre.shape[1]:
         chosen, indices = pre.topk(auxk, dim=1, sorted=False)
         z = torch.zeros_like(pre).scatter(1, indices, chosen.clamp_min(0))
     else:
         z = pre.clamp_min(0)
-    error = (residual - z @ sae.atoms[dead]).pow(2).mean(dim=1)
+    error = (residual - z @ atoms).pow(2).mean(dim=1)
     return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
 
 

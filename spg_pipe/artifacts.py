@@ -1,5 +1,6 @@
 """What every artefact on disk shares: atomic writing, fingerprints and provenance."""
 
+import glob
 import hashlib
 import importlib.util
 import json
@@ -122,8 +123,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    for rest in (temporary, old):
-        shutil.rmtree(rest, ignore_errors=True)
+    _clear_leftovers(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -138,3 +138,23 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     finally:
         for rest in (temporary, old):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; an artefact moved aside comes back."""
+    for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        _, _, owner_and_end = rest.name.partition(f"{path.name}.")
+        owner, _, end = owner_and_end.partition(".")
+        if end not in ("tmp", "old") or not owner.isdigit() or _runs_elsewhere(int(owner)):
+            continue
+        if end == "old" and not path.exists():
+            rest.rename(path)
+        else:
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _runs_elsewhere(process: int) -> bool:
+    """Whether another process with this number is alive."""
+    import psutil
+
+    return process != os.getpid() and bool(psutil.pid_exists(process))

@@ -135,8 +135,12 @@ def run(main: Callable[[], Any]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as stop:
+        # Typer turns Ctrl-C into this exit code and says nothing.
+        if stop.code == 130:
+            return _interrupted()
+        raise
     except OSError as error:
         # Disk full, read-only folders and the like: the message of the system names the file.
         print(f"Error: {error}", file=sys.stderr)
@@ -146,12 +150,17 @@ def run(main: Callable[[], Any]) -> int:
             raise
         print(
             f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'host'}). "
-            "Lower extract.batch_images, sae.batch_images or guides.batch_images, "
+            "Lower extract.batch_images, sae.batch_images, guides.batch_images or score.sigma, "
             "or use --device cpu.",
             file=sys.stderr,
         )
         return 1
     return 0
+
+
+def _interrupted() -> int:
+    print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+    return 130
 
 
 def choose_device(device: str) -> str:
@@ -178,8 +187,8 @@ def choose_device(device: str) -> str:
 
 def cpu_workers(workers: int | None) -> int:
     """Threads for decoding: as asked, or one for each core that this process may use."""
-    return (
-        workers or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else (workers or os.cpu_count() or 1)
-    )
+    if workers is not None:
+        return workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -27,6 +27,7 @@ from spg_pipe.protocol import protocol
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
+from spg_pipe.tensors import load_tensors, save_tensors
 
 FORMAT = 1
 
@@ -147,15 +148,13 @@ class Detector:
 
     def save(self, path: Path, curve: str = "") -> None:
         """Write detector.safetensors, config.json and the training curve as one folder."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for name, guides in self.layers.items():
             for key in ("vectors", "atom_ids", "atom_codes", "atoms"):
-                tensors[f"{name}.{key}"] = getattr(guides, key).detach().contiguous()
+                tensors[f"{name}.{key}"] = getattr(guides, key)
         with fresh_folder(path) as folder:
-            save_file(tensors, folder / "detector.safetensors")
-            write_json(folder / "config.json", self.config)
+            sha256 = save_tensors(folder / "detector.safetensors", tensors)
+            write_json(folder / "config.json", self.config | {"tensors_sha256": sha256})
             if curve:
                 (folder / "curve.csv").write_text(curve)
 
@@ -168,9 +167,6 @@ class Detector:
         SpgError
             If it is missing, damaged or of another format.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         config = read_json(Path(path) / "config.json", "Detector")
         if config.get("kind") != "detector" or config.get("format") != FORMAT:
             raise SpgError(
@@ -178,7 +174,12 @@ class Detector:
                 f"{config.get('kind')!r}, format {config.get('format')!r})."
             )
         try:
-            tensors = load_file(Path(path) / "detector.safetensors")
+            tensors = load_tensors(
+                Path(path) / "detector.safetensors",
+                config.pop("tensors_sha256"),
+                "detector",
+                "spg-pipe train-guides",
+            )
             layers = {
                 name: LayerGuides(
                     vectors=tensors[f"{name}.vectors"],
@@ -192,7 +193,7 @@ class Detector:
             detector = cls(layers, config)
             # Read once here, so that a damaged config is found now and not in mid-work.
             _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise SpgError(
                 f"{path} is not a whole detector ({error}). "
                 "Train it again with `spg-pipe train-guides`, or copy it again."
@@ -242,6 +243,7 @@ def train_guides(
         store, saes, params, method, seed=seed, device=device, cache=cache, progress=progress
     )
     layers = {name: _finished(trainer) for name, trainer in trainers.items()}
+    _require_guides(layers)
     images = len(labelled_images(store))
     content = {
         "kind": "detector",
@@ -250,7 +252,8 @@ def train_guides(
         "seed": seed,
         "tau": method.tau,
         "detection": method.detection,
-        "score": score.model_dump(mode="json"),
+        # The size of a batch does not change a score.
+        "score": score.model_dump(mode="json", exclude={"batch_images"}),
         "guides": params.model_dump(mode="json"),
         "protocol": protocol(method.protocol).to_dict(),
         "auxiliary": {
@@ -266,6 +269,18 @@ def train_guides(
     }
     config = content | {"fingerprint": fingerprint(content), "versions": versions()}
     return Detector(layers, config), curve
+
+
+def _require_guides(layers: dict[str, LayerGuides]) -> None:
+    """Guides without a direction would give every image the same score."""
+    for name, guides in layers.items():
+        lengths = guides.vectors.norm(dim=1)
+        if not bool(lengths.isfinite().all()) or not bool((lengths > 0).all()):
+            raise SpgError(
+                f"Layer {name}: the guides came to nothing (lengths "
+                f"{', '.join(f'{length:.3g}' for length in lengths.tolist())}). "
+                "Lower guides.lr or guides.sparsity, or train for fewer epochs."
+            )
 
 
 def _finished(trainer: GuideTrainer) -> LayerGuides:

@@ -1,6 +1,8 @@
 """Finding datasets and their feature stores by name: the pipeline's own path first."""
 
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,16 +101,13 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     """
     from spg_pipe.store.reader import FeatureStore
 
-    content = None
-    if dataset not in session.params.datasets and dataset.root.is_dir():
-        # A name alone says little about a folder: its content decides.
-        content = scan(session, dataset).fingerprint()
+    images = _Images.of(session, dataset)
     first = session.paths.store(dataset.name)
-    if _store_fits(first, session, dataset, content):
+    if _store_fits(first, session, dataset, images):
         return FeatureStore(first)
     folder = session.params.artifacts / "features"
     stores = sorted(folder.glob("**/*.zarr"))
-    fits = [path for path in stores if _store_fits(path, session, dataset, content, finished=True)]
+    fits = [path for path in stores if _store_fits(path, session, dataset, images, finished=True)]
     if len(fits) == 1:
         return FeatureStore(fits[0])
     what = f"{dataset.name}/{dataset.split} with {session.params.backbone.alias}"
@@ -118,38 +117,97 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     absent = f" (its folder, {dataset.root}, does not exist here)"
     raise SpgError(
         f"There is no finished feature store of {what} at {image_size(session.params)} px under "
-        f"{folder}. Run `spg-pipe extract --split {dataset.name}` with the same options first"
+        f"{folder} that was made from these images and weights. Run `spg-pipe extract --split "
+        f"{dataset.name}` with the same options first"
         + ("." if dataset.root.exists() else absent + ".")
     )
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What is known of a dataset's images without hashing them all again."""
+
+    manifest: str | None
+    """Fingerprint of the manifest: of the prepared one, or of a folder that the recipe does not
+    list, whose name alone says little."""
+    names: list[str] | None
+    """Relative paths on disk, in a store's order; None where the folder is not here."""
+
+    @classmethod
+    def of(cls, session: Session, dataset: Dataset) -> "_Images":
+        from spg_pipe.datasets import Manifest, list_images
+
+        if not dataset.root.is_dir():
+            return cls(None, None)
+        if dataset not in session.params.datasets:
+            return cls(scan(session, dataset).fingerprint(), None)
+        prepared = session.paths.manifest(dataset.name, dataset.split)
+        manifest = Manifest.load(prepared, dataset.root) if prepared.is_file() else None
+        names = list_images(
+            dataset.name,
+            dataset.layout,
+            dataset.root,
+            split=dataset.split,
+            sets=dataset.sets,
+            categories=dataset.categories,
+        )
+        if manifest is not None and manifest.table["path"].tolist() != names:
+            manifest = None  # prepared from another folder, or before images came or went
+        return cls(manifest.fingerprint() if manifest is not None else None, names)
+
+
 def _store_fits(
-    path: Path,
-    session: Session,
-    dataset: Dataset,
-    manifest: str | None,
-    *,
-    finished: bool = False,
+    path: Path, session: Session, dataset: Dataset, images: _Images, *, finished: bool = False
 ) -> bool:
-    """Whether a store has what the recipe asks for; `manifest` is a fingerprint, if it counts."""
+    """Whether a store has what the recipe asks for."""
     from spg_pipe.store.schema import read_attributes
 
     found = read_attributes(path)
     if found is None or "backbone" not in found or (finished and not found.get("complete")):
         return False
-    wanted = session.params.backbone
-    backbone = found["backbone"]
     return (
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
-        and manifest in (None, found.get("manifest"))
+        and images.manifest in (None, found.get("manifest"))
         and found.get("dtype") == session.params.extract.dtype
-        and backbone.get("alias") in (wanted.alias, _canonical(wanted.alias))
-        and backbone.get("preprocess", {}).get("size") == image_size(session.params)
-        and (wanted.layers is None or list(backbone.get("layers", ())) == list(wanted.layers))
+        and backbone_fits(found["backbone"], session.params)
+        and (images.names is None or _holds(path, images.names, complete=found.get("complete")))
+    )
+
+
+def _holds(path: Path, names: list[str], *, complete: object) -> bool:
+    """Whether a store lists these images. Of an unfinished one the reader says what is wrong."""
+    import zarr
+
+    if not complete:
+        return True
+    try:
+        return zarr.open_array(path / "path", mode="r")[...].tolist() == names  # type: ignore[union-attr]
+    except (OSError, ValueError):
+        return True  # damaged: the reader names what
+
+
+def backbone_fits(backbone: dict[str, Any], params: Params) -> bool:
+    """Whether an artefact's backbone is the one that a recipe names.
+
+    Parameters
+    ----------
+    backbone : dict
+        `BackboneSpec.to_dict()` of a store, an SAE, a detector or scores.
+    """
+    from spg_pipe.backbones.load import resolve
+    from spg_pipe.backbones.names import find_alias
+
+    wanted = params.backbone
+    info = find_alias(wanted.alias) or resolve(wanted.alias)
+    layers = list(wanted.layers or info.layers)
+    return (
+        backbone.get("alias") == info.alias
+        and backbone.get("preprocess", {}).get("size") == image_size(params)
+        and (not layers or list(backbone.get("layers", ())) == layers)
         and (wanted.norm is None or backbone.get("norm") == wanted.norm)
-        and (wanted.weights is None or backbone.get("weights") == f"file: {wanted.weights.name}")
-        and _protocol_fits(backbone, session.params)
+        and _protocol_fits(backbone, params)
+        and _weights_fit(backbone, wanted.weights)
     )
 
 
@@ -164,12 +222,23 @@ def _protocol_fits(backbone: dict[str, Any], params: Params) -> bool:
     return True
 
 
-def _canonical(alias: str) -> str:
-    """`dinov3` → `dinov3-large`, as a store's spec has it; other names without their family."""
-    from spg_pipe.backbones.names import find_alias
+def _weights_fit(backbone: dict[str, Any], weights: Path | None) -> bool:
+    """Local weights count by their content, whatever the file is called."""
+    if weights is None:
+        return not str(backbone.get("weights")).startswith("file: ")
+    if not weights.is_file():
+        # Scoring needs no weights: they may be gone since. The name is all there is to go by.
+        return bool(backbone.get("weights") == f"file: {weights.name}")
+    stat = weights.stat()
+    return bool(backbone.get("weights_sha256") == _hash(weights, stat.st_size, stat.st_mtime_ns))
 
-    info = find_alias(alias)
-    return info.alias if info else alias.removeprefix("timm:")
+
+@lru_cache(maxsize=8)
+def _hash(weights: Path, _size: int, _modified: int) -> str:
+    """SHA-256 of a weight file's tensors, once a process for each state of the file."""
+    from spg_pipe.backbones.weights import weights_from_file
+
+    return weights_from_file(weights).sha256
 
 
 def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":

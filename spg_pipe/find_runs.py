@@ -5,18 +5,31 @@ never taken silently; several that fit are an error that lists them, none is an 
 the command that makes it.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artifacts import read_json
 from spg_pipe.errors import SpgError
-from spg_pipe.find import find_dataset, find_store
+from spg_pipe.find import backbone_fits, find_dataset, find_store
 from spg_pipe.params import Dataset, Direction, Params
 from spg_pipe.protocol import protocol
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
+
+
+_WORDS = {
+    "store": "the feature store",
+    "from": "the detector",
+    "aux": "auxiliary",
+    "tau": "method.tau",
+    "detection": "method.detection",
+    "protocol": "method.protocol",
+}
+"""What people call the facts that artefacts are compared by."""
 
 
 def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
@@ -49,7 +62,7 @@ def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) ->
     """
     wanted = _training(session.params, seed, "sae", "protocol") | {"store": features.fingerprint}
     first = session.paths.sae(aux, seed)
-    return _one_that_fits(first, wanted, _sae_facts, option="--sae", command="train-sae")
+    return _one_that_fits(session, first, wanted, _sae_facts, option="--sae", command="train-sae")
 
 
 def find_detector(session: Session, aux: str, seed: int) -> Path:
@@ -70,12 +83,14 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
         session.console.detail(f"not checked against the auxiliary store: {error}")
     first = session.paths.detector(aux, seed)
     return _one_that_fits(
-        first, wanted, _detector_facts, option="--detector", command="train-guides"
+        session, first, wanted, _detector_facts, option="--detector", command="train-guides"
     )
 
 
 def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path:
     """The scores of a target that the recipe's sections make.
+
+    Where the target's store or the detector is, the scores must have been made from it.
 
     Raises
     ------
@@ -89,8 +104,55 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
         "dataset": dataset.name,
         "split": dataset.split,
     }
+    made_from: dict[str, Callable[[], str]] = {
+        "store": lambda: find_store(session, dataset).fingerprint,
+        "from": lambda: _fingerprint_of(find_detector(session, aux, seed)),
+    }
+    for key, fingerprint in made_from.items():
+        try:
+            wanted[key] = fingerprint()
+        except SpgError as error:
+            session.console.detail(f"scores not checked against {_WORDS[key]}: {error}")
     first = session.paths.scores(aux, dataset.name, seed)
-    return _one_that_fits(first, wanted, _score_facts, option="--scores", command="score")
+    return _one_that_fits(session, first, wanted, _score_facts, option="--scores", command="score")
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """What one detector gave on one target."""
+
+    scores: Path
+    metrics: Path
+
+
+def find_run(session: Session, direction: Direction, seed: int) -> FoundRun:
+    """The scores that the recipe's sections make, and the metrics that its `metrics` makes of them.
+
+    Raises
+    ------
+    SpgError
+        If either is missing or was made otherwise.
+    """
+    dataset = find_dataset(session.params, direction.target)
+    scores = find_scores(session, dataset, direction.aux, seed)
+    first = session.paths.metrics(direction.aux, direction.target, seed)
+    wanted = {
+        "scores": _fingerprint_of(scores),
+        "metrics": session.params.metrics.model_dump(mode="json"),
+    }
+    for path in (first, *sorted(first.parent.glob(f"{first.stem}-????????.json"))):
+        if path.is_file():
+            provenance = read_json(path, "Metrics").get("provenance") or {}
+            if all(provenance.get(key) == value for key, value in wanted.items()):
+                return FoundRun(scores, path)
+    raise SpgError(
+        f"There are no metrics of {scores} with the recipe's `metrics` parameters beside {first}. "
+        f"Run `spg-pipe evaluate --split {dataset.name}` with the same options."
+    )
+
+
+def _fingerprint_of(artefact: Path) -> str:
+    return str(read_json(artefact / "config.json", str(artefact))["fingerprint"])
 
 
 def _training(params: Params, seed: int, *only: str) -> dict[str, Any]:
@@ -128,20 +190,36 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
         "score": {k: v for k, v in config["score"].items() if k != "batch_images"},
         "dataset": config["dataset"],
         "split": config["split"],
+        "store": config["inputs"]["store"],
+        "from": config["inputs"]["detector"],
     }
 
 
 def _one_that_fits(
-    first: Path, wanted: dict[str, Any], facts: Any, *, option: str, command: str
+    session: Session,
+    first: Path,
+    wanted: dict[str, Any],
+    facts: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    option: str,
+    command: str,
 ) -> Path:
+    differing: list[str] = []
+
     def fits(path: Path) -> bool:
         if not (path / "config.json").is_file():
             return False
+        config = read_json(path / "config.json", str(path))
         try:
-            found = facts(read_json(path / "config.json", str(path)))
+            found = facts(config)
         except (KeyError, TypeError):
             return False  # an artefact of another kind or of an older format
-        return all(found[key] == value for key, value in wanted.items())
+        differences = [key for key, value in wanted.items() if found[key] != value]
+        if not backbone_fits(config["backbone"], session.params):
+            differences.append("backbone")
+        if path == first:
+            differing.extend(differences)
+        return not differences
 
     if fits(first):
         return first
@@ -153,5 +231,6 @@ def _one_that_fits(
         raise SpgError(f"Several fit; name one with {option}:\n  {listed}")
     hint = "does not exist"
     if first.exists():
-        hint = "was made from other data or with other parameters"
+        names = ", ".join(_WORDS.get(key, key) for key in differing)
+        hint = f"was made with other settings or data ({names} differ)"
     raise SpgError(f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}.")

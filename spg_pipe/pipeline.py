@@ -7,11 +7,10 @@ the artefact that it wrote.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.artifacts import read_json
 from spg_pipe.console import choose_device, cpu_workers
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store_of, scan, store_of_dataset
-from spg_pipe.find_runs import find_detector, find_direction, find_sae, find_scores
+from spg_pipe.find_runs import find_detector, find_direction, find_run, find_sae, find_scores
 from spg_pipe.params import Dataset, Params, ScoreParams
 from spg_pipe.session import Session, image_size
 
@@ -43,7 +42,11 @@ def write_demo_set(params: Params, name: str) -> Path:
 def prepare(session: Session, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
     manifest = scan(session, dataset)
-    path = session.paths.manifest(dataset.name, dataset.split)
+    path = session.place(
+        session.paths.manifest(dataset.name, dataset.split),
+        manifest.fingerprint(),
+        own=dataset in session.params.datasets,
+    )
     manifest.save(path)
     session.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
     for note in manifest.notes:
@@ -346,37 +349,35 @@ def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
 
 
 def report(session: Session) -> Path:
-    """Metrics and Scores of every direction → report/index.html."""
-    from spg_pipe.report.build import build_report
+    """Metrics and Scores of every direction → report/index.html.
 
-    params, paths = session.params, session.paths
-    _check_metrics(session)
-    place = session.place(paths.report, params)
-    with session.console.progress("report", "categories") as update:
-        path = build_report(params, paths, place, progress=update)
-    session.console.say(f"Report → {path}")
-    return path
-
-
-def _check_metrics(session: Session) -> None:
-    """A page must not show numbers of an older recipe under the present one's name.
+    A seed or direction without them is named on the page.
 
     Raises
     ------
     SpgError
-        If metrics were made with other `metrics` parameters than the recipe's.
+        If there is nothing to report: no metrics that the recipe in force makes.
     """
-    wanted = session.params.metrics.model_dump(mode="json")
-    if not session.params.directions:
+    from spg_pipe.report.build import build_report
+
+    params, paths = session.params, session.paths
+    if not params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to report.")
-    for direction in session.params.directions:
-        for seed in session.params.seeds:
-            find_scores(
-                session, find_dataset(session.params, direction.target), direction.aux, seed
-            )
-            path = session.paths.metrics(direction.aux, direction.target, seed)
-            if path.is_file() and read_json(path, "Metrics")["provenance"]["metrics"] != wanted:
-                raise SpgError(
-                    f"{path} was made with other `metrics` parameters than the recipe's. "
-                    "Run `spg-pipe evaluate` again."
-                )
+    runs, missing = {}, []
+    for direction in params.directions:
+        for seed in params.seeds:
+            try:
+                found = find_run(session, direction, seed)
+            except SpgError as error:
+                missing.append(str(error))
+            else:
+                runs[direction.aux, direction.target, seed] = (found.metrics, found.scores)
+    if not runs:
+        raise SpgError(missing[0])
+    for message in missing:
+        session.console.say(f"Left out of the report: {message}")
+    place = session.place(paths.report, params)
+    with session.console.progress("report", "categories") as update:
+        path = build_report(params, paths, place, runs=runs, progress=update)
+    session.console.say(f"Report → {path}")
+    return path

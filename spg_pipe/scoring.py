@@ -257,6 +257,8 @@ def _save(
                 shape=values.shape,
                 chunks=(min(256, len(values)), *values.shape[1:]),
                 dtype="float32",
+                # A lost chunk then reads as NaN, which no metric takes for a score.
+                fill_value=np.nan,
                 dimension_names=("image", f"row_{layer}", f"column_{layer}"),
             )
             array[...] = values

@@ -69,7 +69,12 @@ def test_a_file_is_durable_before_it_gets_its_name(
     monkeypatch.setattr(Path, "replace", replace)
     write_bytes(path, b"one", memoryview(b"two"))
     assert path.read_bytes() == b"onetwo"
-    assert order == ["fsync before the name exists: True", "rename"]
+    # The file, then its name, then the folder that holds the name.
+    assert order == [
+        "fsync before the name exists: True",
+        "rename",
+        "fsync before the name exists: False",
+    ]
 
 
 def test_text_ends_with_one_newline(tmp_path: Path) -> None:
@@ -199,4 +204,27 @@ def test_a_temporary_name_is_hidden_and_of_this_process(
         artifacts.os, "fsync", lambda _: seen.extend(p.name for p in tmp_path.iterdir())
     )
     write_bytes(tmp_path / "a.bin", b"1")
-    assert seen == [f".a.bin.{os.getpid()}.tmp"]
+    assert seen[0] == f".a.bin.{os.getpid()}.tmp"
+
+
+@pytest.mark.parametrize("end", ["tmp", "old"])
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path, end: str) -> None:
+    place = tmp_path / "run"
+    (tmp_path / f".run.4194303.{end}").mkdir()  # the highest number: no process has it
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_artefact_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    old = tmp_path / ".run.4194303.old"
+    old.mkdir()
+    (old / "one").write_text("old")
+
+    def fail() -> None:
+        with fresh_folder(tmp_path / "run"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (tmp_path / "run" / "one").read_text() == "old"

@@ -68,6 +68,8 @@ def load_backbone(
 
     from spg_pipe.backbones.timm_common import Request
 
+    # Convolutions in TF32 would give a GPU's tokens three digits fewer than a CPU's.
+    torch.backends.cudnn.allow_tf32 = False
     request = Request(
         info=info,
         image_size=info.image_size if image_size is None else image_size,

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spg_pipe.datasets.build import build_manifest
+    from spg_pipe.datasets.build import build_manifest, list_images
     from spg_pipe.datasets.images import Preprocess, preprocess, read_image, read_mask, resize_mask
     from spg_pipe.datasets.layouts import LayoutInfo, describe_layouts
     from spg_pipe.datasets.manifest import (
@@ -31,6 +31,7 @@ __all__ = [
     "Preprocess",
     "build_manifest",
     "describe_layouts",
+    "list_images",
     "preprocess",
     "read_image",
     "read_mask",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "build": ("build_manifest",),
+    "build": ("build_manifest", "list_images"),
     "images": ("Preprocess", "preprocess", "read_image", "read_mask", "resize_mask"),
     "layouts": ("LayoutInfo", "describe_layouts"),
     "manifest": ("LABEL_ANOMALOUS", "LABEL_NORMAL", "LABEL_UNKNOWN", "Manifest", "MaskState"),

@@ -72,6 +72,51 @@ def build_manifest(
         Unknown layout, split or category; a folder, image or mask that is missing; a file that
         is no image; a mask whose size is not its image's.
     """
+    entries, parts = _found(name, layout, root, split, sets, categories)
+    exif = LAYOUTS[layout].info.exif
+    # A dict keeps the order and drops repetitions.
+    stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
+    return Manifest(
+        dataset=name,
+        split=split,
+        layout=layout,
+        root=root,
+        table=to_frame(_rows(root, entries, exif, progress)),
+        licences=(f"{name}: {licence}",) if licence else stated,
+        notes=tuple(note for part in parts for note in part.notes),
+        exif=exif,
+    )
+
+
+def list_images(
+    name: str,
+    layout: str,
+    root: Path,
+    *,
+    split: str = "test",
+    sets: Sequence[str] = (),
+    categories: Sequence[str] | None = None,
+) -> list[str]:
+    """The relative paths that `build_manifest` would list, in its order, without opening a file.
+
+    Raises
+    ------
+    SpgError
+        As `build_manifest`, but for what only a file's content shows.
+    """
+    entries, _ = _found(name, layout, root, split, sets, categories)
+    return [entry.path for entry in entries]
+
+
+def _found(
+    name: str,
+    layout: str,
+    root: Path,
+    split: str,
+    sets: Sequence[str],
+    categories: Sequence[str] | None,
+) -> tuple[list[Entry], list[_Part]]:
+    """The images that are wanted, in order, and where they were found; names only."""
     if layout not in LAYOUTS:
         raise SpgError(
             f"Dataset {name}: unknown layout {layout!r}, known are {', '.join(LAYOUTS)}."
@@ -99,19 +144,7 @@ def build_manifest(
             f"({', '.join(existing)}). Choose another split, or complete the copy."
         )
     _require_plain_names(name, entries)
-    exif = LAYOUTS[layout].info.exif
-    # A dict keeps the order and drops repetitions.
-    stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
-    return Manifest(
-        dataset=name,
-        split=split,
-        layout=layout,
-        root=root,
-        table=to_frame(_rows(root, entries, exif, progress)),
-        licences=(f"{name}: {licence}",) if licence else stated,
-        notes=tuple(note for part in parts for note in part.notes),
-        exif=exif,
-    )
+    return entries, parts
 
 
 def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:

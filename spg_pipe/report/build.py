@@ -76,7 +76,12 @@ class DataSection:
 
 
 def build_report(
-    params: Params, paths: Paths, out: Path, *, progress: Progress | None = None
+    params: Params,
+    paths: Paths,
+    out: Path,
+    *,
+    runs: inputs.RunFiles | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the report of a recipe as a folder: index.html, maps/, curves/.
 
@@ -87,6 +92,8 @@ def build_report(
         Where the recipe's artefacts are.
     out : Path
         The folder; replaced as a whole.
+    runs : dict of (auxiliary, target, seed) → (metrics file, scores folder), optional
+        What to show; the others are named as missing. Default: what lies in the recipe's places.
     progress : callable (categories done, categories in all), optional
 
     Returns
@@ -101,7 +108,7 @@ def build_report(
         something else than a report.
     """
     _check_place(out)
-    directions = inputs.read_directions(params, paths)
+    directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     total = sum(len(_categories(direction)) for direction in directions)
     done = 0

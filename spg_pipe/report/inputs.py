@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
 
+RunFiles = dict[tuple[str, str, int], tuple[Path, Path]]
+"""(auxiliary, target, seed) → metrics file and scores folder."""
+
+
 @dataclass(frozen=True)
 class SeedRun:
     """One detector on one target."""
@@ -77,15 +81,18 @@ class AuxiliaryRun:
     guide_curve: list[dict[str, str]]
 
 
-def read_directions(params: Params, paths: Paths) -> list[DirectionRuns]:
-    """Every direction of the recipe that has metrics.
+def read_directions(
+    params: Params, paths: Paths, runs: RunFiles | None = None
+) -> list[DirectionRuns]:
+    """Every direction of the recipe that has metrics: those of `runs`, or in the recipe's places.
 
     Raises
     ------
     SpgError
         If none has, or metrics do not belong to the scores that are there.
     """
-    found = [_direction(params, paths, direction) for direction in params.directions]
+    files = _in_place(params, paths) if runs is None else runs
+    found = [_direction(params, paths, direction, files) for direction in params.directions]
     with_runs = [direction for direction in found if direction.runs]
     if not with_runs:
         first = params.directions[0]
@@ -104,10 +111,13 @@ def missing_directions(params: Params, found: Sequence[DirectionRuns]) -> list[D
     return [direction for direction in params.directions if direction not in have]
 
 
-def _direction(params: Params, paths: Paths, direction: Direction) -> DirectionRuns:
+def _direction(
+    params: Params, paths: Paths, direction: Direction, files: RunFiles
+) -> DirectionRuns:
     from spg_pipe.store.reader import FeatureStore
 
-    runs = [_seed_run(paths, direction, seed) for seed in params.seeds]
+    keys = [(direction.aux, direction.target, seed) for seed in params.seeds]
+    runs = [_seed_run(*files[key], key) if key in files else None for key in keys]
     there = tuple(run for run in runs if run is not None)
     dataset = params.dataset(direction.target)
     store = None
@@ -135,24 +145,28 @@ def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
     return Manifest.load(path, root=dataset.root) if path.is_file() else None
 
 
-def _seed_run(paths: Paths, direction: Direction, seed: int) -> SeedRun | None:
+def _in_place(params: Params, paths: Paths) -> RunFiles:
+    """The metrics in the recipe's own places, and the places of their scores."""
+    keys = [(d.aux, d.target, seed) for d in params.directions for seed in params.seeds]
+    places = {key: (paths.metrics(*key), paths.scores(*key)) for key in keys}
+    return {key: place for key, place in places.items() if place[0].is_file()}
+
+
+def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
     from spg_pipe.scoring import Scores
 
-    path = _pipeline_or_only(paths.metrics(direction.aux, direction.target, seed))
-    if path is None:
-        return None
+    _, target, seed = key
     provenance = read_json(path, "Metrics").get("provenance") or {}
     wanted = str(provenance.get("scores"))
-    first = paths.scores(direction.aux, direction.target, seed)
-    folder = _by_fingerprint(first, wanted, "config.json")
-    if folder is None:
+    scores = Scores.load(folder) if folder.is_dir() else None
+    if scores is None or scores.config["fingerprint"] != wanted:
         raise SpgError(
-            f"{path} was computed from scores with fingerprint {wanted[:8]}, and {first.parent} "
-            f"has none such: they were replaced or removed. Run `spg-pipe score --split "
-            f"{direction.target}` and `spg-pipe evaluate --split {direction.target}` again."
+            f"{path} was computed from scores with fingerprint {wanted[:8]}, and {folder} does not "
+            f"hold them: they were replaced or removed. Run `spg-pipe score --split {target}` and "
+            f"`spg-pipe evaluate --split {target}` again."
         )
     curves = path.parent / "curves" / f"{path.stem}-categories.csv"
-    return SeedRun(seed, read_metrics(path), read_csv(curves), Scores.load(folder), provenance)
+    return SeedRun(seed, read_metrics(path), read_csv(curves), scores, provenance)
 
 
 def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:
@@ -189,23 +203,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def _pipeline_or_only(first: Path) -> Path | None:
-    """The pipeline's file, or the only one beside it that other options made.
-
-    Raises
-    ------
-    SpgError
-        If several were made.
-    """
-    if first.is_file():
-        return first
-    others = sorted(first.parent.glob(f"{first.stem}-????????{first.suffix}"))
-    if len(others) > 1:
-        listed = "\n  ".join(map(str, others))
-        raise SpgError(f"{first} does not exist, and several fit; remove all but one:\n  {listed}")
-    return others[0] if others else None
 
 
 def _by_fingerprint(first: Path, wanted: str, document: str) -> Path | None:

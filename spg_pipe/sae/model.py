@@ -11,6 +11,7 @@ from torch import Tensor
 from spg_pipe.artifacts import fresh_folder, read_json, write_json
 from spg_pipe.errors import SpgError
 from spg_pipe.sae import ops
+from spg_pipe.tensors import load_tensors, save_tensors
 
 ACTIVE_ABOVE = 1e-3
 """A latent counts as active in a step if any token has z above this (docs/method.md §2)."""
@@ -190,16 +191,14 @@ class SaeRun:
 
     def save(self, path: Path, quality: dict[str, Any], curve: str) -> None:
         """Write sae.safetensors, config.json, quality.json and curve.csv as one folder."""
-        from safetensors.torch import save_file
-
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for layer, sae in self.layers.items():
-            tensors[f"{layer}.encoder"] = sae.encoder.detach().cpu().contiguous()
-            tensors[f"{layer}.dictionary"] = sae.dictionary.detach().cpu().contiguous()
-            tensors[f"{layer}.dead"] = self.dead[layer].cpu().to(torch.uint8)
+            tensors[f"{layer}.encoder"] = sae.encoder
+            tensors[f"{layer}.dictionary"] = sae.dictionary
+            tensors[f"{layer}.dead"] = self.dead[layer].to(torch.uint8)
         with fresh_folder(path) as folder:
-            save_file(tensors, folder / "sae.safetensors")
-            write_json(folder / "config.json", self.config)
+            sha256 = save_tensors(folder / "sae.safetensors", tensors)
+            write_json(folder / "config.json", self.config | {"tensors_sha256": sha256})
             write_json(folder / "quality.json", quality)
             (folder / "curve.csv").write_text(curve)
 
@@ -212,12 +211,14 @@ class SaeRun:
         SpgError
             If it is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         config = read_json(path / "config.json", "Sparse autoencoder")
         try:
-            tensors = load_file(path / "sae.safetensors")
+            tensors = load_tensors(
+                path / "sae.safetensors",
+                config.pop("tensors_sha256"),
+                "sparse autoencoder",
+                "spg-pipe train-sae",
+            )
             layers, dead = {}, {}
             for layer in config["layers"]:
                 encoder = tensors[f"{layer}.encoder"]
@@ -225,9 +226,9 @@ class SaeRun:
                 sae.encoder.data = encoder
                 sae.dictionary.data = tensors[f"{layer}.dictionary"]
                 layers[layer], dead[layer] = sae, tensors[f"{layer}.dead"].bool()
-        except (OSError, KeyError, SafetensorError) as error:
+        except KeyError as error:
             raise SpgError(
-                f"{path} is not a whole sparse autoencoder ({error}). "
+                f"{path} is not a whole sparse autoencoder of this version ({error} is missing). "
                 "Train it again with `spg-pipe train-sae`."
             ) from error
         return cls(layers, dead, config)

@@ -121,11 +121,16 @@ def train_sae(
         source = TokenSource(store, layer, device=device, cache=cache)
         seen = _fit(trainer, source, seed, curve, progress)
         measured = measure(sae, source, params, settings.dead_mask_counts_cls)
+        if not np.isfinite(measured.r2) or bool(measured.dead.all()):
+            raise SpgError(
+                f"Layer {layer}: training went wrong (R² {measured.r2:.3g}, "
+                f"{float(measured.dead.float().mean()):.0%} of the latents dead). Lower sae.lr."
+            )
         layers[layer], dead[layer] = sae.cpu(), measured.dead
         quality[layer] = measured.summary() | seen
     return (
         SaeRun(layers, dead, _config(store, params, settings.to_dict(), seed, quality)),
-        (quality),
+        quality,
         curve.getvalue(),
     )
 

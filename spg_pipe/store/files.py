@@ -18,7 +18,8 @@ class StoreFiles:
         from fsspec.core import url_to_fs
 
         self._fs, self._root = url_to_fs(str(place))
-        self.local = Path(self._root) if "file" in _protocols(self._fs) else None
+        plain = Path(place) if "://" not in str(place) else Path(self._root)
+        self.local = plain if "file" in _protocols(self._fs) else None
         """The folder, or None for a store elsewhere."""
         self.place = self.local if self.local is not None else str(place)
 

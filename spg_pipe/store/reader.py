@@ -11,7 +11,7 @@ from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.plain import PlainTokens
 from spg_pipe.store.raw import RawTokens
 from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec
-from spg_pipe.store.shards import ShardEntry, parse_entries, token_shard_name
+from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,15 +37,17 @@ class FeatureStore:
         A finished store's folder, or a URL that fsspec knows.
     plain : bool
         Read tokens through zarr-python even where the faster reader could: the reference.
+    check_files : bool
+        Refuse a store of which a file is missing or of another size (`verify` lists them all).
 
     Raises
     ------
     SpgError
-        If it is missing, unfinished, of another schema, or a file does not have the size that
-        shards.json says.
+        If it is missing, unfinished, of another schema, its attributes were changed, or a file
+        does not have the size that shards.json says.
     """
 
-    def __init__(self, path: Path | str, *, plain: bool = False) -> None:
+    def __init__(self, path: Path | str, *, plain: bool = False, check_files: bool = True) -> None:
         self.files = StoreFiles(path)
         self.path = self.files.place
         attributes = self.files.attributes()
@@ -65,31 +67,50 @@ class FeatureStore:
                 "`spg-pipe extract` again; it goes on where it stopped."
             )
         self.attributes: dict[str, Any] = attributes
-        self.spec = StoreSpec.from_content(attributes)
-        self.entries = self._check_files()
+        self.spec = self._spec_of(attributes)
+        self.entries = self._listed()
+        faults = self.file_faults() if check_files else []
+        if faults:
+            more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
+            raise SpgError(f"{self.path}: {faults[0]}{more}; {_REMAKE}")
         uncompressed = self.spec.compressor == "none" and self.files.local is not None
         self._raw = uncompressed and not plain
 
-    def _check_files(self) -> list[ShardEntry]:
+    def _spec_of(self, attributes: dict[str, Any]) -> StoreSpec:
         try:
-            listed = parse_entries(self.files.read(SHARD_INDEX), f"{self.path}/{SHARD_INDEX}")
+            spec = StoreSpec.from_content(attributes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpgError(f"{self.path} lacks attributes ({error!r}); {_REMAKE}") from error
+        if spec.fingerprint != attributes.get("fingerprint"):
+            raise SpgError(
+                f"{self.path}: its attributes do not give its fingerprint, so they were changed or "
+                f"damaged; {_REMAKE}"
+            )
+        return spec
+
+    def _listed(self) -> list[ShardEntry]:
+        try:
+            return parse_entries(self.files.read(SHARD_INDEX), f"{self.path}/{SHARD_INDEX}")
         except OSError as error:
             raise SpgError(f"{self.path} has no {SHARD_INDEX}; {_REMAKE}") from error
-        entries = {entry.name: entry for entry in listed}
-        for layer in self.spec.layers:
-            for shard in range(self.spec.shards):
-                name = token_shard_name(layer, shard)
-                if name not in entries:
-                    raise SpgError(f"{self.path}: shards.json does not list {name}; {_REMAKE}")
-        for entry in entries.values():
+
+    def file_faults(self) -> list[str]:
+        """Files that are not listed, not there or of another size; empty if all are."""
+        listed = {entry.name for entry in self.entries}
+        faults = [
+            f"{SHARD_INDEX} does not list {name}"
+            for name in data_files(self.spec)
+            if name not in listed
+        ]
+        for entry in self.entries:
             size = self.files.size(entry.name)
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise SpgError(
-                    f"{self.path}: {entry.name} (images {entry.images[0]}…{entry.images[1] - 1}) "
-                    f"{found}, expected {entry.bytes} bytes; {_REMAKE}"
+                faults.append(
+                    f"{entry.name} (images {entry.images[0]}…{entry.images[1] - 1}) {found}, "
+                    f"expected {entry.bytes} bytes"
                 )
-        return listed
+        return faults
 
     def __len__(self) -> int:
         return self.spec.images

@@ -17,7 +17,7 @@ import numpy as np
 
 from spg_pipe.artifacts import write_bytes, write_json
 from spg_pipe.errors import SpgError
-from spg_pipe.store.schema import SHARD_INDEX
+from spg_pipe.store.schema import SHARD_INDEX, StoreSpec
 
 _EMPTY = np.iinfo(np.uint64).max
 
@@ -77,6 +77,33 @@ def prefix_chunk_name(layer: str, shard: int) -> str:
 def mask_shard_name(shard: int) -> str:
     """Path of a shard of masks below the store."""
     return f"mask/c/{shard}/0/0"
+
+
+SMALL_ARRAYS = (
+    "mask_state",
+    "lost_regions",
+    "label",
+    "height",
+    "width",
+    "category",
+    "defect",
+    "path",
+)
+"""A value an image, each array one file."""
+
+
+def shard_files(spec: StoreSpec, shard: int) -> list[str]:
+    """The data files of one shard of images."""
+    tokens = [token_shard_name(layer, shard) for layer in spec.layers]
+    prefix = [prefix_chunk_name(layer, shard) for layer in spec.layers]
+    return [*tokens, *prefix, mask_shard_name(shard)]
+
+
+def data_files(spec: StoreSpec) -> list[str]:
+    """All data files of a finished store."""
+    shards = [name for shard in range(spec.shards) for name in shard_files(spec, shard)]
+    layers = [f"{kind}_{layer}" for layer in spec.layers for kind in ("mean", "std", "checksum")]
+    return [*shards, *(f"{name}/c/0" for name in (*SMALL_ARRAYS, *layers))]
 
 
 def write_shard(

@@ -23,36 +23,35 @@ class Verification:
     """One line a fault, naming the file and, where tokens are hit, the image."""
 
 
-def verify(path: Path, progress: Progress | None = None) -> Verification:
+def verify(path: Path | str, progress: Progress | None = None) -> Verification:
     """Check every file against shards.json and every image against its checksum.
 
     Raises
     ------
     SpgError
-        If the store cannot be opened at all: missing, unfinished, a file of another size.
+        If the store cannot be opened at all: missing, unfinished, its attributes changed.
     """
-    store = FeatureStore(path)
-    faults: list[str] = []
-    paths = store.array("path")
+    store = FeatureStore(path, check_files=False)
+    faults = store.file_faults()
     entries = store.entries
     for done, entry in enumerate(entries, start=1):
+        if store.files.size(entry.name) != entry.bytes:
+            continue  # among the faults already
         data = store.files.read(entry.name)
         if crc32c(data) != entry.crc32c:
             faults.append(f"{entry.name}: its bytes do not give the recorded crc32c")
-            faults += _bad_images(store, entry.name, entry.images, data, paths)
+            faults += _bad_images(store, entry.name, entry.images, data)
         if progress:
             progress(done, len(entries))
     return Verification(len(entries), len(store), tuple(faults))
 
 
-def _bad_images(
-    store: FeatureStore, name: str, rows: tuple[int, int], data: bytes, paths: np.ndarray
-) -> list[str]:
+def _bad_images(store: FeatureStore, name: str, rows: tuple[int, int], data: bytes) -> list[str]:
     shard = rows[0] // store.spec.shard_images
     for layer in store.layers:
         if name != token_shard_name(layer, shard):
             continue
-        checksums = store.array(f"checksum_{layer}")
+        checksums, paths = store.array(f"checksum_{layer}"), store.array("path")
         return [
             f"{name}: image {row} ({paths[row]}), layer {layer}, has damaged tokens"
             for row, tokens in zip(range(*rows), _images(store, layer, rows, data), strict=True)
@@ -82,7 +81,7 @@ def _images(
             yield None
 
 
-def require_intact(path: Path, result: Verification) -> None:
+def require_intact(path: Path | str, result: Verification) -> None:
     """Raise one error that lists the faults, if there are any.
 
     Raises

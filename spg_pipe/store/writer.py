@@ -17,12 +17,14 @@ from spg_pipe.store.schema import StoreSpec
 from spg_pipe.store.shards import (
     ShardEntry,
     crc32c,
+    data_files,
     file_entry,
     load_entries,
     mask_shard_name,
     prefix_chunk_name,
     raw_bytes,
     save_entries,
+    shard_files,
     token_shard_name,
     write_file,
     write_shard,
@@ -121,16 +123,11 @@ class StoreWriter:
             "versions": versions(),
         }
 
-    def _files(self, shard: int) -> list[str]:
-        tokens = [token_shard_name(layer, shard) for layer in self.spec.layers]
-        prefix = [prefix_chunk_name(layer, shard) for layer in self.spec.layers]
-        return [*tokens, *prefix, mask_shard_name(shard)]
-
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
         recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
-            names = self._files(shard)
+            names = shard_files(self.spec, shard)
             if not all(name in recorded and self._intact(recorded[name]) for name in names):
                 continue
             self._entries += [recorded[name] for name in names]
@@ -157,8 +154,7 @@ class StoreWriter:
 
     def _sound(self, entries: list[ShardEntry], every_byte: bool) -> bool:
         """Whether a complete store has all its files: by size, or by reading `every_byte`."""
-        names = {name for shard in range(self.spec.shards) for name in self._files(shard)}
-        if not names <= {entry.name for entry in entries}:
+        if not set(data_files(self.spec)) <= {entry.name for entry in entries}:
             return False
         if every_byte:
             return all(self._intact(entry) for entry in entries)
@@ -169,7 +165,7 @@ class StoreWriter:
     def missing_shards(self) -> list[int]:
         """Shards that are not yet recorded, in order."""
         done = {entry.name for entry in self._entries}
-        return [s for s in range(self.spec.shards) if not set(self._files(s)) <= done]
+        return [s for s in range(self.spec.shards) if not set(shard_files(self.spec, s)) <= done]
 
     def write_shard(
         self,

@@ -1,5 +1,6 @@
 """Options that several commands share, and the session that they make."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,16 @@ from spg_pipe.errors import SpgError
 from spg_pipe.params import load_params, parse_params
 from spg_pipe.session import Session
 
+
+class Cache(StrEnum):
+    """What `TokenSource` takes as `cache`."""
+
+    AUTO = "auto"
+    DEVICE = "device"
+    HOST = "host"
+    NONE = "none"
+
+
 ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
 SetOption = Annotated[
     list[str] | None,
@@ -19,6 +30,9 @@ SetOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
+]
+CacheOption = Annotated[
+    Cache, typer.Option("--cache", help="Where tokens wait between epochs; changes no result.")
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
@@ -62,6 +76,7 @@ def make_session(
     layers: str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    cache: str = "auto",
     verbose: bool = False,
     quiet: bool = False,
     as_json: bool = False,
@@ -86,7 +101,7 @@ def make_session(
     changed = {
         name for name in type(params).model_fields if getattr(params, name) != getattr(recipe, name)
     }
-    return Session(params, console, device, workers, frozenset(changed))
+    return Session(params, console, device, workers, str(cache), frozenset(changed))
 
 
 def _override(content: dict[str, Any], item: str) -> None:

@@ -140,6 +140,7 @@ def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = Non
             params.method,
             seed=seed,
             device=choose_device(session.device),
+            cache=session.cache,
             progress=lambda layer, done, total, loss: update(done, total, loss, layer),
         )
     path = session.place(
@@ -174,6 +175,7 @@ def train_guides(
             params.score,
             seed=seed,
             device=choose_device(session.device),
+            cache=session.cache,
             progress=update,
         )
     path = session.place(

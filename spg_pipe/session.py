@@ -19,6 +19,8 @@ class Session:
     console: Console
     device: str = "auto"
     workers: int | None = None
+    cache: str = "auto"
+    """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
     changed: frozenset[str] = frozenset()
     """Sections in which options differ from params.yaml: artefacts get a hash in their names."""
 

@@ -1,0 +1,92 @@
+"""Killed writers and two writers, as processes of their own (docs/store.md, "Guarantees")."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TinyBackbone, extracted, files
+
+from benchmarks import kill_extract
+from spg_pipe.datasets import Manifest
+from spg_pipe.errors import SpgError
+from spg_pipe.store.lock import WriterLock
+
+
+@pytest.mark.slow
+def test_a_killed_extract_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    # A few moments here; `python -m benchmarks.kill_extract` tries twenty.
+    assert kill_extract.run(2, seed=1, folder=tmp_path) == 0
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(
+    tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    place = tmp_path / "a.zarr"
+    code = (
+        "import sys; from pathlib import Path; from spg_pipe.store.lock import WriterLock;"
+        "lock = WriterLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(SpgError, match=r"Another process is writing .*a\.zarr.*--out"):
+            extracted(tiny_manifest, place)
+        assert not place.exists()
+        other.kill()
+    store = extracted(tiny_manifest, place)
+    assert len(store) == 16
+
+
+def test_a_finished_store_is_read_while_it_is_locked(
+    tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    place = tmp_path / "a.zarr"
+    extracted(tiny_manifest, place)
+    lock = WriterLock(place)
+    lock.acquire()
+    backbone = TinyBackbone()
+    assert len(extracted(tiny_manifest, place, backbone=backbone)) == 16
+    assert backbone.calls == 1
+    lock.release()
+
+
+def test_what_a_killed_writer_left_is_swept_away(tiny_manifest: Manifest, tmp_path: Path) -> None:
+    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
+    place = tmp_path / "a.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=3), workers=1)
+    (place / "tokens_1" / "c" / "2" / "0").mkdir(parents=True)
+    (place / "tokens_1" / "c" / "2" / "0" / ".0.4194303.tmp").write_bytes(b"half")
+    (place / "label" / "c").mkdir(parents=True)
+    (place / "label" / "c" / "0").write_bytes(b"half")
+    assert files(extracted(tiny_manifest, place).path) == whole
+
+
+def test_a_full_disk_is_one_message_and_the_store_resumes(
+    tiny_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spg_pipe.store import shards
+
+    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
+    true, calls = shards.write_bytes, 0
+
+    def full(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 7:  # in the second shard: a shard has five files and an entry
+            raise OSError(28, "No space left on device", str(arguments[0]))
+        true(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "write_bytes", full)
+    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*goes on"):
+        extracted(tiny_manifest, tmp_path / "a.zarr")
+    monkeypatch.undo()
+    backbone = TinyBackbone()
+    assert files(extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone).path) == whole
+    assert backbone.calls < 6  # the first shard was kept

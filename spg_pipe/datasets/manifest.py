@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +87,18 @@ class Manifest:
         """Path of the mask of image `index`, None if it has no mask file."""
         mask = self.table["mask"].iloc[index]
         return self.root / mask if mask else None
+
+    def spread(self, limit: int) -> Manifest:
+        """At most `limit` images, evenly spread, so that all categories and labels are among them.
+
+        A manifest of its own: its fingerprint differs.
+        """
+        if limit >= len(self):
+            return self
+        rows = [(2 * place + 1) * len(self) // (2 * limit) for place in range(limit)]
+        note = f"limited to {limit} of {len(self)} images"
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, table=table, notes=(*self.notes, note))
 
     def summary(self) -> pd.DataFrame:
         """Number of images per category.

@@ -27,7 +27,8 @@ def test_a_second_writer_is_refused_while_the_first_lives(
     place = tmp_path / "a.zarr"
     code = (
         "import sys; from pathlib import Path; from spg_pipe.store.lock import WriterLock;"
-        "lock = WriterLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+        "lock = WriterLock(Path(sys.argv[1])); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE

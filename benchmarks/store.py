@@ -1,0 +1,131 @@
+"""The feature store against a memory map, one .pth an image, and other Zarr readers.
+
+    python -m benchmarks.store [--images 512] [--folder DIR] [--photos DIR]
+
+Each pattern is read by every format in turn, in interleaved rounds; the ratios are of medians. Cold
+means that the pages were dropped and that `mincore` found none of them; seconds stand beside each
+ratio. The last line is one JSON object with the ratios (larger is better for us).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import page_cache, store_formats
+from benchmarks.extract_overhead import overhead
+from benchmarks.store_formats import Format
+
+ROUNDS = 5
+GROUP, SEQUENCE = 8, 64
+Work = Callable[[Format, int], None]
+
+
+def sequential(form: Format, images: int) -> None:
+    """All images in order, 64 at a time."""
+    for start in range(0, images, SEQUENCE):
+        form.read(np.arange(start, min(start + SEQUENCE, images)))
+
+
+def groups(form: Format, images: int) -> None:
+    """All images in random groups of 8: what guide training reads."""
+    order = np.random.default_rng(1).permutation(images)
+    for start in range(0, images, GROUP):
+        form.read(order[start : start + GROUP])
+
+
+def tokens(form: Format, images: int) -> None:
+    """An epoch of shuffled batches of 8192 tokens: what SAE training reads."""
+    seen = sum(len(batch) for batch in form.tokens(1))
+    assert seen == images * store_formats.PATCHES, (form.name, seen)
+
+
+PATTERNS: dict[str, Work] = {"sequential": sequential, "groups of 8": groups, "tokens": tokens}
+SLOW = {"zarr-python", "zarrs", "tensorstore"}
+"""Peers take part in fewer rounds, to keep the run short; they are in no ratio of the last line."""
+
+
+def measure(forms: list[Format], work: Work, images: int, *, cold: bool) -> dict[str, float]:
+    """Median seconds of each format, interleaved."""
+    seconds: dict[str, list[float]] = {form.name: [] for form in forms}
+    for number in range(ROUNDS + (not cold)):
+        for form in forms:
+            if form.name in SLOW and number > 2:
+                continue
+            if cold:
+                page_cache.drop(form.files)
+                left = page_cache.resident_share(form.files)
+                if left > 0.01:
+                    raise SystemExit(f"{form.name}: {left:.0%} of the pages stayed in memory")
+            start = time.perf_counter()
+            work(form, images)
+            if cold or number:  # the first warm round only warms
+                seconds[form.name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(title: str, seconds: dict[str, float], megabytes: dict[str, float]) -> None:
+    """Print seconds, rate of what is on disk, and the ratio to the store."""
+    print(f"\n{title}\n| format | seconds | MB/s on disk | store is faster by |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        print(
+            f"| {name} | {value:.3f} | {megabytes[name] / value:,.0f} | "
+            f"{value / seconds['store']:.2f}× |"
+        )
+
+
+def main() -> None:
+    """Print the tables and the line of ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--folder", type=Path, help="keep the files here, and reuse them")
+    parser.add_argument(
+        "--photos", type=Path, help="a folder of photographs for extract_vs_backbone"
+    )
+    options = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__}; {options.images} images × {store_formats.PATCHES} × "
+        f"{store_formats.DIM}"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        start = time.perf_counter()
+        store = store_formats.write_store(folder, options.images)
+        written = time.perf_counter() - start
+        forms = store_formats.formats(folder, store)
+        sizes = {form.name: form.bytes / 1e6 for form in forms}
+        print(f"write: {written:.1f} s, {sizes['store'] / written:,.0f} MB/s (fsync included)")
+        found: dict[tuple[str, bool], dict[str, float]] = {}
+        for name, work in PATTERNS.items():
+            for cold in (False, True):
+                found[name, cold] = measure(forms, work, options.images, cold=cold)
+                table(f"{name}, {'cold' if cold else 'warm'}", found[name, cold], sizes)
+    ratios = {
+        "seq_warm_vs_memmap": _ratio(found["sequential", False], "memmap .npy"),
+        "seq_warm_vs_pth": _ratio(found["sequential", False], "pth an image"),
+        "seq_cold_vs_pth": _ratio(found["sequential", True], "pth an image"),
+        "groups_cold_vs_pth": _ratio(found["groups of 8", True], "pth an image"),
+        "tokens_warm_vs_pth": _ratio(found["tokens", False], "pth an image"),
+        "tokens_warm_vs_memmap_seq": found["sequential", False]["memmap .npy"]
+        / found["tokens", False]["store"],
+        "size_vs_f32": sizes["store"] / (sizes["pth an image"]),
+    }
+    ratios["extract_vs_backbone"] = overhead(options.photos)
+    print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+
+
+def _ratio(seconds: dict[str, float], other: str) -> float:
+    return seconds[other] / seconds["store"]
+
+
+if __name__ == "__main__":
+    main()

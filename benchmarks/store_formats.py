@@ -1,0 +1,191 @@
+"""The same tokens in the store and in what people use instead, read in the same four ways."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spg_pipe.backbones.base import LayerTokens
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.datasets import build_manifest
+from spg_pipe.datasets.images import Preprocess
+from spg_pipe.store.extract import extract
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import token_batches
+
+LAYER, PATCHES, DIM = "24", 785, 1024
+BATCH_TOKENS, WINDOW = 8192, 256
+Read = Callable[[np.ndarray], Any]
+"""Image rows (n,) → their tokens, (n, N, D) in some form that holds them in memory."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to keep tokens on a disk."""
+
+    name: str
+    files: list[Path]
+    read: Read
+    tokens: Callable[[int], Iterator[torch.Tensor]]
+    """An epoch (seed given) of shuffled batches of 8192 tokens."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+
+class RandomTokens:
+    """A backbone that costs nothing: normal tokens, different for every image."""
+
+    spec = BackboneSpec(
+        alias="random",
+        family="timm-vit",
+        model="random",
+        layers=(LAYER,),
+        norm="post",
+        patch_size=8,
+        preprocess=Preprocess(8, "float", "bilinear", (0.5,) * 3, (0.5,) * 3),
+        pos_embed="native",
+        weights="none",
+        weights_sha256="0" * 64,
+        licence="none",
+    )
+
+    def __init__(self) -> None:
+        self._base = torch.randn(PATCHES, DIM, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, images: torch.Tensor) -> dict[str, LayerTokens]:
+        shift = images.mean(dim=(1, 2, 3))[:, None, None]
+        tokens = self._base + shift
+        return {LAYER: LayerTokens(tokens, tokens[:, :1], (PATCHES, 1))}
+
+
+def write_store(folder: Path, images: int) -> FeatureStore:
+    """The store itself, through `extract`, in shards of 128 images."""
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for number in range(images):
+        grey = np.full((8, 8), number % 256, np.uint8)
+        grey[0, : 1 + number // 256] ^= 255
+        Image.fromarray(grey).save(raw / f"{number:05d}.png")
+    manifest = build_manifest("random", "folder", raw, split="all")
+    return extract(
+        manifest, RandomTokens(), folder / "store.zarr", batch_images=32, shard_images=128
+    )
+
+
+def formats(folder: Path, store: FeatureStore) -> list[Format]:
+    """All formats that can be had here, holding the store's tokens."""
+    array = store.files.local / f"tokens_{LAYER}"  # type: ignore[operator]
+    shards = sorted(path for path in (array / "c").rglob("*") if path.is_file())
+    found = [
+        Format("store", shards, _into(store), lambda seed: _store_tokens(store, seed)),
+        _memmap(folder, store),
+        _pth(folder, store),
+    ]
+    plain = FeatureStore(store.path, plain=True)
+    found.append(_generic("zarr-python", shards, lambda rows: plain.tokens(LAYER, rows)))
+    return [*found, *_peers(array, shards)]
+
+
+def _into(store: FeatureStore) -> Read:
+    buffer = np.empty((WINDOW, PATCHES, DIM), np.float16)
+    return lambda rows: store.tokens(LAYER, rows, out=buffer[: len(rows)])
+
+
+def _store_tokens(store: FeatureStore, seed: int) -> Iterator[torch.Tensor]:
+    source = TokenSource(store, LAYER)
+    options = {"batch_tokens": BATCH_TOKENS, "window_images": WINDOW}
+    yield from token_batches(source, seed=seed, epoch=0, **options)
+
+
+def _memmap(folder: Path, store: FeatureStore) -> Format:
+    path = folder / "tokens.npy"
+    shape = (len(store), PATCHES, DIM)
+    if not path.exists():
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        for start in range(0, len(store), 64):
+            rows = np.arange(start, min(start + 64, len(store)))
+            out[rows] = store.tokens(LAYER, rows)
+        out.flush()
+    mapped = np.load(path, mmap_mode="r")
+    buffer = np.empty((WINDOW, PATCHES, DIM), np.float16)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        out = buffer[: len(rows)]
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            out[...] = mapped[rows[0] : rows[-1] + 1]
+        else:
+            np.take(mapped, rows, axis=0, out=out)
+        return out
+
+    return _generic("memmap .npy", [path], read)
+
+
+def _pth(folder: Path, store: FeatureStore) -> Format:
+    """One float32 file an image, as the published code caches its tokens."""
+    place = folder / "pth"
+    place.mkdir(exist_ok=True)
+    paths = [place / f"{row:05d}.pth" for row in range(len(store))]
+    for row, path in enumerate(paths):
+        if not path.exists():
+            tokens = store.tokens(LAYER, np.array([row]))[0].astype(np.float32)
+            torch.save(torch.from_numpy(tokens), path)
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        return torch.stack([torch.load(paths[row], weights_only=True) for row in rows.tolist()])
+
+    return _generic("pth an image", paths, read)
+
+
+def _generic(name: str, files: list[Path], read: Read) -> Format:
+    """Shuffled tokens in the plain way: read a window, permute it, cut it."""
+
+    def tokens(seed: int) -> Iterator[torch.Tensor]:
+        images = max(len(files), 1) if name == "pth an image" else _images(files, read)
+        order = np.random.default_rng(seed).permutation(images)
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, images, WINDOW):
+            flat = torch.as_tensor(read(order[start : start + WINDOW])).flatten(0, 1)
+            shuffled = torch.randperm(len(flat), generator=generator)
+            for piece in shuffled.split(BATCH_TOKENS):
+                yield flat[piece]
+
+    return Format(name, files, read, tokens)
+
+
+def _images(files: list[Path], _read: Read) -> int:
+    return sum(path.stat().st_size for path in files) // (PATCHES * DIM * 2)
+
+
+def _peers(array: Path, shards: list[Path]) -> list[Format]:
+    """Other Zarr readers on the same shards, where they are installed."""
+    found = []
+    try:
+        import tensorstore
+    except ImportError:
+        print("tensorstore is not installed: left out (pip install tensorstore)")
+    else:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{array}/"}}
+        opened = tensorstore.open(spec, read=True).result()
+        found.append(_generic("tensorstore", shards, lambda rows: opened[rows].read().result()))
+    try:
+        import zarr
+        import zarrs  # noqa: F401 - registers its pipeline
+    except ImportError:
+        print("zarrs is not installed: left out (pip install zarrs)")
+    else:
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            rust = zarr.open_array(array, mode="r")
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+            return np.concatenate([rust[int(run[0]) : int(run[-1]) + 1] for run in runs])
+
+        found.append(_generic("zarrs", shards, read))
+    return found

@@ -42,7 +42,7 @@ def text_table(rows: Sequence[Row], published: PublishedFigure | None = None) ->
 
 
 def _left_out(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What the page has a table of counts for, in a sentence each; none where nothing is missing."""
+    """What the page has a table of counts for: a sentence each, none where nothing is missing."""
     categories = [row for row in rows if row["kind"] == "category"]
     without = sum(row["images_without_mask"] for row in categories)
     vanished = sum(row["vanished_regions"] for row in categories)

@@ -154,8 +154,10 @@ def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["normal", "OK", "defect_free", "Defect-free", "goods", "pass"]
-    + ["Good", "GOOD", "good ", " good", "good_"],
+    [
+        *("normal", "OK", "defect_free", "Defect-free", "goods", "pass"),
+        *("Good", "GOOD", "good ", " good", "good_"),
+    ],
 )
 def test_normal_images_under_another_name_are_not_taken_for_defects(tmp_path, name):
     put(tmp_path, f"{name}/1.png", "bent/2.png", "masks/bent/2.png")

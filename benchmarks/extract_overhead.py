@@ -80,7 +80,8 @@ def overhead(photos: Path | None) -> float:
             figures.append(bound / whole)
             print(
                 f"{name}, {len(manifest)} images: forward {forward:.4f} s, decoding "
-                f"{decode:.4f} s, extract {whole:.4f} s an image = {whole / bound:.3f} × (forward + decoding/2)"
+                f"{decode:.4f} s, extract {whole:.4f} s an image = "
+                f"{whole / bound:.3f} × (forward + decoding/2)"
             )
     return min(figures)
 

@@ -9,7 +9,7 @@ import yaml
 
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
-from spg_pipe.params import load_params, parse_params
+from spg_pipe.params import OPTIONS, load_params, nearest, parse_params
 from spg_pipe.session import Session
 
 
@@ -91,12 +91,12 @@ def make_session(
     given: dict[str, Any] = {
         "weights": str(weights) if weights else None,
         "image_size": image_size,
-        "layers": [part.strip() for part in layers.split(",")] if layers else None,
+        "layers": _layer_names(layers) if layers is not None else None,
     }
     section.update({key: value for key, value in given.items() if value is not None})
     for item in overrides or []:
-        _override(content, item)
-    params = parse_params(content, "the command's options")
+        _override(content, item, params_file)
+    params = parse_params(content, OPTIONS)
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
     changed = {
         name for name in type(params).model_fields if getattr(params, name) != getattr(recipe, name)
@@ -104,16 +104,35 @@ def make_session(
     return Session(params, console, device, workers, str(cache), frozenset(changed))
 
 
-def _override(content: dict[str, Any], item: str) -> None:
+def _layer_names(layers: str) -> list[str]:
+    names = [part.strip() for part in layers.split(",")]
+    if not all(names):
+        raise SpgError(
+            f"--layers {layers!r}: expected names with commas between them, for instance 6,8 or "
+            "s8,s16. Leave the option out for the recipe's own layers."
+        )
+    return names
+
+
+def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     place, equals, value = item.partition("=")
     *sections, key = place.split(".")
     if not equals or not key:
         raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
     target = content
     for name in sections:
-        if not isinstance(target.get(name), dict):
-            raise SpgError(f"--set {item}: params.yaml has no section {name!r}.")
-        target = target[name]
+        if isinstance(target.get(name), dict):
+            target = target[name]
+            continue
+        if name in target:
+            raise SpgError(
+                f"--set {item}: {name!r} is no section, so --set cannot reach into it. Edit it in "
+                f"{params_file}."
+            )
+        known = [key for key, value in target.items() if isinstance(value, dict)] or target
+        raise SpgError(
+            f"--set {item}: {params_file} has no section {name!r}; {nearest(name, known)}"
+        )
     try:
         target[key] = yaml.safe_load(value)
     except yaml.YAMLError as error:

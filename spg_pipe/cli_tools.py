@@ -71,11 +71,17 @@ def backbones(as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from spg_pipe.backbones.names import list_backbones
+    from spg_pipe.backbones.packaged import PACKAGES
 
-    rows = list_backbones()
-    lines = []
-    for info in rows:
-        access = "installed" if info.offline else "gated download" if info.gated else "download"
+    rows, lines = [], []
+    for info in list_backbones():
+        package = PACKAGES.get(info.alias)
+        installed = package is not None and package.is_installed()
+        rows.append(asdict(info) | {"installed": installed})
+        if package is None:
+            access = "gated download" if info.gated else "download"
+        else:
+            access = "installed" if installed else f"package, not installed: {package.install} "
         layers = ",".join(info.layers) or "last"
         lines.append(
             f"{info.alias:26} {info.image_size:4} px  layers {layers:8} {access:15} "
@@ -84,7 +90,7 @@ def backbones(as_json: JsonOption = False) -> None:
     lines.append(
         "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
     )
-    Console(json=as_json).result([asdict(info) for info in rows], "\n".join(lines))
+    Console(json=as_json).result(rows, "\n".join(lines))
 
 
 def datasets(

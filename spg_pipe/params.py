@@ -1,6 +1,7 @@
 """params.yaml as typed, validated values: one recipe, one section a stage."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,8 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError
+from spg_pipe.yaml_text import parse_yaml
 
 DEFAULT_PARAMS = Path("params.yaml")
+OPTIONS = "the command's options"
+"""The source of a recipe that `--set` and its like have changed."""
+_SHOWN = 100
+"""Characters of a wrong value that an error shows: it may be a whole section."""
 TAU = 0.07
 """Temperature of the patch softmax (docs/method.md §3)."""
 SIGMA = 4.0
@@ -20,7 +26,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DemoSet(_Section):
@@ -227,11 +233,11 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     Raises
     ------
     SpgError
-        If the file is missing, is not YAML, or a parameter is unknown or out of range; every
-        fault is named by its place.
+        If the file is missing, is not YAML, names a key twice, or a parameter is unknown or out
+        of range; every fault is named by its place.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(path.read_text())
     except FileNotFoundError as error:
         raise SpgError(
             f"{path} does not exist here. Run in the project's folder, write one with "
@@ -249,20 +255,33 @@ def parse_params(content: Any, source: str) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        lines = [_describe(fault, content) for fault in error.errors()]
-        raise SpgError(f"{source} has {len(lines)} fault(s):\n  " + "\n  ".join(lines)) from error
+        lines = [_describe(fault) for fault in error.errors()]
+        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        have = "have" if source == OPTIONS else "has"
+        raise SpgError(f"{source} {have} {count}:\n  " + "\n  ".join(lines)) from error
 
 
-def _describe(fault: Any, content: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+def _describe(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = _known_fields(fault["loc"][:-1])
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-        return f"{place}: unknown parameter; {hint}"
+        return f"{place}: unknown parameter; {nearest(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
         return f"{place}: is required and is not there"
-    return f"{place}: {fault['msg']}; found {fault.get('input')!r}"
+    if fault["type"] == "value_error":
+        # Rules of this module between several parameters: they say themselves what was found.
+        message = str(fault["ctx"]["error"])
+        return f"{place}: {message}" if place else message
+    found = repr(fault.get("input"))
+    shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
+    return f"{place}: {fault['msg']}; found {shown}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest one, or all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def _known_fields(location: tuple[Any, ...]) -> list[str]:

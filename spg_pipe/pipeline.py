@@ -95,6 +95,7 @@ def extract(
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.store.extract import extract as run
+    from spg_pipe.store.masks import mask_notes
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(session)
@@ -124,6 +125,8 @@ def extract(
             progress=update,
         )
     session.console.say(f"{dataset.name}: {len(store)} images → {place}")
+    for note in mask_notes(store):
+        session.console.say(f"  note: {note}")
     return place
 
 
@@ -161,6 +164,7 @@ def train_guides(
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
     from spg_pipe.detector import train_guides as run
+    from spg_pipe.guides.train import training_notes
     from spg_pipe.sae.model import SaeRun
 
     features = store_of_dataset(session, find_dataset(session.params, aux), store)
@@ -187,6 +191,8 @@ def train_guides(
     lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
     detector.save(path, "\n".join([header, *lines]) + "\n")
     session.console.say(f"Detector of {aux}, seed {seed} → {path}")
+    for note in training_notes(features):
+        session.console.say(f"  note: {note}")
     return path
 
 

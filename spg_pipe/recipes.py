@@ -6,6 +6,7 @@ from pathlib import Path
 from spg_pipe.artifacts import write_text
 from spg_pipe.errors import SpgError
 from spg_pipe.params import DEFAULT_PARAMS, parse_params
+from spg_pipe.yaml_text import parse_yaml
 
 _PLACE = re.compile(r"\{([a-z]+)\}")
 
@@ -76,7 +77,7 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         if '"' in str(folder) or "\\" in str(folder):
             raise SpgError(f"--{place} {folder}: a quote or backslash in a path is not supported.")
         text = text.replace("{" + place + "}", folder.as_posix())
-    parse_params(_yaml(text), f"recipe {name}")
+    parse_params(parse_yaml(text), f"recipe {name}")
     return text
 
 
@@ -85,9 +86,3 @@ def use_recipe(name: str, folders: dict[str, Path], target: Path = DEFAULT_PARAM
     text = fill_recipe(name, folders)
     write_text(target, text)
     return text
-
-
-def _yaml(text: str) -> object:
-    import yaml
-
-    return yaml.safe_load(text)

@@ -213,7 +213,7 @@ def test_the_demos_paths_are_those_of_its_recipe() -> None:
 
 @pytest.fixture(scope="module")
 def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny store in the place of the demo's."""
+    """A folder with a small store in the place of the demo's: more images than a chunk of 64."""
     import torch
 
     from spg_pipe.backbones.base import LayerTokens
@@ -230,7 +230,7 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return {"s16": LayerTokens(cells, cells.mean(dim=1, keepdim=True), (2, 2))}
 
     folder = tmp_path_factory.mktemp("docs")
-    manifest = build_manifest("demo-mvtec", "mvtec", write_mvtec(folder / "data"))
+    manifest = build_manifest("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
     extract(manifest, Pooled(), folder / STORE, shard_images=3, batch_images=2)
     return folder
 
@@ -240,6 +240,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.filterwarnings("error:The specified chunks separate")
 @pytest.mark.parametrize(
     ("page", "number"), EXAMPLES, ids=lambda value: getattr(value, "name", value)
 )

@@ -21,6 +21,7 @@ from spg_pipe.params import (
     parse_params,
 )
 from spg_pipe.protocol import protocol
+from spg_pipe.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL: dict[str, Any] = {
@@ -75,7 +76,7 @@ def test_an_unknown_parameter_is_named_with_a_suggestion(
 ) -> None:
     message = fault(changed(**{section: {key: 3}}))
     assert f"{section}.{key}: unknown parameter; {suggestion}" in message
-    assert message.startswith("params.yaml has 1 fault")
+    assert message.startswith("params.yaml has 1 fault:\n")
 
 
 def test_an_unknown_section_and_an_unknown_key_in_a_list_are_named() -> None:
@@ -110,12 +111,48 @@ def test_a_value_out_of_range_is_named_with_what_was_found(
 
 def test_all_faults_are_listed_at_once() -> None:
     message = fault(changed(sae={"k": 0, "epoch": 3}, method={"tau": -1}))
-    assert message.startswith("params.yaml has 3 fault(s)")
+    assert message.startswith("params.yaml has 3 faults:\n")
     assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
         "method.tau",
         "sae.k",
         "sae.epoch",
     ]
+
+
+def test_a_rule_between_parameters_is_its_own_message() -> None:
+    assert fault(changed(directions=[{"aux": "a", "target": "a"}])) == (
+        "params.yaml has 1 fault:\n  a direction needs two datasets; a is its own target"
+    )
+    assert fault(changed(sae={"k": 64, "dict_size": 32})) == (
+        "params.yaml has 1 fault:\n  sae: k = 64 is larger than dict_size = 32"
+    )
+
+
+def test_a_long_wrong_value_is_shown_in_part() -> None:
+    message = fault(changed(sae=list(range(1000))))
+    assert "found [0, 1, 2" in message
+    assert len(message) < 250
+
+
+FLOATS = [
+    (section, name)
+    for section, model in (
+        ("method", MethodParams),
+        ("sae", SaeParams),
+        ("guides", GuideParams),
+        ("score", ScoreParams),
+    )
+    for name, field in model.model_fields.items()
+    if field.annotation is float
+]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(("section", "name"), FLOATS)
+def test_no_number_is_infinite_or_nan(section: str, name: str, value: float) -> None:
+    assert f"{section}.{name}: Input should be a finite number" in fault(
+        changed(**{section: {name: value}})
+    )
 
 
 @pytest.mark.parametrize("missing", ["name", "datasets", "auxiliaries", "directions"])
@@ -179,6 +216,26 @@ def test_a_file_that_cannot_be_read_is_one_message(
     with pytest.raises(SpgError, match=message) as error:
         load_params(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nsae: {k: 3}\nname: b\n", "the key 'name' is there twice, first in line 1"),
+        ("name: a\nsae: {k: 3, k: 4}\n", "the key 'k' is there twice, first in line 2"),
+        ("name: a\nsae:\n  k: 3\n  'k': 4\n", "the key 'k' is there twice, first in line 3"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(SpgError, match=message):
+        load_params(path)
+
+
+def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
+    text = "base: &base {k: 2, lr: 1}\nsae:\n  <<: *base\n  k: 3\n"
+    assert parse_yaml(text)["sae"] == {"k": 3, "lr": 1}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)

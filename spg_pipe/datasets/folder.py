@@ -15,12 +15,14 @@ Rules
 - A defect image without a mask is MISSING: it counts for the image score only.
 - The category is the folder's name. When every subfolder holds its own `good/`, each of them is a
   category instead.
+- `Good`, `ok`, `pass`, … are not taken for defects but refused: normal images are in `good`.
 - There are no splits: `test` and `all` both mean every image.
 - EXIF orientation is honoured, for image and mask alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +42,10 @@ from spg_pipe.datasets.mvtec import GOOD, match_masks
 from spg_pipe.errors import SpgError
 
 MASK_FOLDERS = ("ground_truth", "masks")
-NOT_DEFECTS = frozenset({"normal", "ok", "no_defect", "defect_free", "nominal"})
+NOT_DEFECTS = frozenset(
+    {"goods", "normal", "nominal", "ok", "okay", "pass", "passed", "no_defect", "defect_free"}
+)
+"""Names that say `good` in other words; case, hyphens and surrounding space do not matter."""
 
 
 class _Class(NamedTuple):
@@ -98,6 +103,9 @@ def _refuse_other_layouts(root: Path) -> None:
 def _category_folders(root: Path) -> list[Path]:
     """The root itself, or its subfolders when each of them holds its own good/."""
     folders = [f for f in subfolders(root) if f.name not in MASK_FOLDERS]
+    if not (root / GOOD).is_dir():
+        for folder in folders:  # each of them may be a category
+            _refuse_other_names_of_good(folder, subfolders(folder), labelled=False)
     inner = [f for f in folders if (f / GOOD).is_dir()]
     if not inner or (root / GOOD).is_dir():
         return [root]
@@ -118,14 +126,22 @@ def _classes(folder: Path) -> list[_Class]:
     labelled = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS)) or any(
         _split_beside(files_below(kind).images)[1] for kind in kinds
     )
+    _refuse_other_names_of_good(folder, kinds, labelled=labelled)
     if not labelled:
         return _loose(folder, files_below(folder).images)
-    if odd := [f.name for f in kinds if f.name.lower() in NOT_DEFECTS]:
-        raise SpgError(
-            f"The folder {odd[0]} in {folder} would be taken for a defect: normal images belong "
-            f"in a folder called `{GOOD}`. Rename it."
-        )
     return _loose(folder, files_in(folder).images) + [_class(folder, kind) for kind in kinds]
+
+
+def _refuse_other_names_of_good(folder: Path, kinds: Sequence[Path], *, labelled: bool) -> None:
+    """`Good` means good whatever else is there; `ok` may be any name until others are classes."""
+    for kind in kinds:
+        plain = re.sub(r"[\s_-]+", "_", kind.name.lower()).strip("_")
+        if kind.name != GOOD and (plain == GOOD or (labelled and plain in NOT_DEFECTS)):
+            raise SpgError(
+                f"The folder {kind.name!r} in {folder} would be taken for a defect or for images "
+                f"without a label: normal images belong in a folder called `{GOOD}`, spelt like "
+                f"this. Rename it."
+            )
 
 
 def _loose(folder: Path, files: Sequence[Path]) -> list[_Class]:

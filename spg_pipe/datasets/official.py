@@ -108,6 +108,26 @@ def identify(layout: str, name: str, root: Path, categories: Sequence[str]) -> B
     return benchmark if any("mvtec" in _start_of(p).lower() for p in texts) else None
 
 
+def not_the_benchmark(layout: str, name: str, categories: Sequence[str]) -> list[str]:
+    """A note if a dataset is called exactly what its layout's benchmark is, and is another.
+
+    The recipes of the published experiment call theirs `mvtec` and `visa`. Under any other name
+    (`demo-visa`, `mtd`) a set of the same layout claims nothing, so there is nothing to note.
+    """
+    benchmark = BENCHMARKS.get(layout)
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    if (
+        benchmark is None
+        or plain not in (layout, f"{layout}ad")
+        or any(c in benchmark.categories for c in categories)
+    ):
+        return []
+    return [
+        f"called {name}, but none of the {len(benchmark.categories)} {benchmark.name} categories "
+        f"found: these images are not {benchmark.name}, and its published figures do not apply"
+    ]
+
+
 def document_files(folder: Path) -> list[Path]:
     """Licence and readme files directly in `folder`, sorted."""
     names = ("license", "licence", "copying", "readme")

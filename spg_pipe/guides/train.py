@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.datasets.listing import counted
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.model import (
@@ -24,6 +25,7 @@ from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.protocol import Protocol, protocol
 from spg_pipe.sae.model import SaeRun
 from spg_pipe.sae.train import BETAS
+from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, labelled_images, sources_of
 
@@ -200,6 +202,25 @@ def fit_guides(
     return trainers, curve
 
 
+def training_notes(store: FeatureStore) -> list[str]:
+    """What training on a store leaves out, and what teaches no defect: a sentence each."""
+    notes = []
+    if left_out := len(store) - len(labelled_images(store)):
+        notes.append(
+            f"{counted(left_out, 'image')} of {len(store)} left out of guide training: a defect "
+            "without a mask, or no label"
+        )
+    losses = mask_losses(store)
+    if blank := len(losses.empty) + len(losses.vanished):
+        notes.append(
+            f"{counted(blank, 'anomalous image')} without an anomalous pixel at "
+            f"{store.image_size}×{store.image_size} in training, where every pixel counts as "
+            f"normal (mask empty: {len(losses.empty)}, vanished in resizing: "
+            f"{len(losses.vanished)})"
+        )
+    return notes
+
+
 def _curve_row(
     epoch: int, means: np.ndarray, trainers: dict[str, GuideTrainer]
 ) -> dict[str, float]:
@@ -226,4 +247,13 @@ def _check(store: FeatureStore, saes: SaeRun) -> None:
         raise SpgError(
             f"{store.path} has no anomalous image with a mask; guides need some. "
             "Use a labelled auxiliary dataset."
+        )
+    losses = mask_losses(store)
+    blank, size = len(losses.empty) + len(losses.vanished), store.image_size
+    if blank == (labels == 1).sum():
+        raise SpgError(
+            f"{store.path}: none of the {blank} anomalous images with a mask has an anomalous "
+            f"pixel at {size}×{size} (mask empty: {len(losses.empty)}, vanished in resizing: "
+            f"{len(losses.vanished)}), so guides have no defect to learn. Correct the masks "
+            "(values above 0 are defect), or extract at a larger backbone.image_size."
         )

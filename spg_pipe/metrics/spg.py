@@ -49,6 +49,8 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     """
     groups, scores = accumulator.groups(), accumulator.sorted()
     pro = spg_pro(accumulator)
+    no_region = accumulator.counts.regions == 0
+    pro_curve = Curve(np.empty(0), np.empty(0)) if no_region else _spg_curve(accumulator)[1]
     f1, threshold = curves.f1_max(groups)
     return PixelMetrics(
         protocol="spg",
@@ -59,7 +61,7 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
         f1_max=f1,
         f1_threshold=one_score_below(threshold, scores.normal, scores.anomalous),
         pro={"fast": pro.fast, "slow": pro.slow},
-        curves=plot_curves(groups) | {"pro": _spg_curve(accumulator)[1]},
+        curves=plot_curves(groups) | {"pro": pro_curve},
     )
 
 

@@ -202,12 +202,17 @@ def curve_rows(category: str, pixel_metrics: PixelMetrics) -> list[Row]:
 def _pixel_values(pixel_metrics: PixelMetrics | None, protocol: str) -> Row:
     if pixel_metrics is None:
         return dict.fromkeys(_PIXEL + _AREAS[protocol], math.nan)
+    pro = pixel_metrics.pro
+    if pixel_metrics.counts.anomalous_pixels == 0:
+        # The reference's fast PRO is 0 without a region. As a category's figure it would lower the
+        # mean by something that nobody measured; the other pixel metrics are NaN there already.
+        pro = dict.fromkeys(pro, math.nan)
     return {
         "pixel_auroc": pixel_metrics.auroc,
         "pixel_ap": pixel_metrics.ap,
         "pixel_f1_max": pixel_metrics.f1_max,
         **{f"pixel_aupro_{limit}": value for limit, value in pixel_metrics.aupro.items()},
-        **{f"pixel_pro_{name}": value for name, value in pixel_metrics.pro.items()},
+        **{f"pixel_pro_{name}": value for name, value in pro.items()},
     }
 
 

@@ -97,10 +97,13 @@ def caption(row: Row) -> str:
 
 
 def row_label(row: Row) -> str:
-    """A category's name, or "mean over n"; "mean over a to b" where metrics differ in n."""
+    """A category's name, or "mean over n"; "mean over a to b" where metrics differ in n.
+
+    A metric that no category has is shown as "–" and has no part in this.
+    """
     if row["kind"] != "mean":
         return str(row["category"])
-    over = sorted(set(row["categories"].values()))
+    over = sorted(set(row["categories"].values()) - {0}) or [0]
     count = str(over[0]) if len(over) == 1 else f"{over[0]} to {over[-1]}"
     return f"mean over {count} {'category' if over[-1] == 1 else 'categories'}"
 
@@ -199,6 +202,6 @@ def _undefined_notes(rows: Sequence[Row], shown: Sequence[str]) -> tuple[str, ..
     counts = mean["categories"] if mean else {}
     for count in sorted({counts[name] for name in shown if name in counts}):
         names = [LABELS[name] for name in shown if counts.get(name) == count]
-        if count < max(counts.values()):
+        if 0 < count < max(counts.values()):  # of none: the notes on what is undefined say it
             notes.append(f"Mean over {count} of {len(rows) - 1} categories: {', '.join(names)}.")
     return tuple(notes)

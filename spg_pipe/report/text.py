@@ -1,6 +1,7 @@
 """The table of metrics for a terminal: plain text that also reads well in a log or a pipe."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from textwrap import fill
 
 from spg_pipe.metrics.tables import Row
@@ -33,9 +34,31 @@ def text_table(rows: Sequence[Row], published: PublishedFigure | None = None) ->
     Returns
     -------
     str
-        A caption that names data, backbone, protocols and seeds; the table; notes.
+        A caption that names data, backbone, protocols and seeds; the table; notes, also on what
+        pixel metrics leave out.
     """
-    return plain(metrics_table(rows, published, COLUMNS))
+    table = metrics_table(rows, published, COLUMNS)
+    return plain(replace(table, notes=(*table.notes, *_left_out(rows))))
+
+
+def _left_out(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the page has a table of counts for: a sentence each, none where nothing is missing."""
+    categories = [row for row in rows if row["kind"] == "category"]
+    without = sum(row["images_without_mask"] for row in categories)
+    vanished = sum(row["vanished_regions"] for row in categories)
+    notes = []
+    if without:
+        total = sum(row["images_anomalous"] for row in categories)
+        notes.append(
+            f"Left out of pixel metrics: {without:,} of {total:,} anomalous images, which have no "
+            "mask."
+        )
+    if vanished:
+        notes.append(
+            f"Vanished when masks were resized, and so in no metric: {vanished:,} "
+            f"{'region' if vanished == 1 else 'regions'}."
+        )
+    return tuple(notes)
 
 
 def plain(table: Table) -> str:

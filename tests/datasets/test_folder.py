@@ -152,11 +152,30 @@ def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
         build_manifest("mine", "folder", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["normal", "OK", "defect_free"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("normal", "OK", "defect_free", "Defect-free", "goods", "pass"),
+        *("Good", "GOOD", "good ", " good", "good_"),
+    ],
+)
 def test_normal_images_under_another_name_are_not_taken_for_defects(tmp_path, name):
     put(tmp_path, f"{name}/1.png", "bent/2.png", "masks/bent/2.png")
-    with pytest.raises(SpgError, match=f"The folder {name} .*normal images belong in a folder"):
+    with pytest.raises(SpgError, match=f"The folder '{name}' .*belong in a folder called `good`"):
         build_manifest("mine", "folder", tmp_path)
+
+
+def test_good_in_other_letters_is_refused_where_nothing_else_names_classes(tmp_path):
+    put(tmp_path / "one", "Good/1.png", "bent/2.png")
+    put(tmp_path / "several", "rod/Good/1.png", "nut/good/2.png")
+    for root in ("one", "several"):
+        with pytest.raises(SpgError, match="The folder 'Good' in"):
+            build_manifest("mine", "folder", tmp_path / root)
+
+
+def test_a_folder_called_ok_is_any_folder_while_nothing_names_classes(tmp_path):
+    put(tmp_path, "ok/1.png", "may/2.png")
+    assert build_manifest("mine", "folder", tmp_path).table["label"].tolist() == [255, 255]
 
 
 def test_other_layouts_are_recognised(tmp_path):

@@ -153,6 +153,34 @@ def test_one_common_name_does_not_make_mvtec_ad(tmp_path):
     assert "not among the categories of MVTec AD: plate" in said.notes
 
 
+@pytest.mark.parametrize(
+    ("layout", "write", "name", "note"),
+    [
+        ("visa", write_visa, "visa", "called visa, but none of the 12 VisA categories found"),
+        ("mvtec", write_mvtec, "mvtec", "called mvtec, but none of the 15 MVTec AD categories"),
+        ("mvtec", write_mvtec, "MVTec-AD", "called MVTec-AD, but none of the 15 MVTec AD"),
+    ],
+)
+def test_other_images_under_a_benchmarks_name_are_noted(tmp_path, layout, write, name, note):
+    (found,) = build_manifest(name, layout, write(tmp_path, ("cup",))).notes
+    assert found.startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("layout", "write", "name"),
+    [
+        ("visa", write_visa, "demo-visa"),
+        ("mvtec", write_mvtec, "demo-mvtec"),
+        ("mvtec", write_mvtec, "mtd"),
+        ("mvtec", write_mvtec, "visa"),
+    ],
+)
+def test_a_dataset_of_another_name_in_an_official_layout_is_no_wrong_benchmark(
+    tmp_path, layout, write, name
+):
+    assert build_manifest(name, layout, write(tmp_path, ("cup",))).notes == ()
+
+
 def test_a_licence_file_is_pointed_to(tmp_path):
     tree = write_mvtec(tmp_path, ("rod",))
     (tree / "rod" / "license.txt").write_text("do what you like")

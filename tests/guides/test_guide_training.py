@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
 from spg_pipe.detector import Detector, LayerGuides, train_guides
@@ -193,6 +194,17 @@ def test_a_store_without_masked_defects_is_refused(tmp_path: Any) -> None:
     store = extracted(manifest_of(root), tmp_path / "a.zarr")
     sae = train_sae(store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=1)[0]
     with pytest.raises(SpgError, match="no anomalous image with a mask"):
+        train(store, sae)
+
+
+def test_masks_without_any_anomalous_pixel_are_refused(tmp_path: Any) -> None:
+    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=2, missing=1)
+    for path in (root / "bolt/ground_truth/dent").iterdir():
+        Image.fromarray(np.zeros((40, 48), np.uint8)).save(path)
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    sae = train_sae(store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=1)[0]
+    message = r"none of the 2 anomalous images with a mask has an anomalous pixel at 32×32"
+    with pytest.raises(SpgError, match=message):
         train(store, sae)
 
 

@@ -115,6 +115,16 @@ def test_a_row_of_protocol_spg_has_pro_and_no_aupro() -> None:
     assert not [name for name in got if "aupro" in name]
 
 
+def test_pro_of_a_category_without_an_anomalous_pixel_is_undefined_and_not_in_the_mean() -> None:
+    spg = replace(CONTEXT, protocol="spg")
+    some, none = row("a", context=spg, noise=1), row("b", context=spg, anomalous=False)
+    assert math.isnan(none["pixel_pro_fast"])
+    assert {"pixel_pro_fast", "pixel_pro_slow", "pixel_auroc"} <= set(none["undefined"])
+    mean = macro_mean([some, none])
+    assert mean["pixel_pro_fast"] == some["pixel_pro_fast"] > 0
+    assert mean["categories"]["pixel_pro_fast"] == 1
+
+
 def test_protocols_do_not_mix_in_a_table() -> None:
     pixel = accumulate(lambda: [], "sort")
     spg = replace(CONTEXT, protocol="spg")

@@ -91,6 +91,7 @@ def test_without_regions_fast_is_zero_and_slow_is_nan() -> None:
     got = accumulate(lambda: zip(maps, np.zeros_like(maps), strict=True), protocol="spg")
     assert got.pro["fast"] == 0
     assert np.isnan(got.pro["slow"])
+    assert len(got.curves["pro"].x) == 0  # as in exact: a curve of NaN would spoil the mean curve
     assert np.isnan([got.auroc, got.ap, got.f1_max, got.f1_threshold]).all()
 
 

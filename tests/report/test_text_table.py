@@ -61,6 +61,24 @@ def test_mean_says_over_how_many_categories() -> None:
     assert "mean over 1 category " in text_table([rows()[0], macro_mean(rows()[:1])])
 
 
+def test_a_mean_of_nothing_has_no_part_in_the_count() -> None:
+    only_defects = [rows()[1], macro_mean(rows()[1:2])]
+    text = text_table(only_defects)
+    assert "mean over 1 category " in text
+    assert "0 to 1" not in text
+    assert "Mean over 0" not in text
+
+
+def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
+    counts = {"images_without_mask": 1, "vanished_regions": 2}
+    text = " ".join(text_table([row | counts for row in rows()]).split())
+    # Of the two categories; the mean's row is their sum already.
+    assert "Left out of pixel metrics: 2 of 5 anomalous images, which have no mask." in text
+    assert "Vanished when masks were resized, and so in no metric: 4 regions." in text
+    assert "Left out" not in text_table(rows())
+    assert "Vanished" not in text_table(rows())
+
+
 def test_columns_line_up_with_wide_characters() -> None:
     from rich.cells import cell_len
 

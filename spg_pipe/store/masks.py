@@ -1,0 +1,65 @@
+"""Masks that teach and judge nothing: without an anomalous pixel, as given or after resizing.
+
+`prepare` reads only the headers of masks, so a store is the first to know their pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spg_pipe.datasets.listing import counted, listed
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.store.reader import FeatureStore
+
+_BATCH = 64
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class MaskLosses:
+    """Rows of a store whose given mask is not what was drawn."""
+
+    empty: np.ndarray
+    """(n,) images whose mask has no anomalous pixel in its file."""
+    vanished: np.ndarray
+    """(n,) images whose whole mask was lost when it was resized to S×S."""
+    regions: int
+    """Regions that were lost so, in these and in other images."""
+
+
+def mask_losses(store: FeatureStore) -> MaskLosses:
+    """Look through the given masks of a store, and at its count of lost regions."""
+    given = np.flatnonzero(store.array("mask_state") == MaskState.GIVEN)
+    blank = [
+        batch[~store.masks(batch).any(axis=(1, 2))]
+        for batch in (given[start : start + _BATCH] for start in range(0, len(given), _BATCH))
+    ]
+    rows = np.concatenate([given[:0], *blank])
+    lost = store.array("lost_regions")
+    # A mask that loses no region and is blank had none.
+    return MaskLosses(rows[lost[rows] == 0], rows[lost[rows] > 0], int(lost.sum()))
+
+
+def mask_notes(store: FeatureStore) -> list[str]:
+    """What a person should know about the given masks: a sentence each, none if all is well."""
+    losses = mask_losses(store)
+    notes = []
+    if number := len(losses.empty):
+        notes.append(
+            f"{counted(number, 'given mask')} without a single anomalous pixel, so every pixel "
+            f"there counts as normal: of {_paths(store, losses.empty)}. Correct them (values above "
+            "0 are defect) and extract again with --replace."
+        )
+    if losses.regions:
+        whole = len(losses.vanished)
+        notes.append(
+            f"{counted(losses.regions, 'region')} of masks vanished in resizing to "
+            f"{store.image_size}×{store.image_size}"
+            + (f", and with them {counted(whole, 'whole mask')}" if whole else "")
+            + f": of {_paths(store, np.flatnonzero(store.array('lost_regions')))}"
+        )
+    return notes
+
+
+def _paths(store: FeatureStore, rows: np.ndarray) -> str:
+    return listed(store.array("path")[rows].tolist(), _NAMED)

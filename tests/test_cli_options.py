@@ -1,0 +1,57 @@
+"""Options that several commands share: what they change in a recipe, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spg_pipe.cli_options import make_session
+from spg_pipe.errors import SpgError
+
+RECIPE = {
+    "name": "mine",
+    "datasets": [{"name": "a", "layout": "folder", "root": "a"}],
+    "auxiliaries": ["a"],
+    "directions": [],
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+def refused(recipe: Path, *overrides: str, layers: str | None = None) -> str:
+    with pytest.raises(SpgError) as error:
+        make_session(recipe, overrides=list(overrides), layers=layers)
+    return str(error.value)
+
+
+def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
+    session = make_session(recipe, overrides=["sae.k=3", "sae.lr=1e-4"], layers="s8, s16")
+    assert (session.params.sae.k, session.params.sae.lr) == (3, 1e-4)
+    assert session.params.backbone.layers == ("s8", "s16")
+    assert session.changed == {"sae", "backbone"}
+
+
+def test_an_unknown_section_names_the_file_in_use_and_the_nearest_section(recipe: Path) -> None:
+    message = refused(recipe, "sea.k=3")
+    assert message == f"--set sea.k=3: {recipe} has no section 'sea'; did you mean 'sae'?"
+
+
+def test_a_list_cannot_be_reached_by_set(recipe: Path) -> None:
+    assert f"Edit it in {recipe}" in refused(recipe, "datasets.0.root=b")
+
+
+def test_faults_of_options_are_counted_as_theirs(recipe: Path) -> None:
+    assert refused(recipe, "sae.k=0").startswith("the command's options have 1 fault:\n  sae.k: ")
+    assert refused(recipe, "sae.k=0", "sae.kk=3").startswith("the command's options have 2 faults:")
+
+
+@pytest.mark.parametrize("layers", ["", " ", "6,,8", "6,"])
+def test_layers_without_a_name_are_refused(recipe: Path, layers: str) -> None:
+    assert "expected names with commas between them" in refused(recipe, layers=layers)

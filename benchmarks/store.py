@@ -61,6 +61,7 @@ def measure(forms: list[Format], work: Work, images: int, *, cold: bool) -> dict
             if form.name in SLOW and number > 2:
                 continue
             if cold:
+                form.release()
                 page_cache.drop(form.files)
                 left = page_cache.resident_share(form.files)
                 if left > 0.01:

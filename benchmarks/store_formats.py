@@ -1,7 +1,7 @@
 """The same tokens in the store and in what people use instead, read in the same four ways."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,12 @@ class Format:
     read: Read
     tokens: Callable[[int], Iterator[torch.Tensor]]
     """An epoch (seed given) of shuffled batches of 8192 tokens."""
+    release: Callable[[], None] = lambda: None
+    """Let go of what keeps pages in memory: a mapping."""
 
     @property
     def bytes(self) -> int:
+        """What lies on the disk."""
         return sum(path.stat().st_size for path in self.files)
 
 
@@ -113,18 +116,20 @@ def _memmap(folder: Path, store: FeatureStore) -> Format:
             rows = np.arange(start, min(start + 64, len(store)))
             out[rows] = store.tokens(LAYER, rows)
         out.flush()
-    mapped = np.load(path, mmap_mode="r")
+    mappings = [np.load(path, mmap_mode="r")]
     buffer = np.empty((WINDOW, PATCHES, DIM), np.float16)
 
     def read(rows: np.ndarray) -> np.ndarray:
-        out = buffer[: len(rows)]
+        if not mappings:
+            mappings.append(np.load(path, mmap_mode="r"))
+        mapped, out = mappings[0], buffer[: len(rows)]
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
             out[...] = mapped[rows[0] : rows[-1] + 1]
         else:
             np.take(mapped, rows, axis=0, out=out)
         return out
 
-    return _generic("memmap .npy", [path], read)
+    return replace(_generic("memmap .npy", [path], read), release=mappings.clear)
 
 
 def _pth(folder: Path, store: FeatureStore) -> Format:
@@ -147,7 +152,9 @@ def _generic(name: str, files: list[Path], read: Read) -> Format:
     """Shuffled tokens in the plain way: read a window, permute it, cut it."""
 
     def tokens(seed: int) -> Iterator[torch.Tensor]:
-        images = max(len(files), 1) if name == "pth an image" else _images(files, read)
+        # A .pth holds one image in float32; the others hold float16 and little else.
+        size = sum(path.stat().st_size for path in files)
+        images = len(files) if name == "pth an image" else size // (PATCHES * DIM * 2)
         order = np.random.default_rng(seed).permutation(images)
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, images, WINDOW):
@@ -157,10 +164,6 @@ def _generic(name: str, files: list[Path], read: Read) -> Format:
                 yield flat[piece]
 
     return Format(name, files, read, tokens)
-
-
-def _images(files: list[Path], _read: Read) -> int:
-    return sum(path.stat().st_size for path in files) // (PATCHES * DIM * 2)
 
 
 def _peers(array: Path, shards: list[Path]) -> list[Format]:

@@ -15,6 +15,7 @@ from spg_pipe.cli_options import (
     JsonOption,
     LayersOption,
     ParamsOption,
+    PlainUsage,
     QuietOption,
     SeedOption,
     SetOption,
@@ -285,9 +286,9 @@ def report(
     session.console.result({"report": str(path)}, f"Report: {path}")
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def predict(
-    detector: Annotated[Path, typer.Argument(help="A detector's folder.")],
+    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
     source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
     out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
         "predictions"

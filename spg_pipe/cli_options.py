@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from typer.core import TyperCommand
 
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
@@ -64,6 +65,14 @@ StoreOption = Annotated[
 DetectorOption = Annotated[
     Path | None, typer.Option("--detector", help="A detector's folder, instead of the recipe's.")
 ]
+
+
+class PlainUsage(TyperCommand):
+    """A command whose usage line shows arguments as its help and the docs do: `DETECTOR`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        # Newer versions of typer put braces around what is required.
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 def make_session(

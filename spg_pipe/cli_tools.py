@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from spg_pipe.cli_options import JsonOption, ParamsOption, QuietOption
+from spg_pipe.cli_options import JsonOption, ParamsOption, PlainUsage, QuietOption
 from spg_pipe.console import Console
 from spg_pipe.params import DEFAULT_PARAMS, load_params
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, SAE, detector or scores folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what an artefact holds."""
@@ -23,7 +25,7 @@ def inspect(
 
 
 def verify(
-    store: Annotated[Path, typer.Argument(help="A feature store.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A feature store.")],
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +54,9 @@ def recipe_list(as_json: JsonOption = False) -> None:
 
 
 def recipe_use(
-    name: Annotated[str, typer.Argument(help="A recipe's name; see `spg-pipe recipe list`.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
+    ],
     mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
     visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
@@ -130,10 +134,10 @@ def datasets(
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (inspect, verify, backbones, datasets):
-        app.command()(command)
+        app.command(cls=PlainUsage)(command)
     recipe = typer.Typer(
         help="List recipes, or make one the recipe in force.", no_args_is_help=True
     )
     recipe.command("list")(recipe_list)
-    recipe.command("use")(recipe_use)
+    recipe.command("use", cls=PlainUsage)(recipe_use)
     app.add_typer(recipe, name="recipe")

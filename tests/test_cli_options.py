@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from spg_pipe.cli import app
 from spg_pipe.cli_options import make_session
 from spg_pipe.errors import SpgError
 
@@ -55,3 +57,16 @@ def test_faults_of_options_are_counted_as_theirs(recipe: Path) -> None:
 @pytest.mark.parametrize("layers", ["", " ", "6,,8", "6,"])
 def test_layers_without_a_name_are_refused(recipe: Path, layers: str) -> None:
     assert "expected names with commas between them" in refused(recipe, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        (["predict"], "predict [OPTIONS] DETECTOR IMAGE|FOLDER\n"),
+        (["inspect"], "inspect [OPTIONS] PATH\n"),
+        (["verify"], "verify [OPTIONS] STORE\n"),
+        (["recipe", "use"], "recipe use [OPTIONS] NAME\n"),
+    ],
+)
+def test_usage_names_arguments_in_capitals(command: list[str], usage: str) -> None:
+    assert usage in CliRunner().invoke(app, [*command, "--help"]).output

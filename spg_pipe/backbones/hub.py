@@ -94,6 +94,7 @@ def _no_access(info: BackboneInfo, page: str, file: str, error: Exception) -> Sp
         f"{type(error).__name__}: {first_line}\n"
         f"Their page: {page or 'none is known'}. {gate}"
         f"Without a connection, copy {file or 'the file'} from another machine and pass "
-        "`--weights FILE` (.safetensors or .pth).\n"
+        "`--weights FILE` (.safetensors or .pth) to a command, or set `backbone.weights` in "
+        "params.yaml for `dvc repro`.\n"
         "`spg-pipe backbones` lists the backbones whose weights need no download."
     )

@@ -47,7 +47,13 @@ def test_an_unreachable_download_is_one_quick_message(unreachable, name, parts):
         load_backbone(name)
     assert time.monotonic() - started < 20  # the hub's own client retries for minutes
     message = str(caught.value)
-    for part in [*parts, "--weights FILE", "https://huggingface.co/", "spg-pipe backbones"]:
+    for part in [
+        *parts,
+        "--weights FILE",
+        "`backbone.weights` in params.yaml",
+        "https://huggingface.co/",
+        "spg-pipe backbones",
+    ]:
         assert part in message
     assert not list(unreachable.rglob("*.safetensors*"))
 

@@ -1,0 +1,30 @@
+"""One function a stage: the commands and the scripts in stages/ only parse and call these.
+
+Every function takes a session, works in the recipe's paths (`paths.py`) and returns the path of
+the artefact that it wrote.
+"""
+
+from spg_pipe.pipeline.features import (
+    extract,
+    load_backbone,
+    prepare,
+    write_demo_set,
+    write_demo_sets,
+)
+from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
+from spg_pipe.pipeline.training import train_guides, train_sae
+
+__all__ = [
+    "evaluate",
+    "extract",
+    "load_backbone",
+    "prepare",
+    "read_metrics",
+    "report",
+    "score",
+    "tables_of",
+    "train_guides",
+    "train_sae",
+    "write_demo_set",
+    "write_demo_sets",
+]

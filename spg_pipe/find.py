@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from spg_pipe.errors import SpgError
 from spg_pipe.params import Dataset, Params
+from spg_pipe.protocol import protocol
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def scan(session: Session, dataset: Dataset) -> "Manifest":
             sets=dataset.sets,
             categories=dataset.categories,
             licence=dataset.licence,
+            exif_of_own_images=protocol(session.params.method.protocol).exif_of_own_images,
             progress=update,
         )
 
@@ -132,9 +134,11 @@ def _store_fits(
     finished: bool = False,
 ) -> bool:
     """Whether a store has what the recipe asks for; `manifest` is a fingerprint, if it counts."""
+    from spg_pipe.datasets.layouts import honours_exif
     from spg_pipe.store.schema import read_attributes
 
     found = read_attributes(path)
+    exif_of_own_images = protocol(session.params.method.protocol).exif_of_own_images
     if found is None or "backbone" not in found or (finished and not found.get("complete")):
         return False
     wanted = session.params.backbone
@@ -143,6 +147,7 @@ def _store_fits(
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
         and manifest in (None, found.get("manifest"))
+        and found.get("exif") == honours_exif(dataset.layout, exif_of_own_images)
         and found.get("dtype") == session.params.extract.dtype
         and backbone.get("alias") in (wanted.alias, _canonical(wanted.alias))
         and backbone.get("preprocess", {}).get("size") == image_size(session.params)

@@ -16,7 +16,7 @@ Rules
 - The category is the folder's name. When every subfolder holds its own `good/`, each of them is a
   category instead.
 - There are no splits: `test` and `all` both mean every image.
-- EXIF orientation is honoured, for image and mask alike.
+- EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datasets and stores by name: what the recipe's protocol asks of them."""
+"""The recipe's protocol decides about EXIF orientation, in manifests and in stores that fit."""
 
 from __future__ import annotations
 

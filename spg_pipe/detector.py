@@ -193,6 +193,7 @@ class Detector:
             detector = cls(layers, config)
             # Read once here, so that a damaged config is found now and not in mid-work.
             _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
+            _ = config["protocol"]["name"], config["protocol"]["exif_of_own_images"]
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(
                 f"{path} is not a whole detector ({error}). "

@@ -40,12 +40,15 @@ class Evaluation:
     provenance: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write <run>.json, <run>.csv and curves/<run>-{roc,pr,pro}.csv beside each other."""
+        """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
         write_csv(path.with_suffix(".csv"), self.rows)
         folder = path.parent / "curves"
-        write_csv(folder / f"{path.stem}-categories.csv", self.curves)
-        for kind in ("roc", "pr", "pro"):
-            write_csv(folder / f"{path.stem}-{kind}.csv", _mean_curve(self.curves, kind))
+        # A file may travel without the table beside it, so each names what it was made under.
+        named = {key: self.rows[0][key] for key in ("protocol", "method_protocol")}
+        lines = {"categories": self.curves}
+        lines |= {kind: _mean_curve(self.curves, kind) for kind in ("roc", "pr", "pro")}
+        for name, points in lines.items():
+            write_csv(folder / f"{path.stem}-{name}.csv", [point | named for point in points])
         write_json(path, self.rows, self.provenance)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spg_pipe.errors import SpgError
 from spg_pipe.params import Dataset, Params
+from spg_pipe.protocol import protocol
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def scan(session: Session, dataset: Dataset) -> "Manifest":
             sets=dataset.sets,
             categories=dataset.categories,
             licence=dataset.licence,
+            exif_of_own_images=protocol(session.params.method.protocol).exif_of_own_images,
             progress=update,
         )
 
@@ -160,15 +162,18 @@ def _store_fits(
     path: Path, session: Session, dataset: Dataset, images: _Images, *, finished: bool = False
 ) -> bool:
     """Whether a store has what the recipe asks for."""
+    from spg_pipe.datasets.layouts import honours_exif
     from spg_pipe.store.schema import read_attributes
 
     found = read_attributes(path)
+    exif_of_own_images = protocol(session.params.method.protocol).exif_of_own_images
     if found is None or "backbone" not in found or (finished and not found.get("complete")):
         return False
     return (
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
         and images.manifest in (None, found.get("manifest"))
+        and found.get("exif") == honours_exif(dataset.layout, exif_of_own_images)
         and found.get("dtype") == session.params.extract.dtype
         and backbone_fits(found["backbone"], session.params)
         and (images.names is None or _holds(path, images.names, complete=found.get("complete")))

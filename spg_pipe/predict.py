@@ -15,6 +15,7 @@ from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, rea
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.params import ScoreParams
+from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 from spg_pipe.scoring import resize_maps, score_images
 
 Progress = Callable[[int, int], None]
@@ -35,6 +36,8 @@ class Prediction:
     peak_column: int
     overlay: str
     """File of the heat map, relative to the output folder."""
+    protocol: str
+    """The method's protocol (docs/method.md §5)."""
 
 
 def find_images(source: Path) -> list[Path]:
@@ -56,6 +59,28 @@ def find_images(source: Path) -> list[Path]:
     return found
 
 
+def choose_images(source: Path, out: Path) -> list[Path]:
+    """The images to score, after a look at what `out` holds already.
+
+    Raises
+    ------
+    SpgError
+        If there is no image, or a result in `out` would replace something that is not one.
+    """
+    images = find_images(source)
+    if source.is_dir() and source.resolve().is_relative_to(out.resolve()):
+        raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
+    # A second run must not take the overlays of the first, finished or not, for images.
+    images = [path for path in images if not _is_overlay(path, out)]
+    if not images:
+        raise SpgError(
+            f"{source} has no images but the heat maps of an earlier run in {out / OVERLAYS}. "
+            "Give your own images, or another --out."
+        )
+    check_place(out, [_overlay_name(path, source) for path in images], as_csv([]).encode())
+    return images
+
+
 def predict(
     detector: Detector,
     backbone: Backbone,
@@ -69,49 +94,47 @@ def predict(
 ) -> list[Prediction]:
     """Score images and write scores.csv and overlays/ below `out`.
 
-    EXIF orientation is honoured. Each image is judged on its own.
+    Each image is judged on its own; the detector's protocol says whether its EXIF orientation
+    counts. Files of an earlier result are replaced when all images are done, never before.
 
     Raises
     ------
     SpgError
-        If the backbone is not the detector's, or an image cannot be read.
+        If the backbone is not the detector's, an image cannot be read, or a result would replace
+        what is not one. `out` is then as it was.
     """
     detector.check_backbone(backbone.spec, "The backbone that was loaded")
-    images = find_images(source)
-    base = source if source.is_dir() else source.parent
-    if source.is_dir() and source.resolve().is_relative_to(out.resolve()):
-        raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
-    # A second run must not take the overlays of the first for images.
-    images = [path for path in images if not path.resolve().is_relative_to(out.resolve())]
-    # Scores are written last; those of an earlier run must not stand beside new overlays.
-    (out / "scores.csv").unlink(missing_ok=True)
+    images = choose_images(source, out)
+    exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
     results: list[Prediction] = []
-    for start in range(0, len(images), batch_images):
-        batch = images[start : start + batch_images]
-        pixels = [read_image(path, exif=True) for path in batch]
-        maps, scores, cls = next(score_images(detector, _tokens(backbone, pixels, device), params))
-        for i, path in enumerate(batch):
-            full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
-            relative = path.relative_to(base)
-            name = Path("overlays") / relative.with_name(relative.name + ".png")
-            _write_overlay(out / name, pixels[i], full)
-            row, column = np.unravel_index(int(full.argmax()), full.shape)
-            results.append(
-                Prediction(
-                    path=relative.as_posix(),
-                    score=float(scores[i]),
-                    score_cls=float(cls[i]),
-                    height=full.shape[0],
-                    width=full.shape[1],
-                    peak_row=int(row),
-                    peak_column=int(column),
-                    overlay=name.as_posix(),
+    with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
+        for start in range(0, len(images), batch_images):
+            batch = images[start : start + batch_images]
+            pixels = [read_image(path, exif=exif) for path in batch]
+            tokens = _tokens(backbone, pixels, device)
+            maps, scores, cls = next(score_images(detector, tokens, params))
+            for i, path in enumerate(batch):
+                full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
+                name = _overlay_name(path, source)
+                _write_overlay(folder / name, pixels[i], full)
+                row, column = np.unravel_index(int(full.argmax()), full.shape)
+                results.append(
+                    Prediction(
+                        path=path.relative_to(_base(source)).as_posix(),
+                        score=float(scores[i]),
+                        score_cls=float(cls[i]),
+                        height=full.shape[0],
+                        width=full.shape[1],
+                        peak_row=int(row),
+                        peak_column=int(column),
+                        overlay=name.as_posix(),
+                        protocol=detector.config["protocol"]["name"],
+                    )
                 )
-            )
-        if progress:
-            progress(len(results), len(images))
-    write_text(out / "scores.csv", as_csv(results))
+            if progress:
+                progress(len(results), len(images))
+        write_text(folder / SCORES, as_csv(results))
     return results
 
 
@@ -129,14 +152,14 @@ def predict_folder(
     Returns
     -------
     content : dict
-        For `--json`: detector, licences, predictions.
+        For `--json`: detector, protocol and settings, licences, predictions.
     text : str
         For people.
     """
     from spg_pipe.backbones import load_backbone
 
     detector = Detector.load(detector_path)
-    find_images(source)
+    choose_images(source, out)
     spec = detector.backbone
     chosen = choose_device(device)
     backbone = load_backbone(
@@ -154,13 +177,51 @@ def predict_folder(
     with console.progress("predict") as update:
         rows = predict(detector, backbone, source, out, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
+    about = _about(detector)
     content = {
         "detector": str(detector_path),
+        **about,
         "licences": detector.config["licences"],
         "out": str(out),
         "predictions": [asdict(row) for row in rows],
     }
-    return content, "\n".join([*lines, f"{len(rows)} images → {out / 'scores.csv'}"])
+    told = (
+        f"protocol {about['protocol']}, τ {about['tau']:g}, σ {about['sigma']:g}, image score "
+        f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
+        f"{detector.fingerprint[:8]}"
+    )
+    return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
+
+
+def _about(detector: Detector) -> dict[str, Any]:
+    """What every score depends on, besides the image."""
+    spec, score = detector.backbone, detector.score
+    layers = "+".join(spec.layers)
+    return {
+        "fingerprint": detector.fingerprint,
+        "protocol": detector.config["protocol"]["name"],
+        "tau": detector.config["tau"],
+        "sigma": score.sigma,
+        "image_score": score.image_score,
+        "backbone": f"{spec.alias}@{spec.preprocess.size} layers {layers} ({spec.norm}-norm)",
+        "seed": detector.config["seed"],
+    }
+
+
+def _base(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _overlay_name(image: Path, source: Path) -> Path:
+    """File of an image's heat map, relative to the output folder."""
+    relative = image.relative_to(_base(source))
+    return Path(OVERLAYS) / relative.with_name(relative.name + ".png")
+
+
+def _is_overlay(path: Path, out: Path) -> bool:
+    place, root = path.resolve(), out.resolve()
+    inside = place.relative_to(root).parts if place.is_relative_to(root) else ()
+    return len(inside) > 1 and is_own_folder(inside[0])
 
 
 def _tokens(

@@ -25,6 +25,8 @@ class Protocol:
     """A batch of one image computes dice for each row, as the published `squeeze` does."""
     mean_token_of_first_image: bool
     """`mean_tokens` uses the first image's mean patch token for the whole batch."""
+    exif_of_own_images: bool
+    """EXIF orientation is honoured in layout `folder` and by `predict`; benchmarks ignore it."""
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for an artefact's config."""
@@ -32,8 +34,8 @@ class Protocol:
 
 
 _PROTOCOLS: dict[str, Protocol] = {
-    "default": Protocol("default", "tokens", False, True, False, False),
-    "spg": Protocol("spg", "steps", True, False, True, True),
+    "default": Protocol("default", "tokens", False, True, False, False, True),
+    "spg": Protocol("spg", "steps", True, False, True, True, False),
 }
 
 

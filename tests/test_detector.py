@@ -170,6 +170,7 @@ def test_a_store_of_another_backbone_is_not_scored(
         ("half the weights", "is not a whole detector"),
         ("a lost layer", "is not a whole detector"),
         ("no json", "is not valid JSON"),
+        ("an older protocol", r"is not a whole detector \('exif_of_own_images'\)"),
         ("another kind", "is not a detector of format 1"),
         ("another format", "is not a detector of format 1"),
     ],
@@ -189,6 +190,8 @@ def test_what_is_no_whole_detector_is_refused(
         weights.write_bytes(weights.read_bytes()[:500])
     elif damage == "a lost layer":
         config["layers"]["9"] = {"grid": [1, 1]}
+    elif damage == "an older protocol":
+        del config["protocol"]["exif_of_own_images"]
     elif damage == "another kind":
         config["kind"] = "scores"
     elif damage == "another format":

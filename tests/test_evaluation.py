@@ -93,7 +93,9 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
         assert [row["category"] for row in csv.DictReader(stream)] == ["bolt", "nut", "mean"]
     for kind in ("roc", "pr", "pro"):
         with (tmp_path / f"metrics/curves/run-{kind}.csv").open() as stream:
-            points = [(float(r["x"]), float(r["y"])) for r in csv.DictReader(stream)]
+            lines = list(csv.DictReader(stream))
+        points = [(float(r["x"]), float(r["y"])) for r in lines]
+        assert {(r["protocol"], r["method_protocol"]) for r in lines} == {("exact", "default")}
         assert all(0 <= v <= 1 for point in points for v in point)
         assert points == sorted(points, key=lambda point: point[0])
 

@@ -279,6 +279,7 @@ def test_the_protocols_resolve_into_their_settings() -> None:
         "ema_warmup": False,
         "single_image_dice_by_row": True,
         "mean_token_of_first_image": True,
+        "exif_of_own_images": False,
     }
     assert default.to_dict() == {
         "name": "default",
@@ -287,6 +288,7 @@ def test_the_protocols_resolve_into_their_settings() -> None:
         "ema_warmup": True,
         "single_image_dice_by_row": False,
         "mean_token_of_first_image": False,
+        "exif_of_own_images": True,
     }
 
 

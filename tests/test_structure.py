@@ -32,7 +32,7 @@ LAYERS = [
     ["scoring"],
     ["evaluation", "explain"],
     ["report"],
-    ["predict", "inspection", "recipes", "session"],
+    ["predict_files", "predict", "inspection", "recipes", "session"],
     ["find"],
     ["find_runs"],
     ["pipeline"],

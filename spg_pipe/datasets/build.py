@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.datasets.images import stored_size
-from spg_pipe.datasets.layouts import LAYOUTS, Layout
+from spg_pipe.datasets.layouts import LAYOUTS, Layout, honours_exif
 from spg_pipe.datasets.listing import Entry, Select, counted, listed
 from spg_pipe.datasets.manifest import Manifest, to_frame
 from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of, not_the_benchmark
@@ -41,6 +41,7 @@ def build_manifest(
     sets: Sequence[str] = (),
     categories: Sequence[str] | None = None,
     licence: str | None = None,
+    exif_of_own_images: bool = True,
     progress: Progress | None = None,
 ) -> Manifest:
     """Find a dataset's images and masks and record their names, sizes and content hashes.
@@ -63,6 +64,8 @@ def build_manifest(
         Only these (with the set's prefix in a union); None for all on disk.
     licence
         The licence of the images, in place of what the layout or a licence file says.
+    exif_of_own_images
+        Whether layout `folder` honours EXIF orientation (docs/method.md §5).
     progress
         Called with (images done, images in all).
 
@@ -73,7 +76,7 @@ def build_manifest(
         is no image; a mask whose size is not its image's.
     """
     entries, parts = _found(name, layout, root, split, sets, categories)
-    exif = LAYOUTS[layout].info.exif
+    exif = honours_exif(layout, exif_of_own_images)
     # A dict keeps the order and drops repetitions.
     stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
     return Manifest(

@@ -17,7 +17,7 @@ Rules
   category instead.
 - `Good`, `ok`, `pass`, … are not taken for defects but refused: normal images are in `good`.
 - There are no splits: `test` and `all` both mean every image.
-- EXIF orientation is honoured, for image and mask alike.
+- EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class LayoutInfo:
     """One sentence."""
     sketch: str
     """The folders, several lines."""
-    exif: bool
-    """Whether EXIF orientation is honoured (docs/method.md §5)."""
+    own_images: bool
+    """For a person's own images, not a benchmark's: their EXIF orientation may count."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ ROOT/<category>/train/good/000.png
 ROOT/<category>/test/good/000.png
 ROOT/<category>/test/<defect>/000.png
 ROOT/<category>/ground_truth/<defect>/000_mask.png""",
-    exif=False,
+    own_images=False,
 )
 
 _VISA = LayoutInfo(
@@ -54,7 +54,7 @@ ROOT/split_csv/1cls.csv                      (object,split,label,image,mask)
 ROOT/<category>/Data/Images/Normal/0000.JPG
 ROOT/<category>/Data/Images/Anomaly/000.JPG
 ROOT/<category>/Data/Masks/Anomaly/000.png""",
-    exif=False,
+    own_images=False,
 )
 
 _FOLDER = LayoutInfo(
@@ -67,7 +67,7 @@ ROOT/good/*.jpg
 ROOT/<defect>/*.jpg
 ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/)
 ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
-    exif=True,
+    own_images=True,
 )
 
 LAYOUTS = {
@@ -75,6 +75,19 @@ LAYOUTS = {
     "visa": Layout(_VISA, scan_visa),
     "folder": Layout(_FOLDER, scan_folder),
 }
+
+
+def honours_exif(layout: str, exif_of_own_images: bool) -> bool:
+    """Whether images of a layout are turned as their EXIF says (docs/method.md §5).
+
+    Parameters
+    ----------
+    layout
+        A known layout's name.
+    exif_of_own_images
+        The protocol's setting.
+    """
+    return LAYOUTS[layout].info.own_images and exif_of_own_images
 
 
 def describe_layouts() -> list[LayoutInfo]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spg_pipe.artifacts import fresh_folder
+from spg_pipe.datasets.layouts import honours_exif
 from spg_pipe.errors import SpgError
 from spg_pipe.params import Params
 from spg_pipe.paths import Paths
@@ -166,7 +167,12 @@ def _direction_section(
     title = f"{way.aux} → {way.target}"
     scores = runs.runs[0].scores
     quality = examples.qualities(scores, runs.store)
-    exif = runs.store.spec.exif if runs.store else runs.dataset.layout == "folder"
+    settings = scores.config["detector"]["protocol"]
+    exif = (
+        runs.store.spec.exif
+        if runs.store
+        else honours_exif(runs.dataset.layout, settings["exif_of_own_images"])
+    )
     maps, unreadable = [], []
     for number, category in enumerate(_categories(runs)):
         chosen = examples.choose(scores.table, category, quality)

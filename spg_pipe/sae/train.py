@@ -100,7 +100,7 @@ def train_sae(
     -------
     run : SaeRun
     quality : dict
-        Per layer: R², FVU, L0, dead share, tokens seen, epochs (quality.json).
+        Per layer: R², FVU, L0, dead share, tokens seen, epochs, protocol (quality.json).
     curve : str
         CSV: layer, step, tokens, reconstruction, auxk, dead share.
 
@@ -112,7 +112,7 @@ def train_sae(
     settings = protocol(method.protocol)
     layers: dict[str, SparseAutoencoder] = {}
     dead: dict[str, Tensor] = {}
-    quality: dict[str, Any] = {}
+    quality: dict[str, dict[str, Any]] = {}
     curve = io.StringIO()
     curve.write("layer,step,tokens,reconstruction,auxk,dead_share\n")
     for layer, shape in store.spec.layers.items():
@@ -127,7 +127,7 @@ def train_sae(
                 f"{float(measured.dead.float().mean()):.0%} of the latents dead). Lower sae.lr."
             )
         layers[layer], dead[layer] = sae.cpu(), measured.dead
-        quality[layer] = measured.summary() | seen
+        quality[layer] = measured.summary() | seen | {"protocol": settings.name}
     return (
         SaeRun(layers, dead, _config(store, params, settings.to_dict(), seed, quality)),
         quality,

@@ -143,6 +143,17 @@ def test_exif_is_honoured_for_image_and_mask_alike(tmp_path):
         assert np.array_equal(mask, upright > 0)
 
 
+def test_exif_of_own_images_is_ignored_where_the_protocol_says_so(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "bent").mkdir()
+    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=exif)
+    Image.new("L", (7, 5)).save(tmp_path / "bent/1_mask.png", exif=exif)
+    manifest = build_manifest("mine", "folder", tmp_path, exif_of_own_images=False)
+    assert not manifest.exif
+    assert manifest.table[["height", "width"]].to_numpy().tolist() == [[5, 7]]
+
+
 def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

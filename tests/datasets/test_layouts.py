@@ -301,7 +301,7 @@ def test_every_layout_is_described_with_its_folders():
     assert list(described) == list(LAYOUTS) == ["mvtec", "visa", "folder"]
     assert "ground_truth/<defect>" in described["mvtec"].sketch
     assert "split_csv/1cls.csv" in described["visa"].sketch
-    assert [info.exif for info in described.values()] == [False, False, True]
+    assert [info.own_images for info in described.values()] == [False, False, True]
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -1,9 +1,9 @@
 """The command line end to end on a miniature dataset, and what it says when input is bad."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +46,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_is_fast_and_does_not_import_torch() -> None:
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([BIN / "spg-pipe", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     code = "import sys, spg_pipe.cli; print([m for m in HEAVY if m in sys.modules])"
     heavy = "HEAVY = ('torch', 'timm', 'open_clip', 'sklearn', 'matplotlib', 'pandas', 'zarr')"
     loaded = subprocess.run(
         [sys.executable, "-c", f"{heavy}; {code}"], check=True, capture_output=True, text=True
     )
     assert loaded.stdout.strip() == "[]"
-    # The claim is one second on a quiet machine; a shared one may be several times slower.
-    assert min(seconds) < 5, seconds
+    # CPU time, because on a shared machine the wall's says more about its other guests.
+    assert min(seconds) < 1, seconds
 
 
 def test_evaluate_prints_a_table_and_json(project: Path) -> None:

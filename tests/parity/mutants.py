@@ -64,6 +64,39 @@ MUTANTS = {
     "activity threshold": Mutant("sae", "sae/model.py", "= 1e-3", "= 1e-2"),
     "dead one step early": Mutant("sae", "sae/model.py", "self.age > limit", "self.age >= limit"),
     "no renormalisation": Mutant("sae", "sae/train.py", "self.sae.renormalise()", "pass"),
+    "DINOv3 resized in 8 bits": Mutant(
+        "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'
+    ),
+    "DINOv3 bicubic": Mutant(
+        "preprocess", "backbones/timm_common.py", '"float", "bilinear"', '"float", "bicubic"'
+    ),
+    "CLIP resized as floats": Mutant(
+        "preprocess", "backbones/openclip.py", 'size, "uint8",', 'size, "float",'
+    ),
+    "CLIP bilinear": Mutant(
+        "preprocess", "backbones/openclip.py", '"uint8", "bicubic"', '"uint8", "bilinear"'
+    ),
+    "masks' filter": Mutant(
+        "preprocess", "datasets/images.py", "Resampling.BILINEAR", "Resampling.BOX"
+    ),
+    "masks' threshold": Mutant("preprocess", "datasets/images.py", "> 127", "> 0"),
+    "CLIP without projection": Mutant(
+        "clip", "backbones/openclip.py", "t @ visual.proj for", "t * 1.0 for"
+    ),
+    "CLIP before the last norm": Mutant(
+        "clip", "backbones/openclip.py", 'norm == "post",', "False,"
+    ),
+    "position embedding's filter": Mutant(
+        "clip", "backbones/openclip.py", 'else "bilinear",', 'else "bicubic",'
+    ),
+    "PRO's thresholds": Mutant("metrics", "metrics/spg.py", "STEPS = 200", "STEPS = 100"),
+    "PRO's FPR": Mutant("metrics", "metrics/spg.py", "MAX_FPR = 0.3", "MAX_FPR = 0.2"),
+    "4-connected regions": Mutant(
+        "metrics", "metrics/aupro.py", "structure=np.ones((3, 3), dtype=bool)", "structure=None"
+    ),
+    "F1's threshold": Mutant(
+        "metrics", "metrics/spg.py", "return max(lower, default=", "return max([], default="
+    ),
 }
 
 
@@ -73,7 +106,8 @@ def survivors(names: list[str]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(PACKAGE, Path(folder) / "spg_pipe"))
         sys.path[:0] = [folder, str(TESTS)]
-        alive = [] if _all_ok("guide", copy) and _all_ok("sae", copy) else [""]
+        kinds = {MUTANTS[name].kind for name in names}
+        alive = [] if all(_all_ok(kind, copy) for kind in sorted(kinds)) else [""]
         return alive + [name for name in names if _survives(MUTANTS[name], copy)]
 
 

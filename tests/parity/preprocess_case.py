@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.backbones.timm_common import preprocess_for
+from spg_pipe.backbones import openclip, timm_common
+from spg_pipe.backbones.names import find_alias
 from spg_pipe.datasets.images import (
     Preprocess,
     preprocess,
@@ -19,9 +20,19 @@ from spg_pipe.datasets.images import (
     soft_mask,
 )
 
-DINOV3 = "vit_large_patch16_dinov3.lvd1689m"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+def dinov3(size: int) -> Preprocess:
+    """What the backbone `dinov3` asks for at `size` pixels."""
+    info = find_alias("dinov3")
+    assert info is not None
+    return timm_common.preprocess_for(info.model, size)
+
+
+def clip(size: int) -> Preprocess:
+    """What the backbone `openclip` asks for at `size` pixels."""
+    info = find_alias("openclip")
+    assert info is not None
+    return openclip.preprocess_for(info.model, size)
 
 
 def compare_case(case: Case) -> list[Comparison]:
@@ -40,11 +51,10 @@ def _results(case: Case, folder: Path) -> dict[str, np.ndarray]:
     if case.has("image_rgb"):
         image = read_image(_written(case, "image_rgb", folder), exif=False)
         if case.has("dinov3_pixel_values"):
-            got["dinov3_pixel_values"] = preprocess(image, preprocess_for(DINOV3, size))
+            got["dinov3_pixel_values"] = preprocess(image, dinov3(size))
         if case.has("clip_pixel_values"):
             clip_size = int(case.scalar("clip_size"))
-            clip = Preprocess(clip_size, "uint8", "bicubic", CLIP_MEAN, CLIP_STD)
-            got["clip_pixel_values"] = preprocess(image, clip)
+            got["clip_pixel_values"] = preprocess(image, clip(clip_size))
     if case.has("mask_raw"):
         mask = read_mask(_written(case, "mask_raw", folder), exif=False)
         if case.has("mask_resized"):

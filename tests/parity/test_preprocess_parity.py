@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from parity.cases import Case, assert_agrees, cases
-from parity.preprocess_case import DINOV3, compare_case
-from spg_pipe.backbones.timm_common import preprocess_for
+from parity.preprocess_case import compare_case, dinov3
 from spg_pipe.datasets.images import preprocess, read_image
 
 
@@ -28,7 +27,7 @@ def test_a_grey_file_gives_the_values_of_its_rgb_version(case: Case, tmp_path):
     grey = Image.fromarray(case.array("image_gray"))
     grey.save(tmp_path / "grey.png")
     grey.convert("RGB").save(tmp_path / "rgb.png")
-    spec = preprocess_for(DINOV3, int(case.scalar("size")))
+    spec = dinov3(int(case.scalar("size")))
     values = [
         preprocess(read_image(tmp_path / f"{name}.png", exif=False), spec)
         for name in ("grey", "rgb")

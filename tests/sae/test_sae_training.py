@@ -148,10 +148,11 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
 
     monkeypatch.setattr(train_module.SaeTrainer, "start", start)
     monkeypatch.setattr(train_module, "measure", spied)
-    result = run(tiny_store, protocol=protocol, epochs=1)[0]
+    result, quality, _ = run(tiny_store, protocol=protocol, epochs=1)
     assert set(rules) == {"steps" if counts else "tokens"}
     assert masks == [counts, counts]
     assert result.config["protocol"]["name"] == protocol
+    assert {values["protocol"] for values in quality.values()} == {protocol}
 
 
 def test_save_and_load_give_the_same_run(tiny_store: FeatureStore, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""The folder that `predict` writes: a new result replaces an older one as a whole or not at all.
+
+The folder may hold other files of a person, so it cannot be exchanged as an artefact's is: the
+new files wait in a hidden folder inside it, on the same file system, and are renamed into place.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from spg_pipe.errors import SpgError
+
+SCORES = "scores.csv"
+OVERLAYS = "overlays"
+_UNFINISHED = ".spg-predict."
+
+
+def is_own_folder(name: str) -> bool:
+    """Whether a name in the output folder is that of heat maps, finished or waiting."""
+    return name == OVERLAYS or name.startswith(_UNFINISHED)
+
+
+def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
+    """Refuse to replace files that are not an earlier result.
+
+    Parameters
+    ----------
+    out
+        The folder; it need not exist.
+    overlays
+        Files to be written, relative to it.
+    header
+        First line of every scores.csv of ours.
+
+    Raises
+    ------
+    SpgError
+        Naming the file that is in the way.
+    """
+    advice = "Choose another --out, or move it away."
+    for folder in (out, out / OVERLAYS):
+        if folder.exists() and not folder.is_dir():
+            raise SpgError(f"{folder} is a file; a folder is to be written there. {advice}")
+    scores = out / SCORES
+    for place in (scores, *(out / name for name in overlays)):
+        if place.is_dir():
+            raise SpgError(f"{place} is a folder; a file is to be written there. {advice}")
+    if scores.exists():
+        found = _first_line(scores)
+        if found != header.strip():
+            raise SpgError(
+                f"{scores} is not a result of predict and would be replaced: its first line is "
+                f"{found[:80].decode(errors='replace')!r}, expected "
+                f"{header.decode().strip()!r}. {advice}"
+            )
+        return
+    # Without scores beside it, a heat map's name is no sign of who wrote the file.
+    if taken := [name for name in overlays if (out / name).exists()]:
+        raise SpgError(
+            f"{out / taken[0]} would be replaced, but is not part of a result of predict: there "
+            f"is no {SCORES} in {out}. {advice}"
+        )
+
+
+@contextmanager
+def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
+    """A folder for the new files; they move into `out` together when the block ends well.
+
+    Otherwise, and that includes Ctrl-C, `out` is left as it was found. No other file of `out` is
+    touched.
+
+    Parameters
+    ----------
+    out
+        Made if it does not exist.
+    overlays
+        The files that the block writes beside scores.csv, relative.
+    """
+    made = _missing_folders(out / name for name in overlays)
+    waiting = out / f"{_UNFINISHED}{os.getpid()}"
+    try:
+        shutil.rmtree(waiting, ignore_errors=True)  # of a killed process with this number
+        (waiting / "new").mkdir(parents=True)
+        yield waiting / "new"
+        _exchange(out, [*overlays, Path(SCORES)], waiting / "new", waiting / "old")
+    except BaseException:
+        _discard(waiting)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:
+    """The older files aside, then the new ones in; or all back, as the folders say who moved.
+
+    scores.csv, the last name, goes first and comes last: a process that is killed in between
+    leaves no scores beside heat maps of another run.
+    """
+    try:
+        for name in reversed(names):
+            if (out / name).exists():
+                (old / name).parent.mkdir(parents=True, exist_ok=True)
+                (out / name).replace(old / name)
+        for name in names:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).replace(out / name)
+    except BaseException:
+        for name in names:
+            if (old / name).exists():
+                (old / name).replace(out / name)
+            elif not (new / name).exists():
+                (out / name).unlink(missing_ok=True)
+        raise
+
+
+def _discard(waiting: Path) -> None:
+    """Remove the waiting files, but no older ones that could not be moved back."""
+    if not any(path.is_file() for path in (waiting / "old").rglob("*")):
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _missing_folders(files: Iterable[Path]) -> list[Path]:
+    """Folders above the files that do not exist, the deepest first."""
+    parents = {file.parent for file in files}
+    above = {folder for parent in parents for folder in (parent, *parent.parents)}
+    missing = [folder for folder in above if not folder.exists()]
+    return sorted(missing, key=lambda folder: len(folder.parts), reverse=True)
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.readline(4096).strip()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import SIZE, extracted
 
+from spg_pipe import pipeline
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_store, scan
@@ -15,17 +15,17 @@ from spg_pipe.session import Session
 
 
 def session_of(images: Path, artifacts: Path, protocol: str) -> Session:
-    """A recipe with one dataset of layout `folder` and the tests' tiny backbone."""
+    """A recipe with one dataset of layout `folder` and a small backbone."""
     content = {
         "name": "mini",
         "artifacts": str(artifacts),
         "datasets": [{"name": "parts", "layout": "folder", "root": str(images), "split": "all"}],
         "auxiliaries": [],
         "directions": [],
-        "backbone": {"alias": "tiny", "image_size": SIZE},
+        "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s16"]},
         "method": {"protocol": protocol},
     }
-    return Session(parse_params(content, "the test"), Console(verbosity=0))
+    return Session(parse_params(content, "the test"), Console(verbosity=0), "cpu")
 
 
 @pytest.mark.parametrize(("protocol", "honoured"), [("default", True), ("spg", False)])
@@ -39,7 +39,7 @@ def test_the_protocol_decides_about_exif_of_own_images(
 def test_a_store_of_the_other_exif_policy_does_not_fit(tiny_images: Path, tmp_path: Path) -> None:
     default, spg = (session_of(tiny_images, tmp_path, name) for name in ("default", "spg"))
     (dataset,) = default.params.datasets
-    extracted(scan(default, dataset), default.paths.store("parts"))
+    pipeline.extract(default, dataset)
     assert find_store(default, dataset).spec.exif
     with pytest.raises(SpgError, match="no finished feature store"):
         find_store(spg, dataset)

@@ -11,6 +11,7 @@ from layouts import write_mvtec
 
 from spg_pipe.params import Params, parse_params
 from spg_pipe.paths import Paths
+from spg_pipe.session import Session
 
 TRICKY = 'a<b>&"c$d$'
 """A category that HTML, a URL, a shell and matplotlib each read differently."""
@@ -46,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_mvtec(root / "target", (TRICKY,), good=3, per_defect=2, seed=2)
     write_mvtec(root / "target", ("only-defects",), good=0, per_defect=1, seed=3)
     params = parse_params(_recipe(root), "the test's recipe")
-    session = pipeline.Session(params, Console(verbosity=0), device="cpu", workers=1)
+    session = Session(params, Console(verbosity=0), device="cpu", workers=1)
     for dataset in params.datasets:
         pipeline.prepare(session, dataset)
         pipeline.extract(session, dataset, from_manifest=True)

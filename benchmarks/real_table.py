@@ -15,7 +15,8 @@ from typing import Any
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
 HEAD = (
     "| backbone | auxiliary → target | seeds | images aux / target | SAE tokens a layer "
-    "| guide epochs | image AUROC | image AP | pixel AUROC | pixel AP | AUPRO@0.3 |"
+    "| SAE epochs | guide epochs | protocols "
+    "| image AUROC | image AP | pixel AUROC | pixel AP | AUPRO@0.3 |"
 )
 
 
@@ -23,6 +24,7 @@ def row(runs: list[dict[str, Any]]) -> str:
     """One direction's line in Markdown."""
     mean, provenance = runs[0]["mean"], runs[0]["provenance"]
     seeds = sorted(run["provenance"]["seed"] for run in runs)
+    epochs = {round(n, 1) for run in runs for n in run["sae_epochs"]}
     tokens = {n for run in runs for n in run["provenance"]["sae_tokens_seen"].values()}
     cells = [
         mean["backbone"],
@@ -30,13 +32,22 @@ def row(runs: list[dict[str, Any]]) -> str:
         ", ".join(map(str, seeds)),
         f"{provenance['auxiliary']['images']} / {mean['images']}",
         " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})),
+        " to ".join(f"{n:.1f}" for n in sorted({min(epochs), max(epochs)})),
         str(provenance["guide_epochs"]),
+        f"{mean['method_protocol']} / {mean['protocol']}",
     ]
     for name in METRICS:
         values = [run["mean"][name] for run in runs]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.3f}{spread}")
     return "| " + " | ".join(cells) + " |"
+
+
+def sae_epochs(folder: Path, metrics: Path, mean: dict[str, Any]) -> list[float]:
+    """Epochs of each layer's SAE, from the quality.json that lies where the recipe puts it."""
+    run = metrics.stem.removeprefix(f"{mean['auxiliary']}--{mean['dataset']}-")
+    place = folder / "sae" / metrics.parent.name / f"{mean['auxiliary']}-{run}" / "quality.json"
+    return [layer["epochs"] for layer in json.loads(place.read_text()).values()]
 
 
 def main() -> None:
@@ -46,6 +57,7 @@ def main() -> None:
         for path in sorted(Path(folder).glob("metrics/*/*.json")):
             run = json.loads(path.read_text())
             mean = run["mean"]
+            run["sae_epochs"] = sae_epochs(Path(folder), path, mean)
             groups[mean["backbone"], mean["auxiliary"], mean["dataset"]].append(run)
     print(HEAD)
     print("|" + "---|" * HEAD.count(" | ") + "---|")

@@ -23,6 +23,7 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_repro_makes_every_artefact_and_then_nothing(small_demo: Path) -> None:
     artifacts = small_demo / "artifacts"
     assert len(list(artifacts.glob("metrics/demo/*.json"))) == 2
@@ -33,6 +34,7 @@ def test_repro_makes_every_artefact_and_then_nothing(small_demo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
     shown = json.loads(must(dvc("metrics", "show", "--json", cwd=small_demo)))
     files = shown[""]["data"]
@@ -49,6 +51,7 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
     target = "evaluate@way0-111"
     must(dvc("exp", "run", "-S", "metrics.accumulator=histogram", target, cwd=small_demo))

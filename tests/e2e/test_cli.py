@@ -13,7 +13,8 @@ from PIL import Image
 
 from e2e.helpers import BIN, edit_params, must, one_message, pipeline_folder, spg
 
-pytestmark = pytest.mark.xdist_group("cli")  # one process: the fixture is dear
+# In one process, because the fixture is dear.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli")]
 
 SMALL = {
     "name": "mini",

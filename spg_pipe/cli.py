@@ -20,12 +20,14 @@ from spg_pipe.cli_options import (
     SeedOption,
     SetOption,
     SizeOption,
+    SkipBadOption,
     SplitOption,
     StoreOption,
     VerboseOption,
     WeightsOption,
     WorkersOption,
     make_session,
+    names_of,
 )
 from spg_pipe.cli_tools import register
 from spg_pipe.console import Console, run
@@ -58,6 +60,7 @@ def demo(
 @app.command()
 def prepare(
     split: SplitOption = None,
+    skip_bad: SkipBadOption = False,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
     verbose: VerboseOption = False,
@@ -68,11 +71,18 @@ def prepare(
     from spg_pipe import pipeline
 
     session = make_session(
-        params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
+        params,
+        overrides=overrides,
+        skip_bad=skip_bad,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
     )
     pipeline.write_demo_sets(session)
     paths = [pipeline.prepare(session, d) for d in datasets_of(session.params, split)]
-    session.console.result({"manifests": [str(path) for path in paths]})
+    session.console.result(
+        {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
+    )
 
 
 @app.command()
@@ -82,6 +92,14 @@ def extract(
     weights: WeightsOption = None,
     image_size: SizeOption = None,
     layers: LayersOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
+    ] = None,
+    categories: Annotated[
+        str | None, typer.Option("--categories", help="Only these, comma-separated: bottle,screw.")
+    ] = None,
+    skip_bad: SkipBadOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the store here.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a store of other content in the same place.")
@@ -97,6 +115,7 @@ def extract(
     """Run the frozen backbone over a dataset and store its tokens (FeatureStore).
 
     Without --split, every dataset of the recipe. An interrupted extract goes on where it stopped.
+    With --limit or --categories the store gets a place of its own: name it with --store later.
     """
     from spg_pipe import pipeline
 
@@ -107,6 +126,7 @@ def extract(
         weights=weights,
         image_size=image_size,
         layers=layers,
+        skip_bad=skip_bad,
         device=device,
         workers=workers,
         verbose=verbose,
@@ -116,13 +136,28 @@ def extract(
     chosen = datasets_of(session.params, split)
     if out is not None and len(chosen) != 1:
         raise SpgError("--out names one store: add --split NAME.")
+    if categories is not None and len(chosen) != 1:
+        raise SpgError("--categories are those of one dataset: add --split NAME.")
+    wanted = (
+        names_of("--categories", categories, "bottle,screw") if categories is not None else None
+    )
     pipeline.write_demo_sets(session)
     backbone_ready = pipeline.load_backbone(session)
     paths = [
-        pipeline.extract(session, d, replace=replace, out=out, backbone=backbone_ready)
+        pipeline.extract(
+            session,
+            d,
+            replace=replace,
+            out=out,
+            backbone=backbone_ready,
+            limit=limit,
+            categories=wanted,
+        )
         for d in chosen
     ]
-    session.console.result({"stores": [str(path) for path in paths]})
+    session.console.result(
+        {"stores": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
+    )
 
 
 @app.command("train-sae")

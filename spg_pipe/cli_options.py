@@ -51,6 +51,10 @@ SizeOption = Annotated[
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
 ]
+SkipBadOption = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out, on record, images that cannot be used."),
+]
 SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="A dataset (its test split), NAME/train, or a folder."),
@@ -83,6 +87,7 @@ def make_session(
     weights: Path | None = None,
     image_size: int | None = None,
     layers: str | None = None,
+    skip_bad: bool = False,
     device: str = "auto",
     workers: int | None = None,
     cache: str = "auto",
@@ -100,25 +105,37 @@ def make_session(
     given: dict[str, Any] = {
         "weights": str(weights) if weights else None,
         "image_size": image_size,
-        "layers": _layer_names(layers) if layers is not None else None,
+        "layers": names_of("--layers", layers, "6,8 or s8,s16") if layers is not None else None,
     }
     section.update({key: value for key, value in given.items() if value is not None})
+    if skip_bad:
+        content["extract"]["skip_bad"] = True
     for item in overrides or []:
         _override(content, item, params_file)
     params = parse_params(content, OPTIONS)
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
+    # What cannot be read is a matter of the files, not of the settings: the places stay.
+    skips = {"skip_bad": params.extract.skip_bad}
+    recipe = recipe.model_copy(update={"extract": recipe.extract.model_copy(update=skips)})
     changed = {
         name for name in type(params).model_fields if getattr(params, name) != getattr(recipe, name)
     }
     return Session(params, console, device, workers, str(cache), frozenset(changed))
 
 
-def _layer_names(layers: str) -> list[str]:
-    names = [part.strip() for part in layers.split(",")]
+def names_of(option: str, value: str, example: str) -> list[str]:
+    """The names that an option lists.
+
+    Raises
+    ------
+    SpgError
+        If one of them is empty.
+    """
+    names = [part.strip() for part in value.split(",")]
     if not all(names):
         raise SpgError(
-            f"--layers {layers!r}: expected names with commas between them, for instance 6,8 or "
-            "s8,s16. Leave the option out for the recipe's own layers."
+            f"{option} {value!r}: expected names with commas between them, for instance {example}. "
+            f"Leave the option out for the recipe's own {option.lstrip('-')}."
         )
     return names
 

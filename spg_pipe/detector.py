@@ -262,7 +262,8 @@ def train_guides(
             "split": store.spec.split,
             "images": images,
             "left_out": len(store) - images,
-        },
+        }
+        | ({"selection": store.selection} if store.selection else {}),
         "sae": {key: saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
         "inputs": {"store": store.fingerprint, "sae": saes.config["fingerprint"]},
         "backbone": store.spec.backbone.to_dict(),

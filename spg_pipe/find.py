@@ -1,6 +1,7 @@
 """Finding datasets and their feature stores by name: the pipeline's own path first."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.datasets.skipped import Skipped
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -48,8 +50,22 @@ def find_dataset(params: Params, split: str) -> Dataset:
     )
 
 
-def scan(session: Session, dataset: Dataset) -> "Manifest":
-    """Look at a dataset's folder: names, sizes and content hashes."""
+def scan(
+    session: Session,
+    dataset: Dataset,
+    *,
+    skip_bad: bool = False,
+    leave_out: "Sequence[Skipped]" = (),
+) -> "Manifest":
+    """Look at a dataset's folder: names, sizes and content hashes.
+
+    Parameters
+    ----------
+    skip_bad : bool
+        Leave out images that cannot be used; every image is decoded for it.
+    leave_out : sequence of Skipped
+        Leave out these, which were found to be bad before, while their files are the same.
+    """
     from spg_pipe.datasets import build_manifest
 
     with session.console.progress(f"prepare {dataset.name}") as update:
@@ -62,8 +78,25 @@ def scan(session: Session, dataset: Dataset) -> "Manifest":
             categories=dataset.categories,
             licence=dataset.licence,
             exif_of_own_images=protocol(session.params.method.protocol).exif_of_own_images,
+            skip_bad=skip_bad,
+            leave_out=leave_out,
+            workers=session.workers,
             progress=update,
         )
+
+
+def names_on_disk(dataset: Dataset) -> list[str]:
+    """Relative paths of a dataset's images, in a store's order."""
+    from spg_pipe.datasets import list_images
+
+    return list_images(
+        dataset.name,
+        dataset.layout,
+        dataset.root,
+        split=dataset.split,
+        sets=dataset.sets,
+        categories=dataset.categories,
+    )
 
 
 def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> "FeatureStore":
@@ -74,7 +107,7 @@ def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> 
     SpgError
         If the named store holds another dataset or split, or none is found.
     """
-    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.reader import FeatureStore, selection_note
 
     if given is None:
         store = find_store(session, dataset)
@@ -87,6 +120,8 @@ def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> 
                 f"{given} holds {found}, not {wanted}. Name the dataset that it holds, "
                 "or another store."
             )
+        if store.selection:
+            session.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
     session.console.detail(f"store {store.path}")
     return store
 
@@ -95,6 +130,7 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     """The store of a dataset with the recipe's backbone.
 
     The pipeline's path comes first, then any finished store under artifacts/features that fits.
+    A store of a part of the dataset (--limit, --categories) never does.
 
     Raises
     ------
@@ -129,33 +165,47 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
 class _Images:
     """What is known of a dataset's images without hashing them all again."""
 
-    manifest: str | None
-    """Fingerprint of the manifest: of the prepared one, or of a folder that the recipe does not
-    list, whose name alone says little."""
+    root: Path
     names: list[str] | None
     """Relative paths on disk, in a store's order; None where the folder is not here."""
+    manifest: "Callable[[tuple[Skipped, ...]], Manifest] | None"
+    """The manifest without some images: of the prepared one, or of a folder that the recipe does
+    not list, whose names alone say little."""
 
     @classmethod
     def of(cls, session: Session, dataset: Dataset) -> "_Images":
-        from spg_pipe.datasets import Manifest, list_images
+        from spg_pipe.datasets import Manifest
 
         if not dataset.root.is_dir():
-            return cls(None, None)
+            return cls(dataset.root, None, None)
+        names = names_on_disk(dataset)
         if dataset not in session.params.datasets:
-            return cls(scan(session, dataset).fingerprint(), None)
-        prepared = session.paths.manifest(dataset.name, dataset.split)
-        manifest = Manifest.load(prepared, dataset.root) if prepared.is_file() else None
-        names = list_images(
-            dataset.name,
-            dataset.layout,
-            dataset.root,
-            split=dataset.split,
-            sets=dataset.sets,
-            categories=dataset.categories,
-        )
-        if manifest is not None and manifest.table["path"].tolist() != names:
-            manifest = None  # prepared from another folder, or before images came or went
-        return cls(manifest.fingerprint() if manifest is not None else None, names)
+            # Once for each set of images to leave out: nearly always none.
+            look = lru_cache(maxsize=None)(lambda bad: scan(session, dataset, leave_out=bad))
+            return cls(dataset.root, names, look)
+        path = session.paths.manifest(dataset.name, dataset.split)
+        prepared = Manifest.load(path, dataset.root) if path.is_file() else None
+        if prepared is None or not _is_of(prepared, names):
+            return cls(dataset.root, names, None)
+        return cls(dataset.root, names, lambda bad: prepared.without([b.path for b in bad]))
+
+    def are_in(self, path: Path, found: dict[str, Any]) -> bool:
+        """Whether a store has these images, but for those that it says it could not use."""
+        from spg_pipe.datasets import Skipped
+
+        recorded = [Skipped(**bad) for bad in found.get("skipped") or ()]
+        bad = tuple(one for one in recorded if one.unchanged(self.root))
+        left_out = {one.path for one in bad}
+        return (
+            self.names is None
+            or _holds(path, [n for n in self.names if n not in left_out], found.get("complete"))
+        ) and (self.manifest is None or self.manifest(bad).fingerprint() == found.get("manifest"))
+
+
+def _is_of(manifest: "Manifest", names: list[str]) -> bool:
+    """Whether a prepared manifest is of these files: none came or went or was repaired since."""
+    left_out = {bad.path for bad in manifest.skipped if bad.unchanged(manifest.root)}
+    return manifest.table["path"].tolist() == [name for name in names if name not in left_out]
 
 
 def _store_fits(
@@ -172,15 +222,15 @@ def _store_fits(
     return (
         found.get("dataset") == dataset.name
         and found.get("split") == dataset.split
-        and images.manifest in (None, found.get("manifest"))
+        and not found.get("selection")
         and found.get("exif") == honours_exif(dataset.layout, exif_of_own_images)
         and found.get("dtype") == session.params.extract.dtype
         and backbone_fits(found["backbone"], session.params)
-        and (images.names is None or _holds(path, images.names, complete=found.get("complete")))
+        and images.are_in(path, found)
     )
 
 
-def _holds(path: Path, names: list[str], *, complete: object) -> bool:
+def _holds(path: Path, names: list[str], complete: object) -> bool:
     """Whether a store lists these images. Of an unfinished one the reader says what is wrong."""
     import zarr
 

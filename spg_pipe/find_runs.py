@@ -25,6 +25,8 @@ _WORDS = {
     "store": "the feature store",
     "from": "the detector",
     "aux": "auxiliary",
+    "aux_part": "the part of the auxiliary dataset",
+    "part": "the part of the dataset",
     "tau": "method.tau",
     "detection": "method.detection",
     "protocol": "method.protocol",
@@ -75,7 +77,7 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
     SpgError
         If there is none, or several fit.
     """
-    wanted = _training(session.params, seed)
+    wanted = _training(session.params, seed) | {"aux_part": None}
     try:
         store = find_store(session, find_dataset(session.params, aux))
         wanted["store"] = store.fingerprint
@@ -101,6 +103,8 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
     wanted = _training(session.params, seed) | {
         "score": score,
         "aux": aux,
+        "aux_part": None,
+        "part": None,
         "dataset": dataset.name,
         "split": dataset.split,
     }
@@ -177,6 +181,7 @@ def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "guides", "tau", "detection", "protocol")
     return {key: config[key] for key in keys} | {
         "sae": config["sae"]["sae"],
+        "aux_part": config["auxiliary"].get("selection"),
         "store": config["inputs"]["store"],
     }
 
@@ -187,6 +192,8 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
     return {key: detector[key] for key in keys} | {
         "sae": detector["sae"]["sae"],
         "aux": detector["auxiliary"]["dataset"],
+        "aux_part": detector["auxiliary"].get("selection"),
+        "part": config.get("selection"),
         "score": {k: v for k, v in config["score"].items() if k != "batch_images"},
         "dataset": config["dataset"],
         "split": config["split"],

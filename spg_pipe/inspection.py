@@ -84,6 +84,7 @@ def _store(path: Path) -> dict[str, Any]:
         "megabytes": round(size / 1e6, 1),
         "licences": list(store.licences),
         "notes": list(store.attributes["notes"]),
+        "skipped": [str(bad) for bad in store.skipped],
         "fingerprint": store.fingerprint,
     }
 

@@ -82,6 +82,8 @@ class ExtractParams(_Section):
     dtype: Literal["float16", "float32"] = "float16"
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
+    skip_bad: bool = False
+    """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
 
 
 class MethodParams(_Section):

@@ -240,6 +240,8 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
         "backbone": store.spec.backbone.to_dict(),
         "licences": sorted({*detector.config["licences"], *store.licences}),
     }
+    if store.selection:
+        content["selection"] = store.selection
     return content | {"fingerprint": fingerprint(content), "versions": versions()}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Manifest,
         MaskState,
     )
+    from spg_pipe.datasets.skipped import Skipped
 
 __all__ = [
     "LABEL_ANOMALOUS",
@@ -29,6 +30,7 @@ __all__ = [
     "Manifest",
     "MaskState",
     "Preprocess",
+    "Skipped",
     "build_manifest",
     "describe_layouts",
     "list_images",
@@ -43,6 +45,7 @@ _HOMES = {
     "images": ("Preprocess", "preprocess", "read_image", "read_mask", "resize_mask"),
     "layouts": ("LayoutInfo", "describe_layouts"),
     "manifest": ("LABEL_ANOMALOUS", "LABEL_NORMAL", "LABEL_UNKNOWN", "Manifest", "MaskState"),
+    "skipped": ("Skipped",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

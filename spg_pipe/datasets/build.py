@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.images import stored_size
+from spg_pipe.datasets.contents import Files, look_into
 from spg_pipe.datasets.layouts import LAYOUTS, Layout, honours_exif
 from spg_pipe.datasets.listing import Entry, Select, counted, listed
 from spg_pipe.datasets.manifest import Manifest, to_frame
 from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of, not_the_benchmark
+from spg_pipe.datasets.skipped import Skipped, skipped_note
 from spg_pipe.errors import SpgError
 
 Progress = Callable[[int, int], None]
 
 SPLITS = ("test", "train", "all")
-HASH_THREADS = 2
 
 
 class _Part(NamedTuple):
@@ -42,11 +41,14 @@ def build_manifest(
     categories: Sequence[str] | None = None,
     licence: str | None = None,
     exif_of_own_images: bool = True,
+    skip_bad: bool = False,
+    leave_out: Sequence[Skipped] = (),
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Find a dataset's images and masks and record their names, sizes and content hashes.
 
-    Only headers are read, not pixels; every file's bytes are hashed.
+    Only headers are read, not pixels, unless `skip_bad`; every file's bytes are hashed.
 
     Parameters
     ----------
@@ -66,28 +68,45 @@ def build_manifest(
         The licence of the images, in place of what the layout or a licence file says.
     exif_of_own_images
         Whether layout `folder` honours EXIF orientation (docs/method.md §5).
+    skip_bad
+        Decode every image and mask, and leave out, on record (`Manifest.skipped`), an image that
+        cannot be used: unreadable, truncated, or with a mask that is so or has another size.
+    leave_out
+        Images known to be bad, for instance a store's: left out on record without decoding, while
+        their files are the same. One that changed is looked into as any other.
+    workers
+        Threads that decode for `skip_bad`; default: one a core, at most 8.
     progress
         Called with (images done, images in all).
 
     Raises
     ------
     SpgError
-        Unknown layout, split or category; a folder, image or mask that is missing; a file that
-        is no image; a mask whose size is not its image's.
+        Unknown layout, split or category; a folder, image or mask that is missing; without
+        `skip_bad` a file that is no image or a mask whose size is not its image's, with it no
+        image that can be used.
     """
     entries, parts = _found(name, layout, root, split, sets, categories)
     exif = honours_exif(layout, exif_of_own_images)
     # A dict keeps the order and drops repetitions.
     stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
+    looked = look_into(
+        root, entries, exif=exif, decode=skip_bad, leave_out=leave_out, workers=workers
+    )
+    rows, skipped = _rows(
+        root, looked, len(entries), lambda bad: skip_bad or bad in leave_out, progress
+    )
+    notes = [note for part in parts for note in part.notes]
     return Manifest(
         dataset=name,
         split=split,
         layout=layout,
         root=root,
-        table=to_frame(_rows(root, entries, exif, progress)),
+        table=to_frame(rows),
         licences=(f"{name}: {licence}",) if licence else stated,
-        notes=tuple(note for part in parts for note in part.notes),
+        notes=(*notes, *([skipped_note(skipped)] if skipped else [])),
         exif=exif,
+        skipped=tuple(skipped),
     )
 
 
@@ -137,8 +156,8 @@ def _found(
     existing = [c for part in parts for c in part.categories]
     if unknown := [c for c in categories or () if c not in existing]:
         raise SpgError(
-            f"Dataset {name} in {root} has no category {listed(unknown)}. It has: "
-            f"{', '.join(existing)}."
+            f"Dataset {name} in {root} has no category {listed(unknown)}."
+            f"{_nearest(unknown, existing)} It has: {', '.join(existing)}."
         )
     entries = sorted((e for part in parts for e in part.entries), key=_order)
     if not entries:
@@ -148,6 +167,11 @@ def _found(
         )
     _require_plain_names(name, entries)
     return entries, parts
+
+
+def _nearest(unknown: Sequence[str], existing: Sequence[str]) -> str:
+    close = [c for name in unknown for c in difflib.get_close_matches(name, existing, n=1)]
+    return f" Did you mean {listed(list(dict.fromkeys(close)))}?" if close else ""
 
 
 def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:
@@ -210,78 +234,38 @@ def _order(entry: Entry) -> tuple[str, bool, str, str]:
     return (entry.category, entry.defect != "good", entry.defect, entry.path)
 
 
-class _File(NamedTuple):
-    sha256: str
-    size: tuple[int, int]  # height, width
-
-
 def _rows(
-    root: Path, entries: Sequence[Entry], exif: bool, progress: Progress | None
-) -> list[dict[str, object]]:
-    """Rows of the table; every problem is gathered, so that one message tells them all."""
+    root: Path,
+    looked: Iterable[tuple[Entry, Files | Skipped]],
+    total: int,
+    skip: Callable[[Skipped], bool],
+    progress: Progress | None,
+) -> tuple[list[dict[str, object]], list[Skipped]]:
+    """Rows of the table and what was left out; one message tells all problems."""
     rows: list[dict[str, object]] = []
-    problems: list[str] = []
-    for entry, outcome in _inspected(root, entries, exif):
-        if isinstance(outcome, str):
-            problems.append(outcome)
+    skipped: list[Skipped] = []
+    problems: list[Skipped] = []
+    for entry, outcome in looked:
+        if isinstance(outcome, Files):
+            rows.append(_row(entry, outcome))
         else:
-            rows.append(_row(entry, *outcome))
+            (skipped if skip(outcome) else problems).append(outcome)
         if progress:
-            progress(len(rows) + len(problems), len(entries))
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+            progress(len(rows) + len(skipped) + len(problems), total)
+    if problems or not rows:
+        faults = problems or skipped
+        lines = "".join(f"\n  {fault}" for fault in faults[:5])
+        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+        leave = ", or leave them out with --skip-bad" if problems else ": no image is left"
         raise SpgError(
-            f"{counted(len(problems), 'image')} of {len(entries)} below {root} cannot be used:"
-            f"{lines}{more}\nRepair or remove them."
+            f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:"
+            f"{lines}{more}\nRepair or remove them{leave}."
         )
-    return rows
+    return rows, skipped
 
 
-def _inspected(
-    root: Path, entries: Sequence[Entry], exif: bool
-) -> Iterator[tuple[Entry, tuple[_File, _File | None] | str]]:
-    """Each entry with what is known of its files, or with a problem, in order."""
-    pool = ThreadPoolExecutor(HASH_THREADS)
-    try:
-        yield from zip(entries, pool.map(lambda e: _inspect(root, e, exif), entries), strict=True)
-    finally:  # also when the caller stops early, by Ctrl-C for example
-        pool.shutdown(cancel_futures=True)
-
-
-def _inspect(root: Path, entry: Entry, exif: bool) -> tuple[_File, _File | None] | str:
-    files = []
-    for path in (entry.path, entry.mask) if entry.mask else (entry.path,):
-        try:
-            content = (root / path).read_bytes()
-            files.append(
-                _File(hashlib.sha256(content).hexdigest(), stored_size(content, exif=exif))
-            )
-        except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-            reason = "not an image that Pillow knows" if "identify" in str(error) else str(error)
-            return f"{path}: cannot be read ({reason or type(error).__name__})"
-    image, mask = files[0], (files[1] if entry.mask else None)
-    if mask and mask.size != image.size:
-        return _other_size(root, entry, image, mask, exif)
-    return image, mask
-
-
-def _other_size(root: Path, entry: Entry, image: _File, mask: _File, exif: bool) -> str:
-    """Say both sizes (width × height, as viewers show them) and, if it helps, the likely cause."""
-    (height, width), (mask_height, mask_width) = image.size, mask.size
-    hint = ""
-    if exif and mask.size == (width, height):
-        hint = (
-            "; the image's EXIF orientation turns it by 90 degrees: draw the mask on the upright "
-            "image, or remove the tag"
-        )
-    return (
-        f"{entry.path} is {width}×{height} pixels, but its mask {entry.mask} is "
-        f"{mask_width}×{mask_height}{hint}"
-    )
-
-
-def _row(entry: Entry, image: _File, mask: _File | None) -> dict[str, object]:
+def _row(entry: Entry, files: Files) -> dict[str, object]:
+    image, mask = files
     return {
         "path": entry.path,
         "mask": entry.mask,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Manifest:
     """What a person should know: missing categories, other counts than the official ones."""
     exif: bool
     """Whether EXIF orientation is honoured, for image and mask alike (docs/method.md §5)."""
+    skipped: tuple[Skipped, ...] = ()
+    """Images that `skip_bad` left out. Not part of the fingerprint: the rows are the content."""
+    selection: Mapping[str, object] = field(default_factory=dict)
+    """How options chose a part of the dataset: `categories`, `limit` and `of`; empty for all."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -89,16 +94,27 @@ class Manifest:
         return self.root / mask if mask else None
 
     def spread(self, limit: int) -> Manifest:
-        """At most `limit` images, evenly spread, so that all categories and labels are among them.
+        """At most `limit` images, evenly spread over categories and labels.
 
-        A manifest of its own: its fingerprint differs.
+        Each category and label keeps its share, and at least one image if `limit` is not smaller
+        than their number. A manifest of its own: its fingerprint differs.
         """
         if limit >= len(self):
             return self
-        rows = [(2 * place + 1) * len(self) // (2 * limit) for place in range(limit)]
-        note = f"limited to {limit} of {len(self)} images"
-        table = self.table.iloc[rows].reset_index(drop=True)
-        return replace(self, table=table, notes=(*self.notes, note))
+        labels = zip(self.table["category"], self.table["label"], strict=True)
+        rows = _spread_rows(list(labels), limit)
+        note = f"{limit} of {len(self)} images (--limit)"
+        return replace(
+            self,
+            table=self.table.iloc[rows].reset_index(drop=True),
+            notes=(*self.notes, note),
+            selection={**self.selection, "limit": limit, "of": len(self)},
+        )
+
+    def without(self, paths: Collection[str]) -> Manifest:
+        """The same without some images, as if their files were not there."""
+        table = self.table[~self.table["path"].isin(list(paths))].reset_index(drop=True)
+        return replace(self, table=table)
 
     def summary(self) -> pd.DataFrame:
         """Number of images per category.
@@ -124,7 +140,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """Sha256 (hex) of what determines the content: every row, the policy and the licences.
 
-        Neither the root nor the notes take part.
+        Neither the root nor the notes take part, nor what was skipped: without a damaged file the
+        dataset is the same as with it left out.
         """
         identity = {
             "format": FORMAT,
@@ -152,6 +169,8 @@ class Manifest:
             "exif": self.exif,
             "licences": list(self.licences),
             "notes": list(self.notes),
+            "skipped": [bad.to_dict() for bad in self.skipped],
+            "selection": dict(self.selection),
             "fingerprint": self.fingerprint(),
         }
         table = to_arrow(self.table).replace_schema_metadata({b"spg": _canonical_json(metadata)})
@@ -182,6 +201,8 @@ class Manifest:
             licences=tuple(metadata["licences"]),
             notes=tuple(metadata["notes"]),
             exif=metadata["exif"],
+            skipped=tuple(Skipped(**bad) for bad in metadata.get("skipped", ())),
+            selection=metadata.get("selection", {}),
         )
         if manifest.fingerprint() != metadata["fingerprint"]:
             raise SpgError(
@@ -189,6 +210,28 @@ class Manifest:
                 f"damaged. Make it anew with `spg-pipe prepare`."
             )
         return manifest
+
+
+def _spread_rows(groups: Sequence[tuple[str, int]], limit: int) -> list[int]:
+    """Rows in order, `limit` of them: of each group its share, evenly spaced within it."""
+    members: dict[tuple[str, int], list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    if limit < len(members):
+        every = list(members.values())
+        return [every[at][0] for at in _spaced(limit, len(every))]
+    share = dict.fromkeys(members, 1)
+    for _ in range(limit - len(members)):
+        # Sainte-Laguë: shares as near to the true proportions as whole images allow.
+        neediest = max(members, key=lambda g: len(members[g]) / (2 * share[g] + 1))
+        share[neediest] += 1
+    rows = [members[g][at] for g in members for at in _spaced(share[g], len(members[g]))]
+    return sorted(rows)
+
+
+def _spaced(count: int, total: int) -> list[int]:
+    """`count` places of `total`, in the middle of equal parts."""
+    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
 
 
 def to_frame(rows: Sequence[dict[str, object]]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from spg_pipe.pipeline.features import (
     extract,
     load_backbone,
     prepare,
+    skipped_in,
     write_demo_set,
     write_demo_sets,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "read_metrics",
     "report",
     "score",
+    "skipped_in",
     "tables_of",
     "train_guides",
     "train_sae",

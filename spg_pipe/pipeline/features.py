@@ -1,16 +1,19 @@
 """Raw folders → manifests → feature stores."""
 
+from collections.abc import Sequence
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.console import choose_device, cpu_workers
 from spg_pipe.errors import SpgError
-from spg_pipe.find import scan
+from spg_pipe.find import names_on_disk, scan
 from spg_pipe.params import Dataset, Params
 from spg_pipe.session import Session, image_size
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
+    from spg_pipe.datasets.manifest import Manifest
 
 
 def write_demo_sets(session: Session) -> None:
@@ -33,7 +36,7 @@ def write_demo_set(params: Params, name: str) -> Path:
 
 def prepare(session: Session, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
-    manifest = scan(session, dataset)
+    manifest = scan(session, dataset, skip_bad=session.params.extract.skip_bad)
     path = session.place(
         session.paths.manifest(dataset.name, dataset.split),
         manifest.fingerprint(),
@@ -44,6 +47,19 @@ def prepare(session: Session, dataset: Dataset) -> Path:
     for note in manifest.notes:
         session.console.say(f"  note: {note}")
     return path
+
+
+def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
+    """Of each manifest or store that left out images: their paths, and why."""
+    from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.store.reader import FeatureStore
+
+    found = {}
+    for path in paths:
+        holder = FeatureStore(path) if path.is_dir() else Manifest.load(path, path.parent)
+        if holder.skipped:
+            found[str(path)] = [{"path": b.path, "reason": b.reason} for b in holder.skipped]
+    return found
 
 
 def load_backbone(session: Session) -> "Backbone":
@@ -70,6 +86,8 @@ def extract(
     from_manifest: bool = False,
     out: Path | None = None,
     backbone: "Backbone | None" = None,
+    limit: int | None = None,
+    categories: Sequence[str] | None = None,
 ) -> Path:
     """Manifest → FeatureStore.
 
@@ -84,10 +102,23 @@ def extract(
         Another place.
     backbone : Backbone, optional
         Already loaded, for several datasets.
+    limit : int, optional
+        At most so many images, spread over categories and labels.
+    categories : sequence of str, optional
+        Only these, instead of what the recipe says. A store of a part of the dataset gets another
+        place than the dataset's own, and says in its attributes what it is.
+
+    Raises
+    ------
+    SpgError
+        For missing images, categories or weights, and for a part of the dataset in the place of
+        its own store; otherwise as `spg_pipe.store.extract.extract`.
     """
     from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.datasets.skipped import skipped_note
     from spg_pipe.store.extract import extract as run
     from spg_pipe.store.masks import mask_notes
+    from spg_pipe.store.reader import selection_note
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(session)
@@ -95,13 +126,14 @@ def extract(
         path = session.paths.manifest(dataset.name, dataset.split)
         manifest = Manifest.load(path, root=dataset.root)
     else:
-        manifest = scan(session, dataset)
+        manifest = _chosen(session, dataset, limit, categories)
     params = session.params
-    own = dataset in params.datasets
-    place = session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}")
-    place = out or session.place(
-        place, backbone.spec.to_dict(), params.extract, manifest.fingerprint(), own=own
-    )
+    place = out or _place_of_store(session, dataset, manifest, backbone)
+    if manifest.selection and place.resolve() == session.paths.store(dataset.name).resolve():
+        raise SpgError(
+            f"{place} is the place of the whole dataset {dataset.name}, not of a part of it "
+            "(--limit, --categories). Name another place with --out, or leave the option out."
+        )
     with session.console.progress(f"extract {dataset.name}") as update:
         store = run(
             manifest,
@@ -117,6 +149,45 @@ def extract(
             progress=update,
         )
     session.console.say(f"{dataset.name}: {len(store)} images → {place}")
+    if manifest.selection:
+        session.console.say(f"  note: {selection_note(store)}; use it with --store {place}")
     for note in mask_notes(store):
         session.console.say(f"  note: {note}")
+    if manifest.skipped:
+        session.console.say(f"  note: {skipped_note(manifest.skipped)}")
     return place
+
+
+def _chosen(
+    session: Session, dataset: Dataset, limit: int | None, categories: Sequence[str] | None
+) -> "Manifest":
+    """The dataset's images, or the part of them that the options name."""
+    skip_bad = session.params.extract.skip_bad
+    chosen = dataset
+    if categories is not None:
+        chosen = dataset.model_copy(update={"categories": tuple(categories)})
+        if names_on_disk(chosen) == names_on_disk(dataset):
+            chosen = dataset  # all that there are: the dataset itself
+    manifest = scan(session, chosen, skip_bad=skip_bad)
+    if chosen is not dataset and categories is not None:
+        manifest = changed(
+            manifest,
+            selection={"categories": list(categories)},
+            notes=(*manifest.notes, f"only {', '.join(categories)} (--categories)"),
+        )
+    return manifest.spread(limit) if limit is not None else manifest
+
+
+def _place_of_store(
+    session: Session, dataset: Dataset, manifest: "Manifest", backbone: "Backbone"
+) -> Path:
+    """The dataset's own place, or another for a part of it, another split, or other settings."""
+    own = dataset in session.params.datasets and not manifest.selection
+    return session.place(
+        session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
+        backbone.spec.to_dict(),
+        session.params.extract.model_dump(exclude={"skip_bad"}),
+        manifest.fingerprint(),
+        dict(manifest.selection),
+        own=own,
+    )

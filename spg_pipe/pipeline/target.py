@@ -138,9 +138,15 @@ def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore"
     prepared = session.paths.manifest(dataset.name, dataset.split)
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
+        manifest = manifest.without([bad.path for bad in store.skipped])
         if manifest.fingerprint() == store.spec.manifest:
             return manifest
-    manifest = scan(session, dataset)
+    chosen = store.selection
+    if "categories" in chosen:
+        dataset = dataset.model_copy(update={"categories": tuple(chosen["categories"])})
+    manifest = scan(session, dataset, leave_out=store.skipped)
+    if "limit" in chosen:
+        manifest = manifest.spread(chosen["limit"])
     if manifest.fingerprint() != store.spec.manifest:
         raise SpgError(
             f"The images or masks in {dataset.root} are not those of {store.path}. "

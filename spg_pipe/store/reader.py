@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.plain import PlainTokens
@@ -135,6 +136,16 @@ class FeatureStore:
         """Licences of the data and of the weights."""
         return tuple(self.attributes["licences"])
 
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Images that were left out because they could not be used."""
+        return tuple(Skipped(**bad) for bad in self.attributes.get("skipped", ()))
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
+        return dict(self.attributes.get("selection", {}))
+
     @cached_property
     def _group(self) -> Any:
         return self.files.group()
@@ -209,6 +220,16 @@ class FeatureStore:
 
         columns = ("path", "category", "defect", "label", "mask_state", "height", "width")
         return pd.DataFrame({name: self.array(name) for name in columns})
+
+
+def selection_note(store: FeatureStore) -> str:
+    """Which part of its dataset a store holds, in a few words; empty for all of it."""
+    chosen, parts = store.selection, []
+    if "categories" in chosen:
+        parts.append(f"only {', '.join(chosen['categories'])} (--categories)")
+    if "limit" in chosen:
+        parts.append(f"{chosen['limit']} of {chosen['of']} images (--limit)")
+    return ", ".join(parts)
 
 
 _REMAKE = "make the store again with `spg-pipe extract --replace` and the same options."

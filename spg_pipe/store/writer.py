@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from spg_pipe.artifacts import versions, write_json
+from spg_pipe.datasets.listing import listed
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import schema
@@ -31,12 +32,16 @@ from spg_pipe.store.shards import (
 )
 from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
 
+_LEFT_OUT = ("skipped", "selection")
+"""Attributes that say which images of a dataset its store does not hold."""
+
 
 class StoreWriter:
     """Writes one store; `missing_shards` says what is still to be done.
 
     A context: it locks the store's place, so that one process writes at a time. A store that is
-    `up_to_date` is not locked and not touched.
+    `up_to_date` is not locked and not touched, unless what is said of images that it leaves out has
+    changed.
 
     Parameters
     ----------
@@ -68,7 +73,7 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         self.up_to_date = self._is_up_to_date()
-        if not self.up_to_date:
+        if not self.up_to_date or self._outdated():
             _refuse_what_is_no_store(self.path)
             self._lock.acquire()
             try:
@@ -99,13 +104,15 @@ class StoreWriter:
         """Go on with what is there, or make room and declare the arrays."""
         self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
         if self.up_to_date:
+            if outdated := self._outdated():
+                _write_attributes(self.path, outdated)
             return
         found = schema.read_attributes(self.path)
         begun = _is_begun(found, self.spec)
         recorded = _recorded(self.path, self._replace) if begun else []
         resumable = begun and schema.arrays_declared(self.path, self.spec)
         if self.path.exists() and not resumable:
-            _make_room(self.path, found, self.spec, self._replace or begun)
+            _make_room(self.path, found, self.spec, self.manifest, replace=self._replace or begun)
         if resumable:
             if (found or {}).get("complete"):
                 _mark_complete(self.path, False)
@@ -119,9 +126,21 @@ class StoreWriter:
             "fingerprint": self.spec.fingerprint,
             "licences": [*self.manifest.licences, self.spec.backbone.licence],
             "notes": list(self.manifest.notes),
+            "skipped": [bad.to_dict() for bad in self.manifest.skipped],
+            "selection": dict(self.manifest.selection),
             "layout": self.manifest.layout,
             "versions": versions(),
         }
+
+    def _outdated(self) -> dict[str, Any]:
+        """What a finished store of the same images says otherwise of those that it leaves out.
+
+        They are not part of the fingerprint, so damaged files may come and go without new tokens.
+        """
+        found, wanted = schema.read_attributes(self.path) or {}, self._attributes()
+        if all((found.get(key) or None) == (wanted[key] or None) for key in _LEFT_OUT):
+            return {}
+        return {key: wanted[key] for key in (*_LEFT_OUT, "notes")}
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
@@ -273,12 +292,19 @@ def _refuse_what_is_no_store(path: Path) -> None:
         )
 
 
-def _make_room(path: Path, found: dict[str, Any] | None, spec: StoreSpec, replace: bool) -> None:
+def _make_room(
+    path: Path,
+    found: dict[str, Any] | None,
+    spec: StoreSpec,
+    manifest: Manifest,
+    *,
+    replace: bool,
+) -> None:
     _refuse_what_is_no_store(path)
     if found is not None and not replace:
         differences = _differences(found, spec.content())
         raise SpgError(
-            f"{path} holds a store of other content ({differences}). "
+            f"{path} holds a store of other content ({differences}{_repaired(found, manifest)}). "
             "Use --replace to write it anew, or choose another place."
         )
     shutil.rmtree(path)
@@ -295,9 +321,20 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(parts) or "another fingerprint"
 
 
+def _repaired(found: dict[str, Any], manifest: Manifest) -> str:
+    """Which images a store left out and the manifest has: they were repaired since."""
+    here = set(manifest.table["path"])
+    repaired = [bad["path"] for bad in found.get("skipped") or () if bad["path"] in here]
+    return f"; it left out what is no longer left out: {listed(repaired)}" if repaired else ""
+
+
 def _mark_complete(path: Path, complete: bool) -> None:
+    _write_attributes(path, {"complete": complete})
+
+
+def _write_attributes(path: Path, changes: dict[str, Any]) -> None:
     import json
 
     metadata = json.loads((path / "zarr.json").read_text())
-    metadata["attributes"]["complete"] = complete
+    metadata["attributes"].update(changes)
     write_json(path / "zarr.json", metadata)

@@ -185,7 +185,7 @@ def test_a_union_names_its_sets_in_notes_and_errors(tmp_path):
     assert union.notes == ("one: 1 file ignored: not an image file",)
     with pytest.raises(SpgError, match=r"No folder for dataset aux at .*/three"):
         build_manifest("aux", "mvtec", tmp_path, sets=["one", "three"])
-    with pytest.raises(SpgError, match=r"no category plate\. It has: one/plate\."):
+    with pytest.raises(SpgError, match=r"no category plate\. Did you mean one/plate\? It has"):
         build_manifest("aux", "mvtec", tmp_path, sets=["one"], categories=["plate"])
 
 

@@ -159,6 +159,8 @@ def test_a_part_is_judged_at_the_images_own_size(session: Session, backbone: Bac
         Path("params.yaml"), overrides=["metrics.resolution=original"], device="cpu", quiet=True
     )
     assert len(pipeline.evaluate(original, "right", scores=scores)) == 1
+    with pytest.raises(SpgError, match="spg-pipe score"):  # there are none of the whole of right
+        pipeline.evaluate(session, "right")
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])

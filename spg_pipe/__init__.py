@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spg_pipe.sae.train import train_sae
     from spg_pipe.scoring import Scores, score_store
     from spg_pipe.store.extract import extract
+    from spg_pipe.store.lazy import open_dask, open_xarray
     from spg_pipe.store.reader import FeatureStore
 
 _HOMES = {
@@ -36,6 +37,8 @@ _HOMES = {
     "extract": "store.extract",
     "load_backbone": "backbones",
     "load_params": "params",
+    "open_dask": "store.lazy",
+    "open_xarray": "store.lazy",
     "score_store": "scoring",
     "train_guides": "detector",
     "train_sae": "sae.train",
@@ -56,6 +59,8 @@ __all__ = [
     "extract",
     "load_backbone",
     "load_params",
+    "open_dask",
+    "open_xarray",
     "score_store",
     "train_guides",
     "train_sae",

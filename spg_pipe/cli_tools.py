@@ -7,6 +7,7 @@ import typer
 
 from spg_pipe.cli_options import JsonOption, ParamsOption, PlainUsage, QuietOption
 from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
 from spg_pipe.params import DEFAULT_PARAMS, load_params
 
 
@@ -14,13 +15,27 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
     ],
+    pca: Annotated[
+        Path | None,
+        typer.Option("--pca", metavar="FILE", help="Draw a store's tokens as colours: a PNG."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="With --pca: rows, 0,5,7, or how many [default: 6]."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="With --pca: one layer [default: all].")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what an artefact holds."""
-    from spg_pipe.inspection import as_text
+    from spg_pipe.inspection import as_text, draw
     from spg_pipe.inspection import inspect as look
 
-    content = look(path)
+    if pca is None and (images is not None or layer is not None):
+        raise SpgError("--images and --layer choose what --pca draws: add --pca FILE.png.")
+    drawn = {"pca": draw(path, pca, images, layer)} if pca is not None else {}
+    content = look(path) | drawn
     Console(json=as_json).result(content, as_text(content))
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spg_pipe.artifacts import read_json
 from spg_pipe.errors import SpgError
 
@@ -39,54 +37,25 @@ def inspect(path: Path) -> dict[str, Any]:
     )
 
 
-def _store(path: Path) -> dict[str, Any]:
+def draw(path: Path, file: Path, images: str | None, layer: str | None) -> dict[str, Any]:
+    """Draw the tokens of some images of a store, see `store.pca.draw_pca`.
+
+    Raises
+    ------
+    SpgError
+        If the path is no store.
+    """
+    from spg_pipe.store.pca import draw_pca
     from spg_pipe.store.reader import FeatureStore
 
-    store = FeatureStore(path)
-    table = store.table
-    states = table["mask_state"].value_counts().to_dict()
-    backbone = store.spec.backbone
-    layers = {}
-    for layer, shape in store.spec.layers.items():
-        mean, std = store.array(f"mean_{layer}"), store.array(f"std_{layer}")
-        mean_norm, std_norm = float(np.linalg.norm(mean)), float(np.linalg.norm(std))
-        layers[layer] = {
-            "grid": f"{shape.grid[0]}×{shape.grid[1]}",
-            "patches": shape.patches,
-            "dim": shape.dim,
-            "prefix": list(shape.prefix),
-            "mean_norm": mean_norm,
-            "std_norm": std_norm,
-            "gamma": mean_norm / max(std_norm, 1e-12),
-            "constant_dims": int((std == 0).sum()),
-        }
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return {
-        "kind": "feature store",
-        "dataset": store.spec.dataset,
-        "split": store.spec.split,
-        "images": len(store),
-        "normal": int((table["label"] == 0).sum()),
-        "anomalous": int((table["label"] == 1).sum()),
-        "unknown": int((table["label"] == 255).sum()),
-        "masks": {
-            "empty": states.get(0, 0),
-            "given": states.get(1, 0),
-            "missing": states.get(2, 0),
-        },
-        "categories": table["category"].value_counts(sort=False).to_dict(),
-        "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
-        "image_size": store.image_size,
-        "weights": f"{backbone.weights}, sha256 {backbone.weights_sha256[:16]}…",
-        "layers": layers,
-        "dtype": store.spec.dtype,
-        "shards": store.spec.shards,
-        "megabytes": round(size / 1e6, 1),
-        "licences": list(store.licences),
-        "notes": list(store.attributes["notes"]),
-        "skipped": [str(bad) for bad in store.skipped],
-        "fingerprint": store.fingerprint,
-    }
+    return draw_pca(FeatureStore(path), file, images, layer)
+
+
+def _store(path: Path) -> dict[str, Any]:
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.summary import summary
+
+    return summary(FeatureStore(path))
 
 
 def _detector(path: Path) -> dict[str, Any]:

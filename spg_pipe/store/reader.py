@@ -75,7 +75,8 @@ class FeatureStore:
             more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
             raise SpgError(f"{self.path}: {faults[0]}{more}; {_REMAKE}")
         uncompressed = self.spec.compressor == "none" and self.files.local is not None
-        self._raw = uncompressed and not plain
+        self.raw = uncompressed and not plain
+        """Whether tokens are read at their offsets, not through zarr-python."""
 
     def _spec_of(self, attributes: dict[str, Any]) -> StoreSpec:
         try:
@@ -156,7 +157,7 @@ class FeatureStore:
 
     @cached_property
     def _tokens(self) -> dict[str, TokenReader]:
-        if self._raw and self.files.local is not None:
+        if self.raw and self.files.local is not None:
             folder = self.files.local
             return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
         return {layer: PlainTokens(self._group[f"tokens_{layer}"]) for layer in self.layers}

@@ -17,25 +17,41 @@ from spg_pipe.store.reader import FeatureStore
 
 OUTSIDER = """
 import json, sys, warnings
+
+class NoSuchProject:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "spg_pipe":
+            raise ImportError("this process has only public readers")
+
+sys.meta_path.insert(0, NoSuchProject())
 import dask.array, numpy, xarray, zarr
 warnings.simplefilter("error")
 root, out = sys.argv[1:]
 group = zarr.open_group(root, mode="r")
-lazy = dask.array.from_zarr(root, component="tokens_1")
 dataset = xarray.open_zarr(root)
+lazily = xarray.open_zarr(root, chunks=None)
+arrays = {}
+for layer in group.attrs["layers"]:
+    name = f"tokens_{layer}"
+    arrays[f"zarr_{layer}"] = group[name][...]
+    arrays[f"dask_{layer}"] = dask.array.from_zarr(root, component=name).compute()
+    in_shards = dask.array.from_zarr(root, component=name, chunks=(6, -1, -1))
+    arrays[f"dask in chunks_{layer}"] = in_shards.compute()
+    arrays[f"xarray_{layer}"] = dataset[name].values
+    arrays[f"xarray in chunks_{layer}"] = lazily[name].chunk(image=6).values
 numpy.savez(
-    out,
-    zarr=group["tokens_1"][...], dask=lazy.compute(), xarray=dataset["tokens_1"].values,
-    mask=dataset["mask"].values, label=dataset["label"].values, prefix=dataset["prefix_2"].values,
+    out, mask=dataset["mask"].values, label=dataset["label"].values,
+    prefix=dataset["prefix_2"].values, **arrays,
 )
 names = {name: list(map(str, array.dims)) for name, array in dataset.variables.items()}
 assert "spg_pipe" not in sys.modules
 print(json.dumps({
-    "dims": names, "paths": list(map(str, dataset["path"].values)),
+    "dims": names, "sizes": dict(dataset.sizes), "paths": list(map(str, dataset["path"].values)),
     "coords": list(dataset.coords), "attrs": dict(dataset.attrs),
 }))
 """
-"""Only public readers, in a process that never imports this project."""
+"""Only public readers, in a process that cannot import this project."""
+READERS = ("zarr", "dask", "dask in chunks", "xarray", "xarray in chunks")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +75,11 @@ def test_zarr_dask_and_xarray_read_the_numbers_of_our_reader(
 ) -> None:
     facts, arrays = seen
     everything = np.arange(len(tiny_store))
-    ours = tiny_store.tokens("1", everything)
-    assert np.isfinite(ours).all()
-    for reader in ("zarr", "dask", "xarray"):
-        assert np.array_equal(arrays[reader], ours), reader
+    for layer in ("1", "2"):
+        ours = tiny_store.tokens(layer, everything)
+        assert np.isfinite(ours).all()
+        for reader in READERS:
+            assert np.array_equal(arrays[f"{reader}_{layer}"], ours), (reader, layer)
     assert np.array_equal(arrays["mask"], tiny_store.masks(everything))
     assert np.array_equal(arrays["prefix"][:, 0], tiny_store.cls("2", everything))
     assert facts["paths"] == tiny_store.table["path"].tolist()
@@ -81,6 +98,8 @@ def test_dimensions_are_named_and_two_grids_live_side_by_side(
     for name in (*per_image, "checksum_1", "checksum_2", "lost_regions"):
         assert dims[name] == ["image"], name
     assert seen[0]["coords"] == []
+    sizes = {"image": 16, "patch_1": 16, "dim_1": 12, "patch_2": 4, "dim_2": 8}
+    assert seen[0]["sizes"].items() >= sizes.items()
 
 
 def test_the_attributes_say_what_the_store_holds(

@@ -51,7 +51,7 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
 
 def _detection_feature(params: Params, backbone: dict[str, Any]) -> str:
     """`method.detection`, and what stands for CLS where the backbone has none."""
-    feature, prefix = params.method.detection, backbone["prefix"]
+    feature, prefix = params.method.detection, backbone.get("prefix", "cls")
     if feature != "cls" or prefix == "cls":
         return feature
     return f"cls; in its place {'zeros' if prefix == 'zeros' else 'the mean patch token'}"

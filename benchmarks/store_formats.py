@@ -54,6 +54,7 @@ class RandomTokens:
         patch_size=8,
         preprocess=Preprocess(8, "float", "bilinear", (0.5,) * 3, (0.5,) * 3),
         pos_embed="native",
+        prefix="cls",
         weights="none",
         weights_sha256="0" * 64,
         licence="none",

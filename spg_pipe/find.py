@@ -267,10 +267,13 @@ def backbone_fits(backbone: dict[str, Any], params: Params) -> bool:
 
 
 def _protocol_fits(backbone: dict[str, Any], params: Params) -> bool:
-    """What a protocol changes in tokens: CLIP's position embedding, DINOv2's norm (§5)."""
+    """What a protocol changes in tokens: CLIP's position embedding, DINOv2's norm, SigLIP's
+    stand-in for CLS (docs/method.md §5)."""
     published = params.method.protocol == "spg"
     if backbone.get("family") == "open_clip":
         return bool(backbone.get("pos_embed") == ("bilinear" if published else "native"))
+    if backbone.get("family") == "timm-vit" and "siglip" in str(backbone.get("model")):
+        return bool(backbone.get("prefix") == ("zeros" if published else "mean"))
     if params.backbone.norm is None and "dinov2" in str(backbone.get("model")):
         expected = "pre" if published or "imgfocus" in str(backbone.get("alias")) else "post"
         return bool(backbone.get("norm") == expected)

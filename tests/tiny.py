@@ -38,6 +38,7 @@ SPEC = BackboneSpec(
     patch_size=16,
     preprocess=Preprocess(SIZE, "float", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
     pos_embed="native",
+    prefix="mean",
     weights="made for the tests",
     weights_sha256="0" * 64,
     licence="tiny weights: CC0",

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.spec import BackboneSpec, Prefix
 from spg_pipe.errors import SpgError
 
 
@@ -17,8 +17,8 @@ class LayerTokens(NamedTuple):
     patches: Tensor
     """(B, N, D) float32: the patch tokens, row-major over the grid, N = h·w."""
     prefix: Tensor
-    """(B, 1, D) float32: CLS, or the mean patch token where the model has none. Register and
-    distillation tokens are dropped."""
+    """(B, 1, D) float32: CLS, or what stands for it where the model has none (`spec.prefix`).
+    Register and distillation tokens are dropped."""
     grid: tuple[int, int]
     """(h, w) in patches."""
 
@@ -44,9 +44,9 @@ class Backbone(Protocol):
         ...
 
 
-def mean_prefix(patches: Tensor) -> Tensor:
-    """Stand in for CLS: (B, N, D) → (B, 1, D), the mean patch token (docs/method.md §1)."""
-    return patches.mean(dim=1, keepdim=True)
+def stand_in(patches: Tensor, prefix: Prefix) -> Tensor:
+    """What stands for CLS: (B, N, D) → (B, 1, D), the mean patch token or zeros (method.md §1)."""
+    return torch.zeros_like(patches[:, :1]) if prefix == "zeros" else patches.mean(1, keepdim=True)
 
 
 def place_images(images: Tensor, device: torch.device, spec: BackboneSpec) -> Tensor:

@@ -40,8 +40,9 @@ def load_backbone(
     norm : {"post", "pre"}, optional
         Overrides what the backbone and the protocol say.
     protocol : {"default", "spg"}
-        ``spg``: DINOv2 before its final norm, CLIP's position embedding bilinear
-        (docs/method.md §5). It is resolved here; the spec holds explicit settings.
+        ``spg``: DINOv2 before its final norm, CLIP's position embedding bilinear, zeros for
+        SigLIP's missing class token (docs/method.md §5). It is resolved here; the spec holds
+        explicit settings.
     weights : Path, optional
         A local state dict (.safetensors or .pth) instead of the published weights.
     device : str

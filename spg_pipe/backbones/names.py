@@ -64,6 +64,22 @@ def _dinov2(size: str, registers: bool, width: int, depth: int) -> BackboneInfo:
     )
 
 
+def _siglip(version: int, size: str, model: str, width: int, depth: int) -> BackboneInfo:
+    name = "siglip" if version == 1 else "siglip2"
+    return BackboneInfo(
+        alias=f"{name}-{size}",
+        family="timm-vit",
+        model=f"vit_{model}.{'webli' if version == 1 else 'v2_webli'}",
+        licence=APACHE,
+        gated=False,
+        offline=False,
+        image_size=int(model.rpartition("_")[2]),
+        layers=(str(depth),),
+        norm="post",
+        note=f"{depth} blocks, width {width}; the mean token (protocol spg: zeros) stands for CLS",
+    )
+
+
 def _dinov3_convnext(size: str) -> BackboneInfo:
     return BackboneInfo(
         alias=f"dinov3-convnext-{size}",
@@ -121,6 +137,14 @@ _BACKBONES = (
             ("giant", 1536, 40),
         )
     ),
+    _siglip(1, "base", "base_patch16_siglip_512", 768, 12),
+    _siglip(1, "large", "large_patch16_siglip_384", 1024, 24),
+    # timm's name for the weights published for 384 px, which 14 does not divide.
+    _siglip(1, "so400m", "so400m_patch14_siglip_378", 1152, 27),
+    _siglip(2, "base", "base_patch16_siglip_512", 768, 12),
+    _siglip(2, "large", "large_patch16_siglip_512", 1024, 24),
+    _siglip(2, "so400m", "so400m_patch16_siglip_512", 1152, 27),
+    _siglip(2, "giant", "giantopt_patch16_siglip_384", 1536, 40),
     BackboneInfo(
         alias="openclip",
         family="open_clip",
@@ -135,7 +159,7 @@ _BACKBONES = (
     ),
 )
 
-_SHORT = {"dinov3": "dinov3-large", "dinov2": "dinov2-large", "dinov2-reg": "dinov2-reg-large"}
+_SHORT = {name: f"{name}-large" for name in ("dinov3", "dinov2", "dinov2-reg", "siglip", "siglip2")}
 
 
 def list_backbones() -> list[BackboneInfo]:

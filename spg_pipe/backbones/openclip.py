@@ -188,6 +188,7 @@ def build_open_clip(request: Request) -> OpenClipViT:
         patch_size=patch_size,
         preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="bilinear" if request.protocol == "spg" else "native",
+        prefix="cls",
         weights=weights.label,
         weights_sha256=weights.sha256,
         licence=info.licence,
@@ -247,7 +248,7 @@ def _refuse_other_towers(
     if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
         raise SpgError(
             f"The image tower of {info.model} is not open_clip's own ViT: use a timm backbone "
-            f"instead (timm:{vision.get('timm_model_name') or 'NAME'})."
+            f"instead (timm:{_timm_trunk(info.model, vision)})."
         )
     if vision.get("attentional_pool") and norm == "post":
         raise SpgError(
@@ -260,6 +261,15 @@ def _refuse_other_towers(
             f"The weights {info.model} were trained with QuickGELU, which this model name does "
             f"not use, so its tokens would be wrong: use open_clip:{right}."
         )
+
+
+def _timm_trunk(model: str, vision: dict[str, Any]) -> str:
+    """Name of the same tower in timm; SigLIP's three sets of weights share their architectures."""
+    trunk = vision.get("timm_model_name") or "NAME"
+    if "siglip" not in trunk:
+        return str(trunk)
+    tag = "v2_webli" if "SigLIP2" in model else "webli_i18n" if "i18n" in model else "webli"
+    return f"{trunk}.{tag}"
 
 
 def _published_weights(info: BackboneInfo, published: dict[str, Any]) -> Weights:

@@ -12,6 +12,7 @@ from spg_pipe.errors import SpgError
 Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
+Prefix = Literal["cls", "mean", "zeros"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class BackboneSpec:
     pos_embed: PosEmbed
     """How position embeddings are resized: the library's own way, or bilinear without antialias
     (CLIP in ``protocol: spg``)."""
+    prefix: Prefix
+    """The token in front of the patches: ``cls``, the model's own; else what stands for it, the
+    ``mean`` patch token or ``zeros`` (SigLIP in ``protocol: spg``)."""
     weights: str
     """Where the weights came from, for people; never a folder of this machine."""
     weights_sha256: str

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
+from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
 from spg_pipe.backbones.packaged import efficientnet_lite0
 from spg_pipe.backbones.spec import BackboneSpec, check_image_size
 from spg_pipe.backbones.timm_common import Request, fixed_size, load_model, preprocess_for, skeleton
@@ -69,9 +69,17 @@ def build_timm_cnn(request: Request) -> TimmCnn:
             f"{', '.join(strides)}."
         )
     largest = max(int(layer[1:]) for layer in layers)
+    if (only := fixed_size(info.model)) is not None:
+        if only % largest:
+            # CrossViT: two grids whose cells no whole stride divides.
+            raise SpgError(
+                f"{info.alias} works at {only} pixels only, which its stride as timm states it, "
+                f"{largest}, does not divide: its features are not a grid. Choose another timm "
+                "model."
+            )
+        if only != request.image_size:
+            raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
     check_image_size(request.image_size, largest, info.alias)
-    if (only := fixed_size(info.model)) not in (None, request.image_size):
-        raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
     packaged = efficientnet_lite0 if info.alias == "efficientnet-lite0" else None
     model, weights = load_model(request, packaged)
     spec = BackboneSpec(
@@ -83,6 +91,7 @@ def build_timm_cnn(request: Request) -> TimmCnn:
         patch_size=largest,
         preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="native",
+        prefix="mean",
         weights=weights.label,
         weights_sha256=weights.sha256,
         licence=info.licence,
@@ -111,4 +120,4 @@ def _to_tokens(grid: Tensor, layer: str, spec: BackboneSpec) -> LayerTokens:
             "its features are not those of a stride, so this model cannot be used."
         )
     patches = grid.flatten(2).transpose(1, 2).contiguous().float()
-    return LayerTokens(patches, mean_prefix(patches), (h, w))
+    return LayerTokens(patches, stand_in(patches, spec.prefix), (h, w))

@@ -183,7 +183,9 @@ def _refuse_silent_changes(weights: Weights, model: nn.Module) -> None:
     """Refuse what timm's filter would quietly resample or drop, giving other tokens."""
     own = dict(model.named_parameters())
     key = "patch_embed.proj.weight"
-    given, ours = weights.state.get(key), own.get(key)
+    # OpenCLIP nests a timm tower, SigLIP's for one, under `visual.trunk`.
+    nested = f"visual.trunk.{key}"
+    given, ours = weights.state.get(key, weights.state.get(nested)), own.get(key)
     if given is not None and ours is not None and given.ndim == 4 and given.shape != ours.shape:
         raise SpgError(
             f"The weights ({weights.label}) are of another model: {key} is {tuple(given.shape)}, "

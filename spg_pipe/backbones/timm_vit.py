@@ -8,9 +8,9 @@ import torch
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from spg_pipe.backbones.base import LayerTokens, mean_prefix, place_images
+from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
 from spg_pipe.backbones.imgfocus import imgfocus
-from spg_pipe.backbones.spec import BackboneSpec, Norm, check_image_size, check_vit_layers
+from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix, check_image_size, check_vit_layers
 from spg_pipe.backbones.timm_common import Request, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
@@ -24,8 +24,6 @@ class TimmViT:
         self._model = model
         self._device = device
         self._has_prefix = model.num_prefix_tokens > 0
-        # A prefix may be registers alone: then there is no class token among them.
-        self._has_cls = getattr(model, "cls_token", None) is not None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
@@ -48,10 +46,10 @@ class TimmViT:
     def _to_tokens(self, output: Tensor | tuple[Tensor, Tensor]) -> LayerTokens:
         patches, prefix = output if isinstance(output, tuple) else (output, None)
         patches = patches.contiguous().float()
-        if prefix is not None and self._has_cls:
+        if prefix is not None and self.spec.prefix == "cls":
             cls = prefix[:, :1].contiguous().float()
         else:
-            cls = mean_prefix(patches)
+            cls = stand_in(patches, self.spec.prefix)
         side = self.spec.preprocess.size // self.spec.patch_size
         return LayerTokens(patches, cls, (side, side))
 
@@ -89,6 +87,7 @@ def build_timm_vit(request: Request) -> TimmViT:
         patch_size=patch_size,
         preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="native",
+        prefix=_resolve_prefix(request, plan),
         weights=weights.label,
         weights_sha256=weights.sha256,
         licence=info.licence,
@@ -107,3 +106,13 @@ def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:
     if not has_norm or (request.protocol == "spg" and "dinov2" in request.info.model):
         return "pre"
     return request.info.norm
+
+
+def _resolve_prefix(request: Request, plan: Any) -> Prefix:
+    """The class token, else the published code's zeros for SigLIP in protocol spg, else the mean.
+
+    A prefix may be registers alone: then there is no class token among them.
+    """
+    if getattr(plan, "cls_token", None) is not None:
+        return "cls"
+    return "zeros" if request.protocol == "spg" and "siglip" in request.info.model else "mean"

@@ -42,11 +42,19 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
         ("Metrics protocol", f"{metrics.protocol}; {metrics.accumulator}; {metrics.resolution}"),
         ("Sparse autoencoder", f"C = {sae.dict_size}, k = {sae.k}, {length}, batches of {batch}"),
         ("Guides", f"{guides.epochs} epochs, batches of {guides.batch_images} images"),
-        ("Detection feature", params.method.detection),
+        ("Detection feature", _detection_feature(params, backbone)),
         ("Maps", f"blur σ = {score.sigma} px; image score: {score.image_score}"),
         ("Seeds", ", ".join(map(str, params.seeds))),
     )
     return Table("The recipe.", ("Setting", "Value"), rows)
+
+
+def _detection_feature(params: Params, backbone: dict[str, Any]) -> str:
+    """`method.detection`, and what stands for CLS where the backbone has none."""
+    feature, prefix = params.method.detection, backbone.get("prefix", "cls")
+    if feature != "cls" or prefix == "cls":
+        return feature
+    return f"cls; in its place {'zeros' if prefix == 'zeros' else 'the mean patch token'}"
 
 
 def fitting_table(directions: Sequence[DirectionRuns]) -> Table:

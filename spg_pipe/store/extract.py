@@ -282,9 +282,9 @@ def _forward(backbone: Backbone, images: torch.Tensor) -> dict[str, LayerTokens]
 
 def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:
     """Grids and widths, asked from the backbone itself: token counts are data."""
-    size = backbone.spec.preprocess.size
+    size, prefix = backbone.spec.preprocess.size, (backbone.spec.prefix,)
     output = backbone(torch.zeros(1, 3, size, size, device=device))
     return {
-        layer: LayerShape(grid=value.grid, dim=value.patches.shape[-1])
+        layer: LayerShape(value.grid, value.patches.shape[-1], prefix)
         for layer, value in output.items()
     }

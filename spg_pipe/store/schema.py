@@ -25,8 +25,8 @@ class LayerShape:
     """Patch rows and columns (h, w); patches are stored row-major."""
     dim: int
     """Token width D."""
-    prefix: tuple[str, ...] = ("cls",)
-    """Names of the prefix tokens, CLS first."""
+    prefix: tuple[str, ...]
+    """Names of the prefix tokens: ``cls``, or ``mean`` or ``zeros`` in its place."""
 
     @property
     def patches(self) -> int:

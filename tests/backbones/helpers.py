@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import _registry
 from torch import Tensor, nn
 
 
@@ -24,6 +27,16 @@ def save_weights(model: nn.Module, path: Path) -> Path:
     """Write the model's state dict as safetensors."""
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return path
+
+
+def make_smaller(patch: pytest.MonkeyPatch, name: str, **options: Any) -> None:
+    """Let timm build its model `name` with `options`, narrower or shallower than published."""
+    published = _registry._model_entrypoints[name]
+    patch.setitem(
+        _registry._model_entrypoints,
+        name,
+        lambda pretrained=False, **given: published(pretrained, **options, **given),
+    )
 
 
 def random_images(size: int, batch: int = 2, seed: int = 0) -> Tensor:

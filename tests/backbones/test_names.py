@@ -46,9 +46,28 @@ def test_aliases_are_unique_and_short_forms_mean_the_published_models():
     assert find_alias("dinov3").layers == ("24",)
     assert find_alias("dinov2").model == "vit_large_patch14_dinov2.lvd142m"
     assert find_alias("openclip").model == "ViT-L-14-336-quickgelu/openai"
+    assert find_alias("siglip").model == "vit_large_patch16_siglip_384.webli"
+    assert find_alias("siglip2").model == "vit_large_patch16_siglip_512.v2_webli"
     assert [a for a in aliases if "dinov3-" in a and "convnext" not in a] == [
         f"dinov3-{size}" for size in ("small", "small-plus", "base", "large", "huge-plus", "7b")
     ]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [info for info in list_backbones() if info.alias.startswith("siglip")],
+    ids=lambda info: info.alias,
+)
+def test_a_siglip_alias_says_what_timm_builds(info):
+    from spg_pipe.backbones.timm_common import skeleton
+
+    model = skeleton(info, dynamic_img_size=True)
+    depth, width = len(model.blocks), model.embed_dim
+    assert info.layers == (str(depth),)
+    assert info.note.startswith(f"{depth} blocks, width {width};")
+    assert info.image_size % model.patch_embed.patch_size[0] == 0
+    assert model.attn_pool is not None  # the published tower, not timm's copy without its head
+    assert info.model.endswith(".v2_webli") == info.alias.startswith("siglip2")
 
 
 def test_the_offline_backbones_come_first():

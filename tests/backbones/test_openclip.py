@@ -123,13 +123,28 @@ def test_clip_is_preprocessed_as_published():
         ("open_clip:ViT-L-14-336-quickgelu/other", {}, "one of: openai"),
         ("open_clip:ViT-nothing/openai", {}, "no model 'ViT-nothing'"),
         ("open_clip:RN50/openai", {}, "not open_clip's own ViT"),
-        ("open_clip:ViT-B-16-SigLIP/webli", {}, "timm:vit_base_patch16_siglip_224"),
+        ("open_clip:ViT-B-16-SigLIP/webli", {}, r"timm:vit_base_patch16_siglip_224\.webli\)"),
         ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", {}, "norm: pre"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_weights(name, options, message, tmp_path):
     with pytest.raises(SpgError, match=message):
         load_backbone(name, weights=tmp_path / "absent.safetensors", **options)
+
+
+def test_every_siglip_of_open_clip_is_refused_with_a_name_that_timm_has_weights_for(tmp_path):
+    import timm
+
+    published = timm.list_pretrained("*siglip*")
+    names = [name for name in open_clip.list_models() if "SigLIP" in name]
+    for name in names:
+        with pytest.raises(SpgError) as caught:
+            load_backbone(f"open_clip:{name}/webli", weights=tmp_path / "absent.safetensors")
+        trunk = str(caught.value).partition("(timm:")[2].removesuffix(").")
+        assert trunk in published
+        assert ("v2_webli" in trunk) == ("SigLIP2" in name)
+        assert ("i18n" in trunk) == ("i18n" in name)
+    assert len(names) > 20
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ def build_case(case: Case, pos_embed: PosEmbed = "bilinear") -> OpenClipViT:
         patch_size=patch,
         preprocess=Preprocess(side, "uint8", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         pos_embed=pos_embed,
+        prefix="cls",
         weights="reference",
         weights_sha256="",
         licence="",

@@ -30,16 +30,19 @@ Work = Callable[[Format, int], None]
 
 
 def sequential(form: Format, images: int) -> None:
-    """All images in order, 64 at a time."""
-    for start in range(0, images, SEQUENCE):
-        form.read(np.arange(start, min(start + SEQUENCE, images)))
+    """All images in order, 64 at a time: what scoring reads."""
+    _read(form, np.arange(images), SEQUENCE)
 
 
 def groups(form: Format, images: int) -> None:
     """All images in random groups of 8: what guide training reads."""
-    order = np.random.default_rng(1).permutation(images)
-    for start in range(0, images, GROUP):
-        form.read(order[start : start + GROUP])
+    _read(form, np.random.default_rng(1).permutation(images), GROUP)
+
+
+def _read(form: Format, order: np.ndarray, size: int) -> None:
+    jobs = [order[start : start + size] for start in range(0, len(order), size)]
+    seen = sum(len(tokens) for tokens in form.read(jobs))
+    assert seen == len(order), (form.name, seen)
 
 
 def tokens(form: Format, images: int) -> None:

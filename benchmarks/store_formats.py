@@ -1,7 +1,8 @@
-"""The same tokens in the store and in what people use instead, read in the same four ways."""
+"""The same tokens in the store and in what people use instead, read in the same ways."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from spg_pipe.store.stream import token_batches
 
 LAYER, PATCHES, DIM = "24", 785, 1024
 BATCH_TOKENS, WINDOW = 8192, 256
-Read = Callable[[np.ndarray], Any]
-"""Image rows (n,) → their tokens, (n, N, D) in some form that holds them in memory."""
+Jobs = list[np.ndarray]
+Read = Callable[[Jobs], Iterable[Any]]
+"""Groups of image rows (n,) → of each its tokens, (n, N, D) in one piece of memory."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,25 @@ def formats(folder: Path, store: FeatureStore) -> list[Format]:
     array = store.files.local / f"tokens_{LAYER}"  # type: ignore[operator]
     shards = sorted(path for path in (array / "c").rglob("*") if path.is_file())
     found = [
-        Format("store", shards, _into(store), lambda seed: _store_tokens(store, seed)),
+        Format("store", shards, _stream(store), lambda seed: _store_tokens(store, seed)),
         _memmap(folder, store),
         _pth(folder, store),
     ]
     plain = FeatureStore(store.path, plain=True)
-    found.append(_generic("zarr-python", shards, lambda rows: plain.tokens(LAYER, rows)))
+    found.append(_generic("zarr-python", shards, partial(map, partial(plain.tokens, LAYER))))
     return [*found, *_peers(array, shards)]
 
 
-def _into(store: FeatureStore) -> Read:
-    buffer = np.empty((WINDOW, PATCHES, DIM), np.float16)
-    return lambda rows: store.tokens(LAYER, rows, out=buffer[: len(rows)])
+def _stream(store: FeatureStore) -> Read:
+    buffer = torch.empty((WINDOW, PATCHES, DIM), dtype=torch.float16)
+    source = TokenSource(store, LAYER)
+
+    def read(jobs: Jobs) -> Iterator[torch.Tensor]:
+        for patches in source.take(jobs):
+            images = patches.images()
+            yield torch.stack(images, out=buffer[: len(images)])
+
+    return read
 
 
 def _store_tokens(store: FeatureStore, seed: int) -> Iterator[torch.Tensor]:
@@ -117,20 +126,17 @@ def _memmap(folder: Path, store: FeatureStore) -> Format:
             rows = np.arange(start, min(start + 64, len(store)))
             out[rows] = store.tokens(LAYER, rows)
         out.flush()
-    mappings = [np.load(path, mmap_mode="r")]
-    buffer = np.empty((WINDOW, PATCHES, DIM), np.float16)
+    mappings: list[torch.Tensor] = []
+    buffer = torch.empty((WINDOW, PATCHES, DIM), dtype=torch.float16)
 
-    def read(rows: np.ndarray) -> np.ndarray:
+    def read(jobs: Jobs) -> Iterator[torch.Tensor]:
         if not mappings:
-            mappings.append(np.load(path, mmap_mode="r"))
-        mapped, out = mappings[0], buffer[: len(rows)]
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-            out[...] = mapped[rows[0] : rows[-1] + 1]
-        else:
-            np.take(mapped, rows, axis=0, out=out)
-        return out
+            mappings.append(torch.from_numpy(np.load(path, mmap_mode="c")))
+        for rows in jobs:
+            # Copied by torch, like the store's tokens: faster than numpy's slices and `take`.
+            yield torch.stack([mappings[0][row] for row in rows.tolist()], out=buffer[: len(rows)])
 
-    return replace(_generic("memmap .npy", [path], read), release=mappings.clear)
+    return _generic("memmap .npy", [path], read, mappings.clear)
 
 
 def _pth(folder: Path, store: FeatureStore) -> Format:
@@ -146,10 +152,12 @@ def _pth(folder: Path, store: FeatureStore) -> Format:
     def read(rows: np.ndarray) -> torch.Tensor:
         return torch.stack([torch.load(paths[row], weights_only=True) for row in rows.tolist()])
 
-    return _generic("pth an image", paths, read)
+    return _generic("pth an image", paths, partial(map, read))
 
 
-def _generic(name: str, files: list[Path], read: Read) -> Format:
+def _generic(
+    name: str, files: list[Path], read: Read, release: Callable[[], None] = lambda: None
+) -> Format:
     """Shuffled tokens in the plain way: read a window, permute it, cut it."""
 
     def tokens(seed: int) -> Iterator[torch.Tensor]:
@@ -158,13 +166,13 @@ def _generic(name: str, files: list[Path], read: Read) -> Format:
         images = len(files) if name == "pth an image" else size // (PATCHES * DIM * 2)
         order = np.random.default_rng(seed).permutation(images)
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, images, WINDOW):
-            flat = torch.as_tensor(read(order[start : start + WINDOW])).flatten(0, 1)
+        for window in read([order[start : start + WINDOW] for start in range(0, images, WINDOW)]):
+            flat = torch.as_tensor(window).flatten(0, 1)
             shuffled = torch.randperm(len(flat), generator=generator)
             for piece in shuffled.split(BATCH_TOKENS):
                 yield flat[piece]
 
-    return Format(name, files, read, tokens)
+    return Format(name, files, read, tokens, release)
 
 
 def _peers(array: Path, shards: list[Path]) -> list[Format]:
@@ -177,7 +185,9 @@ def _peers(array: Path, shards: list[Path]) -> list[Format]:
     else:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{array}/"}}
         opened = tensorstore.open(spec, read=True).result()
-        found.append(_generic("tensorstore", shards, lambda rows: opened[rows].read().result()))
+        found.append(
+            _generic("tensorstore", shards, partial(map, lambda rows: opened[rows].read().result()))
+        )
     try:
         import zarr
         import zarrs  # noqa: F401 - registers its pipeline
@@ -191,5 +201,5 @@ def _peers(array: Path, shards: list[Path]) -> list[Format]:
             runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
             return np.concatenate([rust[int(run[0]) : int(run[-1]) + 1] for run in runs])
 
-        found.append(_generic("zarrs", shards, read))
+        found.append(_generic("zarrs", shards, partial(map, read)))
     return found

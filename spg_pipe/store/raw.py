@@ -12,6 +12,10 @@ from spg_pipe.errors import SpgError
 from spg_pipe.store.schema import StoreSpec
 from spg_pipe.store.shards import token_shard_name
 
+REMAKE_SHARD = (
+    "Check the disk, and the store with `spg-pipe verify`; make it again with "
+    "`spg-pipe extract --replace` and the same options."
+)
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
 _PIECE_BYTES = 4 * 1024**2
@@ -81,13 +85,17 @@ class RawTokens:
             view = target.reshape(-1).view(np.uint8).data  # no copy: the part is contiguous
             offset, done = place * self._image_bytes, 0
             while done < len(view):
-                got = os.preadv(self._file(shard), [view[done:]], offset + done)
+                name = token_shard_name(self._layer, shard)
+                try:
+                    got = os.preadv(self._file(shard), [view[done:]], offset + done)
+                except OSError as error:
+                    raise SpgError(
+                        f"{self._root / name} cannot be read ({error}). {REMAKE_SHARD}"
+                    ) from error
                 if got == 0:
-                    name = token_shard_name(self._layer, shard)
                     raise SpgError(
                         f"{self._root / name} ends at byte {offset + done}, expected at least "
-                        f"{offset + len(view)}. Make the store again with "
-                        "`spg-pipe extract --replace` and the same options."
+                        f"{offset + len(view)}. {REMAKE_SHARD}"
                     )
                 done += got
 

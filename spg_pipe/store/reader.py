@@ -9,6 +9,7 @@ import numpy as np
 from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 from spg_pipe.store.files import StoreFiles
+from spg_pipe.store.mapped import MappedTokens
 from spg_pipe.store.plain import PlainTokens
 from spg_pipe.store.raw import RawTokens
 from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec
@@ -159,7 +160,10 @@ class FeatureStore:
     def _tokens(self) -> dict[str, TokenReader]:
         if self.raw and self.files.local is not None:
             folder = self.files.local
-            return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
+            return {
+                layer: self.mapped(layer) or RawTokens(folder, self.spec, layer)
+                for layer in self.layers
+            }
         return {layer: PlainTokens(self._group[f"tokens_{layer}"]) for layer in self.layers}
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -183,6 +187,25 @@ class FeatureStore:
         if len(images):
             self._tokens[layer].read(np.asarray(images), out)
         return out
+
+    def mapped(self, layer: str, *, huge: bool = True) -> MappedTokens | None:
+        """The layer's shards as memory; None where only copies can be read.
+
+        That is a compressed or remote store, `plain`, and a system without the calls for it.
+        """
+        if not self.raw or self.files.local is None:
+            return None
+        if (layer, huge) not in self._mappings:
+            try:
+                mapping = MappedTokens(self.files.local, self.spec, layer, huge=huge)
+            except OSError:
+                return None
+            self._mappings[layer, huge] = mapping
+        return self._mappings[layer, huge]
+
+    @cached_property
+    def _mappings(self) -> dict[tuple[str, bool], MappedTokens]:
+        return {}
 
     @cached_property
     def _prefix(self) -> dict[str, np.ndarray]:

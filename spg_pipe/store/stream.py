@@ -15,6 +15,7 @@ from torch import Tensor
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.store.order import Window, epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.recycle import Recycler
 from spg_pipe.store.source import TokenSource
 
 WINDOW_IMAGES = 256
@@ -115,9 +116,10 @@ def token_batches(
     """
     everything = np.arange(len(source.store))
     if batch_images is not None:
-        order = epoch_order(everything, seed, epoch, run_images)
-        for tokens in source.take(_slices(order, batch_images)[start:]):
-            yield tokens.flatten(0, 1).clone()
+        order, memory = epoch_order(everything, seed, epoch, run_images), Recycler()
+        for patches in source.take(_slices(order, batch_images)[start:]):
+            out = _room(memory, source, (len(patches), source.dim), source.dtype)
+            yield torch.cat(patches.images(), out=out)
         return
     if batch_tokens is None:
         raise ValueError("token_batches needs batch_images or batch_tokens")
@@ -129,53 +131,58 @@ def _mixed(
     source: TokenSource, plan: list[Window], skip: int, batch_tokens: int
 ) -> Iterator[Tensor]:
     """Cut the windows' permuted tokens, one after the other, into batches."""
+    memory, shape = Recycler(), (batch_tokens, source.dim)
     per_window = len(plan[0].images) * source.patches
     plan, offset = plan[skip // per_window :], skip % per_window
-    rest: list[Tensor] = []
-    missing = batch_tokens
-    for window, tokens in zip(plan, source.take([w.images for w in plan]), strict=True):
-        flat = tokens.flatten(0, 1)
-        order = torch.from_numpy(window.permutation(len(flat))).to(flat.device)
-        while offset < len(flat):
-            # A fresh tensor: the window's memory is filled anew while the batch is in use.
-            rest.append(flat.index_select(0, order[offset : offset + missing]))
-            offset += len(rest[-1])
-            missing -= len(rest[-1])
-            if missing == 0:
-                yield rest[0] if len(rest) == 1 else torch.cat(rest)
-                rest, missing = [], batch_tokens
+    batch, filled = _room(memory, source, shape, source.dtype), 0
+    for window, patches in zip(plan, source.take([w.images for w in plan]), strict=True):
+        order = patches.places(window.permutation(len(patches)))
+        while offset < len(order):
+            chosen = order[offset : offset + batch_tokens - filled]
+            out = batch[filled : filled + len(chosen)]
+            torch.index_select(patches.rows, 0, chosen, out=out)
+            offset, filled = offset + len(chosen), filled + len(chosen)
+            if filled == batch_tokens:
+                yield batch
+                batch, filled = _room(memory, source, shape, source.dtype), 0
         offset = 0
-    if rest:
-        yield torch.cat(rest)
+    if filled:
+        yield batch[:filled]
 
 
 def image_tokens(store: FeatureStore, layer: str, images: np.ndarray) -> Tensor:
     """CLS and patch tokens (B, 1 + N, D) float32 of some images, on the CPU."""
     patches = torch.from_numpy(store.tokens(layer, images))
-    return _join(torch.from_numpy(store.cls(layer, images)), patches)
+    cls = torch.from_numpy(store.cls(layer, images))
+    return torch.cat([cls[:, None], patches], dim=1).float()
 
 
 def _with_cls(
     sources: dict[str, TokenSource], jobs: list[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """Rows (B,) and layer → (B, 1 + N, D) float32: CLS, then the patches."""
     streams = [source.take(jobs) for source in sources.values()]
-    for images, *patches in zip(jobs, *streams, strict=True):
-        yield (
-            images,
-            {
-                layer: _join(torch.from_numpy(source.store.cls(layer, images)), values)
-                for (layer, source), values in zip(sources.items(), patches, strict=True)
-            },
-        )
+    memory = {layer: Recycler() for layer in sources}
+    for images, *groups in zip(jobs, *streams, strict=True):
+        tokens = {}
+        for (layer, source), patches in zip(sources.items(), groups, strict=True):
+            shape = (len(images), 1 + source.patches, source.dim)
+            tokens[layer] = _room(memory[layer], source, shape, torch.float32)
+            tokens[layer][:, 0] = torch.from_numpy(source.store.cls(layer, images)).to(
+                source.device
+            )
+            for place, image in zip(tokens[layer], patches.images(), strict=True):
+                place[1:] = image
+        yield images, tokens
 
 
-def _join(cls: Tensor, patches: Tensor) -> Tensor:
-    """CLS (B, D) before patches (B, N, D) as fresh float32 (B, 1 + N, D)."""
-    batch, count, dim = patches.shape
-    out = torch.empty(batch, 1 + count, dim, device=patches.device)
-    out[:, 0] = cls.to(patches.device)
-    out[:, 1:] = patches
-    return out
+def _room(
+    memory: Recycler, source: TokenSource, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """A tensor to fill on the source's device. CUDA's allocator recycles by itself."""
+    if source.device.type == "cpu":
+        return memory.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=source.device)
 
 
 def _slices(order: np.ndarray, size: int) -> list[np.ndarray]:

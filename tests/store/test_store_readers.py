@@ -13,6 +13,7 @@ from tiny import extracted, files
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.store.raw import RawTokens
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.verify import require_intact, verify
 
@@ -22,7 +23,12 @@ def test_the_raw_reader_gives_the_bits_of_zarr(tiny_store: FeatureStore, images:
     plain = FeatureStore(tiny_store.path, plain=True)
     rows = np.array(images, dtype=np.int64)
     for layer in tiny_store.layers:
-        assert np.array_equal(tiny_store.tokens(layer, rows), plain.tokens(layer, rows))
+        expected = plain.tokens(layer, rows)
+        out = np.empty_like(expected)
+        if images:
+            RawTokens(Path(tiny_store.path), tiny_store.spec, layer).read(rows, out)
+        assert np.array_equal(out, expected)
+        assert np.array_equal(tiny_store.tokens(layer, rows), expected)
 
 
 def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None:
@@ -40,8 +46,10 @@ def test_many_images_are_read_by_several_threads(
 
     monkeypatch.setattr(raw, "_PIECE_BYTES", 1000)
     rows = np.random.default_rng(0).integers(0, 16, 200)
-    fresh = FeatureStore(tiny_store.path)
-    assert np.array_equal(fresh.tokens("1", rows), tiny_store.tokens("1", rows))
+    expected = tiny_store.tokens("1", rows)
+    out = np.empty_like(expected)
+    raw.RawTokens(Path(tiny_store.path), tiny_store.spec, "1").read(rows, out)
+    assert np.array_equal(out, expected)
 
 
 def test_a_shard_that_shrank_after_opening_is_an_error(
@@ -52,8 +60,15 @@ def test_a_shard_that_shrank_after_opening_is_an_error(
     store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
     shard = store.path / "tokens_1/c/1/0/0"
     shard.write_bytes(shard.read_bytes()[:500])
-    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
-        store.tokens("1", np.arange(16))
+    out = np.empty((16, 16, 12), np.float16)
+    copied = RawTokens(Path(store.path), store.spec, "1")
+    for read in (store._tokens["1"].read, copied.read):
+        with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
+            read(np.arange(16), out)
+    shard.unlink()
+    gone = RawTokens(Path(store.path), store.spec, "1")
+    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 cannot be read.*--replace"):
+        gone.read(np.arange(16), out)
 
 
 def test_a_store_behind_a_url_is_read_like_a_local_one(tiny_store: FeatureStore) -> None:

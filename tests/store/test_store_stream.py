@@ -193,6 +193,7 @@ def test_windows_hold_every_image_once_in_runs(count: int, window: int, run: int
 def test_a_reader_that_fails_ahead_is_heard(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(FeatureStore, "mapped", lambda *_, **__: None)
     source = TokenSource(tiny_store, "1")
     true = tiny_store.tokens
     calls = 0

@@ -20,7 +20,7 @@ from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
 
 LAYER, PATCHES, DIM = "24", 785, 1024
-BATCH_TOKENS, WINDOW = 8192, 256
+BATCH_TOKENS, WINDOW = 8192, 128
 Jobs = list[np.ndarray]
 Read = Callable[[Jobs], Iterable[Any]]
 """Groups of image rows (n,) → of each its tokens, (n, N, D) in one piece of memory."""
@@ -71,15 +71,21 @@ class RandomTokens:
         return {LAYER: LayerTokens(tokens, tokens[:, :1], (PATCHES, 1))}
 
 
-def write_store(folder: Path, images: int) -> FeatureStore:
-    """The store itself, through `extract`, in shards of 128 images."""
+def write_images(folder: Path, images: int) -> Path:
+    """Small pictures, no two alike; the folder that holds them."""
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for number in range(images):
         grey = np.full((8, 8), number % 256, np.uint8)
-        grey[0, : 1 + number // 256] ^= 255
+        grey[0, : 1 + number // 256 % 8] ^= 255
+        grey[1, : 1 + number // 2048] ^= 255
         Image.fromarray(grey).save(raw / f"{number:05d}.png")
-    manifest = build_manifest("random", "folder", raw, split="all")
+    return raw
+
+
+def write_store(folder: Path, images: int) -> FeatureStore:
+    """The store itself, through `extract`, in shards of 128 images."""
+    manifest = build_manifest("random", "folder", write_images(folder, images), split="all")
     return extract(
         manifest, RandomTokens(), folder / "store.zarr", batch_images=32, shard_images=128
     )

@@ -22,6 +22,7 @@ from spg_pipe.sae.model import (
     losses,
 )
 from spg_pipe.sae.quality import measure
+from spg_pipe.store.mixing import mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
@@ -100,7 +101,8 @@ def train_sae(
     -------
     run : SaeRun
     quality : dict
-        Per layer: R², FVU, L0, dead share, tokens seen, epochs, protocol (quality.json).
+        Per layer: R², FVU, L0, dead share, tokens seen, epochs, protocol, and how near its batches
+        came to a shuffle of all tokens (quality.json).
     curve : str
         CSV: layer, step, tokens, reconstruction, auxk, dead share.
 
@@ -128,6 +130,7 @@ def train_sae(
             )
         layers[layer], dead[layer] = sae.cpu(), measured.dead
         quality[layer] = measured.summary() | seen | {"protocol": settings.name}
+        quality[layer]["mixing"] = _mixing(store, layer, params, seed)
     return (
         SaeRun(layers, dead, _config(store, params, settings.to_dict(), seed, quality)),
         quality,
@@ -163,6 +166,18 @@ def _fit(
             if progress:
                 progress(layer, seen, budget, loss)
     return {"tokens_seen": seen, "steps": step, "epochs": seen / epoch_tokens}
+
+
+def _mixing(store: FeatureStore, layer: str, params: SaeParams, seed: int) -> dict[str, float]:
+    return mixing(
+        store.array("category"),
+        store.spec.layers[layer].patches,
+        batch_tokens=params.batch_tokens,
+        batch_images=params.batch_images,
+        window_images=params.window_images,
+        run_images=params.run_images,
+        seed=seed,
+    ).to_dict()
 
 
 def _epochs(params: SaeParams, source: TokenSource, seed: int) -> Iterator[Tensor]:

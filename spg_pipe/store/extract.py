@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,12 +125,30 @@ class _Decoded:
 
 @dataclass(frozen=True)
 class _Computed:
+    """Of a batch or of a shard."""
+
     tokens: dict[str, np.ndarray]
     """Layer → (B, N, D) in the store's dtype."""
     prefix: dict[str, np.ndarray]
     """Layer → (B, P, D)."""
     masks: np.ndarray
-    lost: list[int]
+    lost: list[int] = field(default_factory=list)
+
+    def put(self, place: int, batch: "_Computed") -> None:
+        """Copy a batch to its place."""
+        rows = slice(place, place + len(batch.masks))
+        for layer, tokens in batch.tokens.items():
+            self.tokens[layer][rows] = tokens
+            self.prefix[layer][rows] = batch.prefix[layer]
+        self.masks[rows] = batch.masks
+
+    def first(self, images: int) -> "_Computed":
+        """The first images: a last shard may be short."""
+        return _Computed(
+            {layer: tokens[:images] for layer, tokens in self.tokens.items()},
+            {layer: prefix[:images] for layer, prefix in self.prefix.items()},
+            self.masks[:images],
+        )
 
 
 class _Extraction:
@@ -154,22 +172,23 @@ class _Extraction:
                 lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
             batches = [batch for shard in missing for batch in self._batches(shard)]
             results = (
-                _in_order(pool, lambda b: self._compute(self._decode(b)), batches, 2 * workers)
+                _in_order(pool, lambda b: self._compute(self._decode(b)), batches, workers + 1)
                 if on_cpu
                 else map(self._compute, _in_order(pool, self._decode, batches, 2 * workers))
             )
-            shard_parts: list[_Computed] = []
+            # One shard is written while the next is filled, never more: memory.
+            filling, spare = self._room(), self._room()
             writing: Future[None] | None = None
             for batch, result in zip(batches, results, strict=True):
-                shard_parts.append(result)
+                rows = spec.shard_rows(batch.shard)
+                filling.put(batch.rows.start - rows.start, result)
                 lost[batch.rows.start : batch.rows.stop] = result.lost
                 done += len(batch.rows)
-                if batch.rows.stop == spec.shard_rows(batch.shard).stop:
-                    # One shard is written while the next is computed, never more: memory.
+                if batch.rows.stop == rows.stop:
                     if writing is not None:
                         writing.result()
-                    writing = disk.submit(self._write, batch.shard, shard_parts)
-                    shard_parts = []
+                    writing = disk.submit(self._write, batch.shard, filling.first(len(rows)))
+                    filling, spare = spare, filling
                 if progress:
                     progress(done, spec.images)
             if writing is not None:
@@ -218,14 +237,22 @@ class _Extraction:
             )
         return stored.cpu().numpy()
 
-    def _write(self, shard: int, parts: list[_Computed]) -> None:
-        layers = self._spec.layers
-        self._writer.write_shard(
-            shard,
-            {layer: np.concatenate([part.tokens[layer] for part in parts]) for layer in layers},
-            {layer: np.concatenate([part.prefix[layer] for part in parts]) for layer in layers},
-            np.concatenate([part.masks for part in parts]),
+    def _room(self) -> _Computed:
+        """Memory for a shard, used again and again."""
+        spec, images = self._spec, self._spec.shard_images
+        side = spec.backbone.preprocess.size
+        shapes = spec.layers.items()
+        return _Computed(
+            {n: np.empty((images, shape.patches, shape.dim), spec.dtype) for n, shape in shapes},
+            {
+                n: np.empty((images, len(shape.prefix), shape.dim), spec.dtype)
+                for n, shape in shapes
+            },
+            np.empty((images, side, side), np.uint8),
         )
+
+    def _write(self, shard: int, content: _Computed) -> None:
+        self._writer.write_shard(shard, content.tokens, content.prefix, content.masks)
 
 
 def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:

@@ -1,0 +1,83 @@
+"""Peak memory of extracting and of streaming, for few images and for many.
+
+    python -m benchmarks.memory [--images 500 4000] [--folder DIR]
+
+Every figure is the high-water mark of a process of its own (VmHWM: what it mapped of the page cache
+is in it). The last line is one JSON object with the growth of each task, 0 is flat.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import store_formats
+
+
+def peak_megabytes() -> float:
+    """The high-water mark of this process's resident memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def task(name: str, folder: Path, images: int) -> float:
+    """Do one task in this process; its peak in MiB."""
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.source import TokenSource
+    from spg_pipe.store.stream import image_batches, ordered_batches, sources_of, token_batches
+
+    if name == "extract":
+        store_formats.write_store(folder, images)
+        return peak_megabytes()
+    store = FeatureStore(folder / "store.zarr")
+    if name == "tokens":
+        batches = token_batches(
+            TokenSource(store, store_formats.LAYER), seed=1, epoch=0, batch_tokens=8192
+        )
+    elif name == "image groups":
+        batches = image_batches(sources_of(store), 8, seed=1, epoch=0)
+    else:
+        batches = ordered_batches(sources_of(store), 8)
+    for _ in batches:
+        pass
+    return peak_megabytes()
+
+
+TASKS = ("extract", "tokens", "image groups", "sequential")
+
+
+def main() -> None:
+    """Print a table and the line of growths."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs=2, default=(500, 4000))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        print(task(options.task, options.folder, options.images[0]))
+        return
+    few, many = options.images
+    print(f"{store_formats.PATCHES} × {store_formats.DIM} float16 an image; MiB at the peak")
+    print(f"| task | {few} images | {many} images | growth |\n|---|---|---|---|")
+    growth = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        for name in TASKS:
+            peaks = [_in_process(name, Path(temporary) / str(n), n) for n in options.images]
+            growth[name] = peaks[1] / peaks[0] - 1
+            print(
+                f"| {name} | {peaks[0]:,.0f} | {peaks[1]:,.0f} | {growth[name]:+.1%} |", flush=True
+            )
+    print(json.dumps({name: round(value, 4) for name, value in growth.items()}))
+
+
+def _in_process(name: str, folder: Path, images: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.memory", "--task", name, "--folder", str(folder)]
+    command += ["--images", str(images), str(images)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How near batches come to a shuffle of all tokens, against simulated shuffles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spg_pipe.store.mixing import Mixing, mixing
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import token_batches
+
+CATEGORIES = np.repeat(["bolt", "nut", "washer"], [40, 15, 5])
+
+
+def measured(**changes: int | None) -> Mixing:
+    given = {"batch_tokens": 90, "batch_images": None, "window_images": 8, "run_images": 1}
+    return mixing(CATEGORIES, 10, **(given | {"seed": 1} | changes))  # type: ignore[arg-type]
+
+
+def simulated(batch: int) -> Mixing:
+    rng = np.random.default_rng(0)
+    codes = np.unique(CATEGORIES, return_inverse=True)[1]
+    draws = [np.bincount(rng.permutation(600)[:batch] // 10, minlength=60) for _ in range(3000)]
+    images = float(np.mean([np.count_nonzero(draw) for draw in draws]))
+    effective = 1 / float(np.mean([((draw / batch) ** 2).sum() for draw in draws]))
+    categories = float(np.mean([len(set(codes[draw > 0])) for draw in draws]))
+    return Mixing(images, images, effective, effective, categories, categories)
+
+
+@pytest.mark.parametrize("batch", [20, 90])
+def test_expectations_are_those_of_a_shuffle_of_all_tokens(batch: int) -> None:
+    found, expected = measured(batch_tokens=batch), simulated(batch)
+    assert found.images_expected == pytest.approx(expected.images, rel=0.01)
+    assert found.effective_images_expected == pytest.approx(expected.effective_images, rel=0.01)
+    assert found.categories_expected == pytest.approx(expected.categories, rel=0.01)
+
+
+def test_one_window_of_all_images_is_a_shuffle_of_all_tokens() -> None:
+    found = measured(window_images=60)
+    assert found.images == pytest.approx(found.images_expected, rel=0.03)
+    assert found.effective_images == pytest.approx(found.effective_images_expected, rel=0.05)
+    assert found.categories == pytest.approx(found.categories_expected, rel=0.03)
+
+
+def test_small_windows_and_long_runs_mix_less() -> None:
+    wide, narrow, runs = measured(window_images=30), measured(), measured(run_images=8)
+    assert wide.effective_images > 1.8 * narrow.effective_images
+    assert narrow.categories > 1.2 * runs.categories
+
+
+def test_whole_images_mix_least() -> None:
+    found = measured(batch_tokens=None, batch_images=4)
+    assert found.images == found.effective_images == 4
+    assert found.images_expected == pytest.approx(simulated(40).images, rel=0.02)
+
+
+def test_what_is_measured_is_what_is_streamed(tiny_store: FeatureStore) -> None:
+    images = tiny_store.tokens("1", np.arange(16))
+    source = TokenSource(tiny_store, "1")
+    distinct = []
+    for batch in token_batches(source, seed=4, epoch=0, batch_tokens=32, window_images=4):
+        same = (batch.numpy()[:, None, None] == images[None]).all(-1)  # tokens × images × patches
+        distinct.append(len(np.unique(np.nonzero(same)[1])))
+    found = mixing(
+        tiny_store.array("category"),
+        16,
+        batch_tokens=32,
+        batch_images=None,
+        window_images=4,
+        run_images=1,
+        seed=4,
+    )
+    assert found.images == pytest.approx(np.mean(distinct))
+
+
+def test_a_unit_is_needed() -> None:
+    with pytest.raises(ValueError, match="batch_images or batch_tokens"):
+        measured(batch_tokens=None)

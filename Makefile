@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ORACLE ?= tests/oracle
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu parity check format bench clean
+.PHONY: help install demo test test-gpu parity check format bench bench-store clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ format: $(STAMP)  ## rewrite the code in the project's format
 
 bench: $(STAMP)  ## benchmarks, as ratios against a named baseline
 	$(BIN)/python -m benchmarks
+
+bench-store: $(STAMP)  ## the store against a memory map, .pth files and other Zarr readers (PHOTOS=DIR: your images)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.store $(if $(PHOTOS),--photos $(PHOTOS))
 
 clean:  ## remove the environment, caches and the demo's folder (artifacts/ stays)
 	rm -rf $(VENV) demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -25,7 +25,7 @@ from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_m
 from spg_pipe.store.extract import extract
 
 BACKBONES = ("efficientnet-lite0", "dinov2-vits14-imgfocus")
-IMAGES, BATCH, ROUNDS = 48, 8, 3
+IMAGES, BATCH, ROUNDS = 96, 8, 5
 
 
 def seconds_of(backbone: Backbone, manifest: Manifest, folder: Path) -> tuple[float, float, float]:

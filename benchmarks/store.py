@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -23,8 +24,9 @@ import torch
 from benchmarks import page_cache, store_formats
 from benchmarks.extract_overhead import overhead
 from benchmarks.store_formats import Format
+from spg_pipe.store.reader import FeatureStore
 
-ROUNDS = 5
+ROUNDS = 9
 GROUP, SEQUENCE = 8, 64
 Work = Callable[[Format, int], None]
 
@@ -60,7 +62,8 @@ def measure(forms: list[Format], work: Work, images: int, *, cold: bool) -> dict
     """Median seconds of each format, interleaved."""
     seconds: dict[str, list[float]] = {form.name: [] for form in forms}
     for number in range(ROUNDS + (not cold)):
-        for form in forms:
+        # Each takes every place in the round: who comes after whom must not matter.
+        for form in forms[number % len(forms) :] + forms[: number % len(forms)]:
             if form.name in SLOW and number > 2:
                 continue
             if cold:
@@ -86,6 +89,20 @@ def table(title: str, seconds: dict[str, float], megabytes: dict[str, float]) ->
         )
 
 
+def write_table(folder: Path, store: FeatureStore) -> None:
+    """Print what it takes to write a shard of 128 images in each format."""
+    seconds: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for name, write in store_formats.writers(folder, store).items():
+            start = time.perf_counter()
+            write()
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+    shutil.rmtree(folder)
+    print("\nwrite 128 images, fsync included\n| format | seconds |\n|---|---|")
+    for name, values in seconds.items():
+        print(f"| {name} | {statistics.median(values):.3f} |")
+
+
 def main() -> None:
     """Print the tables and the line of ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -96,18 +113,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}, torch "
         f"{torch.__version__}; {options.images} images × {store_formats.PATCHES} × "
         f"{store_formats.DIM}"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        start = time.perf_counter()
         store = store_formats.write_store(folder, options.images)
-        written = time.perf_counter() - start
+        write_table(folder / "write", store)
         forms = store_formats.formats(folder, store)
         sizes = {form.name: form.bytes / 1e6 for form in forms}
-        print(f"write: {written:.1f} s, {sizes['store'] / written:,.0f} MB/s (fsync included)")
         found: dict[tuple[str, bool], dict[str, float]] = {}
         for name, work in PATTERNS.items():
             for cold in (False, True):
@@ -125,6 +140,12 @@ def main() -> None:
     }
     ratios["extract_vs_backbone"] = overhead(options.photos)
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _ratio(seconds: dict[str, float], other: str) -> float:

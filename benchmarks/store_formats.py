@@ -1,5 +1,6 @@
 """The same tokens in the store and in what people use instead, read in the same ways."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,9 @@ from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.shards import raw_bytes, write_shard
 from spg_pipe.store.source import TokenSource
+from spg_pipe.store.statistics import ShardStatistics
 from spg_pipe.store.stream import token_batches
 
 LAYER, PATCHES, DIM = "24", 785, 1024
@@ -89,6 +92,52 @@ def write_store(folder: Path, images: int) -> FeatureStore:
     return extract(
         manifest, RandomTokens(), folder / "store.zarr", batch_images=32, shard_images=128
     )
+
+
+def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:
+    """One shard of 128 images from memory to the disk, in each format, until it is durable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = range(128)
+    tokens = store.tokens(LAYER, np.arange(128))
+    halves = torch.from_numpy(tokens)
+
+    def sharded() -> None:
+        write_shard(folder, "shard", [raw_bytes(image) for image in tokens], rows, len(rows))
+        ShardStatistics.of(tokens)
+
+    def memmap() -> None:
+        out = np.lib.format.open_memmap(folder / "m.npy", "w+", tokens.dtype, tokens.shape)
+        out[...] = tokens
+        out.flush()
+
+    def pth() -> None:
+        for row in rows:
+            with (folder / f"{row}.pth").open("wb") as stream:
+                torch.save(halves[row].float(), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    def zarr_python() -> None:
+        import zarr
+
+        array = zarr.create_array(
+            folder / "z.zarr",
+            shape=tokens.shape,
+            dtype=tokens.dtype,
+            chunks=(1, *tokens.shape[1:]),
+            shards=tokens.shape,
+            compressors=None,
+            overwrite=True,
+        )
+        array[...] = tokens
+        os.sync()  # Zarr has no call for its own files
+
+    return {
+        "store, with checksums and statistics": sharded,
+        "memmap .npy": memmap,
+        "pth an image": pth,
+        "zarr-python": zarr_python,
+    }
 
 
 def formats(folder: Path, store: FeatureStore) -> list[Format]:

@@ -1,0 +1,57 @@
+"""One store's path through DVC: hard links, experiments, changed parameters, and back."""
+
+from pathlib import Path
+
+import pytest
+from tiny import files
+
+from e2e.helpers import commit, dvc, edit_params, must, pipeline_folder, run, spg
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.verify import require_intact, verify
+
+STAGE = "extract@data0"
+PLACE = "artifacts/features/demo-mvtec-efficientnet-lite0-64.zarr"
+
+
+@pytest.mark.slow
+def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
+    folder = pipeline_folder(tmp_path / "project", git=True)
+    must(spg("recipe", "use", "demo", cwd=folder))
+    edit_params(folder, {"backbone.image_size": 64})
+    must(dvc("repro", STAGE, cwd=folder))
+    commit(folder)
+    store = folder / PLACE
+    first = files(store)
+    assert FeatureStore(store).spec.dtype == "float16"
+
+    # Checked out with hard links: read-only, the same file as in DVC's cache.
+    must(dvc("config", "--local", "cache.type", "hardlink", cwd=folder))
+    must(dvc("checkout", "--relink", "--force", STAGE, cwd=folder))
+    shard = store / "tokens_s16/c/0/0/0"
+    assert shard.stat().st_nlink > 1
+    assert not shard.stat().st_mode & 0o222
+    require_intact(store, verify(store))
+
+    # A changed parameter, once as an experiment and once in place: the path holds the new store.
+    must(dvc("exp", "run", "-S", "extract.dtype=float32", STAGE, cwd=folder))
+    assert FeatureStore(store).spec.dtype == "float32"
+    require_intact(store, verify(store))
+    edit_params(folder, {"extract.dtype": "float16", "extract.compressor": "zstd"})
+    must(dvc("repro", STAGE, cwd=folder))
+    assert FeatureStore(store).spec.compressor == "zstd"
+    require_intact(store, verify(store))
+
+    # Back: nothing of that was written through a link into the cache.
+    must(run("git", "checkout", "-q", "--", "params.yaml", "dvc.lock", cwd=folder))
+    must(dvc("checkout", "--force", STAGE, cwd=folder))
+    assert files(store) == first
+    assert "up to date" in must(dvc("repro", STAGE, cwd=folder))
+
+    # By hand: refused with the difference, replaced where that is asked for.
+    changed = ("--split", "demo-mvtec", "--out", PLACE, "--set", "extract.dtype=float32")
+    refused = spg("extract", *changed, cwd=folder)
+    assert refused.returncode == 1
+    assert "--replace" in refused.stderr
+    assert files(store) == first
+    must(spg("extract", *changed, "--replace", cwd=folder))
+    assert FeatureStore(store).spec.dtype == "float32"

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 _KEPT = 3
-_IDLE = 3
-"""References to an array that only the pool holds: its list, a loop's variable, an argument."""
+"""Pieces: one that the consumer holds, one that it is given, one for the change-over."""
+
+
+def _references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_IDLE = _references([np.empty(0)], 0)
+"""Of an array that only its list holds: counted here, because interpreters count differently."""
 
 
 class Recycler:
@@ -23,16 +30,16 @@ class Recycler:
         self._arrays: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, of at most the memory of the pool's first."""
+        """A tensor of any content."""
         size = math.prod(shape)
         array = self._idle(size * dtype.itemsize)
         return torch.from_numpy(array)[: size * dtype.itemsize].view(dtype).view(shape)
 
     def _idle(self, size: int) -> np.ndarray:
-        for array in self._arrays:
+        for place in range(len(self._arrays)):
             # A tensor made of an array, and every view of it, holds the array.
-            if array.size >= size and sys.getrefcount(array) == _IDLE:
-                return array
+            if _references(self._arrays, place) == _IDLE and self._arrays[place].size >= size:
+                return self._arrays[place]
         fresh = np.empty(size, np.uint8)
         if len(self._arrays) < _KEPT:
             self._arrays.append(fresh)

@@ -41,12 +41,13 @@ def make_smaller(patch: pytest.MonkeyPatch, name: str, **options: Any) -> None:
 
 
 def make_clip_shallower(patch: pytest.MonkeyPatch, blocks: int) -> None:
-    """Let open_clip describe its models with so many blocks in the image tower."""
+    """Let open_clip describe its models with so many blocks in either tower."""
     published = open_clip.get_model_config
 
     def shallow(name: str) -> dict[str, Any] | None:
         config = published(name)
-        return config and config | {"vision_cfg": config["vision_cfg"] | {"layers": blocks}}
+        towers = ("vision_cfg", "text_cfg")
+        return config and config | {name: config[name] | {"layers": blocks} for name in towers}
 
     patch.setattr(open_clip, "get_model_config", shallow)
 

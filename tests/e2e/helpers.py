@@ -13,7 +13,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,34 +62,36 @@ def spg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return _here(main, ["spg-pipe", *map(str, arguments)], cwd)
 
 
-def run_stages(folder: Path) -> list[str]:
-    """Run what `dvc repro` would run first, in this process; returns the commands in their order.
+def run_stages(folder: Path) -> None:
+    """Run every stage that `dvc repro` would run in a fresh folder, in this process.
 
     DVC resolves dvc.yaml with params.yaml and orders the stages. As DVC does, this insists that
     what a stage depends on is there before it runs, and what it declares is there afterwards.
     """
+    for stage in _stages(folder):
+        for dep in stage.deps:
+            assert dep.fs.exists(dep.fs_path), f"{stage.addressing} lacks {dep.fs_path}"
+        program, script, *options = shlex.split(stage.cmd)
+        assert program == "python"
+        start = partial(runpy.run_path, str(folder / script), run_name="__main__")
+        must(_here(start, [script, *options], folder))
+        for out in stage.outs:
+            assert out.fs.exists(out.fs_path), f"{stage.addressing} made no {out.fs_path}"
+
+
+def _stages(folder: Path) -> list[Any]:
+    """DVC's stages of the folder, each after those that it depends on."""
     from dvc.repo import Repo
     from networkx import lexicographical_topological_sort
 
-    with Repo(str(folder)) as repo:
+    with warnings.catch_warnings(), Repo(str(folder)) as repo:
+        warnings.simplefilter("ignore", DeprecationWarning)  # DVC's own
         # DVC's edges lead from a stage to those that it depends on.
         graph = repo.index.graph.reverse()
-        stages = list(lexicographical_topological_sort(graph, key=lambda stage: stage.addressing))
-        for stage in stages:
-            for dep in stage.deps:
-                assert dep.fs.exists(dep.fs_path), f"{stage.addressing} lacks {dep.fs_path}"
-            program, script, *options = shlex.split(stage.cmd)
-            assert program == "python"
-            start = lambda script=script: runpy.run_path(str(folder / script), run_name="__main__")  # noqa: E731
-            must(_here(start, [script, *options], folder))
-            for out in stage.outs:
-                assert out.fs.exists(out.fs_path), f"{stage.addressing} made no {out.fs_path}"
-    return [stage.cmd for stage in stages]
+        return list(lexicographical_topological_sort(graph, key=lambda stage: stage.addressing))
 
 
-def _here(
-    start: Callable[[], Any], argv: list[str], cwd: Path
-) -> subprocess.CompletedProcess[str]:
+def _here(start: Callable[[], Any], argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Call a program's entry point with these arguments, in this folder."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (

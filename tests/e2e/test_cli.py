@@ -83,11 +83,11 @@ def test_report_and_inspect_and_verify(project: Path) -> None:
     page = project / "artifacts" / "report" / "mini" / "index.html"
     assert "candle" in page.read_text()
     store = project / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
-    # The installed script, and its result alone on a real stdout.
+    # As processes: the installed script, imports that no other command made, a real stdout.
     held = json.loads(must(spg_process("inspect", store, "--json", cwd=project)))
     assert held["images"] == 8
     assert held["layers"]["s8"]["patches"] == 64
-    must(spg("verify", store, cwd=project))
+    must(spg_process("verify", store, cwd=project))
 
 
 def test_original_resolution_gives_a_table(project: Path) -> None:
@@ -110,7 +110,8 @@ def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> No
     with Image.open(out / first["overlay"]) as overlay, Image.open(images[0]) as image:
         assert overlay.size == image.size
     assert (out / "scores.csv").read_text().count("\n") == len(images) + 1
-    text = spg("predict", detector, images[0], "--out", out, cwd=project)
+    text = spg_process("predict", detector, images[0], "--out", out, cwd=project)
+    assert text.returncode == 0
     assert "licence" in text.stderr.lower()
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from backbones.helpers import make_clip_shallower, make_smaller, save_weights
 from layouts import write_mvtec, write_visa
 
-from backbones.helpers import make_clip_shallower, make_smaller, save_weights
 from e2e.helpers import edit_params, must, pipeline_folder, run_stages, spg
 
 BLOCKS = 2

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from e2e.helpers import ROOT, spg
 from layouts import write_mvtec
 from tiny import TinyBackbone, extracted, files
 
 from benchmarks import kill_extract
-from e2e.helpers import ROOT, spg
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.lock import WriterLock

@@ -13,8 +13,7 @@ from PIL import Image
 
 from e2e.helpers import BIN, edit_params, must, one_message, pipeline_folder, spg, spg_process
 
-# In one process, because the fixture is dear.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "name": "mini",

@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the whole pipeline on the built-in demo: a table per category
 	$(BIN)/spg-pipe demo
 
 test: $(STAMP)  ## all tests that run without a GPU
-	$(BIN)/python -m pytest -q -m 'not gpu' -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; says so where there is none
 	$(BIN)/python -m pytest -q -m gpu

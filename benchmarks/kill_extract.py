@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SETTINGS = ("--set", "extract.shard_images=8", "--image-size", "96")
@@ -29,11 +30,20 @@ def digests(store: Path) -> dict[str, str]:
     }
 
 
+def arguments(store: Path) -> list[str]:
+    """What `spg-pipe` is called with: the demo's first set into `store`."""
+    return ["extract", "--split", "demo-mvtec", "--quiet", "--out", str(store), *SETTINGS]
+
+
 def extract(folder: Path, store: Path) -> subprocess.Popen[bytes]:
-    """Start `spg-pipe extract` of the demo's first set into `store`."""
+    """Start `spg-pipe extract`."""
     code = "from spg_pipe.cli import main; main()"
-    command = [sys.executable, "-c", code, "extract", "--split", "demo-mvtec", "--quiet"]
-    return subprocess.Popen([*command, "--out", str(store), *SETTINGS], cwd=folder)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments(store)], cwd=folder)
+
+
+def in_a_process(folder: Path, store: Path) -> int:
+    """`spg-pipe extract` from its start to its end; its exit code."""
+    return extract(folder, store).wait()
 
 
 def killed(folder: Path, store: Path, delay: float) -> bool:
@@ -50,26 +60,30 @@ def killed(folder: Path, store: Path, delay: float) -> bool:
     return False
 
 
-def run(times: int, seed: int, folder: Path) -> int:
-    """Print a line an extraction; the number of stores that differ."""
+def run(
+    times: int,
+    seed: int,
+    folder: Path,
+    complete: Callable[[Path, Path], int] = in_a_process,
+) -> int:
+    """Print a line an extraction; the number of stores that differ.
+
+    `folder` holds params.yaml; what is to be killed is always a process, what runs to its end is
+    `complete(folder, store)`, an exit code.
+    """
     generator = random.Random(seed)  # noqa: S311 - moments, not secrets
-    recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo.yaml"
-    shutil.copy(recipe, folder / "params.yaml")
     whole = folder / "whole.zarr"
-    process = extract(folder, whole)
-    while not (whole / "zarr.json").exists():
-        time.sleep(0.002)
-    start = time.monotonic()
-    if process.wait():
+    if complete(folder, whole):
         raise SystemExit("the uninterrupted extract failed")
-    seconds = time.monotonic() - start
+    written = [path.stat().st_mtime for path in whole.rglob("*") if path.is_file()]
+    seconds = max(written) - min(written)
     expected, wrong = digests(whole), 0
     for number in range(times):
         store = folder / f"{number}.zarr"
         delay = generator.uniform(0, seconds)
         was_killed = killed(folder, store, delay)
         finished = len(list(store.glob("tokens_s16/c/*")))
-        code = extract(folder, store).wait()
+        code = complete(folder, store)
         same = code == 0 and digests(store) == expected
         wrong += not same
         print(
@@ -88,7 +102,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo.yaml"
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(recipe, Path(folder) / "params.yaml")
         raise SystemExit(min(run(options.times, options.seed, Path(folder)), 1))
 
 

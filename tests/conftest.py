@@ -1,6 +1,7 @@
 """Fixtures of the core's tests: one small store, its SAE and its detector, made once a session.
 
-They are shared, so a test that changes files works on a copy (`copy_of`).
+They are shared, so a test that changes files works on a copy (`copy_of`). What needs PyTorch is
+imported inside the fixtures: pytest-xdist reads this file in a process that runs no test as well.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
-from spg_pipe.datasets import Manifest
-from spg_pipe.detector import Detector
-from spg_pipe.sae.model import SaeRun
-from spg_pipe.store.reader import FeatureStore
+if TYPE_CHECKING:
+    from spg_pipe.datasets import Manifest
+    from spg_pipe.detector import Detector
+    from spg_pipe.sae.model import SaeRun
+    from spg_pipe.store.reader import FeatureStore
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("project")
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Parallel test processes, and the commands that they run, share the cores.
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
+        import torch
+
         threads = max(1, (os.cpu_count() or 1) // processes)
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -43,22 +46,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 images of two categories; one defect of each has no mask."""
+    from tiny import write_folder
+
     return write_folder(tmp_path_factory.mktemp("images") / "parts")
 
 
 @pytest.fixture(scope="session")
 def tiny_manifest(tiny_images: Path) -> Manifest:
+    from tiny import manifest_of
+
     return manifest_of(tiny_images)
 
 
 @pytest.fixture(scope="session")
 def tiny_store(tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """16 images in shards of 6: the last shard is short."""
+    from tiny import extracted
+
     return extracted(tiny_manifest, tmp_path_factory.mktemp("stores") / "tiny.zarr")
 
 
 @pytest.fixture(scope="session")
 def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
+    from tiny import METHOD, SAE
+
     from spg_pipe.sae.train import train_sae
 
     return train_sae(tiny_store, SAE, METHOD, seed=111)[0]
@@ -66,6 +77,8 @@ def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
 
 @pytest.fixture(scope="session")
 def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
+    from tiny import GUIDES, METHOD, SCORE
+
     from spg_pipe.detector import train_guides
 
     return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]

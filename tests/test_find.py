@@ -20,8 +20,6 @@ from spg_pipe.find_runs import find_detector, find_run, find_sae, find_scores
 from spg_pipe.params import Params, parse_params
 from spg_pipe.session import Session
 
-pytestmark = pytest.mark.xdist_group("find")  # one process: the fixture is dear
-
 RECIPE: dict[str, Any] = {
     "name": "mini",
     "datasets": [

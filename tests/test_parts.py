@@ -24,8 +24,6 @@ from spg_pipe.params import parse_params
 from spg_pipe.session import Session
 from spg_pipe.store.reader import FeatureStore
 
-pytestmark = pytest.mark.xdist_group("parts")  # one process: the backbone is dear
-
 RECIPE: dict[str, Any] = {
     "name": "mini",
     "datasets": [

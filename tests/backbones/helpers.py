@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -37,6 +38,18 @@ def make_smaller(patch: pytest.MonkeyPatch, name: str, **options: Any) -> None:
         name,
         lambda pretrained=False, **given: published(pretrained, **options, **given),
     )
+
+
+def make_clip_shallower(patch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Let open_clip describe its models with so many blocks in either tower."""
+    published = open_clip.get_model_config
+
+    def shallow(name: str) -> dict[str, Any] | None:
+        config = published(name)
+        towers = ("vision_cfg", "text_cfg")
+        return config and config | {name: config[name] | {"layers": blocks} for name in towers}
+
+    patch.setattr(open_clip, "get_model_config", shallow)
 
 
 def random_images(size: int, batch: int = 2, seed: int = 0) -> Tensor:

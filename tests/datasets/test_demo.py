@@ -137,8 +137,13 @@ def test_photographs_are_large_enough_for_every_rotation() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_local_contrast_does_not_find_the_defects(name: str, seed: int) -> None:
-    made = (s for s in samples.samples(DEMO_SETS[name], seed) if s.split == "test")
-    found = contrast_auroc(made) if seed == 0 else contrast_auroc(made, widths=(2.0, 6.0))
+    # No image depends on how many there are, so those for training need not be painted.
+    demo = replace(DEMO_SETS[name], train=0)
+    if seed == 0:  # what users get
+        found = contrast_auroc(samples.samples(demo, seed))
+    else:
+        half = replace(demo, normal=demo.normal // 2, anomalous=demo.anomalous // 2)
+        found = contrast_auroc(samples.samples(half, seed), widths=(2.0, 6.0))
     assert max(found.values()) <= 0.75
     # Neither does its absence.
     assert min(found.values()) >= 0.25

@@ -1,13 +1,28 @@
-"""Running the command line and the DVC pipeline as a user does, in processes of their own."""
+"""Running the command line and the DVC pipeline as a user does.
 
+A process of its own costs seconds of CPU time for PyTorch's import alone. So most commands run in
+this process, through the same entry points with the same arguments; `spg_process` and `dvc` are
+for what only a real process shows: the installed script, exit codes, what is imported, DVC itself.
+"""
+
+import contextlib
+import io
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
+
+from spg_pipe.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -37,9 +52,59 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def spg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`spg-pipe …` in a folder."""
+def spg_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`spg-pipe …` in a folder, as a process."""
     return run(BIN / "spg-pipe", *arguments, cwd=cwd)
+
+
+def spg(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`spg-pipe …` in a folder, in this process; what no message is made of is raised."""
+    return _here(main, ["spg-pipe", *map(str, arguments)], cwd)
+
+
+def run_stages(folder: Path) -> None:
+    """Run every stage that `dvc repro` would run in a fresh folder, in this process.
+
+    DVC resolves dvc.yaml with params.yaml and orders the stages. As DVC does, this insists that
+    what a stage depends on is there before it runs, and what it declares is there afterwards.
+    """
+    for stage in _stages(folder):
+        for dep in stage.deps:
+            assert dep.fs.exists(dep.fs_path), f"{stage.addressing} lacks {dep.fs_path}"
+        program, script, *options = shlex.split(stage.cmd)
+        assert program == "python"
+        start = partial(runpy.run_path, str(folder / script), run_name="__main__")
+        must(_here(start, [script, *options], folder))
+        for out in stage.outs:
+            assert out.fs.exists(out.fs_path), f"{stage.addressing} made no {out.fs_path}"
+
+
+def _stages(folder: Path) -> list[Any]:
+    """DVC's stages of the folder, each after those that it depends on."""
+    from dvc.repo import Repo
+    from networkx import lexicographical_topological_sort
+
+    with warnings.catch_warnings(), Repo(str(folder)) as repo:
+        warnings.simplefilter("ignore", DeprecationWarning)  # DVC's own
+        # DVC's edges lead from a stage to those that it depends on.
+        graph = repo.index.graph.reverse()
+        return list(lexicographical_topological_sort(graph, key=lambda stage: stage.addressing))
+
+
+def _here(start: Callable[[], Any], argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Call a program's entry point with these arguments, in this folder."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            start()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def must(result: subprocess.CompletedProcess[str]) -> str:

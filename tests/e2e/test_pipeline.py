@@ -1,7 +1,6 @@
-"""The DVC pipeline end to end: the demo's stages, and real images where there are any."""
+"""The DVC pipeline end to end: the demo's stages, each in a process of its own."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_repro_makes_every_artefact_and_then_nothing(small_demo: Path) -> None:
     artifacts = small_demo / "artifacts"
     assert len(list(artifacts.glob("metrics/demo/*.json"))) == 2
@@ -34,7 +32,6 @@ def test_repro_makes_every_artefact_and_then_nothing(small_demo: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
     shown = json.loads(must(dvc("metrics", "show", "--json", cwd=small_demo)))
     files = shown[""]["data"]
@@ -51,7 +48,6 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")  # one process: the fixture is dear
 def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
     target = "evaluate@way0-111"
     must(dvc("exp", "run", "-S", "metrics.accumulator=histogram", target, cwd=small_demo))
@@ -60,41 +56,3 @@ def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
     # On maps of so little training the histogram may fall back to sorting, and says so.
     assert mean["accumulator"] in ("histogram", "sort", "histogram+sort")
     assert json.loads(path.read_text())["provenance"]["metrics"]["accumulator"] == "histogram"
-
-
-@pytest.mark.slow
-def test_real_images_end_to_end(tmp_path: Path) -> None:
-    data = os.environ.get("SPG_REAL_DATA")
-    if not data:
-        pytest.skip("SPG_REAL_DATA is not set: no real images here (.ci/run sets it)")
-    folder = pipeline_folder(tmp_path / "project")
-    must(spg("recipe", "use", "real-lite0", "--data", data, cwd=folder))
-    edit_params(
-        folder,
-        {
-            "name": "real-short",
-            "seeds": [111],
-            "datasets": [
-                {
-                    "name": "bottle",
-                    "layout": "mvtec",
-                    "root": f"{data}/mvtec",
-                    "split": "test",
-                    "categories": ["bottle"],
-                },
-                {"name": "cookies", "layout": "mvtec", "root": f"{data}/cookies", "split": "test"},
-            ],
-            "auxiliaries": ["bottle"],
-            "directions": [{"aux": "bottle", "target": "cookies"}],
-            "backbone.image_size": 224,
-            "sae.dict_size": 512,
-            "sae.tokens": 60_000,
-            "guides.epochs": 8,
-        },
-    )
-    must(dvc("repro", cwd=folder))
-    (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
-    mean = json.loads(path.read_text())["mean"]
-    assert mean["images"] == 53
-    # Far from a good result on so little training, and as far from chance.
-    assert mean["pixel_auroc"] > 0.6

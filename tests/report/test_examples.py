@@ -14,8 +14,6 @@ from spg_pipe.report.examples import choose, patch_quality, weighted_precision
 from spg_pipe.scoring import Scores
 from spg_pipe.store.reader import FeatureStore
 
-pytestmark = pytest.mark.xdist_group("report")  # one process: the fixture is dear
-
 
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12).filter(

@@ -7,8 +7,6 @@ import pytest
 
 from spg_pipe.report import render
 
-pytestmark = pytest.mark.xdist_group("report")  # one process: the fixture is dear
-
 
 def grey(height: int, width: int, value: int = 128) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)

@@ -17,8 +17,6 @@ from spg_pipe.errors import SpgError
 from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
 
-pytestmark = pytest.mark.xdist_group("report")  # one process: the fixture is dear
-
 VOID = {"meta", "img", "link", "br"}
 
 

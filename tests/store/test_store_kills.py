@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from e2e.helpers import ROOT, spg
+from layouts import write_mvtec
 from tiny import TinyBackbone, extracted, files
 
 from benchmarks import kill_extract
@@ -17,8 +20,18 @@ from spg_pipe.store.lock import WriterLock
 
 @pytest.mark.slow
 def test_a_killed_extract_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    # Plain images instead of the demo's, because painting those takes longer than extracting them.
+    (kept,) = (d for d in recipe["datasets"] if d["name"] == "demo-mvtec")
+    recipe |= {"demo_sets": [], "datasets": [kept], "auxiliaries": [], "directions": []}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe))
+    write_mvtec(tmp_path / kept["root"], good=20, per_defect=6, size=(96, 96))
+
+    def complete(folder: Path, store: Path) -> int:
+        return spg(*kill_extract.arguments(store), cwd=folder).returncode
+
     # A few moments here; `python -m benchmarks.kill_extract` tries twenty.
-    assert kill_extract.run(2, seed=1, folder=tmp_path) == 0
+    assert kill_extract.run(2, seed=1, folder=tmp_path, complete=complete) == 0
 
 
 def test_a_second_writer_is_refused_while_the_first_lives(

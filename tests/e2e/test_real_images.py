@@ -1,0 +1,47 @@
+"""The DVC pipeline end to end on real images, where there are any."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from e2e.helpers import dvc, edit_params, must, pipeline_folder, spg
+
+
+@pytest.mark.slow
+def test_real_images_end_to_end(tmp_path: Path) -> None:
+    data = os.environ.get("SPG_REAL_DATA")
+    if not data:
+        pytest.skip("SPG_REAL_DATA is not set: no real images here (.ci/run sets it)")
+    folder = pipeline_folder(tmp_path / "project")
+    must(spg("recipe", "use", "real-lite0", "--data", data, cwd=folder))
+    edit_params(
+        folder,
+        {
+            "name": "real-short",
+            "seeds": [111],
+            "datasets": [
+                {
+                    "name": "bottle",
+                    "layout": "mvtec",
+                    "root": f"{data}/mvtec",
+                    "split": "test",
+                    "categories": ["bottle"],
+                },
+                {"name": "cookies", "layout": "mvtec", "root": f"{data}/cookies", "split": "test"},
+            ],
+            "auxiliaries": ["bottle"],
+            "directions": [{"aux": "bottle", "target": "cookies"}],
+            "backbone.image_size": 224,
+            "sae.dict_size": 512,
+            "sae.tokens": 60_000,
+            "guides.epochs": 8,
+        },
+    )
+    must(dvc("repro", cwd=folder))
+    (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
+    mean = json.loads(path.read_text())["mean"]
+    assert mean["images"] == 53
+    # Far from a good result on so little training, and as far from chance.
+    assert mean["pixel_auroc"] > 0.6

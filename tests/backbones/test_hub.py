@@ -45,7 +45,7 @@ def test_an_unreachable_download_is_one_quick_message(unreachable, name, parts):
     started = time.monotonic()
     with pytest.raises(SpgError) as caught:
         load_backbone(name)
-    assert time.monotonic() - started < 20  # the hub's own client retries for minutes
+    assert time.monotonic() - started < 60  # the hub's own client retries for minutes
     message = str(caught.value)
     for part in [
         *parts,

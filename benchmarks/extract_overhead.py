@@ -3,7 +3,7 @@
     python -m benchmarks.extract_overhead [--photos DIR]
 
 With t_f the forward pass alone on batches in memory, on all cores, and t_d decoding and resizing
-alone on one core (both seconds an image, in this run), two cores can at best need t_f + t_d/2. The
+alone on one core (both seconds an image, in this run), n cores can at best need t_f + t_d/n. The
 figure is that bound over what `extract` takes: 1 is perfect.
 """
 
@@ -68,7 +68,9 @@ def overhead(photos: Path | None) -> float:
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        manifest = _manifest(photos, folder)
+        manifest, cores = _manifest(photos, folder), os.cpu_count() or 1
+        sizes = sorted(set(zip(manifest.table["height"], manifest.table["width"], strict=True)))
+        print(f"images: {'given' if photos else 'of the demo'}, {sizes[0]} to {sizes[-1]} pixels")
         for name in BACKBONES:
             backbone = load_backbone(name)
             backbone(torch.zeros(1, 3, *[backbone.spec.preprocess.size] * 2))
@@ -76,12 +78,12 @@ def overhead(photos: Path | None) -> float:
             forward, decode, whole = (
                 statistics.median(values) for values in zip(*rounds, strict=True)
             )
-            bound = forward + decode / 2
+            bound = forward + decode / cores
             figures.append(bound / whole)
             print(
                 f"{name}, {len(manifest)} images: forward {forward:.4f} s, decoding "
                 f"{decode:.4f} s, extract {whole:.4f} s an image = "
-                f"{whole / bound:.3f} × (forward + decoding/2)"
+                f"{whole / bound:.3f} × (forward + decoding/{cores})"
             )
     return min(figures)
 

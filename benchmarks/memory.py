@@ -33,15 +33,14 @@ def task(name: str, folder: Path, images: int) -> float:
         return peak_megabytes()
     store = FeatureStore(folder / "store.zarr")
     if name == "tokens":
-        batches = token_batches(
-            TokenSource(store, store_formats.LAYER), seed=1, epoch=0, batch_tokens=8192
-        )
+        source = TokenSource(store, store_formats.LAYER)
+        seen = sum(len(b) for b in token_batches(source, seed=1, epoch=0, batch_tokens=8192))
+        seen //= store_formats.PATCHES
     elif name == "image groups":
-        batches = image_batches(sources_of(store), 8, seed=1, epoch=0)
+        seen = sum(len(b.images) for b in image_batches(sources_of(store), 8, seed=1, epoch=0))
     else:
-        batches = ordered_batches(sources_of(store), 8)
-    for _ in batches:
-        pass
+        seen = sum(len(rows) for rows, _ in ordered_batches(sources_of(store), 8))
+    assert seen == images, (name, seen)
     return peak_megabytes()
 
 

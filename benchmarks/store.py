@@ -32,12 +32,12 @@ Work = Callable[[Format, int], None]
 
 
 def sequential(form: Format, images: int) -> None:
-    """All images in order, 64 at a time: what scoring reads."""
+    """All images in order, 64 at a time, into one piece of memory."""
     _read(form, np.arange(images), SEQUENCE)
 
 
 def groups(form: Format, images: int) -> None:
-    """All images in random groups of 8: what guide training reads."""
+    """All images in random groups of 8, into one piece of memory."""
     _read(form, np.random.default_rng(1).permutation(images), GROUP)
 
 
@@ -48,14 +48,14 @@ def _read(form: Format, order: np.ndarray, size: int) -> None:
 
 
 def tokens(form: Format, images: int) -> None:
-    """An epoch of shuffled batches of 8192 tokens: what SAE training reads."""
+    """An epoch of shuffled batches of 8192 tokens, as SAE training takes them."""
     seen = sum(len(batch) for batch in form.tokens(1))
     assert seen == images * store_formats.PATCHES, (form.name, seen)
 
 
 PATTERNS: dict[str, Work] = {"sequential": sequential, "groups of 8": groups, "tokens": tokens}
 SLOW = {"zarr-python", "zarrs", "tensorstore"}
-"""Peers take part in fewer rounds, to keep the run short; they are in no ratio of the last line."""
+"""Two warm rounds, three cold ones, to keep the run short; in no ratio of the last line."""
 
 
 def measure(forms: list[Format], work: Work, images: int, *, cold: bool) -> dict[str, float]:
@@ -115,7 +115,7 @@ def main() -> None:
     print(
         f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}, torch "
         f"{torch.__version__}; {options.images} images × {store_formats.PATCHES} × "
-        f"{store_formats.DIM}"
+        f"{store_formats.DIM}; medians of {ROUNDS} rounds in turn (of fewer for {', '.join(SLOW)})"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -48,7 +48,7 @@ class Format:
 
 
 class RandomTokens:
-    """A backbone that costs nothing: normal tokens, different for every image."""
+    """A backbone that costs nothing: normal tokens, different for every image. Masks are 448²."""
 
     spec = BackboneSpec(
         alias="random",
@@ -57,7 +57,7 @@ class RandomTokens:
         layers=(LAYER,),
         norm="post",
         patch_size=8,
-        preprocess=Preprocess(8, "float", "bilinear", (0.5,) * 3, (0.5,) * 3),
+        preprocess=Preprocess(448, "float", "bilinear", (0.5,) * 3, (0.5,) * 3),
         pos_embed="native",
         prefix="cls",
         weights="none",
@@ -75,15 +75,15 @@ class RandomTokens:
 
 
 def write_images(folder: Path, images: int) -> Path:
-    """Small pictures, no two alike; the folder that holds them."""
-    raw = folder / "raw"
+    """Small normal pictures, no two alike; the folder that holds them."""
+    raw = folder / "raw" / "dots" / "good"
     raw.mkdir(parents=True, exist_ok=True)
     for number in range(images):
         grey = np.full((8, 8), number % 256, np.uint8)
         grey[0, : 1 + number // 256 % 8] ^= 255
         grey[1, : 1 + number // 2048] ^= 255
         Image.fromarray(grey).save(raw / f"{number:05d}.png")
-    return raw
+    return folder / "raw"
 
 
 def write_store(folder: Path, images: int) -> FeatureStore:
@@ -130,7 +130,10 @@ def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:
             overwrite=True,
         )
         array[...] = tokens
-        os.sync()  # Zarr has no call for its own files
+        for path in (folder / "z.zarr").rglob("*"):
+            if path.is_file():  # Zarr does not
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
 
     return {
         "store, with checksums and statistics": sharded,
@@ -191,7 +194,21 @@ def _memmap(folder: Path, store: FeatureStore) -> Format:
             # Copied by torch, like the store's tokens: faster than numpy's slices and `take`.
             yield torch.stack([mappings[0][row] for row in rows.tolist()], out=buffer[: len(rows)])
 
-    return _generic("memmap .npy", [path], read, mappings.clear)
+    def tokens(seed: int) -> Iterator[torch.Tensor]:
+        """As the store does it: rows gathered from the mapping itself, into memory used again."""
+        if not mappings:
+            mappings.append(torch.from_numpy(np.load(path, mmap_mode="c")))
+        rows, out = mappings[0].flatten(0, 1), torch.empty(BATCH_TOKENS, DIM, dtype=torch.float16)
+        order = np.random.default_rng(seed).permutation(shape[0])
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, len(order), WINDOW):
+            window = torch.from_numpy(order[start : start + WINDOW])
+            places = (window[:, None] * PATCHES + torch.arange(PATCHES)).flatten()
+            shuffled = places[torch.randperm(len(places), generator=generator)]
+            for piece in shuffled.split(BATCH_TOKENS):
+                yield torch.index_select(rows, 0, piece, out=out[: len(piece)])
+
+    return Format("memmap .npy", [path], read, tokens, mappings.clear)
 
 
 def _pth(folder: Path, store: FeatureStore) -> Format:
@@ -210,9 +227,7 @@ def _pth(folder: Path, store: FeatureStore) -> Format:
     return _generic("pth an image", paths, partial(map, read))
 
 
-def _generic(
-    name: str, files: list[Path], read: Read, release: Callable[[], None] = lambda: None
-) -> Format:
+def _generic(name: str, files: list[Path], read: Read) -> Format:
     """Shuffled tokens in the plain way: read a window, permute it, cut it."""
 
     def tokens(seed: int) -> Iterator[torch.Tensor]:
@@ -221,13 +236,15 @@ def _generic(
         images = len(files) if name == "pth an image" else size // (PATCHES * DIM * 2)
         order = np.random.default_rng(seed).permutation(images)
         generator = torch.Generator().manual_seed(seed)
+        out: dict[torch.dtype, torch.Tensor] = {}
         for window in read([order[start : start + WINDOW] for start in range(0, images, WINDOW)]):
             flat = torch.as_tensor(window).flatten(0, 1)
             shuffled = torch.randperm(len(flat), generator=generator)
             for piece in shuffled.split(BATCH_TOKENS):
-                yield flat[piece]
+                room = out.setdefault(flat.dtype, torch.empty(BATCH_TOKENS, DIM, dtype=flat.dtype))
+                yield torch.index_select(flat, 0, piece, out=room[: len(piece)])
 
-    return Format(name, files, read, tokens, release)
+    return Format(name, files, read, tokens)
 
 
 def _peers(array: Path, shards: list[Path]) -> list[Format]:

@@ -191,10 +191,12 @@ class _Images:
 
     def are_in(self, path: Path, found: dict[str, Any]) -> bool:
         """Whether a store has these images, but for those that it says it could not use."""
-        from spg_pipe.datasets import Skipped
+        from spg_pipe.datasets.skipped import recorded
 
-        recorded = [Skipped(**bad) for bad in found.get("skipped") or ()]
-        bad = tuple(one for one in recorded if one.unchanged(self.root))
+        try:
+            bad = tuple(one for one in recorded(found.get("skipped")) if one.unchanged(self.root))
+        except SpgError:
+            return False  # damaged: not a store to take by itself
         left_out = {one.path for one in bad}
         return (
             self.names is None

@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.datasets.skipped import Skipped
+from spg_pipe.datasets.skipped import Skipped, recorded
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
@@ -192,6 +192,10 @@ class Manifest:
             The file is missing, damaged, of another format, or was edited.
         """
         table, metadata = _read(path)
+        try:
+            skipped = tuple(recorded(metadata.get("skipped")))
+        except SpgError as error:
+            raise SpgError(f"{path}: {error} Run `spg-pipe prepare` again.") from error
         manifest = cls(
             dataset=metadata["dataset"],
             split=metadata["split"],
@@ -201,7 +205,7 @@ class Manifest:
             licences=tuple(metadata["licences"]),
             notes=tuple(metadata["notes"]),
             exif=metadata["exif"],
-            skipped=tuple(Skipped(**bad) for bad in metadata.get("skipped", ())),
+            skipped=skipped,
             selection=metadata.get("selection", {}),
         )
         if manifest.fingerprint() != metadata["fingerprint"]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from spg_pipe.errors import SpgError
 
 _NAMED = 5
 
@@ -39,6 +41,25 @@ class Skipped:
         return f"{self.path} {self.reason}"
 
 
+def recorded(values: object) -> list[Skipped]:
+    """The records in a file's metadata, which anybody may have written.
+
+    Raises
+    ------
+    SpgError
+        If they are no records, or name files outside the dataset's root.
+    """
+    try:
+        found = [Skipped(**value) for value in values or ()]  # type: ignore[attr-defined]
+        names = [name for bad in found for name in (bad.path, bad.mask)]
+        inside = all(not PurePosixPath(n).is_absolute() and ".." not in n.split("/") for n in names)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise SpgError(f"Its record of skipped images is damaged ({error}).") from error
+    if not inside:
+        raise SpgError("Its record of skipped images names files outside the dataset's folder.")
+    return found
+
+
 def skipped_note(skipped: Sequence[Skipped]) -> str:
     """What was left out, in a line: the first few images, each with its reason."""
     images = "1 image" if len(skipped) == 1 else f"{len(skipped)} images"
@@ -50,6 +71,8 @@ def _content_hash(root: Path, path: str, mask: str) -> str:
     content = hashlib.sha256()
     try:
         for name in (path, mask) if mask else (path,):
+            if not (root / name).is_file():  # a pipe or a device would never end
+                return ""
             content.update((root / name).read_bytes())
     except OSError:
         return ""

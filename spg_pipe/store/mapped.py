@@ -6,6 +6,7 @@ import mmap
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -16,20 +17,26 @@ import torch
 
 from spg_pipe.errors import SpgError
 from spg_pipe.store.raw import READ_THREADS, REMAKE_SHARD
-from spg_pipe.store.schema import StoreSpec
+from spg_pipe.store.schema import OPEN_AGAIN, StoreSpec, require_unchanged
 from spg_pipe.store.shards import token_shard_name
 
 HUGE_PAGE = 2 * 1024**2
 """Bytes that one entry of the processor's tables maps, where the kernel has them in one piece."""
+_HUGE_FROM = 3 * HUGE_PAGE // 4
+"""Bytes of neighbouring images from which huge pages map little that nobody asked for."""
 _RUN_BYTES = 16 * 1024**2
 """Neighbouring images that are asked for in one call."""
 _REQUEST_BYTES = 1024**2
 """A request for reading ahead; the kernel cuts larger ones off (at 1.25 MB with its defaults)."""
 # Linux's numbers for what Python does not name; the first exists since 5.14.
-_POPULATE_READ, _HUGE, _NO_HUGE, _RANDOM = 22, 14, 15, 1
+_POPULATE_READ = 22
 _FIXED, _NORESERVE = 0x10, 0x4000
 _MACHINES = ("x86_64", "aarch64")
 """Where these numbers are known to hold."""
+_FILE_SYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "overlay", "tmpfs"}
+)
+"""Of disks of this machine. A page that a network fails to give again ends the process."""
 
 
 class MappedTokens:
@@ -47,23 +54,30 @@ class MappedTokens:
     layer : str
     huge : bool
         Map 2 MiB at a time where the page cache allows it: ~30 times quicker than pages of 4 KiB,
-        and rows are found faster. Scattered small images would map much that nobody wants.
+        and rows are found faster. Scattered small images would map, and read from a cold disk, much
+        that nobody wants: see `huge_pays`.
 
     Attributes
     ----------
     rows : (R, D) tensor
-        In the store's dtype. Rows of images that were not fetched must not be touched. Writing to
-        it changes this process's copy alone, never the store.
+        In the store's dtype, for reading. Rows that were not fetched, or were released since, are
+        brought back when they are touched, but then a file that was cut off, or a disk that fails,
+        ends the process (SIGBUS). What is written to them lasts until `release`, and never
+        reaches the store.
 
     Raises
     ------
     OSError
         If this system cannot map them so; positional reads (`RawTokens`) always can.
+    SpgError
+        If the store was replaced since it was opened.
     """
 
     def __init__(self, root: Path, spec: StoreSpec, layer: str, *, huge: bool = True) -> None:
         if sys.platform != "linux" or platform.machine() not in _MACHINES:
             raise OSError(f"not tried on {sys.platform} {platform.machine()}")
+        if (kind := _file_system(root)) not in _FILE_SYSTEMS:
+            raise OSError(f"not tried on a file system of type {kind}")
         self._root, self._layer, self._per_shard = root, layer, spec.shard_images
         shape, dtype = spec.layers[layer], np.dtype(spec.dtype)
         row_bytes = shape.dim * dtype.itemsize
@@ -77,15 +91,22 @@ class MappedTokens:
         memory = np.frombuffer(reserved, np.uint8)
         memory = memory[-memory.ctypes.data % HUGE_PAGE :][: self._size]
         self._address = memory.ctypes.data
-        for shard in range(spec.shards):
-            length = len(spec.shard_rows(shard)) * self._image_bytes
+        lengths = [len(spec.shard_rows(shard)) * self._image_bytes for shard in range(spec.shards)]
+        self._inodes = [
             _map_file(self._address + shard * self._span, length, self._file(shard))
+            for shard, length in enumerate(lengths)
+        ]
+        require_unchanged(root, spec)
+        # Linux tells only the owner and who may write what is in memory; to others all seems to be.
+        first = self._file(0)
+        self._may_ask = os.access(first, os.W_OK) or first.stat().st_uid == os.geteuid()
         _advise(self._address, mmap.PAGESIZE, _POPULATE_READ)  # or this kernel is too old
         self._huge = huge
         with suppress(OSError):  # a kernel without huge pages
-            _advise(self._address, self._size, _HUGE if huge else _NO_HUGE)
+            advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
+            _advise(self._address, self._size, advice)
             if huge:  # read no more than the huge page that is asked for
-                _advise(self._address, self._size, _RANDOM)
+                _advise(self._address, self._size, mmap.MADV_RANDOM)
         self.rows = torch.from_numpy(memory.view(dtype).reshape(-1, shape.dim))
 
     def starts(self, images: np.ndarray) -> np.ndarray:
@@ -108,7 +129,7 @@ class MappedTokens:
     def announce(self, run: range) -> None:
         """Have images read from the disk in the background, if they are not in memory."""
         start, length = self._pages(run)
-        if _likely_resident(start, length):
+        if self._may_ask and _likely_resident(start, length):
             return
         if self._huge:
             # Only a page fault reads into huge pages, and those stay for later epochs.
@@ -139,16 +160,24 @@ class MappedTokens:
         file, end = self._file(shard), (place + 1) * self._image_bytes
         try:
             # The rest of a file's last page reads as zeros, so its size is asked for.
-            size = file.stat().st_size
-            if size >= end:
+            found = file.stat()
+            if found.st_size >= end and found.st_ino == self._inodes[shard]:
                 _advise(*self._pages(run), _POPULATE_READ)
         except OSError as error:
             raise SpgError(f"{file} cannot be read ({error}). {REMAKE_SHARD}") from error
-        if size < end:
-            raise SpgError(f"{file} ends at byte {size}, expected at least {end}. {REMAKE_SHARD}")
+        if found.st_ino != self._inodes[shard]:
+            raise SpgError(f"{file} was replaced while it was read. {OPEN_AGAIN}")
+        if found.st_size < end:
+            raise SpgError(
+                f"{file} ends at byte {found.st_size}, expected at least {end}. {REMAKE_SHARD}"
+            )
 
     def release(self, run: range) -> None:
-        """Let go of images' pages: they stay in the system's cache, not in this process."""
+        """Let go of images' pages: they stay in the system's cache, not in this process.
+
+        Another stream may still use them, or their neighbours on the same page: its next touch
+        maps them again.
+        """
         _advise(*self._pages(run), mmap.MADV_DONTNEED)
 
     def release_all(self) -> None:
@@ -209,17 +238,40 @@ _LIBC.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def _map_file(address: int, length: int, path: Path) -> None:
-    """Map a file's beginning over addresses that are reserved."""
+def huge_pays(jobs: Sequence[np.ndarray], image_bytes: int) -> bool:
+    """Whether groups of images are read in runs so long that huge pages waste little."""
+    runs = sum(1 + np.count_nonzero(np.diff(job) != 1) for job in jobs if len(job))
+    return bool(sum(map(len, jobs)) * image_bytes >= _HUGE_FROM * runs)
+
+
+def _file_system(root: Path) -> str:
+    """The type of the file system that holds a folder, as Linux names it."""
+    place, kind, longest = str(root.resolve()), "", -1
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, found, *_ = line.split(" ")
+        point = point.replace("\\040", " ").rstrip("/")
+        if f"{place}/".startswith(f"{point}/") and len(point) >= longest:
+            kind, longest = found, len(point)
+    return kind
+
+
+def _map_file(address: int, length: int, path: Path) -> int:
+    """Map a file's beginning over addresses that are reserved; its inode."""
     # Private and writable, because torch knows no read-only memory: a write would crash otherwise.
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | _NORESERVE | _FIXED
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        found = os.fstat(descriptor)
+        if found.st_size < length:
+            raise SpgError(
+                f"{path} ends at byte {found.st_size}, expected at least {length}. {REMAKE_SHARD}"
+            )
         if _LIBC.mmap(address, length, protection, flags, descriptor, 0) != address:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     finally:
         os.close(descriptor)  # the mapping stays
+    return found.st_ino
 
 
 def _likely_resident(address: int, length: int) -> bool:

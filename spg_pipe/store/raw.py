@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.schema import StoreSpec
+from spg_pipe.store.schema import StoreSpec, require_unchanged
 from spg_pipe.store.shards import token_shard_name
 
 REMAKE_SHARD = (
@@ -23,11 +23,11 @@ _PIECE_BYTES = 4 * 1024**2
 
 
 class RawTokens:
-    """The token shards of one layer in a local store.
+    """The token shards of one layer in a local store, where they are not mapped (`MappedTokens`).
 
-    Reading an image is one `preadv` into the destination (docs/store.md, "Files"): no mapping, no
-    page faults, no copy in Python, and threads read at the same time. The plain Zarr reader gives
-    the same bits (tests/store/test_store_readers.py).
+    That is on other systems than Linux, on network file systems, and in Dask's processes. Reading
+    an image is one `preadv` into the destination (docs/store.md, "Files"): no copy in Python, and
+    threads read at the same time.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class RawTokens:
             descriptor = self._files.setdefault(shard, opened)
             if descriptor != opened:
                 os.close(opened)
+            require_unchanged(self._root, self._spec)
         return descriptor
 
     def __del__(self) -> None:

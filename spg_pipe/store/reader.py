@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from spg_pipe.datasets.skipped import Skipped
+from spg_pipe.datasets.skipped import Skipped, recorded
 from spg_pipe.errors import SpgError
+from spg_pipe.store import schema
 from spg_pipe.store.files import StoreFiles
-from spg_pipe.store.mapped import MappedTokens
+from spg_pipe.store.mapped import MappedTokens, huge_pays
 from spg_pipe.store.plain import PlainTokens
 from spg_pipe.store.raw import RawTokens
-from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec
+from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec, require_unchanged
 from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-_MASK_CACHE_BYTES = 256 * 1024**2
 
 
 class TokenReader(Protocol):
@@ -82,6 +80,8 @@ class FeatureStore:
     def _spec_of(self, attributes: dict[str, Any]) -> StoreSpec:
         try:
             spec = StoreSpec.from_content(attributes)
+        except SpgError as error:
+            raise SpgError(f"{self.path}: {error} {_REMAKE[0].upper()}{_REMAKE[1:]}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(f"{self.path} lacks attributes ({error!r}); {_REMAKE}") from error
         if spec.fingerprint != attributes.get("fingerprint"):
@@ -141,7 +141,10 @@ class FeatureStore:
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Images that were left out because they could not be used."""
-        return tuple(Skipped(**bad) for bad in self.attributes.get("skipped", ()))
+        try:
+            return tuple(recorded(self.attributes.get("skipped")))
+        except SpgError as error:
+            raise SpgError(f"{self.path}: {error} {_REMAKE[0].upper()}{_REMAKE[1:]}") from error
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -154,16 +157,34 @@ class FeatureStore:
 
     def array(self, name: str) -> np.ndarray:
         """A small array as a whole, for instance `label` or `mean_<layer>`."""
-        return np.asarray(self._group[name][...])
+        values = np.asarray(self._group[name][...])
+        self._require_unchanged()
+        return values
+
+    def _require_unchanged(self) -> None:
+        """What was read just now belongs to the store that was opened."""
+        if self.files.local is not None:
+            require_unchanged(self.files.local, self.spec)
+
+    def _rows(self, images: np.ndarray) -> np.ndarray:
+        """Rows as numbers that exist."""
+        rows = np.asarray(images)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise SpgError(
+                f"Rows of {self.path} are asked for with {rows.dtype} values of shape "
+                f"{rows.shape}; expected integers (n,), for a mask np.flatnonzero(mask)."
+            )
+        wrong = rows[(rows < 0) | (rows >= len(self))]
+        if wrong.size:
+            raise SpgError(f"{self.path} has images 0 to {len(self) - 1}; asked for {wrong[0]}.")
+        return rows.astype(np.int64)
 
     @cached_property
-    def _tokens(self) -> dict[str, TokenReader]:
+    def _copied(self) -> dict[str, TokenReader]:
+        """Readers that need no mapping."""
         if self.raw and self.files.local is not None:
             folder = self.files.local
-            return {
-                layer: self.mapped(layer) or RawTokens(folder, self.spec, layer)
-                for layer in self.layers
-            }
+            return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
         return {layer: PlainTokens(self._group[f"tokens_{layer}"]) for layer in self.layers}
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -184,8 +205,14 @@ class FeatureStore:
         if out is None:
             shape = self.spec.layers[layer]
             out = np.empty((len(images), shape.patches, shape.dim), dtype=self.spec.dtype)
-        if len(images):
-            self._tokens[layer].read(np.asarray(images), out)
+        rows = self._rows(images)
+        if len(rows):
+            shape = self.spec.layers[layer]
+            image_bytes = shape.patches * shape.dim * out.dtype.itemsize
+            mapped = self.mapped(layer, huge=huge_pays([rows], image_bytes))
+            (mapped or self._copied[layer]).read(rows, out)
+            if not self.raw:  # the others see to it themselves
+                self._require_unchanged()
         return out
 
     def mapped(self, layer: str, *, huge: bool = True) -> MappedTokens | None:
@@ -213,29 +240,26 @@ class FeatureStore:
 
     def cls(self, layer: str, images: np.ndarray) -> np.ndarray:
         """CLS tokens (n, D) of some images, in the store's dtype."""
-        return self._prefix[layer][images, 0]
+        return self._prefix[layer][self._rows(images), 0]
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """Masks (n, S, S) uint8 in {0, 1}; all zero where `mask_state` is not 1."""
-        size = self.image_size
-        packed = self._packed_masks
-        if packed is None:
-            return np.stack([self._group["mask"][int(image)] for image in images])
-        bits = np.unpackbits(packed[images], axis=1, count=size * size)
-        return bits.reshape(len(images), size, size)
+        rows, size, kept = self._rows(images), self.image_size, self._encoded_masks
+        masks = np.empty((len(rows), size, size), np.uint8)
+        for mask, row in zip(masks, rows.tolist(), strict=True):
+            mask[...] = schema.decode_mask(kept[row], size)
+        return masks
 
     @cached_property
-    def _packed_masks(self) -> np.ndarray | None:
-        """All masks, a bit a pixel, if they fit: guides read every one of them in every epoch."""
-        row_bytes = -(-(self.image_size**2) // 8)
-        if len(self) * row_bytes > _MASK_CACHE_BYTES:
-            return None
-        packed = np.empty((len(self), row_bytes), np.uint8)
-        step = self.spec.shard_images
-        for start in range(0, len(self), step):
-            masks = np.asarray(self._group["mask"][start : start + step])
-            packed[start : start + len(masks)] = np.packbits(masks.reshape(len(masks), -1), axis=1)
-        return packed
+    def _encoded_masks(self) -> list[bytes]:
+        """All masks as they are on the disk, some hundred bytes each: guides read them over and
+        over, and finding one of them through Zarr takes longer than decoding it."""
+        kept: list[bytes] = []
+        for start in range(0, len(self), self.spec.shard_images):
+            masks = np.asarray(self._group["mask"][start : start + self.spec.shard_images])
+            kept += [schema.encode_mask(mask) for mask in masks]
+        self._require_unchanged()
+        return kept
 
     @cached_property
     def table(self) -> "pd.DataFrame":

@@ -10,8 +10,9 @@ import numpy as np
 
 from spg_pipe.artifacts import fingerprint
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.errors import SpgError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
@@ -128,6 +129,11 @@ def encode_mask(mask: np.ndarray) -> bytes:
     return bytes(_zstd().encode(np.ascontiguousarray(mask)))
 
 
+def decode_mask(encoded: bytes, size: int) -> np.ndarray:
+    """The inverse of `encode_mask`."""
+    return np.frombuffer(_zstd().decode(encoded), np.uint8).reshape(size, size)
+
+
 def _zstd() -> Any:
     from numcodecs.zstd import Zstd
 
@@ -203,6 +209,23 @@ def read_attributes(root: Path) -> dict[str, Any] | None:
         return dict(json.loads((root / "zarr.json").read_text())["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+OPEN_AGAIN = "Open it again, or run the command again, to read what is there now."
+
+
+def require_unchanged(root: Path, spec: StoreSpec) -> None:
+    """Refuse a store that was replaced since it was opened; called after its files are.
+
+    Raises
+    ------
+    SpgError
+    """
+    found = read_attributes(root) or {}
+    if found.get("fingerprint") != spec.fingerprint or not found.get("complete"):
+        raise SpgError(
+            f"{root} was replaced, or is being replaced, since it was opened. {OPEN_AGAIN}"
+        )
 
 
 def shard_tokens(root: Path, spec: StoreSpec, layer: str, shard: int) -> np.ndarray:

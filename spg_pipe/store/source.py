@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.store.mapped import HUGE_PAGE, MappedTokens
+from spg_pipe.store.mapped import MappedTokens, huge_pays
 from spg_pipe.store.readahead import read_ahead
 from spg_pipe.store.reader import FeatureStore
 
 _SHARE = 0.5
 """Of the free memory of a device or host that `cache: auto` takes."""
-_HUGE_FROM = 3 * HUGE_PAGE // 4
-"""Bytes of neighbouring images from which huge pages map little that nobody asked for."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,8 @@ class TokenSource:
         """On a CPU the page cache itself is read, where it can be."""
         if self.device.type != "cpu":
             return None
-        runs = sum(1 + np.count_nonzero(np.diff(job) != 1) for job in jobs)
-        images = sum(map(len, jobs))
-        run_bytes = images * self.patches * self.dim * self.dtype.itemsize / max(1, runs)
-        return self.store.mapped(self.layer, huge=run_bytes >= _HUGE_FROM)
+        image_bytes = self.patches * self.dim * self.dtype.itemsize
+        return self.store.mapped(self.layer, huge=huge_pays(jobs, image_bytes))
 
     def _in_place(self, mapped: MappedTokens, jobs: Sequence[np.ndarray]) -> Iterator[Patches]:
         """Each job where it lies, the next one being read from the disk meanwhile."""

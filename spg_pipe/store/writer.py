@@ -138,7 +138,7 @@ class StoreWriter:
         They are not part of the fingerprint, so damaged files may come and go without new tokens.
         """
         found, wanted = schema.read_attributes(self.path) or {}, self._attributes()
-        if all((found.get(key) or None) == (wanted[key] or None) for key in _LEFT_OUT):
+        if all((found.get(key) or None) == (wanted[key] or None) for key in (*_LEFT_OUT, "notes")):
             return {}
         return {key: wanted[key] for key in (*_LEFT_OUT, "notes")}
 

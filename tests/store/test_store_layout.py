@@ -107,7 +107,7 @@ def test_the_attributes_say_what_the_store_holds(
 ) -> None:
     attrs = seen[0]["attrs"]
     assert attrs["complete"] is True
-    assert attrs["schema"] == 1
+    assert attrs["schema"] == 2
     assert (attrs["dataset"], attrs["split"], attrs["images"]) == ("parts", "test", 16)
     assert attrs["backbone"] == SPEC.to_dict()
     assert attrs["layers"]["2"] == {"grid": [2, 2], "dim": 8, "prefix": ["mean"]}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import extracted
+from tiny import TinyBackbone, extracted
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
@@ -89,7 +91,7 @@ def test_every_way_of_reading_gives_the_same_batches(
         monkeypatch.setattr(module.platform, "machine", lambda: "abacus")
         other = FeatureStore(tiny_store.path)
         assert other.mapped("1") is None
-        assert isinstance(other._tokens["1"], RawTokens)
+        assert isinstance(other._copied["1"], RawTokens)
     else:
         other = FeatureStore(tiny_store.path, plain=True)
         assert other.mapped("1") is None
@@ -195,3 +197,140 @@ def test_batches_that_are_kept_stay_what_they_were(tiny_store: FeatureStore) -> 
     kept = list(token_batches(source, seed=1, epoch=0, batch_tokens=50))
     copies = [batch.clone() for batch in token_batches(source, seed=1, epoch=0, batch_tokens=50)]
     assert all(a.equal(b) for a, b in zip(kept, copies, strict=True))
+
+
+def advice_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the kernel is told from now on."""
+    given: list[int] = []
+    true = module._advise
+
+    def spy(address: int, length: int, advice: int) -> None:
+        given.append(advice)
+        true(address, length, advice)
+
+    monkeypatch.setattr(module, "_advise", spy)
+    return given
+
+
+@pytest.mark.parametrize("owner", [True, False])
+def test_what_is_not_in_memory_is_asked_for_ahead(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch, owner: bool
+) -> None:
+    mapped = MappedTokens(Path(tiny_store.path), tiny_store.spec, "1", huge=False)
+    given = advice_of(monkeypatch)
+    monkeypatch.setattr(module, "_likely_resident", lambda *_: True)
+    mapped._may_ask = owner  # to anybody else the kernel says that everything is there
+    mapped.announce(range(3))
+    assert given == ([] if owner else [mmap.MADV_WILLNEED])
+    monkeypatch.setattr(module, "_likely_resident", lambda *_: False)
+    mapped.announce(range(3))
+    assert given[-1:] == [mmap.MADV_WILLNEED]
+
+
+def test_huge_pages_are_for_long_runs(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    true = FeatureStore.mapped
+
+    def spy(store: FeatureStore, layer: str, *, huge: bool = True) -> MappedTokens | None:
+        seen.append(huge)
+        return true(store, layer, huge=huge)
+
+    monkeypatch.setattr(FeatureStore, "mapped", spy)
+    monkeypatch.setattr(module, "_HUGE_FROM", 4 * 16 * 12 * 2)
+    for images in ([0, 1, 2, 3], [3, 1, 7, 5]):
+        tiny_store.tokens("1", np.array(images))
+        list(TokenSource(tiny_store, "1").take([np.array(images)]))
+    assert seen == [True, True, False, False]
+
+
+def test_a_stream_gives_dropped_memory_again(tiny_store: FeatureStore) -> None:
+    for batches in (
+        token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0, batch_tokens=32),
+        token_batches(TokenSource(tiny_store, "1"), seed=1, epoch=0, batch_images=2),
+        (tokens["1"] for _, tokens in ordered_batches(sources_of(tiny_store), 2)),
+    ):
+        places = [batch.data_ptr() for batch in batches]
+        assert len(places) == 8
+        assert len(set(places)) <= 3
+
+
+def replaced(store: FeatureStore, manifest: Manifest) -> None:
+    """Other tokens in the same place, as `extract --replace` writes them."""
+    backbone = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
+    extracted(manifest, Path(store.path), backbone=backbone, replace=True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_store_that_is_replaced_while_it_is_open_is_refused(
+    tiny_manifest: Manifest, tmp_path: Path, plain: bool
+) -> None:
+    path = extracted(tiny_manifest, tmp_path / "s.zarr").path
+    used, fresh = FeatureStore(path, plain=plain), FeatureStore(path, plain=plain)
+    rows = np.arange(16)
+    used.tokens("1", rows)
+    stream = token_batches(TokenSource(used, "1"), seed=1, epoch=0, batch_tokens=16)
+    next(stream)
+    replaced(used, tiny_manifest)
+    for store in (used, fresh):
+        for read in (store.tokens, store.cls):
+            with pytest.raises(SpgError, match=r"was replaced.*again"):
+                read("2", rows)
+        for array in ("label", "mean_1"):
+            with pytest.raises(SpgError, match=r"was replaced.*again"):
+                store.array(array)
+        with pytest.raises(SpgError, match=r"was replaced.*again"):
+            store.masks(rows)
+    with pytest.raises(SpgError, match=r"was replaced.*again"):
+        used.tokens("1", rows)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([-1], "has images 0 to 15; asked for -1"),
+        ([3, 16], "has images 0 to 15; asked for 16"),
+        ([True, False], "np.flatnonzero"),
+        ([0.0], "expected integers"),
+        ([[1]], r"shape \(1, 1\)"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(
+    tiny_store: FeatureStore, rows: list[object], message: str, plain: bool
+) -> None:
+    store = FeatureStore(tiny_store.path, plain=plain)
+    for read in (store.masks, lambda r: store.tokens("1", r), lambda r: store.cls("1", r)):
+        with pytest.raises(SpgError, match=message):
+            read(np.array(rows))
+
+
+def test_only_disks_of_this_machine_are_mapped(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module._file_system(Path("/proc")) == "proc"
+    monkeypatch.setattr(module, "_file_system", lambda _: "nfs4")
+    store = FeatureStore(tiny_store.path)
+    assert store.mapped("1") is None
+    rows = np.array([3, 0])
+    assert np.array_equal(store.tokens("1", rows), tiny_store.tokens("1", rows))
+
+
+def test_streams_in_several_threads_do_not_disturb_each_other(tiny_store: FeatureStore) -> None:
+    def run(seed: int) -> list[torch.Tensor]:
+        batches = token_batches(TokenSource(store, "1"), seed=seed, epoch=0, batch_tokens=24)
+        kept = list(batches)
+        next(token_batches(TokenSource(store, "1"), seed=seed, epoch=1, batch_tokens=24)).sum()
+        return kept
+
+    store = FeatureStore(tiny_store.path)
+    expected = [run(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(run, range(4)))
+            assert all(
+                a.equal(b)
+                for one, other in zip(found, expected, strict=True)
+                for a, b in zip(one, other, strict=True)
+            )

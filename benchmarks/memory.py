@@ -58,6 +58,8 @@ def main() -> None:
         print(task(options.task, options.folder, options.images[0]))
         return
     few, many = options.images
+    if few < 2 * store_formats.WINDOW:
+        parser.error(f"--images: from {2 * store_formats.WINDOW} on; else no window is full")
     print(f"{store_formats.PATCHES} × {store_formats.DIM} float16 an image; MiB at the peak")
     print(f"| task | {few} images | {many} images | growth |\n|---|---|---|---|")
     growth = {}

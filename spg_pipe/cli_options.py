@@ -137,7 +137,7 @@ def names_of(option: str, value: str, example: str) -> list[str]:
             f"{option} {value!r}: expected names with commas between them, for instance {example}. "
             f"Leave the option out for the recipe's own {option.lstrip('-')}."
         )
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:

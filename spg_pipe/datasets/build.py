@@ -256,7 +256,11 @@ def _rows(
         faults = problems or skipped
         lines = "".join(f"\n  {fault}" for fault in faults[:5])
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-        leave = ", or leave them out with --skip-bad" if problems else ": no image is left"
+        leave = (
+            ", or leave them out with --skip-bad, which also finds files that are cut off"
+            if problems
+            else ": no image is left"
+        )
         raise SpgError(
             f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:"
             f"{lines}{more}\nRepair or remove them{leave}."

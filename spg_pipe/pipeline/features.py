@@ -1,5 +1,6 @@
 """Raw folders → manifests → feature stores."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace as changed
 from pathlib import Path
@@ -128,6 +129,11 @@ def extract(
     else:
         manifest = _chosen(session, dataset, limit, categories)
     params = session.params
+    if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
+        raise SpgError(
+            f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
+            "store would be taken for images. Name a place outside."
+        )
     place = out or _place_of_store(session, dataset, manifest, backbone)
     if manifest.selection and place.resolve() == session.paths.store(dataset.name).resolve():
         raise SpgError(
@@ -150,7 +156,9 @@ def extract(
         )
     session.console.say(f"{dataset.name}: {len(store)} images → {place}")
     if manifest.selection:
-        session.console.say(f"  note: {selection_note(store)}; use it with --store {place}")
+        session.console.say(
+            f"  note: {selection_note(store)}; use it with --store {shlex.quote(str(place))}"
+        )
     for note in mask_notes(store):
         session.console.say(f"  note: {note}")
     if manifest.skipped:
@@ -172,8 +180,8 @@ def _chosen(
     if chosen is not dataset and categories is not None:
         manifest = changed(
             manifest,
-            selection={"categories": list(categories)},
-            notes=(*manifest.notes, f"only {', '.join(categories)} (--categories)"),
+            selection={"categories": sorted(categories)},
+            notes=(*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)"),
         )
     return manifest.spread(limit) if limit is not None else manifest
 

@@ -1,5 +1,6 @@
 """Images → frozen backbone → feature store: the only stage that decodes an image."""
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -98,11 +99,22 @@ def extract(
             if not writer.up_to_date:
                 _Extraction(writer, manifest, backbone, device).run(workers, progress)
     except OSError as error:
-        raise SpgError(
-            f"{path} cannot be written: {error}. Make room or choose another place with --out, "
-            "then run the same command again: it goes on with the shards that are finished."
-        ) from error
+        raise SpgError(f"{path} cannot be written: {error}. {_advice(error)}") from error
     return FeatureStore(path)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            "Make room and run the same command again: it goes on with the shards that are "
+            "finished; or choose another place with --out."
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "A file is where a folder is needed: choose another place with --out."
+    return (
+        "Choose a place with --out where you may write, or mend this one and run the same command "
+        "again: it goes on with the shards that are finished, if there are any."
+    )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class FeatureStore:
         self.files = StoreFiles(path)
         self.path = self.files.place
         attributes = self.files.attributes()
+        if self.files.local is not None and schema.is_damaged_store(self.files.local):
+            raise SpgError(f"{self.path} is a store, but {schema.DAMAGED_METADATA}")
         if attributes is None or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "

@@ -211,6 +211,21 @@ def read_attributes(root: Path) -> dict[str, Any] | None:
         return None
 
 
+DAMAGED_METADATA = (
+    "its zarr.json is missing or damaged: write it anew with `spg-pipe extract --replace` and the "
+    "same options."
+)
+
+
+def is_damaged_store(root: Path) -> bool:
+    """Whether a folder holds a store's data without its metadata."""
+    return (
+        read_attributes(root) is None
+        and (root / SHARD_INDEX).is_file()
+        and any(root.glob("tokens_*"))
+    )
+
+
 OPEN_AGAIN = "Open it again, or run the command again, to read what is there now."
 
 

@@ -1,5 +1,6 @@
 """Write a store shard by shard, so that a killed run resumes at the first missing shard."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -279,12 +280,16 @@ def _recorded(path: Path, replace: bool) -> list[ShardEntry]:
 
 
 def _is_begun(found: dict[str, Any] | None, spec: StoreSpec) -> bool:
-    return found is not None and found.get("fingerprint") == spec.fingerprint
+    """Whether a store of this content is there, all of its attributes as they were written."""
+    wanted = json.loads(json.dumps(spec.content())) | {"fingerprint": spec.fingerprint}
+    return found is not None and all(found.get(key) == value for key, value in wanted.items())
 
 
 def _refuse_what_is_no_store(path: Path) -> None:
     found = schema.read_attributes(path)
     if found is not None and {"schema", "fingerprint"} <= set(found):
+        return
+    if schema.is_damaged_store(path):
         return
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         raise SpgError(
@@ -301,6 +306,8 @@ def _make_room(
     replace: bool,
 ) -> None:
     _refuse_what_is_no_store(path)
+    if schema.is_damaged_store(path) and not replace:
+        raise SpgError(f"{path} is a store, but {schema.DAMAGED_METADATA}")
     if found is not None and not replace:
         differences = _differences(found, spec.content())
         raise SpgError(
@@ -333,8 +340,6 @@ def _mark_complete(path: Path, complete: bool) -> None:
 
 
 def _write_attributes(path: Path, changes: dict[str, Any]) -> None:
-    import json
-
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"].update(changes)
     write_json(path / "zarr.json", metadata)

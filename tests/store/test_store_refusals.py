@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from tiny import TinyBackbone, extracted, files, manifest_of, write_folder
 
+from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
@@ -279,3 +284,62 @@ def test_a_hand_written_shard_is_what_zarr_writes(
     assert len(ours) == (tmp_path / "theirs/c/0/0/0").stat().st_size
     (tmp_path / "theirs/c/0/0/0").write_bytes(ours)
     assert np.array_equal(zarr.open_array(tmp_path / "theirs", mode="r")[...], tokens)
+
+
+@pytest.mark.parametrize("harm", ["attribute", "cut off", "gone"])
+def test_a_store_with_damaged_metadata_is_named_and_written_anew(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, harm: str
+) -> None:
+    path = tmp_path / "s.zarr"
+    shutil.copytree(tiny_store.path, path)
+    metadata = path / "zarr.json"
+    if harm == "attribute":
+        metadata.write_text(metadata.read_text().replace('"split": "test"', '"split": "all"'))
+    elif harm == "cut off":
+        metadata.write_bytes(metadata.read_bytes()[:300])
+    else:
+        metadata.unlink()
+    with pytest.raises(SpgError, match=r"--replace"):
+        FeatureStore(path)
+    with pytest.raises(SpgError, match=r"--replace"):
+        extracted(tiny_manifest, path)
+    extracted(tiny_manifest, path, replace=True)
+    assert files(path) == files(Path(tiny_store.path))
+
+
+def test_a_gpu_without_memory_gets_the_batch_in_halves(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    class Small(TinyBackbone):
+        sizes: ClassVar[list[int]] = []
+
+        def __call__(self, images: torch.Tensor) -> dict[str, LayerTokens]:
+            self.sizes.append(len(images))
+            if len(images) > 1:
+                raise torch.OutOfMemoryError
+            return super().__call__(images)
+
+    store = extracted(tiny_manifest, tmp_path / "s.zarr", backbone=Small())
+    assert {4, 2, 1} <= set(Small.sizes)
+    rows = np.arange(16)
+    for layer in store.layers:
+        assert np.allclose(store.tokens(layer, rows), tiny_store.tokens(layer, rows), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, r"Make room.*goes on"),
+        (errno.EROFS, r"where you may write"),
+        (errno.EEXIST, r"A file is where a folder is needed"),
+    ],
+)
+def test_the_advice_fits_the_error(
+    tiny_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("spg_pipe.store.writer.write_shard", fails)
+    with pytest.raises(SpgError, match=advice):
+        extracted(tiny_manifest, tmp_path / "s.zarr")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli import app
-from spg_pipe.cli_options import make_session
+from spg_pipe.cli_options import make_session, names_of
 from spg_pipe.console import Console, run
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store, store_of_dataset
@@ -162,6 +162,24 @@ def test_a_part_is_judged_at_the_images_own_size(session: Session, backbone: Bac
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])
+def test_the_order_and_repetition_of_categories_do_not_matter(
+    session: Session, backbone: Backbone
+) -> None:
+    names = names_of("--categories", "screw, screw", "bottle,screw")
+    assert names == ["screw"]
+    places = [
+        extract(session, backbone, limit=4, categories=chosen)
+        for chosen in (["screw", "bottle"], ["bottle", "screw"])
+    ]
+    assert places[0] == places[1]
+
+
+def test_no_store_among_the_images(session: Session, backbone: Backbone) -> None:
+    with pytest.raises(SpgError, match=r"among the images of left.*outside"):
+        extract(session, backbone, out=Path("left/bottle/s.zarr"))
+    assert not list(Path("left").rglob("*.zarr"))
+
+
 def test_a_store_without_bad_images_is_the_datasets_own(
     session: Session, backbone: Backbone, prepared: bool | None
 ) -> None:

@@ -161,7 +161,6 @@ def test_a_part_is_judged_at_the_images_own_size(session: Session, backbone: Bac
         pipeline.evaluate(session, "right")
 
 
-@pytest.mark.parametrize("prepared", [None, False, True])
 def test_the_order_and_repetition_of_categories_do_not_matter(
     session: Session, backbone: Backbone
 ) -> None:
@@ -180,6 +179,7 @@ def test_no_store_among_the_images(session: Session, backbone: Backbone) -> None
     assert not list(Path("left").rglob("*.zarr"))
 
 
+@pytest.mark.parametrize("prepared", [None, False, True])
 def test_a_store_without_bad_images_is_the_datasets_own(
     session: Session, backbone: Backbone, prepared: bool | None
 ) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     base = {"window_images": 1, "run_images": 1, "seed": 111}
     whole = mixing(CATEGORIES, PATCHES, batch_tokens=None, batch_images=16, **base)
     print(_line("16 whole images", whole))
-    for window, run in ((32, 1), (128, 1), (128, 4), (128, 16), (512, 1), (len(CATEGORIES), 1)):
+    for window, run in ((32, 1), (96, 1), (96, 4), (96, 16), (512, 1), (len(CATEGORIES), 1)):
         found = mixing(
             CATEGORIES,
             PATCHES,

@@ -23,7 +23,7 @@ from spg_pipe.store.statistics import ShardStatistics
 from spg_pipe.store.stream import token_batches
 
 LAYER, PATCHES, DIM = "24", 785, 1024
-BATCH_TOKENS, WINDOW = 8192, 128
+BATCH_TOKENS, WINDOW = 8192, 96
 Jobs = list[np.ndarray]
 Read = Callable[[Jobs], Iterable[Any]]
 """Groups of image rows (n,) → of each its tokens, (n, N, D) in one piece of memory."""
@@ -87,10 +87,10 @@ def write_images(folder: Path, images: int) -> Path:
 
 
 def write_store(folder: Path, images: int) -> FeatureStore:
-    """The store itself, through `extract`, in shards of 128 images."""
+    """The store itself, through `extract`: shards of 128 images, batches of 8 as in the recipes."""
     manifest = build_manifest("random", "folder", write_images(folder, images), split="all")
     return extract(
-        manifest, RandomTokens(), folder / "store.zarr", batch_images=32, shard_images=128
+        manifest, RandomTokens(), folder / "store.zarr", batch_images=8, shard_images=128
     )
 
 

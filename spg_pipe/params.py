@@ -106,7 +106,7 @@ class SaeParams(_Section):
     batch_images: Positive | None = 16
     batch_tokens: Positive | None = None
     """Shuffled tokens a batch, instead of whole images."""
-    window_images: Positive = 128
+    window_images: Positive = 96
     """Images whose tokens are mixed for `batch_tokens`."""
     run_images: Positive = 1
     """Neighbours in the store that are read together; longer runs suit slow disks."""

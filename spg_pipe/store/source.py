@@ -111,8 +111,7 @@ class TokenSource:
                 for run in runs[number + 1] if number + 1 < len(jobs) else []:
                     mapped.announce(run)
                 yield Patches(mapped.rows, mapped.starts(job), self.patches)
-                for run in runs[number]:
-                    mapped.release(run)
+                mapped.release_runs(runs[number])
         finally:
             mapped.release_all()
 

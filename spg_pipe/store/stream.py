@@ -18,7 +18,7 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.recycle import Recycler
 from spg_pipe.store.source import TokenSource
 
-WINDOW_IMAGES = 128
+WINDOW_IMAGES = 96
 """Images whose tokens are mixed: how near batches come to a global shuffle is in docs/store.md."""
 
 

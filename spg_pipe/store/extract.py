@@ -171,6 +171,10 @@ class _Extraction:
     ) -> None:
         self._writer, self._spec = writer, writer.spec
         self._manifest, self._backbone, self._device = manifest, backbone, device
+        # The maps of a CNN's first layers, megabytes an image, stay in a CPU's cache only if images
+        # come one by one: 2.2 times faster for EfficientNet-Lite0 at 448 px. ViTs do not care.
+        alone = writer.spec.backbone.family == "timm-cnn" and torch.device(device).type == "cpu"
+        self._at_once = 1 if alone else writer.spec.batch_images
 
     def run(self, workers: int, progress: Progress | None) -> None:
         """Compute and write the shards that are missing, then finish the store."""
@@ -236,7 +240,7 @@ class _Extraction:
         return resized, vanished_regions(mask, resized)
 
     def _compute(self, decoded: _Decoded) -> _Computed:
-        output = _forward(self._backbone, decoded.images.to(self._device))
+        output = _forward(self._backbone, decoded.images.to(self._device), self._at_once)
         tokens, prefix = {}, {}
         for layer in list(output):
             value = output.pop(layer)  # its memory is free as soon as it is cast
@@ -307,22 +311,25 @@ def _in_order(
             future.cancel()
 
 
-def _forward(backbone: Backbone, images: torch.Tensor) -> dict[str, LayerTokens]:
-    """Tokens of a batch; a GPU that runs out of memory gets it in halves."""
-    try:
-        return backbone(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-    torch.cuda.empty_cache()
-    halves = [_forward(backbone, half) for half in images.chunk(2)]
+def _forward(backbone: Backbone, images: torch.Tensor, at_once: int) -> dict[str, LayerTokens]:
+    """Tokens of a batch, so many images at once; a GPU without memory for them gets halves."""
+    parts = images.split(at_once)
+    if len(parts) == 1:
+        try:
+            return backbone(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        torch.cuda.empty_cache()
+        parts = images.chunk(2)
+    outputs = [_forward(backbone, part, at_once) for part in parts]
     return {
         layer: LayerTokens(
-            torch.cat([half[layer].patches for half in halves]),
-            torch.cat([half[layer].prefix for half in halves]),
+            torch.cat([output[layer].patches for output in outputs]),
+            torch.cat([output[layer].prefix for output in outputs]),
             value.grid,
         )
-        for layer, value in halves[0].items()
+        for layer, value in outputs[0].items()
     }
 
 

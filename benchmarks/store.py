@@ -9,8 +9,6 @@ ratio. The last line is one JSON object with the ratios (larger is better for us
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -19,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import page_cache, store_formats
 from benchmarks.extract_overhead import overhead
 from benchmarks.store_formats import Format
+from benchmarks.timing import machine
 from spg_pipe.store.reader import FeatureStore
 
 ROUNDS = 9
@@ -113,9 +111,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     print(
-        f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}, torch "
-        f"{torch.__version__}; {options.images} images × {store_formats.PATCHES} × "
-        f"{store_formats.DIM}; medians of {ROUNDS} rounds in turn (of fewer for {', '.join(SLOW)})"
+        f"{machine()}; {options.images} images × {store_formats.PATCHES} × {store_formats.DIM}; "
+        f"medians of {ROUNDS} rounds in turn (of fewer for {', '.join(SLOW)})"
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -140,12 +137,6 @@ def main() -> None:
     }
     ratios["extract_vs_backbone"] = overhead(options.photos)
     print(json.dumps({name: round(value, 4) for name, value in ratios.items()}))
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _ratio(seconds: dict[str, float], other: str) -> float:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from literal_guides import dice, focal, literal_losses
 from torch import Tensor
 
+from benchmarks.reference.guides import dice, focal, literal_losses
 from spg_pipe.guides import model
 from spg_pipe.guides.losses import (
     detection_loss,

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from literal_guides import literal_losses
-from literal_sae import DenseSae, rows, topk_code
 
+from benchmarks.reference.guides import literal_losses
+from benchmarks.reference.sae import DenseSae, rows, topk_code
 from parity.cases import OWN_CASES, Case, cases
 
 Content = tuple[dict[str, np.ndarray], dict[str, Any]]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from literal_sae import topk_code
 from torch import Tensor
 
+from benchmarks.reference.sae import topk_code
 from spg_pipe.sae import ops
 
 Problem = tuple[Tensor, Tensor, Tensor, int, Tensor]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from literal_sae import DenseSae, rows, topk_code
 from torch import Tensor
 
+from benchmarks.reference.sae import DenseSae, rows, topk_code
 from spg_pipe.params import SaeParams
 from spg_pipe.sae import ops
 from spg_pipe.sae.model import (

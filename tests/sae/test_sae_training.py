@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from literal_sae import rows, topk_code
 from tiny import METHOD, SAE, files
 
+from benchmarks.reference.sae import rows, topk_code
 from spg_pipe.errors import SpgError
 from spg_pipe.params import MethodParams, SaeParams
 from spg_pipe.sae import train as train_module

@@ -142,7 +142,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         raise SpgError(f"{path} is a file; a folder is to be written there. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    _clear_leftovers(path)
+    clear_leftovers(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -159,7 +159,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def _clear_leftovers(path: Path) -> None:
+def clear_leftovers(path: Path) -> None:
     """Remove what killed writers of `path` left beside it; an artefact moved aside comes back."""
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
         _, _, owner_and_end = rest.name.partition(f"{path.name}.")
@@ -168,8 +168,10 @@ def _clear_leftovers(path: Path) -> None:
             continue
         if end == "old" and not path.exists():
             rest.rename(path)
-        else:
+        elif rest.is_dir():
             shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)
 
 
 def _runs_elsewhere(process: int) -> bool:

@@ -1,0 +1,164 @@
+"""What a killed training run needs to go on exactly where it was.
+
+One safetensors file beside the artefact that is being made: the tensors, the rest as JSON in its
+metadata, a fingerprint of what determines the run, and a digest of all of it. It is written whole
+and removed when the artefact is there. A run that finds the checkpoint of another run, or a
+damaged one, says so and starts anew.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spg_pipe.artifacts import clear_leftovers, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KIND = "spg-pipe checkpoint 1"
+SECONDS = 60.0
+"""Between two checkpoints of a run: the most work that a kill can cost."""
+
+Saved = tuple["dict[str, Tensor]", dict[str, Any]]
+"""Tensors by name, on the CPU, and the state."""
+
+
+def checkpoint_path(artefact: Path) -> Path:
+    """The hidden sibling of an artefact where its run keeps a checkpoint."""
+    return artefact.with_name(f".{artefact.name}.checkpoint")
+
+
+def save(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically; one that is there is replaced.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of everything that determines the run (`spg_pipe.artifacts.fingerprint`).
+    tensors : dict of name → Tensor
+        Any shape, dtype and device. They are copied to the CPU here.
+    state : dict
+        What JSON holds. Floats come back to the bit, NaN and infinities too.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    from safetensors.torch import save as serialised
+
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(state)
+    metadata = {
+        "kind": _KIND,
+        "fingerprint": fingerprint,
+        "state": text,
+        "digest": _digest(fingerprint, ready, text),
+    }
+    write_bytes(path, serialised(ready, metadata))
+
+
+def load(
+    path: Path, fingerprint: str, say: Callable[[str], None] = lambda message: None
+) -> Saved | None:
+    """Read the checkpoint of this very run.
+
+    Parameters
+    ----------
+    fingerprint : str
+        As given to `save`.
+    say : callable
+        Told in a sentence why a checkpoint that is there is of no use.
+
+    Returns
+    -------
+    (dict of name → Tensor, dict) or None
+        Tensors on the CPU and the state; None if there is no checkpoint of this run.
+    """
+    from safetensors import SafetensorError
+
+    clear_leftovers(path)
+    try:
+        found, tensors, state = _read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"The checkpoint {path} cannot be used ({error}); training starts anew.")
+        return None
+    if found != fingerprint:
+        say(
+            f"The checkpoint {path} is of a run with other inputs, parameters or versions "
+            f"({found[:8]}, this run is {fingerprint[:8]}); training starts anew."
+        )
+        return None
+    return tensors, state
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint if there is one: its run is finished."""
+    path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[str, "dict[str, Tensor]", dict[str, Any]]:
+    """Fingerprint, tensors and state of a whole checkpoint; ValueError and others if it is not."""
+    from safetensors.torch import load as deserialised
+
+    content = path.read_bytes()
+    tensors = deserialised(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header["__metadata__"]
+    if metadata["kind"] != _KIND:
+        raise ValueError(f"its kind is {metadata['kind']!r}, not {_KIND!r}")
+    fingerprint, text = metadata["fingerprint"], metadata["state"]
+    if _digest(fingerprint, tensors, text) != metadata["digest"]:
+        raise ValueError("its content is damaged")
+    return fingerprint, tensors, json.loads(text)
+
+
+def _digest(fingerprint: str, tensors: "dict[str, Tensor]", state: str) -> str:
+    """SHA-256 of everything in a checkpoint: safetensors alone would not notice a flipped bit."""
+    import torch
+
+    found = hashlib.sha256()
+    for text in (fingerprint, state):
+        found.update(f"{len(text)} {text}".encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass
+class Checkpoints:
+    """Where and how often a run keeps checkpoints."""
+
+    path: Path
+    seconds: float = SECONDS
+    """0: at every opportunity."""
+    say: Callable[[str], None] = lambda message: None
+    _last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether it is time for the next one. Cheap: ask after every step."""
+        return time.monotonic() - self._last >= self.seconds
+
+    def load(self, fingerprint: str) -> Saved | None:
+        """`load` of this run's checkpoint."""
+        return load(self.path, fingerprint, self.say)
+
+    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+        """`save`; a full disk costs the checkpoint, not the run."""
+        try:
+            save(self.path, fingerprint, tensors, state)
+        except OSError as error:
+            self.say(f"The checkpoint {self.path} could not be written ({error}).")
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """`remove`: call it when the artefact is in its place."""
+        remove(self.path)

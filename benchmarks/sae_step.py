@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from spg_pipe.params import SaeParams
 from spg_pipe.sae.model import SparseAutoencoder, normalised_rows
-from spg_pipe.sae.train import BETAS, SaeTrainer
+from spg_pipe.sae.trainer import BETAS, SaeTrainer
 
 SHAPES = ((384, 2048, 32, 4096), (1024, 4096, 32, 2048))
 """(D, C, k, tokens a batch)."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from spg_pipe.errors import SpgError
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.params import Params, load_params
-    from spg_pipe.sae.model import SaeRun, SparseAutoencoder
+    from spg_pipe.sae.model import SparseAutoencoder
+    from spg_pipe.sae.run import SaeRun
     from spg_pipe.sae.train import train_sae
     from spg_pipe.scoring import Scores, score_store
     from spg_pipe.store.extract import extract
@@ -28,7 +29,7 @@ _HOMES = {
     "FeatureStore": "store.reader",
     "Manifest": "datasets",
     "Params": "params",
-    "SaeRun": "sae.model",
+    "SaeRun": "sae.run",
     "Scores": "scoring",
     "SparseAutoencoder": "sae.model",
     "SpgError": "errors",

@@ -24,7 +24,7 @@ from spg_pipe.guides.model import (
 from spg_pipe.guides.train import GuideTrainer, Progress, fit_guides
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
 from spg_pipe.protocol import protocol
-from spg_pipe.sae.model import SaeRun
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 from spg_pipe.tensors import load_tensors, save_tensors

@@ -115,7 +115,21 @@ class SaeParams(_Section):
     auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32
     auxk_normalised: bool = False
     dead_after_tokens: Positive = 10_000_000
-    input_norm: Literal["none", "l2"] = "none"
+    input_norm: Literal["none", "l2", "center", "standard"] = "none"
+    """What the SAE sees: raw tokens, unit length, less the store's mean, or that in units of the
+    store's deviation. Guides and scores use raw tokens in any case."""
+    activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
+    sparsity: Annotated[float, Field(ge=0)] = 1e-3
+    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)². No other uses it."""
+    prefixes: tuple[Positive, ...] = ()
+    """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run over which the learning rate rises."""
+    search: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the product that picks the k latents; their values are float32 in both."""
+    order_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the order of the batches; null: the SAE's own seed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SaeParams":
@@ -126,6 +140,13 @@ class SaeParams(_Section):
                 "give either batch_images or batch_tokens and set the other to null, "
                 f"found batch_images = {self.batch_images}, batch_tokens = {self.batch_tokens}"
             )
+        if list(self.prefixes) != sorted({p for p in self.prefixes if p < self.dict_size}):
+            raise ValueError(
+                f"prefixes = {list(self.prefixes)}: expected rising numbers below dict_size = "
+                f"{self.dict_size}"
+            )
+        if self.search == "bf16" and (self.activation != "topk" or self.prefixes):
+            raise ValueError("search: bf16 is for activation: topk without prefixes")
         return self
 
 

@@ -18,7 +18,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from spg_pipe.datasets import Manifest
     from spg_pipe.detector import Detector
-    from spg_pipe.sae.model import SaeRun
+    from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)

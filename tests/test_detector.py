@@ -16,7 +16,7 @@ from tiny import GUIDES, METHOD, SAE, SCORE, SPEC, extracted, files, manifest_of
 from spg_pipe.detector import Detector, LayerGuides, train_guides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.sae.model import SaeRun
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.scoring import score_store
 from spg_pipe.store.reader import FeatureStore

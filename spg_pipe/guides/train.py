@@ -23,8 +23,8 @@ from spg_pipe.guides.model import (
 )
 from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.protocol import Protocol, protocol
-from spg_pipe.sae.model import SaeRun
-from spg_pipe.sae.train import BETAS
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.trainer import BETAS
 from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, labelled_images, sources_of

@@ -43,7 +43,7 @@ def train_guides(
     """FeatureStore + SparseAutoencoder → Detector."""
     from spg_pipe.detector import train_guides as run
     from spg_pipe.guides.train import training_notes
-    from spg_pipe.sae.model import SaeRun
+    from spg_pipe.sae.run import SaeRun
 
     features = store_of_dataset(session, find_dataset(session.params, aux), store)
     params = session.params

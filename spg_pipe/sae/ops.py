@@ -7,7 +7,8 @@ mathematics; sums run in another order.
 """
 
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,121 +17,138 @@ from torch import Tensor
 # Said once a process by PyTorch about a feature that is used here on purpose.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-
-_DENSE_ENTRIES = 2**22
+DENSE_ENTRIES = 2**22
 """Codes (tokens × C) up to this size are multiplied densely, forwards and backwards: about as fast
 there on a CPU core, and rounded as the published dense code is. Adam magnifies last bits: after
 five steps the weights then agree with it to 2e-7, and with the sparse sums only to about 1e-4 where
 a gradient is nearly zero."""
 
-
-def select_topk(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations a token, before the clamp: values and indices (n, k)."""
-    values, indices = pre.topk(k, dim=1, sorted=False)
-    return values, indices
+_BLOCK_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
+"""Pre-activations (tokens × C) that exist at once: on a CPU 32 MB, the size of a large cache."""
 
 
-class _Latents(torch.autograd.Function):
-    """Chosen pre-activations; the backward pass touches the chosen rows of W_e only."""
+class Codes(NamedTuple):
+    """The active latents of n tokens, without gradients."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, encoder: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(x, indices)
-        ctx.latents = encoder.shape[0]
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
-        x, indices = ctx.saved_tensors
-        return None, scatter_rows(grads[0], indices, x, ctx.latents), None, None
+    values: Tensor
+    """(n, k) float32, clamped at 0."""
+    indices: Tensor
+    """(n, k) int64 latents of `values`, ascending in each row."""
+    kept: Tensor
+    """(n, m) pre-activations of the columns that the search was told to keep; m may be 0."""
 
 
-class _Decode(torch.autograd.Function):
-    """x̂ = z A for a sparse z, with gradients for the values and for A."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, dictionary: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices, dictionary)
-        if is_small(values, len(dictionary)):
-            return _dense_code(values, indices, len(dictionary)) @ dictionary
-        return F.embedding_bag(indices, dictionary, per_sample_weights=values, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
-        values, indices, dictionary = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        if is_small(values, len(dictionary)):
-            grad_values = (grad @ dictionary.t()).gather(1, indices)
-        else:
-            grad_values = _row_dots(grad, dictionary, indices)
-        grad_dictionary = scatter_rows(values, indices, grad, dictionary.shape[0])
-        return grad_values, None, grad_dictionary
+def is_small(tokens: int, latents: int) -> bool:
+    """Whether a code (tokens × latents) is multiplied densely."""
+    return tokens * latents <= DENSE_ENTRIES
 
 
-def is_small(values: Tensor, latents: int) -> bool:
-    """Whether a code (n, C) is multiplied densely."""
-    return values.shape[0] * latents <= _DENSE_ENTRIES
+def blocks(tokens: int, latents: int, device: torch.device) -> Iterator[slice]:
+    """Tokens in blocks whose pre-activations fit `_BLOCK_ENTRIES`."""
+    size = max(1, _BLOCK_ENTRIES.get(device.type, 2**28) // latents)
+    for start in range(0, tokens, size):
+        yield slice(start, min(start + size, tokens))
 
 
-def _dense_code(values: Tensor, indices: Tensor, latents: int) -> Tensor:
+def search_topk(
+    x: Tensor, encoder: Tensor, k: int, *, keep: Tensor | None = None, precision: str = "fp32"
+) -> Codes:
+    """The k largest pre-activations of every token, without the (n, C) matrix in memory.
+
+    Parameters
+    ----------
+    x : (n, D) float32
+    encoder : (C, D)
+    k : int
+    keep : (m,) int64, optional
+        Latents whose pre-activations are returned as well (`Codes.kept`).
+    precision : "fp32" | "bf16"
+        Of the product that the latents are chosen by. The values are float32 in both: with bf16
+        those of the chosen latents are computed again.
+    """
+    n, (latents, _dim) = len(x), encoder.shape
+    x, encoder = x.detach(), encoder.detach()
+    values, indices = x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64, device=x.device)
+    kept = x.new_empty(n, 0 if keep is None else len(keep))
+    coarse = precision == "bf16"
+    weights = (encoder.bfloat16() if coarse else encoder).t()
+    room = None
+    for block in blocks(n, latents, x.device):
+        rows = x[block].bfloat16() if coarse else x[block]
+        if room is None or len(room) != len(rows):
+            room = torch.empty(len(rows), latents, dtype=rows.dtype, device=x.device)
+        torch.mm(rows, weights, out=room)
+        chosen, found = room.topk(k, dim=1, sorted=False)
+        found, order = found.sort(dim=1)
+        chosen = row_dots(x[block], encoder, found) if coarse else chosen.gather(1, order)
+        torch.clamp_min(chosen, 0, out=values[block])
+        indices[block] = found
+        if keep is not None:
+            kept[block] = x[block] @ encoder[keep].t() if coarse else room.index_select(1, keep)
+    return Codes(values, indices, kept)
+
+
+def dense_code(values: Tensor, indices: Tensor, latents: int) -> Tensor:
     """Entries (n, k) as a code (n, C) that is zero elsewhere."""
     return values.new_zeros(values.shape[0], latents).scatter_add_(1, indices, values)
 
 
-def latent_values(x: Tensor, encoder: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """Attach the encoder's gradient to pre-activations that were selected without one.
-
-    Parameters
-    ----------
-    x : (n, D)
-    encoder : (C, D)
-    values, indices : (n, k)
-        What `select_topk` gave for `x @ encoder.T`.
-    """
-    return _Latents.apply(x, encoder, values, indices)
-
-
 def decode(values: Tensor, indices: Tensor, dictionary: Tensor) -> Tensor:
-    """x̂ (n, D) from k weighted dictionary rows a token.
+    """x̂ (n, D) from k weighted dictionary rows (C, D) a token, without gradients."""
+    if is_small(len(values), len(dictionary)):
+        return dense_code(values, indices, len(dictionary)) @ dictionary
+    return F.embedding_bag(indices, dictionary, per_sample_weights=values, mode="sum")
+
+
+class ByLatent(NamedTuple):
+    """The entries of a code, sorted by latent: made once for every sum over them."""
+
+    order: Tensor
+    """(n·k,) positions in the flattened entries."""
+    token: Tensor
+    """(n·k,) the token of each."""
+    offsets: Tensor
+    """(C,) where each latent's entries begin."""
+
+    @classmethod
+    def of(cls, indices: Tensor, latents: int) -> "ByLatent":
+        """Sort the latents (n, k); stable, so that the order of the sums is repeatable."""
+        short = torch.int16 if latents <= 2**15 else torch.int32
+        ordered, order = indices.reshape(-1).to(short).sort(stable=True)
+        every = torch.arange(latents, device=indices.device).to(short)
+        return cls(order, order // indices.shape[1], torch.searchsorted(ordered, every))
+
+    def sum_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Σ over entries of weight · row of its token, for each latent.
+
+        Parameters
+        ----------
+        weights : (n, k)
+        rows : (n, D)
+
+        Returns
+        -------
+        (C, D)
+        """
+        entries = weights.reshape(-1)[self.order]
+        return F.embedding_bag(
+            self.token, rows, self.offsets, per_sample_weights=entries, mode="sum"
+        )
+
+
+def row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
+    """rows[t] · dictionary[indices[t, j]] for every entry.
 
     Parameters
     ----------
-    values, indices : (n, k)
-    dictionary : (C, D)
-        Normalised rows.
-    """
-    return _Decode.apply(values, indices, dictionary)
-
-
-def scatter_rows(weights: Tensor, indices: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Σ over entries of weight · row, gathered by latent.
-
-    Parameters
-    ----------
-    weights, indices : (n, k)
     rows : (n, D)
-        Row t belongs to all k entries of token t.
-    count : int
-        Number of latents C.
+    dictionary : (C, D)
+    indices : (n, k) int64, ascending in each row
 
     Returns
     -------
-    (C, D)
+    (n, k)
     """
-    if is_small(weights, count):
-        return _dense_code(weights, indices, count).t() @ rows
-    k = indices.shape[1]
-    flat = indices.reshape(-1)
-    # A stable sort makes the order of the sums, and so their bits, repeatable.
-    latents, order = torch.sort(flat.to(torch.int32), stable=True)
-    offsets = torch.searchsorted(latents, torch.arange(count, device=flat.device).to(torch.int32))
-    return F.embedding_bag(
-        order // k, rows, offsets, per_sample_weights=weights.reshape(-1)[order], mode="sum"
-    )
-
-
-def _row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
-    """rows[t] · dictionary[indices[t, j]] for every entry, (n, k)."""
     n, k = indices.shape
     if rows.device.type == "cpu" and not torch.backends.mkl.is_available():
         # sampled_addmm on a CPU is MKL's; pieces keep the gathered rows small.
@@ -140,14 +158,12 @@ def _row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
                 for i, r in zip(indices.split(1024), rows.split(1024), strict=True)
             ]
         )
-    crow = torch.arange(0, n * k + 1, k, device=indices.device)
-    ordered, order = torch.sort(indices, dim=1)
     pattern = torch.sparse_csr_tensor(
-        crow,
-        ordered.reshape(-1),
+        torch.arange(0, n * k + 1, k, device=indices.device),
+        indices.reshape(-1),
         torch.zeros(n * k, dtype=rows.dtype, device=rows.device),
         size=(n, dictionary.shape[0]),
         check_invariants=False,
     )
     dots = torch.sparse.sampled_addmm(pattern, rows, dictionary.t(), beta=0.0)
-    return torch.empty_like(rows[:, :1].expand(n, k)).scatter(1, order, dots.values().reshape(n, k))
+    return dots.values().reshape(n, k)

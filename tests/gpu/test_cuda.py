@@ -7,7 +7,7 @@ from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.train import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams, SaeParams
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.train import SaeTrainer
+from spg_pipe.sae.trainer import SaeTrainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,7 +17,8 @@ from spg_pipe.guides import train as train_module
 from spg_pipe.guides.model import effective_codes, initial_codes
 from spg_pipe.guides.train import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams
-from spg_pipe.sae.model import SaeRun, SparseAutoencoder
+from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 

@@ -55,15 +55,15 @@ MUTANTS = {
     "aligned corners": Mutant(
         "guide", "guides/model.py", "align_corners=False", "align_corners=True"
     ),
-    "Adam's betas": Mutant("sae", "sae/train.py", "(0.5, 0.999)", "(0.9, 0.999)"),
+    "Adam's betas": Mutant("sae", "sae/trainer.py", "(0.5, 0.999)", "(0.9, 0.999)"),
     "SAE's lr": Mutant(
         "sae", "params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
     ),
     "AuxK coefficient": Mutant("sae", "params.py", "= 1 / 32", "= 1 / 16"),
-    "AuxK without stop-gradient": Mutant("sae", "sae/model.py", "x - x_hat.detach()", "x - x_hat"),
-    "activity threshold": Mutant("sae", "sae/model.py", "= 1e-3", "= 1e-2"),
-    "dead one step early": Mutant("sae", "sae/model.py", "self.age > limit", "self.age >= limit"),
-    "no renormalisation": Mutant("sae", "sae/train.py", "self.sae.renormalise()", "pass"),
+    "AuxK without stop-gradient": Mutant("sae", "sae/losses.py", "x - x_hat.detach()", "x - x_hat"),
+    "activity threshold": Mutant("sae", "sae/losses.py", "= 1e-3", "= 1e-2"),
+    "dead one step early": Mutant("sae", "sae/losses.py", "self.age > limit", "self.age >= limit"),
+    "no renormalisation": Mutant("sae", "sae/trainer.py", "self.sae.renormalise()", "pass"),
     "DINOv3 resized in 8 bits": Mutant(
         "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'
     ),

@@ -16,10 +16,10 @@ from torch import Tensor
 from parity.cases import Case, Comparison, compare
 from spg_pipe.params import SaeParams
 from spg_pipe.protocol import protocol
-from spg_pipe.sae.model import ACTIVE_ABOVE, SparseAutoencoder, auxk_loss
-from spg_pipe.sae.ops import select_topk
-from spg_pipe.sae.quality import active_counts
-from spg_pipe.sae.train import SaeTrainer
+from spg_pipe.sae.activations import topk_code
+from spg_pipe.sae.losses import ACTIVE_ABOVE, auxk_loss
+from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.sae.trainer import SaeTrainer
 
 STEPS = 5
 
@@ -67,25 +67,24 @@ def _forward(case: Case) -> dict[str, Any]:
     """Fixture A: untied, unnormalised weights and preset counters."""
     ours = trainer(case, _first(case, "W_fwd", "D0"), _first(case, "Draw_fwd", "D0"))
     if case.has("stats_before"):
-        ours.counter.age = _tensor(case, "stats_before").long()
+        ours.counter.restore(_tensor(case, "stats_before").long())
     x = patches(_tensor(case, "x_tokens"))
     result, dead = ours.losses(x)
     result.total.backward()
     sae, params = ours.sae, ours.params
     with torch.no_grad():
-        output = sae(x)
-        z = torch.zeros_like(output.pre).scatter(1, output.indices, output.values)
-        values, _ = select_topk(output.pre, sae.k)
+        pre, x_hat = x @ sae.encoder.t(), sae(x).x_hat
+        z = topk_code(pre, sae.k)
         auxk = min(params.auxk, len(dead))
-        candidates = output.pre * dead
+        candidates = pre * dead
         got = {
-            "pre": output.pre,
+            "pre": pre,
             "z": z,
-            "x_hat": output.x_hat,
-            "recon_error": (output.x_hat - x).pow(2).mean(dim=1),
-            "sparsity_penalty": output.values.abs().sum(dim=1) / len(dead),
-            "auxk_loss": auxk_loss(sae, x, output.x_hat, dead, params.auxk),
-            "topk_val_raw": values.sort(dim=1, descending=True).values,
+            "x_hat": x_hat,
+            "recon_error": (x_hat - x).pow(2).mean(dim=1),
+            "sparsity_penalty": z.sum(dim=1) / len(dead),
+            "auxk_loss": auxk_loss(pre, sae.atoms, x - x_hat, dead, params.auxk),
+            "topk_val_raw": pre.topk(sae.k, dim=1).values,
             "auxk_val": candidates.topk(auxk, dim=1).values.clamp_min(0),
         }
     return got | {
@@ -97,7 +96,7 @@ def _forward(case: Case) -> dict[str, Any]:
         "n_dead": dead.sum(),
         "grad_W": sae.encoder.grad,
         "grad_Draw": sae.dictionary.grad,
-        "topk_idx": _indices_of(case, "topk_idx", output.pre, got["topk_val_raw"]),
+        "topk_idx": _indices_of(case, "topk_idx", pre, got["topk_val_raw"]),
         "auxk_idx": _indices_of(case, "auxk_idx", candidates.clamp_min(0), got["auxk_val"]),
         **_settings(case, params, x),
     }
@@ -156,9 +155,7 @@ def _five_steps(case: Case) -> dict[str, Any]:
         got[stored] = torch.stack(values) if every else values[-1]
         got[f"{stored}_last"] = values[-1]
     if case.has("x_tokens"):
-        with torch.no_grad():
-            codes, indices, _ = ours.sae.encode(_tensor(case, "x_tokens").flatten(0, 1))
-        counts = active_counts(codes, indices, len(ours.counter.age))
+        counts = ours.sae(_tensor(case, "x_tokens").flatten(0, 1)).active
         got |= {"guide_count_active": counts, "guide_dead_mask": counts == 0}
     return got
 

@@ -15,6 +15,6 @@ def test_sae_agrees_with_the_reference(case: Case) -> None:
 
 
 def test_the_sparse_sums_of_large_batches_agree_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_DENSE_ENTRIES", 0)
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", 0)
     case = cases("sae", OWN_CASES)[0]
     assert_agrees(case, compare_case(case))

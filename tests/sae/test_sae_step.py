@@ -9,15 +9,9 @@ from torch import Tensor
 from benchmarks.reference.sae import DenseSae, rows, topk_code
 from spg_pipe.params import SaeParams
 from spg_pipe.sae import ops
-from spg_pipe.sae.model import (
-    ACTIVE_ABOVE,
-    DeadCounter,
-    SparseAutoencoder,
-    auxk_loss,
-    input_tokens,
-    losses,
-)
-from spg_pipe.sae.train import SaeTrainer
+from spg_pipe.sae.losses import ACTIVE_ABOVE, DeadCounter, auxk_loss, losses
+from spg_pipe.sae.model import InputTransform, SparseAutoencoder
+from spg_pipe.sae.trainer import SaeTrainer
 
 
 def tokens(images: int, patches: int, dim: int, seed: int = 0) -> Tensor:
@@ -45,7 +39,7 @@ def trainer(reference: DenseSae, rule: str = "steps") -> SaeTrainer:
 def test_eight_steps_equal_the_literal_dense_ones(
     auxk: int, dense_entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_DENSE_ENTRIES", dense_entries)
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)
     start = rows(torch.randn(48, 16, generator=torch.Generator().manual_seed(1)))
     reference = DenseSae(start, start, k=3, auxk=auxk, dead_after=40)
     ours = trainer(reference)
@@ -91,6 +85,17 @@ def test_five_steps_of_any_size_have_the_bits_of_the_dense_ones(
         torch.testing.assert_close(ours.sae.dictionary, reference.dictionary, atol=2e-6, rtol=0)
 
 
+def judged(
+    sae: SparseAutoencoder, x: Tensor, dead: list[int], **changes: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of a batch in which these latents were dead before, at the edge of activity."""
+    latents = len(sae.encoder)
+    params = SaeParams(dict_size=latents, k=sae.k).model_copy(update=changes)
+    age = torch.zeros(latents, dtype=torch.int64)
+    age[dead] = 10**9
+    return losses(sae, x, DeadCounter(age, "tokens", 10**8), params)[0]
+
+
 @pytest.mark.parametrize("auxk", [2, 7, 512])
 def test_auxk_has_the_dense_formulas_value_and_gradients(auxk: int) -> None:
     x = tokens(1, 20, 8)[0].double()
@@ -98,13 +103,13 @@ def test_auxk_has_the_dense_formulas_value_and_gradients(auxk: int) -> None:
     sae.dictionary.data *= 1.7  # rows are normalised in the forward pass only
     dead = torch.zeros(24, dtype=torch.bool)
     dead[::3] = True
-    x_hat = sae(x).x_hat
-    mine = auxk_loss(sae, x, x_hat, dead, auxk)
+    residual = x - sae(x).x_hat
+    mine = auxk_loss(x @ sae.encoder.t(), sae.atoms, residual, dead, auxk)
     gradients = torch.autograd.grad(mine.mean(), list(sae.parameters()))
 
     encoder, dictionary = (p.detach().clone().requires_grad_() for p in sae.parameters())
     guess = topk_code((x @ encoder.t()) * dead, min(auxk, 24)) @ rows(dictionary)
-    expected = (x - x_hat.detach() - guess).pow(2).mean(dim=1)
+    expected = (residual - guess).pow(2).mean(dim=1)
     theirs = torch.autograd.grad(expected.mean(), [encoder, dictionary])
 
     torch.testing.assert_close(mine, expected)
@@ -116,39 +121,47 @@ def test_auxk_has_the_dense_formulas_value_and_gradients(auxk: int) -> None:
 def test_auxk_of_a_residual_that_is_not_finite_counts_as_nothing() -> None:
     sae = SparseAutoencoder(4, 8, 2)
     x = torch.ones(3, 4)
-    x_hat = torch.zeros(3, 4)
-    x_hat[1, 2] = float("inf")
-    x_hat[2, 0] = float("nan")
-    error = auxk_loss(sae, x, x_hat, torch.ones(8, dtype=torch.bool), 4)
+    residual = torch.ones(3, 4)
+    residual[1, 2], residual[2, 0] = float("inf"), float("nan")
+    pre = x @ sae.encoder.t()
+    error = auxk_loss(pre, sae.atoms, residual, torch.ones(8, dtype=torch.bool), 4)
     assert error[0] > 0
     assert error[1:].tolist() == [0.0, 0.0]
 
 
-def test_no_dead_latent_means_no_auxk() -> None:
+@pytest.mark.parametrize("dense_entries", [0, 2**21])
+def test_no_dead_latent_means_no_auxk(dense_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)
+    sae = SparseAutoencoder(4, 8, 2)
+    total, reconstruction, auxk = judged(sae, tokens(1, 6, 4)[0], [])
+    assert float(auxk) == 0
+    assert total.equal(reconstruction)
+
+
+@pytest.mark.parametrize("dense_entries", [0, 2**21])
+def test_normalised_auxk_divides_by_the_residuals_variance(
+    dense_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)
+    sae = SparseAutoencoder(4, 8, 2)
+    sae.encoder.data[:3] *= 1e-6
+    x = tokens(1, 6, 4)[0]
+    plain, normalised = (
+        judged(sae, x, [0, 1, 2], auxk_normalised=choice)[2] for choice in (False, True)
+    )
+    assert float(plain) > 0
+    torch.testing.assert_close(normalised * (x - sae(x).x_hat).var(), plain)
+
+
+@pytest.mark.parametrize("dense_entries", [0, 2**21])
+def test_the_reconstruction_is_the_mean_over_tokens_and_width(
+    dense_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)
     sae = SparseAutoencoder(4, 8, 2)
     x = tokens(1, 6, 4)[0]
-    result = losses(sae, x, sae(x), torch.zeros(8, dtype=torch.bool))
-    assert float(result.auxk) == 0
-    assert result.total.equal(result.reconstruction)
-
-
-def test_normalised_auxk_divides_by_the_residuals_variance() -> None:
-    sae = SparseAutoencoder(4, 8, 2)
-    x = tokens(1, 6, 4)[0]
-    output = sae(x)
-    dead = torch.ones(8, dtype=torch.bool)
-    plain = losses(sae, x, output, dead)
-    normalised = losses(sae, x, output, dead, auxk_normalised=True)
-    variance = (x - output.x_hat).var()
-    torch.testing.assert_close(normalised.auxk * variance, plain.auxk)
-
-
-def test_the_reconstruction_is_the_mean_over_tokens_and_width() -> None:
-    sae = SparseAutoencoder(4, 8, 2)
-    x = tokens(1, 6, 4)[0]
-    output = sae(x)
-    found = losses(sae, x, output, torch.zeros(8, dtype=torch.bool)).reconstruction
-    torch.testing.assert_close(found, (x - output.x_hat).square().sum() / (6 * 4))
+    _, found, _ = judged(sae, x, [])
+    torch.testing.assert_close(found, (x - sae(x).x_hat).square().sum() / (6 * 4))
 
 
 def test_the_first_dictionary_is_tied_unit_and_of_its_seed() -> None:
@@ -180,11 +193,15 @@ def counted(rule: str, dead_after: int, batches: list[tuple[int, list[int]]]) ->
     counter = DeadCounter(torch.zeros(4, dtype=torch.int64), rule, dead_after)
     dead = []
     for size, active in batches:
-        values = torch.zeros(size, 2)
-        indices = torch.zeros(size, 2, dtype=torch.int64)
-        for place, latent in enumerate(active):
-            values[place, 0], indices[place, 0] = 1.0, latent
-        dead.append(counter.update(values, indices).tolist())
+        mask = torch.zeros(4, dtype=torch.bool)
+        mask[active] = True
+        wanted = counter.candidates(size)
+        now = counter.update(mask, size)
+        # Whoever is dead was a candidate before, so its pre-activations were kept.
+        assert set(torch.nonzero(now)[:, 0].tolist()) <= set(
+            [] if wanted is None else wanted.tolist()
+        )
+        dead.append(now.tolist())
     return dead
 
 
@@ -211,17 +228,25 @@ def test_default_counts_tokens_whatever_the_batches_are() -> None:
     assert [row[1] for row in mended] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("rule", ["steps", "tokens"])
-def test_only_values_above_the_threshold_count_as_active(rule: str) -> None:
-    counter = DeadCounter(torch.zeros(2, dtype=torch.int64), rule, 3)
-    values = torch.tensor([[ACTIVE_ABOVE, 2 * ACTIVE_ABOVE]])
+@pytest.mark.parametrize("dense_entries", [0, 2**21])
+def test_only_values_above_the_threshold_count_as_active(
+    dense_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)
+    sae = SparseAutoencoder(2, 2, 2)
+    sae.encoder.data = torch.tensor([[ACTIVE_ABOVE, 0.0], [2 * ACTIVE_ABOVE, 0.0]])
+    counter = DeadCounter(torch.zeros(2, dtype=torch.int64), "steps", 3)
+    x = torch.tensor([[1.0, 0.0]])
     for _ in range(5):
-        dead = counter.update(values, torch.tensor([[0, 1]]))
+        _, dead = losses(sae, x, counter, SaeParams(dict_size=2, k=2))
     assert dead.tolist() == [True, False]
     assert counter.age.tolist() == [5, 1]
 
 
-def test_l2_input_has_unit_length_and_none_leaves_it_alone() -> None:
+def test_the_input_is_left_alone_or_has_unit_length_or_is_centred() -> None:
     x = 7 * tokens(1, 5, 4)[0]
-    torch.testing.assert_close(input_tokens(x, "l2").norm(dim=1), torch.ones(5))
-    assert input_tokens(x, "none") is x
+    mean, scale = torch.arange(4.0), torch.tensor(2.0)
+    torch.testing.assert_close(InputTransform("l2")(x).norm(dim=1), torch.ones(5))
+    assert InputTransform("none")(x) is x
+    assert InputTransform("center", mean)(x).equal(x - mean)
+    assert InputTransform("standard", mean, scale)(x).equal((x - mean) / 2)

@@ -1,0 +1,96 @@
+"""One SAE with its optimiser: a step, and everything that a resumed run needs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spg_pipe.params import SaeParams
+from spg_pipe.sae.losses import DeadCounter, SaeLosses, losses
+from spg_pipe.sae.model import SparseAutoencoder
+
+BETAS = (0.5, 0.999)
+"""Adam's betas in both stages (docs/method.md §2, §3)."""
+
+
+@dataclass
+class SaeTrainer:
+    """One SAE with its optimiser and dead-latent counter."""
+
+    sae: SparseAutoencoder
+    optimizer: torch.optim.Adam
+    counter: DeadCounter
+    params: SaeParams
+
+    @classmethod
+    def start(cls, sae: SparseAutoencoder, params: SaeParams, dead_rule: str) -> "SaeTrainer":
+        """A trainer at step 0."""
+        age = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=sae.encoder.device)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, betas=BETAS, fused=True)
+        return cls(sae, optimizer, DeadCounter(age, dead_rule, params.dead_after_tokens), params)
+
+    def losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        """Forward pass and losses of tokens x (n, D); counts activity. Also the dead mask (C,)."""
+        return losses(self.sae, x, self.counter, self.params)
+
+    def step(self, x: Tensor, progress: float = 0.0) -> tuple[SaeLosses, Tensor]:
+        """One Adam step on tokens x (n, D), then unit dictionary rows again.
+
+        Parameters
+        ----------
+        x : (n, D) float32
+            As the SAE sees them (`InputTransform`).
+        progress : float
+            Share of the run's tokens that was seen before, in [0, 1): the schedule's position.
+        """
+        result, dead = self.losses(x)
+        self.optimizer.zero_grad(set_to_none=True)
+        result.total.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.params.lr * rate(self.params, progress)
+        self.optimizer.step()
+        self.sae.renormalise()
+        if self.sae.activation == "jumprelu":
+            self.sae.threshold.data.clamp_min_(0)
+        return result, dead
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on: a checkpoint's tensors."""
+        found = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"adam.{name}.{key}"] = value
+        return found | {"age": self.counter.age}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        device = self.sae.encoder.device
+        weights = {n[4:]: t.to(device) for n, t in tensors.items() if n.startswith("sae.")}
+        self.sae.load_state_dict(weights)
+        for name, parameter in self.sae.named_parameters():
+            prefix = f"adam.{name}."
+            # Adam counts its steps in a tensor that stays on the device with a fused step.
+            saved = {
+                n.removeprefix(prefix): t.to(device)
+                for n, t in tensors.items()
+                if n.startswith(prefix)
+            }
+            if saved:
+                self.optimizer.state[parameter] = saved
+        self.counter.restore(tensors["age"].to(device))
+
+
+def rate(params: SaeParams, progress: float) -> float:
+    """The learning rate's factor at a share of the run, in [0, 1].
+
+    A linear rise over the first `lr_warmup`, then constant, or falling to 0 as a line or a cosine.
+    """
+    if progress < params.lr_warmup:
+        return (progress + 1e-3) / (params.lr_warmup + 1e-3)
+    left = 1 - (progress - params.lr_warmup) / (1 - params.lr_warmup)
+    if params.lr_schedule == "linear":
+        return left
+    if params.lr_schedule == "cosine":
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+    return 1.0

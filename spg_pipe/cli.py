@@ -12,6 +12,7 @@ from spg_pipe.cli_options import (
     CacheOption,
     DetectorOption,
     DeviceOption,
+    GridOption,
     JsonOption,
     LayersOption,
     ParamsOption,
@@ -26,6 +27,7 @@ from spg_pipe.cli_options import (
     VerboseOption,
     WeightsOption,
     WorkersOption,
+    grid_of,
     make_session,
     names_of,
 )
@@ -165,6 +167,7 @@ def train_sae(
     aux: AuxOption = None,
     seed: SeedOption = None,
     store: StoreOption = None,
+    grid: GridOption = None,
     backbone: BackboneOption = None,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
@@ -188,7 +191,11 @@ def train_sae(
         as_json=as_json,
     )
     runs = training_runs(session.params, aux, seed, store)
-    paths = [pipeline.train_sae(session, name, one, store=store) for name, one in runs]
+    settings = grid_of(session, grid)
+    paths = []
+    for name in dict.fromkeys(name for name, _ in runs):
+        seeds = [one for other, one in runs if other == name]
+        paths += pipeline.train_saes(settings, name, seeds, store=store)
     session.console.result({"saes": [str(path) for path in paths]})
 
 

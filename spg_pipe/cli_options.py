@@ -1,5 +1,7 @@
 """Options that several commands share, and the session that they make."""
 
+import itertools
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,14 @@ ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in forc
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
+]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="sae.KEY=VALUE,VALUE",
+        help="Train an SAE for each value, all in one pass; several: every combination.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 WorkersOption = Annotated[
@@ -138,6 +148,37 @@ def names_of(option: str, value: str, example: str) -> list[str]:
             f"Leave the option out for the recipe's own {option.lstrip('-')}."
         )
     return list(dict.fromkeys(names))
+
+
+def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
+    """The session once for every combination of the grid's values; one that is given none.
+
+    Raises
+    ------
+    SpgError
+        If an axis is no list of values of the section `sae`.
+    """
+    axes: dict[str, list[Any]] = {}
+    for item in grid or []:
+        place, _, values = item.partition("=")
+        section, _, key = place.partition(".")
+        try:
+            listed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise SpgError(f"--grid {item}: {values!r} is no list of values ({error}).") from error
+        if section != "sae" or not key or not listed or None in listed:
+            raise SpgError(
+                f"--grid {item}: expected sae.KEY=VALUE,VALUE, for instance sae.k=16,32."
+            )
+        axes[key] = list(dict.fromkeys(listed))
+    found = []
+    for chosen in itertools.product(*axes.values()):
+        content = session.params.model_dump(mode="json")
+        content["sae"] |= dict(zip(axes, chosen, strict=True))
+        params = parse_params(content, OPTIONS)
+        other = {"sae"} if params.sae != session.params.sae else set()
+        found.append(replace(session, params=params, changed=session.changed | other))
+    return found
 
 
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:

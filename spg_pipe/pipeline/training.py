@@ -1,40 +1,94 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from spg_pipe.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.console import choose_device
 from spg_pipe.find import find_dataset, store_of_dataset
 from spg_pipe.find_runs import find_sae
+from spg_pipe.paths import with_suffix_hash
 from spg_pipe.session import Session
+
+if TYPE_CHECKING:
+    from spg_pipe.sae.train import SaeJob
+    from spg_pipe.store.reader import FeatureStore
 
 
 def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder."""
-    from spg_pipe.sae.train import train_sae as run
+    return train_saes([session], aux, [seed], store=store)[0]
 
-    features = store_of_dataset(session, find_dataset(session.params, aux), store)
-    params = session.params
-    with session.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
-        result, quality, curve = run(
+
+def train_saes(
+    sessions: Sequence[Session], aux: str, seeds: Sequence[int], *, store: Path | None = None
+) -> list[Path]:
+    """FeatureStore of the auxiliary set → an SAE for every setting and seed.
+
+    Those that see the same batches are trained in one pass over the store.
+
+    Parameters
+    ----------
+    sessions : sequence of Session
+        One for each setting: they differ in `params.sae` alone.
+
+    Returns
+    -------
+    list of Path
+        Setting by setting, seed by seed.
+    """
+    from spg_pipe.sae.train import SaeJob
+
+    features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
+    wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]
+    places: dict[int, Path] = {}
+    for stream in dict.fromkeys(job.stream for _, job in wanted):
+        chosen = [number for number, (_, job) in enumerate(wanted) if job.stream == stream]
+        made = _train_together([wanted[n] for n in chosen], features, aux, own=store is None)
+        places |= dict(zip(chosen, made, strict=True))
+    return [places[number] for number in range(len(wanted))]
+
+
+def _train_together(
+    jobs: "list[tuple[Session, SaeJob]]", features: "FeatureStore", aux: str, *, own: bool
+) -> list[Path]:
+    """One pass; its checkpoint lies beside the first SAE."""
+    from spg_pipe.sae.train import train_saes as run
+
+    session, seed = jobs[0][0], jobs[0][1].seed
+    several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
+    settings = [(job.params, job.seed) for _, job in jobs]
+    beside = session.paths.sae(aux, seed)
+    if several or session.changed or not own:
+        digest = hashlib.sha256(repr((features.fingerprint, settings)).encode())
+        beside = with_suffix_hash(beside, digest.hexdigest())
+    checkpoints = Checkpoints(checkpoint_path(beside), say=session.console.say)
+    with session.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
+        results = run(
             features,
-            params.sae,
-            params.method,
-            seed=seed,
+            [job for _, job in jobs],
+            session.params.method,
             device=choose_device(session.device),
             cache=session.cache,
             progress=lambda layer, done, total, loss: update(done, total, loss, layer),
+            checkpoints=checkpoints,
+            say=session.console.say,
         )
-    path = session.place(
-        session.paths.sae(aux, seed), result.config["fingerprint"], own=store is None
-    )
-    result.save(path, quality, curve)
-    for layer, values in quality.items():
-        session.console.say(
-            f"  {layer}: R² {values['r2']:.3f}, L0 {values['l0']:.1f}, "
-            f"dead {values['dead_share']:.1%}, {values['tokens_seen']:,} tokens"
-        )
-    session.console.say(f"SAE of {aux}, seed {seed} → {path}")
-    return path
+    places = []
+    for (one, job), result in zip(jobs, results, strict=True):
+        path = one.place(one.paths.sae(aux, job.seed), result.run.config["fingerprint"], own=own)
+        result.run.save(path, result.quality, result.curve)
+        for layer, values in result.quality.items():
+            one.console.say(
+                f"  {layer}: R² {values['r2']:.3f}, L0 {values['l0']:.1f}, "
+                f"dead {values['dead_share']:.1%}, {values['tokens_seen']:,} tokens"
+            )
+        one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
+        places.append(path)
+    checkpoints.remove()
+    return places
 
 
 def train_guides(

@@ -4,8 +4,8 @@
 |---|---|---|
 | `topk` | the k largest of a token, clamped at 0 (the published one) | k |
 | `batch_topk` | the n·k largest of a batch of n tokens (Bussmann et al. 2024) | k, on average |
-| `relu` | everything above 0 | an L1 penalty |
-| `jumprelu` | above a learned threshold (Rajamanoharan et al. 2024) | an L0 penalty |
+| `relu` | what rises above its latent's learned threshold | an L1 penalty |
+| `jumprelu` | as it is, if above that threshold (Rajamanoharan et al. 2024) | an L0 penalty |
 
 Large TopK codes never come here: see `sparse_loss`.
 """

@@ -170,7 +170,7 @@ def _training_code(
     return z, params.sparsity * z.sum(dim=1).mean() if sae.activation == "relu" else 0.0
 
 
-_THRESHOLD_DECAY = 0.99
+_THRESHOLD_DECAY = 0.9
 
 
 @torch.no_grad()

@@ -39,7 +39,8 @@ class SparseAutoencoder(torch.nn.Module):
     """
 
     threshold: Tensor
-    """`jumprelu`: (C,) learned; `batch_topk`: a scalar, what a value must reach after training."""
+    """`relu`, `jumprelu`: (C,) learned; `batch_topk`: a scalar, what a value must reach after
+    training. `topk` has none."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class SparseAutoencoder(torch.nn.Module):
         self.k, self.activation = k, activation
         self.encoder = torch.nn.Parameter(rows.clone())
         self.dictionary = torch.nn.Parameter(rows)
-        if activation == "jumprelu":
+        if activation in ("relu", "jumprelu"):
             self.threshold = torch.nn.Parameter(torch.zeros(dict_size))
         elif activation == "batch_topk":
             self.register_buffer("threshold", torch.zeros(()))
@@ -78,7 +79,7 @@ class SparseAutoencoder(torch.nn.Module):
         if self.activation == "topk":
             return activations.topk_code(pre, self.k)
         if self.activation == "relu":
-            return pre.clamp_min(0)
+            return (pre - self.threshold).clamp_min(0)
         return activations.threshold_code(pre, self.threshold)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from spg_pipe.paths import with_suffix_hash
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
-    from spg_pipe.sae.train import SaeJob
+    from spg_pipe.sae.fits import SaeJob
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -39,7 +39,7 @@ def train_saes(
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.sae.train import SaeJob
+    from spg_pipe.sae.fits import SaeJob
 
     features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
     wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]

@@ -16,11 +16,12 @@ from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.params import SaeParams
 from spg_pipe.sae import activations
+from spg_pipe.sae.fits import input_transform
 from spg_pipe.sae.losses import DeadCounter, losses
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.quality import frequency_histogram, stability
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.sae.train import input_transform, train_sae
+from spg_pipe.sae.train import train_sae
 from spg_pipe.sae.trainer import rate
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -72,7 +73,7 @@ def test_batch_topk_after_training_has_about_k_active_latents(tiny_store: Featur
 def test_an_l1_penalty_makes_relu_codes_sparser(tiny_store: FeatureStore) -> None:
     l0 = [
         train_sae(
-            tiny_store, params(activation="relu", sparsity=s, epochs=30), METHOD, seed=1
+            tiny_store, params(activation="relu", sparsity=s, lr=1e-2, epochs=30), METHOD, seed=1
         ).quality["1"]["l0"]
         for s in (0.0, 1.0)
     ]

@@ -14,9 +14,9 @@ from tiny import METHOD, SAE
 from spg_pipe import checkpoint
 from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.params import SaeParams
-from spg_pipe.sae import ops
-from spg_pipe.sae import train as train_module
-from spg_pipe.sae.train import SaeJob, SaeResult, train_sae, train_saes
+from spg_pipe.sae import fits, ops
+from spg_pipe.sae.fits import SaeJob
+from spg_pipe.sae.train import SaeResult, train_sae, train_saes
 from spg_pipe.sae.trainer import SaeTrainer
 from spg_pipe.store.reader import FeatureStore
 
@@ -60,13 +60,13 @@ def test_a_grid_of_eight_gives_the_bits_of_eight_single_runs(
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Layers whose batches were asked for, once for each epoch that was begun."""
     passes: list[str] = []
-    true = train_module.token_batches
+    true = fits.token_batches
 
     def counted(source: Any, **options: Any) -> Iterator[torch.Tensor]:
         passes.append(source.layer)
         yield from true(source, **options)
 
-    monkeypatch.setattr(train_module, "token_batches", counted)
+    monkeypatch.setattr(fits, "token_batches", counted)
     return passes
 
 

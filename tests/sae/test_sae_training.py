@@ -15,13 +15,16 @@ from tiny import METHOD, SAE, files
 from benchmarks.reference.sae import rows, topk_code
 from spg_pipe.errors import SpgError
 from spg_pipe.params import MethodParams, SaeParams
+from spg_pipe.sae import fits
 from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
+from spg_pipe.sae.trainer import SaeTrainer
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import token_batches
 
 RAW = InputTransform("none")
 
@@ -80,9 +83,9 @@ def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None
     together = run(tiny_store)[0]
     sae = SparseAutoencoder(8, 32, 4, seed=111)
     assert together.layers["2"].encoder.shape == sae.encoder.shape
-    trainer = train_module.SaeTrainer.start(sae, SAE, "tokens")
+    trainer = SaeTrainer.start(sae, SAE, "tokens")
     for epoch in range(SAE.epochs):
-        for x in train_module.token_batches(
+        for x in token_batches(
             TokenSource(tiny_store, "2"), seed=111, epoch=epoch, batch_images=SAE.batch_images
         ):
             trainer.step(x.float())
@@ -93,13 +96,13 @@ def test_the_class_token_is_never_trained_on(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    true = train_module.SaeTrainer.step
+    true = SaeTrainer.step
 
-    def spy(self: train_module.SaeTrainer, x: torch.Tensor, progress: float) -> Any:
+    def spy(self: SaeTrainer, x: torch.Tensor, progress: float) -> Any:
         seen.append(x)
         return true(self, x, progress)
 
-    monkeypatch.setattr(train_module.SaeTrainer, "step", spy)
+    monkeypatch.setattr(SaeTrainer, "step", spy)
     run(tiny_store, epochs=1)
     patches = torch.cat([x for x in seen if x.shape[1] == 12])
     assert len(patches) == 16 * 16
@@ -139,7 +142,7 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
 ) -> None:
     rules: list[str] = []
     masks: list[bool] = []
-    true_start, true_measure = train_module.SaeTrainer.start, train_module.measure
+    true_start, true_measure = SaeTrainer.start, train_module.measure
 
     def start(sae: Any, params: Any, rule: str) -> Any:
         rules.append(rule)
@@ -149,7 +152,7 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
         masks.append(args[3])
         return true_measure(*args)
 
-    monkeypatch.setattr(train_module.SaeTrainer, "start", start)
+    monkeypatch.setattr(SaeTrainer, "start", start)
     monkeypatch.setattr(train_module, "measure", spied)
     result, quality, _ = run(tiny_store, protocol=protocol, epochs=1)
     assert set(rules) == {"steps" if counts else "tokens"}
@@ -235,7 +238,7 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
 def test_the_last_step_is_always_on_the_curve_and_checked(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "_CURVE_POINTS", 2)
+    monkeypatch.setattr(fits, "_CURVE_POINTS", 2)
     _, quality, curve = run(tiny_store, epochs=1, batch_images=5)
     last = [line.split(",") for line in curve.splitlines() if line.startswith("1,")][-1]
     assert int(last[2]) == quality["1"]["tokens_seen"] == 256

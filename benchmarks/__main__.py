@@ -3,4 +3,4 @@
 from benchmarks import sae_step
 
 if __name__ == "__main__":
-    sae_step.main()
+    sae_step.run()

@@ -89,14 +89,18 @@ def _sparse_losses(
 ) -> tuple[SaeLosses, Tensor]:
     wanted = counter.candidates(len(x)) if _uses_auxk(params) else None
     codes = ops.search_topk(x, sae.encoder, sae.k, keep=wanted, precision=params.search)
-    active = torch.zeros_like(counter.age, dtype=torch.bool)
-    active[codes.indices[codes.values > ACTIVE_ABOVE]] = True
-    dead = counter.update(active, len(x))
-    aux = None if wanted is None else auxk_of(codes, wanted, dead, params)
+    dead = counter.update(_active(codes, len(counter.age)), len(x))
+    aux = None if wanted is None else _auxk_of(codes, wanted, dead, params)
     return SaeLosses(*topk_loss(sae.encoder, sae.atoms, x, codes, aux)), dead
 
 
-def auxk_of(codes: Codes, kept: Tensor, dead: Tensor, params: SaeParams) -> AuxK | None:
+def _active(codes: Codes, latents: int) -> Tensor:
+    """Latents with a value above the threshold, (C,) bool; the others meet in a place beyond."""
+    places = torch.where(codes.values > ACTIVE_ABOVE, codes.indices, latents).flatten()
+    return places.new_zeros(latents + 1, dtype=torch.bool).scatter_(0, places, True)[:latents]
+
+
+def _auxk_of(codes: Codes, kept: Tensor, dead: Tensor, params: SaeParams) -> AuxK | None:
     """AuxK's part of a search that kept latents (m,); None if none of them is dead."""
     still = dead[kept]
     if not bool(still.any()):

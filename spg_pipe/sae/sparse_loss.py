@@ -154,7 +154,7 @@ def _sparse_block(
     grad_atoms: Tensor,
 ) -> Tensor:
     """As `_dense_block`, on the chosen entries alone."""
-    indices = pre.topk(count, dim=1, sorted=False)[1].sort(dim=1)[0]
+    indices = pre.topk(count, dim=1, sorted=False)[1]
     z = pre.gather(1, indices).clamp_min_(0)
     error, left = _finite(ops.decode(z, indices, atoms).add_(residual))
     entries = ByLatent.of(indices, len(atoms))

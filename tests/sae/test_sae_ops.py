@@ -135,13 +135,13 @@ def test_a_residual_that_is_not_finite_counts_as_nothing(
 
 
 @given(problems())
-def test_the_search_finds_the_largest_in_ascending_order_of_latents(problem: Problem) -> None:
+def test_the_search_finds_the_largest(problem: Problem) -> None:
     x, encoder, _, k = problem
     keep = torch.arange(0, len(encoder), 2)
     codes = ops.search_topk(x, encoder, k, keep=keep)
     pre = x @ encoder.t()
     assert codes.values.shape == codes.indices.shape == (len(x), k)
-    assert bool((codes.indices.diff(dim=1) > 0).all())  # so no latent comes twice
+    assert all(len(set(row)) == k for row in codes.indices.tolist())
     torch.testing.assert_close(codes.values, pre.gather(1, codes.indices).clamp_min(0))
     torch.testing.assert_close(codes.values.sum(dim=1), topk_code(pre, k).sum(dim=1))
     torch.testing.assert_close(codes.kept, pre[:, keep])
@@ -198,7 +198,7 @@ def test_pieces_stand_in_where_there_is_no_mkl(monkeypatch: pytest.MonkeyPatch) 
     rows = torch.randn(2500, 6, generator=generator)
     dictionary = torch.randn(40, 6, generator=generator)
     chosen = [torch.randperm(40, generator=generator)[:5] for _ in range(2500)]
-    indices = torch.stack(chosen).sort(dim=1).values
+    indices = torch.stack(chosen)
     expected = (rows[:, None] * dictionary[indices]).sum(dim=2)
     torch.testing.assert_close(ops.row_dots(rows, dictionary, indices), expected)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)

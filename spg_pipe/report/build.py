@@ -228,9 +228,13 @@ def _training_sections(auxiliaries: Sequence[AuxiliaryRun], folder: Path) -> lis
     for aux in dict.fromkeys(run.aux for run in auxiliaries):
         runs = [run for run in auxiliaries if run.aux == aux]
         curves = figures.training_curves(runs, f"Training on {aux}")
-        alt = f"Training curves on {aux}: SAE loss, dead latents, guide losses; a line a seed"
+        alt = (
+            f"Training on {aux}: SAE loss, dead latents and how often latents are active, guide "
+            "losses; a line a seed"
+        )
         figure = _figure(folder, f"{aux}-training", curves, alt)
-        sections.append(TrainingSection(aux, facts.sae_table(aux, runs), figure))
+        quality = facts.sae_table(aux, runs, inputs.seeds_stability(runs))
+        sections.append(TrainingSection(aux, quality, figure))
     return sections
 
 

@@ -98,8 +98,13 @@ def _by_layer(counts: dict[str, Any]) -> str:
     return ", ".join(f"{layer}: {count:,}" for layer, count in counts.items())
 
 
-def sae_table(aux: str, runs: Sequence[AuxiliaryRun]) -> Table:
-    """Quality of the SAEs of one auxiliary set, a row a seed and layer."""
+def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float]) -> Table:
+    """Quality of the SAEs of one auxiliary set, a row a seed and layer.
+
+    Parameters
+    ----------
+    stability : dict of layer → mean over pairs of seeds; empty for a single one.
+    """
     rows = []
     for run in runs:
         for layer, values in run.quality.items():
@@ -109,6 +114,8 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun]) -> Table:
                     f"{values['r2']:.3f}",
                     f"{values['l0']:.1f}",
                     f"{values['dead_share']:.1%}",
+                    f"{values['almost_dead_share']:.1%}",
+                    f"{values['dense_share']:.1%}",
                     f"{values['tokens_seen']:,}",
                     f"{values['epochs']:.2f}",
                 )
@@ -116,11 +123,17 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun]) -> Table:
     gone = [str(run.seed) for run in runs if not run.quality]
     notes = [
         "R²: share of the tokens' variance that the reconstruction explains. L0: latents in use a "
-        "token. Dead: latents that no token of the auxiliary set uses."
+        "token. Dead: latents that no token of the auxiliary set uses. Almost dead: fewer than 1 "
+        "of 100,000. Dense: more than 1 of 10."
     ]
+    for layer, value in stability.items():
+        notes.append(
+            f"Layer {layer}: stability between seeds {value:.3f} (mean largest cosine of an atom "
+            "with the atoms of another seed, dead latents left out; 1: the same dictionary)."
+        )
     if gone:
         notes.append(f"The SAE of seed {', '.join(gone)} is no longer there.")
-    columns = ("SAE", "R²", "L0", "Dead", "Tokens seen", "Epochs")
+    columns = ("SAE", "R²", "L0", "Dead", "Almost dead", "Dense", "Tokens seen", "Epochs")
     return Table(f"Sparse autoencoders fitted on {aux}.", columns, tuple(rows), tuple(notes))
 
 

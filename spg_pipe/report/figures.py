@@ -11,6 +11,7 @@ from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PANELS = {
@@ -111,7 +112,7 @@ def _panel(
 
 
 def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
-    """SAE loss and dead share over tokens, guide losses over epochs; a line a seed.
+    """SAE loss and dead share over tokens, latents by frequency, guide losses; a line a seed.
 
     Returns
     -------
@@ -122,10 +123,13 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
         return None
 
     def paint(figure: "Figure") -> None:
-        loss, dead, guides = figure.subplots(1, 3)
+        loss, dead, often, guides = figure.subplots(1, 4)
         loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
-        _plain_log(loss)
+        _plain_log(loss.yaxis)
         dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
+        often.set(title="How often latents are active", xlabel="share of tokens", xscale="log")
+        often.set_ylabel("latents")
+        _plain_log(often.xaxis, (1,))
         guides.set(title="Guide losses", xlabel="epoch")
         layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
         for run in runs:
@@ -134,17 +138,22 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
                 label = f"layer {layer}" if run is runs[0] else None
                 for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
                     _line(axes, rows, "tokens", column, number, label, 1e-6)
+                if layer in run.quality:
+                    histogram = run.quality[layer]["frequencies"]
+                    often.stairs(
+                        histogram["latents"], histogram["edges"], color=f"C{number}", label=label
+                    )
             for number, column in enumerate(("total", "detection", "segmentation", "sparsity")):
                 label = column if run is runs[0] else None
                 _line(guides, run.guide_curve, "epoch", column, number, label)
-        for axes in (dead, guides):
+        for axes in (dead, often, guides):
             axes.set_ylim(bottom=0)
-        for axes in (loss, dead, guides):
-            if axes.get_lines():
+        for axes in (loss, dead, often, guides):
+            if axes.get_lines() or axes.patches:
                 place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
                 axes.legend(**place, ncols=4, frameon=False, columnspacing=1.0)
 
-    return _svg(paint, (11.0, 3.5), title)
+    return _svg(paint, (14.0, 3.5), title)
 
 
 def _line(
@@ -162,13 +171,13 @@ def _line(
         axes.plot(*values, color=f"C{number}", linewidth=1.0, marker=marker, label=label)
 
 
-def _plain_log(axes: "Axes") -> None:
+def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:
     """Ticks such as 0.5 and 20: matplotlib writes powers of ten as mathematics, which is off."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:

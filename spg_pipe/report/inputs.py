@@ -5,6 +5,8 @@ or removed since; the page then says so.
 """
 
 import csv
+import itertools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,8 @@ class AuxiliaryRun:
     """config.json; None where the detector is gone."""
     sae: dict[str, Any] | None
     quality: dict[str, Any]
-    """Layer → R², L0, dead share, tokens seen; empty where the SAE is gone."""
+    """Layer → R², L0, shares of latents, tokens seen; empty where the SAE is gone."""
+    sae_folder: Path | None
     sae_curve: list[dict[str, str]]
     guide_curve: list[dict[str, str]]
 
@@ -192,9 +195,27 @@ def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> Aux
         detector=read_json(detector / "config.json", "Detector") if detector else None,
         sae=read_json(sae / "config.json", "Sparse autoencoder") if sae else None,
         quality=read_json(sae / "quality.json", "Sparse autoencoder") if sae else {},
+        sae_folder=sae,
         sae_curve=read_csv(sae / "curve.csv") if sae else [],
         guide_curve=read_csv(detector / "curve.csv") if detector else [],
     )
+
+
+def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
+    """Layer → how alike the dictionaries of an auxiliary's seeds are, mean over pairs."""
+    from spg_pipe.sae.quality import stability
+    from spg_pipe.sae.run import SaeRun
+
+    saes = [SaeRun.load(run.sae_folder) for run in runs if run.sae_folder]
+    if len(saes) < 2:
+        return {}
+    return {
+        layer: statistics.fmean(
+            stability(*(sae.layers[layer].atoms[~sae.dead[layer]] for sae in pair))
+            for pair in itertools.combinations(saes, 2)
+        )
+        for layer in saes[0].layers
+    }
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -226,3 +226,15 @@ def test_an_old_report_is_replaced_as_a_whole(world: World, folder: Path, tmp_pa
 def test_without_curves_there_is_no_figure() -> None:
     assert figures.pixel_curves([], "none") is None
     assert figures.training_curves([], "none") is None
+
+
+def test_the_quality_of_saes_and_their_stability_are_told(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
+    text = Page(folder / "index.html").text
+    assert "Almost dead" in text
+    assert len(re.findall(r"Layer s\d+: stability between seeds [01]\.\d{3}", text)) == 2
+    svg = next((folder / "curves").glob("aux-training.svg")).read_text()
+    assert "How often latents are active" in svg
+    alone = built(world.changed(seeds=(111,)), tmp_path / "alone").text
+    assert "stability between seeds" not in alone

@@ -1,11 +1,22 @@
-"""Commands that look at things: artefacts, recipes, backbones, datasets."""
+"""Commands beside the stages: artefacts, recipes, backbones, datasets, sweeps."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spg_pipe.cli_options import JsonOption, ParamsOption, PlainUsage, QuietOption
+from spg_pipe.cli_options import (
+    Cache,
+    CacheOption,
+    DeviceOption,
+    JsonOption,
+    ParamsOption,
+    PlainUsage,
+    QuietOption,
+    SetOption,
+    VerboseOption,
+    make_session,
+)
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
 from spg_pipe.params import DEFAULT_PARAMS, load_params
@@ -146,9 +157,34 @@ def datasets(
     Console(json=as_json).result(content, "\n".join(lines))
 
 
+def sweep(
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every combination of the recipe's `sweep:` and compare them in one table."""
+    from spg_pipe import pipeline
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    result = pipeline.sweep(session)
+    session.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (inspect, verify, backbones, datasets):
+    for command in (inspect, verify, backbones, datasets, sweep):
         app.command(cls=PlainUsage)(command)
     recipe = typer.Typer(
         help="List recipes, or make one the recipe in force.", no_args_is_help=True

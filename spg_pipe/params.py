@@ -211,6 +211,8 @@ class Params(_Section):
     score: ScoreParams = ScoreParams()
     metrics: MetricParams = MetricParams()
     published: tuple[PublishedFigure, ...] = ()
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":

@@ -60,6 +60,11 @@ class Paths:
         return self._root / "metrics" / self.params.name / name
 
     @property
+    def sweep(self) -> Path:
+        """sweeps/<configuration>.csv"""
+        return self._root / "sweeps" / f"{self.params.name}.csv"
+
+    @property
     def report(self) -> Path:
         """report/<configuration>/"""
         return self._root / "report" / self.params.name

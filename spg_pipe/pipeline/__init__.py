@@ -12,10 +12,12 @@ from spg_pipe.pipeline.features import (
     write_demo_set,
     write_demo_sets,
 )
+from spg_pipe.pipeline.sweep import SweepResult, sweep
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import train_guides, train_sae, train_saes
 
 __all__ = [
+    "SweepResult",
     "evaluate",
     "extract",
     "load_backbone",
@@ -24,6 +26,7 @@ __all__ = [
     "report",
     "score",
     "skipped_in",
+    "sweep",
     "tables_of",
     "train_guides",
     "train_sae",

@@ -69,7 +69,7 @@ def metrics_table(
         Names of metrics; those that the rows do not have are left out.
     """
     shown = [name for name in columns if name in rows[0]]
-    cells = [(row_label(row), *(_cell(row, name) for name in shown)) for row in rows]
+    cells = [(row_label(row), *(cell(row, name) for name in shown)) for row in rows]
     summary = sum(row["kind"] == "mean" for row in rows)
     notes = _undefined_notes(rows, shown)
     if published is not None:
@@ -147,9 +147,9 @@ def overview_table(means: Sequence[tuple[Row, PublishedFigure | None]]) -> Table
     for row, figure in means:
         line = [f"{row['auxiliary']} → {row['dataset']}", str(max(row["categories"].values()))]
         for name in shown:
-            line.append(_cell(row, name))
+            line.append(cell(row, name))
             line += [_number(published_figure(figure, name))] if known else []
-        line.append(_cell(row, area))
+        line.append(cell(row, area))
         cells.append(tuple(line))
         if figure is not None:
             notes.append(f"Published, {line[0]}: {figure.source}.")
@@ -177,7 +177,8 @@ def _seeds(row: Row) -> str:
     return f"seeds {listed}: mean ± sample standard deviation"
 
 
-def _cell(row: Row, name: str) -> str:
+def cell(row: Row, name: str) -> str:
+    """A metric as text, with its deviation over seeds where there is one."""
     deviation = row.get(f"{name}_std", math.nan)
     text = _number(row[name])
     return text if math.isnan(deviation) else f"{text} ± {deviation:.3f}"

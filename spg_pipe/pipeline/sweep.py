@@ -1,0 +1,198 @@
+"""A recipe with every combination of some settings → one table (docs/recipes.md, "Sweeps").
+
+Every step goes through the stage functions and the artefacts' usual places; what is there is
+found and not made again. All SAEs of an auxiliary set and seed are trained in one pass.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spg_pipe.errors import SpgError
+from spg_pipe.find import find_dataset, find_store
+from spg_pipe.find_runs import find_detector, find_sae, find_scores
+from spg_pipe.params import Params, parse_params
+from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.target import evaluate, read_metrics, score
+from spg_pipe.pipeline.training import train_guides, train_saes
+from spg_pipe.report.tables import LABELS, Table, cell
+from spg_pipe.report.text import plain
+from spg_pipe.session import Session
+
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
+_SECTIONS = ("backbone", "method", "sae", "guides", "score", "metrics")
+"""What may vary; everything else says which data there is."""
+
+
+class Setting(NamedTuple):
+    """One combination."""
+
+    values: dict[str, Any]
+    """`sae.k` → 16."""
+    session: Session
+
+
+class SweepResult(NamedTuple):
+    """What a sweep found."""
+
+    rows: list[dict[str, Any]]
+    """A row a setting, direction: means over categories and seeds, the settings first."""
+    table: str
+    path: Path
+
+
+def settings_of(session: Session) -> list[Setting]:
+    """The recipe once for every combination of its `sweep`.
+
+    Raises
+    ------
+    SpgError
+        If it has none, or a combination is not valid.
+    """
+    axes = session.params.sweep
+    if not axes:
+        raise SpgError(
+            "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
+            "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
+        )
+    found = []
+    for chosen in itertools.product(*axes.values()):
+        values = dict(zip(axes, chosen, strict=True))
+        content = session.params.model_dump(mode="json")
+        for place, value in values.items():
+            _set(content, place, value)
+        params = parse_params(content, f"sweep {_named(values)}")
+        changed = {
+            name for name in _SECTIONS if getattr(params, name) != getattr(session.params, name)
+        }
+        one = replace(session, params=params, changed=session.changed | changed)
+        found.append(Setting(values, one))
+    return found
+
+
+def _set(content: dict[str, Any], place: str, value: Any) -> None:
+    section, _, key = place.partition(".")
+    if section not in _SECTIONS:
+        raise SpgError(f"sweep: {place}: expected one of {', '.join(_SECTIONS)}, and a parameter.")
+    if not key:
+        if not isinstance(value, dict):
+            raise SpgError(f"sweep: {place}: a whole section needs values such as {{alias: NAME}}.")
+        content[section] = value
+        return
+    content[section][key] = value
+
+
+def sweep(session: Session) -> SweepResult:
+    """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
+
+    Returns
+    -------
+    SweepResult
+        Also written to sweeps/<name>.csv.
+
+    Raises
+    ------
+    SpgError
+        As the stages do.
+    """
+    from spg_pipe.metrics import seeds_mean, write_csv
+
+    settings = settings_of(session)
+    params = session.params
+    for setting in _distinct(settings, ("backbone", "method")):
+        for name in dict.fromkeys(n for d in params.directions for n in (d.aux, d.target)):
+            _need_store(setting.session, name)
+    for group in _groups(settings, ("backbone", "method")):
+        saes = _distinct(group, ("sae",))
+        for aux, seed in itertools.product(
+            dict.fromkeys(d.aux for d in params.directions), params.seeds
+        ):
+            _train(group, saes, aux, seed)
+    rows = []
+    for number, setting in enumerate(settings):
+        session.console.say(f"Setting {number + 1} of {len(settings)}: {_named(setting.values)}")
+        for way in params.directions:
+            seeds = [_metrics(setting.session, way.aux, way.target, s) for s in params.seeds]
+            mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
+            rows.append(setting.values | mean)
+    path = session.paths.sweep
+    write_csv(path, [{k: str(v) if isinstance(v, dict) else v for k, v in r.items()} for r in rows])
+    text = plain(_table(params, rows))
+    session.console.say(f"Sweep {params.name} → {path}")
+    return SweepResult(rows, text, path)
+
+
+def _need_store(session: Session, name: str) -> None:
+    dataset = find_dataset(session.params, name)
+    if not _is_there(partial(find_store, session, dataset)):
+        extract(session, dataset)
+
+
+def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: int) -> None:
+    store = find_store(group[0].session, find_dataset(group[0].session.params, aux))
+    missing = [
+        one.session
+        for one in saes
+        if not _is_there(partial(find_sae, one.session, store, aux, seed))
+    ]
+    if missing:
+        train_saes(missing, aux, [seed])
+    for one in _distinct(group, ("sae", "guides", "score")):
+        if not _is_there(partial(find_detector, one.session, aux, seed)):
+            train_guides(one.session, aux, seed)
+
+
+def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
+    dataset = find_dataset(session.params, target)
+    if not _is_there(partial(find_scores, session, dataset, aux, seed)):
+        score(session, target, aux=aux, seed=seed)
+    return read_metrics(evaluate(session, target, aux=aux, seed=seed)[0])
+
+
+def _is_there(find: Callable[[], object]) -> bool:
+    try:
+        find()
+    except SpgError:
+        return False
+    return True
+
+
+def _distinct(settings: Sequence[Setting], sections: Sequence[str]) -> list[Setting]:
+    return [group[0] for group in _groups(settings, sections)]
+
+
+def _groups(settings: Sequence[Setting], sections: Sequence[str]) -> Iterator[list[Setting]]:
+    """Settings that agree in some sections, in order of first appearance."""
+    by_key: dict[str, list[Setting]] = {}
+    for setting in settings:
+        key = repr([getattr(setting.session.params, name) for name in sections])
+        by_key.setdefault(key, []).append(setting)
+    yield from by_key.values()
+
+
+def _named(values: dict[str, Any]) -> str:
+    return ", ".join(f"{place} = {_short(value)}" for place, value in values.items())
+
+
+def _short(value: Any) -> str:
+    """A backbone's section by its alias."""
+    return str(value.get("alias", value)) if isinstance(value, dict) else str(value)
+
+
+def _table(params: Params, rows: Sequence[dict[str, Any]]) -> Table:
+    axes, shown = list(params.sweep), [name for name in _SHOWN if name in rows[0]]
+    lines = []
+    for row in rows:
+        settings = ", ".join(_short(row[axis]) for axis in axes)
+        way = f"{row['auxiliary']} → {row['dataset']}"
+        lines.append((settings, way, *(cell(row, name) for name in shown)))
+    first = rows[0]
+    caption = (
+        f"Sweep {params.name}: means over categories; method protocol {first['method_protocol']}, "
+        f"metrics protocol {first['protocol']}, seeds {', '.join(map(str, params.seeds))}."
+    )
+    columns = (", ".join(axes), "Auxiliary → target", *(LABELS[name] for name in shown))
+    return Table(caption, columns, tuple(lines))

@@ -209,7 +209,11 @@ def train_guides(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the guides with the auxiliary sets' masks (Detector)."""
+    """Fit the guides with the auxiliary sets' masks (Detector).
+
+    Without --seed, all of the recipe's seeds in one pass over the store an epoch. A killed run goes
+    on from its last checkpoint when the same command is given again.
+    """
     from spg_pipe import pipeline
 
     session = make_session(
@@ -223,7 +227,14 @@ def train_guides(
         as_json=as_json,
     )
     runs = training_runs(session.params, aux, seed, store or sae)
-    paths = [pipeline.train_guides(session, name, one, store=store, sae=sae) for name, one in runs]
+    seeds: dict[str, list[int]] = {}
+    for name, one in runs:
+        seeds.setdefault(name, []).append(one)
+    paths = [
+        path
+        for name, some in seeds.items()
+        for path in pipeline.train_guides_of_seeds(session, name, some, store=store, sae=sae)
+    ]
     session.console.result({"detectors": [str(path) for path in paths]})
 
 

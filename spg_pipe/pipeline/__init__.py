@@ -13,7 +13,7 @@ from spg_pipe.pipeline.features import (
     write_demo_sets,
 )
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
-from spg_pipe.pipeline.training import train_guides, train_sae
+from spg_pipe.pipeline.training import train_guides, train_guides_of_seeds, train_sae
 
 __all__ = [
     "evaluate",
@@ -26,6 +26,7 @@ __all__ = [
     "skipped_in",
     "tables_of",
     "train_guides",
+    "train_guides_of_seeds",
     "train_sae",
     "write_demo_set",
     "write_demo_sets",

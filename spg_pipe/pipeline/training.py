@@ -1,7 +1,9 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from spg_pipe.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.console import choose_device
 from spg_pipe.find import find_dataset, store_of_dataset
 from spg_pipe.find_runs import find_sae
@@ -41,34 +43,56 @@ def train_guides(
     session: Session, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
-    from spg_pipe.detector import train_guides as run
-    from spg_pipe.guides.train import training_notes
+    return train_guides_of_seeds(session, aux, [seed], store=store, sae=sae)[0]
+
+
+def train_guides_of_seeds(
+    session: Session,
+    aux: str,
+    seeds: Sequence[int],
+    *,
+    store: Path | None = None,
+    sae: Path | None = None,
+) -> list[Path]:
+    """FeatureStore + a SparseAutoencoder a seed → Detectors, in one pass over the store an epoch.
+
+    A killed training goes on where its last checkpoint is, beside the first seed's detector.
+    """
+    from spg_pipe.detector import train_guides_together as run
+    from spg_pipe.guides.train import GuideRun, run_fingerprint, training_notes
     from spg_pipe.sae.model import SaeRun
 
     features = store_of_dataset(session, find_dataset(session.params, aux), store)
-    params = session.params
-    source = sae or find_sae(session, features, aux, seed)
-    with session.console.progress(f"train-guides {aux} seed {seed}") as update:
-        detector, curve = run(
+    params, device = session.params, choose_device(session.device)
+    runs = [
+        GuideRun(SaeRun.load(sae or find_sae(session, features, aux, seed)), params.guides, seed)
+        for seed in seeds
+    ]
+    own = store is None and sae is None
+    key = run_fingerprint(features, runs, params.method, device)
+    place = session.place(session.paths.detector(aux, seeds[0]), key, own=own)
+    checkpoints = Checkpoints(checkpoint_path(place), say=session.console.say)
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    with session.console.progress(f"train-guides {aux} {named}") as update:
+        results = run(
             features,
-            SaeRun.load(source),
-            params.guides,
+            runs,
             params.method,
             params.score,
-            seed=seed,
-            device=choose_device(session.device),
+            device=device,
             cache=session.cache,
             progress=update,
+            checkpoints=checkpoints,
         )
-    path = session.place(
-        session.paths.detector(aux, seed),
-        detector.fingerprint,
-        own=store is None and sae is None,
-    )
-    header = ",".join(curve[0])
-    lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
-    detector.save(path, "\n".join([header, *lines]) + "\n")
-    session.console.say(f"Detector of {aux}, seed {seed} → {path}")
+    paths = []
+    for seed, (detector, curve) in zip(seeds, results, strict=True):
+        path = session.place(session.paths.detector(aux, seed), detector.fingerprint, own=own)
+        header = ",".join(curve[0])
+        lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
+        detector.save(path, "\n".join([header, *lines]) + "\n")
+        session.console.say(f"Detector of {aux}, seed {seed} → {path}")
+        paths.append(path)
+    checkpoints.remove()
     for note in training_notes(features):
         session.console.say(f"  note: {note}")
-    return path
+    return paths

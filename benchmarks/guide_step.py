@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.labelled_store import labelled_store
 from benchmarks.reference.guides import LiteralGuides
 from benchmarks.timing import machine, medians
 from spg_pipe.guides.model import initial_codes
@@ -44,9 +45,7 @@ class Setting(NamedTuple):
 
     def literal(self) -> LiteralGuides:
         """The published recipe at step 0."""
-        return LiteralGuides(
-            self.codes, self.encoder, self.atoms, self.dead, LATENTS, self.grid
-        )
+        return LiteralGuides(self.codes, self.encoder, self.atoms, self.dead, LATENTS, self.grid)
 
     def ours(self, params: GuideParams | None = None) -> GuideTrainer:
         """The project's trainer at step 0."""
@@ -91,7 +90,7 @@ def difference(steps: int = 5, **given: int) -> float:
         literal.step(one.tokens, one.labels, one.masks)
         ours.step(batch)
     pairs = [(literal.codes, ours.codes), (literal.ema, ours.result)]
-    return max(float((a - b).abs().max()) for a, b in pairs if a is not None)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs if a is not None)
 
 
 def step_seconds(rounds: int, *, literal: bool = True, **given: int) -> dict[str, float]:
@@ -109,9 +108,7 @@ def training_seconds(
     folder: Path, *, images: int = 64, epochs: int = 3, dim: int = 384, size: int = 336
 ) -> dict[str, float]:
     """Seconds of a small training from a store: both recipes, and five runs in one pass."""
-    from benchmarks.stores import random_store
-
-    store = random_store(folder / "random.zarr", images=images, dim=dim, size=size)
+    store = labelled_store(folder, images=images, dim=dim, size=size)
     layer = store.layers[0]
     sae = SparseAutoencoder(dim, 2048, LATENTS)
     dead = torch.zeros(2048, dtype=torch.bool)

@@ -81,15 +81,13 @@ def test_runs_trained_together_read_the_store_once(
     assert counts == [3 * 14 * 2] * 2  # epochs × images × layers
 
 
-def test_runs_with_other_batches_are_refused(
-    tiny_store: FeatureStore, tiny_sae: SaeRun
-) -> None:
+def test_runs_with_other_batches_are_refused(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     some = [GuideRun(tiny_sae, params(epochs=n), 1) for n in (1, 2)]
     with pytest.raises(SpgError, match=r"same guides\.epochs.*1 × 4, 2 × 4"):
         fit_guides(tiny_store, some, METHOD)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill between two steps."""
 
 
@@ -100,7 +98,7 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopping(*args: Any, **kwargs: Any) -> Any:
         for batch in true(*args, **kwargs):
             if left[0] == 0:
-                raise Killed
+                raise KilledError
             left[0] -= 1
             yield batch
 
@@ -119,7 +117,7 @@ def test_a_killed_training_resumes_to_the_same_bits(
     places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
     with monkeypatch.context() as patch:
         killed_after(batches, patch)  # four an epoch
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             fit_guides(tiny_store, runs, METHOD, checkpoints=places)
     assert places.path.exists()
     seen: list[int] = []

@@ -216,7 +216,10 @@ def train_guides(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit the guides with the auxiliary sets' masks (Detector)."""
+    """Fit the guides with the auxiliary sets' masks (Detector).
+
+    A killed run goes on from its last checkpoint when the same command is given again.
+    """
     from spg_pipe import pipeline
 
     session = make_session(
@@ -230,7 +233,10 @@ def train_guides(
         as_json=as_json,
     )
     runs = training_runs(session.params, aux, seed, store or sae)
-    paths = [pipeline.train_guides(session, name, one, store=store, sae=sae) for name, one in runs]
+    paths = []
+    for name in dict.fromkeys(name for name, _ in runs):
+        seeds = [one for other, one in runs if other == name]
+        paths += pipeline.train_guides_together([session], name, seeds, store=store, sae=sae)
     session.console.result({"detectors": [str(path) for path in paths]})
 
 

@@ -3,6 +3,7 @@
 It holds no SAE and no training data. `train_guides` makes it, `scoring` applies it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import (
     anomaly_probability,
@@ -21,7 +23,8 @@ from spg_pipe.guides.model import (
     guide_vectors,
     to_grid,
 )
-from spg_pipe.guides.train import GuideTrainer, Progress, fit_guides
+from spg_pipe.guides.train import GuideFit, GuideRun, Progress, fit_guides
+from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
 from spg_pipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
@@ -225,7 +228,7 @@ def train_guides(
     score : ScoreParams
         Becomes part of the detector.
     seed : int
-        Seeds the initial codes and the order of the images.
+        Seeds the initial codes, and the order of the images unless `params.order_seed` is set.
     cache : "auto" | "device" | "host" | "none"
         Where the tokens wait, see `TokenSource`; does not change the result.
 
@@ -240,22 +243,59 @@ def train_guides(
     SpgError
         If the SAE does not belong to the store, or there is nothing to learn from.
     """
-    trainers, curve = fit_guides(
-        store, saes, params, method, seed=seed, device=device, cache=cache, progress=progress
+    run = GuideRun(saes, params, seed)
+    return train_guides_together(
+        store, [run], method, [score], device=device, cache=cache, progress=progress
+    )[0]
+
+
+def train_guides_together(
+    store: FeatureStore,
+    runs: Sequence[GuideRun],
+    method: MethodParams,
+    scores: Sequence[ScoreParams],
+    *,
+    device: str = "cpu",
+    cache: str = "auto",
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> list[tuple[Detector, list[dict[str, float]]]]:
+    """`train_guides` for several seeds or settings, in one pass over the store an epoch.
+
+    Each detector and curve is to the bit what its run would give alone; each gets the scoring
+    options of its place. See `fit_guides` for runs and checkpoints.
+    """
+    fits = fit_guides(
+        store,
+        runs,
+        method,
+        device=device,
+        cache=cache,
+        progress=progress,
+        checkpoints=checkpoints,
     )
-    layers = {name: _finished(trainer) for name, trainer in trainers.items()}
+    return [
+        (_detector(store, run, fit, method, score), fit.curve)
+        for run, fit, score in zip(runs, fits, scores, strict=True)
+    ]
+
+
+def _detector(
+    store: FeatureStore, run: GuideRun, fit: GuideFit, method: MethodParams, score: ScoreParams
+) -> Detector:
+    layers = {name: _finished(trainer) for name, trainer in fit.trainers.items()}
     _require_guides(layers)
     images = len(labelled_images(store))
     content = {
         "kind": "detector",
         "format": FORMAT,
         "layers": {name: {"grid": list(value.grid)} for name, value in layers.items()},
-        "seed": seed,
+        "seed": run.seed,
         "tau": method.tau,
         "detection": method.detection,
         # The size of a batch does not change a score.
         "score": score.model_dump(mode="json", exclude={"batch_images"}),
-        "guides": params.model_dump(mode="json"),
+        "guides": run.params.model_dump(mode="json"),
         "protocol": protocol(method.protocol).to_dict(),
         "auxiliary": {
             "dataset": store.spec.dataset,
@@ -264,13 +304,13 @@ def train_guides(
             "left_out": len(store) - images,
         }
         | ({"selection": store.selection} if store.selection else {}),
-        "sae": {key: saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
-        "inputs": {"store": store.fingerprint, "sae": saes.config["fingerprint"]},
+        "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
+        "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
         "backbone": store.spec.backbone.to_dict(),
         "licences": list(store.licences),
     }
     config = content | {"fingerprint": fingerprint(content), "versions": versions()}
-    return Detector(layers, config), curve
+    return Detector(layers, config)
 
 
 def _require_guides(layers: dict[str, LayerGuides]) -> None:

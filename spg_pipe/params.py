@@ -160,6 +160,8 @@ class GuideParams(_Section):
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
     top_k: Positive | None = None
     """Hard top-k codes with a straight-through gradient, and no L1."""
+    order_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the images' order; null: the run's own seed."""
 
 
 class ScoreParams(_Section):

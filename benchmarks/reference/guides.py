@@ -1,12 +1,15 @@
-"""The published guide losses written out literally: two channels, softmax (docs/method.md §3)."""
+"""The published guide step written out literally: two channels, softmax (docs/method.md §3)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from benchmarks.reference.sae import topk_code
 
 
 class Literal(NamedTuple):
@@ -56,3 +59,46 @@ def dice(probability: Tensor, mask: Tensor) -> Tensor:
     """1 − (2Σpm + 1)/(Σp + Σm + 1) per image."""
     p, m = probability.flatten(1), mask.flatten(1)
     return (1 - (2 * (p * m).sum(1) + 1) / (p.sum(1) + m.sum(1) + 1)).mean()
+
+
+@dataclass
+class LiteralGuides:
+    """Codes, optimiser and moving average of `protocol: spg`, trained as published.
+
+    Every step encodes and decodes all tokens with the frozen SAE, without a gradient, although
+    the guides depend on the codes alone.
+    """
+
+    codes: Tensor
+    encoder: Tensor
+    """(C, D)."""
+    atoms: Tensor
+    """(C, D), rows normalised."""
+    dead: Tensor
+    k: int
+    grid: tuple[int, int]
+    ema: Tensor | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.codes = self.codes.clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.codes], lr=1e-2, betas=(0.5, 0.999))
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor) -> Tensor:
+        """The dense frozen SAE over all tokens: reconstructions (B, 1 + N, D)."""
+        return topk_code(tokens @ self.encoder.t(), self.k) @ self.atoms
+
+    def step(self, tokens: Tensor, labels: Tensor, masks: Tensor) -> Literal:
+        """One Adam step and the update of the moving average."""
+        self.encode(tokens)
+        losses = literal_losses(self.codes, self.dead, self.atoms, tokens, labels, masks, self.grid)
+        self.optimizer.zero_grad()
+        sum(losses).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            if self.ema is None:
+                self.ema = self.codes.detach().clone()
+            else:
+                self.ema += 0.001 * (self.codes - self.ema)
+        return losses

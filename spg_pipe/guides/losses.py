@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.guides.pixels import PixelTarget, Region
+
 _FOCAL_SMOOTH = 1e-5
 _DICE_SMOOTH = 1.0
 
@@ -35,70 +37,7 @@ def detection_loss(similarity: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(similarity, labels)
 
 
-class _Segmentation(torch.autograd.Function):
-    """Focal and both dice losses with their gradient in closed form.
-
-    A map has H·W pixels and the formulas many elementwise steps; recorded one by one they would
-    be written to memory dozens of times. Dice is a function of three sums, so its gradient is
-    affine in the mask; focal needs one map of derivatives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, anomaly: Tensor, normal: Tensor, mask: Tensor, axes: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rest = 1 - mask
-        hit, hit_normal = anomaly * mask, normal * rest
-        focal, focal_grad = _focal(hit + hit_normal)
-        ratio, size = _dice_parts(hit, anomaly, mask, axes)
-        ratio_n, size_n = _dice_parts(hit_normal, normal, rest, axes)
-        ctx.save_for_backward(mask, rest, focal_grad, ratio, size, ratio_n, size_n)
-        dtype = anomaly.dtype
-        return focal, (1 - ratio).mean().to(dtype), (1 - ratio_n).mean().to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        mask, rest, focal_grad, ratio, size, ratio_n, size_n = ctx.saved_tensors
-        focal = focal_grad * grads[0]
-        anomaly = _dice_gradient(grads[1], mask, ratio, size)
-        normal = _dice_gradient(grads[2], rest, ratio_n, size_n)
-        return anomaly.addcmul_(focal, mask), normal.addcmul_(focal, rest), None, None
-
-
-def _dice_parts(
-    hit: Tensor, probability: Tensor, mask: Tensor, axes: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """(2Σpm + 1)/(Σp + Σm + 1) and its denominator, for `hit` = p·m."""
-    overlap, p, m = (x.sum(axes, keepdim=True).double() for x in (hit, probability, mask))
-    size = p + m + _DICE_SMOOTH
-    return (2 * overlap + _DICE_SMOOTH) / size, size
-
-
-def _dice_gradient(grad: Tensor, mask: Tensor, ratio: Tensor, size: Tensor) -> Tensor:
-    """∂dice/∂p = (ratio − 2m)/size of every pixel, averaged over images, times `grad`."""
-    scale = grad.double() / (size * ratio.numel())
-    return torch.addcmul((scale * ratio).to(mask.dtype), mask, (-2 * scale).to(mask.dtype))
-
-
-def _focal(hit: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of −(1 − pt)² log pt and its derivative, (B, H, W).
-
-    `hit` is the probability u of the mask's own class. With a target clamped to [ε, 1 − ε],
-    pt = Σ target·p + ε is (1 − 2ε)·u + 2ε.
-    """
-    c = 1 - 2 * _FOCAL_SMOOTH
-    pt = (hit * c).add_(2 * _FOCAL_SMOOTH)
-    log, rest = pt.log(), 1 - pt
-    squared = rest * rest
-    count = pt.numel()
-    loss = -(squared * log).sum() / count
-    derivative = rest.mul_(log).mul_(2).addcdiv_(squared, pt, value=-1)
-    return loss, derivative.mul_(c / count)
-
-
-def segmentation_loss(
-    anomaly: Tensor, normal: Tensor, mask: Tensor, *, single_image_by_row: bool = False
-) -> Segmentation:
+def segmentation_loss(logits: Tensor, target: PixelTarget) -> Segmentation:
     """Focal and both dice losses at full resolution.
 
     Focal is the mean of −(1 − pt)² log pt; dice is 1 − (2Σpm + 1)/(Σp + Σm + 1) per image,
@@ -106,16 +45,82 @@ def segmentation_loss(
 
     Parameters
     ----------
-    anomaly, normal : (B, H, W) float32
-        Upsampled probabilities, which sum to 1. Both are needed: at τ = 0.07 the smaller one is
-        often below float32's resolution of the other.
-    mask : (B, H, W) float32 in {0, 1}
-    single_image_by_row : bool
-        Protocol spg: a batch of one image computes dice for each of its rows
-        (docs/method.md §5).
+    logits : (B, h, w)
+        (cosine with anomaly − cosine with normal)/τ of each patch. The anomaly probability is
+        their sigmoid, the normal one that of −logits: at τ = 0.07 the smaller one is often below
+        float32's resolution of the other, so neither is computed from the other.
+    target : PixelTarget
+        The masks, for the same grid.
     """
-    by_row = single_image_by_row and anomaly.shape[0] == 1
-    return Segmentation(*_Segmentation.apply(anomaly, normal, mask, (2,) if by_row else (1, 2)))
+    anomaly, normal = logits.double().sigmoid(), (-logits).double().sigmoid()
+    defect, area = target.overlap, target.area
+    return Segmentation(
+        _Focal.apply(logits, target),
+        _dice(anomaly, defect, target).to(logits.dtype),
+        _dice(normal, area - defect, target).to(logits.dtype),
+    )
+
+
+def _dice(probability: Tensor, overlap: Tensor, target: PixelTarget) -> Tensor:
+    """Dice of patches (B, h, w), of which `overlap` pixels each are in the mask."""
+    if target.by_row:
+        probability = (target.rows.to(probability) @ probability[0])[:, None]
+    hit = (probability * overlap).sum((1, 2))
+    # Interpolation weights of a pixel sum to 1, so the mask's pixels are those of its overlaps.
+    size = (probability * target.area).sum((1, 2)) + overlap.sum((1, 2)) + _DICE_SMOOTH
+    return (1 - (2 * hit + _DICE_SMOOTH) / size).mean()
+
+
+class _Focal(torch.autograd.Function):
+    """Mean of −(1 − pt)² log pt over pixels, its gradient in closed form.
+
+    With a target clamped to [ε, 1 − ε], pt = Σ target·p + ε is (1 − 2ε)·u + 2ε, where u is the
+    upsampled probability of the mask's own class. Weights of a pixel sum to 1, so pt is upsampled
+    from patches as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: PixelTarget) -> Tensor:
+        c = 1 - 2 * _FOCAL_SMOOTH
+        anomaly, normal = logits.sigmoid(), (-logits).sigmoid()
+        pt_normal, pt_anomaly = (p * c + 2 * _FOCAL_SMOOTH for p in (normal, anomaly))
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        slopes = torch.empty_like(logits)
+        for region in target.regions:
+            pt = _own_class(pt_normal, pt_anomaly, target, region)
+            loss, slope = _focal_pixels(pt)
+            total += loss
+            if not region.empty:
+                slope[:, region.rows, region.columns] *= region.sign
+            slopes[region.images] = target.rows.t() @ (slope @ target.columns)
+        count = len(logits) * target.size[0] * target.size[1]
+        # An anomalous pixel sees the anomaly probability, a normal one the other, whose slope is
+        # the opposite: hence the signs above. The sigmoid's own slope is their product.
+        ctx.save_for_backward(slopes * (anomaly * normal) * (c / count))
+        return (total / count).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0], None
+
+
+def _own_class(normal: Tensor, anomaly: Tensor, target: PixelTarget, region: Region) -> Tensor:
+    """pt of a region's images, (b, H, W), from both classes' patches (B, h, w)."""
+    pt = target.rows @ normal[region.images] @ target.columns.t()
+    if not region.empty:
+        inside = target.rows[region.rows] @ anomaly[region.images]
+        inside = inside @ target.columns[region.columns].t()
+        place = pt[:, region.rows, region.columns]
+        place.copy_(torch.where(region.mask, inside, place))
+    return pt
+
+
+def _focal_pixels(pt: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of −(1 − pt)² log pt, and minus its derivative for every pixel; pt is overwritten."""
+    log, rest = pt.log(), 1 - pt
+    slope = torch.div(rest, pt, out=pt).sub_(log, alpha=2).mul_(rest)
+    return -log.mul_(rest).mul_(rest).sum(), slope
 
 
 def sparsity_loss(codes: Tensor) -> Tensor:

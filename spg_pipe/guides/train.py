@@ -1,30 +1,23 @@
-"""Fit the guides of every layer on a store's tokens and masks; backbone and SAE stay frozen."""
+"""Fit the guides of every layer on a store's tokens and masks; backbone and SAE stay frozen.
 
-from collections.abc import Callable
+Several runs (seeds, settings) train on the same batches: the store is read once for all of them.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from spg_pipe.artifacts import fingerprint
+from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.datasets.listing import counted
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
-from spg_pipe.guides.model import (
-    anomaly_probability,
-    detection_feature,
-    effective_codes,
-    guide_vectors,
-    initial_codes,
-    to_grid,
-    training_cosines,
-    upsample,
-)
+from spg_pipe.guides.model import initial_codes
+from spg_pipe.guides.progress import Training
+from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams
-from spg_pipe.protocol import Protocol, protocol
+from spg_pipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.sae.trainer import BETAS
 from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, labelled_images, sources_of
@@ -33,173 +26,143 @@ Progress = Callable[[int, int, float], None]
 """images done, images in all, loss."""
 
 
-class GuideLosses(NamedTuple):
-    """Scalars of one batch; `total` is their sum."""
+@dataclass(frozen=True)
+class GuideRun:
+    """One training: what differs between runs that are fitted together."""
 
-    total: Tensor
-    detection: Tensor
-    segmentation: Tensor
-    sparsity: Tensor
-
-
-@dataclass
-class GuideTrainer:
-    """The codes of one layer with their optimiser and moving average."""
-
-    codes: Tensor
-    """(4, C) raw codes, a leaf that requires a gradient."""
-    atoms: Tensor
-    """(C, D) normalised dictionary."""
-    dead: Tensor
-    """(C,) bool."""
-    grid: tuple[int, int]
-    optimizer: torch.optim.Optimizer
+    saes: SaeRun
+    """Only their dictionaries and dead masks are used."""
     params: GuideParams
-    method: MethodParams
-    settings: Protocol
-    ema: Tensor | None = None
-    updates: int = 0
-
-    @classmethod
-    def start(
-        cls,
-        codes: Tensor,
-        atoms: Tensor,
-        dead: Tensor,
-        grid: tuple[int, int],
-        params: GuideParams,
-        method: MethodParams,
-    ) -> "GuideTrainer":
-        """A trainer at step 0."""
-        leaf = codes.clone().requires_grad_()
-        optimizer = torch.optim.Adam([leaf], lr=params.lr, betas=BETAS)
-        settings = protocol(method.protocol)
-        return cls(leaf, atoms, dead, grid, optimizer, params, method, settings)
+    seed: int
+    """Of the initial codes, and of the images' order unless `params.order_seed` says otherwise."""
 
     @property
-    def result(self) -> Tensor:
-        """The averaged codes (4, C); the initial ones before the first step."""
-        return self.codes.detach() if self.ema is None else self.ema
+    def order(self) -> int:
+        """Seed of the images' order."""
+        return self.seed if self.params.order_seed is None else self.params.order_seed
 
-    def losses(self, tokens: Tensor, labels: Tensor, masks: Tensor) -> GuideLosses:
-        """Losses of one batch (docs/method.md §3).
+    @property
+    def stream(self) -> tuple[int, ...]:
+        """Runs with the same value see the same batches, and can be fitted together."""
+        return self.order, self.params.epochs, self.params.batch_images
 
-        Parameters
-        ----------
-        tokens : (B, 1 + N, D) float32
-        labels : (B,) int64
-        masks : (B, S, S) float32 in {0, 1}
-        """
-        effective = effective_codes(self.codes, self.dead, self.params.top_k)
-        guides = guide_vectors(effective, self.atoms)
-        feature = detection_feature(
-            tokens,
-            self.method.detection,
-            first_image=self.settings.mean_token_of_first_image,
-        )
-        detection = detection_loss(training_cosines(feature, guides[:2]), labels)
-        local = training_cosines(tokens[:, 1:], guides[2:])
-        anomaly, normal = (
-            upsample(
-                to_grid(anomaly_probability(similarity, self.method.tau), self.grid),
-                (masks.shape[1], masks.shape[2]),
-            )
-            for similarity in (local, local.flip(-1))
-        )
-        segmentation = segmentation_loss(
-            anomaly, normal, masks, single_image_by_row=self.settings.single_image_dice_by_row
-        ).total
-        sparsity = detection.new_zeros(())
-        if self.params.top_k is None:
-            sparsity = self.params.sparsity * sparsity_loss(effective)
-        return GuideLosses(detection + segmentation + sparsity, detection, segmentation, sparsity)
 
-    def step(self, tokens: Tensor, labels: Tensor, masks: Tensor) -> GuideLosses:
-        """One Adam step and the update of the moving average."""
-        result = self.losses(tokens, labels, masks)
-        self.optimizer.zero_grad(set_to_none=True)
-        result.total.backward()
-        self.optimizer.step()
-        self._average()
-        return result
+@dataclass(frozen=True)
+class GuideFit:
+    """A finished run."""
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        if self.ema is None:
-            self.ema = self.codes.detach().clone()
-            return
-        self.updates += 1
-        decay = self.params.ema_decay
-        if self.settings.ema_warmup:
-            # 0.999 alone needs thousands of steps to forget the initial codes.
-            decay = min(decay, (1 + self.updates) / (10 + self.updates))
-        self.ema += (1 - decay) * (self.codes - self.ema)
+    trainers: dict[str, GuideTrainer]
+    """Layer → at its last step; `result` holds the codes."""
+    curve: list[dict[str, float]]
+    """A row an epoch: mean losses and positive codes, over layers."""
 
 
 def fit_guides(
     store: FeatureStore,
-    saes: SaeRun,
-    params: GuideParams,
+    runs: Sequence[GuideRun],
     method: MethodParams,
     *,
-    seed: int,
     device: str = "cpu",
     cache: str = "auto",
     progress: Progress | None = None,
-) -> tuple[dict[str, GuideTrainer], list[dict[str, float]]]:
-    """Train four guides for every layer in one pass over the store an epoch.
+    checkpoints: Checkpoints | None = None,
+) -> list[GuideFit]:
+    """Train four guides for every layer and run, in one pass over the store an epoch.
+
+    Every run gets to the bit what it would get alone.
 
     Parameters
     ----------
     store : FeatureStore
         The auxiliary dataset, with masks.
-    saes : SaeRun
-        Its SAEs; only their dictionaries and dead masks are used.
-
-    Returns
-    -------
-    trainers : dict of layer → GuideTrainer
-        At their last step; `result` holds the codes.
-    curve : list of dict
-        A row an epoch: mean losses and active codes, over layers.
+    runs : sequence of GuideRun
+        With the same `stream`: order of the images, epochs and images a batch.
+    progress : callable
+        Told the loss of the epoch so far, the mean over runs.
+    checkpoints : Checkpoints, optional
+        A killed training goes on from there and ends with the same bits. Removing the last
+        checkpoint is for the caller, when the results are safe.
 
     Raises
     ------
     SpgError
-        If the SAE does not belong to the store, or there is nothing to learn from.
+        If an SAE does not belong to the store, there is nothing to learn from, runs do not fit
+        together, or a loss is not finite.
     """
-    _check(store, saes)
-    images = labelled_images(store)
-    trainers = {
-        layer: GuideTrainer.start(
-            initial_codes(len(saes.dead[layer]), seed).to(device),
-            saes.layers[layer].atoms.detach().to(device),
-            saes.dead[layer].to(device),
-            shape.grid,
-            params,
-            method,
-        )
-        for layer, shape in store.spec.layers.items()
-    }
+    params = _check_together(runs)
+    for run in runs:
+        _check_sae(store, run.saes)
+    _check_images(store)
+    training = Training(_trainers(store, runs, method, device), [run.seed for run in runs])
+    key = run_fingerprint(store, runs, method, device)
+    if checkpoints and (saved := checkpoints.load(key)):
+        training.restore(*saved)
     sources = sources_of(store, device, cache)
-    total = params.epochs * len(images)
-    done = 0
-    curve: list[dict[str, float]] = []
-    for epoch in range(params.epochs):
-        sums = np.zeros(4)
-        batches = 0
-        for batch in image_batches(sources, params.batch_images, seed=seed, epoch=epoch):
-            for layer, trainer in trainers.items():
-                result = trainer.step(batch.tokens[layer], batch.labels, batch.masks)
-                sums += torch.stack(result).detach().cpu().numpy() / len(trainers)
-            batches += 1
-            done += len(batch.images)
-            if progress:
-                progress(done, total, float(sums[0] / batches))
-        curve.append(_curve_row(epoch, sums / batches, trainers))
-        if not np.isfinite(sums).all():
-            raise SpgError(f"The guides' loss is not finite in epoch {epoch + 1}. Lower guides.lr.")
-    return trainers, curve
+    images = len(labelled_images(store))
+    for epoch in range(training.epoch, params.epochs):
+        batches = image_batches(
+            sources, params.batch_images, seed=runs[0].order, epoch=epoch, start=training.batch
+        )
+        for batch in batches:
+            looked = training.step(batch)
+            if progress and looked:
+                done = min(training.batch * params.batch_images, images)
+                progress(epoch * images + done, params.epochs * images, training.loss)
+            if checkpoints and checkpoints.due():
+                checkpoints.save(key, *training.saved())
+        training.end_epoch()
+    return [
+        GuideFit(trainers, curve)
+        for trainers, curve in zip(training.runs, training.curves, strict=True)
+    ]
+
+
+def run_fingerprint(
+    store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
+) -> str:
+    """Of everything that determines a training to the bit, for its checkpoints."""
+    content = {
+        "kind": "guide training",
+        "store": store.fingerprint,
+        "method": method.model_dump(mode="json"),
+        "protocol": protocol(method.protocol).to_dict(),
+        "runs": [
+            {
+                "sae": run.saes.config["fingerprint"],
+                "guides": run.params.model_dump(mode="json"),
+                "seed": run.seed,
+            }
+            for run in runs
+        ],
+        "device": device,
+        "torch": torch.__version__,
+    }
+    return fingerprint(content)
+
+
+def _trainers(
+    store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
+) -> list[dict[str, GuideTrainer]]:
+    """A trainer a layer for every run; runs of one SAE share its dictionary."""
+    atoms = {
+        (id(run.saes), layer): run.saes.layers[layer].atoms.detach().to(device)
+        for run in {id(run.saes): run for run in runs}.values()
+        for layer in store.layers
+    }
+    return [
+        {
+            layer: GuideTrainer.start(
+                initial_codes(len(run.saes.dead[layer]), run.seed).to(device),
+                atoms[id(run.saes), layer],
+                run.saes.dead[layer].to(device),
+                shape.grid,
+                run.params,
+                method,
+            )
+            for layer, shape in store.spec.layers.items()
+        }
+        for run in runs
+    ]
 
 
 def training_notes(store: FeatureStore) -> list[str]:
@@ -221,19 +184,18 @@ def training_notes(store: FeatureStore) -> list[str]:
     return notes
 
 
-def _curve_row(
-    epoch: int, means: np.ndarray, trainers: dict[str, GuideTrainer]
-) -> dict[str, float]:
-    active = np.mean([float((t.codes > 0).float().mean()) for t in trainers.values()])
-    names = ("total", "detection", "segmentation", "sparsity")
-    return {
-        "epoch": epoch + 1,
-        **dict(zip(names, means.tolist(), strict=True)),
-        "positive_codes": float(active),
-    }
+def _check_together(runs: Sequence[GuideRun]) -> GuideParams:
+    """Settings of the batches, which the runs share."""
+    if len({run.stream for run in runs}) != 1:
+        found = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
+        raise SpgError(
+            "Runs that train together need the same order of images, guides.epochs and "
+            f"guides.batch_images; found {found}. Train them one by one, or set guides.order_seed."
+        )
+    return runs[0].params
 
 
-def _check(store: FeatureStore, saes: SaeRun) -> None:
+def _check_sae(store: FeatureStore, saes: SaeRun) -> None:
     found = saes.config["inputs"]["store"]
     if found != store.fingerprint:
         raise SpgError(
@@ -241,6 +203,9 @@ def _check(store: FeatureStore, saes: SaeRun) -> None:
             f"{saes.config['dataset']!r} against {store.spec.dataset!r}, fingerprints {found[:8]} "
             f"and {store.fingerprint[:8]}). Run `spg-pipe train-sae` again for this store."
         )
+
+
+def _check_images(store: FeatureStore) -> None:
     images = labelled_images(store)
     labels = store.array("label")[images]
     if not (labels == 1).any():

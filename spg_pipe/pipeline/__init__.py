@@ -14,7 +14,12 @@ from spg_pipe.pipeline.features import (
 )
 from spg_pipe.pipeline.sweep import SweepResult, sweep
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
-from spg_pipe.pipeline.training import train_guides, train_sae, train_saes
+from spg_pipe.pipeline.training import (
+    train_guides,
+    train_guides_together,
+    train_sae,
+    train_saes,
+)
 
 __all__ = [
     "SweepResult",
@@ -29,6 +34,7 @@ __all__ = [
     "sweep",
     "tables_of",
     "train_guides",
+    "train_guides_together",
     "train_sae",
     "train_saes",
     "write_demo_set",

@@ -17,7 +17,7 @@ from spg_pipe.find_runs import find_detector, find_sae, find_scores
 from spg_pipe.params import Params, parse_params
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
-from spg_pipe.pipeline.training import train_guides, train_saes
+from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.report.tables import LABELS, Table, cell
 from spg_pipe.report.text import plain
 from spg_pipe.session import Session
@@ -140,9 +140,13 @@ def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: in
     ]
     if missing:
         train_saes(missing, aux, [seed])
-    for one in _distinct(group, ("sae", "guides", "score")):
-        if not _is_there(partial(find_detector, one.session, aux, seed)):
-            train_guides(one.session, aux, seed)
+    untrained = [
+        one.session
+        for one in _distinct(group, ("sae", "guides", "score"))
+        if not _is_there(partial(find_detector, one.session, aux, seed))
+    ]
+    if untrained:
+        train_guides_together(untrained, aux, [seed])
 
 
 def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from spg_pipe.paths import with_suffix_hash
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
+    from spg_pipe.guides.train import GuideRun
     from spg_pipe.sae.fits import SaeJob
     from spg_pipe.store.reader import FeatureStore
 
@@ -95,34 +98,83 @@ def train_guides(
     session: Session, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
-    from spg_pipe.detector import train_guides as run
-    from spg_pipe.guides.train import training_notes
+    return train_guides_together([session], aux, [seed], store=store, sae=sae)[0]
+
+
+def train_guides_together(
+    sessions: Sequence[Session],
+    aux: str,
+    seeds: Sequence[int],
+    *,
+    store: Path | None = None,
+    sae: Path | None = None,
+) -> list[Path]:
+    """FeatureStore + SparseAutoencoders → a Detector for every setting and seed.
+
+    Those that see the same batches are trained in one pass over the store an epoch.
+
+    Parameters
+    ----------
+    sessions : sequence of Session
+        One for each setting: they differ in `params.sae`, `params.guides` and `params.score` alone.
+
+    Returns
+    -------
+    list of Path
+        Setting by setting, seed by seed.
+    """
+    from spg_pipe.guides.train import GuideRun, training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = store_of_dataset(session, find_dataset(session.params, aux), store)
-    params = session.params
-    source = sae or find_sae(session, features, aux, seed)
-    with session.console.progress(f"train-guides {aux} seed {seed}") as update:
-        detector, curve = run(
+    features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
+    loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
+    wanted = []
+    for session, seed in itertools.product(sessions, seeds):
+        source = sae or find_sae(session, features, aux, seed)
+        wanted.append((session, GuideRun(loaded(source), session.params.guides, seed)))
+    own = store is None and sae is None
+    places: dict[int, Path] = {}
+    for stream in dict.fromkeys(run.stream for _, run in wanted):
+        chosen = [number for number, (_, run) in enumerate(wanted) if run.stream == stream]
+        made = _fit_together([wanted[n] for n in chosen], features, aux, own=own)
+        places |= dict(zip(chosen, made, strict=True))
+    for note in training_notes(features):
+        sessions[0].console.say(f"  note: {note}")
+    return [places[number] for number in range(len(wanted))]
+
+
+def _fit_together(
+    jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
+) -> list[Path]:
+    """One pass an epoch; its checkpoint lies beside the first detector."""
+    from spg_pipe.detector import train_guides_together as run
+    from spg_pipe.guides.train import run_fingerprint
+
+    (session, first), runs = jobs[0], [one for _, one in jobs]
+    device, several = choose_device(session.device), "" if len(jobs) == 1 else f", {len(jobs)} runs"
+    key = run_fingerprint(features, runs, session.params.method, device)
+    beside = session.paths.detector(aux, first.seed)
+    if several or session.changed or not own:
+        beside = with_suffix_hash(beside, key)
+    checkpoints = Checkpoints(checkpoint_path(beside), say=session.console.say)
+    with session.console.progress(f"train-guides {aux} seed {first.seed}{several}") as update:
+        results = run(
             features,
-            SaeRun.load(source),
-            params.guides,
-            params.method,
-            params.score,
-            seed=seed,
-            device=choose_device(session.device),
+            runs,
+            session.params.method,
+            [one.params.score for one, _ in jobs],
+            device=device,
             cache=session.cache,
             progress=update,
+            checkpoints=checkpoints,
         )
-    path = session.place(
-        session.paths.detector(aux, seed),
-        detector.fingerprint,
-        own=store is None and sae is None,
-    )
-    header = ",".join(curve[0])
-    lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
-    detector.save(path, "\n".join([header, *lines]) + "\n")
-    session.console.say(f"Detector of {aux}, seed {seed} → {path}")
-    for note in training_notes(features):
-        session.console.say(f"  note: {note}")
-    return path
+    paths = []
+    for (one, job), (detector, curve) in zip(jobs, results, strict=True):
+        path = one.place(one.paths.detector(aux, job.seed), detector.fingerprint, own=own)
+        header = ",".join(curve[0])
+        lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
+        detector.save(path, "\n".join([header, *lines]) + "\n")
+        one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")
+        paths.append(path)
+    checkpoints.remove()
+    return paths

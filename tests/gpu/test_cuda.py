@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.train import GuideTrainer
+from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams, SaeParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.trainer import SaeTrainer
@@ -47,7 +47,8 @@ def test_guide_steps_agree_with_the_cpu() -> None:
             GuideParams(),
             MethodParams(),
         )
+        batch = trainer.batch(tokens.to(device), labels.to(device), masks.to(device))
         for _ in range(5):
-            trainer.step(tokens.to(device), labels.to(device), masks.to(device))
+            trainer.step(batch)
         results[device] = trainer.result.cpu()
     torch.testing.assert_close(results["cuda"], results["cpu"], atol=1e-4, rtol=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,8 @@ from spg_pipe.guides.losses import (
     segmentation_loss,
     sparsity_loss,
 )
-from spg_pipe.guides.train import GuideTrainer
+from spg_pipe.guides.pixels import PixelTarget, Region
+from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams
 
 
@@ -47,7 +50,7 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     masks = (probabilities(images, size, size, seed=seed + 5) < 0.3) * labels[:, None, None]
     # Protocol default: a batch of one image is no exception.
     trainer = GuideTrainer.start(codes, atoms, dead, (side, side), GuideParams(), MethodParams())
-    ours = trainer.losses(tokens, labels, masks.float())
+    ours = trainer.losses(trainer.batch(tokens, labels, masks.float()))
     leaf = codes.clone().requires_grad_()
     literal = literal_losses(leaf, dead, atoms, tokens, labels, masks.float(), (side, side))
     for mine, theirs in zip(ours, (sum(literal), *literal), strict=True):
@@ -104,26 +107,42 @@ def test_top_k_replaces_the_l1_term() -> None:
         GuideParams(top_k=3),
         MethodParams(),
     )
-    result = trainer.losses(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
+    batch = trainer.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
+    result = trainer.losses(batch)
     assert float(result.sparsity) == 0
 
 
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-3, 1.0, 1e3]))
-def test_both_cosines_are_pytorchs(seed: int, scale: float) -> None:
+def test_cosines_are_pytorchs(seed: int, scale: float) -> None:
     tokens, guides = scale * random(2, 5, 7, seed=seed), random(3, 7, seed=seed + 1)
     expected = F.cosine_similarity(tokens[:, :, None], guides, dim=-1)
     torch.testing.assert_close(model.cosines(tokens, guides), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(model.training_cosines(tokens, guides), expected)
 
 
-def test_a_guide_of_zeros_has_cosine_zero_and_a_finite_gradient() -> None:
-    for function in (model.cosines, model.training_cosines):
-        guides = torch.zeros(2, 4, requires_grad=True)
-        similarity = function(torch.ones(1, 3, 4), guides)
-        assert not similarity.any()
-        similarity.sum().backward()
-        assert guides.grad is not None
-        assert torch.isfinite(guides.grad).all()
+def test_products_with_tokens_have_the_gradient_of_a_product() -> None:
+    tokens, guides = random(3, 5, 7).double(), random(2, 7).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda g: model.token_products(tokens, g), guides)
+    torch.testing.assert_close(model.token_products(tokens, guides), tokens @ guides.t())
+
+
+def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:
+    guides = torch.zeros(2, 4, requires_grad=True)
+    similarity = model.cosines(torch.ones(1, 3, 4), guides)
+    assert not similarity.any()
+    similarity.sum().backward()
+    assert guides.grad is not None
+    assert torch.isfinite(guides.grad).all()
+    ours = GuideTrainer.start(
+        -torch.ones(4, 10),
+        random(10, 6),
+        torch.zeros(10, dtype=torch.bool),
+        (2, 2),
+        GuideParams(),
+        MethodParams(),
+    )
+    batch = ours.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
+    assert all(part.isfinite() for part in ours.step(batch))
+    assert ours.codes.isfinite().all()
 
 
 @given(seed=st.integers(0, 2**31), tau=st.sampled_from([0.01, 0.07, 1.0]))
@@ -178,9 +197,10 @@ def test_the_protocol_decides_whose_mean_token_is_used(protocol: str, same: bool
         MethodParams(protocol=protocol, detection="mean_tokens"),
     )
     tokens, labels, masks = random(2, 5, 4), torch.tensor([0, 1]), torch.zeros(2, 8, 8)
-    before = trainer.losses(tokens, labels, masks).detection
+    before = trainer.losses(trainer.batch(tokens, labels, masks)).detection
     tokens[1] *= -1
-    assert trainer.losses(tokens, labels, masks).detection.equal(before) == same
+    after = trainer.losses(trainer.batch(tokens, labels, masks)).detection
+    assert after.equal(before) == same
 
 
 def test_detection_takes_raw_cosines_as_logits() -> None:
@@ -190,48 +210,80 @@ def test_detection_takes_raw_cosines_as_logits() -> None:
     torch.testing.assert_close(detection_loss(similarity, labels), expected)
 
 
-@given(seed=st.integers(0, 2**31), images=st.integers(1, 3))
+def pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Both upsampled probabilities, (B, 2, H, W): normal, anomaly."""
+    maps = torch.softmax(torch.stack([torch.zeros_like(logits), logits], 1), 1)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    share=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+)
 def test_focal_and_dice_have_the_values_and_gradients_of_their_formulas(
-    seed: int, images: int
+    seed: int, images: int, grid: tuple[int, int], size: tuple[int, int], share: float
 ) -> None:
-    mask = (probabilities(images, 6, 5, seed=seed + 1) < 0.4).double()
-    ours, theirs = (
-        probabilities(images, 6, 5, seed=seed).double().requires_grad_() for _ in range(2)
-    )
-    found = segmentation_loss(ours, 1 - ours, mask)
-    expected = (
-        focal(torch.stack([1 - theirs, theirs], 1), mask),
-        dice(theirs, mask),
-        dice(1 - theirs, 1 - mask),
-    )
+    mask = (probabilities(images, *size, seed=seed + 1) < share).double()
+    mask[0, :, : size[1] // 2] = 0  # a defect in a corner
+    ours, theirs = (random(images, *grid, seed=seed).double().requires_grad_() for _ in range(2))
+    found = segmentation_loss(ours, PixelTarget.of(mask, grid))
+    maps = pixels(theirs, size)
+    expected = (focal(maps, mask), dice(maps[:, 1], mask), dice(maps[:, 0], 1 - mask))
+    # Interpolation weights are float32 in both, sums of them 1 within its rounding.
     for mine, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, wanted)
+        torch.testing.assert_close(mine, wanted, atol=1e-6, rtol=1e-6)
         gradients = [
             torch.autograd.grad(value, leaf, retain_graph=True)[0]
             for value, leaf in ((mine, ours), (wanted, theirs))
         ]
-        torch.testing.assert_close(*gradients)
-    torch.testing.assert_close(found.total, sum(expected))
+        torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.total, sum(found))
+
+
+def test_the_closed_gradient_of_the_segmentation_is_the_numerical_one() -> None:
+    mask = torch.zeros(2, 9, 12, dtype=torch.float64)
+    mask[1, 2:6, 3:8] = 1
+    target = PixelTarget.of(mask, (3, 4))
+    logits = random(2, 3, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, target).focal, logits)
+    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, target).total, logits)
+
+
+def test_the_whole_batch_at_once_gives_what_image_by_image_does() -> None:
+    # As on a GPU, where no rectangle around the defects is looked for.
+    mask = torch.zeros(3, 9, 12)
+    mask[1, 2:6, 3:8] = 1
+    target = PixelTarget.of(mask, (3, 4))
+    whole = slice(None)
+    one = replace(target, regions=(Region(whole, whole, whole, mask > 0, 1 - 2 * mask),))
+    first, second = (random(3, 3, 4).requires_grad_() for _ in range(2))
+    for logits, way in ((first, target), (second, one)):
+        segmentation_loss(logits, way).total.backward()
+    torch.testing.assert_close(first.grad, second.grad)
 
 
 def test_dice_by_row_is_the_quirk_of_a_single_image_and_spg_only() -> None:
-    p, mask = probabilities(1, 6, 5), (probabilities(1, 6, 5, seed=1) < 0.4).float()
+    logits, mask = random(1, 3, 2), (probabilities(1, 6, 5, seed=1) < 0.4).float()
+    p = pixels(logits, (6, 5))[:, 1]
     rows = dice(p[0][:, None], mask[0][:, None])
-    quirk = segmentation_loss(p, 1 - p, mask, single_image_by_row=True)
+    quirk = segmentation_loss(logits, PixelTarget.of(mask, (3, 2), single_image_by_row=True))
     torch.testing.assert_close(quirk.dice_anomaly, rows)
-    plain = segmentation_loss(p, 1 - p, mask)
+    plain = segmentation_loss(logits, PixelTarget.of(mask, (3, 2)))
     torch.testing.assert_close(plain.dice_anomaly, dice(p, mask))
-    two, masks = p.repeat(2, 1, 1), mask.repeat(2, 1, 1)
-    both = segmentation_loss(two, 1 - two, masks, single_image_by_row=True)
+    masks = PixelTarget.of(mask.repeat(2, 1, 1), (3, 2), single_image_by_row=True)
+    both = segmentation_loss(logits.repeat(2, 1, 1), masks)
     torch.testing.assert_close(both.total, plain.total)
 
 
-@pytest.mark.parametrize("certain", [0.0, 1.0])
+@pytest.mark.parametrize("certain", [-300.0, 300.0])
 def test_a_certain_map_has_finite_losses_and_gradients(certain: float) -> None:
-    p = torch.full((1, 4, 4), certain, requires_grad=True)
+    logits = torch.full((1, 2, 2), certain, requires_grad=True)
     for mask in (torch.zeros(1, 4, 4), torch.ones(1, 4, 4)):
-        loss = segmentation_loss(p, 1 - p, mask).total
-        gradient = torch.autograd.grad(loss, p)[0]
+        loss = segmentation_loss(logits, PixelTarget.of(mask, (2, 2))).total
+        gradient = torch.autograd.grad(loss, logits)[0]
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
 
@@ -247,7 +299,7 @@ def test_saturated_patches_lose_no_accuracy_in_float32(width: int) -> None:
         masks = torch.zeros(2, 32, 32)
         masks[1, 5:20, 8:17] = 1
         trainer = GuideTrainer.start(codes, atoms, dead, (4, 4), GuideParams(), MethodParams())
-        ours = trainer.losses(tokens, labels, masks)
+        ours = trainer.losses(trainer.batch(tokens, labels, masks))
         leaf = codes.double().requires_grad_()
         exact = literal_losses(
             leaf, dead, atoms.double(), tokens.double(), labels, masks.double(), (4, 4)

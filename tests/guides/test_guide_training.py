@@ -13,9 +13,12 @@ from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folde
 
 from spg_pipe.detector import Detector, LayerGuides, train_guides
 from spg_pipe.errors import SpgError
+from spg_pipe.guides import progress as progress_module
 from spg_pipe.guides import train as train_module
+from spg_pipe.guides import trainer as trainer_module
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.guides.train import GuideTrainer
+from spg_pipe.guides.pixels import PixelTarget
+from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun
@@ -57,7 +60,7 @@ def test_the_average_follows_its_rule(protocol: str) -> None:
     ours = trainer(protocol)
     expected = None
     for t in range(6):
-        ours.step(*batch(t))
+        ours.step(ours.batch(*batch(t)))
         codes = ours.codes.detach()
         if expected is None:
             expected = codes.clone()
@@ -70,11 +73,11 @@ def test_the_average_follows_its_rule(protocol: str) -> None:
 
 def test_the_average_warms_up_to_its_decay_and_no_further() -> None:
     ours = trainer(ema_decay=0.3)
-    ours.step(*batch())
+    ours.step(ours.batch(*batch()))
     before = ours.ema.clone()
     for _ in range(4):
         before = ours.ema.clone()
-        ours.step(*batch())
+        ours.step(ours.batch(*batch()))
     torch.testing.assert_close(ours.ema, 0.3 * before + 0.7 * ours.codes.detach())
 
 
@@ -84,7 +87,7 @@ def test_before_the_first_step_the_result_is_the_initial_codes() -> None:
 
 def test_steps_lower_the_loss_and_leave_dead_codes_alone() -> None:
     ours = trainer()
-    losses = [ours.step(*batch()).total.item() for _ in range(20)]
+    losses = [ours.step(ours.batch(*batch())).total.item() for _ in range(20)]
     assert losses[-1] < 0.9 * losses[0]
     assert ours.codes[:, 3].equal(initial_codes(20, 1)[:, 3])
 
@@ -171,13 +174,13 @@ def test_a_last_batch_of_one_image_has_its_quirk_in_spg_only(
     changed: bool,
 ) -> None:
     rows: list[bool] = []
-    true = train_module.segmentation_loss
+    true = trainer_module.segmentation_loss
 
-    def spy(*maps: torch.Tensor, single_image_by_row: bool) -> Any:
-        rows.append(single_image_by_row and len(maps[0]) == 1)
-        return true(*maps, single_image_by_row=single_image_by_row)
+    def spy(logits: torch.Tensor, target: PixelTarget) -> Any:
+        rows.append(target.by_row)
+        return true(logits, target)
 
-    monkeypatch.setattr(train_module, "segmentation_loss", spy)
+    monkeypatch.setattr(trainer_module, "segmentation_loss", spy)
     train(tiny_store, tiny_sae, protocol=protocol, epochs=1, batch_images=13)
     assert rows == [False, False, changed, changed]  # 13 images, then 1; two layers each
 
@@ -209,13 +212,28 @@ def test_masks_without_any_anomalous_pixel_are_refused(tmp_path: Any) -> None:
         train(store, sae)
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(
-    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    true = train_module.detection_loss
-    monkeypatch.setattr(train_module, "detection_loss", lambda s, y: true(s, y) * float("nan"))
-    with pytest.raises(SpgError, match=r"not finite in epoch 1.*guides\.lr"):
+    true = trainer_module.detection_loss
+    calls: list[int] = []
+
+    def spoiled(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)  # two layers a step, four steps an epoch
+        return true(similarity, labels) * (float("nan") if len(calls) == 12 else 1)
+
+    monkeypatch.setattr(trainer_module, "detection_loss", spoiled)
+    monkeypatch.setattr(
+        progress_module.Training,
+        "_every",
+        property(lambda _: every, lambda *_: None),
+        raising=False,
+    )
+    message = r"not finite in epoch 2, step 6 \(layer 2, seed 111\)\. Lower guides\.lr \(now 0\.01"
+    with pytest.raises(SpgError, match=message):
         train(tiny_store, tiny_sae)
+    assert len(calls) <= 16  # no longer than the epoch
 
 
 def test_progress_counts_images(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:

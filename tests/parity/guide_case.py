@@ -26,9 +26,9 @@ from spg_pipe.guides.model import (
     effective_codes,
     guide_vectors,
     to_grid,
-    upsample,
 )
-from spg_pipe.guides.train import GuideTrainer
+from spg_pipe.guides.pixels import PixelTarget
+from spg_pipe.guides.trainer import GuideLosses, GuideTrainer
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
 from spg_pipe.scoring import anomaly_maps, image_scores, raw_maps
 
@@ -173,14 +173,14 @@ class GuideCase:
     def losses(self) -> dict[str, Any]:
         """Losses and each one's gradient, and the batch of one image."""
         got: dict[str, Any] = {}
-        batch = self.batch()
+        batch = self.trainer().batch(*self.batch())
         for name, key in (("det", "detection"), ("seg", "segmentation"), ("total", "total")):
             trainer = self.trainer()
-            got[f"grad_{name}"] = self._gradient(trainer, getattr(trainer.losses(*batch), key))
+            got[f"grad_{name}"] = self._gradient(trainer, getattr(trainer.losses(batch), key))
         trainer = self.trainer()
-        result = trainer.losses(*batch)
+        result = trainer.losses(batch)
         got["grad_sparsity"] = self._gradient(trainer, result.sparsity)
-        parts = self._segmentation(*batch)
+        parts = self._segmentation(*self.batch())
         first = self.batch(slice(0, 1))
         return got | {
             "det_loss": result.detection,
@@ -190,24 +190,21 @@ class GuideCase:
             "focal": parts.focal,
             "dice_anom": parts.dice_anomaly,
             "dice_norm": parts.dice_normal,
-            "seg_loss_batch1_official_rowwise_quirk": self.trainer().losses(*first).segmentation,
-            "seg_loss_batch1_intended": self.trainer(protocol="default")
-            .losses(*first)
-            .segmentation,
+            "seg_loss_batch1_official_rowwise_quirk": self._of_trainer(first).segmentation,
+            "seg_loss_batch1_intended": self._of_trainer(first, protocol="default").segmentation,
         }
+
+    def _of_trainer(self, batch: tuple[Tensor, Tensor, Tensor], **options: Any) -> GuideLosses:
+        """A new trainer's losses of a batch."""
+        trainer = self.trainer(**options)
+        return trainer.losses(trainer.batch(*batch))
 
     def _segmentation(self, tokens: Tensor, _labels: Tensor, masks: Tensor) -> Any:
         """The parts whose sum is the trainer's segmentation loss."""
         vectors = guide_vectors(effective_codes(self.codes, self.dead), self.atoms)
         local = cosines(tokens[:, 1:], vectors[2:])
-        anomaly, normal = (
-            upsample(
-                to_grid(anomaly_probability(similarity, self.method().tau), self.grid),
-                masks.shape[1],
-            )
-            for similarity in (local, local.flip(-1))
-        )
-        return segmentation_loss(anomaly, normal, masks)
+        logits = to_grid((local[..., 1] - local[..., 0]) / self.method().tau, self.grid)
+        return segmentation_loss(logits, PixelTarget.of(masks, self.grid))
 
     @staticmethod
     def _gradient(trainer: GuideTrainer, loss: Tensor) -> Tensor:
@@ -220,7 +217,7 @@ class GuideCase:
         got: dict[str, Any] = {"pipeline_score_mean_tokens": score}
         if self.case.has("gt_mask"):
             trainer = self.trainer("mean_tokens")
-            loss = trainer.losses(*self.batch()).detection
+            loss = trainer.losses(trainer.batch(*self.batch())).detection
             got |= {
                 "det_loss_mean_tokens": loss,
                 "grad_det_mean_tokens": self._gradient(trainer, loss),
@@ -238,7 +235,7 @@ class GuideCase:
         got: dict[str, Any] = {"topk_codes_eff": codes, "topk_guide_vectors": guides.vectors}
         if self.case.has("gt_mask"):
             trainer = self.trainer(top_k=k)
-            result = trainer.losses(*self.batch())
+            result = trainer.losses(trainer.batch(*self.batch()))
             got["topk_losses"] = _row(result)
             got["topk_grad_total"] = self._gradient(trainer, result.total)
         return got
@@ -248,8 +245,9 @@ class GuideCase:
         trainer = self.trainer()
         count = len(self.case.scalar("adam_losses", [None] * 5))
         rows, codes, averages = [], [], []
+        batch = trainer.batch(*self.batch())
         for _ in range(count):
-            rows.append(_row(trainer.step(*self.batch())))
+            rows.append(_row(trainer.step(batch)))
             codes.append(trainer.codes.detach().clone())
             assert trainer.ema is not None
             averages.append(trainer.ema.clone())

@@ -1,0 +1,195 @@
+"""Several runs in one pass over the store, and runs that are killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import GUIDES, METHOD, SAE
+
+from spg_pipe.checkpoint import Checkpoints, checkpoint_path
+from spg_pipe.errors import SpgError
+from spg_pipe.guides import train as train_module
+from spg_pipe.guides.train import GuideFit, GuideRun, fit_guides, run_fingerprint
+from spg_pipe.params import GuideParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
+
+
+def params(**changes: Any) -> GuideParams:
+    return GuideParams.model_validate(GUIDES.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_store: FeatureStore, tiny_sae: SaeRun) -> list[GuideRun]:
+    other = train_sae(tiny_store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=2)[0]
+    return [
+        GuideRun(tiny_sae, params(), 111),
+        GuideRun(other, params(), 2),
+        GuideRun(tiny_sae, params(lr=0.003), 111),
+        GuideRun(tiny_sae, params(top_k=3), 7),
+        GuideRun(tiny_sae, params(sparsity=0.0, ema_decay=0.5), 7),
+    ]
+
+
+@pytest.fixture(scope="module")
+def together(tiny_store: FeatureStore, runs: list[GuideRun]) -> list[GuideFit]:
+    return fit_guides(tiny_store, runs, METHOD)
+
+
+def assert_same(one: GuideFit, other: GuideFit) -> None:
+    """To the last bit: codes, averages, Adam's state and curves."""
+    assert one.curve == other.curve
+    for layer, trainer in one.trainers.items():
+        twin = other.trainers[layer]
+        assert trainer.codes.equal(twin.codes)
+        assert trainer.result.equal(twin.result)
+        states = [t.optimizer.state[t.codes] for t in (trainer, twin)]
+        for name, value in states[0].items():
+            assert value.equal(states[1][name])
+
+
+def test_runs_trained_together_are_to_the_bit_what_each_is_alone(
+    tiny_store: FeatureStore, runs: list[GuideRun], together: list[GuideFit]
+) -> None:
+    for run, fit in zip(runs, together, strict=True):
+        assert_same(fit, fit_guides(tiny_store, [run], METHOD)[0])
+    codes = [fit.trainers["1"].result for fit in together]
+    assert not any(codes[0].equal(other) for other in codes[1:])
+
+
+def test_runs_trained_together_read_the_store_once(
+    tiny_store: FeatureStore, runs: list[GuideRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    true = TokenSource.take
+
+    def spy(source: TokenSource, jobs: Any) -> Any:
+        taken.extend(len(job) for job in jobs)
+        return true(source, jobs)
+
+    monkeypatch.setattr(TokenSource, "take", spy)
+    counts = []
+    for some in (runs[:1], runs):
+        taken.clear()
+        fit_guides(tiny_store, some, METHOD)
+        counts.append(sum(taken))
+    assert counts == [3 * 14 * 2] * 2  # epochs × images × layers
+
+
+def test_runs_with_other_batches_are_refused(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
+    some = [GuideRun(tiny_sae, params(epochs=n), 1) for n in (1, 2)]
+    with pytest.raises(SpgError, match=r"same guides\.epochs.*1 × 4, 2 × 4"):
+        fit_guides(tiny_store, some, METHOD)
+
+
+class KilledError(Exception):
+    """Stands for a kill between two steps."""
+
+
+def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many batches come, then stop."""
+    true, left = train_module.image_batches, [batches]
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        for batch in true(*args, **kwargs):
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            yield batch
+
+    monkeypatch.setattr(train_module, "image_batches", stopping)
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4, 6, 11])
+def test_a_killed_training_resumes_to_the_same_bits(
+    tiny_store: FeatureStore,
+    runs: list[GuideRun],
+    together: list[GuideFit],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batches: int,
+) -> None:
+    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
+    with monkeypatch.context() as patch:
+        killed_after(batches, patch)  # four an epoch
+        with pytest.raises(KilledError):
+            fit_guides(tiny_store, runs, METHOD, checkpoints=places)
+    assert places.path.exists()
+    seen: list[int] = []
+    fits = fit_guides(
+        tiny_store,
+        runs,
+        METHOD,
+        checkpoints=places,
+        progress=lambda done, total, loss: seen.append(done),
+    )
+    assert len(seen) == 12 - batches
+    assert seen[-1] == 3 * 14
+    for fit, whole in zip(fits, together, strict=True):
+        assert_same(fit, whole)
+
+
+def test_a_finished_training_is_not_repeated(
+    tiny_store: FeatureStore, runs: list[GuideRun], together: list[GuideFit], tmp_path: Path
+) -> None:
+    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
+    fit_guides(tiny_store, runs, METHOD, checkpoints=places)
+    seen: list[int] = []
+    fits = fit_guides(
+        tiny_store,
+        runs,
+        METHOD,
+        checkpoints=places,
+        progress=lambda done, total, loss: seen.append(done),
+    )
+    assert seen == []
+    for fit, whole in zip(fits, together, strict=True):
+        assert_same(fit, whole)
+
+
+@pytest.mark.parametrize("spoil", ["other settings", "damage"])
+def test_a_checkpoint_of_no_use_is_ignored_with_a_message(
+    tiny_store: FeatureStore,
+    runs: list[GuideRun],
+    together: list[GuideFit],
+    tmp_path: Path,
+    spoil: str,
+) -> None:
+    said: list[str] = []
+    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0, say=said.append)
+    fit_guides(tiny_store, runs[1:3], METHOD, checkpoints=places)
+    assert said == []
+    if spoil == "damage":
+        content = bytearray(places.path.read_bytes())
+        content[-20] ^= 1
+        places.path.write_bytes(content)
+    chosen = slice(1, 3) if spoil == "damage" else slice(0, 1)
+    fits = fit_guides(tiny_store, runs[chosen], METHOD, checkpoints=places)
+    assert "training starts anew" in said[0]
+    for fit, whole in zip(fits, together[chosen], strict=True):
+        assert_same(fit, whole)
+
+
+def test_the_fingerprint_of_a_training_holds_what_determines_it(
+    tiny_store: FeatureStore, runs: list[GuideRun]
+) -> None:
+    spg = METHOD.model_copy(update={"protocol": "spg"})
+    seen = {
+        run_fingerprint(tiny_store, some, method, device)
+        for some in ([runs[0]], [runs[1]], runs[:2], [GuideRun(runs[0].saes, params(lr=1), 111)])
+        for method in (METHOD, spg)
+        for device in ("cpu", "cuda")
+    }
+    assert len(seen) == 16
+
+
+def test_five_steps_are_those_of_the_literal_recipe() -> None:
+    from benchmarks.guide_step import difference
+
+    torch.manual_seed(0)
+    assert difference(dim=64, dict_size=128, side=6, size=96, images=4) < 2e-6

@@ -100,7 +100,7 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
         assert points == sorted(points, key=lambda point: point[0])
 
 
-@pytest.mark.parametrize("accumulator", ["sort", "histogram"])
+@pytest.mark.parametrize("accumulator", ["auto", "sort", "histogram"])
 def test_both_accumulators_agree(
     scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation, accumulator: Any
 ) -> None:

@@ -20,7 +20,7 @@ _LOW = int(np.float32(2.0**-40).view(np.int32))
 _HIGH = int(np.float32(2.0**-25).view(np.int32))
 
 N_LOW = _HALF - _LOW  # key of p = 1/2
-_BLOCK = 8192  # scores whose intermediate values stay in a core's first cache: 4 times as fast
+_BLOCK = 8192  # scores whose intermediate values stay in a core's first cache
 
 MAX_KEY = N_LOW + _HALF - _HIGH  # key of p = 1: 63 octaves of 2^23 steps
 
@@ -52,9 +52,14 @@ def score_bins(scores: np.ndarray, level: int, base: int, out: np.ndarray) -> No
     out : (P,) int64, filled.
     """
     for start in range(0, len(scores), _BLOCK):
-        keys = score_keys(scores[start : start + _BLOCK])
+        block, room = scores[start : start + _BLOCK], out[start : start + _BLOCK]
+        if block.max() < 0.5:  # most blocks of most maps: the lower half of `score_keys` will do
+            keys = np.maximum(block.view(np.int32), _LOW)
+            keys -= _LOW
+        else:
+            keys = score_keys(block)
         keys >>= level
-        np.subtract(keys, base, out=out[start : start + _BLOCK])
+        np.subtract(keys, base, out=room)
 
 
 def lowest_score(keys: np.ndarray) -> np.ndarray:

@@ -10,11 +10,15 @@ import numpy as np
 from spg_pipe.artifacts import versions
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
+from spg_pipe.judged_masks import JudgedMasks
+from spg_pipe.maps import anomaly_maps
 from spg_pipe.metrics import (
     PixelMetrics,
+    Regions,
     RowContext,
     accumulate,
     category_metrics,
+    chosen_accumulator,
     curve_rows,
     macro_mean,
     write_csv,
@@ -22,10 +26,9 @@ from spg_pipe.metrics import (
 )
 from spg_pipe.metrics.tables import Row
 from spg_pipe.params import MetricParams
-from spg_pipe.scoring import Scores, resize_maps
+from spg_pipe.scoring import CHUNK_IMAGES, Scores
 from spg_pipe.store.reader import FeatureStore
 
-_BATCH = 16
 _CURVE_GRID = 200
 
 Progress = Callable[[int, int], None]
@@ -84,7 +87,7 @@ def evaluate_scores(
         )
     if params.resolution == "original" and manifest is None:
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
-    masks_from = manifest if params.resolution == "original" else None
+    masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
     table = scores.table
     context = _context(scores, params)
     rows: list[Row] = []
@@ -93,7 +96,7 @@ def evaluate_scores(
     done = 0
     for category in dict.fromkeys(table["category"]):
         chosen = np.flatnonzero(table["category"] == category)
-        pixel = _pixel_metrics(scores, store, chosen, params, masks_from)
+        pixel = _pixel_metrics(scores, store, chosen, params, masks)
         missing = table["mask_state"].to_numpy()[chosen] == MaskState.MISSING
         anomalous = table["label"].to_numpy()[chosen] == 1
         row = category_metrics(
@@ -135,43 +138,25 @@ def _pixel_metrics(
     store: FeatureStore,
     images: np.ndarray,
     params: MetricParams,
-    manifest: Manifest | None,
+    masks: JudgedMasks,
 ) -> PixelMetrics | None:
-    """Of the images whose mask is known; None where there is none.
-
-    With a manifest at the images' own sizes, otherwise at S×S.
-    """
+    """Of the images whose mask is known; None where there is none. One map is held at a time."""
     states = store.array("mask_state")[images]
     images = images[states != MaskState.MISSING]
     if len(images) == 0:
         return None
 
-    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            maps = scores.maps(batch)
-            if manifest is None:
-                yield from zip(maps, store.masks(batch), strict=True)
-                continue
-            for image, small in zip(batch, maps, strict=True):
-                mask = _original_mask(manifest, store, int(image))
-                yield resize_maps(small[None], mask.shape)[0], mask
+    def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
+        for start in range(0, len(images), CHUNK_IMAGES):
+            batch = images[start : start + CHUNK_IMAGES]
+            patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
+            for number, image in enumerate(batch.tolist()):
+                one = {layer: values[number : number + 1] for layer, values in patches.items()}
+                regions = masks.regions(image)
+                yield anomaly_maps(one, scores.size, scores.sigma, regions.shape)[0], regions
 
-    return accumulate(pairs, params.accumulator, params.protocol)
-
-
-def _original_mask(manifest: Manifest, store: FeatureStore, image: int) -> np.ndarray:
-    from spg_pipe.datasets.images import read_mask
-
-    row = manifest.table.iloc[image]
-    if row["path"] != store.table["path"][image]:
-        raise SpgError(
-            f"The manifest of {manifest.dataset} and {store.path} do not list the same images. "
-            "Run `spg-pipe extract` again."
-        )
-    if row["mask_state"] != MaskState.GIVEN:
-        return np.zeros((int(row["height"]), int(row["width"])), np.uint8)
-    return read_mask(manifest.root / row["mask"], exif=manifest.exif)
+    kind = chosen_accumulator(params.accumulator, sum(masks.pixels(i) for i in images.tolist()))
+    return accumulate(pairs, kind, params.protocol)
 
 
 def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:

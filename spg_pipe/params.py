@@ -181,7 +181,8 @@ class MetricParams(_Section):
     """How scores are judged (docs/metrics.md)."""
 
     protocol: Literal["exact", "spg"] = "exact"
-    accumulator: Literal["sort", "histogram"] = "sort"
+    accumulator: Literal["auto", "sort", "histogram"] = "auto"
+    """`auto` sorts up to 2^24 pixels a category, which is exact, and counts larger ones."""
     resolution: Literal["model", "original"] = "model"
 
 

@@ -14,9 +14,10 @@ from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.maps import resize_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
-from spg_pipe.scoring import resize_maps, score_images
+from spg_pipe.scoring import score_images
 
 Progress = Callable[[int, int], None]
 

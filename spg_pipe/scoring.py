@@ -17,57 +17,18 @@ from torch import Tensor
 from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.model import upsample
-from spg_pipe.params import SIGMA, ScoreParams
+from spg_pipe.maps import anomaly_maps
+from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TRUNCATE = 4.0
-"""The blur's kernel ends at 4σ, with reflected borders (scipy's default semantics)."""
+CHUNK_IMAGES = 256
+"""Images in a chunk of maps.zarr: 0.8 MB at 28×28."""
 
 Progress = Callable[[int, int], None]
-
-
-def raw_maps(patches: dict[str, Tensor], size: int | tuple[int, int]) -> Tensor:
-    """Mean over layers of the upsampled patch probabilities.
-
-    Parameters
-    ----------
-    patches : dict of layer → (B, h, w) float32
-        Each layer may have its own grid.
-    size : int or (H, W)
-
-    Returns
-    -------
-    (B, H, W) float32 in [0, 1]
-    """
-    return torch.stack([upsample(values, size) for values in patches.values()]).mean(dim=0)
-
-
-def blur(maps: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
-    """Gaussian blur of every map on its own, never across images.
-
-    Parameters
-    ----------
-    maps : (B, H, W) float32
-    sigma : float
-        Pixels; 0 leaves the maps as they are.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    if sigma == 0:
-        return maps
-    return np.stack([gaussian_filter(m, sigma, mode="reflect", truncate=_TRUNCATE) for m in maps])
-
-
-def anomaly_maps(
-    patches: dict[str, Tensor], size: int | tuple[int, int], sigma: float = SIGMA
-) -> np.ndarray:
-    """Full-size anomaly maps: upsample each layer, average, blur. (B, H, W) float32."""
-    return blur(raw_maps(patches, size).numpy(), sigma)
 
 
 def image_scores(maps: np.ndarray, cls: np.ndarray, params: ScoreParams) -> np.ndarray:
@@ -120,23 +81,22 @@ class Scores:
         return float(self.config["score"]["sigma"])
 
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
-        """Layer → (n, h, w) float32 patch probabilities of some images."""
+        """Layer → (n, h, w) float32 patch probabilities of some images, in any order.
+
+        Only the chunks that hold one of them are read.
+        """
         import zarr
 
         group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
-        low, high = int(images.min()), int(images.max()) + 1
+        rows, places = np.unique(images, return_inverse=True)
         return {
-            layer: torch.from_numpy(
-                np.asarray(group[f"probability_{layer}"][low:high])[images - low]
-            )
+            layer: torch.from_numpy(np.asarray(group[f"probability_{layer}"].oindex[rows])[places])
             for layer in self.config["layers"]
         }
 
     def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
-        if size is None:
-            return anomaly_maps(self.patches(images), self.size, self.sigma)
-        return resize_maps(self.maps(images), size)
+        return anomaly_maps(self.patches(images), self.size, self.sigma, size)
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
@@ -160,11 +120,6 @@ class Scores:
         return cls(path, table, config)
 
 
-def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Blurred maps (n, S, S) at an image's own size (n, H, W), bilinearly."""
-    return upsample(torch.from_numpy(maps), size).numpy()
-
-
 def score_store(
     detector: Detector,
     store: FeatureStore,
@@ -175,6 +130,8 @@ def score_store(
     progress: Progress | None = None,
 ) -> Scores:
     """Score every image of a target store and write scores/<run>/.
+
+    Images stream: what is kept is a row of three numbers an image and one chunk of grids.
 
     Parameters
     ----------
@@ -189,26 +146,34 @@ def score_store(
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     params = score or detector.score
     rows: list[dict[str, np.ndarray]] = []
-    grids: dict[str, list[np.ndarray]] = {layer: [] for layer in detector.layers}
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
-    # Every token is used once: there is nothing to keep.
-    sources = sources_of(store, device, "none")
-    for images, tokens in ordered_batches(sources, params.batch_images):
-        with torch.inference_mode():
-            patches, cls = detector.probabilities(tokens, shapes)
-        local = {layer: values.cpu() for layer, values in patches.items()}
-        rows.append(_rows(local, cls.cpu().numpy(), store.image_size, params))
-        for layer, values in local.items():
-            grids[layer].append(values.numpy())
-        if progress:
-            progress(int(images[-1]) + 1, len(store))
-    table = store.table.assign(
-        **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    )
-    config = _config(detector, store, params)
-    maps = {layer: np.concatenate(values) for layer, values in grids.items()}
-    _save(path, table, maps, config)
+    with fresh_folder(path) as folder:
+        maps = MapWriter(folder / "maps.zarr", shapes, len(store))
+        # Every token is used once: there is nothing to keep.
+        sources = sources_of(store, device, "none")
+        for images, tokens in ordered_batches(sources, params.batch_images):
+            with torch.inference_mode():
+                patches, cls = _probabilities(detector, tokens, shapes)
+            rows.append(_rows(patches, cls, store.image_size, params))
+            maps.append(patches)
+            if progress:
+                progress(int(images[-1]) + 1, len(store))
+        maps.close()
+        table = store.table.assign(
+            **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+        )
+        table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+        config = _config(detector, store, params)
+        write_json(folder / "config.json", config)
     return Scores(path, table, config)
+
+
+def _probabilities(
+    detector: Detector, tokens: dict[str, Tensor], shapes: dict[str, tuple[int, int]]
+) -> tuple[dict[str, Tensor], np.ndarray]:
+    """`Detector.probabilities` on the CPU's memory."""
+    patches, cls = detector.probabilities(tokens, shapes)
+    return {layer: values.cpu() for layer, values in patches.items()}, cls.cpu().numpy()
 
 
 def _rows(
@@ -245,30 +210,59 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
     return content | {"fingerprint": fingerprint(content), "versions": versions()}
 
 
-def _save(
-    path: Path, table: "pd.DataFrame", maps: dict[str, np.ndarray], config: dict[str, Any]
-) -> None:
-    import zarr
+class MapWriter:
+    """Writes maps.zarr, layer by layer (n, h, w) float32, a whole chunk of images at a time."""
 
-    with fresh_folder(path) as folder:
-        table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
-        group = zarr.create_group(folder / "maps.zarr")
-        for layer, values in maps.items():
-            array = group.create_array(
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, int]], images: int) -> None:
+        import zarr
+
+        self._group = zarr.create_group(path)
+        self._chunk = min(CHUNK_IMAGES, images)
+        self._held: list[dict[str, Tensor]] = []
+        self._written = 0
+        self._arrays = {
+            layer: self._group.create_array(
                 f"probability_{layer}",
-                shape=values.shape,
-                chunks=(min(256, len(values)), *values.shape[1:]),
+                shape=(images, *grid),
+                chunks=(self._chunk, *grid),
                 dtype="float32",
                 # A lost chunk then reads as NaN, which no metric takes for a score.
                 fill_value=np.nan,
                 dimension_names=("image", f"row_{layer}", f"column_{layer}"),
             )
-            array[...] = values
+            for layer, grid in shapes.items()
+        }
+
+    def append(self, patches: dict[str, Tensor]) -> None:
+        """Add layer → (B, h, w) probabilities of the next images."""
+        self._held.append(patches)
+        held = sum(len(next(iter(batch.values()))) for batch in self._held)
+        if held >= self._chunk:
+            self._flush(held - held % self._chunk)
+
+    def close(self) -> None:
+        """Write what is left, and the consolidated metadata."""
+        import zarr
+
+        self._flush(None)
         with warnings.catch_warnings():
             # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(group.store)
-        write_json(folder / "config.json", config)
+            zarr.consolidate_metadata(self._group.store)
+
+    def _flush(self, count: int | None) -> None:
+        if not self._held:
+            return
+        joined = {
+            layer: torch.cat([batch[layer] for batch in self._held]) for layer in self._arrays
+        }
+        start = self._written
+        for layer, array in self._arrays.items():
+            values = joined[layer][:count]
+            array[start : start + len(values)] = values.numpy()
+            self._written = start + len(values)
+        rest = {layer: values[count:].clone() for layer, values in joined.items()}
+        self._held = [rest] if count is not None and len(next(iter(rest.values()))) else []
 
 
 def score_images(
@@ -280,6 +274,6 @@ def score_images(
     size = detector.backbone.preprocess.size
     for batch, grids in tokens:
         with torch.inference_mode():
-            patches, cls = detector.probabilities(batch, grids)
-        maps = anomaly_maps({name: p.cpu() for name, p in patches.items()}, size, params.sigma)
-        yield maps, image_scores(maps, cls.cpu().numpy(), params), cls.cpu().numpy()
+            patches, cls = _probabilities(detector, batch, grids)
+        maps = anomaly_maps(patches, size, params.sigma)
+        yield maps, image_scores(maps, cls, params), cls

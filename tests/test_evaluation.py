@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tiny import SCORE, extracted, manifest_of, write_folder
+from tiny import SCORE, SIZE, extracted, manifest_of, write_folder
 
 from spg_pipe.datasets import Manifest, read_mask
 from spg_pipe.detector import Detector
@@ -100,7 +100,7 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
         assert points == sorted(points, key=lambda point: point[0])
 
 
-@pytest.mark.parametrize("accumulator", ["sort", "histogram"])
+@pytest.mark.parametrize("accumulator", ["auto", "sort", "histogram"])
 def test_both_accumulators_agree(
     scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation, accumulator: Any
 ) -> None:
@@ -108,6 +108,18 @@ def test_both_accumulators_agree(
     for row, expected in zip(found.rows, evaluation.rows, strict=True):
         for name in ("pixel_auroc", "pixel_ap", "pixel_aupro_0.3"):
             assert row[name] == pytest.approx(expected[name], abs=1e-4)
+
+
+def test_auto_counts_a_large_category_within_bounded_memory(
+    scores: Scores, tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate_scores(scores, tiny_store, MetricParams()).rows[0]["accumulator"] == "sort"
+    monkeypatch.setattr("spg_pipe.metrics.protocols.SORT_PIXELS", SIZE * SIZE)
+    # Rough maps: finer ones would ask for the sort that the error bound falls back to.
+    monkeypatch.setattr("spg_pipe.metrics.pixel.MAX_ERROR", 1.0)
+    monkeypatch.setattr("spg_pipe.metrics.accumulators.SortAccumulator.update", lambda *_: 1 / 0)
+    rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
+    assert [row["accumulator"] for row in rows] == ["histogram"] * len(rows)
 
 
 def test_protocol_spg_has_its_own_columns(scores: Scores, tiny_store: FeatureStore) -> None:

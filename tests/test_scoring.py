@@ -14,22 +14,13 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from scipy.ndimage import gaussian_filter
 from tiny import SCORE, SIZE, files
 
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
-from spg_pipe.scoring import (
-    Scores,
-    anomaly_maps,
-    blur,
-    image_scores,
-    raw_maps,
-    resize_maps,
-    score_images,
-    score_store,
-)
+from spg_pipe.scoring import Scores, image_scores, score_images, score_store
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -43,44 +34,6 @@ def scores(
 
 def random_maps(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def test_layers_of_different_grids_are_averaged_at_full_size() -> None:
-    one, two = torch.rand(2, 4, 4), torch.rand(2, 7, 3)
-    maps = raw_maps({"a": one, "b": two}, 21)
-    each = [
-        F.interpolate(p[:, None], (21, 21), mode="bilinear", align_corners=False)[:, 0]
-        for p in (one, two)
-    ]
-    torch.testing.assert_close(maps, (each[0] + each[1]) / 2, atol=1e-6, rtol=0)
-
-
-def test_a_map_is_blurred_by_itself_with_reflected_borders() -> None:
-    maps = random_maps(3, 40, 30)
-    for blurred, raw in zip(blur(maps), maps, strict=True):
-        expected = gaussian_filter(raw, 4.0, mode="reflect", truncate=4.0)
-        assert np.array_equal(blurred, expected)
-
-
-@given(images=st.integers(1, 4), sigma=st.sampled_from([0.5, 1.0, 4.0]), seed=st.integers(0, 99))
-def test_no_image_leaks_into_another(images: int, sigma: float, seed: int) -> None:
-    maps = random_maps(images, 12, 12, seed=seed)
-    together = blur(maps, sigma)
-    for i in range(images):
-        assert np.array_equal(together[i], blur(maps[i : i + 1], sigma)[0])
-
-
-def test_a_blur_of_zero_changes_nothing() -> None:
-    maps = random_maps(2, 8, 8)
-    assert np.array_equal(blur(maps, 0), maps)
-
-
-def test_maps_keep_probabilities_between_0_and_1_in_float32() -> None:
-    patches = {"a": torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])}
-    maps = anomaly_maps(patches, 32)
-    assert maps.dtype == np.float32
-    assert maps.min() >= 0
-    assert maps.max() <= 1
 
 
 @given(
@@ -201,7 +154,6 @@ def test_maps_at_another_size_are_the_blurred_ones_resized(scores: Scores) -> No
     found = scores.maps(images, (40, 48))
     assert found.shape == (2, 40, 48)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-    assert np.array_equal(resize_maps(scores.maps(images), (40, 48)), found)
 
 
 def test_images_in_memory_are_scored_as_a_store_is(

@@ -9,10 +9,18 @@
 """
 
 from spg_pipe.metrics.accumulators import Accumulator, HistogramAccumulator, SortAccumulator
-from spg_pipe.metrics.aupro import LIMITS, label_regions, vanished_regions
+from spg_pipe.metrics.aupro import LIMITS
 from spg_pipe.metrics.image_level import ImageMetrics, image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
-from spg_pipe.metrics.protocols import ACCUMULATORS, PROTOCOLS, accumulate, with_fallback
+from spg_pipe.metrics.protocols import (
+    ACCUMULATORS,
+    PROTOCOLS,
+    SORT_PIXELS,
+    accumulate,
+    chosen_accumulator,
+    with_fallback,
+)
+from spg_pipe.metrics.regions import Regions, label_regions, vanished_regions
 from spg_pipe.metrics.spg import regions_per_image, spg_metrics
 from spg_pipe.metrics.table_files import read_json, write_csv, write_json
 from spg_pipe.metrics.tables import (
@@ -27,15 +35,18 @@ __all__ = [
     "ACCUMULATORS",
     "LIMITS",
     "PROTOCOLS",
+    "SORT_PIXELS",
     "Accumulator",
     "Counts",
     "HistogramAccumulator",
     "ImageMetrics",
     "PixelMetrics",
+    "Regions",
     "RowContext",
     "SortAccumulator",
     "accumulate",
     "category_metrics",
+    "chosen_accumulator",
     "curve_rows",
     "image_metrics",
     "label_regions",

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.aupro import region_areas
 from spg_pipe.metrics.curves import Groups
-from spg_pipe.metrics.logit_keys import lowest_score, score_keys
+from spg_pipe.metrics.logit_keys import lowest_score, score_bins, score_keys
 from spg_pipe.metrics.pixel import Counts, PixelMetrics, exact_metrics, grouped_metrics
+from spg_pipe.metrics.regions import Regions
 
 BINS = 65_536
 # Weights 1/area are counted in whole 2^-40ths: integers add up alike in any order. A region of
@@ -25,12 +25,16 @@ _UNIT = 2**40
 _MAX_REGIONS = 2**22  # 2^22 regions of weight 2^40 stay below 2^63
 
 
+Mask = np.ndarray | Regions
+"""A mask, or what labelling it once gave."""
+
+
 class Accumulator(Protocol):
     """What scoring feeds: one map and one mask an image."""
 
     counts: Counts
 
-    def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
+    def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
         """Add one image: map (H, W) float32 in [0, 1], mask (H, W) uint8, non-zero = anomalous."""
 
     def merge(self, other: Self) -> None:
@@ -61,27 +65,30 @@ class SortAccumulator:
         self._anomalous: list[np.ndarray] = []
         self._sorted = False
 
-    def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
+    def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
         """Add one image.
 
         Parameters
         ----------
         anomaly_map : (H, W) float32, finite.
-        mask : (H, W) uint8, non-zero = anomalous.
+        mask : (H, W) uint8, non-zero = anomalous; or the regions of one, labelled before.
 
         Raises
         ------
         SpgError : shapes differ, or a score is not finite.
         """
-        scores = _checked(anomaly_map, mask)
-        areas, regions = region_areas(mask)
-        self.counts += Counts(1, scores.size, len(areas), regions)
-        if regions:
-            inside = mask != 0
-            bits = _ordered_bits(scores[inside]).astype(np.uint64)
+        scores, regions = _checked(anomaly_map, mask)
+        # A copy of its own, without negative zeros, which sort as zeros but have other bits.
+        scores = scores + np.float32(0)
+        areas = regions.pixel_areas()
+        self.counts += Counts(1, scores.size, len(areas), regions.count)
+        if regions.count:
+            places, normal = regions.places(), np.ones(scores.size, bool)
+            normal[places] = False
+            bits = _ordered_bits(scores[places]).astype(np.uint64)
             self._anomalous.append(bits << np.uint64(32) | areas.astype(np.uint64))
-            scores = scores[~inside]
-        self._normal.append(scores.ravel())
+            scores = scores[normal]
+        self._normal.append(scores)
         self._sorted = False
 
     def merge(self, other: SortAccumulator) -> None:
@@ -140,33 +147,36 @@ class HistogramAccumulator:
         self._low, self._high = 2**31, -1  # range of keys seen
         self._level, self._base = 0, 0  # bin i holds the keys with key >> level == base + i
         self._max_area = 0
+        self._room = np.empty(0, np.int64)  # the pixels' bins of one image; new memory is slow
 
-    def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
+    def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
         """Add one image.
 
         Parameters
         ----------
         anomaly_map : (H, W) float32 in [0, 1].
-        mask : (H, W) uint8, non-zero = anomalous.
+        mask : (H, W) uint8, non-zero = anomalous; or the regions of one, labelled before.
 
         Raises
         ------
         SpgError : shapes differ, or a score is not a probability.
         """
-        scores = _checked(anomaly_map, mask)
-        if scores.min() < 0 or scores.max() > 1:
+        scores, regions = _checked(anomaly_map, mask)
+        ends = np.array([scores.min(), scores.max()])
+        if ends[0] < 0 or ends[1] > 1:
             raise SpgError(
-                f"anomaly map with scores from {scores.min():g} to {scores.max():g}: the histogram "
+                f"anomaly map with scores from {ends[0]:g} to {ends[1]:g}: the histogram "
                 "takes probabilities in [0, 1]. Set metrics.accumulator: sort for other scores."
             )
-        areas, regions = region_areas(mask)
-        self.counts += Counts(1, scores.size, len(areas), regions)
-        keys = score_keys(scores.ravel())
-        self._cover(int(keys.min()), int(keys.max()))
-        bins = (keys >> self._level) - self._base
+        self._cover(*score_keys(ends).tolist())
+        if len(self._room) < scores.size:
+            self._room = np.empty(scores.size, np.int64)
+        bins = self._room[: scores.size]
+        score_bins(scores, self._level, self._base, bins)
         seen = np.bincount(bins, minlength=BINS)
-        if regions:
-            inside = bins[mask.ravel() != 0]
+        areas = regions.pixel_areas()
+        if regions.count:
+            inside = bins[regions.places()]
             hits = np.bincount(inside, minlength=BINS)
             weights = np.bincount(inside, weights=np.rint(_UNIT / areas), minlength=BINS)
             seen -= hits
@@ -174,6 +184,7 @@ class HistogramAccumulator:
             self.overlap += np.rint(weights).astype(np.int64)
             self._max_area = max(self._max_area, int(areas.max()))
         self.normal += seen
+        self.counts += Counts(1, scores.size, len(areas), regions.count)
 
     def merge(self, other: HistogramAccumulator) -> None:
         """Add all images of another accumulator, which stays as it is."""
@@ -249,20 +260,20 @@ class HistogramAccumulator:
         return ((np.arange(BINS) + base) >> (self._level - level)) - self._base
 
 
-def _checked(anomaly_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The map as float32 without negative zeros."""
+def _checked(anomaly_map: np.ndarray, mask: Mask) -> tuple[np.ndarray, Regions]:
+    """The map (H·W,) as float32, and the mask's regions."""
     if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape or anomaly_map.size == 0:
         raise SpgError(
             f"anomaly map of shape {anomaly_map.shape} with a mask of shape {mask.shape}: both "
             "must be (height, width) of the same image. Resize the mask to the map's size."
         )
-    scores = np.asarray(anomaly_map, dtype=np.float32) + np.float32(0)
+    scores = np.asarray(anomaly_map, dtype=np.float32).ravel()
     if not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
         raise SpgError(
             "anomaly map with NaN or infinite scores, which have no place in an order. Look for "
             "the image that gave them (spg-pipe score), and for NaN in the detector."
         )
-    return scores
+    return scores, mask if isinstance(mask, Regions) else Regions.of(mask)
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:

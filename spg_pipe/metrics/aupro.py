@@ -1,4 +1,4 @@
-"""Regions of a mask, and MVTec's area under the per-region-overlap curve (docs/metrics.md)."""
+"""MVTec's area under the per-region-overlap curve (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -7,71 +7,6 @@ import numpy as np
 from spg_pipe.metrics.curves import Curve, Groups, thin
 
 LIMITS = (0.05, 0.3, 1.0)  # upper ends of the false-positive rate
-
-
-def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the connected regions of a mask, diagonal neighbours joined (8-connectivity).
-
-    Parameters
-    ----------
-    mask : (H, W) any dtype; non-zero is anomalous.
-
-    Returns
-    -------
-    labels : (H, W) int32, 0 outside regions, 1 … n inside.
-    n : number of regions.
-    """
-    from scipy import ndimage
-
-    labels, n = ndimage.label(mask != 0, structure=np.ones((3, 3), dtype=bool))
-    return labels, int(n)
-
-
-def region_areas(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """The area of the region that each anomalous pixel belongs to.
-
-    Parameters
-    ----------
-    mask : (H, W) any dtype; non-zero is anomalous.
-
-    Returns
-    -------
-    areas : (A,) int64, pixels; for the A anomalous pixels in row-major order.
-    n : number of regions. The sum of 1/areas is n.
-    """
-    if not mask.any():
-        return np.empty(0, dtype=np.int64), 0
-    labels, n = label_regions(mask)
-    inside = labels[labels > 0]
-    return np.bincount(inside)[inside], n
-
-
-def vanished_regions(original_mask: np.ndarray, resized_mask: np.ndarray) -> int:
-    """Count the regions of the original mask that have no pixel left in the resized one.
-
-    A region is still there if the place of one of its pixels' centres is anomalous in the resized
-    mask. Regions that merely merge have not vanished.
-
-    Parameters
-    ----------
-    original_mask : (H, W), non-zero is anomalous.
-    resized_mask : (h, w), the same mask at another size.
-    """
-    marked_rows = np.flatnonzero(original_mask.any(axis=1))
-    if not len(marked_rows):
-        return 0
-    # Regions lie in the defects' bounding box, mostly a small part of the image.
-    marked_columns = np.flatnonzero(original_mask.any(axis=0))
-    top, left = marked_rows[0], marked_columns[0]
-    box = original_mask[top : marked_rows[-1] + 1, left : marked_columns[-1] + 1]
-    labels, n = label_regions(box)
-    rows, columns = np.nonzero(labels)
-    region = labels[rows, columns]
-    rows, columns = rows + top, columns + left
-    (height, width), (h, w) = original_mask.shape, resized_mask.shape
-    # Centres (y + 1/2)·h/H in integers, so that no rounding decides which pixel they fall in.
-    landed = resized_mask[(2 * rows + 1) * h // (2 * height), (2 * columns + 1) * w // (2 * width)]
-    return n - int(np.count_nonzero(np.bincount(region[landed != 0], minlength=n + 1)))
 
 
 def aupro(groups: Groups, limit: float) -> float:

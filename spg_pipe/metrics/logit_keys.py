@@ -20,6 +20,8 @@ _LOW = int(np.float32(2.0**-40).view(np.int32))
 _HIGH = int(np.float32(2.0**-25).view(np.int32))
 
 N_LOW = _HALF - _LOW  # key of p = 1/2
+_BLOCK = 8192  # scores whose intermediate values stay in a core's first cache
+
 MAX_KEY = N_LOW + _HALF - _HIGH  # key of p = 1: 63 octaves of 2^23 steps
 
 
@@ -34,9 +36,30 @@ def score_keys(scores: np.ndarray) -> np.ndarray:
     -------
     int32 of the same shape, 0 … MAX_KEY.
     """
-    small = scores < 0.5
-    tail = np.where(small, scores, np.float32(1) - scores).view(np.int32)
-    return np.where(small, np.maximum(tail - _LOW, 0), MAX_KEY - np.maximum(tail - _HIGH, 0))
+    # The smaller of p and 1 - p is the tail on p's side of 1/2.
+    tail = np.minimum(scores, np.float32(1) - scores).view(np.int32)
+    np.maximum(tail, _LOW, out=tail)
+    above = MAX_KEY - np.maximum(tail - _HIGH, 0)
+    return np.where(scores < 0.5, tail - _LOW, above)
+
+
+def score_bins(scores: np.ndarray, level: int, base: int, out: np.ndarray) -> None:
+    """Bins of probabilities: `(score_keys(scores) >> level) - base`, a block at a time.
+
+    Parameters
+    ----------
+    scores : (P,) float32 in [0, 1].
+    out : (P,) int64, filled.
+    """
+    for start in range(0, len(scores), _BLOCK):
+        block, room = scores[start : start + _BLOCK], out[start : start + _BLOCK]
+        if block.max() < 0.5:  # most blocks of most maps: the lower half of `score_keys` will do
+            keys = np.maximum(block.view(np.int32), _LOW)
+            keys -= _LOW
+        else:
+            keys = score_keys(block)
+        keys >>= level
+        np.subtract(keys, base, out=room)
 
 
 def lowest_score(keys: np.ndarray) -> np.ndarray:

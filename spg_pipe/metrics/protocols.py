@@ -9,15 +9,30 @@ from typing import TypeVar
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.accumulators import HistogramAccumulator, SortAccumulator
+from spg_pipe.metrics.accumulators import HistogramAccumulator, Mask, SortAccumulator
 from spg_pipe.metrics.pixel import PixelMetrics
 from spg_pipe.metrics.spg import spg_metrics
 
 PROTOCOLS = ("exact", "spg")
 ACCUMULATORS = ("sort", "histogram")
 
-ImagePairs = Iterable[tuple[np.ndarray, np.ndarray]]
+SORT_PIXELS = 2**24
+"""Up to here `auto` sorts: 83 maps of 448×448, and at most about 0.4 GB while sorting."""
+
+ImagePairs = Iterable[tuple[np.ndarray, Mask]]
 A = TypeVar("A", SortAccumulator, HistogramAccumulator)
+
+
+def chosen_accumulator(kind: str, pixels: int) -> str:
+    """The accumulator for a category of so many pixels: "sort" or "histogram".
+
+    `auto` sorts a small category, where it costs little and is exact, and counts a large one,
+    where its memory would grow with the images. It depends on the category alone, never on the
+    order or the number of workers.
+    """
+    if kind != "auto":
+        return kind
+    return "sort" if pixels <= SORT_PIXELS else "histogram"
 
 
 def accumulate(
@@ -28,7 +43,7 @@ def accumulate(
     Parameters
     ----------
     make_iter : starts a pass: yields (map, mask) of each image, (H, W) float32 in [0, 1] and
-        (H, W) uint8. Called again if a histogram's error bound exceeds 1e-4.
+        (H, W) uint8 or its `Regions`. Called again if a histogram's error bound exceeds 1e-4.
     kind : "histogram" or "sort". Protocol spg always sorts.
     protocol : "exact" or "spg" (docs/metrics.md).
 

@@ -15,9 +15,9 @@ import numpy as np
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import curves
 from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
-from spg_pipe.metrics.aupro import label_regions
 from spg_pipe.metrics.curves import Curve
 from spg_pipe.metrics.pixel import PixelMetrics, plot_curves
+from spg_pipe.metrics.regions import label_regions
 
 STEPS = 200
 MAX_FPR = 0.3

@@ -17,7 +17,7 @@ from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.aupro import vanished_regions
+from spg_pipe.metrics.regions import vanished_regions
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.schema import LayerShape, StoreSpec
 from spg_pipe.store.writer import StoreWriter

@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import Counts, HistogramAccumulator, PixelMetrics, SortAccumulator, accumulate
-from spg_pipe.metrics.logit_keys import MAX_KEY, lowest_score, score_keys
+from spg_pipe.metrics import (
+    SORT_PIXELS,
+    Counts,
+    HistogramAccumulator,
+    PixelMetrics,
+    Regions,
+    SortAccumulator,
+    accumulate,
+    chosen_accumulator,
+)
+from spg_pipe.metrics.logit_keys import MAX_KEY, lowest_score, score_bins, score_keys
 
-Images = list[tuple[np.ndarray, np.ndarray]]
+Images = list[tuple[np.ndarray, np.ndarray | Regions]]
 KINDS = [SortAccumulator, HistogramAccumulator]
 
 
@@ -188,6 +197,31 @@ def test_keys_keep_the_order_of_scores(scores: list[float]) -> None:
     assert keys[-1] <= MAX_KEY
     distinct = ordered >= 2.0**-40
     assert len(np.unique(keys[distinct])) == len(np.unique(ordered[distinct]))
+
+
+@pytest.mark.parametrize("level", [0, 9, 13])
+def test_bins_are_keys_in_coarser_steps(level: int) -> None:
+    low = np.random.default_rng(level).random(9_000, np.float32) ** 9 / 2
+    # A block below one half, one across it and one above; and the ends of the range.
+    ends = np.array([0, -0.0, 2**-41, 2**-40, 0.5, np.nextafter(np.float32(1), 0), 1], np.float32)
+    scores = np.concatenate([low, ends, 1 - low[1:]])
+    bins = np.empty(len(scores), np.int64)
+    score_bins(scores, level, 5, bins)
+    np.testing.assert_array_equal(bins, (score_keys(scores).astype(np.int64) >> level) - 5)
+
+
+def test_auto_sorts_what_is_small_and_counts_what_is_large() -> None:
+    assert chosen_accumulator("auto", SORT_PIXELS) == "sort"
+    assert chosen_accumulator("auto", SORT_PIXELS + 1) == "histogram"
+    assert chosen_accumulator("sort", 10 * SORT_PIXELS) == "sort"
+    assert chosen_accumulator("histogram", 1) == "histogram"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_labelled_before_are_as_good_as_the_mask(kind: type) -> None:
+    images = made_up(11)
+    labelled = [(anomaly_map, Regions.of(mask)) for anomaly_map, mask in images]
+    assert values(filled(kind, labelled).compute()) == values(filled(kind, images).compute())
 
 
 @settings(deadline=None)

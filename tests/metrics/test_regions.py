@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spg_pipe.metrics import label_regions, regions_per_image, vanished_regions
-from spg_pipe.metrics.aupro import region_areas
+from spg_pipe.metrics import Regions, label_regions, regions_per_image, vanished_regions
 
 masks = hnp.arrays(np.uint8, (8, 9), elements=st.integers(0, 1))
 
@@ -22,11 +21,28 @@ def test_diagonal_neighbours_are_one_region() -> None:
 
 @settings(deadline=None)
 @given(masks)
-def test_areas_of_a_region_weigh_one(mask: np.ndarray) -> None:
-    areas, n = region_areas(mask)
-    assert len(areas) == mask.sum()
-    assert (1 / areas).sum() == pytest.approx(n)
+def test_runs_are_the_masks_pixels_with_the_areas_of_their_regions(mask: np.ndarray) -> None:
+    regions = Regions.of(mask)
+    labels, n = label_regions(mask)
+    inside = labels[labels > 0]
+    assert (regions.shape, regions.count) == (mask.shape, n)
+    np.testing.assert_array_equal(regions.places(), np.flatnonzero(mask))
+    np.testing.assert_array_equal(regions.pixel_areas(), np.bincount(inside)[inside])
     assert regions_per_image([mask]) == [n]
+
+
+@settings(deadline=None)
+@given(masks)
+def test_areas_of_a_region_weigh_one(mask: np.ndarray) -> None:
+    areas = Regions.of(mask).pixel_areas()
+    assert len(areas) == mask.sum()
+    assert (1 / areas).sum() == pytest.approx(Regions.of(mask).count)
+
+
+def test_a_run_ends_with_its_row() -> None:
+    regions = Regions.of(np.ones((2, 3), np.uint8))
+    assert regions.starts.tolist() == [0, 3]
+    assert (regions.count, regions.areas.tolist()) == (1, [6, 6])
 
 
 @settings(deadline=None)

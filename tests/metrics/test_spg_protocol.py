@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import auc
 
+from benchmarks.reference import evaluate as reference
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import SortAccumulator, accumulate, label_regions
+from spg_pipe.metrics import SortAccumulator, accumulate
 from spg_pipe.metrics.spg import one_score_below, spg_pro
 
 
@@ -19,28 +19,6 @@ def filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:
     for anomaly_map, mask in zip(maps, masks, strict=True):
         accumulator.update(anomaly_map, mask)
     return accumulator
-
-
-def pro_written_out(maps: np.ndarray, masks: np.ndarray, fast: bool) -> tuple[float, int]:
-    """docs/metrics.md, `metrics.protocol: spg`, threshold by threshold; number of thresholds."""
-    low, high = maps.min(), maps.max()
-    pros, fprs = [], []
-    thresholds = np.arange(low, high, (high - low) / 200)
-    for threshold in thresholds:
-        positive = maps > threshold
-        overlaps = []
-        for one, mask in zip(positive, masks, strict=True):
-            labels, n = label_regions(mask)
-            overlaps += [one[labels == i].mean() for i in range(1, n + 1)]
-        nothing = 0.0 if fast else float("nan")
-        pros.append(np.mean(overlaps) if overlaps else nothing)
-        fprs.append(positive[masks == 0].mean())
-    kept = np.array(fprs) < 0.3
-    fpr, pro = np.array(fprs)[kept], np.array(pros)[kept]
-    spread = fpr.max() - fpr.min()
-    with np.errstate(invalid="ignore"):
-        fpr = (fpr - fpr.min()) / (spread + 1e-12 if fast else spread)
-    return float(auc(fpr, pro)), len(thresholds)
 
 
 @settings(deadline=None, max_examples=30)
@@ -53,8 +31,8 @@ def test_pro_is_the_references(maps: np.ndarray, masks: np.ndarray) -> None:
     # The subnormal steps of a nearly constant map are no test of PRO.
     assume(maps.max() - maps.min() > 1e-30)
     try:
-        fast, n_thresholds = pro_written_out(maps, masks, fast=True)
-        slow, _ = pro_written_out(maps, masks, fast=False)
+        fast, n_thresholds = reference.pro(maps, masks, fast=True)
+        slow, _ = reference.pro(maps, masks, fast=False)
     except ValueError:
         with pytest.raises(SpgError):
             spg_pro(filled(maps, masks))

@@ -29,8 +29,9 @@ from spg_pipe.guides.model import (
 )
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideLosses, GuideTrainer
+from spg_pipe.maps import anomaly_maps, raw_maps
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
-from spg_pipe.scoring import anomaly_maps, image_scores, raw_maps
+from spg_pipe.scoring import image_scores
 
 LAYER = "layer"
 _LOSSES = ("total", "det_loss", "seg_loss", "sparsity_loss")

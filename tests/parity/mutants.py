@@ -44,8 +44,8 @@ MUTANTS = {
     "top share": Mutant("guide", "params.py", "= 0.1\n", "= 0.2\n"),
     "log-mean-exp τ": Mutant("guide", "params.py", "= 1.0\n", "= 2.0\n"),
     "α of the mix": Mutant("guide", "params.py", "= 0.5\n", "= 0.6\n"),
-    "blur's kernel": Mutant("guide", "scoring.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
-    "blur's border": Mutant("guide", "scoring.py", 'mode="reflect"', 'mode="nearest"'),
+    "blur's kernel": Mutant("guide", "maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
+    "blur's border": Mutant("guide", "maps.py", 'mode="reflect"', 'mode="nearest"'),
     "focal smoothing": Mutant(
         "guide", "guides/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
     ),
@@ -92,7 +92,7 @@ MUTANTS = {
     "PRO's thresholds": Mutant("metrics", "metrics/spg.py", "STEPS = 200", "STEPS = 100"),
     "PRO's FPR": Mutant("metrics", "metrics/spg.py", "MAX_FPR = 0.3", "MAX_FPR = 0.2"),
     "4-connected regions": Mutant(
-        "metrics", "metrics/aupro.py", "structure=np.ones((3, 3), dtype=bool)", "structure=None"
+        "metrics", "metrics/regions.py", "structure=np.ones((3, 3), dtype=bool)", "structure=None"
     ),
     "F1's threshold": Mutant(
         "metrics", "metrics/spg.py", "return max(lower, default=", "return max([], default="

@@ -1,0 +1,99 @@
+"""The masks that maps are judged by, labelled once a process: every seed needs the same regions."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import numpy as np
+
+from spg_pipe.datasets.manifest import Manifest, MaskState
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import Regions
+from spg_pipe.store.reader import FeatureStore
+
+KEPT_BYTES = 2**24
+"""A mask with a few defects takes some kilobytes, so that this holds thousands of them."""
+
+
+class RegionCache:
+    """Regions by mask, within a bound of bytes; the oldest leave first."""
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._kept: OrderedDict[Hashable, Regions] = OrderedDict()
+
+    def get(self, key: Hashable, mask: Callable[[], np.ndarray]) -> Regions:
+        """The regions kept under a key, or those of the mask (H, W), kept from now on."""
+        if key in self._kept:
+            return self._kept[key]
+        regions = Regions.of(mask())
+        self._kept[key] = regions
+        self.nbytes += regions.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+        return regions
+
+
+_CACHE = RegionCache()
+
+
+class JudgedMasks:
+    """A store's masks at S×S, or with a manifest at the images' own sizes.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    manifest : Manifest, optional
+        Masks are then read from the data folder again.
+    """
+
+    def __init__(self, store: FeatureStore, manifest: Manifest | None = None) -> None:
+        self._store, self._manifest = store, manifest
+        self._given = store.array("mask_state") == MaskState.GIVEN
+        self._paths = store.array("path") if manifest else None
+
+    def pixels(self, image: int) -> int:
+        """Pixels of an image's mask."""
+        height, width = self._shape(image)
+        return height * width
+
+    def regions(self, image: int) -> Regions:
+        """The regions of an image's mask; none where there is no mask.
+
+        Raises
+        ------
+        SpgError
+            If the manifest and the store do not list the same images.
+        """
+        shape = self._shape(image)
+        if not self._given[image]:
+            return Regions.none(shape)
+        if self._manifest is None:
+            key: Hashable = (self._store.fingerprint, image)
+            return _CACHE.get(key, lambda: self._store.masks(np.array([image]))[0])
+        from spg_pipe.datasets.images import read_mask
+
+        exif = self._manifest.exif
+        path = self._manifest.root / self._manifest.table["mask"].iloc[image]
+        return _CACHE.get((exif, *_version(path)), lambda: read_mask(path, exif=exif))
+
+    def _shape(self, image: int) -> tuple[int, int]:
+        if self._manifest is None or self._paths is None:
+            return self._store.image_size, self._store.image_size
+        row = self._manifest.table.iloc[image]
+        if row["path"] != self._paths[image]:
+            raise SpgError(
+                f"The manifest of {self._manifest.dataset} and {self._store.path} do not list the "
+                "same images. Run `spg-pipe extract` again."
+            )
+        return int(row["height"]), int(row["width"])
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """A file as it is now: a mask that is corrected between two evaluations is read again."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0, 0  # reading it will say what is wrong
+    return str(path), found.st_mtime_ns, found.st_size

@@ -128,7 +128,9 @@ def make_session(
     skips = {"skip_bad": params.extract.skip_bad}
     recipe = recipe.model_copy(update={"extract": recipe.extract.model_copy(update=skips)})
     changed = {
-        name for name in type(params).model_fields if getattr(params, name) != getattr(recipe, name)
+        name
+        for name in type(params).model_fields
+        if name != "sweep" and getattr(params, name) != getattr(recipe, name)
     }
     return Session(params, console, device, workers, str(cache), frozenset(changed))
 

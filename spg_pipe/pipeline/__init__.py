@@ -12,7 +12,7 @@ from spg_pipe.pipeline.features import (
     write_demo_set,
     write_demo_sets,
 )
-from spg_pipe.pipeline.sweep import SweepResult, sweep
+from spg_pipe.pipeline.sweeps import SweepResult, sweep
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import (
     train_guides,

@@ -142,7 +142,7 @@ def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: in
         train_saes(missing, aux, [seed])
     untrained = [
         one.session
-        for one in _distinct(group, ("sae", "guides", "score"))
+        for one in _distinct(group, ("sae", "guides"))  # scoring has options of its own
         if not _is_there(partial(find_detector, one.session, aux, seed))
     ]
     if untrained:

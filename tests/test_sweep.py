@@ -1,0 +1,112 @@
+"""`spg-pipe sweep`: every combination of settings, one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.helpers import spg
+from layouts import write_mvtec, write_visa
+from test_find import RECIPE
+
+from spg_pipe import pipeline
+from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
+from spg_pipe.params import parse_params
+from spg_pipe.pipeline import sweeps as module
+from spg_pipe.session import Session
+
+SWEEP = {"sae.k": [2, 4], "guides.top_k": [None, 8], "score.image_score": ["max", "cls"]}
+
+
+def session_of(recipe: dict[str, Any]) -> Session:
+    return Session(parse_params(RECIPE | recipe, "test"), Console(0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    write_mvtec(root / "left")
+    write_visa(root / "right", seed=1)
+    return root
+
+
+def test_a_sweep_equals_its_settings_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    result = pipeline.sweep(session_of({"sweep": SWEEP, "seeds": [1, 2]}))
+    found = {tuple(row[place] for place in SWEEP): row for row in result.rows}
+    assert len(found) == len(result.rows) == 8
+    one = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**RECIPE["guides"], "top_k": 8}}
+    alone = session_of({**one, "score": {"image_score": "cls"}, "name": "alone", "seeds": [1, 2]})
+    pipeline.train_saes([alone], "left", [1, 2])
+    pipeline.train_guides_together([alone], "left", [1, 2])
+    pipeline.score(alone, "right")
+    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(alone, "right")]
+    row = found[2, 8, "cls"]
+    for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
+        assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
+    assert "2, 8, cls" in result.table
+    assert result.path.read_text().startswith("sae.k,guides.top_k,score.image_score,")
+
+
+def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"sweep": {"sae.k": [2, 4], "score.image_score": ["max", "cls"]}, "seeds": [1]}
+    first = pipeline.sweep(session_of(recipe))
+
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("made again")
+
+    for name in ("extract", "train_saes", "train_guides_together", "score"):
+        monkeypatch.setattr(module, name, never)
+    assert pipeline.sweep(session_of(recipe)).table == first.table
+
+
+def test_all_saes_of_a_sweep_are_trained_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    together: list[int] = []
+    true = module.train_saes
+    monkeypatch.setattr(
+        module, "train_saes", lambda s, *a: (together.append(len(s)), true(s, *a))[1]
+    )
+    recipe = {"name": "grid", "sweep": {"sae.k": [1, 2], "sae.dict_size": [16, 24]}, "seeds": [7]}
+    pipeline.sweep(session_of(recipe))
+    assert together == [4]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "fault"),
+    [
+        ({}, "no `sweep:` section"),
+        ({"seeds": [1, 2]}, "expected one of backbone"),
+        ({"sae": [3]}, "a whole section needs values"),
+        ({"sae.kk": [3]}, "sae.kk: unknown parameter; did you mean 'k'"),
+        ({"sae.k": [64]}, "k = 64 is larger than dict_size"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_says_why(sweep: dict[str, Any], fault: str) -> None:
+    with pytest.raises(SpgError, match=fault):
+        module.settings_of(session_of({"sweep": sweep}))
+
+
+def test_whole_sections_may_vary() -> None:
+    aliases = ["dinov3", "openclip"]
+    settings = module.settings_of(
+        session_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}})
+    )
+    assert [one.session.params.backbone.alias for one in settings] == aliases
+
+
+def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Path) -> None:
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    done = spg(
+        "sweep", "--params", "recipe.json", "--set", "sweep={sae.k: [2, 4]}", "--json", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["sae.k"] for row in json.loads(done.stdout)["rows"]] == [2, 4]

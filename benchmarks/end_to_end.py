@@ -76,8 +76,8 @@ def measure(epochs: tuple[int, int] = (3, 5)) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stores = [
-            labelled_store(folder / name, images=IMAGES, dim=DIM, size=SIZE)
-            for name in ("auxiliary", "target")
+            labelled_store(folder / name, images=IMAGES, dim=DIM, size=SIZE, seed=seed)
+            for seed, name in enumerate(("auxiliary", "target"))
         ]
         start = time.perf_counter()
         mine = ours(stores[0], stores[1], folder, epochs)

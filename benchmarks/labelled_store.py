@@ -46,9 +46,11 @@ class RandomPatches:
         return {LAYER: LayerTokens(tokens, tokens.mean(1, keepdim=True), (self.side, self.side))}
 
 
-def labelled_store(folder: Path, *, images: int, dim: int, size: int) -> FeatureStore:
+def labelled_store(
+    folder: Path, *, images: int, dim: int, size: int, seed: int = 0
+) -> FeatureStore:
     """A store of `images` pictures at size², every second one with a rectangular defect."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for number in range(images):
         grey = rng.integers(0, 60, (size, size), dtype=np.uint8)
         kind = "dent" if number % 2 else "good"

@@ -23,6 +23,8 @@ _KIND = "spg-pipe checkpoint 1"
 SECONDS = 60.0
 """Between two checkpoints of a run: the most work that a kill can cost."""
 
+_COST_SHARE = 20
+
 Saved = tuple["dict[str, Tensor]", dict[str, Any]]
 """Tensors by name, on the CPU, and the state."""
 
@@ -139,25 +141,35 @@ class Checkpoints:
 
     path: Path
     seconds: float = SECONDS
-    """0: at every opportunity."""
+    """At least; 0: at every opportunity."""
     say: Callable[[str], None] = lambda message: None
     _last: float = field(default_factory=time.monotonic)
+    _cost: float = 0.0
 
     def due(self) -> bool:
-        """Whether it is time for the next one. Cheap: ask after every step."""
-        return time.monotonic() - self._last >= self.seconds
+        """Whether it is time for the next one. Cheap: ask after every step.
+
+        Large states wait longer, so that writing them takes no more than a twentieth of the run.
+        """
+        wait = max(self.seconds, _COST_SHARE * self._cost) if self.seconds else 0.0
+        return time.monotonic() - self._last >= wait
 
     def load(self, fingerprint: str) -> Saved | None:
         """`load` of this run's checkpoint."""
-        return load(self.path, fingerprint, self.say)
+        found = load(self.path, fingerprint, self.say)
+        if found is not None:
+            self.say(f"Going on from the checkpoint {self.path}.")
+        return found
 
     def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
         """`save`; a full disk costs the checkpoint, not the run."""
+        start = time.monotonic()
         try:
             save(self.path, fingerprint, tensors, state)
         except OSError as error:
             self.say(f"The checkpoint {self.path} could not be written ({error}).")
         self._last = time.monotonic()
+        self._cost = self._last - start
 
     def remove(self) -> None:
         """`remove`: call it when the artefact is in its place."""

@@ -172,7 +172,9 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
             raise SpgError(
                 f"--grid {item}: expected sae.KEY=VALUE,VALUE, for instance sae.k=16,32."
             )
-        axes[key] = list(dict.fromkeys(listed))
+        if key in axes:
+            raise SpgError(f"--grid {item}: sae.{key} is there twice; list all its values in one.")
+        axes[key] = list({repr(value): value for value in listed}.values())
     found = []
     for chosen in itertools.product(*axes.values()):
         content = session.params.model_dump(mode="json")

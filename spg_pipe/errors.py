@@ -1,4 +1,4 @@
-"""The one exception that a user sees."""
+"""The exceptions that a user sees."""
 
 
 class SpgError(Exception):
@@ -7,3 +7,7 @@ class SpgError(Exception):
     The message names the thing, what was found, what was expected and what to do next. The
     command line prints it and exits with 1; a traceback is a bug.
     """
+
+
+class NotThereError(SpgError):
+    """Nothing that fits has been made yet, as opposed to something damaged or ambiguous."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.params import Dataset, Params
 from spg_pipe.protocol import protocol
 from spg_pipe.session import Session, image_size
@@ -153,7 +153,7 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
         listed = "\n  ".join(map(str, fits))
         raise SpgError(f"Several stores fit {what}; name one with --store:\n  {listed}")
     absent = f" (its folder, {dataset.root}, does not exist here)"
-    raise SpgError(
+    raise NotThereError(
         f"There is no finished feature store of {what} at {image_size(session.params)} px under "
         f"{folder} that was made from these images and weights. Run `spg-pipe extract --split "
         f"{dataset.name}` with the same options first"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artifacts import read_json
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.find import backbone_fits, find_dataset, find_store
 from spg_pipe.params import Dataset, Direction, Params
 from spg_pipe.protocol import protocol
@@ -240,4 +240,6 @@ def _one_that_fits(
     if first.exists():
         names = ", ".join(_WORDS.get(key, key) for key in differing)
         hint = f"was made with other settings or data ({names} differ)"
-    raise SpgError(f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}.")
+    raise NotThereError(
+        f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}."
+    )

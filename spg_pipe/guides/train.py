@@ -129,6 +129,8 @@ def run_fingerprint(
         "runs": [
             {
                 "sae": run.saes.config["fingerprint"],
+                # The same settings elsewhere make a dictionary of other bits.
+                "dictionary": run.saes.digest(),
                 "guides": run.params.model_dump(mode="json"),
                 "seed": run.seed,
             }

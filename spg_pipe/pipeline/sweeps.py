@@ -5,13 +5,14 @@ found and not made again. All SAEs of an auxiliary set and seed are trained in o
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_sae, find_scores
 from spg_pipe.params import Params, parse_params
@@ -58,8 +59,13 @@ def settings_of(session: Session) -> list[Setting]:
             "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
             "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
         )
+    doubled = [place for place in axes if place.partition(".")[0] in axes and "." in place]
+    if doubled:
+        section = doubled[0].partition(".")[0]
+        raise SpgError(f"sweep: {section} and {doubled[0]} both set it; give one of them.")
     found = []
-    for chosen in itertools.product(*axes.values()):
+    each = [list({repr(value): value for value in values}.values()) for values in axes.values()]
+    for chosen in itertools.product(*each):
         values = dict(zip(axes, chosen, strict=True))
         content = session.params.model_dump(mode="json")
         for place, value in values.items():
@@ -119,7 +125,7 @@ def sweep(session: Session) -> SweepResult:
             mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
             rows.append(setting.values | mean)
     path = session.paths.sweep
-    write_csv(path, [{k: str(v) if isinstance(v, dict) else v for k, v in r.items()} for r in rows])
+    write_csv(path, rows)
     text = plain(_table(params, rows))
     session.console.say(f"Sweep {params.name} → {path}")
     return SweepResult(rows, text, path)
@@ -159,7 +165,7 @@ def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[st
 def _is_there(find: Callable[[], object]) -> bool:
     try:
         find()
-    except SpgError:
+    except NotThereError:
         return False
     return True
 
@@ -182,21 +188,27 @@ def _named(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A backbone's section by its alias."""
+    """As in YAML; a backbone's section by its alias."""
+    if value is None:
+        return "null"
     return str(value.get("alias", value)) if isinstance(value, dict) else str(value)
 
 
+def _all(rows: Sequence[dict[str, Any]], key: str) -> str:
+    return " and ".join(dict.fromkeys(str(row[key]) for row in rows))
+
+
 def _table(params: Params, rows: Sequence[dict[str, Any]]) -> Table:
-    axes, shown = list(params.sweep), [name for name in _SHOWN if name in rows[0]]
+    axes, shown = list(params.sweep), [n for n in _SHOWN if any(n in row for row in rows)]
     lines = []
     for row in rows:
         settings = ", ".join(_short(row[axis]) for axis in axes)
         way = f"{row['auxiliary']} → {row['dataset']}"
-        lines.append((settings, way, *(cell(row, name) for name in shown)))
-    first = rows[0]
+        lines.append((settings, way, *(cell({name: math.nan} | row, name) for name in shown)))
     caption = (
-        f"Sweep {params.name}: means over categories; method protocol {first['method_protocol']}, "
-        f"metrics protocol {first['protocol']}, seeds {', '.join(map(str, params.seeds))}."
+        f"Sweep {params.name}: means over categories; method protocol "
+        f"{_all(rows, 'method_protocol')}, metrics protocol {_all(rows, 'protocol')}, seeds "
+        f"{', '.join(map(str, params.seeds))}."
     )
     columns = (", ".join(axes), "Auxiliary → target", *(LABELS[name] for name in shown))
     return Table(caption, columns, tuple(lines))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spg_pipe.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.console import choose_device
+from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, store_of_dataset
 from spg_pipe.find_runs import find_sae
 from spg_pipe.paths import with_suffix_hash
@@ -79,8 +80,12 @@ def _train_together(
             checkpoints=checkpoints,
             say=session.console.say,
         )
-    places = []
+    places, faults = [], []
     for (one, job), result in zip(jobs, results, strict=True):
+        if isinstance(result, SpgError):
+            named = f"dict_size {job.params.dict_size}, k {job.params.k}, lr {job.params.lr:g}"
+            faults.append(f"SAE of {aux}, seed {job.seed} ({named}): {result}")
+            continue
         path = one.place(one.paths.sae(aux, job.seed), result.run.config["fingerprint"], own=own)
         result.run.save(path, result.quality, result.curve)
         for layer, values in result.quality.items():
@@ -91,6 +96,9 @@ def _train_together(
         one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
         places.append(path)
     checkpoints.remove()
+    if faults:
+        others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
+        raise SpgError("\n".join(faults) + others)
     return places
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint, versions
 from spg_pipe.checkpoint import Checkpoints
-from spg_pipe.errors import SpgError
 from spg_pipe.params import MethodParams, SaeParams
 from spg_pipe.protocol import protocol
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
+from spg_pipe.sae.quality import Quality
 from spg_pipe.sae.trainer import SaeTrainer
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -59,11 +59,15 @@ class Fit:
     step: int = 0
     next_point: int = 0
     warned: bool = False
+    fault: str | None = None
+    """Why it was given up: the others of its grid go on."""
     curve: io.StringIO = field(default_factory=io.StringIO)
+    measured: Quality = field(init=False)
+    """Set when all its tokens are seen, unless it was given up."""
 
     @property
     def done(self) -> bool:
-        return self.tokens >= self.budget
+        return self.fault is not None or self.tokens >= self.budget
 
     def take(self, x: Tensor) -> float | None:
         """One step on tokens (n, D) as stored. The loss, if a point of the curve is due."""
@@ -76,10 +80,11 @@ class Fit:
         self.next_point = self.tokens + max(1, self.budget // _CURVE_POINTS)
         loss, auxk = result.reconstruction.item(), result.auxk.item()
         if not np.isfinite(loss + auxk):
-            raise SpgError(
+            self.fault = (
                 f"Layer {self.layer}: the loss is {loss} after {self.step} steps. "
                 "Lower sae.lr, or check the tokens with `spg-pipe inspect STORE`."
             )
+            return None
         share = float(dead.float().mean())
         self.curve.write(
             f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
@@ -102,7 +107,7 @@ class Fit:
             "Lower sae.lr or sae.dict_size, raise sae.k, or try sae.input_norm: center."
         )
 
-    def seen(self, source: TokenSource) -> dict[str, float]:
+    def seen(self) -> dict[str, float]:
         """For quality.json."""
         epochs = self.tokens / self.epoch_tokens
         return {"tokens_seen": self.tokens, "steps": self.step, "epochs": epochs}
@@ -175,7 +180,7 @@ class Grid:
             fit.curve.write(state[name]["curve"])
 
 
-_STATE = ("tokens", "step", "next_point", "warned")
+_STATE = ("tokens", "step", "next_point", "warned", "fault")
 
 
 def start_fit(store: FeatureStore, layer: str, job: SaeJob, rule: str, device: str) -> Fit:

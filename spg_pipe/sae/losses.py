@@ -64,7 +64,11 @@ class DeadCounter:
         growth, limit = self._growth_and_limit(tokens)
         if self._oldest + growth <= limit:
             return None
-        return torch.nonzero(self.age + growth > limit)[:, 0]
+        found = torch.nonzero(self.age + growth > limit)[:, 0]
+        if not len(found):
+            self._oldest = int(self.age.max())  # so that the next steps need not look
+            return None
+        return found
 
     def update(self, active: Tensor, tokens: int) -> Tensor:
         """Count one batch: `active` (C,) bool of its tokens. Who is dead now, (C,) bool."""
@@ -119,10 +123,11 @@ def _dense_losses(
 ) -> tuple[SaeLosses, Tensor]:
     pre, atoms = x @ sae.encoder.t(), sae.atoms
     z, penalty = _training_code(sae, pre, params)
+    maybe = counter.candidates(len(x)) is not None
     dead = counter.update((z > ACTIVE_ABOVE).any(dim=0), len(x))
     reconstruction, x_hat = _reconstruction(z, atoms, x, params.prefixes)
     auxk = reconstruction.new_zeros(())
-    if _uses_auxk(params) and bool(dead.any()):
+    if maybe and _uses_auxk(params) and bool(dead.any()):
         auxk = auxk_loss(pre, atoms, x - x_hat.detach(), dead, params.auxk).mean()
         if params.auxk_normalised:
             auxk = auxk / (x - x_hat).detach().var().clamp_min(1e-12)

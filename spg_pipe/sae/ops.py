@@ -151,11 +151,12 @@ def row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
     """
     n, k = indices.shape
     if rows.device.type == "cpu" and not torch.backends.mkl.is_available():
-        # sampled_addmm on a CPU is MKL's; pieces keep the gathered rows small.
+        # sampled_addmm on a CPU is MKL's; pieces keep the gathered rows at 32 MB.
+        size = max(1, 2**23 // (k * rows.shape[1]))
         return torch.cat(
             [
                 torch.bmm(dictionary[i], r[:, :, None])[..., 0]
-                for i, r in zip(indices.split(1024), rows.split(1024), strict=True)
+                for i, r in zip(indices.split(size), rows.split(size), strict=True)
             ]
         )
     # Rows of a CSR matrix should be sorted; the product does not need it (tests hold it to that).

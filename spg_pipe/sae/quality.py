@@ -1,5 +1,6 @@
 """What a trained SAE is worth, measured over the whole split in one pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,43 +66,67 @@ def frequency_histogram(frequency: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "latents": counts.tolist()}
 
 
-@torch.no_grad()
 def measure(
     sae: SparseAutoencoder, source: TokenSource, transform: InputTransform, count_cls: bool
 ) -> Quality:
-    """Dead mask, frequencies, R², FVU and L0 of an SAE over a store's layer.
+    """Dead mask, frequencies, R², FVU and L0 of an SAE: `measure_all` of a single one."""
+    return measure_all([(sae, transform)], source, count_cls)[0]
+
+
+def measure_all(
+    saes: Sequence[tuple[SparseAutoencoder, InputTransform]], source: TokenSource, count_cls: bool
+) -> list[Quality]:
+    """Quality of SAEs over a store's layer, in one pass.
 
     Parameters
     ----------
+    saes : sequence of (SparseAutoencoder, InputTransform)
+        With the transform of their training.
     source : TokenSource
-        The layer, on the SAE's device.
-    transform : InputTransform
-        As in training.
+        The layer, on the SAEs' device.
     count_cls : bool
         The dead mask also counts CLS tokens (protocol spg); the other figures never do.
     """
-    latents, dim = sae.dictionary.shape
-    counts = torch.zeros(latents, dtype=torch.int64, device=source.device)
-    cls_counts = torch.zeros_like(counts)
-    error = squares = 0.0
-    tokens = 0
-    total = torch.zeros(dim, dtype=torch.float64, device=source.device)
+    meters = [_Meter(sae, transform) for sae, transform in saes]
     for _, batch in ordered_batches({source.layer: source}, _IMAGES):
-        both = batch[source.layer]
-        x = transform(both[:, 1:].flatten(0, 1))
-        output = sae(x)
-        counts += output.active
-        error += float((x - output.x_hat).double().pow(2).sum())
-        tokens += len(x)
-        total += x.double().sum(dim=0)
-        squares += float(x.double().pow(2).sum())
-        if count_cls:
-            cls_counts += sae(transform(both[:, 0])).active
-    variance = squares - float(total.pow(2).sum()) / tokens
-    fvu = error / max(variance, 1e-12)
-    frequency = counts.double() / tokens
-    dead = (counts + cls_counts) == 0
-    return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, float(frequency.sum()))
+        tokens = batch[source.layer]
+        patches, cls = tokens[:, 1:].flatten(0, 1), tokens[:, 0] if count_cls else None
+        for meter in meters:
+            meter.add(patches, cls)
+    return [meter.quality() for meter in meters]
+
+
+class _Meter:
+    """Sums over tokens of one SAE."""
+
+    def __init__(self, sae: SparseAutoencoder, transform: InputTransform) -> None:
+        self.sae, self.transform = sae, transform
+        latents, dim = sae.dictionary.shape
+        self.counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
+        self.cls_counts = torch.zeros_like(self.counts)
+        self.total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
+        self.error = self.squares = 0.0
+        self.tokens = 0
+
+    @torch.no_grad()
+    def add(self, patches: Tensor, cls: Tensor | None) -> None:
+        """Patch tokens (n, D), and CLS tokens (B, D) where they count, as stored."""
+        x = self.transform(patches)
+        output = self.sae(x)
+        self.counts += output.active
+        self.error += float((x - output.x_hat).double().pow(2).sum())
+        self.tokens += len(x)
+        self.total += x.double().sum(dim=0)
+        self.squares += float(x.double().pow(2).sum())
+        if cls is not None:
+            self.cls_counts += self.sae(self.transform(cls)).active
+
+    def quality(self) -> Quality:
+        variance = self.squares - float(self.total.pow(2).sum()) / self.tokens
+        fvu = self.error / max(variance, 1e-12)
+        frequency = self.counts.double() / self.tokens
+        dead = (self.counts + self.cls_counts) == 0
+        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, float(frequency.sum()))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The artefact of stage 1: the SAEs of every layer with what they came from, and its files."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ class SaeRun:
     dead: dict[str, Tensor]
     """Layer → (C,) bool."""
     config: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of the dictionaries and dead masks: all that guides are made with."""
+        found = hashlib.sha256()
+        for layer, sae in self.layers.items():
+            for tensor in (sae.dictionary.detach(), self.dead[layer].byte()):
+                found.update(f"{layer} {tuple(tensor.shape)}".encode())
+                found.update(tensor.cpu().contiguous().numpy().data)
+        return found.hexdigest()
 
     def save(self, path: Path, quality: dict[str, Any], curve: str) -> None:
         """Write sae.safetensors, config.json, quality.json and curve.csv as one folder."""

@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint, versions
 from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.errors import SpgError
 from spg_pipe.params import MethodParams, SaeParams
-from spg_pipe.protocol import protocol
+from spg_pipe.protocol import Protocol, protocol
 from spg_pipe.sae.fits import Fit, Grid, SaeJob, batches
-from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.quality import measure
+from spg_pipe.sae.quality import measure_all
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.mixing import mixing
 from spg_pipe.store.reader import FeatureStore
@@ -51,8 +49,14 @@ def train_sae(
     checkpoints: Checkpoints | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> SaeResult:
-    """Train an SAE for every layer of a store: `train_saes` of a single job."""
-    return train_saes(
+    """Train an SAE for every layer of a store: `train_saes` of a single job.
+
+    Raises
+    ------
+    SpgError
+        If a loss is not finite, or every latent of an SAE is dead.
+    """
+    (result,) = train_saes(
         store,
         [SaeJob(params, seed)],
         method,
@@ -61,7 +65,10 @@ def train_sae(
         progress=progress,
         checkpoints=checkpoints,
         say=say,
-    )[0]
+    )
+    if isinstance(result, SpgError):
+        raise result
+    return result
 
 
 def train_saes(
@@ -74,7 +81,7 @@ def train_saes(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     say: Callable[[str], None] = lambda message: None,
-) -> list[SaeResult]:
+) -> list[SaeResult | SpgError]:
     """Train SAEs for every layer of a store, all that see the same batches in one pass.
 
     Parameters
@@ -93,13 +100,9 @@ def train_saes(
 
     Returns
     -------
-    list of SaeResult
-        In the order of the jobs.
-
-    Raises
-    ------
-    SpgError
-        If a loss is not finite, or every latent of an SAE is dead.
+    list of SaeResult or SpgError
+        In the order of the jobs. An error says why a job has no result: a loss is not finite, or
+        every latent is dead. The others are not touched by it.
     """
     settings = protocol(method.protocol)
     grid = Grid.start(store, jobs, method, device, checkpoints)
@@ -108,30 +111,43 @@ def train_saes(
         for stream in dict.fromkeys(job.stream for job in jobs):
             together = [fit for fit in grid.fits[layer] if fit.job.stream == stream]
             _fit(together, source, grid, progress, say)
-    results = []
-    for number, job in enumerate(jobs):
-        layers: dict[str, SparseAutoencoder] = {}
-        dead: dict[str, Tensor] = {}
-        quality: dict[str, Any] = {}
-        for layer in store.layers:
-            fit = grid.fits[layer][number]
-            source = TokenSource(store, layer, device=device, cache=cache)
-            measured = measure(
-                fit.trainer.sae, source, fit.transform, settings.dead_mask_counts_cls
+        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls)
+    return [
+        _result(store, job, settings, [grid.fits[layer][number] for layer in store.layers])
+        for number, job in enumerate(jobs)
+    ]
+
+
+def _measure(fits: list[Fit], source: TokenSource, count_cls: bool) -> None:
+    """The quality of every SAE of a layer that was not given up."""
+    sound = [fit for fit in fits if fit.fault is None]
+    saes = [(fit.trainer.sae, fit.transform) for fit in sound]
+    for fit, found in zip(sound, measure_all(saes, source, count_cls), strict=True):
+        fit.measured = found
+        if not np.isfinite(found.r2) or bool(found.dead.all()):
+            fit.fault = (
+                f"Layer {fit.layer}: training went wrong (R² {found.r2:.3g}, "
+                f"{float(found.dead.float().mean()):.0%} of the latents dead). Lower sae.lr."
             )
-            if not np.isfinite(measured.r2) or bool(measured.dead.all()):
-                raise SpgError(
-                    f"Layer {layer}: training went wrong (R² {measured.r2:.3g}, "
-                    f"{float(measured.dead.float().mean()):.0%} of the latents dead). "
-                    "Lower sae.lr."
-                )
-            layers[layer], dead[layer] = fit.trainer.sae.cpu(), measured.dead
-            quality[layer] = measured.summary() | fit.seen(source)
-            quality[layer] |= {"protocol": settings.name, "mixing": _mixing(store, layer, job)}
-        config = _config(store, job, settings.to_dict(), quality)
-        curve = "".join(grid.fits[layer][number].curve.getvalue() for layer in store.layers)
-        results.append(SaeResult(SaeRun(layers, dead, config), quality, _HEADER + curve))
-    return results
+
+
+def _result(
+    store: FeatureStore, job: SaeJob, settings: Protocol, fits: list[Fit]
+) -> SaeResult | SpgError:
+    """What a job made, of its fit on each layer."""
+    faults = [fit.fault for fit in fits if fit.fault is not None]
+    if faults:
+        return SpgError(faults[0])
+    quality, dead = {}, {}
+    for fit in fits:
+        measured = fit.measured
+        dead[fit.layer] = measured.dead
+        quality[fit.layer] = measured.summary() | fit.seen()
+        quality[fit.layer] |= {"protocol": settings.name, "mixing": _mixing(store, fit.layer, job)}
+    layers = {fit.layer: fit.trainer.sae.cpu() for fit in fits}
+    config = _config(store, job, settings.to_dict(), quality)
+    curve = _HEADER + "".join(fit.curve.getvalue() for fit in fits)
+    return SaeResult(SaeRun(layers, dead, config), quality, curve)
 
 
 _HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
@@ -145,21 +161,20 @@ def _fit(
     say: Callable[[str], None],
 ) -> None:
     """Step all fits through the batches that they share until the last has its tokens."""
-    longest = max(fits, key=lambda fit: fit.budget)
-    if longest.done:
-        return
-    for x in batches(longest, source):
-        tokens = x.float()
-        loss = None
-        for fit in fits:
-            if not fit.done:
-                found = fit.take(tokens)
-                loss = found if fit is longest else loss
-                if found is not None and (note := fit.silent_note()):
+    running = [fit for fit in fits if not fit.done]
+    for x in batches(running[0], source) if running else ():
+        tokens, loss = x.float(), None
+        leader = max(running, key=lambda fit: fit.budget)
+        for fit in running:
+            found = fit.take(tokens)
+            if found is not None:
+                loss = found if loss is None else loss
+                if note := fit.silent_note():
                     say(note)
         if progress and loss is not None:
-            progress(source.layer, longest.tokens, longest.budget, loss)
-        if longest.done:
+            progress(source.layer, leader.tokens, leader.budget, loss)
+        running = [fit for fit in running if not fit.done]
+        if not running:
             return
         grid.save_if_due()
 

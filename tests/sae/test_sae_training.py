@@ -142,18 +142,18 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
 ) -> None:
     rules: list[str] = []
     masks: list[bool] = []
-    true_start, true_measure = SaeTrainer.start, train_module.measure
+    true_start, true_measure = SaeTrainer.start, train_module.measure_all
 
     def start(sae: Any, params: Any, rule: str) -> Any:
         rules.append(rule)
         return true_start(sae, params, rule)
 
     def spied(*args: Any) -> Any:
-        masks.append(args[3])
+        masks.append(args[2])
         return true_measure(*args)
 
     monkeypatch.setattr(SaeTrainer, "start", start)
-    monkeypatch.setattr(train_module, "measure", spied)
+    monkeypatch.setattr(train_module, "measure_all", spied)
     result, quality, _ = run(tiny_store, protocol=protocol, epochs=1)
     assert set(rules) == {"steps" if counts else "tokens"}
     assert masks == [counts, counts]

@@ -88,6 +88,7 @@ def test_all_saes_of_a_sweep_are_trained_together(
         ({"sae": [3]}, "a whole section needs values"),
         ({"sae.kk": [3]}, "sae.kk: unknown parameter; did you mean 'k'"),
         ({"sae.k": [64]}, "k = 64 is larger than dict_size"),
+        ({"sae": [{"k": 8}], "sae.k": [4]}, "sae and sae.k both set it"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_says_why(sweep: dict[str, Any], fault: str) -> None:
@@ -110,3 +111,14 @@ def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Pat
     )
     assert done.returncode == 0, done.stderr
     assert [row["sae.k"] for row in json.loads(done.stdout)["rows"]] == [2, 4]
+
+
+def test_both_metric_protocols_fit_in_one_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"name": "both", "sweep": {"metrics.protocol": ["exact", "spg", "spg"]}, "seeds": [1]}
+    table = pipeline.sweep(session_of(recipe)).table
+    assert "metrics protocol exact and spg" in table
+    assert "AUPRO@0.3" in table
+    assert sum(line.startswith("spg ") for line in table.splitlines()) == 1

@@ -61,6 +61,8 @@ def test_killed_trainings_go_on_to_the_same_bytes(tmp_path: Path) -> None:
         assert killed.returncode == -signal.SIGKILL
         assert files(made) == unbroken  # a finished artefact stays until the next one is whole
         (checkpoint,) = made.parent.glob(".*.checkpoint")
-        assert spg(command, cwd=tmp_path).returncode == 0
+        resumed = spg(command, cwd=tmp_path)
+        assert resumed.returncode == 0
+        assert "Going on from the checkpoint" in resumed.stderr
         assert files(made) == unbroken
         assert not checkpoint.exists()

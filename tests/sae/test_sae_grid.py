@@ -13,12 +13,14 @@ from tiny import METHOD, SAE
 
 from spg_pipe import checkpoint
 from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.errors import SpgError
 from spg_pipe.params import SaeParams
 from spg_pipe.sae import fits, ops
 from spg_pipe.sae.fits import SaeJob
 from spg_pipe.sae.train import SaeResult, train_sae, train_saes
 from spg_pipe.sae.trainer import SaeTrainer
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
 
 
 def params(**changes: Any) -> SaeParams:
@@ -177,3 +179,30 @@ def test_checkpoints_come_at_intervals_only(
     place = Checkpoints(tmp_path / "checkpoint", seconds=1e9)
     train_sae(tiny_store, params(), METHOD, seed=1, checkpoints=place)
     assert written == []
+
+
+def test_an_sae_that_goes_wrong_leaves_the_others_of_its_grid_alone(
+    tiny_store: FeatureStore,
+) -> None:
+    jobs = [SaeJob(params(lr=1e30, epochs=9), 1), GRID[0], GRID[2]]
+    broken, *sound = train_saes(tiny_store, jobs, METHOD)
+    assert isinstance(broken, SpgError)
+    assert "Layer 1: the loss is" in str(broken)
+    for job, result in zip(jobs[1:], sound, strict=True):
+        assert same(result, train_sae(tiny_store, job.params, METHOD, seed=job.seed))
+
+
+def test_a_grid_is_measured_in_one_pass(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    true = TokenSource.take
+
+    def counted(self: TokenSource, jobs: Any) -> Any:
+        taken.extend(len(job) for job in jobs)
+        return true(self, jobs)
+
+    monkeypatch.setattr(TokenSource, "take", counted)
+    train_saes(tiny_store, GRID, METHOD)
+    images = len(tiny_store)
+    assert sum(taken) == 2 * images * (SAE.epochs + 1)  # two layers; the last pass measures

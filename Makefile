@@ -44,6 +44,7 @@ format: $(STAMP)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## benchmarks, as ratios against a named baseline
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 bench-store: $(STAMP)  ## the store against a memory map, .pth files and other Zarr readers (PHOTOS=DIR: your images)

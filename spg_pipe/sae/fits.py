@@ -92,18 +92,19 @@ class Fit:
         return loss
 
     def silent_note(self) -> str | None:
-        """Said once, when most latents had no active token for an epoch."""
-        if self.warned or self.tokens < 2 * self.epoch_tokens:
+        """Said once, when most latents had no active token for an epoch, or a quarter of the run."""
+        window = min(self.epoch_tokens, self.budget // 4)
+        if self.warned or self.tokens < 2 * window:
             return None
         counter = self.trainer.counter
         per_age = self.tokens / self.step if counter.rule == "steps" else 1
-        share = float((counter.age * per_age > self.epoch_tokens).float().mean())
+        share = float((counter.age * per_age > window).float().mean())
         if share <= _MANY_SILENT:
             return None
         self.warned = True
         return (
             f"Layer {self.layer}, {self.job.params.dict_size} latents: {share:.0%} of them had no "
-            f"active token in the last epoch (after {self.tokens:,} of {self.budget:,} tokens). "
+            f"active token among the last {window:,} (after {self.tokens:,} of {self.budget:,}). "
             "Lower sae.lr or sae.dict_size, raise sae.k, or try sae.input_norm: center."
         )
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from spg_pipe.sae import ops
 from spg_pipe.sae.ops import ByLatent, Codes
 
-AUXK_GATHER = 8
+AUXK_GATHER = 14
 """A gathered row costs about as much as this many columns of a dense product (two CPU cores): AuxK
-takes the sparse path where it decodes fewer than a 1/8 of the dead latents."""
+takes the sparse path where it decodes fewer than 1/14 of the dead latents."""
 
 
 class AuxK(NamedTuple):

@@ -193,8 +193,15 @@ def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: Feat
     )
     assert len(said) == 2  # one a layer
     assert "Layer 1" in said[0]
-    assert "after 512 of 2,560 tokens" in said[0]
+    assert "the last 256 (after 512 of 2,560)" in said[0]
     assert "sae.dict_size" in said[0]
+
+
+def test_a_run_of_one_epoch_is_warned_of_as_well(tiny_store: FeatureStore) -> None:
+    said: list[str] = []
+    settings = params(dict_size=3000, k=1, epochs=1, batch_images=1)
+    train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    assert "the last 64 (after 128 of 256)" in said[0]
 
 
 def test_a_healthy_run_says_nothing(tiny_store: FeatureStore) -> None:

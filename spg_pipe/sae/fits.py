@@ -92,7 +92,7 @@ class Fit:
         return loss
 
     def silent_note(self) -> str | None:
-        """Said once, when most latents had no active token for an epoch, or a quarter of the run."""
+        """Said once, when most latents are silent for an epoch, or for a quarter of the run."""
         window = min(self.epoch_tokens, self.budget // 4)
         if self.warned or self.tokens < 2 * window:
             return None

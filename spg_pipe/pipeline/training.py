@@ -66,7 +66,9 @@ def _train_together(
     settings = [(job.params, job.seed) for _, job in jobs]
     beside = session.paths.sae(aux, seed)
     if several or session.changed or not own:
-        digest = hashlib.sha256(repr((features.fingerprint, settings)).encode())
+        digest = hashlib.sha256(
+            repr((features.fingerprint, settings, session.params.method.protocol)).encode()
+        )
         beside = with_suffix_hash(beside, digest.hexdigest())
     checkpoints = Checkpoints(checkpoint_path(beside), say=session.console.say)
     with session.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artifacts import fingerprint, versions
+from spg_pipe.artifacts import fingerprint
 from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.params import MethodParams, SaeParams
 from spg_pipe.protocol import protocol
@@ -131,7 +131,8 @@ class Grid:
         device: str,
         checkpoints: Checkpoints | None,
     ) -> "Grid":
-        rule = protocol(method.protocol).dead_counter
+        settings = protocol(method.protocol)
+        rule = settings.dead_counter
         fits = {
             layer: [start_fit(store, layer, job, rule, device) for job in jobs]
             for layer in store.layers
@@ -139,9 +140,9 @@ class Grid:
         content = {
             "store": store.fingerprint,
             "jobs": [(job.params.model_dump(mode="json"), job.seed) for job in jobs],
-            "method": method.model_dump(mode="json"),
+            "protocol": settings.to_dict(),
             "device": device,
-            "versions": versions(),
+            "torch": torch.__version__,
         }
         grid = cls(fits, fingerprint(content), checkpoints)
         found = checkpoints.load(grid.fingerprint) if checkpoints else None

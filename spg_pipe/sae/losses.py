@@ -184,7 +184,7 @@ _THRESHOLD_DECAY = 0.9
 
 @torch.no_grad()
 def _follow_threshold(sae: SparseAutoencoder, z: Tensor) -> None:
-    """`batch_topk` after training has no batch: its threshold is the mean of what it was."""
+    """`batch_topk` after training has no batch: its threshold is a moving average."""
     smallest = torch.where(z > 0, z, torch.inf).min()
     smallest = torch.where(smallest.isfinite(), smallest, sae.threshold)
     started = (sae.threshold > 0).to(z.dtype)

@@ -34,6 +34,28 @@ def checkpoint_path(artefact: Path) -> Path:
     return artefact.with_name(f".{artefact.name}.checkpoint")
 
 
+def machine(device: str) -> dict[str, Any]:
+    """What decides a run's last bits beside its inputs and settings: part of its fingerprint."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    return {
+        "device": device,
+        "hardware": gpu or torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def save(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
     """Write a checkpoint atomically; one that is there is replaced.
 
@@ -93,7 +115,7 @@ def load(
         return None
     if found != fingerprint:
         say(
-            f"The checkpoint {path} is of a run with other inputs, parameters or versions "
+            f"The checkpoint {path} is of a run with other inputs, parameters, versions or machine "
             f"({found[:8]}, this run is {fingerprint[:8]}); training starts anew."
         )
         return None

@@ -56,16 +56,24 @@ class Console:
 
 
 class _Clock:
-    """Units a second since the current label began: each layer counts from 0 again."""
+    """Units a second since the current label began: each layer counts anew.
+
+    What was done before the first update does not count: a resumed run begins far from 0.
+    """
 
     def __init__(self) -> None:
-        self.label = ""
-        self.started = time.monotonic()
+        self.label: str | None = None
+        self.started = 0.0
+        self.first = 0
 
-    def rate(self, done: int, label: str) -> float:
+    def rate(self, done: int, label: str) -> float | None:
+        """None until a label's second update."""
+        now = time.monotonic()
         if label != self.label:
-            self.label, self.started = label, time.monotonic()
-        return done / max(time.monotonic() - self.started, 1e-3)
+            self.label, self.started, self.first = label, now, done
+        if done <= self.first:
+            return None
+        return (done - self.first) / max(now - self.started, 1e-3)
 
 
 def _live(what: str, unit: str) -> Iterator[Update]:
@@ -87,11 +95,12 @@ def _live(what: str, unit: str) -> Iterator[Update]:
         def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
             if label != clock.label:
                 bar.reset(task)
+            rate = clock.rate(done, label)
             bar.update(
                 task,
                 completed=done,
                 total=total,
-                rate=f"{clock.rate(done, label):,.1f} {unit}/s",
+                rate="" if rate is None else f"{rate:,.1f} {unit}/s",
                 note=f"loss {loss:.4g}" if loss is not None else "",
                 description=f"{what} {label}".strip(),
             )
@@ -111,9 +120,11 @@ def _lines(what: str, unit: str) -> Iterator[Update]:
             return
         last = now
         note = f", loss {loss:.4g}" if loss is not None else ""
+        speed = ""
+        if rate is not None:
+            speed = f", {rate:,.1f}/s, {max(0, total - done) / max(rate, 1e-9):.0f} s left"
         print(
-            f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}, {rate:,.1f}/s, "
-            f"{max(0, total - done) / max(rate, 1e-9):.0f} s left{note}",
+            f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}{speed}{note}",
             file=sys.stderr,
             flush=True,
         )

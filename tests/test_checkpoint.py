@@ -61,6 +61,13 @@ def test_a_checkpoint_of_another_run_is_ignored_with_a_message(path: Path) -> No
     assert "aaaaaaaa, this run is bbbbbbbb" in said[0]
 
 
+def test_the_number_of_threads_is_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = checkpoint.machine("cpu")
+    assert before == checkpoint.machine("cpu")
+    monkeypatch.setattr("torch.get_num_threads", lambda: before["threads"] + 1)
+    assert checkpoint.machine("cpu") != before
+
+
 @pytest.mark.parametrize("place", [0, 3, 8, 20, 200, 400, -1, -9])
 def test_a_flipped_bit_anywhere_is_noticed(path: Path, place: int) -> None:
     checkpoint.save(path, "f", TENSORS, STATE)

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.checkpoint import below
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideLosses, GuideTrainer, LayerBatch
 from spg_pipe.store.stream import ImageBatch
-
-_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Training:
@@ -88,9 +87,8 @@ class Training:
         tensors: dict[str, Tensor] = {}
         for number, run in enumerate(self.runs):
             for layer, trainer in run.items():
-                tensors |= {
-                    f"{number}.{layer}.{name}": value for name, value in _state(trainer).items()
-                }
+                prefix = f"{number}.{layer}."
+                tensors |= {prefix + name: value for name, value in trainer.state().items()}
         state = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps}
         return tensors, state | {"sums": self.sums.tolist(), "curves": self.curves}
 
@@ -98,9 +96,7 @@ class Training:
         """Go on from what `saved` gave."""
         for number, run in enumerate(self.runs):
             for layer, trainer in run.items():
-                names = ("codes", "ema", *_ADAM)
-                _restore(trainer, {name: tensors[f"{number}.{layer}.{name}"] for name in names})
-                trainer.updates = state["steps"] - 1
+                trainer.restore(below(tensors, f"{number}.{layer}."))
         self.epoch, self.batch, self.steps = state["epoch"], state["batch"], state["steps"]
         self.sums, self.curves = np.array(state["sums"]), state["curves"]
 
@@ -130,19 +126,3 @@ class Training:
 def _look_every(device: torch.device) -> int:
     """Steps between two looks at the losses: a GPU would have to be waited for each time."""
     return 1 if device.type == "cpu" else 16
-
-
-def _state(trainer: GuideTrainer) -> dict[str, Tensor]:
-    """Codes, average and Adam's state of a trainer that has made a step."""
-    adam = trainer.optimizer.state[trainer.codes]
-    return {"codes": trainer.codes, "ema": trainer.result} | {name: adam[name] for name in _ADAM}
-
-
-def _restore(trainer: GuideTrainer, tensors: dict[str, Tensor]) -> None:
-    device = trainer.codes.device
-    with torch.no_grad():
-        trainer.codes.copy_(tensors["codes"])
-    trainer.ema = tensors["ema"].to(device)
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    adam = {name: tensors[name] for name in _ADAM}
-    trainer.optimizer.load_state_dict({"state": {0: adam}, "param_groups": groups})

@@ -5,11 +5,10 @@ Several runs (seeds, settings) train on the same batches: the store is read once
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.checkpoint import Checkpoints, machine
 from spg_pipe.datasets.listing import counted
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import initial_codes
@@ -45,6 +44,16 @@ class GuideRun:
     def stream(self) -> tuple[int, ...]:
         """Runs with the same value see the same batches, and can be fitted together."""
         return self.order, self.params.epochs, self.params.batch_images
+
+    def settings(self) -> dict[str, Any]:
+        """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
+        return {
+            "sae": self.saes.config["fingerprint"],
+            # The same settings elsewhere make a dictionary of other bits.
+            "dictionary": self.saes.digest(),
+            "guides": self.params.model_dump(mode="json"),
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)
@@ -126,18 +135,8 @@ def run_fingerprint(
         "store": store.fingerprint,
         "method": method.model_dump(mode="json"),
         "protocol": protocol(method.protocol).to_dict(),
-        "runs": [
-            {
-                "sae": run.saes.config["fingerprint"],
-                # The same settings elsewhere make a dictionary of other bits.
-                "dictionary": run.saes.digest(),
-                "guides": run.params.model_dump(mode="json"),
-                "seed": run.seed,
-            }
-            for run in runs
-        ],
-        "device": device,
-        "torch": torch.__version__,
+        "runs": [run.settings() for run in runs],
+        "machine": machine(device),
     }
     return fingerprint(content)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.checkpoint import below
 from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.model import (
     detection_feature,
@@ -110,6 +111,27 @@ class GuideTrainer:
     def result(self) -> Tensor:
         """The averaged codes (4, C); the initial ones before the first step."""
         return self.codes.detach() if self.ema is None else self.ema
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on: a checkpoint's tensors."""
+        found = {"codes": self.codes.detach(), "updates": torch.tensor(self.updates)}
+        if self.ema is not None:
+            found["ema"] = self.ema
+        adam = self.optimizer.state.get(self.codes, {})
+        return found | {f"adam.{name}": value for name, value in adam.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        device = self.codes.device
+        with torch.no_grad():
+            self.codes.copy_(tensors["codes"])
+        self.ema = tensors["ema"].to(device) if "ema" in tensors else None
+        self.updates = int(tensors["updates"])
+        adam = below(tensors, "adam.")
+        # Through the optimiser, which keeps its count of steps where it wants it.
+        groups = self.optimizer.state_dict()["param_groups"]
+        state = {0: adam} if adam else {}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def batch(self, tokens: Tensor, labels: Tensor, masks: Tensor) -> LayerBatch:
         """Prepare a batch for this trainer, or others of its layer, grid and method.

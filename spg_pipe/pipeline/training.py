@@ -1,12 +1,12 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
-import hashlib
 import itertools
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from spg_pipe.artifacts import fingerprint
 from spg_pipe.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spg_pipe.guides.train import GuideRun
     from spg_pipe.sae.fits import SaeJob
     from spg_pipe.store.reader import FeatureStore
+
+    Run = TypeVar("Run", SaeJob, GuideRun)
 
 
 def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = None) -> Path:
@@ -47,12 +49,34 @@ def train_saes(
 
     features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
     wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]
+    train = partial(_train_together, features=features, aux=aux, own=store is None)
+    return _by_stream(wanted, train)
+
+
+def _by_stream(
+    wanted: "list[tuple[Session, Run]]", train: "Callable[[list[tuple[Session, Run]]], list[Path]]"
+) -> list[Path]:
+    """Train what sees the same batches together; the places in the order of `wanted`."""
     places: dict[int, Path] = {}
-    for stream in dict.fromkeys(job.stream for _, job in wanted):
-        chosen = [number for number, (_, job) in enumerate(wanted) if job.stream == stream]
-        made = _train_together([wanted[n] for n in chosen], features, aux, own=store is None)
-        places |= dict(zip(chosen, made, strict=True))
+    for stream in dict.fromkeys(run.stream for _, run in wanted):
+        chosen = [number for number, (_, run) in enumerate(wanted) if run.stream == stream]
+        places |= dict(zip(chosen, train([wanted[n] for n in chosen]), strict=True))
     return [places[number] for number in range(len(wanted))]
+
+
+def _checkpoints(
+    jobs: "list[tuple[Session, Run]]", artefact: Path, features: "FeatureStore", *, own: bool
+) -> Checkpoints:
+    """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
+    session = jobs[0][0]
+    if len(jobs) > 1 or session.changed or not own:
+        content = {
+            "store": features.fingerprint,
+            "method": session.params.method.model_dump(mode="json"),
+            "runs": [run.settings() for _, run in jobs],
+        }
+        artefact = with_suffix_hash(artefact, fingerprint(content))
+    return Checkpoints(checkpoint_path(artefact), say=session.console.say)
 
 
 def _train_together(
@@ -63,14 +87,7 @@ def _train_together(
 
     session, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    settings = [(job.params, job.seed) for _, job in jobs]
-    beside = session.paths.sae(aux, seed)
-    if several or session.changed or not own:
-        digest = hashlib.sha256(
-            repr((features.fingerprint, settings, session.params.method.protocol)).encode()
-        )
-        beside = with_suffix_hash(beside, digest.hexdigest())
-    checkpoints = Checkpoints(checkpoint_path(beside), say=session.console.say)
+    checkpoints = _checkpoints(jobs, session.paths.sae(aux, seed), features, own=own)
     with session.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
         results = run(
             features,
@@ -142,15 +159,11 @@ def train_guides_together(
     for session, seed in itertools.product(sessions, seeds):
         source = sae or find_sae(session, features, aux, seed)
         wanted.append((session, GuideRun(loaded(source), session.params.guides, seed)))
-    own = store is None and sae is None
-    places: dict[int, Path] = {}
-    for stream in dict.fromkeys(run.stream for _, run in wanted):
-        chosen = [number for number, (_, run) in enumerate(wanted) if run.stream == stream]
-        made = _fit_together([wanted[n] for n in chosen], features, aux, own=own)
-        places |= dict(zip(chosen, made, strict=True))
+    fit = partial(_fit_together, features=features, aux=aux, own=store is None and sae is None)
+    places = _by_stream(wanted, fit)
     for note in training_notes(features):
         sessions[0].console.say(f"  note: {note}")
-    return [places[number] for number in range(len(wanted))]
+    return places
 
 
 def _fit_together(
@@ -158,22 +171,17 @@ def _fit_together(
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
     from spg_pipe.detector import train_guides_together as run
-    from spg_pipe.guides.train import run_fingerprint
 
-    (session, first), runs = jobs[0], [one for _, one in jobs]
-    device, several = choose_device(session.device), "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    key = run_fingerprint(features, runs, session.params.method, device)
-    beside = session.paths.detector(aux, first.seed)
-    if several or session.changed or not own:
-        beside = with_suffix_hash(beside, key)
-    checkpoints = Checkpoints(checkpoint_path(beside), say=session.console.say)
-    with session.console.progress(f"train-guides {aux} seed {first.seed}{several}") as update:
+    session, seed = jobs[0][0], jobs[0][1].seed
+    several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
+    checkpoints = _checkpoints(jobs, session.paths.detector(aux, seed), features, own=own)
+    with session.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = run(
             features,
-            runs,
+            [job for _, job in jobs],
             session.params.method,
             [one.params.score for one, _ in jobs],
-            device=device,
+            device=choose_device(session.device),
             cache=session.cache,
             progress=update,
             checkpoints=checkpoints,

@@ -114,7 +114,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float
                     f"{values['r2']:.3f}",
                     f"{values['l0']:.1f}",
                     f"{values['dead_share']:.1%}",
-                    f"{values['almost_dead_share']:.1%}",
+                    "–" if (rare := values["almost_dead_share"]) is None else f"{rare:.1%}",
                     f"{values['dense_share']:.1%}",
                     f"{values['tokens_seen']:,}",
                     f"{values['epochs']:.2f}",
@@ -124,7 +124,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float
     notes = [
         "R²: share of the tokens' variance that the reconstruction explains. L0: latents in use a "
         "token. Dead: latents that no token of the auxiliary set uses. Almost dead: fewer than 1 "
-        "of 100,000. Dense: more than 1 of 10."
+        "of 100,000 (–: the set has fewer tokens). Dense: more than 1 of 10."
     ]
     for layer, value in stability.items():
         notes.append(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.checkpoint import Checkpoints, below, machine
 from spg_pipe.params import MethodParams, SaeParams
 from spg_pipe.protocol import protocol
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
@@ -43,6 +43,10 @@ class SaeJob:
         """Jobs with the same value see the same batches."""
         p = self.params
         return self.order, p.batch_images, p.batch_tokens, p.window_images, p.run_images
+
+    def settings(self) -> dict[str, Any]:
+        """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
+        return {"sae": self.params.model_dump(mode="json"), "seed": self.seed}
 
 
 @dataclass
@@ -139,10 +143,9 @@ class Grid:
         }
         content = {
             "store": store.fingerprint,
-            "jobs": [(job.params.model_dump(mode="json"), job.seed) for job in jobs],
+            "jobs": [job.settings() for job in jobs],
             "protocol": settings.to_dict(),
-            "device": device,
-            "torch": torch.__version__,
+            "machine": machine(device),
         }
         grid = cls(fits, fingerprint(content), checkpoints)
         found = checkpoints.load(grid.fingerprint) if checkpoints else None
@@ -169,14 +172,7 @@ class Grid:
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         for name, fit in self._each():
-            prefix = f"{name}."
-            fit.trainer.restore(
-                {
-                    key.removeprefix(prefix): value
-                    for key, value in tensors.items()
-                    if key.startswith(prefix)
-                }
-            )
+            fit.trainer.restore(below(tensors, f"{name}."))
             for key in _STATE:
                 setattr(fit, key, state[name][key])
             fit.curve.write(state[name]["curve"])

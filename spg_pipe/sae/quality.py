@@ -34,16 +34,20 @@ class Quality:
     """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖²."""
     l0: float
     """Mean number of latents with z > 0 a token."""
+    tokens: int
+    """Patch tokens that were looked at."""
 
     def summary(self) -> dict[str, Any]:
         """Plain values for quality.json."""
         found = self.frequency.numpy()
+        rare = float(((found > 0) & (found < ALMOST_DEAD)).mean())
         return {
             "r2": self.r2,
             "fvu": self.fvu,
             "l0": self.l0,
             "dead_share": float(self.dead.float().mean()),
-            "almost_dead_share": float(((found > 0) & (found < ALMOST_DEAD)).mean()),
+            # Of fewer tokens a single one is no rare event.
+            "almost_dead_share": rare if self.tokens * ALMOST_DEAD >= 1 else None,
             "dense_share": float((found > DENSE).mean()),
             "frequencies": frequency_histogram(found),
         }
@@ -126,7 +130,8 @@ class _Meter:
         fvu = self.error / max(variance, 1e-12)
         frequency = self.counts.double() / self.tokens
         dead = (self.counts + self.cls_counts) == 0
-        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, float(frequency.sum()))
+        l0 = float(frequency.sum())
+        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, l0, self.tokens)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spg_pipe.checkpoint import below
 from spg_pipe.params import SaeParams
 from spg_pipe.sae.losses import DeadCounter, SaeLosses, losses
 from spg_pipe.sae.model import SparseAutoencoder
@@ -66,18 +67,12 @@ class SaeTrainer:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         device = self.sae.encoder.device
-        weights = {n[4:]: t.to(device) for n, t in tensors.items() if n.startswith("sae.")}
-        self.sae.load_state_dict(weights)
+        weights = below(tensors, "sae.")
+        self.sae.load_state_dict({name: value.to(device) for name, value in weights.items()})
         for name, parameter in self.sae.named_parameters():
-            prefix = f"adam.{name}."
             # Adam counts its steps in a tensor that stays on the device with a fused step.
-            saved = {
-                n.removeprefix(prefix): t.to(device)
-                for n, t in tensors.items()
-                if n.startswith(prefix)
-            }
-            if saved:
-                self.optimizer.state[parameter] = saved
+            if saved := below(tensors, f"adam.{name}."):
+                self.optimizer.state[parameter] = {k: v.to(device) for k, v in saved.items()}
         self.counter.restore(tensors["age"].to(device))
 
 

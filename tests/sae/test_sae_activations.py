@@ -19,7 +19,7 @@ from spg_pipe.sae import activations
 from spg_pipe.sae.fits import input_transform
 from spg_pipe.sae.losses import DeadCounter, losses
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.quality import frequency_histogram, stability
+from spg_pipe.sae.quality import Quality, frequency_histogram, stability
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.sae.trainer import rate
@@ -228,9 +228,16 @@ def test_frequencies_are_counted_by_decade() -> None:
 def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
     quality = train_sae(tiny_store, params(dict_size=8, k=4), METHOD, seed=1).quality["1"]
     assert quality["dense_share"] > 0.5  # four of eight a token
-    assert quality["almost_dead_share"] == 0.0
+    assert quality["almost_dead_share"] is None  # the store has fewer than 100,000 tokens
     active = round((1 - quality["dead_share"]) * 8)
     assert sum(quality["frequencies"]["latents"]) == active
+
+
+def test_rare_latents_need_enough_tokens_to_be_called_so() -> None:
+    frequency = torch.tensor([0.0, 4e-6, 2e-5, 0.3], dtype=torch.float64)
+    for tokens, share in ((99_999, None), (250_000, 0.25)):
+        found = Quality(frequency == 0, frequency, 0.9, 0.1, 0.3, tokens).summary()
+        assert found["almost_dead_share"] == share
 
 
 def test_stability_is_one_for_the_same_atoms_in_any_order() -> None:

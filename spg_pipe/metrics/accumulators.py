@@ -1,7 +1,7 @@
 """Two accumulators of pixel scores: images in any order, on several workers, merged at the end.
 
 `SortAccumulator` keeps every score and is exact. `HistogramAccumulator` keeps three arrays of
-65,536 counts whatever the number of images, and states how far its numbers can be from the exact
+131,072 counts whatever the number of images, and states how far its numbers can be from the exact
 ones. Both give the same result for the same images in any order and any merging, to the last bit.
 """
 
@@ -18,7 +18,7 @@ from spg_pipe.metrics.logit_keys import lowest_score, score_bins, score_keys
 from spg_pipe.metrics.pixel import Counts, PixelMetrics, exact_metrics, grouped_metrics
 from spg_pipe.metrics.regions import Regions
 
-BINS = 65_536
+BINS = 131_072
 # Weights 1/area are counted in whole 2^-40ths: integers add up alike in any order. A region of
 # 10^6 pixels is then off by 5e-7, which the error bound includes.
 _UNIT = 2**40
@@ -135,7 +135,7 @@ class SortAccumulator:
 
 
 class HistogramAccumulator:
-    """Counts in 65,536 bins, even in the logit, over the range of the scores seen so far.
+    """Counts in 131,072 bins, even in the logit, over the range of the scores seen so far.
 
     The bins start as fine as float32 itself and double in width, on a fixed grid, whenever a
     score falls outside: where they end depends on the lowest and highest score alone.

@@ -177,7 +177,10 @@ def train_sae(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder)."""
+    """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder).
+
+    A killed run goes on from its last checkpoint when the same command is given again.
+    """
     from spg_pipe import pipeline
 
     session = make_session(

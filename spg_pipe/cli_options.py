@@ -188,6 +188,8 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     place, equals, value = item.partition("=")
     *sections, key = place.split(".")
+    if sections[:1] == ["sweep"]:  # its keys are places themselves
+        sections, key = ["sweep"], place.removeprefix("sweep.")
     if not equals or not key:
         raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
     target = content

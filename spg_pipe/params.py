@@ -300,6 +300,8 @@ def _describe(fault: Any) -> str:
         # Rules of this module between several parameters: they say themselves what was found.
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
+    if fault["type"] == "tuple_type":
+        fault = fault | {"msg": "expected a list, for instance [1, 2]"}
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
     return f"{place}: {fault['msg']}; found {shown}"

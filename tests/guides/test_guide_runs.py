@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,26 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert seen[-1] == 3 * 14
     for fit, whole in zip(fits, together, strict=True):
         assert_same(fit, whole)
+
+
+def test_a_killed_training_of_protocol_spg_resumes_too(
+    tiny_store: FeatureStore,
+    runs: list[GuideRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its moving average has no warm-up, and hard codes have no L1.
+    method = METHOD.model_copy(update={"protocol": "spg"})
+    some = [runs[0], replace(runs[0], params=params(top_k=4))]
+    whole = fit_guides(tiny_store, some, method)
+    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
+    with monkeypatch.context() as patch:
+        killed_after(6, patch)
+        with pytest.raises(KilledError):
+            fit_guides(tiny_store, some, method, checkpoints=places)
+    fits = fit_guides(tiny_store, some, method, checkpoints=places)
+    for fit, expected in zip(fits, whole, strict=True):
+        assert_same(fit, expected)
 
 
 def test_a_finished_training_is_not_repeated(

@@ -147,6 +147,31 @@ def test_a_killed_run_that_goes_on_has_the_bits_of_an_unbroken_one(
     assert in_all - steps <= len(taken) <= in_all - steps + 1
 
 
+@pytest.mark.parametrize("protocol", ["default", "spg"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"activation": "batch_topk", "input_norm": "standard"},
+        {"activation": "relu", "lr_schedule": "linear"},
+        {"activation": "jumprelu", "input_norm": "center"},
+        {"prefixes": (8, 16)},
+    ],
+)
+def test_every_kind_of_sae_goes_on_after_a_kill(
+    tiny_store: FeatureStore, tmp_path: Path, protocol: str, chosen: dict[str, Any]
+) -> None:
+    settings = params(dead_after_tokens=60, **chosen)
+    method = METHOD.model_copy(update={"protocol": protocol})
+    unbroken = train_sae(tiny_store, settings, method, seed=1)
+    place = Checkpoints(tmp_path / "checkpoint", seconds=0)
+    with killed_after(7), pytest.raises(KilledError):
+        train_sae(tiny_store, settings, method, seed=1, checkpoints=place)
+    said: list[str] = []
+    place.say = said.append
+    assert same(train_sae(tiny_store, settings, method, seed=1, checkpoints=place), unbroken)
+    assert said[0].startswith("Going on from the checkpoint")
+
+
 def test_a_killed_grid_goes_on_with_every_saes_own_position(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:

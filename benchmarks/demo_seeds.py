@@ -21,7 +21,8 @@ from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.demo import DEMO_SETS, write_demo
 from spg_pipe.datasets.demo.contrast import contrast_auroc
 from spg_pipe.datasets.demo.samples import samples
-from spg_pipe.detector import Detector, train_guides
+from spg_pipe.detector import Detector
+from spg_pipe.detector_training import train_guides
 from spg_pipe.evaluation import evaluate_scores
 from spg_pipe.params import Params, load_params
 from spg_pipe.sae.train import train_sae

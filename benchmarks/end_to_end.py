@@ -22,7 +22,7 @@ from benchmarks.reference.guides import LiteralGuides
 from benchmarks.reference.sae import rows
 from benchmarks.sae_epoch import DIM, IMAGES, PARAMS, SIZE, literal_sae
 from benchmarks.timing import machine
-from spg_pipe.detector import train_guides
+from spg_pipe.detector_training import train_guides
 from spg_pipe.evaluation import evaluate_scores
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.params import GuideParams, MethodParams, MetricParams, ScoreParams

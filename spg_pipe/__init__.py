@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
     from spg_pipe.datasets import Manifest, build_manifest
-    from spg_pipe.detector import Detector, train_guides
+    from spg_pipe.detector import Detector
+    from spg_pipe.detector_training import train_guides
     from spg_pipe.errors import SpgError
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.params import Params, load_params
@@ -41,7 +42,7 @@ _HOMES = {
     "open_dask": "store.lazy",
     "open_xarray": "store.lazy",
     "score_store": "scoring",
-    "train_guides": "detector",
+    "train_guides": "detector_training",
     "train_sae": "sae.train",
 }
 

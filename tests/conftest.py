@@ -79,7 +79,7 @@ def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
 def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
     from tiny import GUIDES, METHOD, SCORE
 
-    from spg_pipe.detector import train_guides
+    from spg_pipe.detector_training import train_guides
 
     return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny import GUIDES, METHOD, SAE, SCORE, SPEC, extracted, files, manifest_of, write_folder
 
-from spg_pipe.detector import Detector, LayerGuides, train_guides
+from spg_pipe.detector import Detector, LayerGuides
+from spg_pipe.detector_training import train_guides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import effective_codes, initial_codes
 from spg_pipe.sae.run import SaeRun

@@ -29,6 +29,7 @@ LAYERS = [
     ["sae"],
     ["guides"],
     ["detector"],
+    ["detector_training"],
     ["maps"],
     ["scoring"],
     ["judged_masks"],

@@ -170,7 +170,7 @@ def _fit_together(
     jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector import train_guides_together as run
+    from spg_pipe.detector_training import train_guides_together as run
 
     session, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"

@@ -15,7 +15,7 @@ from tiny import GUIDES, METHOD, SAE, SCORE, extracted
 from backbones.helpers import make_smaller, random_images, random_model, save_weights
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.detector import train_guides
+from spg_pipe.detector_training import train_guides
 from spg_pipe.errors import SpgError
 from spg_pipe.find import backbone_fits
 from spg_pipe.params import parse_params

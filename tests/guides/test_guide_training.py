@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
-from spg_pipe.detector import Detector, LayerGuides, train_guides
+from spg_pipe.detector import Detector, LayerGuides
+from spg_pipe.detector_training import train_guides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides import progress as progress_module
 from spg_pipe.guides import train as train_module

@@ -1,4 +1,4 @@
-"""The table of the real-* recipes, read from their artefacts.
+"""The table of the recipes real-*, read from their artefacts.
 
     python -m benchmarks.real_table artifacts [more artifacts folders]
 
@@ -6,6 +6,7 @@ A row a direction: mean ± sample deviation over the seeds that are there.
 """
 
 import json
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -38,6 +39,9 @@ def row(runs: list[dict[str, Any]]) -> str:
     ]
     for name in METRICS:
         values = [run["mean"][name] for run in runs]
+        if None in values:  # a target without normal images has no image AUROC
+            cells.append("–")
+            continue
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.3f}{spread}")
     return "| " + " | ".join(cells) + " |"
@@ -52,13 +56,17 @@ def sae_epochs(folder: Path, metrics: Path, mean: dict[str, Any]) -> list[float]
 
 def main() -> None:
     """Print the table of every metrics file below the given folders."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for folder in sys.argv[1:] or ["artifacts"]:
-        for path in sorted(Path(folder).glob("metrics/*/*.json")):
+        # A name that goes on after the seed is of a sweep or of other options than the recipe's.
+        for path in sorted(Path(folder).glob("metrics/real-*/*.json")):
+            if not re.search(r"-s\d+$", path.stem):
+                continue
             run = json.loads(path.read_text())
             mean = run["mean"]
             run["sae_epochs"] = sae_epochs(Path(folder), path, mean)
-            groups[mean["backbone"], mean["auxiliary"], mean["dataset"]].append(run)
+            recipe = path.parent.name
+            groups[recipe, mean["backbone"], mean["auxiliary"], mean["dataset"]].append(run)
     print(HEAD)
     print("|" + "---|" * HEAD.count(" | ") + "---|")
     for key in sorted(groups):

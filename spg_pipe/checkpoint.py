@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KIND = "spg-pipe checkpoint 1"
 SECONDS = 60.0
-"""Between two checkpoints of a run: the most work that a kill can cost."""
+"""Between two checkpoints of a run, unless writing one takes more than a twentieth of that."""
 
 _COST_SHARE = 20
 
@@ -34,15 +34,16 @@ def checkpoint_path(artefact: Path) -> Path:
     return artefact.with_name(f".{artefact.name}.checkpoint")
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What decides a run's last bits beside its inputs and settings: part of its fingerprint."""
+def machine(device: str) -> dict[str, str]:
+    """What may change the last bits of a run beside its inputs and settings, in words."""
     import torch
 
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    if device.startswith("cuda"):
+        return {"GPU": torch.cuda.get_device_name(device), "torch": torch.__version__}
     return {
         "device": device,
-        "hardware": gpu or torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
     }
 
@@ -115,7 +116,7 @@ def load(
         return None
     if found != fingerprint:
         say(
-            f"The checkpoint {path} is of a run with other inputs, parameters, versions or machine "
+            f"The checkpoint {path} is of a run with other inputs or parameters "
             f"({found[:8]}, this run is {fingerprint[:8]}); training starts anew."
         )
         return None
@@ -162,6 +163,7 @@ class Checkpoints:
     """Where and how often a run keeps checkpoints."""
 
     path: Path
+    device: str = "cpu"
     seconds: float = SECONDS
     """At least; 0: at every opportunity."""
     say: Callable[[str], None] = lambda message: None
@@ -179,15 +181,27 @@ class Checkpoints:
     def load(self, fingerprint: str) -> Saved | None:
         """`load` of this run's checkpoint."""
         found = load(self.path, fingerprint, self.say)
-        if found is not None:
-            self.say(f"Going on from the checkpoint {self.path}.")
-        return found
+        if found is None:
+            return None
+        tensors, state = found
+        self.say(f"Going on from the checkpoint {self.path}.{self._differences(state['machine'])}")
+        return tensors, state["run"]
+
+    def _differences(self, before: dict[str, str]) -> str:
+        """A sentence on another machine, where going on beats the last bits of hours of work."""
+        now = machine(self.device)
+        names = [name for name in before | now if before.get(name) != now.get(name)]
+        if not names:
+            return ""
+        found = ", ".join(f"{n} {before.get(n, 'none')} → {now.get(n, 'none')}" for n in names)
+        return f" Written elsewhere ({found}): the last bits may differ from an unbroken run."
 
     def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
         """`save`; a full disk costs the checkpoint, not the run."""
         start = time.monotonic()
         try:
-            save(self.path, fingerprint, tensors, state)
+            content = {"machine": machine(self.device), "run": state}
+            save(self.path, fingerprint, tensors, content)
         except OSError as error:
             self.say(f"The checkpoint {self.path} could not be written ({error}).")
         self._last = time.monotonic()

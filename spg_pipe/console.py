@@ -69,7 +69,7 @@ class _Clock:
     def rate(self, done: int, label: str) -> float | None:
         """None until a label's second update."""
         now = time.monotonic()
-        if label != self.label:
+        if label != self.label or done < self.first:  # or another pass over the same layer
             self.label, self.started, self.first = label, now, done
         if done <= self.first:
             return None

@@ -301,7 +301,7 @@ def _describe(fault: Any) -> str:
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
     if fault["type"] == "tuple_type":
-        fault = fault | {"msg": "expected a list, for instance [1, 2]"}
+        fault = fault | {"msg": f"expected a list, for instance [{fault['input']}]"}
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
     return f"{place}: {fault['msg']}; found {shown}"

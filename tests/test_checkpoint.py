@@ -61,11 +61,18 @@ def test_a_checkpoint_of_another_run_is_ignored_with_a_message(path: Path) -> No
     assert "aaaaaaaa, this run is bbbbbbbb" in said[0]
 
 
-def test_the_number_of_threads_is_part_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = checkpoint.machine("cpu")
-    assert before == checkpoint.machine("cpu")
-    monkeypatch.setattr("torch.get_num_threads", lambda: before["threads"] + 1)
-    assert checkpoint.machine("cpu") != before
+def test_going_on_with_other_threads_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    places = Checkpoints(path, say=said.append)
+    for threads in (16, 16, 8):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        if not said:
+            places.save("f", TENSORS, STATE)
+        found = places.load("f")
+        assert found is not None
+        assert repr(found[1]) == repr(STATE)
+    assert said[:2] == [f"Going on from the checkpoint {path}."] * 2
+    assert "(threads 16 → 8): the last bits may differ" in said[2]
 
 
 @pytest.mark.parametrize("place", [0, 3, 8, 20, 200, 400, -1, -9])

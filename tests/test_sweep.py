@@ -116,7 +116,7 @@ def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Pat
     )
     assert again.stdout == done.stdout
     bare = spg("sweep", "--params", "recipe.json", "--set", "sweep.sae.k=2", cwd=folder)
-    assert "sweep.sae.k: expected a list, for instance [1, 2]; found 2" in bare.stderr
+    assert "sweep.sae.k: expected a list, for instance [2]; found 2" in bare.stderr
 
 
 def test_both_metric_protocols_fit_in_one_table(

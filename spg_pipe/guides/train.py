@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints, machine
+from spg_pipe.checkpoint import Checkpoints
 from spg_pipe.datasets.listing import counted
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import initial_codes
@@ -103,7 +103,7 @@ def fit_guides(
         _check_sae(store, run.saes)
     _check_images(store)
     training = Training(_trainers(store, runs, method, device), [run.seed for run in runs])
-    key = run_fingerprint(store, runs, method, device)
+    key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
         training.restore(*saved)
     sources = sources_of(store, device, cache)
@@ -126,17 +126,14 @@ def fit_guides(
     ]
 
 
-def run_fingerprint(
-    store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
-) -> str:
-    """Of everything that determines a training to the bit, for its checkpoints."""
+def run_fingerprint(store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams) -> str:
+    """Of a training's inputs and settings, for its checkpoints."""
     content = {
         "kind": "guide training",
         "store": store.fingerprint,
         "method": method.model_dump(mode="json"),
         "protocol": protocol(method.protocol).to_dict(),
         "runs": [run.settings() for run in runs],
-        "machine": machine(device),
     }
     return fingerprint(content)
 

@@ -113,7 +113,7 @@ class GuideTrainer:
         return self.codes.detach() if self.ema is None else self.ema
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on: a checkpoint's tensors."""
+        """Everything that the next step depends on: a checkpoint's tensors, not copied."""
         found = {"codes": self.codes.detach(), "updates": torch.tensor(self.updates)}
         if self.ema is not None:
             found["ema"] = self.ema
@@ -125,9 +125,9 @@ class GuideTrainer:
         device = self.codes.device
         with torch.no_grad():
             self.codes.copy_(tensors["codes"])
-        self.ema = tensors["ema"].to(device) if "ema" in tensors else None
+        self.ema = tensors["ema"].to(device, copy=True) if "ema" in tensors else None
         self.updates = int(tensors["updates"])
-        adam = below(tensors, "adam.")
+        adam = {name: value.clone() for name, value in below(tensors, "adam.").items()}
         # Through the optimiser, which keeps its count of steps where it wants it.
         groups = self.optimizer.state_dict()["param_groups"]
         state = {0: adam} if adam else {}

@@ -49,7 +49,7 @@ def train_saes(
 
     features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
     wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]
-    train = partial(_train_together, features=features, aux=aux, own=store is None)
+    train = partial(_saes_together, features=features, aux=aux, own=store is None)
     return _by_stream(wanted, train)
 
 
@@ -65,31 +65,29 @@ def _by_stream(
 
 
 def _checkpoints(
-    jobs: "list[tuple[Session, Run]]", artefact: Path, features: "FeatureStore", *, own: bool
+    jobs: "list[tuple[Session, Run]]", artefact: Path, *determining: object, own: bool
 ) -> Checkpoints:
     """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
     session = jobs[0][0]
     if len(jobs) > 1 or session.changed or not own:
-        content = {
-            "store": features.fingerprint,
-            "method": session.params.method.model_dump(mode="json"),
-            "runs": [run.settings() for _, run in jobs],
-        }
+        content = {"pass": determining, "runs": [run.settings() for _, run in jobs]}
         artefact = with_suffix_hash(artefact, fingerprint(content))
-    return Checkpoints(checkpoint_path(artefact), say=session.console.say)
+    device = choose_device(session.device)
+    return Checkpoints(checkpoint_path(artefact), device, say=session.console.say)
 
 
-def _train_together(
+def _saes_together(
     jobs: "list[tuple[Session, SaeJob]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass; its checkpoint lies beside the first SAE."""
-    from spg_pipe.sae.train import train_saes as run
+    from spg_pipe.sae.train import train_saes as train
 
     session, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    checkpoints = _checkpoints(jobs, session.paths.sae(aux, seed), features, own=own)
+    place, rule = session.paths.sae(aux, seed), session.params.method.protocol
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, rule, own=own)
     with session.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
-        results = run(
+        results = train(
             features,
             [job for _, job in jobs],
             session.params.method,
@@ -159,24 +157,27 @@ def train_guides_together(
     for session, seed in itertools.product(sessions, seeds):
         source = sae or find_sae(session, features, aux, seed)
         wanted.append((session, GuideRun(loaded(source), session.params.guides, seed)))
-    fit = partial(_fit_together, features=features, aux=aux, own=store is None and sae is None)
+    fit = partial(
+        _detectors_together, features=features, aux=aux, own=store is None and sae is None
+    )
     places = _by_stream(wanted, fit)
     for note in training_notes(features):
         sessions[0].console.say(f"  note: {note}")
     return places
 
 
-def _fit_together(
+def _detectors_together(
     jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector_training import train_guides_together as run
+    from spg_pipe.detector_training import train_guides_together as train
 
     session, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    checkpoints = _checkpoints(jobs, session.paths.detector(aux, seed), features, own=own)
+    place, method = session.paths.detector(aux, seed), session.params.method.model_dump(mode="json")
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
     with session.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
-        results = run(
+        results = train(
             features,
             [job for _, job in jobs],
             session.params.method,

@@ -124,7 +124,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float
     notes = [
         "R²: share of the tokens' variance that the reconstruction explains. L0: latents in use a "
         "token. Dead: latents that no token of the auxiliary set uses. Almost dead: fewer than 1 "
-        "of 100,000 (–: the set has fewer tokens). Dense: more than 1 of 10."
+        "of 100,000 (–: the set has no more tokens). Dense: more than 1 of 10."
     ]
     for layer, value in stability.items():
         notes.append(

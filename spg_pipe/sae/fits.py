@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints, below, machine
+from spg_pipe.checkpoint import Checkpoints, below
 from spg_pipe.params import MethodParams, SaeParams
 from spg_pipe.protocol import protocol
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
@@ -107,7 +107,8 @@ class Fit:
             return None
         self.warned = True
         return (
-            f"Layer {self.layer}, {self.job.params.dict_size} latents: {share:.0%} of them had no "
+            f"Layer {self.layer}, dict_size {self.job.params.dict_size}, k {self.job.params.k}, "
+            f"seed {self.job.seed}: {share:.0%} of the latents had no "
             f"active token among the last {window:,} (after {self.tokens:,} of {self.budget:,}). "
             "Lower sae.lr or sae.dict_size, raise sae.k, or try sae.input_norm: center."
         )
@@ -145,7 +146,6 @@ class Grid:
             "store": store.fingerprint,
             "jobs": [job.settings() for job in jobs],
             "protocol": settings.to_dict(),
-            "machine": machine(device),
         }
         grid = cls(fits, fingerprint(content), checkpoints)
         found = checkpoints.load(grid.fingerprint) if checkpoints else None

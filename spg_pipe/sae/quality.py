@@ -47,7 +47,7 @@ class Quality:
             "l0": self.l0,
             "dead_share": float(self.dead.float().mean()),
             # Of fewer tokens a single one is no rare event.
-            "almost_dead_share": rare if self.tokens * ALMOST_DEAD >= 1 else None,
+            "almost_dead_share": rare if self.tokens * ALMOST_DEAD > 1 else None,
             "dense_share": float((found > DENSE).mean()),
             "frequencies": frequency_histogram(found),
         }

@@ -57,7 +57,7 @@ class SaeTrainer:
         return result, dead
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on: a checkpoint's tensors."""
+        """Everything that the next step depends on: a checkpoint's tensors, not copied."""
         found = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -72,8 +72,10 @@ class SaeTrainer:
         for name, parameter in self.sae.named_parameters():
             # Adam counts its steps in a tensor that stays on the device with a fused step.
             if saved := below(tensors, f"adam.{name}."):
-                self.optimizer.state[parameter] = {k: v.to(device) for k, v in saved.items()}
-        self.counter.restore(tensors["age"].to(device))
+                self.optimizer.state[parameter] = {
+                    key: value.to(device, copy=True) for key, value in saved.items()
+                }
+        self.counter.restore(tensors["age"].to(device, copy=True))
 
 
 def rate(params: SaeParams, progress: float) -> float:

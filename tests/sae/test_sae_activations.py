@@ -235,7 +235,7 @@ def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
 
 def test_rare_latents_need_enough_tokens_to_be_called_so() -> None:
     frequency = torch.tensor([0.0, 4e-6, 2e-5, 0.3], dtype=torch.float64)
-    for tokens, share in ((99_999, None), (250_000, 0.25)):
+    for tokens, share in ((100_000, None), (250_000, 0.25)):
         found = Quality(frequency == 0, frequency, 0.9, 0.1, 0.3, tokens).summary()
         assert found["almost_dead_share"] == share
 

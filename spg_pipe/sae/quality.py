@@ -1,6 +1,6 @@
 """What a trained SAE is worth, measured over the whole split in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,11 @@ def measure(
 
 
 def measure_all(
-    saes: Sequence[tuple[SparseAutoencoder, InputTransform]], source: TokenSource, count_cls: bool
+    saes: Sequence[tuple[SparseAutoencoder, InputTransform]],
+    source: TokenSource,
+    count_cls: bool,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Quality]:
     """Quality of SAEs over a store's layer, in one pass.
 
@@ -90,13 +94,19 @@ def measure_all(
         The layer, on the SAEs' device.
     count_cls : bool
         The dead mask also counts CLS tokens (protocol spg); the other figures never do.
+    progress : callable
+        Told of patch tokens done and in all.
     """
     meters = [_Meter(sae, transform) for sae, transform in saes]
+    store, done = source.store, 0
+    total = len(store) * store.spec.layers[source.layer].patches
     for _, batch in ordered_batches({source.layer: source}, _IMAGES):
         tokens = batch[source.layer]
         patches, cls = tokens[:, 1:].flatten(0, 1), tokens[:, 0] if count_cls else None
         for meter in meters:
             meter.add(patches, cls)
+        done += len(patches)
+        progress(done, total)
     return [meter.quality() for meter in meters]
 
 

@@ -22,8 +22,8 @@ from spg_pipe.store.mixing import mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
-Progress = Callable[[str, int, int, float], None]
-"""layer, tokens done, tokens in all, loss of the first SAE."""
+Progress = Callable[[str, int, int, float | None], None]
+"""layer, tokens done, tokens in all, loss of the first SAE; then "LAYER measured", no loss."""
 
 
 class SaeResult(NamedTuple):
@@ -111,18 +111,26 @@ def train_saes(
         for stream in dict.fromkeys(job.stream for job in jobs):
             together = [fit for fit in grid.fits[layer] if fit.job.stream == stream]
             _fit(together, source, grid, progress, say)
-        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls)
+        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls, progress)
     return [
         _result(store, job, settings, [grid.fits[layer][number] for layer in store.layers])
         for number, job in enumerate(jobs)
     ]
 
 
-def _measure(fits: list[Fit], source: TokenSource, count_cls: bool) -> None:
+def _measure(
+    fits: list[Fit], source: TokenSource, count_cls: bool, progress: Progress | None
+) -> None:
     """The quality of every SAE of a layer that was not given up."""
     sound = [fit for fit in fits if fit.fault is None]
     saes = [(fit.trainer.sae, fit.transform) for fit in sound]
-    for fit, found in zip(sound, measure_all(saes, source, count_cls), strict=True):
+
+    def told(done: int, total: int) -> None:
+        if progress:
+            progress(f"{source.layer} measured", done, total, None)
+
+    measured = measure_all(saes, source, count_cls, progress=told)
+    for fit, found in zip(sound, measured, strict=True):
         fit.measured = found
         if not np.isfinite(found.r2) or bool(found.dead.all()):
             fit.fault = (

@@ -14,7 +14,7 @@ from spg_pipe.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.errors import SpgError
 from spg_pipe.guides import train as train_module
 from spg_pipe.guides.train import GuideFit, GuideRun, fit_guides, run_fingerprint
-from spg_pipe.params import GuideParams
+from spg_pipe.params import GuideParams, MethodParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
@@ -106,6 +106,21 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "image_batches", stopping)
 
 
+def resumed(
+    store: FeatureStore, runs: list[GuideRun], method: MethodParams, places: Checkpoints
+) -> tuple[list[GuideFit], list[int]]:
+    """What a training with these checkpoints gives, and images done after each of its batches."""
+    seen: list[int] = []
+    fits = fit_guides(
+        store,
+        runs,
+        method,
+        checkpoints=places,
+        progress=lambda done, total, loss: seen.append(done),
+    )
+    return fits, seen
+
+
 @pytest.mark.parametrize("batches", [1, 3, 4, 6, 11])
 def test_a_killed_training_resumes_to_the_same_bits(
     tiny_store: FeatureStore,
@@ -121,14 +136,7 @@ def test_a_killed_training_resumes_to_the_same_bits(
         with pytest.raises(KilledError):
             fit_guides(tiny_store, runs, METHOD, checkpoints=places)
     assert places.path.exists()
-    seen: list[int] = []
-    fits = fit_guides(
-        tiny_store,
-        runs,
-        METHOD,
-        checkpoints=places,
-        progress=lambda done, total, loss: seen.append(done),
-    )
+    fits, seen = resumed(tiny_store, runs, METHOD, places)
     assert len(seen) == 12 - batches
     assert seen[-1] == 3 * 14
     for fit, whole in zip(fits, together, strict=True):
@@ -150,14 +158,7 @@ def test_a_killed_training_of_protocol_spg_resumes_too(
         killed_after(6, patch)
         with pytest.raises(KilledError):
             fit_guides(tiny_store, some, method, checkpoints=places)
-    seen: list[int] = []
-    fits = fit_guides(
-        tiny_store,
-        some,
-        method,
-        checkpoints=places,
-        progress=lambda done, total, loss: seen.append(done),
-    )
+    fits, seen = resumed(tiny_store, some, method, places)
     assert len(seen) == 12 - 6
     for fit, expected in zip(fits, whole, strict=True):
         assert_same(fit, expected)
@@ -168,14 +169,7 @@ def test_a_finished_training_is_not_repeated(
 ) -> None:
     places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
     fit_guides(tiny_store, runs, METHOD, checkpoints=places)
-    seen: list[int] = []
-    fits = fit_guides(
-        tiny_store,
-        runs,
-        METHOD,
-        checkpoints=places,
-        progress=lambda done, total, loss: seen.append(done),
-    )
+    fits, seen = resumed(tiny_store, runs, METHOD, places)
     assert seen == []
     for fit, whole in zip(fits, together, strict=True):
         assert_same(fit, whole)

@@ -41,8 +41,10 @@ def ours(
     """Pixel AUROC of the target; everything is written as the pipeline does."""
     settings = PARAMS.model_copy(update={"epochs": epochs[0]})
     saes = train_sae(auxiliary, settings, METHOD, seed=111).run
-    guides = GuideParams(epochs=epochs[1])
-    detector, _ = train_guides(auxiliary, saes, guides, METHOD, ScoreParams(), seed=111)
+    guides = GuideParams(kind="trained", epochs=epochs[1])
+    detector, _ = train_guides(
+        auxiliary, saes, guides, METHOD, ScoreParams(rule="published"), seed=111
+    )
     scores = score_store(detector, target, folder / "scores")
     evaluation = evaluate_scores(scores, target, MetricParams())
     evaluation.save(folder / "metrics.json")

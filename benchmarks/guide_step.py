@@ -125,7 +125,7 @@ def training_seconds(
     dead = torch.zeros(2048, dtype=torch.bool)
     config = {"inputs": {"store": store.fingerprint}, "dataset": "random", "fingerprint": "0"}
     saes = SaeRun({layer: sae}, {layer: dead}, config)
-    params = GuideParams(epochs=epochs, order_seed=111)
+    params = GuideParams(kind="trained", epochs=epochs, order_seed=111)
 
     def literal() -> None:
         guides = LiteralGuides(

@@ -88,13 +88,13 @@ def made_up(dim: int, dict_size: int) -> tuple[LiteralModel, Detector]:
         "fingerprint": "0" * 16,
         "tau": 0.07,
         "detection": "cls",
-        "score": ScoreParams().model_dump(mode="json"),
+        "score": ScoreParams(rule="published").model_dump(mode="json"),
         "backbone": RandomTokens.spec.to_dict(),
         "auxiliary": {"dataset": "random"},
         "seed": 0,
         "protocol": {"name": "default"},
         "sae": {"tokens_seen": 0},
-        "guides": {"epochs": 0},
+        "guides": {"kind": "trained", "epochs": 0},
         "licences": [],
     }
     return LiteralModel(atoms, atoms, codes, dead, K), Detector({LAYER: layer}, config)

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spg_pipe.artifacts import fresh_folder, read_json, write_json
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.decision.components import components
+from spg_pipe.decision.model import Decision
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.contrast import VIEWS, Pair
 from spg_pipe.guides.model import (
     anomaly_probability,
     cosines,
     detection_feature,
     effective_codes,
     guide_vectors,
+    projections,
     to_grid,
+    unit,
 )
 from spg_pipe.params import ScoreParams
 from spg_pipe.tensors import load_tensors, save_tensors
@@ -32,11 +38,12 @@ class LayerGuides:
     """The guides of one layer, with the atoms that they are made of."""
 
     vectors: Tensor
-    """(4, D) guide vectors g = e A."""
+    """(G, D) guide vectors g = e A: a normal and an anomaly guide for CLS and for patches, and
+    for mean tokens too if they are contrast guides."""
     atom_ids: Tensor
     """(M,) int64: latents with a positive code in any guide."""
     atom_codes: Tensor
-    """(4, M) effective codes of those latents."""
+    """(G, M) effective codes of those latents."""
     atoms: Tensor
     """(M, D) their dictionary rows."""
     grid: tuple[int, int]
@@ -62,13 +69,24 @@ class LayerGuides:
             grid,
         )
 
+    @classmethod
+    def from_pairs(
+        cls, pairs: dict[str, Pair | None], atoms: Tensor, grid: tuple[int, int]
+    ) -> "LayerGuides":
+        """Join contrast guides of all `VIEWS` over a dictionary (C, D); None leaves zeros."""
+        rows = atoms.new_zeros((2 * len(VIEWS), len(atoms)))
+        for number, view in enumerate(VIEWS):
+            if pair := pairs[view]:
+                rows[2 * number : 2 * number + 2, pair.atom_ids] = pair.codes
+        return cls.from_codes(rows, atoms, torch.zeros(len(atoms), dtype=torch.bool), None, grid)
+
 
 @dataclass(frozen=True)
 class Detector:
     """Guides of every layer and the full specification around them.
 
-    `config` holds the backbone's spec, τ, the scoring options, the protocol, the fingerprints
-    of what it was made from, and the licences of data and weights.
+    `config` holds the backbone's spec, τ, the scoring options, the decision (or null), the
+    protocol, the fingerprints of what it was made from, and the licences of data and weights.
     """
 
     layers: dict[str, LayerGuides]
@@ -87,12 +105,90 @@ class Detector:
     @property
     def score(self) -> ScoreParams:
         """Options of maps and image scores."""
-        return ScoreParams.model_validate(self.config["score"])
+        # A detector that says no rule is older than the choice.
+        return ScoreParams.model_validate({"rule": "published"} | self.config["score"])
+
+    @property
+    def contrast(self) -> bool:
+        """Whether the guides are contrast guides (docs/method.md §7), or trained ones."""
+        return bool(self.config["guides"].get("kind") == "contrast")
+
+    @property
+    def decision(self) -> Decision | None:
+        """The additive decision, if one was fitted."""
+        content = self.config.get("decision")
+        return Decision.from_dict(content) if content else None
+
+    def directions(self, layer: str) -> dict[str, Tensor]:
+        """View → (1, D): what a unit token is multiplied with, from normal to anomaly.
+
+        Of trained guides the difference of the cosines over τ, of contrast guides that of the
+        guides as they are.
+        """
+        vectors, views = self.layers[layer].vectors, VIEWS
+        if not self.contrast:
+            vectors = unit(vectors) / float(self.config["tau"])
+            views = (self.config["detection"], *VIEWS[1:])
+        pairs = vectors.unflatten(0, (-1, 2))
+        return {
+            view: (anomaly - normal)[None]
+            for view, (normal, anomaly) in zip(views, pairs, strict=False)
+            if bool((anomaly != normal).any())
+        }
+
+    def log_odds(
+        self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+        """Judge tokens by the additive decision.
+
+        Parameters
+        ----------
+        tokens, grids
+            As for `probabilities`.
+
+        Returns
+        -------
+        patches : dict of layer → (B, h, w) float32
+            Log odds of every patch.
+        values : dict of image component → (B,) float64
+            All that need no map.
+
+        Raises
+        ------
+        SpgError
+            If the detector has no decision.
+        """
+        decision = self.require_decision()
+        patches, found = {}, {}
+        for name, guides in self.layers.items():
+            device = tokens[name].device
+            views = {view: side.to(device) for view, side in self.directions(name).items()}
+            found[name] = components(tokens[name], views)
+            grid = grids[name] if grids else guides.grid
+            values = decision.grid(name, found[name].guides[:, 0], found[name].dissimilarity)
+            patches[name] = to_grid(values, grid)
+        return patches, decision.image_values(found)
+
+    def require_decision(self) -> Decision:
+        """The additive decision.
+
+        Raises
+        ------
+        SpgError
+            If none was fitted.
+        """
+        if found := self.decision:
+            return found
+        raise SpgError(
+            "score.rule: additive needs a detector with a decision, and this one was trained with "
+            "score.rule: published. Run `spg-pipe train-guides` with score.rule: additive, or "
+            "score with --set score.rule=published."
+        )
 
     def probabilities(
         self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]] | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Score tokens: four dot products each.
+        """Score tokens by the guides alone: four dot products each.
 
         Parameters
         ----------
@@ -105,18 +201,20 @@ class Detector:
         -------
         patches : dict of layer → (B, h, w) float32
             Anomaly probability of every patch.
-        cls : (B,) float32
-            Anomaly probability of the whole image from the global guides, mean over layers.
+        cls : (B,) float64
+            Anomaly probability of the whole image from the global guides, mean over layers. On a
+            new domain it is within 1e-6 of one, where float32 would round most of it away.
         """
         tau = float(self.config["tau"])
         patches, images = {}, []
         for name, guides in self.layers.items():
             vectors = guides.vectors.to(tokens[name].device)
+            similarity = projections if self.contrast else cosines
             grid = grids[name] if grids else guides.grid
-            local = anomaly_probability(cosines(tokens[name][:, 1:], vectors[2:]), tau)
+            local = anomaly_probability(similarity(tokens[name][:, 1:], vectors[2:4]), tau)
             patches[name] = to_grid(local, grid)
             feature = detection_feature(tokens[name], self.config["detection"])
-            images.append(anomaly_probability(cosines(feature, vectors[:2]), tau))
+            images.append(anomaly_probability(similarity(feature, vectors[:2]).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
@@ -188,6 +286,7 @@ class Detector:
             detector = cls(layers, config)
             # Read once here, so that a damaged config is found now and not in mid-work.
             _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
+            _ = detector.decision, detector.contrast
             _ = config["protocol"]["name"], config["protocol"]["exif_of_own_images"]
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(

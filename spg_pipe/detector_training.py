@@ -1,18 +1,63 @@
-"""Feature store + SparseAutoencoders → Detectors: the guides' training and what is kept of it."""
+"""Feature store + SparseAutoencoders → Detectors: guides and the decision, and what is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint, versions
 from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.decision.fit import fit_decision
 from spg_pipe.detector import FORMAT, Detector, LayerGuides
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.train import GuideFit, GuideRun, Progress, fit_guides
+from spg_pipe.guides.contrast import (
+    FOLDS,
+    VIEWS,
+    ClassSums,
+    Dictionary,
+    Pair,
+    class_sums,
+    direction,
+)
+from spg_pipe.guides.train import (
+    GuideFit,
+    GuideRun,
+    Progress,
+    check_images,
+    check_sae,
+    fit_guides,
+)
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams, ScoreParams
+from spg_pipe.params import DecisionParams, GuideParams, MethodParams, ScoreParams
 from spg_pipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
+
+Report = Callable[[str], None]
+"""Told what is noteworthy about a result, a sentence at a time."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a detector scores."""
+
+    score: ScoreParams
+    decision: DecisionParams
+    """Fitted if `score.rule` is `additive`."""
+
+
+@dataclass(frozen=True)
+class _Guides:
+    """The guides of a run, and what the decision needs of them."""
+
+    layers: dict[str, LayerGuides]
+    curve: list[dict[str, float]]
+    directions: dict[str, dict[str, Tensor]] | None = None
+    """Layer → view → (1 + FOLDS, D); None: there are no guides made without some images."""
 
 
 def train_guides(
@@ -23,11 +68,12 @@ def train_guides(
     score: ScoreParams,
     *,
     seed: int,
+    decision: DecisionParams | None = None,
     device: str = "cpu",
     cache: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[Detector, list[dict[str, float]]]:
-    """Train the guides of every layer and make a detector of them.
+    """Make the guides of every layer, and a detector of them.
 
     Parameters
     ----------
@@ -39,6 +85,9 @@ def train_guides(
         Becomes part of the detector.
     seed : int
         Seeds the initial codes, and the order of the images unless `params.order_seed` is set.
+        Contrast guides depend on it through the SAE alone.
+    decision : DecisionParams, optional
+        Of the decision that is fitted if `score.rule` is `additive`.
     cache : "auto" | "device" | "host" | "none"
         Where the tokens wait, see `TokenSource`; does not change the result.
 
@@ -46,7 +95,7 @@ def train_guides(
     -------
     detector : Detector
     curve : list of dict
-        A row an epoch: mean losses and positive codes, over layers.
+        A row an epoch: mean losses and positive codes, over layers; empty for contrast guides.
 
     Raises
     ------
@@ -54,8 +103,9 @@ def train_guides(
         If the SAE does not belong to the store, or there is nothing to learn from.
     """
     run = GuideRun(saes, params, seed)
+    rules = Rules(score, decision or DecisionParams())
     return train_guides_together(
-        store, [run], method, [score], device=device, cache=cache, progress=progress
+        store, [run], method, [rules], device=device, cache=cache, progress=progress
     )[0]
 
 
@@ -63,38 +113,118 @@ def train_guides_together(
     store: FeatureStore,
     runs: Sequence[GuideRun],
     method: MethodParams,
-    scores: Sequence[ScoreParams],
+    rules: Sequence[Rules],
     *,
     device: str = "cpu",
     cache: str = "auto",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    say: Report | None = None,
 ) -> list[tuple[Detector, list[dict[str, float]]]]:
     """`train_guides` for several seeds or settings, in one pass over the store an epoch.
 
-    Each detector and curve is to the bit what its run would give alone; each gets the scoring
-    options of its place. See `fit_guides` for runs and checkpoints.
+    Each detector and curve is to the bit what its run would give alone; each gets the rules of its
+    place. See `fit_guides` for runs and checkpoints.
     """
-    fits = fit_guides(
-        store,
-        runs,
-        method,
-        device=device,
-        cache=cache,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
-    return [
-        (_detector(store, run, fit, method, score), fit.curve)
-        for run, fit, score in zip(runs, fits, scores, strict=True)
-    ]
+    if {run.params.kind for run in runs} == {"contrast"}:
+        made, folds = _contrast(store, runs, device, progress)
+    else:
+        fits = fit_guides(
+            store,
+            runs,
+            method,
+            device=device,
+            cache=cache,
+            progress=progress,
+            checkpoints=checkpoints,
+        )
+        made, folds = [_trained(fit) for fit in fits], None
+    results = []
+    for run, guides, rule in zip(runs, made, rules, strict=True):
+        detector = _detector(store, run, guides.layers, method, rule.score)
+        if rule.score.rule == "additive":
+            detector, notes = _with_decision(detector, store, guides, folds, rule, device)
+            if say:
+                for note in notes:
+                    say(note)
+        results.append((detector, guides.curve))
+    return results
+
+
+def _trained(fit: GuideFit) -> _Guides:
+    layers = {name: _finished(trainer) for name, trainer in fit.trainers.items()}
+    _require_guides(layers)
+    return _Guides(layers, fit.curve)
+
+
+def _contrast(
+    store: FeatureStore, runs: Sequence[GuideRun], device: str, progress: Progress | None
+) -> tuple[list[_Guides], np.ndarray]:
+    """Contrast guides of every run, from one pass over the store; and each image's fold."""
+    for run in runs:
+        check_sae(store, run.saes)
+    check_images(store)
+    told = (lambda done, total: progress(done, total, None)) if progress else None
+    sums = class_sums(store, device, told)
+    return [_contrast_guides(store, run, sums) for run in runs], sums.folds
+
+
+def _contrast_guides(store: FeatureStore, run: GuideRun, sums: ClassSums) -> _Guides:
+    layers: dict[str, LayerGuides] = {}
+    directions: dict[str, dict[str, Tensor]] = {}
+    choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
+    for layer, shape in store.spec.layers.items():
+        dictionary = Dictionary.of(run.saes, layer)
+        pairs: dict[str, Pair | None] = {}
+        directions[layer] = {}
+        for view in VIEWS:
+            found = [
+                dictionary.match(direction(sums, layer, view, chosen), run.params.atoms)
+                for chosen in choices
+            ]
+            pairs[view] = final = found[0]
+            if final is not None:
+                # Without a fold a class may be missing: its images are then judged by all.
+                rows = [dictionary.side(pair or final) for pair in found]
+                directions[layer][view] = torch.stack(rows)
+        if pairs["patches"] is None:
+            raise SpgError(
+                f"{store.path}, layer {layer}: no category has patches with and without a defect, "
+                "so contrast guides have nothing to tell apart. Use guides.kind: trained, or an "
+                "auxiliary set whose defects leave some of the image free."
+            )
+        layers[layer] = LayerGuides.from_pairs(pairs, dictionary.atoms, shape.grid)
+    return _Guides(layers, [], directions)
+
+
+def _with_decision(
+    detector: Detector,
+    store: FeatureStore,
+    guides: _Guides,
+    folds: np.ndarray | None,
+    rules: Rules,
+    device: str,
+) -> tuple[Detector, list[str]]:
+    """The detector with the decision fitted on its auxiliary store."""
+    directions = guides.directions
+    if directions is None:
+        directions, folds = {layer: detector.directions(layer) for layer in detector.layers}, None
+    fit = fit_decision(store, directions, folds, rules.decision, rules.score.sigma, device=device)
+    parts = {
+        "decision": fit.decision.to_dict(),
+        "decision_params": rules.decision.model_dump(mode="json") | {"sigma": rules.score.sigma},
+        "decision_cross_fitted": folds is not None,
+    }
+    return _sealed(detector.layers, detector.config | parts), fit.notes
 
 
 def _detector(
-    store: FeatureStore, run: GuideRun, fit: GuideFit, method: MethodParams, score: ScoreParams
+    store: FeatureStore,
+    run: GuideRun,
+    layers: dict[str, LayerGuides],
+    method: MethodParams,
+    score: ScoreParams,
 ) -> Detector:
-    layers = {name: _finished(trainer) for name, trainer in fit.trainers.items()}
-    _require_guides(layers)
     images = len(labelled_images(store))
     content = {
         "kind": "detector",
@@ -119,8 +249,13 @@ def _detector(
         "backbone": store.spec.backbone.to_dict(),
         "licences": list(store.licences),
     }
-    config = content | {"fingerprint": fingerprint(content), "versions": versions()}
-    return Detector(layers, config)
+    return _sealed(layers, content)
+
+
+def _sealed(layers: dict[str, LayerGuides], content: dict[str, Any]) -> Detector:
+    """With the fingerprint of all that determined it, and the versions beside it."""
+    content = {k: v for k, v in content.items() if k not in ("fingerprint", "versions")}
+    return Detector(layers, content | {"fingerprint": fingerprint(content), "versions": versions()})
 
 
 def _require_guides(layers: dict[str, LayerGuides]) -> None:

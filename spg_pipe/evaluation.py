@@ -11,7 +11,6 @@ from spg_pipe.artifacts import versions
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.judged_masks import JudgedMasks
-from spg_pipe.maps import anomaly_maps
 from spg_pipe.metrics import (
     PixelMetrics,
     Regions,
@@ -47,7 +46,7 @@ class Evaluation:
         write_csv(path.with_suffix(".csv"), self.rows)
         folder = path.parent / "curves"
         # A file may travel without the table beside it, so each names what it was made under.
-        named = {key: self.rows[0][key] for key in ("protocol", "method_protocol")}
+        named = {key: self.rows[0][key] for key in ("protocol", "method_protocol", "method")}
         lines = {"categories": self.curves}
         lines |= {kind: _mean_curve(self.curves, kind) for kind in ("roc", "pr", "pro")}
         for name, points in lines.items():
@@ -129,6 +128,7 @@ def _context(scores: Scores, params: MetricParams) -> RowContext:
         resolution=params.resolution,
         protocol=params.protocol,
         method_protocol=config["detector"]["protocol"]["name"],
+        method=scores.method,
         auxiliary=config["detector"]["auxiliary"]["dataset"],
     )
 
@@ -153,7 +153,7 @@ def _pixel_metrics(
             for number, image in enumerate(batch.tolist()):
                 one = {layer: values[number : number + 1] for layer, values in patches.items()}
                 regions = masks.regions(image)
-                yield anomaly_maps(one, scores.size, scores.sigma, regions.shape)[0], regions
+                yield scores.maps_of(one, regions.shape)[0], regions
 
     kind = chosen_accumulator(params.accumulator, sum(masks.pixels(i) for i in images.tolist()))
     return accumulate(pairs, kind, params.protocol)

@@ -7,6 +7,7 @@ the command that makes it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,15 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
     except SpgError as error:
         session.console.detail(f"not checked against the auxiliary store: {error}")
     first = session.paths.detector(aux, seed)
-    return _one_that_fits(
-        session, first, wanted, _detector_facts, option="--detector", command="train-guides"
-    )
+    one = partial(_one_that_fits, session, first, option="--detector", command="train-guides")
+    if session.params.score.rule == "additive":
+        return one(wanted, _detector_facts)
+    try:
+        return one(wanted | {"decision": None}, _detector_facts)
+    except NotThereError:
+        # A decision is no hindrance: the published rule does not look at it.
+        wanted.pop("decision")
+        return one(wanted, _detector_facts)
 
 
 def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path:
@@ -108,6 +115,8 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
         "dataset": dataset.name,
         "split": dataset.split,
     }
+    if session.params.score.rule == "published":
+        wanted.pop("decision")
     made_from: dict[str, Callable[[], str]] = {
         "store": lambda: find_store(session, dataset).fingerprint,
         "from": lambda: _fingerprint_of(find_detector(session, aux, seed)),
@@ -167,8 +176,16 @@ def _training(params: Params, seed: int, *only: str) -> dict[str, Any]:
         "tau": params.method.tau,
         "detection": params.method.detection,
         "protocol": protocol(params.method.protocol).to_dict(),
+        "decision": _decision(params),
     }
     return {"seed": seed} | {key: facts[key] for key in only or facts}
+
+
+def _decision(params: Params) -> dict[str, Any] | None:
+    """What a decision is fitted with; the blur is below its `map_top`."""
+    if params.score.rule != "additive":
+        return None
+    return params.decision.model_dump(mode="json") | {"sigma": params.score.sigma}
 
 
 def _sae_facts(config: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +198,7 @@ def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "guides", "tau", "detection", "protocol")
     return {key: config[key] for key in keys} | {
         "sae": config["sae"]["sae"],
+        "decision": config.get("decision_params"),
         "aux_part": config["auxiliary"].get("selection"),
         "store": config["inputs"]["store"],
     }
@@ -191,6 +209,7 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "guides", "tau", "detection", "protocol")
     return {key: detector[key] for key in keys} | {
         "sae": detector["sae"]["sae"],
+        "decision": detector.get("decision_params"),
         "aux": detector["auxiliary"]["dataset"],
         "aux_part": detector["auxiliary"].get("selection"),
         "part": config.get("selection"),

@@ -41,6 +41,8 @@ def anomaly_maps(
     size: int,
     sigma: float = SIGMA,
     at: tuple[int, int] | None = None,
+    *,
+    log_odds: bool = False,
 ) -> np.ndarray:
     """Full-size anomaly maps: upsample each layer, average, blur, and resize if asked to.
 
@@ -50,30 +52,33 @@ def anomaly_maps(
     Parameters
     ----------
     patches : dict of layer → (B, h, w) float32
-        Probabilities on the CPU; each layer may have its own grid.
+        Probabilities, or any other value, on the CPU; each layer may have its own grid.
     size : int
         S: the blur works at S×S.
     sigma : float
         Pixels at S×S; 0 leaves the upsampled maps as they are.
     at : (H, W), optional
         Resize the blurred maps bilinearly (align_corners=False) to H×W. Default: S×S.
+    log_odds : bool
+        The patches are log odds; the finished maps are made probabilities.
 
     Returns
     -------
-    (B, S, S) or (B, H, W) float32 in [0, 1]
+    (B, S, S) or (B, H, W) float32, in [0, 1] for probabilities and log odds
     """
     height, width = at or (size, size)
     images = len(next(iter(patches.values())))
     maps = np.empty((images, height, width), np.float32)
     with _one_thread():
         for number, image in enumerate(torch.from_numpy(maps)):
-            total: Tensor | float = 0.0
+            total = torch.zeros((), dtype=torch.float64)
             for values in patches.values():
                 rows, columns = values.shape[1:]
                 left = _axis_weights(rows, size, sigma, height)
                 right = _axis_weights(columns, size, sigma, width)
                 total = total + (left @ values[number].double()) @ right.t()
-            image.copy_(total / len(patches))
+            mean = total / len(patches)
+            image.copy_(torch.sigmoid(mean) if log_odds else mean)
     return maps
 
 

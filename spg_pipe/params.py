@@ -23,6 +23,7 @@ SIGMA = 4.0
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -151,8 +152,13 @@ class SaeParams(_Section):
 
 
 class GuideParams(_Section):
-    """Stage 2 (docs/method.md §3)."""
+    """Stage 2 (docs/method.md §3, §7)."""
 
+    kind: Literal["contrast", "trained"] = "contrast"
+    """`contrast`: the difference of class means in a few signed atoms, in closed form, for which
+    of this section only `atoms` counts; or `trained` with masks, as published."""
+    atoms: Positive = 32
+    """Atoms of each pair of contrast guides."""
     epochs: Positive = 15
     batch_images: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-2
@@ -164,9 +170,51 @@ class GuideParams(_Section):
     """Of the images' order; null: the run's own seed."""
 
 
+class MapWeights(_Section):
+    """Weights of a patch's standardised components; 0 switches one off."""
+
+    guides: Weight = 1.0
+    dissimilarity: Weight = 0.25
+    """How unlike the mean patch of its own image a patch is."""
+
+
+class ImageWeights(_Section):
+    """Weights, before fitting, of an image's standardised components; 0 switches one off."""
+
+    map_top: Weight = 1.0
+    """The highest share of the map."""
+    cls: Weight = 1.0
+    """The CLS token along the direction of its own guides."""
+    mean_tokens: Weight = 1.0
+    """The mean patch token along the direction of its own guides (`guides.kind: contrast`)."""
+    dissimilarity: Weight = 0.5
+    """How unlike each other the image's patches are."""
+
+
+class DecisionParams(_Section):
+    """The additive decision (docs/method.md §8); used where `score.rule` is `additive`."""
+
+    map: MapWeights = MapWeights()
+    image: ImageWeights = ImageWeights()
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the map's pixels that `map_top` is the mean of."""
+    ridge: Annotated[float, Field(ge=0)] = 1.0
+    """How firmly fitted weights are held to the proportions given here."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "DecisionParams":
+        for name, section in (("map", self.map), ("image", self.image)):
+            if not any(section.model_dump().values()):
+                raise ValueError(f"decision.{name}: all weights are 0; nothing would be scored")
+        return self
+
+
 class ScoreParams(_Section):
     """Maps and image scores (docs/method.md §4)."""
 
+    rule: Literal["additive", "published"] = "additive"
+    """The additive decision (§8), for which of this section only `sigma` counts; or probabilities
+    of the guides alone (§4), as published."""
     sigma: Annotated[float, Field(ge=0)] = SIGMA
     image_score: Literal["max", "cls", "top_mean", "log_mean_exp", "mix"] = "max"
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -211,6 +259,7 @@ class Params(_Section):
     method: MethodParams = MethodParams()
     sae: SaeParams = SaeParams()
     guides: GuideParams = GuideParams()
+    decision: DecisionParams = DecisionParams()
     score: ScoreParams = ScoreParams()
     metrics: MetricParams = MetricParams()
     published: tuple[PublishedFigure, ...] = ()

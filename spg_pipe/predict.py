@@ -14,10 +14,10 @@ from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.judging import score_images
 from spg_pipe.maps import resize_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
-from spg_pipe.scoring import score_images
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +29,6 @@ class Prediction:
     path: str
     score: float
     """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
-    score_cls: float
     height: int
     width: int
     peak_row: int
@@ -39,6 +38,12 @@ class Prediction:
     """File of the heat map, relative to the output folder."""
     protocol: str
     """The method's protocol (docs/method.md §5)."""
+    parts: dict[str, float]
+    """What the score is made of: the other columns of `scoring.Judged`."""
+
+
+HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name != "parts")
+"""What the first line of every scores.csv begins with; names of the parts follow."""
 
 
 def find_images(source: Path) -> list[Path]:
@@ -78,7 +83,7 @@ def choose_images(source: Path, out: Path) -> list[Path]:
             f"{source} has no images but the heat maps of an earlier run in {out / OVERLAYS}. "
             "Give your own images, or another --out."
         )
-    check_place(out, [_overlay_name(path, source) for path in images], as_csv([]).encode())
+    check_place(out, [_overlay_name(path, source) for path in images], HEADER.encode())
     return images
 
 
@@ -114,7 +119,7 @@ def predict(
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
             tokens = _tokens(backbone, pixels, device)
-            maps, scores, cls = next(score_images(detector, tokens, params))
+            maps, columns = next(score_images(detector, tokens, params))
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)
@@ -123,20 +128,26 @@ def predict(
                 results.append(
                     Prediction(
                         path=path.relative_to(_base(source)).as_posix(),
-                        score=float(scores[i]),
-                        score_cls=float(cls[i]),
+                        score=float(columns["score"][i]),
                         height=full.shape[0],
                         width=full.shape[1],
                         peak_row=int(row),
                         peak_column=int(column),
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
+                        parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
                     )
                 )
             if progress:
                 progress(len(results), len(images))
         write_text(folder / SCORES, as_csv(results))
     return results
+
+
+def as_row(found: Prediction) -> dict[str, Any]:
+    """A prediction as one flat row."""
+    row = asdict(found)
+    return row | row.pop("parts")
 
 
 def predict_folder(
@@ -184,10 +195,10 @@ def predict_folder(
         **about,
         "licences": detector.config["licences"],
         "out": str(out),
-        "predictions": [asdict(row) for row in rows],
+        "predictions": [as_row(row) for row in rows],
     }
     told = (
-        f"protocol {about['protocol']}, τ {about['tau']:g}, σ {about['sigma']:g}, image score "
+        f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
         f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
         f"{detector.fingerprint[:8]}"
     )
@@ -203,7 +214,8 @@ def _about(detector: Detector) -> dict[str, Any]:
         "protocol": detector.config["protocol"]["name"],
         "tau": detector.config["tau"],
         "sigma": score.sigma,
-        "image_score": score.image_score,
+        "guides": "contrast" if detector.contrast else "trained",
+        "image_score": "additive" if score.rule == "additive" else score.image_score,
         "backbone": f"{spec.alias}@{spec.preprocess.size} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
@@ -255,7 +267,8 @@ def as_csv(rows: list[Prediction]) -> str:
     import io
 
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(Prediction.__dataclass_fields__), lineterminator="\n")
+    content = [as_row(row) for row in rows]
+    writer = csv.DictWriter(stream, list(content[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(content)
     return stream.getvalue()

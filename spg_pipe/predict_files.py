@@ -32,7 +32,7 @@ def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
     overlays
         Files to be written, relative to it.
     header
-        First line of every scores.csv of ours.
+        What the first line of every scores.csv of ours begins with.
 
     Raises
     ------
@@ -49,11 +49,11 @@ def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
             raise SpgError(f"{place} is a folder; a file is to be written there. {advice}")
     if scores.exists():
         found = _first_line(scores)
-        if found != header.strip():
+        if not found.startswith(header):
             raise SpgError(
                 f"{scores} is not a result of predict and would be replaced: its first line is "
                 f"{found[:80].decode(errors='replace')!r}, expected "
-                f"{header.decode().strip()!r}. {advice}"
+                f"{header.decode()!r} and further columns. {advice}"
             )
         return
     # Without scores beside it, a heat map's name is no sign of who wrote the file.

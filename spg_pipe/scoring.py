@@ -1,11 +1,11 @@
-"""A detector over a store or over images → Scores (docs/method.md §4).
+"""A detector over a store or over images → Scores (docs/method.md §4, §8).
 
-Scores keep the per-layer patch probabilities on their grids in float32: upsampling and blur are
-deterministic and are redone by whoever needs a full-size map.
+Scores keep what each layer says of its patches, probabilities or log odds, on their grids in
+float32: upsampling and blur are deterministic and are redone by whoever needs a full-size map.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.judging import judge
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -31,43 +32,13 @@ CHUNK_IMAGES = 256
 Progress = Callable[[int, int], None]
 
 
-def image_scores(maps: np.ndarray, cls: np.ndarray, params: ScoreParams) -> np.ndarray:
-    """One score an image, from its blurred map and its CLS probability.
-
-    Parameters
-    ----------
-    maps : (B, H, W) float32
-    cls : (B,) float32
-    params : ScoreParams
-        `image_score`: max; cls; top_mean, the mean of the ⌊q·pixels⌋ highest; log_mean_exp,
-        b + τ·log(mean(exp((m − b)/τ))) with b the maximum; mix, α·CLS + (1 − α)·max.
-
-    Returns
-    -------
-    (B,) float32
-    """
-    flat = maps.reshape(len(maps), -1)
-    highest = flat.max(axis=1)
-    if params.image_score == "max":
-        return highest
-    if params.image_score == "cls":
-        return cls.astype(np.float32)
-    if params.image_score == "top_mean":
-        count = max(1, int(params.top_share * flat.shape[1]))
-        return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)
-    if params.image_score == "log_mean_exp":
-        spread = np.exp((flat - highest[:, None]) / params.lme_tau).mean(axis=1)
-        return (highest + params.lme_tau * np.log(spread)).astype(np.float32)
-    return (params.alpha * cls + (1 - params.alpha) * highest).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one target: a row an image, and patch probabilities."""
+    """Scores of one target: a row an image, and what each patch of it was given."""
 
     path: Path
     table: "pd.DataFrame"
-    """path, category, defect, label, mask_state, height, width, score, score_cls, score_map_max."""
+    """path, category, defect, label, mask_state, height, width, and `Judged.columns`."""
     config: dict[str, Any]
 
     @property
@@ -80,8 +51,19 @@ class Scores:
         """Blur of the maps, pixels at S×S."""
         return float(self.config["score"]["sigma"])
 
+    @property
+    def additive(self) -> bool:
+        """Whether patches hold log odds, or probabilities."""
+        return bool(self.config["score"].get("rule") == "additive")
+
+    @property
+    def method(self) -> str:
+        """Kind of guides and rule of scoring, as tables name them."""
+        kind = self.config["detector"]["guides"].get("kind", "trained")
+        return f"{kind} guides, {'additive' if self.additive else 'published'} rule"
+
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
-        """Layer → (n, h, w) float32 patch probabilities of some images, in any order.
+        """Layer → (n, h, w) float32 values of some images' patches, in any order.
 
         Only the chunks that hold one of them are read.
         """
@@ -89,14 +71,21 @@ class Scores:
 
         group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
         rows, places = np.unique(images, return_inverse=True)
+        kind = _kind(self.additive)
         return {
-            layer: torch.from_numpy(np.asarray(group[f"probability_{layer}"].oindex[rows])[places])
+            layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[places])
             for layer in self.config["layers"]
         }
 
     def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
-        return anomaly_maps(self.patches(images), self.size, self.sigma, size)
+        return self.maps_of(self.patches(images), size)
+
+    def maps_of(
+        self, patches: dict[str, Tensor], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """`maps` from what `patches` gave."""
+        return anomaly_maps(patches, self.size, self.sigma, size, log_odds=self.additive)
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
@@ -131,7 +120,7 @@ def score_store(
 ) -> Scores:
     """Score every image of a target store and write scores/<run>/.
 
-    Images stream: what is kept is a row of three numbers an image and one chunk of grids.
+    Images stream: what is kept is a row of a few numbers an image and one chunk of grids.
 
     Parameters
     ----------
@@ -141,21 +130,23 @@ def score_store(
     Raises
     ------
     SpgError
-        If the store was made with another backbone than the detector's.
+        If the store was made with another backbone than the detector's, or the rule needs a
+        decision that the detector does not have.
     """
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     params = score or detector.score
+    if params.rule == "additive":
+        detector.require_decision()
     rows: list[dict[str, np.ndarray]] = []
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
     with fresh_folder(path) as folder:
-        maps = MapWriter(folder / "maps.zarr", shapes, len(store))
+        maps = MapWriter(folder / "maps.zarr", shapes, len(store), _kind(params.rule == "additive"))
         # Every token is used once: there is nothing to keep.
         sources = sources_of(store, device, "none")
         for images, tokens in ordered_batches(sources, params.batch_images):
-            with torch.inference_mode():
-                patches, cls = _probabilities(detector, tokens, shapes)
-            rows.append(_rows(patches, cls, store.image_size, params))
-            maps.append(patches)
+            judged = judge(detector, tokens, shapes, store.image_size, params)
+            rows.append(judged.columns)
+            maps.append(judged.patches)
             if progress:
                 progress(int(images[-1]) + 1, len(store))
         maps.close()
@@ -168,23 +159,22 @@ def score_store(
     return Scores(path, table, config)
 
 
-def _probabilities(
-    detector: Detector, tokens: dict[str, Tensor], shapes: dict[str, tuple[int, int]]
-) -> tuple[dict[str, Tensor], np.ndarray]:
-    """`Detector.probabilities` on the CPU's memory."""
-    patches, cls = detector.probabilities(tokens, shapes)
-    return {layer: values.cpu() for layer, values in patches.items()}, cls.cpu().numpy()
+def _kind(additive: bool) -> str:
+    """What arrays of maps.zarr hold, and their names begin with."""
+    return "log_odds" if additive else "probability"
 
 
-def _rows(
-    patches: dict[str, Tensor], cls: np.ndarray, size: int, params: ScoreParams
-) -> dict[str, np.ndarray]:
-    maps = anomaly_maps(patches, size, params.sigma)
-    return {
-        "score": image_scores(maps, cls, params).astype(np.float32),
-        "score_cls": cls.astype(np.float32),
-        "score_map_max": maps.reshape(len(maps), -1).max(axis=1),
-    }
+_OF_DETECTOR = (
+    "auxiliary",
+    "seed",
+    "protocol",
+    "tau",
+    "sae",
+    "guides",
+    "detection",
+    "decision_params",
+)
+"""What scores say about their detector."""
 
 
 def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
@@ -198,10 +188,7 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
         "layers": list(detector.layers),
         "score": params.model_dump(mode="json"),
         "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
-        "detector": {
-            key: detector.config[key]
-            for key in ("auxiliary", "seed", "protocol", "tau", "sae", "guides", "detection")
-        },
+        "detector": {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config},
         "backbone": store.spec.backbone.to_dict(),
         "licences": sorted({*detector.config["licences"], *store.licences}),
     }
@@ -213,7 +200,9 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
 class MapWriter:
     """Writes maps.zarr, layer by layer (n, h, w) float32, a whole chunk of images at a time."""
 
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, int]], images: int) -> None:
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[int, int]], images: int, kind: str
+    ) -> None:
         import zarr
 
         self._group = zarr.create_group(path)
@@ -222,7 +211,7 @@ class MapWriter:
         self._written = 0
         self._arrays = {
             layer: self._group.create_array(
-                f"probability_{layer}",
+                f"{kind}_{layer}",
                 shape=(images, *grid),
                 chunks=(self._chunk, *grid),
                 dtype="float32",
@@ -234,7 +223,7 @@ class MapWriter:
         }
 
     def append(self, patches: dict[str, Tensor]) -> None:
-        """Add layer → (B, h, w) probabilities of the next images."""
+        """Add layer → (B, h, w) values of the next images."""
         self._held.append(patches)
         held = sum(len(next(iter(batch.values()))) for batch in self._held)
         if held >= self._chunk:
@@ -263,17 +252,3 @@ class MapWriter:
             self._written = start + len(values)
         rest = {layer: values[count:].clone() for layer, values in joined.items()}
         self._held = [rest] if count is not None and len(next(iter(rest.values()))) else []
-
-
-def score_images(
-    detector: Detector,
-    tokens: Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, int]]]],
-    params: ScoreParams,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Maps (B, S, S), image scores (B,) and CLS scores (B,) for batches of tokens."""
-    size = detector.backbone.preprocess.size
-    for batch, grids in tokens:
-        with torch.inference_mode():
-            patches, cls = _probabilities(detector, batch, grids)
-        maps = anomaly_maps(patches, size, params.sigma)
-        yield maps, image_scores(maps, cls, params), cls

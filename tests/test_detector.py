@@ -38,7 +38,8 @@ def test_probabilities_are_the_formulas(tiny_store: FeatureStore, tiny_detector:
         local = torch.softmax(similarity[:, 1:, 2:] / 0.07, dim=-1)[..., 1]
         torch.testing.assert_close(patches[layer].flatten(1), local, atol=2e-6, rtol=0)
         means.append(torch.softmax(similarity[:, 0, :2] / 0.07, dim=-1)[:, 1])
-    torch.testing.assert_close(cls, torch.stack(means).mean(dim=0), atol=2e-6, rtol=0)
+    expected = torch.stack(means).mean(dim=0).double()
+    torch.testing.assert_close(cls, expected, atol=2e-6, rtol=0)
     assert [tuple(p.shape) for p in patches.values()] == [(3, 4, 4), (3, 2, 2)]
 
 

@@ -45,17 +45,19 @@ def fault(content: Any) -> str:
     return str(error.value)
 
 
-def test_a_minimal_recipe_takes_the_published_defaults() -> None:
+def test_a_minimal_recipe_takes_the_documented_defaults() -> None:
     params = parse_params(MINIMAL, "params.yaml")
     assert params.method == MethodParams(protocol="default", tau=0.07, detection="cls")
     sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, lr=1e-3, auxk=512)
     assert params.sae == sae
     assert (sae.auxk_coef, sae.dead_after_tokens) == (1 / 32, 10_000_000)
     assert (sae.auxk_normalised, sae.input_norm) == (False, "none")
-    guides = GuideParams(epochs=15, batch_images=8, lr=1e-2, ema_decay=0.999, sparsity=1e-3)
+    trained = {"epochs": 15, "batch_images": 8, "lr": 1e-2, "ema_decay": 0.999, "sparsity": 1e-3}
+    guides = GuideParams(kind="contrast", atoms=32, **trained)
     assert params.guides == guides
     assert guides.top_k is None
-    score = ScoreParams(sigma=4, image_score="max", top_share=0.1, lme_tau=1, alpha=0.5)
+    published = {"image_score": "max", "top_share": 0.1, "lme_tau": 1, "alpha": 0.5}
+    score = ScoreParams(rule="additive", sigma=4, **published)
     assert params.score == score
     assert params.seeds == (111,)
 
@@ -249,7 +251,16 @@ def test_every_recipe_is_valid_and_complete(path: Path) -> None:
     assert params.name == path.stem
     # `dvc exp run -S sae.k=16` changes what is written down: every parameter is.
     complete = params.model_dump(mode="json")
-    for section in ("backbone", "extract", "method", "sae", "guides", "score", "metrics"):
+    for section in (
+        "backbone",
+        "extract",
+        "method",
+        "sae",
+        "guides",
+        "decision",
+        "score",
+        "metrics",
+    ):
         assert set(content[section]) == set(complete[section]), section
 
 
@@ -260,8 +271,8 @@ def test_the_paper_recipes_are_the_published_experiment() -> None:
         assert params.backbone.image_size == size
         assert params.method == MethodParams(protocol="spg")
         assert params.sae == SaeParams()
-        assert params.guides == GuideParams()
-        assert params.score == ScoreParams()
+        assert params.guides == GuideParams(kind="trained")
+        assert params.score == ScoreParams(rule="published")
         assert {(d.aux, d.target) for d in params.directions} == {
             ("visa", "mvtec"),
             ("mvtec", "visa"),

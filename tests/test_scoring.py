@@ -18,9 +18,10 @@ from tiny import SCORE, SIZE, files
 
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.judging import image_scores, score_images
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
-from spg_pipe.scoring import Scores, image_scores, score_images, score_store
+from spg_pipe.scoring import Scores, score_store
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -128,7 +129,7 @@ def test_the_batch_size_does_not_move_a_score(
 def test_other_options_than_the_detectors_are_recorded(
     tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    options = ScoreParams(sigma=2.0, image_score="cls")
+    options = ScoreParams(rule="published", sigma=2.0, image_score="cls")
     scores = score_store(tiny_detector, tiny_store, tmp_path / "cls", score=options)
     assert scores.config["score"]["image_score"] == "cls"
     assert scores.table["score"].equals(scores.table["score_cls"].rename("score"))
@@ -161,11 +162,12 @@ def test_images_in_memory_are_scored_as_a_store_is(
 ) -> None:
     images = np.arange(4)
     tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
-    maps, image, cls = next(
+    maps, columns = next(
         score_images(tiny_detector, iter([(tokens, {"1": (4, 4), "2": (2, 2)})]), SCORE)
     )
-    np.testing.assert_allclose(image, scores.table["score"][:4], atol=1e-6)
-    np.testing.assert_allclose(cls, scores.table["score_cls"][:4], atol=1e-6)
+    assert list(columns) == ["score", "score_cls", "score_map_max"]
+    for name, values in columns.items():
+        np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)
     np.testing.assert_allclose(maps, scores.maps(images), atol=1e-6)
 
 

@@ -23,7 +23,7 @@ def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
     recipe = RECIPE | {"seeds": [1, 2]}
-    recipe["guides"] = {**recipe["guides"], "order_seed": 5}
+    recipe["guides"] = {**recipe["guides"], "kind": "trained", "order_seed": 5}
     session = Session(parse_params(recipe, "test"), Console(0), "cpu")
     pipeline.extract(session, session.params.dataset("left"))
     for seed in (1, 2):

@@ -109,9 +109,9 @@ def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
 
 
 SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)
-GUIDES = GuideParams(epochs=3, batch_images=4)
+GUIDES = GuideParams(kind="trained", epochs=3, batch_images=4)
 METHOD = MethodParams()
-SCORE = ScoreParams(sigma=1.0)
+SCORE = ScoreParams(rule="published", sigma=1.0)
 
 
 def files(root: Path) -> dict[str, bytes]:

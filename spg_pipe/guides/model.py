@@ -77,6 +77,11 @@ def cosines(tokens: Tensor, guides: Tensor) -> Tensor:
     return unit(tokens) @ unit(guides).t()
 
 
+def projections(tokens: Tensor, guides: Tensor) -> Tensor:
+    """Like `cosines`, but with the guides as long as they are: contrast guides."""
+    return unit(tokens) @ guides.t()
+
+
 class _Products(torch.autograd.Function):
     """tokens @ guides.T, whose gradient is summed image by image, then over images in float64.
 

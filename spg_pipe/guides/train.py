@@ -21,8 +21,8 @@ from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, labelled_images, sources_of
 
-Progress = Callable[[int, int, float], None]
-"""images done, images in all, loss."""
+Progress = Callable[[int, int, float | None], None]
+"""images done, images in all, loss where there is one."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class GuideRun:
         return self.seed if self.params.order_seed is None else self.params.order_seed
 
     @property
-    def stream(self) -> tuple[int, ...]:
+    def stream(self) -> tuple[int | str, ...]:
         """Runs with the same value see the same batches, and can be fitted together."""
+        if self.params.kind == "contrast":
+            return (self.params.kind,)
         return self.order, self.params.epochs, self.params.batch_images
 
     def settings(self) -> dict[str, Any]:
@@ -100,8 +102,8 @@ def fit_guides(
     """
     params = _check_together(runs)
     for run in runs:
-        _check_sae(store, run.saes)
-    _check_images(store)
+        check_sae(store, run.saes)
+    check_images(store)
     training = Training(_trainers(store, runs, method, device), [run.seed for run in runs])
     key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
@@ -193,7 +195,8 @@ def _check_together(runs: Sequence[GuideRun]) -> GuideParams:
     return runs[0].params
 
 
-def _check_sae(store: FeatureStore, saes: SaeRun) -> None:
+def check_sae(store: FeatureStore, saes: SaeRun) -> None:
+    """Refuse an SAE of another store."""
     found = saes.config["inputs"]["store"]
     if found != store.fingerprint:
         raise SpgError(
@@ -203,7 +206,8 @@ def _check_sae(store: FeatureStore, saes: SaeRun) -> None:
         )
 
 
-def _check_images(store: FeatureStore) -> None:
+def check_images(store: FeatureStore) -> None:
+    """Refuse a store without an anomalous pixel to learn from."""
     images = labelled_images(store)
     labels = store.array("label")[images]
     if not (labels == 1).any():

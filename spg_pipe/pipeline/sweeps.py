@@ -24,7 +24,7 @@ from spg_pipe.report.text import plain
 from spg_pipe.session import Session
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
-_SECTIONS = ("backbone", "method", "sae", "guides", "score", "metrics")
+_SECTIONS = ("backbone", "method", "sae", "guides", "decision", "score", "metrics")
 """What may vary; everything else says which data there is."""
 
 
@@ -148,11 +148,17 @@ def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: in
         train_saes(missing, aux, [seed])
     untrained = [
         one.session
-        for one in _distinct(group, ("sae", "guides"))  # scoring has options of its own
+        for one in _distinct(group, _of_detector(group))
         if not _is_there(partial(find_detector, one.session, aux, seed))
     ]
     if untrained:
         train_guides_together(untrained, aux, [seed])
+
+
+def _of_detector(group: Sequence[Setting]) -> tuple[str, ...]:
+    """Sections that a detector depends on: scoring has options of its own, a decision does not."""
+    additive = {setting.session.params.score.rule for setting in group} != {"published"}
+    return ("sae", "guides", "decision", "score") if additive else ("sae", "guides")
 
 
 def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
@@ -206,7 +212,7 @@ def _table(params: Params, rows: Sequence[dict[str, Any]]) -> Table:
         way = f"{row['auxiliary']} → {row['dataset']}"
         lines.append((settings, way, *(cell({name: math.nan} | row, name) for name in shown)))
     caption = (
-        f"Sweep {params.name}: means over categories; method protocol "
+        f"Sweep {params.name}: means over categories; {_all(rows, 'method')}, method protocol "
         f"{_all(rows, 'method_protocol')}, metrics protocol {_all(rows, 'protocol')}, seeds "
         f"{', '.join(map(str, params.seeds))}."
     )

@@ -141,7 +141,7 @@ def train_guides_together(
     Parameters
     ----------
     sessions : sequence of Session
-        One for each setting: they differ in `params.sae`, `params.guides` and `params.score` alone.
+        One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
 
     Returns
     -------
@@ -170,6 +170,7 @@ def _detectors_together(
     jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
+    from spg_pipe.detector_training import Rules
     from spg_pipe.detector_training import train_guides_together as train
 
     session, seed = jobs[0][0], jobs[0][1].seed
@@ -181,18 +182,18 @@ def _detectors_together(
             features,
             [job for _, job in jobs],
             session.params.method,
-            [one.params.score for one, _ in jobs],
+            [Rules(one.params.score, one.params.decision) for one, _ in jobs],
             device=choose_device(session.device),
             cache=session.cache,
             progress=update,
             checkpoints=checkpoints,
+            say=lambda note: session.console.say(f"  note: {note}"),
         )
     paths = []
     for (one, job), (detector, curve) in zip(jobs, results, strict=True):
         path = one.place(one.paths.detector(aux, job.seed), detector.fingerprint, own=own)
-        header = ",".join(curve[0])
         lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
-        detector.save(path, "\n".join([header, *lines]) + "\n")
+        detector.save(path, "\n".join([",".join(curve[0]), *lines, ""]) if curve else "")
         one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")
         paths.append(path)
     checkpoints.remove()

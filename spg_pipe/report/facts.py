@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spg_pipe.params import Params
+from spg_pipe.params import GuideParams, Params
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.tables import UNDEFINED, Table
 
@@ -41,12 +41,26 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
         ("Method protocol", f"{params.method.protocol}; τ = {params.method.tau}"),
         ("Metrics protocol", f"{metrics.protocol}; {metrics.accumulator}; {metrics.resolution}"),
         ("Sparse autoencoder", f"C = {sae.dict_size}, k = {sae.k}, {length}, batches of {batch}"),
-        ("Guides", f"{guides.epochs} epochs, batches of {guides.batch_images} images"),
+        ("Guides", _guides(guides)),
         ("Detection feature", _detection_feature(params, backbone)),
-        ("Maps", f"blur σ = {score.sigma} px; image score: {score.image_score}"),
+        ("Maps", f"blur σ = {score.sigma} px"),
+        ("Image score", _image_score(params)),
         ("Seeds", ", ".join(map(str, params.seeds))),
     )
     return Table("The recipe.", ("Setting", "Value"), rows)
+
+
+def _guides(guides: GuideParams) -> str:
+    if guides.kind == "contrast":
+        return f"contrast, {guides.atoms} atoms a pair"
+    return f"trained, {guides.epochs} epochs, batches of {guides.batch_images} images"
+
+
+def _image_score(params: Params) -> str:
+    if params.score.rule == "published":
+        return f"{params.score.image_score} (published rule)"
+    used = [name for name, weight in params.decision.image.model_dump().items() if weight > 0]
+    return f"additive: {', '.join(used)}"
 
 
 def _detection_feature(params: Params, backbone: dict[str, Any]) -> str:

@@ -88,7 +88,8 @@ def caption(row: Row) -> str:
         f"Target {row['dataset']} ({row['split']} split)",
         f"auxiliary {row['auxiliary'] or 'unknown'}",
         f"backbone {row['backbone']}",
-        f"method protocol {row['method_protocol']}, metrics protocol {row['protocol']}",
+        method_of(row),
+        f"metrics protocol {row['protocol']}",
         f"resolution {row['resolution']}",
         f"accumulator {row['accumulator']}" + (f" (error ≤ {bound:.1g})" if bound else ""),
         _seeds(row),
@@ -155,10 +156,17 @@ def overview_table(means: Sequence[tuple[Row, PublishedFigure | None]]) -> Table
             notes.append(f"Published, {line[0]}: {figure.source}.")
     first = means[0][0]
     head = (
-        f"Means over categories; method protocol {first['method_protocol']}, metrics protocol "
+        f"Means over categories; {method_of(first)}, metrics protocol "
         f"{first['protocol']}, resolution {first['resolution']}. {_seeds(first).capitalize()}."
     )
     return Table(head, tuple(columns), tuple(cells), tuple(notes))
+
+
+def method_of(row: Row) -> str:
+    """Guides, rule and protocol of the method behind a row."""
+    method = row.get("method")  # tables of earlier versions have none
+    protocol = f"method protocol {row['method_protocol']}"
+    return f"{method}, {protocol}" if method else protocol
 
 
 def published_figure(figure: PublishedFigure | None, name: str) -> float:

@@ -258,7 +258,9 @@ def test_guides_that_lost_every_code_still_make_a_detector() -> None:
     assert not effective_codes(codes, dead).any()
     guides = LayerGuides.from_codes(codes, trainer().atoms, dead, None, (3, 3))
     assert guides.atom_ids.shape == (0,)
-    detector = Detector({"x": guides}, {"tau": 0.07, "detection": "cls"})
+    detector = Detector(
+        {"x": guides}, {"tau": 0.07, "detection": "cls", "guides": {"kind": "trained"}}
+    )
     patches, cls = detector.probabilities({"x": batch()[0]})
     assert patches["x"].unique().tolist() == [0.5]
     assert cls.tolist() == [0.5, 0.5]

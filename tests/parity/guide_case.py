@@ -29,9 +29,9 @@ from spg_pipe.guides.model import (
 )
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideLosses, GuideTrainer
+from spg_pipe.judging import image_scores
 from spg_pipe.maps import anomaly_maps, raw_maps
 from spg_pipe.params import GuideParams, MethodParams, ScoreParams
-from spg_pipe.scoring import image_scores
 
 LAYER = "layer"
 _LOSSES = ("total", "det_loss", "seg_loss", "sparsity_loss")
@@ -131,7 +131,8 @@ class GuideCase:
         """The detector that these codes make."""
         guides = LayerGuides.from_codes(self.codes, self.atoms, self.dead, None, self.grid)
         method = self.method(detection)
-        return Detector({LAYER: guides}, {"tau": method.tau, "detection": method.detection})
+        config = {"tau": method.tau, "detection": method.detection, "guides": {"kind": "trained"}}
+        return Detector({LAYER: guides}, config)
 
     def probabilities(self) -> dict[str, Any]:
         """Codes, vectors, cosines and probabilities of every token."""

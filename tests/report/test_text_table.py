@@ -31,7 +31,7 @@ def rows(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> list[d
 def test_caption_names_everything_a_number_stands_on() -> None:
     caption = " ".join(text_table(rows()).partition("\n\n")[0].split())
     assert caption == (
-        "Target visa (test split); auxiliary mvtec; backbone vit@448; method protocol spg, metrics "
+        "Target visa (test split); auxiliary mvtec; backbone vit@448; method protocol spg; metrics "
         "protocol exact; resolution model; accumulator sort; seed 111."
     )
 

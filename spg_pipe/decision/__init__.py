@@ -1,0 +1,1 @@
+"""The additive decision: named components of maps and images, standardised and added up."""

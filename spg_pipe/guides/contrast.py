@@ -1,0 +1,258 @@
+"""Contrast guides: the difference of two class means, written with a few atoms in closed form.
+
+The published guides are trained until they separate the auxiliary set's own defects; what they
+learn beyond the direction from normal to anomalous does not carry over to other products. Here the
+direction itself is taken, δ = unit(anomalous mean) − unit(normal mean) of unit tokens, and matched
+by k atoms of the dictionary with signs. Atoms that point towards the anomaly make up the anomaly
+guide, the others the normal guide, so that for a unit token x the score x·(g_a − g_n) is a sum over
+k atoms (docs/method.md §7).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.guides.model import unit
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
+
+_MATCHED = 1e-6
+"""Of the target's length: what float32 leaves of an exact match."""
+VIEWS = ("cls", "patches", "mean_tokens")
+"""What a pair of guides looks at: the CLS token, every patch token, the mean patch token."""
+FOLDS = 5
+"""Parts of the auxiliary images; each is judged by guides made from the others."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """What one layer's class means are made of, image by image, so that any images can be left out.
+
+    All tokens are scaled to unit length first.
+    """
+
+    normal: Tensor
+    """(n, D) float32: sum of the patches without a defect."""
+    normal_count: Tensor
+    """(n,) float32."""
+    anomalous: Tensor
+    """(n, D) float32: sum of the patches, each weighted by the defect's share of its area."""
+    anomalous_count: Tensor
+    """(n,) float32: sum of those weights."""
+    cls: Tensor
+    """(n, D) float32."""
+    mean_tokens: Tensor
+    """(n, D) float32: mean of the patches, scaled to unit length."""
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums of every layer, and which images belong together."""
+
+    layers: dict[str, LayerSums]
+    categories: np.ndarray
+    """(n,) int: number of each image's category."""
+    labels: np.ndarray
+    """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
+    folds: np.ndarray
+    """(n,) int in 0 … FOLDS − 1: kinds of defects are spread over all folds."""
+
+
+class Pair(NamedTuple):
+    """Two guides on common atoms; a unit token x scores x·(anomaly − normal)."""
+
+    atom_ids: Tensor
+    """(m,) int64."""
+    codes: Tensor
+    """(2, m) float32 ≥ 0: normal, anomaly; of each atom one of them is 0."""
+
+
+def class_sums(
+    store: FeatureStore, device: str = "cpu", progress: Progress | None = None
+) -> ClassSums:
+    """One pass over a labelled store.
+
+    Patches count where the mask is known, whole images wherever the label is.
+
+    Parameters
+    ----------
+    progress : callable (images done, images in all), optional
+    """
+    labels = store.array("label").astype(np.int64)
+    teaches = np.zeros(len(store), bool)
+    teaches[labelled_images(store)] = True
+    parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in store.layers}
+    grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
+    with torch.inference_mode():
+        for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
+            masks = torch.from_numpy(store.masks(images)).to(device).float()[:, None]
+            known = torch.from_numpy(teaches[images]).to(device)
+            for layer, values in tokens.items():
+                share = F.adaptive_avg_pool2d(masks, grids[layer]).flatten(1)
+                parts[layer].append(_sums(values, share, known))
+            if progress:
+                progress(int(images[-1]) + 1, len(store))
+    layers = {
+        layer: LayerSums(*(torch.cat(column).cpu() for column in zip(*found, strict=True)))
+        for layer, found in parts.items()
+    }
+    categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
+    return ClassSums(layers, categories, labels, _folds(store))
+
+
+def _sums(tokens: Tensor, share: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+    """A batch's rows of `LayerSums`, of tokens (B, 1 + N, D) and shares (B, N) of defects."""
+    scale = 1 / tokens.norm(dim=-1).clamp_min(1e-8)
+    # A patch that is partly defective is neither normal nor wholly anomalous.
+    normal = (share == 0) & known[:, None]
+    anomalous = share * known[:, None]
+    weights = torch.stack([normal.float(), anomalous, torch.ones_like(share)], 1)
+    sums = (weights * scale[:, None, 1:]) @ tokens[:, 1:]
+    return (
+        sums[:, 0],
+        normal.float().sum(1),
+        sums[:, 1],
+        anomalous.sum(1),
+        tokens[:, 0] * scale[:, :1],
+        unit(sums[:, 2]),
+    )
+
+
+def _folds(store: FeatureStore) -> np.ndarray:
+    """Every kind of defect of every category dealt out over the folds, in the store's order."""
+    kinds = [
+        f"{category}\0{label}\0{defect}"
+        for category, label, defect in zip(
+            store.array("category"), store.array("label"), store.array("defect"), strict=True
+        )
+    ]
+    folds = np.zeros(len(kinds), np.int64)
+    for kind in dict.fromkeys(kinds):
+        rows = np.flatnonzero(np.array(kinds) == kind)
+        folds[rows] = np.arange(len(rows)) % FOLDS
+    return folds
+
+
+def direction(
+    sums: ClassSums, layer: str, view: str, chosen: np.ndarray | None = None
+) -> Tensor | None:
+    """δ of a view: from the unit normal mean to the unit anomalous mean.
+
+    A mean over categories of each category's mean, so that a large set does not outweigh the
+    others; categories without one of the classes are left out, or the direction would be that
+    from one product to another.
+
+    Parameters
+    ----------
+    view : one of `VIEWS`
+    chosen : (n,) bool, optional
+        The images to learn from. Default: all.
+
+    Returns
+    -------
+    (D,) float32, or None if no category has both classes
+    """
+    pairs = []
+    for category in np.unique(sums.categories).tolist():
+        rows = sums.categories == category
+        rows = rows if chosen is None else rows & chosen
+        means = [_mean(sums, layer, view, rows, anomalous) for anomalous in (False, True)]
+        if means[0] is not None and means[1] is not None:
+            pairs.append(torch.stack([means[0], means[1]]))
+    if not pairs:
+        return None
+    normal, anomalous = unit(torch.stack(pairs).mean(dim=0))
+    return (anomalous - normal).float()
+
+
+def _mean(
+    sums: ClassSums, layer: str, view: str, rows: np.ndarray, anomalous: bool
+) -> Tensor | None:
+    """(D,) float64 mean of one class of one category, or None where it has none."""
+    found = sums.layers[layer]
+    if view == "patches":
+        chosen = torch.from_numpy(rows)
+        total, count = (
+            (found.anomalous, found.anomalous_count)
+            if anomalous
+            else (found.normal, found.normal_count)
+        )
+        number = count[chosen].double().sum()
+        return total[chosen].double().sum(0) / number if number > 0 else None
+    rows = rows & (sums.labels == int(anomalous))
+    values: Tensor = getattr(found, view)
+    return values[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
+
+
+def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> Pair:
+    """Match a vector with signed atoms by orthogonal matching pursuit.
+
+    The atom that fits the rest best is added and all weights are fitted anew, `count` times or
+    until nothing is left.
+
+    Parameters
+    ----------
+    target : (D,)
+    atoms : (C, D)
+        Of unit length.
+    count : int
+        Atoms to use, at most C.
+
+    Returns
+    -------
+    Pair
+        Whose anomaly minus normal guide is the match.
+
+    Source: Pati, Rezaiifar and Krishnaprasad, 1993.
+    """
+    goal, table = target.double(), atoms.double()
+    rest, chosen = goal.clone(), torch.zeros(0, dtype=torch.long)
+    weights = torch.zeros(0, dtype=torch.float64)
+    for _ in range(min(count, len(atoms))):
+        fit = (table @ rest).abs()
+        fit[chosen] = -1
+        if fit.max() <= _MATCHED * goal.norm():
+            break
+        chosen = torch.cat([chosen, fit.argmax()[None]])
+        weights = torch.linalg.lstsq(table[chosen].t(), goal[:, None], driver="gelsd").solution[
+            :, 0
+        ]
+        rest = goal - weights @ table[chosen]
+    order = chosen.argsort()
+    weights = weights[order].float()
+    return Pair(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The atoms of one layer, of which only the living ones match anything."""
+
+    atoms: Tensor
+    """(C, D) of unit length, on the CPU."""
+    alive: Tensor
+    """(m,) int64"""
+
+    @classmethod
+    def of(cls, saes: SaeRun, layer: str) -> "Dictionary":
+        """Of a layer's SAE."""
+        alive = torch.nonzero(~saes.dead[layer])[:, 0]
+        return cls(saes.layers[layer].atoms.detach().cpu(), alive)
+
+    def match(self, target: Tensor | None, count: int) -> Pair | None:
+        """`signed_pursuit` among the living atoms; nothing for no target."""
+        if target is None:
+            return None
+        found = signed_pursuit(target, self.atoms[self.alive], count)
+        return Pair(self.alive[found.atom_ids], found.codes)
+
+    def side(self, pair: Pair) -> Tensor:
+        """(D,) anomaly minus normal guide: what a unit token is multiplied with."""
+        return (pair.codes[1] - pair.codes[0]) @ self.atoms[pair.atom_ids]

@@ -1,0 +1,185 @@
+"""Scales, weights and bias: what is fitted on the auxiliary set, and on nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import METHOD, SAE, extracted, write_folder
+
+from spg_pipe.datasets import build_manifest
+from spg_pipe.decision.fit import fit_weights
+from spg_pipe.decision.model import MAP_TOP, Decision
+from spg_pipe.detector import Detector
+from spg_pipe.detector_training import Rules, train_guides, train_guides_together
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.train import GuideRun
+from spg_pipe.params import DecisionParams, GuideParams, ImageWeights, MapWeights, ScoreParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
+from spg_pipe.scoring import score_store
+from spg_pipe.store.reader import FeatureStore
+
+CONTRAST = GuideParams(atoms=6)
+ADDITIVE = ScoreParams(sigma=1.0)
+
+
+def detector_of(store: FeatureStore, saes: SaeRun, **changes: Any) -> Detector:
+    given = {"params": CONTRAST, "method": METHOD, "score": ADDITIVE, "seed": 1} | changes
+    return train_guides(store, saes, **given)[0]
+
+
+def decision_of(detector: Detector) -> Decision:
+    assert detector.decision is not None
+    return detector.decision
+
+
+def two_classes(seed: int, gap: float) -> tuple[np.ndarray, np.ndarray]:
+    """60 images of which the first component tells, the second does not, a quarter anomalous."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(60) % 4 == 0).astype(int)
+    values = rng.normal(size=(60, 2))
+    values[:, 0] += gap * labels
+    return values, labels
+
+
+@given(seed=st.integers(0, 999))
+def test_a_firm_ridge_keeps_the_proportions(seed: int) -> None:
+    values, labels = two_classes(seed, 2.0)
+    _, weights = fit_weights(values, labels, np.array([1.0, 0.5]), 1e6)
+    assert weights[1] == pytest.approx(weights[0] / 2, abs=1e-3)
+    assert weights[0] > 0
+
+
+def test_without_a_ridge_weights_are_those_of_logistic_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    values, labels = two_classes(0, 1.0)
+    values[:, 1] += 0.5 * labels
+    bias, weights = fit_weights(values, labels, np.array([1.0, 1.0]), 0.0)
+    # _LOOSE holds only the common scale, which is free of the weights without a ridge.
+    expected = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-9).fit(values, labels)
+    np.testing.assert_allclose(weights, expected.coef_[0], rtol=1e-2)
+    assert bias == pytest.approx(expected.intercept_[0], rel=1e-2, abs=1e-2)
+
+
+def test_classes_that_separate_wholly_give_finite_weights() -> None:
+    values, labels = two_classes(3, 50.0)
+    bias, weights = fit_weights(values, labels, np.array([1.0, 1.0]), 1.0)
+    assert np.isfinite([bias, *weights]).all()
+    assert weights.max() < 100
+
+
+def test_a_component_that_misleads_is_not_turned_round() -> None:
+    values, labels = two_classes(4, 2.0)
+    values[:, 1] = -values[:, 0]
+    _, weights = fit_weights(values, labels, np.array([1.0, 1.0]), 1e-3)
+    assert weights[1] == 0
+
+
+def test_components_that_are_switched_off_are_gone(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    everything = detector_of(tiny_store, tiny_sae)
+    assert set(decision_of(everything).terms) == {
+        MAP_TOP,
+        "cls",
+        "mean_tokens",
+        "dissimilarity",
+    }
+    for name in decision_of(everything).terms:
+        params = DecisionParams(image=ImageWeights.model_validate({name: 0}))
+        less = detector_of(tiny_store, tiny_sae, decision=params)
+        assert set(decision_of(less).terms) == set(decision_of(everything).terms) - {name}
+        scores = score_store(less, tiny_store, tmp_path / name)
+        assert f"share_{name}" not in scores.table
+    params = DecisionParams(map=MapWeights(dissimilarity=0))
+    without = score_store(
+        detector_of(tiny_store, tiny_sae, decision=params), tiny_store, tmp_path / "map"
+    )
+    full = score_store(everything, tiny_store, tmp_path / "full")
+    assert not np.allclose(without.maps(np.arange(4)), full.maps(np.arange(4)))
+
+
+def test_shares_and_the_bias_are_the_score(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    detector = detector_of(tiny_store, tiny_sae)
+    table = score_store(detector, tiny_store, tmp_path / "scores").table
+    shares = table.filter(like="share_")
+    assert shares.shape == (16, 4)
+    total = shares.sum(axis=1) + decision_of(detector).bias
+    np.testing.assert_allclose(table["score"], total, atol=1e-9)
+
+
+def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
+    """On the set that they were taken from, components have mean 0."""
+    detector = detector_of(tiny_store, tiny_sae)
+    decision = decision_of(detector)
+    from spg_pipe.store.stream import image_tokens
+
+    tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
+    patches, values = detector.log_odds(tokens)
+    for grid in patches.values():
+        assert abs(float(grid.mean())) < 1e-4
+    for name in ("cls", "mean_tokens", "dissimilarity"):
+        assert abs(values[name].mean()) < 1e-4
+        assert decision.terms[name].deviation > 0
+
+
+def test_images_are_weighed_by_guides_that_were_made_without_them(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    detector = detector_of(tiny_store, tiny_sae)
+    assert detector.config["decision_cross_fitted"] is True
+    trained = GuideParams(kind="trained", epochs=1, batch_images=4)
+    plain = detector_of(tiny_store, tiny_sae, params=trained)
+    assert plain.config["decision_cross_fitted"] is False
+    assert set(decision_of(plain).terms) == {MAP_TOP, "cls", "dissimilarity"}
+
+
+def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "parts", ("bolt",), good=0, masked=4, missing=0)
+    (folder / "bolt/test").mkdir()
+    (folder / "bolt/dent").rename(folder / "bolt/test/dent")
+    manifest = build_manifest("parts", "mvtec", folder, licence="CC0")
+    store = extracted(manifest, tmp_path / "x.zarr")
+    saes = train_sae(store, SAE, METHOD, seed=1)[0]
+    notes: list[str] = []
+    rules = Rules(ADDITIVE, DecisionParams())
+    run = GuideRun(saes, CONTRAST, 1)
+    ((detector, _),) = train_guides_together(store, [run], METHOD, [rules], say=notes.append)
+    decision = decision_of(detector)
+    assert {name: term.weight for name, term in decision.terms.items()} == {
+        MAP_TOP: 1.0,
+        "dissimilarity": 0.5,
+    }
+    assert decision.bias == 0
+    assert len([note for note in notes if "no image component" in note]) == 2
+    assert any("no category has normal and anomalous images" in note for note in notes)
+
+
+def test_a_detector_without_a_decision_cannot_be_asked_for_one(
+    tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    with pytest.raises(SpgError, match=r"train-guides.*score.rule: additive"):
+        score_store(tiny_detector, tiny_store, tmp_path / "s", score=ADDITIVE)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_decision_survives_saving(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    detector = detector_of(tiny_store, tiny_sae)
+    detector.save(tmp_path / "d")
+    loaded = Detector.load(tmp_path / "d")
+    assert loaded.decision == detector.decision
+    damaged = replace(loaded, config=loaded.config | {"decision": {"terms": {}}})
+    damaged.save(tmp_path / "bad")
+    with pytest.raises(SpgError, match="not a whole detector"):
+        Detector.load(tmp_path / "bad")

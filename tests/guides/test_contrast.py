@@ -1,0 +1,143 @@
+"""Contrast guides: sums, directions, and their match by signed atoms (docs/method.md §7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import SHAPES, SIZE
+
+from spg_pipe.guides.contrast import FOLDS, ClassSums, class_sums, direction, signed_pursuit
+from spg_pipe.store.reader import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def sums(tiny_store: FeatureStore) -> ClassSums:
+    return class_sums(tiny_store)
+
+
+def unit_tokens(store: FeatureStore, layer: str, image: int) -> np.ndarray:
+    tokens = store.tokens(layer, np.array([image]))[0].astype(np.float64)
+    return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+
+
+def shares(store: FeatureStore, layer: str, image: int) -> np.ndarray:
+    """Defective share of each patch's pixels, row by row."""
+    patch = SHAPES[layer][0]
+    side = SIZE // patch
+    mask = store.masks(np.array([image]))[0].reshape(side, patch, side, patch)
+    return mask.mean(axis=(1, 3)).ravel().astype(np.float64)
+
+
+@pytest.mark.parametrize("layer", list(SHAPES))
+def test_sums_are_those_of_unit_tokens_weighted_by_what_is_defective(
+    tiny_store: FeatureStore, sums: ClassSums, layer: str
+) -> None:
+    found, seen = sums.layers[layer], set()
+    for image in range(len(tiny_store)):
+        tokens, share = unit_tokens(tiny_store, layer, image), shares(tiny_store, layer, image)
+        row = tiny_store.table.iloc[image]
+        taught = row["mask_state"] != 2  # a defect without a mask says nothing about patches
+        seen.add((int(row["label"]), bool(taught)))
+        normal = (share == 0) & taught
+        np.testing.assert_allclose(found.normal[image], tokens[normal].sum(0), atol=1e-5)
+        assert found.normal_count[image] == normal.sum()
+        anomalous = (tokens * share[:, None] * taught).sum(0)
+        np.testing.assert_allclose(found.anomalous[image], anomalous, atol=1e-5)
+        assert found.anomalous_count[image] == pytest.approx((share * taught).sum(), abs=1e-5)
+        mean = tokens.mean(0)
+        np.testing.assert_allclose(found.mean_tokens[image], mean / np.linalg.norm(mean), atol=1e-5)
+        cls = tiny_store.cls(layer, np.array([image]))[0].astype(np.float64)
+        np.testing.assert_allclose(found.cls[image], cls / np.linalg.norm(cls), atol=1e-5)
+    assert seen == {(0, True), (1, True), (1, False)}
+
+
+def test_every_kind_of_image_is_dealt_over_the_folds(
+    tiny_store: FeatureStore, sums: ClassSums
+) -> None:
+    for (_, _), group in tiny_store.table.groupby(["category", "label"]):
+        folds = sums.folds[group.index]
+        assert sorted(folds) == list(range(min(FOLDS, len(group))))
+
+
+def test_a_direction_leads_from_the_normal_to_the_anomalous_mean(sums: ClassSums) -> None:
+    found = direction(sums, "1", "cls")
+    values, means = sums.layers["1"].cls.double(), []
+    for label in (0, 1):
+        each = [
+            values[torch.from_numpy((sums.labels == label) & (sums.categories == c))].mean(0)
+            for c in (0, 1)
+        ]
+        mean = torch.stack(each).mean(0)
+        means.append(mean / mean.norm())
+    assert found is not None
+    torch.testing.assert_close(found.double(), means[1] - means[0], atol=1e-6, rtol=0)
+
+
+def test_a_category_of_one_class_does_not_turn_the_direction(sums: ClassSums) -> None:
+    """Otherwise it would lead from one product to the other."""
+    labels = sums.labels.copy()
+    alone = sums.categories == 1
+    labels[alone & (labels == 0)] = 255
+    found = direction(replace(sums, labels=labels), "1", "mean_tokens")
+    expected = direction(sums, "1", "mean_tokens", ~alone)
+    assert found is not None
+    assert expected is not None
+    assert found.equal(expected)
+
+
+def test_without_a_category_of_both_classes_there_is_no_direction(sums: ClassSums) -> None:
+    labels = np.where(sums.categories == 0, 0, 1)
+    assert direction(replace(sums, labels=labels), "1", "cls") is None
+    assert direction(sums, "1", "patches", np.zeros(len(labels), bool)) is None
+
+
+def test_only_the_chosen_images_teach(sums: ClassSums) -> None:
+    chosen = sums.folds != 0
+    before = direction(sums, "1", "patches", chosen)
+    layer = sums.layers["1"]
+    noise = torch.where(torch.from_numpy(chosen)[:, None], layer.normal, layer.normal + 5)
+    changed = replace(sums, layers={"1": replace(layer, normal=noise)})
+    after, everything = (direction(changed, "1", "patches", c) for c in (chosen, None))
+    assert before is not None
+    assert after is not None
+    assert everything is not None
+    assert before.equal(after)
+    assert not everything.equal(before)
+
+
+def dictionary(latents: int, dim: int, seed: int) -> torch.Tensor:
+    atoms = torch.randn(latents, dim, generator=torch.Generator().manual_seed(seed))
+    return atoms / atoms.norm(dim=1, keepdim=True)
+
+
+@given(seed=st.integers(0, 999), count=st.integers(1, 12))
+def test_codes_are_not_negative_and_more_atoms_match_better(seed: int, count: int) -> None:
+    atoms = dictionary(24, 12, seed)
+    target = torch.randn(12, generator=torch.Generator().manual_seed(seed + 1))
+
+    def rest(k: int) -> float:
+        pair = signed_pursuit(target, atoms, k)
+        assert len(pair.atom_ids) == len(set(pair.atom_ids.tolist())) <= k
+        assert (pair.codes >= 0).all()
+        assert ((pair.codes > 0).sum(dim=0) <= 1).all()
+        normal, anomaly = pair.codes @ atoms[pair.atom_ids]
+        return float((target - (anomaly - normal)).norm())
+
+    assert rest(count + 1) <= rest(count) + 1e-5
+    assert rest(count) < float(target.norm())
+
+
+def test_a_mixture_of_few_atoms_is_found_with_its_signs() -> None:
+    atoms = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)))[0]
+    weights = torch.zeros(16)
+    weights[[2, 5, 11]] = torch.tensor([1.5, -0.5, 0.25])
+    pair = signed_pursuit(weights @ atoms, atoms, 8)
+    assert pair.atom_ids.tolist() == [2, 5, 11]  # and it stops where nothing is left
+    torch.testing.assert_close(
+        pair.codes, torch.tensor([[0.0, 0.5, 0.0], [1.5, 0.0, 0.25]]), atol=1e-6, rtol=0
+    )

@@ -51,8 +51,8 @@ class RowContext:
     resolution: str  # "model": maps and masks at S×S; "original": at each image's own size
     protocol: str = "exact"  # metrics.protocol
     method_protocol: str = "default"
-    method: str = ""  # kind of guides and rule of scoring
     auxiliary: str = ""  # what the detector was fitted on
+    method: str = ""  # kind of guides and rule of scoring
 
 
 def category_metrics(

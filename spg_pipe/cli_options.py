@@ -130,7 +130,7 @@ def make_session(
     changed = {
         name
         for name in type(params).model_fields
-        if name != "sweep" and getattr(params, name) != getattr(recipe, name)
+        if name not in ("sweep", "choose") and getattr(params, name) != getattr(recipe, name)
     }
     return Session(params, console, device, workers, str(cache), frozenset(changed))
 
@@ -188,8 +188,8 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     place, equals, value = item.partition("=")
     *sections, key = place.split(".")
-    if sections[:1] == ["sweep"]:  # its keys are places themselves
-        sections, key = ["sweep"], place.removeprefix("sweep.")
+    if sections[:1] in (["sweep"], ["choose"]):  # their keys are places themselves
+        sections, key = sections[:1], place.partition(".")[2]
     if not equals or not key:
         raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
     target = content

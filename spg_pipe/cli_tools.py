@@ -182,9 +182,42 @@ def sweep(
     session.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 
+def choose(
+    aux: Annotated[
+        str | None, typer.Option("--aux", help="Auxiliary dataset [default: all of the recipe].")
+    ] = None,
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
+    from spg_pipe import pipeline
+    from spg_pipe.session import auxiliaries_of
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    found = {name: pipeline.choose(session, name) for name in auxiliaries_of(session.params, aux)}
+    content = {
+        name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
+        for name, one in found.items()
+    }
+    session.console.result(content, "\n\n".join(one.table for one in found.values()))
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (inspect, verify, backbones, datasets, sweep):
+    for command in (inspect, verify, backbones, datasets, sweep, choose):
         app.command(cls=PlainUsage)(command)
     recipe = typer.Typer(
         help="List recipes, or make one the recipe in force.", no_args_is_help=True

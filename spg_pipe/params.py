@@ -265,6 +265,9 @@ class Params(_Section):
     published: tuple[PublishedFigure, ...] = ()
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
+    choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """The same of `sae`, `guides` and `decision`, judged on the auxiliary set by `spg-pipe choose`.
+    The first of values that do equally well is taken."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":

@@ -59,6 +59,10 @@ class Paths:
         name = f"{aux}--{target}-{self._backbone}-s{seed}.json"
         return self._root / "metrics" / self.params.name / name
 
+    def choice(self, aux: str, kind: str) -> Path:
+        """choices/<configuration>/<auxiliary>-<backbone>-<size>.csv or .yaml"""
+        return self._root / "choices" / self.params.name / f"{aux}-{self._backbone}.{kind}"
+
     @property
     def sweep(self) -> Path:
         """sweeps/<configuration>.csv"""

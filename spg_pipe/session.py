@@ -69,16 +69,29 @@ def training_runs(
     SpgError
         If `aux` is no auxiliary of the recipe, or one given store or SAE would serve several runs.
     """
-    names = [aux] if aux else list(params.auxiliaries)
-    if aux is not None and aux not in params.auxiliaries:
-        known = ", ".join(params.auxiliaries) or "none"
-        raise SpgError(f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml.")
+    names = auxiliaries_of(params, aux)
     runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
     if not runs:
         raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
     if given is not None and len(runs) > 1:
         raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
     return runs
+
+
+def auxiliaries_of(params: Params, aux: str | None) -> list[str]:
+    """The auxiliary set that is named, or all of the recipe.
+
+    Raises
+    ------
+    SpgError
+        If it is none of the recipe's.
+    """
+    if aux is None:
+        return list(params.auxiliaries)
+    if aux not in params.auxiliaries:
+        known = ", ".join(params.auxiliaries) or "none"
+        raise SpgError(f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml.")
+    return [aux]
 
 
 def targets_of(

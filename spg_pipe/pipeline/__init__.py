@@ -4,6 +4,7 @@ Every function takes a session, works in the recipe's paths (`paths.py`) and ret
 the artefact that it wrote.
 """
 
+from spg_pipe.pipeline.choices import Choice, choose
 from spg_pipe.pipeline.features import (
     extract,
     load_backbone,
@@ -22,7 +23,9 @@ from spg_pipe.pipeline.training import (
 )
 
 __all__ = [
+    "Choice",
     "SweepResult",
+    "choose",
     "evaluate",
     "extract",
     "load_backbone",

@@ -6,7 +6,7 @@ found and not made again. All SAEs of an auxiliary set and seed are trained in o
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,24 +53,48 @@ def settings_of(session: Session) -> list[Setting]:
     SpgError
         If it has none, or a combination is not valid.
     """
-    axes = session.params.sweep
-    if not axes:
+    if not session.params.sweep:
         raise SpgError(
             "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
             "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
         )
+    return combinations(session, session.params.sweep, "sweep", _SECTIONS)
+
+
+def combinations(
+    session: Session, axes: Mapping[str, Sequence[Any]], what: str, sections: Sequence[str]
+) -> list[Setting]:
+    """The recipe once for every combination of some values.
+
+    Parameters
+    ----------
+    axes : dict of place → values
+    what : str
+        The recipe's section that lists them, for messages.
+    sections : sequence of str
+        Where places may be.
+
+    Raises
+    ------
+    SpgError
+        If a place is none, or a combination is not valid.
+    """
     doubled = [place for place in axes if place.partition(".")[0] in axes and "." in place]
     if doubled:
         section = doubled[0].partition(".")[0]
-        raise SpgError(f"sweep: {section} and {doubled[0]} both set it; give one of them.")
+        raise SpgError(f"{what}: {section} and {doubled[0]} both set it; give one of them.")
+    for place in axes:
+        if place.partition(".")[0] not in sections:
+            expected = f"expected one of {', '.join(sections)}, and a parameter"
+            raise SpgError(f"{what}: {place}: {expected}.")
     found = []
     each = [list({repr(value): value for value in values}.values()) for values in axes.values()]
     for chosen in itertools.product(*each):
         values = dict(zip(axes, chosen, strict=True))
         content = session.params.model_dump(mode="json")
         for place, value in values.items():
-            _set(content, place, value)
-        params = parse_params(content, f"sweep {_named(values)}")
+            _set(content, place, value, what)
+        params = parse_params(content, f"{what} {named(values)}")
         changed = {
             name for name in _SECTIONS if getattr(params, name) != getattr(session.params, name)
         }
@@ -79,16 +103,16 @@ def settings_of(session: Session) -> list[Setting]:
     return found
 
 
-def _set(content: dict[str, Any], place: str, value: Any) -> None:
-    section, _, key = place.partition(".")
-    if section not in _SECTIONS:
-        raise SpgError(f"sweep: {place}: expected one of {', '.join(_SECTIONS)}, and a parameter.")
-    if not key:
-        if not isinstance(value, dict):
-            raise SpgError(f"sweep: {place}: a whole section needs values such as {{alias: NAME}}.")
-        content[section] = value
-        return
-    content[section][key] = value
+def _set(content: dict[str, Any], place: str, value: Any, what: str) -> None:
+    *sections, key = place.split(".")
+    if not sections and not isinstance(value, dict):
+        raise SpgError(f"{what}: {place}: a whole section needs values such as {{alias: NAME}}.")
+    target = content
+    for name in sections:
+        if not isinstance(target.get(name), dict):
+            raise SpgError(f"{what}: {place}: {name} is no section.")
+        target = target[name]
+    target[key] = value
 
 
 def sweep(session: Session) -> SweepResult:
@@ -119,7 +143,7 @@ def sweep(session: Session) -> SweepResult:
             _train(group, saes, aux, seed)
     rows = []
     for number, setting in enumerate(settings):
-        session.console.say(f"Setting {number + 1} of {len(settings)}: {_named(setting.values)}")
+        session.console.say(f"Setting {number + 1} of {len(settings)}: {named(setting.values)}")
         for way in params.directions:
             seeds = [_metrics(setting.session, way.aux, way.target, s) for s in params.seeds]
             mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
@@ -133,7 +157,7 @@ def sweep(session: Session) -> SweepResult:
 
 def _need_store(session: Session, name: str) -> None:
     dataset = find_dataset(session.params, name)
-    if not _is_there(partial(find_store, session, dataset)):
+    if not is_there(partial(find_store, session, dataset)):
         extract(session, dataset)
 
 
@@ -142,14 +166,14 @@ def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: in
     missing = [
         one.session
         for one in saes
-        if not _is_there(partial(find_sae, one.session, store, aux, seed))
+        if not is_there(partial(find_sae, one.session, store, aux, seed))
     ]
     if missing:
         train_saes(missing, aux, [seed])
     untrained = [
         one.session
         for one in _distinct(group, _of_detector(group))
-        if not _is_there(partial(find_detector, one.session, aux, seed))
+        if not is_there(partial(find_detector, one.session, aux, seed))
     ]
     if untrained:
         train_guides_together(untrained, aux, [seed])
@@ -163,12 +187,13 @@ def _of_detector(group: Sequence[Setting]) -> tuple[str, ...]:
 
 def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
     dataset = find_dataset(session.params, target)
-    if not _is_there(partial(find_scores, session, dataset, aux, seed)):
+    if not is_there(partial(find_scores, session, dataset, aux, seed)):
         score(session, target, aux=aux, seed=seed)
     return read_metrics(evaluate(session, target, aux=aux, seed=seed)[0])
 
 
-def _is_there(find: Callable[[], object]) -> bool:
+def is_there(find: Callable[[], object]) -> bool:
+    """Whether an artefact is found."""
     try:
         find()
     except NotThereError:
@@ -189,7 +214,8 @@ def _groups(settings: Sequence[Setting], sections: Sequence[str]) -> Iterator[li
     yield from by_key.values()
 
 
-def _named(values: dict[str, Any]) -> str:
+def named(values: Mapping[str, Any]) -> str:
+    """A combination, as messages name it."""
     return ", ".join(f"{place} = {_short(value)}" for place, value in values.items())
 
 

@@ -1,0 +1,181 @@
+"""Settings chosen on an auxiliary set alone → a recipe with them (docs/recipes.md, "Choosing")."""
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from spg_pipe.artifacts import write_text
+from spg_pipe.console import choose_device
+from spg_pipe.errors import SpgError
+from spg_pipe.find import find_dataset, find_store
+from spg_pipe.find_runs import find_sae
+from spg_pipe.params import Params
+from spg_pipe.pipeline.sweeps import Setting, combinations, is_there, named
+from spg_pipe.pipeline.training import train_saes
+from spg_pipe.report.tables import Table
+from spg_pipe.report.text import plain
+from spg_pipe.session import Session
+
+if TYPE_CHECKING:
+    from spg_pipe.choosing import Judgement
+    from spg_pipe.sae.run import SaeRun
+    from spg_pipe.store.reader import FeatureStore
+
+_SECTIONS = ("sae", "guides", "decision")
+_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
+
+
+class Choice(NamedTuple):
+    """What was chosen for one auxiliary set."""
+
+    values: dict[str, Any]
+    """`guides.atoms` → 32."""
+    rows: list[dict[str, Any]]
+    """A row a setting and held-out part, then their mean; means over seeds."""
+    table: str
+    path: Path
+    """The recipe with these values, for this auxiliary set and its directions."""
+
+
+def choose(session: Session, aux: str) -> Choice:
+    """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
+
+    SAEs that are missing are trained, all of a seed in one pass over the store.
+
+    Returns
+    -------
+    Choice
+        Its rows are also written to choices/<name>/<aux>-….csv, its recipe beside it.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
+        auxiliary set cannot be parted.
+    """
+    from spg_pipe.choosing import Candidate, best, judge_candidates
+    from spg_pipe.metrics import write_csv
+    from spg_pipe.sae.run import SaeRun
+
+    settings = _settings(session)
+    store = find_store(session, find_dataset(session.params, aux))
+    _train(settings, store, aux)
+    loaded = lru_cache(maxsize=None)(SaeRun.load)
+    by_seed: list[list[Judgement]] = []
+    for seed in session.params.seeds:
+        candidates = [
+            Candidate(
+                _sae(setting, store, aux, seed, loaded),
+                setting.session.params.guides.atoms,
+                setting.session.params.decision,
+            )
+            for setting in settings
+        ]
+        with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
+            by_seed.append(
+                judge_candidates(
+                    store,
+                    candidates,
+                    session.params.score.sigma,
+                    device=choose_device(session.device),
+                    progress=update,
+                )
+            )
+    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    chosen = settings[best(judged)]
+    rows = [row for one, found in zip(settings, judged, strict=True) for row in _rows(one, found)]
+    place = session.paths.choice(aux, "yaml")
+    write_csv(session.paths.choice(aux, "csv"), rows)
+    write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))
+    session.console.say(f"Chosen on {aux}: {named(chosen.values)} → {place}")
+    return Choice(chosen.values, rows, plain(_table(session.params, aux, rows)), place)
+
+
+def _settings(session: Session) -> list[Setting]:
+    params = session.params
+    if not params.choose:
+        raise SpgError(
+            "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
+            "there is nothing to choose from. The recipe spg-plus has one."
+        )
+    settings = combinations(session, params.choose, "choose", _SECTIONS)
+    for setting in settings:
+        found = setting.session.params
+        if found.guides.kind != "contrast" or found.score.rule != "additive":
+            raise SpgError(
+                "choose is for guides.kind: contrast with score.rule: additive, which are made in "
+                f"closed form; found {found.guides.kind} and {found.score.rule}. Compare other "
+                "settings with `spg-pipe sweep`."
+            )
+    return settings
+
+
+def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None:
+    distinct = {repr(setting.session.params.sae): setting.session for setting in settings}
+    for seed in settings[0].session.params.seeds:
+        missing = [
+            one
+            for one in distinct.values()
+            if not is_there(partial(find_sae, one, store, aux, seed))
+        ]
+        if missing:
+            train_saes(missing, aux, [seed])
+
+
+def _sae(setting: Setting, store: "FeatureStore", aux: str, seed: int, load: Any) -> "SaeRun":
+    found: SaeRun = load(find_sae(setting.session, store, aux, seed))
+    return found
+
+
+def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
+    """The mean over seeds, part by part."""
+    from spg_pipe.choosing import Judgement, PartResult
+
+    parts = []
+    for same in zip(*(one.parts for one in each), strict=True):
+        means = (sum(getattr(p, metric) for p in same) / len(same) for metric in _METRICS)
+        parts.append(PartResult(same[0].part, *means))
+    return Judgement(tuple(parts))
+
+
+def _rows(setting: Setting, judged: "Judgement") -> list[dict[str, Any]]:
+    rows = [
+        setting.values | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
+        for part in judged.parts
+    ]
+    mean = {metric: judged.mean(metric) for metric in _METRICS}
+    return [*rows, setting.values | {"part": "mean", **mean, "merit": judged.merit}]
+
+
+def _recipe(params: Params, aux: str, table: Path) -> str:
+    """The recipe in force with the chosen values, for one auxiliary set."""
+    content = params.model_dump(mode="json")
+    content["auxiliaries"] = [aux]
+    content["directions"] = [way for way in content["directions"] if way["aux"] == aux]
+    content["choose"], content["sweep"] = {}, {}
+    head = (
+        f"# Chosen by `spg-pipe choose` on {aux} alone; {table.name} beside it has the figures.\n"
+    )
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _table(params: Params, aux: str, rows: Sequence[dict[str, Any]]) -> Table:
+    axes = list(params.choose)
+    means = sorted((row for row in rows if row["part"] == "mean"), key=lambda r: -r["merit"])
+    parts = ", ".join(dict.fromkeys(row["part"] for row in rows if row["part"] != "mean"))
+    cells = tuple(
+        (
+            ", ".join(str(row[axis]) for axis in axes),
+            *(f"{row[name]:.3f}" for name in (*_METRICS, "merit")),
+        )
+        for row in means
+    )
+    caption = (
+        f"Auxiliary {aux}, each of {parts} held out in turn; means over parts and seeds "
+        f"{', '.join(map(str, params.seeds))}, maps at a quarter of the size."
+    )
+    columns = (", ".join(axes), "Image AUROC", "Pixel AUROC", "Pixel AP", "Merit")
+    return Table(caption, columns, cells)

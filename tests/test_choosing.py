@@ -1,0 +1,163 @@
+"""Settings are chosen on held-out parts of the auxiliary set, and on nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from layouts import write_mvtec
+from test_parts import RECIPE
+from tiny import extracted, manifest_of, write_folder
+
+from spg_pipe import choosing, pipeline
+from spg_pipe.choosing import (
+    TOLERANCE,
+    Candidate,
+    Judgement,
+    PartResult,
+    best,
+    held_out_parts,
+    judge_candidates,
+)
+from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.contrast import class_sums
+from spg_pipe.params import DecisionParams, MapWeights, parse_params
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.session import Session
+from spg_pipe.store.reader import FeatureStore
+
+
+def judged(*merits: float) -> list[Judgement]:
+    return [Judgement((PartResult("x", math.nan, merit, merit),)) for merit in merits]
+
+
+def test_the_first_is_kept_unless_another_is_clearly_better() -> None:
+    assert best(judged(0.8, 0.8 + TOLERANCE / 2, 0.7)) == 0
+    assert best(judged(0.8, 0.8 + 2 * TOLERANCE, 0.7)) == 1
+    assert best(judged(0.7, 0.9, 0.9 + TOLERANCE / 2)) == 1
+
+
+def test_merit_is_the_mean_of_what_is_defined() -> None:
+    parts = (PartResult("a", 0.6, 0.9, 0.3), PartResult("b", math.nan, 0.7, 0.1))
+    assert Judgement(parts).merit == pytest.approx((0.6 + 0.8 + 0.2) / 3)
+    assert Judgement(parts[1:]).merit == pytest.approx((0.7 + 0.1) / 2)
+
+
+def test_parts_are_categories_where_there_are_several(tiny_store: FeatureStore) -> None:
+    parts = held_out_parts(tiny_store, class_sums(tiny_store))
+    assert list(parts) == ["bolt", "nut"]
+    assert (parts["bolt"] ^ parts["nut"]).all()
+
+
+def test_one_category_is_parted_by_folds_or_kinds(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", ("bolt",), masked=6, missing=0)
+    store = extracted(manifest_of(folder), tmp_path / "one.zarr")
+    labels = store.array("label")
+    parts = held_out_parts(store, class_sums(store))
+    assert [name.split()[0] for name in parts] == ["fold"] * 5
+    held = np.stack(list(parts.values()))
+    assert (held.sum(axis=0) == 1).all()  # every image, defective or not, once
+    assert all((labels[rows] == 1).any() for rows in parts.values())
+
+
+def test_an_image_does_not_see_itself(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part `bolt` is judged by guides, scales and weights without any image of `bolt`."""
+    true, given = choosing.direction, []
+
+    def direction(sums: object, layer: str, view: str, chosen: np.ndarray) -> torch.Tensor | None:
+        given.append(chosen.copy())
+        return true(sums, layer, view, chosen)
+
+    fitted: list[np.ndarray] = []
+    fit = choosing.fit_seen
+
+    def fit_seen(*arguments: object, among: np.ndarray, **options: int) -> object:
+        fitted.append(among.copy())
+        return fit(*arguments, among=among, **options)
+
+    monkeypatch.setattr(choosing, "direction", direction)
+    monkeypatch.setattr(choosing, "fit_seen", fit_seen)
+    judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())], 1.0)
+    bolt = tiny_store.table["category"].to_numpy() == "bolt"
+    assert {rows.tobytes() for rows in given} == {bolt.tobytes(), (~bolt).tobytes()}
+    assert [rows.tobytes() for rows in fitted] == [(~bolt).tobytes(), bolt.tobytes()]
+
+
+def test_candidates_are_judged_as_they_would_be_alone(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    none = DecisionParams(map=MapWeights(dissimilarity=0))
+    candidates = [
+        Candidate(tiny_sae, atoms, decision)
+        for atoms in (2, 6)
+        for decision in (DecisionParams(), none)
+    ]
+    together = judge_candidates(tiny_store, candidates, 1.0)
+    for candidate, found in zip(candidates, together, strict=True):
+        (alone,) = judge_candidates(tiny_store, [candidate], 1.0)
+        for part, other in zip(found.parts, alone.parts, strict=True):
+            assert part.part == other.part
+            for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
+                assert getattr(part, metric) == pytest.approx(getattr(other, metric), abs=1e-6)
+    assert len({judgement.merit for judgement in together}) > 1
+
+
+def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", ("bolt",), masked=1, missing=0)
+    store = extracted(manifest_of(folder), tmp_path / "one.zarr")
+    with pytest.raises(SpgError, match="too few to hold some out"):
+        held_out_parts(store, class_sums(store))
+
+
+def session_of(choose: dict[str, list[object]], **changes: object) -> Session:
+    recipe = RECIPE | {"choose": choose, "seeds": [1, 2]} | changes
+    return Session(parse_params(recipe, "test"), Console(0), "cpu")
+
+
+def test_the_choice_is_a_recipe_for_its_auxiliary_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(tmp_path / "left")
+    session = session_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
+    pipeline.extract(session, session.params.dataset("left"))
+    choice = pipeline.choose(session, "left")
+    means = {
+        (row["sae.k"], row["decision.top_share"]): row["merit"]
+        for row in choice.rows
+        if row["part"] == "mean"
+    }
+    assert len(means) == 4
+    taken = choice.values["sae.k"], choice.values["decision.top_share"]
+    assert means[taken] >= max(means.values()) - TOLERANCE
+    written = parse_params(yaml.safe_load(choice.path.read_text()), "chosen")
+    assert written.sae.k == choice.values["sae.k"]
+    assert written.guides.atoms == 3
+    assert written.decision.top_share == choice.values["decision.top_share"]
+    assert (written.auxiliaries, written.choose) == (("left",), {})
+    again = pipeline.choose(session, "left")  # its SAEs are found, not trained anew
+    assert again.rows == choice.rows
+
+
+@pytest.mark.parametrize(
+    ("choose", "changes", "message"),
+    [
+        ({}, {}, "no `choose:` section"),
+        ({"score.sigma": [1]}, {}, "choose: score.sigma: expected one of sae, guides, decision"),
+        ({"decision.mop.guides": [1]}, {}, "mop is no section"),
+        ({"guides.atoms": [0]}, {}, "guides.atoms"),
+        ({"guides.atoms": [4]}, {"score": {"rule": "published"}}, "spg-pipe sweep"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_by_name(
+    choose: dict[str, list[object]], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SpgError, match=message):
+        pipeline.choose(session_of(choose, **changes), "left")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spg_pipe.artifacts import fresh_folder, read_json, write_json
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.digests import require_fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import (
     anomaly_probability,
@@ -168,6 +169,7 @@ class Detector:
                 f"{path} is not a detector of format {FORMAT} (found "
                 f"{config.get('kind')!r}, format {config.get('format')!r})."
             )
+        require_fingerprint(Path(path), config, "detector", "spg-pipe train-guides")
         try:
             tensors = load_tensors(
                 Path(path) / "detector.safetensors",

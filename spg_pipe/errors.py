@@ -11,3 +11,7 @@ class SpgError(Exception):
 
 class NotThereError(SpgError):
     """Nothing that fits has been made yet, as opposed to something damaged or ambiguous."""
+
+
+class DamagedError(SpgError):
+    """An artefact is there but is not what was written: making it again mends it."""

@@ -120,7 +120,8 @@ class SaeParams(_Section):
     store's deviation. Guides and scores use raw tokens in any case."""
     activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
-    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)². No other uses it."""
+    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)² in 1000 times the
+    tokens' mean square. No other uses it."""
     prefixes: tuple[Positive, ...] = ()
     """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -252,6 +252,8 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
     train_sae(tiny_store, SAE, METHOD, seed=1, progress=note)
     assert set(seen) == {"1", "1 measured", "2", "2 measured"}
     assert all(done == total for done, total in seen.values())
+    train_sae(tiny_store, SAE.model_copy(update={"tokens": 100}), METHOD, seed=1, progress=note)
+    assert seen["1"] == (100, 100)  # the batch that reaches it has more
 
 
 def test_the_last_step_is_always_on_the_curve_and_checked(

@@ -303,6 +303,8 @@ def _describe(fault: Any) -> str:
         return f"{place}: {message}" if place else message
     if fault["type"] == "tuple_type":
         fault = fault | {"msg": f"expected a list, for instance [{fault['input']}]"}
+    if fault["type"] == "too_short":
+        fault = fault | {"msg": f"expected at least {fault['ctx']['min_length']} value"}
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
     return f"{place}: {fault['msg']}; found {shown}"

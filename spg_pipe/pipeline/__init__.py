@@ -19,6 +19,7 @@ from spg_pipe.pipeline.training import (
     train_guides_together,
     train_sae,
     train_saes,
+    varying,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "train_guides_together",
     "train_sae",
     "train_saes",
+    "varying",
     "write_demo_set",
     "write_demo_sets",
 ]

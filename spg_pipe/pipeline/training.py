@@ -128,10 +128,7 @@ def _saes_together(
             named = "".join(f"{place} = {value}, " for place, value in values(one).items())
             one.console.say(f"SAE {number} of {len(jobs)}: {named}seed {job.seed}")
         for layer, found in result.quality.items():
-            one.console.say(
-                f"  {layer}: R² {found['r2']:.3f}, L0 {found['l0']:.1f}, "
-                f"dead {found['dead_share']:.1%}, {found['tokens_seen']:,} tokens"
-            )
+            one.console.say(_quality_line(layer, found))
         one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
         places.append(path)
     checkpoints.remove()
@@ -139,6 +136,14 @@ def _saes_together(
         others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
         raise SpgError("\n".join(faults) + others)
     return places
+
+
+def _quality_line(layer: str, found: dict[str, Any]) -> str:
+    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in found.get("r2_prefixes", {}).items())
+    return (
+        f"  {layer}: R² {found['r2']:.3f}{alone}, L0 {found['l0']:.1f}, "
+        f"dead {found['dead_share']:.1%}, {found['tokens_seen']:,} tokens"
+    )
 
 
 def train_guides(

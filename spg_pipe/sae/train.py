@@ -127,7 +127,7 @@ def _measure(
 ) -> None:
     """The quality of every SAE of a layer that was not given up."""
     sound = [fit for fit in fits if fit.fault is None]
-    saes = [(fit.trainer.sae, fit.transform) for fit in sound]
+    saes = [(fit.trainer.sae, fit.transform, fit.job.params.prefixes) for fit in sound]
 
     def told(done: int, total: int) -> None:
         if progress:

@@ -142,9 +142,14 @@ def test_prefixes_are_judged_alone_and_learn_to_stand_alone(tiny_store: FeatureS
         return float((code[:, :8] @ one.atoms[:8] - tokens).pow(2).mean().detach())
 
     plain, nested = (
-        train_sae(tiny_store, params(prefixes=p, epochs=30), METHOD, seed=1).run for p in ((), (8,))
+        train_sae(tiny_store, params(prefixes=p, epochs=30), METHOD, seed=1) for p in ((), (8,))
     )
-    assert error_of_first(nested) < error_of_first(plain)
+    assert error_of_first(nested.run) < error_of_first(plain.run)
+    tokens = tiny_store.tokens("1", np.arange(16)).astype(np.float64).reshape(-1, 12)
+    r2 = 1 - error_of_first(nested.run) / tokens.var(axis=0).mean()
+    assert nested.quality["1"]["r2_prefixes"] == {"8": pytest.approx(r2, abs=1e-4)}
+    assert r2 < nested.quality["1"]["r2"]
+    assert "r2_prefixes" not in plain.quality["1"]
 
 
 @pytest.mark.parametrize("norm", ["center", "standard"])

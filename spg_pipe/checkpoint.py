@@ -117,7 +117,7 @@ def load(
     if found != fingerprint:
         say(
             f"The checkpoint {path} is of a run with other inputs or parameters: the data, the "
-            "recipe or the options changed since it was written. Training starts anew."
+            "recipe or the options changed since it was written; training starts anew."
         )
         return None
     return tensors, state

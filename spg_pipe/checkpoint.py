@@ -116,8 +116,8 @@ def load(
         return None
     if found != fingerprint:
         say(
-            f"The checkpoint {path} is of a run with other inputs or parameters "
-            f"({found[:8]}, this run is {fingerprint[:8]}); training starts anew."
+            f"The checkpoint {path} is of a run with other inputs or parameters: the data, the "
+            "recipe or the options changed since it was written; training starts anew."
         )
         return None
     return tensors, state

@@ -1,5 +1,6 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -195,11 +196,16 @@ def train_sae(
     )
     runs = training_runs(session.params, aux, seed, store)
     settings = grid_of(session, grid)
-    paths = []
+    made = []
     for name in dict.fromkeys(name for name, _ in runs):
         seeds = [one for other, one in runs if other == name]
-        paths += pipeline.train_saes(settings, name, seeds, store=store)
-    session.console.result({"saes": [str(path) for path in paths]})
+        paths = pipeline.train_saes(settings, name, seeds, store=store)
+        each = itertools.product(pipeline.varying(settings), seeds)
+        made += [
+            {"sae": str(path), "aux": name, "seed": one, **values}
+            for (values, one), path in zip(each, paths, strict=True)
+        ]
+    session.console.result({"saes": [one["sae"] for one in made], "settings": made})
 
 
 @app.command("train-guides")

@@ -11,7 +11,7 @@ import yaml
 from typer.core import TyperCommand
 
 from spg_pipe.console import Console
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.params import OPTIONS, load_params, nearest, parse_params
 from spg_pipe.session import Session
 
@@ -157,7 +157,7 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
 
     Raises
     ------
-    SpgError
+    UsageError
         If an axis is no list of values of the section `sae`.
     """
     axes: dict[str, list[Any]] = {}
@@ -167,13 +167,17 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
         try:
             listed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
-            raise SpgError(f"--grid {item}: {values!r} is no list of values ({error}).") from error
+            raise UsageError(
+                f"--grid {item}: {values!r} is no list of values ({error})."
+            ) from error
         if section != "sae" or not key or not listed or None in listed:
-            raise SpgError(
+            raise UsageError(
                 f"--grid {item}: expected sae.KEY=VALUE,VALUE, for instance sae.k=16,32."
             )
         if key in axes:
-            raise SpgError(f"--grid {item}: sae.{key} is there twice; list all its values in one.")
+            raise UsageError(
+                f"--grid {item}: sae.{key} is there twice; list all its values in one."
+            )
         axes[key] = list({repr(value): value for value in listed}.values())
     found = []
     for chosen in itertools.product(*axes.values()):
@@ -191,7 +195,7 @@ def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     if sections[:1] in (["sweep"], ["choose"]):  # their keys are places themselves
         sections, key = sections[:1], place.partition(".")[2]
     if not equals or not key:
-        raise SpgError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
+        raise UsageError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
     target = content
     for name in sections:
         if isinstance(target.get(name), dict):
@@ -209,4 +213,4 @@ def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     try:
         target[key] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise SpgError(f"--set {item}: {value!r} is not a YAML value ({error}).") from error
+        raise UsageError(f"--set {item}: {value!r} is not a YAML value ({error}).") from error

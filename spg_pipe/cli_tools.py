@@ -1,5 +1,6 @@
 """Commands beside the stages: artefacts, recipes, backbones, datasets, sweeps."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,20 @@ def recipe_use(
 
     given = {"mvtec": mvtec, "visa": visa, "data": data}
     use_recipe(name, {k: v for k, v in given.items() if v is not None}, params)
-    Console().say(f"{params} is now the recipe {name}. Run `dvc repro`.")
+    Console().say(f"{params} is now the recipe {name}. {_what_next(params)}")
+
+
+def _what_next(params: Path) -> str:
+    """The commands that a recipe is made for."""
+    named = "" if params == DEFAULT_PARAMS else f" --params {shlex.quote(str(params))}"
+    if load_params(params).sweep:
+        return f"Run `spg-pipe sweep{named}`."
+    if not named:
+        return "Run `dvc repro`."
+    return (
+        f"Run `spg-pipe extract{named}`, then train-sae, train-guides, score, evaluate and report "
+        f"with the same option; `dvc repro` reads {DEFAULT_PARAMS}."
+    )
 
 
 def backbones(as_json: JsonOption = False) -> None:

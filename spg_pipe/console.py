@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spg_pipe.artifacts import jsonable
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UsageError
 
 Update = Callable[..., None]
 _SECONDS_A_LINE = 10
@@ -138,13 +138,13 @@ def run(main: Callable[[], Any]) -> int:
     Returns
     -------
     int
-        0 done, 1 failed with a message, 130 interrupted.
+        0 done, 1 failed with a message, 2 wrong usage, 130 interrupted.
     """
     try:
         main()
     except SpgError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:

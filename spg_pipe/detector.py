@@ -15,6 +15,7 @@ from spg_pipe.artifacts import fresh_folder, read_json, write_json
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.decision.components import components
 from spg_pipe.decision.model import Decision
+from spg_pipe.digests import require_fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import VIEWS, Pair
 from spg_pipe.guides.model import (
@@ -266,6 +267,7 @@ class Detector:
                 f"{path} is not a detector of format {FORMAT} (found "
                 f"{config.get('kind')!r}, format {config.get('format')!r})."
             )
+        require_fingerprint(Path(path), config, "detector", "spg-pipe train-guides")
         try:
             tensors = load_tensors(
                 Path(path) / "detector.safetensors",

@@ -9,5 +9,20 @@ class SpgError(Exception):
     """
 
 
+class UsageError(SpgError):
+    """An option that cannot be read: the command line exits with 2."""
+
+
 class NotThereError(SpgError):
-    """Nothing that fits has been made yet, as opposed to something damaged or ambiguous."""
+    """Nothing that fits has been made yet, as opposed to something damaged or ambiguous.
+
+    `command` is the first one to run.
+    """
+
+    def __init__(self, message: str, *, command: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+class DamagedError(SpgError):
+    """An artefact is there but is not what was written: making it again mends it."""

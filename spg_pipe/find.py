@@ -1,6 +1,7 @@
 """Finding datasets and their feature stores by name: the pipeline's own path first."""
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,15 @@ def find_dataset(params: Params, split: str) -> Dataset:
         "/train or /test, give a folder of images, or switch the recipe, for instance "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
+
+
+def split_name(params: Params, dataset: Dataset) -> str:
+    """What `--split` says for a dataset that `find_dataset` found."""
+    if dataset in params.datasets:
+        return dataset.name
+    # A folder that happens to be called as a dataset of the recipe is none of its splits.
+    listed = any((one.name, one.root) == (dataset.name, dataset.root) for one in params.datasets)
+    return f"{dataset.name}/{dataset.split}" if listed else shlex.quote(str(dataset.root))
 
 
 def scan(
@@ -156,8 +166,9 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     raise NotThereError(
         f"There is no finished feature store of {what} at {image_size(session.params)} px under "
         f"{folder} that was made from these images and weights. Run `spg-pipe extract --split "
-        f"{dataset.name}` with the same options first"
-        + ("." if dataset.root.exists() else absent + ".")
+        f"{split_name(session.params, dataset)}` with the same options first"
+        + ("." if dataset.root.exists() else absent + "."),
+        command="extract",
     )
 
 

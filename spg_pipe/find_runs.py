@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artifacts import read_json
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.find import backbone_fits, find_dataset, find_store
 from spg_pipe.params import Dataset, Direction, Params
 from spg_pipe.protocol import protocol
@@ -85,15 +85,25 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
     except SpgError as error:
         session.console.detail(f"not checked against the auxiliary store: {error}")
     first = session.paths.detector(aux, seed)
-    one = partial(_one_that_fits, session, first, option="--detector", command="train-guides")
+    one = partial(
+        _one_that_fits,
+        session,
+        first,
+        facts=_detector_facts,
+        option="--detector",
+        command="train-guides",
+        before=lambda: find_sae(
+            session, find_store(session, find_dataset(session.params, aux)), aux, seed
+        ),
+    )
     if session.params.score.rule == "additive":
-        return one(wanted, _detector_facts)
+        return one(wanted)
     try:
-        return one(wanted | {"decision": None}, _detector_facts)
+        return one(wanted | {"decision": None})
     except NotThereError:
         # A decision is no hindrance: the published rule does not look at it.
         wanted.pop("decision")
-        return one(wanted, _detector_facts)
+        return one(wanted)
 
 
 def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path:
@@ -127,7 +137,15 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
         except SpgError as error:
             session.console.detail(f"scores not checked against {_WORDS[key]}: {error}")
     first = session.paths.scores(aux, dataset.name, seed)
-    return _one_that_fits(session, first, wanted, _score_facts, option="--scores", command="score")
+    return _one_that_fits(
+        session,
+        first,
+        wanted,
+        _score_facts,
+        option="--scores",
+        command="score",
+        before=lambda: find_detector(session, aux, seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -155,12 +173,14 @@ def find_run(session: Session, direction: Direction, seed: int) -> FoundRun:
     }
     for path in (first, *sorted(first.parent.glob(f"{first.stem}-????????.json"))):
         if path.is_file():
-            provenance = read_json(path, "Metrics").get("provenance") or {}
-            if all(provenance.get(key) == value for key, value in wanted.items()):
+            provenance = read_json(path, "Metrics").get("provenance")
+            if isinstance(provenance, dict) and all(
+                provenance.get(key) == value for key, value in wanted.items()
+            ):
                 return FoundRun(scores, path)
     raise SpgError(
         f"There are no metrics of {scores} with the recipe's `metrics` parameters beside {first}. "
-        f"Run `spg-pipe evaluate --split {dataset.name}` with the same options."
+        f"Run `spg-pipe evaluate --split {direction.target}` with the same options."
     )
 
 
@@ -229,36 +249,97 @@ def _one_that_fits(
     *,
     option: str,
     command: str,
+    before: Callable[[], object] = lambda: None,
 ) -> Path:
-    differing: list[str] = []
+    """The artefact at `first`, or the only other beside it, that was made with what is wanted.
 
-    def fits(path: Path) -> bool:
-        if not (path / "config.json").is_file():
-            return False
-        config = read_json(path / "config.json", str(path))
-        try:
-            found = facts(config)
-        except (KeyError, TypeError):
-            return False  # an artefact of another kind or of an older format
-        differences = [key for key, value in wanted.items() if found[key] != value]
-        if not backbone_fits(config["backbone"], session.params):
-            differences.append("backbone")
-        if path == first:
-            differing.extend(differences)
-        return not differences
-
-    if fits(first):
+    `before` finds what `command` itself needs: where that is missing, other commands come first.
+    """
+    damage, differing = None, None
+    try:
+        differing = _differences(session, first, wanted, facts)
+    except DamagedError as error:
+        damage = error
+    if differing == []:
         return first
-    found = [path for path in sorted(first.parent.glob("*")) if fits(path)]
+    others = [path for path in sorted(first.parent.glob("*")) if path != first]
+    found = [path for path in others if _fits(session, path, wanted, facts)]
     if len(found) == 1:
         return found[0]
     if found:
         listed = "\n  ".join(map(str, found))
         raise SpgError(f"Several fit; name one with {option}:\n  {listed}")
+    needed = _first_command(command, before)
+    advice = f"Run `spg-pipe {command}` with the same options first"
+    if needed != command:
+        advice = (
+            f"Run `spg-pipe {needed}` first and then what follows up to `spg-pipe {command}`, all "
+            "with the same options"
+        )
+    advice = f"{advice}, or name one with {option}."
+    if damage is not None:
+        raise DamagedError(f"{damage} {advice}") from damage
     hint = "does not exist"
-    if first.exists():
-        names = ", ".join(_WORDS.get(key, key) for key in differing)
-        hint = f"was made with other settings or data ({names} differ)"
-    raise NotThereError(
-        f"{first} {hint}. Run `spg-pipe {command}` first, or name one with {option}."
-    )
+    if differing:
+        hint = f"was made with other settings or data ({', '.join(differing)} differ)"
+    raise NotThereError(f"{first} {hint}. {advice}", command=needed)
+
+
+def _first_command(command: str, before: Callable[[], object]) -> str:
+    try:
+        before()
+    except NotThereError as error:
+        return error.command
+    except SpgError:
+        return command  # which then says what is wrong
+    return command
+
+
+def _fits(
+    session: Session,
+    path: Path,
+    wanted: dict[str, Any],
+    facts: Callable[[dict[str, Any]], dict[str, Any]],
+) -> bool:
+    try:
+        return _differences(session, path, wanted, facts) == []
+    except DamagedError:
+        return False  # an artefact of another kind, of an older format, or a broken one
+
+
+def _differences(
+    session: Session,
+    path: Path,
+    wanted: dict[str, Any],
+    facts: Callable[[dict[str, Any]], dict[str, Any]],
+) -> list[str] | None:
+    """What an artefact was made otherwise with, by full names; None where there is none.
+
+    Raises
+    ------
+    DamagedError
+        If its config.json is not that of such an artefact.
+    """
+    if not (path / "config.json").is_file():
+        return None
+    config = read_json(path / "config.json", str(path))
+    try:
+        found = facts(config)
+        names = [name for key in wanted for name in _named(key, wanted[key], found[key])]
+        if not backbone_fits(config["backbone"], session.params):
+            names.append("backbone")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{path} is damaged or of an older version: its config.json does not hold what it "
+            f"should ({error})."
+        ) from error
+    return list(dict.fromkeys(names))
+
+
+def _named(key: str, wanted: Any, found: Any) -> list[str]:
+    """Full names of what differs: `sae.k`, not `sae`."""
+    if wanted == found:
+        return []
+    if key in ("sae", "guides", "score") and isinstance(found, dict):
+        return [f"{key}.{k}" for k in wanted | found if wanted.get(k) != found.get(k)]
+    return [_WORDS.get(key, key)]

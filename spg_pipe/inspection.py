@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from spg_pipe.artifacts import read_json
+from spg_pipe.digests import read_config
 from spg_pipe.errors import SpgError
 
 
@@ -28,6 +29,7 @@ def inspect(path: Path) -> dict[str, Any]:
         if kind == "detector":
             return _detector(path)
         if kind == "sparse autoencoder":
+            config = read_config(path, kind, "spg-pipe train-sae")
             return {"kind": kind, "quality": read_json(path / "quality.json", "Quality"), **config}
         if kind == "scores":
             return _scores(path, config)

@@ -121,7 +121,8 @@ class SaeParams(_Section):
     store's deviation. Guides and scores use raw tokens in any case."""
     activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
-    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)². No other uses it."""
+    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)² in 1000 times the
+    tokens' mean square. No other uses it."""
     prefixes: tuple[Positive, ...] = ()
     """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -354,6 +355,8 @@ def _describe(fault: Any) -> str:
         return f"{place}: {message}" if place else message
     if fault["type"] == "tuple_type":
         fault = fault | {"msg": f"expected a list, for instance [{fault['input']}]"}
+    if fault["type"] == "too_short":
+        fault = fault | {"msg": f"expected at least {fault['ctx']['min_length']} value"}
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
     return f"{place}: {fault['msg']}; found {shown}"

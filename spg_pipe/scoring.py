@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artifacts import fingerprint, fresh_folder, read_json, versions, write_json
+from spg_pipe.artifacts import fingerprint, fresh_folder, versions, write_json
 from spg_pipe.detector import Detector
+from spg_pipe.digests import FILES, file_digests, read_config, require_files
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import judge
 from spg_pipe.maps import anomaly_maps
@@ -99,7 +100,8 @@ class Scores:
         import pandas as pd
 
         path = Path(path)
-        config = read_json(path / "config.json", "Scores")
+        config = read_config(path, "scores", "spg-pipe score")
+        require_files(path, config, "scores folder", "spg-pipe score")
         try:
             table = pd.read_parquet(path / "scores.parquet")
         except (OSError, ValueError) as error:
@@ -155,6 +157,7 @@ def score_store(
         )
         table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
         config = _config(detector, store, params)
+        config[FILES] = file_digests(folder, "scores.parquet", "maps.zarr")
         write_json(folder / "config.json", config)
     return Scores(path, table, config)
 

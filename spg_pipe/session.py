@@ -67,8 +67,10 @@ def training_runs(
     Raises
     ------
     SpgError
-        If `aux` is no auxiliary of the recipe, or one given store or SAE would serve several runs.
+        If `aux` is no auxiliary of the recipe, or a given store or SAE does not exist or would
+        serve several runs.
     """
+    _require_there(given)
     names = auxiliaries_of(params, aux)
     runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
     if not runs:
@@ -94,6 +96,12 @@ def auxiliaries_of(params: Params, aux: str | None) -> list[str]:
     return [aux]
 
 
+def _require_there(given: Path | None) -> None:
+    """Before anything is said about how it is to be used."""
+    if given is not None and not given.exists():
+        raise SpgError(f"{given} does not exist. Check the path; artefacts are below artifacts/.")
+
+
 def targets_of(
     params: Params, split: str | None, aux: str | None, given: Path | None = None
 ) -> list[tuple[str, str | None]]:
@@ -102,8 +110,10 @@ def targets_of(
     Raises
     ------
     SpgError
-        If there is none, or one given store, detector or scores folder would serve several.
+        If there is none, or a given store, detector or scores folder does not exist or would
+        serve several.
     """
+    _require_there(given)
     if split is not None:
         return [(split, aux)]
     found: list[tuple[str, str | None]] = [

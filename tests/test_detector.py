@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import GUIDES, METHOD, SAE, SCORE, SPEC, extracted, files, manifest_of, write_folder
 
+from spg_pipe.artifacts import fingerprint
 from spg_pipe.detector import Detector, LayerGuides
 from spg_pipe.detector_training import train_guides
 from spg_pipe.errors import SpgError
@@ -173,6 +174,7 @@ def test_a_store_of_another_backbone_is_not_scored(
         ("a lost layer", "is not a whole detector"),
         ("no json", "is not valid JSON"),
         ("an older protocol", r"is not a whole detector \('exif_of_own_images'\)"),
+        ("an edited τ", "config.json does not give its fingerprint, so it was changed or damaged"),
         ("another kind", "is not a detector of format 1"),
         ("another format", "is not a detector of format 1"),
     ],
@@ -190,10 +192,14 @@ def test_what_is_no_whole_detector_is_refused(
         weights.unlink()
     elif damage == "half the weights":
         weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "an edited τ":
+        config["tau"] = 0.7
     elif damage == "a lost layer":
         config["layers"]["9"] = {"grid": [1, 1]}
+        seal(config)
     elif damage == "an older protocol":
         del config["protocol"]["exif_of_own_images"]
+        seal(config)
     elif damage == "another kind":
         config["kind"] = "scores"
     elif damage == "another format":
@@ -204,6 +210,12 @@ def test_what_is_no_whole_detector_is_refused(
     with pytest.raises(SpgError, match=message) as error:
         Detector.load(place)
     assert str(place) in str(error.value)
+
+
+def seal(config: dict[str, Any]) -> None:
+    """Give a config the fingerprint of its content, as a version that wrote it would have."""
+    beside = ("fingerprint", "versions", "tensors_sha256")
+    config["fingerprint"] = fingerprint({k: v for k, v in config.items() if k not in beside})
 
 
 def test_only_used_atoms_are_kept() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from spg_pipe import pipeline
 from spg_pipe.console import Console
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_run, find_sae, find_scores
 from spg_pipe.params import Params, parse_params
@@ -215,3 +215,54 @@ def test_preparing_another_folder_leaves_the_recipes_manifest_alone(project: Mak
     place = pipeline.prepare(session, other.model_copy(update={"split": "test"}))
     assert place != own
     assert own.read_bytes() == before
+
+
+def test_what_differs_is_named_once_in_full_with_the_first_command(project: MakeSession) -> None:
+    session = project(sae={"k": 2})
+    store = find_store(session, session.params.dataset("left"))
+    with pytest.raises(NotThereError, match=r"data \(sae\.k differ\)\. Run `spg-pipe train-sae` w"):
+        find_sae(session, store, "left", 111)
+    with pytest.raises(NotThereError) as error:
+        pipeline.evaluate(session, "right")
+    assert "(sae.k differ). Run `spg-pipe train-sae` first and then what follows up to" in str(
+        error.value
+    )
+    assert "`spg-pipe score`, all with the same options" in str(error.value)
+    with pytest.raises(NotThereError, match=r"\(method\.tau differ\)\. Run `spg-pipe train-gui"):
+        pipeline.evaluate(project(method={"tau": 0.1}), "right")
+    with pytest.raises(NotThereError, match=r"\(score\.sigma differ\)\. Run `spg-pipe score` wi"):
+        pipeline.evaluate(project(score={"sigma": 2.0}), "right")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"inputs": 3}', '"text"'])
+def test_a_config_that_is_none_is_called_damaged(project: MakeSession, content: str) -> None:
+    session = project()
+    place = session.paths.scores("left", "right", 111)
+    (place / "config.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"is damaged.*Run `spg-pipe score` with the same opt"):
+        pipeline.evaluate(session, "right")
+    pipeline.score(session, "right")
+    pipeline.evaluate(session, "right")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"provenance": [1]}'])
+def test_metrics_that_are_none_are_left_out_of_the_report_with_a_message(
+    project: MakeSession, content: str
+) -> None:
+    session = project()
+    session.paths.metrics("left", "right", 111).write_text(content)
+    with pytest.raises(SpgError, match=r"is damaged|no metrics of"):
+        pipeline.report(session)
+
+
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [("right/train", "right/train"), ("right/test", "right"), ("pictures/left", "pictures/left")],
+)
+def test_advice_names_the_split_as_it_was_given(
+    project: MakeSession, split: str, named: str
+) -> None:
+    shutil.copytree("left/bottle/test/good", Path("pictures/left/good"))
+    session = project(backbone={"image_size": 96})
+    with pytest.raises(NotThereError, match=f"`spg-pipe extract --split {named}` with"):
+        find_store(session, find_dataset(session.params, split))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from pandas.testing import assert_frame_equal
 from tiny import SCORE, SIZE, files
 
 from spg_pipe.detector import Detector
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.inspection import inspect
 from spg_pipe.judging import image_scores, score_images
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
@@ -169,6 +171,52 @@ def test_images_in_memory_are_scored_as_a_store_is(
     for name, values in columns.items():
         np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)
     np.testing.assert_allclose(maps, scores.maps(images), atol=1e-6)
+
+
+CHUNK = "maps.zarr/probability_1/c/0/0/0"
+
+
+def edited(place: Path, **content: object) -> None:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | content))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda place: flip(place / CHUNK), f"{CHUNK} is damaged"),
+        (lambda place: flip(place / "scores.parquet"), "scores.parquet is damaged"),
+        (lambda place: (place / CHUNK).write_bytes(b"short"), f"{CHUNK} is damaged"),
+        (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
+        (lambda place: edited(place, score={"sigma": 9.0}), "config.json does not give its finger"),
+        (lambda place: edited(place, files_sha256=None), "no files_sha256 .older version"),
+        (lambda place: (place / "config.json").write_text("[]"), r"is damaged .found \[\]"),
+    ],
+)
+def test_scores_that_are_not_as_written_are_refused(
+    scores: Scores, tmp_path: Path, damage: Callable[[Path], object], fault: str
+) -> None:
+    place = shutil.copytree(scores.path, tmp_path / "copy")
+    assert Scores.load(place).config == Scores.load(scores.path).config
+    damage(place)
+    with pytest.raises(DamagedError, match=fault) as error:
+        Scores.load(place)
+    with pytest.raises(DamagedError, match=fault):
+        inspect(place)
+    assert str(place) in str(error.value)
+    assert "again" in str(error.value)
+
+
+def test_another_artefact_is_not_taken_for_scores(tiny_detector: Detector, tmp_path: Path) -> None:
+    tiny_detector.save(tmp_path / "detector")
+    with pytest.raises(SpgError, match=r"holds: detector\. Expected: scores"):
+        Scores.load(tmp_path / "detector")
 
 
 @pytest.mark.parametrize("name", ["config.json", "scores.parquet"])

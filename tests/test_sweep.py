@@ -80,6 +80,16 @@ def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.Mo
     assert pipeline.sweep(session_of(recipe)).table == first.table
 
 
+def test_a_sweep_makes_damaged_scores_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]}
+    first = pipeline.sweep(session_of(recipe))
+    for place in Path("artifacts/scores/mended").iterdir():
+        chunk = next(place.glob("maps.zarr/*/c/0/0/0"))
+        chunk.write_bytes(chunk.read_bytes()[:50])
+    assert pipeline.sweep(session_of(recipe)).table == first.table
+
+
 def test_all_saes_of_a_sweep_are_trained_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

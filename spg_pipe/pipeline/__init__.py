@@ -20,6 +20,7 @@ from spg_pipe.pipeline.training import (
     train_guides_together,
     train_sae,
     train_saes,
+    varying,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "train_guides_together",
     "train_sae",
     "train_saes",
+    "varying",
     "write_demo_set",
     "write_demo_sets",
 ]

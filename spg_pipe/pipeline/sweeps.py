@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_sae, find_scores
 from spg_pipe.params import Params, parse_params
@@ -186,17 +186,19 @@ def _of_detector(group: Sequence[Setting]) -> tuple[str, ...]:
 
 
 def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
+    from spg_pipe.scoring import Scores
+
     dataset = find_dataset(session.params, target)
-    if not is_there(partial(find_scores, session, dataset, aux, seed)):
+    if not is_there(lambda: Scores.load(find_scores(session, dataset, aux, seed))):
         score(session, target, aux=aux, seed=seed)
     return read_metrics(evaluate(session, target, aux=aux, seed=seed)[0])
 
 
 def is_there(find: Callable[[], object]) -> bool:
-    """Whether an artefact is found."""
+    """Whether it is found, and whole as far as finding it looks."""
     try:
         find()
-    except NotThereError:
+    except (NotThereError, DamagedError):
         return False
     return True
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spg_pipe.artifacts import fingerprint
 from spg_pipe.checkpoint import Checkpoints, checkpoint_path
@@ -49,8 +49,22 @@ def train_saes(
 
     features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
     wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]
-    train = partial(_saes_together, features=features, aux=aux, own=store is None)
+    values = varying(sessions)
+    train = partial(
+        _saes_together,
+        features=features,
+        aux=aux,
+        own=store is None,
+        values=lambda session: values[list(sessions).index(session)],
+    )
     return _by_stream(wanted, train)
+
+
+def varying(sessions: Sequence[Session]) -> list[dict[str, Any]]:
+    """The values of each setting in which they differ: `sae.k` → 16."""
+    dumped = [session.params.sae.model_dump(mode="json") for session in sessions]
+    keys = [key for key in dumped[0] if any(one[key] != dumped[0][key] for one in dumped)]
+    return [{f"sae.{key}": one[key] for key in keys} for one in dumped]
 
 
 def _by_stream(
@@ -77,9 +91,14 @@ def _checkpoints(
 
 
 def _saes_together(
-    jobs: "list[tuple[Session, SaeJob]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[Session, SaeJob]]",
+    features: "FeatureStore",
+    aux: str,
+    *,
+    own: bool,
+    values: Callable[[Session], dict[str, Any]],
 ) -> list[Path]:
-    """One pass; its checkpoint lies beside the first SAE."""
+    """One pass; its checkpoint lies beside the first SAE. `values` tell its settings apart."""
     from spg_pipe.sae.train import train_saes as train
 
     session, seed = jobs[0][0], jobs[0][1].seed
@@ -98,18 +117,18 @@ def _saes_together(
             say=session.console.say,
         )
     places, faults = [], []
-    for (one, job), result in zip(jobs, results, strict=True):
+    for number, ((one, job), result) in enumerate(zip(jobs, results, strict=True), 1):
         if isinstance(result, SpgError):
             named = f"dict_size {job.params.dict_size}, k {job.params.k}, lr {job.params.lr:g}"
             faults.append(f"SAE of {aux}, seed {job.seed} ({named}): {result}")
             continue
         path = one.place(one.paths.sae(aux, job.seed), result.run.config["fingerprint"], own=own)
         result.run.save(path, result.quality, result.curve)
-        for layer, values in result.quality.items():
-            one.console.say(
-                f"  {layer}: R² {values['r2']:.3f}, L0 {values['l0']:.1f}, "
-                f"dead {values['dead_share']:.1%}, {values['tokens_seen']:,} tokens"
-            )
+        if len(jobs) > 1:
+            named = "".join(f"{place} = {value}, " for place, value in values(one).items())
+            one.console.say(f"SAE {number} of {len(jobs)}: {named}seed {job.seed}")
+        for layer, found in result.quality.items():
+            one.console.say(_quality_line(layer, found))
         one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
         places.append(path)
     checkpoints.remove()
@@ -117,6 +136,14 @@ def _saes_together(
         others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
         raise SpgError("\n".join(faults) + others)
     return places
+
+
+def _quality_line(layer: str, found: dict[str, Any]) -> str:
+    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in found.get("r2_prefixes", {}).items())
+    return (
+        f"  {layer}: R² {found['r2']:.3f}{alone}, L0 {found['l0']:.1f}, "
+        f"dead {found['dead_share']:.1%}, {found['tokens_seen']:,} tokens"
+    )
 
 
 def train_guides(

@@ -159,7 +159,9 @@ def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
     from spg_pipe.scoring import Scores
 
     _, target, seed = key
-    provenance = read_json(path, "Metrics").get("provenance") or {}
+    provenance = read_json(path, "Metrics").get("provenance")
+    if not isinstance(provenance, dict):
+        raise SpgError(f"{path} does not say what it was computed from. Run `spg-pipe evaluate`.")
     wanted = str(provenance.get("scores"))
     scores = Scores.load(folder) if folder.is_dir() else None
     if scores is None or scores.config["fingerprint"] != wanted:
@@ -231,6 +233,7 @@ def _by_fingerprint(first: Path, wanted: str, document: str) -> Path | None:
     for folder in (first, *sorted(first.parent.glob("*"))):
         if (folder / document).is_file():
             content = read_json(folder / document, "Artefact")
-            if content.get("attributes", content).get("fingerprint") == wanted:
+            content = content.get("attributes", content)
+            if isinstance(content, dict) and content.get("fingerprint") == wanted:
                 return folder
     return None

@@ -27,11 +27,15 @@ def topk_code(pre: Tensor, k: int) -> Tensor:
     return torch.zeros_like(pre).scatter(1, indices, values.clamp_min(0))
 
 
+def batch_threshold(pre: Tensor, k: int) -> Tensor:
+    """The n·k-th largest of a batch (n, C), at least 0: a scalar that k a token reach."""
+    count = min(k * len(pre), pre.numel())
+    return pre.detach().flatten().topk(count, sorted=False).values.min().clamp_min(0)
+
+
 def batch_topk_code(pre: Tensor, k: int) -> Tensor:
     """The n·k largest of a batch (n, C), clamped at 0; zeros elsewhere."""
-    count = min(k * len(pre), pre.numel())
-    threshold = pre.detach().flatten().topk(count, sorted=False).values.min().clamp_min(0)
-    return threshold_code(pre, threshold)
+    return threshold_code(pre, batch_threshold(pre, k))
 
 
 def threshold_code(pre: Tensor, threshold: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from spg_pipe.store.stream import token_batches
 _CURVE_POINTS = 400
 _MANY_SILENT = 0.5
 """Share of latents without an active token in an epoch that is worth a message."""
+_SILENT_BATCHES = 8
+"""Fewer say little: in a few batches many a sound latent has no token of its kind."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,22 @@ class Fit:
     """Set when all its tokens are seen, unless it was given up."""
 
     @property
+    def name(self) -> str:
+        """What tells it from the others of its grid, for messages."""
+        p = self.job.params
+        return f"Layer {self.layer}, dict_size {p.dict_size}, k {p.k}, seed {self.job.seed}"
+
+    @property
     def done(self) -> bool:
         return self.fault is not None or self.tokens >= self.budget
 
     def take(self, x: Tensor) -> float | None:
         """One step on tokens (n, D) as stored. The loss, if a point of the curve is due."""
         progress = self.tokens / self.budget
-        result, dead = self.trainer.step(self.transform(x), progress)
+        x = self.transform(x)
+        if self.step == 0:
+            self.trainer.prepare(x)
+        result, dead = self.trainer.step(x, progress)
         self.tokens, self.step = self.tokens + len(x), self.step + 1
         # Looking at a loss waits for the device: only for the points of the curve.
         if self.tokens < min(self.next_point, self.budget):
@@ -96,8 +107,12 @@ class Fit:
         return loss
 
     def silent_note(self) -> str | None:
-        """Said once, when most latents are silent for an epoch, or for a quarter of the run."""
-        window = min(self.epoch_tokens, self.budget // 4)
+        """Said once, when most latents are silent for an epoch, or for a quarter of the run.
+
+        Never of a run of less than twice `_SILENT_BATCHES`.
+        """
+        some = _SILENT_BATCHES * -(-self.tokens // self.step)
+        window = max(min(self.epoch_tokens, self.budget // 4), some)
         if self.warned or self.tokens < 2 * window:
             return None
         counter = self.trainer.counter
@@ -107,10 +122,21 @@ class Fit:
             return None
         self.warned = True
         return (
-            f"Layer {self.layer}, dict_size {self.job.params.dict_size}, k {self.job.params.k}, "
-            f"seed {self.job.seed}: {share:.0%} of the latents had no "
-            f"active token among the last {window:,} (after {self.tokens:,} of {self.budget:,}). "
+            f"{self.name}: {share:.0%} of the latents had no active token among the last "
+            f"{window:,} (after {min(self.tokens, self.budget):,} of {self.budget:,}). "
             "Lower sae.lr or sae.dict_size, raise sae.k, or try sae.input_norm: center."
+        )
+
+    def diverged_note(self) -> str | None:
+        """Of a finished fit that is worse than none."""
+        if self.measured.r2 >= 0:
+            return None
+        penalised = self.job.params.activation in ("relu", "jumprelu")
+        lower = "sae.lr or sae.sparsity" if penalised else "sae.lr"
+        return (
+            f"{self.name}: R² {self.measured.r2:.3g}; below 0 the mean token is nearer to a token "
+            f"than what the SAE makes of it. Lower {lower}, or "
+            "train for longer (sae.epochs, sae.tokens)."
         )
 
     def seen(self) -> dict[str, float]:

@@ -18,6 +18,9 @@ from spg_pipe.sae.sparse_loss import AuxK, topk_loss
 
 ACTIVE_ABOVE = 1e-3
 """A latent counts as active in a step if any token has z above this (docs/method.md §2)."""
+JUMP_PULL = 1000.0
+"""With it `sae.sparsity`'s default makes a JumpReLU whose L0 is 0 or 2k pay as much as one that
+reconstructs nothing. Reconstruction alone would settle at an L0 of its own."""
 
 
 class SaeLosses(NamedTuple):
@@ -122,7 +125,7 @@ def _dense_losses(
     sae: SparseAutoencoder, x: Tensor, counter: DeadCounter, params: SaeParams
 ) -> tuple[SaeLosses, Tensor]:
     pre, atoms = x @ sae.encoder.t(), sae.atoms
-    z, penalty = _training_code(sae, pre, params)
+    z, penalty = _training_code(sae, x, pre, params)
     maybe = counter.candidates(len(x)) is not None
     dead = counter.update((z > ACTIVE_ABOVE).any(dim=0), len(x))
     reconstruction, x_hat = _reconstruction(z, atoms, x, params.prefixes)
@@ -164,7 +167,7 @@ def _uses_auxk(params: SaeParams) -> bool:
 
 
 def _training_code(
-    sae: SparseAutoencoder, pre: Tensor, params: SaeParams
+    sae: SparseAutoencoder, x: Tensor, pre: Tensor, params: SaeParams
 ) -> tuple[Tensor, Tensor | float]:
     """The code of a training batch and the sparsity penalty."""
     if sae.activation == "batch_topk":
@@ -173,8 +176,10 @@ def _training_code(
         return z, 0.0
     if sae.activation == "jumprelu":
         z, step = activations.jump_code(pre, sae.threshold)
-        # Zero where a token has k active latents on average, whatever the tokens' scale.
-        return z, params.sparsity * (step.sum(dim=1).mean() / sae.k - 1).square()
+        # Zero where a token has k active latents on average. In the unit of the reconstruction,
+        # which would otherwise outweigh it on tokens of a larger scale.
+        weight = JUMP_PULL * params.sparsity * x.square().mean()
+        return z, weight * (step.sum(dim=1).mean() / sae.k - 1).square()
     z = sae.code(pre)
     return z, params.sparsity * z.sum(dim=1).mean() if sae.activation == "relu" else 0.0
 

@@ -1,13 +1,14 @@
 """What a trained SAE is worth, measured over the whole split in one pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.sae import ops
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
@@ -36,6 +37,8 @@ class Quality:
     """Mean number of latents with z > 0 a token."""
     tokens: int
     """Patch tokens that were looked at."""
+    r2_prefixes: dict[str, float] = field(default_factory=dict)
+    """Matryoshka prefix p → R² of the first p latents alone; empty without prefixes."""
 
     def summary(self) -> dict[str, Any]:
         """Plain values for quality.json."""
@@ -50,7 +53,7 @@ class Quality:
             "almost_dead_share": rare if self.tokens * ALMOST_DEAD > 1 else None,
             "dense_share": float((found > DENSE).mean()),
             "frequencies": frequency_histogram(found),
-        }
+        } | ({"r2_prefixes": self.r2_prefixes} if self.r2_prefixes else {})
 
 
 def frequency_histogram(frequency: np.ndarray) -> dict[str, list[float]]:
@@ -74,11 +77,11 @@ def measure(
     sae: SparseAutoencoder, source: TokenSource, transform: InputTransform, count_cls: bool
 ) -> Quality:
     """Dead mask, frequencies, R², FVU and L0 of an SAE: `measure_all` of a single one."""
-    return measure_all([(sae, transform)], source, count_cls)[0]
+    return measure_all([(sae, transform, ())], source, count_cls)[0]
 
 
 def measure_all(
-    saes: Sequence[tuple[SparseAutoencoder, InputTransform]],
+    saes: Sequence[tuple[SparseAutoencoder, InputTransform, tuple[int, ...]]],
     source: TokenSource,
     count_cls: bool,
     *,
@@ -88,8 +91,8 @@ def measure_all(
 
     Parameters
     ----------
-    saes : sequence of (SparseAutoencoder, InputTransform)
-        With the transform of their training.
+    saes : sequence of (SparseAutoencoder, InputTransform, prefixes)
+        With the transform and the Matryoshka prefixes of their training.
     source : TokenSource
         The layer, on the SAEs' device.
     count_cls : bool
@@ -97,7 +100,7 @@ def measure_all(
     progress : callable
         Told of patch tokens done and in all.
     """
-    meters = [_Meter(sae, transform) for sae, transform in saes]
+    meters = [_Meter(*one) for one in saes]
     store, done = source.store, 0
     total = len(store) * store.spec.layers[source.layer].patches
     for _, batch in ordered_batches({source.layer: source}, _IMAGES):
@@ -113,8 +116,11 @@ def measure_all(
 class _Meter:
     """Sums over tokens of one SAE."""
 
-    def __init__(self, sae: SparseAutoencoder, transform: InputTransform) -> None:
+    def __init__(
+        self, sae: SparseAutoencoder, transform: InputTransform, prefixes: tuple[int, ...]
+    ) -> None:
         self.sae, self.transform = sae, transform
+        self.prefix_errors = dict.fromkeys(prefixes, 0.0)
         latents, dim = sae.dictionary.shape
         self.counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
         self.cls_counts = torch.zeros_like(self.counts)
@@ -132,16 +138,29 @@ class _Meter:
         self.tokens += len(x)
         self.total += x.double().sum(dim=0)
         self.squares += float(x.double().pow(2).sum())
+        self._add_prefixes(x)
         if cls is not None:
             self.cls_counts += self.sae(self.transform(cls)).active
 
+    def _add_prefixes(self, x: Tensor) -> None:
+        if not self.prefix_errors:
+            return
+        atoms = self.sae.atoms
+        for block in ops.blocks(len(x), len(atoms), x.device):
+            z = self.sae.code(x[block] @ self.sae.encoder.t())
+            for p in self.prefix_errors:
+                error = z[:, :p] @ atoms[:p] - x[block]
+                self.prefix_errors[p] += float(error.double().pow(2).sum())
+
     def quality(self) -> Quality:
         variance = self.squares - float(self.total.pow(2).sum()) / self.tokens
-        fvu = self.error / max(variance, 1e-12)
+        variance = max(variance, 1e-12)
+        fvu = self.error / variance
+        prefixes = {str(p): 1.0 - error / variance for p, error in self.prefix_errors.items()}
         frequency = self.counts.double() / self.tokens
         dead = (self.counts + self.cls_counts) == 0
         l0 = float(frequency.sum())
-        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, l0, self.tokens)
+        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, l0, self.tokens, prefixes)
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from spg_pipe.artifacts import fresh_folder, read_json, write_json
+from spg_pipe.artifacts import fresh_folder, write_json
+from spg_pipe.digests import read_config
 from spg_pipe.errors import SpgError
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.tensors import load_tensors, save_tensors
@@ -53,7 +54,7 @@ class SaeRun:
         SpgError
             If it is missing or damaged.
         """
-        config = read_json(path / "config.json", "Sparse autoencoder")
+        config = read_config(path, "sparse autoencoder", "spg-pipe train-sae")
         try:
             tensors = load_tensors(
                 path / "sae.safetensors",

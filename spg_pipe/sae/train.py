@@ -96,7 +96,7 @@ def train_saes(
         Where the run keeps its state, and goes on from it. The caller removes it when the
         artefacts are in their place.
     say : callable
-        Told of a layer whose latents mostly stay silent.
+        Told of a layer whose latents mostly stay silent, or that came out worse than none.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def train_saes(
         for stream in dict.fromkeys(job.stream for job in jobs):
             together = [fit for fit in grid.fits[layer] if fit.job.stream == stream]
             _fit(together, source, grid, progress, say)
-        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls, progress)
+        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls, progress, say)
     return [
         _result(store, job, settings, [grid.fits[layer][number] for layer in store.layers])
         for number, job in enumerate(jobs)
@@ -119,11 +119,15 @@ def train_saes(
 
 
 def _measure(
-    fits: list[Fit], source: TokenSource, count_cls: bool, progress: Progress | None
+    fits: list[Fit],
+    source: TokenSource,
+    count_cls: bool,
+    progress: Progress | None,
+    say: Callable[[str], None],
 ) -> None:
     """The quality of every SAE of a layer that was not given up."""
     sound = [fit for fit in fits if fit.fault is None]
-    saes = [(fit.trainer.sae, fit.transform) for fit in sound]
+    saes = [(fit.trainer.sae, fit.transform, fit.job.params.prefixes) for fit in sound]
 
     def told(done: int, total: int) -> None:
         if progress:
@@ -137,6 +141,8 @@ def _measure(
                 f"Layer {fit.layer}: training went wrong (R² {found.r2:.3g}, "
                 f"{float(found.dead.float().mean()):.0%} of the latents dead). Lower sae.lr."
             )
+        elif note := fit.diverged_note():
+            say(note)
 
 
 def _result(
@@ -180,7 +186,7 @@ def _fit(
                 if note := fit.silent_note():
                     say(note)
         if progress and loss is not None:
-            progress(source.layer, leader.tokens, leader.budget, loss)
+            progress(source.layer, min(leader.tokens, leader.budget), leader.budget, loss)
         running = [fit for fit in running if not fit.done]
         if not running:
             return

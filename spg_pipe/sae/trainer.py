@@ -8,11 +8,16 @@ from torch import Tensor
 
 from spg_pipe.checkpoint import below
 from spg_pipe.params import SaeParams
+from spg_pipe.sae.activations import batch_threshold
 from spg_pipe.sae.losses import DeadCounter, SaeLosses, losses
 from spg_pipe.sae.model import SparseAutoencoder
 
 BETAS = (0.5, 0.999)
 """Adam's betas in both stages (docs/method.md §2, §3)."""
+JUMP_RATE = 20.0
+"""Learning rate of a JumpReLU's thresholds, in `sae.lr` times the tokens' root mean square. They
+are as large as pre-activations, and those as tokens; Adam's steps know no scale, and weights that
+grow move L0 faster than steps of `sae.lr` could follow."""
 
 
 @dataclass
@@ -28,8 +33,21 @@ class SaeTrainer:
     def start(cls, sae: SparseAutoencoder, params: SaeParams, dead_rule: str) -> "SaeTrainer":
         """A trainer at step 0."""
         age = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=sae.encoder.device)
-        optimizer = torch.optim.Adam(sae.parameters(), lr=params.lr, betas=BETAS, fused=True)
+        jump = [sae.threshold] if sae.activation == "jumprelu" else []
+        weights = [p for p in sae.parameters() if all(p is not other for other in jump)]
+        optimizer = torch.optim.Adam(weights, lr=params.lr, betas=BETAS, fused=True)
+        if jump:
+            optimizer.add_param_group({"params": jump})
         return cls(sae, optimizer, DeadCounter(age, dead_rule, params.dead_after_tokens), params)
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor) -> None:
+        """Start what depends on data, from the first batch (n, D): the thresholds of `jumprelu`.
+
+        From 0 they would have to rise by Adam's small steps to where k latents a token are active.
+        """
+        if self.sae.activation == "jumprelu":
+            self.sae.threshold.fill_(batch_threshold(x @ self.sae.encoder.t(), self.sae.k))
 
     def losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
         """Forward pass and losses of tokens x (n, D); counts activity. Also the dead mask (C,)."""
@@ -48,8 +66,11 @@ class SaeTrainer:
         result, dead = self.losses(x)
         self.optimizer.zero_grad(set_to_none=True)
         result.total.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.params.lr * rate(self.params, progress)
+        lr = self.params.lr * rate(self.params, progress)
+        weights, *jump = self.optimizer.param_groups
+        weights["lr"] = lr
+        for group in jump:
+            group["lr"] = lr * JUMP_RATE * float(x.square().mean().sqrt())
         self.optimizer.step()
         self.sae.renormalise()
         if self.sae.activation == "jumprelu":

@@ -22,7 +22,7 @@ from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.quality import Quality, frequency_histogram, stability
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
-from spg_pipe.sae.trainer import rate
+from spg_pipe.sae.trainer import SaeTrainer, rate
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
@@ -95,6 +95,25 @@ def test_a_jumprelu_is_driven_towards_k_active_latents(tiny_store: FeatureStore)
     assert bool((driven.run.layers["1"].threshold >= 0).all())
 
 
+@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize("chosen", [{}, {"input_norm": "l2"}, {"input_norm": "center"}])
+def test_a_jumprelu_has_about_k_active_latents_after_training(
+    tiny_store: FeatureStore, k: int, chosen: dict[str, Any]
+) -> None:
+    settings = params(activation="jumprelu", k=k, sparsity=1e-3, epochs=40, **chosen)
+    quality = train_sae(tiny_store, settings, METHOD, seed=1).quality
+    assert quality["1"]["l0"] == pytest.approx(k, rel=0.25)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_a_jumprelu_starts_with_k_active_latents_a_token(scale: float) -> None:
+    settings, x = params(activation="jumprelu"), scale * normal(500, 12)
+    sae = SparseAutoencoder(12, settings.dict_size, settings.k, 1, "jumprelu")
+    trainer = SaeTrainer.start(sae, settings, "tokens")
+    trainer.prepare(x)
+    assert float(sae(x).active.sum()) / len(x) == pytest.approx(settings.k, rel=0.01)
+
+
 def test_a_jumprelus_threshold_has_the_gradient_of_a_window_around_it() -> None:
     pre = torch.tensor([[1.0], [0.51], [0.49], [-1.0]])
     threshold = torch.tensor([0.5], requires_grad=True)
@@ -123,9 +142,14 @@ def test_prefixes_are_judged_alone_and_learn_to_stand_alone(tiny_store: FeatureS
         return float((code[:, :8] @ one.atoms[:8] - tokens).pow(2).mean().detach())
 
     plain, nested = (
-        train_sae(tiny_store, params(prefixes=p, epochs=30), METHOD, seed=1).run for p in ((), (8,))
+        train_sae(tiny_store, params(prefixes=p, epochs=30), METHOD, seed=1) for p in ((), (8,))
     )
-    assert error_of_first(nested) < error_of_first(plain)
+    assert error_of_first(nested.run) < error_of_first(plain.run)
+    tokens = tiny_store.tokens("1", np.arange(16)).astype(np.float64).reshape(-1, 12)
+    r2 = 1 - error_of_first(nested.run) / tokens.var(axis=0).mean()
+    assert nested.quality["1"]["r2_prefixes"] == {"8": pytest.approx(r2, abs=1e-4)}
+    assert r2 < nested.quality["1"]["r2"]
+    assert "r2_prefixes" not in plain.quality["1"]
 
 
 @pytest.mark.parametrize("norm", ["center", "standard"])
@@ -193,7 +217,7 @@ def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: Feat
     )
     assert len(said) == 2  # one a layer
     assert "Layer 1" in said[0]
-    assert "the last 256 (after 512 of 2,560)" in said[0]
+    assert "the last 512 (after 1,024 of 2,560)" in said[0]
     assert "sae.dict_size" in said[0]
 
 
@@ -201,7 +225,29 @@ def test_a_run_of_one_epoch_is_warned_of_as_well(tiny_store: FeatureStore) -> No
     said: list[str] = []
     settings = params(dict_size=3000, k=1, epochs=1, batch_images=1)
     train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
-    assert "the last 64 (after 128 of 256)" in said[0]
+    assert "the last 128 (after 256 of 256)" in said[0]
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 150}, {"tokens": 900}, {"epochs": 2}])
+def test_a_run_of_a_few_batches_is_not_called_silent(
+    tiny_store: FeatureStore, budget: dict[str, int]
+) -> None:
+    said: list[str] = []
+    settings = params(dict_size=3000, k=1, **budget)
+    train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    assert [note for note in said if "Layer 1" in note] == []
+
+
+def test_a_run_that_ends_worse_than_the_mean_says_what_to_lower(tiny_store: FeatureStore) -> None:
+    said: list[str] = []
+    settings = params(lr=2.0, epochs=4)
+    found = train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    assert all(values["r2"] < 0 for values in found.quality.values())
+    assert "Layer 1, dict_size 32, k 4, seed 1: R² -" in said[0]
+    assert "Lower sae.lr, or" in said[0]
+    settings = params(lr=2.0, epochs=4, activation="relu")
+    train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    assert any("Lower sae.lr or sae.sparsity" in note for note in said)
 
 
 def test_a_healthy_run_says_nothing(tiny_store: FeatureStore) -> None:

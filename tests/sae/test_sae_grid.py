@@ -34,6 +34,7 @@ GRID = [
     SaeJob(params(dict_size=24, k=3, lr=3e-3), 1),
     SaeJob(params(dict_size=24, k=3, tokens=150), 1),
     SaeJob(params(dict_size=24, k=3, input_norm="center"), 1),
+    SaeJob(params(dict_size=24, k=3, activation="jumprelu"), 1),
     SaeJob(params(dict_size=24, k=3), 2),
     SaeJob(params(dict_size=24, k=3), 3),
 ]
@@ -49,7 +50,7 @@ def same(one: SaeResult, other: SaeResult) -> bool:
 
 
 @pytest.mark.parametrize("dense_entries", [0, 2**22])
-def test_a_grid_of_eight_gives_the_bits_of_eight_single_runs(
+def test_a_grid_of_nine_gives_the_bits_of_nine_single_runs(
     tiny_store: FeatureStore, dense_entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)

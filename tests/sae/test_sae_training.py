@@ -194,9 +194,20 @@ def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
     assert "torch" in config["versions"]
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no weights", "half the weights", "no json"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no folder", "does not exist"),
+        ("no weights", "cannot be read"),
+        ("half the weights", "is damaged"),
+        ("no json", "is not valid JSON"),
+        ("a list", r"is damaged .found \[\], expected an object"),
+        ("an edited k", "config.json does not give its fingerprint"),
+        ("a detector", r"holds: detector\. Expected: sparse autoencoder"),
+    ],
+)
 def test_what_is_no_whole_run_is_refused(
-    tiny_store: FeatureStore, tmp_path: Path, damage: str
+    tiny_store: FeatureStore, tmp_path: Path, damage: str, message: str
 ) -> None:
     trained, quality, curve = run(tiny_store, epochs=1)
     place = tmp_path / "sae"
@@ -209,9 +220,17 @@ def test_what_is_no_whole_run_is_refused(
     elif damage == "half the weights":
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
-        (place / "config.json").write_text("{")
-    with pytest.raises(SpgError, match=str(place)):
+        config = json.loads((place / "config.json").read_text())
+        text = {
+            "no json": "{",
+            "a list": "[]",
+            "an edited k": json.dumps(config | {"sae": config["sae"] | {"k": 3}}),
+            "a detector": json.dumps(config | {"kind": "detector"}),
+        }[damage]
+        (place / "config.json").write_text(text)
+    with pytest.raises(SpgError, match=message) as error:
         SaeRun.load(place)
+    assert str(place) in str(error.value)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tiny_store: FeatureStore) -> None:
@@ -233,6 +252,8 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
     train_sae(tiny_store, SAE, METHOD, seed=1, progress=note)
     assert set(seen) == {"1", "1 measured", "2", "2 measured"}
     assert all(done == total for done, total in seen.values())
+    train_sae(tiny_store, SAE.model_copy(update={"tokens": 100}), METHOD, seed=1, progress=note)
+    assert seen["1"] == (100, 100)  # the batch that reaches it has more
 
 
 def test_the_last_step_is_always_on_the_curve_and_checked(

@@ -229,9 +229,38 @@ def choose(
     session.console.result(content, "\n\n".join(one.table for one in found.values()))
 
 
+def compare(
+    normals: Annotated[
+        int,
+        typer.Option("--normals", min=2, help="Normal target images that few-shot methods see."),
+    ] = 4,
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the recipe's method with the published one and with baselines in one table."""
+    from spg_pipe import pipeline
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    result = pipeline.compare(session, normals=normals)
+    session.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (inspect, verify, backbones, datasets, sweep, choose):
+    for command in (inspect, verify, backbones, datasets, sweep, choose, compare):
         app.command(cls=PlainUsage)(command)
     recipe = typer.Typer(
         help="List recipes, or make one the recipe in force.", no_args_is_help=True

@@ -169,8 +169,9 @@ def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
         "score": config["score"],
         "seed": detector["seed"],
         "auxiliary": detector["auxiliary"],
-        "sae_tokens_seen": detector["sae"]["tokens_seen"],
-        "guide_epochs": detector["guides"]["epochs"],
+        # A baseline has neither.
+        "sae_tokens_seen": detector.get("sae", {}).get("tokens_seen"),
+        "guide_epochs": detector.get("guides", {}).get("epochs"),
         "licences": config["licences"],
         "versions": versions(),
     }

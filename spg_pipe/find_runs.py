@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
 
+_NESTED = ("sae", "guides", "decision", "score")
+"""Facts that are whole sections."""
 _WORDS = {
     "store": "the feature store",
     "from": "the detector",
@@ -340,6 +342,6 @@ def _named(key: str, wanted: Any, found: Any) -> list[str]:
     """Full names of what differs: `sae.k`, not `sae`."""
     if wanted == found:
         return []
-    if key in ("sae", "guides", "score") and isinstance(found, dict):
+    if key in _NESTED and isinstance(found, dict) and isinstance(wanted, dict):
         return [f"{key}.{k}" for k in wanted | found if wanted.get(k) != found.get(k)]
     return [_WORDS.get(key, key)]

@@ -5,6 +5,7 @@ parameter replaces an artefact in place and DVC's cache keeps the old one. A com
 options differ from params.yaml adds 8 hex digits of what it was made from.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,18 @@ class Paths:
     def choice(self, aux: str, kind: str) -> Path:
         """choices/<configuration>/<auxiliary>-<backbone>-<size>.csv or .yaml"""
         return self._root / "choices" / self.params.name / f"{aux}-{self._backbone}.{kind}"
+
+    @property
+    def comparison(self) -> Path:
+        """compare/<configuration>.csv"""
+        return self._root / "compare" / f"{self.params.name}.csv"
+
+    def compared(self, method: str, aux: str, target: str, seed: int | None) -> Path:
+        """compare/<configuration>/<method>/<auxiliary>--<target>-<backbone>-<size>[-s<seed>]/"""
+        name = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+        end = "" if seed is None else f"-s{seed}"
+        run = f"{aux}--{target}-{self._backbone}{end}"
+        return self._root / "compare" / self.params.name / name / run
 
     @property
     def sweep(self) -> Path:

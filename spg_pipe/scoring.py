@@ -18,7 +18,7 @@ from spg_pipe.artifacts import fingerprint, fresh_folder, versions, write_json
 from spg_pipe.detector import Detector
 from spg_pipe.digests import FILES, file_digests, read_config, require_files
 from spg_pipe.errors import SpgError
-from spg_pipe.judging import judge
+from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -59,7 +59,9 @@ class Scores:
 
     @property
     def method(self) -> str:
-        """Kind of guides and rule of scoring, as tables name them."""
+        """Kind of guides and rule of scoring, or a baseline's name, as tables name them."""
+        if name := self.config.get("method"):
+            return str(name)
         kind = self.config["detector"]["guides"].get("kind", "trained")
         return f"{kind} guides, {'additive' if self.additive else 'published'} rule"
 
@@ -139,14 +141,46 @@ def score_store(
     params = score or detector.score
     if params.rule == "additive":
         detector.require_decision()
-    rows: list[dict[str, np.ndarray]] = []
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
+    return write_scores(
+        store,
+        path,
+        lambda tokens: judge(detector, tokens, shapes, store.image_size, params),
+        _config(detector, store, params),
+        batch_images=params.batch_images,
+        device=device,
+        progress=progress,
+    )
+
+
+def write_scores(
+    store: FeatureStore,
+    path: Path,
+    judge_batch: Callable[[dict[str, Tensor]], Judged],
+    content: dict[str, Any],
+    *,
+    batch_images: int = 8,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Judge every image of a store, by whatever judges, and write scores/<run>/.
+
+    Parameters
+    ----------
+    judge_batch : callable
+        From a batch of tokens, layer → (B, 1 + N, D) float32, to what is said of it.
+    content : dict
+        config.json without its fingerprint: `layers`, `score.rule`, `inputs`, `detector` and what
+        else determined the scores.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    shapes = {layer: store.spec.layers[layer].grid for layer in content["layers"]}
+    kind = _kind(content["score"]["rule"] == "additive")
     with fresh_folder(path) as folder:
-        maps = MapWriter(folder / "maps.zarr", shapes, len(store), _kind(params.rule == "additive"))
+        maps = MapWriter(folder / "maps.zarr", shapes, len(store), kind)
         # Every token is used once: there is nothing to keep.
-        sources = sources_of(store, device, "none")
-        for images, tokens in ordered_batches(sources, params.batch_images):
-            judged = judge(detector, tokens, shapes, store.image_size, params)
+        for images, tokens in ordered_batches(sources_of(store, device, "none"), batch_images):
+            judged = judge_batch(tokens)
             rows.append(judged.columns)
             maps.append(judged.patches)
             if progress:
@@ -156,7 +190,7 @@ def score_store(
             **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
         )
         table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
-        config = _config(detector, store, params)
+        config = content | {"fingerprint": fingerprint(content), "versions": versions()}
         config[FILES] = file_digests(folder, "scores.parquet", "maps.zarr")
         write_json(folder / "config.json", config)
     return Scores(path, table, config)
@@ -180,7 +214,8 @@ _OF_DETECTOR = (
 """What scores say about their detector."""
 
 
-def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
+def described(store: FeatureStore) -> dict[str, Any]:
+    """What scores say about the store that they are of."""
     content = {
         "kind": "scores",
         "format": 1,
@@ -188,16 +223,21 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
         "split": store.spec.split,
         "images": len(store),
         "image_size": store.image_size,
+        "backbone": store.spec.backbone.to_dict(),
+        "layers": list(store.layers),
+        "licences": sorted(store.licences),
+    }
+    return content | ({"selection": store.selection} if store.selection else {})
+
+
+def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
+    return described(store) | {
         "layers": list(detector.layers),
         "score": params.model_dump(mode="json"),
         "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
         "detector": {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config},
-        "backbone": store.spec.backbone.to_dict(),
         "licences": sorted({*detector.config["licences"], *store.licences}),
     }
-    if store.selection:
-        content["selection"] = store.selection
-    return content | {"fingerprint": fingerprint(content), "versions": versions()}
 
 
 class MapWriter:

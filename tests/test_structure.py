@@ -34,7 +34,7 @@ LAYERS = [
     ["detector"],
     ["detector_training", "judging", "choosing"],
     ["scoring"],
-    ["judged_masks"],
+    ["judged_masks", "baselines"],
     ["evaluation", "explain"],
     ["report"],
     ["predict_files", "predict", "inspection", "recipes", "session"],

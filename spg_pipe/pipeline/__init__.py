@@ -5,6 +5,7 @@ the artefact that it wrote.
 """
 
 from spg_pipe.pipeline.choices import Choice, choose
+from spg_pipe.pipeline.comparison import Comparison, compare
 from spg_pipe.pipeline.features import (
     extract,
     load_backbone,
@@ -25,8 +26,10 @@ from spg_pipe.pipeline.training import (
 
 __all__ = [
     "Choice",
+    "Comparison",
     "SweepResult",
     "choose",
+    "compare",
     "evaluate",
     "extract",
     "load_backbone",

@@ -212,7 +212,7 @@ def _with_decision(
     fit = fit_decision(store, directions, folds, rules.decision, rules.score.sigma, device=device)
     parts = {
         "decision": fit.decision.to_dict(),
-        "decision_params": rules.decision.model_dump(mode="json") | {"sigma": rules.score.sigma},
+        "decision_params": rules.decision.model_dump(mode="json"),
         "decision_cross_fitted": folds is not None,
     }
     return _sealed(detector.layers, detector.config | parts), fit.notes

@@ -33,6 +33,7 @@ _WORDS = {
     "tau": "method.tau",
     "detection": "method.detection",
     "protocol": "method.protocol",
+    "sigma": "score.sigma",
 }
 """What people call the facts that artefacts are compared by."""
 
@@ -99,7 +100,7 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
         ),
     )
     if session.params.score.rule == "additive":
-        return one(wanted)
+        return one(wanted | {"sigma": session.params.score.sigma})
     try:
         return one(wanted | {"decision": None})
     except NotThereError:
@@ -204,10 +205,10 @@ def _training(params: Params, seed: int, *only: str) -> dict[str, Any]:
 
 
 def _decision(params: Params) -> dict[str, Any] | None:
-    """What a decision is fitted with; the blur is below its `map_top`."""
+    """What a decision is fitted with."""
     if params.score.rule != "additive":
         return None
-    return params.decision.model_dump(mode="json") | {"sigma": params.score.sigma}
+    return params.decision.model_dump(mode="json")
 
 
 def _sae_facts(config: dict[str, Any]) -> dict[str, Any]:
@@ -221,6 +222,7 @@ def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in keys} | {
         "sae": config["sae"]["sae"],
         "decision": config.get("decision_params"),
+        "sigma": config["score"]["sigma"],  # the blur is below a decision's `map_top`
         "aux_part": config["auxiliary"].get("selection"),
         "store": config["inputs"]["store"],
     }

@@ -12,7 +12,7 @@ from spg_pipe.baselines.patchwise import Method
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 
-IMAGES = 24
+IMAGES = 16
 """Others that each image is compared with, drawn once: cost grows with images × these."""
 SHARE = 0.3
 """Of those, the nearest, whose mean distance counts: the others may be defective, too."""

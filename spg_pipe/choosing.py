@@ -65,12 +65,24 @@ class Judgement:
     def merit(self) -> float:
         """Mean of the image AUROC, the pixel AUROC and the pixel AP, as far as they are defined."""
         means = [self.mean(metric) for metric in ("image_auroc", "pixel_auroc", "pixel_ap")]
-        return float(np.nanmean(means))
+        known = [mean for mean in means if not math.isnan(mean)]
+        return float(np.mean(known)) if known else math.nan
 
 
 def best(judgements: Sequence[Judgement]) -> int:
-    """The candidate to take: the first of those that no other beats by `TOLERANCE`."""
+    """The candidate to take: the first of those that no other beats by `TOLERANCE`.
+
+    Raises
+    ------
+    SpgError
+        If there is nothing to judge by.
+    """
     merits = [judgement.merit for judgement in judgements]
+    if any(math.isnan(merit) for merit in merits):
+        raise SpgError(
+            "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
+            "can be chosen on this set. Its masks may be too thin: use a larger image_size."
+        )
     return next(n for n, merit in enumerate(merits) if merit >= max(merits) - TOLERANCE)
 
 
@@ -90,10 +102,12 @@ def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray
         if len(found) > 1:
             return found
     kinds = store.array("defect").astype(object)
-    found = {str(kind): (kinds == kind) & taught for kind in np.unique(kinds[taught])}
+    # Those without a mask are held out with their kind: they teach about images.
+    anomalous = sums.labels == 1
+    found = {str(kind): (kinds == kind) & anomalous for kind in np.unique(kinds[taught])}
     if len(found) < 2:
-        found = {f"fold {fold}": (sums.folds == fold) & taught for fold in np.unique(sums.folds)}
-        found = {name: rows for name, rows in found.items() if rows.any()}
+        found = {f"fold {fold}": (sums.folds == fold) & anomalous for fold in np.unique(sums.folds)}
+        found = {name: rows for name, rows in found.items() if (rows & taught).any()}
     if len(found) < 2:
         raise SpgError(
             f"{store.path} has {taught.sum()} anomalous images with a mask: too few to hold some "
@@ -196,12 +210,38 @@ def _judge(
     regions: dict[int, Regions],
 ) -> PartResult:
     fit = fit_seen(seen, images, params, sigma, final=which, honest=which, among=~rows)
-    decision = fit.decision
-    image_auroc = math.nan
-    if decision.terms and images.judged(rows).any():
-        values = image_values(decision, seen, which, images.size, sigma, rows)
-        total = np.sum(list(decision.shares(values).values()), axis=0)
-        image_auroc = image_metrics(images.labels[rows], total).auroc
+    found = [
+        _category(fit.decision, seen, images, sigma, which, own, regions)
+        for own in _by_category(images, rows)
+    ]
+    means = (_mean(column) for column in zip(*found, strict=True))
+    return PartResult(name, *means)
+
+
+def _by_category(images: Labelled, rows: np.ndarray) -> list[np.ndarray]:
+    return [
+        rows & (images.categories == category) for category in np.unique(images.categories[rows])
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _category(
+    decision: Decision,
+    seen: dict[str, Seen],
+    images: Labelled,
+    sigma: float,
+    which: int,
+    rows: np.ndarray,
+    regions: dict[int, Regions],
+) -> tuple[float, float, float]:
+    """Image AUROC, pixel AUROC and pixel AP of one category's held-out images."""
+    values = image_values(decision, seen, which, images.size, sigma, rows)
+    total = np.sum(list(decision.shares(values).values()), axis=0)
+    image_auroc = image_metrics(images.labels[rows], total).auroc
 
     def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
         for image in np.flatnonzero(rows):
@@ -209,8 +249,10 @@ def _judge(
                 place = regions[int(image)]
                 yield _map(decision, seen, which, int(image), images.size, sigma, place), place
 
+    if not any(int(image) in regions for image in np.flatnonzero(rows)):
+        return image_auroc, math.nan, math.nan
     pixel = accumulate(pairs, "histogram")
-    return PartResult(name, image_auroc, pixel.auroc, pixel.ap)
+    return image_auroc, pixel.auroc, pixel.ap
 
 
 def _map(
@@ -227,13 +269,13 @@ def _map(
 
 
 def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:
-    """Image → regions of its mask at S/4, where more than half of a pixel is defective."""
+    """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
     side = max(1, store.image_size // COARSE)
     states, found = store.array("mask_state"), {}
     for start in range(0, len(store), 64):
         rows = np.arange(start, min(start + 64, len(store)))
         masks = torch.from_numpy(store.masks(rows)).float()[:, None]
-        coarse = (F.adaptive_avg_pool2d(masks, side)[:, 0] > 0.5).numpy()
+        coarse = (F.adaptive_avg_pool2d(masks, side)[:, 0] >= 0.25).numpy()
         for row, mask in zip(rows.tolist(), coarse, strict=True):
             if states[row] != MaskState.MISSING:
                 found[row] = Regions.of(mask)

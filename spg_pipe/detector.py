@@ -214,8 +214,12 @@ class Detector:
             grid = grids[name] if grids else guides.grid
             local = anomaly_probability(similarity(tokens[name][:, 1:], vectors[2:4]), tau)
             patches[name] = to_grid(local, grid)
-            feature = detection_feature(tokens[name], self.config["detection"])
-            images.append(anomaly_probability(similarity(feature, vectors[:2]).double(), tau))
+            detection = self.config["detection"]
+            feature = detection_feature(tokens[name], detection)
+            # Trained guides have one pair for the image, contrast guides one for each view.
+            first = 2 * VIEWS.index(detection) if self.contrast else 0
+            pair = vectors[first : first + 2]
+            images.append(anomaly_probability(similarity(feature, pair).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:

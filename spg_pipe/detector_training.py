@@ -187,7 +187,8 @@ def _contrast_guides(store: FeatureStore, run: GuideRun, sums: ClassSums) -> _Gu
                 # Without a fold a class may be missing: its images are then judged by all.
                 rows = [dictionary.side(pair or final) for pair in found]
                 directions[layer][view] = torch.stack(rows)
-        if pairs["patches"] is None:
+        found_patches = pairs["patches"]
+        if found_patches is None or not bool(found_patches.codes.any()):
             raise SpgError(
                 f"{store.path}, layer {layer}: no category has patches with and without a defect, "
                 "so contrast guides have nothing to tell apart. Use guides.kind: trained, or an "

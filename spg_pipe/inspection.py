@@ -73,6 +73,7 @@ def _detector(path: Path) -> dict[str, Any]:
         "image_size": backbone.preprocess.size,
         "atoms_used": atoms,
         **{key: detector.config[key] for key in keys},
+        **({"decision": detector.config["decision"]} if detector.decision else {}),
         "fingerprint": detector.fingerprint,
     }
 

@@ -199,7 +199,7 @@ class DecisionParams(_Section):
     image: ImageWeights = ImageWeights()
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the map's pixels that `map_top` is the mean of."""
-    ridge: Annotated[float, Field(ge=0)] = 1.0
+    ridge: Annotated[float, Field(gt=0)] = 1.0
     """How firmly fitted weights are held to the proportions given here."""
 
     @model_validator(mode="after")

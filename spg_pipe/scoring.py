@@ -19,7 +19,7 @@ from spg_pipe.detector import Detector
 from spg_pipe.digests import FILES, file_digests, read_config, require_files
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import Judged, judge
-from spg_pipe.maps import anomaly_maps
+from spg_pipe.maps import SOFTENING, anomaly_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -90,6 +90,15 @@ class Scores:
         """`maps` from what `patches` gave."""
         return anomaly_maps(patches, self.size, self.sigma, size, log_odds=self.additive)
 
+    def bounds(self, images: np.ndarray) -> tuple[float, float]:
+        """Between which all values of some images' maps lie: a map is a mean of its patches."""
+        patches = self.patches(images).values()
+        ends = torch.stack([torch.stack(values.aminmax()) for values in patches]).double()
+        low, high = ends[:, 0].min(), ends[:, 1].max()
+        if self.additive:
+            low, high = (torch.sigmoid(end / SOFTENING) for end in (low, high))
+        return float(low), float(high)
+
     @classmethod
     def load(cls, path: Path) -> "Scores":
         """Read a folder that `score` wrote.
@@ -141,6 +150,12 @@ def score_store(
     params = score or detector.score
     if params.rule == "additive":
         detector.require_decision()
+        if params.sigma != detector.score.sigma:
+            raise SpgError(
+                f"score.sigma is {params.sigma:g}, and the detector's decision was fitted on maps "
+                f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
+                "score.sigma, or leave the detector's."
+            )
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
     return write_scores(
         store,

@@ -50,5 +50,9 @@ def mutual_scoring(store: FeatureStore, seed: int, images: int = IMAGES) -> Meth
             found[layer] = torch.stack(each)
         return found
 
-    sees = f"transductive: the target's {len(store)} images, unlabelled ({images} at a time)"
-    return Method("mutual scoring", sees, values, seed=seed)
+    return Method("mutual scoring", transductive(store, images), values, seed=seed)
+
+
+def transductive(store: FeatureStore, images: int = IMAGES) -> str:
+    """What it was allowed to see."""
+    return f"transductive: the target's {len(store)} images, unlabelled ({images} at a time)"

@@ -18,6 +18,7 @@ from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.judging import Judged
+from spg_pipe.params import SIGMA
 from spg_pipe.scoring import Scores, described, write_scores
 from spg_pipe.store.reader import FeatureStore
 
@@ -42,19 +43,13 @@ class NormalBank:
     """Fingerprint of the normal images' store."""
 
     @classmethod
-    def of(
-        cls, store: FeatureStore, coreset: int | None = None, sigma: float = 4.0, gpu: bool = False
-    ) -> "NormalBank":
+    def of(cls, store: FeatureStore, sigma: float = SIGMA) -> "NormalBank":
         """From a store of normal images.
 
         Parameters
         ----------
-        coreset : int, optional
-            Keep so many tokens a layer, spread by greedy farthest-point choice. Default: all.
         sigma : float
             Blur of the maps, pixels at S×S.
-        gpu : bool
-            Put the index on the first GPU (needs faiss-gpu).
 
         Raises
         ------
@@ -73,7 +68,7 @@ class NormalBank:
         index, scales, grids = {}, {}, {}
         for layer in store.layers:
             tokens = unit(torch.from_numpy(store.tokens(layer, np.arange(len(store)))).float())
-            index[layer] = _index(_coreset(tokens.flatten(0, 1), coreset), gpu)
+            index[layer] = _index(tokens.flatten(0, 1))
             others = torch.stack([_to_others(tokens, image) for image in range(len(tokens))])
             scales[layer] = float(others.mean()), max(float(others.std()), 1e-6)
             standard = (others - scales[layer][0]) / scales[layer][1]
@@ -124,7 +119,7 @@ def mahalanobis(store: FeatureStore) -> Method:
 
     def values(tokens: dict[str, Tensor], _rows: np.ndarray) -> dict[str, Tensor]:
         return {
-            layer: ((unit(batch[:, 1:]) - found[layer][0]) @ found[layer][1]).norm(dim=-1)
+            layer: _length(unit(batch[:, 1:]), *(t.to(batch.device) for t in found[layer]))
             for layer, batch in tokens.items()
         }
 
@@ -187,30 +182,16 @@ def score_fused(
     )
 
 
-def _index(vectors: Tensor, gpu: bool) -> Any:
+def _length(patches: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    return ((patches - mean) @ root).norm(dim=-1)
+
+
+def _index(vectors: Tensor) -> Any:
     import faiss
 
-    index: Any = faiss.IndexFlatIP(vectors.shape[1])
-    if gpu:
-        if not hasattr(faiss, "StandardGpuResources"):
-            raise SpgError(
-                "This faiss has no GPU part. Install faiss-gpu, or leave the bank on CPU."
-            )
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors.numpy()))
     return index
-
-
-def _coreset(vectors: Tensor, count: int | None) -> Tensor:
-    """Greedy farthest points of unit vectors (n, D), from the one nearest to their mean."""
-    if count is None or count >= len(vectors):
-        return vectors
-    chosen: list[int] = [int((vectors @ vectors.mean(dim=0)).argmax())]
-    nearest = vectors @ vectors[chosen[0]]
-    while len(chosen) < count:
-        chosen.append(int(nearest.argmin()))
-        nearest = torch.maximum(nearest, vectors @ vectors[chosen[-1]])
-    return vectors[sorted(chosen)]
 
 
 def _to_others(tokens: Tensor, image: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spg_pipe.decision.components import Components, components
 from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
+from spg_pipe.errors import SpgError
 from spg_pipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -22,7 +23,8 @@ Progress = Callable[[int, int], None]
 UNKNOWN = 255
 """The label of an image of which it is not known whether it is normal."""
 _LOOSE = 1e-3
-"""Ridge on the common scale of all weights: it stays finite where the classes separate wholly."""
+"""Ridge on the common scale of all weights: with `ridge` above 0 they stay finite where the classes
+separate wholly."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ def fit_seen(
         for name in asked
         if name not in prior
     ]
+    if not prior:
+        raise SpgError(
+            f"The guides have nothing for the image components {', '.join(asked)}, so no image "
+            "could be scored. Give decision.image.map_top or decision.image.dissimilarity a weight."
+        )
     means = {name: _scale(own[name]) for name in prior}
     bias, fitted = 0.0, np.array(list(prior.values()))
     if judged.any():
@@ -165,8 +172,9 @@ def fit_weights(
 ) -> tuple[float, np.ndarray]:
     """Logistic regression whose weights stay near a prior direction and above zero.
 
-    Minimises the balanced mean log loss of b + Σ wᵢ·vᵢ plus ridge·‖w − s·prior‖², over b, w ≥ 0 and
-    a common scale s ≥ 0. A large ridge leaves the prior's proportions and fits b and s alone.
+    Minimises the balanced mean log loss of b + Σ wᵢ·vᵢ plus ridge·‖w − s·prior‖² + 0.001·s², over
+    b, w ≥ 0 and a common scale s ≥ 0, the prior scaled to unit length. A large ridge leaves the
+    prior's proportions and fits b and s alone.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from spg_pipe.maps import anomaly_maps
 MAP_TOP = "map_top"
 """The image component that is made from the map."""
 COARSE = 4
-"""`map_top` looks at every fourth pixel of each axis: the blur leaves nothing between them."""
+"""`map_top` looks at maps of S/4: with the usual blur of 4 pixels nothing is lost."""
 
 
 class Scale(NamedTuple):

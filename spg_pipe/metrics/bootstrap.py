@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.metrics.logit_keys import MAX_KEY, score_keys
+from spg_pipe.metrics.logit_keys import score_keys
 
 BINS = 4096
-"""Even in the logit; metrics of pixels are good to about 1e-3, far below any interval."""
+"""Even in the logit between the lowest and the highest score; metrics of pixels are good to about
+1e-3, far below any interval."""
 ROUNDS = 300
 LEVEL = 0.95
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
@@ -40,17 +41,21 @@ class CategoryImages(NamedTuple):
 
 
 def pixel_histograms(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], low: float, high: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normal and anomalous pixels by score, (n, BINS) each.
 
     Parameters
     ----------
     pairs : of (map, mask), (H, W) float32 in [0, 1] and bool
+    low, high : bounds of all maps' values
     """
+    first, last = score_keys(np.array([low, high], np.float32)).astype(np.int64)
+    width = max(1, int(last - first) // BINS + 1)
     rows = []
     for anomaly_map, mask in pairs:
-        bins = (score_keys(anomaly_map).astype(np.int64) * BINS // (MAX_KEY + 1)).ravel()
+        keys = score_keys(np.clip(anomaly_map, low, high)).astype(np.int64).ravel()
+        bins = (keys - first) // width
         both = np.bincount(bins + BINS * mask.ravel(), minlength=2 * BINS)
         rows.append(both.reshape(2, BINS).astype(np.int32))
     found = np.stack(rows) if rows else np.zeros((0, 2, BINS), np.int32)

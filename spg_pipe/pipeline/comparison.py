@@ -13,7 +13,7 @@ from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_sae
-from spg_pipe.params import parse_params
+from spg_pipe.params import GuideParams, parse_params
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.sweeps import is_there
 from spg_pipe.pipeline.training import train_guides_together, train_saes
@@ -66,15 +66,18 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
     from spg_pipe.metrics import write_csv
 
     params = session.params
-    if not params.directions:
-        raise SpgError("The recipe has no directions, so there is nothing to compare.")
+    _check(session)
     published = _published(session)
     for aux in dict.fromkeys(way.aux for way in params.directions):
         _train(session, published, aux)
-    rows = []
+    rows, free = [], {}
     for way in params.directions:
+        if way.aux not in free:
+            free[way.aux] = _free(published, find_store(session, find_dataset(params, way.aux)))
         target = find_store(session, find_dataset(params, way.target))
-        entries = list(_entries(session, published, way.aux, way.target, target, normals))
+        entries = list(
+            _entries(session, published, way.aux, way.target, target, normals, free[way.aux])
+        )
         for method in dict.fromkeys(entry.method for entry in entries):
             of_method = [entry for entry in entries if entry.method == method]
             rows.append(_row(session, way.aux, target, of_method))
@@ -86,10 +89,28 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
     return Comparison(rows, table, path)
 
 
+def _check(session: Session) -> None:
+    params = session.params
+    if not params.directions:
+        raise SpgError("The recipe has no directions, so there is nothing to compare.")
+    if params.guides.kind != "contrast" or params.score.rule != "additive":
+        raise SpgError(
+            "compare sets spg-plus, guides.kind: contrast with score.rule: additive, beside the "
+            f"published method; found {params.guides.kind} and {params.score.rule}. Use a recipe "
+            "with the default method, or `spg-pipe sweep` for other settings."
+        )
+    if params.metrics.resolution != "model":
+        raise SpgError(
+            f"compare judges maps at the model's size; found metrics.resolution: "
+            f"{params.metrics.resolution}. Add --set metrics.resolution=model."
+        )
+
+
 def _published(session: Session) -> Session:
     """The recipe with the published method; its seeds share the order of images, and so a pass."""
     content = session.params.model_dump(mode="json")
-    content["guides"] |= {"kind": "trained", "order_seed": session.params.seeds[0]}
+    order = {"order_seed": session.params.seeds[0]}
+    content["guides"] = GuideParams(kind="trained", **order).model_dump(mode="json")
     content["score"] |= {"rule": "published", "image_score": "max"}
     params = parse_params(content, "compare")
     return replace(session, params=params, changed=session.changed | {"guides", "score"})
@@ -113,10 +134,11 @@ def _entries(
     name: str,
     target: "FeatureStore",
     normals: int,
+    free: "Sequence[Detector]",
 ) -> Iterator[Entry]:
     """Every method with every seed that it depends on."""
     from spg_pipe.baselines.linear import logistic_regression
-    from spg_pipe.baselines.mutual import mutual_scoring
+    from spg_pipe.baselines.mutual import mutual_scoring, transductive
     from spg_pipe.baselines.patchwise import score_patchwise
     from spg_pipe.baselines.unsupervised import dissimilarity
     from spg_pipe.detector import Detector
@@ -126,28 +148,35 @@ def _entries(
     labelled = "labelled auxiliary set"
     store = find_store(session, find_dataset(session.params, aux))
 
-    def scored(detector: "Detector") -> Make:
-        return lambda path: score_store(detector, target, path, device=device)
+    def scored(detector: "Detector", like: Session) -> Make:
+        score = like.params.score
+        return lambda path: score_store(detector, target, path, score=score, device=device)
 
     def patchwise(make: "Callable[[], Method]") -> Make:
         return lambda path: score_patchwise(make(), target, path, sigma=sigma, device=device)
 
     own = {seed: Detector.load(find_detector(session, aux, seed)) for seed in session.params.seeds}
     for seed, detector in own.items():
-        yield Entry("spg-plus", labelled, seed, scored(detector))
+        yield Entry("spg-plus", labelled, seed, scored(detector, session))
     for seed in session.params.seeds:
         detector = Detector.load(find_detector(published, aux, seed))
-        yield Entry("SPG as published", labelled, seed, scored(detector))
-    for seed, detector in zip(session.params.seeds, _free(published, store), strict=True):
-        yield Entry("free dense guides, trained", labelled, seed, scored(detector))
+        yield Entry("SPG as published", labelled, seed, scored(detector, published))
+    for seed, detector in zip(session.params.seeds, free, strict=True):
+        yield Entry("free dense guides, trained", labelled, seed, scored(detector, published))
     for seed in session.params.seeds:
         make = patchwise(partial(logistic_regression, store, seed))
         yield Entry("logistic regression", labelled, seed, make)
     yield Entry("intra-image dissimilarity", "nothing", None, patchwise(dissimilarity))
+    if len(np.unique(target.array("category").astype(object))) > 1:
+        session.console.say(
+            f"No few-shot and transductive methods on {name}: its categories are products of their "
+            "own, and these methods take one product at a time."
+        )
+        return
     yield from _few_shot(session, name, target, own, normals, patchwise)
     first = session.params.seeds[0]  # by far the slowest, and its seed only draws the others
-    made = mutual_scoring(target, first)
-    yield Entry(made.name, made.sees, first, patchwise(lambda: made))
+    make = patchwise(partial(mutual_scoring, target, first))
+    yield Entry("mutual scoring", transductive(target), first, make)
 
 
 def _free(published: Session, store: "FeatureStore") -> "list[Detector]":
@@ -190,10 +219,10 @@ def _few_shot(
     dataset = find_dataset(session.params, f"{name}/train")
     try:
         store = FeatureStore(extract(session, dataset, limit=normals))
+        bank = NormalBank.of(store, sigma=session.params.score.sigma)
     except SpgError as error:
-        session.console.say(f"No few-shot methods on {name}, which needs normal images: {error}")
+        session.console.say(f"No few-shot methods on {name}: {error}")
         return
-    bank = NormalBank.of(store, sigma=session.params.score.sigma)
     yield Entry("k-NN bank", bank.sees, None, patchwise(partial(nearest_neighbours, bank)))
     yield Entry("Mahalanobis", bank.sees, None, patchwise(partial(mahalanobis, store)))
     for seed, detector in detectors.items():
@@ -227,6 +256,7 @@ def _row(
         "method": entries[0].method,
         "sees": entries[0].sees,
         "backbone": first["backbone"],
+        "method_protocol": first["method_protocol"],
         "protocol": first["protocol"],
         "resolution": first["resolution"],
         "seeds": ";".join(str(entry.seed) for entry in entries if entry.seed is not None),
@@ -255,7 +285,7 @@ def _intervals(scores: "Scores", store: "FeatureStore") -> dict[str, tuple[float
                 part = rows[start : start + 64]
                 yield from zip(scores.maps(part), store.masks(part) > 0, strict=True)
 
-        normal, anomalous = pixel_histograms(pairs())
+        normal, anomalous = pixel_histograms(pairs(), *scores.bounds(chosen))
         known = (states != MaskState.MISSING)[:, None]
         found.append(
             CategoryImages(
@@ -284,7 +314,7 @@ def _table(rows: Sequence[dict[str, Any]], aux: str, target: str) -> Table:
         f"{aux} → {target} ({first['split']} split); {first['backbone']}; metrics protocol "
         f"{first['protocol']}, resolution {first['resolution']}; mean ± deviation over seeds "
         f"{first['seeds']}, and the 95 % bootstrap interval over images of the first. Seconds: "
-        "making what is not trained and judging the target once."
+        "judging the target once, and making what is not trained (the bank's few images apart)."
     )
     heads = ("Method", "Sees", "Image AUROC", "Pixel AUROC", "Pixel AP", "AUPRO@0.3", "Seconds")
     return Table(caption, heads, lines)

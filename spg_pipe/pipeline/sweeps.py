@@ -172,17 +172,23 @@ def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: in
         train_saes(missing, aux, [seed])
     untrained = [
         one.session
-        for one in _distinct(group, _of_detector(group))
+        for one in _distinct_detectors(group)
         if not is_there(partial(find_detector, one.session, aux, seed))
     ]
     if untrained:
         train_guides_together(untrained, aux, [seed])
 
 
-def _of_detector(group: Sequence[Setting]) -> tuple[str, ...]:
-    """Sections that a detector depends on: scoring has options of its own, a decision does not."""
-    additive = {setting.session.params.score.rule for setting in group} != {"published"}
-    return ("sae", "guides", "decision", "score") if additive else ("sae", "guides")
+def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
+    """One for each detector that `find_detector` tells apart: most of `score` is no part of it."""
+    found: dict[str, Setting] = {}
+    for setting in group:
+        params = setting.session.params
+        key: list[object] = [params.sae, params.guides]
+        if params.score.rule == "additive":
+            key += [params.decision, params.score.sigma]
+        found.setdefault(repr(key), setting)
+    return list(found.values())
 
 
 def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:

@@ -74,16 +74,6 @@ def test_a_bank_gives_the_distance_to_the_nearest_normal_patch(
         np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
-def test_a_coreset_is_a_part_of_the_bank_that_is_spread_out(normals: FeatureStore) -> None:
-    whole, part = NormalBank.of(normals), NormalBank.of(normals, coreset=5)
-    assert {layer: index.ntotal for layer, index in part.index.items()} == {"1": 5, "2": 5}
-    kept = part.index["1"].reconstruct_n(0, 5)
-    everything = whole.index["1"].reconstruct_n(0, whole.index["1"].ntotal)
-    assert all((everything == row).all(axis=1).any() for row in kept)
-    drawn = everything[np.random.default_rng(0).permutation(len(everything))[:5]]
-    assert (everything @ kept.T).max(axis=1).min() > (everything @ drawn.T).max(axis=1).min()
-
-
 def test_a_bank_of_one_image_or_of_defects_is_refused(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -146,8 +136,10 @@ def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
     row = evaluate_scores(scores, tiny_store, MetricParams()).rows[-1]
     assert row["method"] == "intra-image dissimilarity"
     assert 0 <= row["pixel_auroc"] <= 1
-    batches = [score_patchwise(dissimilarity(), tiny_store, tmp_path / "t", sigma=1.0)]
-    assert batches[0].table["score"].equals(scores.table["score"])
+    tokens = {layer: image_tokens(tiny_store, layer, np.array([7])) for layer in ("1", "2")}
+    alone = dissimilarity().values(tokens, np.array([7]))
+    for layer, values in scores.patches(np.array([7])).items():
+        torch.testing.assert_close(values.flatten(1), alone[layer], atol=1e-6, rtol=0)
 
 
 def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import METHOD, SAE, extracted, write_folder
 
 from spg_pipe.datasets import build_manifest
-from spg_pipe.decision.fit import fit_weights
+from spg_pipe.decision.fit import fit_weights, look
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.detector import Detector
 from spg_pipe.detector_training import Rules, train_guides, train_guides_together
@@ -24,6 +25,7 @@ from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.scoring import score_store
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
 
 CONTRAST = GuideParams(atoms=6)
 ADDITIVE = ScoreParams(sigma=1.0)
@@ -56,13 +58,12 @@ def test_a_firm_ridge_keeps_the_proportions(seed: int) -> None:
     assert weights[0] > 0
 
 
-def test_without_a_ridge_weights_are_those_of_logistic_regression() -> None:
+def test_with_hardly_a_ridge_weights_are_those_of_logistic_regression() -> None:
     from sklearn.linear_model import LogisticRegression
 
     values, labels = two_classes(0, 1.0)
     values[:, 1] += 0.5 * labels
-    bias, weights = fit_weights(values, labels, np.array([1.0, 1.0]), 0.0)
-    # _LOOSE holds only the common scale, which is free of the weights without a ridge.
+    bias, weights = fit_weights(values, labels, np.array([1.0, 1.0]), 1e-9)
     expected = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-9).fit(values, labels)
     np.testing.assert_allclose(weights, expected.coef_[0], rtol=1e-2)
     assert bias == pytest.approx(expected.intercept_[0], rel=1e-2, abs=1e-2)
@@ -121,8 +122,6 @@ def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: S
     """On the set that they were taken from, components have mean 0."""
     detector = detector_of(tiny_store, tiny_sae)
     decision = decision_of(detector)
-    from spg_pipe.store.stream import image_tokens
-
     tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
     patches, values = detector.log_odds(tokens)
     for grid in patches.values():
@@ -133,6 +132,35 @@ def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: S
 
 
 def test_images_are_weighed_by_guides_that_were_made_without_them(
+    tiny_store: FeatureStore,
+) -> None:
+    """Other guides of a fold change what its images, and no others, are weighed by."""
+    generator = torch.Generator().manual_seed(0)
+    directions = {
+        layer: {
+            view: torch.randn(6, shape.dim, generator=generator)
+            for view in ("patches", "cls", "mean_tokens")
+        }
+        for layer, shape in tiny_store.spec.layers.items()
+    }
+    folds = np.arange(len(tiny_store)) % 5
+    own = np.stack([np.zeros_like(folds), folds + 1], axis=1)
+    before = look(tiny_store, directions, own)
+    for views in directions.values():
+        for rows in views.values():
+            rows[1 + 2] += 1.0  # the guides made without fold 2
+    after = look(tiny_store, directions, own)
+    for layer, found in before.items():
+        for old, new in (
+            (found.guides, after[layer].guides),
+            (found.image["cls"], after[layer].image["cls"]),
+        ):
+            moved = (old != new).flatten(2).any(dim=2) if old.ndim > 2 else old != new
+            assert not moved[:, 0].any()
+            assert moved[:, 1].tolist() == (folds == 2).tolist()
+
+
+def test_trained_guides_have_seen_their_images_and_say_so(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
     detector = detector_of(tiny_store, tiny_sae)
@@ -162,6 +190,44 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
     assert decision.bias == 0
     assert len([note for note in notes if "no image component" in note]) == 2
     assert any("no category has normal and anomalous images" in note for note in notes)
+
+
+def test_components_that_no_guides_have_are_refused_if_nothing_else_is_asked(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    trained = GuideParams(kind="trained", epochs=1, batch_images=4)
+    only = ImageWeights(map_top=0, cls=0, dissimilarity=0, mean_tokens=1)
+    with pytest.raises(SpgError, match=r"mean_tokens.*decision.image.map_top"):
+        detector_of(tiny_store, tiny_sae, params=trained, decision=DecisionParams(image=only))
+
+
+def test_another_blur_than_the_decisions_is_refused(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    detector = detector_of(tiny_store, tiny_sae)
+    other = ADDITIVE.model_copy(update={"sigma": 2.0})
+    with pytest.raises(SpgError, match=r"sigma is 2.*train-guides"):
+        score_store(detector, tiny_store, tmp_path / "s", score=other)
+
+
+def test_contrast_guides_are_judged_by_the_published_rule_too(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    published = ScoreParams(rule="published", sigma=1.0, image_score="cls")
+    tokens = image_tokens(tiny_store, "1", np.arange(16))
+    for detection, feature, row in (
+        ("cls", tokens[:, 0], 0),
+        ("mean_tokens", tokens[:, 1:].mean(dim=1), 4),
+    ):
+        method = METHOD.model_copy(update={"detection": detection})
+        detector = detector_of(tiny_store, tiny_sae, method=method, score=published)
+        only = replace(detector, layers={"1": detector.layers["1"]})
+        _, cls = only.probabilities({"1": tokens})
+        normal, anomaly = only.layers["1"].vectors[row : row + 2]
+        unit = feature / feature.norm(dim=1, keepdim=True)
+        expected = torch.sigmoid((unit @ (anomaly - normal)).double() / 0.07)
+        torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
+        assert cls.std() > 0
 
 
 def test_a_detector_without_a_decision_cannot_be_asked_for_one(

@@ -9,26 +9,33 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from spg_pipe.metrics.bootstrap import BINS, CategoryImages, intervals, pixel_histograms
 
 
-def images(count: int, seed: int, gap: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def images(
+    count: int, seed: int, gap: float, spread: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (n,), maps (n, 16, 16) and masks: defects score higher by `gap` in the logit."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     masks = np.zeros((count, 16, 16), bool)
     masks[labels == 1, 4:8, 4:8] = True
-    maps = 1 / (1 + np.exp(-(rng.normal(size=masks.shape) + gap * masks)))
+    maps = 1 / (1 + np.exp(-spread * (rng.normal(size=masks.shape) + gap * masks)))
     return labels, maps.astype(np.float32), masks
+
+
+def histograms(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pairs = zip(maps, masks, strict=True)
+    return pixel_histograms(pairs, float(maps.min()), float(maps.max()))
 
 
 def category(count: int, seed: int, gap: float = 1.5) -> CategoryImages:
     labels, maps, masks = images(count, seed, gap)
-    return CategoryImages(
-        labels, maps.max(axis=(1, 2)), *pixel_histograms(zip(maps, masks, strict=True))
-    )
+    return CategoryImages(labels, maps.max(axis=(1, 2)), *histograms(maps, masks))
 
 
-def test_histograms_hold_every_pixel_once_and_keep_the_metrics() -> None:
-    _, maps, masks = images(20, 0, 1.5)
-    normal, anomalous = pixel_histograms(zip(maps, masks, strict=True))
+@pytest.mark.parametrize("spread", [0.02, 1.0, 8.0])
+def test_histograms_hold_every_pixel_once_and_keep_the_metrics(spread: float) -> None:
+    """However near to each other the scores lie."""
+    _, maps, masks = images(20, 0, 1.5, spread)
+    normal, anomalous = histograms(maps, masks)
     assert normal.shape == anomalous.shape == (20, BINS)
     assert normal.sum() + anomalous.sum() == maps.size
     assert (anomalous.sum(axis=1) == masks.sum(axis=(1, 2))).all()

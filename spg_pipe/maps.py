@@ -19,6 +19,9 @@ from spg_pipe.params import SIGMA
 SOFTENING = 4.0
 """Log odds are divided by it before their sigmoid: float32 holds no more steps below 1 at 16.6, and
 a memory bank's distances reach 25 deviations. It changes no order."""
+SHOWN = (0.5, 5.0)
+"""Log odds that get the darkest and the brightest colour: standardised components put an ordinary
+patch at 0 ± 1, and a single component's outliers at 5."""
 _TRUNCATE = 4.0
 """The blur's kernel ends at 4σ, with reflected borders (scipy's default semantics)."""
 
@@ -83,6 +86,14 @@ def anomaly_maps(
             mean = total / len(patches)
             image.copy_(torch.sigmoid(mean / SOFTENING) if log_odds else mean)
     return maps
+
+
+def shown_range(*, log_odds: bool) -> tuple[float, float]:
+    """Values of a finished map that get the darkest and the brightest colour of a heat map."""
+    if not log_odds:
+        return 0.0, 1.0
+    low, high = torch.sigmoid(torch.tensor(SHOWN) / SOFTENING).tolist()
+    return low, high
 
 
 def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:

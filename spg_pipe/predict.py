@@ -15,7 +15,7 @@ from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, rea
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import score_images
-from spg_pipe.maps import resize_maps
+from spg_pipe.maps import resize_maps, shown_range
 from spg_pipe.params import ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 
@@ -113,6 +113,7 @@ def predict(
     images = choose_images(source, out)
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
+    shown = shown_range(log_odds=params.rule == "additive")
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
@@ -123,7 +124,7 @@ def predict(
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)
-                _write_overlay(folder / name, pixels[i], full)
+                _write_overlay(folder / name, pixels[i], full, shown)
                 row, column = np.unravel_index(int(full.argmax()), full.shape)
                 results.append(
                     Prediction(
@@ -249,7 +250,9 @@ def _tokens(
     yield tokens, {name: value.grid for name, value in output.items()}
 
 
-def _write_overlay(path: Path, image: np.ndarray, anomaly_map: np.ndarray) -> None:
+def _write_overlay(
+    path: Path, image: np.ndarray, anomaly_map: np.ndarray, shown: tuple[float, float]
+) -> None:
     import io
 
     from PIL import Image
@@ -257,7 +260,9 @@ def _write_overlay(path: Path, image: np.ndarray, anomaly_map: np.ndarray) -> No
     from spg_pipe.report.render import eight_bit, overlay
 
     data = io.BytesIO()
-    Image.fromarray(overlay(eight_bit(image), anomaly_map)).save(data, format="PNG")
+    low, high = shown
+    picture = overlay(eight_bit(image), anomaly_map, low=low, high=high)
+    Image.fromarray(picture).save(data, format="PNG")
     write_bytes(path, data.getvalue())
 
 

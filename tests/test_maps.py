@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from spg_pipe.maps import anomaly_maps, raw_maps, resize_maps
+from spg_pipe.maps import anomaly_maps, raw_maps, resize_maps, shown_range
 
 
 def random_patches(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -94,3 +94,14 @@ def test_saturated_maps_stay_between_0_and_1() -> None:
         maps = anomaly_maps({"a": torch.full((1, 28, 28), value)}, 448, at=(700, 900))
         assert maps.dtype == np.float32
         assert (maps == value).all()
+
+
+def test_heat_maps_of_log_odds_spend_their_colours_on_what_stands_out() -> None:
+    """An ordinary patch has log odds about 0: half of the scale of a probability."""
+    assert shown_range(log_odds=False) == (0.0, 1.0)
+    low, high = shown_range(log_odds=True)
+    grids = {"1": torch.tensor([[[0.0, 0.0], [0.0, 6.0]]])}
+    (finished,) = anomaly_maps(grids, 8, 0.0, log_odds=True)
+    assert finished[0, 0] < low < high < finished[-1, -1] <= 1
+    far = anomaly_maps({"1": torch.tensor([[[20.0, 25.0]]])}, 8, 0.0, log_odds=True)
+    assert far[0, 0, 0] < far[0, 0, -1] < 1  # float32 still tells them apart

@@ -3,15 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artifacts import fresh_folder
 from spg_pipe.datasets.layouts import honours_exif
 from spg_pipe.errors import SpgError
+from spg_pipe.maps import SHOWN
 from spg_pipe.params import Params
 from spg_pipe.paths import Paths
 from spg_pipe.report import examples, facts, figures, inputs, render, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+
+if TYPE_CHECKING:
+    from spg_pipe.scoring import Scores
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +60,8 @@ class DirectionSection:
     curves: Figure | None
     maps: tuple[CategoryMaps, ...]
     map_seed: int
+    map_scale: tuple[str, str]
+    """What the darkest and the brightest colour of its maps stand for."""
     remarks: tuple[str, ...]
 
 
@@ -195,8 +201,16 @@ def _direction_section(
         curves=_figure(folder, f"{name}-pixel", curves, alt),
         maps=tuple(maps),
         map_seed=runs.runs[0].seed,
+        map_scale=_map_scale(runs.runs[0].scores),
         remarks=tuple(_direction_remarks(runs, unreadable)),
     )
+
+
+def _map_scale(scores: "Scores") -> tuple[str, str]:
+    if not scores.additive:
+        return "0", "1"
+    low, high = SHOWN
+    return f"log odds {low:g}", f"{high:g}"
 
 
 def _direction_remarks(runs: DirectionRuns, unreadable: Sequence[str]) -> list[str]:

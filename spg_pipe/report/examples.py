@@ -13,7 +13,7 @@ import numpy as np
 from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
 from spg_pipe.errors import SpgError
-from spg_pipe.maps import raw_maps, resize_maps
+from spg_pipe.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.report import render
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.scoring import Scores
@@ -184,6 +184,7 @@ def draw(
     scores, store = runs.runs[0].scores, runs.store
     pictures: list[Picture] = []
     unreadable: list[str] = []
+    low, high = shown_range(log_odds=scores.additive)
     rows = np.array([example.image for example in examples], dtype=int)
     # All at once, because a chunk of the scores holds many images.
     small = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
@@ -196,7 +197,7 @@ def draw(
         else:
             size = photograph.shape[:2]
         under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
-        heat_map = render.overlay(under, resize_maps(one[None], size)[0])
+        heat_map = render.overlay(under, resize_maps(one[None], size)[0], low=low, high=high)
         outlined = False
         if store is not None and row["mask_state"] == MaskState.GIVEN:
             outlined = True

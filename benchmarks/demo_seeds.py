@@ -53,7 +53,14 @@ def detector_of(params: Params, store: FeatureStore) -> Detector:
     for layer, values in quality.items():
         print(f"  {store.spec.dataset} {layer}: R² {values['r2']:.3f}", flush=True)
     detector, _ = train_guides(
-        store, sae, params.guides, params.method, params.score, seed=seed, device=device
+        store,
+        sae,
+        params.guides,
+        params.method,
+        params.score,
+        seed=seed,
+        decision=params.decision,
+        device=device,
     )
     return detector
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.datasets.manifest import LABEL_UNKNOWN
 from spg_pipe.decision.components import Components, components
 from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
@@ -20,8 +21,6 @@ from spg_pipe.store.stream import ordered_batches, sources_of
 
 Progress = Callable[[int, int], None]
 
-UNKNOWN = 255
-"""The label of an image of which it is not known whether it is normal."""
 _LOOSE = 1e-3
 """Ridge on the common scale of all weights: with `ridge` above 0 they stay finite where the classes
 separate wholly."""
@@ -59,7 +58,7 @@ class Labelled:
 
     def judged(self, among: np.ndarray) -> np.ndarray:
         """(n,) bool: of `among`, the labelled images of categories that have both classes."""
-        rows = among & (self.labels != UNKNOWN)
+        rows = among & (self.labels != LABEL_UNKNOWN)
         found = np.zeros(len(rows), bool)
         for category in np.unique(self.categories[rows]):
             own = rows & (self.categories == category)

@@ -1,6 +1,7 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from spg_pipe.cli_options import (
     AuxOption,
     BackboneOption,
+    BankOption,
     Cache,
     CacheOption,
     DetectorOption,
@@ -16,6 +18,8 @@ from spg_pipe.cli_options import (
     GridOption,
     JsonOption,
     LayersOption,
+    NormalFolderOption,
+    NormalsOption,
     ParamsOption,
     PlainUsage,
     QuietOption,
@@ -28,6 +32,8 @@ from spg_pipe.cli_options import (
     VerboseOption,
     WeightsOption,
     WorkersOption,
+    bank_alone,
+    bank_params,
     grid_of,
     make_session,
     names_of,
@@ -256,6 +262,8 @@ def score(
     seed: SeedOption = None,
     detector: DetectorOption = None,
     store: StoreOption = None,
+    normals: NormalsOption = None,
+    bank: BankOption = None,
     backbone: BackboneOption = None,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
@@ -270,6 +278,7 @@ def score(
     """
     from spg_pipe import pipeline
 
+    alone = bank_alone(normals, bank)
     session = make_session(
         params,
         overrides=overrides,
@@ -279,12 +288,15 @@ def score(
         quiet=quiet,
         as_json=as_json,
     )
+    run = pipeline.score
+    if normals is not None:
+        if split is None:
+            raise SpgError("--normals are normal images of one target: name it with --split.")
+        run = partial(pipeline.score_few_shot, normals=normals, alone=alone)
     paths = [
         path
         for target, source in targets_of(session.params, split, aux, detector or store)
-        for path in pipeline.score(
-            session, target, aux=source, seed=seed, detector=detector, store=store
-        )
+        for path in run(session, target, aux=source, seed=seed, detector=detector, store=store)
     ]
     session.console.result({"scores": [str(path) for path in paths]})
 
@@ -350,7 +362,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
         "predictions"
     ),
+    normals: NormalFolderOption = None,
+    bank: BankOption = None,
     weights: WeightsOption = None,
+    overrides: SetOption = None,
     device: DeviceOption = "auto",
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
@@ -360,8 +375,17 @@ def predict(
     from spg_pipe.predict import predict_folder
 
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
+    alone, settings = bank_alone(normals, bank), bank_params(normals, overrides)
     content, text = predict_folder(
-        detector, source, out, weights=weights, device=device, console=console
+        detector,
+        source,
+        out,
+        weights=weights,
+        device=device,
+        console=console,
+        normals=normals,
+        alone=alone,
+        bank=settings,
     )
     console.result(content, text)
 

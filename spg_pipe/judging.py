@@ -3,7 +3,6 @@
 `published` (docs/method.md §4) looks at the guides alone; `additive` (§8) adds up components.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,17 +113,3 @@ def _add_up(
     total = decision.bias + np.sum(list(shares.values()), axis=0)
     columns = {f"share_{name}": share for name, share in shares.items()}
     return Judged(patches, {"score": total, **columns})
-
-
-def score_images(
-    detector: Detector,
-    tokens: Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, int]]]],
-    params: ScoreParams,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Maps (B, S, S) and `Judged.columns` for batches of tokens."""
-    size = detector.backbone.preprocess.size
-    for batch, grids in tokens:
-        judged = judge(detector, batch, grids, size, params)
-        additive = params.rule == "additive"
-        maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
-        yield maps, judged.columns

@@ -1,6 +1,6 @@
 """A detector on a person's own images: scores and heat maps at the images' own size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ import torch
 
 from spg_pipe.artifacts import write_bytes, write_text
 from spg_pipe.backbones.base import Backbone
+from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.judging import score_images
-from spg_pipe.maps import resize_maps, shown_range
-from spg_pipe.params import ScoreParams
+from spg_pipe.few_shot import KNOWN, judge_alone, judge_fused, require_fusible, says
+from spg_pipe.judging import Judged, judge
+from spg_pipe.maps import anomaly_maps, resize_maps, shown_range
+from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
+from spg_pipe.predict_normals import bank_of_images, normal_images
 
 Progress = Callable[[int, int], None]
 
@@ -39,11 +42,29 @@ class Prediction:
     protocol: str
     """The method's protocol (docs/method.md §5)."""
     parts: dict[str, float]
-    """What the score is made of: the other columns of `scoring.Judged`."""
+    """What the score is made of: the other columns of `judging.Judged`."""
+    sees: str = ""
+    """Where normal images of the target were used: that it is few-shot, and how many."""
+    among_normals: bool = False
+    """The image is one of these itself, so that the bank has nothing against it."""
 
 
-HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name != "parts")
+_LAST = ("parts", "sees", "among_normals")
+HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
 """What the first line of every scores.csv begins with; names of the parts follow."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Normal images of the target, and whether they judge without the guides."""
+
+    memory: MemoryBank
+    alone: bool = False
+
+    @property
+    def sees(self) -> str:
+        """How many normal images there were."""
+        return says([self.memory.images])
 
 
 def find_images(source: Path) -> list[Path]:
@@ -94,6 +115,7 @@ def predict(
     out: Path,
     *,
     score: ScoreParams | None = None,
+    bank: Bank | None = None,
     batch_images: int = 4,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -102,6 +124,13 @@ def predict(
 
     Each image is judged on its own; the detector's protocol says whether its EXIF orientation
     counts. Files of an earlier result are replaced when all images are done, never before.
+
+    Parameters
+    ----------
+    score : ScoreParams, optional
+        Default: what the detector was saved with.
+    bank : Bank, optional
+        Few-shot: normal images of the target, added to the detector's decision or alone.
 
     Raises
     ------
@@ -113,14 +142,18 @@ def predict(
     images = choose_images(source, out)
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
-    shown = shown_range(log_odds=params.rule == "additive")
+    additive = params.rule == "additive" or bank is not None
+    shown = shown_range(log_odds=additive)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
-            tokens = _tokens(backbone, pixels, device)
-            maps, columns = next(score_images(detector, tokens, params))
+            judged = _judge(detector, *_tokens(backbone, pixels, device), params, bank)
+            size = detector.backbone.preprocess.size
+            maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
+            columns = dict(judged.columns)
+            known = columns.pop(KNOWN, np.zeros(len(batch), bool))
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)
@@ -137,6 +170,8 @@ def predict(
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
+                        sees=bank.sees if bank else "",
+                        among_normals=bool(known[i]),
                     )
                 )
             if progress:
@@ -145,10 +180,26 @@ def predict(
     return results
 
 
+def _judge(
+    detector: Detector,
+    tokens: dict[str, torch.Tensor],
+    grids: dict[str, tuple[int, int]],
+    params: ScoreParams,
+    bank: Bank | None,
+) -> Judged:
+    if bank is None:
+        return judge(detector, tokens, grids, detector.backbone.preprocess.size, params)
+    found = bank.memory.distances(tokens)
+    if bank.alone:
+        return judge_alone(found)
+    return judge_fused(detector, found, tokens, bank.memory.params.weight, params.sigma)
+
+
 def as_row(found: Prediction) -> dict[str, Any]:
-    """A prediction as one flat row."""
+    """A prediction as one flat row; of the last columns those that a few-shot score has."""
     row = asdict(found)
-    return row | row.pop("parts")
+    parts, sees, known = (row.pop(name) for name in _LAST)
+    return row | parts | ({"sees": sees, KNOWN: known} if sees else {})
 
 
 def predict_folder(
@@ -159,8 +210,20 @@ def predict_folder(
     weights: Path | None,
     device: str,
     console: Console,
+    normals: Path | None = None,
+    alone: bool = False,
+    bank: BankParams | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Load a detector and its backbone, predict, and describe the result.
+
+    Parameters
+    ----------
+    normals : Path, optional
+        A folder with a few normal images of the target: few-shot.
+    alone : bool
+        They judge without the guides.
+    bank : BankParams, optional
+        Of their memory bank.
 
     Returns
     -------
@@ -173,6 +236,10 @@ def predict_folder(
 
     detector = Detector.load(detector_path)
     choose_images(source, out)
+    exif = bool(detector.config["protocol"]["exif_of_own_images"])
+    seen = normal_images(normals, exif=exif) if normals else None
+    if seen and not alone:
+        require_fusible(detector, detector.score)
     spec = detector.backbone
     chosen = choose_device(device)
     backbone = load_backbone(
@@ -187,10 +254,29 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
+    made = None
+    if seen is not None:
+        with console.progress("normals") as update:
+            memory = bank_of_images(
+                detector,
+                seen,
+                lambda pixels: _tokens(backbone, pixels, chosen),
+                bank or BankParams(),
+                device=chosen,
+                progress=update,
+            )
+        made = Bank(memory, alone)
     with console.progress("predict") as update:
-        rows = predict(detector, backbone, source, out, device=chosen, progress=update)
+        rows = predict(detector, backbone, source, out, bank=made, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
-    about = _about(detector)
+    about = _about(detector, made)
+    known = [row.path for row in rows if row.among_normals]
+    if known:
+        console.say(
+            f"Note: {len(known)} of the {len(rows)} images are among the normal ones of {normals} "
+            f"({', '.join(known[:3])}{', …' if len(known) > 3 else ''}): the bank has nothing "
+            "against them, whatever they show."
+        )
     content = {
         "detector": str(detector_path),
         **about,
@@ -201,22 +287,27 @@ def predict_folder(
     told = (
         f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
         f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
-        f"{detector.fingerprint[:8]}"
+        f"{detector.fingerprint[:8]}" + (f"; {made.sees}" if made else "")
     )
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
-def _about(detector: Detector) -> dict[str, Any]:
+def _about(detector: Detector, bank: Bank | None) -> dict[str, Any]:
     """What every score depends on, besides the image."""
     spec, score = detector.backbone, detector.score
     layers = "+".join(spec.layers)
-    return {
+    rule: str = "additive" if score.rule == "additive" else score.image_score
+    few_shot: dict[str, Any] = {}
+    if bank:
+        rule = "k-NN bank alone" if bank.alone else f"{rule} + k-NN bank"
+        few_shot = {"sees": bank.sees, "bank": bank.memory.params.model_dump(mode="json")}
+    return few_shot | {
         "fingerprint": detector.fingerprint,
         "protocol": detector.config["protocol"]["name"],
         "tau": detector.config["tau"],
         "sigma": score.sigma,
         "guides": "contrast" if detector.contrast else "trained",
-        "image_score": "additive" if score.rule == "additive" else score.image_score,
+        "image_score": rule,
         "backbone": f"{spec.alias}@{spec.preprocess.size} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
@@ -240,14 +331,15 @@ def _is_overlay(path: Path, out: Path) -> bool:
 
 def _tokens(
     backbone: Backbone, pixels: list[np.ndarray], device: str
-) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]:
+    """Layer → (B, 1 + N, D), CLS first, and layer → (h, w), of images at their own sizes."""
     batch = np.stack([preprocess(image, backbone.spec.preprocess) for image in pixels])
     output = backbone(torch.from_numpy(batch).to(device))
     tokens = {
         name: torch.cat([value.prefix[:, :1], value.patches], dim=1)
         for name, value in output.items()
     }
-    yield tokens, {name: value.grid for name, value in output.items()}
+    return tokens, {name: value.grid for name, value in output.items()}
 
 
 def _write_overlay(

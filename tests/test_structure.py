@@ -33,7 +33,7 @@ LAYERS = [
     ["decision"],
     ["bank"],
     ["detector"],
-    ["detector_training", "judging", "choosing"],
+    ["detector_training", "judging", "choosing", "choosing_banks"],
     ["scoring"],
     ["few_shot"],
     ["judged_masks", "baselines"],

@@ -4,7 +4,7 @@ Shapes: n normal images, B judged ones, N patches an image, D token width, m pat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +51,10 @@ class MemoryBank:
     """Layer → search among the tokens that were kept."""
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
+    apart: dict[str, Tensor]
+    """Layer → (k, h, w): distances of k of the normal images to the others, standardised."""
     map_top: float
-    """What `Distances.top` is measured from."""
+    """Mean of the highest of their maps, from which `Distances.top` is measured."""
     grids: dict[str, tuple[int, int]]
     size: int
     """S: side of the maps, pixels."""
@@ -117,7 +119,13 @@ class MemoryBank:
             apart[layer] = to_grid((found - scales[layer].mean) / scales[layer].deviation, grid)
         top = top_mean(coarse_maps(apart, size, sigma), params.top_share)
         means = _means(tokens_of, next(iter(grids)), images)
-        return cls(search, scales, float(top.mean()), grids, size, sigma, params, means)
+        return cls(search, scales, apart, float(top.mean()), grids, size, sigma, params, means)
+
+    def with_top_share(self, share: float) -> "MemoryBank":
+        """The same distances, and another share of their map that judges the image."""
+        top = top_mean(coarse_maps(self.apart, self.size, self.sigma), share)
+        params = self.params.model_copy(update={"top_share": share})
+        return replace(self, params=params, map_top=float(top.mean()))
 
     @classmethod
     def of_store(

@@ -14,6 +14,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_sae
 from spg_pipe.params import GuideParams, parse_params
+from spg_pipe.pipeline.choices import NORMALS
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.sweeps import is_there
 from spg_pipe.pipeline.training import train_guides_together, train_saes
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
-NORMALS = 4
-"""Normal images of the target that the few-shot methods see."""
 Make = Callable[[Path], "Scores"]
 """Judges the target and writes scores to a path."""
 

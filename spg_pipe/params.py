@@ -217,9 +217,9 @@ class BankParams(_Section):
     """The distance of a patch is the mean over so many nearest patches of the bank."""
     coreset: Positive = 10_000
     """At most so many patches a layer and category, spread out; fewer are all kept."""
-    weight: Weight = 1.0
+    weight: Weight = 2.0
     """Of the standardised distance beside the guides' log odds, in the map and the image score."""
-    top_share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
     """Share of the distances' map, the highest, that judges the image."""
 
 

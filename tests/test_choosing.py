@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,18 @@ def test_settings_of_a_bank_are_chosen_after_the_others_and_written_with_them(
     few_shot = "labelled auxiliary set; few-shot: 2 normal images of the target"
     assert sees == {"labelled auxiliary set": False, few_shot: True}
     assert few_shot in " ".join(choice.table.split())
+
+
+def test_too_few_normal_images_leave_the_bank_as_it_is_and_choose_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(Path("left"))
+    session = session_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
+    session = replace(session, console=Console(1))
+    pipeline.extract(session, session.params.dataset("left"))
+    choice = pipeline.choose(session, "left")
+    assert list(choice.values) == ["guides.atoms"]
+    assert "Nothing of bank is chosen on left: No part of" in capsys.readouterr().err
+    with pytest.raises(SpgError, match="more than 4 normal images"):
+        pipeline.choose(session_of({"bank.weight": [1.0, 0.0]}), "left")

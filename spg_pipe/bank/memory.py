@@ -24,8 +24,8 @@ CANDIDATES = 100_000
 APART = 16
 """Normal images, evenly spread, that say how far such images lie from each other."""
 SAME = 1e-3
-"""An image whose mean token is nearer than this, relative to its length, is the same image. Different
-photographs of one product lie ten times as far apart and more, rounding to float16 far less."""
+"""An image whose mean token is nearer than this, relative to its length, is the same image. Other
+photographs of one product lie ten times as far away and more, rounding to float16 far less."""
 _SMALLEST = 1e-6
 """Deviation of distances below which normal images are copies of each other."""
 

@@ -69,6 +69,7 @@ def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
 
     zero_shot, banks = _axes(session)
     settings = _settings(session, zero_shot)
+    combinations(session, banks, "choose", (_BANK,))  # a value that is not valid is said at once
     store = find_store(session, find_dataset(session.params, aux))
     _train(settings, store, aux)
     candidates_of = partial(_candidates, store, aux, lru_cache(maxsize=None)(SaeRun.load))
@@ -79,10 +80,16 @@ def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
         tables.append(_table(session.params, aux, list(zero_shot), found))
     if banks:
         axes = combinations(chosen.session, banks, "choose", (_BANK,))
-        best_bank, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
-        chosen = Setting(chosen.values | best_bank.values, best_bank.session)
-        rows += found
-        tables.append(_table(session.params, aux, list(banks), found))
+        try:
+            one, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
+        except SpgError as error:
+            if not zero_shot:
+                raise
+            session.console.say(f"Nothing of bank is chosen on {aux}: {error}")
+        else:
+            chosen = Setting(chosen.values | one.values, one.session)
+            rows += found
+            tables.append(_table(session.params, aux, list(banks), found))
     place = session.paths.choice(aux, "yaml")
     write_csv(session.paths.choice(aux, "csv"), rows)
     write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))

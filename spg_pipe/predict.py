@@ -17,7 +17,7 @@ from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.few_shot import KNOWN, judge_alone, judge_fused, require_fusible, says
 from spg_pipe.judging import Judged, judge
-from spg_pipe.maps import anomaly_maps, resize_maps, shown_range
+from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
 from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 from spg_pipe.predict_normals import bank_of_images, normal_images
@@ -65,6 +65,15 @@ class Bank:
     def sees(self) -> str:
         """How many normal images there were."""
         return says([self.memory.images])
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """As `shown_range`: darkest is the most that normal images have, brightest thrice it."""
+        weight, (low, high) = (
+            (1.0, (0.0, 0.0)) if self.alone else (self.memory.params.weight, SHOWN)
+        )
+        top = weight * max(self.memory.map_top, 1.0)
+        return shown_range(log_odds=True, between=(low + top, high + 3 * top))
 
 
 def find_images(source: Path) -> list[Path]:
@@ -143,7 +152,7 @@ def predict(
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
     additive = params.rule == "additive" or bank is not None
-    shown = shown_range(log_odds=additive)
+    shown = bank.shown if bank else shown_range(log_odds=additive)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):

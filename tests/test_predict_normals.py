@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import METHOD, TinyBackbone, files, write_folder
 
@@ -17,7 +18,10 @@ from spg_pipe.console import run
 from spg_pipe.detector import Detector
 from spg_pipe.detector_training import train_guides
 from spg_pipe.few_shot import banks_of, score_few_shot
+from spg_pipe.maps import SHOWN, SOFTENING
 from spg_pipe.params import BankParams, GuideParams, ScoreParams
+from spg_pipe.predict import Bank, _tokens
+from spg_pipe.predict_normals import bank_of_images, normal_images
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
@@ -108,6 +112,22 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
     assert code == 0
     assert "few-shot" not in out
     assert "sees" not in rows_of(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_heat_maps_begin_to_shine_above_what_normal_images_have(
+    detector: Path, tmp_path: Path, images: Path, alone: bool
+) -> None:
+    seen = normal_images(tmp_path / "normals", exif=True)
+    backbone, params = TinyBackbone(), BankParams(weight=0.5)
+    memory = bank_of_images(
+        Detector.load(detector), seen, lambda pixels: _tokens(backbone, pixels, "cpu"), params
+    )
+    shown = np.array(Bank(memory, alone).shown)
+    low, high = SOFTENING * np.log(shown / (1 - shown))
+    top = max(memory.map_top, 1.0) * (1.0 if alone else 0.5)
+    own = (0.0, 0.0) if alone else SHOWN
+    assert (low - own[0], high - own[1]) == pytest.approx((top, 3 * top), abs=1e-3)
 
 
 def test_images_that_are_normals_themselves_are_named(

@@ -119,10 +119,10 @@ def _add_up(
 def score_images(
     detector: Detector,
     tokens: Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, int]]]],
+    size: int,
     params: ScoreParams,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Maps (B, S, S) and `Judged.columns` for batches of tokens."""
-    size = detector.backbone.preprocess.size
+    """Maps (B, S, S) of S = `size` pixels and `Judged.columns` for batches of tokens."""
     for batch, grids in tokens:
         judged = judge(detector, batch, grids, size, params)
         additive = params.rule == "additive"

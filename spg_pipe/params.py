@@ -85,6 +85,11 @@ class ExtractParams(_Section):
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
     skip_bad: bool = False
     """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
+    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
+    of `backbone.image_size`; one of that size itself adds a view of the whole image."""
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):
@@ -284,6 +289,10 @@ class Params(_Section):
         for name in sorted(used | set(self.auxiliaries)):
             if name not in known:
                 raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
+        for name in sorted(set(self.extract.tiles) - set(known)):
+            raise ValueError(
+                f"extract.tiles names {name!r}, which is not among datasets: {', '.join(known)}"
+            )
         missing = {d.aux for d in self.directions} - set(self.auxiliaries)
         if missing:
             raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from spg_pipe.backbones.spec import backbone_layer
 from spg_pipe.decision.components import Components
 from spg_pipe.maps import anomaly_maps
 
@@ -68,7 +69,7 @@ class Decision:
         values: dict[str, list[np.ndarray]] = {}
         for layer, parts in found.items():
             for view, raw in parts.image.items():
-                scale = self.scales[layer].get(f"image_{view}")
+                scale = self.scales[backbone_layer(layer)].get(f"image_{view}")
                 if scale is not None:
                     one = (raw[:, 0].double().cpu().numpy() - scale.mean) / scale.deviation
                     values.setdefault(view, []).append(one)

@@ -124,7 +124,6 @@ def predict(
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
     shown = shown_range(log_odds=params.rule == "additive")
-    size = backbone.spec.preprocess.size
     batch_images = max(1, batch_images // backbone.spec.views)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
@@ -132,7 +131,7 @@ def predict(
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
             tokens = _tokens(backbone, pixels, device)
-            maps, columns = next(score_images(detector, tokens, size, params))
+            maps, columns = next(score_images(detector, tokens, backbone.spec, params))
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)

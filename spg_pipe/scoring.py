@@ -160,7 +160,7 @@ def score_store(
     return write_scores(
         store,
         path,
-        lambda tokens: judge(detector, tokens, shapes, store.image_size, params),
+        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, params),
         _config(detector, store, params),
         batch_images=params.batch_images,
         device=device,

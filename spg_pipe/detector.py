@@ -166,7 +166,7 @@ class Detector:
             views = {view: side.to(batch.device) for view, side in self.directions(layer).items()}
             found[name] = components(batch, views)
             grid = grids[name] if grids else self.layers[layer].grid
-            values = decision.grid(layer, found[name].guides[:, 0], found[name].dissimilarity)
+            values = decision.grid(name, found[name].guides[:, 0], found[name].dissimilarity)
             patches[name] = to_grid(values, grid)
         return patches, decision.image_values(found)
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from spg_pipe.errors import SpgError
 from spg_pipe.yaml_text import parse_yaml
@@ -206,6 +213,13 @@ class DecisionParams(_Section):
     """Share of the map's pixels that `map_top` is the mean of."""
     ridge: Annotated[float, Field(gt=0)] = 1.0
     """How firmly fitted weights are held to the proportions given here."""
+    layers: dict[str, Weight] = {}
+    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_are_names(cls, given: Any) -> Any:
+        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":

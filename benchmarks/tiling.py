@@ -2,11 +2,11 @@
 
     python -m benchmarks.tiling [--images N] [--folder DIR]
 
-Images of 2048² are cut from the photographs of one demo set, with its own kinds of defects at most
-16 pixels wide painted on half of them; the detector learns from the other demo set. Prints pixel
-AP, pixel AUROC and image AUROC of each view, the peak memory of `predict` in a process of its own,
-and how the maps step at the tiles' borders, in deviations of the steps near by. The last line is
-one JSON object with the ratios.
+Images of 2048² are cut from the enlarged photographs of one demo set, with its own kinds of defects
+of at most 16 pixels painted on half of them; the detector learns from the other demo
+set. Prints pixel AP, pixel AUROC and image AUROC of each view, the peak memory of `extract` and of
+`predict`, each in a process of its own, and how the maps step at the tiles' borders, in deviations
+of the steps near by. The last line is one JSON object with the ratios.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.memory import peak_megabytes
 from spg_pipe.datasets.demo.catalogue import DEMO_SETS
-from spg_pipe.datasets.demo.photographs import read_photograph, sample
+from spg_pipe.datasets.demo.photographs import read_photograph, view
 from spg_pipe.datasets.demo.samples import paint
 
 AUXILIARY, TARGET = "demo-visa", "demo-mvtec"
@@ -39,6 +39,8 @@ VIEWS: dict[str, tuple[int, ...]] = {
     "tiles": (SIDE,),
     "tiles and one view": (VIEW, SIDE),
 }
+TASKS = ("extract", "predict")
+"""What takes the memory that is measured."""
 NEAR = 16
 """Columns to either side of a border that its step is compared with, pixels."""
 
@@ -47,10 +49,10 @@ def write_images(root: Path, images: int) -> None:
     """`root`/<category>/good, defect and ground_truth/defect: so many of each class."""
     demo = DEMO_SETS[TARGET]
     for place, (category, photograph) in enumerate(demo.categories.items()):
-        pixels = read_photograph(photograph)
+        pixels = _enlarged(read_photograph(photograph))
         for number in range(2 * images):
             rng = np.random.default_rng([place, number])
-            image, mask = _view(pixels, rng), np.zeros((SIDE, SIDE), bool)
+            image, mask = view(pixels, SIDE, rng), np.zeros((SIDE, SIDE), bool)
             for attempt in range(DEFECTS if number % 2 else 0):
                 kind = demo.painters[attempt % len(demo.painters)]
                 painted, where = paint(image, kind, rng, WINDOW)
@@ -64,14 +66,15 @@ def write_images(root: Path, images: int) -> None:
                 _save(mask.astype(np.uint8) * 255, truth)
 
 
-def _view(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A large image of a photograph's texture at its own scale, mirrored at its borders."""
-    angle = rng.uniform(-0.09, 0.09)
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    cos, sin = np.cos(angle), np.sin(angle)
-    top, left = rng.uniform(0, photograph.shape[:2])
-    image = sample(photograph, np.stack([top + cos * y - sin * x, left + sin * y + cos * x]))
-    return np.clip(image * rng.uniform(0.92, 1.08), 0, 1).astype(np.float32)
+def _enlarged(photograph: np.ndarray) -> np.ndarray:
+    """A photograph (H, W, 3) as large as `view` needs it for images of `SIDE` pixels."""
+    scale = max(1.0, 1.12 * SIDE / min(photograph.shape[:2]))
+    size = round(photograph.shape[1] * scale), round(photograph.shape[0] * scale)
+    channels = [
+        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC))
+        for channel in np.ascontiguousarray(np.moveaxis(photograph, 2, 0))
+    ]
+    return np.clip(np.stack(channels, axis=-1), 0, 1)
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
@@ -101,15 +104,11 @@ def recipe(root: Path) -> dict[str, Any]:
 def measure(root: Path, images: int) -> dict[str, float]:
     """Extract, score and evaluate the large images in each view."""
     from spg_pipe import pipeline
-    from spg_pipe.console import Console
-    from spg_pipe.params import parse_params
-    from spg_pipe.session import Session
 
     write_images(root / "data" / "large", images)
     found: dict[str, dict[str, Any]] = {}
     for name, sides in VIEWS.items():
-        content = recipe(root) | {"extract": {"tiles": {"large": list(sides)} if sides else {}}}
-        session = Session(parse_params(content, "benchmarks.tiling"), Console(0, False))
+        session = _session(root, sides)
         pipeline.write_demo_sets(session)
         for dataset in session.params.datasets:
             pipeline.extract(session, dataset, replace=dataset.name == "large")
@@ -119,18 +118,18 @@ def measure(root: Path, images: int) -> dict[str, float]:
         (scores,) = pipeline.score(session, "large")
         (metrics,) = pipeline.evaluate(session, "large")
         found[name] = pipeline.read_metrics(metrics)[-1] | {"step": border_step(scores, images)}
-        detector = session.paths.detector(AUXILIARY, 111)
-        found[name]["memory"] = _in_process(root, detector, sides)
-        row = found[name]
+        row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
+        found[name] = row
+        memory = " | ".join(f"{row[task]:,.0f}" for task in TASKS)
         print(
             f"| {name} | {row['pixel_ap']:.4f} | {row['pixel_auroc']:.4f} | "
-            f"{row['image_auroc']:.3f} | {row['memory']:,.0f} | {row['step']:+.2f} |",
+            f"{row['image_auroc']:.3f} | {memory} | {row['step']:+.2f} |",
             flush=True,
         )
     one, tiles = found["one view"], found["tiles"]
     return {
         "tiling_pixel_ap": tiles["pixel_ap"] / one["pixel_ap"],
-        "tiling_memory_growth": tiles["memory"] / one["memory"] - 1,
+        **{f"tiling_{task}_growth": tiles[task] / one[task] - 1 for task in TASKS},
         "tiling_border_step": tiles["step"],
     }
 
@@ -158,28 +157,42 @@ def border_step(scores: Path, images: int) -> float:
     return float(np.mean(above))
 
 
-def predict_all(root: Path, detector: Path, sides: tuple[int, ...]) -> float:
-    """`spg-pipe predict` in this process; its peak in MiB."""
+def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
+    """Do one of `TASKS` on the large images in this process; its peak in MiB."""
+    from spg_pipe import pipeline
     from spg_pipe.console import Console
     from spg_pipe.predict import predict_folder
 
-    images = root / "data" / "large" / "brick" / "defect"
+    session = _session(root, sides)
     with tempfile.TemporaryDirectory(dir=root) as out:
-        predict_folder(
-            detector,
-            images,
-            Path(out) / "out",
-            tiles=sides,
-            weights=None,
-            device="cpu",
-            console=Console(0, False),
-        )
+        if name == "extract":
+            large = session.params.dataset("large")
+            pipeline.extract(session, large, out=Path(out) / "large.zarr")
+        else:
+            predict_folder(
+                session.paths.detector(AUXILIARY, 111),
+                root / "data" / "large",
+                Path(out) / "out",
+                tiles=sides,
+                weights=None,
+                device="cpu",
+                console=Console(0, False),
+            )
     return peak_megabytes()
 
 
-def _in_process(root: Path, detector: Path, sides: tuple[int, ...]) -> float:
-    command = [sys.executable, "-m", "benchmarks.tiling", "--folder", str(root)]
-    command += ["--detector", str(detector), "--sides", *map(str, sides)]
+def _session(root: Path, sides: tuple[int, ...]) -> Any:
+    from spg_pipe.console import Console
+    from spg_pipe.params import parse_params
+    from spg_pipe.session import Session
+
+    content = recipe(root) | {"extract": {"tiles": {"large": list(sides)} if sides else {}}}
+    return Session(parse_params(content, "benchmarks.tiling"), Console(0, False))
+
+
+def _in_process(root: Path, name: str, sides: tuple[int, ...]) -> float:
+    command = [sys.executable, "-m", "benchmarks.tiling", "--folder", str(root), "--task", name]
+    command += ["--sides", *map(str, sides)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -189,14 +202,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=3, help="of each class and category")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--detector", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--sides", type=int, nargs="*", default=(), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.detector:
-        print(predict_all(options.folder, options.detector, tuple(options.sides)))
+    if options.task:
+        print(task(options.task, options.folder, tuple(options.sides)))
         return
-    print("| view | pixel AP | pixel AUROC | image AUROC | predict, MiB | step at borders |")
-    print("|---|---|---|---|---|---|")
+    memory = " | ".join(f"{task}, MiB" for task in TASKS)
+    print(f"| view | pixel AP | pixel AUROC | image AUROC | {memory} | step at borders |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         found = measure(Path(temporary), options.images)
     print(json.dumps({name: float(f"{value:.4g}") for name, value in found.items()}))

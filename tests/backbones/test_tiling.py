@@ -12,15 +12,20 @@ import torch.nn.functional as F
 from tiny import METHOD, SAE, SIZE, SPEC, TinyBackbone, extracted, manifest_of, write_folder
 from torch import Tensor
 
-from spg_pipe.backbones.base import LayerTokens
+from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
 from spg_pipe.datasets import Manifest
 from spg_pipe.detector import Detector
+from spg_pipe.detector_training import train_guides
 from spg_pipe.errors import SpgError
+from spg_pipe.judging import judge
+from spg_pipe.params import GuideParams, ScoreParams
 from spg_pipe.predict import predict
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.scoring import score_store
+from spg_pipe.store.reader import FeatureStore
 
 
 def images(side: int, count: int = 2) -> Tensor:
@@ -164,3 +169,39 @@ def test_predict_gives_maps_of_tiles_at_the_images_own_size(
         tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "two", batch_images=1
     )
     assert [row.score for row in found] == [row.score for row in again]
+
+
+def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    detector = train_guides(
+        tiny_store, tiny_sae, GuideParams(atoms=6), METHOD, ScoreParams(sigma=0.0), seed=1
+    )[0]
+
+    def columns(backbone: Backbone, pixels: Tensor) -> dict[str, np.ndarray]:
+        found = backbone(pixels)
+        tokens = {n: torch.cat([t.prefix, t.patches], dim=1) for n, t in found.items()}
+        grids = {n: t.grid for n, t in found.items()}
+        return judge(detector, tokens, grids, backbone.spec, detector.score).columns
+
+    # A single tile is the view that the detector knows.
+    one = images(SIZE, 3)
+    expected = columns(TinyBackbone(), one)
+    for name, values in columns(tiled(TinyBackbone(), [SIZE]), one).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5)
+    # Four tiles side by side, each judged as if alone but for the prefix token, the mean of theirs.
+    large = images(2 * SIZE, 3)
+    backbone = tiled(TinyBackbone(), [2 * SIZE], overlap=0.0)
+    found = columns(backbone, large)
+    prefix = {n: t.prefix for n, t in backbone(large).items()}
+    tiles = [t for row in large.split(SIZE, dim=2) for t in row.split(SIZE, dim=3)]
+    each = []
+    for tile in tiles:
+        seen = TinyBackbone()(tile)
+        tokens = {n: torch.cat([prefix[n], t.patches], dim=1) for n, t in seen.items()}
+        grids = {n: t.grid for n, t in seen.items()}
+        each.append(judge(detector, tokens, grids, SPEC, detector.score).columns)
+    np.testing.assert_allclose(found["score"], np.max([e["score"] for e in each], 0), rtol=1e-4)
+    shares = sum(values for name, values in found.items() if name.startswith("share_"))
+    decision = detector.require_decision()
+    np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)

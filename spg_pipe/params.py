@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Section = TypeVar("Section", bound=_Section)
+
+
 class DemoSet(_Section):
     """A built-in demo set, written by the stage `demo_data`."""
 
@@ -38,11 +41,33 @@ class DemoSet(_Section):
     seed: int = 0
 
 
+class SyntheticSet(_Section):
+    """Normal images with painted defects, written by the stage `synthesise`."""
+
+    name: Name
+    root: Path
+    source: Path
+    """Folder of normal images."""
+    layout: Literal["mvtec", "visa", "folder"] = "folder"
+    """The source's."""
+    split: Literal["test", "train", "all"] = "all"
+    """The source's: its normal images are taken."""
+    categories: tuple[str, ...] | None = None
+    per_image: Positive = 1
+    """Anomalous copies of each normal image, one defect each."""
+    kinds: Annotated[tuple[Literal["perlin", "cut_paste", "scar"], ...], Field(min_length=1)] = (
+        "perlin",
+        "cut_paste",
+        "scar",
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class Dataset(_Section):
     """A dataset split on disk."""
 
     name: Name
-    layout: Literal["mvtec", "visa", "folder"]
+    layout: Literal["mvtec", "visa", "folder", "synthetic"]
     root: Path
     split: Literal["test", "train", "all"] = "test"
     sets: tuple[str, ...] = ()
@@ -252,6 +277,7 @@ class Params(_Section):
     artifacts: Path = Path("artifacts")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (111,)
     demo_sets: tuple[DemoSet, ...] = ()
+    synthetic_sets: tuple[SyntheticSet, ...] = ()
     datasets: tuple[Dataset, ...]
     auxiliaries: tuple[Name, ...]
     directions: tuple[Direction, ...]
@@ -333,8 +359,13 @@ def parse_params(content: Any, source: str) -> Params:
     """Validate a recipe that is already parsed; `source` is named in errors."""
     if not isinstance(content, dict):
         raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
+    return validated(Params, content, source)
+
+
+def validated(section: type[Section], content: Any, source: str) -> Section:
+    """A section of a recipe, or all of it, from plain values; every fault is named by its place."""
     try:
-        return Params.model_validate(content)
+        return section.model_validate(content)
     except ValidationError as error:
         lines = [_describe(fault) for fault in error.errors()]
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"

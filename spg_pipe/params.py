@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError
+from spg_pipe.params_data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
 from spg_pipe.yaml_text import parse_yaml
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -21,66 +22,12 @@ TAU = 0.07
 SIGMA = 4.0
 """Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-Section = TypeVar("Section", bound=_Section)
-
-
-class DemoSet(_Section):
-    """A built-in demo set, written by the stage `demo_data`."""
-
-    name: Name
-    root: Path
-    seed: int = 0
-
-
-class SyntheticSet(_Section):
-    """Normal images with painted defects, written by the stage `synthesise`."""
-
-    name: Name
-    root: Path
-    source: Path
-    """Folder of normal images."""
-    layout: Literal["mvtec", "visa", "folder"] = "folder"
-    """The source's."""
-    split: Literal["test", "train", "all"] = "all"
-    """The source's: its normal images are taken."""
-    categories: tuple[str, ...] | None = None
-    per_image: Positive = 1
-    """Anomalous copies of each normal image, one defect each."""
-    kinds: Annotated[tuple[Literal["perlin", "cut_paste", "scar"], ...], Field(min_length=1)] = (
-        "perlin",
-        "cut_paste",
-        "scar",
-    )
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class Dataset(_Section):
-    """A dataset split on disk."""
-
-    name: Name
-    layout: Literal["mvtec", "visa", "folder", "synthetic"]
-    root: Path
-    split: Literal["test", "train", "all"] = "test"
-    sets: tuple[str, ...] = ()
-    """Subfolders of `root` that form a union; categories are prefixed by their set."""
-    categories: tuple[str, ...] | None = None
-    licence: str | None = None
-
-
-class Direction(_Section):
-    """Everything is fitted on `aux` and applied unchanged to `target`."""
-
-    aux: Name
-    target: Name
+    model_config = STRICT
 
 
 class BackboneParams(_Section):
@@ -362,7 +309,7 @@ def parse_params(content: Any, source: str) -> Params:
     return validated(Params, content, source)
 
 
-def validated(section: type[Section], content: Any, source: str) -> Section:
+def validated(section: type[AnySection], content: Any, source: str) -> AnySection:
     """A section of a recipe, or all of it, from plain values; every fault is named by its place."""
     try:
         return section.model_validate(content)

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from spg_pipe.datasets.synthetic.noise import perlin
 
-VISIBLE = 0.04
+VISIBLE = 0.06
 """Change, of an image's range of values, from which a pixel counts as changed."""
 LEAST_AREA = 2e-4
 """Share of an image that a defect covers at least: about 5×5 pixels at 336."""
@@ -93,7 +93,7 @@ def paint(
     Returns
     -------
     painted : (H, W, 3), dtype of the image
-        Equal to the image wherever the mask is not set.
+        Differs from the image in every pixel of the mask, and in no other.
     mask : (H, W) bool
         Where the change is visible on average over a few pixels (`VISIBLE`); never empty.
     """
@@ -120,7 +120,7 @@ def _applied(image: Canvas, one: Paint) -> tuple[np.ndarray, np.ndarray]:
     difference = np.abs(after.astype(np.float32) - before).max(axis=2) / image.span
     # Averaged, so that a piece of like texture is not a mask of scattered pixels.
     width = max(3, image.side // 100)
-    changed = (ndimage.uniform_filter(difference, width) >= VISIBLE) & (one.alpha > 0)
+    changed = (ndimage.uniform_filter(difference, width) >= VISIBLE) & (difference > 0)
     return np.where(changed[..., None], after, before), changed
 
 
@@ -143,27 +143,27 @@ def _perlin_spot(image: Canvas, other: Canvas, rng: np.random.Generator) -> Pain
 
     There the noise covers the whole image; here a window of random size, for small defects, too.
     """
-    box = _window(image, max(8, round(image.side * _log_uniform(rng, 0.04, 0.45))), rng)
+    box = _window(image, max(8, round(image.side * _log_uniform(rng, 0.08, 0.45))), rng)
     shape = _shape(box)
     cells = (int(rng.integers(2, 7)), int(rng.integers(2, 7)))
     y, x = (np.linspace(-1, 1, n) for n in shape)
     radius = np.hypot(y[:, None], x[None, :])
     # The noise sinks towards the window's border, so that no outline is cut off straight.
-    relief = np.where(radius < 1, perlin(shape, cells, rng) - radius**2, -np.inf)
-    inside = relief - np.quantile(relief, 1 - rng.uniform(0.15, 0.5))
-    alpha = rng.uniform(0.3, 1.0) * (inside / rng.uniform(0.02, 0.15)).clip(0, 1)
+    relief = perlin(shape, cells, rng) - radius**2
+    inside = relief - np.quantile(relief[radius < 1], 1 - rng.uniform(0.2, 0.6))
+    alpha = rng.uniform(0.3, 1.0) * (inside / rng.uniform(0.02, 0.15)).clip(0, 1) * (radius < 1)
     return Paint(box, _texture(other, shape, rng), alpha)
 
 
 def _cut_paste(image: Canvas, other: Canvas, rng: np.random.Generator) -> Paint:
     """A piece from elsewhere, jittered and turned (CutPaste, arXiv 2104.04015; NSA, 2109.15222)."""
-    area, ratio = _log_uniform(rng, 0.001, 0.1), _log_uniform(rng, 1 / 3, 3)
+    area, ratio = _log_uniform(rng, 0.002, 0.1), _log_uniform(rng, 1 / 3, 3)
     return _pasted(image, other, np.sqrt(area * ratio), np.sqrt(area / ratio), rng)
 
 
 def _scar(image: Canvas, other: Canvas, rng: np.random.Generator) -> Paint:
     """A long thin piece, as CutPaste's scars."""
-    length, width = _log_uniform(rng, 0.08, 0.5), _log_uniform(rng, 0.008, 0.03)
+    length, width = _log_uniform(rng, 0.1, 0.5), _log_uniform(rng, 0.01, 0.04)
     return _pasted(image, other, length, width, rng)
 
 

@@ -27,6 +27,11 @@ def test_the_command_makes_a_set_of_a_folder_and_says_what_is_wrong(tmp_path: Pa
         spg("synthesise", "good", "set", "--kinds", "scar,dent", cwd=tmp_path)
     )
     assert "is no folder" in one_message(spg("synthesise", "bad", "set", cwd=tmp_path))
+    (tmp_path / "good" / "b.png").write_bytes(b"no image")
+    assert "b.png cannot be read" in one_message(spg("synthesise", "good", "new", cwd=tmp_path))
+    assert not (tmp_path / "new").exists()
+    less = json.loads(must(spg("synthesise", "good", "new", "--skip-bad", "--json", cwd=tmp_path)))
+    assert less["normal"] == 1
 
 
 def test_a_recipe_trains_on_a_synthetic_set_and_the_report_says_so(tmp_path: Path) -> None:

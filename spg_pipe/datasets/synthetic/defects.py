@@ -22,7 +22,9 @@ LEAST_AREA = 2e-4
 """Share of an image that a defect covers at least: about 5×5 pixels at 336."""
 LEAST_SIDE = 16
 """Pixels: a smaller image has no room for a defect."""
-_TRIES = 8
+_LEAST_PART = 0.6
+"""Share of what a painter touched that is visible at least: else the mask would be tatters."""
+_TRIES = 16
 """Draws until a defect is visible: a piece of a plain ground pasted on it is not."""
 _LEAST_RANGE = 1 / 8
 """Of the type's range: what an image's own range is taken for at least, so that a blank image does
@@ -100,7 +102,8 @@ def paint(
     for _ in range(_TRIES):
         one = PAINTERS[kind](image, other, rng)
         window, changed = _applied(image, one)
-        if changed.sum() >= LEAST_AREA * image.levels[..., 0].size:
+        least = max(LEAST_AREA * image.levels[..., 0].size, _LEAST_PART * (one.alpha > 0).sum())
+        if changed.sum() >= least:
             return _whole(image, one, window, changed)
     # A shift towards the other end of the type's range is visible on any image.
     before = image.levels[one.box]

@@ -84,7 +84,9 @@ def prepare(
         as_json=as_json,
     )
     pipeline.write_demo_sets(session)
-    paths = [pipeline.prepare(session, d) for d in datasets_of(session.params, split)]
+    chosen = datasets_of(session.params, split)
+    pipeline.synthesise_sets(session, chosen)
+    paths = [pipeline.prepare(session, d) for d in chosen]
     session.console.result(
         {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
     )
@@ -148,6 +150,7 @@ def extract(
         names_of("--categories", categories, "bottle,screw") if categories is not None else None
     )
     pipeline.write_demo_sets(session)
+    pipeline.synthesise_sets(session, chosen)
     backbone_ready = pipeline.load_backbone(session)
     paths = [
         pipeline.extract(

@@ -21,7 +21,9 @@ SOURCES = sorted(
 
 LAYERS = [
     ["errors"],
-    ["yaml_text", "params", "protocol", "artifacts", "digests", "tensors", "checkpoint", "paths"],
+    ["yaml_text"],
+    ["params_data"],
+    ["params", "protocol", "artifacts", "digests", "tensors", "checkpoint", "paths"],
     ["console"],
     ["metrics"],  # usable alone: see test_metrics_can_be_used_alone
     ["datasets"],

@@ -15,6 +15,7 @@ from spg_pipe.pipeline.features import (
     write_demo_sets,
 )
 from spg_pipe.pipeline.sweeps import SweepResult, sweep
+from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import (
     train_guides,
@@ -39,6 +40,9 @@ __all__ = [
     "score",
     "skipped_in",
     "sweep",
+    "synthesise",
+    "synthesise_set",
+    "synthesise_sets",
     "tables_of",
     "train_guides",
     "train_guides_together",

@@ -25,12 +25,14 @@ from spg_pipe.cli_options import (
     SkipBadOption,
     SplitOption,
     StoreOption,
+    TilesOption,
     VerboseOption,
     WeightsOption,
     WorkersOption,
     grid_of,
     make_session,
     names_of,
+    sides_of,
 )
 from spg_pipe.cli_tools import register
 from spg_pipe.console import Console, run
@@ -97,6 +99,7 @@ def extract(
     weights: WeightsOption = None,
     image_size: SizeOption = None,
     layers: LayersOption = None,
+    tiles: TilesOption = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
@@ -158,6 +161,7 @@ def extract(
             backbone=backbone_ready,
             limit=limit,
             categories=wanted,
+            tiles=sides_of(tiles),
         )
         for d in chosen
     ]
@@ -353,6 +357,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
         "predictions"
     ),
+    tiles: TilesOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     verbose: VerboseOption = False,
@@ -364,7 +369,13 @@ def predict(
 
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
     content, text = predict_folder(
-        detector, source, out, weights=weights, device=device, console=console
+        detector,
+        source,
+        out,
+        tiles=sides_of(tiles) or (),
+        weights=weights,
+        device=device,
+        console=console,
     )
     console.result(content, text)
 

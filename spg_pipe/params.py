@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from spg_pipe.errors import SpgError
 from spg_pipe.params_data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
@@ -57,6 +57,11 @@ class ExtractParams(_Section):
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
     skip_bad: bool = False
     """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
+    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
+    of `backbone.image_size`; one of that size itself adds a view of the whole image."""
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):
@@ -173,6 +178,13 @@ class DecisionParams(_Section):
     """Share of the map's pixels that `map_top` is the mean of."""
     ridge: Annotated[float, Field(gt=0)] = 1.0
     """How firmly fitted weights are held to the proportions given here."""
+    layers: dict[str, Weight] = {}
+    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_are_names(cls, given: Any) -> Any:
+        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":
@@ -257,6 +269,10 @@ class Params(_Section):
         for name in sorted(used | set(self.auxiliaries)):
             if name not in known:
                 raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
+        for name in sorted(set(self.extract.tiles) - set(known)):
+            raise ValueError(
+                f"extract.tiles names {name!r}, which is not among datasets: {', '.join(known)}"
+            )
         missing = {d.aux for d in self.directions} - set(self.auxiliaries)
         if missing:
             raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")

@@ -1,6 +1,6 @@
 """A detector on a person's own images: scores and heat maps at the images' own size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 
 from spg_pipe.artifacts import write_bytes, write_text
 from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
@@ -18,6 +20,7 @@ from spg_pipe.judging import score_images
 from spg_pipe.maps import resize_maps, shown_range
 from spg_pipe.params import ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
+from spg_pipe.store.extract import views_at_once
 
 Progress = Callable[[int, int], None]
 
@@ -103,6 +106,13 @@ def predict(
     Each image is judged on its own; the detector's protocol says whether its EXIF orientation
     counts. Files of an earlier result are replaced when all images are done, never before.
 
+    Parameters
+    ----------
+    backbone : Backbone
+        The detector's, or the same in tiles (`backbones.tiling`).
+    batch_images : int
+        Images at once; tiled images come one by one.
+
     Raises
     ------
     SpgError
@@ -114,13 +124,14 @@ def predict(
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
     shown = shown_range(log_odds=params.rule == "additive")
+    batch_images = max(1, batch_images // backbone.spec.views)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
             tokens = _tokens(backbone, pixels, device)
-            maps, columns = next(score_images(detector, tokens, params))
+            maps, columns = next(score_images(detector, tokens, backbone.spec, params))
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)
@@ -159,8 +170,15 @@ def predict_folder(
     weights: Path | None,
     device: str,
     console: Console,
+    tiles: Sequence[int] = (),
 ) -> tuple[dict[str, Any], str]:
     """Load a detector and its backbone, predict, and describe the result.
+
+    Parameters
+    ----------
+    tiles : sequence of int
+        Sides in pixels at which images are cut into tiles of the detector's image size; none: an
+        image is seen as a whole.
 
     Returns
     -------
@@ -174,6 +192,7 @@ def predict_folder(
     detector = Detector.load(detector_path)
     choose_images(source, out)
     spec = detector.backbone
+    check_sides(tiles, spec)
     chosen = choose_device(device)
     backbone = load_backbone(
         spec.alias,
@@ -184,13 +203,15 @@ def predict_folder(
         weights=weights,
         device=chosen,
     )
+    if tiles:
+        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, 4, chosen))
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
     with console.progress("predict") as update:
         rows = predict(detector, backbone, source, out, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
-    about = _about(detector)
+    about = _about(detector, backbone.spec)
     content = {
         "detector": str(detector_path),
         **about,
@@ -206,9 +227,9 @@ def predict_folder(
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
-def _about(detector: Detector) -> dict[str, Any]:
+def _about(detector: Detector, spec: BackboneSpec) -> dict[str, Any]:
     """What every score depends on, besides the image."""
-    spec, score = detector.backbone, detector.score
+    score = detector.score
     layers = "+".join(spec.layers)
     return {
         "fingerprint": detector.fingerprint,
@@ -217,7 +238,7 @@ def _about(detector: Detector) -> dict[str, Any]:
         "sigma": score.sigma,
         "guides": "contrast" if detector.contrast else "trained",
         "image_score": "additive" if score.rule == "additive" else score.image_score,
-        "backbone": f"{spec.alias}@{spec.preprocess.size} layers {layers} ({spec.norm}-norm)",
+        "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
 

@@ -156,11 +156,11 @@ def score_store(
                 f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
                 "score.sigma, or leave the detector's."
             )
-    shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
+    shapes = {layer: shape.grid for layer, shape in store.spec.layers.items()}
     return write_scores(
         store,
         path,
-        lambda tokens: judge(detector, tokens, shapes, store.image_size, params),
+        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, params),
         _config(detector, store, params),
         batch_images=params.batch_images,
         device=device,
@@ -247,7 +247,6 @@ def described(store: FeatureStore) -> dict[str, Any]:
 
 def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
     return described(store) | {
-        "layers": list(detector.layers),
         "score": params.model_dump(mode="json"),
         "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
         "detector": {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config},

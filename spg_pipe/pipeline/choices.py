@@ -1,5 +1,6 @@
 """Settings chosen on an auxiliary set alone → a recipe with them (docs/recipes.md, "Choosing")."""
 
+import statistics
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from spg_pipe.artifacts import write_text
+from spg_pipe.artifacts import read_json, write_text
 from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
@@ -21,7 +22,6 @@ from spg_pipe.session import Session
 
 if TYPE_CHECKING:
     from spg_pipe.choosing import Judgement
-    from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore
 
 _SECTIONS = ("sae", "guides", "decision")
@@ -64,15 +64,19 @@ def choose(session: Session, aux: str) -> Choice:
     store = find_store(session, find_dataset(session.params, aux))
     _train(settings, store, aux)
     loaded = lru_cache(maxsize=None)(SaeRun.load)
+    folders = {
+        seed: [find_sae(setting.session, store, aux, seed) for setting in settings]
+        for seed in session.params.seeds
+    }
     by_seed: list[list[Judgement]] = []
-    for seed in session.params.seeds:
+    for seed, found in folders.items():
         candidates = [
             Candidate(
-                _sae(setting, store, aux, seed, loaded),
+                loaded(folder),
                 setting.session.params.guides.atoms,
                 setting.session.params.decision,
             )
-            for setting in settings
+            for setting, folder in zip(settings, found, strict=True)
         ]
         with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
             by_seed.append(
@@ -86,7 +90,15 @@ def choose(session: Session, aux: str) -> Choice:
             )
     judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
     chosen = settings[best(judged)]
-    rows = [row for one, found in zip(settings, judged, strict=True) for row in _rows(one, found)]
+    dictionaries: list[dict[str, float]] = [{}] * len(settings)
+    if any(axis.startswith("sae.") for axis in session.params.choose):
+        describe = lru_cache(maxsize=None)(_dictionaries)
+        dictionaries = [describe(same) for same in zip(*folders.values(), strict=True)]
+    rows = [
+        row
+        for one, found, about in zip(settings, judged, dictionaries, strict=True)
+        for row in _rows(one, found, about)
+    ]
     place = session.paths.choice(aux, "yaml")
     write_csv(session.paths.choice(aux, "csv"), rows)
     write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))
@@ -125,8 +137,17 @@ def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None
             train_saes(missing, aux, [seed])
 
 
-def _sae(setting: Setting, store: "FeatureStore", aux: str, seed: int, load: Any) -> "SaeRun":
-    found: SaeRun = load(find_sae(setting.session, store, aux, seed))
+def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
+    """R², dead share and, of several seeds, stability: means over layers and seeds."""
+    from spg_pipe.sae.quality import seeds_stability
+    from spg_pipe.sae.run import SaeRun
+
+    layers = [
+        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
+    ]
+    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
+    if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
+        found["stability"] = statistics.fmean(alike.values())
     return found
 
 
@@ -141,13 +162,15 @@ def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
     return Judgement(tuple(parts))
 
 
-def _rows(setting: Setting, judged: "Judgement") -> list[dict[str, Any]]:
+def _rows(
+    setting: Setting, judged: "Judgement", dictionaries: dict[str, float]
+) -> list[dict[str, Any]]:
     rows = [
         setting.values | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
         for part in judged.parts
     ]
     mean = {metric: judged.mean(metric) for metric in _METRICS}
-    return [*rows, setting.values | {"part": "mean", **mean, "merit": judged.merit}]
+    return [*rows, setting.values | {"part": "mean", **mean, "merit": judged.merit, **dictionaries}]
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:
@@ -166,16 +189,23 @@ def _table(params: Params, aux: str, rows: Sequence[dict[str, Any]]) -> Table:
     axes = list(params.choose)
     means = sorted((row for row in rows if row["part"] == "mean"), key=lambda r: -r["merit"])
     parts = ", ".join(dict.fromkeys(row["part"] for row in rows if row["part"] != "mean"))
+    figures = {
+        "image_auroc": "Image AUROC",
+        "pixel_auroc": "Pixel AUROC",
+        "pixel_ap": "Pixel AP",
+        "merit": "Merit",
+        "r2": "R²",
+        "dead_share": "Dead",
+        "stability": "Stability",
+    }
+    shown = [name for name in figures if name in means[0]]
     cells = tuple(
-        (
-            ", ".join(str(row[axis]) for axis in axes),
-            *(f"{row[name]:.3f}" for name in (*_METRICS, "merit")),
-        )
+        (", ".join(str(row[axis]) for axis in axes), *(f"{row[name]:.3f}" for name in shown))
         for row in means
     )
     caption = (
         f"Auxiliary {aux}, each of {parts} held out in turn; means over parts and seeds "
         f"{', '.join(map(str, params.seeds))}, maps at a quarter of the size."
     )
-    columns = (", ".join(axes), "Image AUROC", "Pixel AUROC", "Pixel AP", "Merit")
+    columns = (", ".join(axes), *(figures[name] for name in shown))
     return Table(caption, columns, cells)

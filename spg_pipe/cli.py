@@ -1,27 +1,21 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
 import itertools
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spg_pipe.cli_options import (
     AuxOption,
     BackboneOption,
-    BankOption,
     Cache,
     CacheOption,
-    DetectorOption,
     DeviceOption,
     GridOption,
     JsonOption,
     LayersOption,
-    NormalFolderOption,
-    NormalsOption,
     ParamsOption,
-    PlainUsage,
     QuietOption,
     SeedOption,
     SetOption,
@@ -29,21 +23,22 @@ from spg_pipe.cli_options import (
     SkipBadOption,
     SplitOption,
     StoreOption,
+    TilesOption,
     VerboseOption,
     WeightsOption,
     WorkersOption,
-    bank_alone,
-    bank_params,
     grid_of,
     make_session,
     names_of,
+    sides_of,
 )
+from spg_pipe.cli_targets import register as register_targets
 from spg_pipe.cli_tools import register
 from spg_pipe.console import Console, run
 from spg_pipe.errors import SpgError
 from spg_pipe.find import datasets_of
 from spg_pipe.params import DEFAULT_PARAMS
-from spg_pipe.session import targets_of, training_runs
+from spg_pipe.session import training_runs
 
 app = typer.Typer(
     name="spg-pipe",
@@ -88,7 +83,9 @@ def prepare(
         as_json=as_json,
     )
     pipeline.write_demo_sets(session)
-    paths = [pipeline.prepare(session, d) for d in datasets_of(session.params, split)]
+    chosen = datasets_of(session.params, split)
+    pipeline.synthesise_sets(session, chosen)
+    paths = [pipeline.prepare(session, d) for d in chosen]
     session.console.result(
         {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
     )
@@ -101,6 +98,7 @@ def extract(
     weights: WeightsOption = None,
     image_size: SizeOption = None,
     layers: LayersOption = None,
+    tiles: TilesOption = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
@@ -151,6 +149,7 @@ def extract(
         names_of("--categories", categories, "bottle,screw") if categories is not None else None
     )
     pipeline.write_demo_sets(session)
+    pipeline.synthesise_sets(session, chosen)
     backbone_ready = pipeline.load_backbone(session)
     paths = [
         pipeline.extract(
@@ -161,6 +160,7 @@ def extract(
             backbone=backbone_ready,
             limit=limit,
             categories=wanted,
+            tiles=sides_of(tiles),
         )
         for d in chosen
     ]
@@ -255,141 +255,7 @@ def train_guides(
     session.console.result({"detectors": [str(path) for path in paths]})
 
 
-@app.command()
-def score(
-    split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    detector: DetectorOption = None,
-    store: StoreOption = None,
-    normals: NormalsOption = None,
-    bank: BankOption = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Apply a detector to a target's tokens (Scores).
-
-    `--split visa` takes the detector of the recipe's direction whose target is visa.
-    """
-    from spg_pipe import pipeline
-
-    alone = bank_alone(normals, bank)
-    session = make_session(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        device=device,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    run = pipeline.score
-    if normals is not None:
-        if split is None:
-            raise SpgError("--normals are normal images of one target: name it with --split.")
-        run = partial(pipeline.score_few_shot, normals=normals, alone=alone)
-    paths = [
-        path
-        for target, source in targets_of(session.params, split, aux, detector or store)
-        for path in run(session, target, aux=source, seed=seed, detector=detector, store=store)
-    ]
-    session.console.result({"scores": [str(path) for path in paths]})
-
-
-@app.command()
-def evaluate(
-    split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    scores: Annotated[
-        Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
-    ] = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge scores with masks and labels: a table per category (Metrics)."""
-    from spg_pipe import pipeline
-
-    session = make_session(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    written: dict[str, Any] = {}
-    tables = []
-    for target, source in targets_of(session.params, split, aux, scores):
-        paths = pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores)
-        rows = [pipeline.read_metrics(path) for path in paths]
-        written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(session.params, rows)
-    session.console.result(written, "\n\n".join(tables))
-
-
-@app.command()
-def report(
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a static HTML page: tables, curves, the best and the worst maps."""
-    from spg_pipe import pipeline
-
-    session = make_session(
-        params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
-    )
-    path = pipeline.report(session)
-    session.console.result({"report": str(path)}, f"Report: {path}")
-
-
-@app.command(cls=PlainUsage)
-def predict(
-    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
-    source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
-    out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
-        "predictions"
-    ),
-    normals: NormalFolderOption = None,
-    bank: BankOption = None,
-    weights: WeightsOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Score your own images and draw heat maps at their own size."""
-    from spg_pipe.predict import predict_folder
-
-    console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    alone, settings = bank_alone(normals, bank), bank_params(normals, overrides)
-    content, text = predict_folder(
-        detector,
-        source,
-        out,
-        weights=weights,
-        device=device,
-        console=console,
-        normals=normals,
-        alone=alone,
-        bank=settings,
-    )
-    console.result(content, text)
-
-
+register_targets(app)
 register(app)
 
 

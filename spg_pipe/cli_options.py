@@ -68,6 +68,14 @@ SizeOption = Annotated[
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
 ]
+TilesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles",
+        metavar="SIDE,SIDE",
+        help="Resize images to this side, pixels, and look at overlapping tiles; several: at each.",
+    ),
+]
 SkipBadOption = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out, on record, images that cannot be used."),
@@ -204,6 +212,25 @@ def names_of(option: str, value: str, example: str) -> list[str]:
             f"Leave the option out for the recipe's own {option.lstrip('-')}."
         )
     return list(dict.fromkeys(names))
+
+
+def sides_of(tiles: str | None) -> list[int] | None:
+    """The sides that `--tiles` lists; None without it.
+
+    Raises
+    ------
+    UsageError
+        If one of them is no positive number.
+    """
+    if tiles is None:
+        return None
+    try:
+        sides = [int(part) for part in tiles.split(",")]
+    except ValueError:
+        sides = []
+    if not sides or min(sides) < 1:
+        raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2048.")
+    return sides
 
 
 def grid_of(session: Session, grid: list[str] | None) -> list[Session]:

@@ -15,12 +15,14 @@ from spg_pipe.cli_options import (
     PlainUsage,
     QuietOption,
     SetOption,
+    SkipBadOption,
     VerboseOption,
+    WorkersOption,
     make_session,
 )
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
-from spg_pipe.params import DEFAULT_PARAMS, load_params
+from spg_pipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_params, validated
 
 
 def inspect(
@@ -171,6 +173,49 @@ def datasets(
     Console(json=as_json).result(content, "\n".join(lines))
 
 
+def synthesise(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of normal images.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new set's folder.")],
+    layout: Annotated[
+        str, typer.Option("--layout", help="The source's: folder, mvtec or visa.")
+    ] = "folder",
+    split: Annotated[
+        str, typer.Option("--split", help="The source's: its normal images are taken.")
+    ] = "all",
+    categories: Annotated[
+        str | None, typer.Option("--categories", help="Only these of the source: bottle,screw.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other defects.")] = 0,
+    per_image: Annotated[
+        int, typer.Option("--per-image", min=1, help="Anomalous copies of each normal image.")
+    ] = 1,
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="Kinds of defects, in turn.")
+    ] = "perlin,cut_paste,scar",
+    skip_bad: SkipBadOption = False,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
+    from spg_pipe import pipeline
+
+    content = {
+        "name": "synthetic",
+        "root": out,
+        "source": source,
+        "layout": layout,
+        "split": split,
+        "categories": categories and [name.strip() for name in categories.split(",")],
+        "per_image": per_image,
+        "kinds": [kind.strip() for kind in kinds.split(",")],
+        "seed": seed,
+    }
+    console = Console(0 if quiet else 1, as_json)
+    made = validated(SyntheticSet, content, OPTIONS)
+    console.result(pipeline.synthesise(made, console, skip_bad=skip_bad, workers=workers))
+
+
 def sweep(
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
@@ -264,7 +309,7 @@ def compare(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (inspect, verify, backbones, datasets, sweep, choose, compare):
+    for command in (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare):
         app.command(cls=PlainUsage)(command)
     recipe = typer.Typer(
         help="List recipes, or make one the recipe in force.", no_args_is_help=True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artifacts import fresh_folder, read_json, write_json
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.spec import BackboneSpec, backbone_layer
 from spg_pipe.decision.components import components
 from spg_pipe.decision.model import Decision
 from spg_pipe.digests import require_fingerprint
@@ -161,11 +161,11 @@ class Detector:
         """
         decision = self.require_decision()
         patches, found = {}, {}
-        for name, guides in self.layers.items():
-            device = tokens[name].device
-            views = {view: side.to(device) for view, side in self.directions(name).items()}
-            found[name] = components(tokens[name], views)
-            grid = grids[name] if grids else guides.grid
+        for name, batch in tokens.items():
+            layer = backbone_layer(name)
+            views = {view: side.to(batch.device) for view, side in self.directions(layer).items()}
+            found[name] = components(batch, views)
+            grid = grids[name] if grids else self.layers[layer].grid
             values = decision.grid(name, found[name].guides[:, 0], found[name].dissimilarity)
             patches[name] = to_grid(values, grid)
         return patches, decision.image_values(found)
@@ -208,14 +208,15 @@ class Detector:
         """
         tau = float(self.config["tau"])
         patches, images = {}, []
-        for name, guides in self.layers.items():
-            vectors = guides.vectors.to(tokens[name].device)
+        for name, batch in tokens.items():
+            guides = self.layers[backbone_layer(name)]
+            vectors = guides.vectors.to(batch.device)
             similarity = projections if self.contrast else cosines
             grid = grids[name] if grids else guides.grid
-            local = anomaly_probability(similarity(tokens[name][:, 1:], vectors[2:4]), tau)
+            local = anomaly_probability(similarity(batch[:, 1:], vectors[2:4]), tau)
             patches[name] = to_grid(local, grid)
             detection = self.config["detection"]
-            feature = detection_feature(tokens[name], detection)
+            feature = detection_feature(batch, detection)
             # Trained guides have one pair for the image, contrast guides one for each view.
             first = 2 * VIEWS.index(detection) if self.contrast else 0
             pair = vectors[first : first + 2]
@@ -230,7 +231,7 @@ class Detector:
         SpgError
             Naming every difference.
         """
-        ours, theirs = self.backbone.to_dict(), spec.to_dict()
+        ours, theirs = self.backbone.to_dict(), spec.view.to_dict()
         differences = [
             f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
             for key in ours

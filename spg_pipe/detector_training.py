@@ -247,7 +247,7 @@ def _detector(
         | ({"selection": store.selection} if store.selection else {}),
         "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
         "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
-        "backbone": store.spec.backbone.to_dict(),
+        "backbone": store.spec.backbone.view.to_dict(),
         "licences": list(store.licences),
     }
     return _sealed(layers, content)

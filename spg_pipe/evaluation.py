@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spg_pipe.artifacts import versions
+from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.judged_masks import JudgedMasks
@@ -120,12 +121,12 @@ def evaluate_scores(
 
 def _context(scores: Scores, params: MetricParams) -> RowContext:
     config = scores.config
-    spec = config["backbone"]
-    layers = "+".join(config["layers"])
+    spec = BackboneSpec.from_dict(config["backbone"])
+    layers = "+".join(spec.layers)
     return RowContext(
         dataset=config["dataset"],
         split=config["split"],
-        backbone=f"{spec['alias']}@{config['image_size']} layers {layers} ({spec['norm']}-norm)",
+        backbone=f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
         seed=config["detector"]["seed"],
         resolution=params.resolution,
         protocol=params.protocol,

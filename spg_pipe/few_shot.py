@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint
+from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
-from spg_pipe.decision.model import MAP_TOP
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.judging import Judged
+from spg_pipe.judging import Judged, judge
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import SIGMA, BankParams, ScoreParams
 from spg_pipe.scoring import Scores, described, of_detector, require_decision, write_scores
@@ -132,8 +132,9 @@ def judge_fused(
     detector: Detector,
     found: Distances,
     tokens: dict[str, Tensor],
+    seen: BackboneSpec,
+    params: ScoreParams,
     weight: float,
-    sigma: float,
 ) -> Judged:
     """The additive decision with the bank's distance as one more component of patches and image.
 
@@ -141,24 +142,17 @@ def judge_fused(
     ----------
     found : Distances
         Of the same images.
-    tokens : dict of layer → (B, 1 + N, D) float32
+    tokens, seen, params
+        As for `judge`; the rule is additive.
     weight : float
         Of the bank.
-    sigma : float
-        Blur of the maps that the decision was fitted on, pixels at S×S.
     """
-    decision, size = detector.require_decision(), detector.backbone.preprocess.size
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in found.patches.items()}
-    with torch.inference_mode():
-        odds, values = detector.log_odds(tokens, grids)
-    own = {layer: value.cpu() for layer, value in odds.items()}
-    if MAP_TOP in decision.terms:
-        values = values | {MAP_TOP: decision.map_top(own, size, sigma)}
-    shares = decision.shares(values) | {"bank": weight * found.top}
-    total = decision.bias + np.sum(list(shares.values()), axis=0)
-    patches = {layer: own[layer] + weight * found.patches[layer] for layer in own}
-    columns = {f"share_{name}": share for name, share in shares.items()}
-    return Judged(patches, {"score": total, **columns, KNOWN: found.known})
+    judged = judge(detector, tokens, grids, seen, params)
+    patches = {name: own + weight * found.patches[name] for name, own in judged.patches.items()}
+    share = weight * found.top
+    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
+    return Judged(patches, columns | {KNOWN: found.known})
 
 
 def judge_alone(found: Distances) -> Judged:
@@ -220,7 +214,8 @@ def score_few_shot(
         found = _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(found)
-        return judge_fused(detector, found, tokens, banks.params.weight, detector.score.sigma)
+        seen = store.spec.backbone
+        return judge_fused(detector, found, tokens, seen, params, banks.params.weight)
 
     content = _content(detector, banks, store, params)
     return write_scores(
@@ -270,7 +265,6 @@ def _content(
         licences |= set(detector.config["licences"])
         kind = "spg-plus" if detector.contrast else "trained guides"
         content |= {
-            "layers": list(detector.layers),
             "method": f"{kind} + {BANK}",
             "sees": f"{ZERO_SHOT}; {banks.sees}",
             "score": params.model_dump(mode="json"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.params import Dataset, Params
+from spg_pipe.params import Dataset, ExtractParams, Params
 from spg_pipe.protocol import protocol
 from spg_pipe.session import Session, image_size
 
@@ -239,6 +239,7 @@ def _store_fits(
         and found.get("exif") == honours_exif(dataset.layout, exif_of_own_images)
         and found.get("dtype") == session.params.extract.dtype
         and backbone_fits(found["backbone"], session.params)
+        and _tiles_fit(found["backbone"].get("tiles"), session.params.extract, dataset.name)
         and images.are_in(path, found)
     )
 
@@ -271,12 +272,25 @@ def backbone_fits(backbone: dict[str, Any], params: Params) -> bool:
     layers = list(wanted.layers or info.layers)
     return (
         backbone.get("alias") == info.alias
-        and backbone.get("preprocess", {}).get("size") == image_size(params)
+        and _view_size(backbone) == image_size(params)
         and (not layers or list(backbone.get("layers", ())) == layers)
         and (wanted.norm is None or backbone.get("norm") == wanted.norm)
         and _protocol_fits(backbone, params)
         and _weights_fit(backbone, wanted.weights)
     )
+
+
+def _view_size(backbone: dict[str, Any]) -> Any:
+    """Pixels that the network itself sees: of a tile, where there are tiles."""
+    return (backbone.get("tiles") or backbone.get("preprocess") or {}).get("size")
+
+
+def _tiles_fit(tiles: dict[str, Any] | None, wanted: ExtractParams, dataset: str) -> bool:
+    """Whether a store is cut as the recipe cuts the dataset, or not at all."""
+    sides = sorted(wanted.tiles.get(dataset, ()))
+    if not tiles or not sides:
+        return not tiles and not sides
+    return bool(tiles.get("sides") == sides and tiles.get("overlap") == wanted.tile_overlap)
 
 
 def _protocol_fits(backbone: dict[str, Any], params: Params) -> bool:

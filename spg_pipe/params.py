@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from spg_pipe.errors import SpgError
+from spg_pipe.params_data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
 from spg_pipe.yaml_text import parse_yaml
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -21,41 +22,12 @@ TAU = 0.07
 SIGMA = 4.0
 """Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DemoSet(_Section):
-    """A built-in demo set, written by the stage `demo_data`."""
-
-    name: Name
-    root: Path
-    seed: int = 0
-
-
-class Dataset(_Section):
-    """A dataset split on disk."""
-
-    name: Name
-    layout: Literal["mvtec", "visa", "folder"]
-    root: Path
-    split: Literal["test", "train", "all"] = "test"
-    sets: tuple[str, ...] = ()
-    """Subfolders of `root` that form a union; categories are prefixed by their set."""
-    categories: tuple[str, ...] | None = None
-    licence: str | None = None
-
-
-class Direction(_Section):
-    """Everything is fitted on `aux` and applied unchanged to `target`."""
-
-    aux: Name
-    target: Name
+    model_config = STRICT
 
 
 class BackboneParams(_Section):
@@ -85,6 +57,11 @@ class ExtractParams(_Section):
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
     skip_bad: bool = False
     """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
+    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
+    of `backbone.image_size`; one of that size itself adds a view of the whole image."""
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):
@@ -201,6 +178,13 @@ class DecisionParams(_Section):
     """Share of the map's pixels that `map_top` is the mean of."""
     ridge: Annotated[float, Field(gt=0)] = 1.0
     """How firmly fitted weights are held to the proportions given here."""
+    layers: dict[str, Weight] = {}
+    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_are_names(cls, given: Any) -> Any:
+        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":
@@ -265,6 +249,7 @@ class Params(_Section):
     artifacts: Path = Path("artifacts")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (111,)
     demo_sets: tuple[DemoSet, ...] = ()
+    synthetic_sets: tuple[SyntheticSet, ...] = ()
     datasets: tuple[Dataset, ...]
     auxiliaries: tuple[Name, ...]
     directions: tuple[Direction, ...]
@@ -298,6 +283,10 @@ class Params(_Section):
         for name in sorted(used | set(self.auxiliaries)):
             if name not in known:
                 raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
+        for name in sorted(set(self.extract.tiles) - set(known)):
+            raise ValueError(
+                f"extract.tiles names {name!r}, which is not among datasets: {', '.join(known)}"
+            )
         missing = {d.aux for d in self.directions} - set(self.auxiliaries)
         if missing:
             raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")
@@ -347,8 +336,13 @@ def parse_params(content: Any, source: str) -> Params:
     """Validate a recipe that is already parsed; `source` is named in errors."""
     if not isinstance(content, dict):
         raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
+    return validated(Params, content, source)
+
+
+def validated(section: type[AnySection], content: Any, source: str) -> AnySection:
+    """A section of a recipe, or all of it, from plain values; every fault is named by its place."""
     try:
-        return Params.model_validate(content)
+        return section.model_validate(content)
     except ValidationError as error:
         lines = [_describe(fault) for fault in error.errors()]
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"

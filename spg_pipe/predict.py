@@ -1,7 +1,7 @@
 """A detector on a person's own images: scores and heat maps at the images' own size."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 
 from spg_pipe.artifacts import write_bytes, write_text
 from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
@@ -21,37 +23,10 @@ from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
 from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 from spg_pipe.predict_normals import bank_of_images, normal_images
+from spg_pipe.prediction import HEADER, Prediction, as_csv, as_row
+from spg_pipe.store.extract import views_at_once
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The result for one image."""
-
-    path: str
-    score: float
-    """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
-    height: int
-    width: int
-    peak_row: int
-    """Row of the map's maximum, pixels of the original image."""
-    peak_column: int
-    overlay: str
-    """File of the heat map, relative to the output folder."""
-    protocol: str
-    """The method's protocol (docs/method.md §5)."""
-    parts: dict[str, float]
-    """What the score is made of: the other columns of `judging.Judged`."""
-    sees: str = ""
-    """Where normal images of the target were used: that it is few-shot, and how many."""
-    among_normals: bool = False
-    """The image is one of these itself, so that the bank has nothing against it."""
-
-
-_LAST = ("parts", "sees", "among_normals")
-HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
-"""What the first line of every scores.csv begins with; names of the parts follow."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +111,14 @@ def predict(
 
     Parameters
     ----------
+    backbone : Backbone
+        The detector's, or the same in tiles (`backbones.tiling`).
     score : ScoreParams, optional
         Default: what the detector was saved with.
     bank : Bank, optional
         Few-shot: normal images of the target, added to the detector's decision or alone.
+    batch_images : int
+        Images at once; tiled images come one by one.
 
     Raises
     ------
@@ -153,13 +132,16 @@ def predict(
     params = score or detector.score
     additive = params.rule == "additive" or bank is not None
     shown = bank.shown if bank else shown_range(log_odds=additive)
+    batch_images = max(1, batch_images // backbone.spec.views)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
-            judged = _judge(detector, *_tokens(backbone, pixels, device), params, bank)
-            size = detector.backbone.preprocess.size
+            judged = _judge(
+                detector, backbone.spec, *_tokens(backbone, pixels, device), params, bank
+            )
+            size = backbone.spec.preprocess.size
             maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
             columns = dict(judged.columns)
             known = columns.pop(KNOWN, np.zeros(len(batch), bool))
@@ -191,24 +173,18 @@ def predict(
 
 def _judge(
     detector: Detector,
+    seen: BackboneSpec,
     tokens: dict[str, torch.Tensor],
     grids: dict[str, tuple[int, int]],
     params: ScoreParams,
     bank: Bank | None,
 ) -> Judged:
     if bank is None:
-        return judge(detector, tokens, grids, detector.backbone.preprocess.size, params)
+        return judge(detector, tokens, grids, seen, params)
     found = bank.memory.distances(tokens)
     if bank.alone:
         return judge_alone(found)
-    return judge_fused(detector, found, tokens, bank.memory.params.weight, params.sigma)
-
-
-def as_row(found: Prediction) -> dict[str, Any]:
-    """A prediction as one flat row; of the last columns those that a few-shot score has."""
-    row = asdict(found)
-    parts, sees, known = (row.pop(name) for name in _LAST)
-    return row | parts | ({"sees": sees, KNOWN: known} if sees else {})
+    return judge_fused(detector, found, tokens, seen, params, bank.memory.params.weight)
 
 
 def predict_folder(
@@ -219,6 +195,7 @@ def predict_folder(
     weights: Path | None,
     device: str,
     console: Console,
+    tiles: Sequence[int] = (),
     normals: Path | None = None,
     alone: bool = False,
     bank: BankParams | None = None,
@@ -227,6 +204,9 @@ def predict_folder(
 
     Parameters
     ----------
+    tiles : sequence of int
+        Sides in pixels at which images are cut into tiles of the detector's image size; none: an
+        image is seen as a whole.
     normals : Path, optional
         A folder with a few normal images of the target: few-shot.
     alone : bool
@@ -250,6 +230,7 @@ def predict_folder(
     if seen and not alone:
         require_fusible(detector, detector.score)
     spec = detector.backbone
+    check_sides(tiles, spec)
     chosen = choose_device(device)
     backbone = load_backbone(
         spec.alias,
@@ -260,6 +241,8 @@ def predict_folder(
         weights=weights,
         device=chosen,
     )
+    if tiles:
+        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, 4, chosen))
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
@@ -268,6 +251,7 @@ def predict_folder(
         with console.progress("normals") as update:
             memory = bank_of_images(
                 detector,
+                backbone.spec.preprocess.size,
                 seen,
                 lambda pixels: _tokens(backbone, pixels, chosen),
                 bank or BankParams(),
@@ -278,7 +262,7 @@ def predict_folder(
     with console.progress("predict") as update:
         rows = predict(detector, backbone, source, out, bank=made, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
-    about = _about(detector, made)
+    about = _about(detector, backbone.spec, made)
     known = [row.path for row in rows if row.among_normals]
     if known:
         console.say(
@@ -301,9 +285,9 @@ def predict_folder(
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
-def _about(detector: Detector, bank: Bank | None) -> dict[str, Any]:
+def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[str, Any]:
     """What every score depends on, besides the image."""
-    spec, score = detector.backbone, detector.score
+    score = detector.score
     layers = "+".join(spec.layers)
     rule: str = "additive" if score.rule == "additive" else score.image_score
     few_shot: dict[str, Any] = {}
@@ -317,7 +301,7 @@ def _about(detector: Detector, bank: Bank | None) -> dict[str, Any]:
         "sigma": score.sigma,
         "guides": "contrast" if detector.contrast else "trained",
         "image_score": rule,
-        "backbone": f"{spec.alias}@{spec.preprocess.size} layers {layers} ({spec.norm}-norm)",
+        "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
 
@@ -365,16 +349,3 @@ def _write_overlay(
     picture = overlay(eight_bit(image), anomaly_map, low=low, high=high)
     Image.fromarray(picture).save(data, format="PNG")
     write_bytes(path, data.getvalue())
-
-
-def as_csv(rows: list[Prediction]) -> str:
-    """Predictions as CSV text with a header."""
-    import csv
-    import io
-
-    stream = io.StringIO()
-    content = [as_row(row) for row in rows]
-    writer = csv.DictWriter(stream, list(content[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(content)
-    return stream.getvalue()

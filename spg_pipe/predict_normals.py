@@ -62,6 +62,7 @@ def normal_images(folder: Path, *, exif: bool) -> Manifest:
 
 def bank_of_images(
     detector: Detector,
+    size: int,
     normals: Manifest,
     tokens_of: TokensOfPixels,
     params: BankParams,
@@ -71,6 +72,11 @@ def bank_of_images(
     progress: Progress | None = None,
 ) -> MemoryBank:
     """A bank of a manifest's images; all their tokens are held in memory.
+
+    Parameters
+    ----------
+    size : int
+        S: side of the maps, pixels.
 
     Raises
     ------
@@ -88,7 +94,6 @@ def bank_of_images(
         if progress:
             progress(rows.stop, len(normals))
     held = {layer: torch.cat(values) for layer, values in parts.items()}
-    size = detector.backbone.preprocess.size
     return MemoryBank.of(
         lambda layer, images: held[layer][torch.from_numpy(images)],
         len(normals),

@@ -156,11 +156,11 @@ def score_store(
     params = score or detector.score
     if params.rule == "additive":
         require_decision(detector, params)
-    shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
+    shapes = {layer: shape.grid for layer, shape in store.spec.layers.items()}
     return write_scores(
         store,
         path,
-        lambda tokens: judge(detector, tokens, shapes, store.image_size, params),
+        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, params),
         _config(detector, store, params),
         batch_images=params.batch_images,
         device=device,
@@ -264,7 +264,6 @@ def described(store: FeatureStore) -> dict[str, Any]:
 
 def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
     return described(store) | {
-        "layers": list(detector.layers),
         "score": params.model_dump(mode="json"),
         "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
         "detector": of_detector(detector),

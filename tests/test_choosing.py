@@ -138,6 +138,10 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
         if row["part"] == "mean"
     }
     assert len(means) == 4
+    # Dictionaries are described where they are among the choices, of two seeds also how alike.
+    for row in choice.rows:
+        assert ("stability" in row) == (row["part"] == "mean")
+    assert {"R²", "Dead", "Stability"} <= set(choice.table.split())
     taken = choice.values["sae.k"], choice.values["decision.top_share"]
     assert means[taken] >= max(means.values()) - TOLERANCE
     written = parse_params(yaml.safe_load(choice.path.read_text()), "chosen")

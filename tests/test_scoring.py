@@ -15,7 +15,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from tiny import SCORE, SIZE, files
+from tiny import SCORE, SIZE, SPEC, files
 
 from spg_pipe.detector import Detector
 from spg_pipe.errors import DamagedError, SpgError
@@ -164,8 +164,8 @@ def test_images_in_memory_are_scored_as_a_store_is(
 ) -> None:
     images = np.arange(4)
     tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
-    judged = judge(tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, 32, SCORE)
-    maps, columns = anomaly_maps(judged.patches, 32, SCORE.sigma), judged.columns
+    judged = judge(tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, SCORE)
+    maps, columns = anomaly_maps(judged.patches, SIZE, SCORE.sigma), judged.columns
     assert list(columns) == ["score", "score_cls", "score_map_max"]
     for name, values in columns.items():
         np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)

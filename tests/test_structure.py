@@ -21,7 +21,9 @@ SOURCES = sorted(
 
 LAYERS = [
     ["errors"],
-    ["yaml_text", "params", "protocol", "artifacts", "digests", "tensors", "checkpoint", "paths"],
+    ["yaml_text"],
+    ["params_data"],
+    ["params", "protocol", "artifacts", "digests", "tensors", "checkpoint", "paths"],
     ["console"],
     ["metrics"],  # usable alone: see test_metrics_can_be_used_alone
     ["datasets"],
@@ -39,11 +41,11 @@ LAYERS = [
     ["judged_masks", "baselines"],
     ["evaluation", "explain"],
     ["report"],
-    ["predict_files", "predict_normals", "predict", "inspection", "recipes", "session"],
+    ["predict_files", "predict_normals", "prediction", "predict", "inspection", "recipes", "session"],
     ["find"],
     ["find_runs"],
     ["pipeline"],
-    ["stage", "demo", "cli_options", "cli_tools", "cli"],
+    ["stage", "demo", "cli_options", "cli_tools", "cli_targets", "cli"],
 ]
 """Each part may import what stands above it, and its own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

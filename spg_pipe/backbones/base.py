@@ -51,10 +51,15 @@ def stand_in(patches: Tensor, prefix: Prefix) -> Tensor:
 
 def place_images(images: Tensor, device: torch.device, spec: BackboneSpec) -> Tensor:
     """Move (B, 3, S, S) images to `device`; raise SpgError if S is not the spec's size."""
+    check_images(images, spec)
+    return images.to(device, torch.float32)
+
+
+def check_images(images: Tensor, spec: BackboneSpec) -> None:
+    """Raise SpgError if images are not (B, 3, S, S) with the spec's S."""
     size = spec.preprocess.size
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise SpgError(
             f"Backbone {spec.alias} takes images (B, 3, {size}, {size}) and was given "
             f"{tuple(images.shape)}: preprocess them with the backbone's own spec."
         )
-    return images.to(device, torch.float32)

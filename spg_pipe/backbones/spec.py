@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from spg_pipe.datasets.images import Preprocess
@@ -13,6 +14,40 @@ Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How large images are cut (`backbones.tiling`)."""
+
+    size: int
+    """Side of a tile, pixels: what the network itself sees."""
+    sides: tuple[int, ...]
+    """Sides in pixels to which an image is resized before it is cut, rising."""
+    overlap: float
+    """Least share of a tile's side that its neighbour sees, too, but for rounding to patches."""
+
+    def starts(self, side: int, patch_size: int) -> list[int]:
+        """First pixels of the tiles along one axis: evenly spread multiples of the patch size."""
+        step = self.size * (1 - self.overlap)
+        gaps = math.ceil((side - self.size) / step)
+        return [
+            round(number * (side - self.size) / gaps / patch_size) * patch_size if gaps else 0
+            for number in range(gaps + 1)
+        ]
+
+    def count(self, patch_size: int) -> int:
+        """Tiles of an image, of all sides."""
+        return sum(len(self.starts(side, patch_size)) ** 2 for side in self.sides)
+
+    def layer_at(self, layer: str, side: int) -> str:
+        """Name of a layer's tokens at one of the sides."""
+        return layer if len(self.sides) == 1 else f"{layer}@{side}"
+
+
+def backbone_layer(name: str) -> str:
+    """The backbone's layer that tokens of this name (`Tiles.layer_at`) come from."""
+    return name.partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -50,6 +85,29 @@ class BackboneSpec:
     """Of the tensors, sorted by name; of the package's file for installed weights."""
     licence: str
     """Licence of the weights."""
+    tiles: Tiles | None = None
+    """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
+
+    @property
+    def view(self) -> BackboneSpec:
+        """What the network itself sees: the same spec without tiles."""
+        if self.tiles is None:
+            return self
+        return replace(self, preprocess=replace(self.preprocess, size=self.tiles.size), tiles=None)
+
+    @property
+    def seen_at(self) -> str:
+        """The backbone and the pixels that it sees, in words."""
+        if self.tiles is None:
+            return f"{self.alias}@{self.preprocess.size}"
+        sides = "+".join(map(str, self.tiles.sides))
+        share = f"{self.tiles.overlap:.0%}"
+        return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share})"
+
+    @property
+    def views(self) -> int:
+        """How many of these an image takes."""
+        return self.tiles.count(self.patch_size) if self.tiles else 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` is the inverse."""
@@ -57,6 +115,10 @@ class BackboneSpec:
         plain["layers"] = list(self.layers)
         plain["preprocess"]["mean"] = list(self.preprocess.mean)
         plain["preprocess"]["std"] = list(self.preprocess.std)
+        if self.tiles is None:
+            del plain["tiles"]  # as it was before there were any: fingerprints stay
+        else:
+            plain["tiles"]["sides"] = list(self.tiles.sides)
         return plain
 
     @classmethod
@@ -76,6 +138,9 @@ class BackboneSpec:
             values = dict(
                 d, layers=tuple(str(v) for v in d["layers"]), preprocess=Preprocess(**pre)
             )
+            if tiles := d.get("tiles"):
+                sides = tuple(int(side) for side in tiles["sides"])
+                values["tiles"] = Tiles(int(tiles["size"]), sides, float(tiles["overlap"]))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(

@@ -55,7 +55,7 @@ def build_manifest(
     name
         The dataset's name in parameters and artefacts.
     layout
-        `mvtec`, `visa` or `folder`.
+        `mvtec`, `visa`, `folder` or `synthetic`.
     root
         The dataset's folder.
     split
@@ -177,7 +177,7 @@ def _nearest(unknown: Sequence[str], existing: Sequence[str]) -> str:
 def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:
     """Scan one root and compare it with the benchmark that it may be."""
     try:
-        entries, found, notes = LAYOUTS[layout].scan(root, split, select)
+        entries, found, notes, stated = LAYOUTS[layout].scan(root, split, select)
     except OSError as error:
         raise SpgError(
             f"Dataset {name}: {error.filename or root} cannot be read ({error.strerror or error}). "
@@ -189,7 +189,8 @@ def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Pa
         notes = check(benchmark, found, wanted, entries, split) + notes
         return _Part(entries, found, notes, f"{benchmark.name}: {benchmark.licence}")
     notes = not_the_benchmark(layout, name, found) + notes
-    return _Part(entries, found, notes, licence_of(name, root, wanted))
+    licence = f"{name}: {stated}" if stated else licence_of(name, root, wanted)
+    return _Part(entries, found, notes, licence)
 
 
 def _within(chosen: set[str] | None, part: str) -> Select:

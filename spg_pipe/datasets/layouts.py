@@ -9,6 +9,7 @@ from pathlib import Path
 from spg_pipe.datasets.folder import scan_folder
 from spg_pipe.datasets.listing import Scan, Select
 from spg_pipe.datasets.mvtec import scan_mvtec
+from spg_pipe.datasets.synthetic.layout import scan_synthetic
 from spg_pipe.datasets.visa import scan_visa
 
 
@@ -70,10 +71,22 @@ ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
     own_images=True,
 )
 
+_SYNTHETIC = LayoutInfo(
+    "synthetic",
+    "What `spg-pipe synthesise` makes of normal images: copies with painted defects and masks.",
+    """\
+ROOT/synthetic.json                          (names every image)
+ROOT/images/<category>/good/00000.png
+ROOT/images/<category>/<kind>/00000-0.png
+ROOT/masks/<category>/<kind>/00000-0.png""",
+    own_images=False,
+)
+
 LAYOUTS = {
     "mvtec": Layout(_MVTEC, scan_mvtec),
     "visa": Layout(_VISA, scan_visa),
     "folder": Layout(_FOLDER, scan_folder),
+    "synthetic": Layout(_SYNTHETIC, scan_synthetic),
 }
 
 

@@ -44,6 +44,8 @@ class Scan(NamedTuple):
     """Every category on disk, wanted or not, sorted."""
     notes: list[str]
     """What a person should know."""
+    licence: str = ""
+    """As the layout's own record states it; empty if it has none."""
 
 
 class Files(NamedTuple):

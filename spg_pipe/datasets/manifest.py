@@ -65,7 +65,7 @@ class Manifest:
     split: str
     """`test`, `train` or `all`."""
     layout: str
-    """`mvtec`, `visa` or `folder`."""
+    """`mvtec`, `visa`, `folder` or `synthetic`."""
     root: Path
     """Where the relative paths start. Neither saved nor part of the fingerprint."""
     table: pd.DataFrame

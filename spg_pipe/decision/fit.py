@@ -5,7 +5,7 @@ made that way, so that the fit sees what it will meet on new images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -133,7 +133,8 @@ def fit_seen(
         for layer, values in seen.items()
     }
     weights = params.map.model_dump()
-    start = Decision(weights, scales, {}, 0.0, params.top_share)
+    _require_layers(params, seen)
+    start = Decision(weights, scales, {}, 0.0, params.top_share, params.layers)
     own, others = (
         image_values(start, seen, which, images.size, sigma, rows) for which in (final, honest)
     )
@@ -163,7 +164,18 @@ def fit_seen(
     terms = {
         name: Term(float(weight), *means[name]) for name, weight in zip(prior, fitted, strict=True)
     }
-    return Fit(Decision(weights, scales, terms, float(bias), params.top_share), notes)
+    return Fit(replace(start, terms=terms, bias=float(bias)), notes)
+
+
+def _require_layers(params: DecisionParams, seen: dict[str, Seen]) -> None:
+    for layer in params.layers:
+        if layer not in seen:
+            raise SpgError(
+                f"decision.layers names layer {layer}, which the store does not have; it has "
+                f"{', '.join(seen)}."
+            )
+    if not any(params.layers.get(layer, 1.0) for layer in seen):
+        raise SpgError("decision.layers: every layer has the weight 0; nothing would be scored.")
 
 
 def fit_weights(

@@ -5,12 +5,13 @@ The image score is bias + Σ shareᵢ, shareᵢ = wᵢ·(vᵢ − μᵢ)/σᵢ o
 odds of "anomalous" on the auxiliary set. μ, σ, w and the bias come from the auxiliary set alone.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from spg_pipe.backbones.spec import backbone_layer
 from spg_pipe.decision.components import Components
 from spg_pipe.maps import anomaly_maps
 
@@ -53,25 +54,34 @@ class Decision:
     bias: float
     top_share: float
     """Share of a map's pixels, the highest, that `map_top` is the mean of."""
+    layers: dict[str, float] = field(default_factory=dict)
+    """Layer → its weight; those that are not named have 1."""
 
-    def grid(self, layer: str, guides: Tensor, dissimilarity: Tensor) -> Tensor:
-        """Log odds of patches, from raw values of one shape."""
+    def layer_weight(self, name: str) -> float:
+        """Weight of a layer, by the name of its tokens; the mean over all layers is 1."""
+        every = [self.layers.get(layer, 1.0) for layer in self.scales]
+        return self.layers.get(backbone_layer(name), 1.0) * len(every) / sum(every)
+
+    def grid(self, name: str, guides: Tensor, dissimilarity: Tensor) -> Tensor:
+        """Log odds of patches times the layer's weight, from raw values of one shape."""
+        layer, share = backbone_layer(name), self.layer_weight(name)
         total = guides.new_zeros(guides.shape)
-        for name, values in (("guides", guides), ("dissimilarity", dissimilarity)):
-            if weight := self.map_weights[name]:
-                scale = self.scales[layer][name]
+        for part, values in (("guides", guides), ("dissimilarity", dissimilarity)):
+            if weight := share * self.map_weights[part]:
+                scale = self.scales[layer][part]
                 total += (weight / scale.deviation) * (values - scale.mean)
         return total
 
     def image_values(self, found: dict[str, Components]) -> dict[str, np.ndarray]:
         """Image components (B,) that need no map, each standardised by layer, mean over layers."""
         values: dict[str, list[np.ndarray]] = {}
-        for layer, parts in found.items():
+        for name, parts in found.items():
+            share = self.layer_weight(name)
             for view, raw in parts.image.items():
-                scale = self.scales[layer].get(f"image_{view}")
+                scale = self.scales[backbone_layer(name)].get(f"image_{view}")
                 if scale is not None:
                     one = (raw[:, 0].double().cpu().numpy() - scale.mean) / scale.deviation
-                    values.setdefault(view, []).append(one)
+                    values.setdefault(view, []).append(share * one)
         return {view: np.mean(each, axis=0) for view, each in values.items()}
 
     def map_top(self, grids: dict[str, Tensor], size: int, sigma: float) -> np.ndarray:
@@ -85,6 +95,8 @@ class Decision:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         content = asdict(self)
+        if not self.layers:
+            del content["layers"]
         content["scales"] = {
             layer: {name: list(scale) for name, scale in scales.items()}
             for layer, scales in self.scales.items()
@@ -111,6 +123,7 @@ class Decision:
             terms={name: Term(**term) for name, term in content["terms"].items()},
             bias=float(content["bias"]),
             top_share=float(content["top_share"]),
+            layers={layer: float(w) for layer, w in content.get("layers", {}).items()},
         )
 
 

@@ -16,6 +16,7 @@ from spg_pipe.pipeline.features import (
 )
 from spg_pipe.pipeline.normals import score_few_shot
 from spg_pipe.pipeline.sweeps import SweepResult, sweep
+from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import (
     train_guides,
@@ -41,6 +42,9 @@ __all__ = [
     "score_few_shot",
     "skipped_in",
     "sweep",
+    "synthesise",
+    "synthesise_set",
+    "synthesise_sets",
     "tables_of",
     "train_guides",
     "train_guides_together",

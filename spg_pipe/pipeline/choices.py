@@ -1,5 +1,6 @@
 """Settings chosen on an auxiliary set alone → a recipe with them (docs/recipes.md, "Choosing")."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from spg_pipe.artifacts import write_text
+from spg_pipe.artifacts import read_json, write_text
 from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
@@ -161,10 +162,18 @@ def _choose_zero_shot(
                 )
             )
     judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    about: list[dict[str, float]] = [{}] * len(settings)
+    if any(place.startswith("sae.") for place in settings[0].values):
+        describe = lru_cache(maxsize=None)(_dictionaries)
+        seeds = session.params.seeds
+        about = [
+            describe(tuple(find_sae(one.session, store, aux, seed) for seed in seeds))
+            for one in settings
+        ]
     rows = [
         row
-        for one, found in zip(settings, judged, strict=True)
-        for row in _rows(one, found, ZERO_SHOT)
+        for one, found, saes in zip(settings, judged, about, strict=True)
+        for row in _rows(one, found, ZERO_SHOT, saes)
     ]
     return settings[best(judged)], rows
 
@@ -219,6 +228,20 @@ def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None
             train_saes(missing, aux, [seed])
 
 
+def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
+    """R², dead share and, of several seeds, stability: means over layers and seeds."""
+    from spg_pipe.sae.quality import seeds_stability
+    from spg_pipe.sae.run import SaeRun
+
+    layers = [
+        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
+    ]
+    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
+    if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
+        found["stability"] = statistics.fmean(alike.values())
+    return found
+
+
 def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
     """The mean over seeds, part by part."""
     from spg_pipe.choosing import Judgement, PartResult
@@ -230,14 +253,20 @@ def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
     return Judgement(tuple(parts))
 
 
-def _rows(setting: Setting, judged: "Judgement", sees: str) -> list[dict[str, Any]]:
+def _rows(
+    setting: Setting,
+    judged: "Judgement",
+    sees: str,
+    dictionaries: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
     about = setting.values | {"sees": sees}
     rows = [
         about | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
         for part in judged.parts
     ]
     mean = {metric: judged.mean(metric) for metric in _METRICS}
-    return [*rows, about | {"part": "mean", **mean, "merit": judged.merit}]
+    mean |= {"merit": judged.merit} | (dictionaries or {})
+    return [*rows, about | {"part": "mean", **mean}]
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:
@@ -255,16 +284,23 @@ def _recipe(params: Params, aux: str, table: Path) -> str:
 def _table(params: Params, aux: str, axes: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
     means = sorted((row for row in rows if row["part"] == "mean"), key=lambda r: -r["merit"])
     parts = ", ".join(dict.fromkeys(row["part"] for row in rows if row["part"] != "mean"))
+    figures = {
+        "image_auroc": "Image AUROC",
+        "pixel_auroc": "Pixel AUROC",
+        "pixel_ap": "Pixel AP",
+        "merit": "Merit",
+        "r2": "R²",
+        "dead_share": "Dead",
+        "stability": "Stability",
+    }
+    shown = [name for name in figures if name in means[0]]
     cells = tuple(
-        (
-            ", ".join(str(row[axis]) for axis in axes),
-            *(f"{row[name]:.3f}" for name in (*_METRICS, "merit")),
-        )
+        (", ".join(str(row[axis]) for axis in axes), *(f"{row[name]:.3f}" for name in shown))
         for row in means
     )
     caption = (
         f"Auxiliary {aux}, each of {parts} held out in turn; sees {means[0]['sees']}; means over "
         f"parts and seeds {', '.join(map(str, params.seeds))}, maps at a quarter of the size."
     )
-    columns = (", ".join(axes), "Image AUROC", "Pixel AUROC", "Pixel AP", "Merit")
+    columns = (", ".join(axes), *(figures[name] for name in shown))
     return Table(caption, columns, cells)

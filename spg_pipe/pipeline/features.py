@@ -79,6 +79,16 @@ def load_backbone(session: Session) -> "Backbone":
     )
 
 
+def tiled_as(session: Session, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
+    """The backbone on images of these sides in tiles, as the recipe's overlap says."""
+    from spg_pipe.backbones.tiling import tiled
+    from spg_pipe.store.extract import views_at_once
+
+    params, device = session.params.extract, choose_device(session.device)
+    at_once = views_at_once(backbone.spec, params.batch_images, device)
+    return tiled(backbone, sides, overlap=params.tile_overlap, at_once=at_once)
+
+
 def extract(
     session: Session,
     dataset: Dataset,
@@ -89,6 +99,7 @@ def extract(
     backbone: "Backbone | None" = None,
     limit: int | None = None,
     categories: Sequence[str] | None = None,
+    tiles: Sequence[int] | None = None,
 ) -> Path:
     """Manifest → FeatureStore.
 
@@ -108,6 +119,8 @@ def extract(
     categories : sequence of str, optional
         Only these, instead of what the recipe says. A store of a part of the dataset gets another
         place than the dataset's own, and says in its attributes what it is.
+    tiles : sequence of int, optional
+        Sides in pixels at which images are cut into tiles, instead of what the recipe says.
 
     Raises
     ------
@@ -123,6 +136,10 @@ def extract(
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(session)
+    sides = session.params.extract.tiles.get(dataset.name, ())
+    own_tiles = tiles is None or sorted(tiles) == sorted(sides)
+    if sides := tuple(tiles or sides):
+        backbone = tiled_as(session, backbone, sides)
     if from_manifest:
         path = session.paths.manifest(dataset.name, dataset.split)
         manifest = Manifest.load(path, root=dataset.root)
@@ -134,7 +151,7 @@ def extract(
             f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
             "store would be taken for images. Name a place outside."
         )
-    place = out or _place_of_store(session, dataset, manifest, backbone)
+    place = out or _place_of_store(session, dataset, manifest, backbone, own_tiles=own_tiles)
     if manifest.selection and place.resolve() == session.paths.store(dataset.name).resolve():
         raise SpgError(
             f"{place} is the place of the whole dataset {dataset.name}, not of a part of it "
@@ -187,10 +204,15 @@ def _chosen(
 
 
 def _place_of_store(
-    session: Session, dataset: Dataset, manifest: "Manifest", backbone: "Backbone"
+    session: Session,
+    dataset: Dataset,
+    manifest: "Manifest",
+    backbone: "Backbone",
+    *,
+    own_tiles: bool,
 ) -> Path:
     """The dataset's own place, or another for a part of it, another split, or other settings."""
-    own = dataset in session.params.datasets and not manifest.selection
+    own = dataset in session.params.datasets and not manifest.selection and own_tiles
     return session.place(
         session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
         backbone.spec.to_dict(),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.params import GuideParams, Params
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.tables import UNDEFINED, Table
@@ -17,11 +18,17 @@ def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
     metrics = params.metrics
     layers = ", ".join(backbone["layers"])
     return (
-        f"Backbone {backbone['alias']} at {backbone['preprocess']['size']} px, layers {layers} "
+        f"Backbone {_seen_at(directions)}, layers {layers} "
         f"({backbone['norm']}-norm); method protocol {params.method.protocol}; metrics protocol "
         f"{metrics.protocol}, accumulator {metrics.accumulator}, resolution {metrics.resolution}; "
         f"seeds {', '.join(map(str, params.seeds))}."
     )
+
+
+def _seen_at(directions: Sequence[DirectionRuns]) -> str:
+    """Backbone and pixels, of every way that a target was looked at."""
+    found = [BackboneSpec.from_dict(d.runs[0].scores.config["backbone"]) for d in directions]
+    return ", ".join(dict.fromkeys(spec.seen_at for spec in found))
 
 
 def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
@@ -35,7 +42,7 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
         ("Configuration", params.name),
         ("Backbone", f"{backbone['alias']} ({backbone['model']})"),
         ("Weights", f"{backbone['weights']}; licence: {backbone['licence']}"),
-        ("Image size", f"{image['size']} × {image['size']} px, {image['interpolation']}"),
+        ("Image size", f"{_seen_at(directions)}; {image['interpolation']}"),
         ("Layers", f"{', '.join(backbone['layers'])} ({backbone['norm']}-norm)"),
         ("Position embedding", str(backbone["pos_embed"])),
         ("Method protocol", f"{params.method.protocol}; τ = {params.method.tau}"),

@@ -5,8 +5,6 @@ or removed since; the page then says so.
 """
 
 import csv
-import itertools
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,20 +202,11 @@ def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> Aux
 
 
 def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
-    """Layer → how alike the dictionaries of an auxiliary's seeds are, mean over pairs."""
-    from spg_pipe.sae.quality import stability
+    """Layer → how alike the dictionaries of an auxiliary's seeds are; empty for a single one."""
+    from spg_pipe.sae.quality import seeds_stability as alike
     from spg_pipe.sae.run import SaeRun
 
-    saes = [SaeRun.load(run.sae_folder) for run in runs if run.sae_folder]
-    if len(saes) < 2:
-        return {}
-    return {
-        layer: statistics.fmean(
-            stability(*(sae.layers[layer].atoms[~sae.dead[layer]] for sae in pair))
-            for pair in itertools.combinations(saes, 2)
-        )
-        for layer in saes[0].layers
-    }
+    return alike([SaeRun.load(run.sae_folder) for run in runs if run.sae_folder])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,5 +1,7 @@
 """What a trained SAE is worth, measured over the whole split in one pass."""
 
+import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from spg_pipe.sae import ops
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
 
@@ -180,3 +183,16 @@ def stability(first: Tensor, second: Tensor) -> float:
     """
     cosines = first @ second.t()
     return float((cosines.amax(dim=1).mean() + cosines.amax(dim=0).mean()) / 2)
+
+
+def seeds_stability(saes: Sequence[SaeRun]) -> dict[str, float]:
+    """Layer → `stability` without dead latents, mean over pairs of seeds; empty for one seed."""
+    if len(saes) < 2:
+        return {}
+    return {
+        layer: statistics.fmean(
+            stability(*(sae.layers[layer].atoms[~sae.dead[layer]] for sae in pair))
+            for pair in itertools.combinations(saes, 2)
+        )
+        for layer in saes[0].layers
+    }

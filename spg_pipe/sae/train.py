@@ -104,6 +104,13 @@ def train_saes(
         In the order of the jobs. An error says why a job has no result: a loss is not finite, or
         every latent is dead. The others are not touched by it.
     """
+    tiles = store.spec.backbone.tiles
+    if tiles is not None and len(tiles.sides) > 1:
+        raise SpgError(
+            f"{store.path} has every layer at {len(tiles.sides)} sides "
+            f"({', '.join(map(str, tiles.sides))} pixels); a detector learns from one. Extract the "
+            "auxiliary set at one side, or without tiles."
+        )
     settings = protocol(method.protocol)
     grid = Grid.start(store, jobs, method, device, checkpoints)
     for layer in store.layers:
@@ -224,7 +231,7 @@ def _config(
         "split": store.spec.split,
         "images": len(store),
         "tokens_seen": {layer: quality[layer]["tokens_seen"] for layer in store.layers},
-        "backbone": store.spec.backbone.to_dict(),
+        "backbone": store.spec.backbone.view.to_dict(),
         "licences": list(store.licences),
     }
     return content | {"fingerprint": fingerprint(content), "versions": versions()}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spg_pipe.backbones.base import Backbone, LayerTokens
+from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
@@ -64,7 +65,7 @@ def extract(
     batch_images : int
         Images a forward pass. A GPU without enough memory for them takes them in halves.
     shard_images : int
-        Images a shard file.
+        Images a shard file. Of tiled images fewer, so that files and memory keep their size.
     dtype : "float16" | "float32"
     compressor : "none" | "zstd"
     replace : bool
@@ -82,6 +83,7 @@ def extract(
     """
     if len(manifest) == 0:
         raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
+    views = backbone.spec.views  # a tiled image holds as many tokens as so many others
     spec = StoreSpec(
         dataset=manifest.dataset,
         split=manifest.split,
@@ -89,8 +91,8 @@ def extract(
         images=len(manifest),
         backbone=backbone.spec,
         layers=_layer_shapes(backbone, device),
-        shard_images=min(shard_images, len(manifest)),
-        batch_images=batch_images,
+        shard_images=max(1, min(shard_images // views, len(manifest))),
+        batch_images=max(1, batch_images // views),
         dtype=dtype,
         exif=manifest.exif,
         compressor="zstd" if compressor == "zstd" else "none",
@@ -172,10 +174,7 @@ class _Extraction:
     ) -> None:
         self._writer, self._spec = writer, writer.spec
         self._manifest, self._backbone, self._device = manifest, backbone, device
-        # The maps of a CNN's first layers, megabytes an image, stay in a CPU's cache only if images
-        # come one by one: 2.2 times faster for EfficientNet-Lite0 at 448 px. ViTs do not care.
-        alone = writer.spec.backbone.family == "timm-cnn" and torch.device(device).type == "cpu"
-        self._at_once = 1 if alone else writer.spec.batch_images
+        self._at_once = views_at_once(writer.spec.backbone, writer.spec.batch_images, device)
 
     def run(self, workers: int, progress: Progress | None) -> None:
         """Compute and write the shards that are missing, then finish the store."""
@@ -321,6 +320,16 @@ def _in_order(
     finally:
         for future in pending:
             future.cancel()
+
+
+def views_at_once(spec: BackboneSpec, batch_images: int, device: str) -> int:
+    """Images or tiles in a forward pass.
+
+    The maps of a CNN's first layers, megabytes an image, stay in a CPU's cache only if images come
+    one by one: 2.2 times faster for EfficientNet-Lite0 at 448 px. ViTs do not care.
+    """
+    alone = spec.family == "timm-cnn" and torch.device(device).type == "cpu"
+    return 1 if alone else batch_images
 
 
 def _forward(backbone: Backbone, images: torch.Tensor, at_once: int) -> dict[str, LayerTokens]:

@@ -83,9 +83,13 @@ def image_batches(
 def ordered_batches(
     sources: dict[str, TokenSource], batch_images: int
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """All images in the store's order: rows (B,), and layer → (B, 1 + N, D) float32 tokens."""
+    """All images in the store's order: rows (B,), and layer → (B, 1 + N, D) float32 tokens.
+
+    Of tiled images B is smaller, so that a batch takes the memory of `batch_images` others.
+    """
     store = next(iter(sources.values())).store
-    yield from _with_cls(sources, _slices(np.arange(len(store)), batch_images))
+    size = max(1, batch_images // store.spec.backbone.views)
+    yield from _with_cls(sources, _slices(np.arange(len(store)), size))
 
 
 def token_batches(

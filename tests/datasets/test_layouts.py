@@ -298,10 +298,11 @@ def test_a_line_twice_in_the_split_file_is_refused(tmp_path):
 
 def test_every_layout_is_described_with_its_folders():
     described = {info.name: info for info in describe_layouts()}
-    assert list(described) == list(LAYOUTS) == ["mvtec", "visa", "folder"]
+    assert list(described) == list(LAYOUTS) == ["mvtec", "visa", "folder", "synthetic"]
     assert "ground_truth/<defect>" in described["mvtec"].sketch
     assert "split_csv/1cls.csv" in described["visa"].sketch
-    assert [info.own_images for info in described.values()] == [False, False, True]
+    assert "synthetic.json" in described["synthetic"].sketch
+    assert [info.own_images for info in described.values()] == [False, False, True, False]
 
 
 def test_importing_the_package_imports_nothing_heavy():

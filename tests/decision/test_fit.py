@@ -118,6 +118,39 @@ def test_shares_and_the_bias_are_the_score(
     np.testing.assert_allclose(table["score"], total, atol=1e-9)
 
 
+def test_a_layer_of_weight_0_is_left_out_and_equal_weights_change_nothing(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    tokens = {layer: image_tokens(tiny_store, layer, np.arange(4)) for layer in ("1", "2")}
+    equal, same, alone = (
+        detector_of(tiny_store, tiny_sae, decision=DecisionParams(layers=layers))
+        for layers in ({}, {"1": 2.0, "2": 2.0}, {"2": 0})
+    )
+    patches, values = equal.log_odds(tokens)
+    for layer, found in same.log_odds(tokens)[0].items():
+        torch.testing.assert_close(found, patches[layer])
+    found, weighted = alone.log_odds(tokens)
+    assert not found["2"].any()
+    # The mean over both layers is then that of the first alone.
+    torch.testing.assert_close(found["1"], 2 * patches["1"])
+    assert not np.allclose(weighted["mean_tokens"], values["mean_tokens"])
+    assert Decision.from_dict(decision_of(alone).to_dict()) == decision_of(alone)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"9": 1.0}, "names layer 9.*it has 1, 2"),
+        ({"1": 0, "2": 0}, "every layer has the weight 0"),
+    ],
+)
+def test_weights_of_layers_that_mean_nothing_are_refused(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, layers: dict[str, float], message: str
+) -> None:
+    with pytest.raises(SpgError, match=message):
+        detector_of(tiny_store, tiny_sae, decision=DecisionParams(layers=layers))
+
+
 def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     """On the set that they were taken from, components have mean 0."""
     detector = detector_of(tiny_store, tiny_sae)

@@ -137,6 +137,29 @@ def test_a_folder_of_images_is_extracted_and_scored(project: Path, tmp_path: Pat
     assert held["images"] == 3
 
 
+def test_large_images_are_looked_at_in_tiles(project: Path, tmp_path: Path) -> None:
+    detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
+    options = ("--split", "right", "--tiles", "64,128", "--json")
+    (store,) = json.loads(must(spg("extract", *options, cwd=project)))["stores"]
+    whole = project / "artifacts" / "features" / "right-efficientnet-lite0-64.zarr"
+    assert project / store != whole
+    assert whole.is_dir()
+    given = ("--split", "right", "--detector", detector, "--store", store, "--json")
+    (scores,) = json.loads(must(spg("score", *given, cwd=project)))["scores"]
+    judged = ("evaluate", "--split", "right", "--scores", scores)
+    assert "efficientnet-lite0@64+128 in tiles of 64 (overlap 25%)" in must(
+        spg(*judged, cwd=project)
+    )
+    source = project / "right" / "candle" / "Data" / "Images"
+    told = spg("predict", detector, source, "--tiles", "128", "--out", tmp_path / "o", cwd=project)
+    assert "efficientnet-lite0@128 in tiles of 64" in must(told)
+    for tiles, message in (("100", "multiple of 16"), ("32", "smaller than a tile")):
+        arguments = ("predict", detector, source, "--tiles", tiles, "--out", tmp_path / "o")
+        assert message in one_message(spg(*arguments, cwd=project))
+    wrong = spg("predict", detector, source, "--tiles", "two", cwd=project)
+    assert (wrong.returncode, "expected pixels" in wrong.stderr) == (2, True)
+
+
 def test_extract_again_is_up_to_date(project: Path) -> None:
     store = project / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}

@@ -70,7 +70,7 @@ def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
 
 
 def paint(
-    image: np.ndarray, defect: str, rng: np.random.Generator
+    image: np.ndarray, defect: str, rng: np.random.Generator, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put one defect on an image.
 
@@ -80,6 +80,9 @@ def paint(
         (S, S, 3) float32 in [0, 1].
     defect
         A key of `PAINTERS`.
+    size
+        Side of the window that it is painted in, pixels; the defect fills about half of it.
+        Default: a good half of S.
 
     Returns
     -------
@@ -87,7 +90,7 @@ def paint(
         Equal to `image` wherever the mask is not set.
     mask : (S, S) bool
     """
-    size = round(_WINDOW * image.shape[0])
+    size = size or round(_WINDOW * image.shape[0])
     top, left = rng.integers(0, image.shape[0] - size + 1, 2)
     defect_paint = PAINTERS[defect](canvas_of(image, top, left, size), rng)
     window = (slice(top, top + size), slice(left, left + size))

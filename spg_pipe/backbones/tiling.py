@@ -1,0 +1,161 @@
+"""Large images as overlapping tiles: small defects keep their pixels, memory keeps its size.
+
+An image is resized to a large side and cut into square tiles of the backbone's own input size; the
+tiles' patch tokens are put together into one large grid, blended where tiles overlap. What comes
+out looks like any backbone's tokens, so that stores, scores and maps are those of large images.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.backbones.base import Backbone, LayerTokens, check_images
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, check_image_size
+from spg_pipe.errors import SpgError
+
+OVERLAP = 0.25
+"""Share of a tile that its neighbour sees, too, unless told otherwise."""
+
+
+def tiled(
+    inner: Backbone, sides: Sequence[int], *, overlap: float = OVERLAP, at_once: int = 8
+) -> Backbone:
+    """A backbone that looks at large images tile by tile.
+
+    Its `spec.preprocess.size` is the largest side; a layer's grid covers the whole image. With
+    several sides every layer comes once for each, named ``LAYER@SIDE``.
+
+    Parameters
+    ----------
+    inner : Backbone
+        Its image size is the side of a tile.
+    sides : sequence of int
+        Sides in pixels to which an image is resized: multiples of the patch size, no smaller than
+        a tile; one of a tile's own size is the whole image at once.
+    overlap : float
+        Least share of a tile's side that its neighbour sees, too; below 1.
+    at_once : int
+        Tiles in a forward pass.
+
+    Raises
+    ------
+    SpgError
+        If a side does not fit.
+    """
+    check_sides(sides, inner.spec)
+    tiles = Tiles(inner.spec.preprocess.size, tuple(sorted(sides)), overlap)
+    return TiledBackbone(inner, tiles, at_once)
+
+
+def check_sides(sides: Sequence[int], spec: BackboneSpec) -> None:
+    """Raise SpgError unless images of these sides can be cut into tiles of an untiled backbone."""
+    if len(set(sides)) != len(sides):
+        raise SpgError(f"Sides of tiled images: a number is there twice in {list(sides)}.")
+    for side in sides:
+        check_image_size(side, spec.patch_size, f"tiles of {spec.alias}")
+        if side < spec.preprocess.size:
+            raise SpgError(
+                f"Images of {side} pixels are smaller than a tile of {spec.alias}, "
+                f"{spec.preprocess.size} pixels: give larger sides, or a smaller image size."
+            )
+
+
+class TiledBackbone:
+    """See `tiled`."""
+
+    def __init__(self, inner: Backbone, tiles: Tiles, at_once: int) -> None:
+        self._inner, self._tiles, self._at_once = inner, tiles, at_once
+        pre = replace(inner.spec.preprocess, size=tiles.sides[-1])
+        self.spec: BackboneSpec = replace(inner.spec, preprocess=pre, tiles=tiles)
+
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        """Compute tokens: see `Backbone`. The prefix token is the mean of the tiles'."""
+        check_images(images, self.spec)
+        found: dict[str, list[LayerTokens]] = defaultdict(list)
+        for image in images.split(1):
+            for side in self._tiles.sides:
+                for layer, tokens in self._whole(_resized(image, side), side).items():
+                    found[self._tiles.layer_at(layer, side)].append(tokens)
+        # An image at a time until here, for memory; a batch of one is not copied.
+        return {layer: each[0] if len(each) == 1 else _batch(each) for layer, each in found.items()}
+
+    def _whole(self, image: Tensor, side: int) -> dict[str, LayerTokens]:
+        """Tokens of one image (1, 3, side, side), put together from its tiles."""
+        size, starts = self._tiles.size, self._tiles.starts(side, self.spec.patch_size)
+        corners = [(top, left) for top in range(len(starts)) for left in range(len(starts))]
+        sums: dict[str, Tensor] = {}
+        prefix: dict[str, list[Tensor]] = defaultdict(list)
+        grids: dict[str, tuple[int, int]] = {}
+        for part in _parts(corners, self._at_once):
+            pixels = [
+                image[..., starts[i] : starts[i] + size, starts[j] : starts[j] + size]
+                for i, j in part
+            ]
+            for layer, tokens in self._inner(torch.cat(pixels)).items():
+                rows, columns = tokens.grid
+                stride = size // rows
+                places = [start // stride for start in starts]
+                weights = blend(places, rows, side // stride).to(tokens.patches.device)
+                grids[layer] = (side // stride, side // stride)
+                if layer not in sums:
+                    sums[layer] = tokens.patches.new_zeros(
+                        (*grids[layer], tokens.patches.shape[-1])
+                    )
+                prefix[layer].append(tokens.prefix)
+                for (i, j), patches in zip(part, tokens.patches, strict=True):
+                    share = weights[i, :, None, None] * weights[j, None, :, None]
+                    room = sums[layer][
+                        places[i] : places[i] + rows, places[j] : places[j] + columns
+                    ]
+                    room.addcmul_(patches.unflatten(0, (rows, columns)), share)
+        return {
+            layer: LayerTokens(
+                total.flatten(0, 1)[None],
+                torch.cat(prefix[layer]).mean(dim=0, keepdim=True),
+                grids[layer],
+            )
+            for layer, total in sums.items()
+        }
+
+
+def blend(places: Sequence[int], length: int, total: int) -> Tensor:
+    """Weights (tiles, length) float32 of each tile's cells along one axis.
+
+    They fall from a tile's middle to its borders, where a network has seen least around a patch,
+    and those of all tiles that cover a cell add up to one: maps have no seams.
+
+    Parameters
+    ----------
+    places : sequence of int
+        First cell of each tile, of `total` cells.
+    length : int
+        Cells of a tile.
+    """
+    ramp = torch.arange(length) + 0.5
+    ramp = torch.minimum(ramp, length - ramp).double()
+    sums = torch.zeros(total, dtype=torch.float64)
+    for place in places:
+        sums[place : place + length] += ramp
+    return torch.stack([ramp / sums[place : place + length] for place in places]).float()
+
+
+def _resized(image: Tensor, side: int) -> Tensor:
+    if image.shape[-1] == side:
+        return image
+    return F.interpolate(image, (side, side), mode="bilinear", antialias=True)
+
+
+def _batch(each: list[LayerTokens]) -> LayerTokens:
+    patches, prefix, grids = zip(*each, strict=True)
+    return LayerTokens(torch.cat(patches), torch.cat(prefix), grids[0])
+
+
+def _parts(corners: list[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
+    for start in range(0, len(corners), count):
+        yield corners[start : start + count]

@@ -1,0 +1,65 @@
+"""What a recipe says of its data: sets to make, datasets on disk, directions between them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+"""Of every section: no key that is unknown, no number that is none, no change once it is made."""
+
+
+class _Section(BaseModel):
+    model_config = STRICT
+
+
+class DemoSet(_Section):
+    """A built-in demo set, written by the stage `demo_data`."""
+
+    name: Name
+    root: Path
+    seed: int = 0
+
+
+class SyntheticSet(_Section):
+    """Normal images with painted defects, written by the stage `synthesise`."""
+
+    name: Name
+    root: Path
+    source: Path
+    """Folder of normal images."""
+    layout: Literal["mvtec", "visa", "folder"] = "folder"
+    """The source's."""
+    split: Literal["test", "train", "all"] = "all"
+    """The source's: its normal images are taken."""
+    categories: tuple[str, ...] | None = None
+    per_image: Positive = 1
+    """Anomalous copies of each normal image, one defect each."""
+    kinds: Annotated[tuple[Literal["perlin", "cut_paste", "scar"], ...], Field(min_length=1)] = (
+        "perlin",
+        "cut_paste",
+        "scar",
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Dataset(_Section):
+    """A dataset split on disk."""
+
+    name: Name
+    layout: Literal["mvtec", "visa", "folder", "synthetic"]
+    root: Path
+    split: Literal["test", "train", "all"] = "test"
+    sets: tuple[str, ...] = ()
+    """Subfolders of `root` that form a union; categories are prefixed by their set."""
+    categories: tuple[str, ...] | None = None
+    licence: str | None = None
+
+
+class Direction(_Section):
+    """Everything is fitted on `aux` and applied unchanged to `target`."""
+
+    aux: Name
+    target: Name

@@ -1,0 +1,115 @@
+"""Normal images → auxiliary sets with painted defects."""
+
+from collections.abc import Sequence
+
+from spg_pipe.console import Console
+from spg_pipe.errors import SpgError
+from spg_pipe.params import Dataset, SyntheticSet
+from spg_pipe.protocol import protocol
+from spg_pipe.session import Session
+
+
+def synthesise_sets(session: Session, datasets: Sequence[Dataset]) -> None:
+    """Make those of the recipe's synthetic sets that the datasets read, where they are missing."""
+    roots = {dataset.root for dataset in datasets}
+    for made in session.params.synthetic_sets:
+        if made.root in roots:
+            synthesise_set(session, made.name)
+
+
+def synthesise_set(session: Session, name: str) -> None:
+    """Make a synthetic set of the recipe.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has none of that name; otherwise as `synthesise`.
+    """
+    params = session.params
+    for made in params.synthetic_sets:
+        if made.name == name:
+            synthesise(
+                made,
+                session.console,
+                exif_of_own_images=protocol(params.method.protocol).exif_of_own_images,
+                skip_bad=params.extract.skip_bad,
+                workers=session.workers,
+            )
+            return
+    known = ", ".join(made.name for made in params.synthetic_sets) or "none"
+    raise SpgError(f"Synthetic set {name!r} is not among the recipe's synthetic_sets: {known}.")
+
+
+def synthesise(
+    made: SyntheticSet,
+    console: Console,
+    *,
+    exif_of_own_images: bool = True,
+    skip_bad: bool = False,
+    workers: int | None = None,
+) -> dict[str, object]:
+    """Paint defects on a folder's normal images.
+
+    Parameters
+    ----------
+    made
+        The source, the place and the settings.
+    exif_of_own_images
+        Whether a source of layout `folder` honours EXIF orientation (docs/method.md §5).
+    skip_bad
+        Leave out, with a note, source images that cannot be used.
+
+    Returns
+    -------
+    dict
+        `root`; `written`, false if the very set was there already; the numbers of `normal` and
+        `anomalous` images.
+
+    Raises
+    ------
+    SpgError
+        As `build_manifest` and `write_synthetic`.
+    """
+    from spg_pipe.datasets import build_manifest
+    from spg_pipe.datasets.synthetic.layout import read_record
+    from spg_pipe.datasets.synthetic.writer import write_synthetic
+
+    if not made.source.is_dir():
+        raise SpgError(
+            f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
+            "folder of normal images."
+        )
+    with console.progress(f"read {made.name}") as update:
+        source = build_manifest(
+            made.source.resolve().name,
+            made.layout,
+            made.source,
+            split=made.split,
+            categories=made.categories,
+            exif_of_own_images=exif_of_own_images,
+            skip_bad=skip_bad,
+            workers=workers,
+            progress=update,
+        )
+    with console.progress(f"synthesise {made.name}") as update:
+        written = write_synthetic(
+            source,
+            made.root,
+            seed=made.seed,
+            per_image=made.per_image,
+            kinds=made.kinds,
+            workers=workers,
+            progress=update,
+        )
+    normal = len(read_record(made.root)["source"]["images"])
+    anomalous = normal * made.per_image
+    what = f"{normal} normal and {anomalous} synthetic anomalous images"
+    console.say(f"{made.name}: {what} {'→' if written else 'are already in'} {made.root}")
+    for note in source.notes:
+        console.say(f"  note: {note}")
+    return {
+        "root": str(made.root),
+        "written": written,
+        "normal": normal,
+        "anomalous": anomalous,
+    }

@@ -1,0 +1,207 @@
+"""Large images in tiles: one grid, no seams, and everything after it as for any other store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import METHOD, SAE, SIZE, SPEC, TinyBackbone, extracted, manifest_of, write_folder
+from torch import Tensor
+
+from spg_pipe.backbones.base import Backbone, LayerTokens
+from spg_pipe.backbones.spec import BackboneSpec, Tiles
+from spg_pipe.backbones.tiling import blend, tiled
+from spg_pipe.datasets import Manifest
+from spg_pipe.detector import Detector
+from spg_pipe.detector_training import train_guides
+from spg_pipe.errors import SpgError
+from spg_pipe.judging import judge
+from spg_pipe.params import GuideParams, ScoreParams
+from spg_pipe.predict import predict
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
+from spg_pipe.scoring import score_store
+from spg_pipe.store.reader import FeatureStore
+
+
+def images(side: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(side))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("side", [32, 48, 80, 144])
+def test_tiles_cover_an_image_and_overlap_as_asked(side: int, overlap: float) -> None:
+    starts = Tiles(32, (side,), overlap).starts(side, 16)
+    assert starts[0] == 0
+    assert starts[-1] == side - 32
+    gaps = np.diff(starts)
+    assert all(start % 16 == 0 for start in starts)
+    assert (gaps > 0).all()
+    assert (gaps <= 32 * (1 - overlap) + 16).all()
+    assert (gaps <= 32).all()
+
+
+@pytest.mark.parametrize("places", [[0], [0, 3], [0, 2, 4], [0, 4, 8]])
+def test_weights_of_all_tiles_add_up_to_one(places: list[int]) -> None:
+    total = torch.zeros(places[-1] + 4)
+    for place, weights in zip(places, blend(places, 4, places[-1] + 4), strict=True):
+        assert (weights > 0).all()
+        total[place : place + 4] += weights
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 100])
+@pytest.mark.parametrize("side", [32, 80])
+def test_a_network_that_sees_one_patch_at_a_time_gives_the_same_in_tiles(
+    side: int, at_once: int
+) -> None:
+    pixels = images(side)
+    found = tiled(TinyBackbone(), [side], at_once=at_once)(pixels)
+    expected = TinyBackbone()(pixels)
+    assert list(found) == ["1", "2"]
+    for layer, tokens in found.items():
+        assert tokens.grid == expected[layer].grid
+        torch.testing.assert_close(tokens.patches, expected[layer].patches)
+        assert tokens.prefix.shape == expected[layer].prefix.shape
+
+
+class Bordered(TinyBackbone):
+    """Knows where a patch lies in its tile, as every real network does: +1 in its left column."""
+
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        found = super().__call__(images)
+        for tokens in found.values():
+            tokens.patches.unflatten(1, tokens.grid)[:, :, 0] += 1
+        return found
+
+
+def test_tiles_are_blended_so_that_a_border_does_not_show() -> None:
+    patches = tiled(Bordered(), [80], overlap=0.5)(images(80, 1))["1"].patches
+    plain = TinyBackbone()(images(80, 1))["1"].patches
+    step = (patches - plain)[0].unflatten(0, (10, 10)).mean(dim=(0, 2))
+    assert step[0] == pytest.approx(1, abs=1e-5)  # the image's own border
+    # Inner tiles begin at columns 2, 4 and 6, and count least there.
+    assert step[1:].max() < 0.3
+
+
+def test_several_sides_give_every_layer_at_each() -> None:
+    backbone = tiled(TinyBackbone(), [80, 32])
+    found = backbone(images(80, 1))
+    assert {name: tokens.grid for name, tokens in found.items()} == {
+        "1@32": (4, 4),
+        "2@32": (2, 2),
+        "1@80": (10, 10),
+        "2@80": (5, 5),
+    }
+    small = F.interpolate(images(80, 1), (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(found["1@32"].patches, TinyBackbone()(small)["1"].patches)
+    assert backbone.spec.seen_at == "tiny@32+80 in tiles of 32 (overlap 25%)"
+
+
+def test_the_spec_says_how_it_is_cut_and_comes_back_from_json() -> None:
+    spec = tiled(TinyBackbone(), [80], overlap=0.5).spec
+    assert spec.preprocess.size == 80
+    assert spec.view == SPEC
+    assert spec.views == 16
+    assert BackboneSpec.from_dict(spec.to_dict()) == spec
+    # Stores and detectors that were made before there were tiles keep their fingerprints.
+    assert "tiles" not in SPEC.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ([40], "must be a multiple of 16 pixels"),
+        ([16], "smaller than a tile of tiny, 32 pixels"),
+        ([64, 64], "twice"),
+    ],
+)
+def test_sides_that_do_not_fit_are_refused(sides: list[int], message: str) -> None:
+    with pytest.raises(SpgError, match=message):
+        tiled(TinyBackbone(), sides)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return manifest_of(write_folder(tmp_path_factory.mktemp("large") / "parts", size=(96, 112)))
+
+
+def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
+    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    whole = extracted(manifest, tmp_path / "whole.zarr")
+    store = extracted(manifest, tmp_path / "tiles.zarr", backbone=tiled(TinyBackbone(), [80]))
+    assert store.image_size == 80
+    assert store.masks(np.arange(2)).shape == (2, 80, 80)
+    # Nine tiles or more an image: a shard and a batch hold so many images fewer.
+    assert (store.spec.shard_images, store.spec.batch_images) == (1, 1)
+    assert store.fingerprint != whole.fingerprint
+    scores = score_store(tiny_detector, store, tmp_path / "scores")
+    assert scores.maps(np.arange(3)).shape == (3, 80, 80)
+    assert np.isfinite(scores.table["score"]).all()
+    both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
+    scores = score_store(tiny_detector, both, tmp_path / "scores-both")
+    assert list(scores.patches(np.arange(1))) == ["1@32", "2@32", "1@80", "2@80"]
+    with pytest.raises(SpgError, match=r"every layer at 2 sides .32, 80 pixels."):
+        train_sae(both, SAE, METHOD, seed=1)
+
+
+def test_a_store_of_other_tiles_than_the_detectors_is_refused(
+    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    other = TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE))
+    store = extracted(manifest, tmp_path / "o.zarr", backbone=tiled(other, [96]))
+    with pytest.raises(SpgError, match="another backbone"):
+        score_store(tiny_detector, store, tmp_path / "scores-o")
+
+
+def test_predict_gives_maps_of_tiles_at_the_images_own_size(
+    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    folder = manifest.root / "bolt" / "good"
+    found = predict(tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "out")
+    assert {(row.height, row.width) for row in found} == {(96, 112)}
+    again = predict(
+        tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "two", batch_images=1
+    )
+    assert [row.score for row in found] == [row.score for row in again]
+
+
+def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    detector = train_guides(
+        tiny_store, tiny_sae, GuideParams(atoms=6), METHOD, ScoreParams(sigma=0.0), seed=1
+    )[0]
+
+    def columns(backbone: Backbone, pixels: Tensor) -> dict[str, np.ndarray]:
+        found = backbone(pixels)
+        tokens = {n: torch.cat([t.prefix, t.patches], dim=1) for n, t in found.items()}
+        grids = {n: t.grid for n, t in found.items()}
+        return judge(detector, tokens, grids, backbone.spec, detector.score).columns
+
+    # A single tile is the view that the detector knows.
+    one = images(SIZE, 3)
+    expected = columns(TinyBackbone(), one)
+    for name, values in columns(tiled(TinyBackbone(), [SIZE]), one).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5)
+    # Four tiles side by side, each judged as if alone but for the prefix token, the mean of theirs.
+    large = images(2 * SIZE, 3)
+    backbone = tiled(TinyBackbone(), [2 * SIZE], overlap=0.0)
+    found = columns(backbone, large)
+    prefix = {n: t.prefix for n, t in backbone(large).items()}
+    tiles = [t for row in large.split(SIZE, dim=2) for t in row.split(SIZE, dim=3)]
+    each = []
+    for tile in tiles:
+        seen = TinyBackbone()(tile)
+        tokens = {n: torch.cat([prefix[n], t.patches], dim=1) for n, t in seen.items()}
+        grids = {n: t.grid for n, t in seen.items()}
+        each.append(judge(detector, tokens, grids, SPEC, detector.score).columns)
+    np.testing.assert_allclose(found["score"], np.max([e["score"] for e in each], 0), rtol=1e-4)
+    shares = sum(values for name, values in found.items() if name.startswith("share_"))
+    decision = detector.require_decision()
+    np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)

@@ -1,0 +1,297 @@
+"""Synthetic sets: what is painted, what is recorded, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layouts import painted, texture, write_mvtec, write_visa
+from PIL import Image
+from tiny import files
+
+from spg_pipe.datasets import Manifest, MaskState, build_manifest, read_image, read_mask
+from spg_pipe.datasets.synthetic.defects import LEAST_AREA, PAINTERS, VISIBLE, canvas_of, paint
+from spg_pipe.datasets.synthetic.layout import RECORD
+from spg_pipe.datasets.synthetic.noise import perlin
+from spg_pipe.datasets.synthetic.writer import KINDS, write_synthetic
+from spg_pipe.errors import SpgError
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def images(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two images (H, W, 3) to paint on and to take from."""
+    rng = np.random.default_rng(5)
+    first, second = texture((96, 128), rng), painted(texture((80, 72), rng), rng)[0]
+    if kind == "grey":
+        return np.repeat(first[..., :1], 3, 2), second
+    if kind == "12 bits in 16":
+        return np.repeat(first[..., :1].astype(np.uint16) * 16, 3, 2), second
+    return first, second
+
+
+@every_kind
+@pytest.mark.parametrize("what", ["colour", "grey", "12 bits in 16"])
+def test_the_mask_is_where_pixels_changed_and_nowhere_else(kind: str, what: str) -> None:
+    first, second = images(what)
+    image, other = canvas_of(first), canvas_of(second)
+    for seed in range(12):
+        after, mask = paint(image, other, kind, np.random.default_rng(seed))
+        assert after.dtype == first.dtype
+        np.testing.assert_array_equal(mask, (after != first).any(axis=2))
+        change = np.abs(after.astype(float) - first).max(axis=2)[mask] / image.span
+        assert change.mean() >= VISIBLE
+        assert LEAST_AREA <= mask.mean() <= 0.11
+        if what != "colour":
+            assert canvas_of(after).grey
+
+
+@every_kind
+def test_sizes_range_from_a_few_pixels_to_a_tenth_of_the_image(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    image, other = canvas_of(texture((96, 96), rng)), canvas_of(texture((80, 72), rng))
+    draws = [paint(image, other, kind, np.random.default_rng(n))[1].mean() for n in range(60)]
+    assert min(draws) < 0.003
+    assert max(draws) > (0.005 if kind == "scar" else 0.05)
+
+
+@every_kind
+@pytest.mark.parametrize("level", [0, 127, 255])
+def test_a_blank_image_gets_a_visible_defect_too(kind: str, level: int) -> None:
+    blank = canvas_of(np.full((40, 40, 3), level, np.uint8))
+    for seed in range(6):
+        after, mask = paint(blank, blank, kind, np.random.default_rng(seed))
+        assert mask.any()
+        np.testing.assert_array_equal(mask, (after != level).any(axis=2))
+
+
+def test_perlin_noise_is_smooth_bounded_and_zero_on_its_lattice() -> None:
+    plane = perlin((60, 80), (3, 4), np.random.default_rng(1))
+    assert np.abs(plane).max() <= 1
+    np.testing.assert_allclose(plane[::20, ::20], 0, atol=1e-12)
+    assert np.abs(np.diff(plane, axis=0)).max() < 0.2 < plane.std() * 2
+    # A lattice that does not divide the plane, and one finer than its pixels allow.
+    assert np.isfinite(perlin((7, 9), (2, 9), np.random.default_rng(1))).all()
+
+
+def source_of(root: Path, **options: int) -> Manifest:
+    """Six normal and two anomalous images in two categories."""
+    return build_manifest("parts", "mvtec", write_mvtec(root, good=3, **options))
+
+
+def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "parts")
+    for name, seed, workers in (("a", 3, 1), ("b", 3, 4), ("c", 4, 4)):
+        assert write_synthetic(source, tmp_path / name, seed=seed, workers=workers)
+    first, again, other = (files(tmp_path / name) for name in "abc")
+    assert first == again
+    assert all((first[p] == other[p]) == ("/good/" in p) for p in first if p in other)
+    assert first[RECORD] != other[RECORD]
+
+
+def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "parts")
+    write_synthetic(source, tmp_path / "set", per_image=2, kinds=("scar", "perlin"))
+    found = build_manifest("aux", "synthetic", tmp_path / "set", split="all")
+    counts = found.table.groupby(["category", "defect", "label"]).size().to_dict()
+    each = {("good", 0): 3, ("perlin", 1): 3, ("scar", 1): 3}
+    assert counts == {(c, *kind): n for c in ("bottle", "screw") for kind, n in each.items()}
+    for index, row in enumerate(found.table.itertuples()):
+        state = MaskState.GIVEN if row.label else MaskState.EMPTY
+        assert row.mask_state == state
+        if row.label:
+            mask = read_mask(found.root / row.mask, exif=False)
+            normal = found.root / f"images/{row.category}/good" / (Path(row.path).stem[:5] + ".png")
+            before = read_image(normal, exif=False)
+            after = read_image(found.image_path(index), exif=False)
+            np.testing.assert_array_equal(mask, (before != after).any(axis=2))
+            assert mask.any()
+    (note,) = found.notes
+    assert note.startswith("synthetic defects (scar, perlin; seed 0) on 6 normal images")
+    assert found.licences == (
+        "aux: synthetic defects painted on normal images (parts: not stated)",
+    )
+    part = build_manifest("aux", "synthetic", tmp_path / "set", categories=["screw"])
+    assert len(part) == 9
+
+
+def test_kinds_take_turns_over_the_images(tmp_path: Path) -> None:
+    write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
+    defects = build_manifest("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
+    assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
+    assert set(KINDS) == set(PAINTERS)
+
+
+def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    colour = texture((30, 40), rng)
+    root = tmp_path / "mine"
+    root.mkdir()
+    Image.fromarray(np.dstack([colour, rng.integers(0, 255, (30, 40), np.uint8)])).save(
+        root / "alpha.png"
+    )
+    Image.fromarray(colour[..., 0].astype(np.uint16) * 16).save(root / "deep.png")
+    Image.fromarray(colour).quantize(16).save(root / "palette.gif")
+    tag = Image.Exif()
+    tag[274] = 6  # turned by 90 degrees
+    Image.fromarray(colour).save(root / "turned.jpg", exif=tag)
+    source = build_manifest("mine", "folder", root)
+    write_synthetic(source, tmp_path / "set")
+    record = json.loads((tmp_path / "set" / RECORD).read_text())
+    copies = {row["source"]: row["path"] for row in record["images"] if not row["mask"]}
+    assert set(copies) == {"alpha.png", "deep.png", "palette.gif", "turned.jpg"}
+    for name, copy in copies.items():
+        before = read_image(root / name, exif=True)
+        after = read_image(tmp_path / "set" / copy, exif=False)
+        assert before.dtype == after.dtype
+        np.testing.assert_array_equal(before, after)
+    # A manifest with its masks: sizes and all agree.
+    assert len(build_manifest("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
+
+
+def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: Path) -> None:
+    visa = build_manifest("visa", "visa", write_visa(tmp_path / "visa"), split="train")
+    write_synthetic(visa, tmp_path / "a")
+    assert len(build_manifest("aux", "synthetic", tmp_path / "a")) == 8
+    source = source_of(tmp_path / "parts")
+    assert set(source.table["label"]) == {0, 1}
+    write_synthetic(source, tmp_path / "b")
+    taken = json.loads((tmp_path / "b" / RECORD).read_text())["source"]["images"]
+    assert len(taken) == 6
+    assert all("/test/good/" in path for path in taken)
+
+
+def test_a_source_without_normal_images_is_refused(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "parts", good=0)
+    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    with pytest.raises(SpgError, match="no normal images in its test split"):
+        write_synthetic(source, tmp_path / "set")
+
+
+@pytest.mark.parametrize("fault", ["truncated", "tiny"])
+def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
+    fault: str, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "parts")
+    victim = tmp_path / "parts" / "screw" / "test" / "good" / "001.png"
+    if fault == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-400])
+    else:
+        Image.new("RGB", (40, 15)).save(victim)
+    with pytest.raises(SpgError, match=r"screw/test/good/001\.png"):
+        write_synthetic(source, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["parts"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "must be 0 or more"),
+        ({"per_image": 0}, "expected 1 or more"),
+        ({"kinds": ("dent",)}, "found dent; expected some of perlin, cut_paste, scar"),
+        ({"kinds": ()}, "found none"),
+        ({"kinds": ("scar", "scar")}, "each once"),
+    ],
+)
+def test_settings_out_of_range_are_told(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match=message):
+        write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set", **options)
+
+
+def test_the_same_set_is_left_alone(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "parts")
+    write_synthetic(source, tmp_path / "set")
+    before = (tmp_path / "set" / RECORD).stat().st_mtime_ns
+    assert not write_synthetic(source, tmp_path / "set")
+    assert (tmp_path / "set" / RECORD).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["seed", "source", "changed file", "missing file"])
+def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None:
+    source = source_of(tmp_path / "parts")
+    write_synthetic(source, tmp_path / "set", seed=1 if change == "seed" else 0)
+    victim = tmp_path / "set" / "images" / "bottle" / "good" / "00001.png"
+    if change == "source":
+        Image.new("L", (64, 48), 9).save(tmp_path / "parts" / "bottle" / "test/good/000.png")
+        source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    if change == "changed file":
+        victim.write_bytes(b"no image")
+    if change == "missing file":
+        victim.unlink()
+    assert write_synthetic(source, tmp_path / "set")
+    write_synthetic(source, tmp_path / "fresh")
+    assert files(tmp_path / "set") == files(tmp_path / "fresh")
+
+
+def test_a_folder_of_other_things_is_refused_and_untouched(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "parts")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    write_synthetic(source, tmp_path / "set")
+    (tmp_path / "set" / "images" / "mine.png").write_bytes(b"mine")
+    for name in ("mine", "set", "mine/notes.txt"):
+        before = files(tmp_path)
+        with pytest.raises(SpgError, match="Name another folder"):
+            write_synthetic(source, tmp_path / name, seed=1)
+        assert files(tmp_path) == before
+    with pytest.raises(SpgError, match="among the source's images"):
+        write_synthetic(source, tmp_path / "parts" / "set")
+
+
+def a_set(tmp_path: Path) -> Path:
+    write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:
+    root = a_set(tmp_path)
+    (root / RECORD).unlink()
+    with pytest.raises(SpgError, match="is no synthetic set: it has no"):
+        build_manifest("aux", "synthetic", root)
+    with pytest.raises(SpgError, match=r"ROOT/synthetic\.json"):
+        build_manifest("aux", "synthetic", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"seed": 7, "per_image": 1, "kinds": ["scar"]}}, "does not give its finger"),
+        ({"format": 2}, "format 2; this version reads 'synthetic set', format 1"),
+        ({"kind": "demo"}, "says 'demo'"),
+    ],
+)
+def test_an_edited_or_other_record_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    root = a_set(tmp_path)
+    record = json.loads((root / RECORD).read_text())
+    (root / RECORD).write_text(json.dumps(record | change))
+    with pytest.raises(SpgError, match=message):
+        build_manifest("aux", "synthetic", root)
+
+
+def test_a_record_that_reaches_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    from spg_pipe.artifacts import fingerprint
+    from spg_pipe.digests import FILES
+
+    root = a_set(tmp_path)
+    record = json.loads((root / RECORD).read_text())
+    beside = {FILES: record.pop(FILES)}
+    record.pop("fingerprint")
+    record["images"][0]["path"] = "../parts/bottle/test/good/000.png"
+    (root / RECORD).write_text(json.dumps(record | beside | {"fingerprint": fingerprint(record)}))
+    with pytest.raises(SpgError, match=r"names files outside its folder: \.\./parts"):
+        build_manifest("aux", "synthetic", root)
+
+
+def test_missing_files_are_an_error_and_others_a_note(tmp_path: Path) -> None:
+    root = a_set(tmp_path)
+    Image.new("L", (64, 48)).save(root / "images" / "mine.png")
+    _, note = build_manifest("aux", "synthetic", root).notes
+    assert note == "1 image not of the set, ignored: images/mine.png"
+    (root / "masks/bottle/perlin/00000-0.png").unlink()
+    with pytest.raises(SpgError, match=r"1 file missing, masks/bottle/perlin/00000-0\.png"):
+        build_manifest("aux", "synthetic", root)
+
+
+def test_there_is_no_training_split(tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match="knows no training split"):
+        build_manifest("aux", "synthetic", a_set(tmp_path), split="train")

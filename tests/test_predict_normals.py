@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import METHOD, TinyBackbone, files, write_folder
+from tiny import METHOD, SIZE, TinyBackbone, files, write_folder
 
+from spg_pipe.backbones.tiling import tiled
 from spg_pipe.cli import app
 from spg_pipe.console import run
 from spg_pipe.detector import Detector
@@ -73,17 +74,25 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(("alone", "sides"), [(False, []), (True, []), (False, [64])])
 def test_the_scores_are_those_of_score_on_the_same_images(
-    predict: Command, detector: Path, tmp_path: Path, images: Path, alone: bool
+    predict: Command, detector: Path, tmp_path: Path, images: Path, alone: bool, sides: list[int]
 ) -> None:
     from tiny import extracted, manifest_of
 
     options = ["--bank", "alone"] if alone else ["--set", "bank.weight=0.5"]
+    options += ["--tiles", "64"] if sides else []
+    backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
     code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
     assert code == 0, err
+    given = {"dtype": "float32", "backbone": backbone}
     target, normals = (
-        extracted(manifest_of(tmp_path / name), tmp_path / f"{name}.zarr", dtype="float32")
+        extracted(
+            manifest_of(tmp_path / name),
+            tmp_path / f"{name}.zarr",
+            dtype="float32",
+            backbone=backbone,
+        )
         for name in ("parts", "normals")
     )
     banks = banks_of([normals], target, BankParams(weight=0.5), sigma=1.0)
@@ -121,7 +130,7 @@ def test_heat_maps_begin_to_shine_above_what_normal_images_have(
     seen = normal_images(tmp_path / "normals", exif=True)
     backbone, params = TinyBackbone(), BankParams(weight=0.5)
     memory = bank_of_images(
-        Detector.load(detector), seen, lambda pixels: _tokens(backbone, pixels, "cpu"), params
+        Detector.load(detector), SIZE, seen, lambda pixels: _tokens(backbone, pixels, "cpu"), params
     )
     shown = np.array(Bank(memory, alone).shown)
     low, high = SOFTENING * np.log(shown / (1 - shown))

@@ -8,6 +8,7 @@ store serves all candidates.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -145,32 +146,69 @@ def judge_candidates(
     SpgError
         If the set cannot be parted, or without a part nothing is left to learn from.
     """
-    sums = class_sums(store, device)
-    parts, images = held_out_parts(store, sums), Labelled.of(store)
-    makers = {(id(one.saes), one.atoms): one for one in candidates}
-    keys = [(maker, part) for maker in makers for part in parts]
-    made = [_views(store, makers[maker], sums, ~parts[part], part) for maker, part in keys]
-    # A view that one of them lacks keeps its place; `_without` sees that it is not used.
-    directions = {
-        layer: {view: torch.stack([one[layer][view] for one in made]) for view in VIEWS}
-        for layer in store.layers
-    }
-    seen = look(store, directions, device=device)
-    regions = _coarse_masks(store)
+    shared = look_at_parts(store, candidates, device)
     results = []
     for number, one in enumerate(candidates):
-        found = []
-        for name, rows in parts.items():
-            which = keys.index(((id(one.saes), one.atoms), name))
-            lacking = [
-                v for v in VIEWS if not any(bool(made[which][n][v].any()) for n in made[which])
-            ]
-            params = _without(one.decision, lacking)
-            found.append(_judge(seen, images, params, sigma, which, rows, name, regions))
-        results.append(Judgement(tuple(found)))
+        parts = [_judge(shared, one, part, sigma) for part in shared.parts]
+        results.append(Judgement(tuple(parts)))
         if progress:
             progress(number + 1, len(candidates))
     return results
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of the auxiliary set by guides made without each of its parts."""
+
+    parts: dict[str, np.ndarray]
+    """Name → (n,) bool: held out together."""
+    images: Labelled
+    seen: dict[str, Seen]
+    regions: dict[int, Regions]
+    """Image → its mask's at S/4."""
+    made: "dict[tuple[int, int, str], tuple[int, dict[str, dict[str, Tensor]]]]"
+    """SAE, atoms and part → which of `seen`'s guides, and their directions."""
+
+    def decide(self, one: Candidate, part: str, sigma: float) -> tuple[Decision, int]:
+        """A candidate's decision, made without a part, and which of `seen`'s guides are its."""
+        which, views = self.made[id(one.saes), one.atoms, part]
+        lacking = [v for v in VIEWS if not any(bool(views[n][v].any()) for n in views)]
+        params, among = _without(one.decision, lacking), ~self.parts[part]
+        fit = fit_seen(
+            self.seen, self.images, params, sigma, final=which, honest=which, among=among
+        )
+        return fit.decision, which
+
+    def categories(self, part: str) -> list[np.ndarray]:
+        """(n,) bool of each category's images in a part."""
+        rows, names = self.parts[part], self.images.categories
+        return [rows & (names == name) for name in np.unique(names[rows])]
+
+
+def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> Looked:
+    """One pass over the store for all candidates and parts.
+
+    Raises
+    ------
+    SpgError
+        If the set cannot be parted, or without a part nothing is left to learn from.
+    """
+    sums = class_sums(store, device)
+    parts = held_out_parts(store, sums)
+    makers = {(id(one.saes), one.atoms): one for one in candidates}
+    views = {
+        (*key, part): _views(store, maker, sums, ~rows, part)
+        for key, maker in makers.items()
+        for part, rows in parts.items()
+    }
+    # A view that one of them lacks keeps its place; `_without` sees that it is not used.
+    directions = {
+        layer: {view: torch.stack([one[layer][view] for one in views.values()]) for view in VIEWS}
+        for layer in store.layers
+    }
+    seen = look(store, directions, device=device)
+    made = {key: (which, views[key]) for which, key in enumerate(views)}
+    return Looked(parts, Labelled.of(store), seen, _coarse_masks(store), made)
 
 
 def _views(
@@ -199,29 +237,25 @@ def _without(params: DecisionParams, views: Sequence[str]) -> DecisionParams:
     return params.model_copy(update={"image": image})
 
 
-def _judge(
-    seen: dict[str, Seen],
-    images: Labelled,
-    params: DecisionParams,
-    sigma: float,
-    which: int,
-    rows: np.ndarray,
-    name: str,
-    regions: dict[int, Regions],
-) -> PartResult:
-    fit = fit_seen(seen, images, params, sigma, final=which, honest=which, among=~rows)
-    found = [
-        _category(fit.decision, seen, images, sigma, which, own, regions)
-        for own in _by_category(images, rows)
-    ]
-    means = (_mean(column) for column in zip(*found, strict=True))
-    return PartResult(name, *means)
+def _judge(shared: Looked, one: Candidate, part: str, sigma: float) -> PartResult:
+    decision, which = shared.decide(one, part, sigma)
+
+    def of(rows: np.ndarray) -> CategoryResult:
+        values = image_values(decision, shared.seen, which, shared.images.size, sigma, rows)
+        total = np.sum(list(decision.shares(values).values()), axis=0)
+        grids = partial(grids_of, decision, shared.seen, which)
+        return judge_images(shared.images, rows, total), *judge_pixels(shared, rows, grids, sigma)
+
+    return part_result(part, [of(rows) for rows in shared.categories(part)])
 
 
-def _by_category(images: Labelled, rows: np.ndarray) -> list[np.ndarray]:
-    return [
-        rows & (images.categories == category) for category in np.unique(images.categories[rows])
-    ]
+CategoryResult = tuple[float, float, float]
+"""Image AUROC, pixel AUROC and pixel AP; NaN where undefined."""
+
+
+def part_result(part: str, categories: Sequence[CategoryResult]) -> PartResult:
+    """Means over the categories of a part, as far as they are defined."""
+    return PartResult(part, *(_mean(column) for column in zip(*categories, strict=True)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -229,43 +263,37 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _category(
-    decision: Decision,
-    seen: dict[str, Seen],
-    images: Labelled,
-    sigma: float,
-    which: int,
+def judge_images(images: Labelled, rows: np.ndarray, total: np.ndarray) -> float:
+    """Image AUROC of some images, (n,) bool, by their scores (rows.sum(),)."""
+    return image_metrics(images.labels[rows], total).auroc
+
+
+def judge_pixels(
+    shared: Looked,
     rows: np.ndarray,
-    regions: dict[int, Regions],
-) -> tuple[float, float, float]:
-    """Image AUROC, pixel AUROC and pixel AP of one category's held-out images."""
-    values = image_values(decision, seen, which, images.size, sigma, rows)
-    total = np.sum(list(decision.shares(values).values()), axis=0)
-    image_auroc = image_metrics(images.labels[rows], total).auroc
+    grids: Callable[[np.ndarray], dict[str, Tensor]],
+    sigma: float,
+) -> tuple[float, float]:
+    """Pixel AUROC and AP of one category's held-out images; NaN where no mask is known.
+
+    Parameters
+    ----------
+    rows : (n,) bool
+    grids : callable
+        Of an image (1,) → layer → (1, h, w): log odds of its patches.
+    """
+    known = [image for image in np.flatnonzero(rows).tolist() if image in shared.regions]
+    if not known:
+        return math.nan, math.nan
 
     def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
-        for image in np.flatnonzero(rows):
-            if int(image) in regions:
-                place = regions[int(image)]
-                yield _map(decision, seen, which, int(image), images.size, sigma, place), place
+        for image in known:
+            place, patches = shared.regions[image], grids(np.array([image]))
+            size = shared.images.size
+            yield anomaly_maps(patches, size, sigma, place.shape, log_odds=True)[0], place
 
-    if not any(int(image) in regions for image in np.flatnonzero(rows)):
-        return image_auroc, math.nan, math.nan
     pixel = accumulate(pairs, "histogram")
-    return image_auroc, pixel.auroc, pixel.ap
-
-
-def _map(
-    decision: Decision,
-    seen: dict[str, Seen],
-    which: int,
-    image: int,
-    size: int,
-    sigma: float,
-    place: Regions,
-) -> np.ndarray:
-    grids = grids_of(decision, seen, which, np.array([image]))
-    return anomaly_maps(grids, size, sigma, place.shape, log_odds=True)[0]
+    return pixel.auroc, pixel.ap
 
 
 def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:

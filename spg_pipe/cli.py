@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,13 +11,11 @@ from spg_pipe.cli_options import (
     BackboneOption,
     Cache,
     CacheOption,
-    DetectorOption,
     DeviceOption,
     GridOption,
     JsonOption,
     LayersOption,
     ParamsOption,
-    PlainUsage,
     QuietOption,
     SeedOption,
     SetOption,
@@ -34,12 +32,13 @@ from spg_pipe.cli_options import (
     names_of,
     sides_of,
 )
+from spg_pipe.cli_targets import register as register_targets
 from spg_pipe.cli_tools import register
 from spg_pipe.console import Console, run
 from spg_pipe.errors import SpgError
 from spg_pipe.find import datasets_of
 from spg_pipe.params import DEFAULT_PARAMS
-from spg_pipe.session import targets_of, training_runs
+from spg_pipe.session import training_runs
 
 app = typer.Typer(
     name="spg-pipe",
@@ -256,130 +255,7 @@ def train_guides(
     session.console.result({"detectors": [str(path) for path in paths]})
 
 
-@app.command()
-def score(
-    split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    detector: DetectorOption = None,
-    store: StoreOption = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Apply a detector to a target's tokens (Scores).
-
-    `--split visa` takes the detector of the recipe's direction whose target is visa.
-    """
-    from spg_pipe import pipeline
-
-    session = make_session(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        device=device,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    paths = [
-        path
-        for target, source in targets_of(session.params, split, aux, detector or store)
-        for path in pipeline.score(
-            session, target, aux=source, seed=seed, detector=detector, store=store
-        )
-    ]
-    session.console.result({"scores": [str(path) for path in paths]})
-
-
-@app.command()
-def evaluate(
-    split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    scores: Annotated[
-        Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
-    ] = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge scores with masks and labels: a table per category (Metrics)."""
-    from spg_pipe import pipeline
-
-    session = make_session(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    written: dict[str, Any] = {}
-    tables = []
-    for target, source in targets_of(session.params, split, aux, scores):
-        paths = pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores)
-        rows = [pipeline.read_metrics(path) for path in paths]
-        written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(session.params, rows)
-    session.console.result(written, "\n\n".join(tables))
-
-
-@app.command()
-def report(
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a static HTML page: tables, curves, the best and the worst maps."""
-    from spg_pipe import pipeline
-
-    session = make_session(
-        params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
-    )
-    path = pipeline.report(session)
-    session.console.result({"report": str(path)}, f"Report: {path}")
-
-
-@app.command(cls=PlainUsage)
-def predict(
-    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
-    source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
-    out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
-        "predictions"
-    ),
-    tiles: TilesOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Score your own images and draw heat maps at their own size."""
-    from spg_pipe.predict import predict_folder
-
-    console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    content, text = predict_folder(
-        detector,
-        source,
-        out,
-        tiles=sides_of(tiles) or (),
-        weights=weights,
-        device=device,
-        console=console,
-    )
-    console.result(content, text)
-
-
+register_targets(app)
 register(app)
 
 

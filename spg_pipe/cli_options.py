@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError, UsageError
-from spg_pipe.params import OPTIONS, load_params, nearest, parse_params
+from spg_pipe.params import DEFAULT_PARAMS, OPTIONS, BankParams, load_params, nearest, parse_params
 from spg_pipe.session import Session
 
 
@@ -23,6 +23,13 @@ class Cache(StrEnum):
     DEVICE = "device"
     HOST = "host"
     NONE = "none"
+
+
+class BankUse(StrEnum):
+    """What a memory bank of normal images is used for."""
+
+    FUSED = "fused"
+    ALONE = "alone"
 
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
@@ -87,6 +94,18 @@ StoreOption = Annotated[
 DetectorOption = Annotated[
     Path | None, typer.Option("--detector", help="A detector's folder, instead of the recipe's.")
 ]
+NormalsOption = Annotated[
+    str | None,
+    typer.Option("--normals", help="Few-shot: normal images: a store, NAME/train, or a folder."),
+]
+NormalFolderOption = Annotated[
+    Path | None,
+    typer.Option("--normals", help="Few-shot: a folder with a few normal images of the part."),
+]
+BankOption = Annotated[
+    BankUse | None,
+    typer.Option("--bank", help="With --normals: with the guides, or alone [default: fused]."),
+]
 
 
 class PlainUsage(TyperCommand):
@@ -135,12 +154,47 @@ def make_session(
     # What cannot be read is a matter of the files, not of the settings: the places stay.
     skips = {"skip_bad": params.extract.skip_bad}
     recipe = recipe.model_copy(update={"extract": recipe.extract.model_copy(update=skips)})
+    # `bank` is no part of the recipe's own artefacts: few-shot scores have places of their own.
     changed = {
         name
         for name in type(params).model_fields
-        if name not in ("sweep", "choose") and getattr(params, name) != getattr(recipe, name)
+        if name not in ("sweep", "choose", "bank")
+        and getattr(params, name) != getattr(recipe, name)
     }
     return Session(params, console, device, workers, str(cache), frozenset(changed))
+
+
+def bank_alone(normals: object, use: BankUse | None) -> bool:
+    """Whether normal images judge without the guides.
+
+    Raises
+    ------
+    SpgError
+        If there are none.
+    """
+    if use is not None and normals is None:
+        raise SpgError(f"--bank {use} says what normal images are used for: add --normals.")
+    return use is BankUse.ALONE
+
+
+def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
+    """Of a command without a recipe: the defaults with `--set bank.KEY=VALUE` on top.
+
+    Raises
+    ------
+    SpgError
+        If a parameter is unknown or out of range, or there are no normal images.
+    """
+    content: dict[str, Any] = {"bank": BankParams().model_dump(mode="json")}
+    for item in overrides or []:
+        if not item.startswith("bank.") or normals is None:
+            raise SpgError(
+                f"--set {item}: a detector keeps its own settings; only those of the bank of "
+                "--normals, bank.KEY=VALUE, can be set here."
+            )
+        _override(content, item, DEFAULT_PARAMS)
+    recipe = {"name": "bank", "datasets": [], "auxiliaries": [], "directions": []}
+    return parse_params(recipe | content, OPTIONS).bank
 
 
 def names_of(option: str, value: str, example: str) -> list[str]:

@@ -245,6 +245,9 @@ def choose(
     aux: Annotated[
         str | None, typer.Option("--aux", help="Auxiliary dataset [default: all of the recipe].")
     ] = None,
+    normals: Annotated[
+        int, typer.Option("--normals", min=2, help="Normal images of a bank, for `bank.…`.")
+    ] = 4,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -266,7 +269,8 @@ def choose(
         quiet=quiet,
         as_json=as_json,
     )
-    found = {name: pipeline.choose(session, name) for name in auxiliaries_of(session.params, aux)}
+    names = auxiliaries_of(session.params, aux)
+    found = {name: pipeline.choose(session, name, normals=normals) for name in names}
     content = {
         name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
         for name, one in found.items()

@@ -47,7 +47,9 @@ class Evaluation:
         write_csv(path.with_suffix(".csv"), self.rows)
         folder = path.parent / "curves"
         # A file may travel without the table beside it, so each names what it was made under.
-        named = {key: self.rows[0][key] for key in ("protocol", "method_protocol", "method")}
+        named = {
+            key: self.rows[0][key] for key in ("protocol", "method_protocol", "method", "sees")
+        }
         lines = {"categories": self.curves}
         lines |= {kind: _mean_curve(self.curves, kind) for kind in ("roc", "pr", "pro")}
         for name, points in lines.items():
@@ -130,6 +132,7 @@ def _context(scores: Scores, params: MetricParams) -> RowContext:
         protocol=params.protocol,
         method_protocol=config["detector"]["protocol"]["name"],
         method=scores.method,
+        sees=scores.sees,
         auxiliary=config["detector"]["auxiliary"]["dataset"],
     )
 
@@ -168,6 +171,7 @@ def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
         "inputs": config["inputs"],
         "metrics": params.model_dump(mode="json"),
         "score": config["score"],
+        "sees": scores.sees,
         "seed": detector["seed"],
         "auxiliary": detector["auxiliary"],
         # A baseline has neither.

@@ -24,8 +24,8 @@ def datasets_of(params: Params, split: str | None) -> list[Dataset]:
     return list(params.datasets) if split is None else [find_dataset(params, split)]
 
 
-def find_dataset(params: Params, split: str) -> Dataset:
-    """A dataset by what `--split` says: `visa`, `visa/train`, or a folder of images.
+def find_dataset(params: Params, split: str, *, option: str = "--split") -> Dataset:
+    """A dataset by what `--split` or a like option says: `visa`, `visa/train`, or a folder.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def find_dataset(params: Params, split: str) -> Dataset:
             {"name": label or "images", "layout": "folder", "root": folder, "split": "all"}
         )
     raise SpgError(
-        f"--split {split}: there is no such dataset in the recipe "
+        f"{option} {split}: there is no such dataset in the recipe "
         f"(it has: {', '.join(sorted(known))}) and no such folder. Name one of these, append "
         "/train or /test, give a folder of images, or switch the recipe, for instance "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."

@@ -30,6 +30,7 @@ _WORDS = {
     "aux": "auxiliary",
     "aux_part": "the part of the auxiliary dataset",
     "part": "the part of the dataset",
+    "normals": "normal images of the target",
     "tau": "method.tau",
     "detection": "method.detection",
     "protocol": "method.protocol",
@@ -125,6 +126,7 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
         "aux": aux,
         "aux_part": None,
         "part": None,
+        "normals": None,  # zero-shot
         "dataset": dataset.name,
         "split": dataset.split,
     }
@@ -241,6 +243,7 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
         "dataset": config["dataset"],
         "split": config["split"],
         "store": config["inputs"]["store"],
+        "normals": config["inputs"].get("normals"),
         "from": config["inputs"]["detector"],
     }
 

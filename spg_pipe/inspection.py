@@ -81,9 +81,12 @@ def _detector(path: Path) -> dict[str, Any]:
 def _scores(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     from spg_pipe.scoring import Scores
 
-    table = Scores.load(path).table
+    scores = Scores.load(path)
+    table = scores.table
     return {
         "kind": "scores",
+        "method": scores.method,
+        "sees": scores.sees,
         "images": len(table),
         "score_min": float(table["score"].min()),
         "score_max": float(table["score"].max()),

@@ -3,7 +3,6 @@
 `published` (docs/method.md §4) looks at the guides alone; `additive` (§8) adds up components.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,18 +190,3 @@ def _worst(
     return Judged(
         patches, {name: np.stack([one[name] for one in each])[worst, images] for name in each[0]}
     )
-
-
-def score_images(
-    detector: Detector,
-    tokens: Iterator[tuple[dict[str, Tensor], dict[str, tuple[int, int]]]],
-    seen: BackboneSpec,
-    params: ScoreParams,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Maps (B, S, S) and `Judged.columns` for batches of tokens; see `judge`."""
-    size = seen.preprocess.size
-    for batch, grids in tokens:
-        judged = judge(detector, batch, grids, seen, params)
-        additive = params.rule == "additive"
-        maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
-        yield maps, judged.columns

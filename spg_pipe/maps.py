@@ -88,11 +88,17 @@ def anomaly_maps(
     return maps
 
 
-def shown_range(*, log_odds: bool) -> tuple[float, float]:
-    """Values of a finished map that get the darkest and the brightest colour of a heat map."""
+def shown_range(*, log_odds: bool, between: tuple[float, float] = SHOWN) -> tuple[float, float]:
+    """Values of a finished map that get the darkest and the brightest colour of a heat map.
+
+    Parameters
+    ----------
+    log_odds : bool
+        The map is of log odds, of which `between` are these two.
+    """
     if not log_odds:
         return 0.0, 1.0
-    low, high = torch.sigmoid(torch.tensor(SHOWN) / SOFTENING).tolist()
+    low, high = torch.sigmoid(torch.tensor(between) / SOFTENING).tolist()
     return low, high
 
 

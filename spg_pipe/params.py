@@ -194,6 +194,19 @@ class DecisionParams(_Section):
         return self
 
 
+class BankParams(_Section):
+    """A memory bank of normal images of the target (docs/method.md §9); few-shot scores alone."""
+
+    neighbours: Positive = 1
+    """The distance of a patch is the mean over so many nearest patches of the bank."""
+    coreset: Positive = 10_000
+    """At most so many patches a layer and category, spread out; fewer are all kept."""
+    weight: Weight = 2.0
+    """Of the standardised distance beside the guides' log odds, in the map and the image score."""
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
+    """Share of the distances' map, the highest, that judges the image."""
+
+
 class ScoreParams(_Section):
     """Maps and image scores (docs/method.md §4)."""
 
@@ -246,14 +259,15 @@ class Params(_Section):
     sae: SaeParams = SaeParams()
     guides: GuideParams = GuideParams()
     decision: DecisionParams = DecisionParams()
+    bank: BankParams = BankParams()
     score: ScoreParams = ScoreParams()
     metrics: MetricParams = MetricParams()
     published: tuple[PublishedFigure, ...] = ()
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
     choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
-    """The same of `sae`, `guides` and `decision`, judged on the auxiliary set by `spg-pipe choose`.
-    The first of values that do equally well is taken."""
+    """The same of `sae`, `guides`, `decision` and `bank`, judged on the auxiliary set by `spg-pipe
+    choose`. The first of values that do equally well is taken."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":

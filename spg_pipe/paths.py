@@ -60,6 +60,13 @@ class Paths:
         name = f"{aux}--{target}-{self._backbone}-s{seed}.json"
         return self._root / "metrics" / self.params.name / name
 
+    def few_shot(self, aux: str, target: str, seed: int | None) -> Path:
+        """few-shot/<configuration>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]: scores of
+        normal images of the target, and with .json their metrics; never beside zero-shot ones."""
+        start, end = f"{aux}--" if aux else "", "" if seed is None else f"-s{seed}"
+        run = f"{start}{target}-{self._backbone}{end}"
+        return self._root / "few-shot" / self.params.name / run
+
     def choice(self, aux: str, kind: str) -> Path:
         """choices/<configuration>/<auxiliary>-<backbone>-<size>.csv or .yaml"""
         return self._root / "choices" / self.params.name / f"{aux}-{self._backbone}.{kind}"

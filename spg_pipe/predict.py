@@ -1,7 +1,7 @@
 """A detector on a person's own images: scores and heat maps at the images' own size."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,43 @@ from spg_pipe.artifacts import write_bytes, write_text
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.tiling import check_sides, tiled
+from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.judging import score_images
-from spg_pipe.maps import resize_maps, shown_range
-from spg_pipe.params import ScoreParams
+from spg_pipe.few_shot import KNOWN, judge_alone, judge_fused, require_fusible, says
+from spg_pipe.judging import Judged, judge
+from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
+from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
+from spg_pipe.predict_normals import bank_of_images, normal_images
+from spg_pipe.prediction import HEADER, Prediction, as_csv, as_row
 from spg_pipe.store.extract import views_at_once
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The result for one image."""
+class Bank:
+    """Normal images of the target, and whether they judge without the guides."""
 
-    path: str
-    score: float
-    """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
-    height: int
-    width: int
-    peak_row: int
-    """Row of the map's maximum, pixels of the original image."""
-    peak_column: int
-    overlay: str
-    """File of the heat map, relative to the output folder."""
-    protocol: str
-    """The method's protocol (docs/method.md §5)."""
-    parts: dict[str, float]
-    """What the score is made of: the other columns of `scoring.Judged`."""
+    memory: MemoryBank
+    alone: bool = False
 
+    @property
+    def sees(self) -> str:
+        """How many normal images there were."""
+        return says([self.memory.images])
 
-HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name != "parts")
-"""What the first line of every scores.csv begins with; names of the parts follow."""
+    @property
+    def shown(self) -> tuple[float, float]:
+        """As `shown_range`: darkest is the most that normal images have, brightest thrice it."""
+        weight, (low, high) = (
+            (1.0, (0.0, 0.0)) if self.alone else (self.memory.params.weight, SHOWN)
+        )
+        top = weight * max(self.memory.map_top, 1.0)
+        return shown_range(log_odds=True, between=(low + top, high + 3 * top))
 
 
 def find_images(source: Path) -> list[Path]:
@@ -97,6 +99,7 @@ def predict(
     out: Path,
     *,
     score: ScoreParams | None = None,
+    bank: Bank | None = None,
     batch_images: int = 4,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -110,6 +113,10 @@ def predict(
     ----------
     backbone : Backbone
         The detector's, or the same in tiles (`backbones.tiling`).
+    score : ScoreParams, optional
+        Default: what the detector was saved with.
+    bank : Bank, optional
+        Few-shot: normal images of the target, added to the detector's decision or alone.
     batch_images : int
         Images at once; tiled images come one by one.
 
@@ -123,15 +130,21 @@ def predict(
     images = choose_images(source, out)
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     params = score or detector.score
-    shown = shown_range(log_odds=params.rule == "additive")
+    additive = params.rule == "additive" or bank is not None
+    shown = bank.shown if bank else shown_range(log_odds=additive)
     batch_images = max(1, batch_images // backbone.spec.views)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
-            tokens = _tokens(backbone, pixels, device)
-            maps, columns = next(score_images(detector, tokens, backbone.spec, params))
+            judged = _judge(
+                detector, backbone.spec, *_tokens(backbone, pixels, device), params, bank
+            )
+            size = backbone.spec.preprocess.size
+            maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
+            columns = dict(judged.columns)
+            known = columns.pop(KNOWN, np.zeros(len(batch), bool))
             for i, path in enumerate(batch):
                 full = resize_maps(maps[i][None], pixels[i].shape[:2])[0]
                 name = _overlay_name(path, source)
@@ -148,6 +161,8 @@ def predict(
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
+                        sees=bank.sees if bank else "",
+                        among_normals=bool(known[i]),
                     )
                 )
             if progress:
@@ -156,10 +171,20 @@ def predict(
     return results
 
 
-def as_row(found: Prediction) -> dict[str, Any]:
-    """A prediction as one flat row."""
-    row = asdict(found)
-    return row | row.pop("parts")
+def _judge(
+    detector: Detector,
+    seen: BackboneSpec,
+    tokens: dict[str, torch.Tensor],
+    grids: dict[str, tuple[int, int]],
+    params: ScoreParams,
+    bank: Bank | None,
+) -> Judged:
+    if bank is None:
+        return judge(detector, tokens, grids, seen, params)
+    found = bank.memory.distances(tokens)
+    if bank.alone:
+        return judge_alone(found)
+    return judge_fused(detector, found, tokens, seen, params, bank.memory.params.weight)
 
 
 def predict_folder(
@@ -171,6 +196,9 @@ def predict_folder(
     device: str,
     console: Console,
     tiles: Sequence[int] = (),
+    normals: Path | None = None,
+    alone: bool = False,
+    bank: BankParams | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Load a detector and its backbone, predict, and describe the result.
 
@@ -179,6 +207,12 @@ def predict_folder(
     tiles : sequence of int
         Sides in pixels at which images are cut into tiles of the detector's image size; none: an
         image is seen as a whole.
+    normals : Path, optional
+        A folder with a few normal images of the target: few-shot.
+    alone : bool
+        They judge without the guides.
+    bank : BankParams, optional
+        Of their memory bank.
 
     Returns
     -------
@@ -191,6 +225,10 @@ def predict_folder(
 
     detector = Detector.load(detector_path)
     choose_images(source, out)
+    exif = bool(detector.config["protocol"]["exif_of_own_images"])
+    seen = normal_images(normals, exif=exif) if normals else None
+    if seen and not alone:
+        require_fusible(detector, detector.score)
     spec = detector.backbone
     check_sides(tiles, spec)
     chosen = choose_device(device)
@@ -208,10 +246,30 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
+    made = None
+    if seen is not None:
+        with console.progress("normals") as update:
+            memory = bank_of_images(
+                detector,
+                backbone.spec.preprocess.size,
+                seen,
+                lambda pixels: _tokens(backbone, pixels, chosen),
+                bank or BankParams(),
+                device=chosen,
+                progress=update,
+            )
+        made = Bank(memory, alone)
     with console.progress("predict") as update:
-        rows = predict(detector, backbone, source, out, device=chosen, progress=update)
+        rows = predict(detector, backbone, source, out, bank=made, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
-    about = _about(detector, backbone.spec)
+    about = _about(detector, backbone.spec, made)
+    known = [row.path for row in rows if row.among_normals]
+    if known:
+        console.say(
+            f"Note: {len(known)} of the {len(rows)} images are among the normal ones of {normals} "
+            f"({', '.join(known[:3])}{', …' if len(known) > 3 else ''}): the bank has nothing "
+            "against them, whatever they show."
+        )
     content = {
         "detector": str(detector_path),
         **about,
@@ -222,22 +280,27 @@ def predict_folder(
     told = (
         f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
         f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
-        f"{detector.fingerprint[:8]}"
+        f"{detector.fingerprint[:8]}" + (f"; {made.sees}" if made else "")
     )
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
-def _about(detector: Detector, spec: BackboneSpec) -> dict[str, Any]:
+def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[str, Any]:
     """What every score depends on, besides the image."""
     score = detector.score
     layers = "+".join(spec.layers)
-    return {
+    rule: str = "additive" if score.rule == "additive" else score.image_score
+    few_shot: dict[str, Any] = {}
+    if bank:
+        rule = "k-NN bank alone" if bank.alone else f"{rule} + k-NN bank"
+        few_shot = {"sees": bank.sees, "bank": bank.memory.params.model_dump(mode="json")}
+    return few_shot | {
         "fingerprint": detector.fingerprint,
         "protocol": detector.config["protocol"]["name"],
         "tau": detector.config["tau"],
         "sigma": score.sigma,
         "guides": "contrast" if detector.contrast else "trained",
-        "image_score": "additive" if score.rule == "additive" else score.image_score,
+        "image_score": rule,
         "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
@@ -261,14 +324,15 @@ def _is_overlay(path: Path, out: Path) -> bool:
 
 def _tokens(
     backbone: Backbone, pixels: list[np.ndarray], device: str
-) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]:
+    """Layer → (B, 1 + N, D), CLS first, and layer → (h, w), of images at their own sizes."""
     batch = np.stack([preprocess(image, backbone.spec.preprocess) for image in pixels])
     output = backbone(torch.from_numpy(batch).to(device))
     tokens = {
         name: torch.cat([value.prefix[:, :1], value.patches], dim=1)
         for name, value in output.items()
     }
-    yield tokens, {name: value.grid for name, value in output.items()}
+    return tokens, {name: value.grid for name, value in output.items()}
 
 
 def _write_overlay(
@@ -285,16 +349,3 @@ def _write_overlay(
     picture = overlay(eight_bit(image), anomaly_map, low=low, high=high)
     Image.fromarray(picture).save(data, format="PNG")
     write_bytes(path, data.getvalue())
-
-
-def as_csv(rows: list[Prediction]) -> str:
-    """Predictions as CSV text with a header."""
-    import csv
-    import io
-
-    stream = io.StringIO()
-    content = [as_row(row) for row in rows]
-    writer = csv.DictWriter(stream, list(content[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(content)
-    return stream.getvalue()

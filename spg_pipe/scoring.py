@@ -20,6 +20,7 @@ from spg_pipe.digests import FILES, file_digests, read_config, require_files
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import SOFTENING, anomaly_maps
+from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -64,6 +65,11 @@ class Scores:
             return str(name)
         kind = self.config["detector"]["guides"].get("kind", "trained")
         return f"{kind} guides, {'additive' if self.additive else 'published'} rule"
+
+    @property
+    def sees(self) -> str:
+        """What the method was allowed to see besides the images that it judges."""
+        return str(self.config.get("sees", ZERO_SHOT))
 
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
         """Layer → (n, h, w) float32 values of some images' patches, in any order.
@@ -149,13 +155,7 @@ def score_store(
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     params = score or detector.score
     if params.rule == "additive":
-        detector.require_decision()
-        if params.sigma != detector.score.sigma:
-            raise SpgError(
-                f"score.sigma is {params.sigma:g}, and the detector's decision was fitted on maps "
-                f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
-                "score.sigma, or leave the detector's."
-            )
+        require_decision(detector, params)
     shapes = {layer: shape.grid for layer, shape in store.spec.layers.items()}
     return write_scores(
         store,
@@ -166,6 +166,23 @@ def score_store(
         device=device,
         progress=progress,
     )
+
+
+def require_decision(detector: Detector, params: ScoreParams) -> None:
+    """Refuse the additive rule where the detector has no decision for it.
+
+    Raises
+    ------
+    SpgError
+        If none was fitted, or on maps of another blur.
+    """
+    detector.require_decision()
+    if params.sigma != detector.score.sigma:
+        raise SpgError(
+            f"score.sigma is {params.sigma:g}, and the detector's decision was fitted on maps "
+            f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
+            "score.sigma, or leave the detector's."
+        )
 
 
 def write_scores(
@@ -226,7 +243,7 @@ _OF_DETECTOR = (
     "detection",
     "decision_params",
 )
-"""What scores say about their detector."""
+"""What scores say about their detector, as far as it has it."""
 
 
 def described(store: FeatureStore) -> dict[str, Any]:
@@ -249,9 +266,14 @@ def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dic
     return described(store) | {
         "score": params.model_dump(mode="json"),
         "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
-        "detector": {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config},
+        "detector": of_detector(detector),
         "licences": sorted({*detector.config["licences"], *store.licences}),
     }
+
+
+def of_detector(detector: Detector) -> dict[str, Any]:
+    """What scores say about the detector behind them."""
+    return {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config}
 
 
 class MapWriter:

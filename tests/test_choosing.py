@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from layouts import write_mvtec
 from test_parts import RECIPE
 from tiny import extracted, manifest_of, write_folder
 
-from spg_pipe import choosing, pipeline
+from spg_pipe import choosing, choosing_banks, pipeline
 from spg_pipe.choosing import (
     TOLERANCE,
     Candidate,
@@ -23,10 +25,11 @@ from spg_pipe.choosing import (
     held_out_parts,
     judge_candidates,
 )
+from spg_pipe.choosing_banks import judge_banks
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import class_sums
-from spg_pipe.params import DecisionParams, MapWeights, parse_params
+from spg_pipe.params import BankParams, DecisionParams, MapWeights, parse_params
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.session import Session
 from spg_pipe.store.reader import FeatureStore
@@ -165,3 +168,101 @@ def test_what_cannot_be_chosen_is_refused_by_name(
 ) -> None:
     with pytest.raises(SpgError, match=message):
         pipeline.choose(session_of(choose, **changes), "left")
+
+
+def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[set[int]] = []
+    judged: list[set[int]] = []
+    made = choosing_banks.MemoryBank.of_store
+
+    def of_store(store: FeatureStore, rows: np.ndarray, *given: Any, **options: Any) -> Any:
+        drawn.append(set(rows.tolist()))
+        return made(store, rows, *given, **options)
+
+    images = choosing_banks.judge_images
+
+    def judge_images(labelled: Any, rows: np.ndarray, total: np.ndarray) -> float:
+        judged.append(set(np.flatnonzero(rows).tolist()))
+        return images(labelled, rows, total)
+
+    monkeypatch.setattr(choosing_banks.MemoryBank, "of_store", of_store)
+    monkeypatch.setattr(choosing_banks, "judge_images", judge_images)
+    one = Candidate(tiny_sae, 6, DecisionParams())
+    banks = [
+        BankParams(neighbours=n, weight=w, top_share=t)
+        for n in (1, 2)
+        for w in (0.5, 4.0)
+        for t in (0.01, 0.3)
+    ]
+    options: dict[str, Any] = {"normals": 2, "seed": 5}
+    together = judge_banks(tiny_store, one, banks, 1.0, **options)
+    labels = tiny_store.array("label")
+    assert len(drawn) == 4  # two categories, two numbers of neighbours
+    for part, own in (("bolt", set(range(8))), ("nut", set(range(8, 16)))):
+        bank = next(rows for rows in drawn if rows <= own)
+        assert (labels[list(bank)] == 0).all(), part
+        assert own - bank in judged
+    assert all(rows <= set(range(8)) or rows <= set(range(8, 16)) for rows in judged)
+    for params, found in zip(banks, together, strict=True):
+        (alone,) = judge_banks(tiny_store, one, [params], 1.0, **options)
+        assert alone == found
+    assert len({judgement.merit for judgement in together}) > 2
+
+
+def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    """The guides' part of a fused score is made without the part, as in `judge_candidates`."""
+    one = Candidate(tiny_sae, 6, DecisionParams())
+    (none,) = judge_banks(tiny_store, one, [BankParams(weight=0)], 1.0, normals=2, seed=5)
+    (zero_shot,) = judge_candidates(tiny_store, [one], 1.0)
+    assert [part.part for part in none.parts] == [part.part for part in zero_shot.parts]
+    shared = choosing.look_at_parts(tiny_store, [one], "cpu")
+    for part, found in zip(zero_shot.parts, none.parts, strict=True):
+        (rows,) = shared.categories(part.part)
+        ((kept, drawn),) = choosing_banks._targets(shared, part.part, 2, 5)
+        assert sorted([*np.flatnonzero(kept), *drawn]) == np.flatnonzero(rows).tolist()
+        assert 0.5 * part.pixel_auroc < found.pixel_auroc <= 1
+
+
+def test_too_few_normal_images_for_a_bank_are_refused(
+    tiny_store: FeatureStore, tiny_sae: SaeRun
+) -> None:
+    one = Candidate(tiny_sae, 6, DecisionParams())
+    with pytest.raises(SpgError, match=r"more than 4 normal images.*fewer --normals"):
+        judge_banks(tiny_store, one, [BankParams()], 1.0, normals=4, seed=0)
+
+
+def test_settings_of_a_bank_are_chosen_after_the_others_and_written_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(Path("left"), good=4)
+    session = session_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
+    pipeline.extract(session, session.params.dataset("left"))
+    choice = pipeline.choose(session, "left", normals=2)
+    assert list(choice.values) == ["guides.atoms", "bank.weight"]
+    recipe = parse_params(yaml.safe_load(choice.path.read_text()), "chosen")
+    assert recipe.guides.atoms == choice.values["guides.atoms"]
+    assert recipe.bank.weight == choice.values["bank.weight"]
+    sees = {row["sees"]: "bank.weight" in row for row in choice.rows}
+    few_shot = "labelled auxiliary set; few-shot: 2 normal images of the target"
+    assert sees == {"labelled auxiliary set": False, few_shot: True}
+    assert few_shot in " ".join(choice.table.split())
+
+
+def test_too_few_normal_images_leave_the_bank_as_it_is_and_choose_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(Path("left"))
+    session = session_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
+    session = replace(session, console=Console(1))
+    pipeline.extract(session, session.params.dataset("left"))
+    choice = pipeline.choose(session, "left")
+    assert list(choice.values) == ["guides.atoms"]
+    assert "Nothing of bank is chosen on left: No part of" in capsys.readouterr().err
+    with pytest.raises(SpgError, match="more than 4 normal images"):
+        pipeline.choose(session_of({"bank.weight": [1.0, 0.0]}), "left")

@@ -108,7 +108,7 @@ def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
     assert "No few-shot methods on right" in capsys.readouterr().err
 
 
-def test_a_target_of_several_products_has_zero_shot_methods_alone(
+def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,11 @@ def test_a_target_of_several_products_has_zero_shot_methods_alone(
     session = Session(parse_params(RECIPE | {"seeds": [1]}, "test"), Console(1), "cpu")
     for name in ("left", "right"):
         pipeline.extract(session, session.params.dataset(name))
-    assert set(rows_of(pipeline.compare(session))) == set(ZERO_SHOT)
+    rows = rows_of(pipeline.compare(session, normals=2))
+    few_shot = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+    assert set(rows) == {*ZERO_SHOT, *few_shot}
+    for name in few_shot:
+        assert "few-shot: 2 normal images of each category" in rows[name]["sees"]
     assert "one product at a time" in " ".join(capsys.readouterr().err.split())
 
 

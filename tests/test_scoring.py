@@ -20,7 +20,7 @@ from tiny import SCORE, SIZE, SPEC, files
 from spg_pipe.detector import Detector
 from spg_pipe.errors import DamagedError, SpgError
 from spg_pipe.inspection import inspect
-from spg_pipe.judging import image_scores, score_images
+from spg_pipe.judging import image_scores, judge
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
 from spg_pipe.scoring import Scores, score_store
@@ -164,9 +164,8 @@ def test_images_in_memory_are_scored_as_a_store_is(
 ) -> None:
     images = np.arange(4)
     tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
-    maps, columns = next(
-        score_images(tiny_detector, iter([(tokens, {"1": (4, 4), "2": (2, 2)})]), SPEC, SCORE)
-    )
+    judged = judge(tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, SCORE)
+    maps, columns = anomaly_maps(judged.patches, SIZE, SCORE.sigma), judged.columns
     assert list(columns) == ["score", "score_cls", "score_map_max"]
     for name, values in columns.items():
         np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)

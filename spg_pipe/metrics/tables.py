@@ -20,6 +20,8 @@ from spg_pipe.metrics.pixel import Counts, PixelMetrics
 
 Row = dict[str, Any]
 
+ZERO_SHOT = "labelled auxiliary set"
+"""What a detector alone was allowed to see."""
 _IMAGE = ("image_auroc", "image_ap", "image_f1_max")
 _PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max")
 _AREAS = {
@@ -53,6 +55,7 @@ class RowContext:
     method_protocol: str = "default"
     auxiliary: str = ""  # what the detector was fitted on
     method: str = ""  # kind of guides and rule of scoring
+    sees: str = ZERO_SHOT  # what the method was allowed to see besides the image that it judges
 
 
 def category_metrics(
@@ -231,10 +234,10 @@ def _common(rows: Sequence[Row], leave_out: Sequence[str]) -> Row:
         raise SpgError("mean of metrics: no rows. Evaluate at least one category first.")
     names = [field.name for field in fields(RowContext) if field.name not in leave_out]
     for name in names:
-        found = {row[name] for row in rows}
+        found = {row.get(name, "") for row in rows}  # tables of earlier versions lack some
         if len(found) > 1:
             raise SpgError(
                 f"mean of metrics: rows of different {name}: {', '.join(sorted(map(str, found)))}"
                 "; a mean needs rows of one. Average them separately."
             )
-    return {name: rows[0][name] for name in names}
+    return {name: rows[0].get(name, "") for name in names}

@@ -14,6 +14,7 @@ from spg_pipe.pipeline.features import (
     write_demo_set,
     write_demo_sets,
 )
+from spg_pipe.pipeline.normals import score_few_shot
 from spg_pipe.pipeline.sweeps import SweepResult, sweep
 from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
@@ -38,6 +39,7 @@ __all__ = [
     "read_metrics",
     "report",
     "score",
+    "score_few_shot",
     "skipped_in",
     "sweep",
     "synthesise",

@@ -1,7 +1,7 @@
 """Settings chosen on an auxiliary set alone → a recipe with them (docs/recipes.md, "Choosing")."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,10 +21,13 @@ from spg_pipe.report.text import plain
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
-    from spg_pipe.choosing import Judgement
+    from spg_pipe.choosing import Candidate, Judgement
     from spg_pipe.store.reader import FeatureStore
 
+NORMALS = 4
+"""Normal images of a category that few-shot methods see."""
 _SECTIONS = ("sae", "guides", "decision")
+_BANK = "bank"
 _METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
 
 
@@ -40,10 +43,16 @@ class Choice(NamedTuple):
     """The recipe with these values, for this auxiliary set and its directions."""
 
 
-def choose(session: Session, aux: str) -> Choice:
+def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
-    SAEs that are missing are trained, all of a seed in one pass over the store.
+    Settings of `bank` come second, with what was chosen of the others. SAEs that are missing are
+    trained, all of a seed in one pass over the store.
+
+    Parameters
+    ----------
+    normals : int
+        Normal images of a category that make its bank.
 
     Returns
     -------
@@ -53,67 +62,56 @@ def choose(session: Session, aux: str) -> Choice:
     Raises
     ------
     SpgError
-        If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
-        auxiliary set cannot be parted.
+        If the recipe has no `choose`, does not use contrast guides and the additive rule, the
+        auxiliary set cannot be parted, or has too few normal images for a bank.
     """
-    from spg_pipe.choosing import Candidate, best, judge_candidates
     from spg_pipe.metrics import write_csv
     from spg_pipe.sae.run import SaeRun
 
-    settings = _settings(session)
+    zero_shot, banks = _axes(session)
+    settings = _settings(session, zero_shot)
+    combinations(session, banks, "choose", (_BANK,))  # a value that is not valid is said at once
     store = find_store(session, find_dataset(session.params, aux))
     _train(settings, store, aux)
-    loaded = lru_cache(maxsize=None)(SaeRun.load)
-    folders = {
-        seed: [find_sae(setting.session, store, aux, seed) for setting in settings]
-        for seed in session.params.seeds
-    }
-    by_seed: list[list[Judgement]] = []
-    for seed, found in folders.items():
-        candidates = [
-            Candidate(
-                loaded(folder),
-                setting.session.params.guides.atoms,
-                setting.session.params.decision,
-            )
-            for setting, folder in zip(settings, found, strict=True)
-        ]
-        with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
-            by_seed.append(
-                judge_candidates(
-                    store,
-                    candidates,
-                    session.params.score.sigma,
-                    device=choose_device(session.device),
-                    progress=update,
-                )
-            )
-    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
-    chosen = settings[best(judged)]
-    dictionaries: list[dict[str, float]] = [{}] * len(settings)
-    if any(axis.startswith("sae.") for axis in session.params.choose):
-        describe = lru_cache(maxsize=None)(_dictionaries)
-        dictionaries = [describe(same) for same in zip(*folders.values(), strict=True)]
-    rows = [
-        row
-        for one, found, about in zip(settings, judged, dictionaries, strict=True)
-        for row in _rows(one, found, about)
-    ]
+    candidates_of = partial(_candidates, store, aux, lru_cache(maxsize=None)(SaeRun.load))
+    chosen, rows, tables = settings[0], [], []
+    if zero_shot:
+        chosen, found = _choose_zero_shot(session, aux, store, settings, candidates_of)
+        rows += found
+        tables.append(_table(session.params, aux, list(zero_shot), found))
+    if banks:
+        axes = combinations(chosen.session, banks, "choose", (_BANK,))
+        try:
+            one, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
+        except SpgError as error:
+            if not zero_shot:
+                raise
+            session.console.say(f"Nothing of bank is chosen on {aux}: {error}")
+        else:
+            chosen = Setting(chosen.values | one.values, one.session)
+            rows += found
+            tables.append(_table(session.params, aux, list(banks), found))
     place = session.paths.choice(aux, "yaml")
     write_csv(session.paths.choice(aux, "csv"), rows)
     write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))
     session.console.say(f"Chosen on {aux}: {named(chosen.values)} → {place}")
-    return Choice(chosen.values, rows, plain(_table(session.params, aux, rows)), place)
+    return Choice(chosen.values, rows, "\n\n".join(map(plain, tables)), place)
 
 
-def _settings(session: Session) -> list[Setting]:
-    params = session.params
-    if not params.choose:
+def _axes(session: Session) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the zero-shot settings, and of the bank."""
+    axes = session.params.choose
+    if not axes:
         raise SpgError(
             "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
             "there is nothing to choose from. The recipe spg-plus has one."
         )
-    settings = combinations(session, params.choose, "choose", _SECTIONS)
+    banks = {place: values for place, values in axes.items() if place.partition(".")[0] == _BANK}
+    return {place: values for place, values in axes.items() if place not in banks}, banks
+
+
+def _settings(session: Session, axes: dict[str, Any]) -> list[Setting]:
+    settings = combinations(session, axes, "choose", _SECTIONS)
     for setting in settings:
         found = setting.session.params
         if found.guides.kind != "contrast" or found.score.rule != "additive":
@@ -123,6 +121,99 @@ def _settings(session: Session) -> list[Setting]:
                 "settings with `spg-pipe sweep`."
             )
     return settings
+
+
+def _candidates(
+    store: "FeatureStore", aux: str, load: Any, settings: Sequence[Setting], seed: int
+) -> "list[Candidate]":
+    """Settings with their SAEs; each SAE is loaded once."""
+    from spg_pipe.choosing import Candidate
+
+    return [
+        Candidate(
+            load(find_sae(setting.session, store, aux, seed)),
+            setting.session.params.guides.atoms,
+            setting.session.params.decision,
+        )
+        for setting in settings
+    ]
+
+
+def _choose_zero_shot(
+    session: Session,
+    aux: str,
+    store: "FeatureStore",
+    settings: Sequence[Setting],
+    candidates_of: Callable[..., "list[Candidate]"],
+) -> tuple[Setting, list[dict[str, Any]]]:
+    from spg_pipe.choosing import best, judge_candidates
+    from spg_pipe.metrics.tables import ZERO_SHOT
+
+    by_seed = []
+    for seed in session.params.seeds:
+        with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
+            by_seed.append(
+                judge_candidates(
+                    store,
+                    candidates_of(settings, seed),
+                    session.params.score.sigma,
+                    device=choose_device(session.device),
+                    progress=update,
+                )
+            )
+    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    about: list[dict[str, float]] = [{}] * len(settings)
+    if any(place.startswith("sae.") for place in settings[0].values):
+        describe = lru_cache(maxsize=None)(_dictionaries)
+        seeds = session.params.seeds
+        about = [
+            describe(tuple(find_sae(one.session, store, aux, seed) for seed in seeds))
+            for one in settings
+        ]
+    rows = [
+        row
+        for one, found, saes in zip(settings, judged, about, strict=True)
+        for row in _rows(one, found, ZERO_SHOT, saes)
+    ]
+    return settings[best(judged)], rows
+
+
+def _choose_bank(
+    session: Session,
+    aux: str,
+    store: "FeatureStore",
+    base: Setting,
+    settings: Sequence[Setting],
+    candidates_of: Callable[..., "list[Candidate]"],
+    normals: int,
+) -> tuple[Setting, list[dict[str, Any]]]:
+    from spg_pipe.choosing import best
+    from spg_pipe.choosing_banks import judge_banks
+    from spg_pipe.few_shot import says
+    from spg_pipe.metrics.tables import ZERO_SHOT
+
+    by_seed = []
+    for seed in session.params.seeds:
+        (one,) = candidates_of([base], seed)
+        with session.console.progress(f"choose bank {aux} seed {seed}", "parts") as update:
+            by_seed.append(
+                judge_banks(
+                    store,
+                    one,
+                    [setting.session.params.bank for setting in settings],
+                    session.params.score.sigma,
+                    normals=normals,
+                    seed=seed,
+                    device=choose_device(session.device),
+                    progress=update,
+                )
+            )
+    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    sees = f"{ZERO_SHOT}; {says([normals])}"
+    rows = [
+        row for one, found in zip(settings, judged, strict=True) for row in _rows(one, found, sees)
+    ]
+    return settings[best(judged)], rows
 
 
 def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None:
@@ -163,14 +254,19 @@ def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
 
 
 def _rows(
-    setting: Setting, judged: "Judgement", dictionaries: dict[str, float]
+    setting: Setting,
+    judged: "Judgement",
+    sees: str,
+    dictionaries: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
+    about = setting.values | {"sees": sees}
     rows = [
-        setting.values | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
+        about | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
         for part in judged.parts
     ]
     mean = {metric: judged.mean(metric) for metric in _METRICS}
-    return [*rows, setting.values | {"part": "mean", **mean, "merit": judged.merit, **dictionaries}]
+    mean |= {"merit": judged.merit} | (dictionaries or {})
+    return [*rows, about | {"part": "mean", **mean}]
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:
@@ -185,8 +281,7 @@ def _recipe(params: Params, aux: str, table: Path) -> str:
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _table(params: Params, aux: str, rows: Sequence[dict[str, Any]]) -> Table:
-    axes = list(params.choose)
+def _table(params: Params, aux: str, axes: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
     means = sorted((row for row in rows if row["part"] == "mean"), key=lambda r: -r["merit"])
     parts = ", ".join(dict.fromkeys(row["part"] for row in rows if row["part"] != "mean"))
     figures = {
@@ -204,8 +299,8 @@ def _table(params: Params, aux: str, rows: Sequence[dict[str, Any]]) -> Table:
         for row in means
     )
     caption = (
-        f"Auxiliary {aux}, each of {parts} held out in turn; means over parts and seeds "
-        f"{', '.join(map(str, params.seeds))}, maps at a quarter of the size."
+        f"Auxiliary {aux}, each of {parts} held out in turn; sees {means[0]['sees']}; means over "
+        f"parts and seeds {', '.join(map(str, params.seeds))}, maps at a quarter of the size."
     )
     columns = (", ".join(axes), *(figures[name] for name in shown))
     return Table(caption, columns, cells)

@@ -14,6 +14,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector, find_sae
 from spg_pipe.params import GuideParams, parse_params
+from spg_pipe.pipeline.choices import NORMALS
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.sweeps import is_there
 from spg_pipe.pipeline.training import train_guides_together, train_saes
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
-NORMALS = 4
-"""Normal images of the target that the few-shot methods see."""
 Make = Callable[[Path], "Scores"]
 """Judges the target and writes scores to a path."""
 
@@ -167,13 +166,13 @@ def _entries(
         make = patchwise(partial(logistic_regression, store, seed))
         yield Entry("logistic regression", labelled, seed, make)
     yield Entry("intra-image dissimilarity", "nothing", None, patchwise(dissimilarity))
+    yield from _few_shot(session, name, target, own, normals, patchwise)
     if len(np.unique(target.array("category").astype(object))) > 1:
         session.console.say(
-            f"No few-shot and transductive methods on {name}: its categories are products of their "
-            "own, and these methods take one product at a time."
+            f"No transductive method on {name}: its categories are products of their own, and "
+            "mutual scoring takes one product at a time."
         )
         return
-    yield from _few_shot(session, name, target, own, normals, patchwise)
     first = session.params.seeds[0]  # by far the slowest, and its seed only draws the others
     make = patchwise(partial(mutual_scoring, target, first))
     yield Entry("mutual scoring", transductive(target), first, make)
@@ -208,29 +207,29 @@ def _few_shot(
     normals: int,
     patchwise: Callable[..., Make],
 ) -> Iterator[Entry]:
-    from spg_pipe.baselines.normals import (
-        NormalBank,
-        mahalanobis,
-        nearest_neighbours,
-        score_fused,
-    )
+    from spg_pipe.baselines.mahalanobis import mahalanobis
+    from spg_pipe.few_shot import BANK, banks_of, score_few_shot
     from spg_pipe.store.reader import FeatureStore
 
     dataset = find_dataset(session.params, f"{name}/train")
+    categories = sorted(set(target.array("category").tolist()))
+    params, device = session.params, choose_device(session.device)
     try:
-        store = FeatureStore(extract(session, dataset, limit=normals))
-        bank = NormalBank.of(store, sigma=session.params.score.sigma)
+        paths = [extract(session, dataset, limit=normals, categories=[one]) for one in categories]
+        stores = [FeatureStore(path) for path in dict.fromkeys(paths)]
+        banks = banks_of(stores, target, params.bank, sigma=params.score.sigma, device=device)
     except SpgError as error:
         session.console.say(f"No few-shot methods on {name}: {error}")
         return
-    yield Entry("k-NN bank", bank.sees, None, patchwise(partial(nearest_neighbours, bank)))
-    yield Entry("Mahalanobis", bank.sees, None, patchwise(partial(mahalanobis, store)))
+
+    def scored(detector: "Detector | None") -> Make:
+        return lambda path: score_few_shot(detector, banks, target, path, device=device)
+
+    yield Entry(BANK, banks.sees, None, scored(None))
+    yield Entry("Mahalanobis", banks.sees, None, patchwise(partial(mahalanobis, banks, target)))
     for seed, detector in detectors.items():
-
-        def fused(path: Path, detector: "Detector" = detector) -> "Scores":
-            return score_fused(detector, bank, target, path, device=choose_device(session.device))
-
-        yield Entry("spg-plus + k-NN bank", f"labelled auxiliary set; {bank.sees}", seed, fused)
+        sees = f"labelled auxiliary set; {banks.sees}"
+        yield Entry(f"spg-plus + {BANK}", sees, seed, scored(detector))
 
 
 def _row(

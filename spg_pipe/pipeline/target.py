@@ -13,6 +13,7 @@ from spg_pipe.session import Session
 if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector import Detector
+    from spg_pipe.scoring import Scores
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -103,6 +104,7 @@ def evaluate(
 
 def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool) -> Path:
     from spg_pipe.evaluation import evaluate_scores
+    from spg_pipe.few_shot import KNOWN
     from spg_pipe.scoring import Scores
 
     params = session.params.metrics
@@ -119,9 +121,14 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
         manifest = _manifest_of_store(session, dataset, store)
     with session.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
-    detector = loaded.config["detector"]
+    aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
+    beside = session.paths.metrics(aux["dataset"], dataset.name, trained)
+    if KNOWN in loaded.table:
+        few_shot = session.paths.few_shot(aux["dataset"], dataset.name, trained)
+        beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
+        note_known(session, loaded)
     place = session.place(
-        session.paths.metrics(detector["auxiliary"]["dataset"], dataset.name, detector["seed"]),
+        beside,
         params,
         loaded.config["fingerprint"],
         own=own,
@@ -129,6 +136,19 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
     result.save(place)
     session.console.say(f"Metrics of {dataset.name} → {place}")
     return place
+
+
+def note_known(session: Session, scores: "Scores") -> None:
+    """Say which scored images are normal images of the bank themselves."""
+    from spg_pipe.few_shot import KNOWN
+
+    paths = scores.table["path"][scores.table[KNOWN]].tolist()
+    if paths:
+        session.console.say(
+            f"Note: {len(paths)} of the {len(scores.table)} images are among the normal ones "
+            f"({', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}): the bank has nothing "
+            "against them, and metrics are too good. Use normal images of another split."
+        )
 
 
 def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore") -> "Manifest":
@@ -164,6 +184,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
+    from spg_pipe.few_shot import FEW_SHOT
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.text import text_table
 
@@ -173,6 +194,7 @@ def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
             p
             for p in params.published
             if (p.aux, p.target) == (context["auxiliary"], context["dataset"])
+            and FEW_SHOT not in context.get("sees", "")  # published figures are zero-shot
         ),
         None,
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from spg_pipe.metrics.tables import Row
+from spg_pipe.metrics.tables import ZERO_SHOT, Row
 from spg_pipe.params import PublishedFigure
 
 UNDEFINED = "–"
@@ -163,10 +163,11 @@ def overview_table(means: Sequence[tuple[Row, PublishedFigure | None]]) -> Table
 
 
 def method_of(row: Row) -> str:
-    """Guides, rule and protocol of the method behind a row."""
+    """Guides, rule and protocol of the method behind a row; and what it saw, if not zero-shot."""
     method = row.get("method")  # tables of earlier versions have none
+    sees = row.get("sees") or ZERO_SHOT
     protocol = f"method protocol {row['method_protocol']}"
-    return f"{method}, {protocol}" if method else protocol
+    return ", ".join(part for part in (method, "" if sees == ZERO_SHOT else sees, protocol) if part)
 
 
 def published_figure(figure: PublishedFigure | None, name: str) -> float:

@@ -11,21 +11,14 @@ from tiny import METHOD, SCORE, extracted, manifest_of, write_folder
 
 from spg_pipe.baselines.free import free_dictionary
 from spg_pipe.baselines.linear import logistic_regression
+from spg_pipe.baselines.mahalanobis import mahalanobis
 from spg_pipe.baselines.mutual import mutual_scoring
-from spg_pipe.baselines.normals import (
-    NormalBank,
-    mahalanobis,
-    nearest_neighbours,
-    score_fused,
-)
 from spg_pipe.baselines.patchwise import Method, score_patchwise
 from spg_pipe.baselines.unsupervised import dissimilarity
 from spg_pipe.detector_training import train_guides
-from spg_pipe.errors import SpgError
 from spg_pipe.evaluation import evaluate_scores
-from spg_pipe.params import GuideParams, MetricParams, ScoreParams
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.scoring import score_store
+from spg_pipe.few_shot import banks_of
+from spg_pipe.params import BankParams, GuideParams, MetricParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -57,42 +50,18 @@ def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store: FeatureSt
         np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
-def test_a_bank_gives_the_distance_to_the_nearest_normal_patch(
-    tiny_store: FeatureStore, normals: FeatureStore
-) -> None:
-    bank = NormalBank.of(normals)
-    found = values_of(nearest_neighbours(bank), tiny_store, [0, 5])
-    for layer, values in found.items():
-        known = unit_tokens(normals, layer, list(range(8)))
-        x = unit_tokens(tiny_store, layer, [0, 5])
-        distance = 1 - (x @ known.reshape(-1, known.shape[-1]).T).max(axis=-1)
-        others = [
-            1 - (known[i] @ np.delete(known, i, 0).reshape(-1, known.shape[-1]).T).max(axis=-1)
-            for i in range(8)
-        ]
-        expected = (distance - np.mean(others)) / np.std(others, ddof=1)
-        np.testing.assert_allclose(values, expected, atol=1e-3)
-
-
-def test_a_bank_of_one_image_or_of_defects_is_refused(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
-    folder = write_folder(tmp_path / "one", ("bolt",), good=1, masked=0, missing=0)
-    with pytest.raises(SpgError, match="at least two normal images"):
-        NormalBank.of(extracted(manifest_of(folder), tmp_path / "one.zarr"))
-    with pytest.raises(SpgError, match="anomalous images"):
-        NormalBank.of(tiny_store)
-
-
-def test_mahalanobis_is_that_of_scikit_learn(
+def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
     tiny_store: FeatureStore, normals: FeatureStore
 ) -> None:
     from sklearn.covariance import LedoitWolf
 
-    found = values_of(mahalanobis(normals), tiny_store, [2])
-    known = unit_tokens(normals, "1", list(range(8))).reshape(-1, 12)
-    squared = LedoitWolf().fit(known).mahalanobis(unit_tokens(tiny_store, "1", [2])[0])
-    np.testing.assert_allclose(found["1"][0], np.sqrt(squared / 12), rtol=1e-3)
+    banks = banks_of([normals], tiny_store, BankParams())
+    found = values_of(mahalanobis(banks, tiny_store), tiny_store, [2, 12])
+    known = unit_tokens(normals, "1", list(range(8)))
+    for place, (image, own) in enumerate(((2, known[:4]), (12, known[4:]))):
+        fitted = LedoitWolf().fit(own.reshape(-1, 12))
+        squared = fitted.mahalanobis(unit_tokens(tiny_store, "1", [image])[0])
+        np.testing.assert_allclose(found["1"][place], np.sqrt(squared / 12), rtol=1e-3)
 
 
 def test_images_of_the_target_judge_each_other_but_never_themselves(
@@ -140,21 +109,3 @@ def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
     alone = dissimilarity().values(tokens, np.array([7]))
     for layer, values in scores.patches(np.array([7])).items():
         torch.testing.assert_close(values.flatten(1), alone[layer], atol=1e-6, rtol=0)
-
-
-def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
-    tiny_store: FeatureStore, tiny_sae: SaeRun, normals: FeatureStore, tmp_path: Path
-) -> None:
-    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
-    detector = train_guides(tiny_store, tiny_sae, *given, seed=1)[0]
-    bank = NormalBank.of(normals, sigma=1.0)
-    fused = score_fused(detector, bank, tiny_store, tmp_path / "fused")
-    alone = score_store(detector, tiny_store, tmp_path / "alone")
-    expected = alone.table["score"] + fused.table["share_bank"]
-    np.testing.assert_allclose(fused.table["score"], expected, atol=1e-6)
-    assert fused.config["sees"] == "few-shot: 8 normal images of the target"
-    images = np.arange(3)
-    tokens = image_tokens(tiny_store, "1", images)
-    added = bank.standard("1", tokens).reshape(3, 4, 4)
-    found = fused.patches(images)["1"] - alone.patches(images)["1"]
-    torch.testing.assert_close(found, added, atol=1e-4, rtol=0)

@@ -1,0 +1,59 @@
+"""Few-shot: normal images of the target as a distribution of patches, instead of a memory bank."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.baselines.patchwise import Method
+from spg_pipe.few_shot import Banks
+from spg_pipe.guides.model import unit
+from spg_pipe.store.reader import FeatureStore
+
+Fitted = tuple[Tensor, Tensor]
+"""Mean (D,) and L/√D (D, D), where L Lᵀ is the inverse covariance."""
+
+
+def mahalanobis(banks: Banks, target: FeatureStore) -> Method:
+    """Distance from the normal patches' distribution, its covariance shrunk (Ledoit and Wolf).
+
+    Parameters
+    ----------
+    banks : Banks
+        Whose normal images are taken, a distribution for each category.
+    target : FeatureStore
+        What is to be judged.
+    """
+    names = target.array("category").astype(object)
+    fitted = {
+        name: {layer: _fit(bank_store, rows, layer) for layer in target.layers}
+        for name, (bank_store, rows) in banks.rows.items()
+    }
+
+    def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
+        return {layer: _lengths(batch, names[rows], layer) for layer, batch in tokens.items()}
+
+    def _lengths(batch: Tensor, categories: Sequence[object], layer: str) -> Tensor:
+        found = [
+            _length(unit(tokens[1:]), *(t.to(batch.device) for t in fitted[str(name)][layer]))
+            for tokens, name in zip(batch, categories, strict=True)
+        ]
+        return torch.stack(found)
+
+    inputs = {"normals": banks.fingerprint}
+    return Method("Mahalanobis", banks.sees, values, inputs=inputs)
+
+
+def _fit(store: FeatureStore, rows: np.ndarray, layer: str) -> Fitted:
+    from sklearn.covariance import LedoitWolf
+
+    tokens = unit(torch.from_numpy(store.tokens(layer, rows)).float())
+    found = LedoitWolf().fit(tokens.flatten(0, 1).double().numpy())
+    root = np.linalg.cholesky(found.precision_)  # P = L Lᵀ: a distance is the length of x L
+    scaled = torch.from_numpy(root / np.sqrt(len(root))).float()
+    return torch.from_numpy(found.location_).float(), scaled
+
+
+def _length(patches: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+    return ((patches - mean) @ root).norm(dim=-1)

@@ -1,0 +1,106 @@
+"""Few-shot: a target's store and a few of its normal images → Scores."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spg_pipe.console import choose_device
+from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.find import find_dataset, find_store, split_name, store_of_dataset
+from spg_pipe.find_runs import find_detector, find_direction
+from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.target import note_known
+from spg_pipe.session import Session
+
+if TYPE_CHECKING:
+    from spg_pipe.store.reader import FeatureStore
+
+
+def score_few_shot(
+    session: Session,
+    target: str,
+    normals: str,
+    *,
+    alone: bool = False,
+    aux: str | None = None,
+    seed: int | None = None,
+    detector: Path | None = None,
+    store: Path | None = None,
+) -> list[Path]:
+    """FeatureStores of the target and of normal images, and a Detector → Scores.
+
+    They lie in few-shot/, never in the place of zero-shot scores.
+
+    Parameters
+    ----------
+    normals : str
+        A store, or as `--split`: a dataset's split or a folder of images, whose tokens are
+        computed if they are not there.
+    alone : bool
+        The bank judges without a detector: once, not for each seed.
+
+    Raises
+    ------
+    SpgError
+        If the normal images are no bank for this target, or the detector cannot be added to one.
+    """
+    from spg_pipe.detector import Detector
+    from spg_pipe.few_shot import banks_of, require_fusible
+    from spg_pipe.few_shot import score_few_shot as run
+
+    params, device = session.params, choose_device(session.device)
+    if alone and (detector or aux or seed is not None):
+        raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
+    dataset = find_dataset(params, target)
+    features = store_of_dataset(session, dataset, store)
+    # A named detector keeps its own σ, as in `score`, unless told otherwise.
+    options = params.score if detector is None or "score" in session.changed else None
+    chosen: list[Detector | None] = [None]
+    if detector is not None:
+        chosen = [Detector.load(detector)]
+    elif not alone:
+        source = find_direction(params, dataset.name, aux).aux
+        seeds = [seed] if seed is not None else params.seeds
+        chosen = [Detector.load(find_detector(session, source, one)) for one in seeds]
+    for one in chosen:
+        if one is not None:
+            require_fusible(one, options or one.score)
+    first = chosen[0]
+    sigma = first.score.sigma if first else params.score.sigma
+    normal = _store_of_normals(session, normals)
+    banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
+    session.console.say(f"{banks.sees}, from {normal.path}")
+    written = []
+    for one in chosen:
+        trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
+        path = session.place(
+            session.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),
+            one.fingerprint if one else None,
+            features.fingerprint,
+            banks.fingerprint,
+            params.bank,
+            options,
+            own=False,
+        )
+        with session.console.progress(f"score {dataset.name}") as update:
+            scores = run(one, banks, features, path, score=options, device=device, progress=update)
+        note_known(session, scores)
+        session.console.say(
+            f"Few-shot scores of {dataset.name} → {path}; judge them with `spg-pipe evaluate "
+            f"--split {split_name(params, dataset)} --scores {shlex.quote(str(path))}`"
+        )
+        written.append(path)
+    return written
+
+
+def _store_of_normals(session: Session, normals: str) -> "FeatureStore":
+    """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
+    from spg_pipe.store.reader import FeatureStore
+
+    if (Path(normals) / "zarr.json").is_file():
+        return FeatureStore(Path(normals))
+    dataset = find_dataset(session.params, normals, option="--normals")
+    try:
+        return find_store(session, dataset)
+    except NotThereError:
+        return FeatureStore(extract(session, dataset))

@@ -1,0 +1,89 @@
+"""Greedy k-centre is what it says, and every search finds the same neighbours."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from spg_pipe.bank.coreset import PROJECTED, farthest_first
+from spg_pipe.bank.search import search_among
+
+
+def random_tokens(count: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_each_choice_is_the_farthest_from_all_before_it() -> None:
+    tokens = random_tokens(60, 5)
+    chosen = farthest_first(tokens, 20).tolist()
+    distances = torch.cdist(tokens, tokens)
+    assert chosen[0] == int((tokens - tokens.mean(dim=0)).norm(dim=1).argmax())
+    for step in range(1, 20):
+        nearest = distances[:, chosen[:step]].amin(dim=1)
+        assert nearest[chosen[step]] == nearest.max()
+    assert farthest_first(tokens, 7).tolist() == chosen[:7]
+
+
+def test_wide_tokens_are_covered_nearly_as_well_through_the_projection() -> None:
+    tokens = random_tokens(300, 4 * PROJECTED)
+    tokens[:290] = tokens[0] + 0.05 * tokens[:290]  # one crowd, and ten tokens away from it
+    chosen = set(farthest_first(tokens, 11, seed=1).tolist())
+    assert set(range(290, 300)) <= chosen
+    assert chosen == set(farthest_first(tokens, 11, seed=1).tolist())
+
+
+def test_equal_tokens_are_never_chosen_twice() -> None:
+    tokens = random_tokens(1, 8).expand(9, 8)
+    assert sorted(farthest_first(tokens, 9).tolist()) == list(range(9))
+
+
+def expected(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> np.ndarray:
+    return np.sort((queries @ vectors.t()).numpy(), axis=1)[:, ::-1][:, :k]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_search_on_the_cpu_is_exact(k: int) -> None:
+    vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
+    found = search_among(vectors)(queries, k)
+    np.testing.assert_allclose(found.numpy(), expected(vectors, queries, k), atol=1e-5)
+
+
+def test_without_a_gpu_build_of_faiss_another_device_multiplies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`meta` stands for a device that is no CPU: FAISS must not be asked, the product is."""
+    import faiss
+
+    from spg_pipe.bank import search
+
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    monkeypatch.setattr(faiss, "IndexFlatIP", None)
+    assert search_among(random_tokens(4, 6), "meta") is not None
+    vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
+    monkeypatch.setattr(search, "_BLOCK", 3)
+    found = search._by_product(vectors)(queries, 4)
+    np.testing.assert_allclose(found.numpy(), expected(vectors, queries, 4), atol=1e-5)
+
+
+def test_a_gpu_build_of_faiss_is_used_on_the_gpu_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No GPU needed: what FAISS is asked to do, with its CPU index in the GPU's place."""
+    import faiss
+
+    moved: list[int] = []
+
+    def to_gpu(resources: SimpleNamespace, device: int, index: object) -> object:
+        assert isinstance(resources, SimpleNamespace)
+        moved.append(device)
+        return index
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
+    found = search_among(vectors, "cuda:1")(queries, 2)
+    np.testing.assert_allclose(found.numpy(), expected(vectors, queries, 2), atol=1e-5)
+    assert moved == [1]

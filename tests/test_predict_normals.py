@@ -85,7 +85,6 @@ def test_the_scores_are_those_of_score_on_the_same_images(
     backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
     code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
     assert code == 0, err
-    given = {"dtype": "float32", "backbone": backbone}
     target, normals = (
         extracted(
             manifest_of(tmp_path / name),

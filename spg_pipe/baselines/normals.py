@@ -56,15 +56,7 @@ class NormalBank:
         SpgError
             If there are fewer than two images, or one is labelled anomalous.
         """
-        if len(store) < 2:
-            raise SpgError(
-                f"{store.path} has {len(store)} image; a bank needs at least two normal images, to "
-                "know how far such images lie from each other."
-            )
-        if (store.array("label") == 1).any():
-            raise SpgError(
-                f"{store.path} has anomalous images; a bank is made of normal ones alone."
-            )
+        require_normals(store)
         index, scales, grids = {}, {}, {}
         for layer in store.layers:
             tokens = unit(torch.from_numpy(store.tokens(layer, np.arange(len(store)))).float())
@@ -91,7 +83,33 @@ class NormalBank:
     @property
     def sees(self) -> str:
         """What a method with this bank was allowed to see."""
-        return f"few-shot: {self.images} normal images of the target"
+        return _sees(self.images)
+
+
+def require_normals(store: FeatureStore) -> None:
+    """Refuse a store that no bank can be made of.
+
+    Raises
+    ------
+    SpgError
+        If there are fewer than two images, or one is labelled anomalous.
+    """
+    if len(store) < 2:
+        raise SpgError(
+            f"{store.path} has {len(store)} image; a bank needs at least two normal images, to "
+            "know how far such images lie from each other."
+        )
+    if (store.array("label") == 1).any():
+        raise SpgError(f"{store.path} has anomalous images; a bank is made of normal ones alone.")
+
+
+def sees(store: FeatureStore) -> str:
+    """What a method with these normal images was allowed to see."""
+    return _sees(len(store))
+
+
+def _sees(images: int) -> str:
+    return f"few-shot: {images} normal images of the target"
 
 
 def nearest_neighbours(bank: NormalBank) -> Method:
@@ -123,8 +141,7 @@ def mahalanobis(store: FeatureStore) -> Method:
             for layer, batch in tokens.items()
         }
 
-    sees = f"few-shot: {len(store)} normal images of the target"
-    return Method("Mahalanobis", sees, values, inputs={"normals": store.fingerprint})
+    return Method("Mahalanobis", sees(store), values, inputs={"normals": store.fingerprint})
 
 
 def judge_fused(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,10 @@ from test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
+from spg_pipe.find import find_dataset, find_store
 from spg_pipe.params import parse_params
+from spg_pipe.pipeline import comparison, contestants
+from spg_pipe.pipeline.contests import free_is_there
 from spg_pipe.session import Session
 
 ZERO_SHOT = {
@@ -66,7 +72,9 @@ def test_rows_are_means_over_seeds_inside_their_intervals(
     compared: tuple[Path, pipeline.Comparison],
 ) -> None:
     for name, row in rows_of(compared[1]).items():
-        assert row["seconds"] > 0
+        for work in ("making", "scoring"):
+            assert row[f"{work}_seconds"] > 0, name
+            assert 0 <= row[f"{work}_mib"] < 2000, name
         assert (row["auxiliary"], row["dataset"], row["protocol"]) == ("left", "right", "exact")
         seeded = row["seeds"] == "1;2"
         assert np.isnan(row["pixel_auroc_std"]) != seeded, name
@@ -87,6 +95,67 @@ def test_the_recipes_row_is_what_its_own_stages_give(
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
+    compared: tuple[Path, pipeline.Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, first = compared
+    monkeypatch.chdir(folder)
+    again = pipeline.compare(replace(session_of(), console=Console(1)), normals=2)
+    said = capsys.readouterr().err
+    assert "spg-plus, left → right, seed 2" in said
+    assert "SAE of" not in said
+    assert "guides of" not in said
+    for one, other in zip(first.rows, again.rows, strict=True):
+        for name in ("method", "sees", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
+            assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
+    before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
+    loading = 5
+    assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
+    other_epochs = session_of(guides={**RECIPE["guides"], "batch_images": 3})
+    store = find_store(other_epochs, find_dataset(other_epochs.params, "left"))
+    published = [comparison._published(one) for one in (session_of(), other_epochs)]
+    assert [free_is_there(one, store, "left", 1) for one in published] == [True, False]
+
+
+def test_what_was_made_elsewhere_has_no_making_cost(
+    compared: tuple[Path, pipeline.Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = compared
+    monkeypatch.chdir(folder)
+    session = session_of()
+    session.paths.comparison_costs.unlink()
+    result = pipeline.compare(session, normals=2)
+    rows = rows_of(result)
+    assert np.isnan(rows["spg-plus"]["making_seconds"])
+    assert np.isnan(rows["spg-plus + k-NN bank"]["making_mib"])
+    assert rows["logistic regression"]["making_seconds"] > 0
+    line = next(x for x in result.table.splitlines() if x.startswith("SPG as published"))
+    assert " – " in line
+
+
+def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_args: object, **_options: object) -> None:
+        raise SpgError("no train split")
+
+    monkeypatch.setattr(contestants, "extract", none)
+    one_product = SimpleNamespace(array=lambda _name: np.array(["bolt"] * 3), path="x.zarr")
+    names = ("left", "right", "third")
+    datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
+    ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
+    session = session_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
+    monkeypatch.setattr("spg_pipe.baselines.mutual.transductive", lambda _store: "transductive")
+    stores: Any = dict.fromkeys(names, one_product)
+    found = list(contestants.contestants(session, session, stores, 4))
+    times = Counter(one.method for one in found)
+    assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
+    assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
+    assert len({one.name for one in found}) == len(found)
 
 
 def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(

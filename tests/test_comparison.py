@@ -19,7 +19,8 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.params import parse_params
 from spg_pipe.pipeline import comparison, contestants
-from spg_pipe.pipeline.contests import free_is_there
+from spg_pipe.pipeline.contests import Judged, free_is_there
+from spg_pipe.pipeline.costs import Cost
 from spg_pipe.session import Session
 
 ZERO_SHOT = {
@@ -113,28 +114,42 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
         for name in ("method", "sees", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
             assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
     before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
-    loading = 5
+    loading = 5  # is measured anew
     assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
-    other_epochs = session_of(guides={**RECIPE["guides"], "batch_images": 3})
-    store = find_store(other_epochs, find_dataset(other_epochs.params, "left"))
-    published = [comparison._published(one) for one in (session_of(), other_epochs)]
-    assert [free_is_there(one, store, "left", 1) for one in published] == [True, False]
 
 
-def test_what_was_made_elsewhere_has_no_making_cost(
+def test_free_guides_of_other_parameters_are_made_again(
     compared: tuple[Path, pipeline.Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = compared
-    monkeypatch.chdir(folder)
-    session = session_of()
-    session.paths.comparison_costs.unlink()
-    result = pipeline.compare(session, normals=2)
-    rows = rows_of(result)
-    assert np.isnan(rows["spg-plus"]["making_seconds"])
-    assert np.isnan(rows["spg-plus + k-NN bank"]["making_mib"])
-    assert rows["logistic regression"]["making_seconds"] > 0
-    line = next(x for x in result.table.splitlines() if x.startswith("SPG as published"))
-    assert " – " in line
+    monkeypatch.chdir(compared[0])
+    same, other = (comparison._published(session_of(method={"tau": tau})) for tau in (0.07, 0.1))
+    store = find_store(same, find_dataset(same.params, "left"))
+    target = find_store(same, find_dataset(same.params, "right"))
+    assert free_is_there(same, store, "left", 1)
+    assert not free_is_there(other, store, "left", 1)
+    assert not free_is_there(same, store, "left", 3)
+    assert not free_is_there(same, target, "left", 1)
+
+
+def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
+    costs = comparison._Costs(tmp_path / "costs.json")
+    costs.add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)})
+    costs = comparison._Costs(tmp_path / "costs.json")
+    loading, scoring = Cost(0.5, 800.0), Cost(1.0, 9.0)
+    known, unknown = (
+        costs.of(Judged({}, {}, loading, scoring, made))
+        for made in (("sae", "guides"), ("sae", "elsewhere"))
+    )
+    assert (known.seconds, known.mebibytes) == (32.5, 800.0)
+    assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
+    row = {"making_seconds": unknown.seconds, "making_mib": unknown.mebibytes}
+    assert comparison._cost(row, "making") == "–"
+    (tmp_path / "costs.json").write_text("{")
+    assert np.isnan(
+        comparison._Costs(tmp_path / "costs.json")
+        .of(Judged({}, {}, loading, scoring, ("sae",)))
+        .seconds
+    )
 
 
 def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(

@@ -217,6 +217,10 @@ def synthesise(
 
 
 def sweep(
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option("--one-at-a-time", help="Change one setting at a time: an ablation."),
+    ] = False,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -237,7 +241,7 @@ def sweep(
         quiet=quiet,
         as_json=as_json,
     )
-    result = pipeline.sweep(session)
+    result = pipeline.sweep(session, one_at_a_time=one_at_a_time)
     session.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 

@@ -23,6 +23,8 @@ class Console:
     verbosity: int = 1
     """0 quiet, 1 normal, 2 verbose."""
     json: bool = False
+    bars: bool = True
+    """Draw progress on a terminal; otherwise lines there too: for processes side by side."""
 
     def say(self, message: str) -> None:
         """A line for a person; silent when quiet or in JSON mode."""
@@ -45,11 +47,12 @@ class Console:
     def progress(self, what: str, unit: str = "images") -> Iterator[Update]:
         """A progress bar: call the update with (done, total, loss=None, label=None).
 
-        On a terminal it is drawn live; elsewhere a line is written every ten seconds.
+        On a terminal it is drawn live; elsewhere, or without `bars`, a line is written every ten
+        seconds.
         """
         if self.verbosity == 0 or self.json:
             yield lambda *_args, **_kwargs: None
-        elif sys.stderr.isatty():
+        elif self.bars and sys.stderr.isatty():
             yield from _live(what, unit)
         else:
             yield from _lines(what, unit)

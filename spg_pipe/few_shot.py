@@ -32,30 +32,43 @@ KNOWN = "among_normals"
 Progress = Callable[[int, int], None]
 
 
+Normals = dict[str, tuple[FeatureStore, np.ndarray]]
+"""Category → the store of its normal images, and their rows (n,) in it."""
+
+
 @dataclass(frozen=True)
 class Banks:
     """A memory bank for each category of a target."""
 
     of: dict[str, MemoryBank]
     params: BankParams
-    rows: dict[str, tuple[FeatureStore, np.ndarray]]
-    """Category → the store of its normal images, and their rows in it."""
+    rows: Normals
 
     @property
     def stores(self) -> tuple[FeatureStore, ...]:
         """All of them, each once."""
-        return tuple({store.fingerprint: store for store, _ in self.rows.values()}.values())
+        return stores_of(self.rows)
 
     @property
     def sees(self) -> str:
         """What scores with these banks saw besides what the detector did."""
-        return says(bank.images for bank in self.of.values())
+        return says(len(own) for _, own in self.rows.values())
 
     @property
     def fingerprint(self) -> str:
         """Of the normal images' tokens."""
-        found = [store.fingerprint for store in self.stores]
-        return found[0] if len(found) == 1 else fingerprint(found)
+        return fingerprint_of(self.rows)
+
+
+def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
+    """Where normal images are, each store once."""
+    return tuple({store.fingerprint: store for store, _ in rows.values()}.values())
+
+
+def fingerprint_of(rows: Normals) -> str:
+    """Of normal images' tokens."""
+    found = [store.fingerprint for store in stores_of(rows)]
+    return found[0] if len(found) == 1 else fingerprint(found)
 
 
 def says(images: Any) -> str:
@@ -75,7 +88,23 @@ def banks_of(
     sigma: float = SIGMA,
     device: str = "cpu",
 ) -> Banks:
-    """A bank for each category of a target, from stores of normal images.
+    """A bank for each category of a target, from the images that `normals_of` finds.
+
+    Raises
+    ------
+    SpgError
+        As `normals_of`; or of `MemoryBank.of`.
+    """
+    rows = normals_of(stores, target)
+    found = {
+        name: MemoryBank.of_store(store, own, sigma, params, device=device)
+        for name, (store, own) in rows.items()
+    }
+    return Banks(found, params, rows)
+
+
+def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
+    """The normal images for each category of a target.
 
     Normal images of one category serve a target of one category, whatever the two are called.
 
@@ -85,7 +114,7 @@ def banks_of(
         If the stores are of another backbone than the target's, hold anomalous images, lack a
         category, or have fewer than two images of one.
     """
-    rows: dict[str, tuple[FeatureStore, np.ndarray]] = {}
+    rows: Normals = {}
     for store in stores:
         _check(store, target)
         names = store.array("category").astype(object)
@@ -99,15 +128,14 @@ def banks_of(
             f"{', '.join(rows)}. A category is judged by normal images of its own: add them, or "
             "score the categories apart (`spg-pipe extract --categories`)."
         )
-    found, rows = {}, {name: rows[name] for name in wanted}
+    rows = {name: rows[name] for name in wanted}
     for name, (store, own) in rows.items():
         if len(own) < 2:
             raise SpgError(
                 f"{store.path} has {len(own)} image of {name}; a bank needs at least two normal "
                 "images, to know how far such images lie from each other."
             )
-        found[name] = MemoryBank.of_store(store, own, sigma, params, device=device)
-    return Banks(found, params, rows)
+    return rows
 
 
 def _check(store: FeatureStore, target: FeatureStore) -> None:

@@ -76,12 +76,22 @@ class Paths:
         """compare/<configuration>.csv"""
         return self._root / "compare" / f"{self.params.name}.csv"
 
-    def compared(self, method: str, aux: str, target: str, seed: int | None) -> Path:
-        """compare/<configuration>/<method>/<auxiliary>--<target>-<backbone>-<size>[-s<seed>]/"""
+    @property
+    def comparison_costs(self) -> Path:
+        """compare/<configuration>-costs.json"""
+        return self._root / "compare" / f"{self.params.name}-costs.json"
+
+    def compared(self, method: str, aux: str | None, target: str, seed: int | None) -> Path:
+        """compare/<configuration>/<method>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]/"""
         name = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
-        end = "" if seed is None else f"-s{seed}"
-        run = f"{aux}--{target}-{self._backbone}{end}"
+        start, end = "" if aux is None else f"{aux}--", "" if seed is None else f"-s{seed}"
+        run = f"{start}{target}-{self._backbone}{end}"
         return self._root / "compare" / self.params.name / name / run
+
+    def free_detector(self, aux: str, seed: int) -> Path:
+        """compare/<configuration>/detectors/<auxiliary>-<backbone>-<size>-s<seed>/"""
+        name = f"{aux}-{self._backbone}-s{seed}"
+        return self._root / "compare" / self.params.name / "detectors" / name
 
     @property
     def sweep(self) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,11 @@ from test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
+from spg_pipe.find import find_dataset, find_store
 from spg_pipe.params import parse_params
+from spg_pipe.pipeline import comparison, contestants
+from spg_pipe.pipeline.contests import Judged, free_is_there
+from spg_pipe.pipeline.costs import Cost
 from spg_pipe.session import Session
 
 ZERO_SHOT = {
@@ -66,7 +73,9 @@ def test_rows_are_means_over_seeds_inside_their_intervals(
     compared: tuple[Path, pipeline.Comparison],
 ) -> None:
     for name, row in rows_of(compared[1]).items():
-        assert row["seconds"] > 0
+        for work in ("making", "scoring"):
+            assert row[f"{work}_seconds"] > 0, name
+            assert 0 <= row[f"{work}_mib"] < 2000, name
         assert (row["auxiliary"], row["dataset"], row["protocol"]) == ("left", "right", "exact")
         seeded = row["seeds"] == "1;2"
         assert np.isnan(row["pixel_auroc_std"]) != seeded, name
@@ -87,6 +96,81 @@ def test_the_recipes_row_is_what_its_own_stages_give(
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
+    compared: tuple[Path, pipeline.Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, first = compared
+    monkeypatch.chdir(folder)
+    again = pipeline.compare(replace(session_of(), console=Console(1)), normals=2)
+    said = capsys.readouterr().err
+    assert "spg-plus, left → right, seed 2" in said
+    assert "SAE of" not in said
+    assert "guides of" not in said
+    for one, other in zip(first.rows, again.rows, strict=True):
+        for name in ("method", "sees", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
+            assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
+    before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
+    loading = 5  # is measured anew
+    assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
+
+
+def test_free_guides_of_other_parameters_are_made_again(
+    compared: tuple[Path, pipeline.Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compared[0])
+    same, other = (comparison._published(session_of(method={"tau": tau})) for tau in (0.07, 0.1))
+    store = find_store(same, find_dataset(same.params, "left"))
+    target = find_store(same, find_dataset(same.params, "right"))
+    assert free_is_there(same, store, "left", 1)
+    assert not free_is_there(other, store, "left", 1)
+    assert not free_is_there(same, store, "left", 3)
+    assert not free_is_there(same, target, "left", 1)
+
+
+def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
+    costs = comparison._Costs(tmp_path / "costs.json")
+    costs.add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)})
+    costs = comparison._Costs(tmp_path / "costs.json")
+    loading, scoring = Cost(0.5, 800.0), Cost(1.0, 9.0)
+    known, unknown = (
+        costs.of(Judged({}, {}, loading, scoring, made))
+        for made in (("sae", "guides"), ("sae", "elsewhere"))
+    )
+    assert (known.seconds, known.mebibytes) == (32.5, 800.0)
+    assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
+    row = {"making_seconds": unknown.seconds, "making_mib": unknown.mebibytes}
+    assert comparison._cost(row, "making") == "–"
+    (tmp_path / "costs.json").write_text("{")
+    assert np.isnan(
+        comparison._Costs(tmp_path / "costs.json")
+        .of(Judged({}, {}, loading, scoring, ("sae",)))
+        .seconds
+    )
+
+
+def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_args: object, **_options: object) -> None:
+        raise SpgError("no train split")
+
+    monkeypatch.setattr(contestants, "extract", none)
+    one_product = SimpleNamespace(array=lambda _name: np.array(["bolt"] * 3), path="x.zarr")
+    names = ("left", "right", "third")
+    datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
+    ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
+    session = session_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
+    monkeypatch.setattr("spg_pipe.baselines.mutual.transductive", lambda _store: "transductive")
+    stores: Any = dict.fromkeys(names, one_product)
+    found = list(contestants.contestants(session, session, stores, 4))
+    times = Counter(one.method for one in found)
+    assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
+    assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
+    assert len({one.name for one in found}) == len(found)
 
 
 def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(

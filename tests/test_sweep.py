@@ -104,6 +104,48 @@ def test_all_saes_of_a_sweep_are_trained_together(
     assert together == [4]
 
 
+ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
+
+
+def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -> None:
+    recipe = RECIPE | {"sweep": ABLATION}
+    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
+    assert session.params.decision.image.cls == 1.0
+    found = module.settings_of(session, one_at_a_time=True)
+    assert [one.name for one in found] == [
+        "the recipe as it is",
+        "decision.image.cls = 0.0",
+        "decision.map.guides = 0.0",
+        "sae.k = 2",
+    ]
+    assert found[0].session is session
+    for one in found[1:]:
+        ((place, value),) = one.values.items()
+        content = session.params.model_dump(mode="json")
+        *sections, key = place.split(".")
+        target = content
+        for name in sections:
+            target = target[name]
+        assert target[key] != value
+        target[key] = value
+        assert one.session.params == parse_params(content, "test")
+
+
+def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = RECIPE | {"name": "ablated", "seeds": [1], "sweep": ABLATION}
+    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
+    rows = {row["setting"]: row for row in pipeline.sweep(session, one_at_a_time=True).rows}
+    assert len(rows) == 4
+    pipeline.score(session, "right")
+    table = pipeline.read_metrics(pipeline.evaluate(session, "right")[0])
+    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table[-1]["pixel_ap"])
+    assert len({row["pixel_auroc"] for row in rows.values()}) > 1
+    assert not any("sae.k" in row for row in rows.values())
+
+
 @pytest.mark.parametrize(
     ("sweep", "fault"),
     [
@@ -139,6 +181,18 @@ def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Pat
         "sweep", "--params", "recipe.json", "--set", "sweep.sae.k=[2, 4]", "--json", cwd=folder
     )
     assert again.stdout == done.stdout
+    alone = spg(
+        "sweep",
+        "--one-at-a-time",
+        "--params",
+        "recipe.json",
+        "--set",
+        "sweep.sae.k=[2]",
+        cwd=folder,
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert "the recipe as it is" in alone.stdout
+    assert "sae.k = 2" in alone.stdout
     bare = spg("sweep", "--params", "recipe.json", "--set", "sweep.sae.k=2", cwd=folder)
     assert "sweep.sae.k: expected a list, for instance [2]; found 2" in bare.stderr
 

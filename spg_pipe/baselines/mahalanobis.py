@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.baselines.patchwise import Method
-from spg_pipe.few_shot import Banks
+from spg_pipe.few_shot import Normals, fingerprint_of, says
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 
@@ -15,20 +15,20 @@ Fitted = tuple[Tensor, Tensor]
 """Mean (D,) and L/√D (D, D), where L Lᵀ is the inverse covariance."""
 
 
-def mahalanobis(banks: Banks, target: FeatureStore) -> Method:
+def mahalanobis(normals: Normals, target: FeatureStore) -> Method:
     """Distance from the normal patches' distribution, its covariance shrunk (Ledoit and Wolf).
 
     Parameters
     ----------
-    banks : Banks
-        Whose normal images are taken, a distribution for each category.
+    normals : dict of category → (FeatureStore, rows)
+        A distribution for each category.
     target : FeatureStore
         What is to be judged.
     """
     names = target.array("category").astype(object)
     fitted = {
         name: {layer: _fit(bank_store, rows, layer) for layer in target.layers}
-        for name, (bank_store, rows) in banks.rows.items()
+        for name, (bank_store, rows) in normals.items()
     }
 
     def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
@@ -41,8 +41,8 @@ def mahalanobis(banks: Banks, target: FeatureStore) -> Method:
         ]
         return torch.stack(found)
 
-    inputs = {"normals": banks.fingerprint}
-    return Method("Mahalanobis", banks.sees, values, inputs=inputs)
+    sees = says(len(rows) for _, rows in normals.values())
+    return Method("Mahalanobis", sees, values, inputs={"normals": fingerprint_of(normals)})
 
 
 def _fit(store: FeatureStore, rows: np.ndarray, layer: str) -> Fitted:

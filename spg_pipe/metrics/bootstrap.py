@@ -5,7 +5,7 @@ Pixels come as a histogram an image, so that a draw is a sum and no map is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ BINS = 4096
 ROUNDS = 300
 LEVEL = 0.95
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
+_IMAGES_A_PRODUCT = 512
 
 
 class Interval(NamedTuple):
@@ -71,28 +72,44 @@ def intervals(
     -------
     dict of metric → Interval
     """
-    rng = np.random.default_rng(seed)
-    given = list(categories)
-    draws: dict[str, list[float]] = {metric: [] for metric in METRICS}
-    for _ in range(rounds):
-        each = [_drawn(one, rng) for one in given]
-        for metric in METRICS:
-            values = [values[metric] for values in each if not np.isnan(values[metric])]
-            draws[metric].append(float(np.mean(values)) if values else np.nan)
-    edges = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {metric: Interval(*np.quantile(values, edges)) for metric, values in draws.items()}
+    given, rng = list(categories), np.random.default_rng(seed)
+    drawn = [[_rows(one.labels, rng) for one in given] for _ in range(rounds)]
+    each = [_metrics(one, rows) for one, rows in zip(given, zip(*drawn, strict=True), strict=True)]
+    edges, found = [(1 - LEVEL) / 2, (1 + LEVEL) / 2], {}
+    for metric in METRICS:
+        values = np.array([of_category[metric] for of_category in each]).reshape(-1, rounds)
+        known = ~np.isnan(values)
+        count = known.sum(axis=0)
+        means = np.where(known, values, 0).sum(axis=0) / np.where(count, count, np.nan)
+        found[metric] = Interval(*np.quantile(means, edges))
+    return found
 
 
-def _drawn(images: CategoryImages, rng: np.random.Generator) -> dict[str, float]:
-    parts = [np.flatnonzero(images.labels == label) for label in (0, 1, 255)]
-    rows = np.concatenate([rng.choice(part, len(part)) for part in parts if len(part)])
-    weights = np.bincount(rows, minlength=len(images.labels))
-    normal, anomalous = weights @ images.normal, weights @ images.anomalous
+def _rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    parts = [np.flatnonzero(labels == label) for label in (0, 1, 255)]
+    return np.concatenate([rng.choice(part, len(part)) for part in parts if len(part)])
+
+
+def _metrics(images: CategoryImages, draws: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    """Of every draw of a category's images."""
+    weights = np.array([np.bincount(rows, minlength=len(images.labels)) for rows in draws], float)
+    # Whole numbers below 2^53 stay exact, and only products of floats are fast.
+    normal, anomalous = (_summed(weights, part) for part in (images.normal, images.anomalous))
+    pairs = list(zip(normal, anomalous, strict=True))
     return {
-        "image_auroc": _image_auroc(images.labels[rows], images.scores[rows]),
-        "pixel_auroc": _auroc(normal, anomalous),
-        "pixel_ap": _ap(normal, anomalous),
+        "image_auroc": [_image_auroc(images.labels[r], images.scores[r]) for r in draws],
+        "pixel_auroc": [_auroc(*pair) for pair in pairs],
+        "pixel_ap": [_ap(*pair) for pair in pairs],
     }
+
+
+def _summed(weights: np.ndarray, histograms: np.ndarray) -> np.ndarray:
+    """Histograms (draws, BINS) of all draws; some hundred images at a time bound the memory."""
+    found = np.zeros((len(weights), histograms.shape[1]))
+    for start in range(0, len(histograms), _IMAGES_A_PRODUCT):
+        part = slice(start, start + _IMAGES_A_PRODUCT)
+        found += weights[:, part] @ histograms[part].astype(float)
+    return found
 
 
 def _image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:

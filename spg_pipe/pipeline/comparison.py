@@ -1,52 +1,38 @@
 """Methods × targets in one table: what each saw, how it did, how sure that is, what it cost."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from spg_pipe.artifacts import read_json, write_json
 from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
-from spg_pipe.find_runs import find_detector, find_sae
 from spg_pipe.params import GuideParams, parse_params
 from spg_pipe.pipeline.choices import NORMALS
-from spg_pipe.pipeline.features import extract
-from spg_pipe.pipeline.sweeps import is_there
-from spg_pipe.pipeline.training import train_guides_together, train_saes
+from spg_pipe.pipeline.contestants import Contestant, contestants, judging_jobs, making_jobs
+from spg_pipe.pipeline.contests import Judged
+from spg_pipe.pipeline.costs import Cost
+from spg_pipe.pipeline.jobs import run_jobs
 from spg_pipe.report.tables import Table
 from spg_pipe.report.text import plain
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
-    from spg_pipe.baselines.patchwise import Method
-    from spg_pipe.detector import Detector
-    from spg_pipe.scoring import Scores
     from spg_pipe.store.reader import FeatureStore
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
-Make = Callable[[Path], "Scores"]
-"""Judges the target and writes scores to a path."""
-
-
-class Entry(NamedTuple):
-    """A method on one target with one seed."""
-
-    method: str
-    sees: str
-    seed: int | None
-    make: Make
 
 
 class Comparison(NamedTuple):
     """What was found."""
 
     rows: list[dict[str, Any]]
-    """A row a method and direction: mean and deviation over seeds, interval, seconds."""
+    """A row a method and direction: mean and deviation over seeds, interval, time and memory."""
     table: str
     path: Path
 
@@ -55,7 +41,8 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
     """Every method on every direction of the recipe, from finished stores.
 
     SAEs and guides that are missing are made. Few-shot methods take images of the target's train
-    split, and are left out, with a note, where there is none.
+    split, and are left out, with a note, where there is none. What is to be done is done in
+    processes of its own, one for each core (`jobs.run_jobs`).
 
     Returns
     -------
@@ -64,28 +51,40 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
     """
     from spg_pipe.metrics import write_csv
 
-    params = session.params
     _check(session)
-    published = _published(session)
-    for aux in dict.fromkeys(way.aux for way in params.directions):
-        _train(session, published, aux)
-    rows, free = [], {}
+    params, published, stores = session.params, _published(session), _stores(session)
+    entries = list(contestants(session, published, stores, normals))
+    jobs = [
+        *making_jobs(session, published, stores),
+        *judging_jobs(session, entries, stores),
+    ]
+    costs, judged = _Costs(session.paths.comparison_costs), dict[str, dict[str, Judged]]()
+    named = {entry.name for entry in entries}
+    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(session.device)), 1):
+        if name in named:
+            judged[name] = result
+        else:
+            costs.add(result)
+        session.console.say(f"{number} of {len(jobs)} done: {name}")
+    rows = []
     for way in params.directions:
-        if way.aux not in free:
-            free[way.aux] = _free(published, find_store(session, find_dataset(params, way.aux)))
-        target = find_store(session, find_dataset(params, way.target))
-        entries = list(
-            _entries(session, published, way.aux, way.target, target, normals, free[way.aux])
-        )
-        for method in dict.fromkeys(entry.method for entry in entries):
-            of_method = [entry for entry in entries if entry.method == method]
-            rows.append(_row(session, way.aux, target, of_method))
-            session.console.say(f"{way.aux} → {way.target}: {method} done")
+        here = [e for e in entries if e.aux in (None, way.aux) and way.target in e.targets]
+        for method in dict.fromkeys(entry.method for entry in here):
+            of_method = [entry for entry in here if entry.method == method]
+            results = [judged[entry.name][way.target] for entry in of_method]
+            rows.append(_row(way.aux, of_method, results, costs))
     path = session.paths.comparison
     write_csv(path, rows)
     table = "\n\n".join(plain(_table(rows, way.aux, way.target)) for way in params.directions)
     session.console.say(f"Comparison {params.name} → {path}")
     return Comparison(rows, table, path)
+
+
+def _stores(session: Session) -> "dict[str, FeatureStore]":
+    """Of every auxiliary set and target, those with most images first: their jobs take longest."""
+    names = dict.fromkeys(n for way in session.params.directions for n in (way.aux, way.target))
+    found = {name: find_store(session, find_dataset(session.params, name)) for name in names}
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def _check(session: Session) -> None:
@@ -115,139 +114,43 @@ def _published(session: Session) -> Session:
     return replace(session, params=params, changed=session.changed | {"guides", "score"})
 
 
-def _train(session: Session, published: Session, aux: str) -> None:
-    store = find_store(session, find_dataset(session.params, aux))
-    for seed in session.params.seeds:
-        if not is_there(partial(find_sae, session, store, aux, seed)):
-            train_saes([session], aux, [seed])
-    for one in (session, published):
-        missing = [s for s in one.params.seeds if not is_there(partial(find_detector, one, aux, s))]
-        if missing:
-            train_guides_together([one], aux, missing)
+class _Costs:
+    """What SAEs and guides cost when they were made, by fingerprint; kept for the next run.
 
+    Parameters
+    ----------
+    path : Path
+        JSON; what cannot be read is as if it were not there.
+    """
 
-def _entries(
-    session: Session,
-    published: Session,
-    aux: str,
-    name: str,
-    target: "FeatureStore",
-    normals: int,
-    free: "Sequence[Detector]",
-) -> Iterator[Entry]:
-    """Every method with every seed that it depends on."""
-    from spg_pipe.baselines.linear import logistic_regression
-    from spg_pipe.baselines.mutual import mutual_scoring, transductive
-    from spg_pipe.baselines.patchwise import score_patchwise
-    from spg_pipe.baselines.unsupervised import dissimilarity
-    from spg_pipe.detector import Detector
-    from spg_pipe.scoring import score_store
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known = read_json(path, "Costs")
+        except SpgError:
+            self._known = {}
 
-    device, sigma = choose_device(session.device), session.params.score.sigma
-    labelled = "labelled auxiliary set"
-    store = find_store(session, find_dataset(session.params, aux))
+    def add(self, found: dict[str, Cost]) -> None:
+        """Remember what was just made."""
+        for key, cost in found.items():
+            self._known[key] = {"seconds": cost.seconds, "mebibytes": cost.mebibytes}
+        write_json(self._path, self._known)
 
-    def scored(detector: "Detector", like: Session) -> Make:
-        score = like.params.score
-        return lambda path: score_store(detector, target, path, score=score, device=device)
-
-    def patchwise(make: "Callable[[], Method]") -> Make:
-        return lambda path: score_patchwise(make(), target, path, sigma=sigma, device=device)
-
-    own = {seed: Detector.load(find_detector(session, aux, seed)) for seed in session.params.seeds}
-    for seed, detector in own.items():
-        yield Entry("spg-plus", labelled, seed, scored(detector, session))
-    for seed in session.params.seeds:
-        detector = Detector.load(find_detector(published, aux, seed))
-        yield Entry("SPG as published", labelled, seed, scored(detector, published))
-    for seed, detector in zip(session.params.seeds, free, strict=True):
-        yield Entry("free dense guides, trained", labelled, seed, scored(detector, published))
-    for seed in session.params.seeds:
-        make = patchwise(partial(logistic_regression, store, seed))
-        yield Entry("logistic regression", labelled, seed, make)
-    yield Entry("intra-image dissimilarity", "nothing", None, patchwise(dissimilarity))
-    yield from _few_shot(session, name, target, own, normals, patchwise)
-    if len(np.unique(target.array("category").astype(object))) > 1:
-        session.console.say(
-            f"No transductive method on {name}: its categories are products of their own, and "
-            "mutual scoring takes one product at a time."
+    def of(self, judged: Judged) -> Cost:
+        """Making all that judged; NaN if a part of it was made elsewhere, unmeasured."""
+        known = [self._known.get(key) for key in judged.artefacts]
+        parts = [Cost(**one) if one else Cost() for one in known] + [judged.making]
+        return Cost(
+            sum(part.seconds for part in parts),
+            float(np.max([part.mebibytes for part in parts])),  # NaN if one is
         )
-        return
-    first = session.params.seeds[0]  # by far the slowest, and its seed only draws the others
-    make = patchwise(partial(mutual_scoring, target, first))
-    yield Entry("mutual scoring", transductive(target), first, make)
-
-
-def _free(published: Session, store: "FeatureStore") -> "list[Detector]":
-    """Trained as published on ±axes instead of atoms, all seeds in one pass."""
-    from spg_pipe.baselines.free import free_dictionary
-    from spg_pipe.detector_training import Rules, train_guides_together
-    from spg_pipe.guides.train import GuideRun
-
-    params, axes = published.params, free_dictionary(store)
-    runs = [GuideRun(axes, params.guides, seed) for seed in params.seeds]
-    with published.console.progress("train free guides") as update:
-        made = train_guides_together(
-            store,
-            runs,
-            params.method,
-            [Rules(params.score, params.decision)] * len(runs),
-            device=choose_device(published.device),
-            cache=published.cache,
-            progress=update,
-        )
-    return [detector for detector, _ in made]
-
-
-def _few_shot(
-    session: Session,
-    name: str,
-    target: "FeatureStore",
-    detectors: "dict[int, Detector]",
-    normals: int,
-    patchwise: Callable[..., Make],
-) -> Iterator[Entry]:
-    from spg_pipe.baselines.mahalanobis import mahalanobis
-    from spg_pipe.few_shot import BANK, banks_of, score_few_shot
-    from spg_pipe.store.reader import FeatureStore
-
-    dataset = find_dataset(session.params, f"{name}/train")
-    categories = sorted(set(target.array("category").tolist()))
-    params, device = session.params, choose_device(session.device)
-    try:
-        paths = [extract(session, dataset, limit=normals, categories=[one]) for one in categories]
-        stores = [FeatureStore(path) for path in dict.fromkeys(paths)]
-        banks = banks_of(stores, target, params.bank, sigma=params.score.sigma, device=device)
-    except SpgError as error:
-        session.console.say(f"No few-shot methods on {name}: {error}")
-        return
-
-    def scored(detector: "Detector | None") -> Make:
-        return lambda path: score_few_shot(detector, banks, target, path, device=device)
-
-    yield Entry(BANK, banks.sees, None, scored(None))
-    yield Entry("Mahalanobis", banks.sees, None, patchwise(partial(mahalanobis, banks, target)))
-    for seed, detector in detectors.items():
-        sees = f"labelled auxiliary set; {banks.sees}"
-        yield Entry(f"spg-plus + {BANK}", sees, seed, scored(detector))
 
 
 def _row(
-    session: Session, aux: str, target: "FeatureStore", entries: Sequence[Entry]
+    aux: str, entries: Sequence[Contestant], judged: Sequence[Judged], costs: _Costs
 ) -> dict[str, Any]:
-    """Mean and deviation over seeds; the interval and the seconds are of the first."""
-    from spg_pipe.evaluation import evaluate_scores
-
-    tables, seconds, ranges = [], 0.0, {}
-    for number, entry in enumerate(entries):
-        place = session.paths.compared(entry.method, aux, target.spec.dataset, entry.seed)
-        start = time.perf_counter()
-        scores = entry.make(place)
-        if number == 0:
-            seconds = time.perf_counter() - start
-            ranges = _intervals(scores, target)
-        tables.append(evaluate_scores(scores, target, session.params.metrics).rows[-1])
-    first = tables[0]
+    """Mean and deviation over seeds, the interval of the first; mean times, largest memory."""
+    first = judged[0].metrics
     row: dict[str, Any] = {
         "auxiliary": aux,
         "dataset": first["dataset"],
@@ -261,40 +164,18 @@ def _row(
         "seeds": ";".join(str(entry.seed) for entry in entries if entry.seed is not None),
     }
     for metric in METRICS:
-        values = np.array([table.get(metric, np.nan) for table in tables], float)
+        values = np.array([one.metrics.get(metric, np.nan) for one in judged], float)
         row[metric] = float(values.mean())
         row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else np.nan
-        if metric in ranges:
-            row[f"{metric}_low"], row[f"{metric}_high"] = ranges[metric]
-    return row | {"seconds": seconds}
-
-
-def _intervals(scores: "Scores", store: "FeatureStore") -> dict[str, tuple[float, float]]:
-    """Bootstrap over the target's images."""
-    from spg_pipe.datasets.manifest import MaskState
-    from spg_pipe.metrics.bootstrap import CategoryImages, intervals, pixel_histograms
-
-    table, found = scores.table, []
-    for category in dict.fromkeys(table["category"]):
-        chosen = np.flatnonzero(table["category"] == category)
-        states = table["mask_state"].to_numpy()[chosen]
-
-        def pairs(rows: np.ndarray = chosen) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for start in range(0, len(rows), 64):
-                part = rows[start : start + 64]
-                yield from zip(scores.maps(part), store.masks(part) > 0, strict=True)
-
-        normal, anomalous = pixel_histograms(pairs(), *scores.bounds(chosen))
-        known = (states != MaskState.MISSING)[:, None]
-        found.append(
-            CategoryImages(
-                table["label"].to_numpy()[chosen],
-                table["score"].to_numpy()[chosen],
-                normal * known,
-                anomalous * known,
-            )
-        )
-    return {name: (one.low, one.high) for name, one in intervals(found).items()}
+        if metric in judged[0].intervals:
+            row[f"{metric}_low"], row[f"{metric}_high"] = judged[0].intervals[metric]
+    for name, found in (
+        ("making", [costs.of(one) for one in judged]),
+        ("scoring", [one.scoring for one in judged]),
+    ):
+        row[f"{name}_seconds"] = float(np.mean([cost.seconds for cost in found]))
+        row[f"{name}_mib"] = float(np.max([cost.mebibytes for cost in found]))
+    return row
 
 
 def _table(rows: Sequence[dict[str, Any]], aux: str, target: str) -> Table:
@@ -304,7 +185,8 @@ def _table(rows: Sequence[dict[str, Any]], aux: str, target: str) -> Table:
             row["method"],
             row["sees"],
             *(_figure(row, metric) for metric in METRICS),
-            f"{row['seconds']:.1f}",
+            _cost(row, "making"),
+            _cost(row, "scoring"),
         )
         for row in chosen
     )
@@ -312,11 +194,18 @@ def _table(rows: Sequence[dict[str, Any]], aux: str, target: str) -> Table:
     caption = (
         f"{aux} → {target} ({first['split']} split); {first['backbone']}; metrics protocol "
         f"{first['protocol']}, resolution {first['resolution']}; mean ± deviation over seeds "
-        f"{first['seeds']}, and the 95 % bootstrap interval over images of the first. Seconds: "
-        "judging the target once, and making what is not trained (the bank's few images apart)."
+        f"{first['seeds']}, and the 95 % bootstrap interval over images of the first. Making: all "
+        "that is fitted for one seed, its SAE included (–: it was there already, made elsewhere); "
+        "scoring: tokens to maps and image scores of the target. Each is the time of one process, "
+        "and the peak of memory of its own beyond an idle process with its libraries."
     )
-    heads = ("Method", "Sees", "Image AUROC", "Pixel AUROC", "Pixel AP", "AUPRO@0.3", "Seconds")
-    return Table(caption, heads, lines)
+    heads = ("Method", "Sees", "Image AUROC", "Pixel AUROC", "Pixel AP", "AUPRO@0.3")
+    return Table(caption, (*heads, "Making, s / MiB", "Scoring, s / MiB"), lines)
+
+
+def _cost(row: dict[str, Any], name: str) -> str:
+    seconds, mebibytes = row[f"{name}_seconds"], row[f"{name}_mib"]
+    return "–" if math.isnan(seconds) else f"{seconds:.1f} / {mebibytes:.0f}"
 
 
 def _figure(row: dict[str, Any], metric: str) -> str:

@@ -1,4 +1,4 @@
-"""A recipe with every combination of some settings → one table (docs/recipes.md, "Sweeps").
+"""A recipe with every combination of some settings, or one changed at a time → one table.
 
 Every step goes through the stage functions and the artefacts' usual places; what is there is
 found and not made again. All SAEs of an auxiliary set and seed are trained in one pass.
@@ -26,14 +26,20 @@ from spg_pipe.session import Session
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
 _SECTIONS = ("backbone", "method", "sae", "guides", "decision", "score", "metrics")
 """What may vary; everything else says which data there is."""
+AS_IT_IS = "the recipe as it is"
 
 
 class Setting(NamedTuple):
     """One combination."""
 
     values: dict[str, Any]
-    """`sae.k` → 16."""
+    """`sae.k` → 16; empty: the recipe as it is."""
     session: Session
+
+    @property
+    def name(self) -> str:
+        """As messages name it."""
+        return named(self.values) if self.values else AS_IT_IS
 
 
 class SweepResult(NamedTuple):
@@ -45,8 +51,13 @@ class SweepResult(NamedTuple):
     path: Path
 
 
-def settings_of(session: Session) -> list[Setting]:
+def settings_of(session: Session, *, one_at_a_time: bool = False) -> list[Setting]:
     """The recipe once for every combination of its `sweep`.
+
+    Parameters
+    ----------
+    one_at_a_time : bool
+        The recipe as it is, then every value of `sweep` alone, all others as in the recipe.
 
     Raises
     ------
@@ -58,7 +69,15 @@ def settings_of(session: Session) -> list[Setting]:
             "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
             "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
         )
-    return combinations(session, session.params.sweep, "sweep", _SECTIONS)
+    if not one_at_a_time:
+        return combinations(session, session.params.sweep, "sweep", _SECTIONS)
+    alone = [
+        setting
+        for place, values in session.params.sweep.items()
+        for setting in combinations(session, {place: values}, "sweep", _SECTIONS)
+        if setting.session.params != session.params
+    ]
+    return [Setting({}, session), *alone]
 
 
 def combinations(
@@ -115,8 +134,13 @@ def _set(content: dict[str, Any], place: str, value: Any, what: str) -> None:
     target[key] = value
 
 
-def sweep(session: Session) -> SweepResult:
+def sweep(session: Session, *, one_at_a_time: bool = False) -> SweepResult:
     """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
+
+    Parameters
+    ----------
+    one_at_a_time : bool
+        Instead of every combination: see `settings_of`. Rows then have a `setting` in words.
 
     Returns
     -------
@@ -130,7 +154,7 @@ def sweep(session: Session) -> SweepResult:
     """
     from spg_pipe.metrics import seeds_mean, write_csv
 
-    settings = settings_of(session)
+    settings = settings_of(session, one_at_a_time=one_at_a_time)
     params = session.params
     for setting in _distinct(settings, ("backbone", "method")):
         for name in dict.fromkeys(n for d in params.directions for n in (d.aux, d.target)):
@@ -143,14 +167,15 @@ def sweep(session: Session) -> SweepResult:
             _train(group, saes, aux, seed)
     rows = []
     for number, setting in enumerate(settings):
-        session.console.say(f"Setting {number + 1} of {len(settings)}: {named(setting.values)}")
+        session.console.say(f"Setting {number + 1} of {len(settings)}: {setting.name}")
+        shown = {"setting": setting.name} if one_at_a_time else setting.values
         for way in params.directions:
             seeds = [_metrics(setting.session, way.aux, way.target, s) for s in params.seeds]
             mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
-            rows.append(setting.values | mean)
+            rows.append(shown | mean)
     path = session.paths.sweep
     write_csv(path, rows)
-    text = plain(_table(params, rows))
+    text = plain(_table(params, rows, ["setting"] if one_at_a_time else list(params.sweep)))
     session.console.say(f"Sweep {params.name} → {path}")
     return SweepResult(rows, text, path)
 
@@ -238,8 +263,8 @@ def _all(rows: Sequence[dict[str, Any]], key: str) -> str:
     return " and ".join(dict.fromkeys(str(row[key]) for row in rows))
 
 
-def _table(params: Params, rows: Sequence[dict[str, Any]]) -> Table:
-    axes, shown = list(params.sweep), [n for n in _SHOWN if any(n in row for row in rows)]
+def _table(params: Params, rows: Sequence[dict[str, Any]], axes: Sequence[str]) -> Table:
+    shown = [name for name in _SHOWN if any(name in row for row in rows)]
     lines = []
     for row in rows:
         settings = ", ".join(_short(row[axis]) for axis in axes)

@@ -56,7 +56,7 @@ def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
     from sklearn.covariance import LedoitWolf
 
     banks = banks_of([normals], tiny_store, BankParams())
-    found = values_of(mahalanobis(banks, tiny_store), tiny_store, [2, 12])
+    found = values_of(mahalanobis(banks.rows, tiny_store), tiny_store, [2, 12])
     known = unit_tokens(normals, "1", list(range(8)))
     for place, (image, own) in enumerate(((2, known[:4]), (12, known[4:]))):
         fitted = LedoitWolf().fit(own.reshape(-1, 12))

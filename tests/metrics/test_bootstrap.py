@@ -64,6 +64,31 @@ def test_an_interval_holds_the_metric_and_narrows_with_more_images() -> None:
         assert more[name].high - more[name].low < wide.high - wide.low
 
 
+def test_a_draw_is_the_metric_of_the_images_that_were_drawn() -> None:
+    """Written out: image by image, draw by draw."""
+    given = [category(14, 6), category(600, 7)]
+    rng, draws = np.random.default_rng(3), []
+    for _ in range(4):
+        values = []
+        for one in given:
+            parts = [np.flatnonzero(one.labels == label) for label in (0, 1)]
+            rows = np.concatenate([rng.choice(part, len(part)) for part in parts])
+            pixels = np.stack([one.normal[rows].sum(axis=0), one.anomalous[rows].sum(axis=0)])
+            truth, score = np.indices(pixels.shape)
+            pixel = (truth.ravel(), score.ravel(), pixels.ravel())
+            values.append(
+                (
+                    roc_auc_score(one.labels[rows], one.scores[rows]),
+                    roc_auc_score(pixel[0], pixel[1], sample_weight=pixel[2]),
+                    average_precision_score(pixel[0], pixel[1], sample_weight=pixel[2]),
+                )
+            )
+        draws.append(np.mean(values, axis=0))
+    found = intervals(given, rounds=4, seed=3)
+    expected = np.quantile(draws, [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose(list(found.values()), expected, atol=1e-9)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     one = category(12, 3)
     assert intervals([one], rounds=20, seed=5) == intervals([one], rounds=20, seed=5)

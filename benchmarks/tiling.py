@@ -41,8 +41,11 @@ VIEWS: dict[str, tuple[int, ...]] = {
 }
 TASKS = ("extract", "predict")
 """What takes the memory that is measured."""
-NEAR = 16
-"""Columns to either side of a border that its step is compared with, pixels."""
+STRIDE = 32
+"""Pixels between columns at the same place in their patches of every layer: between patches maps
+are steeper than inside them."""
+NEAR = 5
+"""Columns to either side of a border, so far apart, that its step is compared with."""
 
 
 def write_images(root: Path, images: int) -> None:
@@ -144,15 +147,16 @@ def border_step(scores: Path, images: int) -> float:
     from spg_pipe.scoring import Scores
 
     loaded = Scores.load(scores)
-    starts = Tiles(VIEW, (SIDE,), 0.25).starts(SIDE, 32)
+    starts = Tiles(VIEW, (SIDE,), 0.25).starts(SIDE, STRIDE)
     borders = sorted({*starts[1:], *(start + VIEW for start in starts[:-1])})
     above = []
     for image in range(0, len(loaded.table), 2):
         one = loaded.maps(np.array([image]), (SIDE, SIDE))[0].astype(np.float64)
         for turned in (one, one.T):
-            steps = np.abs(np.diff(turned, axis=1)).mean(axis=0)
+            steps = np.abs(np.diff(turned, axis=1)).mean(axis=0)  # steps[c - 1] leads to column c
             for border in borders:
-                near = np.r_[steps[border - NEAR - 1 : border - 1], steps[border : border + NEAR]]
+                columns = border + STRIDE * np.array([*range(-NEAR, 0), *range(1, NEAR + 1)])
+                near = steps[columns[(columns > 0) & (columns < SIDE)] - 1]
                 above.append((steps[border - 1] - near.mean()) / near.std())
     return float(np.mean(above))
 

@@ -223,11 +223,16 @@ def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "guides", "tau", "detection", "protocol")
     return {key: config[key] for key in keys} | {
         "sae": config["sae"]["sae"],
-        "decision": config.get("decision_params"),
+        "decision": _with_layers(config.get("decision_params")),
         "sigma": config["score"]["sigma"],  # the blur is below a decision's `map_top`
         "aux_part": config["auxiliary"].get("selection"),
         "store": config["inputs"]["store"],
     }
+
+
+def _with_layers(decision: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Decisions that were made before layers had weights weigh them equally."""
+    return decision and {"layers": {}} | decision
 
 
 def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +240,7 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "guides", "tau", "detection", "protocol")
     return {key: detector[key] for key in keys} | {
         "sae": detector["sae"]["sae"],
-        "decision": detector.get("decision_params"),
+        "decision": _with_layers(detector.get("decision_params")),
         "aux": detector["auxiliary"]["dataset"],
         "aux_part": detector["auxiliary"].get("selection"),
         "part": config.get("selection"),

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.backbones.spec import BackboneSpec, Tiles
-from spg_pipe.decision.model import MAP_TOP, Decision, coarse_maps, top_mean
+from spg_pipe.backbones.base import stand_in
+from spg_pipe.backbones.spec import BackboneSpec, Prefix, Tiles
+from spg_pipe.decision.model import MAP_TOP, Decision, top_mean
 from spg_pipe.detector import Detector
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.params import ScoreParams
@@ -65,9 +66,9 @@ def judge(
 ) -> Judged:
     """Score a batch of images by the rule of `params`.
 
-    Of an image in tiles the additive rule judges each tile, as the detector learnt to judge single
-    views, and the image is as anomalous as its worst tile: a defect of a few pixels is lost in the
-    mean of a large image.
+    Of an image in tiles the additive rule judges each tile alone, as the detector learnt to judge
+    single views, and the image is as anomalous as its worst tile: a defect of a few pixels is lost
+    in the mean of a large image. Patches are those of the image as a whole.
 
     Parameters
     ----------
@@ -86,11 +87,15 @@ def judge(
         if params.rule == "additive":
             odds, values = detector.log_odds(tokens, grids)
             patches = _on_cpu(odds)
+            decision = detector.require_decision()
             if seen.tiles is None:
-                return _add_up(detector.require_decision(), patches, values, size, params.sigma)
-            views = _views(seen.tiles, seen)
-            each = [detector.log_odds(*view.cut(tokens, grids))[1] for view in views]
-            return _worst(detector.require_decision(), patches, views, each, size, params.sigma)
+                return _add_up(decision, patches, values, size, params.sigma)
+            each = []
+            for tile in _tiles(seen.tiles, seen):
+                alone, values = detector.log_odds(*tile.cut(tokens, grids))
+                judged = _add_up(decision, _on_cpu(alone), values, seen.tiles.size, params.sigma)
+                each.append(judged.columns)
+            return Judged(patches, _worst(each))
         patches, cls = detector.probabilities(tokens, grids)
     return _published(_on_cpu(patches), cls.cpu().numpy(), size, params)
 
@@ -120,73 +125,64 @@ def _add_up(
 ) -> Judged:
     if MAP_TOP in decision.terms:
         values = values | {MAP_TOP: decision.map_top(patches, size, sigma)}
-    return Judged(patches, _columns(decision, values))
-
-
-def _columns(decision: Decision, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     shares = decision.shares(values)
     total = decision.bias + np.sum(list(shares.values()), axis=0)
-    return {"score": total} | {f"share_{name}": share for name, share in shares.items()}
+    columns = {f"share_{name}": share for name, share in shares.items()}
+    return Judged(patches, {"score": total, **columns})
+
+
+def _worst(each: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Each image's columns are those of the tile with the highest score."""
+    worst = np.argmax([columns["score"] for columns in each], axis=0)
+    images = np.arange(len(worst))
+    return {name: np.stack([one[name] for one in each])[worst, images] for name in each[0]}
 
 
 @dataclass(frozen=True)
-class _View:
-    """A tile of an image at one of its sides, as shares of that side from 0 to 1."""
+class _Tile:
+    """A tile of an image at one of its sides."""
 
     layers: tuple[str, ...]
     """Names of the tokens at this side."""
-    top: float
-    left: float
-    side: float
+    side: int
+    """Of the image, pixels."""
+    top: int
+    left: int
+    size: int
+    """Of the tile, pixels."""
+    prefix: Prefix
 
     def cut(
         self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]]
     ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
-        """Tokens and grids of the tile alone, behind the whole image's prefix token."""
+        """Tokens and grids of the tile alone.
+
+        A prefix token that stands for the model's own is made anew; CLS is the whole image's.
+        """
         parts, shapes = {}, {}
         for layer in self.layers:
             rows, columns = grids[layer]
-            place = self.box(rows, columns)
-            part = tokens[layer][:, 1:].unflatten(1, (rows, columns))[:, place[0], place[1]]
+            patches = tokens[layer][:, 1:].unflatten(1, (rows, columns))
+            part = patches[:, self._cells(self.top, rows), self._cells(self.left, columns)]
             shapes[layer] = (part.shape[1], part.shape[2])
-            parts[layer] = torch.cat([tokens[layer][:, :1], part.flatten(1, 2)], dim=1)
+            flat = part.flatten(1, 2)
+            first = tokens[layer][:, :1] if self.prefix == "cls" else stand_in(flat, self.prefix)
+            parts[layer] = torch.cat([first, flat], dim=1)
         return parts, shapes
 
-    def box(self, rows: int, columns: int) -> tuple[slice, slice]:
-        """Where it lies in a grid or map of the whole image."""
-        ends = self.top + self.side, self.left + self.side
-        return (
-            slice(round(self.top * rows), round(ends[0] * rows)),
-            slice(round(self.left * columns), round(ends[1] * columns)),
-        )
+    def _cells(self, start: int, cells: int) -> slice:
+        pixels = self.side // cells
+        return slice(start // pixels, (start + self.size) // pixels)
 
 
-def _views(tiles: Tiles, seen: BackboneSpec) -> list[_View]:
+def _tiles(tiles: Tiles, seen: BackboneSpec) -> list[_Tile]:
     found = []
     for side in tiles.sides:
         layers = tuple(tiles.layer_at(layer, side) for layer in seen.layers)
-        places = [start / side for start in tiles.starts(side, seen.patch_size)]
-        found += [_View(layers, top, left, tiles.size / side) for top in places for left in places]
+        starts = tiles.starts(side, seen.patch_size)
+        found += [
+            _Tile(layers, side, top, left, tiles.size, seen.prefix)
+            for top in starts
+            for left in starts
+        ]
     return found
-
-
-def _worst(
-    decision: Decision,
-    patches: dict[str, Tensor],
-    views: list[_View],
-    values: list[dict[str, np.ndarray]],
-    size: int,
-    sigma: float,
-) -> Judged:
-    """Each image's columns are those of the view with the highest score."""
-    if MAP_TOP in decision.terms:
-        maps = coarse_maps(patches, size, sigma)
-        for view, found in zip(views, values, strict=True):
-            rows, columns = view.box(*maps.shape[1:])
-            found[MAP_TOP] = top_mean(maps[:, rows, columns], decision.top_share)
-    each = [_columns(decision, found) for found in values]
-    worst = np.argmax([columns["score"] for columns in each], axis=0)
-    images = np.arange(len(worst))
-    return Judged(
-        patches, {name: np.stack([one[name] for one in each])[worst, images] for name in each[0]}
-    )

@@ -63,3 +63,25 @@ def check_images(images: Tensor, spec: BackboneSpec) -> None:
             f"Backbone {spec.alias} takes images (B, 3, {size}, {size}) and was given "
             f"{tuple(images.shape)}: preprocess them with the backbone's own spec."
         )
+
+
+def forward(backbone: Backbone, images: Tensor, at_once: int) -> dict[str, LayerTokens]:
+    """Tokens of a batch, so many images at once; a GPU without memory for them gets halves."""
+    parts = images.split(at_once)
+    if len(parts) == 1:
+        try:
+            return backbone(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        torch.cuda.empty_cache()
+        parts = images.chunk(2)
+    outputs = [forward(backbone, part, at_once) for part in parts]
+    return {
+        layer: LayerTokens(
+            torch.cat([output[layer].patches for output in outputs]),
+            torch.cat([output[layer].prefix for output in outputs]),
+            value.grid,
+        )
+        for layer, value in outputs[0].items()
+    }

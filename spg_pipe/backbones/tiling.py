@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.backbones.base import Backbone, LayerTokens, check_images
+from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
 from spg_pipe.backbones.spec import BackboneSpec, Tiles, check_image_size
 from spg_pipe.errors import SpgError
 
@@ -97,7 +97,8 @@ class TiledBackbone:
                 image[..., starts[i] : starts[i] + size, starts[j] : starts[j] + size]
                 for i, j in part
             ]
-            for layer, tokens in self._inner(torch.cat(pixels)).items():
+            found = forward(self._inner, torch.cat(pixels), self._at_once)
+            for layer, tokens in found.items():
                 rows, columns = tokens.grid
                 stride = size // rows
                 places = [start // stride for start in starts]

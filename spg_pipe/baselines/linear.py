@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.backbones.spec import backbone_layer
 from spg_pipe.baselines.patchwise import Method
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import unit
@@ -40,8 +41,8 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
 
     def values_of(tokens: dict[str, Tensor], _rows: np.ndarray) -> dict[str, Tensor]:
         return {
-            layer: unit(batch[:, 1:]) @ sides[layer][0].to(batch.device) + sides[layer][1]
-            for layer, batch in tokens.items()
+            name: _logit(unit(batch[:, 1:]), *sides[backbone_layer(name)])
+            for name, batch in tokens.items()
         }
 
     return Method(
@@ -52,6 +53,10 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
         seed,
         {"auxiliary": store.fingerprint},
     )
+
+
+def _logit(patches: Tensor, side: Tensor, bias: float) -> Tensor:
+    return patches @ side.to(patches.device) + bias
 
 
 def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

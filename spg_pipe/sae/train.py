@@ -104,12 +104,11 @@ def train_saes(
         In the order of the jobs. An error says why a job has no result: a loss is not finite, or
         every latent is dead. The others are not touched by it.
     """
-    tiles = store.spec.backbone.tiles
-    if tiles is not None and len(tiles.sides) > 1:
+    if store.spec.backbone.tiles is not None:
         raise SpgError(
-            f"{store.path} has every layer at {len(tiles.sides)} sides "
-            f"({', '.join(map(str, tiles.sides))} pixels); a detector learns from one. Extract the "
-            "auxiliary set at one side, or without tiles."
+            f"{store.path} holds images in tiles ({store.spec.backbone.seen_at}); detectors learn "
+            "from single views, and judge tiles like these. Extract the auxiliary set without "
+            "tiles."
         )
     settings = protocol(method.protocol)
     grid = Grid.start(store, jobs, method, device, checkpoints)

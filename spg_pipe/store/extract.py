@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from spg_pipe.backbones.base import Backbone, LayerTokens
+from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
@@ -241,7 +241,7 @@ class _Extraction:
         return resized, vanished_regions(mask, resized)
 
     def _compute(self, decoded: _Decoded) -> _Computed:
-        output = _forward(self._backbone, decoded.images.to(self._device), self._at_once)
+        output = forward(self._backbone, decoded.images.to(self._device), self._at_once)
         tokens, prefix = {}, {}
         for layer in list(output):
             value = output.pop(layer)  # its memory is free as soon as it is cast
@@ -330,28 +330,6 @@ def views_at_once(spec: BackboneSpec, batch_images: int, device: str) -> int:
     """
     alone = spec.family == "timm-cnn" and torch.device(device).type == "cpu"
     return 1 if alone else batch_images
-
-
-def _forward(backbone: Backbone, images: torch.Tensor, at_once: int) -> dict[str, LayerTokens]:
-    """Tokens of a batch, so many images at once; a GPU without memory for them gets halves."""
-    parts = images.split(at_once)
-    if len(parts) == 1:
-        try:
-            return backbone(images)
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-        torch.cuda.empty_cache()
-        parts = images.chunk(2)
-    outputs = [_forward(backbone, part, at_once) for part in parts]
-    return {
-        layer: LayerTokens(
-            torch.cat([output[layer].patches for output in outputs]),
-            torch.cat([output[layer].prefix for output in outputs]),
-            value.grid,
-        )
-        for layer, value in outputs[0].items()
-    }
 
 
 def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:

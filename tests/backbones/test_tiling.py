@@ -15,6 +15,8 @@ from torch import Tensor
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
+from spg_pipe.baselines.linear import logistic_regression
+from spg_pipe.baselines.patchwise import score_patchwise
 from spg_pipe.datasets import Manifest
 from spg_pipe.detector import Detector
 from spg_pipe.detector_training import train_guides
@@ -146,8 +148,8 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
     both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
     scores = score_store(tiny_detector, both, tmp_path / "scores-both")
     assert list(scores.patches(np.arange(1))) == ["1@32", "2@32", "1@80", "2@80"]
-    with pytest.raises(SpgError, match=r"every layer at 2 sides .32, 80 pixels."):
-        train_sae(both, SAE, METHOD, seed=1)
+    with pytest.raises(SpgError, match=r"holds images in tiles .tiny@80 in tiles of 32"):
+        train_sae(store, SAE, METHOD, seed=1)
 
 
 def test_a_store_of_other_tiles_than_the_detectors_is_refused(
@@ -165,10 +167,10 @@ def test_predict_gives_maps_of_tiles_at_the_images_own_size(
     folder = manifest.root / "bolt" / "good"
     found = predict(tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "out")
     assert {(row.height, row.width) for row in found} == {(96, 112)}
-    again = predict(
-        tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "two", batch_images=1
+    many = predict(
+        tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "two", batch_images=64
     )
-    assert [row.score for row in found] == [row.score for row in again]
+    np.testing.assert_allclose([r.score for r in found], [r.score for r in many], rtol=1e-6)
 
 
 def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
@@ -189,19 +191,39 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     expected = columns(TinyBackbone(), one)
     for name, values in columns(tiled(TinyBackbone(), [SIZE]), one).items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-5)
-    # Four tiles side by side, each judged as if alone but for the prefix token, the mean of theirs.
+    # Four tiles side by side, each as if it were an image of its own; and the whole, made small.
     large = images(2 * SIZE, 3)
-    backbone = tiled(TinyBackbone(), [2 * SIZE], overlap=0.0)
-    found = columns(backbone, large)
-    prefix = {n: t.prefix for n, t in backbone(large).items()}
-    tiles = [t for row in large.split(SIZE, dim=2) for t in row.split(SIZE, dim=3)]
-    each = []
-    for tile in tiles:
-        seen = TinyBackbone()(tile)
-        tokens = {n: torch.cat([prefix[n], t.patches], dim=1) for n, t in seen.items()}
-        grids = {n: t.grid for n, t in seen.items()}
-        each.append(judge(detector, tokens, grids, SPEC, detector.score).columns)
+    tiles = [tile for row in large.split(SIZE, dim=2) for tile in row.split(SIZE, dim=3)]
+    each = [columns(TinyBackbone(), tile) for tile in tiles]
+    found = columns(tiled(TinyBackbone(), [2 * SIZE], overlap=0.0), large)
+    np.testing.assert_allclose(found["score"], np.max([e["score"] for e in each], 0), rtol=1e-4)
+    small = F.interpolate(large, (SIZE, SIZE), mode="bilinear", antialias=True)
+    each.append(columns(TinyBackbone(), small))
+    found = columns(tiled(TinyBackbone(), [SIZE, 2 * SIZE], overlap=0.0), large)
     np.testing.assert_allclose(found["score"], np.max([e["score"] for e in each], 0), rtol=1e-4)
     shares = sum(values for name, values in found.items() if name.startswith("share_"))
     decision = detector.require_decision()
     np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)
+
+
+class Full(TinyBackbone):
+    """Has no memory for more than two images at once."""
+
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return super().__call__(images)
+
+
+def test_tiles_are_computed_in_halves_where_memory_lacks() -> None:
+    found = tiled(Full(), [80], at_once=8)(images(80, 1))
+    expected = tiled(TinyBackbone(), [80])(images(80, 1))
+    torch.testing.assert_close(found["1"].patches, expected["1"].patches)
+
+
+def test_logistic_regression_judges_every_side(manifest: Manifest, tmp_path: Path) -> None:
+    whole = extracted(manifest, tmp_path / "whole.zarr")
+    both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
+    scores = score_patchwise(logistic_regression(whole, 1), both, tmp_path / "scores")
+    assert list(scores.patches(np.arange(1))) == list(both.layers)
+    assert np.isfinite(scores.table["score"]).all()

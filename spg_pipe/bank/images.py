@@ -79,7 +79,9 @@ def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:
     return torch.cat([_means(image_tokens(store, layer, part)) for part in parts])
 
 
-def different_images(store: FeatureStore, rows: np.ndarray, at_most: int | None = None) -> np.ndarray:
+def different_images(
+    store: FeatureStore, rows: np.ndarray, at_most: int | None = None
+) -> np.ndarray:
     """Of some images (n,) of a store those that are no copy of one before: (k,) int64, in order.
 
     Parameters

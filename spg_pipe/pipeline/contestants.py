@@ -11,6 +11,7 @@ import numpy as np
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.find import find_dataset, names_on_disk
 from spg_pipe.find_runs import find_detector, find_sae
+from spg_pipe.params import Dataset
 from spg_pipe.pipeline import contests
 from spg_pipe.pipeline.contests import Made
 from spg_pipe.pipeline.features import extract, load_backbone
@@ -115,7 +116,7 @@ def _few_shot(
     dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
     categories = sorted(set(store.array("category").tolist()))
     try:
-        names_on_disk(dataset)  # a split that is missing is said without the backbone
+        _require_images(dataset)  # before the backbone is loaded for them
         paths = tuple(
             dict.fromkeys(
                 extract(session, dataset, limit=normals, categories=[one], backbone=backbone())
@@ -141,6 +142,13 @@ def _few_shot(
                 yield Contestant(
                     f"{PLUS} + {BANK}", both, seed, way.aux, (target,), make_fused, PLUS
                 )
+
+
+def _require_images(dataset: Dataset) -> None:
+    """Refuse a split that is not there."""
+    if not dataset.root.is_dir():
+        raise UnsuitableError(f"the images of {dataset.name} are not here ({dataset.root}).")
+    names_on_disk(dataset)
 
 
 def _transductive(own: Session, target: str, store: "FeatureStore") -> Contestant:

@@ -17,9 +17,10 @@ from spg_pipe.store.stream import image_tokens
 CANDIDATES = 100_000
 """Patches of a layer that are held: of more, each image gives the same number, by chance."""
 SAME = 1e-4
-"""An image whose mean token is nearer than this, relative to its length, is the same image.
-Computed anew in other batches, or rounded to float16, a mean moves by about a hundredth of it;
-another photograph of the same scene, in many tiles, can be as near as eight times it."""
+"""An image whose mean token is nearer than this, relative to its length, is the same image. In
+other batches a mean moves by less than a tenth of it; by an eighth if the tokens of one side,
+hundreds an image, are rounded to float16. Another photograph of the same scene, in many tiles, can
+be as near as eight times it."""
 BATCH = 4
 """Images, or tiles of images, that are read at a time."""
 

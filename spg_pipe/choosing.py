@@ -18,7 +18,7 @@ from torch import Tensor
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.decision.fit import Labelled, Seen, fit_seen, grids_of, image_values, look
 from spg_pipe.decision.model import COARSE, Decision
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import VIEWS, ClassSums, Dictionary, class_sums, direction
 from spg_pipe.maps import anomaly_maps
 from spg_pipe.metrics import Regions, accumulate, image_metrics
@@ -75,12 +75,12 @@ def best(judgements: Sequence[Judgement]) -> int:
 
     Raises
     ------
-    SpgError
+    UnsuitableError
         If there is nothing to judge by.
     """
     merits = [judgement.merit for judgement in judgements]
     if any(math.isnan(merit) for merit in merits):
-        raise SpgError(
+        raise UnsuitableError(
             "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
             "can be chosen on this set. Its masks may be too thin: use a larger image_size."
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.bank.images import different_images
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.choosing import (
     Candidate,
@@ -26,7 +27,7 @@ from spg_pipe.choosing import (
 )
 from spg_pipe.decision.fit import grids_of, image_values
 from spg_pipe.decision.model import Decision
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import UnsuitableError
 from spg_pipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
@@ -63,8 +64,10 @@ def judge_banks(
 
     Raises
     ------
+    UnsuitableError
+        If no category has enough normal images.
     SpgError
-        If the set cannot be parted, or no category has enough normal images.
+        If the set cannot be parted.
     """
     shared = look_at_parts(store, [one], device)
     each: list[list[CategoryResult]]
@@ -73,14 +76,14 @@ def judge_banks(
         decision, which = shared.decide(one, part, sigma)
         each = [
             _category(store, shared, decision, which, rows, drawn, banks, sigma, device)
-            for rows, drawn in _targets(shared, part, normals, seed)
+            for rows, drawn in _targets(store, shared, part, normals, seed)
         ]
         if each:
             found[part] = each
         if progress:
             progress(number + 1, len(shared.parts))
     if not found:
-        raise SpgError(
+        raise UnsuitableError(
             f"No part of {store.path} has a category with more than {normals} normal images, so "
             "no setting of a bank can be judged on it. Choose with fewer --normals, or on another "
             "auxiliary set."
@@ -94,17 +97,20 @@ def judge_banks(
 
 
 def _targets(
-    shared: Looked, part: str, normals: int, seed: int
+    store: FeatureStore, shared: Looked, part: str, normals: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each category that can stand for a target: (n,) bool to judge, and the bank's rows."""
     for own in shared.categories(part):
         normal = np.flatnonzero(own & (shared.images.labels == 0))
         if len(normal) > normals:
             rng = np.random.default_rng([seed, int(normal[0])])
-            drawn = np.sort(rng.choice(normal, normals, replace=False))
-            rows = own.copy()
-            rows[drawn] = False
-            yield rows, drawn
+            first = rng.choice(normal, normals, replace=False)
+            others = rng.permutation(np.setdiff1d(normal, first))  # in the place of copies
+            drawn = np.sort(different_images(store, np.concatenate([first, others]), normals))
+            if len(drawn) == normals:
+                rows = own.copy()
+                rows[drawn] = False
+                yield rows, drawn
 
 
 def _category(

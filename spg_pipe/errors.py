@@ -26,3 +26,10 @@ class NotThereError(SpgError):
 
 class DamagedError(SpgError):
     """An artefact is there but is not what was written: making it again mends it."""
+
+
+class UnsuitableError(SpgError):
+    """The data are well but do not serve this purpose: no train split, too few normal images.
+
+    Where the purpose is one of several it may be left out, with a note.
+    """

@@ -4,10 +4,10 @@ Not zero-shot: every score, row and file of it says how many normal images it sa
 §9).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from spg_pipe.artifacts import fingerprint
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.images import are_among, different_images, mean_tokens
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.detector import Detector
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.judging import Judged, judge
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import SIGMA, BankParams, ScoreParams
@@ -32,8 +33,18 @@ KNOWN = "among_normals"
 Progress = Callable[[int, int], None]
 
 
-Normals = dict[str, tuple[FeatureStore, np.ndarray]]
-"""Category → the store of its normal images, and their rows (n,) in it."""
+class NormalImages(NamedTuple):
+    """Those of one category."""
+
+    store: FeatureStore
+    rows: np.ndarray
+    """(n,) in the store: different images, of copies the first."""
+    copies: int = 0
+    """How many copies were left out."""
+
+
+Normals = dict[str, NormalImages]
+"""Category → its normal images."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Banks:
     @property
     def sees(self) -> str:
         """What scores with these banks saw besides what the detector did."""
-        return says(len(own) for _, own in self.rows.values())
+        return says(seen_of(self.rows))
 
     @property
     def fingerprint(self) -> str:
@@ -62,7 +73,7 @@ class Banks:
 
 def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
     """Where normal images are, each store once."""
-    return tuple({store.fingerprint: store for store, _ in rows.values()}.values())
+    return tuple({own.store.fingerprint: own.store for own in rows.values()}.values())
 
 
 def fingerprint_of(rows: Normals) -> str:
@@ -71,13 +82,47 @@ def fingerprint_of(rows: Normals) -> str:
     return found[0] if len(found) == 1 else fingerprint(found)
 
 
-def says(images: Any) -> str:
+def seen_of(rows: Normals) -> list[int]:
+    """How many different normal images there are of each category."""
+    return [len(own.rows) for own in rows.values()]
+
+
+def says(images: Iterable[int]) -> str:
     """How many normal images, a number a category, were seen."""
     counts = list(images)
     if len(counts) == 1:
         return f"{FEW_SHOT}: {counts[0]} normal images of the target"
     each = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     return f"{FEW_SHOT}: {each} normal images of each category of the target"
+
+
+def sees(detector: Detector | None, images: Iterable[int]) -> str:
+    """What few-shot scores saw: what the detector did, if there is one, and normal images."""
+    return says(images) if detector is None else f"{ZERO_SHOT}; {says(images)}"
+
+
+def note_of_copies(copies: int, images: int) -> str:
+    """What is said if some of the normal images were left out as copies of others."""
+    return f"Note: {copies} of the {images} normal images are copies of others, left out."
+
+
+def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
+    """What is said if some of the images to be judged are normal images themselves.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Of these; at least one.
+    images : int
+        To be judged in all.
+    so : str
+        What that means for the scores.
+    """
+    named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return (
+        f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
+        f"methods have nothing against them, {so}"
+    )
 
 
 def banks_of(
@@ -93,12 +138,12 @@ def banks_of(
     Raises
     ------
     SpgError
-        As `normals_of`; or of `MemoryBank.of`.
+        As `normals_of` and `MemoryBank.of`.
     """
     rows = normals_of(stores, target)
     found = {
-        name: MemoryBank.of_store(store, own, sigma, params, device=device)
-        for name, (store, own) in rows.items()
+        name: MemoryBank.of_store(own.store, own.rows, sigma, params, device=device)
+        for name, own in rows.items()
     }
     return Banks(found, params, rows)
 
@@ -110,32 +155,55 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
 
     Raises
     ------
+    UnsuitableError
+        If the stores hold anomalous images, lack a category, or have fewer than two different
+        images of one.
     SpgError
-        If the stores are of another backbone than the target's, hold anomalous images, lack a
-        category, or have fewer than two images of one.
+        If the stores are of another backbone than the target's, or two have the same category.
     """
-    rows: Normals = {}
+    found: dict[str, tuple[FeatureStore, np.ndarray]] = {}
     for store in stores:
         _check(store, target)
         names = store.array("category").astype(object)
-        rows |= {str(name): (store, np.flatnonzero(names == name)) for name in np.unique(names)}
+        for name in map(str, np.unique(names)):
+            if name in found:
+                raise SpgError(
+                    f"{found[name][0].path} and {store.path} both have normal images of {name}. "
+                    "Give one of them, or one store with the images of both."
+                )
+            found[name] = store, np.flatnonzero(names == name)
     wanted = sorted(map(str, np.unique(target.array("category").astype(object))))
-    if len(wanted) == len(rows) == 1:
-        rows = {wanted[0]: next(iter(rows.values()))}
-    if lacking := [name for name in wanted if name not in rows]:
-        raise SpgError(
+    if len(wanted) == len(found) == 1:
+        found = {wanted[0]: next(iter(found.values()))}
+    if lacking := [name for name in wanted if name not in found]:
+        raise UnsuitableError(
             f"There are no normal images of {', '.join(lacking)}; the normal images are of "
-            f"{', '.join(rows)}. A category is judged by normal images of its own: add them, or "
+            f"{', '.join(found)}. A category is judged by normal images of its own: add them, or "
             "score the categories apart (`spg-pipe extract --categories`)."
         )
-    rows = {name: rows[name] for name in wanted}
-    for name, (store, own) in rows.items():
-        if len(own) < 2:
-            raise SpgError(
-                f"{store.path} has {len(own)} image of {name}; a bank needs at least two normal "
-                "images, to know how far such images lie from each other."
-            )
-    return rows
+    return {name: _different(name, *found[name]) for name in wanted}
+
+
+def _different(name: str, store: FeatureStore, rows: np.ndarray) -> NormalImages:
+    chosen = different_images(store, rows)
+    if len(chosen) < 2:
+        has = f"has {len(rows)} image of {name}"
+        if len(rows) > 1:
+            has = f"has {len(rows)} images of {name}, all copies of each other"
+        raise UnsuitableError(
+            f"{store.path} {has}; a bank needs at least two different normal images, to know how "
+            "far such images lie from each other."
+        )
+    return NormalImages(store, chosen, len(rows) - len(chosen))
+
+
+def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
+    """(n,) bool: which images of a target are normal images of their category themselves."""
+    names, known = target.array("category").astype(object), np.zeros(len(target), bool)
+    for name, own in normals.items():
+        rows = np.flatnonzero(names == name)
+        known[rows] = are_among(mean_tokens(target, rows), mean_tokens(own.store, own.rows))
+    return known
 
 
 def _check(store: FeatureStore, target: FeatureStore) -> None:
@@ -150,7 +218,7 @@ def _check(store: FeatureStore, target: FeatureStore) -> None:
         )
     if anomalous := np.flatnonzero(store.array("label") == 1).tolist():
         first = store.table["path"].iloc[anomalous[0]]
-        raise SpgError(
+        raise UnsuitableError(
             f"{store.path} has {len(anomalous)} anomalous images (the first: {first}); a bank is "
             "made of normal ones alone. Name a split or a folder of normal images."
         )
@@ -279,7 +347,7 @@ def _content(
     licences = {licence for one in (store, *banks.stores) for licence in one.licences}
     content = described(store) | {
         "method": BANK,
-        "sees": banks.sees,
+        "sees": sees(detector, seen_of(banks.rows)),
         "score": {"rule": "additive", "sigma": sigma},
         "bank": banks.params.model_dump(mode="json"),
         "inputs": {"store": store.fingerprint, "normals": banks.fingerprint},
@@ -294,7 +362,6 @@ def _content(
         kind = "spg-plus" if detector.contrast else "trained guides"
         content |= {
             "method": f"{kind} + {BANK}",
-            "sees": f"{ZERO_SHOT}; {banks.sees}",
             "score": params.model_dump(mode="json"),
             "inputs": content["inputs"] | {"detector": detector.fingerprint},
             "detector": of_detector(detector),

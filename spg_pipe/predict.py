@@ -17,7 +17,15 @@ from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.few_shot import KNOWN, judge_alone, judge_fused, require_fusible, says
+from spg_pipe.few_shot import (
+    KNOWN,
+    judge_alone,
+    judge_fused,
+    note_of_copies,
+    note_of_known,
+    require_fusible,
+    sees,
+)
 from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
 from spg_pipe.params import BankParams, ScoreParams
@@ -36,10 +44,9 @@ class Bank:
     memory: MemoryBank
     alone: bool = False
 
-    @property
-    def sees(self) -> str:
-        """How many normal images there were."""
-        return says([self.memory.images])
+    def sees(self, detector: Detector) -> str:
+        """What scores saw that are made with it."""
+        return sees(None if self.alone else detector, [self.memory.images])
 
     @property
     def shown(self) -> tuple[float, float]:
@@ -161,7 +168,7 @@ def predict(
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
-                        sees=bank.sees if bank else "",
+                        sees=bank.sees(detector) if bank else "",
                         among_normals=bool(known[i]),
                     )
                 )
@@ -251,7 +258,7 @@ def predict_folder(
         with console.progress("normals") as update:
             memory = bank_of_images(
                 detector,
-                backbone.spec.preprocess.size,
+                backbone.spec,
                 seen,
                 lambda pixels: _tokens(backbone, pixels, chosen),
                 bank or BankParams(),
@@ -259,17 +266,15 @@ def predict_folder(
                 progress=update,
             )
         made = Bank(memory, alone)
+        if memory.copies:
+            console.say(note_of_copies(memory.copies, len(seen)))
     with console.progress("predict") as update:
         rows = predict(detector, backbone, source, out, bank=made, device=chosen, progress=update)
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
     about = _about(detector, backbone.spec, made)
     known = [row.path for row in rows if row.among_normals]
     if known:
-        console.say(
-            f"Note: {len(known)} of the {len(rows)} images are among the normal ones of {normals} "
-            f"({', '.join(known[:3])}{', …' if len(known) > 3 else ''}): the bank has nothing "
-            "against them, whatever they show."
-        )
+        console.say(note_of_known(known, len(rows), "whatever they show."))
     content = {
         "detector": str(detector_path),
         **about,
@@ -277,33 +282,40 @@ def predict_folder(
         "out": str(out),
         "predictions": [as_row(row) for row in rows],
     }
-    told = (
-        f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
-        f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
-        f"{detector.fingerprint[:8]}" + (f"; {made.sees}" if made else "")
-    )
+    told = f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
+    told += f"{about['image_score']}, {about['backbone']}"
+    if "fingerprint" in about:
+        told += f", seed {about['seed']}, detector {about['fingerprint'][:8]}"
+    if made:
+        told += f"; {made.sees(detector)}"
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
 def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[str, Any]:
-    """What every score depends on, besides the image."""
+    """What every score depends on, besides the image: of the detector what was used of it."""
     score = detector.score
     layers = "+".join(spec.layers)
-    rule: str = "additive" if score.rule == "additive" else score.image_score
-    few_shot: dict[str, Any] = {}
-    if bank:
-        rule = "k-NN bank alone" if bank.alone else f"{rule} + k-NN bank"
-        few_shot = {"sees": bank.sees, "bank": bank.memory.params.model_dump(mode="json")}
-    return few_shot | {
-        "fingerprint": detector.fingerprint,
+    about: dict[str, Any] = {
         "protocol": detector.config["protocol"]["name"],
-        "tau": detector.config["tau"],
         "sigma": score.sigma,
-        "guides": "contrast" if detector.contrast else "trained",
-        "image_score": rule,
+        "image_score": "additive" if score.rule == "additive" else score.image_score,
         "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
-        "seed": detector.config["seed"],
     }
+    if bank:
+        rule = "k-NN bank alone" if bank.alone else f"{about['image_score']} + k-NN bank"
+        about |= {
+            "sees": bank.sees(detector),
+            "bank": bank.memory.params.model_dump(mode="json"),
+            "image_score": rule,
+        }
+    if bank is None or not bank.alone:
+        about |= {
+            "fingerprint": detector.fingerprint,
+            "tau": detector.config["tau"],
+            "guides": "contrast" if detector.contrast else "trained",
+            "seed": detector.config["seed"],
+        }
+    return about
 
 
 def _base(source: Path) -> Path:

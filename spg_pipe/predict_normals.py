@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.images import BATCH, Grids, Tokens
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets import LABEL_ANOMALOUS, Manifest, build_manifest
 from spg_pipe.datasets.images import read_image
@@ -15,7 +15,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.params import BankParams
 
 Progress = Callable[[int, int], None]
-TokensOfPixels = Callable[[list[np.ndarray]], tuple[dict[str, Tensor], dict[str, tuple[int, int]]]]
+TokensOfPixels = Callable[[list[np.ndarray]], tuple[Tokens, Grids]]
 """Images (H, W, 3) → layer → (B, 1 + N, D) float32, and layer → (h, w)."""
 
 
@@ -62,44 +62,42 @@ def normal_images(folder: Path, *, exif: bool) -> Manifest:
 
 def bank_of_images(
     detector: Detector,
-    size: int,
+    spec: BackboneSpec,
     normals: Manifest,
     tokens_of: TokensOfPixels,
     params: BankParams,
     *,
-    batch_images: int = 4,
+    batch_images: int = BATCH,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> MemoryBank:
-    """A bank of a manifest's images; all their tokens are held in memory.
+    """A bank of a manifest's images. Of many only a part of their tokens is held in memory, and
+    up to 16 of the images are read a second time.
 
     Parameters
     ----------
-    size : int
-        S: side of the maps, pixels.
+    spec : BackboneSpec
+        Of what makes the tokens: the size of the maps, and how many tiles an image has.
+    batch_images : int
+        Images at once; tiled images come one by one.
 
     Raises
     ------
     SpgError
         If an image cannot be read, or no bank can be made of them.
     """
-    parts: dict[str, list[Tensor]] = {}
-    grids: dict[str, tuple[int, int]] = {}
-    for start in range(0, len(normals), batch_images):
-        rows = range(start, min(start + batch_images, len(normals)))
-        pixels = [read_image(normals.image_path(row), exif=normals.exif) for row in rows]
-        tokens, grids = tokens_of(pixels)
-        for layer, values in tokens.items():
-            parts.setdefault(layer, []).append(values[:, 1:].float().cpu())
-        if progress:
-            progress(rows.stop, len(normals))
-    held = {layer: torch.cat(values) for layer, values in parts.items()}
+
+    def tokens_of_rows(rows: np.ndarray) -> tuple[Tokens, Grids]:
+        paths = [normals.image_path(row) for row in rows.tolist()]
+        return tokens_of([read_image(path, exif=normals.exif) for path in paths])
+
     return MemoryBank.of(
-        lambda layer, images: held[layer][torch.from_numpy(images)],
+        tokens_of_rows,
         len(normals),
-        grids,
-        size,
+        spec.preprocess.size,
         detector.score.sigma,
         params,
         device=device,
+        batch=max(1, batch_images // spec.views),
+        progress=progress,
     )

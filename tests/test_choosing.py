@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from spg_pipe.choosing import (
 )
 from spg_pipe.choosing_banks import judge_banks
 from spg_pipe.console import Console
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import class_sums
 from spg_pipe.params import BankParams, DecisionParams, MapWeights, parse_params
 from spg_pipe.sae.run import SaeRun
@@ -217,21 +219,50 @@ def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
     """The guides' part of a fused score is made without the part, as in `judge_candidates`."""
     one = Candidate(tiny_sae, 6, DecisionParams())
     (none,) = judge_banks(tiny_store, one, [BankParams(weight=0)], 1.0, normals=2, seed=5)
-    (zero_shot,) = judge_candidates(tiny_store, [one], 1.0)
-    assert [part.part for part in none.parts] == [part.part for part in zero_shot.parts]
     shared = choosing.look_at_parts(tiny_store, [one], "cpu")
-    for part, found in zip(zero_shot.parts, none.parts, strict=True):
-        (rows,) = shared.categories(part.part)
-        ((kept, drawn),) = choosing_banks._targets(shared, part.part, 2, 5)
-        assert sorted([*np.flatnonzero(kept), *drawn]) == np.flatnonzero(rows).tolist()
-        assert 0.5 * part.pixel_auroc < found.pixel_auroc <= 1
+    assert [part.part for part in none.parts] == ["bolt", "nut"]
+    for found in none.parts:
+        (own,) = shared.categories(found.part)
+        ((rows, drawn),) = choosing_banks._targets(tiny_store, shared, found.part, 2, 5)
+        assert sorted([*np.flatnonzero(rows), *drawn]) == np.flatnonzero(own).tolist()
+        # The zero-shot way, on the same images, without what is made for banks.
+        decision, which = shared.decide(one, found.part, 1.0)
+        odds = partial(choosing.grids_of, decision, shared.seen, which)
+        pixels = choosing.judge_pixels(shared, rows, odds, 1.0)
+        values = choosing.image_values(decision, shared.seen, which, 32, 1.0, rows)
+        total = np.sum(list(decision.shares(values).values()), axis=0)
+        image = choosing.judge_images(shared.images, rows, total)
+        expected = (image, *pixels)
+        assert (found.image_auroc, found.pixel_auroc, found.pixel_ap) == pytest.approx(expected)
+    (some,) = judge_banks(tiny_store, one, [BankParams(weight=4)], 1.0, normals=2, seed=5)
+    assert some != none
+
+
+def test_a_copy_is_drawn_for_no_bank(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "parts", missing=0)
+    for category in ("bolt", "nut"):
+        for number in range(4):
+            good = folder / category / "good"
+            shutil.copy(good / "00.png", good / f"copy{number}.png")
+    store = extracted(manifest_of(folder), tmp_path / "x.zarr")
+    shared = choosing.look_at_parts(store, [Candidate(tiny_sae, 6, DecisionParams())], "cpu")
+    for seed in range(4):
+        for part in ("bolt", "nut"):
+            ((_, drawn),) = choosing_banks._targets(store, shared, part, 4, seed)
+            assert [Path(store.table["path"][row]).stem[:2] for row in drawn] in (
+                ["00", "01", "02", "03"],
+                ["01", "02", "03", "co"],
+            )
+        assert not list(choosing_banks._targets(store, shared, "bolt", 5, seed))
 
 
 def test_too_few_normal_images_for_a_bank_are_refused(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
     one = Candidate(tiny_sae, 6, DecisionParams())
-    with pytest.raises(SpgError, match=r"more than 4 normal images.*fewer --normals"):
+    with pytest.raises(UnsuitableError, match=r"more than 4 normal images.*fewer --normals"):
         judge_banks(tiny_store, one, [BankParams()], 1.0, normals=4, seed=0)
 
 
@@ -266,3 +297,15 @@ def test_too_few_normal_images_leave_the_bank_as_it_is_and_choose_the_rest(
     assert "Nothing of bank is chosen on left: No part of" in capsys.readouterr().err
     with pytest.raises(SpgError, match="more than 4 normal images"):
         pipeline.choose(session_of({"bank.weight": [1.0, 0.0]}), "left")
+
+
+def test_what_is_not_too_few_images_stops_a_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(Path("left"), good=4)
+    session = session_of({"guides.atoms": [2, 4], "bank.neighbours": [1, 1000]})
+    pipeline.extract(session, session.params.dataset("left"))
+    with pytest.raises(SpgError, match=r"Lower bank\.neighbours"):
+        pipeline.choose(session, "left", normals=2)
+    assert not list(Path("artifacts").glob("choices/**/*.*"))

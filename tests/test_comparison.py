@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,10 @@ from test_parts import RECIPE
 
 from spg_pipe import pipeline
 from spg_pipe.console import Console
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.params import parse_params
-from spg_pipe.pipeline import comparison, contestants
+from spg_pipe.pipeline import comparison, contestants, features
 from spg_pipe.pipeline.contests import Judged, free_is_there
 from spg_pipe.pipeline.costs import Cost
 from spg_pipe.session import Session
@@ -155,10 +157,10 @@ def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
 def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none(*_args: object, **_options: object) -> None:
-        raise SpgError("no train split")
+    def none(_dataset: object) -> None:
+        raise UnsuitableError("no train split")
 
-    monkeypatch.setattr(contestants, "extract", none)
+    monkeypatch.setattr(contestants, "_require_images", none)
     one_product = SimpleNamespace(array=lambda _name: np.array(["bolt"] * 3), path="x.zarr")
     names = ("left", "right", "third")
     datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
@@ -176,8 +178,6 @@ def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matte
 def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("left", "right")):
         write_mvtec(tmp_path / name, ("bottle",), seed=number)
@@ -207,6 +207,82 @@ def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_
     for name in few_shot:
         assert "few-shot: 2 normal images of each category" in rows[name]["sees"]
     assert "one product at a time" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Who takes part with a recipe's changes, in a folder with both stores, 2 normal images."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("left", "right")):
+        write_mvtec(tmp_path / name, seed=number)
+
+    def contestants_of(**changes: Any) -> list[Any]:
+        session = replace(session_of(**changes), console=Console(1))
+        for name in ("left", "right"):
+            pipeline.extract(session, session.params.dataset(name), replace=True)
+        stores = {name: find_store(session, find_dataset(session.params, name)) for name in STORES}
+        return list(contestants.contestants(session, session, stores, 2))
+
+    return contestants_of
+
+
+STORES = ("left", "right")
+FEW_SHOT = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+
+
+def few_shot_of(entries: list[Any]) -> list[Any]:
+    return [entry for entry in entries if entry.method in FEW_SHOT]
+
+
+def test_targets_images_that_few_shot_methods_have_seen_are_named(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = few_shot_of(listed())
+    assert {entry.method for entry in found} == FEW_SHOT
+    assert "among the normal ones" not in capsys.readouterr().err
+    datasets = [dict(one) for one in RECIPE["datasets"]]
+    datasets[1]["split"] = "all"
+    assert len(few_shot_of(listed(datasets=datasets))) == len(found)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: 4 of the 12 images are among the normal ones (bottle/train/good/000.png, " in said
+    assert "metrics of few-shot methods on right are too good" in said
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for category in ("bottle", "screw"):
+        good = Path("right") / category / "train" / "good"
+        shutil.copy(good / "000.png", good / "001.png")
+    assert not few_shot_of(listed())
+    assert "all copies of each other" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
+    listed: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = features.load_backbone
+
+    def load_backbone(session: Session) -> Any:
+        loaded.append(session.params.backbone.alias)
+        return load(session)
+
+    monkeypatch.setattr(contestants, "load_backbone", load_backbone)
+    ways = [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}]
+    both = {"auxiliaries": ["left", "right"], "directions": ways}
+    assert {entry.targets for entry in few_shot_of(listed(**both))} == {("left",), ("right",)}
+    assert len(loaded) == 1  # two targets of two categories each
+
+    def missing(_session: Session) -> None:
+        raise SpgError("no weights")
+
+    monkeypatch.setattr(contestants, "load_backbone", missing)
+    with pytest.raises(SpgError, match="no weights"):
+        listed()
+    for train in Path("right").glob("*/train"):
+        shutil.rmtree(train)
+    assert not few_shot_of(listed())  # none is needed to say that the split is not there
 
 
 @pytest.mark.parametrize(

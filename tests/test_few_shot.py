@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,17 @@ from tiny import METHOD, TinyBackbone, extracted, manifest_of, write_folder
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.detector import Detector
 from spg_pipe.detector_training import train_guides
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.evaluation import evaluate_scores
-from spg_pipe.few_shot import KNOWN, banks_of, says, score_few_shot
+from spg_pipe.few_shot import (
+    KNOWN,
+    banks_of,
+    known_images,
+    normals_of,
+    note_of_known,
+    says,
+    score_few_shot,
+)
 from spg_pipe.params import BankParams, GuideParams, MetricParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.scoring import score_store
@@ -24,9 +33,13 @@ from spg_pipe.store.stream import image_tokens
 PARAMS = BankParams(weight=0.5, top_share=0.1)
 
 
-def store_of_normals(root: Path, *categories: str, **options: int) -> FeatureStore:
+def store_of_normals(root: Path, *categories: str, copies: int = 0, **options: int) -> FeatureStore:
     given = {"good": 3, "masked": 0, "missing": 0, "seed": 7} | options
     folder = write_folder(root / "parts", categories, **given)
+    for category in categories:
+        good = folder / category / "good"
+        for number in range(copies):
+            shutil.copy(good / "00.png", good / f"copy{number}.png")
     return extracted(manifest_of(folder), root / "x.zarr")
 
 
@@ -100,6 +113,27 @@ def test_how_many_images_were_seen_is_said_exactly() -> None:
     assert says([4, 7, 5]) == "few-shot: 4 to 7 normal images of each category of the target"
 
 
+def test_copies_are_not_counted_and_two_different_images_are_needed(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
+    banks = banks_of([copied], tiny_store, PARAMS)
+    assert banks.sees == "few-shot: 3 normal images of each category of the target"
+    assert [own.copies for own in banks.rows.values()] == [2, 2]
+    single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1, copies=1)
+    with pytest.raises(UnsuitableError, match="2 images of bolt, all copies of each other"):
+        normals_of([single], tiny_store)
+
+
+def test_two_stores_of_one_category_are_refused_by_name(
+    tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
+) -> None:
+    other = store_of_normals(tmp_path, "nut", seed=9)
+    message = rf"{normals.path} and {other.path} both have normal images of nut"
+    with pytest.raises(SpgError, match=message):
+        normals_of([normals, other], tiny_store)
+
+
 def test_one_category_serves_another_name_and_several_need_their_own(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -150,3 +184,8 @@ def test_scored_images_that_are_normals_of_the_bank_are_marked(
     )
     marked = scores.table["path"][scores.table[KNOWN]].tolist()
     assert marked == [f"{c}/good/{i:02d}.png" for c in ("bolt", "nut") for i in (0, 1)]
+    found = known_images(normals_of([same], tiny_store), tiny_store)
+    assert tiny_store.table["path"][found].tolist() == marked
+    note = note_of_known(marked, 16, "so.")
+    assert note.startswith("Note: 4 of the 16 images are among the normal ones (bolt/good/00.png,")
+    assert note.endswith(", …): few-shot methods have nothing against them, so.")

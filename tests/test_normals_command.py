@@ -122,6 +122,19 @@ def test_scored_images_among_the_normals_are_reported_each_time(
     assert note in command(capsys, "evaluate", "--split", "right", "--scores", str(place))[2]
 
 
+def test_copies_among_the_normals_are_said_and_not_counted(
+    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for category in ("bottle", "screw"):
+        good = tmp_path / "seen" / category / "good"
+        shutil.copytree(f"right/{category}/train/good", good)
+        shutil.copy(good / "000.png", good / "copy.png")
+    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(tmp_path / "seen"))
+    assert code == 0, err
+    assert "Note: 2 of the 6 normal images are copies of others, left out." in err
+    assert SEES in err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import METHOD, SIZE, TinyBackbone, files, write_folder
+from tiny import METHOD, TinyBackbone, files, write_folder
 
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.cli import app
@@ -27,6 +27,7 @@ from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
 SEES = "few-shot: 3 normal images of the target"
+BOTH = f"labelled auxiliary set; {SEES}"
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -100,7 +101,7 @@ def test_the_scores_are_those_of_score_on_the_same_images(
     found = rows_of(tmp_path / "out")
     assert len(found) == 4
     for row in found:
-        assert row["sees"] == SEES
+        assert row["sees"] == (SEES if alone else BOTH)
         for column in ("score", "share_bank"):
             assert float(row[column]) == pytest.approx(expected[column][row["path"]], abs=1e-4)
 
@@ -110,12 +111,20 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
     code, out, _ = predict("--normals", normals)
     assert code == 0
     assert "image score additive + k-NN bank, tiny@32 layers 1+2 (post-norm), seed 1" in out
-    assert SEES in out
+    assert BOTH in out
+    code, out, _ = predict("--normals", normals, "--bank", "alone")
+    assert f"image score k-NN bank alone, tiny@32 layers 1+2 (post-norm); {SEES}" in out
+    assert not {"seed", "detector"} & set(out.split())
     code, out, _ = predict("--normals", normals, "--bank", "alone", "--json")
     content = json.loads(out)
     assert (content["sees"], content["image_score"]) == (SEES, "k-NN bank alone")
     assert content["bank"] == BankParams().model_dump()
     assert {row["sees"] for row in content["predictions"]} == {SEES}
+    assert not {"guides", "tau", "seed", "fingerprint"} & set(content)  # not used
+    code, out, _ = predict("--normals", normals, "--json")
+    content = json.loads(out)
+    assert content["sees"] == BOTH
+    assert {"guides", "tau", "seed", "fingerprint"} <= set(content)
     code, out, _ = predict("--json")  # in the same place: an earlier result, few-shot or not
     assert code == 0
     assert "few-shot" not in out
@@ -129,7 +138,11 @@ def test_heat_maps_begin_to_shine_above_what_normal_images_have(
     seen = normal_images(tmp_path / "normals", exif=True)
     backbone, params = TinyBackbone(), BankParams(weight=0.5)
     memory = bank_of_images(
-        Detector.load(detector), SIZE, seen, lambda pixels: _tokens(backbone, pixels, "cpu"), params
+        Detector.load(detector),
+        backbone.spec,
+        seen,
+        lambda pixels: _tokens(backbone, pixels, "cpu"),
+        params,
     )
     shown = np.array(Bank(memory, alone).shown)
     low, high = SOFTENING * np.log(shown / (1 - shown))
@@ -152,9 +165,55 @@ def test_images_that_are_normals_themselves_are_named(
     ]
 
 
+@pytest.mark.parametrize(("sides", "expected"), [([], [3]), ([48], [1, 1, 1])])
+def test_images_in_many_tiles_are_read_one_by_one(
+    detector: Path, tmp_path: Path, images: Path, sides: list[int], expected: list[int]
+) -> None:
+    backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
+    batches: list[int] = []
+    done: list[int] = []
+
+    def tokens(pixels: list[np.ndarray]) -> Any:
+        batches.append(len(pixels))
+        return _tokens(backbone, pixels, "cpu")
+
+    bank_of_images(
+        Detector.load(detector),
+        backbone.spec,
+        normal_images(tmp_path / "normals", exif=True),
+        tokens,
+        BankParams(),
+        progress=lambda now, _all: done.append(now),
+    )
+    assert batches == expected
+    assert done == np.cumsum(expected).tolist()
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    predict: Command, tmp_path: Path
+) -> None:
+    good = tmp_path / "normals" / "bolt" / "good"
+    code, _, err = predict("--normals", str(tmp_path / "normals"))
+    assert code == 0
+    assert "copies" not in err
+    without = rows_of(tmp_path / "out")
+    shutil.copy(good / "00.png", good / "zz.png")
+    code, out, err = predict("--normals", str(tmp_path / "normals"))
+    assert code == 0
+    assert "Note: 1 of the 4 normal images are copies of others, left out." in err
+    assert SEES in out
+    assert rows_of(tmp_path / "out") == without
+
+
 def broken(folder: Path) -> None:
     path = folder / "bolt" / "good" / "01.png"
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def copied(folder: Path) -> None:
+    good = folder / "bolt" / "good"
+    for name in ("01.png", "02.png"):
+        shutil.copy(good / "00.png", good / name)
 
 
 def with_defects(folder: Path) -> None:
@@ -177,6 +236,7 @@ def single(folder: Path) -> None:
         (broken, [], "01.png"),
         (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
         (of_two_products, [], "several categories (bolt, nut)"),
+        (copied, [], "The 3 normal images are copies of each other"),
         (single, [], "has 1 image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
         (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),

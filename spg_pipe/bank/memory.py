@@ -3,7 +3,6 @@
 Shapes: n normal images, B judged ones, N patches an image, D token width, m patches kept.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,25 +11,29 @@ import torch
 from torch import Tensor
 
 from spg_pipe.bank.coreset import farthest_first
-from spg_pipe.bank.search import Search, search_among
+from spg_pipe.bank.images import (
+    BATCH,
+    Grids,
+    NormalPatches,
+    Progress,
+    Tokens,
+    TokensOf,
+    are_among,
+    batch_of,
+    read_normals,
+)
+from spg_pipe.bank.search import Search, highest_products, search_among
 from spg_pipe.decision.model import Scale, coarse_maps, top_mean
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
 
-CANDIDATES = 100_000
-"""Patches that a coreset is chosen from: of more, each image gives the same number, by chance."""
 APART = 16
-"""Normal images, evenly spread, that say how far such images lie from each other."""
-SAME = 1e-3
-"""An image whose mean token is nearer than this, relative to its length, is the same image. Other
-photographs of one product lie ten times as far away and more, rounding to float16 far less."""
+"""Normal images, evenly spread, that say how far such images lie from each other; at most."""
 _SMALLEST = 1e-6
-"""Deviation of distances below which normal images are copies of each other."""
-
-TokensOf = Callable[[str, np.ndarray], Tensor]
-"""Layer and image numbers (k,) → their patch tokens (k, N, D) float32."""
+"""Deviation of distances below which normal images have the same patches."""
 
 
 class Distances(NamedTuple):
@@ -53,7 +56,7 @@ class MemoryBank:
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
     apart: dict[str, Tensor]
-    """Layer → (k, h, w): distances of k of the normal images to the others, standardised."""
+    """Layer → (k, h, w): distances of k of the normal images to others, standardised."""
     map_top: float
     """Mean of the highest of their maps, from which `Distances.top` is measured."""
     grids: dict[str, tuple[int, int]]
@@ -64,10 +67,12 @@ class MemoryBank:
     params: BankParams
     means: Tensor
     """(n, D) mean patch tokens of the first layer, by which an image is known again."""
+    copies: int = 0
+    """Normal images that were left out, as copies of others."""
 
     @property
     def images(self) -> int:
-        """n"""
+        """n: different images that were seen, those included that only gave the scale."""
         return len(self.means)
 
     @classmethod
@@ -75,52 +80,70 @@ class MemoryBank:
         cls,
         tokens_of: TokensOf,
         images: int,
-        grids: dict[str, tuple[int, int]],
         size: int,
         sigma: float,
         params: BankParams,
         *,
         device: str = "cpu",
+        batch: int = BATCH,
+        progress: Progress | None = None,
     ) -> "MemoryBank":
         """From the tokens of normal images.
 
         Parameters
         ----------
         tokens_of : callable
-            Called with a few images at a time.
+            Called once for every image, and once more for some of very many.
         images : int
-            n, at least 2.
-        grids : dict of layer → (h, w)
+            At least 2; copies are left out.
         size, sigma
             Of the maps.
         device : str
             Where the search runs.
+        batch : int
+            Images that are read at a time.
+        progress : callable (images read, images in all), optional
 
         Raises
         ------
+        UnsuitableError
+            If there are fewer than two different images.
         SpgError
-            If there are fewer than two different images, or fewer patches than neighbours.
+            If there are fewer patches than neighbours.
         """
-        if images < 2:
-            raise SpgError(
-                f"There is {images} normal image; a bank needs at least two, to know how far such "
-                "images lie from each other. Give some more."
+        read = read_normals(tokens_of, images, batch=batch, progress=progress)
+        _require_two(read, images)
+        grids, n = read.grids, len(read.images)
+        apart = _spread(n, min(n, APART))
+        held_out = any(len(patches) > params.coreset for patches in read.patches.values())
+        if held_out:  # a coreset covers those that it was chosen from, and so would flatter them
+            apart = _spread(n, max(1, min(APART, n // 4)))
+        without = apart if held_out else None
+        banks = {layer: _bank(read, layer, without, params).to(device) for layer in grids}
+        search = {layer: search_among(kept, device) for layer, kept in banks.items()}
+        found = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
+        for number, image in enumerate(apart.tolist()):
+            for layer, patches in read.whole(tokens_of, image).items():
+                if held_out:
+                    products = search[layer](patches, params.neighbours)
+                else:
+                    own, bank = read.own(layer, image), banks[layer]
+                    products = highest_products(patches, bank, params.neighbours, without=own)
+                found[layer][number] = 1 - products.mean(dim=1)
+        scales = {layer: Scale(float(d.mean()), float(d.std())) for layer, d in found.items()}
+        if min(scale.deviation for scale in scales.values()) < _SMALLEST:
+            raise UnsuitableError(
+                f"The {n} normal images have the same patches, so they do not tell how far such "
+                "images lie apart. Give other ones."
             )
-        search, scales, apart = {}, {}, {}
-        for layer, grid in grids.items():
-            kept, owners = _kept(tokens_of, layer, images, params.coreset)
-            search[layer] = search_among(kept, device)
-            found = _apart(tokens_of, layer, kept, owners, images, params.neighbours)
-            scales[layer] = Scale(float(found.mean()), float(found.std()))
-            if scales[layer].deviation < _SMALLEST:
-                raise SpgError(
-                    f"The {images} normal images are copies of each other, so they do not tell how "
-                    "far such images lie apart. Give different ones."
-                )
-            apart[layer] = to_grid((found - scales[layer].mean) / scales[layer].deviation, grid)
-        top = top_mean(coarse_maps(apart, size, sigma), params.top_share)
-        means = _means(tokens_of, next(iter(grids)), images)
-        return cls(search, scales, apart, float(top.mean()), grids, size, sigma, params, means)
+        standard = {
+            layer: to_grid((found[layer] - scale.mean) / scale.deviation, grids[layer])
+            for layer, scale in scales.items()
+        }
+        top = float(top_mean(coarse_maps(standard, size, sigma), params.top_share).mean())
+        return cls(
+            search, scales, standard, top, grids, size, sigma, params, read.means, images - n
+        )
 
     def with_top_share(self, share: float) -> "MemoryBank":
         """The same distances, and another share of their map that judges the image."""
@@ -140,11 +163,13 @@ class MemoryBank:
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
 
-        def tokens_of(layer: str, images: np.ndarray) -> Tensor:
-            return torch.from_numpy(store.tokens(layer, rows[images])).float()
+        grids: Grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
 
-        grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
-        return cls.of(tokens_of, len(rows), grids, store.image_size, sigma, params, device=device)
+        def tokens_of(images: np.ndarray) -> tuple[Tokens, Grids]:
+            return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
+
+        size, step = store.image_size, batch_of(store)
+        return cls.of(tokens_of, len(rows), size, sigma, params, device=device, batch=step)
 
     def standard(self, layer: str, tokens: Tensor) -> Tensor:
         """Distances (B, N) of patches to the bank, of tokens (B, 1 + N, D), standardised."""
@@ -168,46 +193,48 @@ class MemoryBank:
 
     def _known(self, tokens: dict[str, Tensor]) -> np.ndarray:
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        exact = "donot_use_mm_for_euclid_dist"
-        away = torch.cdist(mean, self.means, compute_mode=exact).amin(dim=1)
-        return (away < SAME * mean.norm(dim=1)).numpy()
+        return are_among(mean, self.means)
 
 
-def _kept(tokens_of: TokensOf, layer: str, images: int, keep: int) -> tuple[Tensor, Tensor]:
-    """Unit tokens (m, D) of the bank, and the number of each one's image (m,)."""
-    generator = torch.Generator().manual_seed(0)
-    found, owners = [], []
-    for image in range(images):
-        tokens = unit(tokens_of(layer, np.array([image]))[0])
-        if (share := max(1, CANDIDATES // images)) < len(tokens):
-            tokens = tokens[torch.randperm(len(tokens), generator=generator)[:share]]
-        found.append(tokens)
-        owners.append(torch.full((len(tokens),), image))
-    kept, owner = torch.cat(found), torch.cat(owners)
-    if len(kept) > keep:
-        chosen = farthest_first(kept, keep)
-        kept, owner = kept[chosen], owner[chosen]
-    return kept, owner
+def _spread(count: int, chosen: int) -> np.ndarray:
+    """Numbers below `count`, evenly spread: (chosen,) int64."""
+    if chosen == 1:
+        return np.array([count // 2])
+    return np.linspace(0, count - 1, chosen).round().astype(np.int64)
 
 
-def _apart(
-    tokens_of: TokensOf, layer: str, kept: Tensor, owners: Tensor, images: int, neighbours: int
+def _bank(
+    read: NormalPatches, layer: str, held_out: np.ndarray | None, params: BankParams
 ) -> Tensor:
-    """Distances (k, N) of some images' patches to the bank without the image itself."""
-    chosen = np.unique(np.linspace(0, images - 1, min(images, APART)).round().astype(int))
-    found = []
-    for image in chosen.tolist():
-        others = kept[owners != image]
-        if len(others) < neighbours:
-            raise SpgError(
-                f"A bank of {len(kept)} patches has {len(others)} that are not of one and the same "
-                f"image, and bank.neighbours is {neighbours}. Lower bank.neighbours, raise "
-                "bank.coreset, or give more normal images."
-            )
-        products = unit(tokens_of(layer, np.array([image]))[0]) @ others.t()
-        found.append(1 - products.topk(neighbours, dim=1).values.mean(dim=1))
-    return torch.stack(found)
+    """Unit tokens (m, D) of a bank, without the images that are held out of it."""
+    patches = read.patches[layer]
+    if held_out is not None:
+        inside = torch.ones(len(patches), dtype=torch.bool)
+        for image in held_out.tolist():
+            inside[read.own(layer, image)] = False
+        patches = patches[inside]
+        if len(patches) > params.coreset:
+            patches = patches[farthest_first(patches, params.coreset)]
+    share = len(read.patches[layer]) // len(read.images)
+    compared = len(patches) - (share if held_out is None else 0)
+    if compared < params.neighbours:
+        raise SpgError(
+            f"A normal image has {compared} patches of others to be compared with, and "
+            f"bank.neighbours is {params.neighbours}. Lower bank.neighbours, raise bank.coreset, "
+            "or give more normal images."
+        )
+    return patches
 
 
-def _means(tokens_of: TokensOf, layer: str, images: int) -> Tensor:
-    return torch.cat([tokens_of(layer, np.array([i])).mean(dim=1) for i in range(images)])
+def _require_two(read: NormalPatches, images: int) -> None:
+    if len(read.images) > 1:
+        return
+    found = (
+        f"The {images} normal images are copies of each other"
+        if images > 1
+        else f"There is {images} normal image"
+    )
+    raise UnsuitableError(
+        f"{found}; a bank needs at least two different ones, to know how far such images lie from "
+        "each other. Give some more."
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.baselines.patchwise import Method
-from spg_pipe.few_shot import Normals, fingerprint_of, says
+from spg_pipe.few_shot import Normals, fingerprint_of, says, seen_of
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 
@@ -20,15 +20,15 @@ def mahalanobis(normals: Normals, target: FeatureStore) -> Method:
 
     Parameters
     ----------
-    normals : dict of category → (FeatureStore, rows)
+    normals : dict of category → NormalImages
         A distribution for each category.
     target : FeatureStore
         What is to be judged.
     """
     names = target.array("category").astype(object)
     fitted = {
-        name: {layer: _fit(bank_store, rows, layer) for layer in target.layers}
-        for name, (bank_store, rows) in normals.items()
+        name: {layer: _fit(own.store, own.rows, layer) for layer in target.layers}
+        for name, own in normals.items()
     }
 
     def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def mahalanobis(normals: Normals, target: FeatureStore) -> Method:
         ]
         return torch.stack(found)
 
-    sees = says(len(rows) for _, rows in normals.values())
+    sees = says(seen_of(normals))
     return Method("Mahalanobis", sees, values, inputs={"normals": fingerprint_of(normals)})
 
 

@@ -15,7 +15,7 @@ from spg_pipe.datasets.listing import Entry, Select, counted, listed
 from spg_pipe.datasets.manifest import Manifest, to_frame
 from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of, not_the_benchmark
 from spg_pipe.datasets.skipped import Skipped, skipped_note
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 
 Progress = Callable[[int, int], None]
 
@@ -161,7 +161,7 @@ def _found(
         )
     entries = sorted((e for part in parts for e in part.entries), key=_order)
     if not entries:
-        raise SpgError(
+        raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
             f"({', '.join(existing)}). Choose another split, or complete the copy."
         )

@@ -39,7 +39,7 @@ from spg_pipe.datasets.listing import (
 )
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.datasets.mvtec import GOOD, match_masks
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 
 MASK_FOLDERS = ("ground_truth", "masks")
 NOT_DEFECTS = frozenset(
@@ -66,7 +66,7 @@ def scan_folder(root: Path, split: str, select: Select) -> Scan:
         The folder holds no images, looks like another layout, or its labels are ambiguous.
     """
     if split == "train":
-        raise SpgError(
+        raise UnsuitableError(
             f"{root} has the folder layout, which knows no training split: use the split `test` "
             f"or `all` (both mean every image)."
         )

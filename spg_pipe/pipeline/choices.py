@@ -10,7 +10,7 @@ import yaml
 
 from spg_pipe.artifacts import read_json, write_text
 from spg_pipe.console import choose_device
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_sae
 from spg_pipe.params import Params
@@ -62,8 +62,10 @@ def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
     Raises
     ------
     SpgError
-        If the recipe has no `choose`, does not use contrast guides and the additive rule, the
-        auxiliary set cannot be parted, or has too few normal images for a bank.
+        If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
+        auxiliary set cannot be parted. A set with too few normal images for a bank is an error
+        only if there is nothing else to choose; otherwise a note says that nothing of `bank` is
+        chosen.
     """
     from spg_pipe.metrics import write_csv
     from spg_pipe.sae.run import SaeRun
@@ -83,7 +85,7 @@ def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
         axes = combinations(chosen.session, banks, "choose", (_BANK,))
         try:
             one, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
-        except SpgError as error:
+        except UnsuitableError as error:
             if not zero_shot:
                 raise
             session.console.say(f"Nothing of bank is chosen on {aux}: {error}")

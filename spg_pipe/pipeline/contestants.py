@@ -2,23 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spg_pipe.errors import SpgError
-from spg_pipe.find import find_dataset
+from spg_pipe.errors import UnsuitableError
+from spg_pipe.find import find_dataset, names_on_disk
 from spg_pipe.find_runs import find_detector, find_sae
+from spg_pipe.params import Dataset
 from spg_pipe.pipeline import contests
 from spg_pipe.pipeline.contests import Made
-from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.jobs import Job
 from spg_pipe.pipeline.sweeps import is_there
+from spg_pipe.pipeline.target import say_known
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
+    from spg_pipe.backbones.base import Backbone
     from spg_pipe.store.reader import FeatureStore
 
 LABELLED = "labelled auxiliary set"
@@ -81,8 +84,9 @@ def contestants(
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(contests.unlike_its_image, own)
     yield Contestant("intra-image dissimilarity", "nothing", None, None, every, unlike)
+    backbone = cache(partial(load_backbone, session))  # once for all, if anyone needs it
     for target in every:
-        yield from _few_shot(session, target, stores[target], normals)
+        yield from _few_shot(session, target, stores[target], normals, backbone)
         if len(np.unique(stores[target].array("category").astype(object))) > 1:
             session.console.say(
                 f"No transductive method on {target}: its categories are products of their own, "
@@ -93,21 +97,41 @@ def contestants(
 
 
 def _few_shot(
-    session: Session, target: str, store: "FeatureStore", normals: int
+    session: Session,
+    target: str,
+    store: "FeatureStore",
+    normals: int,
+    backbone: "Callable[[], Backbone]",
 ) -> Iterator[Contestant]:
-    from spg_pipe.few_shot import BANK, normals_of, says
+    from spg_pipe.few_shot import (
+        BANK,
+        known_images,
+        normals_of,
+        note_of_copies,
+        says,
+        seen_of,
+    )
     from spg_pipe.store.reader import FeatureStore
 
     dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
     categories = sorted(set(store.array("category").tolist()))
     try:
-        each = [extract(session, dataset, limit=normals, categories=[one]) for one in categories]
-        paths = tuple(dict.fromkeys(each))
+        _require_images(dataset)  # before the backbone is loaded for them
+        paths = tuple(
+            dict.fromkeys(
+                extract(session, dataset, limit=normals, categories=[one], backbone=backbone())
+                for one in categories
+            )
+        )
         found = normals_of([FeatureStore(path) for path in paths], store)
-    except SpgError as error:
+    except UnsuitableError as error:
         session.console.say(f"No few-shot methods on {target}: {error}")
         return
-    saw, place = says(len(rows) for _, rows in found.values()), Path(store.path)
+    if copies := sum(one.copies for one in found.values()):
+        session.console.say(f"{target}: {note_of_copies(copies, copies + sum(seen_of(found)))}")
+    known = store.table["path"][known_images(found, store)].tolist()
+    say_known(session, known, len(store), f" of few-shot methods on {target}")
+    saw, place = says(seen_of(found)), Path(store.path)
     for method, make in ((BANK, contests.bank), ("Mahalanobis", contests.gaussian)):
         yield Contestant(method, saw, None, None, (target,), partial(make, own, paths, place))
     for way in session.params.directions:
@@ -118,6 +142,13 @@ def _few_shot(
                 yield Contestant(
                     f"{PLUS} + {BANK}", both, seed, way.aux, (target,), make_fused, PLUS
                 )
+
+
+def _require_images(dataset: Dataset) -> None:
+    """Refuse a split that is not there."""
+    if not dataset.root.is_dir():
+        raise UnsuitableError(f"the images of {dataset.name} are not here ({dataset.root}).")
+    names_on_disk(dataset)
 
 
 def _transductive(own: Session, target: str, store: "FeatureStore") -> Contestant:

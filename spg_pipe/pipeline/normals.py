@@ -45,7 +45,7 @@ def score_few_shot(
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
     from spg_pipe.detector import Detector
-    from spg_pipe.few_shot import banks_of, require_fusible
+    from spg_pipe.few_shot import banks_of, note_of_copies, require_fusible, seen_of
     from spg_pipe.few_shot import score_few_shot as run
 
     params, device = session.params, choose_device(session.device)
@@ -70,6 +70,8 @@ def score_few_shot(
     normal = _store_of_normals(session, normals)
     banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
     session.console.say(f"{banks.sees}, from {normal.path}")
+    if copies := sum(own.copies for own in banks.rows.values()):
+        session.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []
     for one in chosen:
         trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""

@@ -1,5 +1,6 @@
 """Detectors on targets: scores → metrics → report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,13 +143,16 @@ def note_known(session: Session, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
     from spg_pipe.few_shot import KNOWN
 
-    paths = scores.table["path"][scores.table[KNOWN]].tolist()
+    say_known(session, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
+
+
+def say_known(session: Session, paths: Sequence[str], images: int, where: str = "") -> None:
+    """Say which images of a target are normal images themselves, if there are such."""
+    from spg_pipe.few_shot import note_of_known
+
     if paths:
-        session.console.say(
-            f"Note: {len(paths)} of the {len(scores.table)} images are among the normal ones "
-            f"({', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}): the bank has nothing "
-            "against them, and metrics are too good. Use normal images of another split."
-        )
+        so = f"and metrics{where} are too good. Use normal images of another split."
+        session.console.say(note_of_known(paths, images, so))
 
 
 def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore") -> "Manifest":

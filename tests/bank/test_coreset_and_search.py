@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spg_pipe.bank import search
 from spg_pipe.bank.coreset import PROJECTED, farthest_first
 from spg_pipe.bank.search import search_among
 
@@ -57,15 +58,39 @@ def test_without_a_gpu_build_of_faiss_another_device_multiplies(
     """`meta` stands for a device that is no CPU: FAISS must not be asked, the product is."""
     import faiss
 
-    from spg_pipe.bank import search
-
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     monkeypatch.setattr(faiss, "IndexFlatIP", None)
-    assert search_among(random_tokens(4, 6), "meta") is not None
+    moved: list[str] = []
+    multiply = search.highest_products
+
+    def highest(queries: torch.Tensor, vectors: torch.Tensor, k: int) -> torch.Tensor:
+        moved.append(vectors.device.type)
+        return multiply(queries, tokens, k)  # `meta` has shapes, but no values
+
+    monkeypatch.setattr(search, "highest_products", highest)
+    tokens, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
+    found = search_among(tokens, "meta")(queries, 4)
+    np.testing.assert_allclose(found.numpy(), expected(tokens, queries, 4), atol=1e-5)
+    assert moved == ["meta"]
+
+
+def test_products_are_taken_in_blocks_and_without_what_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    topk = torch.Tensor.topk
+
+    def spied(values: torch.Tensor, k: int, dim: int) -> object:
+        sizes.append(values.numel())
+        return topk(values, k, dim=dim)
+
+    monkeypatch.setattr(torch.Tensor, "topk", spied)
+    monkeypatch.setattr(search, "_PRODUCTS", 130)
     vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
-    monkeypatch.setattr(search, "_BLOCK", 3)
-    found = search._by_product(vectors)(queries, 4)
-    np.testing.assert_allclose(found.numpy(), expected(vectors, queries, 4), atol=1e-5)
+    found = search.highest_products(queries, vectors, 4, without=slice(5, 12))
+    others = torch.cat([vectors[:5], vectors[12:]])
+    np.testing.assert_allclose(found.numpy(), expected(others, queries, 4), atol=1e-5)
+    assert sizes == [120, 120, 120, 40]
 
 
 def test_a_gpu_build_of_faiss_is_used_on_the_gpu_that_is_named(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny import extracted, manifest_of, write_folder
 
-from spg_pipe.bank import memory
+from spg_pipe.bank import images, memory, search
+from spg_pipe.bank.images import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
@@ -90,18 +93,118 @@ def test_a_coreset_is_smaller_and_judged_by_its_own_scale(
     assert own.patches["1"].mean() < other.patches["1"].mean()
 
 
+def aligned(count: int, spread: float = 0.1) -> tuple[images.TokensOf, Grids]:
+    """Images that differ by noise alone: 64 places, each with a token of its own."""
+    places = torch.randn(65, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(count, 65, 16, generator=torch.Generator().manual_seed(1))
+    grids = {"1": (8, 8)}
+
+    def tokens_of_images(chosen: np.ndarray) -> tuple[Tokens, Grids]:
+        return {"1": places + spread * noise[torch.from_numpy(chosen)]}, grids
+
+    return tokens_of_images, grids
+
+
+@pytest.mark.parametrize("coreset", [256, 10_000])
+def test_other_normal_images_have_mean_0_deviation_1_and_no_top(coreset: int) -> None:
+    """Also with a coreset, which lies nearer to the images that it was chosen from."""
+    tokens, _ = aligned(80)
+    params = BankParams(coreset=coreset, top_share=0.05)
+    bank = MemoryBank.of(tokens, 40, 32, 1.0, params)
+    assert bank.images == 40
+    others = bank.distances(tokens(np.arange(40, 80))[0])
+    assert float(others.patches["1"].mean()) == pytest.approx(0, abs=0.1)
+    assert float(others.patches["1"].std()) == pytest.approx(1, abs=0.1)
+    assert others.top.mean() == pytest.approx(0, abs=0.15)
+    own = bank.distances(tokens(np.arange(40))[0])
+    assert own.known.all()  # those that only gave the scale, too
+
+
+def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, _ = aligned(80)
+    covered: list[int] = []
+
+    def first(patches: torch.Tensor, keep: int) -> torch.Tensor:
+        covered.append(len(patches) // 64)
+        return torch.arange(keep)
+
+    monkeypatch.setattr(memory, "farthest_first", first)
+    apart = [
+        len(MemoryBank.of(tokens, n, 32, 1.0, BankParams(coreset=64)).apart["1"])
+        for n in (3, 8, 80)
+    ]
+    assert apart == [1, 2, 16]
+    assert covered == [2, 6, 64]
+
+
+def test_copies_are_left_out_and_do_not_change_the_scale(normals: FeatureStore) -> None:
+    bank = bank_of(normals, np.array([0, 1, 1, 3, 0]))
+    without = bank_of(normals, np.array([0, 1, 3]))
+    assert (bank.images, bank.copies) == (3, 2)
+    assert (without.images, without.copies) == (3, 0)
+    assert bank.scales == without.scales
+    assert bank.map_top == without.map_top
+
+
 def test_of_very_many_patches_each_image_gives_its_share(
     normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "CANDIDATES", 30)
+    monkeypatch.setattr(images, "CANDIDATES", 30)
+    reads: list[list[int]] = []
 
-    def tokens(layer: str, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(normals.tokens(layer, rows)).float()
+    def tokens(rows: np.ndarray) -> tuple[Tokens, Grids]:
+        reads.append(rows.tolist())
+        grids = {"1": normals.spec.layers["1"].grid}
+        return {"1": image_tokens(normals, "1", rows)}, grids
 
-    for _ in range(2):
-        kept, owners = memory._kept(tokens, "1", 6, 1000)
-        assert torch.bincount(owners).tolist() == [5] * 6
-        assert kept.shape == (30, 12)
+    first, again = (read_normals(tokens, 6) for _ in range(2))
+    torch.testing.assert_close(first.patches["1"], again.patches["1"], rtol=0, atol=0)
+    assert first.patches["1"].untyped_storage().nbytes() == 30 * 12 * 4  # nothing else is held
+    everything = unit_tokens(normals, "1", ALL)
+    for image in ALL.tolist():
+        own = first.patches["1"][first.own("1", image)].numpy()
+        assert len(own) == 5
+        nearest_own = (own @ everything[image].T).max(axis=1)
+        np.testing.assert_allclose(nearest_own, 1, atol=1e-5)
+        whole = first.whole(tokens, image)["1"].numpy()
+        np.testing.assert_allclose(whole, everything[image], atol=1e-5)
+    assert reads[-6:] == [[image] for image in ALL]  # read again, one by one
+
+
+def test_the_scale_takes_no_more_memory_than_a_block_of_products(
+    normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    topk = torch.Tensor.topk
+
+    def spied(values: torch.Tensor, k: int, dim: int) -> object:
+        sizes.append(values.numel())
+        return topk(values, k, dim=dim)
+
+    expected = bank_of(normals)
+    monkeypatch.setattr(torch.Tensor, "topk", spied)
+    monkeypatch.setattr(search, "_PRODUCTS", 200)
+    found = bank_of(normals)
+    assert max(sizes) <= 200
+    for layer, scale in expected.scales.items():
+        assert found.scales[layer] == pytest.approx(scale, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_an_image_is_known_again_in_another_batch_and_a_near_one_is_not(
+    normals: FeatureStore, tmp_path: Path, dtype: str
+) -> None:
+    folder = write_folder(tmp_path / "p", ("bolt",), good=6, masked=0, missing=0, seed=7)
+    stores = [
+        extracted(manifest_of(folder), tmp_path / f"{n}.zarr", dtype=dtype, batch_images=n)
+        for n in (1, 5)
+    ]
+    one, other = (mean_tokens(store, ALL) for store in stores)
+    assert are_among(one, other).all()
+    assert ((one - other).norm(dim=1) < SAME / 10 * one.norm(dim=1)).all()
+    assert not are_among(one * (1 + 8e-4), one).any()  # as near as photographs in tiles come
 
 
 def test_an_image_of_the_bank_itself_is_known_again(
@@ -121,9 +224,9 @@ def test_an_image_of_the_bank_itself_is_known_again(
     ("rows", "params", "message"),
     [
         ([0], {}, "There is 1 normal image; a bank needs at least two"),
-        ([1, 1], {}, "The 2 normal images are copies of each other"),
+        ([1, 1], {}, "The 2 normal images are copies of each other.*two different ones"),
         ([0, 1], {"neighbours": 17}, "bank.neighbours is 17. Lower bank.neighbours"),
-        ([0, 1], {"coreset": 1}, "raise bank.coreset"),
+        ([0, 1], {"coreset": 2, "neighbours": 3}, "raise bank.coreset"),
     ],
 )
 def test_what_makes_no_bank_is_refused(

@@ -72,13 +72,16 @@ def judge(
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.store.reader import FeatureStore
 
-    start, found = own_memory(), {}
+    start, scored = own_memory(), {}
     with measured(start) as making:
         made = make()
     for target, path in stores.items():
         store = FeatureStore(path)
         with measured(start) as scoring:
             scores = made.score(store, places[target])
+        scored[target] = scores, store, scoring
+    found = {}
+    for target, (scores, store, scoring) in scored.items():
         row = evaluate_scores(scores, store, metrics).rows[-1]
         ranges = score_intervals(scores, store) if bootstrap else {}
         found[target] = Judged(row, ranges, making, scoring, made.artefacts)

@@ -1,5 +1,8 @@
 """What work costs: its time, and the memory that it took beyond what its process had."""
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -40,9 +43,10 @@ def measured(start: int) -> Iterator[Cost]:
     Parameters
     ----------
     start : int
-        `own_memory` of the process before any of its work: what one block leaves in memory for
-        the next counts in both.
+        `own_memory` of the process before any of its work: what one block makes and the next one
+        uses counts in both.
     """
+    _give_back()
     cost, stop, peak = Cost(), threading.Event(), own_memory()
 
     def sample() -> None:
@@ -60,3 +64,11 @@ def measured(start: int) -> Iterator[Cost]:
         stop.set()
         thread.join()
     cost.mebibytes = max(0, max(peak, own_memory()) - start) / 2**20
+
+
+def _give_back() -> None:
+    """Free what nobody uses, which the C library would keep and the next block would seem to use."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # not every C library has it
+        trim(0)

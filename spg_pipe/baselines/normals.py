@@ -151,12 +151,16 @@ def judge_fused(
     grids: dict[str, tuple[int, int]],
     size: int,
     sigma: float,
+    known: dict[str, Tensor] | None = None,
 ) -> Judged:
-    """The additive decision with the bank as one more component of patches and image."""
+    """The additive decision with the bank as one more component of patches and image.
+
+    `known`: the bank's standardised distances, layer → (B, h, w), if they need not be searched.
+    """
     decision = detector.require_decision()
     with torch.inference_mode():
         odds, values = detector.log_odds(tokens, grids)
-        banks = {
+        banks = known or {
             layer: to_grid(bank.standard(layer, tokens[layer]), grids[layer]) for layer in odds
         }
     patches = {layer: odds[layer].cpu() + BANK_WEIGHT * banks[layer] for layer in odds}
@@ -171,9 +175,28 @@ def judge_fused(
 
 
 def score_fused(
-    detector: Detector, bank: NormalBank, store: FeatureStore, path: Path, *, device: str = "cpu"
+    detector: Detector,
+    bank: NormalBank,
+    store: FeatureStore,
+    path: Path,
+    *,
+    known: Scores | None = None,
+    device: str = "cpu",
 ) -> Scores:
-    """Judge every image of a target by `judge_fused` and write scores/<run>/."""
+    """Judge every image of a target by `judge_fused` and write scores/<run>/.
+
+    Parameters
+    ----------
+    known : Scores, optional
+        What `nearest_neighbours` of this bank gave on this store, instead of a new search.
+
+    Raises
+    ------
+    SpgError
+        If the detector is of another backbone, or `known` of another bank or store.
+    """
+    if known and known.config["inputs"] != {"store": store.fingerprint, "normals": bank.store}:
+        raise SpgError(f"{known.path} are scores of another store or of other normal images.")
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     shapes = {layer: store.spec.layers[layer].grid for layer in detector.layers}
     sigma = detector.score.sigma
@@ -190,13 +213,16 @@ def score_fused(
         "detector": {key: detector.config[key] for key in ("auxiliary", "seed", "protocol")},
         "licences": sorted({*detector.config["licences"], *store.licences}),
     }
-    return write_scores(
-        store,
-        path,
-        lambda tokens: judge_fused(detector, bank, tokens, shapes, store.image_size, sigma),
-        content,
-        device=device,
-    )
+    done = 0
+
+    def judge_batch(tokens: dict[str, Tensor]) -> Judged:
+        nonlocal done
+        rows = np.arange(done, done + len(next(iter(tokens.values()))))
+        done += len(rows)
+        distances = known.patches(rows) if known else None
+        return judge_fused(detector, bank, tokens, shapes, store.image_size, sigma, distances)
+
+    return write_scores(store, path, judge_batch, content, device=device)
 
 
 def _length(patches: Tensor, mean: Tensor, root: Tensor) -> Tensor:

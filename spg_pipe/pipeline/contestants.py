@@ -25,6 +25,7 @@ LABELLED = "labelled auxiliary set"
 PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
 FREE = "free dense guides, trained"
+BANK = "k-NN bank"
 FUSED = "spg-plus + k-NN bank"
 MUTUAL = "mutual scoring"
 Stores = Mapping[str, "FeatureStore"]
@@ -44,6 +45,8 @@ class Contestant:
     """In the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
+    beside: str | None = None
+    """Name of a contestant whose scores of its only target it goes on from."""
 
     @property
     def name(self) -> str:
@@ -105,14 +108,16 @@ def _few_shot(session: Session, target: str, normals: int) -> Iterator[Contestan
         session.console.say(f"No few-shot methods on {target}: {error}")
         return
     path, saw = Path(store.path), sees(store)
-    for method, make in (("k-NN bank", contests.bank), ("Mahalanobis", contests.gaussian)):
-        yield Contestant(method, saw, None, None, (target,), partial(make, own, path))
-    for way in session.params.directions:
-        if way.target == target:
-            for seed in session.params.seeds:
-                make_fused = partial(contests.fused, own, path, way.aux, seed)
-                both = f"{LABELLED}; {saw}"
-                yield Contestant(FUSED, both, seed, way.aux, (target,), make_fused, PLUS)
+    bank = Contestant(BANK, saw, None, None, (target,), partial(contests.bank, own, path))
+    yield bank
+    gaussian = partial(contests.gaussian, own, path)
+    yield Contestant("Mahalanobis", saw, None, None, (target,), gaussian)
+    distances = session.paths.compared(BANK, None, target, None)
+    for aux in [way.aux for way in session.params.directions if way.target == target]:
+        for seed in session.params.seeds:
+            make = partial(contests.fused, own, path, distances, aux, seed)
+            both = f"{LABELLED}; {saw}"
+            yield Contestant(FUSED, both, seed, aux, (target,), make, PLUS, bank.name)
 
 
 def _transductive(own: Session, target: str, store: "FeatureStore") -> Contestant:
@@ -158,8 +163,8 @@ def judging_jobs(session: Session, entries: Sequence[Contestant], stores: Stores
             session.params.metrics,
             bootstrap=first[entry.method, entry.aux] == entry.seed,
         )
-        after = (_guides(entry.guides, str(entry.aux)),) if entry.guides else ()
-        yield Job(entry.name, work, after)
+        after = [_guides(entry.guides, str(entry.aux))] if entry.guides else []
+        yield Job(entry.name, work, (*after, *([entry.beside] if entry.beside else [])))
 
 
 def _sae(aux: str, seed: int) -> str:

@@ -214,14 +214,15 @@ def gaussian(session: Session, normals: Path) -> Made:
     return _patchwise(session, mahalanobis(FeatureStore(normals)))
 
 
-def fused(session: Session, normals: Path, aux: str, seed: int) -> Made:
-    """The recipe's detector with the bank as one more addend."""
+def fused(session: Session, normals: Path, distances: Path, aux: str, seed: int) -> Made:
+    """The recipe's detector with the bank as one more addend; `distances` are the bank's scores."""
     from spg_pipe.baselines.normals import NormalBank, score_fused
+    from spg_pipe.scoring import Scores
     from spg_pipe.store.reader import FeatureStore
 
     made = NormalBank.of(FeatureStore(normals), sigma=session.params.score.sigma)
     detector, device = _load(find_detector(session, aux, seed)), choose_device(session.device)
-    score = partial(score_fused, detector, made, device=device)
+    score = partial(score_fused, detector, made, known=Scores.load(distances), device=device)
     return Made(score, (detector.fingerprint, detector.config["inputs"]["sae"]))
 
 

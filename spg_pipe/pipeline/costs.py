@@ -2,10 +2,11 @@
 
 import ctypes
 import gc
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +21,14 @@ class Cost:
     """Wall time."""
     mebibytes: float = float("nan")
     """Peak of the process's memory beyond `start`, MiB."""
+
+    @classmethod
+    def one_after_another(cls, costs: "Iterable[Cost]") -> "Cost":
+        """Of work in processes of its own; NaN if a part is."""
+        parts = list(costs)
+        memory = [part.mebibytes for part in parts]
+        largest = math.nan if any(map(math.isnan, memory)) else max(memory)
+        return cls(sum(part.seconds for part in parts), largest)
 
 
 def own_memory() -> int:
@@ -67,7 +76,7 @@ def measured(start: int) -> Iterator[Cost]:
 
 
 def _give_back() -> None:
-    """Free what nobody uses, which the C library would keep and the next block would seem to use."""
+    """Free what nobody uses: the C library keeps it, and the next block would seem to need it."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # not every C library has it

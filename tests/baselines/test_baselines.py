@@ -158,3 +158,21 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
     added = bank.standard("1", tokens).reshape(3, 4, 4)
     found = fused.patches(images)["1"] - alone.patches(images)["1"]
     torch.testing.assert_close(found, added, atol=1e-4, rtol=0)
+
+
+def test_a_fused_score_goes_on_from_the_banks_own_scores(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, normals: FeatureStore, tmp_path: Path
+) -> None:
+    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
+    detector = train_guides(tiny_store, tiny_sae, *given, seed=1)[0]
+    bank = NormalBank.of(normals, sigma=1.0)
+    known = score_patchwise(nearest_neighbours(bank), tiny_store, tmp_path / "bank", sigma=1.0)
+    whole = score_fused(detector, bank, tiny_store, tmp_path / "whole")
+    found = score_fused(detector, bank, tiny_store, tmp_path / "found", known=known)
+    np.testing.assert_allclose(found.table["score"], whole.table["score"], atol=1e-6)
+    every = np.arange(len(tiny_store))
+    for layer, patches in found.patches(every).items():
+        torch.testing.assert_close(patches, whole.patches(every)[layer], atol=1e-6, rtol=0)
+    other = score_patchwise(dissimilarity(), tiny_store, tmp_path / "other")
+    with pytest.raises(SpgError, match="other normal images"):
+        score_fused(detector, bank, tiny_store, tmp_path / "never", known=other)

@@ -46,6 +46,8 @@ class Contestant:
     """In the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
+    beside: str | None = None
+    """Name of a contestant whose scores of its only target it goes on from."""
 
     @property
     def name(self) -> str:
@@ -132,16 +134,18 @@ def _few_shot(
     known = store.table["path"][known_images(found, store)].tolist()
     say_known(session, known, len(store), f" of few-shot methods on {target}")
     saw, place = says(seen_of(found)), Path(store.path)
-    for method, make in ((BANK, contests.bank), ("Mahalanobis", contests.gaussian)):
-        yield Contestant(method, saw, None, None, (target,), partial(make, own, paths, place))
+    bank = partial(contests.bank, own, paths, place)
+    alone = Contestant(BANK, saw, None, None, (target,), bank)
+    yield alone
+    gaussian = partial(contests.gaussian, own, paths, place)
+    yield Contestant("Mahalanobis", saw, None, None, (target,), gaussian)
+    distances = session.paths.compared(BANK, None, target, None)
     for way in session.params.directions:
         if way.target == target:
             for seed in session.params.seeds:
-                make_fused = partial(contests.fused, own, paths, place, way.aux, seed)
-                both = f"{LABELLED}; {saw}"
-                yield Contestant(
-                    f"{PLUS} + {BANK}", both, seed, way.aux, (target,), make_fused, PLUS
-                )
+                make = partial(contests.fused, own, paths, place, distances, way.aux, seed)
+                name, both = f"{PLUS} + {BANK}", f"{LABELLED}; {saw}"
+                yield Contestant(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
 
 
 def _require_images(dataset: Dataset) -> None:
@@ -194,8 +198,8 @@ def judging_jobs(session: Session, entries: Sequence[Contestant], stores: Stores
             session.params.metrics,
             bootstrap=first[entry.method, entry.aux] == entry.seed,
         )
-        after = (_guides(entry.guides, str(entry.aux)),) if entry.guides else ()
-        yield Job(entry.name, work, after)
+        after = [_guides(entry.guides, str(entry.aux))] if entry.guides else []
+        yield Job(entry.name, work, (*after, *([entry.beside] if entry.beside else [])))
 
 
 def _sae(aux: str, seed: int) -> str:

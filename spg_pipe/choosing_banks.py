@@ -64,8 +64,16 @@ def judge_banks(
     Raises
     ------
     SpgError
-        If the set cannot be parted, or no category has enough normal images.
+        If the set cannot be parted, its defects are painted, or no category has enough normal
+        images.
     """
+    if store.synthetic:
+        raise SpgError(
+            f"{store.path} is a synthetic set: its anomalous images are copies of its normal ones, "
+            "so a bank would know all of them but the defect, as it never does on a target. Choose "
+            "settings of bank on an auxiliary set with real defects, or leave bank.* out of "
+            "`choose`."
+        )
     shared = look_at_parts(store, [one], device)
     each: list[list[CategoryResult]]
     found: dict[str, list[list[CategoryResult]]] = {}

@@ -19,7 +19,6 @@ from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import Judged, judge
-from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import SIGMA, BankParams, ScoreParams
 from spg_pipe.scoring import Scores, described, of_detector, require_decision, write_scores
 from spg_pipe.store.reader import FeatureStore
@@ -294,7 +293,7 @@ def _content(
         kind = "spg-plus" if detector.contrast else "trained guides"
         content |= {
             "method": f"{kind} + {BANK}",
-            "sees": f"{ZERO_SHOT}; {banks.sees}",
+            "sees": f"{detector.sees}; {banks.sees}",
             "score": params.model_dump(mode="json"),
             "inputs": content["inputs"] | {"detector": detector.fingerprint},
             "detector": of_detector(detector),

@@ -14,12 +14,14 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
+from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.few_shot import KNOWN, judge_alone, judge_fused, require_fusible, says
 from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
+from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 from spg_pipe.predict_normals import bank_of_images, normal_images
@@ -161,7 +163,7 @@ def predict(
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
-                        sees=bank.sees if bank else "",
+                        sees=_sees(detector, bank) if bank else "",
                         among_normals=bool(known[i]),
                     )
                 )
@@ -224,7 +226,7 @@ def predict_folder(
     from spg_pipe.backbones import load_backbone
 
     detector = Detector.load(detector_path)
-    choose_images(source, out)
+    images = choose_images(source, out)
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     seen = normal_images(normals, exif=exif) if normals else None
     if seen and not alone:
@@ -246,6 +248,9 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
+    contents = content_ids(images) if detector.painted_on and not alone else set()
+    if note := detector.own_images_note(str(source), contents):
+        console.say(note)
     made = None
     if seen is not None:
         with console.progress("normals") as update:
@@ -280,7 +285,7 @@ def predict_folder(
     told = (
         f"protocol {about['protocol']}, σ {about['sigma']:g}, image score "
         f"{about['image_score']}, {about['backbone']}, seed {about['seed']}, detector "
-        f"{detector.fingerprint[:8]}" + (f"; {made.sees}" if made else "")
+        f"{detector.fingerprint[:8]}" + (f"; {about['sees']}" if "sees" in about else "")
     )
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
@@ -290,11 +295,12 @@ def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[st
     score = detector.score
     layers = "+".join(spec.layers)
     rule: str = "additive" if score.rule == "additive" else score.image_score
-    few_shot: dict[str, Any] = {}
+    saw = _sees(detector, bank)
+    more: dict[str, Any] = {"sees": saw} if saw else {}
     if bank:
         rule = "k-NN bank alone" if bank.alone else f"{rule} + k-NN bank"
-        few_shot = {"sees": bank.sees, "bank": bank.memory.params.model_dump(mode="json")}
-    return few_shot | {
+        more["bank"] = bank.memory.params.model_dump(mode="json")
+    return more | {
         "fingerprint": detector.fingerprint,
         "protocol": detector.config["protocol"]["name"],
         "tau": detector.config["tau"],
@@ -304,6 +310,15 @@ def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[st
         "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
         "seed": detector.config["seed"],
     }
+
+
+def _sees(detector: Detector, bank: Bank | None) -> str:
+    """What is told besides the detector's licences: painted defects, normal images of the target.
+
+    Empty for a zero-shot detector that learnt from labels.
+    """
+    painted = [] if detector.sees == ZERO_SHOT or (bank and bank.alone) else [detector.sees]
+    return "; ".join([*painted, *([bank.sees] if bank else [])])
 
 
 def _base(source: Path) -> Path:

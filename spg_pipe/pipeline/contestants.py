@@ -11,6 +11,7 @@ import numpy as np
 from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset
 from spg_pipe.find_runs import find_detector, find_sae
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline import contests
 from spg_pipe.pipeline.contests import Made
 from spg_pipe.pipeline.features import extract
@@ -21,7 +22,6 @@ from spg_pipe.session import Session
 if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
-LABELLED = "labelled auxiliary set"
 PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
 FREE = "free dense guides, trained"
@@ -75,14 +75,15 @@ def contestants(
     for method, make, one, guides in seeded:
         for aux in _auxes(session, stores):
             targets = tuple(way.target for way in ways if way.aux == aux)
+            saw = seen_in(stores[aux].synthetic)
             for seed in session.params.seeds:
                 ready = partial(make, one, aux, seed)
-                yield Contestant(method, LABELLED, seed, aux, targets, ready, guides)
+                yield Contestant(method, saw, seed, aux, targets, ready, guides)
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(contests.unlike_its_image, own)
     yield Contestant("intra-image dissimilarity", "nothing", None, None, every, unlike)
     for target in every:
-        yield from _few_shot(session, target, stores[target], normals)
+        yield from _few_shot(session, target, stores, normals)
         if len(np.unique(stores[target].array("category").astype(object))) > 1:
             session.console.say(
                 f"No transductive method on {target}: its categories are products of their own, "
@@ -92,13 +93,12 @@ def contestants(
         yield _transductive(own, target, stores[target])
 
 
-def _few_shot(
-    session: Session, target: str, store: "FeatureStore", normals: int
-) -> Iterator[Contestant]:
+def _few_shot(session: Session, target: str, stores: Stores, normals: int) -> Iterator[Contestant]:
     from spg_pipe.few_shot import BANK, normals_of, says
     from spg_pipe.store.reader import FeatureStore
 
     dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
+    store = stores[target]
     categories = sorted(set(store.array("category").tolist()))
     try:
         each = [extract(session, dataset, limit=normals, categories=[one]) for one in categories]
@@ -114,7 +114,7 @@ def _few_shot(
         if way.target == target:
             for seed in session.params.seeds:
                 make_fused = partial(contests.fused, own, paths, place, way.aux, seed)
-                both = f"{LABELLED}; {saw}"
+                both = f"{seen_in(stores[way.aux].synthetic)}; {saw}"
                 yield Contestant(
                     f"{PLUS} + {BANK}", both, seed, way.aux, (target,), make_fused, PLUS
                 )

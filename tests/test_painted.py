@@ -187,11 +187,16 @@ def test_score_notes_the_detectors_own_images(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    judged = target("parts", "test")
+    place, normals = Path(target("parts").path), str(target("parts", "train").path)
     detector.save(tmp_path / "detector")
     session = session_of(folder, monkeypatch, artifacts=str(tmp_path / "artifacts"))
-    pipeline.score(session, "target", detector=tmp_path / "detector", store=Path(judged.path))
+    options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
+    pipeline.score(session, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
+    pipeline.score_few_shot(session, "target", normals, **options)
+    assert "this is not zero-shot" in capsys.readouterr().err
+    pipeline.score_few_shot(session, "target", normals, alone=True, store=place)
+    assert "this is not zero-shot" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("own", "root"), [(True, "parts"), (False, "other")])

@@ -159,8 +159,8 @@ def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matte
         raise SpgError("no train split")
 
     monkeypatch.setattr(contestants, "extract", none)
-    names = np.array(["bolt"] * 3)
-    one_product = SimpleNamespace(array=lambda _name: names, path="x.zarr", synthetic={})
+    category = np.array(["bolt"] * 3)
+    one_product = SimpleNamespace(array=lambda _name: category, path="x.zarr", synthetic={})
     names = ("left", "right", "third")
     datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
     ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]

@@ -20,7 +20,6 @@ from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.judging import Judged, judge
-from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import SIGMA, BankParams, ScoreParams
 from spg_pipe.scoring import Scores, described, of_detector, require_decision, write_scores
 from spg_pipe.store.reader import FeatureStore
@@ -98,7 +97,7 @@ def says(images: Iterable[int]) -> str:
 
 def sees(detector: Detector | None, images: Iterable[int]) -> str:
     """What few-shot scores saw: what the detector did, if there is one, and normal images."""
-    return says(images) if detector is None else f"{ZERO_SHOT}; {says(images)}"
+    return says(images) if detector is None else f"{detector.sees}; {says(images)}"
 
 
 def note_of_copies(copies: int, images: int) -> str:

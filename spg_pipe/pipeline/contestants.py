@@ -11,6 +11,7 @@ import numpy as np
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.find import find_dataset, names_on_disk
 from spg_pipe.find_runs import find_detector, find_sae
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.params import Dataset
 from spg_pipe.pipeline import contests
 from spg_pipe.pipeline.contests import Made
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
     from spg_pipe.store.reader import FeatureStore
 
-LABELLED = "labelled auxiliary set"
 PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
 FREE = "free dense guides, trained"
@@ -80,15 +80,16 @@ def contestants(
     for method, make, one, guides in seeded:
         for aux in _auxes(session, stores):
             targets = tuple(way.target for way in ways if way.aux == aux)
+            saw = seen_in(stores[aux].synthetic)
             for seed in session.params.seeds:
                 ready = partial(make, one, aux, seed)
-                yield Contestant(method, LABELLED, seed, aux, targets, ready, guides)
+                yield Contestant(method, saw, seed, aux, targets, ready, guides)
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(contests.unlike_its_image, own)
     yield Contestant("intra-image dissimilarity", "nothing", None, None, every, unlike)
     backbone = cache(partial(load_backbone, session))  # once for all, if anyone needs it
     for target in every:
-        yield from _few_shot(session, target, stores[target], normals, backbone)
+        yield from _few_shot(session, target, stores, normals, backbone)
         if len(np.unique(stores[target].array("category").astype(object))) > 1:
             session.console.say(
                 f"No transductive method on {target}: its categories are products of their own, "
@@ -101,7 +102,7 @@ def contestants(
 def _few_shot(
     session: Session,
     target: str,
-    store: "FeatureStore",
+    stores: Stores,
     normals: int,
     backbone: "Callable[[], Backbone]",
 ) -> Iterator[Contestant]:
@@ -116,6 +117,7 @@ def _few_shot(
     from spg_pipe.store.reader import FeatureStore
 
     dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
+    store = stores[target]
     categories = sorted(set(store.array("category").tolist()))
     try:
         _require_images(dataset)  # before the backbone is loaded for them
@@ -144,7 +146,7 @@ def _few_shot(
         if way.target == target:
             for seed in session.params.seeds:
                 make = partial(contests.fused, own, paths, place, distances, way.aux, seed)
-                name, both = f"{PLUS} + {BANK}", f"{LABELLED}; {saw}"
+                name, both = f"{PLUS} + {BANK}", f"{seen_in(stores[way.aux].synthetic)}; {saw}"
                 yield Contestant(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
 
 

@@ -65,10 +65,17 @@ def judge_banks(
     Raises
     ------
     UnsuitableError
-        If no category has enough normal images.
+        If no category has enough normal images, or its defects are painted.
     SpgError
         If the set cannot be parted.
     """
+    if store.synthetic:
+        raise UnsuitableError(
+            f"{store.path} is a synthetic set: its anomalous images are copies of its normal ones, "
+            "so a bank would know all of them but the defect, as it never does on a target. Choose "
+            "settings of bank on an auxiliary set with real defects, or leave bank.* out of "
+            "`choose`."
+        )
     shared = look_at_parts(store, [one], device)
     each: list[list[CategoryResult]]
     found: dict[str, list[list[CategoryResult]]] = {}

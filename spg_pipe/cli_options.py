@@ -209,7 +209,7 @@ def names_of(option: str, value: str, example: str) -> list[str]:
     if not all(names):
         raise SpgError(
             f"{option} {value!r}: expected names with commas between them, for instance {example}. "
-            f"Leave the option out for the recipe's own {option.lstrip('-')}."
+            f"Leave the option out for the default {option.lstrip('-')}."
         )
     return list(dict.fromkeys(names))
 

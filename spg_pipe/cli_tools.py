@@ -19,10 +19,12 @@ from spg_pipe.cli_options import (
     VerboseOption,
     WorkersOption,
     make_session,
+    names_of,
 )
 from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
 from spg_pipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_params, validated
+from spg_pipe.params_data import KINDS
 
 
 def inspect(
@@ -189,9 +191,9 @@ def synthesise(
     per_image: Annotated[
         int, typer.Option("--per-image", min=1, help="Anomalous copies of each normal image.")
     ] = 1,
-    kinds: Annotated[
-        str, typer.Option("--kinds", help="Kinds of defects, in turn.")
-    ] = "perlin,cut_paste,scar",
+    kinds: Annotated[str, typer.Option("--kinds", help="Kinds of defects, in turn.")] = ",".join(
+        KINDS
+    ),
     skip_bad: SkipBadOption = False,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
@@ -206,9 +208,11 @@ def synthesise(
         "source": source,
         "layout": layout,
         "split": split,
-        "categories": categories and [name.strip() for name in categories.split(",")],
+        "categories": None
+        if categories is None
+        else names_of("--categories", categories, "bottle,screw"),
         "per_image": per_image,
-        "kinds": [kind.strip() for kind in kinds.split(",")],
+        "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
         "seed": seed,
     }
     console = Console(0 if quiet else 1, as_json)

@@ -3,6 +3,7 @@
 It holds no SAE and no training data. `detector_training` makes it, `scoring` applies it.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from spg_pipe.guides.model import (
     to_grid,
     unit,
 )
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.params import ScoreParams
 from spg_pipe.tensors import load_tensors, save_tensors
 
@@ -119,6 +121,33 @@ class Detector:
         """The additive decision, if one was fitted."""
         content = self.config.get("decision")
         return Decision.from_dict(content) if content else None
+
+    @property
+    def sees(self) -> str:
+        """What the guides were allowed to see."""
+        return seen_in(self.config["auxiliary"].get("synthetic", {}))
+
+    @property
+    def painted_on(self) -> frozenset[str]:
+        """`source_id` of each normal image that the auxiliary set's defects were painted on."""
+        return frozenset(self.config.get("painted_on", ()))
+
+    def own_images_note(self, target: str, contents: Set[str]) -> str:
+        """What to say of a target that holds images of `painted_on`; empty if it holds none.
+
+        Parameters
+        ----------
+        contents
+            `source_id` of the target's images.
+        """
+        if not (shared := len(self.painted_on & contents)):
+            return ""
+        were = "was" if shared == 1 else "were"
+        return (
+            f"Note: the defects of {self.config['auxiliary']['dataset']}, the detector's auxiliary "
+            f"set, were painted on normal images of which {shared} {were} taken from {target} "
+            "itself; this is not zero-shot."
+        )
 
     def directions(self, layer: str) -> dict[str, Tensor]:
         """View → (1, D): what a unit token is multiplied with, from normal to anomaly.
@@ -293,7 +322,7 @@ class Detector:
             detector = cls(layers, config)
             # Read once here, so that a damaged config is found now and not in mid-work.
             _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
-            _ = detector.decision, detector.contrast
+            _ = detector.decision, detector.contrast, detector.sees, detector.painted_on
             _ = config["protocol"]["name"], config["protocol"]["exif_of_own_images"]
         except (KeyError, TypeError, ValueError) as error:
             raise SpgError(

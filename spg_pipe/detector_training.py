@@ -244,12 +244,15 @@ def _detector(
             "images": images,
             "left_out": len(store) - images,
         }
-        | ({"selection": store.selection} if store.selection else {}),
+        | ({"selection": store.selection} if store.selection else {})
+        | ({"synthetic": store.synthetic} if store.synthetic else {}),
         "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
         "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
         "backbone": store.spec.backbone.view.to_dict(),
         "licences": list(store.licences),
     }
+    if store.sources:
+        content["painted_on"] = sorted(set(store.sources.values()))
     return _sealed(layers, content)
 
 

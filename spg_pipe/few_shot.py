@@ -20,7 +20,6 @@ from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.judging import Judged, judge
-from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import SIGMA, BankParams, ScoreParams
 from spg_pipe.scoring import Scores, described, of_detector, require_decision, write_scores
 from spg_pipe.store.reader import FeatureStore
@@ -98,7 +97,7 @@ def says(images: Iterable[int]) -> str:
 
 def sees(detector: Detector | None, images: Iterable[int]) -> str:
     """What few-shot scores saw: what the detector did, if there is one, and normal images."""
-    return says(images) if detector is None else f"{ZERO_SHOT}; {says(images)}"
+    return says(images) if detector is None else f"{detector.sees}; {says(images)}"
 
 
 def note_of_copies(copies: int, images: int) -> str:
@@ -280,6 +279,7 @@ def score_few_shot(
     path: Path,
     *,
     score: ScoreParams | None = None,
+    alone: Scores | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -291,23 +291,28 @@ def score_few_shot(
         What the banks are added to; without it they judge alone.
     score : ScoreParams, optional
         Default: what the detector was saved with. The blur is that of the banks in any case.
+    alone : Scores, optional
+        What the banks alone said of this target: their distances are not searched for again.
 
     Raises
     ------
     SpgError
-        If the detector's backbone is not the store's, or it has no additive decision.
+        If the detector's backbone is not the store's, it has no additive decision, or `alone` is
+        of another target, other normal images or other settings of the bank.
     """
     params = score or (detector.score if detector else ScoreParams())
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")
         require_fusible(detector, params)
+    if alone is not None:
+        _require_same(alone, banks, store)
     names, done = store.array("category").astype(object), 0
 
     def judge_batch(tokens: dict[str, Tensor]) -> Judged:
         nonlocal done
         rows = np.arange(done, done + len(next(iter(tokens.values()))))
         done = int(rows[-1]) + 1
-        found = _distances(banks, names[rows], tokens)
+        found = _read(alone, rows) if alone else _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(found)
         seen = store.spec.backbone
@@ -323,6 +328,22 @@ def score_few_shot(
         device=device,
         progress=progress,
     )
+
+
+def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
+    wanted = {"store": store.fingerprint, "normals": banks.fingerprint}
+    params = banks.params.model_dump(mode="json")
+    if alone.config["inputs"] != wanted or alone.config.get("bank") != params:
+        raise SpgError(
+            f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
+            "another target, other normal images or other settings of the bank. Score again with "
+            "--bank alone."
+        )
+
+
+def _read(alone: Scores, rows: np.ndarray) -> Distances:
+    table = alone.table.iloc[rows]
+    return Distances(alone.patches(rows), table["score"].to_numpy(), table[KNOWN].to_numpy())
 
 
 def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:

@@ -1,12 +1,15 @@
 """What a recipe says of its data: sets to make, datasets on disk, directions between them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
+DefectKind = Literal["perlin", "cut_paste", "scar"]
+KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
+"""Kinds of painted defects: the keys of `datasets.synthetic.defects.PAINTERS`."""
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 """Of every section: no key that is unknown, no number that is none, no change once it is made."""
 
@@ -37,11 +40,7 @@ class SyntheticSet(_Section):
     categories: tuple[str, ...] | None = None
     per_image: Positive = 1
     """Anomalous copies of each normal image, one defect each."""
-    kinds: Annotated[tuple[Literal["perlin", "cut_paste", "scar"], ...], Field(min_length=1)] = (
-        "perlin",
-        "cut_paste",
-        "scar",
-    )
+    kinds: Annotated[tuple[DefectKind, ...], Field(min_length=1)] = KINDS
     seed: Annotated[int, Field(ge=0)] = 0
 
 

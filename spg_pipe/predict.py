@@ -14,6 +14,7 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
+from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
@@ -28,6 +29,7 @@ from spg_pipe.few_shot import (
 )
 from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import SHOWN, anomaly_maps, resize_maps, shown_range
+from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.params import BankParams, ScoreParams
 from spg_pipe.predict_files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
 from spg_pipe.predict_normals import bank_of_images, normal_images
@@ -168,7 +170,7 @@ def predict(
                         overlay=name.as_posix(),
                         protocol=detector.config["protocol"]["name"],
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
-                        sees=bank.sees(detector) if bank else "",
+                        sees=_sees(detector, bank) if bank else "",
                         among_normals=bool(known[i]),
                     )
                 )
@@ -231,7 +233,7 @@ def predict_folder(
     from spg_pipe.backbones import load_backbone
 
     detector = Detector.load(detector_path)
-    choose_images(source, out)
+    images = choose_images(source, out)
     exif = bool(detector.config["protocol"]["exif_of_own_images"])
     seen = normal_images(normals, exif=exif) if normals else None
     if seen and not alone:
@@ -253,6 +255,9 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
+    contents = content_ids(images) if detector.painted_on and not alone else set()
+    if note := detector.own_images_note(str(source), contents):
+        console.say(note)
     made = None
     if seen is not None:
         with console.progress("normals") as update:
@@ -286,8 +291,8 @@ def predict_folder(
     told += f"{about['image_score']}, {about['backbone']}"
     if "fingerprint" in about:
         told += f", seed {about['seed']}, detector {about['fingerprint'][:8]}"
-    if made:
-        told += f"; {made.sees(detector)}"
+    if "sees" in about:
+        told += f"; {about['sees']}"
     return content, "\n".join([*lines, told, f"{len(rows)} images → {out / SCORES}"])
 
 
@@ -304,10 +309,11 @@ def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[st
     if bank:
         rule = "k-NN bank alone" if bank.alone else f"{about['image_score']} + k-NN bank"
         about |= {
-            "sees": bank.sees(detector),
             "bank": bank.memory.params.model_dump(mode="json"),
             "image_score": rule,
         }
+    if saw := _sees(detector, bank):
+        about["sees"] = saw
     if bank is None or not bank.alone:
         about |= {
             "fingerprint": detector.fingerprint,
@@ -316,6 +322,16 @@ def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[st
             "seed": detector.config["seed"],
         }
     return about
+
+
+def _sees(detector: Detector, bank: Bank | None) -> str:
+    """What is told besides the detector's licences: painted defects, normal images of the target.
+
+    Empty for a zero-shot detector that learnt from labels.
+    """
+    if bank:
+        return bank.sees(detector)
+    return "" if detector.sees == ZERO_SHOT else detector.sees
 
 
 def _base(source: Path) -> Path:

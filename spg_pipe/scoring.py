@@ -20,7 +20,7 @@ from spg_pipe.digests import FILES, file_digests, read_config, require_files
 from spg_pipe.errors import SpgError
 from spg_pipe.judging import Judged, judge
 from spg_pipe.maps import SOFTENING, anomaly_maps
-from spg_pipe.metrics.tables import ZERO_SHOT
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -69,7 +69,9 @@ class Scores:
     @property
     def sees(self) -> str:
         """What the method was allowed to see besides the images that it judges."""
-        return str(self.config.get("sees", ZERO_SHOT))
+        if "sees" in self.config:
+            return str(self.config["sees"])
+        return seen_in(self.config["detector"]["auxiliary"].get("synthetic", {}))
 
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
         """Layer → (n, h, w) float32 values of some images' patches, in any order.

@@ -161,7 +161,8 @@ def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matte
         raise UnsuitableError("no train split")
 
     monkeypatch.setattr(contestants, "_require_images", none)
-    one_product = SimpleNamespace(array=lambda _name: np.array(["bolt"] * 3), path="x.zarr")
+    category = np.array(["bolt"] * 3)
+    one_product = SimpleNamespace(array=lambda _name: category, path="x.zarr", synthetic={})
     names = ("left", "right", "third")
     datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
     ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]

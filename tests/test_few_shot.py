@@ -85,6 +85,13 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
     for layer, values in fused.patches(images).items():
         expected = guides.patches(images)[layer] + 0.5 * alone.patches(images)[layer]
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+    # The bank's own scores save the search, if they are of this bank and target.
+    again = score_few_shot(detector, banks, tiny_store, tmp_path / "again", alone=alone)
+    np.testing.assert_allclose(again.table["score"], fused.table["score"], atol=1e-6)
+    assert again.table[KNOWN].tolist() == fused.table[KNOWN].tolist()
+    others = banks_of([normals], tiny_store, BankParams(weight=0.5, neighbours=2), sigma=1.0)
+    with pytest.raises(SpgError, match="other settings of the bank"):
+        score_few_shot(detector, others, tiny_store, tmp_path / "never", alone=alone)
 
 
 def test_scores_and_their_rows_say_what_was_seen(

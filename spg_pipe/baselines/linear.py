@@ -11,6 +11,7 @@ from spg_pipe.backbones.spec import backbone_layer
 from spg_pipe.baselines.patchwise import Method
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import unit
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 
@@ -47,7 +48,7 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
 
     return Method(
         "logistic regression",
-        "labelled auxiliary set",
+        seen_in(store.synthetic),
         values_of,
         store.spec.dataset,
         seed,

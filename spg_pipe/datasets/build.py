@@ -107,6 +107,7 @@ def build_manifest(
         notes=(*notes, *([skipped_note(skipped)] if skipped else [])),
         exif=exif,
         skipped=tuple(skipped),
+        sources={entry.path: entry.source for entry in entries if entry.source},
     )
 
 

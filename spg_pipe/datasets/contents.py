@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.console import cpu_workers
 from spg_pipe.datasets.images import read_image, read_mask, stored_size
-from spg_pipe.datasets.listing import Entry
+from spg_pipe.datasets.listing import Entry, source_id
 from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 
@@ -70,6 +71,15 @@ def look_into(
         pool.shutdown(cancel_futures=True)
 
 
+def content_ids(paths: Iterable[Path]) -> set[str]:
+    """`source_id` of files; those that cannot be read have none."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            found.add(source_id(hashlib.sha256(path.read_bytes()).hexdigest()))
+    return found
+
+
 def _look(root: Path, entry: Entry, exif: bool, decode: bool) -> Files | Skipped:
     files: list[File] = []
     for path in (entry.path, entry.mask) if entry.mask else (entry.path,):
@@ -83,12 +93,22 @@ def _look(root: Path, entry: Entry, exif: bool, decode: bool) -> Files | Skipped
             what = f"has a mask, {path}, that cannot be read" if is_mask else "cannot be read"
             reason = f"{what} ({_reason(error, root / path, path)})"
             return Skipped.of(root, entry.path, entry.mask, reason)
-        files.append(File(hashlib.sha256(content).hexdigest(), size))
+        sha256 = hashlib.sha256(content).hexdigest()
+        expected = entry.mask_sha256 if is_mask else entry.sha256
+        if expected and sha256 != expected:
+            reason = _changed(path if is_mask else "", sha256, expected)
+            return Skipped.of(root, entry.path, entry.mask, reason)
+        files.append(File(sha256, size))
     found = Files(files[0], files[1] if entry.mask else None)
     if found.mask and found.mask.size != found.image.size:
         reason = _other_size(entry, found.image.size, found.mask.size, exif)
         return Skipped.of(root, entry.path, entry.mask, reason)
     return found
+
+
+def _changed(mask: str, found: str, expected: str) -> str:
+    what = f"has a mask, {mask}, that was changed" if mask else "was changed"
+    return f"{what} since its set was written (SHA-256 {found[:8]}…, expected {expected[:8]}…)"
 
 
 def _reason(error: Exception, path: Path, shown: str) -> str:

@@ -26,6 +26,12 @@ class Entry:
     mask: str = ""
     train: bool = False
     """Whether it belongs to the training split."""
+    sha256: str = ""
+    """Of the image's bytes as the layout's own record says; empty if it has none."""
+    mask_sha256: str = ""
+    """Likewise of the mask's."""
+    source: str = ""
+    """Of a painted set: `source_id` of the normal image behind it."""
 
     @property
     def mask_state(self) -> MaskState:
@@ -33,6 +39,11 @@ class Entry:
         if self.label == LABEL_NORMAL:
             return MaskState.EMPTY
         return MaskState.GIVEN if self.mask else MaskState.MISSING
+
+
+def source_id(sha256: str) -> str:
+    """A short name of an image's content, by which a painted copy tells what it was made from."""
+    return sha256[:16]
 
 
 class Scan(NamedTuple):

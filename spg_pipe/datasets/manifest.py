@@ -80,9 +80,17 @@ class Manifest:
     """Images that `skip_bad` left out. Not part of the fingerprint: the rows are the content."""
     selection: Mapping[str, object] = field(default_factory=dict)
     """How options chose a part of the dataset: `categories`, `limit` and `of`; empty for all."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Of images that `synthesise` made, path → `source_id` of the normal image behind it. Not part
+    of the fingerprint: the hashes of the files are."""
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def own_sources(self) -> dict[str, str]:
+        """`sources` of the images that are in the table."""
+        return {path: self.sources[path] for path in self.table["path"] if path in self.sources}
 
     def image_path(self, index: int) -> Path:
         """Path of image `index`."""
@@ -171,6 +179,7 @@ class Manifest:
             "notes": list(self.notes),
             "skipped": [bad.to_dict() for bad in self.skipped],
             "selection": dict(self.selection),
+            "sources": self.own_sources,
             "fingerprint": self.fingerprint(),
         }
         table = to_arrow(self.table).replace_schema_metadata({b"spg": _canonical_json(metadata)})
@@ -207,6 +216,7 @@ class Manifest:
             exif=metadata["exif"],
             skipped=skipped,
             selection=metadata.get("selection", {}),
+            sources=metadata.get("sources", {}),
         )
         if manifest.fingerprint() != metadata["fingerprint"]:
             raise SpgError(

@@ -63,7 +63,8 @@ class ClassSums:
     labels: np.ndarray
     """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
     folds: np.ndarray
-    """(n,) int in 0 … FOLDS − 1: kinds of defects are spread over all folds."""
+    """(n,) int in 0 … FOLDS − 1: kinds of defects, or the images that defects were painted on, are
+    spread over all folds."""
 
 
 class Pair(NamedTuple):
@@ -127,7 +128,14 @@ def _sums(tokens: Tensor, share: Tensor, known: Tensor) -> tuple[Tensor, ...]:
 
 
 def _folds(store: FeatureStore) -> np.ndarray:
-    """Every kind of defect of every category dealt out over the folds, in the store's order."""
+    """Every kind of defect of every category dealt out over the folds, in the store's order.
+
+    Of a synthetic set its source images: a copy is not judged by guides that know its original.
+    """
+    if sources := store.sources:
+        originals = [sources.get(path, path) for path in store.array("path").tolist()]
+        number = {one: n for n, one in enumerate(dict.fromkeys(originals))}
+        return np.array([number[one] % FOLDS for one in originals])
     kinds = [
         f"{category}\0{label}\0{defect}"
         for category, label, defect in zip(

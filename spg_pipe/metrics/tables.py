@@ -7,7 +7,7 @@ NaN stands for an undefined metric. table_files.py writes and reads tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,7 +21,7 @@ from spg_pipe.metrics.pixel import Counts, PixelMetrics
 Row = dict[str, Any]
 
 ZERO_SHOT = "labelled auxiliary set"
-"""What a detector alone was allowed to see."""
+"""What a detector alone was allowed to see, unless the defects of its set were painted."""
 _IMAGE = ("image_auroc", "image_ap", "image_f1_max")
 _PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max")
 _AREAS = {
@@ -56,6 +56,19 @@ class RowContext:
     auxiliary: str = ""  # what the detector was fitted on
     method: str = ""  # kind of guides and rule of scoring
     sees: str = ZERO_SHOT  # what the method was allowed to see besides the image that it judges
+
+
+def seen_in(synthetic: Mapping[str, Any]) -> str:
+    """What a detector alone was allowed to see of its auxiliary set.
+
+    Parameters
+    ----------
+    synthetic : on how many `normal_images` the set's defects were painted; empty for real ones.
+    """
+    if not synthetic:
+        return ZERO_SHOT
+    number = synthetic["normal_images"]
+    return f"synthetic defects on {number} normal image{'' if number == 1 else 's'}"
 
 
 def category_metrics(

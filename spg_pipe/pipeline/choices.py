@@ -149,7 +149,7 @@ def _choose_zero_shot(
     candidates_of: Callable[..., "list[Candidate]"],
 ) -> tuple[Setting, list[dict[str, Any]]]:
     from spg_pipe.choosing import best, judge_candidates
-    from spg_pipe.metrics.tables import ZERO_SHOT
+    from spg_pipe.metrics.tables import seen_in
 
     by_seed = []
     for seed in session.params.seeds:
@@ -175,7 +175,7 @@ def _choose_zero_shot(
     rows = [
         row
         for one, found, saes in zip(settings, judged, about, strict=True)
-        for row in _rows(one, found, ZERO_SHOT, saes)
+        for row in _rows(one, found, seen_in(store.synthetic), saes)
     ]
     return settings[best(judged)], rows
 
@@ -192,7 +192,7 @@ def _choose_bank(
     from spg_pipe.choosing import best
     from spg_pipe.choosing_banks import judge_banks
     from spg_pipe.few_shot import says
-    from spg_pipe.metrics.tables import ZERO_SHOT
+    from spg_pipe.metrics.tables import seen_in
 
     by_seed = []
     for seed in session.params.seeds:
@@ -211,7 +211,7 @@ def _choose_bank(
                 )
             )
     judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
-    sees = f"{ZERO_SHOT}; {says([normals])}"
+    sees = f"{seen_in(store.synthetic)}; {says([normals])}"
     rows = [
         row for one, found in zip(settings, judged, strict=True) for row in _rows(one, found, sees)
     ]

@@ -71,7 +71,7 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
         here = [e for e in entries if e.aux in (None, way.aux) and way.target in e.targets]
         for method in dict.fromkeys(entry.method for entry in here):
             of_method = [entry for entry in here if entry.method == method]
-            results = [judged[entry.name][way.target] for entry in of_method]
+            results = [_result(entry, judged, way.target) for entry in of_method]
             rows.append(_row(way.aux, of_method, results, costs))
     path = session.paths.comparison
     write_csv(path, rows)
@@ -139,11 +139,17 @@ class _Costs:
     def of(self, judged: Judged) -> Cost:
         """Making all that judged; NaN if a part of it was made elsewhere, unmeasured."""
         known = [self._known.get(key) for key in judged.artefacts]
-        parts = [Cost(**one) if one else Cost() for one in known] + [judged.making]
-        return Cost(
-            sum(part.seconds for part in parts),
-            float(np.max([part.mebibytes for part in parts])),  # NaN if one is
-        )
+        parts = [Cost(**one) if one else Cost() for one in known]
+        return Cost.one_after_another([*parts, judged.making])
+
+
+def _result(entry: Contestant, judged: dict[str, dict[str, Judged]], target: str) -> Judged:
+    """With the cost of the scores that it went on from."""
+    own = judged[entry.name][target]
+    if entry.beside is None:
+        return own
+    before = judged[entry.beside][target]
+    return own._replace(scoring=Cost.one_after_another([before.scoring, own.scoring]))
 
 
 def _row(

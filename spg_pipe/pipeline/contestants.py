@@ -11,6 +11,7 @@ import numpy as np
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.find import find_dataset, names_on_disk
 from spg_pipe.find_runs import find_detector, find_sae
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.params import Dataset
 from spg_pipe.pipeline import contests
 from spg_pipe.pipeline.contests import Made
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
     from spg_pipe.store.reader import FeatureStore
 
-LABELLED = "labelled auxiliary set"
 PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
 FREE = "free dense guides, trained"
@@ -46,6 +46,8 @@ class Contestant:
     """In the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
+    beside: str | None = None
+    """Name of a contestant whose scores of its only target it goes on from."""
 
     @property
     def name(self) -> str:
@@ -78,15 +80,16 @@ def contestants(
     for method, make, one, guides in seeded:
         for aux in _auxes(session, stores):
             targets = tuple(way.target for way in ways if way.aux == aux)
+            saw = seen_in(stores[aux].synthetic)
             for seed in session.params.seeds:
                 ready = partial(make, one, aux, seed)
-                yield Contestant(method, LABELLED, seed, aux, targets, ready, guides)
+                yield Contestant(method, saw, seed, aux, targets, ready, guides)
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(contests.unlike_its_image, own)
     yield Contestant("intra-image dissimilarity", "nothing", None, None, every, unlike)
     backbone = cache(partial(load_backbone, session))  # once for all, if anyone needs it
     for target in every:
-        yield from _few_shot(session, target, stores[target], normals, backbone)
+        yield from _few_shot(session, target, stores, normals, backbone)
         if len(np.unique(stores[target].array("category").astype(object))) > 1:
             session.console.say(
                 f"No transductive method on {target}: its categories are products of their own, "
@@ -99,7 +102,7 @@ def contestants(
 def _few_shot(
     session: Session,
     target: str,
-    store: "FeatureStore",
+    stores: Stores,
     normals: int,
     backbone: "Callable[[], Backbone]",
 ) -> Iterator[Contestant]:
@@ -114,6 +117,7 @@ def _few_shot(
     from spg_pipe.store.reader import FeatureStore
 
     dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
+    store = stores[target]
     categories = sorted(set(store.array("category").tolist()))
     try:
         _require_images(dataset)  # before the backbone is loaded for them
@@ -132,16 +136,18 @@ def _few_shot(
     known = store.table["path"][known_images(found, store)].tolist()
     say_known(session, known, len(store), f" of few-shot methods on {target}")
     saw, place = says(seen_of(found)), Path(store.path)
-    for method, make in ((BANK, contests.bank), ("Mahalanobis", contests.gaussian)):
-        yield Contestant(method, saw, None, None, (target,), partial(make, own, paths, place))
+    bank = partial(contests.bank, own, paths, place)
+    alone = Contestant(BANK, saw, None, None, (target,), bank)
+    yield alone
+    gaussian = partial(contests.gaussian, own, paths, place)
+    yield Contestant("Mahalanobis", saw, None, None, (target,), gaussian)
+    distances = session.paths.compared(BANK, None, target, None)
     for way in session.params.directions:
         if way.target == target:
             for seed in session.params.seeds:
-                make_fused = partial(contests.fused, own, paths, place, way.aux, seed)
-                both = f"{LABELLED}; {saw}"
-                yield Contestant(
-                    f"{PLUS} + {BANK}", both, seed, way.aux, (target,), make_fused, PLUS
-                )
+                make = partial(contests.fused, own, paths, place, distances, way.aux, seed)
+                name, both = f"{PLUS} + {BANK}", f"{seen_in(stores[way.aux].synthetic)}; {saw}"
+                yield Contestant(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
 
 
 def _require_images(dataset: Dataset) -> None:
@@ -194,8 +200,8 @@ def judging_jobs(session: Session, entries: Sequence[Contestant], stores: Stores
             session.params.metrics,
             bootstrap=first[entry.method, entry.aux] == entry.seed,
         )
-        after = (_guides(entry.guides, str(entry.aux)),) if entry.guides else ()
-        yield Job(entry.name, work, after)
+        after = [_guides(entry.guides, str(entry.aux))] if entry.guides else []
+        yield Job(entry.name, work, (*after, *([entry.beside] if entry.beside else [])))
 
 
 def _sae(aux: str, seed: int) -> str:

@@ -73,13 +73,16 @@ def judge(
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.store.reader import FeatureStore
 
-    start, found = own_memory(), {}
+    start, scored = own_memory(), {}
     with measured(start) as making:
         made = make()
     for target, path in stores.items():
         store = FeatureStore(path)
         with measured(start) as scoring:
             scores = made.score(store, places[target])
+        scored[target] = scores, store, scoring
+    found = {}
+    for target, (scores, store, scoring) in scored.items():
         row = evaluate_scores(scores, store, metrics).rows[-1]
         ranges = score_intervals(scores, store) if bootstrap else {}
         found[target] = Judged(row, ranges, making, scoring, made.artefacts)
@@ -215,13 +218,17 @@ def gaussian(session: Session, normals: Sequence[Path], target: Path) -> Made:
     )
 
 
-def fused(session: Session, normals: Sequence[Path], target: Path, aux: str, seed: int) -> Made:
-    """The recipe's detector with the bank as one more addend."""
+def fused(
+    session: Session, normals: Sequence[Path], target: Path, distances: Path, aux: str, seed: int
+) -> Made:
+    """The recipe's detector with the bank as one more addend; `distances` are the bank's scores."""
     from spg_pipe.few_shot import score_few_shot
+    from spg_pipe.scoring import Scores
 
     banks, device = _banks(session, normals, target), choose_device(session.device)
     detector = _load(find_detector(session, aux, seed))
-    score = partial(score_few_shot, detector, banks, device=device)
+    alone = Scores.load(distances)
+    score = partial(score_few_shot, detector, banks, alone=alone, device=device)
     return Made(score, (detector.fingerprint, detector.config["inputs"]["sae"]))
 
 

@@ -1,8 +1,12 @@
 """What work costs: its time, and the memory that it took beyond what its process had."""
 
+import ctypes
+import gc
+import math
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +21,14 @@ class Cost:
     """Wall time."""
     mebibytes: float = float("nan")
     """Peak of the process's memory beyond `start`, MiB."""
+
+    @classmethod
+    def one_after_another(cls, costs: "Iterable[Cost]") -> "Cost":
+        """Of work in processes of its own; NaN if a part is."""
+        parts = list(costs)
+        memory = [part.mebibytes for part in parts]
+        largest = math.nan if any(map(math.isnan, memory)) else max(memory)
+        return cls(sum(part.seconds for part in parts), largest)
 
 
 def own_memory() -> int:
@@ -40,9 +52,10 @@ def measured(start: int) -> Iterator[Cost]:
     Parameters
     ----------
     start : int
-        `own_memory` of the process before any of its work: what one block leaves in memory for
-        the next counts in both.
+        `own_memory` of the process before any of its work: what one block makes and the next one
+        uses counts in both.
     """
+    _give_back()
     cost, stop, peak = Cost(), threading.Event(), own_memory()
 
     def sample() -> None:
@@ -60,3 +73,11 @@ def measured(start: int) -> Iterator[Cost]:
         stop.set()
         thread.join()
     cost.mebibytes = max(0, max(peak, own_memory()) - start) / 2**20
+
+
+def _give_back() -> None:
+    """Free what nobody uses: the C library keeps it, and the next block would seem to need it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # not every C library has it
+        trim(0)

@@ -9,6 +9,7 @@ from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.find import find_dataset, find_store, split_name, store_of_dataset
 from spg_pipe.find_runs import find_detector, find_direction
 from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.target import note_known
 from spg_pipe.session import Session
 
@@ -74,6 +75,8 @@ def score_few_shot(
         session.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []
     for one in chosen:
+        if one is not None:
+            note_own_images(session, one, dataset, features)
         trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
         path = session.place(
             session.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),

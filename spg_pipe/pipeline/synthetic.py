@@ -11,10 +11,15 @@ from spg_pipe.session import Session
 
 def synthesise_sets(session: Session, datasets: Sequence[Dataset]) -> None:
     """Make those of the recipe's synthetic sets that the datasets read, where they are missing."""
-    roots = {dataset.root for dataset in datasets}
     for made in session.params.synthetic_sets:
-        if made.root in roots:
+        if any(reads(dataset, made) for dataset in datasets):
             synthesise_set(session, made.name)
+
+
+def reads(dataset: Dataset, made: SyntheticSet) -> bool:
+    """Whether a dataset is a synthetic set, or a union with it."""
+    roots = [dataset.root / part for part in dataset.sets] or [dataset.root]
+    return made.root.resolve() in {root.resolve() for root in roots}
 
 
 def synthesise_set(session: Session, name: str) -> None:
@@ -101,7 +106,7 @@ def synthesise(
             workers=workers,
             progress=update,
         )
-    normal = len(read_record(made.root)["source"]["images"])
+    normal = len(read_record(made.root).source.images)
     anomalous = normal * made.per_image
     what = f"{normal} normal and {anomalous} synthetic anomalous images"
     console.say(f"{made.name}: {what} {'→' if written else 'are already in'} {made.root}")

@@ -9,6 +9,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store_of, scan, store_of_dataset
 from spg_pipe.find_runs import find_detector, find_direction, find_run, find_scores
 from spg_pipe.params import Dataset, Params, ScoreParams
+from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.session import Session
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def score(
             session.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
+        note_own_images(session, loaded, dataset, features)
         path = session.place(
             session.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
             loaded.fingerprint,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.metrics.tables import seen_in
 from spg_pipe.params import GuideParams, Params
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.tables import UNDEFINED, Table
@@ -87,11 +88,13 @@ def fitting_table(directions: Sequence[DirectionRuns]) -> Table:
             detector = config["detector"]
             auxiliary = detector["auxiliary"]
             left_out = auxiliary.get("left_out", 0)
+            painted = auxiliary.get("synthetic")
             rows.append(
                 (
                     f"{auxiliary['dataset']} → {config['dataset']}",
                     str(run.seed),
                     f"{auxiliary['images']:,} ({auxiliary['split']} split"
+                    + (f"; {seen_in(painted)}" if painted else "")
                     + (f"; {left_out:,} left out: no mask or label)" if left_out else ")"),
                     _by_layer(detector["sae"]["tokens_seen"]),
                     str(detector["guides"]["epochs"]),

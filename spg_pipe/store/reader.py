@@ -153,6 +153,21 @@ class FeatureStore:
         """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
         return dict(self.attributes.get("selection", {}))
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
+        return dict(self.attributes.get("sources", {}))
+
+    @property
+    def synthetic(self) -> dict[str, Any]:
+        """What artefacts say of a set whose defects are painted: on how many `normal_images`, of
+        which `categories`. Empty for any other set."""
+        found = self.sources
+        if not found:
+            return {}
+        categories = dict.fromkeys(self.array("category").tolist())
+        return {"normal_images": len(set(found.values())), "categories": list(categories)}
+
     @cached_property
     def _group(self) -> Any:
         return self.files.group()

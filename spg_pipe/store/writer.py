@@ -33,16 +33,16 @@ from spg_pipe.store.shards import (
 )
 from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
 
-_LEFT_OUT = ("skipped", "selection")
-"""Attributes that say which images of a dataset its store does not hold."""
+_BESIDE = ("skipped", "selection", "notes", "sources")
+"""Attributes that say more of the images than the fingerprint: which of the dataset are left out,
+what a person should know, what they were painted on."""
 
 
 class StoreWriter:
     """Writes one store; `missing_shards` says what is still to be done.
 
     A context: it locks the store's place, so that one process writes at a time. A store that is
-    `up_to_date` is not locked and not touched, unless what is said of images that it leaves out has
-    changed.
+    `up_to_date` is not locked and not touched, unless what is said beside its content has changed.
 
     Parameters
     ----------
@@ -129,19 +129,20 @@ class StoreWriter:
             "notes": list(self.manifest.notes),
             "skipped": [bad.to_dict() for bad in self.manifest.skipped],
             "selection": dict(self.manifest.selection),
+            "sources": self.manifest.own_sources,
             "layout": self.manifest.layout,
             "versions": versions(),
         }
 
     def _outdated(self) -> dict[str, Any]:
-        """What a finished store of the same images says otherwise of those that it leaves out.
+        """What a finished store of the same images says otherwise beside its content.
 
-        They are not part of the fingerprint, so damaged files may come and go without new tokens.
+        It is not part of the fingerprint, so damaged files may come and go without new tokens.
         """
         found, wanted = schema.read_attributes(self.path) or {}, self._attributes()
-        if all((found.get(key) or None) == (wanted[key] or None) for key in (*_LEFT_OUT, "notes")):
+        if all((found.get(key) or None) == (wanted[key] or None) for key in _BESIDE):
             return {}
-        return {key: wanted[key] for key in (*_LEFT_OUT, "notes")}
+        return {key: wanted[key] for key in _BESIDE}
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""

@@ -45,6 +45,7 @@ def test_a_recipe_trains_on_a_synthetic_set_and_the_report_says_so(tmp_path: Pat
     assert len(record["source"]["images"]) == 6
     page = (folder / "artifacts" / "report" / "demo" / "index.html").read_text()
     assert "no real defect is in this" in page
+    assert "synthetic defects on 6 normal images" in page
     assert "aux: synthetic defects painted on normal images (parts: not stated)" in page
     # Without DVC the commands make a set that a dataset reads, and no other.
     edit_params(folder, recipe_of(["aux", "second", "third"]))

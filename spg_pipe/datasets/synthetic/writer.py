@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,12 +17,11 @@ from spg_pipe.datasets.mvtec import GOOD
 from spg_pipe.datasets.synthetic.layout import AGAIN, FORMAT, KIND, RECORD, read_record
 from spg_pipe.digests import FILES, file_digests, require_files
 from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.params_data import KINDS
 
 if TYPE_CHECKING:
     import numpy as np
 
-KINDS = ("perlin", "cut_paste", "scar")
-"""Kinds of defects: the keys of `defects.PAINTERS`."""
 GENERATOR = 1
 """Raised whenever the same seed gives other images."""
 _THREADS = 8
@@ -89,8 +88,8 @@ def write_synthetic(
         too small, the root is among the source's images or holds something else.
     """
     _require_settings(seed, per_image, kinds)
-    root = Path(root)
-    if root.resolve().is_relative_to(source.root.resolve()):
+    root = Path(root).resolve()  # a link to a folder stays one
+    if root.is_relative_to(source.root.resolve()):
         raise SpgError(
             f"{root} lies among the source's images ({source.root}), where the synthetic images "
             "would be taken for normal ones. Name a folder outside."
@@ -175,18 +174,28 @@ def _is_made(root: Path, head: dict[str, Any]) -> bool:
         record = read_record(root)
     except SpgError as error:
         raise SpgError(f"{root} is not empty and holds no synthetic set. {advice}") from error
-    on_disk = {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()}
-    if foreign := sorted(on_disk - set(record[FILES]) - {RECORD}):
+    if foreign := _foreign(root, record.files_sha256):
         raise SpgError(
-            f"{root} holds files that are not of the synthetic set: {listed(foreign)}. {advice}"
+            f"{root} holds what is not of the synthetic set: {listed(foreign)}. {advice}"
         )
-    if any(record[key] != value for key, value in head.items()):
+    if record.model_dump(mode="json", include=set(head)) != head:
         return False
     try:
-        require_files(root, record, KIND, AGAIN)
+        require_files(root, {FILES: record.files_sha256}, KIND, AGAIN)
     except DamagedError:
         return False
     return True
+
+
+def _foreign(root: Path, files: Mapping[str, str]) -> list[str]:
+    """What lies in a set's folder and would vanish with it: files, empty folders, links to any."""
+    own = {*files, RECORD}
+    return [
+        name
+        for path in sorted(root.rglob("*"))
+        if (name := path.relative_to(root).as_posix()) not in own
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    ]
 
 
 def _jobs(source: Manifest, per_image: int, kinds: Sequence[str]) -> list[_Job]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +18,8 @@ import torch
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.costs import Cost, measured, own_memory
 from spg_pipe.pipeline.jobs import Job, run_jobs, workers_for
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def refuse(message: str) -> None:
@@ -78,6 +83,27 @@ def test_whoever_stops_listening_stops_the_jobs() -> None:
     running.close()  # type: ignore[attr-defined]
     sleeping = [p for p in others if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert len(sleeping) < len(others)
+
+
+def test_a_job_runs_the_code_that_started_it_whatever_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "spg_pipe"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('another copy')")
+    code = "from spg_pipe.pipeline.jobs import Job, run_jobs\n" + (
+        "import os\nif __name__ == '__main__':\n"
+        "    print([one.result for one in run_jobs([Job('folder', os.getcwd)], 'cpu', 1)])\n"
+    )
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
 
 
 def test_a_gpu_has_one_job_at_a_time() -> None:

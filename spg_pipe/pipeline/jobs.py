@@ -20,24 +20,32 @@ from typing import Any, NamedTuple
 
 from spg_pipe.errors import SpgError
 
-_PRELOADED = (
+_LIBRARIES = (
     "faiss",
     "fsspec",
     "pandas",
+    "psutil",
     "pyarrow.parquet",
+    "pydantic",
+    "scipy.ndimage",
+    "scipy.stats",
     "sklearn.covariance",
     "sklearn.linear_model",
-    "spg_pipe.baselines.mahalanobis",
-    "spg_pipe.few_shot",
-    "spg_pipe.detector_training",
-    "spg_pipe.evaluation",
-    "spg_pipe.pipeline.training",
-    "spg_pipe.sae.train",
+    "torch",
     "zarr",
 )
-"""What jobs import, once for all of them where processes can be forked from a common one."""
+"""What jobs import, once for all of them where processes can be forked from a common one. None of
+this project: the common process may find another copy of it, in the working folder."""
 _OF_TRAINING = "torch._dynamo"
 """What optimisers import: seconds."""
+_OWN = (
+    "spg_pipe.baselines.mahalanobis",
+    "spg_pipe.detector_training",
+    "spg_pipe.evaluation",
+    "spg_pipe.few_shot",
+    "spg_pipe.pipeline.training",
+    "spg_pipe.sae.train",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def _context() -> Any:
     if sys.platform != "linux":  # elsewhere libraries do not outlive a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED, _OF_TRAINING])
+    context.set_forkserver_preload([*_LIBRARIES, _OF_TRAINING])
     return context
 
 
@@ -160,7 +168,7 @@ def _work(job: Job, pipe: Connection, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the first process stops the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        for name in _PRELOADED:  # where nothing was forked; no job is to pay for it
+        for name in (*_LIBRARIES, *_OWN):  # no job is to pay for them
             importlib.import_module(name)
         if device == "cpu":
             _one_thread()

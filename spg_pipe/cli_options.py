@@ -229,7 +229,7 @@ def sides_of(tiles: str | None) -> list[int] | None:
     except ValueError:
         sides = []
     if not sides or min(sides) < 1:
-        raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2048.")
+        raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2016.")
     return sides
 
 

@@ -173,7 +173,8 @@ def run(main: Callable[[], Any]) -> int:
 
 
 def _interrupted() -> int:
-    print("Interrupted. Run the same command again to go on.", file=sys.stderr)
+    again = "Run the same command again: training and extracting go on from where they were."
+    print(f"Interrupted. {again}", file=sys.stderr)
     return 130
 
 

@@ -15,6 +15,7 @@ from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.console import Console, choose_device
 from spg_pipe.datasets.contents import content_ids
+from spg_pipe.datasets.folder import MASK_FOLDERS
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.detector import Detector
 from spg_pipe.errors import SpgError
@@ -61,7 +62,7 @@ class Bank:
 
 
 def find_images(source: Path) -> list[Path]:
-    """An image, or all images below a folder, sorted.
+    """An image, or all images below a folder, sorted, but for those in folders of masks.
 
     Raises
     ------
@@ -72,11 +73,17 @@ def find_images(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    found = sorted(p for p in source.rglob("*") if is_image(p) and p.is_file())
+    every = [p for p in source.rglob("*") if is_image(p) and p.is_file()]
+    found = sorted(path for path in every if not _is_mask(path, source))
     if not found:
         known = " ".join(sorted(IMAGE_EXTENSIONS))
-        raise SpgError(f"{source} has no images (looked for {known}).")
+        masks = f"; {len(every)} lie in folders of masks" if every else ""
+        raise SpgError(f"{source} has no images (looked for {known}{masks}).")
     return found
+
+
+def _is_mask(path: Path, source: Path) -> bool:
+    return not {*MASK_FOLDERS}.isdisjoint(path.relative_to(source).parts[:-1])
 
 
 def choose_images(source: Path, out: Path) -> list[Path]:
@@ -275,6 +282,10 @@ def predict_folder(
             console.say(note_of_copies(memory.copies, len(seen)))
     with console.progress("predict") as update:
         rows = predict(detector, backbone, source, out, bank=made, device=chosen, progress=update)
+    if source.is_dir() and (masks := sum(_is_mask(p, source) for p in source.rglob("*"))):
+        console.say(
+            f"Note: {masks} files in folders of masks ({', '.join(MASK_FOLDERS)}) left out."
+        )
     lines = [f"{row.score:.4f}  {row.path}" for row in sorted(rows, key=lambda r: -r.score)]
     about = _about(detector, backbone.spec, made)
     known = [row.path for row in rows if row.among_normals]

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from spg_pipe.errors import SpgError
 
 SCORES = "scores.csv"
@@ -81,7 +83,7 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
     made = _missing_folders(out / name for name in overlays)
     waiting = out / f"{_UNFINISHED}{os.getpid()}"
     try:
-        shutil.rmtree(waiting, ignore_errors=True)  # of a killed process with this number
+        _remove_abandoned(out)
         (waiting / "new").mkdir(parents=True)
         yield waiting / "new"
         _exchange(out, [*overlays, Path(SCORES)], waiting / "new", waiting / "old")
@@ -92,6 +94,14 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
                 folder.rmdir()
         raise
     shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what killed processes left, unless an older result waits there to be moved back."""
+    for folder in out.glob(f"{_UNFINISHED}*"):
+        number = folder.name.removeprefix(_UNFINISHED)
+        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            _discard(folder)
 
 
 def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:

@@ -77,7 +77,18 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         if '"' in str(folder) or "\\" in str(folder):
             raise SpgError(f"--{place} {folder}: a quote or backslash in a path is not supported.")
         text = text.replace("{" + place + "}", folder.as_posix())
-    parse_params(parse_yaml(text), f"recipe {name}")
+    params = parse_params(parse_yaml(text), f"recipe {name}")
+    absent = [
+        str(data.root / part)
+        for data in params.datasets
+        for part in data.sets
+        if data.layout != "synthetic" and not (data.root / part).is_dir()  # that is made
+    ]
+    if absent:
+        raise SpgError(
+            f"Recipe {name} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} "
+            "not there; the README says what the folder holds."
+        )
     return text
 
 

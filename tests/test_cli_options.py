@@ -124,6 +124,13 @@ def test_a_recipe_in_force_says_the_command_that_it_is_made_for(
     assert f"is now the recipe {recipe_name}. {advice}" in done.stderr
 
 
+def test_a_recipe_whose_sets_are_missing_is_not_put_in_force(tmp_path: Path) -> None:
+    (tmp_path / "data" / "mtd").mkdir(parents=True)
+    done = spg("recipe", "use", "spg-plus", "--data", "data", cwd=tmp_path)
+    assert "needs data/neu_seg, data/crackforest, which are not there" in one_message(done)
+    assert not (tmp_path / "params.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "usage"),
     [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +114,27 @@ def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(
         run(out / "overlays" / "a.png.png", out)
     with pytest.raises(SpgError, match="holds the images themselves"):
         run(images, images)
+
+
+def test_what_a_killed_process_left_is_removed(images: Path, run: Callable[..., Any]) -> None:
+    out = images / "predictions"
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    mine, others = (out / f".spg-predict.{number}" for number in (killed.pid, os.getppid()))
+    for folder in (mine, others):
+        (folder / "new").mkdir(parents=True)
+    run(images, out)
+    assert (mine.exists(), others.exists()) == (False, True)  # the other process still runs
+
+
+def test_masks_are_not_taken_for_images(
+    images: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    photograph(images / "ground_truth" / "scratch" / "a_mask.png")
+    photograph(images / "masks" / "b.png")
+    assert [row.path for row in run(images, tmp_path / "out")] == ["a.png", "b.png", "more/c.png"]
+    # A folder that is named itself is meant.
+    assert len(run(images / "masks", tmp_path / "two")) == 1
 
 
 def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(

@@ -19,6 +19,8 @@ from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
 from spg_pipe.backbones.spec import BackboneSpec, Tiles, check_image_size
 from spg_pipe.errors import SpgError
 
+MOST = 4096
+"""Tiles of an image, at most: beyond, a side is more likely mistyped than meant."""
 OVERLAP = 0.25
 """Share of a tile that its neighbour sees, too, unless told otherwise."""
 
@@ -46,14 +48,14 @@ def tiled(
     Raises
     ------
     SpgError
-        If a side does not fit.
+        If a side does not fit, or there would be too many tiles.
     """
-    check_sides(sides, inner.spec)
+    check_sides(sides, inner.spec, overlap)
     tiles = Tiles(inner.spec.preprocess.size, tuple(sorted(sides)), overlap)
     return TiledBackbone(inner, tiles, at_once)
 
 
-def check_sides(sides: Sequence[int], spec: BackboneSpec) -> None:
+def check_sides(sides: Sequence[int], spec: BackboneSpec, overlap: float = OVERLAP) -> None:
     """Raise SpgError unless images of these sides can be cut into tiles of an untiled backbone."""
     if len(set(sides)) != len(sides):
         raise SpgError(f"Sides of tiled images: a number is there twice in {list(sides)}.")
@@ -64,6 +66,13 @@ def check_sides(sides: Sequence[int], spec: BackboneSpec) -> None:
                 f"Images of {side} pixels are smaller than a tile of {spec.alias}, "
                 f"{spec.preprocess.size} pixels: give larger sides, or a smaller image size."
             )
+    tiles = Tiles(spec.preprocess.size, tuple(sides), overlap)
+    if (count := tiles.count(spec.patch_size)) > MOST:
+        raise SpgError(
+            f"Sides of {', '.join(map(str, sides))} pixels make {count:,} tiles of "
+            f"{spec.preprocess.size} pixels an image; at most {MOST:,} are computed. Give smaller "
+            "sides."
+        )
 
 
 class TiledBackbone:

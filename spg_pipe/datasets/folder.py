@@ -39,6 +39,7 @@ from spg_pipe.datasets.listing import (
 )
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.datasets.mvtec import GOOD, match_masks
+from spg_pipe.datasets.synthetic.layout import RECORD
 from spg_pipe.errors import SpgError, UnsuitableError
 
 MASK_FOLDERS = ("ground_truth", "masks")
@@ -96,6 +97,11 @@ def _refuse_other_layouts(root: Path) -> None:
                 f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
                 f"folder. Use the layout mvtec with the root {start}."
             )
+    if (root / RECORD).is_file():
+        raise SpgError(
+            f"{root} holds {RECORD}: this is a synthetic set. Use the layout synthetic, or "
+            "name a folder of your own images."
+        )
     if (root / "split_csv").is_dir():
         raise SpgError(f"{root} holds split_csv/: this is the visa layout. Use the layout visa.")
 

@@ -1,12 +1,13 @@
 """Detectors on targets: scores → metrics → report."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
-from spg_pipe.find import find_dataset, find_store_of, scan, store_of_dataset
+from spg_pipe.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
 from spg_pipe.find_runs import find_detector, find_direction, find_run, find_scores
 from spg_pipe.params import Dataset, Params, ScoreParams
 from spg_pipe.pipeline.own_images import note_own_images
@@ -60,6 +61,11 @@ def score(
             own=own,
         )
         written.append(_score_one(session, loaded, features, path, options))
+        if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
+            session.console.say(
+                f"Judge them with `spg-pipe evaluate --split {split_name(params, dataset)} "
+                f"--scores {shlex.quote(str(path))}`"
+            )
     return written
 
 

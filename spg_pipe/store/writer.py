@@ -320,13 +320,18 @@ def _make_room(
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = [key for key in wanted if found.get(key) != wanted[key]]
-    parts = [
-        f"{key}: found {found.get(key)!r}, expected {wanted[key]!r}"
-        if not isinstance(wanted[key], dict)
-        else f"{key} differs"
-        for key in names
-    ]
-    return "; ".join(parts) or "another fingerprint"
+    return "; ".join(_difference(key, found.get(key), wanted[key]) for key in names) or (
+        "another fingerprint"
+    )
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    if key == "manifest":
+        return "its images, masks or labels are others"
+    if not isinstance(wanted, dict):
+        return f"{key}: found {found!r}, expected {wanted!r}"
+    inner = [k for k in {**wanted, **(found or {})} if (found or {}).get(k) != wanted.get(k)]
+    return f"{key} differs ({', '.join(inner)})"
 
 
 def _repaired(found: dict[str, Any], manifest: Manifest) -> str:

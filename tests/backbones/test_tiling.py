@@ -120,6 +120,7 @@ def test_the_spec_says_how_it_is_cut_and_comes_back_from_json() -> None:
         ([40], "must be a multiple of 16 pixels"),
         ([16], "smaller than a tile of tiny, 32 pixels"),
         ([64, 64], "twice"),
+        ([32 * 100], "tiles of 32 pixels an image; at most 4,096"),
     ],
 )
 def test_sides_that_do_not_fit_are_refused(sides: list[int], message: str) -> None:

@@ -48,6 +48,11 @@ def test_an_edited_or_other_record_is_refused(change: dict, message: str, tmp_pa
         build_manifest("aux", "synthetic", root)
 
 
+def test_a_synthetic_set_is_no_plain_folder(tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match=r"this is a synthetic set\. Use the layout synthetic"):
+        build_manifest("aux", "folder", a_set(tmp_path))
+
+
 def rewrite(root: Path, change: Callable[[dict], object]) -> None:
     """Edit a set's record and give it the fingerprint of what it then says."""
     record = json.loads((root / RECORD).read_text())

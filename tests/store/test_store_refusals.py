@@ -109,7 +109,9 @@ def test_another_content_in_the_place_is_refused_unless_replaced(
     place = copy_of(tiny_store.path)
     before = files(place)
     other = TinyBackbone(weights_sha256="1" * 64)
-    with pytest.raises(SpgError, match=r"store of other content.*backbone.*--replace"):
+    with pytest.raises(
+        SpgError, match=r"store of other content.*backbone differs \(.*\).*--replace"
+    ):
         extracted(tiny_manifest, place, backbone=other)
     assert files(place) == before
     replaced = extracted(tiny_manifest, place, backbone=other, replace=True)

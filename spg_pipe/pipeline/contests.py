@@ -13,7 +13,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector
 from spg_pipe.params import MetricParams
-from spg_pipe.pipeline.costs import Cost, measured, idle_memory
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.protocol import protocol
 from spg_pipe.session import Session

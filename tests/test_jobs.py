@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.costs import Cost, measured, own_memory
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.jobs import Job, run_jobs, workers_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def test_a_gpu_has_one_job_at_a_time() -> None:
 
 
 def test_a_cost_is_the_time_and_the_peak_beyond_the_start() -> None:
-    start = own_memory()
+    start = idle_memory()
     with measured(start) as first:
         assert math.isnan(first.seconds)
         held = np.ones(8 * 2**20)  # 64 MiB

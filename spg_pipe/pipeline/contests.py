@@ -13,7 +13,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.find import find_dataset, find_store
 from spg_pipe.find_runs import find_detector
 from spg_pipe.params import MetricParams
-from spg_pipe.pipeline.costs import Cost, measured, own_memory
+from spg_pipe.pipeline.costs import Cost, idle_memory, measured
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.protocol import protocol
 from spg_pipe.session import Session
@@ -73,7 +73,7 @@ def judge(
     from spg_pipe.evaluation import evaluate_scores
     from spg_pipe.store.reader import FeatureStore
 
-    start, scored = own_memory(), {}
+    start, scored = idle_memory(), {}
     with measured(start) as making:
         made = make()
     for target, path in stores.items():
@@ -91,7 +91,7 @@ def judge(
 
 def make_sae(session: Session, aux: str, seed: int) -> dict[str, Cost]:
     """Train an SAE. Fingerprint → cost."""
-    with measured(own_memory()) as cost:
+    with measured(idle_memory()) as cost:
         (path,) = train_saes([session], aux, [seed])
     return _costs([path], cost)
 
@@ -104,7 +104,7 @@ def make_detectors(session: Session, aux: str, seeds: Sequence[int]) -> dict[str
     dict of fingerprint → Cost
         A seed's share of the time, and the memory of all together.
     """
-    with measured(own_memory()) as cost:
+    with measured(idle_memory()) as cost:
         paths = train_guides_together([session], aux, seeds)
     return _costs(paths, cost)
 
@@ -117,7 +117,7 @@ def make_free(published: Session, aux: str, seeds: Sequence[int]) -> dict[str, C
     from spg_pipe.guides.train import GuideRun
 
     store, params = find_store(published, find_dataset(published.params, aux)), published.params
-    with measured(own_memory()) as cost:
+    with measured(idle_memory()) as cost:
         axes = free_dictionary(store)
         runs = [GuideRun(axes, params.guides, seed) for seed in seeds]
         with published.console.progress(f"free dense guides {aux}") as update:

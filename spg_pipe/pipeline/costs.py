@@ -43,6 +43,12 @@ def own_memory() -> int:
     return int(found.rss - getattr(found, "shared", 0))
 
 
+def idle_memory() -> int:
+    """`own_memory` when all that is free is given back: of a process before its work."""
+    _give_back()
+    return own_memory()
+
+
 @contextmanager
 def measured(start: int) -> Iterator[Cost]:
     """Time of a block, and the peak of `own_memory` in it beyond what it was at the start of all.
@@ -52,11 +58,10 @@ def measured(start: int) -> Iterator[Cost]:
     Parameters
     ----------
     start : int
-        `own_memory` of the process before any of its work: what one block makes and the next one
+        `idle_memory` of the process before any of its work: what one block makes and the next one
         uses counts in both.
     """
-    _give_back()
-    cost, stop, peak = Cost(), threading.Event(), own_memory()
+    cost, stop, peak = Cost(), threading.Event(), idle_memory()
 
     def sample() -> None:
         nonlocal peak

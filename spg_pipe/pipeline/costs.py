@@ -1,14 +1,14 @@
 """What work costs: its time, and the memory that it took beyond what its process had."""
 
-import ctypes
 import gc
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from spg_pipe.store.extract import give_memory_back
 
 _SAMPLE_SECONDS = 0.005
 
@@ -45,7 +45,8 @@ def own_memory() -> int:
 
 def idle_memory() -> int:
     """`own_memory` when all that is free is given back: of a process before its work."""
-    _give_back()
+    gc.collect()
+    give_memory_back()
     return own_memory()
 
 
@@ -78,11 +79,3 @@ def measured(start: int) -> Iterator[Cost]:
         stop.set()
         thread.join()
     cost.mebibytes = max(0, max(peak, own_memory()) - start) / 2**20
-
-
-def _give_back() -> None:
-    """Free what nobody uses: the C library keeps it, and the next block would seem to need it."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # not every C library has it
-        trim(0)

@@ -205,7 +205,7 @@ class _Extraction:
                         writing.result()
                     writing = disk.submit(self._write, batch.shard, filling.first(len(rows)))
                     filling, spare = spare, filling
-                    _give_memory_back()
+                    give_memory_back()
                 if progress:
                     progress(done, spec.images)
             if writing is not None:
@@ -295,7 +295,7 @@ def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
     )
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Have glibc return what its arenas, one or more a thread, hold without using it.
 
     Tokens of tens of megabytes leave them in pieces, and the peak would grow with the run's length.

@@ -16,17 +16,17 @@ import time
 from pathlib import Path
 
 from spg_pipe.backbones import load_backbone
-from spg_pipe.console import choose_device
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.demo import DEMO_SETS, write_demo
-from spg_pipe.datasets.demo.contrast import contrast_auroc
-from spg_pipe.datasets.demo.samples import samples
-from spg_pipe.detector import Detector
-from spg_pipe.detector_training import train_guides
-from spg_pipe.evaluation import evaluate_scores
-from spg_pipe.params import Params, load_params
+from spg_pipe.datasets.paint.demo import DEMO_SETS, write_demo
+from spg_pipe.datasets.paint.demo.contrast import contrast_auroc
+from spg_pipe.datasets.paint.demo.samples import samples
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import score_store
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import Params, load_params
 from spg_pipe.sae.train import train_sae
-from spg_pipe.scoring import score_store
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 

@@ -22,12 +22,12 @@ from benchmarks.reference.guides import LiteralGuides
 from benchmarks.reference.sae import rows
 from benchmarks.sae_epoch import DIM, IMAGES, PARAMS, SIZE, literal_sae
 from benchmarks.timing import machine
-from spg_pipe.detector_training import train_guides
-from spg_pipe.evaluation import evaluate_scores
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.scores import score_store
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.params import GuideParams, MethodParams, MetricParams, ScoreParams
+from spg_pipe.recipe.params import GuideParams, MethodParams, MetricParams, ScoreParams
 from spg_pipe.sae.train import train_sae
-from spg_pipe.scoring import score_store
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, image_tokens, sources_of
 

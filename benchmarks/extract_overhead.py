@@ -20,8 +20,8 @@ import torch
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.datasets import Manifest, build_manifest
-from spg_pipe.datasets.demo import write_demo
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
+from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.store.extract import extract
 
 BACKBONES = ("efficientnet-lite0", "dinov2-vits14-imgfocus")

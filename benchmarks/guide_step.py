@@ -22,7 +22,7 @@ from benchmarks.timing import machine, medians
 from spg_pipe.guides.model import initial_codes, unit
 from spg_pipe.guides.train import GuideRun, fit_guides
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.stream import image_batches, sources_of

@@ -37,7 +37,7 @@ def arguments(store: Path) -> list[str]:
 
 def extract(folder: Path, store: Path) -> subprocess.Popen[bytes]:
     """Start `spg-pipe extract`."""
-    code = "from spg_pipe.cli import main; main()"
+    code = "from spg_pipe.cli.main import main; main()"
     return subprocess.Popen([sys.executable, "-c", code, *arguments(store)], cwd=folder)
 
 

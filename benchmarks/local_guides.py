@@ -19,8 +19,8 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.guides.model import unit
-from spg_pipe.maps import anomaly_maps
 from spg_pipe.metrics import Regions, accumulate
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images

@@ -21,7 +21,7 @@ from benchmarks.labelled_store import labelled_store
 from benchmarks.memory import peak_megabytes
 from benchmarks.reference.sae import DenseSae, topk_code
 from benchmarks.timing import machine, medians
-from spg_pipe.params import MethodParams, SaeParams
+from spg_pipe.recipe.params import MethodParams, SaeParams
 from spg_pipe.sae.fits import SaeJob
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.train import train_sae, train_saes

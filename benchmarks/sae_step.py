@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.reference.sae import DenseSae, rows
 from benchmarks.timing import machine, medians
-from spg_pipe.params import SaeParams
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.trainer import SaeTrainer
 

@@ -27,10 +27,10 @@ from benchmarks.store_formats import LAYER, RandomTokens
 from benchmarks.timing import machine, medians
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.datasets import build_manifest
-from spg_pipe.detector import Detector, LayerGuides
-from spg_pipe.evaluation import evaluate_scores
-from spg_pipe.params import MetricParams, ScoreParams
-from spg_pipe.scoring import score_store
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.model import Detector, LayerGuides
+from spg_pipe.detector.scores import score_store
+from spg_pipe.recipe.params import MetricParams, ScoreParams
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens

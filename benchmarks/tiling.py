@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.memory import peak_megabytes
-from spg_pipe.datasets.demo.catalogue import DEMO_SETS
-from spg_pipe.datasets.demo.photographs import read_photograph, view
-from spg_pipe.datasets.demo.samples import paint
+from spg_pipe.datasets.paint.demo.catalogue import DEMO_SETS
+from spg_pipe.datasets.paint.demo.photographs import read_photograph, view
+from spg_pipe.datasets.paint.demo.samples import paint
 
 AUXILIARY, TARGET = "demo-visa", "demo-mvtec"
 ALIAS, VIEW, LAYERS = "efficientnet-lite0", 448, ("s16", "s32")
@@ -144,7 +144,7 @@ def border_step(scores: Path, images: int) -> float:
     that tiles would have.
     """
     from spg_pipe.backbones.spec import Tiles
-    from spg_pipe.scoring import Scores
+    from spg_pipe.detector.scores import Scores
 
     loaded = Scores.load(scores)
     starts = Tiles(VIEW, (SIDE,), 0.25).starts(SIDE, STRIDE)
@@ -164,8 +164,8 @@ def border_step(scores: Path, images: int) -> float:
 def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     """Do one of `TASKS` on the large images in this process; its peak in MiB."""
     from spg_pipe import pipeline
-    from spg_pipe.console import Console
-    from spg_pipe.predict import predict_folder
+    from spg_pipe.pipeline.console import Console
+    from spg_pipe.pipeline.predict import predict_folder
 
     session = _session(root, sides)
     with tempfile.TemporaryDirectory(dir=root) as out:
@@ -186,9 +186,9 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
 
 
 def _session(root: Path, sides: tuple[int, ...]) -> Any:
-    from spg_pipe.console import Console
-    from spg_pipe.params import parse_params
-    from spg_pipe.session import Session
+    from spg_pipe.pipeline.console import Console
+    from spg_pipe.pipeline.run import Session
+    from spg_pipe.recipe.params import parse_params
 
     content = recipe(root) | {"extract": {"tiles": {"large": list(sides)} if sides else {}}}
     return Session(parse_params(content, "benchmarks.tiling"), Console(0, False))

@@ -11,38 +11,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
     from spg_pipe.datasets import Manifest, build_manifest
-    from spg_pipe.detector import Detector
-    from spg_pipe.detector_training import train_guides
+    from spg_pipe.detector.evaluate import evaluate_scores
+    from spg_pipe.detector.make import train_guides
+    from spg_pipe.detector.model import Detector
+    from spg_pipe.detector.scores import Scores, score_store
     from spg_pipe.errors import SpgError
-    from spg_pipe.evaluation import evaluate_scores
-    from spg_pipe.params import Params, load_params
+    from spg_pipe.recipe.params import Params, load_params
     from spg_pipe.sae.model import SparseAutoencoder
     from spg_pipe.sae.run import SaeRun
     from spg_pipe.sae.train import train_sae
-    from spg_pipe.scoring import Scores, score_store
     from spg_pipe.store.extract import extract
     from spg_pipe.store.lazy import open_dask, open_xarray
     from spg_pipe.store.reader import FeatureStore
 
 _HOMES = {
     "BackboneSpec": "backbones",
-    "Detector": "detector",
+    "Detector": "detector.model",
     "FeatureStore": "store.reader",
     "Manifest": "datasets",
-    "Params": "params",
+    "Params": "recipe.params",
     "SaeRun": "sae.run",
-    "Scores": "scoring",
+    "Scores": "detector.scores",
     "SparseAutoencoder": "sae.model",
     "SpgError": "errors",
     "build_manifest": "datasets",
-    "evaluate_scores": "evaluation",
+    "evaluate_scores": "detector.evaluate",
     "extract": "store.extract",
     "load_backbone": "backbones",
-    "load_params": "params",
+    "load_params": "recipe.params",
     "open_dask": "store.lazy",
     "open_xarray": "store.lazy",
-    "score_store": "scoring",
-    "train_guides": "detector_training",
+    "score_store": "detector.scores",
+    "train_guides": "detector.make",
     "train_sae": "sae.train",
 }
 

@@ -1,8 +1,8 @@
 """Stage `evaluate`: Scores → Metrics."""
 
 from spg_pipe import pipeline
-from spg_pipe.session import Session
-from spg_pipe.stage import run_stage
+from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline.run import Session
 
 
 def main(session: Session, aux: str, target: str, seed: int) -> None:

@@ -1,8 +1,8 @@
 """Stage `synthesise`: Normal images → a set with painted defects and their masks."""
 
 from spg_pipe import pipeline
-from spg_pipe.session import Session
-from spg_pipe.stage import run_stage
+from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline.run import Session
 
 
 def main(session: Session, dataset: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from spg_pipe.datasets import Manifest
-    from spg_pipe.detector import Detector
+    from spg_pipe.detector.model import Detector
     from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore
 
@@ -79,7 +79,7 @@ def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
 def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
     from tiny import GUIDES, METHOD, SCORE
 
-    from spg_pipe.detector_training import train_guides
+    from spg_pipe.detector.make import train_guides
 
     return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]
 

@@ -19,9 +19,9 @@ from layouts import write_mvtec
 from pydantic import BaseModel
 from tiny import SPEC
 
-from spg_pipe.cli import app
-from spg_pipe.params import Dataset, Params, load_params, parse_params
-from spg_pipe.paths import Paths
+from spg_pipe.cli.main import app
+from spg_pipe.recipe.params import Dataset, Params, load_params, parse_params
+from spg_pipe.recipe.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -21,7 +21,7 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import Manifest, build_manifest
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.params import GuideParams, MethodParams, SaeParams, ScoreParams
+from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams, ScoreParams
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 

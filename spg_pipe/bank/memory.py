@@ -26,7 +26,7 @@ from spg_pipe.bank.search import Search, highest_products, search_among
 from spg_pipe.decision.model import Scale, coarse_maps, top_mean
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.model import to_grid, unit
-from spg_pipe.params import BankParams
+from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.datasets.contents import Files, look_into
-from spg_pipe.datasets.layouts import LAYOUTS, Layout, honours_exif
-from spg_pipe.datasets.listing import Entry, Select, counted, listed
+from spg_pipe.datasets.layouts.catalogue import LAYOUTS, Layout, honours_exif
+from spg_pipe.datasets.layouts.listing import Entry, Select, counted, listed
+from spg_pipe.datasets.layouts.official import (
+    BENCHMARKS,
+    check,
+    identify,
+    licence_of,
+    not_the_benchmark,
+)
 from spg_pipe.datasets.manifest import Manifest, to_frame
-from spg_pipe.datasets.official import BENCHMARKS, check, identify, licence_of, not_the_benchmark
 from spg_pipe.datasets.skipped import Skipped, skipped_note
 from spg_pipe.errors import SpgError, UnsuitableError
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.console import cpu_workers
 from spg_pipe.datasets.images import read_image, read_mask, stored_size
-from spg_pipe.datasets.listing import Entry, source_id
+from spg_pipe.datasets.layouts.listing import Entry, source_id
 from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.machine import cpu_workers
 
 _HASH_THREADS = 2
 _DECODING_THREADS = 8

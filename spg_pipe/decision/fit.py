@@ -15,7 +15,7 @@ from spg_pipe.datasets.manifest import LABEL_UNKNOWN
 from spg_pipe.decision.components import Components, components
 from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
-from spg_pipe.params import DecisionParams
+from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spg_pipe.backbones.spec import backbone_layer
 from spg_pipe.decision.components import Components
-from spg_pipe.maps import anomaly_maps
+from spg_pipe.decision.maps import anomaly_maps
 
 MAP_TOP = "map_top"
 """The image component that is made from the map."""

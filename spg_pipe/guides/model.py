@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.params import TAU
+from spg_pipe.recipe.params import TAU
 
 GUIDE_NAMES = ("global-normal", "global-anomaly", "local-normal", "local-anomaly")
 _EPS = 1e-8

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.checkpoint import below
+from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideLosses, GuideTrainer, LayerBatch

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints
-from spg_pipe.datasets.listing import counted
+from spg_pipe.artefacts.checkpoint import Checkpoints
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.datasets.layouts.listing import counted
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.progress import Training
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams
-from spg_pipe.protocol import protocol
+from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore

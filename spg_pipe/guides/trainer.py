@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.checkpoint import below
+from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.model import (
     detection_feature,
@@ -18,8 +18,8 @@ from spg_pipe.guides.model import (
     unit,
 )
 from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.params import GuideParams, MethodParams
-from spg_pipe.protocol import Protocol, protocol
+from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.protocol import Protocol, protocol
 from spg_pipe.sae.trainer import BETAS
 
 

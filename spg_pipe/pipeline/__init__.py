@@ -1,11 +1,9 @@
 """One function a stage: the commands and the scripts in stages/ only parse and call these.
 
-Every function takes a session, works in the recipe's paths (`paths.py`) and returns the path of
-the artefact that it wrote.
+Every function takes a session, works in the recipe's paths (recipe/paths.py) and returns the path
+of the artefact that it wrote.
 """
 
-from spg_pipe.pipeline.choices import Choice, choose
-from spg_pipe.pipeline.comparison import Comparison, compare
 from spg_pipe.pipeline.features import (
     extract,
     load_backbone,
@@ -15,7 +13,6 @@ from spg_pipe.pipeline.features import (
     write_demo_sets,
 )
 from spg_pipe.pipeline.normals import score_few_shot
-from spg_pipe.pipeline.sweeps import SweepResult, sweep
 from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import (
@@ -27,11 +24,6 @@ from spg_pipe.pipeline.training import (
 )
 
 __all__ = [
-    "Choice",
-    "Comparison",
-    "SweepResult",
-    "choose",
-    "compare",
     "evaluate",
     "extract",
     "load_backbone",
@@ -41,7 +33,6 @@ __all__ = [
     "score",
     "score_few_shot",
     "skipped_in",
-    "sweep",
     "synthesise",
     "synthesise_set",
     "synthesise_sets",

@@ -6,11 +6,11 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.console import choose_device, cpu_workers
 from spg_pipe.errors import SpgError
-from spg_pipe.find import names_on_disk, scan
-from spg_pipe.params import Dataset, Params
-from spg_pipe.session import Session, image_size
+from spg_pipe.pipeline.find import names_on_disk, scan
+from spg_pipe.pipeline.run import Session, image_size
+from spg_pipe.recipe.machine import choose_device, cpu_workers
+from spg_pipe.recipe.params import Dataset, Params
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
@@ -25,7 +25,7 @@ def write_demo_sets(session: Session) -> None:
 
 def write_demo_set(params: Params, name: str) -> Path:
     """Generate a built-in demo set of the recipe."""
-    from spg_pipe.datasets.demo import write_demo
+    from spg_pipe.datasets.paint.demo import write_demo
 
     for demo in params.demo_sets:
         if demo.name == name:

@@ -4,14 +4,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.console import choose_device
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.find import find_dataset, find_store, split_name, store_of_dataset
-from spg_pipe.find_runs import find_detector, find_direction
 from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.find import find_dataset, find_store, split_name, store_of_dataset
+from spg_pipe.pipeline.find_runs import find_detector, find_direction
 from spg_pipe.pipeline.own_images import note_own_images
+from spg_pipe.pipeline.run import Session
 from spg_pipe.pipeline.target import note_known
-from spg_pipe.session import Session
+from spg_pipe.recipe.machine import choose_device
 
 if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
@@ -45,9 +45,9 @@ def score_few_shot(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    from spg_pipe.detector import Detector
-    from spg_pipe.few_shot import banks_of, note_of_copies, require_fusible, seen_of
-    from spg_pipe.few_shot import score_few_shot as run
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, seen_of
+    from spg_pipe.bank.few_shot import score_few_shot as run
+    from spg_pipe.detector.model import Detector
 
     params, device = session.params, choose_device(session.device)
     if alone and (detector or aux or seed is not None):

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.params import Dataset
+from spg_pipe.pipeline.run import Session
 from spg_pipe.pipeline.synthetic import reads
-from spg_pipe.session import Session
+from spg_pipe.recipe.params import Dataset
 
 if TYPE_CHECKING:
-    from spg_pipe.detector import Detector
+    from spg_pipe.detector.model import Detector
     from spg_pipe.store.reader import FeatureStore
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from spg_pipe.console import Console
 from spg_pipe.errors import SpgError
-from spg_pipe.params import Dataset, SyntheticSet
-from spg_pipe.protocol import protocol
-from spg_pipe.session import Session
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import Dataset, SyntheticSet
+from spg_pipe.recipe.protocol import protocol
 
 
 def synthesise_sets(session: Session, datasets: Sequence[Dataset]) -> None:
@@ -76,8 +76,8 @@ def synthesise(
         As `build_manifest` and `write_synthetic`.
     """
     from spg_pipe.datasets import build_manifest
-    from spg_pipe.datasets.synthetic.layout import read_record
-    from spg_pipe.datasets.synthetic.writer import write_synthetic
+    from spg_pipe.datasets.layouts.synthetic import read_record
+    from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
 
     if not made.source.is_dir():
         raise SpgError(

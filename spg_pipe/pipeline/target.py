@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.console import choose_device
 from spg_pipe.errors import SpgError
-from spg_pipe.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
-from spg_pipe.find_runs import find_detector, find_direction, find_run, find_scores
-from spg_pipe.params import Dataset, Params, ScoreParams
+from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
+from spg_pipe.pipeline.find_runs import find_detector, find_direction, find_run, find_scores
 from spg_pipe.pipeline.own_images import note_own_images
-from spg_pipe.session import Session
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import Dataset, Params, ScoreParams
 
 if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.detector import Detector
-    from spg_pipe.scoring import Scores
+    from spg_pipe.detector.model import Detector
+    from spg_pipe.detector.scores import Scores
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -30,7 +30,7 @@ def score(
     store: Path | None = None,
 ) -> list[Path]:
     """Detector + FeatureStore of the target → Scores, for one seed or for all of the recipe."""
-    from spg_pipe.detector import Detector
+    from spg_pipe.detector.model import Detector
 
     dataset = find_dataset(session.params, target)
     features = store_of_dataset(session, dataset, store)
@@ -76,7 +76,7 @@ def _score_one(
     path: Path,
     options: ScoreParams | None,
 ) -> Path:
-    from spg_pipe.scoring import score_store
+    from spg_pipe.detector.scores import score_store
 
     with session.console.progress(f"score {features.spec.dataset}") as update:
         score_store(
@@ -112,9 +112,9 @@ def evaluate(
 
 
 def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool) -> Path:
-    from spg_pipe.evaluation import evaluate_scores
-    from spg_pipe.few_shot import KNOWN
-    from spg_pipe.scoring import Scores
+    from spg_pipe.bank.few_shot import KNOWN
+    from spg_pipe.detector.evaluate import evaluate_scores
+    from spg_pipe.detector.scores import Scores
 
     params = session.params.metrics
     loaded = Scores.load(folder)
@@ -149,14 +149,14 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
 
 def note_known(session: Session, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.few_shot import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
 
     say_known(session, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 
 
 def say_known(session: Session, paths: Sequence[str], images: int, where: str = "") -> None:
     """Say which images of a target are normal images themselves, if there are such."""
-    from spg_pipe.few_shot import note_of_known
+    from spg_pipe.bank.few_shot import note_of_known
 
     if paths:
         so = f"and metrics{where} are too good. Use normal images of another split."
@@ -196,7 +196,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
-    from spg_pipe.few_shot import FEW_SHOT
+    from spg_pipe.bank.few_shot import FEW_SHOT
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.text import text_table
 

@@ -6,14 +6,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints, checkpoint_path
-from spg_pipe.console import choose_device
+from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
-from spg_pipe.find import find_dataset, store_of_dataset
-from spg_pipe.find_runs import find_sae
-from spg_pipe.paths import with_suffix_hash
-from spg_pipe.session import Session
+from spg_pipe.pipeline.find import find_dataset, store_of_dataset
+from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
     from spg_pipe.guides.train import GuideRun
@@ -197,8 +197,8 @@ def _detectors_together(
     jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector_training import Rules
-    from spg_pipe.detector_training import train_guides_together as train
+    from spg_pipe.detector.make import Rules
+    from spg_pipe.detector.make import train_guides_together as train
 
     session, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.artifacts import fresh_folder
-from spg_pipe.datasets.layouts import honours_exif
+from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.datasets.layouts.catalogue import honours_exif
+from spg_pipe.decision.maps import SHOWN
 from spg_pipe.errors import SpgError
-from spg_pipe.maps import SHOWN
-from spg_pipe.params import Params
-from spg_pipe.paths import Paths
+from spg_pipe.recipe.params import Params
+from spg_pipe.recipe.paths import Paths
 from spg_pipe.report import examples, facts, figures, inputs, render, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 
 if TYPE_CHECKING:
-    from spg_pipe.scoring import Scores
+    from spg_pipe.detector.scores import Scores
 
 Progress = Callable[[int, int], None]
 

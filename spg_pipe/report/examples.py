@@ -12,11 +12,11 @@ import numpy as np
 
 from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
+from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.report import render
 from spg_pipe.report.inputs import DirectionRuns
-from spg_pipe.scoring import Scores
 
 if TYPE_CHECKING:
     import pandas as pd

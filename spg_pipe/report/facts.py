@@ -5,7 +5,7 @@ from typing import Any
 
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.metrics.tables import seen_in
-from spg_pipe.params import GuideParams, Params
+from spg_pipe.recipe.params import GuideParams, Params
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.tables import UNDEFINED, Table
 

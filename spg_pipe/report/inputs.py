@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spg_pipe.artifacts import read_json
+from spg_pipe.artefacts.files import read_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import read_json as read_metrics
 from spg_pipe.metrics import seeds_mean
 from spg_pipe.metrics.tables import Row
-from spg_pipe.params import Dataset, Direction, Params, PublishedFigure
-from spg_pipe.paths import Paths
+from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
+from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
-    from spg_pipe.scoring import Scores
+    from spg_pipe.detector.scores import Scores
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -154,7 +154,7 @@ def _in_place(params: Params, paths: Paths) -> RunFiles:
 
 
 def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
-    from spg_pipe.scoring import Scores
+    from spg_pipe.detector.scores import Scores
 
     _, target, seed = key
     provenance = read_json(path, "Metrics").get("provenance")

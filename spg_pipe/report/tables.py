@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spg_pipe.metrics.tables import ZERO_SHOT, Row
-from spg_pipe.params import PublishedFigure
+from spg_pipe.recipe.params import PublishedFigure
 
 UNDEFINED = "–"
 

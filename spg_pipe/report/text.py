@@ -5,7 +5,7 @@ from dataclasses import replace
 from textwrap import fill
 
 from spg_pipe.metrics.tables import Row
-from spg_pipe.params import PublishedFigure
+from spg_pipe.recipe.params import PublishedFigure
 from spg_pipe.report.tables import Table, metrics_table
 
 COLUMNS = (

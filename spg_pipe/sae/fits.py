@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artifacts import fingerprint
-from spg_pipe.checkpoint import Checkpoints, below
-from spg_pipe.params import MethodParams, SaeParams
-from spg_pipe.protocol import protocol
+from spg_pipe.artefacts.checkpoint import Checkpoints, below
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.recipe.params import MethodParams, SaeParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder
 from spg_pipe.sae.quality import Quality
 from spg_pipe.sae.trainer import SaeTrainer

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spg_pipe.params import SaeParams
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import activations, ops
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.ops import Codes

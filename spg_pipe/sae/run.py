@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from spg_pipe.artifacts import fresh_folder, write_json
-from spg_pipe.digests import read_config
+from spg_pipe.artefacts.digests import read_config
+from spg_pipe.artefacts.files import fresh_folder, write_json
+from spg_pipe.artefacts.tensors import load_tensors, save_tensors
 from spg_pipe.errors import SpgError
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spg_pipe.artifacts import fingerprint, versions
-from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.artefacts.checkpoint import Checkpoints
+from spg_pipe.artefacts.files import fingerprint, versions
 from spg_pipe.errors import SpgError
-from spg_pipe.params import MethodParams, SaeParams
-from spg_pipe.protocol import Protocol, protocol
+from spg_pipe.recipe.params import MethodParams, SaeParams
+from spg_pipe.recipe.protocol import Protocol, protocol
 from spg_pipe.sae.fits import Fit, Grid, SaeJob, batches
 from spg_pipe.sae.quality import measure_all
 from spg_pipe.sae.run import SaeRun

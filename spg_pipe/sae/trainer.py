@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spg_pipe.checkpoint import below
-from spg_pipe.params import SaeParams
+from spg_pipe.artefacts.checkpoint import below
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae.activations import batch_threshold
 from spg_pipe.sae.losses import DeadCounter, SaeLosses, losses
 from spg_pipe.sae.model import SparseAutoencoder

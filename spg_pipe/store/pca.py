@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spg_pipe.artifacts import write_bytes
+from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore

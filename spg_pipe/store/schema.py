@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spg_pipe.artifacts import fingerprint
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.errors import SpgError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from spg_pipe.artifacts import write_bytes, write_json
+from spg_pipe.artefacts.files import write_bytes, write_json
 from spg_pipe.errors import SpgError
 from spg_pipe.store.schema import SHARD_INDEX, StoreSpec
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from spg_pipe.artifacts import versions, write_json
-from spg_pipe.datasets.listing import listed
+from spg_pipe.artefacts.files import versions, write_json
+from spg_pipe.datasets.layouts.listing import listed
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import schema

@@ -12,7 +12,7 @@ import pytest
 from spg_pipe.backbones import BackboneSpec, list_backbones, load_backbone
 from spg_pipe.backbones.names import find_alias
 from spg_pipe.backbones.packaged import PACKAGES
-from spg_pipe.cli_tools import backbones
+from spg_pipe.cli.tools import backbones
 from spg_pipe.errors import SpgError
 
 

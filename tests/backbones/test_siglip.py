@@ -15,12 +15,12 @@ from tiny import GUIDES, METHOD, SAE, SCORE, extracted
 from backbones.helpers import make_smaller, random_images, random_model, save_weights
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.detector_training import train_guides
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.find import backbone_fits
-from spg_pipe.params import parse_params
+from spg_pipe.pipeline.find import backbone_fits
+from spg_pipe.recipe.params import parse_params
 from spg_pipe.sae.train import train_sae
-from spg_pipe.scoring import score_store
 
 MODEL = "vit_base_patch16_siglip_512"
 SPG = METHOD.model_copy(update={"protocol": "spg"})

@@ -15,19 +15,19 @@ from torch import Tensor
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
-from spg_pipe.baselines.linear import logistic_regression
-from spg_pipe.baselines.patchwise import score_patchwise
 from spg_pipe.datasets import Manifest
-from spg_pipe.detector import Detector
-from spg_pipe.detector_training import train_guides
+from spg_pipe.detector.judge import judge
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.judging import judge
-from spg_pipe.params import GuideParams, ScoreParams
-from spg_pipe.predict import predict
+from spg_pipe.pipeline.predict import predict
+from spg_pipe.recipe.params import GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
-from spg_pipe.scoring import score_store
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.baselines.linear import logistic_regression
+from spg_pipe.study.baselines.patchwise import score_patchwise
 
 
 def images(side: int, count: int = 2) -> Tensor:

@@ -14,7 +14,7 @@ from spg_pipe.bank.images import SAME, Grids, Tokens, are_among, mean_tokens, re
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
-from spg_pipe.params import BankParams
+from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from spg_pipe.datasets import MaskState, build_manifest, read_image, read_mask
-from spg_pipe.datasets.demo import DEMO_SETS, DemoSet, photographs, samples, writer
-from spg_pipe.datasets.demo.contrast import contrast_auroc
-from spg_pipe.datasets.demo.painters_mvtec import PAINTERS as MVTEC_PAINTERS
-from spg_pipe.datasets.demo.painters_visa import PAINTERS as VISA_PAINTERS
-from spg_pipe.datasets.demo.writer import RECORD, write_demo
+from spg_pipe.datasets.paint.demo import DEMO_SETS, DemoSet, photographs, samples, writer
+from spg_pipe.datasets.paint.demo.contrast import contrast_auroc
+from spg_pipe.datasets.paint.demo.painters_mvtec import PAINTERS as MVTEC_PAINTERS
+from spg_pipe.datasets.paint.demo.painters_visa import PAINTERS as VISA_PAINTERS
+from spg_pipe.datasets.paint.demo.writer import RECORD, write_demo
 from spg_pipe.errors import SpgError
 
 NAMES = sorted(DEMO_SETS)

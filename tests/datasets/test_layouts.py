@@ -9,8 +9,8 @@ from layouts import write_mvtec, write_split_file, write_visa
 from PIL import Image
 
 from spg_pipe.datasets import build_manifest, describe_layouts
-from spg_pipe.datasets.layouts import LAYOUTS
-from spg_pipe.datasets.official import MVTEC_AD, VISA
+from spg_pipe.datasets.layouts.catalogue import LAYOUTS
+from spg_pipe.datasets.layouts.official import MVTEC_AD, VISA
 from spg_pipe.errors import SpgError
 
 

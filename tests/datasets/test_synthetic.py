@@ -10,12 +10,18 @@ from PIL import Image
 from tiny import files
 
 from spg_pipe.datasets import Manifest, MaskState, build_manifest, read_image, read_mask
-from spg_pipe.datasets.synthetic.defects import LEAST_AREA, PAINTERS, VISIBLE, canvas_of, paint
-from spg_pipe.datasets.synthetic.layout import RECORD, read_record
-from spg_pipe.datasets.synthetic.noise import perlin
-from spg_pipe.datasets.synthetic.writer import write_synthetic
+from spg_pipe.datasets.layouts.synthetic import RECORD, read_record
+from spg_pipe.datasets.paint.synthetic.defects import (
+    LEAST_AREA,
+    PAINTERS,
+    VISIBLE,
+    canvas_of,
+    paint,
+)
+from spg_pipe.datasets.paint.synthetic.noise import perlin
+from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
 from spg_pipe.errors import SpgError
-from spg_pipe.params_data import KINDS
+from spg_pipe.recipe.data import KINDS
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

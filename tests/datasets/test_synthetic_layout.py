@@ -8,12 +8,12 @@ import pytest
 from layouts import write_mvtec
 from PIL import Image
 
-from spg_pipe.artifacts import fingerprint
+from spg_pipe.artefacts.digests import FILES
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets import Manifest, build_manifest
-from spg_pipe.datasets.listing import source_id
-from spg_pipe.datasets.synthetic.layout import RECORD
-from spg_pipe.datasets.synthetic.writer import write_synthetic
-from spg_pipe.digests import FILES
+from spg_pipe.datasets.layouts.listing import source_id
+from spg_pipe.datasets.layouts.synthetic import RECORD
+from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
 from spg_pipe.errors import DamagedError, SpgError
 
 

@@ -16,14 +16,20 @@ from tiny import METHOD, SAE, extracted, write_folder
 from spg_pipe.datasets import build_manifest
 from spg_pipe.decision.fit import fit_weights, look
 from spg_pipe.decision.model import MAP_TOP, Decision
-from spg_pipe.detector import Detector
-from spg_pipe.detector_training import Rules, train_guides, train_guides_together
+from spg_pipe.detector.make import Rules, train_guides, train_guides_together
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.train import GuideRun
-from spg_pipe.params import DecisionParams, GuideParams, ImageWeights, MapWeights, ScoreParams
+from spg_pipe.recipe.params import (
+    DecisionParams,
+    GuideParams,
+    ImageWeights,
+    MapWeights,
+    ScoreParams,
+)
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
-from spg_pipe.scoring import score_store
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 

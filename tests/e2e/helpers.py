@@ -22,7 +22,7 @@ from unittest import mock
 
 import yaml
 
-from spg_pipe.cli import main
+from spg_pipe.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

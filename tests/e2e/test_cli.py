@@ -52,7 +52,7 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
         subprocess.run([BIN / "spg-pipe", "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    code = "import sys, spg_pipe.cli; print([m for m in HEAVY if m in sys.modules])"
+    code = "import sys, spg_pipe.cli.main; print([m for m in HEAVY if m in sys.modules])"
     heavy = "HEAVY = ('torch', 'timm', 'open_clip', 'sklearn', 'matplotlib', 'pandas', 'zarr')"
     loaded = subprocess.run(
         [sys.executable, "-c", f"{heavy}; {code}"], check=True, capture_output=True, text=True

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from layouts import write_mvtec
-from test_find import RECIPE
+from pipeline.test_find import RECIPE
 from tiny import files
 
 from e2e.helpers import spg
 
 CHILD = """
 import os, signal, sys
-from spg_pipe import checkpoint
-from spg_pipe.cli import main
+from spg_pipe.artefacts import checkpoint
+from spg_pipe.cli.main import main
 from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.sae.trainer import SaeTrainer
 

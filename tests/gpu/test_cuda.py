@@ -5,7 +5,7 @@ import torch
 
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams, SaeParams
+from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams
 from spg_pipe.sae import ops, sparse_loss
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.trainer import SaeTrainer

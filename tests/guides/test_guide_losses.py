@@ -20,7 +20,7 @@ from spg_pipe.guides.losses import (
 )
 from spg_pipe.guides.pixels import PixelTarget, Region
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.params import GuideParams, MethodParams
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

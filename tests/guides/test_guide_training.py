@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
 
-from spg_pipe.detector import Detector, LayerGuides
-from spg_pipe.detector_training import train_guides
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector, LayerGuides
 from spg_pipe.errors import SpgError
 from spg_pipe.guides import progress as progress_module
 from spg_pipe.guides import train as train_module
@@ -20,7 +20,7 @@ from spg_pipe.guides import trainer as trainer_module
 from spg_pipe.guides.model import effective_codes, initial_codes
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae

@@ -18,7 +18,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.detector import Detector, LayerGuides
+from spg_pipe.decision.maps import anomaly_maps, raw_maps
+from spg_pipe.detector.judge import image_scores
+from spg_pipe.detector.model import Detector, LayerGuides
 from spg_pipe.guides.losses import segmentation_loss
 from spg_pipe.guides.model import (
     anomaly_probability,
@@ -29,9 +31,7 @@ from spg_pipe.guides.model import (
 )
 from spg_pipe.guides.pixels import PixelTarget
 from spg_pipe.guides.trainer import GuideLosses, GuideTrainer
-from spg_pipe.judging import image_scores
-from spg_pipe.maps import anomaly_maps, raw_maps
-from spg_pipe.params import GuideParams, MethodParams, ScoreParams
+from spg_pipe.recipe.params import GuideParams, MethodParams, ScoreParams
 
 LAYER = "layer"
 _LOSSES = ("total", "det_loss", "seg_loss", "sparsity_loss")

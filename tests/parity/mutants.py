@@ -27,25 +27,25 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = {
-    "τ = 0.08": Mutant("guide", "params.py", "TAU = 0.07", "TAU = 0.08"),
-    "σ = 5": Mutant("guide", "params.py", "SIGMA = 4.0", "SIGMA = 5.0"),
+    "τ = 0.08": Mutant("guide", "recipe/params.py", "TAU = 0.07", "TAU = 0.08"),
+    "σ = 5": Mutant("guide", "recipe/params.py", "SIGMA = 4.0", "SIGMA = 5.0"),
     "sparsity 2e-3": Mutant(
         "guide",
-        "params.py",
+        "recipe/params.py",
         "sparsity: Annotated[float, Field(ge=0)] = 1e-3",
         "sparsity: Annotated[float, Field(ge=0)] = 2e-3",
     ),
-    "guides' lr": Mutant("guide", "params.py", "= 1e-2", "= 2e-2"),
-    "EMA decay": Mutant("guide", "params.py", "= 0.999", "= 0.99"),
+    "guides' lr": Mutant("guide", "recipe/params.py", "= 1e-2", "= 2e-2"),
+    "EMA decay": Mutant("guide", "recipe/params.py", "= 0.999", "= 0.99"),
     "EMA warm-up in spg": Mutant(
-        "guide", "protocol.py", '"spg", "steps", True, False', '"spg", "steps", True, True'
+        "guide", "recipe/protocol.py", '"spg", "steps", True, False', '"spg", "steps", True, True'
     ),
-    "image score": Mutant("guide", "params.py", '] = "max"', '] = "cls"'),
-    "top share": Mutant("guide", "params.py", "= 0.1\n", "= 0.2\n"),
-    "log-mean-exp τ": Mutant("guide", "params.py", "= 1.0\n", "= 2.0\n"),
-    "α of the mix": Mutant("guide", "params.py", "= 0.5\n", "= 0.6\n"),
-    "blur's kernel": Mutant("guide", "maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
-    "blur's border": Mutant("guide", "maps.py", 'mode="reflect"', 'mode="nearest"'),
+    "image score": Mutant("guide", "recipe/params.py", '] = "max"', '] = "cls"'),
+    "top share": Mutant("guide", "recipe/params.py", "= 0.1\n", "= 0.2\n"),
+    "log-mean-exp τ": Mutant("guide", "recipe/params.py", "= 1.0\n", "= 2.0\n"),
+    "α of the mix": Mutant("guide", "recipe/params.py", "= 0.5\n", "= 0.6\n"),
+    "blur's kernel": Mutant("guide", "decision/maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
+    "blur's border": Mutant("guide", "decision/maps.py", 'mode="reflect"', 'mode="nearest"'),
     "focal smoothing": Mutant(
         "guide", "guides/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
     ),
@@ -57,9 +57,9 @@ MUTANTS = {
     ),
     "Adam's betas": Mutant("sae", "sae/trainer.py", "(0.5, 0.999)", "(0.9, 0.999)"),
     "SAE's lr": Mutant(
-        "sae", "params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
+        "sae", "recipe/params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
     ),
-    "AuxK coefficient": Mutant("sae", "params.py", "= 1 / 32", "= 1 / 16"),
+    "AuxK coefficient": Mutant("sae", "recipe/params.py", "= 1 / 32", "= 1 / 16"),
     "AuxK without stop-gradient": Mutant("sae", "sae/losses.py", "x - x_hat.detach()", "x - x_hat"),
     "activity threshold": Mutant("sae", "sae/losses.py", "= 1e-3", "= 1e-2"),
     "dead one step early": Mutant("sae", "sae/losses.py", "self.age > limit", "self.age >= limit"),

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.params import SaeParams
-from spg_pipe.protocol import protocol
+from spg_pipe.recipe.params import SaeParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.activations import topk_code
 from spg_pipe.sae.losses import ACTIVE_ABOVE, auxk_loss
 from spg_pipe.sae.model import SparseAutoencoder

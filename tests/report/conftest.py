@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from layouts import write_mvtec
 
-from spg_pipe.params import Params, parse_params
-from spg_pipe.paths import Paths
-from spg_pipe.session import Session
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import Params, parse_params
+from spg_pipe.recipe.paths import Paths
 
 TRICKY = 'a<b>&"c$d$'
 """A category that HTML, a URL, a shell and matplotlib each read differently."""
@@ -40,7 +40,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Two seeds of aux → target; the target has a tricky name and a category of one class."""
     from spg_pipe import pipeline
-    from spg_pipe.console import Console
+    from spg_pipe.pipeline.console import Console
 
     root = tmp_path_factory.mktemp("report")
     write_mvtec(root / "aux", ("tile",), good=2, per_defect=2, seed=1)

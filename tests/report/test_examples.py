@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from report.conftest import World
+from spg_pipe.detector.scores import Scores
 from spg_pipe.report.examples import choose, patch_quality, weighted_precision
-from spg_pipe.scoring import Scores
 from spg_pipe.store.reader import FeatureStore
 
 

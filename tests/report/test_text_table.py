@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from spg_pipe.metrics import RowContext, accumulate, category_metrics, macro_mean, seeds_mean
-from spg_pipe.params import PublishedFigure
+from spg_pipe.recipe.params import PublishedFigure
 from spg_pipe.report.tables import metrics_table, overview_table, published_figure
 from spg_pipe.report.text import text_table
 

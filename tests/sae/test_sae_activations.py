@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.params import SaeParams
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import activations
 from spg_pipe.sae.fits import input_transform
 from spg_pipe.sae.losses import DeadCounter, losses

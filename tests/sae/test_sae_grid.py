@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import METHOD, SAE
 
-from spg_pipe import checkpoint
-from spg_pipe.checkpoint import Checkpoints
+from spg_pipe.artefacts import checkpoint
+from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.errors import SpgError
-from spg_pipe.params import SaeParams
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import fits, ops
 from spg_pipe.sae.fits import SaeJob
 from spg_pipe.sae.train import SaeResult, train_sae, train_saes

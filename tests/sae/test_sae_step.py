@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference.sae import DenseSae, rows, topk_code
-from spg_pipe.params import SaeParams
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import ops
 from spg_pipe.sae.losses import ACTIVE_ABOVE, DeadCounter, auxk_loss, losses
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder

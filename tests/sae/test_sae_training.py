@@ -14,7 +14,7 @@ from tiny import METHOD, SAE, files
 
 from benchmarks.reference.sae import rows, topk_code
 from spg_pipe.errors import SpgError
-from spg_pipe.params import MethodParams, SaeParams
+from spg_pipe.recipe.params import MethodParams, SaeParams
 from spg_pipe.sae import fits
 from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import InputTransform, SparseAutoencoder

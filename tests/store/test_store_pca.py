@@ -13,7 +13,7 @@ from PIL import Image
 from shaped import shaped_store
 from typer.testing import CliRunner
 
-from spg_pipe.cli import app
+from spg_pipe.cli.main import app
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import pca

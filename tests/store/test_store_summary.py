@@ -9,7 +9,7 @@ import pytest
 from shaped import shaped_store
 from typer.testing import CliRunner
 
-from spg_pipe.cli import app
+from spg_pipe.cli.main import app
 from spg_pipe.datasets import Manifest
 from spg_pipe.store import summary as module
 from spg_pipe.store.reader import FeatureStore

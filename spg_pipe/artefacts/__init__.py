@@ -1,0 +1,1 @@
+"""Files that are whole or absent: atomic writing, fingerprints, digests, tensors, checkpoints."""

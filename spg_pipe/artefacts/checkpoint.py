@@ -1,0 +1,212 @@
+"""What a killed training run needs to go on exactly where it was.
+
+One safetensors file beside the artefact that is being made: the tensors, the rest as JSON in its
+metadata, a fingerprint of what determines the run, and a digest of all of it. It is written whole
+and removed when the artefact is there. A run that finds the checkpoint of another run, or a
+damaged one, says so and starts anew.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spg_pipe.artefacts.files import clear_leftovers, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KIND = "spg-pipe checkpoint 1"
+SECONDS = 60.0
+"""Between two checkpoints of a run, unless writing one takes more than a twentieth of that."""
+
+_COST_SHARE = 20
+
+Saved = tuple["dict[str, Tensor]", dict[str, Any]]
+"""Tensors by name, on the CPU, and the state."""
+
+
+def checkpoint_path(artefact: Path) -> Path:
+    """The hidden sibling of an artefact where its run keeps a checkpoint."""
+    return artefact.with_name(f".{artefact.name}.checkpoint")
+
+
+def machine(device: str) -> dict[str, str]:
+    """What may change the last bits of a run beside its inputs and settings, in words."""
+    import torch
+
+    if device.startswith("cuda"):
+        return {"GPU": torch.cuda.get_device_name(device), "torch": torch.__version__}
+    return {
+        "device": device,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+    }
+
+
+def below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def save(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically; one that is there is replaced.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of everything that determines the run (`spg_pipe.artefacts.files.fingerprint`).
+    tensors : dict of name → Tensor
+        Any shape, dtype and device. They are copied to the CPU here.
+    state : dict
+        What JSON holds. Floats come back to the bit, NaN and infinities too.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    from safetensors.torch import save as serialised
+
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(state)
+    metadata = {
+        "kind": _KIND,
+        "fingerprint": fingerprint,
+        "state": text,
+        "digest": _digest(fingerprint, ready, text),
+    }
+    write_bytes(path, serialised(ready, metadata))
+
+
+def load(
+    path: Path, fingerprint: str, say: Callable[[str], None] = lambda message: None
+) -> Saved | None:
+    """Read the checkpoint of this very run.
+
+    Parameters
+    ----------
+    fingerprint : str
+        As given to `save`.
+    say : callable
+        Told in a sentence why a checkpoint that is there is of no use.
+
+    Returns
+    -------
+    (dict of name → Tensor, dict) or None
+        Tensors on the CPU and the state; None if there is no checkpoint of this run.
+    """
+    from safetensors import SafetensorError
+
+    clear_leftovers(path)
+    try:
+        found, tensors, state = _read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        say(f"The checkpoint {path} cannot be used ({error}); training starts anew.")
+        return None
+    if found != fingerprint:
+        say(
+            f"The checkpoint {path} is of a run with other inputs or parameters: the data, the "
+            "recipe or the options changed since it was written; training starts anew."
+        )
+        return None
+    return tensors, state
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint if there is one: its run is finished."""
+    path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[str, "dict[str, Tensor]", dict[str, Any]]:
+    """Fingerprint, tensors and state of a whole checkpoint; ValueError and others if it is not."""
+    from safetensors.torch import load as deserialised
+
+    content = path.read_bytes()
+    tensors = deserialised(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header["__metadata__"]
+    if metadata["kind"] != _KIND:
+        raise ValueError(f"its kind is {metadata['kind']!r}, not {_KIND!r}")
+    fingerprint, text = metadata["fingerprint"], metadata["state"]
+    if _digest(fingerprint, tensors, text) != metadata["digest"]:
+        raise ValueError("its content is damaged")
+    return fingerprint, tensors, json.loads(text)
+
+
+def _digest(fingerprint: str, tensors: "dict[str, Tensor]", state: str) -> str:
+    """SHA-256 of everything in a checkpoint: safetensors alone would not notice a flipped bit."""
+    import torch
+
+    found = hashlib.sha256()
+    for text in (fingerprint, state):
+        found.update(f"{len(text)} {text}".encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass
+class Checkpoints:
+    """Where and how often a run keeps checkpoints."""
+
+    path: Path
+    device: str = "cpu"
+    seconds: float = SECONDS
+    """At least; 0: at every opportunity."""
+    say: Callable[[str], None] = lambda message: None
+    _last: float = field(default_factory=time.monotonic)
+    _cost: float = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for the next one. Cheap: ask after every step.
+
+        Large states wait longer, so that writing them takes no more than a twentieth of the run.
+        """
+        wait = max(self.seconds, _COST_SHARE * self._cost) if self.seconds else 0.0
+        return time.monotonic() - self._last >= wait
+
+    def load(self, fingerprint: str) -> Saved | None:
+        """`load` of this run's checkpoint."""
+        found = load(self.path, fingerprint, self.say)
+        if found is None:
+            return None
+        tensors, state = found
+        self.say(f"Going on from the checkpoint {self.path}.{self._differences(state['machine'])}")
+        return tensors, state["run"]
+
+    def _differences(self, before: dict[str, str]) -> str:
+        """A sentence on another machine, where going on beats the last bits of hours of work."""
+        now = machine(self.device)
+        names = [name for name in before | now if before.get(name) != now.get(name)]
+        if not names:
+            return ""
+        found = ", ".join(f"{n} {before.get(n, 'none')} → {now.get(n, 'none')}" for n in names)
+        return f" Written elsewhere ({found}): the last bits may differ from an unbroken run."
+
+    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+        """`save`; a full disk costs the checkpoint, not the run."""
+        start = time.monotonic()
+        try:
+            content = {"machine": machine(self.device), "run": state}
+            save(self.path, fingerprint, tensors, content)
+        except OSError as error:
+            self.say(f"The checkpoint {self.path} could not be written ({error}).")
+        self._last = time.monotonic()
+        self._cost = self._last - start
+
+    def remove(self) -> None:
+        """`remove`: call it when the artefact is in its place."""
+        remove(self.path)

@@ -1,0 +1,390 @@
+"""Few-shot scores: a memory bank of the target's normal images, alone or added to a detector's.
+
+Not zero-shot: every score, row and file of it says how many normal images it saw (docs/method.md
+§9).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.images import are_among, different_images, mean_tokens
+from spg_pipe.bank.memory import Distances, MemoryBank
+from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores, described, of_detector, require_decision, write_scores
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.recipe.params import SIGMA, BankParams, ScoreParams
+from spg_pipe.store.reader import FeatureStore
+
+FEW_SHOT = "few-shot"
+BANK = "k-NN bank"
+KNOWN = "among_normals"
+"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
+
+Progress = Callable[[int, int], None]
+
+
+class NormalImages(NamedTuple):
+    """Those of one category."""
+
+    store: FeatureStore
+    rows: np.ndarray
+    """(n,) in the store: different images, of copies the first."""
+    copies: int = 0
+    """How many copies were left out."""
+
+
+Normals = dict[str, NormalImages]
+"""Category → its normal images."""
+
+
+@dataclass(frozen=True)
+class Banks:
+    """A memory bank for each category of a target."""
+
+    of: dict[str, MemoryBank]
+    params: BankParams
+    rows: Normals
+
+    @property
+    def stores(self) -> tuple[FeatureStore, ...]:
+        """All of them, each once."""
+        return stores_of(self.rows)
+
+    @property
+    def sees(self) -> str:
+        """What scores with these banks saw besides what the detector did."""
+        return says(seen_of(self.rows))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the normal images' tokens."""
+        return fingerprint_of(self.rows)
+
+
+def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
+    """Where normal images are, each store once."""
+    return tuple({own.store.fingerprint: own.store for own in rows.values()}.values())
+
+
+def fingerprint_of(rows: Normals) -> str:
+    """Of normal images' tokens."""
+    found = [store.fingerprint for store in stores_of(rows)]
+    return found[0] if len(found) == 1 else fingerprint(found)
+
+
+def seen_of(rows: Normals) -> list[int]:
+    """How many different normal images there are of each category."""
+    return [len(own.rows) for own in rows.values()]
+
+
+def says(images: Iterable[int]) -> str:
+    """How many normal images, a number a category, were seen."""
+    counts = list(images)
+    if len(counts) == 1:
+        return f"{FEW_SHOT}: {counts[0]} normal images of the target"
+    each = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"{FEW_SHOT}: {each} normal images of each category of the target"
+
+
+def sees(detector: Detector | None, images: Iterable[int]) -> str:
+    """What few-shot scores saw: what the detector did, if there is one, and normal images."""
+    return says(images) if detector is None else f"{detector.sees}; {says(images)}"
+
+
+def note_of_copies(copies: int, images: int) -> str:
+    """What is said if some of the normal images were left out as copies of others."""
+    return f"Note: {copies} of the {images} normal images are copies of others, left out."
+
+
+def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
+    """What is said if some of the images to be judged are normal images themselves.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Of these; at least one.
+    images : int
+        To be judged in all.
+    so : str
+        What that means for the scores.
+    """
+    named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+    return (
+        f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
+        f"methods have nothing against them, {so}"
+    )
+
+
+def banks_of(
+    stores: Sequence[FeatureStore],
+    target: FeatureStore,
+    params: BankParams,
+    *,
+    sigma: float = SIGMA,
+    device: str = "cpu",
+) -> Banks:
+    """A bank for each category of a target, from the images that `normals_of` finds.
+
+    Raises
+    ------
+    SpgError
+        As `normals_of` and `MemoryBank.of`.
+    """
+    rows = normals_of(stores, target)
+    found = {
+        name: MemoryBank.of_store(own.store, own.rows, sigma, params, device=device)
+        for name, own in rows.items()
+    }
+    return Banks(found, params, rows)
+
+
+def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
+    """The normal images for each category of a target.
+
+    Normal images of one category serve a target of one category, whatever the two are called.
+
+    Raises
+    ------
+    UnsuitableError
+        If the stores hold anomalous images, lack a category, or have fewer than two different
+        images of one.
+    SpgError
+        If the stores are of another backbone than the target's, or two have the same category.
+    """
+    found: dict[str, tuple[FeatureStore, np.ndarray]] = {}
+    for store in stores:
+        _check(store, target)
+        names = store.array("category").astype(object)
+        for name in map(str, np.unique(names)):
+            if name in found:
+                raise SpgError(
+                    f"{found[name][0].path} and {store.path} both have normal images of {name}. "
+                    "Give one of them, or one store with the images of both."
+                )
+            found[name] = store, np.flatnonzero(names == name)
+    wanted = sorted(map(str, np.unique(target.array("category").astype(object))))
+    if len(wanted) == len(found) == 1:
+        found = {wanted[0]: next(iter(found.values()))}
+    if lacking := [name for name in wanted if name not in found]:
+        raise UnsuitableError(
+            f"There are no normal images of {', '.join(lacking)}; the normal images are of "
+            f"{', '.join(found)}. A category is judged by normal images of its own: add them, or "
+            "score the categories apart (`spg-pipe extract --categories`)."
+        )
+    return {name: _different(name, *found[name]) for name in wanted}
+
+
+def _different(name: str, store: FeatureStore, rows: np.ndarray) -> NormalImages:
+    chosen = different_images(store, rows)
+    if len(chosen) < 2:
+        has = f"has {len(rows)} image of {name}"
+        if len(rows) > 1:
+            has = f"has {len(rows)} images of {name}, all copies of each other"
+        raise UnsuitableError(
+            f"{store.path} {has}; a bank needs at least two different normal images, to know how "
+            "far such images lie from each other."
+        )
+    return NormalImages(store, chosen, len(rows) - len(chosen))
+
+
+def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
+    """(n,) bool: which images of a target are normal images of their category themselves."""
+    names, known = target.array("category").astype(object), np.zeros(len(target), bool)
+    for name, own in normals.items():
+        rows = np.flatnonzero(names == name)
+        known[rows] = are_among(mean_tokens(target, rows), mean_tokens(own.store, own.rows))
+    return known
+
+
+def _check(store: FeatureStore, target: FeatureStore) -> None:
+    ours, theirs = (one.spec.backbone.to_dict() for one in (target, store))
+    labels = ("alias", "weights", "licence")  # the same weights can have several names
+    differing = [key for key in ours if key not in labels and ours[key] != theirs.get(key)]
+    if differing or store.spec.layers != target.spec.layers:
+        raise SpgError(
+            f"{store.path} has tokens of another backbone than {target.path} "
+            f"({', '.join(differing) or 'layers'} differ). Extract the normal images with the same "
+            "backbone, size and layers."
+        )
+    if anomalous := np.flatnonzero(store.array("label") == 1).tolist():
+        first = store.table["path"].iloc[anomalous[0]]
+        raise UnsuitableError(
+            f"{store.path} has {len(anomalous)} anomalous images (the first: {first}); a bank is "
+            "made of normal ones alone. Name a split or a folder of normal images."
+        )
+
+
+def judge_fused(
+    detector: Detector,
+    found: Distances,
+    tokens: dict[str, Tensor],
+    seen: BackboneSpec,
+    params: ScoreParams,
+    weight: float,
+) -> Judged:
+    """The additive decision with the bank's distance as one more component of patches and image.
+
+    Parameters
+    ----------
+    found : Distances
+        Of the same images.
+    tokens, seen, params
+        As for `judge`; the rule is additive.
+    weight : float
+        Of the bank.
+    """
+    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in found.patches.items()}
+    judged = judge(detector, tokens, grids, seen, params)
+    patches = {name: own + weight * found.patches[name] for name, own in judged.patches.items()}
+    share = weight * found.top
+    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
+    return Judged(patches, columns | {KNOWN: found.known})
+
+
+def judge_alone(found: Distances) -> Judged:
+    """The bank's distance and nothing else."""
+    return Judged(found.patches, {"score": found.top, "share_bank": found.top, KNOWN: found.known})
+
+
+def require_fusible(detector: Detector, score: ScoreParams) -> None:
+    """Refuse what a bank cannot be added to.
+
+    Raises
+    ------
+    SpgError
+        If the rule is the published one, or the detector has no additive decision.
+    """
+    if score.rule != "additive":
+        raise SpgError(
+            "A bank is one more addend of the additive decision, and the score.rule is "
+            f"{score.rule}. Use a detector with score.rule: additive, or the bank alone "
+            "(--bank alone)."
+        )
+    require_decision(detector, score)
+
+
+def score_few_shot(
+    detector: Detector | None,
+    banks: Banks,
+    store: FeatureStore,
+    path: Path,
+    *,
+    score: ScoreParams | None = None,
+    alone: Scores | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Judge every image of a target by the bank of its category and write a scores folder.
+
+    Parameters
+    ----------
+    detector : Detector, optional
+        What the banks are added to; without it they judge alone.
+    score : ScoreParams, optional
+        Default: what the detector was saved with. The blur is that of the banks in any case.
+    alone : Scores, optional
+        What the banks alone said of this target: their distances are not searched for again.
+
+    Raises
+    ------
+    SpgError
+        If the detector's backbone is not the store's, it has no additive decision, or `alone` is
+        of another target, other normal images or other settings of the bank.
+    """
+    params = score or (detector.score if detector else ScoreParams())
+    if detector is not None:
+        detector.check_backbone(store.spec.backbone, f"The store {store.path}")
+        require_fusible(detector, params)
+    if alone is not None:
+        _require_same(alone, banks, store)
+    names, done = store.array("category").astype(object), 0
+
+    def judge_batch(tokens: dict[str, Tensor]) -> Judged:
+        nonlocal done
+        rows = np.arange(done, done + len(next(iter(tokens.values()))))
+        done = int(rows[-1]) + 1
+        found = _read(alone, rows) if alone else _distances(banks, names[rows], tokens)
+        if detector is None:
+            return judge_alone(found)
+        seen = store.spec.backbone
+        return judge_fused(detector, found, tokens, seen, params, banks.params.weight)
+
+    content = _content(detector, banks, store, params)
+    return write_scores(
+        store,
+        path,
+        judge_batch,
+        content,
+        batch_images=params.batch_images,
+        device=device,
+        progress=progress,
+    )
+
+
+def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
+    wanted = {"store": store.fingerprint, "normals": banks.fingerprint}
+    params = banks.params.model_dump(mode="json")
+    if alone.config["inputs"] != wanted or alone.config.get("bank") != params:
+        raise SpgError(
+            f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
+            "another target, other normal images or other settings of the bank. Score again with "
+            "--bank alone."
+        )
+
+
+def _read(alone: Scores, rows: np.ndarray) -> Distances:
+    table = alone.table.iloc[rows]
+    return Distances(alone.patches(rows), table["score"].to_numpy(), table[KNOWN].to_numpy())
+
+
+def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
+    """Of a batch whose images may be of several categories."""
+    patches: dict[str, Tensor] = {}
+    top, known = np.empty(len(names)), np.empty(len(names), bool)
+    for name in dict.fromkeys(names):
+        rows = np.flatnonzero(names == name)
+        found = banks.of[str(name)].distances({k: v[rows] for k, v in tokens.items()})
+        top[rows], known[rows] = found.top, found.known
+        for layer, values in found.patches.items():
+            all_of = patches.setdefault(layer, values.new_empty((len(names), *values.shape[1:])))
+            all_of[torch.from_numpy(rows)] = values
+    return Distances(patches, top, known)
+
+
+def _content(
+    detector: Detector | None, banks: Banks, store: FeatureStore, params: ScoreParams
+) -> dict[str, Any]:
+    """What determined the scores."""
+    sigma = next(iter(banks.of.values())).sigma
+    licences = {licence for one in (store, *banks.stores) for licence in one.licences}
+    content = described(store) | {
+        "method": BANK,
+        "sees": sees(detector, seen_of(banks.rows)),
+        "score": {"rule": "additive", "sigma": sigma},
+        "bank": banks.params.model_dump(mode="json"),
+        "inputs": {"store": store.fingerprint, "normals": banks.fingerprint},
+        "detector": {
+            "auxiliary": {"dataset": ""},
+            "seed": None,
+            "protocol": {"name": "none"},
+        },
+    }
+    if detector is not None:
+        licences |= set(detector.config["licences"])
+        kind = "spg-plus" if detector.contrast else "trained guides"
+        content |= {
+            "method": f"{kind} + {BANK}",
+            "score": params.model_dump(mode="json"),
+            "inputs": content["inputs"] | {"detector": detector.fingerprint},
+            "detector": of_detector(detector),
+        }
+    return content | {"licences": sorted(licences)}

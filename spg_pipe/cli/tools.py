@@ -1,0 +1,329 @@
+"""Commands beside the stages: artefacts, recipes, backbones, datasets, sweeps."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spg_pipe.cli.options import (
+    Cache,
+    CacheOption,
+    DeviceOption,
+    JsonOption,
+    ParamsOption,
+    PlainUsage,
+    QuietOption,
+    SetOption,
+    SkipBadOption,
+    VerboseOption,
+    WorkersOption,
+    make_session,
+    names_of,
+)
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import Console
+from spg_pipe.recipe.data import KINDS
+from spg_pipe.recipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_params, validated
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
+    ],
+    pca: Annotated[
+        Path | None,
+        typer.Option("--pca", metavar="FILE", help="Draw a store's tokens as colours: a PNG."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="With --pca: rows, 0,5,7, or how many [default: 6]."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="With --pca: one layer [default: all].")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an artefact holds."""
+    from spg_pipe.pipeline.inspection import as_text, draw
+    from spg_pipe.pipeline.inspection import inspect as look
+
+    if pca is None and (images is not None or layer is not None):
+        raise SpgError("--images and --layer choose what --pca draws: add --pca FILE.png.")
+    drawn = {"pca": draw(path, pca, images, layer)} if pca is not None else {}
+    content = look(path) | drawn
+    Console(json=as_json).result(content, as_text(content))
+
+
+def verify(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A feature store.")],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read every byte of a store; name each damaged image and shard."""
+    from spg_pipe.store.verify import require_intact
+    from spg_pipe.store.verify import verify as check
+
+    console = Console(0 if quiet else 1, as_json)
+    with console.progress("verify", "files") as update:
+        result = check(store, update)
+    if as_json:
+        console.result(
+            {"files": result.files, "images": result.images, "faults": list(result.faults)}
+        )
+    require_intact(store, result)
+    console.say(f"{store}: {result.files} files and {result.images} images are intact")
+
+
+def recipe_list(as_json: JsonOption = False) -> None:
+    """The recipes that come with the project."""
+    from spg_pipe.recipe.ready_made import list_recipes
+
+    found = list_recipes()
+    text = "\n".join(f"{name:16} {comment}" for name, comment in found)
+    Console(json=as_json).result(dict(found), text)
+
+
+def recipe_use(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
+    ],
+    mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
+    visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
+    params: ParamsOption = DEFAULT_PARAMS,
+) -> None:
+    """Write params.yaml from a recipe, with the folders of your data filled in."""
+    from spg_pipe.artefacts.files import write_text
+    from spg_pipe.recipe.ready_made import fill_recipe
+
+    given = {"mvtec": mvtec, "visa": visa, "data": data}
+    folders = {place: folder for place, folder in given.items() if folder is not None}
+    write_text(params, fill_recipe(name, folders))
+    Console().say(f"{params} is now the recipe {name}. {_what_next(params)}")
+
+
+def _what_next(params: Path) -> str:
+    """The commands that a recipe is made for."""
+    named = "" if params == DEFAULT_PARAMS else f" --params {shlex.quote(str(params))}"
+    if load_params(params).sweep:
+        return f"Run `spg-pipe sweep{named}`."
+    if not named:
+        return "Run `dvc repro`."
+    return (
+        f"Run `spg-pipe extract{named}`, then train-sae, train-guides, score, evaluate and report "
+        f"with the same option; `dvc repro` reads {DEFAULT_PARAMS}."
+    )
+
+
+def backbones(as_json: JsonOption = False) -> None:
+    """Names of backbones, their licences, and whether their weights need access."""
+    from dataclasses import asdict
+
+    from spg_pipe.backbones.names import list_backbones
+    from spg_pipe.backbones.packaged import PACKAGES
+
+    rows, lines = [], []
+    for info in list_backbones():
+        package = PACKAGES.get(info.alias)
+        installed = package is not None and package.is_installed()
+        rows.append(asdict(info) | {"installed": installed})
+        if package is None:
+            access = "gated download" if info.gated else "download"
+        else:
+            access = "installed" if installed else f"package, not installed: {package.install} "
+        layers = ",".join(info.layers) or "last"
+        lines.append(
+            f"{info.alias:26} {info.image_size:4} px  layers {layers:8} {access:15} "
+            f"{info.licence}\n{'':26} {info.note}"
+        )
+    lines.append(
+        "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
+    )
+    Console(json=as_json).result(rows, "\n".join(lines))
+
+
+def datasets(
+    params: ParamsOption = DEFAULT_PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """The recipe's datasets and whether they are on disk; the layouts that are understood."""
+    from dataclasses import asdict
+
+    from spg_pipe.datasets import describe_layouts
+
+    layouts = describe_layouts()
+    lines = []
+    rows = []
+    if params.exists():
+        for d in load_params(params).datasets:
+            there = d.root.is_dir()
+            rows.append(
+                {
+                    "name": d.name,
+                    "layout": d.layout,
+                    "split": d.split,
+                    "root": str(d.root),
+                    "on_disk": there,
+                }
+            )
+            lines.append(
+                f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
+                + ("" if there else "  (not on disk)")
+            )
+    for layout in layouts:
+        lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
+    content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}
+    Console(json=as_json).result(content, "\n".join(lines))
+
+
+def synthesise(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of normal images.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new set's folder.")],
+    layout: Annotated[
+        str, typer.Option("--layout", help="The source's: folder, mvtec or visa.")
+    ] = "folder",
+    split: Annotated[
+        str, typer.Option("--split", help="The source's: its normal images are taken.")
+    ] = "all",
+    categories: Annotated[
+        str | None, typer.Option("--categories", help="Only these of the source: bottle,screw.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other defects.")] = 0,
+    per_image: Annotated[
+        int, typer.Option("--per-image", min=1, help="Anomalous copies of each normal image.")
+    ] = 1,
+    kinds: Annotated[str, typer.Option("--kinds", help="Kinds of defects, in turn.")] = ",".join(
+        KINDS
+    ),
+    skip_bad: SkipBadOption = False,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
+    from spg_pipe import pipeline
+
+    content = {
+        "name": "synthetic",
+        "root": out,
+        "source": source,
+        "layout": layout,
+        "split": split,
+        "categories": None
+        if categories is None
+        else names_of("--categories", categories, "bottle,screw"),
+        "per_image": per_image,
+        "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
+        "seed": seed,
+    }
+    console = Console(0 if quiet else 1, as_json)
+    made = validated(SyntheticSet, content, OPTIONS)
+    console.result(pipeline.synthesise(made, console, skip_bad=skip_bad, workers=workers))
+
+
+def sweep(
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option("--one-at-a-time", help="Change one setting at a time: an ablation."),
+    ] = False,
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every combination of the recipe's `sweep:` and compare them in one table."""
+    from spg_pipe import study
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    result = study.sweep(session, one_at_a_time=one_at_a_time)
+    session.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
+
+
+def choose(
+    aux: Annotated[
+        str | None, typer.Option("--aux", help="Auxiliary dataset [default: all of the recipe].")
+    ] = None,
+    normals: Annotated[
+        int, typer.Option("--normals", min=2, help="Normal images of a bank, for `bank.…`.")
+    ] = 4,
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
+    from spg_pipe import study
+    from spg_pipe.pipeline.run import auxiliaries_of
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    names = auxiliaries_of(session.params, aux)
+    found = {name: study.choose(session, name, normals=normals) for name in names}
+    content = {
+        name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
+        for name, one in found.items()
+    }
+    session.console.result(content, "\n\n".join(one.table for one in found.values()))
+
+
+def compare(
+    normals: Annotated[
+        int,
+        typer.Option("--normals", min=2, help="Normal target images that few-shot methods see."),
+    ] = 4,
+    params: ParamsOption = DEFAULT_PARAMS,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    cache: CacheOption = Cache.AUTO,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the recipe's method with the published one and with baselines in one table."""
+    from spg_pipe import study
+
+    session = make_session(
+        params,
+        overrides=overrides,
+        device=device,
+        cache=cache,
+        verbose=verbose,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    result = study.compare(session, normals=normals)
+    session.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare):
+        app.command(cls=PlainUsage)(command)
+    recipe = typer.Typer(
+        help="List recipes, or make one the recipe in force.", no_args_is_help=True
+    )
+    recipe.command("list")(recipe_list)
+    recipe.command("use", cls=PlainUsage)(recipe_use)
+    app.add_typer(recipe, name="recipe")

@@ -1,0 +1,204 @@
+"""The `mvtec` layout: the official folders of MVTec AD, for any category names.
+
+    <root>/<category>/train/good/000.png
+    <root>/<category>/test/good/000.png
+    <root>/<category>/test/<defect>/000.png
+    <root>/<category>/ground_truth/<defect>/000_mask.png
+
+A mask belongs to the image of its name, never to the image of its position: a single file that
+is missing would shift every later pair.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spg_pipe.datasets.layouts.listing import (
+    Entry,
+    Scan,
+    Select,
+    counted,
+    files_in,
+    listed,
+    subfolders,
+)
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.errors import SpgError
+
+GOOD = "good"
+
+
+@dataclass
+class _Found:
+    """What the walk through the categories has gathered so far."""
+
+    entries: list[Entry] = field(default_factory=list)
+    without_mask: list[str] = field(default_factory=list)
+    extra_masks: list[str] = field(default_factory=list)
+    without_split: list[str] = field(default_factory=list)
+    others: int = 0
+    stray: int = 0
+
+
+def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
+    """Find the images and masks of every wanted category.
+
+    Parameters
+    ----------
+    root
+        The folder that holds the categories.
+    split
+        `test`, `train` (normal images only) or `all`.
+    select
+        Says for a category's name whether it is wanted.
+
+    Raises
+    ------
+    SpgError
+        No category is there, a defect image has no mask, or a name fits two files.
+    """
+    folders = [f for f in subfolders(root) if (f / "test").is_dir() or (f / "train").is_dir()]
+    if not folders:
+        raise SpgError(_no_category(root))
+    splits = ("train", "test") if split == "all" else (split,)
+    found = _Found()
+    for folder in folders:
+        if select(folder.name):
+            before = len(found.entries)
+            for part in splits:
+                _scan_split(root, folder, part, found)
+            if len(found.entries) == before:
+                found.without_split.append(folder.name)
+    if found.without_mask:
+        raise SpgError(_no_mask(root, found.without_mask))
+    return Scan(found.entries, [f.name for f in folders], _notes(root, folders, splits, found))
+
+
+def match_masks(
+    images: Sequence[Path], masks: Sequence[Path]
+) -> tuple[dict[Path, Path], list[Path]]:
+    """Pair images and masks of one defect by name: `<stem>_mask.*`, or the same stem.
+
+    Returns
+    -------
+    pairs : dict
+        Image → mask, for the images that have one.
+    extra : list
+        Masks that belong to no image.
+
+    Raises
+    ------
+    SpgError
+        Two images share a stem, or two masks fit one image.
+    """
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for mask in masks:
+        by_stem[mask.stem].append(mask)
+    pairs: dict[Path, Path] = {}
+    owner: dict[str, Path] = {}
+    for image in images:
+        fitting = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
+        if fitting and image.stem in owner:
+            raise SpgError(
+                f"The images {owner[image.stem]} and {image} share one name, so it is unclear "
+                f"which of them a mask belongs to. Rename one of them (and its mask)."
+            )
+        owner[image.stem] = image
+        if len(fitting) > 1:
+            raise SpgError(
+                f"Several masks fit the image {image}: {listed([str(m) for m in fitting])}. "
+                f"Keep one of them."
+            )
+        if fitting:
+            pairs[image] = fitting[0]
+    used = set(pairs.values())
+    return pairs, [m for m in masks if m not in used]
+
+
+def _scan_split(root: Path, category: Path, part: str, found: _Found) -> None:
+    """Add the images of `train` or `test` of one category."""
+    stray = files_in(category / part)
+    found.stray += len(stray.images)
+    found.others += stray.others
+    kinds = subfolders(category / part)
+    for kind in kinds:
+        images, others = files_in(kind)
+        found.others += others
+        label = LABEL_NORMAL if kind.name == GOOD else LABEL_ANOMALOUS
+        pairs = {} if label == LABEL_NORMAL else _masks_of(root, category, kind, images, found)
+        for image in images:
+            mask = pairs.get(image)
+            found.entries.append(
+                Entry(
+                    path=image.relative_to(root).as_posix(),
+                    category=category.name,
+                    defect=kind.name,
+                    label=label,
+                    mask=mask.relative_to(root).as_posix() if mask else "",
+                    train=part == "train",
+                )
+            )
+    if part == "test":
+        seen = {kind.name for kind in kinds} - {GOOD}
+        for folder in subfolders(category / "ground_truth"):
+            if folder.name not in seen:
+                extra = files_in(folder).images
+                found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+
+
+def _masks_of(
+    root: Path, category: Path, kind: Path, images: Sequence[Path], found: _Found
+) -> dict[Path, Path]:
+    folder = category / "ground_truth" / kind.name
+    pairs, extra = match_masks(images, files_in(folder).images)
+    found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+    for image in images:
+        if image not in pairs:
+            expected = (folder / f"{image.stem}_mask.png").relative_to(root).as_posix()
+            found.without_mask.append(f"{image.relative_to(root).as_posix()} (expected {expected})")
+    return pairs
+
+
+def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], found: _Found) -> list[str]:
+    notes = []
+    if found.without_split:
+        names = " or ".join(splits)
+        notes.append(f"no {names} images in: {listed(found.without_split)}")
+    if found.extra_masks:
+        several = counted(len(found.extra_masks), "mask")
+        notes.append(f"{several} without an image, ignored: {listed(found.extra_masks)}")
+    if found.stray:
+        several = counted(found.stray, "image")
+        notes.append(f"{several} beside the defect folders, not inside one, ignored")
+    if found.others:
+        notes.append(f"{counted(found.others, 'file')} ignored: not an image file")
+    if ignored := [f.name for f in subfolders(root) if f not in folders]:
+        notes.append(f"folders without train/ and test/ ignored: {listed(ignored)}")
+    return notes
+
+
+def _no_category(root: Path) -> str:
+    if (root / "test").is_dir() or (root / "train").is_dir():
+        return (
+            f"{root} is itself one category (it holds train/ or test/), but the mvtec layout "
+            f"starts one folder above: use {root.parent} as the root."
+        )
+    names = [f.name for f in subfolders(root)]
+    has = f"It holds the folders {listed(names)}" if names else "It holds no folders"
+    return (
+        f"No category of the mvtec layout in {root}: expected <category>/test/good, "
+        f"<category>/test/<defect> and <category>/ground_truth/<defect>. {has}. Check the root, "
+        f"or choose another layout (`spg-pipe datasets` shows them)."
+    )
+
+
+def _no_mask(root: Path, missing: Sequence[str]) -> str:
+    several = counted(len(missing), "defect image")
+    return (
+        f"{several} in {root} without a mask: {listed(missing)}. Masks are matched by name. Put "
+        f"the masks there; or, where none exist, use the `folder` layout, in which a defect image "
+        f"may lack its mask."
+    )

@@ -1,0 +1,201 @@
+"""Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spg_pipe.artefacts.files import versions
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.datasets.manifest import Manifest, MaskState
+from spg_pipe.detector.judged_masks import JudgedMasks
+from spg_pipe.detector.scores import CHUNK_IMAGES, Scores
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import (
+    PixelMetrics,
+    Regions,
+    RowContext,
+    accumulate,
+    category_metrics,
+    chosen_accumulator,
+    curve_rows,
+    macro_mean,
+    write_csv,
+    write_json,
+)
+from spg_pipe.metrics.tables import Row
+from spg_pipe.recipe.params import MetricParams
+from spg_pipe.store.reader import FeatureStore
+
+_CURVE_GRID = 200
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows of one target: categories in order, then their mean; and curves for plotting."""
+
+    rows: list[Row]
+    curves: list[Row]
+    provenance: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
+        write_csv(path.with_suffix(".csv"), self.rows)
+        folder = path.parent / "curves"
+        # A file may travel without the table beside it, so each names what it was made under.
+        named = {
+            key: self.rows[0][key] for key in ("protocol", "method_protocol", "method", "sees")
+        }
+        lines = {"categories": self.curves}
+        lines |= {kind: _mean_curve(self.curves, kind) for kind in ("roc", "pr", "pro")}
+        for name, points in lines.items():
+            write_csv(folder / f"{path.stem}-{name}.csv", [point | named for point in points])
+        write_json(path, self.rows, self.provenance)
+
+
+def evaluate_scores(
+    scores: Scores,
+    store: FeatureStore,
+    params: MetricParams,
+    *,
+    manifest: Manifest | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Image and pixel metrics of every category, and their unweighted mean.
+
+    Parameters
+    ----------
+    scores : Scores
+    store : FeatureStore
+        The target's store: masks at S×S and labels.
+    params : MetricParams
+    manifest : Manifest, optional
+        Needed for `resolution: original`, which reads the masks at the images' own sizes.
+    progress : callable (images done, images in all), optional
+
+    Raises
+    ------
+    SpgError
+        If the scores belong to another store, or the manifest is needed and absent.
+    """
+    if scores.config["inputs"]["store"] != store.fingerprint:
+        raise SpgError(
+            f"{scores.path} was scored from another store than {store.path}. "
+            "Run `spg-pipe score` again."
+        )
+    if params.resolution == "original" and manifest is None:
+        raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
+    masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
+    table = scores.table
+    context = _context(scores, params)
+    rows: list[Row] = []
+    curves: list[Row] = []
+    lost = store.array("lost_regions")
+    done = 0
+    for category in dict.fromkeys(table["category"]):
+        chosen = np.flatnonzero(table["category"] == category)
+        pixel = _pixel_metrics(scores, store, chosen, params, masks)
+        missing = table["mask_state"].to_numpy()[chosen] == MaskState.MISSING
+        anomalous = table["label"].to_numpy()[chosen] == 1
+        row = category_metrics(
+            category,
+            table["label"].to_numpy()[chosen],
+            table["score"].to_numpy()[chosen],
+            pixel,
+            context=context,
+            images_without_mask=int((missing & anomalous).sum()),
+            vanished_regions=int(lost[chosen].sum()) if params.resolution == "model" else 0,
+        )
+        rows.append(row)
+        if pixel is not None:
+            curves += curve_rows(category, pixel)
+        done += len(chosen)
+        if progress:
+            progress(done, len(table))
+    return Evaluation([*rows, macro_mean(rows)], curves, _provenance(scores, params))
+
+
+def _context(scores: Scores, params: MetricParams) -> RowContext:
+    config = scores.config
+    spec = BackboneSpec.from_dict(config["backbone"])
+    layers = "+".join(spec.layers)
+    return RowContext(
+        dataset=config["dataset"],
+        split=config["split"],
+        backbone=f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
+        seed=config["detector"]["seed"],
+        resolution=params.resolution,
+        protocol=params.protocol,
+        method_protocol=config["detector"]["protocol"]["name"],
+        method=scores.method,
+        sees=scores.sees,
+        auxiliary=config["detector"]["auxiliary"]["dataset"],
+    )
+
+
+def _pixel_metrics(
+    scores: Scores,
+    store: FeatureStore,
+    images: np.ndarray,
+    params: MetricParams,
+    masks: JudgedMasks,
+) -> PixelMetrics | None:
+    """Of the images whose mask is known; None where there is none. One map is held at a time."""
+    states = store.array("mask_state")[images]
+    images = images[states != MaskState.MISSING]
+    if len(images) == 0:
+        return None
+
+    def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
+        for start in range(0, len(images), CHUNK_IMAGES):
+            batch = images[start : start + CHUNK_IMAGES]
+            patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
+            for number, image in enumerate(batch.tolist()):
+                one = {layer: values[number : number + 1] for layer, values in patches.items()}
+                regions = masks.regions(image)
+                yield scores.maps_of(one, regions.shape)[0], regions
+
+    kind = chosen_accumulator(params.accumulator, sum(masks.pixels(i) for i in images.tolist()))
+    return accumulate(pairs, kind, params.protocol)
+
+
+def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
+    config = scores.config
+    detector = config["detector"]
+    return {
+        "scores": config["fingerprint"],
+        "inputs": config["inputs"],
+        "metrics": params.model_dump(mode="json"),
+        "score": config["score"],
+        "sees": scores.sees,
+        "seed": detector["seed"],
+        "auxiliary": detector["auxiliary"],
+        # A baseline has neither.
+        "sae_tokens_seen": detector.get("sae", {}).get("tokens_seen"),
+        "guide_epochs": detector.get("guides", {}).get("epochs"),
+        "licences": config["licences"],
+        "versions": versions(),
+    }
+
+
+def _mean_curve(curves: list[Row], kind: str) -> list[Row]:
+    """The mean over categories of a curve, on a common grid of x."""
+    grid = np.linspace(0, 1, _CURVE_GRID + 1)
+    lines = []
+    for category in dict.fromkeys(row["category"] for row in curves):
+        points = [r for r in curves if r["curve"] == kind and r["category"] == category]
+        points.sort(key=lambda r: r["x"])
+        if points:
+            x, y = ([p[axis] for p in points] for axis in ("x", "y"))
+            lines.append(np.interp(grid, x, y, right=np.nan))
+    if not lines:
+        return [{"x": float(x), "y": float("nan")} for x in (0.0, 1.0)]
+    mean = np.mean(lines, axis=0)
+    # PRO of protocol spg ends below FPR 0.3: beyond it there is no curve to show.
+    return [
+        {"x": float(x), "y": float(y)} for x, y in zip(grid, mean, strict=True) if not np.isnan(y)
+    ]

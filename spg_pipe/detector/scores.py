@@ -1,0 +1,335 @@
+"""A detector over a store or over images → Scores (docs/method.md §4, §8).
+
+Scores keep what each layer says of its patches, probabilities or log odds, on their grids in
+float32: upsampling and blur are deterministic and are redone by whoever needs a full-size map.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.artefacts.digests import FILES, file_digests, read_config, require_files
+from spg_pipe.artefacts.files import fingerprint, fresh_folder, versions, write_json
+from spg_pipe.decision.maps import SOFTENING, anomaly_maps
+from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics.tables import seen_in
+from spg_pipe.recipe.params import ScoreParams
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import ordered_batches, sources_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_IMAGES = 256
+"""Images in a chunk of maps.zarr: 0.8 MB at 28×28."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one target: a row an image, and what each patch of it was given."""
+
+    path: Path
+    table: "pd.DataFrame"
+    """path, category, defect, label, mask_state, height, width, and `Judged.columns`."""
+    config: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """S: side of the maps, pixels."""
+        return int(self.config["image_size"])
+
+    @property
+    def sigma(self) -> float:
+        """Blur of the maps, pixels at S×S."""
+        return float(self.config["score"]["sigma"])
+
+    @property
+    def additive(self) -> bool:
+        """Whether patches hold log odds, or probabilities."""
+        return bool(self.config["score"].get("rule") == "additive")
+
+    @property
+    def method(self) -> str:
+        """Kind of guides and rule of scoring, or a baseline's name, as tables name them."""
+        if name := self.config.get("method"):
+            return str(name)
+        kind = self.config["detector"]["guides"].get("kind", "trained")
+        return f"{kind} guides, {'additive' if self.additive else 'published'} rule"
+
+    @property
+    def sees(self) -> str:
+        """What the method was allowed to see besides the images that it judges."""
+        if "sees" in self.config:
+            return str(self.config["sees"])
+        return seen_in(self.config["detector"]["auxiliary"].get("synthetic", {}))
+
+    def patches(self, images: np.ndarray) -> dict[str, Tensor]:
+        """Layer → (n, h, w) float32 values of some images' patches, in any order.
+
+        Only the chunks that hold one of them are read.
+        """
+        import zarr
+
+        group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
+        rows, places = np.unique(images, return_inverse=True)
+        kind = _kind(self.additive)
+        return {
+            layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[places])
+            for layer in self.config["layers"]
+        }
+
+    def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
+        return self.maps_of(self.patches(images), size)
+
+    def maps_of(
+        self, patches: dict[str, Tensor], size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """`maps` from what `patches` gave."""
+        return anomaly_maps(patches, self.size, self.sigma, size, log_odds=self.additive)
+
+    def bounds(self, images: np.ndarray) -> tuple[float, float]:
+        """Between which all values of some images' maps lie: a map is a mean of its patches."""
+        patches = self.patches(images).values()
+        ends = torch.stack([torch.stack(values.aminmax()) for values in patches]).double()
+        low, high = ends[:, 0].min(), ends[:, 1].max()
+        if self.additive:
+            low, high = (torch.sigmoid(end / SOFTENING) for end in (low, high))
+        return float(low), float(high)
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        """Read a folder that `score` wrote.
+
+        Raises
+        ------
+        SpgError
+            If it is missing or damaged.
+        """
+        import pandas as pd
+
+        path = Path(path)
+        config = read_config(path, "scores", "spg-pipe score")
+        require_files(path, config, "scores folder", "spg-pipe score")
+        try:
+            table = pd.read_parquet(path / "scores.parquet")
+        except (OSError, ValueError) as error:
+            raise SpgError(
+                f"{path} is not a whole scores folder ({error}). Run `spg-pipe score` again."
+            ) from error
+        return cls(path, table, config)
+
+
+def score_store(
+    detector: Detector,
+    store: FeatureStore,
+    path: Path,
+    *,
+    score: ScoreParams | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Score every image of a target store and write scores/<run>/.
+
+    Images stream: what is kept is a row of a few numbers an image and one chunk of grids.
+
+    Parameters
+    ----------
+    score : ScoreParams, optional
+        Default: what the detector was saved with.
+
+    Raises
+    ------
+    SpgError
+        If the store was made with another backbone than the detector's, or the rule needs a
+        decision that the detector does not have.
+    """
+    detector.check_backbone(store.spec.backbone, f"The store {store.path}")
+    params = score or detector.score
+    if params.rule == "additive":
+        require_decision(detector, params)
+    shapes = {layer: shape.grid for layer, shape in store.spec.layers.items()}
+    return write_scores(
+        store,
+        path,
+        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, params),
+        _config(detector, store, params),
+        batch_images=params.batch_images,
+        device=device,
+        progress=progress,
+    )
+
+
+def require_decision(detector: Detector, params: ScoreParams) -> None:
+    """Refuse the additive rule where the detector has no decision for it.
+
+    Raises
+    ------
+    SpgError
+        If none was fitted, or on maps of another blur.
+    """
+    detector.require_decision()
+    if params.sigma != detector.score.sigma:
+        raise SpgError(
+            f"score.sigma is {params.sigma:g}, and the detector's decision was fitted on maps "
+            f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
+            "score.sigma, or leave the detector's."
+        )
+
+
+def write_scores(
+    store: FeatureStore,
+    path: Path,
+    judge_batch: Callable[[dict[str, Tensor]], Judged],
+    content: dict[str, Any],
+    *,
+    batch_images: int = 8,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Scores:
+    """Judge every image of a store, by whatever judges, and write scores/<run>/.
+
+    Parameters
+    ----------
+    judge_batch : callable
+        From a batch of tokens, layer → (B, 1 + N, D) float32, to what is said of it.
+    content : dict
+        config.json without its fingerprint: `layers`, `score.rule`, `inputs`, `detector` and what
+        else determined the scores.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    shapes = {layer: store.spec.layers[layer].grid for layer in content["layers"]}
+    kind = _kind(content["score"]["rule"] == "additive")
+    with fresh_folder(path) as folder:
+        maps = MapWriter(folder / "maps.zarr", shapes, len(store), kind)
+        # Every token is used once: there is nothing to keep.
+        for images, tokens in ordered_batches(sources_of(store, device, "none"), batch_images):
+            judged = judge_batch(tokens)
+            rows.append(judged.columns)
+            maps.append(judged.patches)
+            if progress:
+                progress(int(images[-1]) + 1, len(store))
+        maps.close()
+        table = store.table.assign(
+            **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+        )
+        table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
+        config = content | {"fingerprint": fingerprint(content), "versions": versions()}
+        config[FILES] = file_digests(folder, "scores.parquet", "maps.zarr")
+        write_json(folder / "config.json", config)
+    return Scores(path, table, config)
+
+
+def _kind(additive: bool) -> str:
+    """What arrays of maps.zarr hold, and their names begin with."""
+    return "log_odds" if additive else "probability"
+
+
+_OF_DETECTOR = (
+    "auxiliary",
+    "seed",
+    "protocol",
+    "tau",
+    "sae",
+    "guides",
+    "detection",
+    "decision_params",
+)
+"""What scores say about their detector, as far as it has it."""
+
+
+def described(store: FeatureStore) -> dict[str, Any]:
+    """What scores say about the store that they are of."""
+    content = {
+        "kind": "scores",
+        "format": 1,
+        "dataset": store.spec.dataset,
+        "split": store.spec.split,
+        "images": len(store),
+        "image_size": store.image_size,
+        "backbone": store.spec.backbone.to_dict(),
+        "layers": list(store.layers),
+        "licences": sorted(store.licences),
+    }
+    return content | ({"selection": store.selection} if store.selection else {})
+
+
+def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
+    return described(store) | {
+        "score": params.model_dump(mode="json"),
+        "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
+        "detector": of_detector(detector),
+        "licences": sorted({*detector.config["licences"], *store.licences}),
+    }
+
+
+def of_detector(detector: Detector) -> dict[str, Any]:
+    """What scores say about the detector behind them."""
+    return {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config}
+
+
+class MapWriter:
+    """Writes maps.zarr, layer by layer (n, h, w) float32, a whole chunk of images at a time."""
+
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[int, int]], images: int, kind: str
+    ) -> None:
+        import zarr
+
+        self._group = zarr.create_group(path)
+        self._chunk = min(CHUNK_IMAGES, images)
+        self._held: list[dict[str, Tensor]] = []
+        self._written = 0
+        self._arrays = {
+            layer: self._group.create_array(
+                f"{kind}_{layer}",
+                shape=(images, *grid),
+                chunks=(self._chunk, *grid),
+                dtype="float32",
+                # A lost chunk then reads as NaN, which no metric takes for a score.
+                fill_value=np.nan,
+                dimension_names=("image", f"row_{layer}", f"column_{layer}"),
+            )
+            for layer, grid in shapes.items()
+        }
+
+    def append(self, patches: dict[str, Tensor]) -> None:
+        """Add layer → (B, h, w) values of the next images."""
+        self._held.append(patches)
+        held = sum(len(next(iter(batch.values()))) for batch in self._held)
+        if held >= self._chunk:
+            self._flush(held - held % self._chunk)
+
+    def close(self) -> None:
+        """Write what is left, and the consolidated metadata."""
+        import zarr
+
+        self._flush(None)
+        with warnings.catch_warnings():
+            # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(self._group.store)
+
+    def _flush(self, count: int | None) -> None:
+        if not self._held:
+            return
+        joined = {
+            layer: torch.cat([batch[layer] for batch in self._held]) for layer in self._arrays
+        }
+        start = self._written
+        for layer, array in self._arrays.items():
+            values = joined[layer][:count]
+            array[start : start + len(values)] = values.numpy()
+            self._written = start + len(values)
+        rest = {layer: values[count:].clone() for layer, values in joined.items()}
+        self._held = [rest] if count is not None and len(next(iter(rest.values()))) else []

@@ -1,0 +1,112 @@
+"""What an artefact holds, in a few lines: a store, an SAE, a detector or scores."""
+
+from pathlib import Path
+from typing import Any
+
+from spg_pipe.artefacts.digests import read_config
+from spg_pipe.artefacts.files import read_json
+from spg_pipe.errors import SpgError
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Describe an artefact.
+
+    Returns
+    -------
+    dict
+        `kind` and what belongs to it; plain values.
+
+    Raises
+    ------
+    SpgError
+        If the path is no artefact of this project.
+    """
+    if (path / "zarr.json").is_file():
+        return _store(path)
+    if (path / "config.json").is_file():
+        config = read_json(path / "config.json", "Artefact")
+        kind = config.get("kind")
+        if kind == "detector":
+            return _detector(path)
+        if kind == "sparse autoencoder":
+            config = read_config(path, kind, "spg-pipe train-sae")
+            return {"kind": kind, "quality": read_json(path / "quality.json", "Quality"), **config}
+        if kind == "scores":
+            return _scores(path, config)
+    raise SpgError(
+        f"{path} is no feature store, sparse autoencoder, detector or scores folder. "
+        "Look below artifacts/."
+    )
+
+
+def draw(path: Path, file: Path, images: str | None, layer: str | None) -> dict[str, Any]:
+    """Draw the tokens of some images of a store, see `store.pca.draw_pca`.
+
+    Raises
+    ------
+    SpgError
+        If the path is no store.
+    """
+    from spg_pipe.store.pca import draw_pca
+    from spg_pipe.store.reader import FeatureStore
+
+    return draw_pca(FeatureStore(path), file, images, layer)
+
+
+def _store(path: Path) -> dict[str, Any]:
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.summary import summary
+
+    return summary(FeatureStore(path))
+
+
+def _detector(path: Path) -> dict[str, Any]:
+    from spg_pipe.detector.model import Detector
+
+    detector = Detector.load(path)
+    atoms = {name: len(guides.atom_ids) for name, guides in detector.layers.items()}
+    keys = ("auxiliary", "seed", "protocol", "tau", "detection", "score", "guides", "licences")
+    backbone = detector.backbone
+    return {
+        "kind": "detector",
+        "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
+        "image_size": backbone.preprocess.size,
+        "atoms_used": atoms,
+        **{key: detector.config[key] for key in keys},
+        **({"decision": detector.config["decision"]} if detector.decision else {}),
+        "fingerprint": detector.fingerprint,
+    }
+
+
+def _scores(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    from spg_pipe.detector.scores import Scores
+
+    scores = Scores.load(path)
+    table = scores.table
+    return {
+        "kind": "scores",
+        "method": scores.method,
+        "sees": scores.sees,
+        "images": len(table),
+        "score_min": float(table["score"].min()),
+        "score_max": float(table["score"].max()),
+        **{key: config[key] for key in ("dataset", "split", "detector", "score", "licences")},
+        "fingerprint": config["fingerprint"],
+    }
+
+
+def as_text(content: dict[str, Any], indent: int = 0) -> str:
+    """Nested values as indented lines."""
+    lines = []
+    for key, value in content.items():
+        head = " " * indent + f"{key}: "
+        if isinstance(value, dict) and value:
+            lines.append(head.rstrip())
+            lines.append(as_text(value, indent + 2))
+        elif isinstance(value, list | tuple):
+            lines.append(head + (", ".join(map(str, value)) or "none"))
+        elif isinstance(value, float):
+            lines.append(head + f"{value:.6g}")
+        else:
+            lines.append(head + str(value))
+    return "\n".join(lines)

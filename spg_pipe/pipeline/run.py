@@ -1,0 +1,129 @@
+"""A recipe with the settings of one run, and what a command's options select from it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import Console
+from spg_pipe.recipe.params import Params
+from spg_pipe.recipe.paths import Paths, with_suffix_hash
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe, and how this run works on it."""
+
+    params: Params
+    console: Console
+    device: str = "auto"
+    workers: int | None = None
+    cache: str = "auto"
+    """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
+    changed: frozenset[str] = frozenset()
+    """Sections in which options differ from params.yaml: artefacts get a hash in their names."""
+
+    @property
+    def paths(self) -> Paths:
+        """Where the recipe's artefacts are."""
+        return Paths(self.params, image_size(self.params))
+
+    def place(self, path: Path, *content: Any, own: bool = True) -> Path:
+        """The pipeline's path, or a readable name + 8 hex digits of `content`.
+
+        Parameters
+        ----------
+        own : bool
+            The inputs are the recipe's own: its datasets and splits, no named store or detector.
+        """
+        if own and not self.changed:
+            return path
+        return with_suffix_hash(path, hashlib.sha256(repr(content).encode()).hexdigest())
+
+
+def image_size(params: Params) -> int:
+    """S: as the recipe says, or the backbone's default.
+
+    Raises
+    ------
+    SpgError
+        If the backbone is unknown.
+    """
+    from spg_pipe.backbones.load import resolve
+    from spg_pipe.backbones.names import find_alias
+
+    if params.backbone.image_size is not None:
+        return params.backbone.image_size
+    alias = params.backbone.alias
+    return (find_alias(alias) or resolve(alias)).image_size
+
+
+def training_runs(
+    params: Params, aux: str | None, seed: int | None, given: Path | None
+) -> list[tuple[str, int]]:
+    """(auxiliary, seed) pairs to train: as named, or all of the recipe.
+
+    Raises
+    ------
+    SpgError
+        If `aux` is no auxiliary of the recipe, or a given store or SAE does not exist or would
+        serve several runs.
+    """
+    _require_there(given)
+    names = auxiliaries_of(params, aux)
+    runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
+    if not runs:
+        raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
+    if given is not None and len(runs) > 1:
+        raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
+    return runs
+
+
+def auxiliaries_of(params: Params, aux: str | None) -> list[str]:
+    """The auxiliary set that is named, or all of the recipe.
+
+    Raises
+    ------
+    SpgError
+        If it is none of the recipe's.
+    """
+    if aux is None:
+        return list(params.auxiliaries)
+    if aux not in params.auxiliaries:
+        known = ", ".join(params.auxiliaries) or "none"
+        raise SpgError(f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml.")
+    return [aux]
+
+
+def _require_there(given: Path | None) -> None:
+    """Before anything is said about how it is to be used."""
+    if given is not None and not given.exists():
+        raise SpgError(f"{given} does not exist. Check the path; artefacts are below artifacts/.")
+
+
+def targets_of(
+    params: Params, split: str | None, aux: str | None, given: Path | None = None
+) -> list[tuple[str, str | None]]:
+    """(target, auxiliary) pairs to score: what `--split` names, or the recipe's directions.
+
+    Raises
+    ------
+    SpgError
+        If there is none, or a given store, detector or scores folder does not exist or would
+        serve several.
+    """
+    _require_there(given)
+    if split is not None:
+        return [(split, aux)]
+    found: list[tuple[str, str | None]] = [
+        (d.target, d.aux) for d in params.directions if aux in (None, d.aux)
+    ]
+    if not found:
+        raise SpgError(
+            "The recipe has no such direction. Add one under `directions:` in params.yaml, "
+            "or name a target with --split."
+        )
+    if given is not None:
+        raise SpgError(f"{given} belongs to one target: name it with --split.")
+    return found

@@ -1,0 +1,1 @@
+"""params.yaml as typed values, ready-made recipes, protocols, and where artefacts lie."""

@@ -1,0 +1,388 @@
+"""params.yaml as typed, validated values: one recipe, one section a stage."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
+from spg_pipe.recipe.yaml_text import parse_yaml
+
+DEFAULT_PARAMS = Path("params.yaml")
+OPTIONS = "the command's options"
+"""The source of a recipe that `--set` and its like have changed."""
+_SHOWN = 100
+"""Characters of a wrong value that an error shows: it may be a whole section."""
+TAU = 0.07
+"""Temperature of the patch softmax (docs/method.md §3)."""
+SIGMA = 4.0
+"""Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
+
+Weight = Annotated[float, Field(ge=0)]
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = STRICT
+
+
+class BackboneParams(_Section):
+    """Which frozen backbone, at which size; empty values mean the backbone's own."""
+
+    alias: str = "efficientnet-lite0"
+    image_size: Positive | None = None
+    layers: tuple[str, ...] | None = None
+    norm: Literal["post", "pre"] | None = None
+    weights: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_are_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("layers"), list | tuple):
+            data = data | {"layers": tuple(str(layer) for layer in data["layers"])}
+        return data
+
+
+class ExtractParams(_Section):
+    """How tokens are computed and stored."""
+
+    batch_images: Positive = 8
+    shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
+    dtype: Literal["float16", "float32"] = "float16"
+    compressor: Literal["none", "zstd"] = "none"
+    """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
+    skip_bad: bool = False
+    """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
+    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
+    of `backbone.image_size`; one of that size itself adds a view of the whole image."""
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
+    """Least share of a tile's side that its neighbour sees, too."""
+
+
+class MethodParams(_Section):
+    """What training and scoring share."""
+
+    protocol: Literal["default", "spg"] = "default"
+    tau: Annotated[float, Field(gt=0)] = TAU
+    detection: Literal["cls", "mean_tokens"] = "cls"
+    """The feature that the two global guides see."""
+
+
+class SaeParams(_Section):
+    """Stage 1 (docs/method.md §2)."""
+
+    dict_size: Positive = 4096
+    k: Positive = 32
+    epochs: Positive = 50
+    tokens: Positive | None = None
+    """A budget of tokens a layer instead of epochs: the run ends with the batch that reaches it."""
+    batch_images: Positive | None = 16
+    batch_tokens: Positive | None = None
+    """Shuffled tokens a batch, instead of whole images."""
+    window_images: Positive = 96
+    """Images whose tokens are mixed for `batch_tokens`."""
+    run_images: Positive = 1
+    """Neighbours in the store that are read together; longer runs suit slow disks."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    auxk: Annotated[int, Field(ge=0)] = 512
+    auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32
+    auxk_normalised: bool = False
+    dead_after_tokens: Positive = 10_000_000
+    input_norm: Literal["none", "l2", "center", "standard"] = "none"
+    """What the SAE sees: raw tokens, unit length, less the store's mean, or that in units of the
+    store's deviation. Guides and scores use raw tokens in any case."""
+    activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
+    sparsity: Annotated[float, Field(ge=0)] = 1e-3
+    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)² in 1000 times the
+    tokens' mean square. No other uses it."""
+    prefixes: tuple[Positive, ...] = ()
+    """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run over which the learning rate rises."""
+    search: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the product that picks the k latents; their values are float32 in both."""
+    order_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the order of the batches; null: the SAE's own seed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SaeParams":
+        if self.k > self.dict_size:
+            raise ValueError(f"k = {self.k} is larger than dict_size = {self.dict_size}")
+        if (self.batch_images is None) == (self.batch_tokens is None):
+            raise ValueError(
+                "give either batch_images or batch_tokens and set the other to null, "
+                f"found batch_images = {self.batch_images}, batch_tokens = {self.batch_tokens}"
+            )
+        if list(self.prefixes) != sorted({p for p in self.prefixes if p < self.dict_size}):
+            raise ValueError(
+                f"prefixes = {list(self.prefixes)}: expected rising numbers below dict_size = "
+                f"{self.dict_size}"
+            )
+        if self.search == "bf16" and (self.activation != "topk" or self.prefixes):
+            raise ValueError("search: bf16 is for activation: topk without prefixes")
+        return self
+
+
+class GuideParams(_Section):
+    """Stage 2 (docs/method.md §3, §7)."""
+
+    kind: Literal["contrast", "trained"] = "contrast"
+    """`contrast`: the difference of class means in a few signed atoms, in closed form, for which
+    of this section only `atoms` counts; or `trained` with masks, as published."""
+    atoms: Positive = 32
+    """Atoms of each pair of contrast guides."""
+    epochs: Positive = 15
+    batch_images: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-2
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    sparsity: Annotated[float, Field(ge=0)] = 1e-3
+    top_k: Positive | None = None
+    """Hard top-k codes with a straight-through gradient, and no L1."""
+    order_seed: Annotated[int, Field(ge=0)] | None = None
+    """Of the images' order; null: the run's own seed."""
+
+
+class MapWeights(_Section):
+    """Weights of a patch's standardised components; 0 switches one off."""
+
+    guides: Weight = 1.0
+    dissimilarity: Weight = 0.25
+    """How unlike the mean patch of its own image a patch is."""
+
+
+class ImageWeights(_Section):
+    """Weights, before fitting, of an image's standardised components; 0 switches one off."""
+
+    map_top: Weight = 1.0
+    """The highest share of the map."""
+    cls: Weight = 1.0
+    """The CLS token along the direction of its own guides."""
+    mean_tokens: Weight = 1.0
+    """The mean patch token along the direction of its own guides (`guides.kind: contrast`)."""
+    dissimilarity: Weight = 0.5
+    """How unlike each other the image's patches are."""
+
+
+class DecisionParams(_Section):
+    """The additive decision (docs/method.md §8); used where `score.rule` is `additive`."""
+
+    map: MapWeights = MapWeights()
+    image: ImageWeights = ImageWeights()
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the map's pixels that `map_top` is the mean of."""
+    ridge: Annotated[float, Field(gt=0)] = 1.0
+    """How firmly fitted weights are held to the proportions given here."""
+    layers: dict[str, Weight] = {}
+    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers_are_names(cls, given: Any) -> Any:
+        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _something(self) -> "DecisionParams":
+        for name, section in (("map", self.map), ("image", self.image)):
+            if not any(section.model_dump().values()):
+                raise ValueError(f"decision.{name}: all weights are 0; nothing would be scored")
+        return self
+
+
+class BankParams(_Section):
+    """A memory bank of normal images of the target (docs/method.md §9); few-shot scores alone."""
+
+    neighbours: Positive = 1
+    """The distance of a patch is the mean over so many nearest patches of the bank."""
+    coreset: Positive = 10_000
+    """At most so many patches a layer and category, spread out; fewer are all kept."""
+    weight: Weight = 2.0
+    """Of the standardised distance beside the guides' log odds, in the map and the image score."""
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
+    """Share of the distances' map, the highest, that judges the image."""
+
+
+class ScoreParams(_Section):
+    """Maps and image scores (docs/method.md §4)."""
+
+    rule: Literal["additive", "published"] = "additive"
+    """The additive decision (§8), for which of this section only `sigma` counts; or probabilities
+    of the guides alone (§4), as published."""
+    sigma: Annotated[float, Field(ge=0)] = SIGMA
+    image_score: Literal["max", "cls", "top_mean", "log_mean_exp", "mix"] = "max"
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """q of `top_mean`."""
+    lme_tau: Annotated[float, Field(gt=0)] = 1.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the CLS score in `mix`."""
+    batch_images: Positive = 8
+
+
+class MetricParams(_Section):
+    """How scores are judged (docs/metrics.md)."""
+
+    protocol: Literal["exact", "spg"] = "exact"
+    accumulator: Literal["auto", "sort", "histogram"] = "auto"
+    """`auto` sorts up to 2^24 pixels a category, which is exact, and counts larger ones."""
+    resolution: Literal["model", "original"] = "model"
+
+
+class PublishedFigure(_Section):
+    """A figure from the literature, shown beside ours."""
+
+    aux: Name
+    target: Name
+    image_auroc: float | None = None
+    pixel_auroc: float | None = None
+    source: str
+
+
+class Params(_Section):
+    """A whole recipe."""
+
+    name: Name
+    artifacts: Path = Path("artifacts")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (111,)
+    demo_sets: tuple[DemoSet, ...] = ()
+    synthetic_sets: tuple[SyntheticSet, ...] = ()
+    datasets: tuple[Dataset, ...]
+    auxiliaries: tuple[Name, ...]
+    directions: tuple[Direction, ...]
+    backbone: BackboneParams = BackboneParams()
+    extract: ExtractParams = ExtractParams()
+    method: MethodParams = MethodParams()
+    sae: SaeParams = SaeParams()
+    guides: GuideParams = GuideParams()
+    decision: DecisionParams = DecisionParams()
+    bank: BankParams = BankParams()
+    score: ScoreParams = ScoreParams()
+    metrics: MetricParams = MetricParams()
+    published: tuple[PublishedFigure, ...] = ()
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
+    choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """The same of `sae`, `guides`, `decision` and `bank`, judged on the auxiliary set by `spg-pipe
+    choose`. The first of values that do equally well is taken."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Params":
+        known = [dataset.name for dataset in self.datasets]
+        if len(set(known)) != len(known):
+            raise ValueError(f"dataset names repeat: {', '.join(known)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds repeat: {self.seeds}")
+        same = [d.aux for d in self.directions if d.aux == d.target]
+        if same:
+            raise ValueError(f"a direction needs two datasets; {same[0]} is its own target")
+        used = {name for d in self.directions for name in (d.aux, d.target)}
+        for name in sorted(used | set(self.auxiliaries)):
+            if name not in known:
+                raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
+        for name in sorted(set(self.extract.tiles) - set(known)):
+            raise ValueError(
+                f"extract.tiles names {name!r}, which is not among datasets: {', '.join(known)}"
+            )
+        missing = {d.aux for d in self.directions} - set(self.auxiliaries)
+        if missing:
+            raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")
+        return self
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name.
+
+        Raises
+        ------
+        SpgError
+            If params.yaml has none of that name.
+        """
+        for dataset in self.datasets:
+            if dataset.name == name:
+                return dataset
+        known = ", ".join(dataset.name for dataset in self.datasets)
+        raise SpgError(
+            f"Dataset {name!r} is not in params.yaml, which has: {known}. "
+            "Add it under `datasets:`, switch the recipe (`spg-pipe recipe use …`), "
+            "or give a folder of images."
+        )
+
+
+def load_params(path: Path = DEFAULT_PARAMS) -> Params:
+    """Read and validate a recipe.
+
+    Raises
+    ------
+    SpgError
+        If the file is missing, is not YAML, names a key twice, or a parameter is unknown or out
+        of range; every fault is named by its place.
+    """
+    try:
+        content = parse_yaml(path.read_text())
+    except FileNotFoundError as error:
+        raise SpgError(
+            f"{path} does not exist here. Run in the project's folder, write one with "
+            "`spg-pipe recipe use NAME`, or name a file with --params."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise SpgError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: Any, source: str) -> Params:
+    """Validate a recipe that is already parsed; `source` is named in errors."""
+    if not isinstance(content, dict):
+        raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
+    return validated(Params, content, source)
+
+
+def validated(section: type[AnySection], content: Any, source: str) -> AnySection:
+    """A section of a recipe, or all of it, from plain values; every fault is named by its place."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        lines = [_describe(fault) for fault in error.errors()]
+        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        have = "have" if source == OPTIONS else "has"
+        raise SpgError(f"{source} {have} {count}:\n  " + "\n  ".join(lines)) from error
+
+
+def _describe(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_fields(fault["loc"][:-1])
+        return f"{place}: unknown parameter; {nearest(str(fault['loc'][-1]), known)}"
+    if fault["type"] == "missing":
+        return f"{place}: is required and is not there"
+    if fault["type"] == "value_error":
+        # Rules of this module between several parameters: they say themselves what was found.
+        message = str(fault["ctx"]["error"])
+        return f"{place}: {message}" if place else message
+    if fault["type"] == "tuple_type":
+        fault = fault | {"msg": f"expected a list, for instance [{fault['input']}]"}
+    if fault["type"] == "too_short":
+        fault = fault | {"msg": f"expected at least {fault['ctx']['min_length']} value"}
+    found = repr(fault.get("input"))
+    shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
+    return f"{place}: {fault['msg']}; found {shown}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest one, or all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def _known_fields(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

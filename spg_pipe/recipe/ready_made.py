@@ -1,0 +1,91 @@
+"""Recipes: ready-made params.yaml files, with places for the folders of a user's data."""
+
+import re
+from pathlib import Path
+
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.yaml_text import parse_yaml
+
+_PLACE = re.compile(r"\{([a-z]+)\}")
+
+
+def recipes_folder() -> Path:
+    """recipes/ of the checkout: beside the working directory's dvc.yaml, or of this package.
+
+    Raises
+    ------
+    SpgError
+        If there is none, for instance in an installation without a checkout.
+    """
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (root / "recipes").is_dir() and (root / "dvc.yaml").is_file():
+            return root / "recipes"
+    raise SpgError(
+        "The recipes belong to the project's checkout, and none was found here. "
+        "Run the command in a clone of the project."
+    )
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Names and first comment lines of the recipes, sorted."""
+    found = []
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        lines = path.read_text().splitlines()
+        comments = []
+        for line in lines:
+            if not line.startswith("# ") or line.startswith("# spg-pipe "):
+                break
+            comments.append(line[2:])
+        found.append((path.stem, " ".join(comments)))
+    return found
+
+
+def fill_recipe(name: str, folders: dict[str, Path]) -> str:
+    """The text of a recipe with its places filled.
+
+    Parameters
+    ----------
+    folders : dict
+        Place (`data`, `mvtec`, `visa`) → folder.
+
+    Raises
+    ------
+    SpgError
+        If the recipe is unknown, a place is not filled, or a folder does not exist.
+    """
+    path = recipes_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(stem for stem, _ in list_recipes())
+        raise SpgError(f"There is no recipe {name!r}. There are: {known}.")
+    text = path.read_text()
+    places = set(_PLACE.findall(text))
+    needed = " ".join(f"--{place} DIR" for place in sorted(places))
+    missing = sorted(places - set(folders))
+    if missing:
+        raise SpgError(
+            f"Recipe {name} needs {needed}; missing: {', '.join('--' + m for m in missing)}."
+        )
+    surplus = sorted(set(folders) - places)
+    if surplus:
+        takes = f"takes {needed}" if places else "takes no folders"
+        raise SpgError(f"Recipe {name} {takes}; found --{', --'.join(surplus)}.")
+    for place, folder in folders.items():
+        if not folder.is_dir():
+            raise SpgError(f"--{place} {folder}: there is no such folder.")
+        if '"' in str(folder) or "\\" in str(folder):
+            raise SpgError(f"--{place} {folder}: a quote or backslash in a path is not supported.")
+        text = text.replace("{" + place + "}", folder.as_posix())
+    params = parse_params(parse_yaml(text), f"recipe {name}")
+    absent = [
+        str(data.root / part)
+        for data in params.datasets
+        for part in data.sets
+        if data.layout != "synthetic" and not (data.root / part).is_dir()  # that is made
+    ]
+    if absent:
+        raise SpgError(
+            f"Recipe {name} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} "
+            "not there; the README says what the folder holds."
+        )
+    return text

@@ -1,0 +1,308 @@
+"""Settings chosen on an auxiliary set alone → a recipe with them (docs/recipes.md, "Choosing")."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from spg_pipe.artefacts.files import read_json, write_text
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.pipeline.find import find_dataset, find_store
+from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.training import train_saes
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import Params
+from spg_pipe.report.tables import Table
+from spg_pipe.report.text import plain
+from spg_pipe.study.sweeps import Setting, combinations, is_there, named
+
+if TYPE_CHECKING:
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.study.choosing import Candidate, Judgement
+
+NORMALS = 4
+"""Normal images of a category that few-shot methods see."""
+_SECTIONS = ("sae", "guides", "decision")
+_BANK = "bank"
+_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
+
+
+class Choice(NamedTuple):
+    """What was chosen for one auxiliary set."""
+
+    values: dict[str, Any]
+    """`guides.atoms` → 32."""
+    rows: list[dict[str, Any]]
+    """A row a setting and held-out part, then their mean; means over seeds."""
+    table: str
+    path: Path
+    """The recipe with these values, for this auxiliary set and its directions."""
+
+
+def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
+    """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
+
+    Settings of `bank` come second, with what was chosen of the others. SAEs that are missing are
+    trained, all of a seed in one pass over the store.
+
+    Parameters
+    ----------
+    normals : int
+        Normal images of a category that make its bank.
+
+    Returns
+    -------
+    Choice
+        Its rows are also written to choices/<name>/<aux>-….csv, its recipe beside it.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
+        auxiliary set cannot be parted. A set with too few normal images for a bank is an error
+        only if there is nothing else to choose; otherwise a note says that nothing of `bank` is
+        chosen.
+    """
+    from spg_pipe.metrics import write_csv
+    from spg_pipe.sae.run import SaeRun
+
+    zero_shot, banks = _axes(session)
+    settings = _settings(session, zero_shot)
+    combinations(session, banks, "choose", (_BANK,))  # a value that is not valid is said at once
+    store = find_store(session, find_dataset(session.params, aux))
+    _train(settings, store, aux)
+    candidates_of = partial(_candidates, store, aux, lru_cache(maxsize=None)(SaeRun.load))
+    chosen, rows, tables = settings[0], [], []
+    if zero_shot:
+        chosen, found = _choose_zero_shot(session, aux, store, settings, candidates_of)
+        rows += found
+        tables.append(_table(session.params, aux, list(zero_shot), found))
+    if banks:
+        axes = combinations(chosen.session, banks, "choose", (_BANK,))
+        try:
+            one, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
+        except UnsuitableError as error:
+            if not zero_shot:
+                raise
+            session.console.say(f"Nothing of bank is chosen on {aux}: {error}")
+        else:
+            chosen = Setting(chosen.values | one.values, one.session)
+            rows += found
+            tables.append(_table(session.params, aux, list(banks), found))
+    place = session.paths.choice(aux, "yaml")
+    write_csv(session.paths.choice(aux, "csv"), rows)
+    write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))
+    session.console.say(f"Chosen on {aux}: {named(chosen.values)} → {place}")
+    return Choice(chosen.values, rows, "\n\n".join(map(plain, tables)), place)
+
+
+def _axes(session: Session) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the zero-shot settings, and of the bank."""
+    axes = session.params.choose
+    if not axes:
+        raise SpgError(
+            "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
+            "there is nothing to choose from. The recipe spg-plus has one."
+        )
+    banks = {place: values for place, values in axes.items() if place.partition(".")[0] == _BANK}
+    return {place: values for place, values in axes.items() if place not in banks}, banks
+
+
+def _settings(session: Session, axes: dict[str, Any]) -> list[Setting]:
+    settings = combinations(session, axes, "choose", _SECTIONS)
+    for setting in settings:
+        found = setting.session.params
+        if found.guides.kind != "contrast" or found.score.rule != "additive":
+            raise SpgError(
+                "choose is for guides.kind: contrast with score.rule: additive, which are made in "
+                f"closed form; found {found.guides.kind} and {found.score.rule}. Compare other "
+                "settings with `spg-pipe sweep`."
+            )
+    return settings
+
+
+def _candidates(
+    store: "FeatureStore", aux: str, load: Any, settings: Sequence[Setting], seed: int
+) -> "list[Candidate]":
+    """Settings with their SAEs; each SAE is loaded once."""
+    from spg_pipe.study.choosing import Candidate
+
+    return [
+        Candidate(
+            load(find_sae(setting.session, store, aux, seed)),
+            setting.session.params.guides.atoms,
+            setting.session.params.decision,
+        )
+        for setting in settings
+    ]
+
+
+def _choose_zero_shot(
+    session: Session,
+    aux: str,
+    store: "FeatureStore",
+    settings: Sequence[Setting],
+    candidates_of: Callable[..., "list[Candidate]"],
+) -> tuple[Setting, list[dict[str, Any]]]:
+    from spg_pipe.metrics.tables import seen_in
+    from spg_pipe.study.choosing import best, judge_candidates
+
+    by_seed = []
+    for seed in session.params.seeds:
+        with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
+            by_seed.append(
+                judge_candidates(
+                    store,
+                    candidates_of(settings, seed),
+                    session.params.score.sigma,
+                    device=choose_device(session.device),
+                    progress=update,
+                )
+            )
+    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    about: list[dict[str, float]] = [{}] * len(settings)
+    if any(place.startswith("sae.") for place in settings[0].values):
+        describe = lru_cache(maxsize=None)(_dictionaries)
+        seeds = session.params.seeds
+        about = [
+            describe(tuple(find_sae(one.session, store, aux, seed) for seed in seeds))
+            for one in settings
+        ]
+    rows = [
+        row
+        for one, found, saes in zip(settings, judged, about, strict=True)
+        for row in _rows(one, found, seen_in(store.synthetic), saes)
+    ]
+    return settings[best(judged)], rows
+
+
+def _choose_bank(
+    session: Session,
+    aux: str,
+    store: "FeatureStore",
+    base: Setting,
+    settings: Sequence[Setting],
+    candidates_of: Callable[..., "list[Candidate]"],
+    normals: int,
+) -> tuple[Setting, list[dict[str, Any]]]:
+    from spg_pipe.bank.few_shot import says
+    from spg_pipe.metrics.tables import seen_in
+    from spg_pipe.study.choosing import best
+    from spg_pipe.study.choosing_banks import judge_banks
+
+    by_seed = []
+    for seed in session.params.seeds:
+        (one,) = candidates_of([base], seed)
+        with session.console.progress(f"choose bank {aux} seed {seed}", "parts") as update:
+            by_seed.append(
+                judge_banks(
+                    store,
+                    one,
+                    [setting.session.params.bank for setting in settings],
+                    session.params.score.sigma,
+                    normals=normals,
+                    seed=seed,
+                    device=choose_device(session.device),
+                    progress=update,
+                )
+            )
+    judged = [_over_seeds(each) for each in zip(*by_seed, strict=True)]
+    sees = f"{seen_in(store.synthetic)}; {says([normals])}"
+    rows = [
+        row for one, found in zip(settings, judged, strict=True) for row in _rows(one, found, sees)
+    ]
+    return settings[best(judged)], rows
+
+
+def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None:
+    distinct = {repr(setting.session.params.sae): setting.session for setting in settings}
+    for seed in settings[0].session.params.seeds:
+        missing = [
+            one
+            for one in distinct.values()
+            if not is_there(partial(find_sae, one, store, aux, seed))
+        ]
+        if missing:
+            train_saes(missing, aux, [seed])
+
+
+def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
+    """R², dead share and, of several seeds, stability: means over layers and seeds."""
+    from spg_pipe.sae.quality import seeds_stability
+    from spg_pipe.sae.run import SaeRun
+
+    layers = [
+        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
+    ]
+    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
+    if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
+        found["stability"] = statistics.fmean(alike.values())
+    return found
+
+
+def _over_seeds(each: "Sequence[Judgement]") -> "Judgement":
+    """The mean over seeds, part by part."""
+    from spg_pipe.study.choosing import Judgement, PartResult
+
+    parts = []
+    for same in zip(*(one.parts for one in each), strict=True):
+        means = (sum(getattr(p, metric) for p in same) / len(same) for metric in _METRICS)
+        parts.append(PartResult(same[0].part, *means))
+    return Judgement(tuple(parts))
+
+
+def _rows(
+    setting: Setting,
+    judged: "Judgement",
+    sees: str,
+    dictionaries: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    about = setting.values | {"sees": sees}
+    rows = [
+        about | {"part": part.part, **{m: getattr(part, m) for m in _METRICS}}
+        for part in judged.parts
+    ]
+    mean = {metric: judged.mean(metric) for metric in _METRICS}
+    mean |= {"merit": judged.merit} | (dictionaries or {})
+    return [*rows, about | {"part": "mean", **mean}]
+
+
+def _recipe(params: Params, aux: str, table: Path) -> str:
+    """The recipe in force with the chosen values, for one auxiliary set."""
+    content = params.model_dump(mode="json")
+    content["auxiliaries"] = [aux]
+    content["directions"] = [way for way in content["directions"] if way["aux"] == aux]
+    content["choose"], content["sweep"] = {}, {}
+    head = (
+        f"# Chosen by `spg-pipe choose` on {aux} alone; {table.name} beside it has the figures.\n"
+    )
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _table(params: Params, aux: str, axes: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
+    means = sorted((row for row in rows if row["part"] == "mean"), key=lambda r: -r["merit"])
+    parts = ", ".join(dict.fromkeys(row["part"] for row in rows if row["part"] != "mean"))
+    figures = {
+        "image_auroc": "Image AUROC",
+        "pixel_auroc": "Pixel AUROC",
+        "pixel_ap": "Pixel AP",
+        "merit": "Merit",
+        "r2": "R²",
+        "dead_share": "Dead",
+        "stability": "Stability",
+    }
+    shown = [name for name in figures if name in means[0]]
+    cells = tuple(
+        (", ".join(str(row[axis]) for axis in axes), *(f"{row[name]:.3f}" for name in shown))
+        for row in means
+    )
+    caption = (
+        f"Auxiliary {aux}, each of {parts} held out in turn; sees {means[0]['sees']}; means over "
+        f"parts and seeds {', '.join(map(str, params.seeds))}, maps at a quarter of the size."
+    )
+    columns = (", ".join(axes), *(figures[name] for name in shown))
+    return Table(caption, columns, cells)

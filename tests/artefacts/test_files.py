@@ -1,0 +1,249 @@
+"""Artefacts are written whole or not at all, and are named by what determines them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spg_pipe.artefacts import files as artifacts
+from spg_pipe.artefacts.files import (
+    fingerprint,
+    fresh_folder,
+    jsonable,
+    read_json,
+    versions,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.paths import with_suffix_hash
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_durable_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "a.bin"
+    order: list[str] = []
+    true_fsync, true_replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        order.append(f"fsync before the name exists: {not path.exists()}")
+        true_fsync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        order.append("rename")
+        return true_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_bytes(path, b"one", memoryview(b"two"))
+    assert path.read_bytes() == b"onetwo"
+    # The file, then its name, then the folder that holds the name.
+    assert order == [
+        "fsync before the name exists: True",
+        "rename",
+        "fsync before the name exists: False",
+    ]
+
+
+def test_text_ends_with_one_newline(tmp_path: Path) -> None:
+    for text in ("a", "a\n", "a\n\n"):
+        write_text(tmp_path / "a.txt", text)
+        assert (tmp_path / "a.txt").read_bytes() == b"a\n"
+
+
+def test_a_fresh_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+        assert not place.exists()
+    with fresh_folder(place) as folder:
+        (folder / "two").write_text("2")
+        assert [p.name for p in place.iterdir()] == ["one"]
+    assert [p.name for p in place.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_block_leaves_the_old_folder_and_no_rest(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    place = tmp_path / "run"
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+
+    def fails() -> None:
+        with fresh_folder(place) as folder:
+            (folder / "half").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert [p.name for p in place.iterdir()] == ["one"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+    true = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return true(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+    def write() -> None:
+        with fresh_folder(place) as folder:
+            (folder / "two").write_text("2")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert [p.name for p in place.iterdir()] == ["one"]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_file_in_a_folders_place_is_not_removed(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.write_text("mine")
+    with pytest.raises(SpgError, match="is a file"), fresh_folder(place):
+        pass
+    assert place.read_text() == "mine"
+
+
+@given(JSON)
+def test_any_result_becomes_valid_json(content: Any) -> None:
+    text = json.dumps(jsonable({"x": content}), allow_nan=False)
+    assert json.loads(text) == jsonable(json.loads(text))
+
+
+def test_what_json_does_not_have_is_null() -> None:
+    values = {"a": math.nan, "b": (math.inf, np.float32(2)), 3: np.int64(4), "c": np.array(0.5)}
+    assert jsonable(values) == {"a": None, "b": [None, 2.0], "3": 4, "c": 0.5}
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text(), max_size=6))
+def test_a_fingerprint_does_not_follow_the_order_of_keys(content: dict[str, Any]) -> None:
+    turned = dict(reversed(content.items()))
+    assert fingerprint(content) == fingerprint(turned)
+    assert fingerprint(content) != fingerprint(content | {"one more": 1})
+
+
+def test_a_fingerprint_is_the_same_on_every_machine() -> None:
+    assert fingerprint({"k": 32, "name": "é", "list": [1, 2.5, None]}) == (
+        "e89a13adb042045d960ee315422d6a8a41cbb7f09edb9ab276b20dd88b7fecf7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"{", "JSON"), (b"\xff", "JSON")]
+)
+def test_a_json_file_that_cannot_be_read_is_one_message(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SpgError, match=message) as error:
+        read_json(path, "Detector")
+    assert str(error.value).startswith("Detector: ")
+    assert str(path) in str(error.value)
+
+
+def test_the_versions_are_of_what_can_move_a_number() -> None:
+    assert {"spg-pipe", "torch", "timm", "zarr", "numpy", "scipy", "pillow"} <= set(versions())
+
+
+def test_a_hash_goes_before_the_extension() -> None:
+    digest = "0123456789abcdef"
+    assert with_suffix_hash(Path("a/b.zarr"), digest) == Path("a/b-01234567.zarr")
+    assert with_suffix_hash(Path("a/b-0.5"), digest) == Path("a/b-0.5-01234567")
+
+
+def test_a_temporary_name_is_hidden_and_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(
+        artifacts.os, "fsync", lambda _: seen.extend(p.name for p in tmp_path.iterdir())
+    )
+    write_bytes(tmp_path / "a.bin", b"1")
+    assert seen[0] == f".a.bin.{os.getpid()}.tmp"
+
+
+@pytest.mark.parametrize("end", ["tmp", "old"])
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path, end: str) -> None:
+    place = tmp_path / "run"
+    (tmp_path / f".run.4194303.{end}").mkdir()  # the highest number: no process has it
+    with fresh_folder(place) as folder:
+        (folder / "one").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_artefact_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    old = tmp_path / ".run.4194303.old"
+    old.mkdir()
+    (old / "one").write_text("old")
+
+    def fail() -> None:
+        with fresh_folder(tmp_path / "run"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (tmp_path / "run" / "one").read_text() == "old"
+
+
+@pytest.mark.parametrize("most", [1, 5, 10_000])
+def test_parts_arrive_whole_however_few_bytes_a_call_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    parts = [bytes([number % 251]) * (number % 7) for number in range(1300)]
+    true = os.writev
+
+    def short(descriptor: int, buffers: list[memoryview]) -> int:
+        assert len(buffers) <= 1024  # the system's limit
+        return true(descriptor, [b"".join(buffers)[:most]])
+
+    monkeypatch.setattr(os, "writev", short)
+    artifacts.write_bytes(tmp_path / "file", *parts)
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
+    monkeypatch.delattr(os, "writev")
+    artifacts.write_bytes(tmp_path / "other", *parts)
+    assert (tmp_path / "other").read_bytes() == b"".join(parts)

@@ -1,0 +1,198 @@
+"""Few-shot scores: a bank a category, added to a detector's decision or alone, and named so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import METHOD, TinyBackbone, extracted, manifest_of, write_folder
+
+from spg_pipe.bank.few_shot import (
+    KNOWN,
+    banks_of,
+    known_images,
+    normals_of,
+    note_of_known,
+    says,
+    score_few_shot,
+)
+from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import score_store
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.recipe.params import BankParams, GuideParams, MetricParams, ScoreParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+
+PARAMS = BankParams(weight=0.5, top_share=0.1)
+
+
+def store_of_normals(root: Path, *categories: str, copies: int = 0, **options: int) -> FeatureStore:
+    given = {"good": 3, "masked": 0, "missing": 0, "seed": 7} | options
+    folder = write_folder(root / "parts", categories, **given)
+    for category in categories:
+        good = folder / category / "good"
+        for number in range(copies):
+            shutil.copy(good / "00.png", good / f"copy{number}.png")
+    return extracted(manifest_of(folder), root / "x.zarr")
+
+
+@pytest.fixture(scope="module")
+def normals(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Three normal images of each category, other ones than the store's."""
+    return store_of_normals(tmp_path_factory.mktemp("normals"), "bolt", "nut")
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
+    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
+    return train_guides(tiny_store, tiny_sae, *given, seed=1)[0]
+
+
+def test_an_image_is_judged_by_normal_images_of_its_own_category(
+    tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
+) -> None:
+    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    scores = score_few_shot(None, banks, tiny_store, tmp_path / "s")
+    names = tiny_store.table["category"].to_numpy()
+    for category, own in (("bolt", [0, 1, 2]), ("nut", [3, 4, 5])):
+        bank = MemoryBank.of_store(normals, np.array(own), 1.0, PARAMS)
+        rows = np.flatnonzero(names == category)
+        tokens = {layer: image_tokens(tiny_store, layer, rows) for layer in tiny_store.layers}
+        expected = bank.distances(tokens)
+        np.testing.assert_allclose(scores.table["score"][rows], expected.top, atol=1e-5)
+        for layer, values in scores.patches(rows).items():
+            torch.testing.assert_close(values, expected.patches[layer], atol=1e-5, rtol=0)
+
+
+def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
+    tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
+) -> None:
+    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    alone = score_few_shot(None, banks, tiny_store, tmp_path / "alone")
+    fused = score_few_shot(detector, banks, tiny_store, tmp_path / "fused")
+    guides = score_store(detector, tiny_store, tmp_path / "guides")
+    share = 0.5 * alone.table["score"]
+    np.testing.assert_allclose(fused.table["share_bank"], share, atol=1e-6)
+    np.testing.assert_allclose(fused.table["score"], guides.table["score"] + share, atol=1e-6)
+    images = np.arange(16)
+    for layer, values in fused.patches(images).items():
+        expected = guides.patches(images)[layer] + 0.5 * alone.patches(images)[layer]
+        torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+    # The bank's own scores save the search, if they are of this bank and target.
+    again = score_few_shot(detector, banks, tiny_store, tmp_path / "again", alone=alone)
+    np.testing.assert_allclose(again.table["score"], fused.table["score"], atol=1e-6)
+    assert again.table[KNOWN].tolist() == fused.table[KNOWN].tolist()
+    others = banks_of([normals], tiny_store, BankParams(weight=0.5, neighbours=2), sigma=1.0)
+    with pytest.raises(SpgError, match="other settings of the bank"):
+        score_few_shot(detector, others, tiny_store, tmp_path / "never", alone=alone)
+
+
+def test_scores_and_their_rows_say_what_was_seen(
+    tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
+) -> None:
+    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    seen = "few-shot: 3 normal images of each category of the target"
+    expected = {
+        "k-NN bank": (None, seen),
+        "spg-plus + k-NN bank": (detector, f"labelled auxiliary set; {seen}"),
+    }
+    for name, (given, sees) in expected.items():
+        scores = score_few_shot(given, banks, tiny_store, tmp_path / name)
+        assert scores.config["inputs"]["normals"] == normals.fingerprint
+        assert scores.config["bank"] == PARAMS.model_dump()
+        rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
+        assert {(row["method"], row["sees"]) for row in rows} == {(name, sees)}
+    other = banks_of([normals], tiny_store, BankParams(weight=2), sigma=1.0)
+    again = score_few_shot(detector, other, tiny_store, tmp_path / "other")
+    assert again.config["fingerprint"] != scores.config["fingerprint"]
+
+
+def test_how_many_images_were_seen_is_said_exactly() -> None:
+    assert says([4]) == "few-shot: 4 normal images of the target"
+    assert says([4, 4]) == "few-shot: 4 normal images of each category of the target"
+    assert says([4, 7, 5]) == "few-shot: 4 to 7 normal images of each category of the target"
+
+
+def test_copies_are_not_counted_and_two_different_images_are_needed(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
+    banks = banks_of([copied], tiny_store, PARAMS)
+    assert banks.sees == "few-shot: 3 normal images of each category of the target"
+    assert [own.copies for own in banks.rows.values()] == [2, 2]
+    single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1, copies=1)
+    with pytest.raises(UnsuitableError, match="2 images of bolt, all copies of each other"):
+        normals_of([single], tiny_store)
+
+
+def test_two_stores_of_one_category_are_refused_by_name(
+    tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
+) -> None:
+    other = store_of_normals(tmp_path, "nut", seed=9)
+    message = rf"{normals.path} and {other.path} both have normal images of nut"
+    with pytest.raises(SpgError, match=message):
+        normals_of([normals, other], tiny_store)
+
+
+def test_one_category_serves_another_name_and_several_need_their_own(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    washer = store_of_normals(tmp_path / "washer", "washer")
+    one = extracted(manifest_of(write_folder(tmp_path / "b", ("bolt",))), tmp_path / "b.zarr")
+    assert list(banks_of([washer], one, PARAMS).of) == ["bolt"]
+    bolt = store_of_normals(tmp_path / "bolt", "bolt")
+    with pytest.raises(SpgError, match=r"no normal images of nut; the normal images are of bolt"):
+        banks_of([bolt], tiny_store, PARAMS)
+    nut = store_of_normals(tmp_path / "nut", "nut")
+    banks = banks_of([bolt, nut], tiny_store, PARAMS)
+    assert list(banks.of) == ["bolt", "nut"]
+    assert banks.fingerprint not in (bolt.fingerprint, nut.fingerprint)
+
+
+def test_what_cannot_be_a_bank_of_this_target_is_refused(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    with pytest.raises(SpgError, match=r"has 8 anomalous images \(the first: bolt/dent/00\.png\)"):
+        banks_of([tiny_store], tiny_store, PARAMS)
+    single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1)
+    with pytest.raises(SpgError, match="has 1 image of bolt; a bank needs at least two"):
+        banks_of([single], tiny_store, PARAMS)
+    folder = write_folder(tmp_path / "other", masked=0, missing=0)
+    other = extracted(
+        manifest_of(folder), tmp_path / "o.zarr", backbone=TinyBackbone(weights_sha256="1" * 64)
+    )
+    with pytest.raises(SpgError, match=r"another backbone than .*weights_sha256 differ"):
+        banks_of([other], tiny_store, PARAMS)
+
+
+def test_the_published_rule_has_nothing_to_add_a_bank_to(
+    tiny_store: FeatureStore, normals: FeatureStore, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    with pytest.raises(SpgError, match=r"score\.rule is published.*--bank alone"):
+        score_few_shot(tiny_detector, banks, tiny_store, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_scored_images_that_are_normals_of_the_bank_are_marked(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "same", good=2, masked=0, missing=0)
+    same = extracted(manifest_of(folder), tmp_path / "same.zarr")  # as the store's first two
+    scores = score_few_shot(
+        None, banks_of([same], tiny_store, PARAMS, sigma=1.0), tiny_store, tmp_path / "s"
+    )
+    marked = scores.table["path"][scores.table[KNOWN]].tolist()
+    assert marked == [f"{c}/good/{i:02d}.png" for c in ("bolt", "nut") for i in (0, 1)]
+    found = known_images(normals_of([same], tiny_store), tiny_store)
+    assert tiny_store.table["path"][found].tolist() == marked
+    note = note_of_known(marked, 16, "so.")
+    assert note.startswith("Note: 4 of the 16 images are among the normal ones (bolt/good/00.png,")
+    assert note.endswith(", …): few-shot methods have nothing against them, so.")

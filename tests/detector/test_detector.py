@@ -1,0 +1,229 @@
+"""The deployable: what it holds, what it gives, what it refuses (docs/method.md §3, §4)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import GUIDES, METHOD, SAE, SCORE, SPEC, extracted, files, manifest_of, write_folder
+
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector, LayerGuides
+from spg_pipe.detector.scores import score_store
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import effective_codes, initial_codes
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+
+
+def tokens_of(store: FeatureStore, images: list[int]) -> dict[str, torch.Tensor]:
+    return {layer: image_tokens(store, layer, np.array(images)) for layer in store.layers}
+
+
+def test_probabilities_are_the_formulas(tiny_store: FeatureStore, tiny_detector: Detector) -> None:
+    tokens = tokens_of(tiny_store, [0, 4, 9])
+    patches, cls = tiny_detector.probabilities(tokens)
+    means = []
+    for layer, x in tokens.items():
+        guides = tiny_detector.layers[layer]
+        similarity = torch.cosine_similarity(x[:, :, None], guides.vectors, dim=-1)
+        local = torch.softmax(similarity[:, 1:, 2:] / 0.07, dim=-1)[..., 1]
+        torch.testing.assert_close(patches[layer].flatten(1), local, atol=2e-6, rtol=0)
+        means.append(torch.softmax(similarity[:, 0, :2] / 0.07, dim=-1)[:, 1])
+    expected = torch.stack(means).mean(dim=0).double()
+    torch.testing.assert_close(cls, expected, atol=2e-6, rtol=0)
+    assert [tuple(p.shape) for p in patches.values()] == [(3, 4, 4), (3, 2, 2)]
+
+
+def test_mean_tokens_give_each_image_its_own_score(
+    tiny_store: FeatureStore, tiny_detector: Detector
+) -> None:
+    detector = replace(tiny_detector, config=tiny_detector.config | {"detection": "mean_tokens"})
+    together = detector.probabilities(tokens_of(tiny_store, [0, 4, 9]))[1]
+    alone = [detector.probabilities(tokens_of(tiny_store, [i]))[1] for i in (0, 4, 9)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=0)
+    assert len(set(together.tolist())) == 3
+
+
+def test_another_grid_than_in_training_is_scored(tiny_detector: Detector) -> None:
+    tokens = {"1": torch.randn(2, 1 + 6, 12), "2": torch.randn(2, 1 + 15, 8)}
+    patches, _ = tiny_detector.probabilities(tokens, {"1": (2, 3), "2": (5, 3)})
+    assert [tuple(p.shape) for p in patches.values()] == [(2, 2, 3), (2, 5, 3)]
+
+
+def test_save_and_load_give_the_same_detector(tiny_detector: Detector, tmp_path: Path) -> None:
+    tiny_detector.save(tmp_path / "d", "epoch,total\n1,2\n")
+    loaded = Detector.load(tmp_path / "d")
+    assert loaded.config == json.loads(json.dumps(tiny_detector.config))
+    assert loaded.backbone == SPEC
+    assert loaded.score == SCORE
+    for layer, guides in tiny_detector.layers.items():
+        for name in ("vectors", "atom_ids", "atom_codes", "atoms"):
+            assert getattr(loaded.layers[layer], name).equal(getattr(guides, name))
+        assert loaded.layers[layer].grid == guides.grid
+    assert (tmp_path / "d/curve.csv").read_text() == "epoch,total\n1,2\n"
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {
+        "detector.safetensors",
+        "config.json",
+        "curve.csv",
+    }
+
+
+def test_two_saves_are_the_same_bytes(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    again, _ = train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)
+    tiny_detector.save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_scoring_needs_neither_sae_nor_auxiliary_store(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    auxiliary = extracted(manifest_of(write_folder(tmp_path / "aux", seed=5)), tmp_path / "a.zarr")
+    run, quality, curve = train_sae(auxiliary, SAE, METHOD, seed=1)
+    run.save(tmp_path / "sae", quality, curve)
+    loaded = SaeRun.load(tmp_path / "sae")
+    train_guides(auxiliary, loaded, GUIDES, METHOD, SCORE, seed=1)[0].save(tmp_path / "detector")
+    for path in ("sae", "a.zarr", "aux"):
+        shutil.rmtree(tmp_path / path)
+    scores = score_store(Detector.load(tmp_path / "detector"), tiny_store, tmp_path / "scores")
+    assert len(scores.table) == 16
+
+
+def test_it_carries_the_licences_and_what_it_was_made_from(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector
+) -> None:
+    config = tiny_detector.config
+    assert config["licences"] == ["parts: CC0", "tiny weights: CC0"]
+    assert config["inputs"] == {
+        "store": tiny_store.fingerprint,
+        "sae": tiny_sae.config["fingerprint"],
+    }
+    assert config["tau"] == 0.07
+    assert config["protocol"]["name"] == "default"
+    assert config["sae"]["tokens_seen"] == {"1": 768, "2": 192}
+    assert config["backbone"] == SPEC.to_dict()
+    assert "torch" in config["versions"]
+
+
+def test_the_fingerprint_follows_the_settings_and_not_the_versions(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector
+) -> None:
+    def of(**changes: Any) -> str:
+        given = {"params": GUIDES, "method": METHOD, "score": SCORE, "seed": 111} | changes
+        return train_guides(tiny_store, tiny_sae, **given)[0].fingerprint
+
+    assert of() == tiny_detector.fingerprint
+    others = [
+        of(params=GUIDES.model_copy(update={"lr": 0.02})),
+        of(method=METHOD.model_copy(update={"tau": 0.1})),
+        of(score=SCORE.model_copy(update={"sigma": 2.0})),
+        of(seed=112),
+    ]
+    assert len({tiny_detector.fingerprint, *others}) == 5
+
+
+def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detector) -> None:
+    preprocess = replace(SPEC.preprocess, size=64)
+    other = replace(SPEC, model="giant", norm="pre", layers=("2",), preprocess=preprocess)
+    with pytest.raises(SpgError) as error:
+        tiny_detector.check_backbone(other, "The store x.zarr")
+    message = str(error.value)
+    assert message.startswith("The store x.zarr was made with another backbone")
+    assert "model: the detector has 'tiny_model', The store x.zarr has 'giant'" in message
+    for key in ("norm", "layers", "preprocess"):
+        assert f"{key}: the detector has" in message
+    assert "patch_size" not in message
+
+
+def test_a_label_or_an_alias_makes_no_other_backbone(tiny_detector: Detector) -> None:
+    same = replace(SPEC, alias="small", weights="file: copy.safetensors", licence="asked")
+    tiny_detector.check_backbone(same, "The store")
+
+
+def test_a_store_of_another_backbone_is_not_scored(
+    tiny_images: Path, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    from tiny import TinyBackbone
+
+    other = extracted(
+        manifest_of(tiny_images), tmp_path / "a.zarr", backbone=TinyBackbone(norm="pre")
+    )
+    with pytest.raises(SpgError, match="norm: the detector has 'post'"):
+        score_store(tiny_detector, other, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no folder", "does not exist"),
+        ("no weights", "is not a whole detector"),
+        ("half the weights", "is not a whole detector"),
+        ("a lost layer", "is not a whole detector"),
+        ("no json", "is not valid JSON"),
+        ("an older protocol", r"is not a whole detector \('exif_of_own_images'\)"),
+        ("an edited τ", "config.json does not give its fingerprint, so it was changed or damaged"),
+        ("another kind", "is not a detector of format 1"),
+        ("another format", "is not a detector of format 1"),
+    ],
+)
+def test_what_is_no_whole_detector_is_refused(
+    tiny_detector: Detector, tmp_path: Path, damage: str, message: str
+) -> None:
+    place = tmp_path / "detector"
+    tiny_detector.save(place)
+    weights = place / "detector.safetensors"
+    config = json.loads((place / "config.json").read_text())
+    if damage == "no folder":
+        shutil.rmtree(place)
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif damage == "an edited τ":
+        config["tau"] = 0.7
+    elif damage == "a lost layer":
+        config["layers"]["9"] = {"grid": [1, 1]}
+        seal(config)
+    elif damage == "an older protocol":
+        del config["protocol"]["exif_of_own_images"]
+        seal(config)
+    elif damage == "another kind":
+        config["kind"] = "scores"
+    elif damage == "another format":
+        config["format"] = 2
+    if place.exists():
+        text = "{" if damage == "no json" else json.dumps(config)
+        (place / "config.json").write_text(text)
+    with pytest.raises(SpgError, match=message) as error:
+        Detector.load(place)
+    assert str(place) in str(error.value)
+
+
+def seal(config: dict[str, Any]) -> None:
+    """Give a config the fingerprint of its content, as a version that wrote it would have."""
+    beside = ("fingerprint", "versions", "tensors_sha256")
+    config["fingerprint"] = fingerprint({k: v for k, v in config.items() if k not in beside})
+
+
+def test_only_used_atoms_are_kept() -> None:
+    codes = initial_codes(30, 1)
+    codes[:, 10:] = -1
+    dead = torch.zeros(30, dtype=torch.bool)
+    dead[2] = True
+    atoms = torch.eye(30)
+    guides = LayerGuides.from_codes(codes, atoms, dead, None, (2, 2))
+    assert guides.atom_ids.tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert guides.vectors.equal(effective_codes(codes, dead) @ atoms)

@@ -1,0 +1,227 @@
+"""Scores against masks and labels: what counts, what is left out, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny import SCORE, SIZE, extracted, manifest_of, write_folder
+
+from spg_pipe.datasets import Manifest, read_mask
+from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores, score_store
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import MetricParams
+from spg_pipe.store.reader import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def scores(
+    tiny_store: FeatureStore, tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactory
+) -> Scores:
+    return score_store(tiny_detector, tiny_store, tmp_path_factory.mktemp("scores") / "run")
+
+
+@pytest.fixture(scope="module")
+def evaluation(scores: Scores, tiny_store: FeatureStore) -> Evaluation:
+    return evaluate_scores(scores, tiny_store, MetricParams())
+
+
+def test_a_category_has_scikit_learns_image_metrics_over_all_its_images(
+    evaluation: Evaluation, scores: Scores
+) -> None:
+    for row in evaluation.rows[:2]:
+        table = scores.table[scores.table["category"] == row["category"]]
+        auroc = roc_auc_score(table["label"], table["score"])
+        assert row["image_auroc"] == pytest.approx(auroc)
+        ap = average_precision_score(table["label"], table["score"])
+        assert row["image_ap"] == pytest.approx(ap)
+        assert (row["images"], row["images_normal"], row["images_anomalous"]) == (8, 4, 4)
+
+
+def test_pixel_metrics_leave_out_images_without_a_mask_and_count_them(
+    evaluation: Evaluation, scores: Scores, tiny_store: FeatureStore
+) -> None:
+    for row, first in zip(evaluation.rows[:2], (0, 8), strict=True):
+        known = np.arange(first, first + 7)  # the eighth image has no mask
+        masks, maps = tiny_store.masks(known), scores.maps(known)
+        auroc = roc_auc_score(masks.ravel(), maps.ravel())
+        assert row["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
+        ap = average_precision_score(masks.ravel(), maps.ravel())
+        assert row["pixel_ap"] == pytest.approx(ap, abs=1e-9)
+        assert row["images_without_mask"] == 1
+        assert row["pixels"] == 7 * 32 * 32
+        assert row["anomalous_pixels"] == int(masks.sum())
+
+
+def test_the_mean_is_over_categories_without_weights(evaluation: Evaluation) -> None:
+    *categories, mean = evaluation.rows
+    assert [row["category"] for row in categories] == ["bolt", "nut"]
+    assert mean["kind"] == "mean"
+    for name in ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3"):
+        assert mean[name] == pytest.approx(np.mean([row[name] for row in categories]))
+        assert mean["categories"][name] == 2
+    assert mean["images"] == 16
+
+
+def test_every_number_carries_both_protocols(evaluation: Evaluation) -> None:
+    for row in evaluation.rows:
+        assert row["protocol"] == "exact"
+        assert row["method_protocol"] == "default"
+        assert row["resolution"] == "model"
+        assert row["auxiliary"] == "parts"
+        assert row["seed"] == 111
+
+
+def test_the_files_hold_the_rows_the_curves_and_the_provenance(
+    evaluation: Evaluation, scores: Scores, tmp_path: Path
+) -> None:
+    evaluation.save(tmp_path / "metrics" / "run.json")
+    document = json.loads((tmp_path / "metrics/run.json").read_text())
+    assert list(document["categories"]) == ["bolt", "nut"]
+    assert document["mean"]["pixel_auroc"] == evaluation.rows[-1]["pixel_auroc"]
+    assert document["provenance"]["inputs"] == scores.config["inputs"]
+    assert document["provenance"]["sae_tokens_seen"] == {"1": 768, "2": 192}
+    with (tmp_path / "metrics/run.csv").open() as stream:
+        assert [row["category"] for row in csv.DictReader(stream)] == ["bolt", "nut", "mean"]
+    for kind in ("roc", "pr", "pro"):
+        with (tmp_path / f"metrics/curves/run-{kind}.csv").open() as stream:
+            lines = list(csv.DictReader(stream))
+        points = [(float(r["x"]), float(r["y"])) for r in lines]
+        assert {(r["protocol"], r["method_protocol"]) for r in lines} == {("exact", "default")}
+        assert all(0 <= v <= 1 for point in points for v in point)
+        assert points == sorted(points, key=lambda point: point[0])
+
+
+@pytest.mark.parametrize("accumulator", ["auto", "sort", "histogram"])
+def test_both_accumulators_agree(
+    scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation, accumulator: Any
+) -> None:
+    found = evaluate_scores(scores, tiny_store, MetricParams(accumulator=accumulator))
+    for row, expected in zip(found.rows, evaluation.rows, strict=True):
+        for name in ("pixel_auroc", "pixel_ap", "pixel_aupro_0.3"):
+            assert row[name] == pytest.approx(expected[name], abs=1e-4)
+
+
+def test_auto_counts_a_large_category_within_bounded_memory(
+    scores: Scores, tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate_scores(scores, tiny_store, MetricParams()).rows[0]["accumulator"] == "sort"
+    monkeypatch.setattr("spg_pipe.metrics.protocols.SORT_PIXELS", SIZE * SIZE)
+    # Rough maps: finer ones would ask for the sort that the error bound falls back to.
+    monkeypatch.setattr("spg_pipe.metrics.pixel.MAX_ERROR", 1.0)
+    monkeypatch.setattr("spg_pipe.metrics.accumulators.SortAccumulator.update", lambda *_: 1 / 0)
+    rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
+    assert [row["accumulator"] for row in rows] == ["histogram"] * len(rows)
+
+
+def test_protocol_spg_has_its_own_columns(scores: Scores, tiny_store: FeatureStore) -> None:
+    row = evaluate_scores(scores, tiny_store, MetricParams(protocol="spg")).rows[0]
+    assert {"pixel_pro_fast", "pixel_pro_slow"} <= set(row)
+    assert "pixel_aupro_0.3" not in row
+
+
+def test_the_original_resolution_uses_each_images_own_size(
+    scores: Scores, tiny_store: FeatureStore, tiny_manifest: Manifest
+) -> None:
+    params = MetricParams(resolution="original")
+    row = evaluate_scores(scores, tiny_store, params, manifest=tiny_manifest).rows[0]
+    masks = [
+        read_mask(path, exif=True)
+        if (path := tiny_manifest.mask_path(i))
+        else np.zeros((40, 48), np.uint8)
+        for i in range(7)
+    ]
+    maps = scores.maps(np.arange(7), (40, 48))
+    auroc = roc_auc_score(np.stack(masks).ravel(), maps.ravel())
+    assert row["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
+    assert row["pixels"] == 7 * 40 * 48
+    assert row["vanished_regions"] == 0
+    assert row["resolution"] == "original"
+
+
+def test_the_original_resolution_needs_the_manifest(
+    scores: Scores, tiny_store: FeatureStore
+) -> None:
+    with pytest.raises(SpgError, match="needs the dataset's images and manifest"):
+        evaluate_scores(scores, tiny_store, MetricParams(resolution="original"))
+
+
+def test_another_manifest_is_refused(
+    scores: Scores, tiny_store: FeatureStore, tmp_path: Path
+) -> None:
+    other = manifest_of(write_folder(tmp_path / "parts", categories=("cog", "rod")))
+    params = MetricParams(resolution="original")
+    with pytest.raises(SpgError, match="do not list the same images"):
+        evaluate_scores(scores, tiny_store, params, manifest=other)
+
+
+def test_a_category_of_one_class_is_undefined_listed_and_left_out(
+    tiny_detector: Detector, tmp_path: Path
+) -> None:
+    root = write_folder(tmp_path / "parts", categories=("bolt",))
+    write_folder(root, categories=("perfect",), masked=0, missing=0, seed=3)
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
+    bolt, perfect, mean = evaluate_scores(scores, store, MetricParams()).rows
+    assert math.isnan(perfect["image_auroc"])
+    assert math.isnan(perfect["pixel_auroc"])
+    assert {"image_auroc", "pixel_auroc", "pixel_aupro_0.3"} <= set(perfect["undefined"])
+    assert mean["image_auroc"] == bolt["image_auroc"]
+    assert mean["pixel_auroc"] == bolt["pixel_auroc"]
+    assert mean["categories"]["image_auroc"] == 1
+    found = evaluate_scores(scores, store, MetricParams())
+    found.save(tmp_path / "run.json")
+    saved = json.loads((tmp_path / "run.json").read_text())
+    assert saved["categories"]["perfect"]["image_auroc"] is None
+
+
+def test_a_category_without_any_mask_has_image_metrics_only(
+    tiny_detector: Detector, tmp_path: Path
+) -> None:
+    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=0, missing=3)
+    write_folder(root, categories=("nut",))
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
+    bolt = evaluate_scores(scores, store, MetricParams()).rows[0]
+    assert not math.isnan(bolt["image_auroc"])
+    assert bolt["images_without_mask"] == 3
+    assert bolt["anomalous_pixels"] == 0
+    assert math.isnan(bolt["pixel_auroc"])
+
+
+def test_images_without_labels_are_counted_and_left_out(
+    tiny_detector: Detector, tmp_path: Path
+) -> None:
+    root = write_folder(tmp_path / "parts", categories=("shots",), masked=0, missing=0)
+    for i, path in enumerate(sorted((root / "shots/good").iterdir())):
+        path.rename(root / f"{i}.png")
+    (root / "shots/good").rmdir()
+    (root / "shots").rmdir()
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
+    row, mean = evaluate_scores(scores, store, MetricParams()).rows
+    assert row["images_unknown"] == 4
+    assert row["accumulator"] == "none"
+    assert all(math.isnan(row[name]) for name in ("image_auroc", "pixel_auroc"))
+    assert mean["categories"]["image_auroc"] == 0
+    Evaluation([row, mean], [], {}).save(tmp_path / "run.json")
+
+
+def test_scores_of_another_store_are_refused(scores: Scores, tmp_path: Path) -> None:
+    other = extracted(manifest_of(write_folder(tmp_path / "parts", seed=8)), tmp_path / "a.zarr")
+    with pytest.raises(SpgError, match="scored from another store"):
+        evaluate_scores(scores, other, MetricParams())
+
+
+def test_progress_counts_images(scores: Scores, tiny_store: FeatureStore) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate_scores(scores, tiny_store, MetricParams(), progress=lambda *state: seen.append(state))
+    assert seen == [(8, 16), (16, 16)]

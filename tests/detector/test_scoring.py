@@ -1,0 +1,244 @@
+"""Maps and image scores (docs/method.md §4), and the Scores folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+from tiny import SCORE, SIZE, SPEC, files
+
+from spg_pipe.decision.maps import anomaly_maps
+from spg_pipe.detector.judge import image_scores, judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores, score_store
+from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.pipeline.inspection import inspect
+from spg_pipe.recipe.params import ScoreParams
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+
+
+@pytest.fixture(scope="module")
+def scores(
+    tiny_store: FeatureStore, tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactory
+) -> Scores:
+    return score_store(tiny_detector, tiny_store, tmp_path_factory.mktemp("scores") / "run")
+
+
+def random_maps(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+@given(
+    seed=st.integers(0, 999),
+    share=st.floats(0.01, 1),
+    tau=st.sampled_from([0.01, 0.1, 1.0]),
+    alpha=st.floats(0, 1),
+)
+def test_image_scores_are_their_formulas(seed: int, share: float, tau: float, alpha: float) -> None:
+    maps, cls = random_maps(3, 9, 11, seed=seed), random_maps(3, seed=seed + 1)
+    flat = maps.reshape(3, -1).astype(np.float64)
+
+    def found(name: str, **options: float) -> np.ndarray:
+        params = ScoreParams.model_validate({"image_score": name, **options})
+        return image_scores(maps, cls, params)
+
+    assert np.array_equal(found("max"), maps.max(axis=(1, 2)))
+    assert np.array_equal(found("cls"), cls)
+    count = max(1, int(share * 99))
+    top = np.sort(flat, axis=1)[:, -count:].mean(axis=1)
+    np.testing.assert_allclose(found("top_mean", top_share=share), top, rtol=1e-5)
+    lme = tau * np.log(np.exp((flat - flat.max(1, keepdims=True)) / tau).mean(1)) + flat.max(1)
+    np.testing.assert_allclose(found("log_mean_exp", lme_tau=tau), lme, rtol=1e-5)
+    mix = alpha * cls + (1 - alpha) * flat.max(axis=1)
+    np.testing.assert_allclose(found("mix", alpha=alpha), mix, rtol=1e-5)
+
+
+def test_a_log_mean_exp_lies_between_the_mean_and_the_maximum() -> None:
+    maps = random_maps(2, 16, 16)
+    for tau in (1e-3, 1.0, 100.0):
+        params = ScoreParams(image_score="log_mean_exp", lme_tau=tau)
+        score = image_scores(maps, np.zeros(2, np.float32), params)
+        assert (score <= maps.max(axis=(1, 2)) + 1e-6).all()
+        assert (score >= maps.mean(axis=(1, 2)) - 1e-4).all()
+
+
+def test_the_table_is_the_stores_with_scores_added(
+    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector
+) -> None:
+    for column in tiny_store.table.columns:
+        assert scores.table[column].tolist() == tiny_store.table[column].tolist()
+    for image in (0, 7, 15):
+        tokens = {layer: image_tokens(tiny_store, layer, np.array([image])) for layer in ("1", "2")}
+        patches, cls = tiny_detector.probabilities(tokens)
+        maps = anomaly_maps(patches, SIZE, SCORE.sigma)
+        row = scores.table.iloc[image]
+        assert row["score"] == pytest.approx(maps.max(), abs=1e-6)
+        assert row["score_map_max"] == pytest.approx(maps.max(), abs=1e-6)
+        assert row["score_cls"] == pytest.approx(cls.item(), abs=1e-6)
+        np.testing.assert_allclose(scores.maps(np.array([image])), maps, atol=1e-6)
+
+
+def test_patch_probabilities_are_kept_on_their_grids_in_float32(
+    scores: Scores, tiny_store: FeatureStore
+) -> None:
+    group = zarr.open_group(scores.path / "maps.zarr", mode="r")
+    assert group["probability_1"].shape == (16, 4, 4)
+    assert group["probability_2"].shape == (16, 2, 2)
+    assert group["probability_1"].dtype == np.float32
+    assert group["probability_1"].metadata.dimension_names == ("image", "row_1", "column_1")
+    found = scores.patches(np.array([9, 3, 3]))
+    assert np.array_equal(found["2"].numpy(), group["probability_2"][...][[9, 3, 3]])
+
+
+def test_a_folder_of_scores_loads_again(scores: Scores) -> None:
+    loaded = Scores.load(scores.path)
+    assert_frame_equal(loaded.table, scores.table, check_dtype=False)
+    assert loaded.config == json.loads(json.dumps(scores.config))
+    assert (loaded.size, loaded.sigma) == (SIZE, SCORE.sigma)
+
+
+def test_a_second_scoring_gives_the_same_bytes(
+    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    score_store(tiny_detector, tiny_store, tmp_path / "again")
+    assert files(tmp_path / "again") == files(scores.path)
+
+
+def test_the_batch_size_does_not_move_a_score(
+    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    one = score_store(
+        tiny_detector,
+        tiny_store,
+        tmp_path / "one",
+        score=SCORE.model_copy(update={"batch_images": 1}),
+    )
+    for column in ("score", "score_cls", "score_map_max"):
+        np.testing.assert_allclose(one.table[column], scores.table[column], atol=1e-6)
+
+
+def test_other_options_than_the_detectors_are_recorded(
+    tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
+) -> None:
+    options = ScoreParams(rule="published", sigma=2.0, image_score="cls")
+    scores = score_store(tiny_detector, tiny_store, tmp_path / "cls", score=options)
+    assert scores.config["score"]["image_score"] == "cls"
+    assert scores.table["score"].equals(scores.table["score_cls"].rename("score"))
+    assert scores.sigma == 2.0
+
+
+def test_scores_say_what_they_came_from(
+    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector
+) -> None:
+    assert scores.config["inputs"] == {
+        "detector": tiny_detector.fingerprint,
+        "store": tiny_store.fingerprint,
+    }
+    assert scores.config["licences"] == ["parts: CC0", "tiny weights: CC0"]
+    assert scores.config["detector"]["protocol"]["name"] == "default"
+
+
+def test_maps_at_another_size_are_the_blurred_ones_resized(scores: Scores) -> None:
+    images = np.array([2, 5])
+    expected = F.interpolate(
+        torch.from_numpy(scores.maps(images))[:, None], (40, 48), mode="bilinear"
+    )[:, 0]
+    found = scores.maps(images, (40, 48))
+    assert found.shape == (2, 40, 48)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_images_in_memory_are_scored_as_a_store_is(
+    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector
+) -> None:
+    images = np.arange(4)
+    tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
+    judged = judge(tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, SCORE)
+    maps, columns = anomaly_maps(judged.patches, SIZE, SCORE.sigma), judged.columns
+    assert list(columns) == ["score", "score_cls", "score_map_max"]
+    for name, values in columns.items():
+        np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)
+    np.testing.assert_allclose(maps, scores.maps(images), atol=1e-6)
+
+
+CHUNK = "maps.zarr/probability_1/c/0/0/0"
+
+
+def edited(place: Path, **content: object) -> None:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | content))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda place: flip(place / CHUNK), f"{CHUNK} is damaged"),
+        (lambda place: flip(place / "scores.parquet"), "scores.parquet is damaged"),
+        (lambda place: (place / CHUNK).write_bytes(b"short"), f"{CHUNK} is damaged"),
+        (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
+        (lambda place: edited(place, score={"sigma": 9.0}), "config.json does not give its finger"),
+        (lambda place: edited(place, files_sha256=None), "no files_sha256 .older version"),
+        (lambda place: (place / "config.json").write_text("[]"), r"is damaged .found \[\]"),
+    ],
+)
+def test_scores_that_are_not_as_written_are_refused(
+    scores: Scores, tmp_path: Path, damage: Callable[[Path], object], fault: str
+) -> None:
+    place = shutil.copytree(scores.path, tmp_path / "copy")
+    assert Scores.load(place).config == Scores.load(scores.path).config
+    damage(place)
+    with pytest.raises(DamagedError, match=fault) as error:
+        Scores.load(place)
+    with pytest.raises(DamagedError, match=fault):
+        inspect(place)
+    assert str(place) in str(error.value)
+    assert "again" in str(error.value)
+
+
+def test_another_artefact_is_not_taken_for_scores(tiny_detector: Detector, tmp_path: Path) -> None:
+    tiny_detector.save(tmp_path / "detector")
+    with pytest.raises(SpgError, match=r"holds: detector\. Expected: scores"):
+        Scores.load(tmp_path / "detector")
+
+
+@pytest.mark.parametrize("name", ["config.json", "scores.parquet"])
+def test_a_folder_that_is_not_whole_is_refused(scores: Scores, tmp_path: Path, name: str) -> None:
+    place = shutil.copytree(scores.path, tmp_path / "copy")
+    (place / name).unlink()
+    with pytest.raises(SpgError, match="copy"):
+        Scores.load(place)
+
+
+def test_a_crash_while_scoring_leaves_the_old_scores(
+    scores: Scores,
+    tiny_store: FeatureStore,
+    tiny_detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import spg_pipe.detector.scores as module
+
+    place = shutil.copytree(scores.path, tmp_path / "run")
+    before = files(place)
+    monkeypatch.setattr(module, "write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score_store(tiny_detector, tiny_store, place)
+    assert files(place) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]

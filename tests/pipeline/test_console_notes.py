@@ -1,0 +1,50 @@
+"""What the pipeline's commands say about what they left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import GUIDES, SAE, TinyBackbone, write_folder
+
+from spg_pipe import pipeline
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import parse_params
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Two categories; one mask is empty, one defect of each has none."""
+    root = write_folder(tmp_path / "parts")
+    blank = root / "bolt/ground_truth/dent/00_mask.png"
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(blank)
+    content = {
+        "name": "mini",
+        "artifacts": tmp_path / "artifacts",
+        "datasets": [{"name": "parts", "layout": "folder", "root": root}],
+        "auxiliaries": ["parts"],
+        "directions": [],
+        "backbone": {"alias": "efficientnet-lite0", "image_size": 32},
+        "sae": SAE.model_dump() | {"epochs": 1},
+        "guides": GUIDES.model_dump() | {"epochs": 1},
+    }
+    return Session(parse_params(content, "the test's recipe"), Console(), device="cpu", workers=1)
+
+
+def test_extract_and_train_guides_say_what_they_left_out(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset,) = session.params.datasets
+    store = pipeline.extract(session, dataset, backbone=TinyBackbone())
+    said = capsys.readouterr().err
+    assert "note: 1 given mask without a single anomalous pixel" in said
+    assert "bolt/dent/00.png" in said
+    sae = pipeline.train_sae(session, "parts", 111, store=store)
+    capsys.readouterr()
+    pipeline.train_guides(session, "parts", 111, store=store, sae=sae)
+    said = capsys.readouterr().err
+    assert "note: 2 images of 16 left out of guide training: a defect without a mask" in said
+    assert "note: 1 anomalous image without an anomalous pixel at 32×32 in training" in said

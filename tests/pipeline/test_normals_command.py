@@ -1,0 +1,178 @@
+"""`score --normals`: places of their own, labels in metrics, refusals before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from layouts import write_mvtec
+
+from pipeline.test_parts import RECIPE, command
+from spg_pipe import pipeline
+from spg_pipe.cli.options import make_session
+from spg_pipe.detector.scores import Scores
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import BankParams
+
+SEES = "few-shot: 2 normal images of each category of the target"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a detector, both stores and zero-shot scores and metrics."""
+    folder = tmp_path_factory.mktemp("few-shot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_mvtec(Path("left"))
+        write_mvtec(Path("right"), seed=1)
+        published = {"aux": "left", "target": "right", "image_auroc": 91.4, "source": "x"}
+        Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"published": [published]}))
+        session = session_here()
+        for name in ("left", "right"):
+            pipeline.extract(session, session.params.dataset(name))
+        pipeline.train_sae(session, "left", 111)
+        pipeline.train_guides(session, "left", 111)
+        pipeline.score(session, "right")
+        pipeline.evaluate(session, "right")
+    return folder
+
+
+def session_here() -> Session:
+    return make_session(Path("params.yaml"), device="cpu", quiet=True)
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    monkeypatch.chdir(made)
+    return session_here()
+
+
+def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
+    code, out, err = command(capsys, "score", *arguments, "--json")
+    assert code == 0, err
+    (place,) = json.loads(out)["scores"]
+    return Path(place)
+
+
+def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
+    here: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero_shot = pipeline.score(here, "right")[0]
+    before = Scores.load(zero_shot).config["fingerprint"]
+    place = scored(capsys, "--split", "right", "--normals", "right/train")
+    assert place.parent == Path("artifacts/few-shot/mini")
+    assert Scores.load(place).config["sees"] == f"labelled auxiliary set; {SEES}"
+    assert Scores.load(zero_shot).config["fingerprint"] == before
+    code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place))
+    assert code == 0
+    text = " ".join(out.split())
+    assert f"spg-plus + k-NN bank, labelled auxiliary set; {SEES}, method protocol" in text
+    assert "0.914" not in text  # the published figure is zero-shot
+    code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place), "--json")
+    ((metrics, rows),) = json.loads(out).items()
+    assert Path(metrics).parent == place.parent
+    assert all(row["sees"].endswith(SEES) for row in rows)
+    own = pipeline.evaluate(here, "right")  # of the recipe: still zero-shot
+    assert all(row["sees"] == "labelled auxiliary set" for row in pipeline.read_metrics(own[0]))
+    assert "0.914" in command(capsys, "evaluate", "--split", "right")[1]
+
+
+def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(
+    here: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = scored(capsys, "--split", "right", "--normals", "right/train")
+    store = next(Path("artifacts/features").glob("right-train-*.zarr"))
+    assert scored(capsys, "--split", "right", "--normals", str(store)) == first
+    other = scored(capsys, "--split", "right", "--normals", str(store), "--set", "bank.weight=3")
+    assert other != first
+    share = [Scores.load(place).table["share_bank"].to_numpy() for place in (first, other)]
+    assert share[1] == pytest.approx(3 / BankParams().weight * share[0])
+
+
+def test_a_bank_alone_needs_no_detector(
+    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.move("artifacts/detectors", tmp_path)
+    try:
+        place = scored(capsys, "--split", "right", "--normals", "right/train", "--bank", "alone")
+    finally:
+        shutil.move(tmp_path / "detectors", "artifacts")
+    assert Scores.load(place).config["sees"] == SEES
+    assert place.name.startswith("right-efficientnet-lite0-64-")
+    code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place))
+    assert code == 0
+    assert f"k-NN bank, {SEES}, method protocol none" in " ".join(out.split())
+
+
+def test_scored_images_among_the_normals_are_reported_each_time(
+    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "seen"
+    for category in ("bottle", "screw"):
+        shutil.copytree(f"right/{category}/test/good", folder / category / "good")
+    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(folder))
+    assert code == 0, err
+    note = "Note: 4 of the 8 images are among the normal ones (bottle/test/good/000.png, "
+    assert note in err
+    place = next(p for p in Path("artifacts/few-shot/mini").iterdir() if str(p) in err)
+    assert note in command(capsys, "evaluate", "--split", "right", "--scores", str(place))[2]
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for category in ("bottle", "screw"):
+        good = tmp_path / "seen" / category / "good"
+        shutil.copytree(f"right/{category}/train/good", good)
+        shutil.copy(good / "000.png", good / "copy.png")
+    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(tmp_path / "seen"))
+    assert code == 0, err
+    assert "Note: 2 of the 6 normal images are copies of others, left out." in err
+    assert SEES in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--normals", "right/train"], "--normals are normal images of one target"),
+        (["--split", "right", "--bank", "alone"], "--bank alone says what normal images"),
+        (["--split", "right", "--normals", "nowhere"], "--normals nowhere: there is no such"),
+        (["--split", "right", "--normals", "right"], "has 4 anomalous images"),
+        (
+            ["--split", "right", "--normals", "right/train", "--bank", "alone", "--aux", "left"],
+            "--bank alone uses no detector",
+        ),
+        (
+            ["--split", "right", "--normals", "right/train", "--set", "score.rule=published"],
+            "There is no|does not exist|score.rule is published",
+        ),
+        (
+            ["--split", "right", "--normals", "right/train", "--set", "bank.neighbours=1000"],
+            "Lower bank.neighbours",
+        ),
+    ],
+)
+def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
+    here: Session, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    before = sorted(Path("artifacts").glob("few-shot/*/*"))
+    code, _, err = command(capsys, "score", *options)
+    assert code == 1
+    assert re.search(message, " ".join(err.split())), err
+    assert sorted(Path("artifacts").glob("few-shot/*/*")) == before
+
+
+def test_broken_normal_images_are_named(
+    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree("right/bottle/train/good", folder)
+    path = folder / "001.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(folder))
+    assert code == 1
+    assert "001.png" in err

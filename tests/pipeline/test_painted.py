@@ -1,0 +1,295 @@
+"""Detectors of painted auxiliary sets say what they saw, and whether it was the target itself."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import write_mvtec
+from tiny import METHOD, SAE, TinyBackbone, extracted
+
+from pipeline.test_parts import RECIPE
+from spg_pipe import pipeline
+from spg_pipe.bank.few_shot import banks_of, score_few_shot
+from spg_pipe.datasets import build_manifest
+from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import score_store
+from spg_pipe.errors import SpgError
+from spg_pipe.guides.contrast import FOLDS, class_sums
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.own_images import note_own_images
+from spg_pipe.pipeline.predict import predict_folder
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import (
+    BankParams,
+    DecisionParams,
+    GuideParams,
+    MetricParams,
+    ScoreParams,
+    parse_params,
+)
+from spg_pipe.report.tables import caption
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.baselines.linear import logistic_regression
+from spg_pipe.study.choosing import Candidate
+from spg_pipe.study.choosing_banks import judge_banks
+from spg_pipe.study.contestants import contestants
+
+SEES = "synthetic defects on 12 normal images"
+PAINTED = {"name": "painted", "root": "syn/a", "source": "parts", "layout": "mvtec"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts, of which the training images are painted (`syn/a`), and others."""
+    root = tmp_path_factory.mktemp("painted")
+    write_mvtec(root / "parts", train=6, good=3)
+    write_mvtec(root / "other", ("nut",), seed=1)
+    source = build_manifest("parts", "mvtec", root / "parts", split="train")
+    write_synthetic(source, root / "syn" / "a", per_image=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> FeatureStore:
+    return extracted(
+        build_manifest("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr"
+    )
+
+
+@pytest.fixture(scope="module")
+def sae(store: FeatureStore) -> SaeRun:
+    return train_sae(store, SAE, METHOD, seed=1)[0]
+
+
+@pytest.fixture(scope="module")
+def detector(store: FeatureStore, sae: SaeRun) -> Detector:
+    rules = ScoreParams(sigma=1.0)
+    return train_guides(store, sae, GuideParams(atoms=4), METHOD, rules, seed=1)[0]
+
+
+@pytest.fixture
+def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
+    def target(root: str, split: str = "test") -> FeatureStore:
+        manifest = build_manifest("target", "mvtec", folder / root, split=split)
+        return extracted(manifest, tmp_path / f"{root}-{split}.zarr")
+
+    return target
+
+
+def session_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Session:
+    monkeypatch.chdir(folder)
+    rows = [
+        {"name": "painted", "layout": "synthetic", "root": "syn", "sets": ["a"]},
+        {"name": "target", "layout": "mvtec", "root": "parts"},
+        {"name": "other", "layout": "mvtec", "root": "other"},
+    ]
+    recipe = RECIPE | {
+        "synthetic_sets": [PAINTED],
+        "datasets": rows,
+        "auxiliaries": ["painted"],
+        "directions": [{"aux": "painted", "target": "other"}],
+    }
+    return Session(parse_params(recipe | changes, "test"), Console(1), "cpu")
+
+
+def test_a_detector_says_on_how_many_images_its_defects_were_painted(
+    detector: Detector, tiny_detector: Detector
+) -> None:
+    assert detector.config["auxiliary"]["synthetic"] == {
+        "normal_images": 12,
+        "categories": ["bottle", "screw"],
+    }
+    assert detector.sees == SEES
+    assert len(detector.painted_on) == 12
+    assert tiny_detector.sees == "labelled auxiliary set"
+    assert "synthetic" not in tiny_detector.config["auxiliary"]
+    assert "painted_on" not in tiny_detector.config
+
+
+def test_scores_metrics_and_tables_say_so(
+    detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
+) -> None:
+    judged = target("other")
+    scores = score_store(detector, judged, tmp_path / "scores")
+    assert scores.sees == SEES
+    found = evaluate_scores(scores, judged, MetricParams())
+    assert {row["sees"] for row in found.rows} == {SEES}
+    assert found.provenance["sees"] == SEES
+    assert SEES in caption(found.rows[-1])
+
+
+def test_few_shot_scores_say_both(
+    detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
+) -> None:
+    judged = target("other")
+    banks = banks_of([target("other", "train")], judged, BankParams(), sigma=1.0)
+    scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
+    assert scores.sees == f"{SEES}; few-shot: 2 normal images of the target"
+
+
+def test_baselines_and_compare_say_so(
+    folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert logistic_regression(store, 0).sees == SEES
+    session = session_of(folder, monkeypatch)
+    first = list(islice(contestants(session, session, {"painted": store, "other": store}, 2), 4))
+    assert [one.sees for one in first] == [SEES] * 4
+
+
+@pytest.mark.parametrize(
+    ("root", "split", "note"),
+    [
+        ("parts", "train", "of which 12 were taken from target itself; this is not zero-shot"),
+        ("parts", "test", "painted on normal images of bottle, screw from parts"),
+        ("other", "test", ""),
+    ],
+)
+def test_a_target_that_was_painted_on_is_told(
+    folder: Path,
+    detector: Detector,
+    target: Callable[..., FeatureStore],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    root: str,
+    split: str,
+    note: str,
+) -> None:
+    judged, session = target(root, split), session_of(folder, monkeypatch)
+    dataset = session.params.dataset("other" if root == "other" else "target")
+    note_own_images(session, detector, dataset, judged)
+    said = " ".join(capsys.readouterr().err.split())
+    assert note in said
+    assert bool(said) == bool(note)
+    # Other categories of the same folder are other products.
+    config = detector.config | {"painted_on": ["0"]}
+    config["auxiliary"] = config["auxiliary"] | {"synthetic": {"categories": ["zipper"]}}
+    note_own_images(session, replace(detector, config=config), dataset, judged)
+    assert capsys.readouterr().err == ""
+
+
+def test_score_notes_the_detectors_own_images(
+    folder: Path,
+    detector: Detector,
+    target: Callable[..., FeatureStore],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place, normals = Path(target("parts").path), str(target("parts", "train").path)
+    detector.save(tmp_path / "detector")
+    session = session_of(folder, monkeypatch, artifacts=str(tmp_path / "artifacts"))
+    options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
+    pipeline.score(session, "target", **options)
+    assert "this is not zero-shot" in capsys.readouterr().err
+    pipeline.score_few_shot(session, "target", normals, **options)
+    assert "this is not zero-shot" in capsys.readouterr().err
+    pipeline.score_few_shot(session, "target", normals, alone=True, store=place)
+    assert "this is not zero-shot" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("own", "root"), [(True, "parts"), (False, "other")])
+def test_predict_says_what_was_painted_and_whether_these_images_were(
+    folder: Path,
+    detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own: bool,
+    root: str,
+) -> None:
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
+    detector.save(tmp_path / "detector")
+    options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
+    images = folder / root
+    content, text = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
+    assert content["sees"] == SEES
+    assert SEES in text
+    assert ("of which 12 were taken from" in capsys.readouterr().err) == own
+    normals = next(images.glob("*/train/good"))
+    content, _ = predict_folder(
+        tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
+    )
+    assert content["sees"].startswith(f"{SEES}; few-shot: ")
+    assert {row["sees"] for row in content["predictions"]} == {content["sees"]}
+    capsys.readouterr()
+    content, _ = predict_folder(
+        tmp_path / "detector", images, tmp_path / "alone", normals=normals, alone=True, **options
+    )
+    assert content["sees"].startswith("few-shot: ")
+    assert "not zero-shot" not in capsys.readouterr().err
+
+
+def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStore) -> None:
+    folds = class_sums(store).folds
+    images = [store.sources[path] for path in store.table["path"]]
+    by_image = {
+        one: {int(f) for f, i in zip(folds, images, strict=True) if i == one} for one in images
+    }
+    assert all(len(found) == 1 for found in by_image.values())
+    assert set(folds.tolist()) == set(range(FOLDS))
+    for _, rows in store.table.groupby("defect"):
+        assert len(np.unique(folds[rows.index])) >= 3
+
+
+def test_no_bank_is_chosen_where_it_would_hold_the_originals(
+    store: FeatureStore, sae: SaeRun
+) -> None:
+    one = Candidate(sae, 4, DecisionParams())
+    with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
+        judge_banks(store, one, [BankParams()], 1.0, normals=2, seed=0)
+
+
+def test_a_store_made_before_learns_its_sources_without_new_tokens(
+    folder: Path, tmp_path: Path
+) -> None:
+    manifest = build_manifest("painted", "synthetic", folder / "syn" / "a")
+    old = extracted(replace(manifest, sources={}), tmp_path / "old.zarr")
+    assert old.synthetic == {}
+    shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))
+    before = shard.stat().st_mtime_ns
+    new = extracted(manifest, tmp_path / "old.zarr")
+    assert new.sources == manifest.own_sources
+    assert new.fingerprint == old.fingerprint
+    assert shard.stat().st_mtime_ns == before
+
+
+def test_sets_inside_a_union_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("one", "two", "three")
+    sets = [PAINTED | {"name": name, "root": f"./union/{name}"} for name in names]
+    union = {"name": "painted", "layout": "synthetic", "root": "union", "sets": ["one", "two"]}
+    other = {"name": "other", "layout": "mvtec", "root": "other"}
+    session = session_of(folder, monkeypatch, synthetic_sets=sets, datasets=[union, other])
+    pipeline.synthesise_sets(session, [session.params.dataset("other")])
+    assert not Path("union").exists()
+    pipeline.synthesise_sets(session, [session.params.dataset("painted")])
+    assert sorted(path.name for path in Path("union").iterdir()) == ["one", "two"]
+    shutil.rmtree("union")
+    absolute = union | {"root": str(folder / "union" / "three"), "sets": []}
+    session = session_of(folder, monkeypatch, synthetic_sets=sets, datasets=[absolute, other])
+    pipeline.synthesise_sets(session, [session.params.dataset("painted")])
+    assert [path.name for path in Path("union").iterdir()] == ["three"]
+
+
+@pytest.mark.parametrize("option", ["--categories", "--kinds"])
+def test_lists_of_names_are_read_as_everywhere(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.test_parts import command
+
+    given = ["synthesise", str(folder / "parts"), str(folder / "new"), "--layout", "mvtec"]
+    code, _, err = command(capsys, *given, option, "scar,,")
+    assert code == 1
+    assert f"{option} 'scar,,': expected names with commas between them" in " ".join(err.split())
+    assert not (folder / "new").exists()

@@ -1,0 +1,282 @@
+"""Stores of a part of a dataset, or without its bad images: where they go, who takes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from layouts import write_mvtec
+from typer.testing import CliRunner
+
+from spg_pipe import pipeline
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.cli.main import app
+from spg_pipe.cli.options import make_session, names_of
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import Console, run
+from spg_pipe.pipeline.find import find_dataset, find_store, store_of_dataset
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.store.reader import FeatureStore
+
+RECIPE: dict[str, Any] = {
+    "name": "mini",
+    "datasets": [
+        {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
+        {"name": "right", "layout": "mvtec", "root": "right", "split": "test"},
+    ],
+    "auxiliaries": ["left"],
+    "directions": [{"aux": "left", "target": "right"}],
+    "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8"]},
+    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4, "auxk": 0},
+    "guides": {"epochs": 1, "batch_images": 4},
+}
+BAD = Path("left/bottle/test/good/001.png")
+Extract = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return pipeline.load_backbone(Session(parse_params(RECIPE, "test"), Console(0), "cpu"))
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session in a folder with two datasets of eight images."""
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(Path("left"))
+    write_mvtec(Path("right"), seed=1)
+    Path("params.yaml").write_text(yaml.safe_dump(RECIPE))
+    return skipping(False)
+
+
+def skipping(skip_bad: bool) -> Session:
+    return make_session(Path("params.yaml"), skip_bad=skip_bad, device="cpu", quiet=True)
+
+
+def extract(session: Session, backbone: Backbone, name: str = "left", **options: Any) -> Path:
+    dataset = find_dataset(session.params, name)
+    return pipeline.extract(session, dataset, backbone=backbone, **options)
+
+
+def left(session: Session) -> Any:
+    return session.params.dataset("left")
+
+
+def truncate(path: Path) -> bytes:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"limit": 4}, "4 of 8 images (--limit)"),
+        ({"categories": ["screw"]}, "only screw (--categories)"),
+        (
+            {"limit": 2, "categories": ["screw"]},
+            "only screw (--categories), 2 of 4 images (--limit)",
+        ),
+    ],
+)
+def test_a_part_is_no_ones_whole_dataset(
+    session: Session, backbone: Backbone, options: dict[str, Any], note: str
+) -> None:
+    part = extract(session, backbone, **options)
+    assert part != session.paths.store("left")
+    held = FeatureStore(part)
+    assert ", ".join(held.attributes["notes"][-len(options) :]) == note
+    for _ in range(2):  # with the folder here, and without it
+        with pytest.raises(SpgError, match="no finished feature store"):
+            find_store(session, left(session))
+        if Path("left").exists():
+            assert store_of_dataset(session, left(session), part).path == part
+            Path("left").rename("gone")
+    Path("gone").rename("left")
+    whole = extract(session, backbone)
+    assert whole == session.paths.store("left")
+    assert find_store(session, left(session)).path == whole
+
+
+def test_options_that_leave_nothing_out_give_the_datasets_own_store(
+    session: Session, backbone: Backbone
+) -> None:
+    place = extract(session, backbone, limit=8, categories=["screw", "bottle"])
+    assert place == session.paths.store("left")
+    assert FeatureStore(place).selection == {}
+    assert find_store(session, left(session)).path == place
+
+
+def test_a_part_is_refused_in_the_place_of_the_whole(session: Session, backbone: Backbone) -> None:
+    own = session.paths.store("left")
+    with pytest.raises(SpgError, match=r"place of the whole dataset left.*--out"):
+        extract(session, backbone, limit=4, out=own)
+    assert not own.exists()
+
+
+def test_unknown_categories_are_named_with_their_nearest(
+    session: Session, backbone: Backbone
+) -> None:
+    with pytest.raises(SpgError, match=r"no category botle\. Did you mean bottle\? It has: bott"):
+        extract(session, backbone, categories=["screw", "botle"])
+
+
+def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_wholes(
+    session: Session, backbone: Backbone
+) -> None:
+    aux = extract(session, backbone, limit=6)
+    target = extract(session, backbone, "right", categories=["bottle"], limit=3)
+    sae = pipeline.train_sae(session, "left", 111, store=aux)
+    detector = pipeline.train_guides(session, "left", 111, store=aux, sae=sae)
+    for name in ("left", "right"):
+        shutil.rmtree(Path(name))  # nothing but artefacts is left to compare with
+    with pytest.raises(SpgError, match="spg-pipe train-guides"):
+        pipeline.score(session, "right", store=target)
+    (scores,) = pipeline.score(session, "right", detector=detector, store=target)
+    (metrics,) = pipeline.evaluate(session, "right", scores=scores)
+    assert (
+        sum(row["images"] for row in pipeline.read_metrics(metrics) if row["kind"] != "mean") == 3
+    )
+    with pytest.raises(SpgError, match="spg-pipe score"):
+        pipeline.evaluate(session, "right")
+
+
+def test_a_part_is_judged_at_the_images_own_size(session: Session, backbone: Backbone) -> None:
+    aux = extract(session, backbone)
+    target = extract(session, backbone, "right", categories=["bottle"], limit=3)
+    sae = pipeline.train_sae(session, "left", 111, store=aux)
+    detector = pipeline.train_guides(session, "left", 111, store=aux, sae=sae)
+    (scores,) = pipeline.score(session, "right", detector=detector, store=target)
+    original = make_session(
+        Path("params.yaml"), overrides=["metrics.resolution=original"], device="cpu", quiet=True
+    )
+    assert len(pipeline.evaluate(original, "right", scores=scores)) == 1
+    with pytest.raises(SpgError, match="spg-pipe score"):  # there are none of the whole of right
+        pipeline.evaluate(session, "right")
+
+
+def test_the_order_and_repetition_of_categories_do_not_matter(
+    session: Session, backbone: Backbone
+) -> None:
+    names = names_of("--categories", "screw, screw", "bottle,screw")
+    assert names == ["screw"]
+    places = [
+        extract(session, backbone, limit=4, categories=chosen)
+        for chosen in (["screw", "bottle"], ["bottle", "screw"])
+    ]
+    assert places[0] == places[1]
+
+
+def test_no_store_among_the_images(session: Session, backbone: Backbone) -> None:
+    with pytest.raises(SpgError, match=r"among the images of left.*outside"):
+        extract(session, backbone, out=Path("left/bottle/s.zarr"))
+    assert not list(Path("left").rglob("*.zarr"))
+
+
+@pytest.mark.parametrize("prepared", [None, False, True])
+def test_a_store_without_bad_images_is_the_datasets_own(
+    session: Session, backbone: Backbone, prepared: bool | None
+) -> None:
+    truncate(BAD)
+    if prepared is not None:  # headers alone do not find a truncated image
+        pipeline.prepare(skipping(prepared), left(session))
+    with pytest.raises(SpgError, match=BAD.name):
+        extract(session, backbone)
+    place = extract(skipping(True), backbone)
+    assert place == session.paths.store("left")
+    assert find_store(session, left(session)).path == place
+    assert len(FeatureStore(place)) == 7
+    BAD.unlink()  # as good as left out
+    assert find_store(session, left(session)).path == place
+
+
+def test_a_store_from_which_images_are_missing_otherwise_is_refused(
+    session: Session, backbone: Backbone
+) -> None:
+    whole = truncate(BAD)
+    extract(skipping(True), backbone)
+    other = BAD.with_name("002.png")
+    other.write_bytes(whole)  # one more
+    with pytest.raises(SpgError, match="no finished feature store"):
+        find_store(session, left(session))
+    other.unlink()
+    find_store(session, left(session))
+    BAD.write_bytes(whole)  # repaired
+    with pytest.raises(SpgError, match="no finished feature store"):
+        find_store(session, left(session))
+    with pytest.raises(SpgError, match=r"no longer left out: bottle/test/good/001\.png.*--replace"):
+        extract(session, backbone)
+    place = extract(session, backbone, replace=True)
+    assert find_store(session, left(session)).path == place
+
+
+def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
+    session: Session, backbone: Backbone
+) -> None:
+    whole = truncate(BAD)
+    pipeline.prepare(skipping(True), left(session))
+    BAD.write_bytes(whole)
+    place = extract(session, backbone)
+    assert find_store(session, left(session)).path == place
+
+
+def test_a_folder_with_a_bad_image_is_found_by_its_content(
+    session: Session, backbone: Backbone
+) -> None:
+    folder = Path("line")
+    shutil.copytree("left/bottle/test", folder)
+    truncate(folder / "good" / "001.png")
+    place = extract(skipping(True), backbone, "line")
+    dataset = find_dataset(session.params, "line")
+    assert find_store(session, dataset).path == place
+    shutil.copy("left/screw/test/good/000.png", folder / "good" / "000.png")
+    with pytest.raises(SpgError, match="no finished feature store"):
+        find_store(session, dataset)
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `spg-pipe …`, in this process."""
+    code = run(lambda: app(arguments, standalone_mode=False))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("where", ["option", "recipe"])
+@pytest.mark.parametrize("name", ["prepare", "extract"])
+def test_commands_say_what_was_left_out(
+    session: Session, capsys: pytest.CaptureFixture[str], name: str, where: str
+) -> None:
+    truncate(BAD)
+    options = ["--skip-bad"] if where == "option" else []
+    if where == "recipe":
+        Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"extract": {"skip_bad": True}}))
+    code, out, _ = command(capsys, name, "--split", "left", *options, "--json")
+    assert code == 0
+    result = json.loads(out)
+    (place,) = result["manifests" if name == "prepare" else "stores"]
+    (bad,) = result["skipped"][place]
+    assert bad["path"] == "bottle/test/good/001.png"
+    assert "truncated" in bad["reason"]
+    code, _, err = command(capsys, name, "--split", "left", *options)
+    assert code == 0
+    assert f"note: 1 image left out (skip_bad): {bad['path']} {bad['reason']}" in err
+
+
+def test_extract_reads_its_options(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("extract", "--split", "left", "--categories", "bottle, screw", "--limit", "5")
+    code, _, err = command(capsys, *arguments, "--device", "cpu")
+    assert code == 0
+    (place,) = Path("artifacts/features").glob("*.zarr")
+    assert f"note: 5 of 8 images (--limit); use it with --store {place}" in err
+    for categories, message in (("a,,b", "expected names with"), ("", "expected names with")):
+        code, _, err = command(capsys, "extract", "--split", "left", "--categories", categories)
+        assert (code, message in err) == (1, True)
+    code, _, err = command(capsys, "extract", "--categories", "bottle")
+    assert (code, "--split NAME" in err) == (1, True)
+    assert CliRunner().invoke(app, ["extract", "--limit", "0"]).exit_code == 2

@@ -1,0 +1,283 @@
+"""`predict --normals`: a bank of a person's own normal images, made on the fly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import METHOD, TinyBackbone, files, write_folder
+
+from spg_pipe.backbones.tiling import tiled
+from spg_pipe.bank.few_shot import banks_of, score_few_shot
+from spg_pipe.cli.main import app
+from spg_pipe.decision.maps import SHOWN, SOFTENING
+from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.model import Detector
+from spg_pipe.pipeline.console import run
+from spg_pipe.pipeline.predict import Bank, _tokens
+from spg_pipe.predict.normals import bank_of_images, normal_images
+from spg_pipe.recipe.params import BankParams, GuideParams, ScoreParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+
+SEES = "few-shot: 3 normal images of the target"
+BOTH = f"labelled auxiliary set; {SEES}"
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def detector(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
+    path = tmp_path_factory.mktemp("detectors") / "d"
+    train_guides(tiny_store, tiny_sae, *given, seed=1)[0].save(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two good and two defective parts, and three other good ones to compare with."""
+    write_folder(tmp_path / "parts", ("bolt",), good=2, masked=2, missing=0, seed=3)
+    write_folder(tmp_path / "normals", ("bolt",), good=3, masked=0, missing=0, seed=7)
+    shutil.rmtree(tmp_path / "parts" / "bolt" / "ground_truth")
+    return tmp_path / "parts"
+
+
+@pytest.fixture
+def predict(
+    detector: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """`spg-pipe predict` in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
+
+    def command(*options: str) -> tuple[int, str, str]:
+        given = ["predict", str(detector), str(images), "--out", str(tmp_path / "out"), *options]
+        code = run(lambda: app(given, standalone_mode=False))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(("alone", "sides"), [(False, []), (True, []), (False, [64])])
+def test_the_scores_are_those_of_score_on_the_same_images(
+    predict: Command, detector: Path, tmp_path: Path, images: Path, alone: bool, sides: list[int]
+) -> None:
+    from tiny import extracted, manifest_of
+
+    options = ["--bank", "alone"] if alone else ["--set", "bank.weight=0.5"]
+    options += ["--tiles", "64"] if sides else []
+    backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
+    code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
+    assert code == 0, err
+    target, normals = (
+        extracted(
+            manifest_of(tmp_path / name),
+            tmp_path / f"{name}.zarr",
+            dtype="float32",
+            backbone=backbone,
+        )
+        for name in ("parts", "normals")
+    )
+    banks = banks_of([normals], target, BankParams(weight=0.5), sigma=1.0)
+    used = None if alone else Detector.load(detector)
+    expected = score_few_shot(used, banks, target, tmp_path / "s").table.set_index("path")
+    found = rows_of(tmp_path / "out")
+    assert len(found) == 4
+    for row in found:
+        assert row["sees"] == (SEES if alone else BOTH)
+        for column in ("score", "share_bank"):
+            assert float(row[column]) == pytest.approx(expected[column][row["path"]], abs=1e-4)
+
+
+def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path: Path) -> None:
+    normals = str(tmp_path / "normals")
+    code, out, _ = predict("--normals", normals)
+    assert code == 0
+    assert "image score additive + k-NN bank, tiny@32 layers 1+2 (post-norm), seed 1" in out
+    assert BOTH in out
+    code, out, _ = predict("--normals", normals, "--bank", "alone")
+    assert f"image score k-NN bank alone, tiny@32 layers 1+2 (post-norm); {SEES}" in out
+    assert not {"seed", "detector"} & set(out.split())
+    code, out, _ = predict("--normals", normals, "--bank", "alone", "--json")
+    content = json.loads(out)
+    assert (content["sees"], content["image_score"]) == (SEES, "k-NN bank alone")
+    assert content["bank"] == BankParams().model_dump()
+    assert {row["sees"] for row in content["predictions"]} == {SEES}
+    assert not {"guides", "tau", "seed", "fingerprint"} & set(content)  # not used
+    code, out, _ = predict("--normals", normals, "--json")
+    content = json.loads(out)
+    assert content["sees"] == BOTH
+    assert {"guides", "tau", "seed", "fingerprint"} <= set(content)
+    code, out, _ = predict("--json")  # in the same place: an earlier result, few-shot or not
+    assert code == 0
+    assert "few-shot" not in out
+    assert "sees" not in rows_of(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_heat_maps_begin_to_shine_above_what_normal_images_have(
+    detector: Path, tmp_path: Path, images: Path, alone: bool
+) -> None:
+    seen = normal_images(tmp_path / "normals", exif=True)
+    backbone, params = TinyBackbone(), BankParams(weight=0.5)
+    memory = bank_of_images(
+        Detector.load(detector),
+        backbone.spec,
+        seen,
+        lambda pixels: _tokens(backbone, pixels, "cpu"),
+        params,
+    )
+    shown = np.array(Bank(memory, alone).shown)
+    low, high = SOFTENING * np.log(shown / (1 - shown))
+    top = max(memory.map_top, 1.0) * (1.0 if alone else 0.5)
+    own = (0.0, 0.0) if alone else SHOWN
+    assert (low - own[0], high - own[1]) == pytest.approx((top, 3 * top), abs=1e-3)
+
+
+def test_images_that_are_normals_themselves_are_named(
+    predict: Command, images: Path, tmp_path: Path
+) -> None:
+    code, _, err = predict("--normals", str(images / "bolt" / "good"))
+    assert code == 0
+    assert "Note: 2 of the 4 images are among the normal ones" in err
+    assert "bolt/good/00.png, bolt/good/01.png" in err
+    marked = {row["path"]: row["among_normals"] for row in rows_of(tmp_path / "out")}
+    assert sorted(path for path, known in marked.items() if known == "True") == [
+        "bolt/good/00.png",
+        "bolt/good/01.png",
+    ]
+
+
+@pytest.mark.parametrize(("sides", "expected"), [([], [3]), ([48], [1, 1, 1])])
+def test_images_in_many_tiles_are_read_one_by_one(
+    detector: Path, tmp_path: Path, images: Path, sides: list[int], expected: list[int]
+) -> None:
+    backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
+    batches: list[int] = []
+    done: list[int] = []
+
+    def tokens(pixels: list[np.ndarray]) -> Any:
+        batches.append(len(pixels))
+        return _tokens(backbone, pixels, "cpu")
+
+    bank_of_images(
+        Detector.load(detector),
+        backbone.spec,
+        normal_images(tmp_path / "normals", exif=True),
+        tokens,
+        BankParams(),
+        progress=lambda now, _all: done.append(now),
+    )
+    assert batches == expected
+    assert done == np.cumsum(expected).tolist()
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    predict: Command, tmp_path: Path
+) -> None:
+    good = tmp_path / "normals" / "bolt" / "good"
+    code, _, err = predict("--normals", str(tmp_path / "normals"))
+    assert code == 0
+    assert "copies" not in err
+    without = rows_of(tmp_path / "out")
+    shutil.copy(good / "00.png", good / "zz.png")
+    code, out, err = predict("--normals", str(tmp_path / "normals"))
+    assert code == 0
+    assert "Note: 1 of the 4 normal images are copies of others, left out." in err
+    assert SEES in out
+    assert rows_of(tmp_path / "out") == without
+
+
+def broken(folder: Path) -> None:
+    path = folder / "bolt" / "good" / "01.png"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def copied(folder: Path) -> None:
+    good = folder / "bolt" / "good"
+    for name in ("01.png", "02.png"):
+        shutil.copy(good / "00.png", good / name)
+
+
+def with_defects(folder: Path) -> None:
+    write_folder(folder, ("bolt",), good=3, masked=1, missing=0)
+
+
+def of_two_products(folder: Path) -> None:
+    shutil.copytree(folder / "bolt", folder / "nut")
+
+
+def single(folder: Path) -> None:
+    for name in ("01.png", "02.png"):
+        (folder / "bolt" / "good" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (shutil.rmtree, [], "is no folder. Give a folder with a few normal images"),
+        (broken, [], "01.png"),
+        (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
+        (of_two_products, [], "several categories (bolt, nut)"),
+        (copied, [], "The 3 normal images are copies of each other"),
+        (single, [], "has 1 image; a bank needs at least two"),
+        (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
+        (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
+        (None, ["--set", "bank.coreset=0"], "bank.coreset"),
+    ],
+)
+def test_what_makes_no_bank_is_refused_with_nothing_written(
+    predict: Command,
+    tmp_path: Path,
+    spoil: Callable[[Path], Any] | None,
+    options: list[str],
+    message: str,
+) -> None:
+    if spoil:
+        spoil(tmp_path / "normals")
+    before = files(tmp_path)
+    code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
+    assert code == 1
+    assert message in err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("options", [["--bank", "fused"], ["--set", "bank.weight=2"]])
+def test_options_of_a_bank_need_normal_images(predict: Command, options: list[str]) -> None:
+    code, _, err = predict(*options)
+    assert code == 1
+    assert "--normals" in err
+
+
+def test_a_detector_of_the_published_rule_takes_a_bank_alone(
+    predict: Command, tiny_detector: Detector, detector: Path, tmp_path: Path
+) -> None:
+    del predict  # its backbone is needed, its detector is not
+    place = tmp_path / "published"
+    tiny_detector.save(place)
+    given = ["predict", str(place), str(tmp_path / "parts"), "--out", str(tmp_path / "out")]
+    given += ["--normals", str(tmp_path / "normals")]
+    assert run(lambda: app(given, standalone_mode=False)) == 1
+    assert run(lambda: app([*given, "--bank", "alone"], standalone_mode=False)) == 0
+    found, expected = (
+        rows_of(tmp_path / "out"),
+        [float(r["share_bank"]) for r in rows_of(tmp_path / "out")],
+    )
+    assert [float(row["score"]) for row in found] == expected

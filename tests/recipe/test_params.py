@@ -1,0 +1,325 @@
+"""Recipes: typed, validated, and every fault named by its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import (
+    GuideParams,
+    MethodParams,
+    Params,
+    SaeParams,
+    ScoreParams,
+    load_params,
+    parse_params,
+)
+from spg_pipe.recipe.protocol import protocol
+from spg_pipe.recipe.yaml_text import parse_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL: dict[str, Any] = {
+    "name": "mine",
+    "datasets": [
+        {"name": "a", "layout": "folder", "root": "a"},
+        {"name": "b", "layout": "folder", "root": "b"},
+    ],
+    "auxiliaries": ["a"],
+    "directions": [{"aux": "a", "target": "b"}],
+}
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return MINIMAL | sections
+
+
+def fault(content: Any) -> str:
+    with pytest.raises(SpgError) as error:
+        parse_params(content, "params.yaml")
+    return str(error.value)
+
+
+def test_a_minimal_recipe_takes_the_documented_defaults() -> None:
+    params = parse_params(MINIMAL, "params.yaml")
+    assert params.method == MethodParams(protocol="default", tau=0.07, detection="cls")
+    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, lr=1e-3, auxk=512)
+    assert params.sae == sae
+    assert (sae.auxk_coef, sae.dead_after_tokens) == (1 / 32, 10_000_000)
+    assert (sae.auxk_normalised, sae.input_norm) == (False, "none")
+    trained = {"epochs": 15, "batch_images": 8, "lr": 1e-2, "ema_decay": 0.999, "sparsity": 1e-3}
+    guides = GuideParams(kind="contrast", atoms=32, **trained)
+    assert params.guides == guides
+    assert guides.top_k is None
+    published = {"image_score": "max", "top_share": 0.1, "lme_tau": 1, "alpha": 0.5}
+    score = ScoreParams(rule="additive", sigma=4, **published)
+    assert params.score == score
+    assert params.seeds == (111,)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "suggestion"),
+    [
+        ("sae", "dictsize", "did you mean 'dict_size'?"),
+        ("sae", "epoch", "did you mean 'epochs'?"),
+        ("guides", "topk", "did you mean 'top_k'?"),
+        ("method", "temperature", "known: detection, protocol, tau"),
+        ("metrics", "acumulator", "did you mean 'accumulator'?"),
+        ("backbone", "image-size", "did you mean 'image_size'?"),
+    ],
+)
+def test_an_unknown_parameter_is_named_with_a_suggestion(
+    section: str, key: str, suggestion: str
+) -> None:
+    message = fault(changed(**{section: {key: 3}}))
+    assert f"{section}.{key}: unknown parameter; {suggestion}" in message
+    assert message.startswith("params.yaml has 1 fault:\n")
+
+
+def test_an_unknown_section_and_an_unknown_key_in_a_list_are_named() -> None:
+    assert "sea: unknown parameter; did you mean 'sae'?" in fault(changed(sea={}))
+    datasets = [MINIMAL["datasets"][0] | {"roots": "x"}, MINIMAL["datasets"][1]]
+    message = fault(changed(datasets=datasets))
+    assert "datasets.0.roots: unknown parameter; did you mean 'root'?" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("sae", {"k": 0}, "sae.k: "),
+        ("sae", {"k": "many"}, "sae.k: "),
+        ("sae", {"k": 64, "dict_size": 32}, "k = 64 is larger than dict_size = 32"),
+        ("sae", {"batch_tokens": 512}, "give either batch_images or batch_tokens"),
+        ("sae", {"batch_images": None}, "give either batch_images or batch_tokens"),
+        ("guides", {"ema_decay": 1}, "guides.ema_decay: "),
+        ("score", {"top_share": 0}, "score.top_share: "),
+        ("score", {"image_score": "median"}, "score.image_score: "),
+        ("score", {"sigma": -1}, "score.sigma: "),
+        ("method", {"tau": 0}, "method.tau: "),
+        ("method", {"protocol": "paper"}, "method.protocol: "),
+        ("extract", {"dtype": "float8"}, "extract.dtype: "),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_was_found(
+    section: str, values: dict[str, Any], message: str
+) -> None:
+    assert message in fault(changed(**{section: values}))
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    message = fault(changed(sae={"k": 0, "epoch": 3}, method={"tau": -1}))
+    assert message.startswith("params.yaml has 3 faults:\n")
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
+        "method.tau",
+        "sae.k",
+        "sae.epoch",
+    ]
+
+
+def test_a_rule_between_parameters_is_its_own_message() -> None:
+    assert fault(changed(directions=[{"aux": "a", "target": "a"}])) == (
+        "params.yaml has 1 fault:\n  a direction needs two datasets; a is its own target"
+    )
+    assert fault(changed(sae={"k": 64, "dict_size": 32})) == (
+        "params.yaml has 1 fault:\n  sae: k = 64 is larger than dict_size = 32"
+    )
+
+
+def test_a_long_wrong_value_is_shown_in_part() -> None:
+    message = fault(changed(sae=list(range(1000))))
+    assert "found [0, 1, 2" in message
+    assert len(message) < 250
+
+
+FLOATS = [
+    (section, name)
+    for section, model in (
+        ("method", MethodParams),
+        ("sae", SaeParams),
+        ("guides", GuideParams),
+        ("score", ScoreParams),
+    )
+    for name, field in model.model_fields.items()
+    if field.annotation is float
+]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(("section", "name"), FLOATS)
+def test_no_number_is_infinite_or_nan(section: str, name: str, value: float) -> None:
+    assert f"{section}.{name}: Input should be a finite number" in fault(
+        changed(**{section: {name: value}})
+    )
+
+
+@pytest.mark.parametrize("missing", ["name", "datasets", "auxiliaries", "directions"])
+def test_a_missing_part_is_named(missing: str) -> None:
+    content = {key: value for key, value in MINIMAL.items() if key != missing}
+    assert f"{missing}: is required and is not there" in fault(content)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"directions": [{"aux": "a", "target": "c"}]}, "'c' is not among datasets: a, b"),
+        ({"auxiliaries": ["a", "x"]}, "'x' is not among datasets"),
+        ({"auxiliaries": ["b"]}, "auxiliaries must list every direction's aux"),
+        ({"datasets": [MINIMAL["datasets"][0]] * 2}, "dataset names repeat"),
+        ({"seeds": []}, "seeds"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_names_must_agree(sections: dict[str, Any], message: str) -> None:
+    assert message in fault(changed(**sections))
+
+
+@pytest.mark.parametrize("content", [None, "text", [1], 3])
+def test_a_file_without_sections_is_refused(content: Any) -> None:
+    assert "expected sections" in fault(content)
+
+
+def test_layers_may_be_numbers() -> None:
+    params = parse_params(changed(backbone={"alias": "dinov3", "layers": [6, "8"]}), "x")
+    assert params.backbone.layers == ("6", "8")
+
+
+def test_a_recipe_is_frozen_and_survives_yaml() -> None:
+    params = parse_params(MINIMAL, "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.name = "other"  # type: ignore[misc]
+    text = yaml.safe_dump(params.model_dump(mode="json"))
+    assert Params.model_validate(yaml.safe_load(text)) == params
+
+
+def test_a_dataset_is_found_by_name_or_the_names_are_listed() -> None:
+    params = parse_params(MINIMAL, "params.yaml")
+    assert params.dataset("b").root == Path("b")
+    with pytest.raises(SpgError, match=r"'visa' is not in params.yaml, which has: a, b"):
+        params.dataset("visa")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), ("a: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML")],
+)
+def test_a_file_that_cannot_be_read_is_one_message(
+    tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(SpgError, match=message) as error:
+        load_params(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nsae: {k: 3}\nname: b\n", "the key 'name' is there twice, first in line 1"),
+        ("name: a\nsae: {k: 3, k: 4}\n", "the key 'k' is there twice, first in line 2"),
+        ("name: a\nsae:\n  k: 3\n  'k': 4\n", "the key 'k' is there twice, first in line 3"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(SpgError, match=message):
+        load_params(path)
+
+
+def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
+    text = "base: &base {k: 2, lr: 1}\nsae:\n  <<: *base\n  k: 3\n"
+    assert parse_yaml(text)["sae"] == {"k": 3, "lr": 1}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_valid_and_complete(path: Path) -> None:
+    text = path.read_text()
+    for place in ("data", "mvtec", "visa"):
+        text = text.replace("{" + place + "}", f"/folder/of/{place}")
+    assert "{" + "folder" not in text
+    content = yaml.safe_load(text)
+    params = parse_params(content, path.name)
+    assert params.name == path.stem
+    # `dvc exp run -S sae.k=16` changes what is written down: every parameter is.
+    complete = params.model_dump(mode="json")
+    for section in (
+        "backbone",
+        "extract",
+        "method",
+        "sae",
+        "guides",
+        "decision",
+        "score",
+        "metrics",
+    ):
+        assert set(content[section]) == set(complete[section]), section
+
+
+def test_the_paper_recipes_are_the_published_experiment() -> None:
+    for name, size in (("paper-dinov3", 448), ("paper-openclip", 518)):
+        text = (ROOT / f"recipes/{name}.yaml").read_text()
+        params = parse_params(yaml.safe_load(text), name)
+        assert params.backbone.image_size == size
+        assert params.method == MethodParams(protocol="spg")
+        assert params.sae == SaeParams()
+        assert params.guides == GuideParams(kind="trained")
+        assert params.score == ScoreParams(rule="published")
+        assert {(d.aux, d.target) for d in params.directions} == {
+            ("visa", "mvtec"),
+            ("mvtec", "visa"),
+        }
+        assert {dataset.split for dataset in params.datasets} == {"test"}
+        assert params.seeds == (111,)
+
+
+def test_the_protocols_resolve_into_their_settings() -> None:
+    spg, default = protocol("spg"), protocol("default")
+    assert spg.to_dict() == {
+        "name": "spg",
+        "dead_counter": "steps",
+        "dead_mask_counts_cls": True,
+        "ema_warmup": False,
+        "single_image_dice_by_row": True,
+        "mean_token_of_first_image": True,
+        "exif_of_own_images": False,
+    }
+    assert default.to_dict() == {
+        "name": "default",
+        "dead_counter": "tokens",
+        "dead_mask_counts_cls": False,
+        "ema_warmup": True,
+        "single_image_dice_by_row": False,
+        "mean_token_of_first_image": False,
+        "exif_of_own_images": True,
+    }
+
+
+@settings(max_examples=30)
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*MINIMAL, "sae", "k", "root", "x"]), inner, max_size=4
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_nothing_in_a_recipe_ends_in_a_traceback(content: Any) -> None:
+    # None of these is a whole recipe, so each is refused, and in no other way.
+    assert fault(content).startswith("params.yaml")

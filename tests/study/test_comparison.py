@@ -1,0 +1,305 @@
+"""`compare`: every method on every direction, and what each was allowed to see."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import write_mvtec
+from pipeline.test_parts import RECIPE
+
+from spg_pipe import pipeline, study
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.pipeline import features
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.find import find_dataset, find_store
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.study import comparison, contestants
+from spg_pipe.study.contests import Judged, free_is_there
+from spg_pipe.study.costs import Cost
+
+ZERO_SHOT = {
+    "spg-plus": "labelled auxiliary set",
+    "SPG as published": "labelled auxiliary set",
+    "free dense guides, trained": "labelled auxiliary set",
+    "logistic regression": "labelled auxiliary set",
+    "intra-image dissimilarity": "nothing",
+}
+
+
+def session_of(**changes: Any) -> Session:
+    return Session(parse_params(RECIPE | {"seeds": [1, 2]} | changes, "test"), Console(0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Comparison]:
+    folder = tmp_path_factory.mktemp("compare")
+    write_mvtec(folder / "left")
+    write_mvtec(folder / "right", ("bottle",), seed=1, good=3, per_defect=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        session = session_of()
+        for name in ("left", "right"):
+            pipeline.extract(session, session.params.dataset(name))
+        return folder, study.compare(session, normals=2)
+
+
+def rows_of(comparison: study.Comparison) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in comparison.rows}
+
+
+def test_every_method_says_what_it_saw(compared: tuple[Path, study.Comparison]) -> None:
+    sees = {name: row["sees"] for name, row in rows_of(compared[1]).items()}
+    assert {name: sees[name] for name in ZERO_SHOT} == ZERO_SHOT
+    others = {name: what for name, what in sees.items() if name not in ZERO_SHOT}
+    assert {name: what.partition(":")[0] for name, what in others.items()} == {
+        "k-NN bank": "few-shot",
+        "Mahalanobis": "few-shot",
+        "spg-plus + k-NN bank": "labelled auxiliary set; few-shot",
+        "mutual scoring": "transductive",
+    }
+    assert "2 normal images" in sees["k-NN bank"]
+    for name, what in sees.items():
+        assert name in compared[1].table
+        assert what.split()[0] in compared[1].table
+
+
+def test_rows_are_means_over_seeds_inside_their_intervals(
+    compared: tuple[Path, study.Comparison],
+) -> None:
+    for name, row in rows_of(compared[1]).items():
+        for work in ("making", "scoring"):
+            assert row[f"{work}_seconds"] > 0, name
+            assert 0 <= row[f"{work}_mib"] < 2000, name
+        assert (row["auxiliary"], row["dataset"], row["protocol"]) == ("left", "right", "exact")
+        seeded = row["seeds"] == "1;2"
+        assert np.isnan(row["pixel_auroc_std"]) != seeded, name
+        low, high = (row[f"pixel_auroc_{edge}"] for edge in ("low", "high"))
+        assert 0 <= low < high <= 1
+        if not seeded:  # an interval is of the first seed, which is then the row itself
+            assert low - 1e-3 <= row["pixel_auroc"] <= high + 1e-3, name
+
+
+def test_the_recipes_row_is_what_its_own_stages_give(
+    compared: tuple[Path, study.Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, comparison = compared
+    monkeypatch.chdir(folder)
+    session = session_of()
+    pipeline.score(session, "right")
+    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(session, "right")]
+    for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
+        expected = np.mean([table[metric] for table in tables])
+        assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
+    compared: tuple[Path, study.Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, first = compared
+    monkeypatch.chdir(folder)
+    again = study.compare(replace(session_of(), console=Console(1)), normals=2)
+    said = capsys.readouterr().err
+    assert "spg-plus, left → right, seed 2" in said
+    assert "SAE of" not in said
+    assert "guides of" not in said
+    for one, other in zip(first.rows, again.rows, strict=True):
+        for name in ("method", "sees", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
+            assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
+    before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
+    loading = 5  # is measured anew
+    assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
+
+
+def test_free_guides_of_other_parameters_are_made_again(
+    compared: tuple[Path, study.Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compared[0])
+    same, other = (comparison._published(session_of(method={"tau": tau})) for tau in (0.07, 0.1))
+    store = find_store(same, find_dataset(same.params, "left"))
+    target = find_store(same, find_dataset(same.params, "right"))
+    assert free_is_there(same, store, "left", 1)
+    assert not free_is_there(other, store, "left", 1)
+    assert not free_is_there(same, store, "left", 3)
+    assert not free_is_there(same, target, "left", 1)
+
+
+def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
+    costs = comparison._Costs(tmp_path / "costs.json")
+    costs.add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)})
+    costs = comparison._Costs(tmp_path / "costs.json")
+    loading, scoring = Cost(0.5, 800.0), Cost(1.0, 9.0)
+    known, unknown = (
+        costs.of(Judged({}, {}, loading, scoring, made))
+        for made in (("sae", "guides"), ("sae", "elsewhere"))
+    )
+    assert (known.seconds, known.mebibytes) == (32.5, 800.0)
+    assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
+    row = {"making_seconds": unknown.seconds, "making_mib": unknown.mebibytes}
+    assert comparison._cost(row, "making") == "–"
+    (tmp_path / "costs.json").write_text("{")
+    assert np.isnan(
+        comparison._Costs(tmp_path / "costs.json")
+        .of(Judged({}, {}, loading, scoring, ("sae",)))
+        .seconds
+    )
+
+
+def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(_dataset: object) -> None:
+        raise UnsuitableError("no train split")
+
+    monkeypatch.setattr(contestants, "_require_images", none)
+    category = np.array(["bolt"] * 3)
+    one_product = SimpleNamespace(array=lambda _name: category, path="x.zarr", synthetic={})
+    names = ("left", "right", "third")
+    datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
+    ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
+    session = session_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
+    monkeypatch.setattr(
+        "spg_pipe.study.baselines.mutual.transductive", lambda _store: "transductive"
+    )
+    stores: Any = dict.fromkeys(names, one_product)
+    found = list(contestants.contestants(session, session, stores, 4))
+    times = Counter(one.method for one in found)
+    assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
+    assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
+    assert len({one.name for one in found}) == len(found)
+
+
+def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("left", "right")):
+        write_mvtec(tmp_path / name, ("bottle",), seed=number)
+        for train in (tmp_path / name).glob("*/train"):
+            shutil.rmtree(train)
+    params = parse_params(RECIPE | {"seeds": [1]}, "test")
+    session = Session(params, Console(1), "cpu")
+    for name in ("left", "right"):
+        pipeline.extract(session, session.params.dataset(name))
+    found = rows_of(study.compare(session))
+    assert set(found) == {*ZERO_SHOT, "mutual scoring"}
+    assert "No few-shot methods on right" in capsys.readouterr().err
+
+
+def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("left", "right")):
+        write_mvtec(tmp_path / name, seed=number)
+    session = Session(parse_params(RECIPE | {"seeds": [1]}, "test"), Console(1), "cpu")
+    for name in ("left", "right"):
+        pipeline.extract(session, session.params.dataset(name))
+    rows = rows_of(study.compare(session, normals=2))
+    few_shot = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+    assert set(rows) == {*ZERO_SHOT, *few_shot}
+    for name in few_shot:
+        assert "few-shot: 2 normal images of each category" in rows[name]["sees"]
+    assert "one product at a time" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Who takes part with a recipe's changes, in a folder with both stores, 2 normal images."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("left", "right")):
+        write_mvtec(tmp_path / name, seed=number)
+
+    def contestants_of(**changes: Any) -> list[Any]:
+        session = replace(session_of(**changes), console=Console(1))
+        for name in ("left", "right"):
+            pipeline.extract(session, session.params.dataset(name), replace=True)
+        stores = {name: find_store(session, find_dataset(session.params, name)) for name in STORES}
+        return list(contestants.contestants(session, session, stores, 2))
+
+    return contestants_of
+
+
+STORES = ("left", "right")
+FEW_SHOT = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+
+
+def few_shot_of(entries: list[Any]) -> list[Any]:
+    return [entry for entry in entries if entry.method in FEW_SHOT]
+
+
+def test_targets_images_that_few_shot_methods_have_seen_are_named(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = few_shot_of(listed())
+    assert {entry.method for entry in found} == FEW_SHOT
+    assert "among the normal ones" not in capsys.readouterr().err
+    datasets = [dict(one) for one in RECIPE["datasets"]]
+    datasets[1]["split"] = "all"
+    assert len(few_shot_of(listed(datasets=datasets))) == len(found)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: 4 of the 12 images are among the normal ones (bottle/train/good/000.png, " in said
+    assert "metrics of few-shot methods on right are too good" in said
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for category in ("bottle", "screw"):
+        good = Path("right") / category / "train" / "good"
+        shutil.copy(good / "000.png", good / "001.png")
+    assert not few_shot_of(listed())
+    assert "all copies of each other" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
+    listed: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = features.load_backbone
+
+    def load_backbone(session: Session) -> Any:
+        loaded.append(session.params.backbone.alias)
+        return load(session)
+
+    monkeypatch.setattr(contestants, "load_backbone", load_backbone)
+    ways = [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}]
+    both = {"auxiliaries": ["left", "right"], "directions": ways}
+    assert {entry.targets for entry in few_shot_of(listed(**both))} == {("left",), ("right",)}
+    assert len(loaded) == 1  # two targets of two categories each
+
+    def missing(_session: Session) -> None:
+        raise SpgError("no weights")
+
+    monkeypatch.setattr(contestants, "load_backbone", missing)
+    with pytest.raises(SpgError, match="no weights"):
+        listed()
+    for train in Path("right").glob("*/train"):
+        shutil.rmtree(train)
+    assert not few_shot_of(listed())  # none is needed to say that the split is not there
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"directions": []}, "no directions"),
+        ({"guides": {"kind": "trained"}}, "found trained and additive"),
+        ({"score": {"rule": "published"}}, "found contrast and published"),
+        ({"metrics": {"resolution": "original"}}, "metrics.resolution=model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpgError, match=message):
+        study.compare(session_of(**changes))

@@ -1,0 +1,208 @@
+"""`spg-pipe sweep`: every combination of settings, one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.helpers import spg
+from layouts import write_mvtec, write_visa
+from pipeline.test_find import RECIPE
+
+from spg_pipe import pipeline, study
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.run import Session
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.study import sweeps as module
+
+SWEEP = {"sae.k": [2, 4], "guides.top_k": [None, 8], "score.image_score": ["max", "cls"]}
+
+
+PUBLISHED: dict[str, Any] = {
+    **RECIPE,
+    "guides": {**RECIPE["guides"], "kind": "trained"},
+    "score": {"rule": "published"},
+}
+
+
+def session_of(recipe: dict[str, Any]) -> Session:
+    return Session(parse_params(PUBLISHED | recipe, "test"), Console(0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    write_mvtec(root / "left")
+    write_visa(root / "right", seed=1)
+    return root
+
+
+def test_a_sweep_equals_its_settings_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    result = study.sweep(session_of({"sweep": SWEEP, "seeds": [1, 2]}))
+    found = {tuple(row[place] for place in SWEEP): row for row in result.rows}
+    assert len(found) == len(result.rows) == 8
+    one = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**PUBLISHED["guides"], "top_k": 8}}
+    alone = session_of(
+        {
+            **one,
+            "score": {"rule": "published", "image_score": "cls"},
+            "name": "alone",
+            "seeds": [1, 2],
+        }
+    )
+    pipeline.train_saes([alone], "left", [1, 2])
+    pipeline.train_guides_together([alone], "left", [1, 2])
+    pipeline.score(alone, "right")
+    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(alone, "right")]
+    row = found[2, 8, "cls"]
+    for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
+        assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
+    assert "2, 8, cls" in result.table
+    assert result.path.read_text().startswith("sae.k,guides.top_k,score.image_score,")
+
+
+def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"sweep": {"sae.k": [2, 4], "score.image_score": ["max", "cls"]}, "seeds": [1]}
+    first = study.sweep(session_of(recipe))
+
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("made again")
+
+    for name in ("extract", "train_saes", "train_guides_together", "score"):
+        monkeypatch.setattr(module, name, never)
+    assert study.sweep(session_of(recipe)).table == first.table
+
+
+def test_a_sweep_makes_damaged_scores_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]}
+    first = study.sweep(session_of(recipe))
+    for place in Path("artifacts/scores/mended").iterdir():
+        chunk = next(place.glob("maps.zarr/*/c/0/0/0"))
+        chunk.write_bytes(chunk.read_bytes()[:50])
+    assert study.sweep(session_of(recipe)).table == first.table
+
+
+def test_all_saes_of_a_sweep_are_trained_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    together: list[int] = []
+    true = module.train_saes
+    monkeypatch.setattr(
+        module, "train_saes", lambda s, *a: (together.append(len(s)), true(s, *a))[1]
+    )
+    recipe = {"name": "grid", "sweep": {"sae.k": [1, 2], "sae.dict_size": [16, 24]}, "seeds": [7]}
+    study.sweep(session_of(recipe))
+    assert together == [4]
+
+
+ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
+
+
+def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -> None:
+    recipe = RECIPE | {"sweep": ABLATION}
+    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
+    assert session.params.decision.image.cls == 1.0
+    found = module.settings_of(session, one_at_a_time=True)
+    assert [one.name for one in found] == [
+        "the recipe as it is",
+        "decision.image.cls = 0.0",
+        "decision.map.guides = 0.0",
+        "sae.k = 2",
+    ]
+    assert found[0].session is session
+    for one in found[1:]:
+        ((place, value),) = one.values.items()
+        content = session.params.model_dump(mode="json")
+        *sections, key = place.split(".")
+        target = content
+        for name in sections:
+            target = target[name]
+        assert target[key] != value
+        target[key] = value
+        assert one.session.params == parse_params(content, "test")
+
+
+def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = RECIPE | {"name": "ablated", "seeds": [1], "sweep": ABLATION}
+    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
+    rows = {row["setting"]: row for row in study.sweep(session, one_at_a_time=True).rows}
+    assert len(rows) == 4
+    pipeline.score(session, "right")
+    table = pipeline.read_metrics(pipeline.evaluate(session, "right")[0])
+    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table[-1]["pixel_ap"])
+    assert len({row["pixel_auroc"] for row in rows.values()}) > 1
+    assert not any("sae.k" in row for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("sweep", "fault"),
+    [
+        ({}, "no `sweep:` section"),
+        ({"seeds": [1, 2]}, "expected one of backbone"),
+        ({"sae": [3]}, "a whole section needs values"),
+        ({"sae.kk": [3]}, "sae.kk: unknown parameter; did you mean 'k'"),
+        ({"sae.k": [64]}, "k = 64 is larger than dict_size"),
+        ({"sae": [{"k": 8}], "sae.k": [4]}, "sae and sae.k both set it"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_says_why(sweep: dict[str, Any], fault: str) -> None:
+    with pytest.raises(SpgError, match=fault):
+        module.settings_of(session_of({"sweep": sweep}))
+
+
+def test_whole_sections_may_vary() -> None:
+    aliases = ["dinov3", "openclip"]
+    settings = module.settings_of(
+        session_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}})
+    )
+    assert [one.session.params.backbone.alias for one in settings] == aliases
+
+
+def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Path) -> None:
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    done = spg(
+        "sweep", "--params", "recipe.json", "--set", "sweep={sae.k: [2, 4]}", "--json", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["sae.k"] for row in json.loads(done.stdout)["rows"]] == [2, 4]
+    again = spg(
+        "sweep", "--params", "recipe.json", "--set", "sweep.sae.k=[2, 4]", "--json", cwd=folder
+    )
+    assert again.stdout == done.stdout
+    alone = spg(
+        "sweep",
+        "--one-at-a-time",
+        "--params",
+        "recipe.json",
+        "--set",
+        "sweep.sae.k=[2]",
+        cwd=folder,
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert "the recipe as it is" in alone.stdout
+    assert "sae.k = 2" in alone.stdout
+    bare = spg("sweep", "--params", "recipe.json", "--set", "sweep.sae.k=2", cwd=folder)
+    assert "sweep.sae.k: expected a list, for instance [2]; found 2" in bare.stderr
+
+
+def test_both_metric_protocols_fit_in_one_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {"name": "both", "sweep": {"metrics.protocol": ["exact", "spg", "spg"]}, "seeds": [1]}
+    table = study.sweep(session_of(recipe)).table
+    assert "metrics protocol exact and spg" in " ".join(table.split())
+    assert "AUPRO@0.3" in table
+    assert sum(line.startswith("spg ") for line in table.splitlines()) == 1

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.raw import RawTokens
+from spg_pipe.store.format import StoreSpec, large_arrays, small_arrays
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.schema import StoreSpec, array_names
-from spg_pipe.store.shards import SMALL_ARRAYS
+from spg_pipe.store.tokens import RawTokens
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -86,12 +85,7 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
         name: (array.metadata.dimension_names, lazy[name] if name in lazy else array[...])
         for name, array in arrays.items()
     }
-    return xr.Dataset(variables, attrs=store.attributes)
-
-
-def _names(spec: StoreSpec) -> list[str]:
-    of_layers = [f"{kind}_{name}" for name in spec.layers for kind in ("mean", "std", "checksum")]
-    return [*array_names(spec), *of_layers, *SMALL_ARRAYS]
+    return xr.Dataset(variables, attrs=store.spec.attributes())
 
 
 def _dask_arrays(

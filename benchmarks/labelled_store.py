@@ -63,7 +63,7 @@ def labelled_store(
             _save(mask, folder / "raw" / "part" / "ground_truth" / kind / f"{number:04d}_mask.png")
         _save(grey, folder / "raw" / "part" / kind / f"{number:04d}.png")
     manifest = build_manifest("random", "folder", folder / "raw", split="all")
-    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr", batch_images=8)
+    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr")
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

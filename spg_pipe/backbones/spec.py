@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
@@ -85,6 +85,10 @@ class BackboneSpec(Record):
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
+
+    def content(self) -> dict[str, Any]:
+        """Plain JSON values; without tiles there is no word of them."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @property
     def untiled(self) -> BackboneSpec:

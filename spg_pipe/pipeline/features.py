@@ -80,13 +80,13 @@ def load_backbone(session: Session) -> "Backbone":
 
 
 def tiled_as(session: Session, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
-    """The backbone on images of these sides in tiles, as the recipe's overlap says."""
+    """The backbone on images of these sides in tiles."""
     from spg_pipe.backbones.tiling import tiled
-    from spg_pipe.store.extract import views_at_once
+    from spg_pipe.store.extract import inputs_at_once
 
     params, device = session.params.extract, choose_device(session.device)
-    at_once = views_at_once(backbone.spec, params.batch_images, device)
-    return tiled(backbone, sides, overlap=params.tile_overlap, at_once=at_once)
+    at_once = inputs_at_once(backbone.spec, params.batch_images, device)
+    return tiled(backbone, sides, at_once=at_once)
 
 
 def extract(
@@ -130,6 +130,7 @@ def extract(
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.datasets.skipped import skipped_note
+    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.extract import extract as run
     from spg_pipe.store.masks import mask_notes
     from spg_pipe.store.reader import selection_note
@@ -162,10 +163,11 @@ def extract(
             manifest,
             backbone,
             place,
-            batch_images=params.extract.batch_images,
-            shard_images=params.extract.shard_images,
-            dtype=params.extract.dtype,
-            compressor=params.extract.compressor,
+            Extraction(
+                batch_images=params.extract.batch_images,
+                dtype=params.extract.dtype,
+                compressor=params.extract.compressor,
+            ),
             replace=replace,
             workers=cpu_workers(session.workers),
             device=choose_device(session.device),
@@ -215,7 +217,7 @@ def _place_of_store(
     own = dataset in session.params.datasets and not manifest.selection and own_tiles
     return session.place(
         session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
-        backbone.spec.to_dict(),
+        backbone.spec.content(),
         session.params.extract.model_dump(exclude={"skip_bad"}),
         manifest.fingerprint(),
         dict(manifest.selection),

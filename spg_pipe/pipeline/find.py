@@ -226,7 +226,7 @@ def _store_fits(
 ) -> bool:
     """Whether a store has what the recipe asks for."""
     from spg_pipe.datasets.layouts.catalogue import honours_exif
-    from spg_pipe.store.schema import read_attributes
+    from spg_pipe.store.format import read_attributes
 
     found = read_attributes(path)
     exif_of_own_images = protocol(session.params.method.protocol).exif_of_own_images
@@ -262,7 +262,7 @@ def backbone_fits(backbone: dict[str, Any], params: Params) -> bool:
     Parameters
     ----------
     backbone : dict
-        `BackboneSpec.to_dict()` of a store, an SAE, a detector or scores.
+        `BackboneSpec.content()` of a store, an SAE, a detector or scores.
     """
     from spg_pipe.backbones.load import resolve
     from spg_pipe.backbones.names import find_alias
@@ -290,7 +290,7 @@ def _tiles_fit(tiles: dict[str, Any] | None, wanted: ExtractParams, dataset: str
     sides = sorted(wanted.tiles.get(dataset, ()))
     if not tiles or not sides:
         return not tiles and not sides
-    return bool(tiles.get("sides") == sides and tiles.get("overlap") == wanted.tile_overlap)
+    return bool(tiles.get("sides") == sides)
 
 
 def _protocol_fits(backbone: dict[str, Any], params: Params) -> bool:
@@ -334,8 +334,8 @@ def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
     SpgError
         If it is not under artifacts/features.
     """
+    from spg_pipe.store.format import read_attributes
     from spg_pipe.store.reader import FeatureStore
-    from spg_pipe.store.schema import read_attributes
 
     folder = session.params.artifacts / "features"
     for path in sorted(folder.glob("**/*.zarr")):

@@ -36,7 +36,7 @@ from spg_pipe.predict.normals import bank_of_images, normal_images
 from spg_pipe.predict.prediction import HEADER, Prediction, as_csv, as_row
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import BankParams, ScoreParams
-from spg_pipe.store.extract import views_at_once
+from spg_pipe.store.extract import inputs_at_once
 
 Progress = Callable[[int, int], None]
 
@@ -149,7 +149,7 @@ def predict(
     params = score or detector.score
     additive = params.rule == "additive" or bank is not None
     shown = bank.shown if bank else shown_range(log_odds=additive)
-    batch_images = max(1, batch_images // backbone.spec.views)
+    batch_images = max(1, batch_images // backbone.spec.inputs_per_image)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
@@ -259,7 +259,7 @@ def predict_folder(
         device=chosen,
     )
     if tiles:
-        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, 4, chosen))
+        backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, 4, chosen))
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")

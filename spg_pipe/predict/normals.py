@@ -98,6 +98,6 @@ def bank_of_images(
         detector.score.sigma,
         params,
         device=device,
-        batch=max(1, batch_images // spec.views),
+        batch=max(1, batch_images // spec.inputs_per_image),
         progress=progress,
     )

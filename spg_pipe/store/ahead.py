@@ -9,9 +9,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def in_order(
-    pool: Executor, work: Callable[[J], R], jobs: Sequence[J], ahead: int
-) -> Iterator[R]:
+def in_order(pool: Executor, work: Callable[[J], R], jobs: Sequence[J], ahead: int) -> Iterator[R]:
     """Results in the order of the jobs, at most `ahead` of them waiting or under way.
 
     What `work` raises is raised here.

@@ -49,7 +49,7 @@ def extract(
     manifest: Manifest,
     backbone: Backbone,
     path: Path,
-    how: Extraction = Extraction(),  # noqa: B008 - frozen
+    how: Extraction = Extraction(),
     *,
     replace: bool = False,
     workers: int = 2,

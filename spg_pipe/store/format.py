@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -12,7 +12,7 @@ from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.skipped import Skipped
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
@@ -46,12 +46,13 @@ class StoreSpec(Record):
     """The attributes of a store: what determines its content, then what is said beside it."""
 
     BESIDE: ClassVar[frozenset[str]] = frozenset(
-        "fingerprint licences notes skipped selection sources layout versions complete".split()
+        {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
+        | {"versions", "complete"}
     )
     LABELS: ClassVar[frozenset[str]] = frozenset({"alias", "weights", "licence"})
     """Of the backbone: words for what the model's name and the weights' hash say exactly."""
 
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, alias="schema")
+    schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: str
     split: str
     manifest: str
@@ -73,7 +74,7 @@ class StoreSpec(Record):
     """What a person should know of the images."""
     skipped: tuple[Annotated[Skipped, AfterValidator(_inside)], ...]
     """Images that were left out because they could not be used."""
-    selection: dict[str, int | list[str]]
+    selection: dict[str, object]
     """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
     sources: dict[str, str]
     """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""

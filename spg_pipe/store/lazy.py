@@ -49,9 +49,7 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
         `chunk_images` is not positive.
     """
-    store = FeatureStore(path)
-    group = store.files.group()
-    arrays = {name: group[name] for name in _names(store.spec)}
+    store, arrays = _opened(path)
     return _dask_arrays(store, arrays, chunk_images)
 
 
@@ -76,16 +74,21 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     """
     import xarray as xr
 
-    store = FeatureStore(path)
-    group = store.files.group()
-    arrays = {name: group[name] for name in _names(store.spec)}
-    large = array_names(store.spec)
-    lazy = _dask_arrays(store, {name: arrays[name] for name in large}, chunk_images)
+    store, arrays = _opened(path)
+    large = {name: arrays[name] for name in large_arrays(store.spec)}
+    lazy = _dask_arrays(store, large, chunk_images)
     variables = {
         name: (array.metadata.dimension_names, lazy[name] if name in lazy else array[...])
         for name, array in arrays.items()
     }
     return xr.Dataset(variables, attrs=store.spec.attributes())
+
+
+def _opened(path: Path | str) -> tuple[FeatureStore, dict[str, Any]]:
+    store = FeatureStore(path)
+    group = store.files.group()
+    names = [*large_arrays(store.spec), *small_arrays(store.spec)]
+    return store, {name: group[name] for name in names}
 
 
 def _dask_arrays(
@@ -97,7 +100,7 @@ def _dask_arrays(
     if chunk_images is not None and chunk_images < 1:
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
     images = _image_chunks(store.spec, chunk_images)
-    large = set(array_names(store.spec))
+    large = large_arrays(store.spec)
     raw = {f"tokens_{layer}": layer for layer in store.layers} if store.raw else {}
     found = {}
     for name, array in arrays.items():

@@ -21,7 +21,7 @@ from spg_pipe.store.format import (
     encode_mask,
     is_damaged_store,
 )
-from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
+from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import PlainTokens, RawTokens, TokenReader, Unchanged
 
 if TYPE_CHECKING:

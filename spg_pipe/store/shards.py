@@ -119,9 +119,7 @@ def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -
     for part in parts:
         checksum = google_crc32c.extend(checksum, bytes(part))
     size = sum(len(part) for part in parts)
-    return ShardEntry(
-        name=name, bytes=size, crc32c=int(checksum), images=(rows.start, rows.stop)
-    )
+    return ShardEntry(name=name, bytes=size, crc32c=int(checksum), images=(rows.start, rows.stop))
 
 
 def file_entry(root: Path, name: str, rows: range) -> ShardEntry:

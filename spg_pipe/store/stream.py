@@ -88,7 +88,7 @@ def ordered_batches(
     Of tiled images B is smaller, so that a batch takes the memory of `batch_images` others.
     """
     store = next(iter(sources.values())).store
-    size = max(1, batch_images // store.spec.backbone.views)
+    size = max(1, batch_images // store.spec.backbone.inputs_per_image)
     yield from _with_cls(sources, _slices(np.arange(len(store)), size))
 
 

@@ -145,9 +145,7 @@ class RawTokens:
                     raise self._fault(shard, f"cannot be read ({error})") from error
                 if got == 0:
                     end, expected = offset + done, offset + len(view)
-                    raise self._fault(
-                        shard, f"ends at byte {end}, expected at least {expected}"
-                    )
+                    raise self._fault(shard, f"ends at byte {end}, expected at least {expected}")
                 done += got
 
     def _fault(self, shard: int, what: str) -> SpgError:

@@ -5,14 +5,13 @@ import shutil
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from spg_pipe.artefacts.files import write_json
-from spg_pipe.datasets.layouts.listing import listed
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, listed
 from spg_pipe.store.format import (
     DAMAGED_METADATA,
     SHARD_INDEX,
@@ -41,10 +40,24 @@ from spg_pipe.store.shards import (
 )
 from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
 should know. They are no part of the fingerprint, so damaged files may come and go without new
 tokens."""
+
+
+def writer_lock(path: Path) -> "FileLock":
+    """The operating system's lock on a store's place: `.<store>.lock` beside it.
+
+    It ends with its process, however that dies. The empty file stays: removing a locked file would
+    let two processes lock two files of the same name.
+    """
+    from filelock import FileLock
+
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 class StoreWriter:
@@ -74,15 +87,11 @@ class StoreWriter:
     def __init__(
         self, path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool = False
     ) -> None:
-        from filelock import FileLock
-
         self.path, self.spec, self.manifest = path, spec, manifest
         self._replace = replace
         self._entries: list[ShardEntry] = []
         self._stats = {name: LayerStatistics() for name in spec.layers}
-        # It ends with its process. The empty file stays: removing a locked file would let two
-        # processes lock two files of the same name.
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock = writer_lock(path)
 
     def __enter__(self) -> Self:
         self.up_to_date = self._is_up_to_date()

@@ -91,7 +91,7 @@ def test_a_part_is_no_ones_whole_dataset(
     part = extract(session, backbone, **options)
     assert part != session.paths.store("left")
     held = FeatureStore(part)
-    assert ", ".join(held.attributes["notes"][-len(options) :]) == note
+    assert ", ".join(held.spec.notes[-len(options) :]) == note
     for _ in range(2):  # with the folder here, and without it
         with pytest.raises(SpgError, match="no finished feature store"):
             find_store(session, left(session))

@@ -111,9 +111,9 @@ def _drawn(weights: np.ndarray, normal: np.ndarray, anomalous: np.ndarray) -> li
     counts = np.zeros((2, len(weights), normal.shape[1]))
     for start in range(0, len(normal), _IMAGES_A_PRODUCT):
         part = slice(start, start + _IMAGES_A_PRODUCT)
-        for total, histograms in zip(counts, (normal, anomalous), strict=True):
-            # Whole numbers below 2^53 stay exact, and only products of floats are fast.
-            total += weights[:, part] @ histograms[part].astype(float)
+        # Whole numbers below 2^53 stay exact, and only products of floats are fast.
+        counts[0] += weights[:, part] @ normal[part].astype(float)
+        counts[1] += weights[:, part] @ anomalous[part].astype(float)
     descending = counts[:, :, ::-1].astype(np.int64)
     unused = np.empty(0)  # no metric here looks at scores or regions
-    return [Groups(unused, *pair, unused) for pair in zip(*descending, strict=True)]
+    return [Groups(unused, *pair, overlap=unused) for pair in zip(*descending, strict=True)]

@@ -66,7 +66,9 @@ def main() -> None:
             context = run["context"]
             run["sae_epochs"] = sae_epochs(Path(folder), path, context)
             recipe = path.parent.name
-            groups[recipe, context["backbone"], context["auxiliary"], context["dataset"]].append(run)
+            groups[recipe, context["backbone"], context["auxiliary"], context["dataset"]].append(
+                run
+            )
     print(HEAD)
     print("|" + "---|" * HEAD.count(" | ") + "---|")
     for key in sorted(groups):

@@ -120,7 +120,9 @@ def measure(root: Path, images: int) -> dict[str, float]:
             pipeline.train_guides_together([session], AUXILIARY, [111])
         (scores,) = pipeline.score(session, "large")
         (metrics,) = pipeline.evaluate(session, "large")
-        found[name] = dict(pipeline.read_metrics(metrics).mean.metrics) | {"step": border_step(scores, images)}
+        found[name] = dict(pipeline.read_metrics(metrics).mean.metrics) | {
+            "step": border_step(scores, images)
+        }
         row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
         found[name] = row
         memory = " | ".join(f"{row[task]:,.0f}" for task in TASKS)

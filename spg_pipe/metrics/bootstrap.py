@@ -116,4 +116,7 @@ def _drawn(weights: np.ndarray, normal: np.ndarray, anomalous: np.ndarray) -> li
         counts[1] += weights[:, part] @ anomalous[part].astype(float)
     descending = counts[:, :, ::-1].astype(np.int64)
     unused = np.empty(0)  # no metric here looks at scores or regions
-    return [Groups(unused, *pair, overlap=unused) for pair in zip(*descending, strict=True)]
+    return [
+        Groups(unused, of_normal, of_anomalous, unused)
+        for of_normal, of_anomalous in zip(*descending, strict=True)
+    ]

@@ -72,6 +72,8 @@ def _print_tables(folder: Path, console: Console) -> None:
             read_metrics(folder / paths.metrics(direction.aux, direction.target, seed))
             for seed in params.seeds
         ]
-        console.result([flat_rows(table) for table in runs], "\n\n".join(tables_of(params, runs)) + "\n")
+        console.result(
+            [flat_rows(table) for table in runs], "\n\n".join(tables_of(params, runs)) + "\n"
+        )
     report = (folder / paths.report / "index.html").resolve()
     console.result({"report": str(report)}, f"Report: {report}")

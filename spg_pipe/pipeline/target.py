@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset

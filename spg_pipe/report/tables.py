@@ -73,7 +73,7 @@ def metrics_table(
     notes = _undefined_notes(table, shown)
     if published is not None:
         figures = {name: published_figure(published, name) for name in shown}
-        cells.append(("published", *(number(figures[name]) for name in shown)))
+        cells.append(("published", *(digits(figures[name]) for name in shown)))
         notes += (f"Published: {published.source}.",)
     heads = ("Category", *(LABELS[name] for name in shown))
     summary = 1 if published is None else 2
@@ -144,7 +144,7 @@ def overview_table(tables: Sequence[tuple[MetricsTable, PublishedFigure | None]]
         line = [way, str(max(table.mean.categories.values()))]
         for name in shown:
             line.append(cell(table.mean, name))
-            line += [number(published_figure(figure, name))] if known else []
+            line += [digits(published_figure(figure, name))] if known else []
         cells.append((*line, cell(table.mean, area)))
         if figure is not None:
             notes.append(f"Published, {way}: {figure.source}.")
@@ -181,10 +181,10 @@ def _seeds(table: MetricsTable) -> str:
 
 def cell(row: MetricsRow, name: str) -> str:
     """A metric as text, with its deviation over seeds where there is one."""
-    return number(row.metrics[name], row.deviations.get(name, math.nan))
+    return digits(row.metrics[name], row.deviations.get(name, math.nan))
 
 
-def number(value: float, deviation: float = math.nan) -> str:
+def digits(value: float, deviation: float = math.nan) -> str:
     """Three digits, "–" for NaN."""
     text = UNDEFINED if math.isnan(value) else f"{value:.3f}"
     return text if math.isnan(deviation) else f"{text} ± {deviation:.3f}"

@@ -20,7 +20,7 @@ from spg_pipe.pipeline.run import Session
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.params import Params, parse_params
-from spg_pipe.report.tables import LABELS, Table, number
+from spg_pipe.report.tables import LABELS, Table, digits
 from spg_pipe.report.text import plain
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _all(rows: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
-    return number(row.get(name, math.nan), row.get(f"{name}_std", math.nan))
+    return digits(row.get(name, math.nan), row.get(f"{name}_std", math.nan))
 
 
 def _table(params: Params, rows: Sequence[dict[str, Any]], axes: Sequence[str]) -> Table:

@@ -31,7 +31,9 @@ def compare_case(case: Case) -> list[Comparison]:
     if case.has_scalar("n_regions_per_image"):
         expected = case.scalar("n_regions_per_image")
         name = "n_regions_per_image"
-        comparisons.append(compare(name, [label_regions(mask)[1] for mask in masks], expected, case.tol(name)))
+        comparisons.append(
+            compare(name, [label_regions(mask)[1] for mask in masks], expected, case.tol(name))
+        )
     return comparisons + _edges(case, masks)
 
 

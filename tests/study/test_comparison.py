@@ -95,7 +95,9 @@ def test_the_recipes_row_is_what_its_own_stages_give(
     monkeypatch.chdir(folder)
     session = session_of()
     pipeline.score(session, "right")
-    tables = [pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(session, "right")]
+    tables = [
+        pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(session, "right")
+    ]
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)

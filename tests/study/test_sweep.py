@@ -59,7 +59,9 @@ def test_a_sweep_equals_its_settings_one_by_one(
     pipeline.train_saes([alone], "left", [1, 2])
     pipeline.train_guides_together([alone], "left", [1, 2])
     pipeline.score(alone, "right")
-    tables = [pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")]
+    tables = [
+        pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")
+    ]
     row = found[2, 8, "cls"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
         assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)

@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 
 from spg_pipe.errors import SpgError
 
-_LIBRARIES = ("faiss", "fsspec", "pandas", "psutil", "pyarrow.parquet", "pydantic", "scipy.ndimage")
-_LIBRARIES += ("scipy.stats", "sklearn.covariance", "sklearn.linear_model", "torch", "zarr")
+_LIBRARIES = (
+    *("faiss", "fsspec", "pandas", "psutil", "pyarrow.parquet", "pydantic", "scipy.ndimage"),
+    *("scipy.stats", "sklearn.covariance", "sklearn.linear_model", "torch", "zarr"),
+)
 """What jobs import, once for all of them where processes can be forked from a common one. None of
 this project: the common process may find another copy of it, in the working folder."""
 _OF_TRAINING = "torch._dynamo"

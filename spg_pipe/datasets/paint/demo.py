@@ -1,20 +1,26 @@
-"""Writing a demo set to disk, in the layout of MVTec AD or of VisA."""
+"""Built-in demo sets: real photographs, painted defects, exact masks, from a seed.
+
+Two sets that share no photograph and no kind of defect, one in the layout of MVTec AD and one in
+that of VisA. Both are generated from photographs in scikit-image's wheel, so that the whole
+pipeline runs without a download. They show that everything works; they say little about how well
+a detector does on real defects.
+"""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.datasets.paint.demo.catalogue import DEMO_SETS, DemoSet
+from spg_pipe.artefacts.digests import file_digests
+from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
+from spg_pipe.datasets.paint.folders import is_made
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
-    from spg_pipe.datasets.paint.demo.samples import Sample
+    from spg_pipe.datasets.paint.demo_images import Sample
 
 DEMO_VERSION = 1
 """Raised whenever the same seed gives other images."""
@@ -23,12 +29,23 @@ _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _PNG = {"format": "PNG", "compress_level": 1}
 
 
+class DemoRecord(Record):
+    """demo.json: what the folder holds."""
+
+    name: str
+    version: int
+    seed: int
+    licence: str
+    files: dict[str, str]
+    """Path → SHA-256 of every other file."""
+
+
 def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
     """Generate a built-in demo set.
 
-    The set is written beside `root` and renamed, so that `root` never holds half of one. A root
-    that already holds this set (same version, same seed, all files unchanged) is left alone; one
-    that holds another version or seed, or a damaged copy, is replaced.
+    The set appears as a whole. A root that already holds this set (same version, same seed, all
+    files unchanged) is left alone; one that holds another version or seed, or a damaged copy, is
+    replaced.
 
     Parameters
     ----------
@@ -45,91 +62,38 @@ def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
         The name is unknown, the seed negative, or the root holds something else.
     """
     if name not in DEMO_SETS:
-        raise SpgError(f"There is no demo set {name!r}: the built-in ones are {_names()}.")
+        known = ", ".join(sorted(DEMO_SETS))
+        raise SpgError(f"There is no demo set {name!r}: the built-in ones are {known}.")
     if seed < 0:
         raise SpgError(f"The demo set's seed is {seed}; it must be 0 or more.")
-    demo, root = DEMO_SETS[name], Path(root)
-    existing = _existing(demo, root)
-    if existing == _record(demo, seed, root):
+    demo, root = DEMO_SETS[name], Path(root).resolve()  # a link to a folder stays one
+    head = DemoRecord(name=name, version=DEMO_VERSION, seed=seed, licence=demo.licence, files={})
+    what = f"demo set {name}"
+
+    def recorded() -> tuple[bool, dict[str, str]]:
+        record = read_record(root / RECORD, DemoRecord, what, "spg-pipe demo")
+        if record.name != name:
+            raise SpgError(f"{root} holds the demo set {record.name}.")
+        return record.model_copy(update={"files": {}}) == head, record.files
+
+    if is_made(root, what, RECORD, recorded):
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = root.with_name(f".{root.name}.part-{os.getpid()}")
-    try:
-        _write(demo, part, seed)
-        _replace(root, part)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with fresh_folder(root) as folder:
+        _write_images(demo, folder, seed)
+        (folder / "LICENSE.txt").write_text(_licence_text(demo), encoding="utf-8")
+        files = file_digests(folder, ".")
+        write_record(folder / RECORD, head.model_copy(update={"files": files}))
 
 
-def _names() -> str:
-    return ", ".join(sorted(DEMO_SETS))
+def _write_images(demo: DemoSet, root: Path, seed: int) -> None:
+    from spg_pipe.datasets.paint.demo_images import samples
 
-
-def _existing(demo: DemoSet, root: Path) -> dict[str, object] | None:
-    """The record of the demo set in `root`; None where there is nothing.
-
-    Raises
-    ------
-    SpgError
-        There is something else in `root`.
-    """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    advice = "Name another folder, or move it away first."
-    if not root.is_dir():
-        raise SpgError(f"{root} is a file; the demo set {demo.name} needs a folder. {advice}")
-    try:
-        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
-        known = record["name"] == demo.name and isinstance(record["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise SpgError(
-            f"{root} is not empty and does not hold the demo set {demo.name} (no {RECORD} that "
-            f"says so): it is left alone. {advice}"
-        )
-    if foreign := sorted(set(_files(root)) - set(record["files"])):
-        raise SpgError(
-            f"{root} holds files that are not part of the demo set, {foreign[0]} for one: they "
-            f"would be lost. {advice}"
-        )
-    return dict(record)
-
-
-def _files(root: Path) -> list[str]:
-    """All files but the record, relative to the root, in order."""
-    found = (p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir())
-    return sorted(path for path in found if path != RECORD)
-
-
-def _record(demo: DemoSet, seed: int, root: Path) -> dict[str, object]:
-    """What demo.json says of the files that are in `root` now."""
-    digests = {p: hashlib.sha256((root / p).read_bytes()).hexdigest() for p in _files(root)}
-    return {
-        "name": demo.name,
-        "version": DEMO_VERSION,
-        "seed": seed,
-        "licence": demo.licence,
-        "files": digests,
-    }
-
-
-def _write(demo: DemoSet, root: Path, seed: int) -> None:
-    from spg_pipe.datasets.paint.demo.samples import samples
-
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
-    rows = []
-    for sample in samples(demo, seed):
-        if demo.layout == "mvtec":
+    if demo.layout == "mvtec":
+        for sample in samples(demo, seed):
             _write_mvtec(sample, root)
-        else:
-            rows.append(_write_visa(demo, sample, root))
-    if rows:
+    else:
+        rows = [_write_visa(demo, sample, root) for sample in samples(demo, seed)]
         _write_split(root / "split_csv" / "1cls.csv", rows)
-    (root / "LICENSE.txt").write_text(_licence_text(demo), encoding="utf-8")
-    record = _record(demo, seed, root)
-    (root / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _licence_text(demo: DemoSet) -> str:
@@ -179,14 +143,3 @@ def _write_split(path: Path, rows: list[tuple[str, ...]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("object", "split", "label", "image", "mask"))
         writer.writerows(rows)
-
-
-def _replace(root: Path, part: Path) -> None:
-    """Put the finished folder in the place of what `_existing` allowed to be there."""
-    if root.exists():
-        old = root.with_name(f".{root.name}.old-{os.getpid()}")
-        root.rename(old)
-        part.rename(root)
-        shutil.rmtree(old)
-    else:
-        part.rename(root)

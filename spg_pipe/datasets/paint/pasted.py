@@ -1,8 +1,9 @@
 """Defects of `synthesise`: foreign texture, with the mask of what has visibly changed.
 
-Perlin-textured spots (as in DRAEM), pasted pieces (as in CutPaste and NSA) and scars. Painters work in a window of the image and in units of the image's own range of values, so that a
-12-bit image in a 16-bit file gets defects of its own contrast. Sizes are shares of the shorter
-side: images of any size become S×S before a backbone sees them.
+Perlin-textured spots (as in DRAEM), pasted pieces (as in CutPaste and NSA) and scars. Painters work
+in a window of the image and in units of the image's own range of values, so that a 12-bit image in
+a 16-bit file gets defects of its own contrast. Sizes are shares of the shorter side: images of any
+size become S×S before a backbone sees them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector

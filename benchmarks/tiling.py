@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.memory import peak_megabytes
-from spg_pipe.datasets.paint.demo.catalogue import DEMO_SETS
-from spg_pipe.datasets.paint.demo.photographs import read_photograph, view
-from spg_pipe.datasets.paint.demo.samples import paint
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS
+from spg_pipe.datasets.paint.drawn import paint
+from spg_pipe.datasets.paint.photographs import read_photograph, view
 
 AUXILIARY, TARGET = "demo-visa", "demo-mvtec"
 ALIAS, VIEW, LAYERS = "efficientnet-lite0", 448, ("s16", "s32")

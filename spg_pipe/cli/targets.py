@@ -150,10 +150,11 @@ def predict(
 ) -> None:
     """Score your own images and draw heat maps at their own size."""
     from spg_pipe.pipeline.predict import predict_folder
+    from spg_pipe.predict.normals import NormalFolder
 
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
     alone, settings = bank_alone(normals, bank), bank_params(normals, overrides)
-    content, text = predict_folder(
+    outcome = predict_folder(
         detector,
         source,
         out,
@@ -161,11 +162,9 @@ def predict(
         weights=weights,
         device=device,
         console=console,
-        normals=normals,
-        alone=alone,
-        bank=settings,
+        normals=NormalFolder(normals, settings, alone) if normals else None,
     )
-    console.result(content, text)
+    console.result(outcome.content(), outcome.text())
 
 
 def register(app: typer.Typer) -> None:

@@ -120,7 +120,8 @@ def measure(root: Path, images: int) -> dict[str, float]:
             pipeline.train_guides_together([run], AUXILIARY, [111])
         (scores,) = pipeline.score(run, "large")
         (metrics,) = pipeline.evaluate(run, "large")
-        found[name] = pipeline.read_metrics(metrics)[-1] | {"step": border_step(scores, images)}
+        found[name] = dict(pipeline.read_metrics(metrics).mean.metrics)
+        found[name]["step"] = border_step(scores, images)
         row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
         found[name] = row
         memory = " | ".join(f"{row[task]:,.0f}" for task in TASKS)

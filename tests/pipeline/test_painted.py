@@ -126,9 +126,9 @@ def test_scores_metrics_and_tables_say_so(
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
-    assert {row["sees"] for row in found.rows} == {SEES}
-    assert found.provenance["sees"] == SEES
-    assert SEES in caption(found.rows[-1])
+    assert found.table.context.supervision == SEES
+    assert found.provenance["supervision"] == SEES
+    assert SEES in caption(found.table)
 
 
 def test_few_shot_scores_say_both(

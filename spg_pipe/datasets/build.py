@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from spg_pipe.datasets.contents import Files, look_into
+from spg_pipe.datasets.contents import Row, look_into
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Select
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
 from spg_pipe.datasets.layouts.official import (
     BENCHMARKS,
     check,
@@ -26,15 +25,6 @@ from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 Progress = Callable[[int, int], None]
 
 SPLITS = ("test", "train", "all")
-
-
-class _Part(NamedTuple):
-    """One root of a dataset: all of it, or one set of a union."""
-
-    entries: list[Entry]
-    categories: list[str]
-    notes: list[str]
-    licence: str
 
 
 def build_manifest(
@@ -144,7 +134,7 @@ def _found(
     split: str,
     sets: Sequence[str],
     categories: Sequence[str] | None,
-) -> tuple[list[Entry], list[_Part]]:
+) -> tuple[list[Entry], list[Scan]]:
     """The images that are wanted, in order, and where they were found; names only."""
     if layout not in LAYOUTS:
         raise SpgError(
@@ -186,23 +176,24 @@ def _nearest(unknown: Sequence[str], existing: Sequence[str]) -> str:
     return f" Did you mean {listed(list(dict.fromkeys(close)))}?" if close else ""
 
 
-def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:
+def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> Scan:
     """Scan one root and compare it with the benchmark that it may be."""
     try:
-        entries, found, notes, stated = LAYOUTS[layout].scan(root, split, select)
+        scan = LAYOUTS[layout].scan(root, split, select)
     except OSError as error:
         raise SpgError(
             f"Dataset {name}: {error.filename or root} cannot be read ({error.strerror or error}). "
             f"Check its permissions and whether its disk is there."
         ) from error
-    wanted = [category for category in found if select(category)]
-    benchmark = identify(layout, name, root, found)
-    if benchmark:
-        notes = check(benchmark, found, wanted, entries, split) + notes
-        return _Part(entries, found, notes, f"{benchmark.name}: {benchmark.licence}")
-    notes = not_the_benchmark(layout, name, found) + notes
-    licence = f"{name}: {stated}" if stated else licence_of(name, root, wanted)
-    return _Part(entries, found, notes, licence)
+    existing = scan.categories
+    wanted = [category for category in existing if select(category)]
+    if benchmark := identify(layout, name, root, existing):
+        notes = check(benchmark, existing, wanted, scan.entries, split)
+        licence = f"{benchmark.name}: {benchmark.licence}"
+    else:
+        notes = not_the_benchmark(layout, name, existing)
+        licence = f"{name}: {scan.licence}" if scan.licence else licence_of(name, root, wanted)
+    return scan._replace(notes=notes + scan.notes, licence=licence)
 
 
 def _within(chosen: set[str] | None, part: str) -> Select:
@@ -210,7 +201,7 @@ def _within(chosen: set[str] | None, part: str) -> Select:
     return lambda category: chosen is None or f"{part}/{category}" in chosen
 
 
-def _prefixed(part: str, found: _Part) -> _Part:
+def _prefixed(part: str, found: Scan) -> Scan:
     """A set of a union as a part of it: its name goes in front of everything."""
     entries = [
         replace(
@@ -222,7 +213,7 @@ def _prefixed(part: str, found: _Part) -> _Part:
         for entry in found.entries
     ]
     categories = [f"{part}/{category}" for category in found.categories]
-    return _Part(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
+    return Scan(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
 
 
 def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
@@ -249,20 +240,20 @@ def _order(entry: Entry) -> tuple[str, bool, str, str]:
 
 def _rows(
     root: Path,
-    looked: Iterable[tuple[Entry, Files | Skipped]],
+    looked: Iterable[Row | Skipped],
     total: int,
     skip: Callable[[Skipped], bool],
     progress: Progress | None,
-) -> tuple[list[dict[str, object]], list[Skipped]]:
+) -> tuple[list[Row], list[Skipped]]:
     """Rows of the table and what was left out; one message tells all problems."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     skipped: list[Skipped] = []
     problems: list[Skipped] = []
-    for entry, outcome in looked:
-        if isinstance(outcome, Files):
-            rows.append(_row(entry, outcome))
-        else:
+    for outcome in looked:
+        if isinstance(outcome, Skipped):
             (skipped if skip(outcome) else problems).append(outcome)
+        else:
+            rows.append(outcome)
         if progress:
             progress(len(rows) + len(skipped) + len(problems), total)
     if problems or not rows:
@@ -279,22 +270,6 @@ def _rows(
             f"{lines}{more}\nRepair or remove them{leave}."
         )
     return rows, skipped
-
-
-def _row(entry: Entry, files: Files) -> dict[str, object]:
-    image, mask = files
-    return {
-        "path": entry.path,
-        "mask": entry.mask,
-        "mask_state": int(entry.mask_state),
-        "category": entry.category,
-        "defect": entry.defect,
-        "label": entry.label,
-        "height": image.size[0],
-        "width": image.size[1],
-        "sha256": image.sha256,
-        "mask_sha256": mask.sha256 if mask else "",
-    }
 
 
 def _no_root(name: str, layout: Layout, folder: Path) -> str:

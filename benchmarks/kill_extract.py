@@ -23,6 +23,7 @@ from PIL import Image
 
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets import build_manifest
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 
 IMAGES, SIDE = 60, 96
@@ -41,7 +42,9 @@ def write_pictures(folder: Path) -> None:
 
 def extract_pictures(folder: Path, store: Path) -> None:
     """Extract them into `store`, in shards of 8 images."""
-    manifest = build_manifest("random", "folder", folder / "raw", split="all")
+    manifest = build_manifest(
+        Dataset(name="random", layout="folder", root=folder / "raw", split="all")
+    )
     backbone = load_backbone("efficientnet-lite0", image_size=SIDE)
     extract(manifest, backbone, store, Extraction(shard_images=8))
 

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Final, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import BackboneSpec
@@ -33,13 +33,6 @@ class LayerShape(Record):
     def patches(self) -> int:
         """N = h·w."""
         return self.grid[0] * self.grid[1]
-
-
-def _inside(skipped: Skipped) -> Skipped:
-    for name in (skipped.path, skipped.mask):
-        if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
-            raise ValueError(f"{name} lies outside the dataset's folder")
-    return skipped
 
 
 class StoreSpec(Record):
@@ -72,7 +65,7 @@ class StoreSpec(Record):
     """Of the data and of the weights."""
     notes: tuple[str, ...]
     """What a person should know of the images."""
-    skipped: tuple[Annotated[Skipped, AfterValidator(_inside)], ...]
+    skipped: tuple[Skipped, ...]
     """Images that were left out because they could not be used."""
     selection: dict[str, object]
     """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""

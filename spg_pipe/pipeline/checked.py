@@ -122,18 +122,20 @@ def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Pa
     NotThereError, DamagedError
         If there are none that fit.
     """
+    from spg_pipe.detector.metrics_file import read_metrics
+
     dataset = find_dataset(run.params, direction.target)
     scores = checked_scores(run, dataset, direction.aux, seed)
     path = run.paths.metrics(direction.aux, dataset, seed)
     command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
     if not path.is_file():
         raise refused(f"There are no metrics of {scores}: {path} does not exist.", command)
-    provenance = read_json(path, "Metrics").get("provenance")
+    provenance = read_metrics(path).provenance
     wanted = {
         "scores": _fingerprint_of(scores),
         "metrics": run.params.metrics.model_dump(mode="json"),
     }
-    faults = differences(wanted, provenance if isinstance(provenance, dict) else {})
+    faults = differences(wanted, provenance)
     if faults:
         raise refused(made_otherwise(path, faults), command)
     return path, scores

@@ -165,14 +165,17 @@ def differences(wanted: Values, held: Values, within: str = "") -> list[str]:
 
 
 def made_otherwise(path: Path, faults: list[str]) -> str:
+    """What messages say of an artefact that does not fit."""
     return f"{path} was made otherwise: {'; '.join(faults)}."
 
 
 def refused(fault: str, command: str) -> NotThereError:
+    """The error of what is not there or does not fit, and the command that mends it."""
     return NotThereError(f"{fault} {advice(command)}", command=command)
 
 
 def advice(command: str) -> str:
+    """What to do first."""
     return f"Run `spg-pipe {command}` with the same options first."
 
 

@@ -1,6 +1,6 @@
 """Zero-shot anomaly detection with sparse-projected guides over a precomputed feature store.
 
-The nouns of the project, imported when first used:
+Its main types and functions, imported when first used:
 
 >>> from spg_pipe import Manifest, FeatureStore, Detector  # doctest: +SKIP
 """

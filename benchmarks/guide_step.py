@@ -20,8 +20,8 @@ from benchmarks.labelled_store import labelled_store
 from benchmarks.reference.guides import LiteralGuides
 from benchmarks.timing import machine, medians
 from spg_pipe.guides.model import initial_codes, unit
-from spg_pipe.guides.train import GuideRun, fit_guides
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.train import GuideRun, fit_guides
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun

@@ -5,7 +5,7 @@ made that way, so that the fit sees what it will meet on new images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from spg_pipe.store.stream import ordered_batches, sources_of
 
 Progress = Callable[[int, int], None]
 
+RIDGE = 1.0
+"""How firmly fitted weights are held to the recipe's proportions (docs/method.md §8)."""
 _LOOSE = 1e-3
-"""Ridge on the common scale of all weights: with `ridge` above 0 they stay finite where the classes
-separate wholly."""
+"""Ridge on the common scale of all weights: they stay finite where the classes separate wholly."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ def fit_decision(
     directions: dict[str, dict[str, Tensor]],
     folds: np.ndarray | None,
     params: DecisionParams,
-    sigma: float,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -96,21 +96,18 @@ def fit_decision(
         Row 0: the final guides'. Row 1 + f: those made without the images of fold f.
     folds : (n,) int, optional
         Each image's fold; without it row 0 judges every image, also those it was made from.
-    sigma : float
-        Blur of the maps, pixels at S×S.
     """
     own = np.zeros((len(store), 2), np.int64)
     if folds is not None:
         own[:, 1] = folds + 1
     seen = look(store, directions, own, device=device, progress=progress)
-    return fit_seen(seen, Labelled.of(store), params, sigma, honest=1)
+    return fit_seen(seen, Labelled.of(store), params, honest=1)
 
 
 def fit_seen(
     seen: dict[str, Seen],
     images: Labelled,
     params: DecisionParams,
-    sigma: float,
     *,
     final: int = 0,
     honest: int = 0,
@@ -132,11 +129,11 @@ def fit_seen(
         layer: _scales(values, final, images.categories, among, rows)
         for layer, values in seen.items()
     }
-    weights = params.map.model_dump()
-    _require_layers(params, seen)
-    start = Decision(weights, scales, {}, 0.0, params.top_share, params.layers)
+    start = Decision(
+        map_weights=params.map, scales=scales, terms={}, bias=0.0, top_share=params.top_share
+    )
     own, others = (
-        image_values(start, seen, which, images.size, sigma, rows) for which in (final, honest)
+        image_values(start, seen, which, images.size, rows) for which in (final, honest)
     )
     asked = {name: weight for name, weight in params.image.model_dump().items() if weight > 0}
     prior = {name: weight for name, weight in asked.items() if name in own}
@@ -155,31 +152,21 @@ def fit_seen(
     if judged.any():
         columns = [(others[name] - means[name].mean) / means[name].deviation for name in prior]
         values = np.stack(columns, axis=1)
-        bias, fitted = fit_weights(values, images.labels[rows], fitted, params.ridge)
+        bias, fitted = fit_weights(values, images.labels[rows], fitted)
     else:
         notes.append(
             "no category has normal and anomalous images: the weights of the image score are the "
             "recipe's, and its zero means nothing"
         )
     terms = {
-        name: Term(float(weight), *means[name]) for name, weight in zip(prior, fitted, strict=True)
+        name: Term(weight=float(weight), mean=means[name].mean, deviation=means[name].deviation)
+        for name, weight in zip(prior, fitted, strict=True)
     }
-    return Fit(replace(start, terms=terms, bias=float(bias)), notes)
-
-
-def _require_layers(params: DecisionParams, seen: dict[str, Seen]) -> None:
-    for layer in params.layers:
-        if layer not in seen:
-            raise SpgError(
-                f"decision.layers names layer {layer}, which the store does not have; it has "
-                f"{', '.join(seen)}."
-            )
-    if not any(params.layers.get(layer, 1.0) for layer in seen):
-        raise SpgError("decision.layers: every layer has the weight 0; nothing would be scored.")
+    return Fit(start.model_copy(update={"terms": terms, "bias": float(bias)}), notes)
 
 
 def fit_weights(
-    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float
+    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float = RIDGE
 ) -> tuple[float, np.ndarray]:
     """Logistic regression whose weights stay near a prior direction and above zero.
 
@@ -324,13 +311,12 @@ def image_values(
     seen: dict[str, Seen],
     which: int,
     size: int,
-    sigma: float,
     rows: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Image components of the images that `rows` (n,) bool names."""
     tops = []
     for part in np.array_split(np.flatnonzero(rows), max(1, rows.sum() // 64)):
-        maps = coarse_maps(grids_of(decision, seen, which, part), size, sigma)
+        maps = coarse_maps(grids_of(decision, seen, which, part), size)
         tops.append(top_mean(maps, decision.top_share))
     chosen = torch.from_numpy(rows)
     own = {
@@ -341,4 +327,4 @@ def image_values(
         )
         for layer, values in seen.items()
     }
-    return {MAP_TOP: np.concatenate(tops)} | decision.image_values(own)
+    return {MAP_TOP: np.concatenate(tops)} | decision.image_values(own.items())

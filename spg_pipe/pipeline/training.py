@@ -16,7 +16,7 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
-    from spg_pipe.guides.train import GuideRun
+    from spg_pipe.guides.trained.train import GuideRun
     from spg_pipe.sae.fits import SaeJob
     from spg_pipe.store.reader import FeatureStore
 
@@ -175,7 +175,7 @@ def train_guides_together(
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.guides.train import GuideRun, training_notes
+    from spg_pipe.guides.trained.train import GuideRun, training_notes
     from spg_pipe.sae.run import SaeRun
 
     features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)

@@ -113,7 +113,7 @@ def make_free(published: Session, aux: str, seeds: Sequence[int]) -> dict[str, C
     """As published on ±axes instead of atoms, all seeds in one pass; costs as `make_detectors`."""
     from spg_pipe.detector.make import Rules
     from spg_pipe.detector.make import train_guides_together as train
-    from spg_pipe.guides.train import GuideRun
+    from spg_pipe.guides.trained.train import GuideRun
     from spg_pipe.study.baselines.free import free_dictionary
 
     store, params = find_store(published, find_dataset(published.params, aux)), published.params

@@ -20,7 +20,7 @@ from spg_pipe.detector.make import Rules, train_guides, train_guides_together
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.train import GuideRun
+from spg_pipe.guides.trained.train import GuideRun
 from spg_pipe.recipe.params import (
     DecisionParams,
     GuideParams,

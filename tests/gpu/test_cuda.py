@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams
 from spg_pipe.sae import ops, sparse_loss
 from spg_pipe.sae.model import SparseAutoencoder

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from benchmarks.reference.guides import dice, focal, literal_losses
 from spg_pipe.guides import model
-from spg_pipe.guides.losses import (
+from spg_pipe.guides.trained.losses import (
     detection_loss,
     segmentation_loss,
     sparsity_loss,
 )
-from spg_pipe.guides.pixels import PixelTarget, Region
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.pixels import PixelTarget, Region
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams
 
 

@@ -13,7 +13,7 @@ from tiny import GUIDES, METHOD, SAE
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.errors import SpgError
 from spg_pipe.guides import train as train_module
-from spg_pipe.guides.train import GuideFit, GuideRun, fit_guides, run_fingerprint
+from spg_pipe.guides.trained.train import GuideFit, GuideRun, fit_guides, run_fingerprint
 from spg_pipe.recipe.params import GuideParams, MethodParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae

@@ -18,8 +18,8 @@ from spg_pipe.guides import progress as progress_module
 from spg_pipe.guides import train as train_module
 from spg_pipe.guides import trainer as trainer_module
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun

@@ -47,10 +47,10 @@ MUTANTS = {
     "blur's kernel": Mutant("guide", "decision/maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
     "blur's border": Mutant("guide", "decision/maps.py", 'mode="reflect"', 'mode="nearest"'),
     "focal smoothing": Mutant(
-        "guide", "guides/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
+        "guide", "guides/trained/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
     ),
     "dice smoothing": Mutant(
-        "guide", "guides/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
+        "guide", "guides/trained/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
     ),
     "aligned corners": Mutant(
         "guide", "guides/model.py", "align_corners=False", "align_corners=True"

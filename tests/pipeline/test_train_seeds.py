@@ -13,7 +13,7 @@ from tiny import files
 from pipeline.test_find import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
-from spg_pipe.guides.progress import Training
+from spg_pipe.guides.trained.progress import Training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import Session
 from spg_pipe.recipe.params import parse_params

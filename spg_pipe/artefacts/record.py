@@ -1,0 +1,169 @@
+"""The JSON of an artefact as a typed record: written once, read once and checked as a whole.
+
+A room describes its artefact's JSON as a `Record` with the literals `kind` and `format`. What was
+written by another version, edited by hand or damaged is refused when it is read, with the file, the
+place in it and the command that makes it again; no code meets a key that may be missing.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
+
+from spg_pipe.artefacts.files import fingerprint, write_text
+from spg_pipe.errors import DamagedError, SpgError
+
+
+def _not_infinite(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("a number or null is expected, not an infinity")
+    return value
+
+
+FigureOrNaN = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    AfterValidator(_not_infinite),
+    PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
+]
+"""A number that may be undefined: NaN in Python, null in JSON."""
+
+
+class Record(BaseModel):
+    """Base of every artefact's JSON: frozen, with no unknown key and no number that is none.
+
+    A record with a field `fingerprint: str = ""` is made whole with `sealed`, and must give that
+    fingerprint when it is read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    BESIDE: ClassVar[frozenset[str]] = frozenset(
+        {"fingerprint", "versions", "tensors_sha256", "files_sha256"}
+    )
+    """Fields that do not determine the content: provenance, and digests of the files beside it."""
+
+    def content(self) -> dict[str, Any]:
+        """What determines the artefact, as JSON has it."""
+        return self.model_dump(mode="json", exclude=set(self.BESIDE))
+
+    def sealed(self) -> Self:
+        """The same record with its fingerprint: SHA-256 of the canonical JSON of `content`."""
+        return self.model_copy(update={"fingerprint": fingerprint(self.content())})
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, atomically. NaN of a `FigureOrNaN` is null."""
+    write_text(path, json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False))
+
+
+def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> AnyRecord:
+    """Read a record that `write_record` wrote.
+
+    Parameters
+    ----------
+    path : Path
+        The JSON file.
+    model : type of Record
+        What it must hold.
+    what, command : str
+        For the errors: the artefact's name in words ("detector"), and the command that makes it
+        (`spg-pipe train-guides`).
+
+    Raises
+    ------
+    SpgError
+        If the file is missing, or is of another kind of artefact.
+    DamagedError
+        If it is not JSON, of another format, has an unknown, missing or wrong value, or does not
+        give its own fingerprint.
+    """
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SpgError(
+            f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
+            f"`{command}`."
+        ) from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise damaged(path, what, f"it is not valid JSON ({error})", command) from error
+    return parse_record(text, path, model, what, command)
+
+
+def parse_record(
+    text: str, path: Path, model: type[AnyRecord], what: str, command: str
+) -> AnyRecord:
+    """A record from JSON that lies within a file, as `read_record` reads a whole one.
+
+    Raises
+    ------
+    SpgError, DamagedError
+        As `read_record`.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise damaged(path, what, f"it is not valid JSON ({error})", command) from error
+    if not isinstance(raw, dict):
+        fault = f"it holds {text.strip()[:40]}, expected an object with keys"
+        raise damaged(path, what, fault, command)
+    _require_version(raw, path, model, what, command)
+    try:
+        record = model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise damaged(path, what, _first_fault(error), command) from error
+    missing = sorted(set(model.model_fields) - record.model_fields_set)
+    if missing:
+        raise damaged(path, what, f"{', '.join(missing)} is missing", command)
+    if "fingerprint" in raw and raw["fingerprint"] != fingerprint(record.content()):
+        fault = "it does not give its fingerprint, so it was changed or damaged"
+        raise damaged(path, what, fault, command)
+    return record
+
+
+def damaged(path: Path, what: str, fault: str, command: str) -> DamagedError:
+    """The error of an artefact's file that is there but is not what was written."""
+    return DamagedError(
+        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
+    )
+
+
+def _require_version(
+    raw: dict[str, Any], path: Path, model: type[Record], what: str, command: str
+) -> None:
+    """Another kind or format explains every other difference, so it is told first."""
+    kind, expected = raw.get("kind"), _literal(model, "kind")
+    if isinstance(kind, str) and expected and kind not in expected:
+        raise SpgError(f"{path} is of a {kind}. Expected: {what}. Name another path.")
+    version, read = raw.get("format"), _literal(model, "format")
+    if version is not None and read and version not in read:
+        fault = f"it has format {version}, and this version of spg-pipe reads format {read[0]}"
+        raise damaged(path, what, fault, command)
+
+
+def _literal(model: type[Record], name: str) -> tuple[Any, ...]:
+    """The values of a field that is a Literal; empty for any other."""
+    field = model.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first fault in words: its place in the file, and what is wrong."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    reason = str(first["msg"])
+    return f"{place}: {reason[:1].lower()}{reason[1:]}"

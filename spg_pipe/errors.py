@@ -1,4 +1,6 @@
-"""The exceptions that a user sees."""
+"""The exceptions that a user sees, and the wording that their messages share."""
+
+from collections.abc import Sequence
 
 
 class SpgError(Exception):
@@ -33,3 +35,14 @@ class UnsuitableError(SpgError):
 
     Where the purpose is one of several it may be left out, with a note.
     """
+
+
+def listed(items: Sequence[str], limit: int = 5) -> str:
+    """The first few items and how many more there are, for messages."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

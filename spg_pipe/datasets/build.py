@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from spg_pipe.datasets.contents import Files, look_into
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, Layout, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Select, counted, listed
+from spg_pipe.datasets.layouts.listing import Entry, Select
 from spg_pipe.datasets.layouts.official import (
     BENCHMARKS,
     check,
@@ -21,7 +21,7 @@ from spg_pipe.datasets.layouts.official import (
 )
 from spg_pipe.datasets.manifest import Manifest, to_frame
 from spg_pipe.datasets.skipped import Skipped, skipped_note
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 
 Progress = Callable[[int, int], None]
 

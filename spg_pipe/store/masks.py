@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spg_pipe.datasets.layouts.listing import counted, listed
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.errors import counted, listed
 from spg_pipe.store.reader import FeatureStore
 
 _BATCH = 64

@@ -10,9 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from spg_pipe.artefacts.files import versions, write_json
-from spg_pipe.datasets.layouts.listing import listed
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, listed
 from spg_pipe.store import schema
 from spg_pipe.store.lock import WriterLock
 from spg_pipe.store.schema import StoreSpec

@@ -27,20 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.layouts.listing import (
-    Entry,
-    Scan,
-    Select,
-    counted,
-    files_below,
-    files_in,
-    listed,
-    subfolders,
-)
+from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, files_in, subfolders
 from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
 from spg_pipe.datasets.layouts.synthetic import RECORD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 
 MASK_FOLDERS = ("ground_truth", "masks")
 NOT_DEFECTS = frozenset(

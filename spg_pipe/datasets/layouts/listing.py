@@ -103,14 +103,3 @@ def _walk(folder: Path, skip: set[str]) -> Iterator[Path]:
         seen.add(real)
         names[:] = sorted(n for n in names if not n.startswith(".") and n not in skip)
         yield Path(where)
-
-
-def listed(items: Sequence[str], limit: int = 5) -> str:
-    """The first few items and how many more there are, for messages."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -16,17 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import (
-    Entry,
-    Scan,
-    Select,
-    counted,
-    files_in,
-    listed,
-    subfolders,
-)
+from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_in, subfolders
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted, listed
 
 GOOD = "good"
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.layouts.listing import Entry, listed
+from spg_pipe.datasets.layouts.listing import Entry
 from spg_pipe.datasets.manifest import LABEL_NORMAL
+from spg_pipe.errors import listed
 
 Split = str
 

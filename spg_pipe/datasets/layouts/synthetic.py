@@ -19,18 +19,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spg_pipe.artefacts.digests import require_fingerprint
 from spg_pipe.artefacts.files import read_json
-from spg_pipe.datasets.layouts.listing import (
-    Entry,
-    Scan,
-    Select,
-    counted,
-    files_below,
-    listed,
-    source_id,
-)
+from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import DamagedError, SpgError, UnsuitableError
+from spg_pipe.errors import DamagedError, SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import STRICT, DefectKind
 
 RECORD = "synthetic.json"

@@ -15,9 +15,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, counted, files_below, listed
+from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")

@@ -9,8 +9,7 @@ from typing import Any
 
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets.layouts.listing import counted
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.trained.progress import Training

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spg_pipe.artefacts.digests import FILES, file_digests, require_files
 from spg_pipe.artefacts.files import fingerprint, fresh_folder, write_json
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.layouts.listing import counted, listed
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import AGAIN, FORMAT, KIND, RECORD, read_record
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.errors import DamagedError, SpgError, counted, listed
 from spg_pipe.recipe.data import KINDS
 from spg_pipe.recipe.machine import cpu_workers
 

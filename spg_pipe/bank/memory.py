@@ -121,7 +121,10 @@ class MemoryBank:
         if held_out:  # a coreset covers those that it was chosen from, and so would flatter them
             apart = _spread(n, max(1, min(APART, n // 4)))
         without = apart if held_out else None
-        banks = {layer: _bank(read, layer, without, params.neighbours, coreset).to(device) for layer in grids}
+        banks = {
+            layer: _bank(read, layer, without, params.neighbours, coreset).to(device)
+            for layer in grids
+        }
         search = {layer: search_among(kept, device) for layer, kept in banks.items()}
         found = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
@@ -143,9 +146,7 @@ class MemoryBank:
             for layer, scale in scales.items()
         }
         top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
-        return cls(
-            search, scales, standard, top, grids, size, params, read.means, images - n
-        )
+        return cls(search, scales, standard, top, grids, size, params, read.means, images - n)
 
     def with_top_share(self, share: float) -> "MemoryBank":
         """The same distances, and another share of their map that judges the image."""

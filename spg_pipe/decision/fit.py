@@ -4,7 +4,7 @@ Values of an auxiliary image come from guides that were made without it where th
 made that way, so that the fit sees what it will meet on new images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from spg_pipe.datasets.manifest import LABEL_UNKNOWN
 from spg_pipe.decision.components import Components, components
 from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.layer import View
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -79,7 +80,7 @@ class Fit:
 
 def fit_decision(
     store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
+    directions: Mapping[str, Mapping[View, Tensor]],
     folds: np.ndarray | None,
     params: DecisionParams,
     *,
@@ -132,9 +133,7 @@ def fit_seen(
     start = Decision(
         map_weights=params.map, scales=scales, terms={}, bias=0.0, top_share=params.top_share
     )
-    own, others = (
-        image_values(start, seen, which, images.size, rows) for which in (final, honest)
-    )
+    own, others = (image_values(start, seen, which, images.size, rows) for which in (final, honest))
     asked = {name: weight for name, weight in params.image.model_dump().items() if weight > 0}
     prior = {name: weight for name, weight in asked.items() if name in own}
     notes = [
@@ -212,7 +211,7 @@ def fit_weights(
 
 def look(
     store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
+    directions: Mapping[str, Mapping[View, Tensor]],
     own: np.ndarray | None = None,
     *,
     device: str = "cpu",

@@ -148,6 +148,8 @@ def _tiles(tiles: Tiles, seen: BackboneSpec) -> list[_Tile]:
         keys = tuple(key for key in seen.token_keys if key.side in (None, side))
         starts = tiles.starts(side, seen.patch_size)
         cut += [
-            _Tile(keys, side, top, left, tiles.size, seen.prefix) for top in starts for left in starts
+            _Tile(keys, side, top, left, tiles.size, seen.prefix)
+            for top in starts
+            for left in starts
         ]
     return cut

@@ -1,7 +1,8 @@
 """Feature store + SparseAutoencoders → Detectors: guides and the decision, and what is kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin, Selection
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, ClassSums, Dictionary, class_sums, direction
-from spg_pipe.guides.kinds import ContrastGuides, Guides, TrainedGuides, guides_of
+from spg_pipe.guides.kinds import ContrastGuides, Guides, guides_of
 from spg_pipe.guides.layer import VIEWS, LayerGuides, SignedAtoms, View
 from spg_pipe.guides.trained.train import (
     GuideFit,
@@ -48,9 +49,9 @@ class DetectorPlan:
     """Of trained guides: of the initial codes, and of the images' order. Contrast guides depend on
     it through the SAE alone."""
     guides: Guides
-    method: MethodParams = MethodParams()
-    score: ScoreParams = ScoreParams()
-    decision: DecisionParams = DecisionParams()
+    method: MethodParams = field(default_factory=MethodParams)
+    score: ScoreParams = field(default_factory=ScoreParams)
+    decision: DecisionParams = field(default_factory=DecisionParams)
     """Fitted if `score.rule` is `additive`."""
     constants: Constants = PUBLISHED
     """Of the training."""
@@ -61,18 +62,27 @@ class DetectorPlan:
         guides = guides_of(params.guides)
         return cls(saes, seed, guides, params.method, params.score, params.decision)
 
+    def ordered_by(self, seed: int) -> "DetectorPlan":
+        """Trained guides see the images in the order of another seed: several share a pass."""
+        if isinstance(self.guides, ContrastGuides):
+            return self
+        return replace(self, guides=self.guides.model_copy(update={"order_seed": seed}))
+
+    @property
+    def run(self) -> GuideRun | None:
+        """The training of trained guides."""
+        if isinstance(self.guides, ContrastGuides):
+            return None
+        return GuideRun(self.saes, self.guides, self.seed, self.constants)
+
     @property
     def stream(self) -> tuple[int | str, ...]:
         """Plans with the same value are made in one pass over the store."""
-        if isinstance(self.guides, ContrastGuides):
-            return (self.guides.kind,)
-        return self.run.stream
+        return self.run.stream if self.run else (self.guides.kind,)
 
-    @property
-    def run(self) -> GuideRun:
-        """The training of trained guides."""
-        assert isinstance(self.guides, TrainedGuides)
-        return GuideRun(self.saes, self.guides, self.seed, self.constants)
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint's name tells apart; contrast guides have none."""
+        return self.run.settings() if self.run else {}
 
 
 @dataclass(frozen=True)
@@ -126,12 +136,13 @@ def make_detectors(
     checkpoints.
     """
     folds: np.ndarray | None = None
-    if all(isinstance(plan.guides, ContrastGuides) for plan in plans):
+    runs = [plan.run for plan in plans if plan.run]
+    if not runs:
         made, folds = _contrast(store, plans, device, progress)
     else:
         fits = fit_guides(
             store,
-            [plan.run for plan in plans],
+            runs,
             plans[0].method,
             device=device,
             cache=cache,
@@ -144,8 +155,9 @@ def make_detectors(
         rule: Rule = Published(image_score=plan.score.image_score)
         if plan.score.rule == "additive":
             fit = fit_decision(store, guides.directions, folds, plan.decision, device=device)
-            for note in fit.notes if say else []:
-                say(note)
+            if say:
+                for note in fit.notes:
+                    say(note)
             rule = Additive(
                 weights=plan.decision, cross_fitted=folds is not None, decision=fit.decision
             )
@@ -181,22 +193,25 @@ def _contrast(
     check_images(store)
     told = (lambda done, total: progress(done, total, None)) if progress else None
     sums = class_sums(store, device, told)
-    return [_contrast_guides(store, plan, sums) for plan in plans], sums.folds
+    made = [
+        _contrast_guides(store, plan.saes, plan.guides.atoms, sums)
+        for plan in plans
+        if isinstance(plan.guides, ContrastGuides)
+    ]
+    return made, sums.folds
 
 
-def _contrast_guides(store: FeatureStore, plan: DetectorPlan, sums: ClassSums) -> _Made:
-    assert isinstance(plan.guides, ContrastGuides)
+def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> _Made:
     layers: dict[str, LayerGuides] = {}
     directions: dict[str, dict[View, Tensor]] = {}
     choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
     for layer, shape in store.spec.layers.items():
-        dictionary = Dictionary.of(plan.saes, layer)
+        dictionary = Dictionary.of(saes, layer)
         pairs: dict[View, SignedAtoms] = {}
         directions[layer] = {}
         for view in VIEWS:
             final, *without_fold = [
-                dictionary.match(direction(sums, layer, view, chosen), plan.guides.atoms)
-                for chosen in choices
+                dictionary.match(direction(sums, layer, view, chosen), atoms) for chosen in choices
             ]
             if final is not None:
                 pairs[view] = final

@@ -219,7 +219,7 @@ class Detector:
 
     def save(self, path: Path, curve: str = "") -> None:
         """Write detector.safetensors, config.json and the training curve as one folder."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for layer, guides in self.layers.items():
             tensors |= {f"{layer}.atom_ids": guides.atom_ids, f"{layer}.atoms": guides.atoms}
             for view, pair in guides.pairs.items():
@@ -251,7 +251,9 @@ class Detector:
                 layer: LayerGuides(
                     {
                         view: Pair(
-                            *tensors[f"{layer}.{view}.vectors"], tensors[f"{layer}.{view}.codes"]
+                            tensors[f"{layer}.{view}.vectors"][0],
+                            tensors[f"{layer}.{view}.vectors"][1],
+                            tensors[f"{layer}.{view}.codes"],
                         )
                         for view in VIEWS
                         if f"{layer}.{view}.vectors" in tensors

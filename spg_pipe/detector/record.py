@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.decision.rules import Rule
@@ -145,12 +147,12 @@ class ScoresRecord(Record):
     rule: Rule | None = None
     """Of the detector."""
     bank: BankOrigin | None = None
-    made_from: dict[str, str] = {}
+    made_from: dict[str, str] = Field(default_factory=dict)
     """Of a baseline: fingerprints of its inputs."""
     licences: tuple[str, ...]
     fingerprint: str = ""
     versions: dict[str, str]
-    files_sha256: dict[str, str] = {}
+    files_sha256: dict[str, str] = Field(default_factory=dict)
 
     @property
     def method_protocol(self) -> str:

@@ -75,7 +75,7 @@ class LayerGuides:
         vectors = guide_vectors(effective, atoms).unflatten(0, (-1, 2))
         kept = effective[:, used].unflatten(0, (-1, 2))
         pairs = {
-            view: Pair(*vectors[row].contiguous(), kept[row].contiguous())
+            view: Pair(vectors[row, 0], vectors[row, 1], kept[row].contiguous())
             for row, view in enumerate(views)
         }
         return cls(pairs, used, atoms[used].contiguous(), grid)

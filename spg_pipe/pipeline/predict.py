@@ -25,10 +25,12 @@ from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image, preprocess, read_image
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
-from spg_pipe.decision.maps import SHOWN, anomaly_maps, resize_maps, shown_range
+from spg_pipe.decision.maps import SHOWN, SIGMA, anomaly_maps, resize_maps, shown_range
+from spg_pipe.decision.rules import Published, Rule
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import TAU
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import OVERLAYS, SCORES, check_place, is_own_folder, whole_result
@@ -145,21 +147,19 @@ def predict(
     """
     detector.check_backbone(backbone.spec, "The backbone that was loaded")
     images = choose_images(source, out)
-    exif = bool(detector.config["protocol"]["exif_of_own_images"])
-    params = score or detector.score
-    additive = params.rule == "additive" or bank is not None
-    shown = bank.shown if bank else shown_range(log_odds=additive)
+    exif = detector.record.protocol.exif_of_own_images
+    rule = detector.rule(score)
+    log_odds = rule.rule == "additive" or bank is not None
+    shown = bank.shown if bank else shown_range(log_odds=log_odds)
     batch_images = max(1, batch_images // backbone.spec.views)
     results: list[Prediction] = []
     with whole_result(out, [_overlay_name(path, source) for path in images]) as folder:
         for start in range(0, len(images), batch_images):
             batch = images[start : start + batch_images]
             pixels = [read_image(path, exif=exif) for path in batch]
-            judged = _judge(
-                detector, backbone.spec, *_tokens(backbone, pixels, device), params, bank
-            )
+            judged = _judge(detector, backbone.spec, *_tokens(backbone, pixels, device), rule, bank)
             size = backbone.spec.preprocess.size
-            maps = anomaly_maps(judged.patches, size, params.sigma, log_odds=additive)
+            maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
             columns = dict(judged.columns)
             known = columns.pop(KNOWN, np.zeros(len(batch), bool))
             for i, path in enumerate(batch):
@@ -176,7 +176,7 @@ def predict(
                         peak_row=int(row),
                         peak_column=int(column),
                         overlay=name.as_posix(),
-                        protocol=detector.config["protocol"]["name"],
+                        protocol=detector.record.protocol.name,
                         parts={n: float(v[i]) for n, v in columns.items() if n != "score"},
                         sees=_sees(detector, bank) if bank else "",
                         among_normals=bool(known[i]),
@@ -193,15 +193,15 @@ def _judge(
     seen: BackboneSpec,
     tokens: dict[str, torch.Tensor],
     grids: dict[str, tuple[int, int]],
-    params: ScoreParams,
+    rule: Rule,
     bank: Bank | None,
 ) -> Judged:
     if bank is None:
-        return judge(detector, tokens, grids, seen, params)
+        return judge(detector, tokens, grids, seen, rule)
     found = bank.memory.distances(tokens)
     if bank.alone:
         return judge_alone(found)
-    return judge_fused(detector, found, tokens, seen, params, bank.memory.params.weight)
+    return judge_fused(detector, found, tokens, seen, bank.memory.params.weight)
 
 
 def predict_folder(
@@ -242,10 +242,10 @@ def predict_folder(
 
     detector = Detector.load(detector_path)
     images = choose_images(source, out)
-    exif = bool(detector.config["protocol"]["exif_of_own_images"])
+    exif = detector.record.protocol.exif_of_own_images
     seen = normal_images(normals, exif=exif) if normals else None
     if seen and not alone:
-        require_fusible(detector, detector.score)
+        require_fusible(detector, None)
     spec = detector.backbone
     check_sides(tiles, spec)
     chosen = choose_device(device)
@@ -254,14 +254,14 @@ def predict_folder(
         image_size=spec.preprocess.size,
         layers=spec.layers,
         norm=spec.norm,
-        protocol=detector.config["protocol"]["name"],
+        protocol=detector.record.protocol.name,
         weights=weights,
         device=chosen,
     )
     if tiles:
         backbone = tiled(backbone, tiles, at_once=views_at_once(spec, 4, chosen))
     console.say("Licences of what this detector was made from:")
-    for licence in detector.config["licences"]:
+    for licence in detector.record.licences:
         console.say(f"  {licence}")
     contents = content_ids(images) if detector.painted_on and not alone else set()
     if note := detector.own_images_note(str(source), contents):
@@ -295,7 +295,7 @@ def predict_folder(
     content = {
         "detector": str(detector_path),
         **about,
-        "licences": detector.config["licences"],
+        "licences": detector.record.licences,
         "out": str(out),
         "predictions": [as_row(row) for row in rows],
     }
@@ -310,28 +310,28 @@ def predict_folder(
 
 def _about(detector: Detector, spec: BackboneSpec, bank: Bank | None) -> dict[str, Any]:
     """What every score depends on, besides the image: of the detector what was used of it."""
-    score = detector.score
+    rule = detector.record.rule
     layers = "+".join(spec.layers)
     about: dict[str, Any] = {
-        "protocol": detector.config["protocol"]["name"],
-        "sigma": score.sigma,
-        "image_score": "additive" if score.rule == "additive" else score.image_score,
+        "protocol": detector.record.protocol.name,
+        "sigma": SIGMA,
+        "image_score": rule.image_score if isinstance(rule, Published) else rule.rule,
         "backbone": f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
     }
     if bank:
-        rule = "k-NN bank alone" if bank.alone else f"{about['image_score']} + k-NN bank"
+        together = "k-NN bank alone" if bank.alone else f"{about['image_score']} + k-NN bank"
         about |= {
             "bank": bank.memory.params.model_dump(mode="json"),
-            "image_score": rule,
+            "image_score": together,
         }
     if saw := _sees(detector, bank):
         about["sees"] = saw
     if bank is None or not bank.alone:
         about |= {
             "fingerprint": detector.fingerprint,
-            "tau": detector.config["tau"],
+            "tau": TAU,
             "guides": "contrast" if detector.contrast else "trained",
-            "seed": detector.config["seed"],
+            "seed": detector.record.seed,
         }
     return about
 

@@ -47,14 +47,14 @@ def score(
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
-        trained_on = str(loaded.config["auxiliary"]["dataset"])
+        trained_on = loaded.record.auxiliary.dataset
         if trained_on == dataset.name:
             session.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
         note_own_images(session, loaded, dataset, features)
         path = session.place(
-            session.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
+            session.paths.scores(trained_on, dataset.name, loaded.record.seed),
             loaded.fingerprint,
             features.fingerprint,
             options,
@@ -118,28 +118,29 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
 
     params = session.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.config['dataset']}/{loaded.config['split']}"
+    held = f"{loaded.record.dataset}/{loaded.record.split}"
     if held != f"{dataset.name}/{dataset.split}":
         raise SpgError(
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    store = find_store_of(session, loaded.config["inputs"]["store"])
+    store = find_store_of(session, loaded.record.store)
     manifest = None
     if params.resolution == "original":
         manifest = _manifest_of_store(session, dataset, store)
     with session.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
-    aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
-    beside = session.paths.metrics(aux["dataset"], dataset.name, trained)
-    if KNOWN in loaded.table:
-        few_shot = session.paths.few_shot(aux["dataset"], dataset.name, trained)
+    aux, trained = loaded.record.auxiliary, loaded.record.seed
+    if KNOWN in loaded.table or trained is None:
+        few_shot = session.paths.few_shot(aux, dataset.name, trained)
         beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
         note_known(session, loaded)
+    else:
+        beside = session.paths.metrics(aux, dataset.name, trained)
     place = session.place(
         beside,
         params,
-        loaded.config["fingerprint"],
+        loaded.record.fingerprint,
         own=own,
     )
     result.save(place)

@@ -95,7 +95,6 @@ def bank_of_images(
         tokens_of_rows,
         len(normals),
         spec.preprocess.size,
-        detector.score.sigma,
         params,
         device=device,
         batch=max(1, batch_images // spec.views),

@@ -107,8 +107,7 @@ def _check(session: Session) -> None:
 def _published(session: Session) -> Session:
     """The recipe with the published method; its seeds share the order of images, and so a pass."""
     content = session.params.model_dump(mode="json")
-    order = {"order_seed": session.params.seeds[0]}
-    content["guides"] = GuideParams(kind="trained", **order).model_dump(mode="json")
+    content["guides"] = GuideParams(kind="trained").model_dump(mode="json")
     content["score"] |= {"rule": "published", "image_score": "max"}
     params = parse_params(content, "compare")
     return replace(session, params=params, changed=session.changed | {"guides", "score"})

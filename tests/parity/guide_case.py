@@ -21,7 +21,6 @@ from parity.cases import Case, Comparison, compare
 from spg_pipe.decision.maps import anomaly_maps, raw_maps
 from spg_pipe.detector.judge import image_scores
 from spg_pipe.detector.model import Detector, LayerGuides
-from spg_pipe.guides.trained.losses import segmentation_loss
 from spg_pipe.guides.model import (
     anomaly_probability,
     cosines,
@@ -29,6 +28,7 @@ from spg_pipe.guides.model import (
     guide_vectors,
     to_grid,
 )
+from spg_pipe.guides.trained.losses import segmentation_loss
 from spg_pipe.guides.trained.pixels import PixelTarget
 from spg_pipe.guides.trained.trainer import GuideLosses, GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams, ScoreParams

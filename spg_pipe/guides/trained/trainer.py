@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.guides.trained.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import (
     TAU,
@@ -19,6 +18,7 @@ from spg_pipe.guides.model import (
     token_products,
     unit,
 )
+from spg_pipe.guides.trained.losses import detection_loss, segmentation_loss, sparsity_loss
 from spg_pipe.guides.trained.pixels import PixelTarget
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import Protocol, protocol
@@ -124,9 +124,7 @@ class GuideTrainer:
         leaf = codes.clone().requires_grad_()
         optimizer = torch.optim.Adam([leaf], lr=constants.lr, betas=BETAS)
         settings = protocol(method.protocol)
-        return cls(
-            leaf, atoms, dead, grid, optimizer, guides.top_k, method, constants, settings
-        )
+        return cls(leaf, atoms, dead, grid, optimizer, guides.top_k, method, constants, settings)
 
     @property
     def result(self) -> Tensor:

@@ -134,7 +134,8 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
     if KNOWN in loaded.table or trained is None:
         few_shot = session.paths.few_shot(aux, dataset.name, trained)
         beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
-        note_known(session, loaded)
+        if KNOWN in loaded.table:
+            note_known(session, loaded)
     else:
         beside = session.paths.metrics(aux, dataset.name, trained)
     place = session.place(

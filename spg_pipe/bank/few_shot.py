@@ -254,7 +254,7 @@ def judge_alone(found: Distances) -> Judged:
     return Judged(found.patches, {"score": found.top, "share_bank": found.top, KNOWN: found.known})
 
 
-def require_fusible(detector: Detector, score: ScoreParams | None) -> None:
+def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
     """Refuse what a bank cannot be added to.
 
     Parameters

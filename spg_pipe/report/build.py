@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.layouts.catalogue import honours_exif
+from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import SHOWN
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report import examples, facts, figures, inputs, render, tables
+from spg_pipe.report import examples, facts, figures, inputs, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def build_report(
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
-        (folder / "scale.png").write_bytes(_png(render.colour_bar()))
+        (folder / "scale.png").write_bytes(_png(heat_maps.colour_bar()))
         sections = [_direction_section(runs, folder, advance) for runs in directions]
         page = _render(
             name=params.name,

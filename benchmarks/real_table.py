@@ -34,7 +34,7 @@ def row(runs: list[dict[str, Any]]) -> str:
         f"{provenance['auxiliary']['images']} / {mean['images']}",
         " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})),
         " to ".join(f"{n:.1f}" for n in sorted({min(epochs), max(epochs)})),
-        str(provenance["guide_epochs"]),
+        str(provenance["guides"].get("epochs", "–")),
         f"{mean['method_protocol']} / {mean['protocol']}",
     ]
     for name in METRICS:

@@ -161,6 +161,7 @@ class MemoryBank:
         rows: np.ndarray,
         params: BankParams,
         *,
+        coreset: int = CORESET,
         device: str = "cpu",
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
@@ -171,7 +172,9 @@ class MemoryBank:
             return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
 
         size, step = store.image_size, batch_of(store)
-        return cls.of(tokens_of, len(rows), size, params, device=device, batch=step)
+        return cls.of(
+            tokens_of, len(rows), size, params, coreset=coreset, device=device, batch=step
+        )
 
     def standard(self, layer: str, tokens: Tensor) -> Tensor:
         """Distances (B, N) of patches to the bank, of tokens (B, 1 + N, D), standardised."""

@@ -87,7 +87,8 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
     document = json.loads((tmp_path / "metrics/run.json").read_text())
     assert list(document["categories"]) == ["bolt", "nut"]
     assert document["mean"]["pixel_auroc"] == evaluation.rows[-1]["pixel_auroc"]
-    assert document["provenance"]["inputs"] == scores.config["inputs"]
+    assert document["provenance"]["store"] == scores.record.store
+    assert document["provenance"]["guides"]["epochs"] == 3
     assert document["provenance"]["sae_tokens_seen"] == {"1": 768, "2": 192}
     with (tmp_path / "metrics/run.csv").open() as stream:
         assert [row["category"] for row in csv.DictReader(stream)] == ["bolt", "nut", "mean"]
@@ -212,7 +213,7 @@ def test_images_without_labels_are_counted_and_left_out(
     assert row["accumulator"] == "none"
     assert all(math.isnan(row[name]) for name in ("image_auroc", "pixel_auroc"))
     assert mean["categories"]["image_auroc"] == 0
-    Evaluation([row, mean], [], {}).save(tmp_path / "run.json")
+    replace(evaluation, rows=[row, mean], []).save(tmp_path / "run.json")
 
 
 def test_scores_of_another_store_are_refused(scores: Scores, tmp_path: Path) -> None:

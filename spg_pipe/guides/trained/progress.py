@@ -117,8 +117,8 @@ class Training:
         run = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise SpgError(
             f"The guides' loss is not finite in epoch {self.epoch + 1}, step {step} "
-            f"(layer {layer}, seed {self.seeds[run]}). Check the tokens with `spg-pipe inspect STORE`, "
-            "or use guides.kind: contrast."
+            f"(layer {layer}, seed {self.seeds[run]}). Check the tokens with "
+            "`spg-pipe inspect STORE`, or use guides.kind: contrast."
         )
 
 

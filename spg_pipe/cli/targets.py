@@ -97,6 +97,7 @@ def evaluate(
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe import pipeline
+    from spg_pipe.metrics import flat_rows
 
     run = make_run(
         params,
@@ -110,9 +111,9 @@ def evaluate(
     tables = []
     for target, source in targets_of(run.params, split, aux, scores):
         paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores)
-        rows = [pipeline.read_metrics(path) for path in paths]
-        written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(run.params, rows)
+        read = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
+        tables += pipeline.tables_of(run.params, read)
     run.console.result(written, "\n\n".join(tables))
 
 

@@ -225,7 +225,7 @@ def versions_table(directions: Sequence[DirectionRuns]) -> Table:
     """Versions of the libraries that scored and evaluated."""
     runs = [run for direction in directions for run in direction.runs]
     scored = _versions(run.scores.record.versions for run in runs)
-    evaluated = _versions(run.provenance.get("versions", {}) for run in runs)
+    evaluated = _versions(run.provenance.versions for run in runs)
     rows = tuple(
         (name, scored.get(name, UNDEFINED), evaluated.get(name, UNDEFINED))
         for name in dict.fromkeys([*scored, *evaluated])

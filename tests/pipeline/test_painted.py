@@ -18,7 +18,7 @@ from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -124,9 +124,9 @@ def test_scores_metrics_and_tables_say_so(
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
-    assert {row["sees"] for row in found.rows} == {SEES}
-    assert found.provenance["sees"] == SEES
-    assert SEES in caption(found.rows[-1])
+    assert found.table.context.supervision == SEES
+    assert found.provenance["supervision"] == SEES
+    assert SEES in caption(found.table)
 
 
 def test_few_shot_scores_say_both(

@@ -15,20 +15,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from spg_pipe.artefacts.digests import require_fingerprint
-from spg_pipe.artefacts.files import read_json
+from spg_pipe.artefacts.record import Record, read_record
 from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import DamagedError, SpgError, UnsuitableError, counted, listed
-from spg_pipe.recipe.data import STRICT, DefectKind
+from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
+from spg_pipe.recipe.data import DefectKind
 
 RECORD = "synthetic.json"
-KIND = "synthetic set"
-FORMAT = 1
-"""Of the record and the folders; a reader refuses any other."""
+KIND: Literal["synthetic set"] = "synthetic set"
 AGAIN = "spg-pipe synthesise"
 
 _Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -36,19 +33,15 @@ _Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = STRICT
-
-
-class Settings(_Part):
+class Settings(Record):
     """What `synthesise` was told."""
 
     seed: int
     per_image: int
-    kinds: tuple[str, ...]
+    kinds: tuple[DefectKind, ...]
 
 
-class Source(_Part):
+class Source(Record):
     """The normal images."""
 
     layout: str
@@ -59,7 +52,7 @@ class Source(_Part):
     """Path in the source's folder → SHA-256 of its bytes."""
 
 
-class Row(_Part):
+class Row(Record):
     """An image of the set. Paths are posix and relative to the set's folder."""
 
     path: str
@@ -82,17 +75,17 @@ class Row(_Part):
         return self
 
 
-class Record(_Part):
+class SyntheticRecord(Record):
     """synthetic.json, every key of it."""
 
-    kind: str
-    format: int
+    kind: Literal["synthetic set"] = KIND
+    format: Literal[1] = 1
     generator: int
     settings: Settings
     licence: str
     source: Source
     images: tuple[Row, ...]
-    fingerprint: str
+    fingerprint: str = ""
     files_sha256: dict[str, _Sha256]
     """Path → SHA-256 of every image and mask."""
 
@@ -106,7 +99,7 @@ class Record(_Part):
         return self
 
 
-def read_record(root: Path) -> Record:
+def read_synthetic(root: Path) -> SyntheticRecord:
     """What a synthetic set says of itself.
 
     Raises
@@ -119,23 +112,7 @@ def read_record(root: Path) -> Record:
             f"{root} is no synthetic set: it has no {RECORD}. Make one with "
             f"`{AGAIN} SOURCE {root}`, or name the layout that these images are in."
         )
-    record = read_json(root / RECORD, KIND.capitalize())
-    if record.get("kind") != KIND or record.get("format") != FORMAT:
-        raise SpgError(
-            f"{root / RECORD} says {record.get('kind')!r}, format {record.get('format')!r}; this "
-            f"version reads {KIND!r}, format {FORMAT}. Make the set again with `{AGAIN}`."
-        )
-    require_fingerprint(root, record, KIND, AGAIN)
-    try:
-        return Record.model_validate(record)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        message = f"{place}: {fault['msg']}" if place else fault["msg"]
-        raise DamagedError(
-            f"{root / RECORD} is no whole record of a {KIND} ({message}). Copy the set again, or "
-            f"run `{AGAIN}` again."
-        ) from error
+    return read_record(root / RECORD, SyntheticRecord, KIND, AGAIN)
 
 
 def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
@@ -153,7 +130,7 @@ def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
             f"{root} has the synthetic layout, which knows no training split: use the split "
             f"`test` or `all` (both mean every image)."
         )
-    record = read_record(root)
+    record = read_synthetic(root)
     files, rows = record.files_sha256, record.images
     on_disk = {p.relative_to(root).as_posix() for p in files_below(root).images}
     if missing := [path for path in files if path not in on_disk]:
@@ -182,7 +159,7 @@ def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
     return Scan(entries, categories, notes, licence=record.licence)
 
 
-def _synthetic_note(record: Record) -> str:
+def _synthetic_note(record: SyntheticRecord) -> str:
     settings = record.settings
     return (
         f"synthetic defects ({', '.join(settings.kinds)}; seed {settings.seed}) on "

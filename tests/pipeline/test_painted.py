@@ -125,7 +125,7 @@ def test_scores_metrics_and_tables_say_so(
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
     assert found.table.context.supervision == SEES
-    assert found.provenance["supervision"] == SEES
+    assert found.provenance.supervision == SEES
     assert SEES in caption(found.table)
 
 
@@ -249,7 +249,7 @@ def test_no_bank_is_chosen_where_it_would_hold_the_originals(
 ) -> None:
     one = Candidate(sae, 4, DecisionParams())
     with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
-        judge_banks(store, one, [BankParams()], 1.0, normals=2, seed=0)
+        judge_banks(store, one, [BankParams()], normals=2, seed=0)
 
 
 def test_a_store_made_before_learns_its_sources_without_new_tokens(

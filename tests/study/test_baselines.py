@@ -41,7 +41,8 @@ def unit_tokens(store: FeatureStore, layer: str, images: list[int]) -> np.ndarra
 def values_of(method: Method, store: FeatureStore, images: list[int]) -> dict[str, np.ndarray]:
     rows = np.array(images)
     tokens = {layer: image_tokens(store, layer, rows) for layer in store.layers}
-    return {layer: v.double().numpy() for layer, v in method.values(tokens, rows).items()}
+    found = method.values(keyed(tokens), rows)
+    return {key.name: values.double().numpy() for key, values in found.items()}
 
 
 def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store: FeatureStore) -> None:

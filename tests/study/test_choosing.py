@@ -160,7 +160,11 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
     ("choose", "changes", "message"),
     [
         ({}, {}, "no `choose:` section"),
-        ({"score.rule": ["published"]}, {}, "choose: score.rule: expected one of sae, guides, decision"),
+        (
+            {"score.rule": ["published"]},
+            {},
+            "choose: score.rule: expected one of sae, guides, decision",
+        ),
         ({"decision.mop.guides": [1]}, {}, "mop is no section"),
         ({"guides.atoms": [0]}, {}, "guides.atoms"),
         ({"guides.atoms": [4]}, {"score": {"rule": "published"}}, "spg-pipe sweep"),

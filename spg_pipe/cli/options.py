@@ -37,7 +37,7 @@ class BankUse(StrEnum):
     ALONE = "alone"
 
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="The active recipe.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),

@@ -114,7 +114,7 @@ def predict(
     bank: BankOption = None,
     tiles: TilesOption = None,
 ) -> None:
-    """Score your own images and draw heat maps at their own size."""
+    """Score your own images and draw heat maps at their original resolution."""
     from spg_pipe.pipeline.predict import predict_folder
     from spg_pipe.predict.normals import NormalFolder
 

@@ -92,7 +92,7 @@ def test_a_part_is_no_ones_whole_dataset(
     part = extract(run, backbone, **options)
     assert part != run.paths.store("left")
     held = FeatureStore(part)
-    assert ", ".join(held.attributes["notes"][-len(options) :]) == note
+    assert ", ".join(held.spec.notes[-len(options) :]) == note
     for _ in range(2):  # with the folder here, and without it
         with pytest.raises(SpgError, match="spg-pipe extract --split"):
             checked_store(run, left(run))

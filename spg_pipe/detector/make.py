@@ -248,7 +248,7 @@ def _detector(
         | ({"synthetic": store.synthetic} if store.synthetic else {}),
         "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
         "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
-        "backbone": store.spec.backbone.view.to_dict(),
+        "backbone": store.spec.backbone.untiled.content(),
         "licences": list(store.licences),
     }
     if store.sources:

@@ -111,15 +111,15 @@ def measure(root: Path, images: int) -> dict[str, float]:
     write_images(root / "data" / "large", images)
     found: dict[str, dict[str, Any]] = {}
     for name, sides in VIEWS.items():
-        session = _session(root, sides)
-        pipeline.write_demo_sets(session)
-        for dataset in session.params.datasets:
-            pipeline.extract(session, dataset, replace=dataset.name == "large")
+        run = _run(root, sides)
+        pipeline.write_demo_sets(run)
+        for dataset in run.params.datasets:
+            pipeline.extract(run, dataset, replace=dataset.name == "large")
         if not found:
-            pipeline.train_saes([session], AUXILIARY, [111])
-            pipeline.train_guides_together([session], AUXILIARY, [111])
-        (scores,) = pipeline.score(session, "large")
-        (metrics,) = pipeline.evaluate(session, "large")
+            pipeline.train_saes([run], AUXILIARY, [111])
+            pipeline.train_guides_together([run], AUXILIARY, [111])
+        (scores,) = pipeline.score(run, "large")
+        (metrics,) = pipeline.evaluate(run, "large")
         found[name] = pipeline.read_metrics(metrics)[-1] | {"step": border_step(scores, images)}
         row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
         found[name] = row
@@ -167,14 +167,14 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     from spg_pipe.pipeline.console import Console
     from spg_pipe.pipeline.predict import predict_folder
 
-    session = _session(root, sides)
+    run = _run(root, sides)
     with tempfile.TemporaryDirectory(dir=root) as out:
         if name == "extract":
-            large = session.params.dataset("large")
-            pipeline.extract(session, large, out=Path(out) / "large.zarr")
+            large = run.params.dataset("large")
+            pipeline.extract(run, large, out=Path(out) / "large.zarr")
         else:
             predict_folder(
-                session.paths.detector(AUXILIARY, 111),
+                run.paths.detector(AUXILIARY, 111),
                 root / "data" / "large",
                 Path(out) / "out",
                 tiles=sides,
@@ -185,13 +185,13 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     return peak_megabytes()
 
 
-def _session(root: Path, sides: tuple[int, ...]) -> Any:
+def _run(root: Path, sides: tuple[int, ...]) -> Any:
     from spg_pipe.pipeline.console import Console
-    from spg_pipe.pipeline.run import Session
+    from spg_pipe.pipeline.run import RecipeRun
     from spg_pipe.recipe.params import parse_params
 
     content = recipe(root) | {"extract": {"tiles": {"large": list(sides)} if sides else {}}}
-    return Session(parse_params(content, "benchmarks.tiling"), Console(0, False))
+    return RecipeRun(parse_params(content, "benchmarks.tiling"), Console(0, False))
 
 
 def _in_process(root: Path, name: str, sides: tuple[int, ...]) -> float:

@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session, dataset: str) -> None:
+def main(run: RecipeRun, dataset: str) -> None:
     """Write a built-in demo set."""
-    pipeline.write_demo_set(session.params, dataset)
+    pipeline.write_demo_set(run.params, dataset)
 
 
 if __name__ == "__main__":

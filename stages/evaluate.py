@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session, aux: str, target: str, seed: int) -> None:
+def main(run: RecipeRun, aux: str, target: str, seed: int) -> None:
     """Scores → Metrics."""
-    pipeline.evaluate(session, target, aux=aux, seed=seed)
+    pipeline.evaluate(run, target, aux=aux, seed=seed)
 
 
 if __name__ == "__main__":

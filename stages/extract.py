@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session, dataset: str) -> None:
+def main(run: RecipeRun, dataset: str) -> None:
     """Manifest → FeatureStore."""
-    pipeline.extract(session, session.params.dataset(dataset), replace=True, from_manifest=True)
+    pipeline.extract(run, run.params.dataset(dataset), replace=True, from_manifest=True)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session) -> None:
+def main(run: RecipeRun) -> None:
     """Metrics and Scores → static HTML."""
-    pipeline.report(session)
+    pipeline.report(run)
 
 
 if __name__ == "__main__":

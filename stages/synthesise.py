@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session, dataset: str) -> None:
+def main(run: RecipeRun, dataset: str) -> None:
     """Normal images → a set with painted defects and their masks."""
-    pipeline.synthesise_set(session, dataset)
+    pipeline.synthesise_set(run, dataset)
 
 
 if __name__ == "__main__":

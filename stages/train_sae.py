@@ -2,12 +2,12 @@
 
 from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 
 
-def main(session: Session, aux: str, seed: int) -> None:
+def main(run: RecipeRun, aux: str, seed: int) -> None:
     """FeatureStore → SparseAutoencoder."""
-    pipeline.train_sae(session, aux, seed)
+    pipeline.train_sae(run, aux, seed)
 
 
 if __name__ == "__main__":

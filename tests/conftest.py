@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests: one small store, its SAE and its detector, made once a session.
+"""Fixtures of the core's tests: one small store, its SAE and its detector, made once for all tests.
 
 They are shared, so a test that changes files works on a copy (`copy_of`). What needs PyTorch is
 imported inside the fixtures: pytest-xdist reads this file in a process that runs no test as well.

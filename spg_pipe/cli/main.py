@@ -28,14 +28,14 @@ from spg_pipe.cli.options import (
     WeightsOption,
     WorkersOption,
     grid_of,
-    make_session,
+    make_run,
     names_of,
     sides_of,
 )
 from spg_pipe.cli.targets import register as register_targets
 from spg_pipe.cli.tools import register
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import Console, run
+from spg_pipe.pipeline.console import Console, exit_code
 from spg_pipe.pipeline.find import datasets_of
 from spg_pipe.pipeline.run import training_runs
 from spg_pipe.recipe.params import DEFAULT_PARAMS
@@ -74,7 +74,7 @@ def prepare(
     """List a dataset's images and masks with their content hashes (Manifest)."""
     from spg_pipe import pipeline
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         skip_bad=skip_bad,
@@ -82,11 +82,11 @@ def prepare(
         quiet=quiet,
         as_json=as_json,
     )
-    pipeline.write_demo_sets(session)
-    chosen = datasets_of(session.params, split)
-    pipeline.synthesise_sets(session, chosen)
-    paths = [pipeline.prepare(session, d) for d in chosen]
-    session.console.result(
+    pipeline.write_demo_sets(run)
+    chosen = datasets_of(run.params, split)
+    pipeline.synthesise_sets(run, chosen)
+    paths = [pipeline.prepare(run, d) for d in chosen]
+    run.console.result(
         {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
     )
 
@@ -126,7 +126,7 @@ def extract(
     """
     from spg_pipe import pipeline
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -140,7 +140,7 @@ def extract(
         quiet=quiet,
         as_json=as_json,
     )
-    chosen = datasets_of(session.params, split)
+    chosen = datasets_of(run.params, split)
     if out is not None and len(chosen) != 1:
         raise SpgError("--out names one store: add --split NAME.")
     if categories is not None and len(chosen) != 1:
@@ -148,12 +148,12 @@ def extract(
     wanted = (
         names_of("--categories", categories, "bottle,screw") if categories is not None else None
     )
-    pipeline.write_demo_sets(session)
-    pipeline.synthesise_sets(session, chosen)
-    backbone_ready = pipeline.load_backbone(session)
+    pipeline.write_demo_sets(run)
+    pipeline.synthesise_sets(run, chosen)
+    backbone_ready = pipeline.load_backbone(run)
     paths = [
         pipeline.extract(
-            session,
+            run,
             d,
             replace=replace,
             out=out,
@@ -164,7 +164,7 @@ def extract(
         )
         for d in chosen
     ]
-    session.console.result(
+    run.console.result(
         {"stores": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
     )
 
@@ -190,7 +190,7 @@ def train_sae(
     """
     from spg_pipe import pipeline
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -200,8 +200,8 @@ def train_sae(
         quiet=quiet,
         as_json=as_json,
     )
-    runs = training_runs(session.params, aux, seed, store)
-    settings = grid_of(session, grid)
+    runs = training_runs(run.params, aux, seed, store)
+    settings = grid_of(run, grid)
     made = []
     for name in dict.fromkeys(name for name, _ in runs):
         seeds = [one for other, one in runs if other == name]
@@ -211,7 +211,7 @@ def train_sae(
             {"sae": str(path), "aux": name, "seed": one, **values}
             for (values, one), path in zip(each, paths, strict=True)
         ]
-    session.console.result({"saes": [one["sae"] for one in made], "settings": made})
+    run.console.result({"saes": [one["sae"] for one in made], "settings": made})
 
 
 @app.command("train-guides")
@@ -237,7 +237,7 @@ def train_guides(
     """
     from spg_pipe import pipeline
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -247,12 +247,12 @@ def train_guides(
         quiet=quiet,
         as_json=as_json,
     )
-    runs = training_runs(session.params, aux, seed, store or sae)
+    runs = training_runs(run.params, aux, seed, store or sae)
     paths = []
     for name in dict.fromkeys(name for name, _ in runs):
         seeds = [one for other, one in runs if other == name]
-        paths += pipeline.train_guides_together([session], name, seeds, store=store, sae=sae)
-    session.console.result({"detectors": [str(path) for path in paths]})
+        paths += pipeline.train_guides_together([run], name, seeds, store=store, sae=sae)
+    run.console.result({"detectors": [str(path) for path in paths]})
 
 
 register_targets(app)
@@ -261,4 +261,4 @@ register(app)
 
 def main() -> None:
     """Entry point: exit codes 0 done, 1 failed with a message, 2 wrong usage."""
-    raise SystemExit(run(app))
+    raise SystemExit(exit_code(app))

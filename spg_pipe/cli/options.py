@@ -1,4 +1,4 @@
-"""Options that several commands share, and the session that they make."""
+"""Options that several commands share, and the run that they make."""
 
 import itertools
 from dataclasses import replace
@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import (
     DEFAULT_PARAMS,
     OPTIONS,
@@ -123,7 +123,7 @@ class PlainUsage(TyperCommand):
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
-def make_session(
+def make_run(
     params_file: Path,
     *,
     overrides: list[str] | None = None,
@@ -138,7 +138,7 @@ def make_session(
     verbose: bool = False,
     quiet: bool = False,
     as_json: bool = False,
-) -> Session:
+) -> RecipeRun:
     """The recipe with the command's options on top."""
     recipe = load_params(params_file)
     content = recipe.model_dump(mode="json")
@@ -168,7 +168,7 @@ def make_session(
         if name not in ("sweep", "choose", "bank")
         and getattr(params, name) != getattr(recipe, name)
     }
-    return Session(params, console, device, workers, str(cache), frozenset(changed))
+    return RecipeRun(params, console, device, workers, str(cache), frozenset(changed))
 
 
 def bank_alone(normals: object, use: BankUse | None) -> bool:
@@ -240,8 +240,8 @@ def sides_of(tiles: str | None) -> list[int] | None:
     return sides
 
 
-def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
-    """The session once for every combination of the grid's values; one that is given none.
+def grid_of(run: RecipeRun, grid: list[str] | None) -> list[RecipeRun]:
+    """The run once for every combination of the grid's values; one that is given none.
 
     Raises
     ------
@@ -269,11 +269,11 @@ def grid_of(session: Session, grid: list[str] | None) -> list[Session]:
         axes[key] = list({repr(value): value for value in listed}.values())
     found = []
     for chosen in itertools.product(*axes.values()):
-        content = session.params.model_dump(mode="json")
+        content = run.params.model_dump(mode="json")
         content["sae"] |= dict(zip(axes, chosen, strict=True))
         params = parse_params(content, OPTIONS)
-        other = {"sae"} if params.sae != session.params.sae else set()
-        found.append(replace(session, params=params, changed=session.changed | other))
+        other = {"sae"} if params.sae != run.params.sae else set()
+        found.append(replace(run, params=params, changed=run.changed | other))
     return found
 
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.pipeline.console import Console, run
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.console import Console, exit_code
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import DEFAULT_PARAMS, load_params
 
 
 def run_stage(main: Callable[..., Any]) -> None:
-    """Parse what `main` takes after its session, run it on params.yaml, exit with its code.
+    """Parse what `main` takes after its run, call it on params.yaml, exit with its code.
 
     Parameters
     ----------
-    main : callable (Session, ...)
+    main : callable (RecipeRun, ...)
         Its further parameters become options of the same name and type.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -27,4 +27,4 @@ def run_stage(main: Callable[..., Any]) -> None:
         parser.add_argument(f"--{parameter.name}", type=parameter.annotation, required=True)
     options = vars(parser.parse_args())
     path = options.pop("params")
-    sys.exit(run(lambda: main(Session(load_params(path), Console()), **options)))
+    sys.exit(exit_code(lambda: main(RecipeRun(load_params(path), Console()), **options)))

@@ -27,7 +27,7 @@ from spg_pipe.cli.options import (
     WeightsOption,
     bank_alone,
     bank_params,
-    make_session,
+    make_run,
     sides_of,
 )
 from spg_pipe.errors import SpgError
@@ -59,7 +59,7 @@ def score(
     from spg_pipe import pipeline
 
     alone = bank_alone(normals, bank)
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -68,17 +68,17 @@ def score(
         quiet=quiet,
         as_json=as_json,
     )
-    run = pipeline.score
+    score_target = pipeline.score
     if normals is not None:
         if split is None:
             raise SpgError("--normals are normal images of one target: name it with --split.")
-        run = partial(pipeline.score_few_shot, normals=normals, alone=alone)
+        score_target = partial(pipeline.score_few_shot, normals=normals, alone=alone)
     paths = [
         path
-        for target, source in targets_of(session.params, split, aux, detector or store)
-        for path in run(session, target, aux=source, seed=seed, detector=detector, store=store)
+        for target, source in targets_of(run.params, split, aux, detector or store)
+        for path in score_target(run, target, aux=source, seed=seed, detector=detector, store=store)
     ]
-    session.console.result({"scores": [str(path) for path in paths]})
+    run.console.result({"scores": [str(path) for path in paths]})
 
 
 def evaluate(
@@ -98,7 +98,7 @@ def evaluate(
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe import pipeline
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         backbone=backbone,
@@ -108,12 +108,12 @@ def evaluate(
     )
     written: dict[str, Any] = {}
     tables = []
-    for target, source in targets_of(session.params, split, aux, scores):
-        paths = pipeline.evaluate(session, target, aux=source, seed=seed, scores=scores)
+    for target, source in targets_of(run.params, split, aux, scores):
+        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores)
         rows = [pipeline.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(session.params, rows)
-    session.console.result(written, "\n\n".join(tables))
+        tables += pipeline.tables_of(run.params, rows)
+    run.console.result(written, "\n\n".join(tables))
 
 
 def report(
@@ -126,11 +126,9 @@ def report(
     """Write a static HTML page: tables, curves, the best and the worst maps."""
     from spg_pipe import pipeline
 
-    session = make_session(
-        params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json
-    )
-    path = pipeline.report(session)
-    session.console.result({"report": str(path)}, f"Report: {path}")
+    run = make_run(params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json)
+    path = pipeline.report(run)
+    run.console.result({"report": str(path)}, f"Report: {path}")
 
 
 def predict(

@@ -18,7 +18,7 @@ from spg_pipe.cli.options import (
     SkipBadOption,
     VerboseOption,
     WorkersOption,
-    make_session,
+    make_run,
     names_of,
 )
 from spg_pipe.errors import SpgError
@@ -238,7 +238,7 @@ def sweep(
     """Run every combination of the recipe's `sweep:` and compare them in one table."""
     from spg_pipe import study
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         device=device,
@@ -247,8 +247,8 @@ def sweep(
         quiet=quiet,
         as_json=as_json,
     )
-    result = study.sweep(session, one_at_a_time=one_at_a_time)
-    session.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
+    result = study.sweep(run, one_at_a_time=one_at_a_time)
+    run.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 
 def choose(
@@ -270,7 +270,7 @@ def choose(
     from spg_pipe import study
     from spg_pipe.pipeline.run import auxiliaries_of
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         device=device,
@@ -279,13 +279,13 @@ def choose(
         quiet=quiet,
         as_json=as_json,
     )
-    names = auxiliaries_of(session.params, aux)
-    found = {name: study.choose(session, name, normals=normals) for name in names}
+    names = auxiliaries_of(run.params, aux)
+    found = {name: study.choose(run, name, normals=normals) for name in names}
     content = {
         name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
         for name, one in found.items()
     }
-    session.console.result(content, "\n\n".join(one.table for one in found.values()))
+    run.console.result(content, "\n\n".join(one.table for one in found.values()))
 
 
 def compare(
@@ -304,7 +304,7 @@ def compare(
     """Compare the recipe's method with the published one and with baselines in one table."""
     from spg_pipe import study
 
-    session = make_session(
+    run = make_run(
         params,
         overrides=overrides,
         device=device,
@@ -313,8 +313,8 @@ def compare(
         quiet=quiet,
         as_json=as_json,
     )
-    result = study.compare(session, normals=normals)
-    session.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
+    result = study.compare(run, normals=normals)
+    run.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,6 +1,6 @@
 """One function a stage: the commands and the scripts in stages/ only parse and call these.
 
-Every function takes a session, works in the recipe's paths (recipe/paths.py) and returns the path
+Every function takes a RecipeRun, works in the recipe's paths (recipe/paths.py) and returns the path
 of the artefact that it wrote.
 """
 

@@ -134,7 +134,7 @@ def _lines(what: str, unit: str) -> Iterator[Update]:
     yield update
 
 
-def run(main: Callable[[], Any]) -> int:
+def exit_code(main: Callable[[], Any]) -> int:
     """Run a command and turn what can go wrong into one message and an exit code.
 
     Returns

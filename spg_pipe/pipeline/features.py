@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import names_on_disk, scan
-from spg_pipe.pipeline.run import Session, image_size
+from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset, Params
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
 
 
-def write_demo_sets(session: Session) -> None:
+def write_demo_sets(run: RecipeRun) -> None:
     """Generate the recipe's built-in demo sets where they are not there yet."""
-    for demo in session.params.demo_sets:
-        write_demo_set(session.params, demo.name)
+    for demo in run.params.demo_sets:
+        write_demo_set(run.params, demo.name)
 
 
 def write_demo_set(params: Params, name: str) -> Path:
@@ -35,18 +35,18 @@ def write_demo_set(params: Params, name: str) -> Path:
     raise SpgError(f"Demo set {name!r} is not among the recipe's demo_sets: {known}.")
 
 
-def prepare(session: Session, dataset: Dataset) -> Path:
+def prepare(run: RecipeRun, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
-    manifest = scan(session, dataset, skip_bad=session.params.extract.skip_bad)
-    path = session.place(
-        session.paths.manifest(dataset.name, dataset.split),
+    manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
+    path = run.place(
+        run.paths.manifest(dataset.name, dataset.split),
         manifest.fingerprint(),
-        own=dataset in session.params.datasets,
+        own=dataset in run.params.datasets,
     )
     manifest.save(path)
-    session.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
+    run.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
     for note in manifest.notes:
-        session.console.say(f"  note: {note}")
+        run.console.say(f"  note: {note}")
     return path
 
 
@@ -63,11 +63,11 @@ def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def load_backbone(session: Session) -> "Backbone":
-    """The recipe's backbone on the session's device."""
+def load_backbone(run: RecipeRun) -> "Backbone":
+    """The recipe's backbone on the run's device."""
     from spg_pipe.backbones import load_backbone as load
 
-    params = session.params
+    params = run.params
     return load(
         params.backbone.alias,
         image_size=image_size(params),
@@ -75,22 +75,22 @@ def load_backbone(session: Session) -> "Backbone":
         norm=params.backbone.norm,
         protocol=params.method.protocol,
         weights=params.backbone.weights,
-        device=choose_device(session.device),
+        device=choose_device(run.device),
     )
 
 
-def tiled_as(session: Session, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
+def tiled_as(run: RecipeRun, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
     """The backbone on images of these sides in tiles, as the recipe's overlap says."""
     from spg_pipe.backbones.tiling import tiled
     from spg_pipe.store.extract import views_at_once
 
-    params, device = session.params.extract, choose_device(session.device)
+    params, device = run.params.extract, choose_device(run.device)
     at_once = views_at_once(backbone.spec, params.batch_images, device)
     return tiled(backbone, sides, overlap=params.tile_overlap, at_once=at_once)
 
 
 def extract(
-    session: Session,
+    run: RecipeRun,
     dataset: Dataset,
     *,
     replace: bool = False,
@@ -130,35 +130,35 @@ def extract(
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.datasets.skipped import skipped_note
-    from spg_pipe.store.extract import extract as run
+    from spg_pipe.store.extract import extract as extract_store
     from spg_pipe.store.masks import mask_notes
     from spg_pipe.store.reader import selection_note
 
     # First of all, because missing weights are the likeliest reason to stop.
-    backbone = backbone or load_backbone(session)
-    sides = session.params.extract.tiles.get(dataset.name, ())
+    backbone = backbone or load_backbone(run)
+    sides = run.params.extract.tiles.get(dataset.name, ())
     own_tiles = tiles is None or sorted(tiles) == sorted(sides)
     if sides := tuple(tiles or sides):
-        backbone = tiled_as(session, backbone, sides)
+        backbone = tiled_as(run, backbone, sides)
     if from_manifest:
-        path = session.paths.manifest(dataset.name, dataset.split)
+        path = run.paths.manifest(dataset.name, dataset.split)
         manifest = Manifest.load(path, root=dataset.root)
     else:
-        manifest = _chosen(session, dataset, limit, categories)
-    params = session.params
+        manifest = _chosen(run, dataset, limit, categories)
+    params = run.params
     if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
         raise SpgError(
             f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
             "store would be taken for images. Name a place outside."
         )
-    place = out or _place_of_store(session, dataset, manifest, backbone, own_tiles=own_tiles)
-    if manifest.selection and place.resolve() == session.paths.store(dataset.name).resolve():
+    place = out or _place_of_store(run, dataset, manifest, backbone, own_tiles=own_tiles)
+    if manifest.selection and place.resolve() == run.paths.store(dataset.name).resolve():
         raise SpgError(
             f"{place} is the place of the whole dataset {dataset.name}, not of a part of it "
             "(--limit, --categories). Name another place with --out, or leave the option out."
         )
-    with session.console.progress(f"extract {dataset.name}") as update:
-        store = run(
+    with run.console.progress(f"extract {dataset.name}") as update:
+        store = extract_store(
             manifest,
             backbone,
             place,
@@ -167,33 +167,33 @@ def extract(
             dtype=params.extract.dtype,
             compressor=params.extract.compressor,
             replace=replace,
-            workers=cpu_workers(session.workers),
-            device=choose_device(session.device),
+            workers=cpu_workers(run.workers),
+            device=choose_device(run.device),
             progress=update,
         )
-    session.console.say(f"{dataset.name}: {len(store)} images → {place}")
+    run.console.say(f"{dataset.name}: {len(store)} images → {place}")
     if manifest.selection:
-        session.console.say(
+        run.console.say(
             f"  note: {selection_note(store)}; use it with --store {shlex.quote(str(place))}"
         )
     for note in mask_notes(store):
-        session.console.say(f"  note: {note}")
+        run.console.say(f"  note: {note}")
     if manifest.skipped:
-        session.console.say(f"  note: {skipped_note(manifest.skipped)}")
+        run.console.say(f"  note: {skipped_note(manifest.skipped)}")
     return place
 
 
 def _chosen(
-    session: Session, dataset: Dataset, limit: int | None, categories: Sequence[str] | None
+    run: RecipeRun, dataset: Dataset, limit: int | None, categories: Sequence[str] | None
 ) -> "Manifest":
     """The dataset's images, or the part of them that the options name."""
-    skip_bad = session.params.extract.skip_bad
+    skip_bad = run.params.extract.skip_bad
     chosen = dataset
     if categories is not None:
         chosen = dataset.model_copy(update={"categories": tuple(categories)})
         if names_on_disk(chosen) == names_on_disk(dataset):
             chosen = dataset  # all that there are: the dataset itself
-    manifest = scan(session, chosen, skip_bad=skip_bad)
+    manifest = scan(run, chosen, skip_bad=skip_bad)
     if chosen is not dataset and categories is not None:
         manifest = changed(
             manifest,
@@ -204,7 +204,7 @@ def _chosen(
 
 
 def _place_of_store(
-    session: Session,
+    run: RecipeRun,
     dataset: Dataset,
     manifest: "Manifest",
     backbone: "Backbone",
@@ -212,11 +212,11 @@ def _place_of_store(
     own_tiles: bool,
 ) -> Path:
     """The dataset's own place, or another for a part of it, another split, or other settings."""
-    own = dataset in session.params.datasets and not manifest.selection and own_tiles
-    return session.place(
-        session.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
+    own = dataset in run.params.datasets and not manifest.selection and own_tiles
+    return run.place(
+        run.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
         backbone.spec.to_dict(),
-        session.params.extract.model_dump(exclude={"skip_bad"}),
+        run.params.extract.model_dump(exclude={"skip_bad"}),
         manifest.fingerprint(),
         dict(manifest.selection),
         own=own,

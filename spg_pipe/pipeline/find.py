@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.pipeline.run import Session, image_size
+from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, ExtractParams, Params
 from spg_pipe.recipe.protocol import protocol
 
@@ -61,7 +61,7 @@ def split_name(params: Params, dataset: Dataset) -> str:
 
 
 def scan(
-    session: Session,
+    run: RecipeRun,
     dataset: Dataset,
     *,
     skip_bad: bool = False,
@@ -78,7 +78,7 @@ def scan(
     """
     from spg_pipe.datasets import build_manifest
 
-    with session.console.progress(f"prepare {dataset.name}") as update:
+    with run.console.progress(f"prepare {dataset.name}") as update:
         return build_manifest(
             dataset.name,
             dataset.layout,
@@ -87,10 +87,10 @@ def scan(
             sets=dataset.sets,
             categories=dataset.categories,
             licence=dataset.licence,
-            exif_of_own_images=protocol(session.params.method.protocol).exif_of_own_images,
+            exif_of_own_images=protocol(run.params.method.protocol).exif_of_own_images,
             skip_bad=skip_bad,
             leave_out=leave_out,
-            workers=session.workers,
+            workers=run.workers,
             progress=update,
         )
 
@@ -109,7 +109,7 @@ def names_on_disk(dataset: Dataset) -> list[str]:
     )
 
 
-def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> "FeatureStore":
+def store_of_dataset(run: RecipeRun, dataset: Dataset, given: Path | None) -> "FeatureStore":
     """The store that `--store` names, checked, or the recipe's.
 
     Raises
@@ -120,7 +120,7 @@ def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> 
     from spg_pipe.store.reader import FeatureStore, selection_note
 
     if given is None:
-        store = find_store(session, dataset)
+        store = find_store(run, dataset)
     else:
         store = FeatureStore(given)
         found = f"{store.spec.dataset}/{store.spec.split}"
@@ -131,12 +131,12 @@ def store_of_dataset(session: Session, dataset: Dataset, given: Path | None) -> 
                 "or another store."
             )
         if store.selection:
-            session.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
-    session.console.detail(f"store {store.path}")
+            run.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
+    run.console.detail(f"store {store.path}")
     return store
 
 
-def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
+def find_store(run: RecipeRun, dataset: Dataset) -> "FeatureStore":
     """The store of a dataset with the recipe's backbone.
 
     The pipeline's path comes first, then any finished store under artifacts/features that fits.
@@ -149,24 +149,24 @@ def find_store(session: Session, dataset: Dataset) -> "FeatureStore":
     """
     from spg_pipe.store.reader import FeatureStore
 
-    images = _Images.of(session, dataset)
-    first = session.paths.store(dataset.name)
-    if _store_fits(first, session, dataset, images):
+    images = _Images.of(run, dataset)
+    first = run.paths.store(dataset.name)
+    if _store_fits(first, run, dataset, images):
         return FeatureStore(first)
-    folder = session.params.artifacts / "features"
+    folder = run.params.artifacts / "features"
     stores = sorted(folder.glob("**/*.zarr"))
-    fits = [path for path in stores if _store_fits(path, session, dataset, images, finished=True)]
+    fits = [path for path in stores if _store_fits(path, run, dataset, images, finished=True)]
     if len(fits) == 1:
         return FeatureStore(fits[0])
-    what = f"{dataset.name}/{dataset.split} with {session.params.backbone.alias}"
+    what = f"{dataset.name}/{dataset.split} with {run.params.backbone.alias}"
     if fits:
         listed = "\n  ".join(map(str, fits))
         raise SpgError(f"Several stores fit {what}; name one with --store:\n  {listed}")
     absent = f" (its folder, {dataset.root}, does not exist here)"
     raise NotThereError(
-        f"There is no finished feature store of {what} at {image_size(session.params)} px under "
+        f"There is no finished feature store of {what} at {image_size(run.params)} px under "
         f"{folder} that was made from these images and weights. Run `spg-pipe extract --split "
-        f"{split_name(session.params, dataset)}` with the same options first"
+        f"{split_name(run.params, dataset)}` with the same options first"
         + ("." if dataset.root.exists() else absent + "."),
         command="extract",
     )
@@ -184,17 +184,17 @@ class _Images:
     not list, whose names alone say little."""
 
     @classmethod
-    def of(cls, session: Session, dataset: Dataset) -> "_Images":
+    def of(cls, run: RecipeRun, dataset: Dataset) -> "_Images":
         from spg_pipe.datasets import Manifest
 
         if not dataset.root.is_dir():
             return cls(dataset.root, None, None)
         names = names_on_disk(dataset)
-        if dataset not in session.params.datasets:
+        if dataset not in run.params.datasets:
             # Once for each set of images to leave out: nearly always none.
-            look = lru_cache(maxsize=None)(lambda bad: scan(session, dataset, leave_out=bad))
+            look = lru_cache(maxsize=None)(lambda bad: scan(run, dataset, leave_out=bad))
             return cls(dataset.root, names, look)
-        path = session.paths.manifest(dataset.name, dataset.split)
+        path = run.paths.manifest(dataset.name, dataset.split)
         prepared = Manifest.load(path, dataset.root) if path.is_file() else None
         if prepared is None or not _is_of(prepared, names):
             return cls(dataset.root, names, None)
@@ -222,14 +222,14 @@ def _is_of(manifest: "Manifest", names: list[str]) -> bool:
 
 
 def _store_fits(
-    path: Path, session: Session, dataset: Dataset, images: _Images, *, finished: bool = False
+    path: Path, run: RecipeRun, dataset: Dataset, images: _Images, *, finished: bool = False
 ) -> bool:
     """Whether a store has what the recipe asks for."""
     from spg_pipe.datasets.layouts.catalogue import honours_exif
     from spg_pipe.store.schema import read_attributes
 
     found = read_attributes(path)
-    exif_of_own_images = protocol(session.params.method.protocol).exif_of_own_images
+    exif_of_own_images = protocol(run.params.method.protocol).exif_of_own_images
     if found is None or "backbone" not in found or (finished and not found.get("complete")):
         return False
     return (
@@ -237,9 +237,9 @@ def _store_fits(
         and found.get("split") == dataset.split
         and not found.get("selection")
         and found.get("exif") == honours_exif(dataset.layout, exif_of_own_images)
-        and found.get("dtype") == session.params.extract.dtype
-        and backbone_fits(found["backbone"], session.params)
-        and _tiles_fit(found["backbone"].get("tiles"), session.params.extract, dataset.name)
+        and found.get("dtype") == run.params.extract.dtype
+        and backbone_fits(found["backbone"], run.params)
+        and _tiles_fit(found["backbone"].get("tiles"), run.params.extract, dataset.name)
         and images.are_in(path, found)
     )
 
@@ -326,7 +326,7 @@ def _hash(weights: Path, _size: int, _modified: int) -> str:
     return weights_from_file(weights).sha256
 
 
-def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
+def find_store_of(run: RecipeRun, fingerprint: str) -> "FeatureStore":
     """The finished store with this fingerprint.
 
     Raises
@@ -337,7 +337,7 @@ def find_store_of(session: Session, fingerprint: str) -> "FeatureStore":
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.store.schema import read_attributes
 
-    folder = session.params.artifacts / "features"
+    folder = run.params.artifacts / "features"
     for path in sorted(folder.glob("**/*.zarr")):
         if (read_attributes(path) or {}).get("fingerprint") == fingerprint:
             return FeatureStore(path)

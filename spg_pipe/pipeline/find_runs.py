@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.find import backbone_fits, find_dataset, find_store
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 from spg_pipe.recipe.protocol import protocol
 
@@ -59,7 +59,7 @@ def find_direction(params: Params, target: str, aux: str | None = None) -> Direc
     )
 
 
-def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) -> Path:
+def find_sae(run: RecipeRun, features: "FeatureStore", aux: str, seed: int) -> Path:
     """The SAE that the recipe's `sae` section makes from a store.
 
     Raises
@@ -67,12 +67,12 @@ def find_sae(session: Session, features: "FeatureStore", aux: str, seed: int) ->
     SpgError
         If there is none, or several fit.
     """
-    wanted = _training(session.params, seed, "sae", "protocol") | {"store": features.fingerprint}
-    first = session.paths.sae(aux, seed)
-    return _one_that_fits(session, first, wanted, _sae_facts, option="--sae", command="train-sae")
+    wanted = _training(run.params, seed, "sae", "protocol") | {"store": features.fingerprint}
+    first = run.paths.sae(aux, seed)
+    return _one_that_fits(run, first, wanted, _sae_facts, option="--sae", command="train-sae")
 
 
-def find_detector(session: Session, aux: str, seed: int) -> Path:
+def find_detector(run: RecipeRun, aux: str, seed: int) -> Path:
     """The detector that the recipe's sections make from `aux`.
 
     Its training data need not be here; where the store is, the detector must be made from it.
@@ -82,26 +82,24 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
     SpgError
         If there is none, or several fit.
     """
-    wanted = _training(session.params, seed) | {"aux_part": None}
+    wanted = _training(run.params, seed) | {"aux_part": None}
     try:
-        store = find_store(session, find_dataset(session.params, aux))
+        store = find_store(run, find_dataset(run.params, aux))
         wanted["store"] = store.fingerprint
     except SpgError as error:
-        session.console.detail(f"not checked against the auxiliary store: {error}")
-    first = session.paths.detector(aux, seed)
+        run.console.detail(f"not checked against the auxiliary store: {error}")
+    first = run.paths.detector(aux, seed)
     one = partial(
         _one_that_fits,
-        session,
+        run,
         first,
         facts=_detector_facts,
         option="--detector",
         command="train-guides",
-        before=lambda: find_sae(
-            session, find_store(session, find_dataset(session.params, aux)), aux, seed
-        ),
+        before=lambda: find_sae(run, find_store(run, find_dataset(run.params, aux)), aux, seed),
     )
-    if session.params.score.rule == "additive":
-        return one(wanted | {"sigma": session.params.score.sigma})
+    if run.params.score.rule == "additive":
+        return one(wanted | {"sigma": run.params.score.sigma})
     try:
         return one(wanted | {"decision": None})
     except NotThereError:
@@ -110,7 +108,7 @@ def find_detector(session: Session, aux: str, seed: int) -> Path:
         return one(wanted)
 
 
-def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path:
+def find_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Path:
     """The scores of a target that the recipe's sections make.
 
     Where the target's store or the detector is, the scores must have been made from it.
@@ -120,8 +118,8 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
     SpgError
         If there are none, or several fit.
     """
-    score = session.params.score.model_dump(mode="json", exclude={"batch_images"})
-    wanted = _training(session.params, seed) | {
+    score = run.params.score.model_dump(mode="json", exclude={"batch_images"})
+    wanted = _training(run.params, seed) | {
         "score": score,
         "aux": aux,
         "aux_part": None,
@@ -130,26 +128,26 @@ def find_scores(session: Session, dataset: Dataset, aux: str, seed: int) -> Path
         "dataset": dataset.name,
         "split": dataset.split,
     }
-    if session.params.score.rule == "published":
+    if run.params.score.rule == "published":
         wanted.pop("decision")
     made_from: dict[str, Callable[[], str]] = {
-        "store": lambda: find_store(session, dataset).fingerprint,
-        "from": lambda: _fingerprint_of(find_detector(session, aux, seed)),
+        "store": lambda: find_store(run, dataset).fingerprint,
+        "from": lambda: _fingerprint_of(find_detector(run, aux, seed)),
     }
     for key, fingerprint in made_from.items():
         try:
             wanted[key] = fingerprint()
         except SpgError as error:
-            session.console.detail(f"scores not checked against {_WORDS[key]}: {error}")
-    first = session.paths.scores(aux, dataset.name, seed)
+            run.console.detail(f"scores not checked against {_WORDS[key]}: {error}")
+    first = run.paths.scores(aux, dataset.name, seed)
     return _one_that_fits(
-        session,
+        run,
         first,
         wanted,
         _score_facts,
         option="--scores",
         command="score",
-        before=lambda: find_detector(session, aux, seed),
+        before=lambda: find_detector(run, aux, seed),
     )
 
 
@@ -161,7 +159,7 @@ class FoundRun:
     metrics: Path
 
 
-def find_run(session: Session, direction: Direction, seed: int) -> FoundRun:
+def find_run(run: RecipeRun, direction: Direction, seed: int) -> FoundRun:
     """The scores that the recipe's sections make, and the metrics that its `metrics` makes of them.
 
     Raises
@@ -169,12 +167,12 @@ def find_run(session: Session, direction: Direction, seed: int) -> FoundRun:
     SpgError
         If either is missing or was made otherwise.
     """
-    dataset = find_dataset(session.params, direction.target)
-    scores = find_scores(session, dataset, direction.aux, seed)
-    first = session.paths.metrics(direction.aux, direction.target, seed)
+    dataset = find_dataset(run.params, direction.target)
+    scores = find_scores(run, dataset, direction.aux, seed)
+    first = run.paths.metrics(direction.aux, direction.target, seed)
     wanted = {
         "scores": _fingerprint_of(scores),
-        "metrics": session.params.metrics.model_dump(mode="json"),
+        "metrics": run.params.metrics.model_dump(mode="json"),
     }
     for path in (first, *sorted(first.parent.glob(f"{first.stem}-????????.json"))):
         if path.is_file():
@@ -254,7 +252,7 @@ def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_that_fits(
-    session: Session,
+    run: RecipeRun,
     first: Path,
     wanted: dict[str, Any],
     facts: Callable[[dict[str, Any]], dict[str, Any]],
@@ -269,13 +267,13 @@ def _one_that_fits(
     """
     damage, differing = None, None
     try:
-        differing = _differences(session, first, wanted, facts)
+        differing = _differences(run, first, wanted, facts)
     except DamagedError as error:
         damage = error
     if differing == []:
         return first
     others = [path for path in sorted(first.parent.glob("*")) if path != first]
-    found = [path for path in others if _fits(session, path, wanted, facts)]
+    found = [path for path in others if _fits(run, path, wanted, facts)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -308,19 +306,19 @@ def _first_command(command: str, before: Callable[[], object]) -> str:
 
 
 def _fits(
-    session: Session,
+    run: RecipeRun,
     path: Path,
     wanted: dict[str, Any],
     facts: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> bool:
     try:
-        return _differences(session, path, wanted, facts) == []
+        return _differences(run, path, wanted, facts) == []
     except DamagedError:
         return False  # an artefact of another kind, of an older format, or a broken one
 
 
 def _differences(
-    session: Session,
+    run: RecipeRun,
     path: Path,
     wanted: dict[str, Any],
     facts: Callable[[dict[str, Any]], dict[str, Any]],
@@ -338,7 +336,7 @@ def _differences(
     try:
         found = facts(config)
         names = [name for key in wanted for name in _named(key, wanted[key], found[key])]
-        if not backbone_fits(config["backbone"], session.params):
+        if not backbone_fits(config["backbone"], run.params):
             names.append("backbone")
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(

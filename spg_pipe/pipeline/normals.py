@@ -9,7 +9,7 @@ from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.find import find_dataset, find_store, split_name, store_of_dataset
 from spg_pipe.pipeline.find_runs import find_detector, find_direction
 from spg_pipe.pipeline.own_images import note_own_images
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import note_known
 from spg_pipe.recipe.machine import choose_device
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def score_few_shot(
-    session: Session,
+    run: RecipeRun,
     target: str,
     normals: str,
     *,
@@ -46,40 +46,40 @@ def score_few_shot(
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
     from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, seen_of
-    from spg_pipe.bank.few_shot import score_few_shot as run
+    from spg_pipe.bank.few_shot import score_few_shot as score_store
     from spg_pipe.detector.model import Detector
 
-    params, device = session.params, choose_device(session.device)
+    params, device = run.params, choose_device(run.device)
     if alone and (detector or aux or seed is not None):
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     dataset = find_dataset(params, target)
-    features = store_of_dataset(session, dataset, store)
+    features = store_of_dataset(run, dataset, store)
     # A named detector keeps its own σ, as in `score`, unless told otherwise.
-    options = params.score if detector is None or "score" in session.changed else None
+    options = params.score if detector is None or "score" in run.changed else None
     chosen: list[Detector | None] = [None]
     if detector is not None:
         chosen = [Detector.load(detector)]
     elif not alone:
         source = find_direction(params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else params.seeds
-        chosen = [Detector.load(find_detector(session, source, one)) for one in seeds]
+        chosen = [Detector.load(find_detector(run, source, one)) for one in seeds]
     for one in chosen:
         if one is not None:
             require_fusible(one, options or one.score)
     first = chosen[0]
     sigma = first.score.sigma if first else params.score.sigma
-    normal = _store_of_normals(session, normals)
+    normal = _store_of_normals(run, normals)
     banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
-    session.console.say(f"{banks.sees}, from {normal.path}")
+    run.console.say(f"{banks.sees}, from {normal.path}")
     if copies := sum(own.copies for own in banks.rows.values()):
-        session.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
+        run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []
     for one in chosen:
         if one is not None:
-            note_own_images(session, one, dataset, features)
+            note_own_images(run, one, dataset, features)
         trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
-        path = session.place(
-            session.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),
+        path = run.place(
+            run.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),
             one.fingerprint if one else None,
             features.fingerprint,
             banks.fingerprint,
@@ -87,10 +87,12 @@ def score_few_shot(
             options,
             own=False,
         )
-        with session.console.progress(f"score {dataset.name}") as update:
-            scores = run(one, banks, features, path, score=options, device=device, progress=update)
-        note_known(session, scores)
-        session.console.say(
+        with run.console.progress(f"score {dataset.name}") as update:
+            scores = score_store(
+                one, banks, features, path, score=options, device=device, progress=update
+            )
+        note_known(run, scores)
+        run.console.say(
             f"Few-shot scores of {dataset.name} → {path}; judge them with `spg-pipe evaluate "
             f"--split {split_name(params, dataset)} --scores {shlex.quote(str(path))}`"
         )
@@ -98,14 +100,14 @@ def score_few_shot(
     return written
 
 
-def _store_of_normals(session: Session, normals: str) -> "FeatureStore":
+def _store_of_normals(run: RecipeRun, normals: str) -> "FeatureStore":
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
     from spg_pipe.store.reader import FeatureStore
 
     if (Path(normals) / "zarr.json").is_file():
         return FeatureStore(Path(normals))
-    dataset = find_dataset(session.params, normals, option="--normals")
+    dataset = find_dataset(run.params, normals, option="--normals")
     try:
-        return find_store(session, dataset)
+        return find_store(run, dataset)
     except NotThereError:
-        return FeatureStore(extract(session, dataset))
+        return FeatureStore(extract(run, dataset))

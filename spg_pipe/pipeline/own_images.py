@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.synthetic import reads
 from spg_pipe.recipe.params import Dataset
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def note_own_images(
-    session: Session, detector: "Detector", dataset: Dataset, store: "FeatureStore"
+    run: RecipeRun, detector: "Detector", dataset: Dataset, store: "FeatureStore"
 ) -> None:
     """Say so where a target is known to the painted auxiliary set of a detector.
 
@@ -33,9 +33,9 @@ def note_own_images(
     files = [dataset.root / path for path in store.table["path"][store.table["label"] != 1]]
     known = content_ids(files) | set(store.sources.values())
     if note := detector.own_images_note(dataset.name, known):
-        session.console.say(note)
-    elif own := _own_categories(session, detector, dataset, store):
-        session.console.say(
+        run.console.say(note)
+    elif own := _own_categories(run, detector, dataset, store):
+        run.console.say(
             f"Note: the defects of {detector.config['auxiliary']['dataset']} were painted on "
             f"normal images of {', '.join(own)} from {dataset.root}, the folder of {dataset.name} "
             "itself; this is not zero-shot."
@@ -43,10 +43,10 @@ def note_own_images(
 
 
 def _own_categories(
-    session: Session, detector: "Detector", dataset: Dataset, store: "FeatureStore"
+    run: RecipeRun, detector: "Detector", dataset: Dataset, store: "FeatureStore"
 ) -> list[str]:
     """Categories of the target whose folder the detector's synthetic sets were made from."""
-    params, auxiliary = session.params, detector.config["auxiliary"]
+    params, auxiliary = run.params, detector.config["auxiliary"]
     aux = next((one for one in params.datasets if one.name == auxiliary["dataset"]), None)
     painted = {name.rpartition("/")[2] for name in auxiliary["synthetic"]["categories"]}
     ours = {name.rpartition("/")[2] for name in store.table["category"]}

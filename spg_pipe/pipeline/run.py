@@ -12,7 +12,7 @@ from spg_pipe.recipe.paths import Paths, with_suffix_hash
 
 
 @dataclass(frozen=True)
-class Session:
+class RecipeRun:
     """A recipe, and how this run works on it."""
 
     params: Params

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
 
 
-def synthesise_sets(session: Session, datasets: Sequence[Dataset]) -> None:
+def synthesise_sets(run: RecipeRun, datasets: Sequence[Dataset]) -> None:
     """Make those of the recipe's synthetic sets that the datasets read, where they are missing."""
-    for made in session.params.synthetic_sets:
+    for made in run.params.synthetic_sets:
         if any(reads(dataset, made) for dataset in datasets):
-            synthesise_set(session, made.name)
+            synthesise_set(run, made.name)
 
 
 def reads(dataset: Dataset, made: SyntheticSet) -> bool:
@@ -22,7 +22,7 @@ def reads(dataset: Dataset, made: SyntheticSet) -> bool:
     return made.root.resolve() in {root.resolve() for root in roots}
 
 
-def synthesise_set(session: Session, name: str) -> None:
+def synthesise_set(run: RecipeRun, name: str) -> None:
     """Make a synthetic set of the recipe.
 
     Raises
@@ -30,15 +30,15 @@ def synthesise_set(session: Session, name: str) -> None:
     SpgError
         If the recipe has none of that name; otherwise as `synthesise`.
     """
-    params = session.params
+    params = run.params
     for made in params.synthetic_sets:
         if made.name == name:
             synthesise(
                 made,
-                session.console,
+                run.console,
                 exif_of_own_images=protocol(params.method.protocol).exif_of_own_images,
                 skip_bad=params.extract.skip_bad,
-                workers=session.workers,
+                workers=run.workers,
             )
             return
     known = ", ".join(made.name for made in params.synthetic_sets) or "none"

@@ -9,7 +9,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
 from spg_pipe.pipeline.find_runs import find_detector, find_direction, find_run, find_scores
 from spg_pipe.pipeline.own_images import note_own_images
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    session: Session,
+    run: RecipeRun,
     target: str,
     *,
     aux: str | None = None,
@@ -32,37 +32,37 @@ def score(
     """Detector + FeatureStore of the target → Scores, for one seed or for all of the recipe."""
     from spg_pipe.detector.model import Detector
 
-    dataset = find_dataset(session.params, target)
-    features = store_of_dataset(session, dataset, store)
-    params = session.params
+    dataset = find_dataset(run.params, target)
+    features = store_of_dataset(run, dataset, store)
+    params = run.params
     own = store is None and detector is None and dataset in params.datasets
     # A named detector keeps its own σ and image score, as `predict` does, unless told otherwise.
-    options = params.score if detector is None or "score" in session.changed else None
+    options = params.score if detector is None or "score" in run.changed else None
     if detector is not None:
         chosen = [detector]
     else:
         source = find_direction(params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else params.seeds
-        chosen = [find_detector(session, source, one) for one in seeds]
+        chosen = [find_detector(run, source, one) for one in seeds]
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
         trained_on = str(loaded.config["auxiliary"]["dataset"])
         if trained_on == dataset.name:
-            session.console.say(
+            run.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
-        note_own_images(session, loaded, dataset, features)
-        path = session.place(
-            session.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
+        note_own_images(run, loaded, dataset, features)
+        path = run.place(
+            run.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
             loaded.fingerprint,
             features.fingerprint,
             options,
             own=own,
         )
-        written.append(_score_one(session, loaded, features, path, options))
+        written.append(_score_one(run, loaded, features, path, options))
         if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
-            session.console.say(
+            run.console.say(
                 f"Judge them with `spg-pipe evaluate --split {split_name(params, dataset)} "
                 f"--scores {shlex.quote(str(path))}`"
             )
@@ -70,7 +70,7 @@ def score(
 
 
 def _score_one(
-    session: Session,
+    run: RecipeRun,
     detector: "Detector",
     features: "FeatureStore",
     path: Path,
@@ -78,21 +78,21 @@ def _score_one(
 ) -> Path:
     from spg_pipe.detector.scores import score_store
 
-    with session.console.progress(f"score {features.spec.dataset}") as update:
+    with run.console.progress(f"score {features.spec.dataset}") as update:
         score_store(
             detector,
             features,
             path,
             score=options,
-            device=choose_device(session.device),
+            device=choose_device(run.device),
             progress=update,
         )
-    session.console.say(f"Scores of {features.spec.dataset} → {path}")
+    run.console.say(f"Scores of {features.spec.dataset} → {path}")
     return path
 
 
 def evaluate(
-    session: Session,
+    run: RecipeRun,
     target: str,
     *,
     aux: str | None = None,
@@ -100,23 +100,23 @@ def evaluate(
     scores: Path | None = None,
 ) -> list[Path]:
     """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
-    dataset = find_dataset(session.params, target)
-    own = scores is None and dataset in session.params.datasets
+    dataset = find_dataset(run.params, target)
+    own = scores is None and dataset in run.params.datasets
     if scores is not None:
         chosen = [scores]
     else:
-        source = find_direction(session.params, dataset.name, aux).aux
-        seeds = [seed] if seed is not None else session.params.seeds
-        chosen = [find_scores(session, dataset, source, one) for one in seeds]
-    return [_evaluate_one(session, dataset, folder, own=own) for folder in chosen]
+        source = find_direction(run.params, dataset.name, aux).aux
+        seeds = [seed] if seed is not None else run.params.seeds
+        chosen = [find_scores(run, dataset, source, one) for one in seeds]
+    return [_evaluate_one(run, dataset, folder, own=own) for folder in chosen]
 
 
-def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool) -> Path:
+def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) -> Path:
     from spg_pipe.bank.few_shot import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
 
-    params = session.params.metrics
+    params = run.params.metrics
     loaded = Scores.load(folder)
     held = f"{loaded.config['dataset']}/{loaded.config['split']}"
     if held != f"{dataset.name}/{dataset.split}":
@@ -124,50 +124,50 @@ def _evaluate_one(session: Session, dataset: Dataset, folder: Path, *, own: bool
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    store = find_store_of(session, loaded.config["inputs"]["store"])
+    store = find_store_of(run, loaded.config["inputs"]["store"])
     manifest = None
     if params.resolution == "original":
-        manifest = _manifest_of_store(session, dataset, store)
-    with session.console.progress(f"evaluate {dataset.name}") as update:
+        manifest = _manifest_of_store(run, dataset, store)
+    with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
-    beside = session.paths.metrics(aux["dataset"], dataset.name, trained)
+    beside = run.paths.metrics(aux["dataset"], dataset.name, trained)
     if KNOWN in loaded.table:
-        few_shot = session.paths.few_shot(aux["dataset"], dataset.name, trained)
+        few_shot = run.paths.few_shot(aux["dataset"], dataset.name, trained)
         beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
-        note_known(session, loaded)
-    place = session.place(
+        note_known(run, loaded)
+    place = run.place(
         beside,
         params,
         loaded.config["fingerprint"],
         own=own,
     )
     result.save(place)
-    session.console.say(f"Metrics of {dataset.name} → {place}")
+    run.console.say(f"Metrics of {dataset.name} → {place}")
     return place
 
 
-def note_known(session: Session, scores: "Scores") -> None:
+def note_known(run: RecipeRun, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
     from spg_pipe.bank.few_shot import KNOWN
 
-    say_known(session, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
+    say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 
 
-def say_known(session: Session, paths: Sequence[str], images: int, where: str = "") -> None:
+def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = "") -> None:
     """Say which images of a target are normal images themselves, if there are such."""
     from spg_pipe.bank.few_shot import note_of_known
 
     if paths:
         so = f"and metrics{where} are too good. Use normal images of another split."
-        session.console.say(note_of_known(paths, images, so))
+        run.console.say(note_of_known(paths, images, so))
 
 
-def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore") -> "Manifest":
+def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> "Manifest":
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
     from spg_pipe.datasets.manifest import Manifest
 
-    prepared = session.paths.manifest(dataset.name, dataset.split)
+    prepared = run.paths.manifest(dataset.name, dataset.split)
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
         manifest = manifest.without([bad.path for bad in store.skipped])
@@ -176,7 +176,7 @@ def _manifest_of_store(session: Session, dataset: Dataset, store: "FeatureStore"
     chosen = store.selection
     if "categories" in chosen:
         dataset = dataset.model_copy(update={"categories": tuple(chosen["categories"])})
-    manifest = scan(session, dataset, leave_out=store.skipped)
+    manifest = scan(run, dataset, leave_out=store.skipped)
     if "limit" in chosen:
         manifest = manifest.spread(chosen["limit"])
     if manifest.fingerprint() != store.spec.manifest:
@@ -216,7 +216,7 @@ def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
     return tables
 
 
-def report(session: Session) -> Path:
+def report(run: RecipeRun) -> Path:
     """Metrics and Scores of every direction → report/index.html.
 
     A seed or direction without them is named on the page.
@@ -228,14 +228,14 @@ def report(session: Session) -> Path:
     """
     from spg_pipe.report.build import build_report
 
-    params, paths = session.params, session.paths
+    params, paths = run.params, run.paths
     if not params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to report.")
     runs, missing = {}, []
     for direction in params.directions:
         for seed in params.seeds:
             try:
-                found = find_run(session, direction, seed)
+                found = find_run(run, direction, seed)
             except SpgError as error:
                 missing.append(str(error))
             else:
@@ -243,9 +243,9 @@ def report(session: Session) -> Path:
     if not runs:
         raise SpgError(missing[0])
     for message in missing:
-        session.console.say(f"Left out of the report: {message}")
-    place = session.place(paths.report, params)
-    with session.console.progress("report", "categories") as update:
+        run.console.say(f"Left out of the report: {message}")
+    place = run.place(paths.report, params)
+    with run.console.progress("report", "categories") as update:
         path = build_report(params, paths, place, runs=runs, progress=update)
-    session.console.say(f"Report → {path}")
+    run.console.say(f"Report → {path}")
     return path

@@ -11,7 +11,7 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, store_of_dataset
 from spg_pipe.pipeline.find_runs import find_sae
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     Run = TypeVar("Run", SaeJob, GuideRun)
 
 
-def train_sae(session: Session, aux: str, seed: int, *, store: Path | None = None) -> Path:
+def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder."""
-    return train_saes([session], aux, [seed], store=store)[0]
+    return train_saes([run], aux, [seed], store=store)[0]
 
 
 def train_saes(
-    sessions: Sequence[Session], aux: str, seeds: Sequence[int], *, store: Path | None = None
+    runs: Sequence[RecipeRun], aux: str, seeds: Sequence[int], *, store: Path | None = None
 ) -> list[Path]:
     """FeatureStore of the auxiliary set → an SAE for every setting and seed.
 
@@ -37,7 +37,7 @@ def train_saes(
 
     Parameters
     ----------
-    sessions : sequence of Session
+    runs : sequence of RecipeRun
         One for each setting: they differ in `params.sae` alone.
 
     Returns
@@ -47,74 +47,75 @@ def train_saes(
     """
     from spg_pipe.sae.fits import SaeJob
 
-    features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
-    wanted = [(session, SaeJob(session.params.sae, seed)) for session in sessions for seed in seeds]
-    values = varying(sessions)
+    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
+    wanted = [(run, SaeJob(run.params.sae, seed)) for run in runs for seed in seeds]
+    values = varying(runs)
     train = partial(
         _saes_together,
         features=features,
         aux=aux,
         own=store is None,
-        values=lambda session: values[list(sessions).index(session)],
+        values=lambda run: values[list(runs).index(run)],
     )
     return _by_stream(wanted, train)
 
 
-def varying(sessions: Sequence[Session]) -> list[dict[str, Any]]:
+def varying(runs: Sequence[RecipeRun]) -> list[dict[str, Any]]:
     """The values of each setting in which they differ: `sae.k` → 16."""
-    dumped = [session.params.sae.model_dump(mode="json") for session in sessions]
+    dumped = [run.params.sae.model_dump(mode="json") for run in runs]
     keys = [key for key in dumped[0] if any(one[key] != dumped[0][key] for one in dumped)]
     return [{f"sae.{key}": one[key] for key in keys} for one in dumped]
 
 
 def _by_stream(
-    wanted: "list[tuple[Session, Run]]", train: "Callable[[list[tuple[Session, Run]]], list[Path]]"
+    wanted: "list[tuple[RecipeRun, Run]]",
+    train: "Callable[[list[tuple[RecipeRun, Run]]], list[Path]]",
 ) -> list[Path]:
     """Train what sees the same batches together; the places in the order of `wanted`."""
     places: dict[int, Path] = {}
-    for stream in dict.fromkeys(run.stream for _, run in wanted):
-        chosen = [number for number, (_, run) in enumerate(wanted) if run.stream == stream]
+    for stream in dict.fromkeys(job.stream for _, job in wanted):
+        chosen = [number for number, (_, job) in enumerate(wanted) if job.stream == stream]
         places |= dict(zip(chosen, train([wanted[n] for n in chosen]), strict=True))
     return [places[number] for number in range(len(wanted))]
 
 
 def _checkpoints(
-    jobs: "list[tuple[Session, Run]]", artefact: Path, *determining: object, own: bool
+    jobs: "list[tuple[RecipeRun, Run]]", artefact: Path, *determining: object, own: bool
 ) -> Checkpoints:
     """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
-    session = jobs[0][0]
-    if len(jobs) > 1 or session.changed or not own:
+    run = jobs[0][0]
+    if len(jobs) > 1 or run.changed or not own:
         content = {"pass": determining, "runs": [run.settings() for _, run in jobs]}
         artefact = with_suffix_hash(artefact, fingerprint(content))
-    device = choose_device(session.device)
-    return Checkpoints(checkpoint_path(artefact), device, say=session.console.say)
+    device = choose_device(run.device)
+    return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
 
 
 def _saes_together(
-    jobs: "list[tuple[Session, SaeJob]]",
+    jobs: "list[tuple[RecipeRun, SaeJob]]",
     features: "FeatureStore",
     aux: str,
     *,
     own: bool,
-    values: Callable[[Session], dict[str, Any]],
+    values: Callable[[RecipeRun], dict[str, Any]],
 ) -> list[Path]:
     """One pass; its checkpoint lies beside the first SAE. `values` tell its settings apart."""
     from spg_pipe.sae.train import train_saes as train
 
-    session, seed = jobs[0][0], jobs[0][1].seed
+    run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    place, rule = session.paths.sae(aux, seed), session.params.method.protocol
+    place, rule = run.paths.sae(aux, seed), run.params.method.protocol
     checkpoints = _checkpoints(jobs, place, features.fingerprint, rule, own=own)
-    with session.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
+    with run.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
         results = train(
             features,
             [job for _, job in jobs],
-            session.params.method,
-            device=choose_device(session.device),
-            cache=session.cache,
+            run.params.method,
+            device=choose_device(run.device),
+            cache=run.cache,
             progress=lambda layer, done, total, loss: update(done, total, loss, layer),
             checkpoints=checkpoints,
-            say=session.console.say,
+            say=run.console.say,
         )
     places, faults = [], []
     for number, ((one, job), result) in enumerate(zip(jobs, results, strict=True), 1):
@@ -147,14 +148,14 @@ def _quality_line(layer: str, found: dict[str, Any]) -> str:
 
 
 def train_guides(
-    session: Session, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
+    run: RecipeRun, aux: str, seed: int, *, store: Path | None = None, sae: Path | None = None
 ) -> Path:
     """FeatureStore + SparseAutoencoder → Detector."""
-    return train_guides_together([session], aux, [seed], store=store, sae=sae)[0]
+    return train_guides_together([run], aux, [seed], store=store, sae=sae)[0]
 
 
 def train_guides_together(
-    sessions: Sequence[Session],
+    runs: Sequence[RecipeRun],
     aux: str,
     seeds: Sequence[int],
     *,
@@ -167,7 +168,7 @@ def train_guides_together(
 
     Parameters
     ----------
-    sessions : sequence of Session
+    runs : sequence of RecipeRun
         One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
 
     Returns
@@ -178,43 +179,43 @@ def train_guides_together(
     from spg_pipe.guides.train import GuideRun, training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = store_of_dataset(sessions[0], find_dataset(sessions[0].params, aux), store)
+    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     wanted = []
-    for session, seed in itertools.product(sessions, seeds):
-        source = sae or find_sae(session, features, aux, seed)
-        wanted.append((session, GuideRun(loaded(source), session.params.guides, seed)))
+    for run, seed in itertools.product(runs, seeds):
+        source = sae or find_sae(run, features, aux, seed)
+        wanted.append((run, GuideRun(loaded(source), run.params.guides, seed)))
     fit = partial(
         _detectors_together, features=features, aux=aux, own=store is None and sae is None
     )
     places = _by_stream(wanted, fit)
     for note in training_notes(features):
-        sessions[0].console.say(f"  note: {note}")
+        runs[0].console.say(f"  note: {note}")
     return places
 
 
 def _detectors_together(
-    jobs: "list[tuple[Session, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[RecipeRun, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
     from spg_pipe.detector.make import Rules
     from spg_pipe.detector.make import train_guides_together as train
 
-    session, seed = jobs[0][0], jobs[0][1].seed
+    run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    place, method = session.paths.detector(aux, seed), session.params.method.model_dump(mode="json")
+    place, method = run.paths.detector(aux, seed), run.params.method.model_dump(mode="json")
     checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
-    with session.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
+    with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = train(
             features,
             [job for _, job in jobs],
-            session.params.method,
+            run.params.method,
             [Rules(one.params.score, one.params.decision) for one, _ in jobs],
-            device=choose_device(session.device),
-            cache=session.cache,
+            device=choose_device(run.device),
+            cache=run.cache,
             progress=update,
             checkpoints=checkpoints,
-            say=lambda note: session.console.say(f"  note: {note}"),
+            say=lambda note: run.console.say(f"  note: {note}"),
         )
     paths = []
     for (one, job), (detector, curve) in zip(jobs, results, strict=True):

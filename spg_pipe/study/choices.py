@@ -12,7 +12,7 @@ from spg_pipe.artefacts.files import read_json, write_text
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline.find import find_dataset, find_store
 from spg_pipe.pipeline.find_runs import find_sae
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_saes
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Params
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     """The recipe with these values, for this auxiliary set and its directions."""
 
 
-def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
+def choose(run: RecipeRun, aux: str, *, normals: int = NORMALS) -> Choice:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
     Settings of `bank` come second, with what was chosen of the others. SAEs that are missing are
@@ -70,39 +70,39 @@ def choose(session: Session, aux: str, *, normals: int = NORMALS) -> Choice:
     from spg_pipe.metrics import write_csv
     from spg_pipe.sae.run import SaeRun
 
-    zero_shot, banks = _axes(session)
-    settings = _settings(session, zero_shot)
-    combinations(session, banks, "choose", (_BANK,))  # a value that is not valid is said at once
-    store = find_store(session, find_dataset(session.params, aux))
+    zero_shot, banks = _axes(run)
+    settings = _settings(run, zero_shot)
+    combinations(run, banks, "choose", (_BANK,))  # a value that is not valid is said at once
+    store = find_store(run, find_dataset(run.params, aux))
     _train(settings, store, aux)
     candidates_of = partial(_candidates, store, aux, lru_cache(maxsize=None)(SaeRun.load))
     chosen, rows, tables = settings[0], [], []
     if zero_shot:
-        chosen, found = _choose_zero_shot(session, aux, store, settings, candidates_of)
+        chosen, found = _choose_zero_shot(run, aux, store, settings, candidates_of)
         rows += found
-        tables.append(_table(session.params, aux, list(zero_shot), found))
+        tables.append(_table(run.params, aux, list(zero_shot), found))
     if banks:
-        axes = combinations(chosen.session, banks, "choose", (_BANK,))
+        axes = combinations(chosen.run, banks, "choose", (_BANK,))
         try:
-            one, found = _choose_bank(session, aux, store, chosen, axes, candidates_of, normals)
+            one, found = _choose_bank(run, aux, store, chosen, axes, candidates_of, normals)
         except UnsuitableError as error:
             if not zero_shot:
                 raise
-            session.console.say(f"Nothing of bank is chosen on {aux}: {error}")
+            run.console.say(f"Nothing of bank is chosen on {aux}: {error}")
         else:
-            chosen = Setting(chosen.values | one.values, one.session)
+            chosen = Setting(chosen.values | one.values, one.run)
             rows += found
-            tables.append(_table(session.params, aux, list(banks), found))
-    place = session.paths.choice(aux, "yaml")
-    write_csv(session.paths.choice(aux, "csv"), rows)
-    write_text(place, _recipe(chosen.session.params, aux, session.paths.choice(aux, "csv")))
-    session.console.say(f"Chosen on {aux}: {named(chosen.values)} → {place}")
+            tables.append(_table(run.params, aux, list(banks), found))
+    place = run.paths.choice(aux, "yaml")
+    write_csv(run.paths.choice(aux, "csv"), rows)
+    write_text(place, _recipe(chosen.run.params, aux, run.paths.choice(aux, "csv")))
+    run.console.say(f"Chosen on {aux}: {named(chosen.values)} → {place}")
     return Choice(chosen.values, rows, "\n\n".join(map(plain, tables)), place)
 
 
-def _axes(session: Session) -> tuple[dict[str, Any], dict[str, Any]]:
+def _axes(run: RecipeRun) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the zero-shot settings, and of the bank."""
-    axes = session.params.choose
+    axes = run.params.choose
     if not axes:
         raise SpgError(
             "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
@@ -112,10 +112,10 @@ def _axes(session: Session) -> tuple[dict[str, Any], dict[str, Any]]:
     return {place: values for place, values in axes.items() if place not in banks}, banks
 
 
-def _settings(session: Session, axes: dict[str, Any]) -> list[Setting]:
-    settings = combinations(session, axes, "choose", _SECTIONS)
+def _settings(run: RecipeRun, axes: dict[str, Any]) -> list[Setting]:
+    settings = combinations(run, axes, "choose", _SECTIONS)
     for setting in settings:
-        found = setting.session.params
+        found = setting.run.params
         if found.guides.kind != "contrast" or found.score.rule != "additive":
             raise SpgError(
                 "choose is for guides.kind: contrast with score.rule: additive, which are made in "
@@ -133,16 +133,16 @@ def _candidates(
 
     return [
         Candidate(
-            load(find_sae(setting.session, store, aux, seed)),
-            setting.session.params.guides.atoms,
-            setting.session.params.decision,
+            load(find_sae(setting.run, store, aux, seed)),
+            setting.run.params.guides.atoms,
+            setting.run.params.decision,
         )
         for setting in settings
     ]
 
 
 def _choose_zero_shot(
-    session: Session,
+    run: RecipeRun,
     aux: str,
     store: "FeatureStore",
     settings: Sequence[Setting],
@@ -152,14 +152,14 @@ def _choose_zero_shot(
     from spg_pipe.study.choosing import best, judge_candidates
 
     by_seed = []
-    for seed in session.params.seeds:
-        with session.console.progress(f"choose {aux} seed {seed}", "settings") as update:
+    for seed in run.params.seeds:
+        with run.console.progress(f"choose {aux} seed {seed}", "settings") as update:
             by_seed.append(
                 judge_candidates(
                     store,
                     candidates_of(settings, seed),
-                    session.params.score.sigma,
-                    device=choose_device(session.device),
+                    run.params.score.sigma,
+                    device=choose_device(run.device),
                     progress=update,
                 )
             )
@@ -167,9 +167,9 @@ def _choose_zero_shot(
     about: list[dict[str, float]] = [{}] * len(settings)
     if any(place.startswith("sae.") for place in settings[0].values):
         describe = lru_cache(maxsize=None)(_dictionaries)
-        seeds = session.params.seeds
+        seeds = run.params.seeds
         about = [
-            describe(tuple(find_sae(one.session, store, aux, seed) for seed in seeds))
+            describe(tuple(find_sae(one.run, store, aux, seed) for seed in seeds))
             for one in settings
         ]
     rows = [
@@ -181,7 +181,7 @@ def _choose_zero_shot(
 
 
 def _choose_bank(
-    session: Session,
+    run: RecipeRun,
     aux: str,
     store: "FeatureStore",
     base: Setting,
@@ -195,18 +195,18 @@ def _choose_bank(
     from spg_pipe.study.choosing_banks import judge_banks
 
     by_seed = []
-    for seed in session.params.seeds:
+    for seed in run.params.seeds:
         (one,) = candidates_of([base], seed)
-        with session.console.progress(f"choose bank {aux} seed {seed}", "parts") as update:
+        with run.console.progress(f"choose bank {aux} seed {seed}", "parts") as update:
             by_seed.append(
                 judge_banks(
                     store,
                     one,
-                    [setting.session.params.bank for setting in settings],
-                    session.params.score.sigma,
+                    [setting.run.params.bank for setting in settings],
+                    run.params.score.sigma,
                     normals=normals,
                     seed=seed,
-                    device=choose_device(session.device),
+                    device=choose_device(run.device),
                     progress=update,
                 )
             )
@@ -219,8 +219,8 @@ def _choose_bank(
 
 
 def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None:
-    distinct = {repr(setting.session.params.sae): setting.session for setting in settings}
-    for seed in settings[0].session.params.seeds:
+    distinct = {repr(setting.run.params.sae): setting.run for setting in settings}
+    for seed in settings[0].run.params.seeds:
         missing = [
             one
             for one in distinct.values()

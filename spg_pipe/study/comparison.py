@@ -11,7 +11,7 @@ import numpy as np
 from spg_pipe.artefacts.files import read_json, write_json
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, find_store
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import GuideParams, parse_params
 from spg_pipe.report.tables import Table
@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
     path: Path
 
 
-def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
+def compare(run: RecipeRun, *, normals: int = NORMALS) -> Comparison:
     """Every method on every direction of the recipe, from finished stores.
 
     SAEs and guides that are missing are made. Few-shot methods take images of the target's train
@@ -51,21 +51,21 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
     """
     from spg_pipe.metrics import write_csv
 
-    _check(session)
-    params, published, stores = session.params, _published(session), _stores(session)
-    entries = list(contestants(session, published, stores, normals))
+    _check(run)
+    params, published, stores = run.params, _published(run), _stores(run)
+    entries = list(contestants(run, published, stores, normals))
     jobs = [
-        *making_jobs(session, published, stores),
-        *judging_jobs(session, entries, stores),
+        *making_jobs(run, published, stores),
+        *judging_jobs(run, entries, stores),
     ]
-    costs, judged = _Costs(session.paths.comparison_costs), dict[str, dict[str, Judged]]()
+    costs, judged = _Costs(run.paths.comparison_costs), dict[str, dict[str, Judged]]()
     named = {entry.name for entry in entries}
-    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(session.device)), 1):
+    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
         if name in named:
             judged[name] = result
         else:
             costs.add(result)
-        session.console.say(f"{number} of {len(jobs)} done: {name}")
+        run.console.say(f"{number} of {len(jobs)} done: {name}")
     rows = []
     for way in params.directions:
         here = [e for e in entries if e.aux in (None, way.aux) and way.target in e.targets]
@@ -73,22 +73,22 @@ def compare(session: Session, *, normals: int = NORMALS) -> Comparison:
             of_method = [entry for entry in here if entry.method == method]
             results = [_result(entry, judged, way.target) for entry in of_method]
             rows.append(_row(way.aux, of_method, results, costs))
-    path = session.paths.comparison
+    path = run.paths.comparison
     write_csv(path, rows)
     table = "\n\n".join(plain(_table(rows, way.aux, way.target)) for way in params.directions)
-    session.console.say(f"Comparison {params.name} → {path}")
+    run.console.say(f"Comparison {params.name} → {path}")
     return Comparison(rows, table, path)
 
 
-def _stores(session: Session) -> "dict[str, FeatureStore]":
+def _stores(run: RecipeRun) -> "dict[str, FeatureStore]":
     """Of every auxiliary set and target, those with most images first: their jobs take longest."""
-    names = dict.fromkeys(n for way in session.params.directions for n in (way.aux, way.target))
-    found = {name: find_store(session, find_dataset(session.params, name)) for name in names}
+    names = dict.fromkeys(n for way in run.params.directions for n in (way.aux, way.target))
+    found = {name: find_store(run, find_dataset(run.params, name)) for name in names}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def _check(session: Session) -> None:
-    params = session.params
+def _check(run: RecipeRun) -> None:
+    params = run.params
     if not params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to compare.")
     if params.guides.kind != "contrast" or params.score.rule != "additive":
@@ -104,14 +104,14 @@ def _check(session: Session) -> None:
         )
 
 
-def _published(session: Session) -> Session:
+def _published(run: RecipeRun) -> RecipeRun:
     """The recipe with the published method; its seeds share the order of images, and so a pass."""
-    content = session.params.model_dump(mode="json")
-    order = {"order_seed": session.params.seeds[0]}
+    content = run.params.model_dump(mode="json")
+    order = {"order_seed": run.params.seeds[0]}
     content["guides"] = GuideParams(kind="trained", **order).model_dump(mode="json")
     content["score"] |= {"rule": "published", "image_score": "max"}
     params = parse_params(content, "compare")
-    return replace(session, params=params, changed=session.changed | {"guides", "score"})
+    return replace(run, params=params, changed=run.changed | {"guides", "score"})
 
 
 class _Costs:

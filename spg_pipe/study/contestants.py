@@ -13,7 +13,7 @@ from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.find import find_dataset, names_on_disk
 from spg_pipe.pipeline.find_runs import find_detector, find_sae
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import say_known
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.study import contests
@@ -57,20 +57,20 @@ class Contestant:
 
 
 def contestants(
-    session: Session, published: Session, stores: Stores, normals: int
+    run: RecipeRun, published: RecipeRun, stores: Stores, normals: int
 ) -> Iterator[Contestant]:
     """Every method with every seed that it depends on, in the order of the table.
 
     Parameters
     ----------
-    published : Session
+    published : RecipeRun
         The recipe with the published method.
     stores : dict of name → FeatureStore
     normals : int
         Images of a target's train split that few-shot methods see; they are extracted here.
     """
-    own, other = _aside(session), _aside(published)
-    ways = session.params.directions
+    own, other = _aside(run), _aside(published)
+    ways = run.params.directions
     seeded = (
         (PLUS, contests.from_recipe, own, PLUS),
         (PUBLISHED, contests.from_recipe, other, PUBLISHED),
@@ -78,20 +78,20 @@ def contestants(
         ("logistic regression", contests.logistic, own, None),
     )
     for method, make, one, guides in seeded:
-        for aux in _auxes(session, stores):
+        for aux in _auxes(run, stores):
             targets = tuple(way.target for way in ways if way.aux == aux)
             saw = seen_in(stores[aux].synthetic)
-            for seed in session.params.seeds:
+            for seed in run.params.seeds:
                 ready = partial(make, one, aux, seed)
                 yield Contestant(method, saw, seed, aux, targets, ready, guides)
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(contests.unlike_its_image, own)
     yield Contestant("intra-image dissimilarity", "nothing", None, None, every, unlike)
-    backbone = cache(partial(load_backbone, session))  # once for all, if anyone needs it
+    backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
     for target in every:
-        yield from _few_shot(session, target, stores, normals, backbone)
+        yield from _few_shot(run, target, stores, normals, backbone)
         if len(np.unique(stores[target].array("category").astype(object))) > 1:
-            session.console.say(
+            run.console.say(
                 f"No transductive method on {target}: its categories are products of their own, "
                 "and mutual scoring takes one product at a time."
             )
@@ -100,7 +100,7 @@ def contestants(
 
 
 def _few_shot(
-    session: Session,
+    run: RecipeRun,
     target: str,
     stores: Stores,
     normals: int,
@@ -116,35 +116,35 @@ def _few_shot(
     )
     from spg_pipe.store.reader import FeatureStore
 
-    dataset, own = find_dataset(session.params, f"{target}/train"), _aside(session)
+    dataset, own = find_dataset(run.params, f"{target}/train"), _aside(run)
     store = stores[target]
     categories = sorted(set(store.array("category").tolist()))
     try:
         _require_images(dataset)  # before the backbone is loaded for them
         paths = tuple(
             dict.fromkeys(
-                extract(session, dataset, limit=normals, categories=[one], backbone=backbone())
+                extract(run, dataset, limit=normals, categories=[one], backbone=backbone())
                 for one in categories
             )
         )
         found = normals_of([FeatureStore(path) for path in paths], store)
     except UnsuitableError as error:
-        session.console.say(f"No few-shot methods on {target}: {error}")
+        run.console.say(f"No few-shot methods on {target}: {error}")
         return
     if copies := sum(one.copies for one in found.values()):
-        session.console.say(f"{target}: {note_of_copies(copies, copies + sum(seen_of(found)))}")
+        run.console.say(f"{target}: {note_of_copies(copies, copies + sum(seen_of(found)))}")
     known = store.table["path"][known_images(found, store)].tolist()
-    say_known(session, known, len(store), f" of few-shot methods on {target}")
+    say_known(run, known, len(store), f" of few-shot methods on {target}")
     saw, place = says(seen_of(found)), Path(store.path)
     bank = partial(contests.bank, own, paths, place)
     alone = Contestant(BANK, saw, None, None, (target,), bank)
     yield alone
     gaussian = partial(contests.gaussian, own, paths, place)
     yield Contestant("Mahalanobis", saw, None, None, (target,), gaussian)
-    distances = session.paths.compared(BANK, None, target, None)
-    for way in session.params.directions:
+    distances = run.paths.compared(BANK, None, target, None)
+    for way in run.params.directions:
         if way.target == target:
-            for seed in session.params.seeds:
+            for seed in run.params.seeds:
                 make = partial(contests.fused, own, paths, place, distances, way.aux, seed)
                 name, both = f"{PLUS} + {BANK}", f"{seen_in(stores[way.aux].synthetic)}; {saw}"
                 yield Contestant(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
@@ -157,7 +157,7 @@ def _require_images(dataset: Dataset) -> None:
     names_on_disk(dataset)
 
 
-def _transductive(own: Session, target: str, store: "FeatureStore") -> Contestant:
+def _transductive(own: RecipeRun, target: str, store: "FeatureStore") -> Contestant:
     from spg_pipe.study.baselines.mutual import transductive
 
     first = own.params.seeds[0]  # by far the slowest, and its seed only draws the others
@@ -165,12 +165,12 @@ def _transductive(own: Session, target: str, store: "FeatureStore") -> Contestan
     return Contestant(MUTUAL, transductive(store), first, None, (target,), make)
 
 
-def making_jobs(session: Session, published: Session, stores: Stores) -> Iterator[Job]:
+def making_jobs(run: RecipeRun, published: RecipeRun, stores: Stores) -> Iterator[Job]:
     """A job for everything trained that is not there yet."""
-    own, other, seeds = _aside(session), _aside(published), session.params.seeds
-    for aux in _auxes(session, stores):
+    own, other, seeds = _aside(run), _aside(published), run.params.seeds
+    for aux in _auxes(run, stores):
         for seed in seeds:
-            if not is_there(partial(find_sae, session, stores[aux], aux, seed)):
+            if not is_there(partial(find_sae, run, stores[aux], aux, seed)):
                 yield Job(_sae(aux, seed), partial(contests.make_sae, own, aux, seed))
         free = [s for s in seeds if not contests.free_is_there(published, stores[aux], aux, s)]
         if free:
@@ -182,14 +182,14 @@ def making_jobs(session: Session, published: Session, stores: Stores) -> Iterato
                 yield Job(_guides(method, aux), work, tuple(_sae(aux, seed) for seed in missing))
 
 
-def judging_jobs(session: Session, entries: Sequence[Contestant], stores: Stores) -> Iterator[Job]:
+def judging_jobs(run: RecipeRun, entries: Sequence[Contestant], stores: Stores) -> Iterator[Job]:
     """A job a contestant; mutual scoring, the slowest, first."""
     first: dict[tuple[str, str | None], int | None] = {}
     for entry in entries:
         first.setdefault((entry.method, entry.aux), entry.seed)
     for entry in sorted(entries, key=lambda one: one.method != MUTUAL):
         places = {
-            target: session.paths.compared(entry.method, entry.aux, target, entry.seed)
+            target: run.paths.compared(entry.method, entry.aux, target, entry.seed)
             for target in entry.targets
         }
         work = partial(
@@ -197,7 +197,7 @@ def judging_jobs(session: Session, entries: Sequence[Contestant], stores: Stores
             entry.make,
             {target: Path(stores[target].path) for target in entry.targets},
             places,
-            session.params.metrics,
+            run.params.metrics,
             bootstrap=first[entry.method, entry.aux] == entry.seed,
         )
         after = [_guides(entry.guides, str(entry.aux))] if entry.guides else []
@@ -212,11 +212,11 @@ def _guides(method: str, aux: str) -> str:
     return f"guides of {method}, {aux}"
 
 
-def _auxes(session: Session, stores: Stores) -> list[str]:
+def _auxes(run: RecipeRun, stores: Stores) -> list[str]:
     """In the order of the stores."""
-    return [name for name in stores if any(way.aux == name for way in session.params.directions)]
+    return [name for name in stores if any(way.aux == name for way in run.params.directions)]
 
 
-def _aside(session: Session) -> Session:
+def _aside(run: RecipeRun) -> RecipeRun:
     """For a process beside others: their bars would overwrite each other."""
-    return replace(session, console=replace(session.console, bars=False))
+    return replace(run, console=replace(run.console, bars=False))

@@ -11,7 +11,7 @@ from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, find_store
 from spg_pipe.pipeline.find_runs import find_detector
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import MetricParams
@@ -89,14 +89,14 @@ def judge(
     return found
 
 
-def make_sae(session: Session, aux: str, seed: int) -> dict[str, Cost]:
+def make_sae(run: RecipeRun, aux: str, seed: int) -> dict[str, Cost]:
     """Train an SAE. Fingerprint → cost."""
     with measured(idle_memory()) as cost:
-        (path,) = train_saes([session], aux, [seed])
+        (path,) = train_saes([run], aux, [seed])
     return _costs([path], cost)
 
 
-def make_detectors(session: Session, aux: str, seeds: Sequence[int]) -> dict[str, Cost]:
+def make_detectors(run: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str, Cost]:
     """Guides and decision of several seeds; in one pass, if they share the order of images.
 
     Returns
@@ -105,11 +105,11 @@ def make_detectors(session: Session, aux: str, seeds: Sequence[int]) -> dict[str
         A seed's share of the time, and the memory of all together.
     """
     with measured(idle_memory()) as cost:
-        paths = train_guides_together([session], aux, seeds)
+        paths = train_guides_together([run], aux, seeds)
     return _costs(paths, cost)
 
 
-def make_free(published: Session, aux: str, seeds: Sequence[int]) -> dict[str, Cost]:
+def make_free(published: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str, Cost]:
     """As published on ±axes instead of atoms, all seeds in one pass; costs as `make_detectors`."""
     from spg_pipe.detector.make import Rules
     from spg_pipe.detector.make import train_guides_together as train
@@ -136,7 +136,7 @@ def make_free(published: Session, aux: str, seeds: Sequence[int]) -> dict[str, C
     return _costs(paths, cost)
 
 
-def free_is_there(published: Session, store: "FeatureStore", aux: str, seed: int) -> bool:
+def free_is_there(published: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> bool:
     """Whether `make_free` has made it from this store with these parameters."""
     from spg_pipe.detector.model import Detector
 
@@ -162,81 +162,79 @@ def _costs(paths: Sequence[Path], cost: Cost) -> dict[str, Cost]:
     return {str(read_json(p / "config.json", str(p))["fingerprint"]): each for p in paths}
 
 
-def from_recipe(session: Session, aux: str, seed: int) -> Made:
+def from_recipe(run: RecipeRun, aux: str, seed: int) -> Made:
     """The recipe's own detector."""
-    detector = _load(find_detector(session, aux, seed))
+    detector = _load(find_detector(run, aux, seed))
     made_from = (detector.fingerprint, detector.config["inputs"]["sae"])
-    return Made(_by_detector(session, detector), made_from)
+    return Made(_by_detector(run, detector), made_from)
 
 
-def free_guides(published: Session, aux: str, seed: int) -> Made:
+def free_guides(published: RecipeRun, aux: str, seed: int) -> Made:
     """What `make_free` made: its axes cost nothing."""
     detector = _load(published.paths.free_detector(aux, seed))
     return Made(_by_detector(published, detector), (detector.fingerprint,))
 
 
-def logistic(session: Session, aux: str, seed: int) -> Made:
+def logistic(run: RecipeRun, aux: str, seed: int) -> Made:
     """Logistic regression on the tokens of an auxiliary set."""
     from spg_pipe.study.baselines.linear import logistic_regression
 
-    store = find_store(session, find_dataset(session.params, aux))
-    return _patchwise(session, logistic_regression(store, seed))
+    store = find_store(run, find_dataset(run.params, aux))
+    return _patchwise(run, logistic_regression(store, seed))
 
 
-def unlike_its_image(session: Session) -> Made:
+def unlike_its_image(run: RecipeRun) -> Made:
     """Intra-image dissimilarity."""
     from spg_pipe.study.baselines.unsupervised import dissimilarity
 
-    return _patchwise(session, dissimilarity())
+    return _patchwise(run, dissimilarity())
 
 
-def mutual(session: Session, target: Path, seed: int) -> Made:
+def mutual(run: RecipeRun, target: Path, seed: int) -> Made:
     """Mutual scoring of a target's images."""
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.study.baselines.mutual import mutual_scoring
 
-    return _patchwise(session, mutual_scoring(FeatureStore(target), seed))
+    return _patchwise(run, mutual_scoring(FeatureStore(target), seed))
 
 
-def bank(session: Session, normals: Sequence[Path], target: Path) -> Made:
+def bank(run: RecipeRun, normals: Sequence[Path], target: Path) -> Made:
     """Nearest neighbours in a few normal images."""
     from spg_pipe.bank.few_shot import score_few_shot
 
-    banks, device = _banks(session, normals, target), choose_device(session.device)
+    banks, device = _banks(run, normals, target), choose_device(run.device)
     return Made(partial(score_few_shot, None, banks, device=device))
 
 
-def gaussian(session: Session, normals: Sequence[Path], target: Path) -> Made:
+def gaussian(run: RecipeRun, normals: Sequence[Path], target: Path) -> Made:
     """Mahalanobis distance from a few normal images."""
     from spg_pipe.bank.few_shot import normals_of
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.study.baselines.mahalanobis import mahalanobis
 
     store = FeatureStore(target)
-    return _patchwise(
-        session, mahalanobis(normals_of(list(map(FeatureStore, normals)), store), store)
-    )
+    return _patchwise(run, mahalanobis(normals_of(list(map(FeatureStore, normals)), store), store))
 
 
 def fused(
-    session: Session, normals: Sequence[Path], target: Path, distances: Path, aux: str, seed: int
+    run: RecipeRun, normals: Sequence[Path], target: Path, distances: Path, aux: str, seed: int
 ) -> Made:
     """The recipe's detector with the bank as one more addend; `distances` are the bank's scores."""
     from spg_pipe.bank.few_shot import score_few_shot
     from spg_pipe.detector.scores import Scores
 
-    banks, device = _banks(session, normals, target), choose_device(session.device)
-    detector = _load(find_detector(session, aux, seed))
+    banks, device = _banks(run, normals, target), choose_device(run.device)
+    detector = _load(find_detector(run, aux, seed))
     alone = Scores.load(distances)
     score = partial(score_few_shot, detector, banks, alone=alone, device=device)
     return Made(score, (detector.fingerprint, detector.config["inputs"]["sae"]))
 
 
-def _banks(session: Session, normals: Sequence[Path], target: Path) -> "Banks":
+def _banks(run: RecipeRun, normals: Sequence[Path], target: Path) -> "Banks":
     from spg_pipe.bank.few_shot import banks_of
     from spg_pipe.store.reader import FeatureStore
 
-    params, device = session.params, choose_device(session.device)
+    params, device = run.params, choose_device(run.device)
     stores = [FeatureStore(path) for path in normals]
     sigma = params.score.sigma
     return banks_of(stores, FeatureStore(target), params.bank, sigma=sigma, device=device)
@@ -248,17 +246,17 @@ def _load(path: Path) -> "Detector":
     return Detector.load(path)
 
 
-def _by_detector(session: Session, detector: "Detector") -> Score:
+def _by_detector(run: RecipeRun, detector: "Detector") -> Score:
     from spg_pipe.detector.scores import score_store
 
-    device = choose_device(session.device)
-    return partial(score_store, detector, score=session.params.score, device=device)
+    device = choose_device(run.device)
+    return partial(score_store, detector, score=run.params.score, device=device)
 
 
-def _patchwise(session: Session, method: "Method") -> Made:
+def _patchwise(run: RecipeRun, method: "Method") -> Made:
     from spg_pipe.study.baselines.patchwise import score_patchwise
 
-    device, sigma = choose_device(session.device), session.params.score.sigma
+    device, sigma = choose_device(run.device), run.params.score.sigma
     return Made(partial(score_patchwise, method, sigma=sigma, device=device))
 
 

@@ -16,7 +16,7 @@ from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.find import find_dataset, find_store
 from spg_pipe.pipeline.find_runs import find_detector, find_sae, find_scores
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.params import Params, parse_params
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
     values: dict[str, Any]
     """`sae.k` → 16; empty: the recipe as it is."""
-    session: Session
+    run: RecipeRun
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class SweepResult(NamedTuple):
     path: Path
 
 
-def settings_of(session: Session, *, one_at_a_time: bool = False) -> list[Setting]:
+def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]:
     """The recipe once for every combination of its `sweep`.
 
     Parameters
@@ -64,24 +64,24 @@ def settings_of(session: Session, *, one_at_a_time: bool = False) -> list[Settin
     SpgError
         If it has none, or a combination is not valid.
     """
-    if not session.params.sweep:
+    if not run.params.sweep:
         raise SpgError(
             "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
             "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
         )
     if not one_at_a_time:
-        return combinations(session, session.params.sweep, "sweep", _SECTIONS)
+        return combinations(run, run.params.sweep, "sweep", _SECTIONS)
     alone = [
         setting
-        for place, values in session.params.sweep.items()
-        for setting in combinations(session, {place: values}, "sweep", _SECTIONS)
-        if setting.session.params != session.params
+        for place, values in run.params.sweep.items()
+        for setting in combinations(run, {place: values}, "sweep", _SECTIONS)
+        if setting.run.params != run.params
     ]
-    return [Setting({}, session), *alone]
+    return [Setting({}, run), *alone]
 
 
 def combinations(
-    session: Session, axes: Mapping[str, Sequence[Any]], what: str, sections: Sequence[str]
+    run: RecipeRun, axes: Mapping[str, Sequence[Any]], what: str, sections: Sequence[str]
 ) -> list[Setting]:
     """The recipe once for every combination of some values.
 
@@ -110,14 +110,12 @@ def combinations(
     each = [list({repr(value): value for value in values}.values()) for values in axes.values()]
     for chosen in itertools.product(*each):
         values = dict(zip(axes, chosen, strict=True))
-        content = session.params.model_dump(mode="json")
+        content = run.params.model_dump(mode="json")
         for place, value in values.items():
             _set(content, place, value, what)
         params = parse_params(content, f"{what} {named(values)}")
-        changed = {
-            name for name in _SECTIONS if getattr(params, name) != getattr(session.params, name)
-        }
-        one = replace(session, params=params, changed=session.changed | changed)
+        changed = {name for name in _SECTIONS if getattr(params, name) != getattr(run.params, name)}
+        one = replace(run, params=params, changed=run.changed | changed)
         found.append(Setting(values, one))
     return found
 
@@ -134,7 +132,7 @@ def _set(content: dict[str, Any], place: str, value: Any, what: str) -> None:
     target[key] = value
 
 
-def sweep(session: Session, *, one_at_a_time: bool = False) -> SweepResult:
+def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
     """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
 
     Parameters
@@ -154,11 +152,11 @@ def sweep(session: Session, *, one_at_a_time: bool = False) -> SweepResult:
     """
     from spg_pipe.metrics import seeds_mean, write_csv
 
-    settings = settings_of(session, one_at_a_time=one_at_a_time)
-    params = session.params
+    settings = settings_of(run, one_at_a_time=one_at_a_time)
+    params = run.params
     for setting in _distinct(settings, ("backbone", "method")):
         for name in dict.fromkeys(n for d in params.directions for n in (d.aux, d.target)):
-            _need_store(setting.session, name)
+            _need_store(setting.run, name)
     for group in _groups(settings, ("backbone", "method")):
         saes = _distinct(group, ("sae",))
         for aux, seed in itertools.product(
@@ -167,38 +165,36 @@ def sweep(session: Session, *, one_at_a_time: bool = False) -> SweepResult:
             _train(group, saes, aux, seed)
     rows = []
     for number, setting in enumerate(settings):
-        session.console.say(f"Setting {number + 1} of {len(settings)}: {setting.name}")
+        run.console.say(f"Setting {number + 1} of {len(settings)}: {setting.name}")
         shown = {"setting": setting.name} if one_at_a_time else setting.values
         for way in params.directions:
-            seeds = [_metrics(setting.session, way.aux, way.target, s) for s in params.seeds]
+            seeds = [_metrics(setting.run, way.aux, way.target, s) for s in params.seeds]
             mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
             rows.append(shown | mean)
-    path = session.paths.sweep
+    path = run.paths.sweep
     write_csv(path, rows)
     text = plain(_table(params, rows, ["setting"] if one_at_a_time else list(params.sweep)))
-    session.console.say(f"Sweep {params.name} → {path}")
+    run.console.say(f"Sweep {params.name} → {path}")
     return SweepResult(rows, text, path)
 
 
-def _need_store(session: Session, name: str) -> None:
-    dataset = find_dataset(session.params, name)
-    if not is_there(partial(find_store, session, dataset)):
-        extract(session, dataset)
+def _need_store(run: RecipeRun, name: str) -> None:
+    dataset = find_dataset(run.params, name)
+    if not is_there(partial(find_store, run, dataset)):
+        extract(run, dataset)
 
 
 def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: int) -> None:
-    store = find_store(group[0].session, find_dataset(group[0].session.params, aux))
+    store = find_store(group[0].run, find_dataset(group[0].run.params, aux))
     missing = [
-        one.session
-        for one in saes
-        if not is_there(partial(find_sae, one.session, store, aux, seed))
+        one.run for one in saes if not is_there(partial(find_sae, one.run, store, aux, seed))
     ]
     if missing:
         train_saes(missing, aux, [seed])
     untrained = [
-        one.session
+        one.run
         for one in _distinct_detectors(group)
-        if not is_there(partial(find_detector, one.session, aux, seed))
+        if not is_there(partial(find_detector, one.run, aux, seed))
     ]
     if untrained:
         train_guides_together(untrained, aux, [seed])
@@ -208,7 +204,7 @@ def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
     """One for each detector that `find_detector` tells apart: most of `score` is no part of it."""
     found: dict[str, Setting] = {}
     for setting in group:
-        params = setting.session.params
+        params = setting.run.params
         key: list[object] = [params.sae, params.guides]
         if params.score.rule == "additive":
             key += [params.decision, params.score.sigma]
@@ -216,13 +212,13 @@ def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
     return list(found.values())
 
 
-def _metrics(session: Session, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
+def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
     from spg_pipe.detector.scores import Scores
 
-    dataset = find_dataset(session.params, target)
-    if not is_there(lambda: Scores.load(find_scores(session, dataset, aux, seed))):
-        score(session, target, aux=aux, seed=seed)
-    return read_metrics(evaluate(session, target, aux=aux, seed=seed)[0])
+    dataset = find_dataset(run.params, target)
+    if not is_there(lambda: Scores.load(find_scores(run, dataset, aux, seed))):
+        score(run, target, aux=aux, seed=seed)
+    return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
 
 
 def is_there(find: Callable[[], object]) -> bool:
@@ -242,7 +238,7 @@ def _groups(settings: Sequence[Setting], sections: Sequence[str]) -> Iterator[li
     """Settings that agree in some sections, in order of first appearance."""
     by_key: dict[str, list[Setting]] = {}
     for setting in settings:
-        key = repr([getattr(setting.session.params, name) for name in sections])
+        key = repr([getattr(setting.run.params, name) for name in sections])
         by_key.setdefault(key, []).append(setting)
     yield from by_key.values()
 

@@ -10,7 +10,7 @@ from e2e.helpers import one_message, spg
 from typer.testing import CliRunner
 
 from spg_pipe.cli.main import app
-from spg_pipe.cli.options import make_session
+from spg_pipe.cli.options import make_run
 from spg_pipe.errors import SpgError
 
 RECIPE = {
@@ -30,15 +30,15 @@ def recipe(tmp_path: Path) -> Path:
 
 def refused(recipe: Path, *overrides: str, layers: str | None = None) -> str:
     with pytest.raises(SpgError) as error:
-        make_session(recipe, overrides=list(overrides), layers=layers)
+        make_run(recipe, overrides=list(overrides), layers=layers)
     return str(error.value)
 
 
 def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
-    session = make_session(recipe, overrides=["sae.k=3", "sae.lr=1e-4"], layers="s8, s16")
-    assert (session.params.sae.k, session.params.sae.lr) == (3, 1e-4)
-    assert session.params.backbone.layers == ("s8", "s16")
-    assert session.changed == {"sae", "backbone"}
+    run = make_run(recipe, overrides=["sae.k=3", "sae.lr=1e-4"], layers="s8, s16")
+    assert (run.params.sae.k, run.params.sae.lr) == (3, 1e-4)
+    assert run.params.backbone.layers == ("s8", "s16")
+    assert run.changed == {"sae", "backbone"}
 
 
 def test_an_unknown_section_names_the_file_in_use_and_the_nearest_section(recipe: Path) -> None:

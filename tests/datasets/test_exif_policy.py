@@ -10,11 +10,11 @@ from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.find import find_store, scan
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 
 
-def session_of(images: Path, artifacts: Path, protocol: str) -> Session:
+def run_of(images: Path, artifacts: Path, protocol: str) -> RecipeRun:
     """A recipe with one dataset of layout `folder` and a small backbone."""
     content = {
         "name": "mini",
@@ -25,19 +25,19 @@ def session_of(images: Path, artifacts: Path, protocol: str) -> Session:
         "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s16"]},
         "method": {"protocol": protocol},
     }
-    return Session(parse_params(content, "the test"), Console(verbosity=0), "cpu")
+    return RecipeRun(parse_params(content, "the test"), Console(verbosity=0), "cpu")
 
 
 @pytest.mark.parametrize(("protocol", "honoured"), [("default", True), ("spg", False)])
 def test_the_protocol_decides_about_exif_of_own_images(
     tiny_images: Path, tmp_path: Path, protocol: str, honoured: bool
 ) -> None:
-    session = session_of(tiny_images, tmp_path, protocol)
-    assert scan(session, session.params.datasets[0]).exif is honoured
+    run = run_of(tiny_images, tmp_path, protocol)
+    assert scan(run, run.params.datasets[0]).exif is honoured
 
 
 def test_a_store_of_the_other_exif_policy_does_not_fit(tiny_images: Path, tmp_path: Path) -> None:
-    default, spg = (session_of(tiny_images, tmp_path, name) for name in ("default", "spg"))
+    default, spg = (run_of(tiny_images, tmp_path, name) for name in ("default", "spg"))
     (dataset,) = default.params.datasets
     pipeline.extract(default, dataset)
     assert find_store(default, dataset).spec.exif

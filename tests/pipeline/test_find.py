@@ -17,7 +17,7 @@ from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.find import find_dataset, find_store
 from spg_pipe.pipeline.find_runs import find_detector, find_run, find_sae, find_scores
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Params, parse_params
 
 RECIPE: dict[str, Any] = {
@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
     "sae": {"dict_size": 32, "k": 4, "epochs": 1, "batch_images": 4},
     "guides": {"epochs": 1, "batch_images": 4},
 }
-MakeSession = Callable[..., Session]
+MakeRun = Callable[..., RecipeRun]
 
 
 @pytest.fixture(scope="module")
@@ -43,101 +43,101 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_visa(folder / "right", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        session = Session(parse_params(RECIPE, "test"), Console(0), "cpu")
-        _run_all(session)
+        run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
+        _run_all(run)
     return folder
 
 
-def _run_all(session: Session) -> None:
-    for dataset in session.params.datasets:
-        pipeline.extract(session, dataset)
-    _train(session)
-    pipeline.score(session, "right")
-    pipeline.evaluate(session, "right")
+def _run_all(run: RecipeRun) -> None:
+    for dataset in run.params.datasets:
+        pipeline.extract(run, dataset)
+    _train(run)
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
 
 
-def _train(session: Session) -> None:
-    pipeline.train_sae(session, "left", 111)
-    pipeline.train_guides(session, "left", 111)
+def _train(run: RecipeRun) -> None:
+    pipeline.train_sae(run, "left", 111)
+    pipeline.train_guides(run, "left", 111)
 
 
 @pytest.fixture
-def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSession:
-    """A copy of the finished folder to work in; gives sessions with changed sections."""
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    """A copy of the finished folder to work in; gives runs with changed sections."""
     shutil.copytree(finished, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
 
-    def session(*, datasets: Any = None, **sections: dict[str, Any]) -> Session:
+    def run(*, datasets: Any = None, **sections: dict[str, Any]) -> RecipeRun:
         content = RECIPE | {name: RECIPE.get(name, {}) | new for name, new in sections.items()}
         if datasets is not None:
             content["datasets"] = datasets
         params = parse_params(content, "test")
         recipe = parse_params(RECIPE, "test")
         changed = {n for n in Params.model_fields if getattr(params, n) != getattr(recipe, n)}
-        return Session(params, Console(0), "cpu", changed=frozenset(changed))
+        return RecipeRun(params, Console(0), "cpu", changed=frozenset(changed))
 
-    return session
+    return run
 
 
-def test_everything_of_the_recipe_is_found(project: MakeSession) -> None:
-    session = project()
-    left, right = (find_dataset(session.params, name) for name in ("left", "right"))
-    store = find_store(session, left)
-    assert find_sae(session, store, "left", 111) == session.paths.sae("left", 111)
-    assert find_detector(session, "left", 111) == session.paths.detector("left", 111)
-    scores = find_scores(session, right, "left", 111)
-    assert scores == session.paths.scores("left", "right", 111)
-    run = find_run(session, session.params.directions[0], 111)
-    assert (run.scores, run.metrics) == (scores, session.paths.metrics("left", "right", 111))
+def test_everything_of_the_recipe_is_found(project: MakeRun) -> None:
+    run = project()
+    left, right = (find_dataset(run.params, name) for name in ("left", "right"))
+    store = find_store(run, left)
+    assert find_sae(run, store, "left", 111) == run.paths.sae("left", 111)
+    assert find_detector(run, "left", 111) == run.paths.detector("left", 111)
+    scores = find_scores(run, right, "left", 111)
+    assert scores == run.paths.scores("left", "right", 111)
+    found = find_run(run, run.params.directions[0], 111)
+    assert (found.scores, found.metrics) == (scores, run.paths.metrics("left", "right", 111))
 
 
 @pytest.mark.parametrize(
     "backbone", [{"alias": "dinov2-small"}, {"layers": ["s8"]}, {"layers": None}, {"norm": "post"}]
 )
 def test_scores_of_another_backbone_are_not_taken(
-    project: MakeSession, backbone: dict[str, Any]
+    project: MakeRun, backbone: dict[str, Any]
 ) -> None:
-    session = project(backbone=backbone)
+    run = project(backbone=backbone)
     if backbone == {"layers": None}:  # the alias's own layers are s8 and s16: the same thing
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
         return
     with pytest.raises(SpgError, match="spg-pipe score"):
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
 
 
-def test_scores_of_an_older_detector_are_not_taken(project: MakeSession) -> None:
-    session = project()
+def test_scores_of_an_older_detector_are_not_taken(project: MakeRun) -> None:
+    run = project()
     image = sorted(Path("left").glob("*/test/good/*.png"))[0]
     image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
-    pipeline.extract(session, session.params.dataset("left"), replace=True)
-    _train(session)
+    pipeline.extract(run, run.params.dataset("left"), replace=True)
+    _train(run)
     with pytest.raises(SpgError, match=r"the detector differ\).*spg-pipe score"):
-        pipeline.evaluate(session, "right")
-    pipeline.score(session, "right")
-    pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
 
 
-def test_scores_of_an_older_target_store_are_not_taken(project: MakeSession) -> None:
-    session = project()
+def test_scores_of_an_older_target_store_are_not_taken(project: MakeRun) -> None:
+    run = project()
     images = sorted(Path("right").rglob("*.JPG"))
     images[0].write_bytes(images[1].read_bytes())
-    pipeline.extract(session, session.params.dataset("right"), replace=True)
+    pipeline.extract(run, run.params.dataset("right"), replace=True)
     with pytest.raises(SpgError, match=r"the feature store differ\).*spg-pipe score"):
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
 
 
-def test_local_weights_count_by_their_tensors(project: MakeSession, tmp_path: Path) -> None:
+def test_local_weights_count_by_their_tensors(project: MakeRun, tmp_path: Path) -> None:
     from spg_pipe.backbones.packaged import efficientnet_lite0
 
     first, renamed, other = (tmp_path / f"{n}.safetensors" for n in ("first", "renamed", "other"))
     weights = efficientnet_lite0().state.items()
     save_file({name: tensor.contiguous() for name, tensor in weights}, first)
-    session = project(backbone={"weights": str(first)})
-    left = session.params.dataset("left")
+    run = project(backbone={"weights": str(first)})
+    left = run.params.dataset("left")
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, left)  # the packaged weights' store is another
-    made = pipeline.extract(session, left)
-    assert find_store(session, left).path == made
+        find_store(run, left)  # the packaged weights' store is another
+    made = pipeline.extract(run, left)
+    assert find_store(run, left).path == made
 
     first.rename(renamed)
     assert find_store(project(backbone={"weights": str(renamed)}), left).path == made
@@ -150,42 +150,42 @@ def test_local_weights_count_by_their_tensors(project: MakeSession, tmp_path: Pa
         find_store(project(backbone={"weights": str(first)}), left)
 
 
-def test_a_store_of_other_images_is_not_taken(project: MakeSession) -> None:
+def test_a_store_of_other_images_is_not_taken(project: MakeRun) -> None:
     write_mvtec(Path("elsewhere"), ["screw"])
     moved = [dict(d) for d in RECIPE["datasets"]]
     moved[0]["root"] = "elsewhere"
-    session = project(datasets=moved)
+    run = project(datasets=moved)
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, session.params.dataset("left"))
+        find_store(run, run.params.dataset("left"))
     fewer = [dict(d) for d in RECIPE["datasets"]]
     fewer[1]["categories"] = ["candle"]
-    session = project(datasets=fewer)
+    run = project(datasets=fewer)
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, session.params.dataset("right"))
+        find_store(run, run.params.dataset("right"))
 
 
-def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: MakeSession) -> None:
-    session = project()
-    left = session.params.dataset("left")
+def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: MakeRun) -> None:
+    run = project()
+    left = run.params.dataset("left")
     image = sorted(Path("left").glob("*/test/good/*.png"))[0]
     image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
-    pipeline.prepare(session, left)
+    pipeline.prepare(run, left)
     with pytest.raises(SpgError, match="spg-pipe extract"):
-        find_store(session, left)
+        find_store(run, left)
 
 
-def test_several_that_fit_are_listed(project: MakeSession) -> None:
-    session = project()
-    place = session.paths.sae("left", 111)
+def test_several_that_fit_are_listed(project: MakeRun) -> None:
+    run = project()
+    place = run.paths.sae("left", 111)
     for name in ("one", "two"):
         shutil.copytree(place, place.with_name(name))
     shutil.rmtree(place)
-    store = find_store(session, session.params.dataset("left"))
+    store = find_store(run, run.params.dataset("left"))
     with pytest.raises(SpgError, match=r"Several fit; name one with --sae:\n.*one\n.*two"):
-        find_sae(session, store, "left", 111)
+        find_sae(run, store, "left", 111)
 
 
-def test_the_report_shows_no_numbers_of_other_settings(project: MakeSession) -> None:
+def test_the_report_shows_no_numbers_of_other_settings(project: MakeRun) -> None:
     other = project(sae={"k": 2})
     _train(other)
     pipeline.score(other, "right")
@@ -197,7 +197,7 @@ def test_the_report_shows_no_numbers_of_other_settings(project: MakeSession) -> 
     assert "k = 4" not in page
 
 
-def test_metrics_of_other_options_are_reported_under_them(project: MakeSession) -> None:
+def test_metrics_of_other_options_are_reported_under_them(project: MakeRun) -> None:
     histogram = project(metrics={"accumulator": "histogram"})
     with pytest.raises(SpgError, match="spg-pipe evaluate"):
         pipeline.report(histogram)
@@ -205,25 +205,25 @@ def test_metrics_of_other_options_are_reported_under_them(project: MakeSession) 
     assert pipeline.report(histogram).is_file()
 
 
-def test_preparing_another_folder_leaves_the_recipes_manifest_alone(project: MakeSession) -> None:
-    session = project()
-    own = pipeline.prepare(session, session.params.dataset("left"))
+def test_preparing_another_folder_leaves_the_recipes_manifest_alone(project: MakeRun) -> None:
+    run = project()
+    own = pipeline.prepare(run, run.params.dataset("left"))
     before = own.read_bytes()
     folder = Path("other/left")
     shutil.copytree("left/bottle/test/good", folder / "good")
-    other = find_dataset(session.params, str(folder))
-    place = pipeline.prepare(session, other.model_copy(update={"split": "test"}))
+    other = find_dataset(run.params, str(folder))
+    place = pipeline.prepare(run, other.model_copy(update={"split": "test"}))
     assert place != own
     assert own.read_bytes() == before
 
 
-def test_what_differs_is_named_once_in_full_with_the_first_command(project: MakeSession) -> None:
-    session = project(sae={"k": 2})
-    store = find_store(session, session.params.dataset("left"))
+def test_what_differs_is_named_once_in_full_with_the_first_command(project: MakeRun) -> None:
+    run = project(sae={"k": 2})
+    store = find_store(run, run.params.dataset("left"))
     with pytest.raises(NotThereError, match=r"data \(sae\.k differ\)\. Run `spg-pipe train-sae` w"):
-        find_sae(session, store, "left", 111)
+        find_sae(run, store, "left", 111)
     with pytest.raises(NotThereError) as error:
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
     assert "(sae.k differ). Run `spg-pipe train-sae` first and then what follows up to" in str(
         error.value
     )
@@ -236,34 +236,32 @@ def test_what_differs_is_named_once_in_full_with_the_first_command(project: Make
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"inputs": 3}', '"text"'])
-def test_a_config_that_is_none_is_called_damaged(project: MakeSession, content: str) -> None:
-    session = project()
-    place = session.paths.scores("left", "right", 111)
+def test_a_config_that_is_none_is_called_damaged(project: MakeRun, content: str) -> None:
+    run = project()
+    place = run.paths.scores("left", "right", 111)
     (place / "config.json").write_text(content)
     with pytest.raises(DamagedError, match=r"is damaged.*Run `spg-pipe score` with the same opt"):
-        pipeline.evaluate(session, "right")
-    pipeline.score(session, "right")
-    pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"provenance": [1]}'])
 def test_metrics_that_are_none_are_left_out_of_the_report_with_a_message(
-    project: MakeSession, content: str
+    project: MakeRun, content: str
 ) -> None:
-    session = project()
-    session.paths.metrics("left", "right", 111).write_text(content)
+    run = project()
+    run.paths.metrics("left", "right", 111).write_text(content)
     with pytest.raises(SpgError, match=r"is damaged|no metrics of"):
-        pipeline.report(session)
+        pipeline.report(run)
 
 
 @pytest.mark.parametrize(
     ("split", "named"),
     [("right/train", "right/train"), ("right/test", "right"), ("pictures/left", "pictures/left")],
 )
-def test_advice_names_the_split_as_it_was_given(
-    project: MakeSession, split: str, named: str
-) -> None:
+def test_advice_names_the_split_as_it_was_given(project: MakeRun, split: str, named: str) -> None:
     shutil.copytree("left/bottle/test/good", Path("pictures/left/good"))
-    session = project(backbone={"image_size": 96})
+    run = project(backbone={"image_size": 96})
     with pytest.raises(NotThereError, match=f"`spg-pipe extract --split {named}` with"):
-        find_store(session, find_dataset(session.params, split))
+        find_store(run, find_dataset(run.params, split))

@@ -13,9 +13,9 @@ from layouts import write_mvtec
 
 from pipeline.test_parts import RECIPE, command
 from spg_pipe import pipeline
-from spg_pipe.cli.options import make_session
+from spg_pipe.cli.options import make_run
 from spg_pipe.detector.scores import Scores
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import BankParams
 
 SEES = "few-shot: 2 normal images of each category of the target"
@@ -31,24 +31,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_mvtec(Path("right"), seed=1)
         published = {"aux": "left", "target": "right", "image_auroc": 91.4, "source": "x"}
         Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"published": [published]}))
-        session = session_here()
+        run = run_here()
         for name in ("left", "right"):
-            pipeline.extract(session, session.params.dataset(name))
-        pipeline.train_sae(session, "left", 111)
-        pipeline.train_guides(session, "left", 111)
-        pipeline.score(session, "right")
-        pipeline.evaluate(session, "right")
+            pipeline.extract(run, run.params.dataset(name))
+        pipeline.train_sae(run, "left", 111)
+        pipeline.train_guides(run, "left", 111)
+        pipeline.score(run, "right")
+        pipeline.evaluate(run, "right")
     return folder
 
 
-def session_here() -> Session:
-    return make_session(Path("params.yaml"), device="cpu", quiet=True)
+def run_here() -> RecipeRun:
+    return make_run(Path("params.yaml"), device="cpu", quiet=True)
 
 
 @pytest.fixture
-def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
     monkeypatch.chdir(made)
-    return session_here()
+    return run_here()
 
 
 def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
@@ -59,7 +59,7 @@ def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
 
 
 def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
-    here: Session, capsys: pytest.CaptureFixture[str]
+    here: RecipeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zero_shot = pipeline.score(here, "right")[0]
     before = Scores.load(zero_shot).config["fingerprint"]
@@ -82,7 +82,7 @@ def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
 
 
 def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(
-    here: Session, capsys: pytest.CaptureFixture[str]
+    here: RecipeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = scored(capsys, "--split", "right", "--normals", "right/train")
     store = next(Path("artifacts/features").glob("right-train-*.zarr"))
@@ -94,7 +94,7 @@ def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(
 
 
 def test_a_bank_alone_needs_no_detector(
-    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     shutil.move("artifacts/detectors", tmp_path)
     try:
@@ -109,7 +109,7 @@ def test_a_bank_alone_needs_no_detector(
 
 
 def test_scored_images_among_the_normals_are_reported_each_time(
-    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "seen"
     for category in ("bottle", "screw"):
@@ -123,7 +123,7 @@ def test_scored_images_among_the_normals_are_reported_each_time(
 
 
 def test_copies_among_the_normals_are_said_and_not_counted(
-    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for category in ("bottle", "screw"):
         good = tmp_path / "seen" / category / "good"
@@ -157,7 +157,7 @@ def test_copies_among_the_normals_are_said_and_not_counted(
     ],
 )
 def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
-    here: Session, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    here: RecipeRun, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     before = sorted(Path("artifacts").glob("few-shot/*/*"))
     code, _, err = command(capsys, "score", *options)
@@ -167,7 +167,7 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
 
 
 def test_broken_normal_images_are_named(
-    here: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "mine"
     shutil.copytree("right/bottle/train/good", folder)

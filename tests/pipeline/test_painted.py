@@ -28,7 +28,7 @@ from spg_pipe.guides.contrast import FOLDS, class_sums
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import (
     BankParams,
     DecisionParams,
@@ -88,7 +88,7 @@ def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
     return target
 
 
-def session_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Session:
+def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RecipeRun:
     monkeypatch.chdir(folder)
     rows = [
         {"name": "painted", "layout": "synthetic", "root": "syn", "sets": ["a"]},
@@ -101,7 +101,7 @@ def session_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
         "auxiliaries": ["painted"],
         "directions": [{"aux": "painted", "target": "other"}],
     }
-    return Session(parse_params(recipe | changes, "test"), Console(1), "cpu")
+    return RecipeRun(parse_params(recipe | changes, "test"), Console(1), "cpu")
 
 
 def test_a_detector_says_on_how_many_images_its_defects_were_painted(
@@ -143,8 +143,8 @@ def test_baselines_and_compare_say_so(
     folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert logistic_regression(store, 0).sees == SEES
-    session = session_of(folder, monkeypatch)
-    first = list(islice(contestants(session, session, {"painted": store, "other": store}, 2), 4))
+    run = run_of(folder, monkeypatch)
+    first = list(islice(contestants(run, run, {"painted": store, "other": store}, 2), 4))
     assert [one.sees for one in first] == [SEES] * 4
 
 
@@ -166,16 +166,16 @@ def test_a_target_that_was_painted_on_is_told(
     split: str,
     note: str,
 ) -> None:
-    judged, session = target(root, split), session_of(folder, monkeypatch)
-    dataset = session.params.dataset("other" if root == "other" else "target")
-    note_own_images(session, detector, dataset, judged)
+    judged, run = target(root, split), run_of(folder, monkeypatch)
+    dataset = run.params.dataset("other" if root == "other" else "target")
+    note_own_images(run, detector, dataset, judged)
     said = " ".join(capsys.readouterr().err.split())
     assert note in said
     assert bool(said) == bool(note)
     # Other categories of the same folder are other products.
     config = detector.config | {"painted_on": ["0"]}
     config["auxiliary"] = config["auxiliary"] | {"synthetic": {"categories": ["zipper"]}}
-    note_own_images(session, replace(detector, config=config), dataset, judged)
+    note_own_images(run, replace(detector, config=config), dataset, judged)
     assert capsys.readouterr().err == ""
 
 
@@ -189,13 +189,13 @@ def test_score_notes_the_detectors_own_images(
 ) -> None:
     place, normals = Path(target("parts").path), str(target("parts", "train").path)
     detector.save(tmp_path / "detector")
-    session = session_of(folder, monkeypatch, artifacts=str(tmp_path / "artifacts"))
+    run = run_of(folder, monkeypatch, artifacts=str(tmp_path / "artifacts"))
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
-    pipeline.score(session, "target", **options)
+    pipeline.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(session, "target", normals, **options)
+    pipeline.score_few_shot(run, "target", normals, **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(session, "target", normals, alone=True, store=place)
+    pipeline.score_few_shot(run, "target", normals, alone=True, store=place)
     assert "this is not zero-shot" not in capsys.readouterr().err
 
 
@@ -270,15 +270,15 @@ def test_sets_inside_a_union_are_made(folder: Path, monkeypatch: pytest.MonkeyPa
     sets = [PAINTED | {"name": name, "root": f"./union/{name}"} for name in names]
     union = {"name": "painted", "layout": "synthetic", "root": "union", "sets": ["one", "two"]}
     other = {"name": "other", "layout": "mvtec", "root": "other"}
-    session = session_of(folder, monkeypatch, synthetic_sets=sets, datasets=[union, other])
-    pipeline.synthesise_sets(session, [session.params.dataset("other")])
+    run = run_of(folder, monkeypatch, synthetic_sets=sets, datasets=[union, other])
+    pipeline.synthesise_sets(run, [run.params.dataset("other")])
     assert not Path("union").exists()
-    pipeline.synthesise_sets(session, [session.params.dataset("painted")])
+    pipeline.synthesise_sets(run, [run.params.dataset("painted")])
     assert sorted(path.name for path in Path("union").iterdir()) == ["one", "two"]
     shutil.rmtree("union")
     absolute = union | {"root": str(folder / "union" / "three"), "sets": []}
-    session = session_of(folder, monkeypatch, synthetic_sets=sets, datasets=[absolute, other])
-    pipeline.synthesise_sets(session, [session.params.dataset("painted")])
+    run = run_of(folder, monkeypatch, synthetic_sets=sets, datasets=[absolute, other])
+    pipeline.synthesise_sets(run, [run.params.dataset("painted")])
     assert [path.name for path in Path("union").iterdir()] == ["three"]
 
 

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli.main import app
-from spg_pipe.cli.options import make_session, names_of
+from spg_pipe.cli.options import make_run, names_of
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import Console, run
+from spg_pipe.pipeline.console import Console, exit_code
 from spg_pipe.pipeline.find import find_dataset, find_store, store_of_dataset
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.store.reader import FeatureStore
 
@@ -42,12 +42,12 @@ Extract = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return pipeline.load_backbone(Session(parse_params(RECIPE, "test"), Console(0), "cpu"))
+    return pipeline.load_backbone(RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu"))
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """A session in a folder with two datasets of eight images."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
+    """A run in a folder with two datasets of eight images."""
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"))
     write_mvtec(Path("right"), seed=1)
@@ -55,17 +55,17 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     return skipping(False)
 
 
-def skipping(skip_bad: bool) -> Session:
-    return make_session(Path("params.yaml"), skip_bad=skip_bad, device="cpu", quiet=True)
+def skipping(skip_bad: bool) -> RecipeRun:
+    return make_run(Path("params.yaml"), skip_bad=skip_bad, device="cpu", quiet=True)
 
 
-def extract(session: Session, backbone: Backbone, name: str = "left", **options: Any) -> Path:
-    dataset = find_dataset(session.params, name)
-    return pipeline.extract(session, dataset, backbone=backbone, **options)
+def extract(run: RecipeRun, backbone: Backbone, name: str = "left", **options: Any) -> Path:
+    dataset = find_dataset(run.params, name)
+    return pipeline.extract(run, dataset, backbone=backbone, **options)
 
 
-def left(session: Session) -> Any:
-    return session.params.dataset("left")
+def left(run: RecipeRun) -> Any:
+    return run.params.dataset("left")
 
 
 def truncate(path: Path) -> bytes:
@@ -86,163 +86,163 @@ def truncate(path: Path) -> bytes:
     ],
 )
 def test_a_part_is_no_ones_whole_dataset(
-    session: Session, backbone: Backbone, options: dict[str, Any], note: str
+    run: RecipeRun, backbone: Backbone, options: dict[str, Any], note: str
 ) -> None:
-    part = extract(session, backbone, **options)
-    assert part != session.paths.store("left")
+    part = extract(run, backbone, **options)
+    assert part != run.paths.store("left")
     held = FeatureStore(part)
     assert ", ".join(held.attributes["notes"][-len(options) :]) == note
     for _ in range(2):  # with the folder here, and without it
         with pytest.raises(SpgError, match="no finished feature store"):
-            find_store(session, left(session))
+            find_store(run, left(run))
         if Path("left").exists():
-            assert store_of_dataset(session, left(session), part).path == part
+            assert store_of_dataset(run, left(run), part).path == part
             Path("left").rename("gone")
     Path("gone").rename("left")
-    whole = extract(session, backbone)
-    assert whole == session.paths.store("left")
-    assert find_store(session, left(session)).path == whole
+    whole = extract(run, backbone)
+    assert whole == run.paths.store("left")
+    assert find_store(run, left(run)).path == whole
 
 
 def test_options_that_leave_nothing_out_give_the_datasets_own_store(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
-    place = extract(session, backbone, limit=8, categories=["screw", "bottle"])
-    assert place == session.paths.store("left")
+    place = extract(run, backbone, limit=8, categories=["screw", "bottle"])
+    assert place == run.paths.store("left")
     assert FeatureStore(place).selection == {}
-    assert find_store(session, left(session)).path == place
+    assert find_store(run, left(run)).path == place
 
 
-def test_a_part_is_refused_in_the_place_of_the_whole(session: Session, backbone: Backbone) -> None:
-    own = session.paths.store("left")
+def test_a_part_is_refused_in_the_place_of_the_whole(run: RecipeRun, backbone: Backbone) -> None:
+    own = run.paths.store("left")
     with pytest.raises(SpgError, match=r"place of the whole dataset left.*--out"):
-        extract(session, backbone, limit=4, out=own)
+        extract(run, backbone, limit=4, out=own)
     assert not own.exists()
 
 
 def test_unknown_categories_are_named_with_their_nearest(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
     with pytest.raises(SpgError, match=r"no category botle\. Did you mean bottle\? It has: bott"):
-        extract(session, backbone, categories=["screw", "botle"])
+        extract(run, backbone, categories=["screw", "botle"])
 
 
 def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_wholes(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
-    aux = extract(session, backbone, limit=6)
-    target = extract(session, backbone, "right", categories=["bottle"], limit=3)
-    sae = pipeline.train_sae(session, "left", 111, store=aux)
-    detector = pipeline.train_guides(session, "left", 111, store=aux, sae=sae)
+    aux = extract(run, backbone, limit=6)
+    target = extract(run, backbone, "right", categories=["bottle"], limit=3)
+    sae = pipeline.train_sae(run, "left", 111, store=aux)
+    detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
     for name in ("left", "right"):
         shutil.rmtree(Path(name))  # nothing but artefacts is left to compare with
     with pytest.raises(SpgError, match="spg-pipe train-guides"):
-        pipeline.score(session, "right", store=target)
-    (scores,) = pipeline.score(session, "right", detector=detector, store=target)
-    (metrics,) = pipeline.evaluate(session, "right", scores=scores)
+        pipeline.score(run, "right", store=target)
+    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
+    (metrics,) = pipeline.evaluate(run, "right", scores=scores)
     assert (
         sum(row["images"] for row in pipeline.read_metrics(metrics) if row["kind"] != "mean") == 3
     )
     with pytest.raises(SpgError, match="spg-pipe score"):
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
 
 
-def test_a_part_is_judged_at_the_images_own_size(session: Session, backbone: Backbone) -> None:
-    aux = extract(session, backbone)
-    target = extract(session, backbone, "right", categories=["bottle"], limit=3)
-    sae = pipeline.train_sae(session, "left", 111, store=aux)
-    detector = pipeline.train_guides(session, "left", 111, store=aux, sae=sae)
-    (scores,) = pipeline.score(session, "right", detector=detector, store=target)
-    original = make_session(
+def test_a_part_is_judged_at_the_images_own_size(run: RecipeRun, backbone: Backbone) -> None:
+    aux = extract(run, backbone)
+    target = extract(run, backbone, "right", categories=["bottle"], limit=3)
+    sae = pipeline.train_sae(run, "left", 111, store=aux)
+    detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
+    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
+    original = make_run(
         Path("params.yaml"), overrides=["metrics.resolution=original"], device="cpu", quiet=True
     )
     assert len(pipeline.evaluate(original, "right", scores=scores)) == 1
     with pytest.raises(SpgError, match="spg-pipe score"):  # there are none of the whole of right
-        pipeline.evaluate(session, "right")
+        pipeline.evaluate(run, "right")
 
 
 def test_the_order_and_repetition_of_categories_do_not_matter(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
     names = names_of("--categories", "screw, screw", "bottle,screw")
     assert names == ["screw"]
     places = [
-        extract(session, backbone, limit=4, categories=chosen)
+        extract(run, backbone, limit=4, categories=chosen)
         for chosen in (["screw", "bottle"], ["bottle", "screw"])
     ]
     assert places[0] == places[1]
 
 
-def test_no_store_among_the_images(session: Session, backbone: Backbone) -> None:
+def test_no_store_among_the_images(run: RecipeRun, backbone: Backbone) -> None:
     with pytest.raises(SpgError, match=r"among the images of left.*outside"):
-        extract(session, backbone, out=Path("left/bottle/s.zarr"))
+        extract(run, backbone, out=Path("left/bottle/s.zarr"))
     assert not list(Path("left").rglob("*.zarr"))
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])
 def test_a_store_without_bad_images_is_the_datasets_own(
-    session: Session, backbone: Backbone, prepared: bool | None
+    run: RecipeRun, backbone: Backbone, prepared: bool | None
 ) -> None:
     truncate(BAD)
     if prepared is not None:  # headers alone do not find a truncated image
-        pipeline.prepare(skipping(prepared), left(session))
+        pipeline.prepare(skipping(prepared), left(run))
     with pytest.raises(SpgError, match=BAD.name):
-        extract(session, backbone)
+        extract(run, backbone)
     place = extract(skipping(True), backbone)
-    assert place == session.paths.store("left")
-    assert find_store(session, left(session)).path == place
+    assert place == run.paths.store("left")
+    assert find_store(run, left(run)).path == place
     assert len(FeatureStore(place)) == 7
     BAD.unlink()  # as good as left out
-    assert find_store(session, left(session)).path == place
+    assert find_store(run, left(run)).path == place
 
 
 def test_a_store_from_which_images_are_missing_otherwise_is_refused(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
     whole = truncate(BAD)
     extract(skipping(True), backbone)
     other = BAD.with_name("002.png")
     other.write_bytes(whole)  # one more
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, left(session))
+        find_store(run, left(run))
     other.unlink()
-    find_store(session, left(session))
+    find_store(run, left(run))
     BAD.write_bytes(whole)  # repaired
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, left(session))
+        find_store(run, left(run))
     with pytest.raises(SpgError, match=r"no longer left out: bottle/test/good/001\.png.*--replace"):
-        extract(session, backbone)
-    place = extract(session, backbone, replace=True)
-    assert find_store(session, left(session)).path == place
+        extract(run, backbone)
+    place = extract(run, backbone, replace=True)
+    assert find_store(run, left(run)).path == place
 
 
 def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
     whole = truncate(BAD)
-    pipeline.prepare(skipping(True), left(session))
+    pipeline.prepare(skipping(True), left(run))
     BAD.write_bytes(whole)
-    place = extract(session, backbone)
-    assert find_store(session, left(session)).path == place
+    place = extract(run, backbone)
+    assert find_store(run, left(run)).path == place
 
 
 def test_a_folder_with_a_bad_image_is_found_by_its_content(
-    session: Session, backbone: Backbone
+    run: RecipeRun, backbone: Backbone
 ) -> None:
     folder = Path("line")
     shutil.copytree("left/bottle/test", folder)
     truncate(folder / "good" / "001.png")
     place = extract(skipping(True), backbone, "line")
-    dataset = find_dataset(session.params, "line")
-    assert find_store(session, dataset).path == place
+    dataset = find_dataset(run.params, "line")
+    assert find_store(run, dataset).path == place
     shutil.copy("left/screw/test/good/000.png", folder / "good" / "000.png")
     with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(session, dataset)
+        find_store(run, dataset)
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `spg-pipe …`, in this process."""
-    code = run(lambda: app(arguments, standalone_mode=False))
+    code = exit_code(lambda: app(arguments, standalone_mode=False))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -250,7 +250,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 @pytest.mark.parametrize("where", ["option", "recipe"])
 @pytest.mark.parametrize("name", ["prepare", "extract"])
 def test_commands_say_what_was_left_out(
-    session: Session, capsys: pytest.CaptureFixture[str], name: str, where: str
+    run: RecipeRun, capsys: pytest.CaptureFixture[str], name: str, where: str
 ) -> None:
     truncate(BAD)
     options = ["--skip-bad"] if where == "option" else []
@@ -268,7 +268,7 @@ def test_commands_say_what_was_left_out(
     assert f"note: 1 image left out (skip_bad): {bad['path']} {bad['reason']}" in err
 
 
-def test_extract_reads_its_options(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_extract_reads_its_options(run: RecipeRun, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("extract", "--split", "left", "--categories", "bottle, screw", "--limit", "5")
     code, _, err = command(capsys, *arguments, "--device", "cpu")
     assert code == 0

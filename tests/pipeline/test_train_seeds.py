@@ -15,7 +15,7 @@ from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.guides.progress import Training
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 
 
@@ -26,25 +26,25 @@ def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     write_mvtec(tmp_path / "left")
     recipe = RECIPE | {"seeds": [1, 2]}
     recipe["guides"] = {**recipe["guides"], "kind": "trained", "order_seed": 5}
-    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
-    pipeline.extract(session, session.params.dataset("left"))
+    run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
+    pipeline.extract(run, run.params.dataset("left"))
     for seed in (1, 2):
-        pipeline.train_sae(session, "left", seed)
-    single = [files(pipeline.train_guides(session, "left", seed)) for seed in (1, 2)]
-    folder = session.paths.detector("left", 1).parent
+        pipeline.train_sae(run, "left", seed)
+    single = [files(pipeline.train_guides(run, "left", seed)) for seed in (1, 2)]
+    folder = run.paths.detector("left", 1).parent
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", lambda _: True)
         patch.setattr(Training, "end_epoch", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pipeline.train_guides_together([session], "left", [1, 2])
-    name = session.paths.detector("left", 1).name
+            pipeline.train_guides_together([run], "left", [1, 2])
+    name = run.paths.detector("left", 1).name
     (checkpoint,) = folder.glob(f".{name}-*.checkpoint")
 
     steps: list[int] = []
     true = Training.step
     monkeypatch.setattr(Training, "step", lambda self, b: steps.append(1) or true(self, b))
-    paths = pipeline.train_guides_together([session], "left", [1, 2])
+    paths = pipeline.train_guides_together([run], "left", [1, 2])
     assert steps == []  # the one epoch's steps were done before the kill
     assert [files(path) for path in paths] == single
     assert not checkpoint.exists()

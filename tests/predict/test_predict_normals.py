@@ -19,7 +19,7 @@ from spg_pipe.cli.main import app
 from spg_pipe.decision.maps import SHOWN, SOFTENING
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
-from spg_pipe.pipeline.console import run
+from spg_pipe.pipeline.console import exit_code
 from spg_pipe.pipeline.predict import Bank, _tokens
 from spg_pipe.predict.normals import bank_of_images, normal_images
 from spg_pipe.recipe.params import BankParams, GuideParams, ScoreParams
@@ -63,7 +63,7 @@ def predict(
 
     def command(*options: str) -> tuple[int, str, str]:
         given = ["predict", str(detector), str(images), "--out", str(tmp_path / "out"), *options]
-        code = run(lambda: app(given, standalone_mode=False))
+        code = exit_code(lambda: app(given, standalone_mode=False))
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -274,8 +274,8 @@ def test_a_detector_of_the_published_rule_takes_a_bank_alone(
     tiny_detector.save(place)
     given = ["predict", str(place), str(tmp_path / "parts"), "--out", str(tmp_path / "out")]
     given += ["--normals", str(tmp_path / "normals")]
-    assert run(lambda: app(given, standalone_mode=False)) == 1
-    assert run(lambda: app([*given, "--bank", "alone"], standalone_mode=False)) == 0
+    assert exit_code(lambda: app(given, standalone_mode=False)) == 1
+    assert exit_code(lambda: app([*given, "--bank", "alone"], standalone_mode=False)) == 0
     found, expected = (
         rows_of(tmp_path / "out"),
         [float(r["share_bank"]) for r in rows_of(tmp_path / "out")],

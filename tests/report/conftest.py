@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from layouts import write_mvtec
 
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.paths import Paths
 
@@ -47,16 +47,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_mvtec(root / "target", (TRICKY,), good=3, per_defect=2, seed=2)
     write_mvtec(root / "target", ("only-defects",), good=0, per_defect=1, seed=3)
     params = parse_params(_recipe(root), "the test's recipe")
-    session = Session(params, Console(verbosity=0), device="cpu", workers=1)
+    run = RecipeRun(params, Console(verbosity=0), device="cpu", workers=1)
     for dataset in params.datasets:
-        pipeline.prepare(session, dataset)
-        pipeline.extract(session, dataset, from_manifest=True)
+        pipeline.prepare(run, dataset)
+        pipeline.extract(run, dataset, from_manifest=True)
     for seed in params.seeds:
-        pipeline.train_sae(session, "aux", seed)
-        pipeline.train_guides(session, "aux", seed)
-        pipeline.score(session, "target", aux="aux", seed=seed)
-        pipeline.evaluate(session, "target", aux="aux", seed=seed)
-    return World(params, session.paths, root)
+        pipeline.train_sae(run, "aux", seed)
+        pipeline.train_guides(run, "aux", seed)
+        pipeline.score(run, "target", aux="aux", seed=seed)
+        pipeline.evaluate(run, "target", aux="aux", seed=seed)
+    return World(params, run.paths, root)
 
 
 def _recipe(root: Path) -> dict[str, object]:

@@ -21,7 +21,7 @@ from spg_pipe import pipeline, study
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import class_sums
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import BankParams, DecisionParams, MapWeights, parse_params
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -122,9 +122,9 @@ def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
         held_out_parts(store, class_sums(store))
 
 
-def session_of(choose: dict[str, list[object]], **changes: object) -> Session:
+def run_of(choose: dict[str, list[object]], **changes: object) -> RecipeRun:
     recipe = RECIPE | {"choose": choose, "seeds": [1, 2]} | changes
-    return Session(parse_params(recipe, "test"), Console(0), "cpu")
+    return RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
 
 
 def test_the_choice_is_a_recipe_for_its_auxiliary_set(
@@ -132,9 +132,9 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
-    session = session_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
-    pipeline.extract(session, session.params.dataset("left"))
-    choice = study.choose(session, "left")
+    run = run_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
+    pipeline.extract(run, run.params.dataset("left"))
+    choice = study.choose(run, "left")
     means = {
         (row["sae.k"], row["decision.top_share"]): row["merit"]
         for row in choice.rows
@@ -152,7 +152,7 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
     assert written.guides.atoms == 3
     assert written.decision.top_share == choice.values["decision.top_share"]
     assert (written.auxiliaries, written.choose) == (("left",), {})
-    again = study.choose(session, "left")  # its SAEs are found, not trained anew
+    again = study.choose(run, "left")  # its SAEs are found, not trained anew
     assert again.rows == choice.rows
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_chosen_is_refused_by_name(
     choose: dict[str, list[object]], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SpgError, match=message):
-        study.choose(session_of(choose, **changes), "left")
+        study.choose(run_of(choose, **changes), "left")
 
 
 def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
@@ -272,9 +272,9 @@ def test_settings_of_a_bank_are_chosen_after_the_others_and_written_with_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"), good=4)
-    session = session_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
-    pipeline.extract(session, session.params.dataset("left"))
-    choice = study.choose(session, "left", normals=2)
+    run = run_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
+    pipeline.extract(run, run.params.dataset("left"))
+    choice = study.choose(run, "left", normals=2)
     assert list(choice.values) == ["guides.atoms", "bank.weight"]
     recipe = parse_params(yaml.safe_load(choice.path.read_text()), "chosen")
     assert recipe.guides.atoms == choice.values["guides.atoms"]
@@ -290,14 +290,14 @@ def test_too_few_normal_images_leave_the_bank_as_it_is_and_choose_the_rest(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"))
-    session = session_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
-    session = replace(session, console=Console(1))
-    pipeline.extract(session, session.params.dataset("left"))
-    choice = study.choose(session, "left")
+    run = run_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
+    run = replace(run, console=Console(1))
+    pipeline.extract(run, run.params.dataset("left"))
+    choice = study.choose(run, "left")
     assert list(choice.values) == ["guides.atoms"]
     assert "Nothing of bank is chosen on left: No part of" in capsys.readouterr().err
     with pytest.raises(SpgError, match="more than 4 normal images"):
-        study.choose(session_of({"bank.weight": [1.0, 0.0]}), "left")
+        study.choose(run_of({"bank.weight": [1.0, 0.0]}), "left")
 
 
 def test_what_is_not_too_few_images_stops_a_choice(
@@ -305,8 +305,8 @@ def test_what_is_not_too_few_images_stops_a_choice(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"), good=4)
-    session = session_of({"guides.atoms": [2, 4], "bank.neighbours": [1, 1000]})
-    pipeline.extract(session, session.params.dataset("left"))
+    run = run_of({"guides.atoms": [2, 4], "bank.neighbours": [1, 1000]})
+    pipeline.extract(run, run.params.dataset("left"))
     with pytest.raises(SpgError, match=r"Lower bank\.neighbours"):
-        study.choose(session, "left", normals=2)
+        study.choose(run, "left", normals=2)
     assert not list(Path("artifacts").glob("choices/**/*.*"))

@@ -20,7 +20,7 @@ from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.find import find_dataset, find_store
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import comparison, contestants
 from spg_pipe.study.contests import Judged, free_is_there
@@ -35,8 +35,8 @@ ZERO_SHOT = {
 }
 
 
-def session_of(**changes: Any) -> Session:
-    return Session(parse_params(RECIPE | {"seeds": [1, 2]} | changes, "test"), Console(0), "cpu")
+def run_of(**changes: Any) -> RecipeRun:
+    return RecipeRun(parse_params(RECIPE | {"seeds": [1, 2]} | changes, "test"), Console(0), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Comp
     write_mvtec(folder / "right", ("bottle",), seed=1, good=3, per_defect=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        session = session_of()
+        run = run_of()
         for name in ("left", "right"):
-            pipeline.extract(session, session.params.dataset(name))
-        return folder, study.compare(session, normals=2)
+            pipeline.extract(run, run.params.dataset(name))
+        return folder, study.compare(run, normals=2)
 
 
 def rows_of(comparison: study.Comparison) -> dict[str, dict[str, Any]]:
@@ -93,9 +93,9 @@ def test_the_recipes_row_is_what_its_own_stages_give(
 ) -> None:
     folder, comparison = compared
     monkeypatch.chdir(folder)
-    session = session_of()
-    pipeline.score(session, "right")
-    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(session, "right")]
+    run = run_of()
+    pipeline.score(run, "right")
+    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(run, "right")]
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
@@ -108,7 +108,7 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
 ) -> None:
     folder, first = compared
     monkeypatch.chdir(folder)
-    again = study.compare(replace(session_of(), console=Console(1)), normals=2)
+    again = study.compare(replace(run_of(), console=Console(1)), normals=2)
     said = capsys.readouterr().err
     assert "spg-plus, left → right, seed 2" in said
     assert "SAE of" not in said
@@ -125,7 +125,7 @@ def test_free_guides_of_other_parameters_are_made_again(
     compared: tuple[Path, study.Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(compared[0])
-    same, other = (comparison._published(session_of(method={"tau": tau})) for tau in (0.07, 0.1))
+    same, other = (comparison._published(run_of(method={"tau": tau})) for tau in (0.07, 0.1))
     store = find_store(same, find_dataset(same.params, "left"))
     target = find_store(same, find_dataset(same.params, "right"))
     assert free_is_there(same, store, "left", 1)
@@ -167,12 +167,12 @@ def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matte
     names = ("left", "right", "third")
     datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
     ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
-    session = session_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
+    run = run_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
     monkeypatch.setattr(
         "spg_pipe.study.baselines.mutual.transductive", lambda _store: "transductive"
     )
     stores: Any = dict.fromkeys(names, one_product)
-    found = list(contestants.contestants(session, session, stores, 4))
+    found = list(contestants.contestants(run, run, stores, 4))
     times = Counter(one.method for one in found)
     assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
     assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
@@ -188,10 +188,10 @@ def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
         for train in (tmp_path / name).glob("*/train"):
             shutil.rmtree(train)
     params = parse_params(RECIPE | {"seeds": [1]}, "test")
-    session = Session(params, Console(1), "cpu")
+    run = RecipeRun(params, Console(1), "cpu")
     for name in ("left", "right"):
-        pipeline.extract(session, session.params.dataset(name))
-    found = rows_of(study.compare(session))
+        pipeline.extract(run, run.params.dataset(name))
+    found = rows_of(study.compare(run))
     assert set(found) == {*ZERO_SHOT, "mutual scoring"}
     assert "No few-shot methods on right" in capsys.readouterr().err
 
@@ -202,10 +202,10 @@ def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("left", "right")):
         write_mvtec(tmp_path / name, seed=number)
-    session = Session(parse_params(RECIPE | {"seeds": [1]}, "test"), Console(1), "cpu")
+    run = RecipeRun(parse_params(RECIPE | {"seeds": [1]}, "test"), Console(1), "cpu")
     for name in ("left", "right"):
-        pipeline.extract(session, session.params.dataset(name))
-    rows = rows_of(study.compare(session, normals=2))
+        pipeline.extract(run, run.params.dataset(name))
+    rows = rows_of(study.compare(run, normals=2))
     few_shot = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
     assert set(rows) == {*ZERO_SHOT, *few_shot}
     for name in few_shot:
@@ -221,11 +221,11 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
         write_mvtec(tmp_path / name, seed=number)
 
     def contestants_of(**changes: Any) -> list[Any]:
-        session = replace(session_of(**changes), console=Console(1))
+        run = replace(run_of(**changes), console=Console(1))
         for name in ("left", "right"):
-            pipeline.extract(session, session.params.dataset(name), replace=True)
-        stores = {name: find_store(session, find_dataset(session.params, name)) for name in STORES}
-        return list(contestants.contestants(session, session, stores, 2))
+            pipeline.extract(run, run.params.dataset(name), replace=True)
+        stores = {name: find_store(run, find_dataset(run.params, name)) for name in STORES}
+        return list(contestants.contestants(run, run, stores, 2))
 
     return contestants_of
 
@@ -268,9 +268,9 @@ def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
     loaded: list[str] = []
     load = features.load_backbone
 
-    def load_backbone(session: Session) -> Any:
-        loaded.append(session.params.backbone.alias)
-        return load(session)
+    def load_backbone(run: RecipeRun) -> Any:
+        loaded.append(run.params.backbone.alias)
+        return load(run)
 
     monkeypatch.setattr(contestants, "load_backbone", load_backbone)
     ways = [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}]
@@ -278,7 +278,7 @@ def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
     assert {entry.targets for entry in few_shot_of(listed(**both))} == {("left",), ("right",)}
     assert len(loaded) == 1  # two targets of two categories each
 
-    def missing(_session: Session) -> None:
+    def missing(_run: RecipeRun) -> None:
         raise SpgError("no weights")
 
     monkeypatch.setattr(contestants, "load_backbone", missing)
@@ -302,4 +302,4 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SpgError, match=message):
-        study.compare(session_of(**changes))
+        study.compare(run_of(**changes))

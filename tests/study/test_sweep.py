@@ -14,7 +14,7 @@ from pipeline.test_find import RECIPE
 from spg_pipe import pipeline, study
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.run import Session
+from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import sweeps as module
 
@@ -28,8 +28,8 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def session_of(recipe: dict[str, Any]) -> Session:
-    return Session(parse_params(PUBLISHED | recipe, "test"), Console(0), "cpu")
+def run_of(recipe: dict[str, Any]) -> RecipeRun:
+    return RecipeRun(parse_params(PUBLISHED | recipe, "test"), Console(0), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_a_sweep_equals_its_settings_one_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    result = study.sweep(session_of({"sweep": SWEEP, "seeds": [1, 2]}))
+    result = study.sweep(run_of({"sweep": SWEEP, "seeds": [1, 2]}))
     found = {tuple(row[place] for place in SWEEP): row for row in result.rows}
     assert len(found) == len(result.rows) == 8
     one = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**PUBLISHED["guides"], "top_k": 8}}
-    alone = session_of(
+    alone = run_of(
         {
             **one,
             "score": {"rule": "published", "image_score": "cls"},
@@ -70,24 +70,24 @@ def test_a_sweep_equals_its_settings_one_by_one(
 def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     recipe = {"sweep": {"sae.k": [2, 4], "score.image_score": ["max", "cls"]}, "seeds": [1]}
-    first = study.sweep(session_of(recipe))
+    first = study.sweep(run_of(recipe))
 
     def never(*_args: object, **_options: object) -> None:
         raise AssertionError("made again")
 
     for name in ("extract", "train_saes", "train_guides_together", "score"):
         monkeypatch.setattr(module, name, never)
-    assert study.sweep(session_of(recipe)).table == first.table
+    assert study.sweep(run_of(recipe)).table == first.table
 
 
 def test_a_sweep_makes_damaged_scores_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     recipe = {"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]}
-    first = study.sweep(session_of(recipe))
+    first = study.sweep(run_of(recipe))
     for place in Path("artifacts/scores/mended").iterdir():
         chunk = next(place.glob("maps.zarr/*/c/0/0/0"))
         chunk.write_bytes(chunk.read_bytes()[:50])
-    assert study.sweep(session_of(recipe)).table == first.table
+    assert study.sweep(run_of(recipe)).table == first.table
 
 
 def test_all_saes_of_a_sweep_are_trained_together(
@@ -100,7 +100,7 @@ def test_all_saes_of_a_sweep_are_trained_together(
         module, "train_saes", lambda s, *a: (together.append(len(s)), true(s, *a))[1]
     )
     recipe = {"name": "grid", "sweep": {"sae.k": [1, 2], "sae.dict_size": [16, 24]}, "seeds": [7]}
-    study.sweep(session_of(recipe))
+    study.sweep(run_of(recipe))
     assert together == [4]
 
 
@@ -109,26 +109,26 @@ ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae
 
 def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -> None:
     recipe = RECIPE | {"sweep": ABLATION}
-    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
-    assert session.params.decision.image.cls == 1.0
-    found = module.settings_of(session, one_at_a_time=True)
+    run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
+    assert run.params.decision.image.cls == 1.0
+    found = module.settings_of(run, one_at_a_time=True)
     assert [one.name for one in found] == [
         "the recipe as it is",
         "decision.image.cls = 0.0",
         "decision.map.guides = 0.0",
         "sae.k = 2",
     ]
-    assert found[0].session is session
+    assert found[0].run is run
     for one in found[1:]:
         ((place, value),) = one.values.items()
-        content = session.params.model_dump(mode="json")
+        content = run.params.model_dump(mode="json")
         *sections, key = place.split(".")
         target = content
         for name in sections:
             target = target[name]
         assert target[key] != value
         target[key] = value
-        assert one.session.params == parse_params(content, "test")
+        assert one.run.params == parse_params(content, "test")
 
 
 def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
@@ -136,11 +136,11 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
 ) -> None:
     monkeypatch.chdir(folder)
     recipe = RECIPE | {"name": "ablated", "seeds": [1], "sweep": ABLATION}
-    session = Session(parse_params(recipe, "test"), Console(0), "cpu")
-    rows = {row["setting"]: row for row in study.sweep(session, one_at_a_time=True).rows}
+    run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
+    rows = {row["setting"]: row for row in study.sweep(run, one_at_a_time=True).rows}
     assert len(rows) == 4
-    pipeline.score(session, "right")
-    table = pipeline.read_metrics(pipeline.evaluate(session, "right")[0])
+    pipeline.score(run, "right")
+    table = pipeline.read_metrics(pipeline.evaluate(run, "right")[0])
     assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table[-1]["pixel_ap"])
     assert len({row["pixel_auroc"] for row in rows.values()}) > 1
     assert not any("sae.k" in row for row in rows.values())
@@ -159,15 +159,13 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
 )
 def test_a_sweep_that_makes_no_sense_says_why(sweep: dict[str, Any], fault: str) -> None:
     with pytest.raises(SpgError, match=fault):
-        module.settings_of(session_of({"sweep": sweep}))
+        module.settings_of(run_of({"sweep": sweep}))
 
 
 def test_whole_sections_may_vary() -> None:
     aliases = ["dinov3", "openclip"]
-    settings = module.settings_of(
-        session_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}})
-    )
-    assert [one.session.params.backbone.alias for one in settings] == aliases
+    settings = module.settings_of(run_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}}))
+    assert [one.run.params.backbone.alias for one in settings] == aliases
 
 
 def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Path) -> None:
@@ -202,7 +200,7 @@ def test_both_metric_protocols_fit_in_one_table(
 ) -> None:
     monkeypatch.chdir(folder)
     recipe = {"name": "both", "sweep": {"metrics.protocol": ["exact", "spg", "spg"]}, "seeds": [1]}
-    table = study.sweep(session_of(recipe)).table
+    table = study.sweep(run_of(recipe)).table
     assert "metrics protocol exact and spg" in " ".join(table.split())
     assert "AUPRO@0.3" in table
     assert sum(line.startswith("spg ") for line in table.splitlines()) == 1

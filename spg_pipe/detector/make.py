@@ -246,8 +246,12 @@ def _detector(
         }
         | ({"selection": store.selection} if store.selection else {})
         | ({"synthetic": store.synthetic} if store.synthetic else {}),
-        "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
-        "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
+        "sae": {
+            "sae": run.saes.record.sae and run.saes.record.sae.model_dump(mode="json"),
+            "tokens_seen": run.saes.record.tokens_seen,
+            "fingerprint": run.saes.record.fingerprint,
+        },
+        "inputs": {"store": store.fingerprint, "sae": run.saes.record.fingerprint},
         "backbone": store.spec.backbone.view.to_dict(),
         "licences": list(store.licences),
     }

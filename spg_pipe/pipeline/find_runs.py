@@ -212,9 +212,7 @@ def _decision(params: Params) -> dict[str, Any] | None:
 
 
 def _sae_facts(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("seed", "sae", "protocol")} | {
-        "store": config["inputs"]["store"]
-    }
+    return {key: config[key] for key in ("seed", "sae", "protocol", "store")}
 
 
 def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:

@@ -139,9 +139,9 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
                 for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
                     _line(axes, rows, "tokens", column, number, label, 1e-6)
                 if layer in run.quality:
-                    histogram = run.quality[layer]["frequencies"]
+                    histogram = run.quality[layer].frequencies
                     often.stairs(
-                        histogram["latents"], histogram["edges"], color=f"C{number}", label=label
+                        histogram.latents, histogram.edges, color=f"C{number}", label=label
                     )
             for number, column in enumerate(("total", "detection", "segmentation", "sparsity")):
                 label = column if run is runs[0] else None

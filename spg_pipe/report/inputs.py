@@ -21,6 +21,7 @@ from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -75,8 +76,8 @@ class AuxiliaryRun:
     detector: dict[str, Any] | None
     """config.json; None where the detector is gone."""
     sae: dict[str, Any] | None
-    quality: dict[str, Any]
-    """Layer → R², L0, shares of latents, tokens seen; empty where the SAE is gone."""
+    quality: "dict[str, LayerQuality]"
+    """By layer; empty where the SAE is gone."""
     sae_folder: Path | None
     sae_curve: list[dict[str, str]]
     guide_curve: list[dict[str, str]]
@@ -189,12 +190,14 @@ def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> Aux
     sae = _by_fingerprint(
         paths.sae(aux, seed), scored["detector"]["sae"]["fingerprint"], "config.json"
     )
+    from spg_pipe.sae.run import read_quality
+
     return AuxiliaryRun(
         aux=aux,
         seed=seed,
         detector=read_json(detector / "config.json", "Detector") if detector else None,
         sae=read_json(sae / "config.json", "Sparse autoencoder") if sae else None,
-        quality=read_json(sae / "quality.json", "Sparse autoencoder") if sae else {},
+        quality=read_quality(sae) if sae else {},
         sae_folder=sae,
         sae_curve=read_csv(sae / "curve.csv") if sae else [],
         guide_curve=read_csv(detector / "curve.csv") if detector else [],

@@ -23,8 +23,9 @@ from spg_pipe.guides.model import initial_codes, unit
 from spg_pipe.guides.train import GuideRun, fit_guides
 from spg_pipe.guides.trainer import GuideTrainer
 from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.store.stream import image_batches, sources_of
 
 METHOD = MethodParams(protocol="spg")
@@ -123,8 +124,8 @@ def training_seconds(
     layer = store.layers[0]
     sae = SparseAutoencoder(dim, 2048, LATENTS)
     dead = torch.zeros(2048, dtype=torch.bool)
-    config = {"inputs": {"store": store.fingerprint}, "dataset": "random", "fingerprint": "0"}
-    saes = SaeRun({layer: sae}, {layer: dead}, config)
+    record = SaeRecord.of(store, None, protocol("default"), 0, {layer: 0})
+    saes = SaeRun({layer: sae}, {layer: dead}, record)
     params = GuideParams(kind="trained", epochs=epochs, order_seed=111)
 
     def literal() -> None:

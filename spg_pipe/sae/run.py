@@ -16,6 +16,7 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
 from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.store.reader import FeatureStore
 
 WHAT = "sparse autoencoder"
 COMMAND = "spg-pipe train-sae"
@@ -46,6 +47,30 @@ class SaeRecord(Record):
     versions: dict[str, str] = Field(default_factory=versions)
     tensors_sha256: str = ""
     """Of sae.safetensors."""
+
+    @classmethod
+    def of(
+        cls,
+        store: FeatureStore,
+        sae: SaeParams | None,
+        protocol: Protocol,
+        seed: int,
+        tokens_seen: dict[str, int],
+    ) -> "SaeRecord":
+        """The record of SAEs that were made from a store."""
+        return cls(
+            layers=store.layers,
+            seed=seed,
+            sae=sae,
+            protocol=protocol,
+            store=store.fingerprint,
+            dataset=store.spec.dataset,
+            split=store.spec.split,
+            images=len(store),
+            tokens_seen=tokens_seen,
+            backbone=store.spec.backbone,
+            licences=tuple(store.licences),
+        ).sealed()
 
 
 class Histogram(Record):
@@ -133,7 +158,7 @@ class SaeRun:
             If it is missing or damaged.
         """
         record = read_sae_record(path)
-        tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, f"{COMMAND}")
+        tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
         layers, dead = {}, {}
         try:
             for layer in record.layers:

@@ -104,19 +104,8 @@ def train_sae(
             saved.write_if_due()
         measured[layer] = _measure(fit, source, settings.dead_mask_counts_cls, progress, say)
     quality = {layer: _layer_quality(store, fits[layer], measured[layer]) for layer in fits}
-    record = SaeRecord(
-        layers=store.layers,
-        seed=seed,
-        sae=params,
-        protocol=settings,
-        store=store.fingerprint,
-        dataset=store.spec.dataset,
-        split=store.spec.split,
-        images=len(store),
-        tokens_seen={layer: fit.tokens for layer, fit in fits.items()},
-        backbone=store.spec.backbone,
-        licences=tuple(store.licences),
-    ).sealed()
+    tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
+    record = SaeRecord.of(store, params, settings, seed, tokens_seen)
     saes = {layer: fit.trainer.sae.cpu() for layer, fit in fits.items()}
     dead = {layer: found.dead for layer, found in measured.items()}
     return SaeResult(

@@ -21,17 +21,5 @@ def free_dictionary(store: FeatureStore) -> SaeRun:
         with torch.no_grad():
             sae.dictionary.copy_(torch.cat([axes, -axes]))
         layers[layer], dead[layer] = sae, torch.zeros(2 * shape.dim, dtype=torch.bool)
-    record = SaeRecord(
-        layers=store.layers,
-        seed=0,
-        sae=None,
-        protocol=protocol("default"),
-        store=store.fingerprint,
-        dataset=store.spec.dataset,
-        split=store.spec.split,
-        images=len(store),
-        tokens_seen=dict.fromkeys(layers, 0),
-        backbone=store.spec.backbone,
-        licences=tuple(store.licences),
-    ).sealed()
+    record = SaeRecord.of(store, None, protocol("default"), 0, dict.fromkeys(layers, 0))
     return SaeRun(layers, dead, record)

@@ -15,11 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.demo_contrast import contrast_auroc
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.demo import DEMO_SETS, write_demo
-from spg_pipe.datasets.paint.demo.contrast import contrast_auroc
-from spg_pipe.datasets.paint.demo.samples import samples
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS
+from spg_pipe.datasets.paint.demo import write_demo
+from spg_pipe.datasets.paint.demo_images import samples
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
@@ -75,18 +76,19 @@ def run_seed(params: Params, seed: int, root: Path, *, details: bool) -> list[tu
         detector = detector_of(params, stores[direction.aux])
         target = stores[direction.target]
         scores = score_store(detector, target, folder / f"scores-{direction.target}")
-        *categories, mean = evaluate_scores(scores, target, params.metrics).rows
+        table = evaluate_scores(scores, target, params.metrics).table
+        mean = table.mean.metrics
         if details:
-            for row in categories:
+            for row in table.categories:
                 print(
-                    f"    {row['category']:10s} pixel {row['pixel_auroc']:.3f} "
-                    f"image {row['image_auroc']:.3f}"
+                    f"    {row.category:10s} pixel {row.metrics['pixel_auroc']:.3f} "
+                    f"image {row.metrics['image_auroc']:.3f}"
                 )
         contrast = contrast_auroc(samples(DEMO_SETS[direction.target], seed)).values()
         low, high = 1 - min(contrast), max(contrast)
         passed = (
-            float(mean["pixel_auroc"]) >= PIXEL
-            and float(mean["image_auroc"]) >= IMAGE
+            mean["pixel_auroc"] >= PIXEL
+            and mean["image_auroc"] >= IMAGE
             and max(low, high) <= CONTRAST
         )
         rows.append(

@@ -48,7 +48,7 @@ def ours(
     scores = score_store(detector, target, folder / "scores")
     evaluation = evaluate_scores(scores, target, MetricParams())
     evaluation.save(folder / "metrics.json")
-    return float(evaluation.rows[-1]["pixel_auroc"])
+    return evaluation.table.mean.metrics["pixel_auroc"]
 
 
 def reference(auxiliary: FeatureStore, target: FeatureStore, epochs: tuple[int, int]) -> float:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -100,12 +101,12 @@ def made_up(dim: int, dict_size: int) -> tuple[LiteralModel, Detector]:
     return LiteralModel(atoms, atoms, codes, dead, K), Detector({LAYER: layer}, config)
 
 
-def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> dict[str, float]:
+def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> Mapping[str, float]:
     """Both stages with all that they write; the mean row."""
     scores = score_store(detector, store, folder / "scores")
     evaluation = evaluate_scores(scores, store, MetricParams())
     evaluation.save(folder / "metrics.json")
-    return evaluation.rows[-1]
+    return evaluation.table.mean.metrics
 
 
 def recipe(model: LiteralModel, store: FeatureStore) -> dict[str, float]:

@@ -97,6 +97,7 @@ def evaluate(
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe import pipeline
+    from spg_pipe.metrics import flat_rows
 
     run = make_run(
         params,
@@ -110,9 +111,9 @@ def evaluate(
     tables = []
     for target, source in targets_of(run.params, split, aux, scores):
         paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores)
-        rows = [pipeline.read_metrics(path) for path in paths]
-        written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(run.params, rows)
+        read = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
+        tables += pipeline.tables_of(run.params, read)
     run.console.result(written, "\n\n".join(tables))
 
 
@@ -149,10 +150,11 @@ def predict(
 ) -> None:
     """Score your own images and draw heat maps at their own size."""
     from spg_pipe.pipeline.predict import predict_folder
+    from spg_pipe.predict.normals import NormalFolder
 
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
     alone, settings = bank_alone(normals, bank), bank_params(normals, overrides)
-    content, text = predict_folder(
+    outcome = predict_folder(
         detector,
         source,
         out,
@@ -160,11 +162,9 @@ def predict(
         weights=weights,
         device=device,
         console=console,
-        normals=normals,
-        alone=alone,
-        bank=settings,
+        normals=NormalFolder(normals, settings, alone) if normals else None,
     )
-    console.result(content, text)
+    console.result(outcome.content(), outcome.text())
 
 
 def register(app: typer.Typer) -> None:

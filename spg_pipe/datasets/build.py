@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.datasets.contents import Files, look_into
-from spg_pipe.datasets.layouts.catalogue import LAYOUTS, Layout, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Select
+from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Select
 from spg_pipe.datasets.layouts.official import (
     BENCHMARKS,
     check,
@@ -152,6 +152,11 @@ def _found(
         )
     if split not in SPLITS:
         raise SpgError(f"Dataset {name}: unknown split {split!r}, known are {', '.join(SPLITS)}.")
+    if split == "train" and not LAYOUTS[layout].splits:
+        raise UnsuitableError(
+            f"{root} has the {layout} layout, which knows no training split: use the split `test` "
+            f"or `all` (both mean every image)."
+        )
     for folder in [root / part for part in sets] or [root]:
         if not folder.is_dir():
             raise SpgError(_no_root(name, LAYOUTS[layout], folder))
@@ -293,11 +298,11 @@ def _row(entry: Entry, files: Files) -> dict[str, object]:
 
 
 def _no_root(name: str, layout: Layout, folder: Path) -> str:
-    benchmark = BENCHMARKS.get(layout.info.name)
+    benchmark = BENCHMARKS.get(layout.name)
     get = f" {benchmark.name} comes from {benchmark.source}." if benchmark else ""
     return (
-        f"No folder for dataset {name} at {folder.absolute()}. The {layout.info.name} layout "
-        f"expects there:\n{layout.info.sketch}\n"
+        f"No folder for dataset {name} at {folder.absolute()}. The {layout.name} layout "
+        f"expects there:\n{layout.sketch}\n"
         f"Unpack the data there, or set the root of {name} in params.yaml (under datasets) to "
         f"where it is.{get}"
     )

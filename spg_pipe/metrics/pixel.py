@@ -50,7 +50,6 @@ class PixelMetrics:
     pro: Mapping[str, float] = field(default_factory=dict)  # "fast", "slow"; empty in exact
     # By metric: "auroc", "ap", "f1_max", "aupro_0.05", …; empty: nothing was rounded.
     error_bounds: Mapping[str, float] = field(default_factory=dict)
-    fell_back: bool = False  # the histogram asked for, a sort in a second pass given
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # "roc", "pr", "pro"
 
     @property

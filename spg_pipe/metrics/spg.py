@@ -7,7 +7,6 @@ A monotone change of the scores moves it, and so does one outlier pixel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,6 @@ from spg_pipe.metrics import curves
 from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
 from spg_pipe.metrics.curves import Curve
 from spg_pipe.metrics.pixel import PixelMetrics, plot_curves
-from spg_pipe.metrics.regions import label_regions
 
 STEPS = 200
 MAX_FPR = 0.3
@@ -142,8 +140,3 @@ def one_score_below(threshold: float, *sorted_scores: np.ndarray) -> float:
         position = int(np.searchsorted(scores, threshold, side="left"))
         lower += [float(scores[position - 1])] if position else []
     return max(lower, default=float(np.nextafter(np.float32(threshold), np.float32(-np.inf))))
-
-
-def regions_per_image(masks: Iterable[np.ndarray]) -> list[int]:
-    """The number of 8-connected regions of each mask (H, W), non-zero = anomalous."""
-    return [label_regions(mask)[1] for mask in masks]

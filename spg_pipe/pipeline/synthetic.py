@@ -76,8 +76,8 @@ def synthesise(
         As `build_manifest` and `write_synthetic`.
     """
     from spg_pipe.datasets import build_manifest
-    from spg_pipe.datasets.layouts.synthetic import read_record
-    from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+    from spg_pipe.datasets.layouts.synthetic import read_synthetic
+    from spg_pipe.datasets.paint.synthetic import write_synthetic
 
     if not made.source.is_dir():
         raise SpgError(
@@ -106,7 +106,7 @@ def synthesise(
             workers=workers,
             progress=update,
         )
-    normal = len(read_record(made.root).source.images)
+    normal = len(read_synthetic(made.root).source.images)
     anomalous = normal * made.per_image
     what = f"{normal} normal and {anomalous} synthetic anomalous images"
     console.say(f"{made.name}: {what} {'→' if written else 'are already in'} {made.root}")

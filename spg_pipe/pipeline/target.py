@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.metrics import MetricsTable
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -187,30 +188,30 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     return manifest
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file: categories, then their mean."""
-    from spg_pipe.metrics import read_json
+def read_metrics(path: Path) -> "MetricsTable":
+    """The table of a metrics file."""
+    from spg_pipe.detector import metrics_file
 
-    return read_json(path)
+    return metrics_file.read_metrics(path).table
 
 
-def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
+def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
     from spg_pipe.bank.few_shot import FEW_SHOT
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.text import text_table
 
-    context = runs[0][0]
+    context = runs[0].context
     published = next(
         (
             p
             for p in params.published
-            if (p.aux, p.target) == (context["auxiliary"], context["dataset"])
-            and FEW_SHOT not in context.get("sees", "")  # published figures are zero-shot
+            if (p.aux, p.target) == (context.auxiliary, context.dataset)
+            and FEW_SHOT not in context.supervision  # published figures are zero-shot
         ),
         None,
     )
-    tables = [text_table(rows, published) for rows in runs]
+    tables = [text_table(table, published) for table in runs]
     if len(runs) > 1:
         tables.append(text_table(seeds_mean(runs), published))
     return tables

@@ -1,103 +1,105 @@
-"""A person's own folder of normal images → a memory bank, made on the fly."""
+"""A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.images import BATCH, Grids, Tokens
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets import LABEL_ANOMALOUS, Manifest, build_manifest
 from spg_pipe.datasets.images import read_image
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.params import BankParams
 
 Progress = Callable[[int, int], None]
-TokensOfPixels = Callable[[list[np.ndarray]], tuple[Tokens, Grids]]
-"""Images (H, W, 3) → layer → (B, 1 + N, D) float32, and layer → (h, w)."""
 
 
-def normal_images(folder: Path, *, exif: bool) -> Manifest:
+@dataclass(frozen=True)
+class NormalFolder:
+    """Normal images as a person gives them."""
+
+    path: Path
+    params: BankParams
+    alone: bool = False
+    """They judge without the guides."""
+
+
+def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     """The normal images of a folder: without labels, or those in `good/` (layout `folder`).
-
-    Parameters
-    ----------
-    exif : bool
-        Whether EXIF orientation counts, as for the images to be judged.
 
     Raises
     ------
     SpgError
-        If the folder is missing or holds fewer than two images, an anomalous one, several
-        categories, or a file that is no image.
+        If a bank cannot be added to the detector's decision, or the folder is missing or holds
+        fewer than two images, an anomalous one, several categories, or a file that is no image.
     """
+    folder = given.path
     if not folder.is_dir():
         raise SpgError(
             f"--normals {folder} is no folder. Give a folder with a few normal images of the part "
             "that is to be inspected."
         )
-    found = build_manifest("normals", "folder", folder, exif_of_own_images=exif)
-    anomalous = found.table[found.table["label"] == LABEL_ANOMALOUS]
+    exif = bool(detector.config["protocol"]["exif_of_own_images"])
+    normals = build_manifest("normals", "folder", folder, exif_of_own_images=exif)
+    anomalous = normals.table[normals.table["label"] == LABEL_ANOMALOUS]
     if len(anomalous):
         raise SpgError(
             f"--normals {folder} holds {len(anomalous)} images of defects (the first: "
             f"{anomalous['path'].iloc[0]}). A bank is made of normal images alone: name the folder "
             "that has them, for instance its good/."
         )
-    categories = sorted(found.table["category"].unique())
+    categories = sorted(normals.table["category"].unique())
     if len(categories) > 1:
         raise SpgError(
             f"--normals {folder} holds several categories ({', '.join(categories)}). Name the "
             "folder of the one that is to be inspected."
         )
-    if len(found) < 2:
+    if len(normals) < 2:
         raise SpgError(
-            f"--normals {folder} has {len(found)} image; a bank needs at least two, to know how "
+            f"--normals {folder} has {len(normals)} image; a bank needs at least two, to know how "
             "far normal images lie from each other. Add some."
         )
-    return found
+    if not given.alone:
+        require_fusible(detector, detector.score)
+    return normals
 
 
-def bank_of_images(
-    detector: Detector,
-    spec: BackboneSpec,
+def with_normals(
+    predictor: Predictor,
     normals: Manifest,
-    tokens_of: TokensOfPixels,
-    params: BankParams,
+    given: NormalFolder,
     *,
-    batch_images: int = BATCH,
-    device: str = "cpu",
     progress: Progress | None = None,
-) -> MemoryBank:
-    """A bank of a manifest's images. Of many only a part of their tokens is held in memory, and
-    up to 16 of the images are read a second time.
+) -> Predictor:
+    """The predictor with a bank of normal images.
 
-    Parameters
-    ----------
-    spec : BackboneSpec
-        Of what makes the tokens: the size of the maps, and how many tiles an image has.
-    batch_images : int
-        Images at once; tiled images come one by one.
+    Of many images only a part of their tokens is held in memory, and up to 16 are read a second
+    time.
 
     Raises
     ------
     SpgError
         If an image cannot be read, or no bank can be made of them.
     """
+    spec = predictor.backbone.spec
 
-    def tokens_of_rows(rows: np.ndarray) -> tuple[Tokens, Grids]:
+    def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
         paths = [normals.image_path(row) for row in rows.tolist()]
-        return tokens_of([read_image(path, exif=normals.exif) for path in paths])
+        return predictor.tokens([read_image(path, exif=normals.exif) for path in paths])
 
-    return MemoryBank.of(
-        tokens_of_rows,
+    bank = MemoryBank.of(
+        tokens_of,
         len(normals),
         spec.preprocess.size,
-        detector.score.sigma,
-        params,
-        device=device,
-        batch=max(1, batch_images // spec.views),
+        predictor.detector.score.sigma,
+        given.params,
+        device=predictor.device,
+        batch=max(1, BATCH // spec.views),
         progress=progress,
     )
+    return replace(predictor, bank=bank, alone=given.alone)

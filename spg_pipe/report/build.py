@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.layouts.catalogue import honours_exif
+from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import SHOWN
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report import examples, facts, figures, inputs, render, tables
+from spg_pipe.report import examples, facts, figures, inputs, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 
 if TYPE_CHECKING:
@@ -129,13 +130,13 @@ def build_report(
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
-        (folder / "scale.png").write_bytes(_png(render.colour_bar()))
+        (folder / "scale.png").write_bytes(_png(heat_maps.colour_bar()))
         sections = [_direction_section(runs, folder, advance) for runs in directions]
         page = _render(
             name=params.name,
             summary=facts.summary(params, directions),
             remarks=_remarks(params, directions),
-            overview=tables.overview_table([(runs.mean, runs.published) for runs in directions]),
+            overview=tables.overview_table([(way.table, way.published) for way in directions]),
             fitting=facts.fitting_table(directions),
             sections=sections,
             training=_training_sections(auxiliaries, folder),
@@ -196,8 +197,8 @@ def _direction_section(
     return DirectionSection(
         name=name,
         title=title,
-        metrics=tables.metrics_table(runs.rows, runs.published),
-        counts=tables.counts_table(runs.runs[0].rows),
+        metrics=tables.metrics_table(runs.table, runs.published),
+        counts=tables.counts_table(runs.runs[0].table),
         curves=_figure(folder, f"{name}-pixel", curves, alt),
         maps=tuple(maps),
         map_seed=runs.runs[0].seed,

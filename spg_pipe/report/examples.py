@@ -12,6 +12,7 @@ import numpy as np
 
 from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
+from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
@@ -197,7 +198,7 @@ def draw(
         else:
             size = photograph.shape[:2]
         under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
-        heat_map = render.overlay(under, resize_maps(one[None], size)[0], low=low, high=high)
+        heat_map = heat_maps.overlay(under, resize_maps(one[None], size)[0], low=low, high=high)
         outlined = False
         if store is not None and row["mask_state"] == MaskState.GIVEN:
             outlined = True
@@ -223,7 +224,7 @@ def draw(
 def _photograph(path: Path, exif: bool) -> np.ndarray | None:
     """A photograph at the page's size, (H, W, 3) uint8; None if it cannot be read."""
     try:
-        return render.fit(render.eight_bit(read_image(path, exif=exif)), LONGEST)
+        return render.fit(heat_maps.eight_bit(read_image(path, exif=exif)), LONGEST)
     except SpgError:
         return None
 

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import read_json as read_metrics
-from spg_pipe.metrics import seeds_mean
-from spg_pipe.metrics.tables import Row
+from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
 
@@ -34,7 +32,7 @@ class SeedRun:
     """One detector on one target."""
 
     seed: int
-    rows: list[Row]
+    table: MetricsTable
     curves: list[dict[str, str]]
     """Columns category, curve, x, y."""
     scores: "Scores"
@@ -55,16 +53,11 @@ class DirectionRuns:
     published: PublishedFigure | None
 
     @property
-    def rows(self) -> list[Row]:
-        """Rows of the table: one seed's, or means over seeds."""
+    def table(self) -> MetricsTable:
+        """The metrics: one seed's, or means over seeds."""
         if len(self.runs) == 1:
-            return self.runs[0].rows
-        return seeds_mean([run.rows for run in self.runs])
-
-    @property
-    def mean(self) -> Row:
-        """The mean over categories."""
-        return next(row for row in self.rows if row["kind"] == "mean")
+            return self.runs[0].table
+        return seeds_mean([run.table for run in self.runs])
 
 
 @dataclass(frozen=True)
@@ -155,13 +148,12 @@ def _in_place(params: Params, paths: Paths) -> RunFiles:
 
 
 def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
+    from spg_pipe.detector.metrics_file import read_metrics
     from spg_pipe.detector.scores import Scores
 
     _, target, seed = key
-    provenance = read_json(path, "Metrics").get("provenance")
-    if not isinstance(provenance, dict):
-        raise SpgError(f"{path} does not say what it was computed from. Run `spg-pipe evaluate`.")
-    wanted = str(provenance.get("scores"))
+    record = read_metrics(path)
+    wanted = record.provenance["scores"]
     scores = Scores.load(folder) if folder.is_dir() else None
     if scores is None or scores.config["fingerprint"] != wanted:
         raise SpgError(
@@ -170,7 +162,7 @@ def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
             f"`spg-pipe evaluate --split {target}` again."
         )
     curves = path.parent / "curves" / f"{path.stem}-categories.csv"
-    return SeedRun(seed, read_metrics(path), read_csv(curves), scores, provenance)
+    return SeedRun(seed, record.table, read_csv(curves), scores, record.provenance)
 
 
 def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:

@@ -20,7 +20,7 @@ from spg_pipe.study.choices import NORMALS
 from spg_pipe.study.contestants import Contestant, contestants, judging_jobs, making_jobs
 from spg_pipe.study.contests import Judged
 from spg_pipe.study.costs import Cost
-from spg_pipe.study.jobs import run_jobs
+from spg_pipe.study.runner import run_jobs
 
 if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore

@@ -18,7 +18,7 @@ from spg_pipe.pipeline.target import say_known
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.study import contests
 from spg_pipe.study.contests import Made
-from spg_pipe.study.jobs import Job
+from spg_pipe.study.runner import Job
 from spg_pipe.study.sweeps import is_there
 
 if TYPE_CHECKING:

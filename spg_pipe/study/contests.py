@@ -71,6 +71,7 @@ def judge(
     dict of target → Judged
     """
     from spg_pipe.detector.evaluate import evaluate_scores
+    from spg_pipe.metrics import flat_rows
     from spg_pipe.store.reader import FeatureStore
 
     start, scored = idle_memory(), {}
@@ -83,7 +84,7 @@ def judge(
         scored[target] = scores, store, scoring
     found = {}
     for target, (scores, store, scoring) in scored.items():
-        row = evaluate_scores(scores, store, metrics).rows[-1]
+        row = flat_rows(evaluate_scores(scores, store, metrics).table)[-1]
         ranges = score_intervals(scores, store) if bootstrap else {}
         found[target] = Judged(row, ranges, making, scoring, made.artefacts)
     return found

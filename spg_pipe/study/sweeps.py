@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.features import extract
@@ -20,8 +20,11 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.params import Params, parse_params
-from spg_pipe.report.tables import LABELS, Table, cell
+from spg_pipe.report.tables import LABELS, Table, digits
 from spg_pipe.report.text import plain
+
+if TYPE_CHECKING:
+    from spg_pipe.metrics import MetricsTable
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
 _SECTIONS = ("backbone", "method", "sae", "guides", "decision", "score", "metrics")
@@ -150,7 +153,7 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
     SpgError
         As the stages do.
     """
-    from spg_pipe.metrics import seeds_mean, write_csv
+    from spg_pipe.metrics import flat_rows, seeds_mean, write_csv
 
     settings = settings_of(run, one_at_a_time=one_at_a_time)
     params = run.params
@@ -169,8 +172,7 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
         shown = {"setting": setting.name} if one_at_a_time else setting.values
         for way in params.directions:
             seeds = [_metrics(setting.run, way.aux, way.target, s) for s in params.seeds]
-            mean = next(row for row in seeds_mean(seeds) if row["kind"] == "mean")
-            rows.append(shown | mean)
+            rows.append(shown | flat_rows(seeds_mean(seeds))[-1])
     path = run.paths.sweep
     write_csv(path, rows)
     text = plain(_table(params, rows, ["setting"] if one_at_a_time else list(params.sweep)))
@@ -212,7 +214,7 @@ def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
     return list(found.values())
 
 
-def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> list[dict[str, Any]]:
+def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> "MetricsTable":
     from spg_pipe.detector.scores import Scores
 
     dataset = find_dataset(run.params, target)
@@ -259,13 +261,17 @@ def _all(rows: Sequence[dict[str, Any]], key: str) -> str:
     return " and ".join(dict.fromkeys(str(row[key]) for row in rows))
 
 
+def _figure(row: dict[str, Any], name: str) -> str:
+    return digits(row.get(name, math.nan), row.get(f"{name}_std", math.nan))
+
+
 def _table(params: Params, rows: Sequence[dict[str, Any]], axes: Sequence[str]) -> Table:
     shown = [name for name in _SHOWN if any(name in row for row in rows)]
     lines = []
     for row in rows:
         settings = ", ".join(_short(row[axis]) for axis in axes)
         way = f"{row['auxiliary']} → {row['dataset']}"
-        lines.append((settings, way, *(cell({name: math.nan} | row, name) for name in shown)))
+        lines.append((settings, way, *(_figure(row, name) for name in shown)))
     caption = (
         f"Sweep {params.name}: means over categories; {_all(rows, 'method')}, method protocol "
         f"{_all(rows, 'method_protocol')}, metrics protocol {_all(rows, 'protocol')}, seeds "

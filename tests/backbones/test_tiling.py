@@ -21,7 +21,9 @@ from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.predict import predict
+from spg_pipe.predict.images import read_images
+from spg_pipe.predict.judge import judge_images
+from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.params import GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
@@ -165,13 +167,12 @@ def test_a_store_of_other_tiles_than_the_detectors_is_refused(
 def test_predict_gives_maps_of_tiles_at_the_images_own_size(
     manifest: Manifest, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    folder = manifest.root / "bolt" / "good"
-    found = predict(tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "out")
-    assert {(row.height, row.width) for row in found} == {(96, 112)}
-    many = predict(
-        tiny_detector, tiled(TinyBackbone(), [80]), folder, tmp_path / "two", batch_images=64
-    )
-    np.testing.assert_allclose([r.score for r in found], [r.score for r in many], rtol=1e-6)
+    images = read_images(manifest.root / "bolt" / "good", tmp_path / "out")
+    predictor = Predictor(tiny_detector, tiled(TinyBackbone(), [80]))
+    judged = list(judge_images(predictor, images))
+    assert {image.anomaly_map.shape for image in judged} == {(96, 112)}
+    many = [image.prediction.score for image in judge_images(predictor, images, batch_images=64)]
+    np.testing.assert_allclose([image.prediction.score for image in judged], many, rtol=1e-6)
 
 
 def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(

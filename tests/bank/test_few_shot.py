@@ -107,8 +107,8 @@ def test_scores_and_their_rows_say_what_was_seen(
         scores = score_few_shot(given, banks, tiny_store, tmp_path / name)
         assert scores.config["inputs"]["normals"] == normals.fingerprint
         assert scores.config["bank"] == PARAMS.model_dump()
-        rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
-        assert {(row["method"], row["sees"]) for row in rows} == {(name, sees)}
+        context = evaluate_scores(scores, tiny_store, MetricParams()).table.context
+        assert (context.method, context.supervision) == (name, sees)
     other = banks_of([normals], tiny_store, BankParams(weight=2), sigma=1.0)
     again = score_few_shot(detector, other, tiny_store, tmp_path / "other")
     assert again.config["fingerprint"] != scores.config["fingerprint"]

@@ -35,8 +35,8 @@ def refused(recipe: Path, *overrides: str, layers: str | None = None) -> str:
 
 
 def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
-    run = make_run(recipe, overrides=["sae.k=3", "sae.lr=1e-4"], layers="s8, s16")
-    assert (run.params.sae.k, run.params.sae.lr) == (3, 1e-4)
+    run = make_run(recipe, overrides=["sae.k=3", "sae.epochs=7"], layers="s8, s16")
+    assert (run.params.sae.k, run.params.sae.epochs) == (3, 7)
     assert run.params.backbone.layers == ("s8", "s16")
     assert run.changed == {"sae", "backbone"}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from spg_pipe.datasets import Manifest, MaskState, build_manifest
 from spg_pipe.datasets.manifest import COLUMNS
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, SpgError
 
 
 @pytest.fixture
@@ -110,18 +110,6 @@ def test_changed_pixels_change_the_fingerprint(tree, manifest, what):
     pixels = 255 - np.asarray(Image.open(tree / what))
     Image.fromarray(pixels).save(tree / what)
     assert build_manifest("mvtec", "mvtec", tree).fingerprint() != manifest.fingerprint()
-
-
-def test_the_summary_counts_each_category(manifest):
-    summary = manifest.summary()
-    assert summary.index.tolist() == ["bottle", "screw"]
-    assert summary.loc["bottle"].to_dict() == {
-        "images": 4,
-        "normal": 2,
-        "anomalous": 2,
-        "unlabelled": 0,
-        "without_mask": 0,
-    }
 
 
 def test_progress_counts_every_image(tree):
@@ -245,7 +233,7 @@ def test_loading_says_what_is_wrong_with_a_file(manifest, tmp_path):
     with pytest.raises(SpgError, match=r"no manifest at .*m\.parquet\. Make it with `spg-pipe pr"):
         Manifest.load(path, tmp_path)
     path.write_bytes(b"PAR1 is not enough")
-    with pytest.raises(SpgError, match=r"m\.parquet cannot be read"):
+    with pytest.raises(SpgError, match=r"m\.parquet is not a whole manifest: it cannot be read"):
         Manifest.load(path, tmp_path)
     pd.DataFrame({"a": [1]}).to_parquet(path)
     with pytest.raises(SpgError, match="a Parquet file but not a manifest"):
@@ -257,15 +245,19 @@ def test_loading_refuses_another_format_a_lost_column_and_an_edit(manifest, tmp_
     manifest.save(path)
     table = pq.read_table(path)
     metadata = table.schema.metadata[b"spg"]
-    newer = metadata.replace(b'"format":1', b'"format":2')
+    newer = metadata.replace(b'"format":2', b'"format":3')
     pq.write_table(table.replace_schema_metadata({b"spg": newer}), path)
-    with pytest.raises(SpgError, match="has format 2; this version reads format 1"):
+    with pytest.raises(SpgError, match="has format 3, and this version of spg-pipe reads format 2"):
+        Manifest.load(path, tmp_path)
+    relicensed = metadata.replace(b"CC BY-NC-SA", b"CC0 1.0 and")
+    pq.write_table(table.replace_schema_metadata({b"spg": relicensed}), path)
+    with pytest.raises(DamagedError, match=r"does not give its fingerprint.*`spg-pipe prepare` ag"):
         Manifest.load(path, tmp_path)
     pq.write_table(table.drop_columns(["sha256"]), path)
-    with pytest.raises(SpgError, match="has no column sha256"):
+    with pytest.raises(SpgError, match="it has no column sha256"):
         Manifest.load(path, tmp_path)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(SpgError, match="does not match its own fingerprint"):
+    with pytest.raises(SpgError, match="its rows were edited or damaged"):
         Manifest.load(path, tmp_path)
 
 

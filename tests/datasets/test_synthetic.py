@@ -10,18 +10,19 @@ from PIL import Image
 from tiny import files
 
 from spg_pipe.datasets import Manifest, MaskState, build_manifest, read_image, read_mask
-from spg_pipe.datasets.layouts.synthetic import RECORD, read_record
-from spg_pipe.datasets.paint.synthetic.defects import (
+from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
+from spg_pipe.datasets.paint.pasted import (
     LEAST_AREA,
     PAINTERS,
     VISIBLE,
     canvas_of,
     paint,
+    perlin,
 )
-from spg_pipe.datasets.paint.synthetic.noise import perlin
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.data import KINDS
+from spg_pipe.recipe.data import KINDS, SyntheticSet
+from spg_pipe.recipe.params import validated
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -41,9 +42,9 @@ def images(kind: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("what", ["colour", "grey", "12 bits in 16"])
 def test_the_mask_is_where_pixels_changed_and_nowhere_else(kind: str, what: str) -> None:
     first, second = images(what)
-    image, other = canvas_of(first), canvas_of(second)
+    image = canvas_of(first, canvas_of(second))
     for seed in range(12):
-        after, mask = paint(image, other, kind, np.random.default_rng(seed))
+        after, mask = paint(image, kind, np.random.default_rng(seed))
         assert after.dtype == first.dtype
         np.testing.assert_array_equal(mask, (after != first).any(axis=2))
         change = np.abs(after.astype(float) - first).max(axis=2)[mask] / image.span
@@ -56,8 +57,8 @@ def test_the_mask_is_where_pixels_changed_and_nowhere_else(kind: str, what: str)
 @every_kind
 def test_sizes_range_from_a_few_pixels_to_a_tenth_of_the_image(kind: str) -> None:
     rng = np.random.default_rng(5)
-    image, other = canvas_of(texture((96, 96), rng)), canvas_of(texture((80, 72), rng))
-    draws = [paint(image, other, kind, np.random.default_rng(n))[1].mean() for n in range(60)]
+    image = canvas_of(texture((96, 96), rng), canvas_of(texture((80, 72), rng)))
+    draws = [paint(image, kind, np.random.default_rng(n))[1].mean() for n in range(60)]
     assert min(draws) < 0.003
     assert max(draws) > (0.005 if kind == "scar" else 0.05)
 
@@ -67,7 +68,7 @@ def test_sizes_range_from_a_few_pixels_to_a_tenth_of_the_image(kind: str) -> Non
 def test_a_blank_image_gets_a_visible_defect_too(kind: str, level: int) -> None:
     blank = canvas_of(np.full((40, 40, 3), level, np.uint8))
     for seed in range(6):
-        after, mask = paint(blank, blank, kind, np.random.default_rng(seed))
+        after, mask = paint(blank, kind, np.random.default_rng(seed))
         assert mask.any()
         np.testing.assert_array_equal(mask, (after != level).any(axis=2))
 
@@ -191,18 +192,19 @@ def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("setting", "message"),
     [
-        ({"seed": -1}, "must be 0 or more"),
-        ({"per_image": 0}, "expected 1 or more"),
-        ({"kinds": ("dent",)}, "found dent; expected some of perlin, cut_paste, scar"),
-        ({"kinds": ()}, "found none"),
-        ({"kinds": ("scar", "scar")}, "each once"),
+        ({"seed": -1}, "seed.*greater than or equal to 0"),
+        ({"per_image": 0}, "per_image.*greater than or equal to 1"),
+        ({"kinds": ("dent",)}, "kinds.*'perlin', 'cut_paste' or 'scar'"),
+        ({"kinds": ()}, "kinds: expected at least 1 value"),
+        ({"kinds": ("scar", "scar")}, "each kind once"),
     ],
 )
-def test_settings_out_of_range_are_told(options: dict, message: str, tmp_path: Path) -> None:
+def test_settings_out_of_range_are_told(setting: dict, message: str) -> None:
+    made = {"name": "set", "root": "set", "source": "parts"}
     with pytest.raises(SpgError, match=message):
-        write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set", **options)
+        validated(SyntheticSet, made | setting, "--set")
 
 
 def test_the_same_set_is_left_alone(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_link_to_the_sets_folder_stays_a_link(tmp_path: Path) -> None:
     source = build_manifest("parts", "mvtec", tmp_path / "parts")
     assert write_synthetic(source, link, seed=1)
     assert link.is_symlink()
-    assert read_record(root).settings.seed == 1
+    assert read_synthetic(root).settings.seed == 1
     inside = tmp_path / "inside"
     inside.symlink_to(tmp_path / "parts")
     with pytest.raises(SpgError, match="among the source's images"):

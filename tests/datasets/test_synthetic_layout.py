@@ -13,7 +13,7 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets import Manifest, build_manifest
 from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import DamagedError, SpgError
 
 
@@ -36,8 +36,8 @@ def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"settings": {"seed": 7, "per_image": 1, "kinds": ["scar"]}}, "does not give its finger"),
-        ({"format": 2}, "format 2; this version reads 'synthetic set', format 1"),
-        ({"kind": "demo"}, "says 'demo'"),
+        ({"format": 2}, "format 2, and this version of spg-pipe reads format 1"),
+        ({"kind": "demo"}, "is of a demo. Expected: synthetic set"),
     ],
 )
 def test_an_edited_or_other_record_is_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ def anomalous(record: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.pop("images"), "images: Field required"),
-        (lambda record: record.update(images={"a": 1}), "images: Input should be a valid tuple"),
-        (lambda record: record.update(mine=1), "mine: Extra inputs"),
-        (lambda record: record["source"].pop("images"), r"source\.images: Field required"),
-        (lambda record: anomalous(record).update(category="../../evil"), "category: String should"),
+        (lambda record: record.pop("images"), "images: field required"),
+        (lambda record: record.update(images={"a": 1}), "images: input should be a valid array"),
+        (lambda record: record.update(mine=1), "mine: extra inputs"),
+        (lambda record: record["source"].pop("images"), r"source\.images: field required"),
+        (lambda record: anomalous(record).update(category="../../evil"), "category: string should"),
         (
             lambda record: anomalous(record).update(defect="dent"),
-            r"images\.1\.defect.*Input should",
+            r"images\.1\.defect.*nput should",
         ),
         (lambda record: anomalous(record).update(mask=""), "found mask '', perlin has a mask"),
         (
@@ -93,7 +93,7 @@ def test_a_record_that_is_not_whole_is_refused(
 ) -> None:
     root = a_set(tmp_path)
     rewrite(root, change)
-    with pytest.raises(DamagedError, match=f"no whole record.*{message}.*Copy the set again"):
+    with pytest.raises(DamagedError, match=f"not a whole synthetic set.*{message}.*Copy it again"):
         build_manifest("aux", "synthetic", root)
 
 

@@ -108,7 +108,7 @@ def test_it_carries_the_licences_and_what_it_was_made_from(
     assert config["licences"] == ["parts: CC0", "tiny weights: CC0"]
     assert config["inputs"] == {
         "store": tiny_store.fingerprint,
-        "sae": tiny_sae.config["fingerprint"],
+        "sae": tiny_sae.record.fingerprint,
     }
     assert config["tau"] == 0.07
     assert config["protocol"]["name"] == "default"

@@ -36,7 +36,7 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
     shown = json.loads(must(dvc("metrics", "show", "--json", cwd=small_demo)))
     files = shown[""]["data"]
     assert len(files) == 2
-    assert all("pixel_auroc" in value["data"]["mean"] for value in files.values())
+    assert all("pixel_auroc" in value["data"]["mean"]["metrics"] for value in files.values())
     must(dvc("plots", "show", cwd=small_demo))
     edit_params(small_demo, {"guides.epochs": 2})
     status = must(dvc("status", cwd=small_demo))

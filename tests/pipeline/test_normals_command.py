@@ -75,9 +75,9 @@ def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
     code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place), "--json")
     ((metrics, rows),) = json.loads(out).items()
     assert Path(metrics).parent == place.parent
-    assert all(row["sees"].endswith(SEES) for row in rows)
+    assert all(row["supervision"].endswith(SEES) for row in rows)
     own = pipeline.evaluate(here, "right")  # of the recipe: still zero-shot
-    assert all(row["sees"] == "labelled auxiliary set" for row in pipeline.read_metrics(own[0]))
+    assert pipeline.read_metrics(own[0]).context.supervision == "labelled auxiliary set"
     assert "0.914" in command(capsys, "evaluate", "--split", "right")[1]
 
 

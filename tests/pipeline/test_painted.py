@@ -18,7 +18,7 @@ from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
@@ -29,6 +29,7 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
 from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
     DecisionParams,
@@ -125,9 +126,9 @@ def test_scores_metrics_and_tables_say_so(
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
-    assert {row["sees"] for row in found.rows} == {SEES}
-    assert found.provenance["sees"] == SEES
-    assert SEES in caption(found.rows[-1])
+    assert found.table.context.supervision == SEES
+    assert found.provenance["supervision"] == SEES
+    assert SEES in caption(found.table)
 
 
 def test_few_shot_scores_say_both(
@@ -213,21 +214,22 @@ def test_predict_says_what_was_painted_and_whether_these_images_were(
     detector.save(tmp_path / "detector")
     options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
     images = folder / root
-    content, text = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
-    assert content["sees"] == SEES
-    assert SEES in text
+    outcome = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
+    assert outcome.sees == SEES
+    assert SEES in outcome.text()
     assert ("of which 12 were taken from" in capsys.readouterr().err) == own
-    normals = next(images.glob("*/train/good"))
-    content, _ = predict_folder(
+    normals = NormalFolder(next(images.glob("*/train/good")), BankParams())
+    outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
     )
-    assert content["sees"].startswith(f"{SEES}; few-shot: ")
-    assert {row["sees"] for row in content["predictions"]} == {content["sees"]}
+    assert str(outcome.sees).startswith(f"{SEES}; few-shot: ")
+    assert {row["sees"] for row in outcome.predictions} == {outcome.sees}
     capsys.readouterr()
-    content, _ = predict_folder(
-        tmp_path / "detector", images, tmp_path / "alone", normals=normals, alone=True, **options
+    normals = replace(normals, alone=True)
+    outcome = predict_folder(
+        tmp_path / "detector", images, tmp_path / "alone", normals=normals, **options
     )
-    assert content["sees"].startswith("few-shot: ")
+    assert str(outcome.sees).startswith("few-shot: ")
     assert "not zero-shot" not in capsys.readouterr().err
 
 

@@ -20,8 +20,13 @@ from tiny import TinyBackbone, files
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.predict import Prediction, predict, predict_folder
+from spg_pipe.pipeline.predict import predict_folder
+from spg_pipe.predict.images import read_images
+from spg_pipe.predict.judge import Prediction, judge_images
+from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.results import write_results
 
+Run = Callable[..., list[Prediction]]
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
 
 
@@ -48,22 +53,28 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tiny_detector: Detector) -> Callable[..., list[Prediction]]:
-    def run(source: Path, out: Path, backbone: TinyBackbone | None = None) -> list[Prediction]:
-        return predict(tiny_detector, backbone or TinyBackbone(), source, out, batch_images=1)
+def run(tiny_detector: Detector) -> Run:
+    """Predict with the tiny detector, image by image."""
+
+    def run(
+        source: Path, out: Path, backbone: TinyBackbone | None = None, protocol: str = "default"
+    ) -> list[Prediction]:
+        detector = tiny_detector
+        if protocol == "spg":
+            settings = detector.config["protocol"] | {"name": "spg", "exif_of_own_images": False}
+            detector = replace(detector, config=detector.config | {"protocol": settings})
+        predictor, images = (
+            Predictor(detector, backbone or TinyBackbone()),
+            read_images(source, out),
+        )
+        judged = judge_images(predictor, images, batch_images=1)
+        return write_results(judged, images, out, predictor.shown)
 
     return run
 
 
-@pytest.fixture
-def run_spg(tiny_detector: Detector) -> Callable[..., list[Prediction]]:
-    settings = tiny_detector.config["protocol"] | {"name": "spg", "exif_of_own_images": False}
-    detector = replace(tiny_detector, config=tiny_detector.config | {"protocol": settings})
-    return lambda source, out: predict(detector, TinyBackbone(), source, out)
-
-
 def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
-    images: Path, tmp_path: Path, run: Callable[..., Any]
+    images: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "new" / "out"
     results = run(images, out)
@@ -79,12 +90,12 @@ def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
 
 @pytest.mark.parametrize("protocol", ["default", "spg"])
 def test_exif_turns_an_image_unless_the_detectors_protocol_is_spg(
-    tmp_path: Path, run: Callable[..., Any], run_spg: Callable[..., Any], protocol: str
+    tmp_path: Path, run: Run, protocol: str
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     source = photograph(tmp_path / "turned.jpg", (20, 30), exif=exif)
-    (row,) = (run if protocol == "default" else run_spg)(source, tmp_path / "out")
+    (row,) = run(source, tmp_path / "out", protocol=protocol)
     size = (30, 20) if protocol == "default" else (20, 30)
     assert (row.height, row.width) == size
     assert row.protocol == protocol
@@ -92,9 +103,7 @@ def test_exif_turns_an_image_unless_the_detectors_protocol_is_spg(
         assert (overlay.height, overlay.width) == size
 
 
-def test_an_image_inside_the_output_folder_is_scored(
-    tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_an_image_inside_the_output_folder_is_scored(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "p"
     source = photograph(out / "a.png")
     for _ in range(2):
@@ -102,9 +111,7 @@ def test_an_image_inside_the_output_folder_is_scored(
     assert list(files(out)) == ["a.png", "overlays/a.png.png", "scores.csv"]
 
 
-def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(
-    images: Path, run: Callable[..., Any]
-) -> None:
+def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(images: Path, run: Run) -> None:
     out = images / "predictions"
     first = run(images, out)
     (out / ".spg-predict.1" / "new").mkdir(parents=True)  # what a killed process leaves
@@ -116,7 +123,7 @@ def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(
         run(images, images)
 
 
-def test_what_a_killed_process_left_is_removed(images: Path, run: Callable[..., Any]) -> None:
+def test_what_a_killed_process_left_is_removed(images: Path, run: Run) -> None:
     out = images / "predictions"
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
@@ -127,9 +134,7 @@ def test_what_a_killed_process_left_is_removed(images: Path, run: Callable[..., 
     assert (mine.exists(), others.exists()) == (False, True)  # the other process still runs
 
 
-def test_masks_are_not_taken_for_images(
-    images: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_masks_are_not_taken_for_images(images: Path, tmp_path: Path, run: Run) -> None:
     photograph(images / "ground_truth" / "scratch" / "a_mask.png")
     photograph(images / "masks" / "b.png")
     assert [row.path for row in run(images, tmp_path / "out")] == ["a.png", "b.png", "more/c.png"]
@@ -138,7 +143,7 @@ def test_masks_are_not_taken_for_images(
 
 
 def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
-    images: Path, tmp_path: Path, run: Callable[..., Any]
+    images: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
     run(images, out)
@@ -161,9 +166,7 @@ def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
     assert after["overlays/a.png.png"] != before["overlays/a.png.png"]
 
 
-def test_a_failed_run_leaves_no_new_folder(
-    images: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_a_failed_run_leaves_no_new_folder(images: Path, tmp_path: Path, run: Run) -> None:
     corrupt(images / "more" / "c.png")
     with pytest.raises(SpgError, match=r"c\.png"):
         run(images, tmp_path / "new" / "out")
@@ -174,7 +177,7 @@ def test_a_failed_run_leaves_no_new_folder(
 def test_files_that_stop_moving_midway_move_back(
     images: Path,
     tmp_path: Path,
-    run: Callable[..., Any],
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     stop: int,
 ) -> None:
@@ -212,7 +215,7 @@ def test_files_that_stop_moving_midway_move_back(
 
 
 def test_older_files_that_cannot_be_moved_back_are_kept(
-    images: Path, tmp_path: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     run(images, out)
@@ -244,7 +247,7 @@ def test_older_files_that_cannot_be_moved_back_are_kept(
 def test_what_is_no_result_is_not_replaced(
     images: Path,
     tmp_path: Path,
-    run: Callable[..., Any],
+    run: Run,
     name: str,
     content: str,
     message: str,
@@ -259,9 +262,7 @@ def test_what_is_no_result_is_not_replaced(
     assert files(tmp_path / "out") == before
 
 
-def test_an_output_that_is_a_file_is_refused(
-    images: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_an_output_that_is_a_file_is_refused(images: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(SpgError, match="is a file"):
         run(images, tmp_path / "out")
@@ -273,7 +274,7 @@ def test_the_command_says_what_the_scores_depend_on(
 ) -> None:
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     tiny_detector.save(tmp_path / "detector")
-    content, text = predict_folder(
+    outcome = predict_folder(
         tmp_path / "detector",
         images,
         tmp_path / "out",
@@ -290,9 +291,10 @@ def test_the_command_says_what_the_scores_depend_on(
         "backbone": "tiny@32 layers 1+2 (post-norm)",
         "seed": 111,
     }
-    assert json.loads(json.dumps(content)).items() >= facts.items()
+    content = json.loads(json.dumps(outcome.content()))
+    assert content.items() >= facts.items()
     assert [row["protocol"] for row in content["predictions"]] == ["default"] * 3
     assert (
         "protocol default, σ 1, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
         f"detector {tiny_detector.fingerprint[:8]}"
-    ) in text.splitlines()
+    ) in outcome.text().splitlines()

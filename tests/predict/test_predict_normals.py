@@ -20,8 +20,8 @@ from spg_pipe.decision.maps import SHOWN, SOFTENING
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.console import exit_code
-from spg_pipe.pipeline.predict import Bank, _tokens
-from spg_pipe.predict.normals import bank_of_images, normal_images
+from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.params import BankParams, GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -133,22 +133,17 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_heat_maps_begin_to_shine_above_what_normal_images_have(
-    detector: Path, tmp_path: Path, images: Path, alone: bool
+    detector: Path, images: Path, alone: bool
 ) -> None:
-    seen = normal_images(tmp_path / "normals", exif=True)
-    backbone, params = TinyBackbone(), BankParams(weight=0.5)
-    memory = bank_of_images(
-        Detector.load(detector),
-        backbone.spec,
-        seen,
-        lambda pixels: _tokens(backbone, pixels, "cpu"),
-        params,
-    )
-    shown = np.array(Bank(memory, alone).shown)
+    given = NormalFolder(images.parent / "normals", BankParams(weight=0.5), alone)
+    predictor = Predictor(Detector.load(detector), TinyBackbone())
+    predictor = with_normals(predictor, read_normals(given, predictor.detector), given)
+    assert predictor.bank is not None
+    shown = np.array(predictor.shown)
     low, high = SOFTENING * np.log(shown / (1 - shown))
-    top = max(memory.map_top, 1.0) * (1.0 if alone else 0.5)
-    own = (0.0, 0.0) if alone else SHOWN
-    assert (low - own[0], high - own[1]) == pytest.approx((top, 3 * top), abs=1e-3)
+    top = max(predictor.bank.map_top, 1.0) * (1.0 if alone else 0.5)
+    start = (0.0, 0.0) if alone else SHOWN
+    assert (low - start[0], high - start[1]) == pytest.approx((top, 3 * top), abs=1e-3)
 
 
 def test_images_that_are_normals_themselves_are_named(
@@ -165,28 +160,16 @@ def test_images_that_are_normals_themselves_are_named(
     ]
 
 
-@pytest.mark.parametrize(("sides", "expected"), [([], [3]), ([48], [1, 1, 1])])
+@pytest.mark.parametrize(("sides", "expected"), [([], [3]), ([48], [1, 2, 3])])
 def test_images_in_many_tiles_are_read_one_by_one(
-    detector: Path, tmp_path: Path, images: Path, sides: list[int], expected: list[int]
+    detector: Path, images: Path, sides: list[int], expected: list[int]
 ) -> None:
-    backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
-    batches: list[int] = []
-    done: list[int] = []
-
-    def tokens(pixels: list[np.ndarray]) -> Any:
-        batches.append(len(pixels))
-        return _tokens(backbone, pixels, "cpu")
-
-    bank_of_images(
-        Detector.load(detector),
-        backbone.spec,
-        normal_images(tmp_path / "normals", exif=True),
-        tokens,
-        BankParams(),
-        progress=lambda now, _all: done.append(now),
-    )
-    assert batches == expected
-    assert done == np.cumsum(expected).tolist()
+    backbone, done = TinyBackbone(), list[int]()
+    predictor = Predictor(Detector.load(detector), tiled(backbone, sides) if sides else backbone)
+    given = NormalFolder(images.parent / "normals", BankParams())
+    normals = read_normals(given, predictor.detector)
+    with_normals(predictor, normals, given, progress=lambda now, _all: done.append(now))
+    assert done == expected
 
 
 def test_copies_among_the_normals_are_said_and_not_counted(

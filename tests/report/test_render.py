@@ -1,4 +1,4 @@
-"""Heat maps: colours, scale, outline, sizes."""
+"""Outlines of masks, and sizes of pictures."""
 
 from __future__ import annotations
 
@@ -10,51 +10,6 @@ from spg_pipe.report import render
 
 def grey(height: int, width: int, value: int = 128) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
-
-
-def lightness(pixels: np.ndarray) -> np.ndarray:
-    return pixels @ np.array([0.2126, 0.7152, 0.0722])
-
-
-def test_a_higher_probability_is_never_darker() -> None:
-    ramp = np.linspace(0, 1, 101, dtype=np.float32)[None]
-    painted = render.overlay(grey(1, 101), ramp)
-    assert painted.dtype == np.uint8
-    assert (np.diff(lightness(painted)[0]) > -1).all()
-    assert lightness(painted)[0, -1] > lightness(painted)[0, 0] + 80
-
-
-def test_one_scale_makes_equal_values_equal_colours() -> None:
-    """The colour of a value does not depend on what else its map holds."""
-    first = render.overlay(grey(1, 2), np.array([[0.4, 0.5]], np.float32))
-    second = render.overlay(grey(1, 2), np.array([[0.4, 1.0]], np.float32))
-    np.testing.assert_array_equal(first[0, 0], second[0, 0])
-
-
-def test_values_beyond_the_scale_are_clipped() -> None:
-    values = np.array([[0.1, 0.2, 0.8, 0.9]], np.float32)
-    painted = render.overlay(grey(1, 4), values, low=0.2, high=0.8)
-    np.testing.assert_array_equal(painted[0, 0], painted[0, 1])
-    np.testing.assert_array_equal(painted[0, 2], painted[0, 3])
-
-
-def test_colour_of_the_photograph_does_not_mix_with_the_map() -> None:
-    red = np.zeros((1, 1, 3), np.uint8) + np.array([200, 0, 0], np.uint8)
-    level = np.zeros((1, 1), np.float32)
-    np.testing.assert_array_equal(
-        render.overlay(red, level), render.overlay(grey(1, 1, round(0.299 * 200)), level)
-    )
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.6, 0.5)])
-def test_an_empty_scale_is_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="low < high"):
-        render.overlay(grey(2, 2), np.zeros((2, 2), np.float32), low=low, high=high)
-
-
-def test_a_map_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="differ in size"):
-        render.overlay(grey(2, 3), np.zeros((3, 2), np.float32))
 
 
 def test_outline_leaves_the_region_itself_alone() -> None:
@@ -74,11 +29,6 @@ def test_an_empty_mask_has_no_outline() -> None:
     np.testing.assert_array_equal(render.outline(image, np.zeros((5, 5), np.uint8)), image)
 
 
-def test_sixteen_bits_are_scaled_by_the_type_s_range() -> None:
-    values = np.array([[[0, 32896, 65535]]], np.uint16)
-    np.testing.assert_array_equal(render.eight_bit(values), [[[0, 128, 255]]])
-
-
 @pytest.mark.parametrize(
     ("size", "expected"), [((100, 50), (64, 32)), ((10, 20), (10, 20)), ((4000, 3), (64, 1))]
 )
@@ -87,9 +37,3 @@ def test_fit_keeps_the_aspect_ratio_and_never_enlarges(
 ) -> None:
     assert render.fit(grey(*size), 64).shape == (*expected, 3)
     assert render.fitted_size(size, 64) == expected
-
-
-def test_colour_bar_shows_what_overlay_paints() -> None:
-    bar = render.colour_bar(11, 2)
-    painted = render.overlay(grey(1, 1), np.full((1, 1), 0.5, np.float32))
-    np.testing.assert_array_equal(bar[0, 5], painted[0, 0])

@@ -102,9 +102,9 @@ def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
 ) -> None:
     scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s", sigma=1.0)
     assert scores.config["sees"] == "nothing"
-    row = evaluate_scores(scores, tiny_store, MetricParams()).rows[-1]
-    assert row["method"] == "intra-image dissimilarity"
-    assert 0 <= row["pixel_auroc"] <= 1
+    table = evaluate_scores(scores, tiny_store, MetricParams()).table
+    assert table.context.method == "intra-image dissimilarity"
+    assert 0 <= table.mean.metrics["pixel_auroc"] <= 1
     tokens = {layer: image_tokens(tiny_store, layer, np.array([7])) for layer in ("1", "2")}
     alone = dissimilarity().values(tokens, np.array([7]))
     for layer, values in scores.patches(np.array([7])).items():

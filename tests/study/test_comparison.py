@@ -95,7 +95,7 @@ def test_the_recipes_row_is_what_its_own_stages_give(
     monkeypatch.chdir(folder)
     run = run_of()
     pipeline.score(run, "right")
-    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(run, "right")]
+    tables = [pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(run, "right")]
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)

@@ -59,7 +59,9 @@ def test_a_sweep_equals_its_settings_one_by_one(
     pipeline.train_saes([alone], "left", [1, 2])
     pipeline.train_guides_together([alone], "left", [1, 2])
     pipeline.score(alone, "right")
-    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(alone, "right")]
+    tables = [
+        pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")
+    ]
     row = found[2, 8, "cls"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
         assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
@@ -141,7 +143,7 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
     assert len(rows) == 4
     pipeline.score(run, "right")
     table = pipeline.read_metrics(pipeline.evaluate(run, "right")[0])
-    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table[-1]["pixel_ap"])
+    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table.mean.metrics["pixel_ap"])
     assert len({row["pixel_auroc"] for row in rows.values()}) > 1
     assert not any("sae.k" in row for row in rows.values())
 

@@ -1,13 +1,7 @@
 """The `synthetic` layout: what `spg-pipe synthesise` writes, read by its own record.
 
-    <root>/synthetic.json
-    <root>/images/<category>/good/<number>.png
-    <root>/images/<category>/<kind>/<number>-<n>.png
-    <root>/masks/<category>/<kind>/<number>-<n>.png
-
 The record names every image, so a folder that looks alike is not taken for a synthetic set, and a
-file that nobody recorded is not taken for an image. There are no splits: `test` and `all` both
-mean every image.
+file that nobody recorded is not taken for an image.
 """
 
 from __future__ import annotations
@@ -15,20 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from spg_pipe.artefacts.digests import require_fingerprint
-from spg_pipe.artefacts.files import read_json
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, source_id
+from spg_pipe.artefacts.record import Record, read_record
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import DamagedError, SpgError, UnsuitableError, counted, listed
-from spg_pipe.recipe.data import STRICT, DefectKind
+from spg_pipe.datasets.walk import files_below, relative
+from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.recipe.data import DefectKind
 
 RECORD = "synthetic.json"
-KIND = "synthetic set"
-FORMAT = 1
-"""Of the record and the folders; a reader refuses any other."""
+KIND: Literal["synthetic set"] = "synthetic set"
 AGAIN = "spg-pipe synthesise"
 
 _Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -36,19 +28,15 @@ _Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = STRICT
-
-
-class Settings(_Part):
+class Settings(Record):
     """What `synthesise` was told."""
 
     seed: int
     per_image: int
-    kinds: tuple[str, ...]
+    kinds: tuple[DefectKind, ...]
 
 
-class Source(_Part):
+class Source(Record):
     """The normal images."""
 
     layout: str
@@ -59,7 +47,7 @@ class Source(_Part):
     """Path in the source's folder → SHA-256 of its bytes."""
 
 
-class Row(_Part):
+class Row(Record):
     """An image of the set. Paths are posix and relative to the set's folder."""
 
     path: str
@@ -82,17 +70,17 @@ class Row(_Part):
         return self
 
 
-class Record(_Part):
+class SyntheticRecord(Record):
     """synthetic.json, every key of it."""
 
-    kind: str
-    format: int
+    kind: Literal["synthetic set"] = KIND
+    format: Literal[1] = 1
     generator: int
     settings: Settings
     licence: str
     source: Source
     images: tuple[Row, ...]
-    fingerprint: str
+    fingerprint: str = ""
     files_sha256: dict[str, _Sha256]
     """Path → SHA-256 of every image and mask."""
 
@@ -106,7 +94,7 @@ class Record(_Part):
         return self
 
 
-def read_record(root: Path) -> Record:
+def read_synthetic(root: Path) -> SyntheticRecord:
     """What a synthetic set says of itself.
 
     Raises
@@ -119,43 +107,20 @@ def read_record(root: Path) -> Record:
             f"{root} is no synthetic set: it has no {RECORD}. Make one with "
             f"`{AGAIN} SOURCE {root}`, or name the layout that these images are in."
         )
-    record = read_json(root / RECORD, KIND.capitalize())
-    if record.get("kind") != KIND or record.get("format") != FORMAT:
-        raise SpgError(
-            f"{root / RECORD} says {record.get('kind')!r}, format {record.get('format')!r}; this "
-            f"version reads {KIND!r}, format {FORMAT}. Make the set again with `{AGAIN}`."
-        )
-    require_fingerprint(root, record, KIND, AGAIN)
-    try:
-        return Record.model_validate(record)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        message = f"{place}: {fault['msg']}" if place else fault["msg"]
-        raise DamagedError(
-            f"{root / RECORD} is no whole record of a {KIND} ({message}). Copy the set again, or "
-            f"run `{AGAIN}` again."
-        ) from error
+    return read_record(root / RECORD, SyntheticRecord, KIND, AGAIN)
 
 
-def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
+def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """List a synthetic set's images and masks, with the digests that their bytes must give.
 
     Raises
     ------
     SpgError
         The folder is no synthetic set, or not a whole one.
-    UnsuitableError
-        The split is `train`.
     """
-    if split == "train":
-        raise UnsuitableError(
-            f"{root} has the synthetic layout, which knows no training split: use the split "
-            f"`test` or `all` (both mean every image)."
-        )
-    record = read_record(root)
+    record = read_synthetic(root)
     files, rows = record.files_sha256, record.images
-    on_disk = {p.relative_to(root).as_posix() for p in files_below(root).images}
+    on_disk = {relative(p, root) for p in files_below(root).images}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "
@@ -182,7 +147,20 @@ def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
     return Scan(entries, categories, notes, licence=record.licence)
 
 
-def _synthetic_note(record: Record) -> str:
+SYNTHETIC = Layout(
+    "synthetic",
+    "What `spg-pipe synthesise` makes of normal images: copies with painted defects and masks.",
+    """\
+ROOT/synthetic.json                          (names every image)
+ROOT/images/<category>/good/00000.png
+ROOT/images/<category>/<kind>/00000-0.png
+ROOT/masks/<category>/<kind>/00000-0.png""",
+    scan_synthetic,
+    splits=False,
+)
+
+
+def _synthetic_note(record: SyntheticRecord) -> str:
     settings = record.settings
     return (
         f"synthetic defects ({', '.join(settings.kinds)}; seed {settings.seed}) on "

@@ -1,20 +1,26 @@
-"""Painting one synthetic defect on an image, with the mask of what has visibly changed.
+"""Defects of `synthesise`: foreign texture, with the mask of what has visibly changed.
 
-Painters work in a window of the image and in units of the image's own range of values, so that a
-12-bit image in a 16-bit file gets defects of its own contrast. Sizes are shares of the shorter
-side: images of any size become S×S before a backbone sees them.
+Perlin-textured spots (as in DRAEM), pasted pieces (as in CutPaste and NSA) and scars. Painters work
+in a window of the image and in units of the image's own range of values, so that a 12-bit image in
+a 16-bit file gets defects of its own contrast. Sizes are shares of the shorter side: images of any
+size become S×S before a backbone sees them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
 from scipy import ndimage
 
-from spg_pipe.datasets.paint.synthetic.noise import perlin
+from spg_pipe.datasets.paint.canvas import (
+    Canvas,
+    Paint,
+    Painter,
+    bilinear,
+    blended,
+    on_image,
+    random_box,
+    turned,
+)
 
 VISIBLE = 0.06
 """Change, of an image's range of values, from which a pixel counts as changed."""
@@ -31,64 +37,29 @@ _LEAST_RANGE = 1 / 8
 not get defects of one grey level."""
 
 
-@dataclass(frozen=True)
-class Canvas:
-    """An image as the painters see it."""
-
-    levels: np.ndarray
-    """(H, W, 3) uint8 or uint16, as `read_image` returns it."""
-    low: float
-    """Value that is 0 in the image's own units."""
-    span: float
-    """Values from 0 to 1 in these units."""
-    grey: bool
-    """Its channels are the same: so are those of its defects."""
-
-    @property
-    def side(self) -> int:
-        """The shorter side, pixels."""
-        return min(self.levels.shape[:2])
-
-
-class Paint(NamedTuple):
-    """What a painter returns."""
-
-    box: tuple[slice, slice]
-    """The window, rows and columns."""
-    pixels: np.ndarray
-    """(h, w, 3) float, the image's units: the defect's own appearance, everywhere in the window."""
-    alpha: np.ndarray
-    """(h, w) float in [0, 1]: how much of it covers the image."""
-
-
-Painter = Callable[[Canvas, Canvas, np.random.Generator], Paint]
-
-
-def canvas_of(levels: np.ndarray) -> Canvas:
+def canvas_of(levels: np.ndarray, other: Canvas | None = None) -> Canvas:
     """An image with what the painters need to know of it.
 
     Parameters
     ----------
     levels
         (H, W, 3) uint8 or uint16.
+    other
+        Where texture and pieces may come from, beside the image itself.
     """
     low, high = float(levels.min()), float(levels.max())
     span = max(high - low, _LEAST_RANGE * np.iinfo(levels.dtype).max)
     grey = all(np.array_equal(levels[..., 0], levels[..., c]) for c in (1, 2))
-    return Canvas(levels, low, span, grey)
+    return Canvas(levels, low, span, grey, other)
 
 
-def paint(
-    image: Canvas, other: Canvas, kind: str, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def paint(image: Canvas, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Put one defect on an image.
 
     Parameters
     ----------
     image
         At least `LEAST_SIDE` pixels high and wide.
-    other
-        Where texture and pieces may come from; may be the same image.
     kind
         A key of `PAINTERS`.
 
@@ -100,26 +71,24 @@ def paint(
         Where the change is visible on average over a few pixels (`VISIBLE`); never empty.
     """
     for _ in range(_TRIES):
-        one = PAINTERS[kind](image, other, rng)
+        one = PAINTERS[kind](image, rng)
         window, changed = _applied(image, one)
         least = max(LEAST_AREA * image.levels[..., 0].size, _LEAST_PART * (one.alpha > 0).sum())
         if changed.sum() >= least:
-            return _whole(image, one, window, changed)
+            return on_image(image, one.box, window, changed)
     # A shift towards the other end of the type's range is visible on any image.
     before = image.levels[one.box]
     shift = np.where(before <= np.iinfo(before.dtype).max / 2, 0.4, -0.4)
-    shifted = Paint(one.box, _units(image, before) + shift, (one.alpha > 0).astype(float))
-    return _whole(image, shifted, *_applied(image, shifted))
+    shifted = Paint(one.box, image.units(one.box) + shift, (one.alpha > 0).astype(float))
+    return on_image(image, one.box, *_applied(image, shifted))
 
 
 def _applied(image: Canvas, one: Paint) -> tuple[np.ndarray, np.ndarray]:
     """The painted window in the image's type, and where it has visibly changed."""
     before = image.levels[one.box]
-    pixels = one.pixels.mean(axis=2, keepdims=True) if image.grey else one.pixels
-    alpha = one.alpha[..., None]
-    units = (1 - alpha) * _units(image, before) + alpha * pixels
     top = np.iinfo(before.dtype).max
-    after = np.rint(units * image.span + image.low).clip(0, top).astype(before.dtype)
+    levels = np.rint(blended(image, one) * image.span + image.low)
+    after = levels.clip(0, top).astype(before.dtype)
     difference = np.abs(after.astype(np.float32) - before).max(axis=2) / image.span
     # Averaged, so that a piece of like texture is not a mask of scattered pixels.
     width = max(3, image.side // 100)
@@ -127,26 +96,12 @@ def _applied(image: Canvas, one: Paint) -> tuple[np.ndarray, np.ndarray]:
     return np.where(changed[..., None], after, before), changed
 
 
-def _whole(
-    image: Canvas, one: Paint, window: np.ndarray, changed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    painted = image.levels.copy()
-    painted[one.box] = window
-    mask = np.zeros(painted.shape[:2], bool)
-    mask[one.box] = changed
-    return painted, mask
-
-
-def _units(canvas: Canvas, levels: np.ndarray) -> np.ndarray:
-    return (levels.astype(np.float32) - canvas.low) / canvas.span
-
-
-def _perlin_spot(image: Canvas, other: Canvas, rng: np.random.Generator) -> Paint:
+def _perlin_spot(image: Canvas, rng: np.random.Generator) -> Paint:
     """A spot of irregular outline, filled with a foreign texture (DRAEM, arXiv 2108.07610, §3.2).
 
     There the noise covers the whole image; here a window of random size, for small defects, too.
     """
-    box = _window(image, max(8, round(image.side * _log_uniform(rng, 0.08, 0.45))), rng)
+    box = random_box(image, max(8, round(image.side * _log_uniform(rng, 0.08, 0.45))), rng)
     shape = _shape(box)
     cells = (int(rng.integers(2, 7)), int(rng.integers(2, 7)))
     y, x = (np.linspace(-1, 1, n) for n in shape)
@@ -155,19 +110,19 @@ def _perlin_spot(image: Canvas, other: Canvas, rng: np.random.Generator) -> Pain
     relief = perlin(shape, cells, rng) - radius**2
     inside = relief - np.quantile(relief[radius < 1], 1 - rng.uniform(0.2, 0.6))
     alpha = rng.uniform(0.3, 1.0) * (inside / rng.uniform(0.02, 0.15)).clip(0, 1) * (radius < 1)
-    return Paint(box, _texture(other, shape, rng), alpha)
+    return Paint(box, _texture(image.other or image, shape, rng), alpha)
 
 
-def _cut_paste(image: Canvas, other: Canvas, rng: np.random.Generator) -> Paint:
+def _cut_paste(image: Canvas, rng: np.random.Generator) -> Paint:
     """A piece from elsewhere, jittered and turned (CutPaste, arXiv 2104.04015; NSA, 2109.15222)."""
     area, ratio = _log_uniform(rng, 0.002, 0.1), _log_uniform(rng, 1 / 3, 3)
-    return _pasted(image, other, np.sqrt(area * ratio), np.sqrt(area / ratio), rng)
+    return _pasted(image, np.sqrt(area * ratio), np.sqrt(area / ratio), rng)
 
 
-def _scar(image: Canvas, other: Canvas, rng: np.random.Generator) -> Paint:
+def _scar(image: Canvas, rng: np.random.Generator) -> Paint:
     """A long thin piece, as CutPaste's scars."""
     length, width = _log_uniform(rng, 0.1, 0.5), _log_uniform(rng, 0.01, 0.04)
-    return _pasted(image, other, length, width, rng)
+    return _pasted(image, length, width, rng)
 
 
 PAINTERS: dict[str, Painter] = {
@@ -178,25 +133,23 @@ PAINTERS: dict[str, Painter] = {
 """Kind of defect → its painter."""
 
 
-def _pasted(
-    image: Canvas, other: Canvas, length: float, width: float, rng: np.random.Generator
-) -> Paint:
+def _pasted(image: Canvas, length: float, width: float, rng: np.random.Generator) -> Paint:
     """A turned rectangle or ellipse of `length` and `width` shorter sides, from either image."""
     long, short = max(4.0, length * image.side), max(2.0, width * image.side)
-    box = _window(image, int(np.ceil(np.hypot(long, short))) + 2, rng)
+    box = random_box(image, int(np.ceil(np.hypot(long, short))) + 2, rng)
     shape = _shape(box)
-    along, across = _turned(shape, rng.uniform(0, 2 * np.pi))
+    along, across = turned(shape, rng.uniform(0, 2 * np.pi))
     if rng.random() < 0.5:
         inside = np.minimum(long / 2 - np.abs(along), short / 2 - np.abs(across))
     else:
         inside = (1 - np.hypot(2 * along / long, 2 * across / short)) * min(long, short) / 2
     alpha = (inside / rng.uniform(0.5, max(1.0, 0.3 * min(long, short)))).clip(0, 1)
-    source = image if rng.random() < 0.5 else other
+    source = image if rng.random() < 0.5 else image.other or image
     piece = _sample(source, shape, rng, zoom=_log_uniform(rng, 0.7, 1.4))
     if rng.random() < 0.5:
         # The ground's level under the piece's detail: about what Poisson blending does.
         blur = (max(1.0, min(long, short) / 2),) * 2 + (0,)
-        ground = _units(image, image.levels[box])
+        ground = image.units(box)
         piece += ndimage.gaussian_filter(ground, blur) - ndimage.gaussian_filter(piece, blur)
     middle = piece.mean(axis=(0, 1))
     colour = rng.uniform(-0.25, 0.25) + rng.uniform(-0.1, 0.1, 3)
@@ -219,29 +172,10 @@ def _sample(
     canvas: Canvas, shape: tuple[int, int], rng: np.random.Generator, *, zoom: float
 ) -> np.ndarray:
     """A turned and enlarged part of an image, (h, w, 3) in its units, mirrored beyond its edges."""
-    along, across = _turned(shape, rng.uniform(0, 2 * np.pi))
+    along, across = turned(shape, rng.uniform(0, 2 * np.pi))
     height, width = canvas.levels.shape[:2]
     at = np.stack([along / zoom + rng.uniform(0, height), across / zoom + rng.uniform(0, width)])
-    channels = [
-        ndimage.map_coordinates(
-            canvas.levels[..., c], at, output=np.float32, order=1, mode="mirror"
-        )
-        for c in range(3)
-    ]
-    return _units(canvas, np.stack(channels, axis=2))
-
-
-def _turned(shape: tuple[int, int], angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (h, w) along and across `angle`, 0 in the window's middle, pixels."""
-    y, x = np.mgrid[: shape[0], : shape[1]] - (np.array(shape)[:, None, None] - 1) / 2
-    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-
-
-def _window(image: Canvas, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """A square window anywhere in an image; not larger than it."""
-    size = min(size, image.side)
-    top, left = (int(rng.integers(0, n - size + 1)) for n in image.levels.shape[:2])
-    return slice(top, top + size), slice(left, left + size)
+    return canvas.scaled(bilinear(canvas.levels, at, "mirror"))
 
 
 def _shape(box: tuple[slice, slice]) -> tuple[int, int]:
@@ -250,3 +184,34 @@ def _shape(box: tuple[slice, slice]) -> tuple[int, int]:
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def perlin(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise between random gradients on a lattice (Perlin, "Improving noise", 2002).
+
+    Parameters
+    ----------
+    shape
+        Height and width in pixels.
+    cells
+        Lattice cells along each axis: how many hills and valleys there are.
+
+    Returns
+    -------
+    ndarray, (H, W)
+        float64 in [-1, 1], 0 at the lattice's corners.
+    """
+    angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
+    gradients = np.sin(angles), np.cos(angles)
+    y, x = (np.arange(n) * (c / n) for n, c in zip(shape, cells, strict=True))
+    row, column = y.astype(int), x.astype(int)
+    along, across = (y - row)[:, None], (x - column)[None, :]
+
+    def corner(down: int, right: int) -> np.ndarray:
+        at = np.ix_(row + down, column + right)
+        return gradients[0][at] * (along - down) + gradients[1][at] * (across - right)
+
+    fade_y, fade_x = (t**3 * (t * (6 * t - 15) + 10) for t in (along, across))
+    top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
+    bottom = corner(1, 0) * (1 - fade_x) + corner(1, 1) * fade_x
+    return np.asarray(np.sqrt(2) * (top * (1 - fade_y) + bottom * fade_y))

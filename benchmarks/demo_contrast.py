@@ -12,8 +12,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import rankdata
 
-from spg_pipe.datasets.paint.demo.photographs import grey
-from spg_pipe.datasets.paint.demo.samples import Sample
+from spg_pipe.datasets.paint.demo_images import Sample
+from spg_pipe.datasets.paint.photographs import grey
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """σ of the blur that is subtracted, pixels."""

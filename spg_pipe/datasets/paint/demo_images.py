@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spg_pipe.datasets.paint.demo.catalogue import DemoSet
-from spg_pipe.datasets.paint.demo.painters_mvtec import PAINTERS as MVTEC_PAINTERS
-from spg_pipe.datasets.paint.demo.painters_visa import PAINTERS as VISA_PAINTERS
-from spg_pipe.datasets.paint.demo.photographs import read_photograph, view
-from spg_pipe.datasets.paint.demo.shapes import canvas_of
+from spg_pipe.datasets.paint.catalogue import DemoSet
+from spg_pipe.datasets.paint.drawn import paint
+from spg_pipe.datasets.paint.photographs import read_photograph, view
 
-PAINTERS = {**MVTEC_PAINTERS, **VISA_PAINTERS}
-_WINDOW = 0.56
-"""Side of the window a defect is painted in, in image sides."""
 _SENSOR_NOISE = 0.004
 """Standard deviation, of a range of 1."""
 
@@ -67,36 +62,3 @@ def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
     for number in range(demo.anomalous):
         kinds = len(demo.painters)
         yield "test", demo.painters[number % kinds], number // kinds
-
-
-def paint(
-    image: np.ndarray, defect: str, rng: np.random.Generator, size: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect on an image.
-
-    Parameters
-    ----------
-    image
-        (S, S, 3) float32 in [0, 1].
-    defect
-        A key of `PAINTERS`.
-    size
-        Side of the window that it is painted in, pixels; the defect fills about half of it.
-        Default: a good half of S.
-
-    Returns
-    -------
-    painted : (S, S, 3) float32 in [0, 1]
-        Equal to `image` wherever the mask is not set.
-    mask : (S, S) bool
-    """
-    size = size or round(_WINDOW * image.shape[0])
-    top, left = rng.integers(0, image.shape[0] - size + 1, 2)
-    defect_paint = PAINTERS[defect](canvas_of(image, top, left, size), rng)
-    window = (slice(top, top + size), slice(left, left + size))
-    alpha = defect_paint.alpha[..., None]
-    painted = image.copy()
-    painted[window] = np.clip((1 - alpha) * image[window] + alpha * defect_paint.pixels, 0, 1)
-    mask = np.zeros(image.shape[:2], bool)
-    mask[window] = defect_paint.alpha > 0
-    return painted, mask

@@ -11,41 +11,24 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 from spg_pipe.errors import SpgError
 
 _LIBRARIES = (
-    "faiss",
-    "fsspec",
-    "pandas",
-    "psutil",
-    "pyarrow.parquet",
-    "pydantic",
-    "scipy.ndimage",
-    "scipy.stats",
-    "sklearn.covariance",
-    "sklearn.linear_model",
-    "torch",
-    "zarr",
+    *("faiss", "fsspec", "pandas", "psutil", "pyarrow.parquet", "pydantic", "scipy.ndimage"),
+    *("scipy.stats", "sklearn.covariance", "sklearn.linear_model", "torch", "zarr"),
 )
 """What jobs import, once for all of them where processes can be forked from a common one. None of
 this project: the common process may find another copy of it, in the working folder."""
 _OF_TRAINING = "torch._dynamo"
 """What optimisers import: seconds."""
-_OWN = (
-    "spg_pipe.study.baselines.mahalanobis",
-    "spg_pipe.detector.make",
-    "spg_pipe.detector.evaluate",
-    "spg_pipe.bank.few_shot",
-    "spg_pipe.pipeline.training",
-    "spg_pipe.sae.train",
-)
+_OWN = ("bank.few_shot", "detector.evaluate", "detector.make", "pipeline.training", "sae.train")
 
 
 @dataclass(frozen=True)
@@ -67,8 +50,8 @@ class Done(NamedTuple):
 
 
 class _Running(NamedTuple):
-    job: Job
-    process: BaseProcess
+    name: str
+    pool: ProcessPoolExecutor
 
 
 def workers_for(device: str) -> int:
@@ -103,33 +86,43 @@ def run_jobs(jobs: Sequence[Job], device: str, workers: int | None = None) -> It
     SpgError
         If a process was killed from outside.
     """
-    context = _context()
-    waiting = list(jobs)
-    running: dict[Connection, _Running] = {}
+    waiting, running = list(jobs), dict[Future[Any], _Running]()
     limit = workers or workers_for(device)
+    before = set(multiprocessing.active_children())
     try:
         while waiting or running:
-            open_ = {job.name for job in waiting} | {one.job.name for one in running.values()}
-            ready = [job for job in waiting if open_.isdisjoint(job.after)]
+            unfinished = {job.name for job in waiting} | {one.name for one in running.values()}
+            ready = [job for job in waiting if unfinished.isdisjoint(job.after)]
             for job in ready[: limit - len(running)]:
                 waiting.remove(job)
-                pipe, process = _started(context, job, device)
-                running[pipe] = _Running(job, process)
-            ended = wait(list(running))
-            for pipe in [one for one in running if one in ended]:
-                job, process = running[pipe]
-                result = _received(pipe, job, process)
-                del running[pipe]
-                yield Done(job.name, result)
+                # A pool of one for each job: its process is new, and can be stopped at any time.
+                pool = ProcessPoolExecutor(1, _context(), _prepare, (device,))
+                running[pool.submit(job.work)] = _Running(job.name, pool)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, pool = running[future]
+                result = _result(future, name)
+                pool.shutdown()
+                del running[future]
+                yield Done(name, result)
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for pipe, (_, process) in running.items():
-            process.join()
-            pipe.close()
+        if running:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+        for _, pool in running.values():
+            pool.shutdown()
 
 
-def _context() -> Any:
+def _result(future: Future[Any], name: str) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SpgError(
+            f"The process of {name} ended without a result. If it was killed for its memory, run "
+            "fewer side by side: OMP_NUM_THREADS=1."
+        ) from error
+
+
+def _context() -> BaseContext:
     if sys.platform != "linux":  # elsewhere libraries do not outlive a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -137,54 +130,18 @@ def _context() -> Any:
     return context
 
 
-def _started(context: Any, job: Job, device: str) -> tuple[Connection, BaseProcess]:
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, theirs, device), daemon=True)
-    process.start()
-    theirs.close()
-    return ours, process
-
-
-def _received(pipe: Connection, job: Job, process: BaseProcess) -> Any:
-    try:
-        fault, result = pipe.recv()
-    except EOFError as error:
-        process.join()
-        raise SpgError(
-            f"The process of {job.name} ended with {process.exitcode} and without a result. If it "
-            "was killed for its memory, run fewer side by side: OMP_NUM_THREADS=1."
-        ) from error
-    finally:
-        pipe.close()
-    process.join()
-    if fault is not None:
-        raise fault
-    return result
-
-
-def _work(job: Job, pipe: Connection, device: str) -> None:
-    """In the job's own process."""
-    answer: tuple[Exception | None, Any]
+def _prepare(device: str) -> None:
+    """A job's process, before its work: it pays for no import, and ends with the first process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the first process stops the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        for name in (*_LIBRARIES, *_OWN):  # no job is to pay for them
-            importlib.import_module(name)
-        if device == "cpu":
-            _one_thread()
-        answer = (None, job.work())
-    except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        answer = (error, None)
-    pipe.send(answer)
+    for name in (*_LIBRARIES, *(f"spg_pipe.{module}" for module in _OWN)):
+        importlib.import_module(name)
+    if device == "cpu":
+        import torch
+        from threadpoolctl import threadpool_limits
 
-
-def _one_thread() -> None:
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(1)
-    threadpool_limits(1)  # of the libraries that are loaded: BLAS, and OpenMP elsewhere
+        torch.set_num_threads(1)
+        threadpool_limits(1)  # of the libraries that are loaded: BLAS, and OpenMP elsewhere
 
 
 def _end_with_parent() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from spg_pipe.datasets.paint.demo.catalogue import Photograph
+from spg_pipe.datasets.paint.canvas import bilinear
+from spg_pipe.datasets.paint.catalogue import Photograph
 from spg_pipe.errors import SpgError
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -89,16 +89,8 @@ def view(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndar
     centre_x = rng.uniform(reach, width - 1 - reach)
     y, x = np.mgrid[:size, :size].astype(np.float32) - (size - 1) / 2
     where = np.stack([centre_y + cos * y - sin * x, centre_x + sin * y + cos * x])
-    image = sample(photograph, where)
+    image = bilinear(photograph, where, "reflect")
     if rng.random() < 0.5:
         image = image[:, ::-1]
     image = image * rng.uniform(1 - _GAIN, 1 + _GAIN) + rng.uniform(-_OFFSET, _OFFSET)
     return np.clip(image, 0, 1).astype(np.float32)
-
-
-def sample(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Bilinear values of `image` (H, W, 3) at `where` (2, h, w), rows first: (h, w, 3) float32."""
-    channels = [
-        ndimage.map_coordinates(image[..., c], where, order=1, mode="reflect") for c in range(3)
-    ]
-    return np.stack(channels, axis=-1)

@@ -1,0 +1,115 @@
+"""Images → predictions and anomaly maps, one image at a time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.images import BATCH
+from spg_pipe.datasets.images import read_image
+from spg_pipe.decision.maps import anomaly_maps, resize_maps
+from spg_pipe.predict.images import Images
+from spg_pipe.predict.predictor import Predictor
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The result for one image."""
+
+    path: str
+    score: float
+    """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
+    height: int
+    width: int
+    peak_row: int
+    """Row of the map's maximum, pixels of the original image."""
+    peak_column: int
+    overlay: str
+    """File of the heat map, relative to the output folder."""
+    protocol: str
+    """The method's protocol (docs/method.md §5)."""
+    parts: dict[str, float]
+    """What the score is made of: the other columns of `Judged`."""
+    sees: str = ""
+    """Where normal images of the target were used: that it is few-shot, and how many."""
+    among_normals: bool = False
+    """The image is one of these itself, so that the bank has nothing against it."""
+
+
+_LAST = ("parts", "sees", "among_normals")
+HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
+"""What the first line of every scores.csv begins with; names of the parts follow."""
+Row = dict[str, str | int | float | bool]
+
+
+def as_row(prediction: Prediction) -> Row:
+    """A prediction as one flat row; of the last columns those that a few-shot score has."""
+    row = asdict(prediction)
+    parts, sees, known = (row.pop(name) for name in _LAST)
+    return row | parts | ({"sees": sees, KNOWN: known} if sees else {})
+
+
+class JudgedImage(NamedTuple):
+    """An image with what was found in it."""
+
+    prediction: Prediction
+    pixels: np.ndarray
+    """(H, W, 3) uint8 or uint16, as `read_image` gives it."""
+    anomaly_map: np.ndarray
+    """(H, W) float32 in [0, 1]."""
+
+
+def judge_images(
+    predictor: Predictor,
+    images: Images,
+    *,
+    batch_images: int = BATCH,
+    progress: Progress | None = None,
+) -> Iterator[JudgedImage]:
+    """Judge images, each on its own.
+
+    Parameters
+    ----------
+    batch_images : int
+        Images in a forward pass; tiled images come one by one.
+
+    Raises
+    ------
+    SpgError
+        If an image cannot be read.
+    """
+    spec, detector = predictor.backbone.spec, predictor.detector
+    protocol, sigma = detector.config["protocol"], detector.score.sigma
+    step = max(1, batch_images // spec.views)
+    for start in range(0, len(images.paths), step):
+        paths = images.paths[start : start + step]
+        batch = [read_image(path, exif=bool(protocol["exif_of_own_images"])) for path in paths]
+        judged = predictor.judge(batch)
+        size, log_odds = spec.preprocess.size, predictor.log_odds
+        maps = anomaly_maps(judged.patches, size, sigma, log_odds=log_odds)
+        for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
+            anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
+            height, width = anomaly_map.shape
+            row, column = np.unravel_index(int(anomaly_map.argmax()), (height, width))
+            values = {name: float(each[number]) for name, each in judged.columns.items()}
+            known = bool(values.pop(KNOWN, False))
+            prediction = Prediction(
+                path=images.name(path),
+                score=values.pop("score"),
+                height=height,
+                width=width,
+                peak_row=int(row),
+                peak_column=int(column),
+                overlay=images.overlay(path).as_posix(),
+                protocol=protocol["name"],
+                parts=values,
+                sees=predictor.sees if predictor.bank else "",
+                among_normals=known,
+            )
+            yield JudgedImage(prediction, pixels, anomaly_map)
+        if progress:
+            progress(start + len(paths), len(images.paths))

@@ -1,0 +1,118 @@
+"""What judges images: a detector, the backbone that it needs, perhaps a bank of normal images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spg_pipe import backbones
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.tiling import check_sides, tiled
+from spg_pipe.bank.few_shot import judge_alone, judge_fused, sees
+from spg_pipe.bank.images import BATCH, Grids, Tokens
+from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.datasets.images import preprocess
+from spg_pipe.decision.maps import SHOWN, shown_range
+from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.metrics.tables import ZERO_SHOT
+from spg_pipe.store.extract import views_at_once
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """All that a score depends on besides the image."""
+
+    detector: Detector
+    backbone: Backbone
+    """The detector's, or the same in tiles."""
+    device: str = "cpu"
+    bank: MemoryBank | None = None
+    """Few-shot: of normal images of the target."""
+    alone: bool = False
+    """The bank judges without the guides."""
+
+    def __post_init__(self) -> None:
+        self.detector.check_backbone(self.backbone.spec, "The backbone that was loaded")
+
+    @property
+    def log_odds(self) -> bool:
+        """Whether maps add up log odds; otherwise they are mean probabilities."""
+        return self.detector.score.rule == "additive" or self.bank is not None
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """Values of a map that get the darkest and the brightest colour of a heat map.
+
+        With a bank, darkest is the most that normal images have, brightest thrice it.
+        """
+        if self.bank is None:
+            return shown_range(log_odds=self.log_odds)
+        weight, (low, high) = self.bank.params.weight, SHOWN
+        if self.alone:
+            weight, low, high = 1.0, 0.0, 0.0
+        top = weight * max(self.bank.map_top, 1.0)
+        return shown_range(log_odds=True, between=(low + top, high + 3 * top))
+
+    @property
+    def sees(self) -> str:
+        """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
+        if self.bank:
+            return sees(None if self.alone else self.detector, [self.bank.images])
+        return "" if self.detector.sees == ZERO_SHOT else self.detector.sees
+
+    def tokens(self, pixels: Sequence[np.ndarray]) -> tuple[Tokens, Grids]:
+        """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
+        batch = np.stack([preprocess(image, self.backbone.spec.preprocess) for image in pixels])
+        output = self.backbone(torch.from_numpy(batch).to(self.device))
+        tokens = {
+            layer: torch.cat([value.prefix[:, :1], value.patches], dim=1)
+            for layer, value in output.items()
+        }
+        return tokens, {layer: value.grid for layer, value in output.items()}
+
+    def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
+        """Scores and patch grids of some images."""
+        (tokens, grids), spec, score = self.tokens(pixels), self.backbone.spec, self.detector.score
+        if self.bank is None:
+            return judge(self.detector, tokens, grids, spec, score)
+        distances, weight = self.bank.distances(tokens), self.bank.params.weight
+        if self.alone:
+            return judge_alone(distances)
+        return judge_fused(self.detector, distances, tokens, spec, score, weight)
+
+
+def load_predictor(
+    detector: Detector, tiles: Sequence[int], weights: Path | None, device: str
+) -> Predictor:
+    """A detector with its backbone.
+
+    Parameters
+    ----------
+    tiles : sequence of int
+        Sides in pixels at which images are cut into tiles of the detector's image size; none:
+        images are taken whole.
+    weights : Path, optional
+        A file of the backbone's weights.
+
+    Raises
+    ------
+    SpgError
+        If the backbone cannot be loaded or is not the detector's, or a side does not fit.
+    """
+    spec = detector.backbone
+    check_sides(tiles, spec)
+    backbone = backbones.load_backbone(
+        spec.alias,
+        image_size=spec.preprocess.size,
+        layers=spec.layers,
+        norm=spec.norm,
+        protocol=detector.config["protocol"]["name"],
+        weights=weights,
+        device=device,
+    )
+    if tiles:
+        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, BATCH, device))
+    return Predictor(detector, backbone, device)

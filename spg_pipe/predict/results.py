@@ -1,0 +1,69 @@
+"""What `predict` writes: scores.csv, a row per image, and a heat map of each in overlays/."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spg_pipe.artefacts.files import write_bytes, write_text
+from spg_pipe.decision.heat_maps import eight_bit, overlay
+from spg_pipe.predict.files import SCORES, check_place, whole_result
+from spg_pipe.predict.images import Images
+from spg_pipe.predict.judge import HEADER, JudgedImage, Prediction, as_row
+
+
+def check_out(out: Path, images: Images) -> None:
+    """Refuse to replace files that are not an earlier result: see `check_place`."""
+    check_place(out, [images.overlay(path) for path in images.paths], HEADER.encode())
+
+
+def write_results(
+    judged: Iterable[JudgedImage], images: Images, out: Path, shown: tuple[float, float]
+) -> list[Prediction]:
+    """Write scores.csv and overlays/ below `out`, image after image.
+
+    Files of an earlier result are replaced when all images are done, never before.
+
+    Parameters
+    ----------
+    judged : iterable of JudgedImage
+        Of all `images`.
+    shown : (low, high)
+        Values of the maps that get the darkest and the brightest colour.
+
+    Raises
+    ------
+    SpgError
+        If a result would replace what is not one. After this and any other error `out` is as it
+        was.
+    """
+    check_out(out, images)
+    predictions: list[Prediction] = []
+    with whole_result(out, [images.overlay(path) for path in images.paths]) as folder:
+        for prediction, pixels, anomaly_map in judged:
+            write_bytes(folder / prediction.overlay, _heat_map(pixels, anomaly_map, shown))
+            predictions.append(prediction)
+        write_text(folder / SCORES, _as_csv(predictions))
+    return predictions
+
+
+def _heat_map(pixels: np.ndarray, anomaly_map: np.ndarray, shown: tuple[float, float]) -> bytes:
+    """A PNG file."""
+    from PIL import Image
+
+    low, high = shown
+    data = io.BytesIO()
+    picture = overlay(eight_bit(pixels), anomaly_map, low=low, high=high)
+    Image.fromarray(picture).save(data, format="PNG")
+    return data.getvalue()
+
+
+def _as_csv(predictions: Sequence[Prediction]) -> str:
+    stream = io.StringIO()
+    rows = [as_row(prediction) for prediction in predictions]
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

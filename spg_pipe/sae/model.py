@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.sae import sparse
-from spg_pipe.sae.sparse import Codes
 
 Activation = Literal["topk", "batch_topk"]
 
@@ -70,13 +69,6 @@ class SparseAutoencoder(torch.nn.Module):
         """The dictionary (C, D) with rows A/(‖A‖ + 1e-8), as decoding uses it."""
         return normalised_rows(self.dictionary)
 
-    def encode(self, x: Tensor) -> Codes:
-        """The k active latents of tokens x (n, D); for `topk` alone.
-
-        Large inputs are taken in blocks: no (n, C) matrix comes to be.
-        """
-        return sparse.search_topk(x, self.encoder, self.k)
-
     def code(self, pre: Tensor) -> Tensor:
         """The dense code (n, C) of pre-activations, as after training."""
         if self.activation == "topk":
@@ -88,7 +80,7 @@ class SparseAutoencoder(torch.nn.Module):
         """Reconstruct tokens x (n, D) float32 with the trained weights, without a gradient."""
         atoms = self.atoms
         if self.activation == "topk":
-            codes = self.encode(x)
+            codes = sparse.search_topk(x, self.encoder, self.k)
             active = torch.bincount(codes.indices[codes.values > 0], minlength=len(atoms))
             return SaeOutput(sparse.decode(codes.values, codes.indices, atoms), active)
         x_hat, active = torch.empty_like(x), torch.zeros_like(atoms[:, 0], dtype=torch.int64)

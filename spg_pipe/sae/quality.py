@@ -77,6 +77,7 @@ def frequency_histogram(frequency: np.ndarray) -> Histogram:
     return Histogram(edges=tuple(edges.tolist()), latents=tuple(counts.tolist()))
 
 
+@torch.no_grad()
 def measure(
     sae: SparseAutoencoder,
     source: TokenSource,
@@ -99,58 +100,46 @@ def measure(
     progress : callable
         Told of patch tokens done and in all.
     """
-    meter = _Meter(sae, prefixes)
-    store = source.store
-    total = len(store) * store.spec.layers[source.layer].patches
+    latents, dim = sae.dictionary.shape
+    counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
+    cls_counts = torch.zeros_like(counts)
+    total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
+    error = squares = 0.0
+    prefix_errors = dict.fromkeys(prefixes, 0.0)
+    tokens, tokens_in_all = 0, len(source.store) * source.patches
     for _, batch in ordered_batches({source.layer: source}, _IMAGES):
-        tokens = batch[source.layer]
-        meter.add(sae_input(tokens[:, 1:].flatten(0, 1), norm))
+        x = sae_input(batch[source.layer][:, 1:].flatten(0, 1), norm)
+        output = sae(x)
+        counts += output.active
+        error += _squares(x - output.x_hat)
+        squares += _squares(x)
+        total += x.double().sum(dim=0)
+        _add_prefixes(prefix_errors, sae, x)
         if count_cls:
-            meter.cls_counts += sae(sae_input(tokens[:, 0], norm)).active
-        progress(meter.tokens, total)
-    return meter.quality()
+            cls_counts += sae(sae_input(batch[source.layer][:, 0], norm)).active
+        tokens += len(x)
+        progress(tokens, tokens_in_all)
+    variance = max(squares - float(total.pow(2).sum()) / tokens, 1e-12)
+    return Quality(
+        dead=((counts + cls_counts) == 0).cpu(),
+        frequency=(counts.double() / tokens).cpu(),
+        fvu=error / variance,
+        tokens=tokens,
+        r2_prefixes={str(p): 1.0 - error / variance for p, error in prefix_errors.items()},
+    )
 
 
-class _Meter:
-    """Sums over tokens of one SAE."""
+def _squares(x: Tensor) -> float:
+    return float(x.double().pow(2).sum())
 
-    def __init__(self, sae: SparseAutoencoder, prefixes: tuple[int, ...]) -> None:
-        self.sae = sae
-        self.prefix_errors = dict.fromkeys(prefixes, 0.0)
-        latents, dim = sae.dictionary.shape
-        self.counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
-        self.cls_counts = torch.zeros_like(self.counts)
-        self.total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
-        self.error = self.squares = 0.0
-        self.tokens = 0
 
-    @torch.no_grad()
-    def add(self, x: Tensor) -> None:
-        """Patch tokens (n, D) as the SAE sees them."""
-        output = self.sae(x)
-        self.counts += output.active
-        self.error += float((x - output.x_hat).double().pow(2).sum())
-        self.tokens += len(x)
-        self.total += x.double().sum(dim=0)
-        self.squares += float(x.double().pow(2).sum())
-        if self.prefix_errors:
-            self._add_prefixes(x)
-
-    def _add_prefixes(self, x: Tensor) -> None:
-        atoms = self.sae.atoms
-        for block in sparse.blocks(len(x), len(atoms), x.device):
-            z = self.sae.code(x[block] @ self.sae.encoder.t())
-            for p in self.prefix_errors:
-                error = z[:, :p] @ atoms[:p] - x[block]
-                self.prefix_errors[p] += float(error.double().pow(2).sum())
-
-    def quality(self) -> Quality:
-        variance = self.squares - float(self.total.pow(2).sum()) / self.tokens
-        variance = max(variance, 1e-12)
-        prefixes = {str(p): 1.0 - error / variance for p, error in self.prefix_errors.items()}
-        frequency = self.counts.double() / self.tokens
-        dead = (self.counts + self.cls_counts) == 0
-        return Quality(dead.cpu(), frequency.cpu(), self.error / variance, self.tokens, prefixes)
+def _add_prefixes(errors: dict[int, float], sae: SparseAutoencoder, x: Tensor) -> None:
+    """Add Σ‖x − x̂‖² of tokens x (n, D) with the first p latents alone, for each p."""
+    atoms = sae.atoms
+    for block in sparse.blocks(len(x), len(atoms), x.device) if errors else ():
+        z = sae.code(x[block] @ sae.encoder.t())
+        for p in errors:
+            errors[p] += _squares(z[:, :p] @ atoms[:p] - x[block])
 
 
 @torch.no_grad()

@@ -24,10 +24,6 @@ there on a CPU core, and rounded as the published dense code is. Adam magnifies 
 five steps the weights then agree with it to 2e-7, and with the sparse sums only to about 1e-4 where
 a gradient is nearly zero."""
 
-AUXK_GATHER = 14
-"""A gathered row costs about as much as this many columns of a dense product (two CPU cores): AuxK
-takes the sparse path where it decodes fewer than 1/14 of the dead latents."""
-
 _BLOCK_ENTRIES = {"cpu": 2**23, "cuda": 2**28}
 """Pre-activations (tokens × C) that exist at once: on a CPU 32 MB, the size of a large cache."""
 
@@ -253,62 +249,24 @@ def _auxiliary(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """AuxK loss, and the sums of its gradients for the dead rows of W_e and A (m, D).
 
-    e = x − x̂ is −`residual`; ê = z A with z the top `most` of the dead latents, clamped at 0.
+    e = x − x̂ is −`residual`; ê = z A with z the top `most` of the dead latents, clamped at 0. A
+    token whose (e − ê)² is not finite counts as 0.
     """
     dead_atoms = atoms[aux.dead]
-    few = aux.most * AUXK_GATHER < len(aux.dead)
-    block_losses = _sparse_block if few else _dense_block
     grad_encoder, grad_atoms = torch.zeros_like(dead_atoms), torch.zeros_like(dead_atoms)
     errors = x.new_empty(len(x))
     for block in blocks(len(x), len(aux.dead), x.device):
-        tokens = (x[block], residual[block], aux.pre[block])
-        errors[block] = block_losses(*tokens, dead_atoms, aux.most, grad_encoder, grad_atoms)
+        pre = aux.pre[block]
+        if aux.most < pre.shape[1]:
+            chosen, indices = pre.topk(aux.most, dim=1, sorted=False)
+            z = torch.zeros_like(pre).scatter_(1, indices, chosen.clamp_min_(0))
+        else:
+            z = pre.clamp_min(0)
+        left = torch.addmm(residual[block], z, dead_atoms)
+        error = left.square().mean(dim=1)
+        good = error.isfinite()
+        errors[block] = torch.where(good, error, 0)
+        left = torch.where(good[:, None], left, 0)
+        grad_atoms.addmm_(z.t(), left)
+        grad_encoder.addmm_((left @ dead_atoms.t()).masked_fill_(z == 0, 0).t(), x[block])
     return errors.mean(), grad_encoder, grad_atoms
-
-
-def _dense_block(
-    x: Tensor,
-    residual: Tensor,
-    pre: Tensor,
-    atoms: Tensor,
-    count: int,
-    grad_encoder: Tensor,
-    grad_atoms: Tensor,
-) -> Tensor:
-    """Mean squares (b,) of one block; adds to the gradients of the dead rows."""
-    if count < pre.shape[1]:
-        chosen, indices = pre.topk(count, dim=1, sorted=False)
-        z = torch.zeros_like(pre).scatter_(1, indices, chosen.clamp_min_(0))
-    else:
-        z = pre.clamp_min(0)
-    error, left = _finite(torch.addmm(residual, z, atoms))
-    grad_atoms.addmm_(z.t(), left)
-    grad_encoder.addmm_((left @ atoms.t()).masked_fill_(z == 0, 0).t(), x)
-    return error
-
-
-def _sparse_block(
-    x: Tensor,
-    residual: Tensor,
-    pre: Tensor,
-    atoms: Tensor,
-    count: int,
-    grad_encoder: Tensor,
-    grad_atoms: Tensor,
-) -> Tensor:
-    """As `_dense_block`, on the chosen entries alone."""
-    indices = pre.topk(count, dim=1, sorted=False)[1]
-    z = pre.gather(1, indices).clamp_min_(0)
-    error, left = _finite(decode(z, indices, atoms).add_(residual))
-    entries = ByLatent.of(indices, len(atoms))
-    grad_atoms += entries.sum_rows(z, left)
-    dots = row_dots(left, atoms, indices)
-    grad_encoder += entries.sum_rows(dots.mul_(z > 0), x)
-    return error
-
-
-def _finite(left: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squares (b,) with NaN and infinities as 0, and ê − e (b, D) without such tokens."""
-    error = left.square().mean(dim=1)
-    good = error.isfinite()
-    return torch.where(good, error, 0), torch.where(good[:, None], left, 0)

@@ -90,7 +90,8 @@ def train_sae(
         layer: _start(store, layer, params, seed, settings.dead_counter, device)
         for layer in store.layers
     }
-    saved = _Saved.of(fits, store, params, seed, method.protocol, checkpoints)
+    run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, settings.name])
+    _go_on(fits, run, checkpoints)
     measured: dict[str, Quality] = {}
     for layer, fit in fits.items():
         source = TokenSource(store, layer, device=device, cache=cache)
@@ -101,7 +102,7 @@ def train_sae(
                 fit.say_if_silent(say)
             if fit.done:
                 break
-            saved.write_if_due()
+            _save_if_due(fits, run, checkpoints)
         measured[layer] = _measure(fit, source, settings.dead_mask_counts_cls, progress, say)
     quality = {layer: _layer_quality(store, fits[layer], measured[layer]) for layer in fits}
     tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
@@ -211,53 +212,29 @@ def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
 _STATE = ("tokens", "step", "next_point", "warned")
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """The checkpoints of a run."""
+def _save_if_due(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
+    """Write a checkpoint of all layers if it is time for one."""
+    if checkpoints is None or not checkpoints.due():
+        return
+    tensors: dict[str, Tensor] = {}
+    state = {}
+    for layer, fit in fits.items():
+        tensors |= {f"{layer}.{key}": value for key, value in fit.trainer.state().items()}
+        state[layer] = {key: getattr(fit, key) for key in _STATE}
+        state[layer]["curve"] = fit.curve.getvalue()
+    checkpoints.save(run, tensors, state)
 
-    fits: dict[str, Fit]
-    fingerprint: str
-    checkpoints: Checkpoints | None
 
-    @classmethod
-    def of(
-        cls,
-        fits: dict[str, Fit],
-        store: FeatureStore,
-        params: SaeParams,
-        seed: int,
-        protocol_name: str,
-        checkpoints: Checkpoints | None,
-    ) -> "_Saved":
-        """Those of this run, gone on from if there is one."""
-        content = {
-            "store": store.fingerprint,
-            "sae": params.model_dump(mode="json"),
-            "seed": seed,
-            "protocol": protocol_name,
-        }
-        saved = cls(fits, fingerprint(content), checkpoints)
-        found = checkpoints.load(saved.fingerprint) if checkpoints else None
-        if found:
-            tensors, state = found
-            for layer, fit in fits.items():
-                fit.trainer.restore(below(tensors, f"{layer}."))
-                for key in _STATE:
-                    setattr(fit, key, state[layer][key])
-                fit.curve.write(state[layer]["curve"])
-        return saved
-
-    def write_if_due(self) -> None:
-        """Write a checkpoint if it is time for one."""
-        if self.checkpoints is None or not self.checkpoints.due():
-            return
-        tensors: dict[str, Tensor] = {}
-        state = {}
-        for layer, fit in self.fits.items():
-            tensors |= {f"{layer}.{key}": value for key, value in fit.trainer.state().items()}
-            state[layer] = {key: getattr(fit, key) for key in _STATE}
-            state[layer]["curve"] = fit.curve.getvalue()
-        self.checkpoints.save(self.fingerprint, tensors, state)
+def _go_on(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
+    """Bring every layer to where the checkpoint of this run is, if there is one."""
+    if checkpoints is None or (saved := checkpoints.load(run)) is None:
+        return
+    tensors, state = saved
+    for layer, fit in fits.items():
+        fit.trainer.restore(below(tensors, f"{layer}."))
+        for key in _STATE:
+            setattr(fit, key, state[layer][key])
+        fit.curve.write(state[layer]["curve"])
 
 
 def _measure(

@@ -120,11 +120,33 @@ class SaeTrainer:
 
     def losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
         """Losses of tokens x (n, D) float32 and who is dead, (C,) bool; counts their activity."""
-        sae = self.sae
-        plain = sae.activation == "topk" and not self.prefixes
-        if plain and not sparse.is_small(len(x), len(sae.encoder)):
-            return _sparse_losses(sae, x, self.counter, self.constants)
-        return _dense_losses(sae, x, self.counter, self.constants, self.prefixes)
+        plain = self.sae.activation == "topk" and not self.prefixes
+        if plain and not sparse.is_small(len(x), len(self.sae.encoder)):
+            return self._sparse_losses(x)
+        return self._dense_losses(x)
+
+    def _sparse_losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        encoder, k = self.sae.encoder, self.sae.k
+        candidates = self.counter.candidates(len(x))
+        codes = sparse.search_topk(x, encoder, k, keep=candidates)
+        dead = self.counter.update(_active(codes, len(encoder)), len(x))
+        aux = None
+        if candidates is not None and bool((still := dead[candidates]).any()):
+            pre = codes.kept if bool(still.all()) else codes.kept[:, still]
+            aux = AuxK(candidates[still], pre, self.constants.auxk, self.constants.auxk_coef)
+        return SaeLosses(*topk_loss(encoder, self.sae.atoms, x, codes, aux)), dead
+
+    def _dense_losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        pre, atoms = x @ self.sae.encoder.t(), self.sae.atoms
+        z = _training_code(self.sae, pre)
+        maybe = self.counter.candidates(len(x)) is not None
+        dead = self.counter.update((z > ACTIVE_ABOVE).any(dim=0), len(x))
+        reconstruction, x_hat = _reconstruction(z, atoms, x, self.prefixes)
+        auxk = reconstruction.new_zeros(())
+        if maybe and bool(dead.any()):
+            auxk = auxk_loss(pre, atoms, x - x_hat.detach(), dead, self.constants.auxk).mean()
+        total = reconstruction + self.constants.auxk_coef * auxk
+        return SaeLosses(total, reconstruction.detach(), auxk.detach()), dead
 
     def step(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
         """One Adam step on tokens x (n, D) float32, then unit dictionary rows again.
@@ -160,48 +182,10 @@ class SaeTrainer:
         self.counter.restore(tensors["age"].to(device, copy=True))
 
 
-def _sparse_losses(
-    sae: SparseAutoencoder, x: Tensor, counter: DeadCounter, constants: StepConstants
-) -> tuple[SaeLosses, Tensor]:
-    wanted = counter.candidates(len(x))
-    codes = sparse.search_topk(x, sae.encoder, sae.k, keep=wanted)
-    dead = counter.update(_active(codes, len(counter.age)), len(x))
-    aux = None if wanted is None else _auxk_of(codes, wanted, dead, constants)
-    return SaeLosses(*topk_loss(sae.encoder, sae.atoms, x, codes, aux)), dead
-
-
 def _active(codes: Codes, latents: int) -> Tensor:
     """Latents with a value above the threshold, (C,) bool; the others meet in a place beyond."""
     places = torch.where(codes.values > ACTIVE_ABOVE, codes.indices, latents).flatten()
     return places.new_zeros(latents + 1, dtype=torch.bool).scatter_(0, places, True)[:latents]
-
-
-def _auxk_of(codes: Codes, kept: Tensor, dead: Tensor, constants: StepConstants) -> AuxK | None:
-    """AuxK's part of a search that kept latents (m,); None if none of them is dead."""
-    still = dead[kept]
-    if not bool(still.any()):
-        return None
-    pre = codes.kept if bool(still.all()) else codes.kept[:, still]
-    return AuxK(kept[still], pre, constants.auxk, constants.auxk_coef)
-
-
-def _dense_losses(
-    sae: SparseAutoencoder,
-    x: Tensor,
-    counter: DeadCounter,
-    constants: StepConstants,
-    prefixes: tuple[int, ...],
-) -> tuple[SaeLosses, Tensor]:
-    pre, atoms = x @ sae.encoder.t(), sae.atoms
-    z = _training_code(sae, pre)
-    maybe = counter.candidates(len(x)) is not None
-    dead = counter.update((z > ACTIVE_ABOVE).any(dim=0), len(x))
-    reconstruction, x_hat = _reconstruction(z, atoms, x, prefixes)
-    auxk = reconstruction.new_zeros(())
-    if maybe and bool(dead.any()):
-        auxk = auxk_loss(pre, atoms, x - x_hat.detach(), dead, constants.auxk).mean()
-    total = reconstruction + constants.auxk_coef * auxk
-    return SaeLosses(total, reconstruction.detach(), auxk.detach()), dead
 
 
 def auxk_loss(pre: Tensor, atoms: Tensor, residual: Tensor, dead: Tensor, auxk: int) -> Tensor:
@@ -228,26 +212,24 @@ def auxk_loss(pre: Tensor, atoms: Tensor, residual: Tensor, dead: Tensor, auxk: 
     return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _training_code(sae: SparseAutoencoder, pre: Tensor) -> Tensor:
-    """The code (n, C) of a training batch; `batch_topk` takes its threshold from the batch."""
-    if sae.activation == "topk":
-        return topk_code(pre, sae.k)
-    z = batch_topk_code(pre, sae.k)
-    _follow_threshold(sae, z.detach())
-    return z
-
-
 _THRESHOLD_DECAY = 0.9
 
 
-@torch.no_grad()
-def _follow_threshold(sae: SparseAutoencoder, z: Tensor) -> None:
-    """`batch_topk` after training has no batch: its threshold is a moving average."""
-    smallest = torch.where(z > 0, z, torch.inf).min()
-    smallest = torch.where(smallest.isfinite(), smallest, sae.threshold)
-    started = (sae.threshold > 0).to(z.dtype)
-    decay = _THRESHOLD_DECAY * started
-    sae.threshold.mul_(decay).add_((1 - decay) * smallest)
+def _training_code(sae: SparseAutoencoder, pre: Tensor) -> Tensor:
+    """The code (n, C) of a training batch.
+
+    `batch_topk` after training has no batch: its threshold is a moving average of the batches'
+    smallest values.
+    """
+    if sae.activation == "topk":
+        return topk_code(pre, sae.k)
+    z = batch_topk_code(pre, sae.k)
+    with torch.no_grad():
+        smallest = torch.where(z > 0, z, torch.inf).min()
+        smallest = torch.where(smallest.isfinite(), smallest, sae.threshold)
+        decay = _THRESHOLD_DECAY * (sae.threshold > 0).to(z.dtype)
+        sae.threshold.mul_(decay).add_((1 - decay) * smallest)
+    return z
 
 
 def _reconstruction(

@@ -81,19 +81,16 @@ def test_the_reconstruction_has_the_value_and_gradients_of_dense_autograd(
     same_gradients(found[0], leaves, expected[0], twins)
 
 
-@pytest.mark.parametrize("gather", [0, 10**6])
 @given(problem=problems(), data=st.data())
 def test_auxk_has_the_value_and_gradients_of_dense_autograd(
-    gather: int, problem: Problem, data: st.DataObject
+    problem: Problem, data: st.DataObject
 ) -> None:
     x, encoder, dictionary, k = problem
     some = data.draw(st.sets(st.integers(0, len(encoder) - 1), min_size=1))
     dead = torch.tensor(sorted(some))
     most = data.draw(st.integers(1, len(dead)))
     leaves, twins = ([t.clone().requires_grad_() for t in (encoder, dictionary)] for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse, "AUXK_GATHER", gather)  # 0: gathered; a million: dense
-        found, aux = ours(x, leaves, k, dead, most=most, coef=0.3)
+    found, aux = ours(x, leaves, k, dead, most=most, coef=0.3)
     expected = dense(x, twins, k, aux)
     torch.testing.assert_close(found, expected)
     same_gradients(found[0], leaves, expected[0], twins)
@@ -110,11 +107,7 @@ def test_dead_latents_learn_through_their_encoder_rows_too() -> None:
     assert (gradient[::2].abs().sum(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("gather", [0, 10**6])
-def test_a_residual_that_is_not_finite_counts_as_nothing(
-    gather: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "AUXK_GATHER", gather)
+def test_a_residual_that_is_not_finite_counts_as_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     x, pre, atoms = (torch.randn(s, generator=generator) for s in ((3, 4), (3, 8), (8, 4)))
     aux = AuxK(torch.arange(8), pre, 2, 1.0)

@@ -19,8 +19,7 @@ from benchmarks.demo_contrast import contrast_auroc
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS
-from spg_pipe.datasets.paint.demo import write_demo
-from spg_pipe.datasets.paint.demo_images import samples
+from spg_pipe.datasets.paint.demo import samples, write_demo
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import train_guides
 from spg_pipe.detector.model import Detector
@@ -39,7 +38,7 @@ def store_of(params: Params, name: str, seed: int, folder: Path) -> FeatureStore
     """Write a demo set and compute its tokens."""
     dataset = params.dataset(name)
     write_demo(name, folder / name, seed=seed)
-    manifest = build_manifest(name, dataset.layout, folder / name, split=dataset.split)
+    manifest = build_manifest(dataset.model_copy(update={"root": folder / name}))
     wanted = params.backbone
     backbone = load_backbone(
         wanted.alias, image_size=wanted.image_size, layers=wanted.layers, norm=wanted.norm

@@ -31,6 +31,7 @@ from spg_pipe.datasets import build_manifest
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.model import Detector, LayerGuides
 from spg_pipe.detector.scores import score_store
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import MetricParams, ScoreParams
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
@@ -67,7 +68,9 @@ def write_store(folder: Path, images: int, dim: int) -> FeatureStore:
             for y, x in rng.integers(0, 46, (3, 2)):
                 mask[y : y + 6, x : x + 9] = 255
             _png(mask, folder / "raw" / "dots" / "ground_truth" / kind / f"{name}_mask.png")
-    manifest = build_manifest("dots", "folder", folder / "raw", split="all")
+    manifest = build_manifest(
+        Dataset(name="dots", layout="folder", root=folder / "raw", split="all")
+    )
     backbone = GridTokens(dim)
     return extract(manifest, backbone, folder / "store.zarr", batch_images=8, shard_images=128)
 

@@ -321,9 +321,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare):
         app.command(cls=PlainUsage)(command)
-    recipe = typer.Typer(
-        help="List recipes, or make one the recipe in force.", no_args_is_help=True
-    )
+    recipe = typer.Typer(help="List recipes, or make one the active recipe.", no_args_is_help=True)
     recipe.command("list")(recipe_list)
     recipe.command("use", cls=PlainUsage)(recipe_use)
     app.add_typer(recipe, name="recipe")

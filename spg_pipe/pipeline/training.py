@@ -1,15 +1,16 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.pipeline.find import find_dataset, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.checked import checked_sae
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
@@ -40,22 +41,19 @@ def train_saes(
     list of Path
         Setting by setting, seed by seed.
     """
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
-    return [
-        _train_sae(run, features, aux, seed, own=store is None) for run in runs for seed in seeds
-    ]
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    given = {"store": features.fingerprint} if store else {}
+    return [_train_sae(run, features, aux, seed, given) for run in runs for seed in seeds]
 
 
-def _train_sae(run: RecipeRun, features: "FeatureStore", aux: str, seed: int, *, own: bool) -> Path:
+def _train_sae(
+    run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
+) -> Path:
     """One SAE; its checkpoint lies beside it."""
     from spg_pipe.sae.train import train_sae as train
 
-    path, device = run.paths.sae(aux, seed), choose_device(run.device)
-    beside = path
-    if run.changed or not own:
-        settings = [run.params.sae.model_dump(mode="json"), run.params.method.protocol, seed]
-        beside = with_suffix_hash(path, fingerprint([features.fingerprint, settings]))
-    checkpoints = Checkpoints(checkpoint_path(beside), device, say=run.console.say)
+    path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
+    checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         result = train(
             features,
@@ -68,20 +66,12 @@ def _train_sae(run: RecipeRun, features: "FeatureStore", aux: str, seed: int, *,
             checkpoints=checkpoints,
             say=run.console.say,
         )
-    path = run.place(path, result.run.record.fingerprint, own=own)
     result.run.save(path, result.quality, result.curve)
     checkpoints.remove()
     for layer, quality in result.quality.layers.items():
         run.console.say(_quality_line(layer, quality))
     run.console.say(f"SAE of {aux}, seed {seed} → {path}")
     return path
-
-
-def varying(runs: Sequence[RecipeRun]) -> list[dict[str, Any]]:
-    """The values of each setting in which they differ: `sae.k` → 16."""
-    dumped = [run.params.sae.model_dump(mode="json") for run in runs]
-    keys = [key for key in dumped[0] if any(one[key] != dumped[0][key] for one in dumped)]
-    return [{f"sae.{key}": one[key] for key in keys} for one in dumped]
 
 
 def _by_stream(
@@ -97,12 +87,12 @@ def _by_stream(
 
 
 def _checkpoints(
-    jobs: "list[tuple[RecipeRun, GuideRun]]", artefact: Path, *determining: object, own: bool
+    jobs: "list[tuple[RecipeRun, GuideRun]]", artefact: Path, *determining: object
 ) -> Checkpoints:
-    """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
+    """Of a pass: beside its first artefact, under a name of its own if it makes several."""
     run = jobs[0][0]
-    if len(jobs) > 1 or run.changed or not own:
-        content = {"pass": determining, "runs": [run.settings() for _, run in jobs]}
+    if len(jobs) > 1:
+        content = {"pass": determining, "runs": [job.settings() for _, job in jobs]}
         artefact = with_suffix_hash(artefact, fingerprint(content))
     device = choose_device(run.device)
     return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
@@ -148,15 +138,16 @@ def train_guides_together(
     from spg_pipe.guides.train import GuideRun, training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     wanted = []
     for run, seed in itertools.product(runs, seeds):
-        source = sae or find_sae(run, features, aux, seed)
+        source = sae or checked_sae(run, features, aux, seed)
         wanted.append((run, GuideRun(loaded(source), run.params.guides, seed)))
-    fit = partial(
-        _detectors_together, features=features, aux=aux, own=store is None and sae is None
+    given = ({"store": features.fingerprint} if store else {}) | (
+        {"sae": loaded(sae).record.fingerprint} if sae else {}
     )
+    fit = partial(_detectors_together, features=features, aux=aux, given=given)
     places = _by_stream(wanted, fit)
     for note in training_notes(features):
         runs[0].console.say(f"  note: {note}")
@@ -164,7 +155,11 @@ def train_guides_together(
 
 
 def _detectors_together(
-    jobs: "list[tuple[RecipeRun, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[RecipeRun, GuideRun]]",
+    features: "FeatureStore",
+    aux: str,
+    *,
+    given: Mapping[str, str],
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
     from spg_pipe.detector.make import Rules
@@ -172,8 +167,8 @@ def _detectors_together(
 
     run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    place, method = run.paths.detector(aux, seed), run.params.method.model_dump(mode="json")
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
+    place, method = run.paths.detector(aux, seed, given), run.params.method.model_dump(mode="json")
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, method)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = train(
             features,
@@ -188,7 +183,7 @@ def _detectors_together(
         )
     paths = []
     for (one, job), (detector, curve) in zip(jobs, results, strict=True):
-        path = one.place(one.paths.detector(aux, job.seed), detector.fingerprint, own=own)
+        path = one.paths.detector(aux, job.seed, given)
         lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
         detector.save(path, "\n".join([",".join(curve[0]), *lines, ""]) if curve else "")
         one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
 from spg_pipe.recipe.yaml_text import parse_yaml
 
@@ -324,9 +324,10 @@ def validated(section: type[AnySection], content: Any, source: str) -> AnySectio
         return section.model_validate(content)
     except ValidationError as error:
         lines = [_describe(fault) for fault in error.errors()]
-        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
         have = "have" if source == OPTIONS else "has"
-        raise SpgError(f"{source} {have} {count}:\n  " + "\n  ".join(lines)) from error
+        raise SpgError(
+            f"{source} {have} {counted(len(lines), 'error')}:\n  " + "\n  ".join(lines)
+        ) from error
 
 
 def _describe(fault: Any) -> str:

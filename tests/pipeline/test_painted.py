@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
+from layouts import scanned, write_mvtec
 from tiny import METHOD, SAE, TinyBackbone, extracted
 
 from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
-from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import train_guides
@@ -57,16 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("painted")
     write_mvtec(root / "parts", train=6, good=3)
     write_mvtec(root / "other", ("nut",), seed=1)
-    source = build_manifest("parts", "mvtec", root / "parts", split="train")
+    source = scanned("parts", "mvtec", root / "parts", split="train")
     write_synthetic(source, root / "syn" / "a", per_image=2)
     return root
 
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> FeatureStore:
-    return extracted(
-        build_manifest("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr"
-    )
+    return extracted(scanned("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,7 @@ def detector(store: FeatureStore, sae: SaeRun) -> Detector:
 @pytest.fixture
 def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
     def target(root: str, split: str = "test") -> FeatureStore:
-        manifest = build_manifest("target", "mvtec", folder / root, split=split)
+        manifest = scanned("target", "mvtec", folder / root, split=split)
         return extracted(manifest, tmp_path / f"{root}-{split}.zarr")
 
     return target
@@ -256,7 +253,7 @@ def test_no_bank_is_chosen_where_it_would_hold_the_originals(
 def test_a_store_made_before_learns_its_sources_without_new_tokens(
     folder: Path, tmp_path: Path
 ) -> None:
-    manifest = build_manifest("painted", "synthetic", folder / "syn" / "a")
+    manifest = scanned("painted", "synthetic", folder / "syn" / "a")
     old = extracted(replace(manifest, sources={}), tmp_path / "old.zarr")
     assert old.synthetic == {}
     shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))

@@ -8,7 +8,7 @@ import pytest
 from layouts import write_mvtec
 from tiny import files
 
-from pipeline.test_find import RECIPE
+from pipeline.test_checked import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.guides.progress import Training

@@ -33,7 +33,7 @@ from spg_pipe.detector.model import Detector, LayerGuides
 from spg_pipe.detector.scores import score_store
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import MetricParams, ScoreParams
-from spg_pipe.store.extract import extract
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -72,7 +72,7 @@ def write_store(folder: Path, images: int, dim: int) -> FeatureStore:
         Dataset(name="dots", layout="folder", root=folder / "raw", split="all")
     )
     backbone = GridTokens(dim)
-    return extract(manifest, backbone, folder / "store.zarr", batch_images=8, shard_images=128)
+    return extract(manifest, backbone, folder / "store.zarr", Extraction(shard_images=128))
 
 
 def _png(pixels: np.ndarray, path: Path) -> None:
@@ -93,7 +93,7 @@ def made_up(dim: int, dict_size: int) -> tuple[LiteralModel, Detector]:
         "tau": 0.07,
         "detection": "cls",
         "score": ScoreParams(rule="published").model_dump(mode="json"),
-        "backbone": RandomTokens.spec.to_dict(),
+        "backbone": RandomTokens.spec.content(),
         "auxiliary": {"dataset": "random"},
         "seed": 0,
         "protocol": {"name": "default"},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
+from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -16,8 +16,7 @@ PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(Record):
     """How large images are cut (`backbones.tiling`)."""
 
     size: int
@@ -50,8 +49,7 @@ def backbone_layer(name: str) -> str:
     return name.partition("@")[0]
 
 
-@dataclass(frozen=True)
-class BackboneSpec:
+class BackboneSpec(Record):
     """A resolved backbone: no defaults and no protocol left to look up (docs/method.md §1, §5).
 
     Two specs that are equal give the same tokens for the same image. Stores and detectors keep
@@ -88,12 +86,22 @@ class BackboneSpec:
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
 
+    def content(self) -> dict[str, Any]:
+        """Plain JSON values; without tiles there is no word of them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     @property
-    def view(self) -> BackboneSpec:
+    def untiled(self) -> BackboneSpec:
         """What the network itself sees: the same spec without tiles."""
         if self.tiles is None:
             return self
-        return replace(self, preprocess=replace(self.preprocess, size=self.tiles.size), tiles=None)
+        preprocess = replace(self.preprocess, size=self.tiles.size)
+        return self.model_copy(update={"preprocess": preprocess, "tiles": None})
+
+    @property
+    def inputs_per_image(self) -> int:
+        """How many images of the network's own size one image is: 1, or its number of tiles."""
+        return self.tiles.count(self.patch_size) if self.tiles else 1
 
     @property
     def seen_at(self) -> str:
@@ -103,50 +111,6 @@ class BackboneSpec:
         sides = "+".join(map(str, self.tiles.sides))
         share = f"{self.tiles.overlap:.0%}"
         return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share})"
-
-    @property
-    def views(self) -> int:
-        """How many of these an image takes."""
-        return self.tiles.count(self.patch_size) if self.tiles else 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` is the inverse."""
-        plain = asdict(self)
-        plain["layers"] = list(self.layers)
-        plain["preprocess"]["mean"] = list(self.preprocess.mean)
-        plain["preprocess"]["std"] = list(self.preprocess.std)
-        if self.tiles is None:
-            del plain["tiles"]  # as it was before there were any: fingerprints stay
-        else:
-            plain["tiles"]["sides"] = list(self.tiles.sides)
-        return plain
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> BackboneSpec:
-        """Rebuild a spec from `to_dict`'s values.
-
-        Raises
-        ------
-        SpgError
-            If a field is missing or unknown: the artefact is of another version or damaged.
-        """
-        try:
-            pre = dict(d["preprocess"])
-            for key in ("mean", "std"):
-                r, g, b = (float(v) for v in pre[key])
-                pre[key] = (r, g, b)
-            values = dict(
-                d, layers=tuple(str(v) for v in d["layers"]), preprocess=Preprocess(**pre)
-            )
-            if tiles := d.get("tiles"):
-                sides = tuple(int(side) for side in tiles["sides"])
-                values["tiles"] = Tiles(int(tiles["size"]), sides, float(tiles["overlap"]))
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpgError(
-                f"This is not a backbone spec of this version of spg-pipe: {error}. "
-                "Make the artefact again with the installed version."
-            ) from error
 
 
 def check_image_size(size: int, multiple: int, name: str) -> None:

@@ -128,7 +128,7 @@ def evaluate_scores(
 
 def _context(scores: Scores, params: MetricParams) -> RowContext:
     config = scores.config
-    spec = BackboneSpec.from_dict(config["backbone"])
+    spec = BackboneSpec.model_validate(config["backbone"])
     layers = "+".join(spec.layers)
     return RowContext(
         dataset=config["dataset"],

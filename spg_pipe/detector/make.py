@@ -252,7 +252,7 @@ def _detector(
             "fingerprint": run.saes.record.fingerprint,
         },
         "inputs": {"store": store.fingerprint, "sae": run.saes.record.fingerprint},
-        "backbone": store.spec.backbone.view.to_dict(),
+        "backbone": store.spec.backbone.untiled.content(),
         "licences": list(store.licences),
     }
     if store.sources:

@@ -103,7 +103,7 @@ class Detector:
     @property
     def backbone(self) -> BackboneSpec:
         """The backbone whose tokens the guides understand."""
-        return BackboneSpec.from_dict(self.config["backbone"])
+        return BackboneSpec.model_validate(self.config["backbone"])
 
     @property
     def score(self) -> ScoreParams:
@@ -260,7 +260,7 @@ class Detector:
         SpgError
             Naming every difference.
         """
-        ours, theirs = self.backbone.to_dict(), spec.view.to_dict()
+        ours, theirs = self.backbone.content(), spec.untiled.content()
         differences = [
             f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
             for key in ours

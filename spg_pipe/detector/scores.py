@@ -257,7 +257,7 @@ def described(store: FeatureStore) -> dict[str, Any]:
         "split": store.spec.split,
         "images": len(store),
         "image_size": store.image_size,
-        "backbone": store.spec.backbone.to_dict(),
+        "backbone": store.spec.backbone.content(),
         "layers": list(store.layers),
         "licences": sorted(store.licences),
     }

@@ -84,7 +84,7 @@ def judge_images(
     """
     spec, detector = predictor.backbone.spec, predictor.detector
     protocol, sigma = detector.config["protocol"], detector.score.sigma
-    step = max(1, batch_images // spec.views)
+    step = max(1, batch_images // spec.inputs_per_image)
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
         batch = [read_image(path, exif=bool(protocol["exif_of_own_images"])) for path in paths]

@@ -51,7 +51,6 @@ class ExtractParams(_Section):
     """How tokens are computed and stored."""
 
     batch_images: Positive = 8
-    shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
     dtype: Literal["float16", "float32"] = "float16"
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
@@ -60,8 +59,6 @@ class ExtractParams(_Section):
     tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
     """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
     of `backbone.image_size`; one of that size itself adds a view of the whole image."""
-    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
-    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):

@@ -28,7 +28,7 @@ def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
 
 def _seen_at(directions: Sequence[DirectionRuns]) -> str:
     """Backbone and pixels, of every way that a target was looked at."""
-    found = [BackboneSpec.from_dict(d.runs[0].scores.config["backbone"]) for d in directions]
+    found = [BackboneSpec.model_validate(d.runs[0].scores.config["backbone"]) for d in directions]
     return ", ".join(dict.fromkeys(spec.seen_at for spec in found))
 
 

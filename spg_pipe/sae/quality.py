@@ -12,6 +12,7 @@ from torch import Tensor
 from spg_pipe.sae import sparse
 from spg_pipe.sae.model import SparseAutoencoder, sae_input
 from spg_pipe.sae.run import Histogram, LayerQuality, SaeRun
+from spg_pipe.store.order import Mixing
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
 
@@ -47,7 +48,7 @@ class Quality:
         return float(self.frequency.sum())
 
     def record(
-        self, *, tokens_seen: int, steps: int, epochs: float, mixing: dict[str, float]
+        self, *, tokens_seen: int, steps: int, epochs: float, mixing: Mixing
     ) -> LayerQuality:
         """These figures and those of the training, for quality.json."""
         frequency = self.frequency.numpy()

@@ -16,6 +16,7 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
 from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
 
 WHAT = "sparse autoencoder"
@@ -103,7 +104,7 @@ class LayerQuality(Record):
     tokens_seen: int
     steps: int
     epochs: float
-    mixing: dict[str, float]
+    mixing: Mixing
     """How near its batches came to a shuffle of all tokens (docs/store.md)."""
 
 

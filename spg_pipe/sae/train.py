@@ -20,7 +20,7 @@ from spg_pipe.sae.model import SparseAutoencoder, sae_input
 from spg_pipe.sae.quality import Quality, measure
 from spg_pipe.sae.run import LayerQuality, SaeQuality, SaeRecord, SaeRun
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
-from spg_pipe.store.mixing import mixing
+from spg_pipe.store.order import measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import WINDOW_IMAGES, token_batches
@@ -276,7 +276,7 @@ def _measure(
 
 def _layer_quality(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
     """The figures of quality.json."""
-    shuffle = mixing(
+    mixing = measure_mixing(
         store.array("category"),
         store.spec.layers[fit.layer].patches,
         batch_tokens=fit.params.batch_tokens,
@@ -289,5 +289,5 @@ def _layer_quality(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQua
         tokens_seen=fit.tokens,
         steps=fit.step,
         epochs=fit.tokens / fit.epoch_tokens,
-        mixing=shuffle.to_dict(),
+        mixing=mixing,
     )

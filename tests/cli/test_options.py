@@ -10,7 +10,7 @@ from e2e.helpers import one_message, spg
 from typer.testing import CliRunner
 
 from spg_pipe.cli.main import app
-from spg_pipe.cli.options import make_run
+from spg_pipe.cli.options import Options
 from spg_pipe.errors import SpgError
 
 RECIPE = {
@@ -30,13 +30,13 @@ def recipe(tmp_path: Path) -> Path:
 
 def refused(recipe: Path, *overrides: str, layers: str | None = None) -> str:
     with pytest.raises(SpgError) as error:
-        make_run(recipe, overrides=list(overrides), layers=layers)
+        Options(params=recipe, overrides=list(overrides), layers=layers).run()
     return str(error.value)
 
 
 def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
-    run = make_run(recipe, overrides=["sae.k=3", "sae.epochs=7"], layers="s8, s16")
-    assert (run.params.sae.k, run.params.sae.epochs) == (3, 7)
+    run = Options(params=recipe, overrides=["sae.k=3", "sae.epochs=2"], layers="s8, s16").run()
+    assert (run.params.sae.k, run.params.sae.epochs) == (3, 2)
     assert run.params.backbone.layers == ("s8", "s16")
     assert [name for name in ("sae", "backbone", "guides") if run.changes(name)] == [
         "sae",

@@ -113,7 +113,7 @@ def test_it_carries_the_licences_and_what_it_was_made_from(
     assert config["tau"] == 0.07
     assert config["protocol"]["name"] == "default"
     assert config["sae"]["tokens_seen"] == {"1": 768, "2": 192}
-    assert config["backbone"] == SPEC.to_dict()
+    assert config["backbone"] == SPEC.content()
     assert "torch" in config["versions"]
 
 
@@ -136,7 +136,8 @@ def test_the_fingerprint_follows_the_settings_and_not_the_versions(
 
 def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detector) -> None:
     preprocess = replace(SPEC.preprocess, size=64)
-    other = replace(SPEC, model="giant", norm="pre", layers=("2",), preprocess=preprocess)
+    changes = {"model": "giant", "norm": "pre", "layers": ("2",), "preprocess": preprocess}
+    other = SPEC.model_copy(update=changes)
     with pytest.raises(SpgError) as error:
         tiny_detector.check_backbone(other, "The store x.zarr")
     message = str(error.value)
@@ -148,7 +149,8 @@ def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detect
 
 
 def test_a_label_or_an_alias_makes_no_other_backbone(tiny_detector: Detector) -> None:
-    same = replace(SPEC, alias="small", weights="file: copy.safetensors", licence="asked")
+    labels = {"alias": "small", "weights": "file: copy.safetensors", "licence": "asked"}
+    same = SPEC.model_copy(update=labels)
     tiny_detector.check_backbone(same, "The store")
 
 

@@ -18,6 +18,7 @@ from spg_pipe.sae.quality import Quality, frequency_histogram, stability
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
+from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
@@ -157,9 +158,10 @@ def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
 
 def test_rare_latents_need_enough_tokens_to_be_called_so() -> None:
     frequency = torch.tensor([0.0, 4e-6, 2e-5, 0.3], dtype=torch.float64)
+    mixing = Mixing(**dict.fromkeys(Mixing.model_fields, 1.0))
     for tokens, share in ((100_000, None), (250_000, 0.25)):
         measured = Quality(frequency == 0, frequency, 0.1, tokens)
-        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0, mixing={})
+        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0, mixing=mixing)
         assert record.almost_dead_share == share
 
 

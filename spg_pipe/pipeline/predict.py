@@ -11,7 +11,7 @@ from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import SCORES
-from spg_pipe.predict.images import Images, read_images
+from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, Row, as_row, judge_images
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
@@ -32,11 +32,11 @@ class Outcome(BaseModel):
     bank: BankParams | None
     sees: str | None
     """None for a zero-shot detector that learnt from labels."""
-    fingerprint: str | None = None
+    fingerprint: str | None
     """Of the detector, as the next three: None where a bank judges alone."""
-    tau: float | None = None
-    guides: str | None = None
-    seed: int | None = None
+    tau: float | None
+    guides: str | None
+    seed: int | None
     licences: tuple[str, ...]
     out: Path
     predictions: tuple[Row, ...]
@@ -88,7 +88,9 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.config["licences"]:
         console.say(f"  {licence}")
-    if note := _painted_note(detector, source, images, normals):
+    painted = detector.painted_on and not (normals and normals.alone)
+    contents = content_ids(images.paths) if painted else set()
+    if note := detector.own_images_note(str(source), contents):
         console.say(note)
     if normals and manifest:
         with console.progress("normals") as update:
@@ -106,15 +108,6 @@ def predict_folder(
     return _outcome(predictor, detector_path, out, predictions)
 
 
-def _painted_note(
-    detector: Detector, source: Path, images: Images, normals: NormalFolder | None
-) -> str:
-    """What to say if the detector's defects were painted on some of these images."""
-    if not detector.painted_on or (normals and normals.alone):
-        return ""
-    return detector.own_images_note(str(source), content_ids(images.paths))
-
-
 def _outcome(
     predictor: Predictor, detector_path: Path, out: Path, predictions: Sequence[Prediction]
 ) -> Outcome:
@@ -123,7 +116,8 @@ def _outcome(
     rule = "additive" if score.rule == "additive" else str(score.image_score)
     if bank:
         rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
-    outcome = Outcome(
+    used = not predictor.alone
+    return Outcome(
         detector=detector_path,
         protocol=config["protocol"]["name"],
         sigma=score.sigma,
@@ -131,17 +125,11 @@ def _outcome(
         backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
         bank=bank.params if bank else None,
         sees=predictor.sees or None,
+        fingerprint=detector.fingerprint if used else None,
+        tau=config["tau"] if used else None,
+        guides=("contrast" if detector.contrast else "trained") if used else None,
+        seed=config["seed"] if used else None,
         licences=config["licences"],
         out=out,
         predictions=tuple(as_row(prediction) for prediction in predictions),
-    )
-    if predictor.alone:
-        return outcome
-    return outcome.model_copy(
-        update={
-            "fingerprint": detector.fingerprint,
-            "tau": config["tau"],
-            "guides": "contrast" if detector.contrast else "trained",
-            "seed": config["seed"],
-        }
     )

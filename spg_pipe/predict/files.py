@@ -46,15 +46,16 @@ def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
         if folder.exists() and not folder.is_dir():
             raise SpgError(f"{folder} is a file; a folder is to be written there. {advice}")
     scores = out / SCORES
-    for place in (scores, *(out / name for name in overlays)):
-        if place.is_dir():
-            raise SpgError(f"{place} is a folder; a file is to be written there. {advice}")
+    for file in (scores, *(out / name for name in overlays)):
+        if file.is_dir():
+            raise SpgError(f"{file} is a folder; a file is to be written there. {advice}")
     if scores.exists():
-        found = _first_line(scores)
-        if not found.startswith(header):
+        with scores.open("rb") as stream:
+            first = stream.readline(4096).strip()
+        if not first.startswith(header):
             raise SpgError(
                 f"{scores} is not a result of predict and would be replaced: its first line is "
-                f"{found[:80].decode(errors='replace')!r}, expected "
+                f"{first[:80].decode(errors='replace')!r}, expected "
                 f"{header.decode()!r} and further columns. {advice}"
             )
         return
@@ -139,8 +140,3 @@ def _missing_folders(files: Iterable[Path]) -> list[Path]:
     above = {folder for parent in parents for folder in (parent, *parent.parents)}
     missing = [folder for folder in above if not folder.exists()]
     return sorted(missing, key=lambda folder: len(folder.parts), reverse=True)
-
-
-def _first_line(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.readline(4096).strip()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spg_pipe.datasets.build import build_manifest, list_images
     from spg_pipe.datasets.images import Preprocess, preprocess, read_image, read_mask, resize_mask
-    from spg_pipe.datasets.layouts.catalogue import LayoutInfo, describe_layouts
+    from spg_pipe.datasets.layouts.catalogue import describe_layouts
     from spg_pipe.datasets.manifest import (
         LABEL_ANOMALOUS,
         LABEL_NORMAL,
@@ -26,7 +26,6 @@ __all__ = [
     "LABEL_ANOMALOUS",
     "LABEL_NORMAL",
     "LABEL_UNKNOWN",
-    "LayoutInfo",
     "Manifest",
     "MaskState",
     "Preprocess",
@@ -43,7 +42,7 @@ __all__ = [
 _HOMES = {
     "build": ("build_manifest", "list_images"),
     "images": ("Preprocess", "preprocess", "read_image", "read_mask", "resize_mask"),
-    "layouts.catalogue": ("LayoutInfo", "describe_layouts"),
+    "layouts.catalogue": ("describe_layouts",),
     "manifest": ("LABEL_ANOMALOUS", "LABEL_NORMAL", "LABEL_UNKNOWN", "Manifest", "MaskState"),
     "skipped": ("Skipped",),
 }

@@ -80,13 +80,7 @@ def scan(
 
     with run.console.progress(f"prepare {dataset.name}") as update:
         return build_manifest(
-            dataset.name,
-            dataset.layout,
-            dataset.root,
-            split=dataset.split,
-            sets=dataset.sets,
-            categories=dataset.categories,
-            licence=dataset.licence,
+            dataset,
             exif_of_own_images=protocol(run.params.method.protocol).exif_of_own_images,
             skip_bad=skip_bad,
             leave_out=leave_out,
@@ -99,14 +93,7 @@ def names_on_disk(dataset: Dataset) -> list[str]:
     """Relative paths of a dataset's images, in a store's order."""
     from spg_pipe.datasets import list_images
 
-    return list_images(
-        dataset.name,
-        dataset.layout,
-        dataset.root,
-        split=dataset.split,
-        sets=dataset.sets,
-        categories=dataset.categories,
-    )
+    return list_images(dataset)
 
 
 def store_of_dataset(run: RecipeRun, dataset: Dataset, given: Path | None) -> "FeatureStore":

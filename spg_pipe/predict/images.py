@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spg_pipe.datasets.images import IMAGE_EXTENSIONS, is_image
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
+from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.files import OVERLAYS, is_own_folder
 

@@ -126,7 +126,7 @@ class StoreWriter:
             "fingerprint": self.spec.fingerprint,
             "licences": [*self.manifest.licences, self.spec.backbone.licence],
             "notes": list(self.manifest.notes),
-            "skipped": [bad.to_dict() for bad in self.manifest.skipped],
+            "skipped": [bad.model_dump() for bad in self.manifest.skipped],
             "selection": dict(self.manifest.selection),
             "sources": self.manifest.own_sources,
             "layout": self.manifest.layout,

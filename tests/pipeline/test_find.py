@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "directions": [{"aux": "left", "target": "right"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
     "sae": {"dict_size": 32, "k": 4, "epochs": 1, "batch_images": 4},
-    "guides": {"epochs": 1, "batch_images": 4},
+    "guides": {"epochs": 1},
 }
 MakeRun = Callable[..., RecipeRun]
 
@@ -228,11 +228,8 @@ def test_what_differs_is_named_once_in_full_with_the_first_command(project: Make
         error.value
     )
     assert "`spg-pipe score`, all with the same options" in str(error.value)
-    with pytest.raises(NotThereError, match=r"\(method\.tau differ\)\. Run `spg-pipe train-gui"):
-        pipeline.evaluate(project(method={"tau": 0.1}), "right")
-    # A decision is fitted on blurred maps, so that its detector comes first.
-    with pytest.raises(NotThereError, match=r"\(score\.sigma differ\)\. Run `spg-pipe train-gui"):
-        pipeline.evaluate(project(score={"sigma": 2.0}), "right")
+    with pytest.raises(NotThereError, match=r"\(method\.detection differ\)\. Run `spg-pip"):
+        pipeline.evaluate(project(method={"detection": "mean_tokens"}), "right")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"inputs": 3}', '"text"'])

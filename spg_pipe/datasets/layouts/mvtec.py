@@ -1,10 +1,5 @@
 """The `mvtec` layout: the official folders of MVTec AD, for any category names.
 
-    <root>/<category>/train/good/000.png
-    <root>/<category>/test/good/000.png
-    <root>/<category>/test/<defect>/000.png
-    <root>/<category>/ground_truth/<defect>/000_mask.png
-
 A mask belongs to the image of its name, never to the image of its position: a single file that
 is missing would shift every later pair.
 """
@@ -16,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_in, subfolders
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.datasets.walk import files_in, relative, subfolders
 from spg_pipe.errors import SpgError, counted, listed
 
 GOOD = "good"
@@ -36,16 +32,7 @@ class _Found:
 
 
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
-    """Find the images and masks of every wanted category.
-
-    Parameters
-    ----------
-    root
-        The folder that holds the categories.
-    split
-        `test`, `train` (normal images only) or `all`.
-    select
-        Says for a category's name whether it is wanted.
+    """Find the images and masks of every wanted category; a `Layout.scan`.
 
     Raises
     ------
@@ -67,6 +54,19 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if found.without_mask:
         raise SpgError(_no_mask(root, found.without_mask))
     return Scan(found.entries, [f.name for f in folders], _notes(root, folders, splits, found))
+
+
+MVTEC = Layout(
+    "mvtec",
+    "MVTec AD's official folders, for any category names; every defect image has a mask of its "
+    "name.",
+    """\
+ROOT/<category>/train/good/000.png
+ROOT/<category>/test/good/000.png
+ROOT/<category>/test/<defect>/000.png
+ROOT/<category>/ground_truth/<defect>/000_mask.png""",
+    scan_mvtec,
+)
 
 
 def match_masks(
@@ -119,26 +119,24 @@ def _scan_split(root: Path, category: Path, part: str, found: _Found) -> None:
     for kind in kinds:
         images, others = files_in(kind)
         found.others += others
-        label = LABEL_NORMAL if kind.name == GOOD else LABEL_ANOMALOUS
-        pairs = {} if label == LABEL_NORMAL else _masks_of(root, category, kind, images, found)
-        for image in images:
-            mask = pairs.get(image)
-            found.entries.append(
-                Entry(
-                    path=image.relative_to(root).as_posix(),
-                    category=category.name,
-                    defect=kind.name,
-                    label=label,
-                    mask=mask.relative_to(root).as_posix() if mask else "",
-                    train=part == "train",
-                )
+        normal = kind.name == GOOD
+        pairs = {} if normal else _masks_of(root, category, kind, images, found)
+        found.entries += [
+            Entry(
+                path=relative(image, root),
+                category=category.name,
+                defect=kind.name,
+                label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
+                mask=relative(pairs[image], root) if image in pairs else "",
+                train=part == "train",
             )
+            for image in images
+        ]
     if part == "test":
-        seen = {kind.name for kind in kinds} - {GOOD}
+        with_images = {GOOD, *(kind.name for kind in kinds)}
         for folder in subfolders(category / "ground_truth"):
-            if folder.name not in seen:
-                extra = files_in(folder).images
-                found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+            if folder.name not in with_images:
+                found.extra_masks += [relative(p, root) for p in files_in(folder).images]
 
 
 def _masks_of(
@@ -146,11 +144,11 @@ def _masks_of(
 ) -> dict[Path, Path]:
     folder = category / "ground_truth" / kind.name
     pairs, extra = match_masks(images, files_in(folder).images)
-    found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+    found.extra_masks += [relative(p, root) for p in extra]
     for image in images:
         if image not in pairs:
-            expected = (folder / f"{image.stem}_mask.png").relative_to(root).as_posix()
-            found.without_mask.append(f"{image.relative_to(root).as_posix()} (expected {expected})")
+            expected = relative(folder / f"{image.stem}_mask.png", root)
+            found.without_mask.append(f"{relative(image, root)} (expected {expected})")
     return pairs
 
 

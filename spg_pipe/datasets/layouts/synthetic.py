@@ -1,13 +1,7 @@
 """The `synthetic` layout: what `spg-pipe synthesise` writes, read by its own record.
 
-    <root>/synthetic.json
-    <root>/images/<category>/good/<number>.png
-    <root>/images/<category>/<kind>/<number>-<n>.png
-    <root>/masks/<category>/<kind>/<number>-<n>.png
-
 The record names every image, so a folder that looks alike is not taken for a synthetic set, and a
-file that nobody recorded is not taken for an image. There are no splits: `test` and `all` both
-mean every image.
+file that nobody recorded is not taken for an image.
 """
 
 from __future__ import annotations
@@ -18,10 +12,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.record import Record, read_record
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, source_id
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
+from spg_pipe.datasets.walk import files_below, relative
+from spg_pipe.errors import SpgError, counted, listed
 from spg_pipe.recipe.data import DefectKind
 
 RECORD = "synthetic.json"
@@ -115,24 +110,17 @@ def read_synthetic(root: Path) -> SyntheticRecord:
     return read_record(root / RECORD, SyntheticRecord, KIND, AGAIN)
 
 
-def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
+def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """List a synthetic set's images and masks, with the digests that their bytes must give.
 
     Raises
     ------
     SpgError
         The folder is no synthetic set, or not a whole one.
-    UnsuitableError
-        The split is `train`.
     """
-    if split == "train":
-        raise UnsuitableError(
-            f"{root} has the synthetic layout, which knows no training split: use the split "
-            f"`test` or `all` (both mean every image)."
-        )
     record = read_synthetic(root)
     files, rows = record.files_sha256, record.images
-    on_disk = {p.relative_to(root).as_posix() for p in files_below(root).images}
+    on_disk = {relative(p, root) for p in files_below(root).images}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "
@@ -157,6 +145,19 @@ def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
     ]
     categories = sorted({row.category for row in rows})
     return Scan(entries, categories, notes, licence=record.licence)
+
+
+SYNTHETIC = Layout(
+    "synthetic",
+    "What `spg-pipe synthesise` makes of normal images: copies with painted defects and masks.",
+    """\
+ROOT/synthetic.json                          (names every image)
+ROOT/images/<category>/good/00000.png
+ROOT/images/<category>/<kind>/00000-0.png
+ROOT/masks/<category>/<kind>/00000-0.png""",
+    scan_synthetic,
+    splits=False,
+)
 
 
 def _synthetic_note(record: SyntheticRecord) -> str:

@@ -1,10 +1,5 @@
 """The `visa` layout: the official folders of VisA, with its one-class split file.
 
-    <root>/split_csv/1cls.csv                  object,split,label,image,mask
-    <root>/<category>/Data/Images/Normal/0000.JPG
-    <root>/<category>/Data/Images/Anomaly/000.JPG
-    <root>/<category>/Data/Masks/Anomaly/000.png
-
 The split file says which images belong to which split and which mask belongs to which image. Mask
 values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
@@ -15,8 +10,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.datasets.walk import files_below, relative
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -27,16 +23,7 @@ Row = dict[str, str]
 
 
 def scan_visa(root: Path, split: str, select: Select) -> Scan:
-    """Find the images and masks that the split file names, for the categories on disk.
-
-    Parameters
-    ----------
-    root
-        The folder that holds the categories and `split_csv/`.
-    split
-        `test`, `train` or `all`.
-    select
-        Says for a category's name whether it is wanted.
+    """Find the images and masks that the split file names; a `Layout.scan`.
 
     Raises
     ------
@@ -57,6 +44,18 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     entries = [_entry(row) for row in of_wanted if split in ("all", row["split"])]
     _require_files(root, entries)
     return Scan(entries, on_disk, _notes(root, objects, on_disk, wanted, of_wanted))
+
+
+VISA = Layout(
+    "visa",
+    "VisA's official folders; the split file names splits and masks.",
+    """\
+ROOT/split_csv/1cls.csv                      (object,split,label,image,mask)
+ROOT/<category>/Data/Images/Normal/0000.JPG
+ROOT/<category>/Data/Images/Anomaly/000.JPG
+ROOT/<category>/Data/Masks/Anomaly/000.png""",
+    scan_visa,
+)
 
 
 def _read_split_file(root: Path) -> list[Row]:
@@ -149,7 +148,7 @@ def _notes(
     extra, others = 0, 0
     for name in sorted(wanted):
         files = files_below(root / name / "Data" / "Images")
-        extra += sum(p.relative_to(root).as_posix() not in named for p in files.images)
+        extra += sum(relative(p, root) not in named for p in files.images)
         others += files.others
     if extra:
         notes.append(f"{counted(extra, 'image')} not named in {SPLIT_FILE}, ignored")

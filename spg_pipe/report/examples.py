@@ -63,10 +63,10 @@ class Picture:
 def patch_quality(scores: Scores, store: "FeatureStore", images: np.ndarray) -> np.ndarray:
     """Average precision of each image's own map on the patch grid.
 
-    Every patch has its probability (mean over layers, before upsampling and blur) and the share
-    of its pixels that are defect: the average precision of the patch map painted in full size
-    without interpolation. It costs a sort of some hundred values instead of S² of them, and no
-    defect is too small to count.
+    Every patch has its value (mean over layers, before upsampling and blur) and the share of its
+    pixels that are defect: the average precision of the patch map painted in full size without
+    interpolation. It costs a sort of some hundred values instead of S² of them, and no defect is
+    too small to count.
 
     Parameters
     ----------
@@ -92,12 +92,13 @@ def patch_quality(scores: Scores, store: "FeatureStore", images: np.ndarray) -> 
 
 def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
     """Step-wise average precision of cells (n,) of which a share (n,) in [0, 1] is positive."""
+    from sklearn.metrics import average_precision_score
+
     if share.sum() == 0:
         return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    found, seen = np.cumsum(share[order]), np.arange(1, len(order) + 1)
-    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores enter together
-    return float(np.sum(np.diff(found[last], prepend=0.0) * found[last] / seen[last]) / found[-1])
+    share = share.astype(np.float64).clip(0, 1)  # float32 sums of pixels may exceed 1
+    positive, weight = np.repeat([1, 0], len(share)), np.concatenate([share, 1 - share])
+    return float(average_precision_score(positive, np.tile(scores, 2), sample_weight=weight))
 
 
 def _shares(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

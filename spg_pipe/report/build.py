@@ -72,14 +72,6 @@ class TrainingSection:
     curves: Figure | None
 
 
-@dataclass(frozen=True)
-class DataSection:
-    """What the manifest of one dataset says."""
-
-    title: str
-    notes: tuple[str, ...]
-
-
 def build_report(
     params: Params,
     paths: Paths,
@@ -178,17 +170,17 @@ def _direction_section(
         if direction.store
         else honours_exif(direction.dataset.layout, run.detector.protocol.exif_of_own_images)
     )
-    maps, unreadable = [], []
+    maps, pictures = [], []
     for number, category in enumerate(categories):
         chosen = examples.choose(run.scores.table, category, quality)
         stem = f"{name}-{number:02d}"
-        pictures, failed = examples.draw(direction, chosen, folder / "maps", stem, exif)
-        unreadable += failed
-        shown = dict.fromkeys(picture.example.kind for picture in pictures)
+        drawn = examples.draw(direction, chosen, folder / "maps", stem, exif)
+        shown = dict.fromkeys(picture.example.kind for picture in drawn)
         groups = tuple(
-            (_TITLES[kind], tuple(p for p in pictures if p.example.kind == kind)) for kind in shown
+            (_TITLES[kind], tuple(p for p in drawn if p.example.kind == kind)) for kind in shown
         )
         maps.append(CategoryMaps(category, groups))
+        pictures += drawn
         advance()
     curves = figures.pixel_curves(direction.runs, f"Curves {direction.title}")
     alt = f"Pixel ROC, precision-recall and PRO curves of {direction.title}, by category"
@@ -201,7 +193,7 @@ def _direction_section(
         curve_note=_curve_note(direction, len(categories)),
         maps=tuple(maps),
         map_seed=run.seed,
-        remarks=tuple(_direction_remarks(direction, unreadable)),
+        remarks=tuple(_direction_remarks(direction, pictures)),
     )
 
 
@@ -214,8 +206,9 @@ def _curve_note(direction: DirectionRuns, categories: int) -> str:
     )
 
 
-def _direction_remarks(direction: DirectionRuns, unreadable: Sequence[str]) -> list[str]:
+def _direction_remarks(direction: DirectionRuns, pictures: Sequence[examples.Picture]) -> list[str]:
     remarks = []
+    unreadable = [picture.example.path for picture in pictures if picture.photograph is None]
     if direction.missing_seeds:
         listed = ", ".join(map(str, direction.missing_seeds))
         remarks.append(f"No metrics yet for seed {listed}: the table is over the others.")
@@ -262,18 +255,17 @@ def _figure(folder: Path, name: str, content: bytes | None, alt: str) -> Figure 
 
 def _data_sections(
     params: Params, paths: Paths, directions: Sequence[DirectionRuns]
-) -> list[DataSection]:
-    sections = []
+) -> dict[str, Sequence[str]]:
+    """Title of a dataset → what its manifest remarks."""
+    sections: dict[str, Sequence[str]] = {}
     names = dict.fromkeys(n for d in directions for n in (d.direction.aux, d.direction.target))
     for name in names:
         dataset = params.dataset(name)
         manifest = inputs.read_manifest(paths, dataset)
-        notes = (
-            manifest.notes if manifest else ("There is no manifest: `spg-pipe prepare` makes it.",)
-        )
         count = f", {len(manifest):,} images" if manifest else ""
         title = f"{name} ({dataset.layout} layout, {dataset.split} split{count})"
-        sections.append(DataSection(title, tuple(notes)))
+        absent = ("There is no manifest: `spg-pipe prepare` makes it.",)
+        sections[title] = manifest.notes if manifest else absent
     return sections
 
 

@@ -141,7 +141,7 @@ def _store(path: Path, wanted: str) -> "FeatureStore | None":
 
 def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
     """The manifest that `prepare` saved, if it did."""
-    path = paths.manifest(dataset.name, dataset.split)
+    path = paths.manifest(dataset)
     return Manifest.load(path, root=dataset.root) if path.is_file() else None
 
 

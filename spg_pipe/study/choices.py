@@ -10,8 +10,9 @@ import yaml
 
 from spg_pipe.artefacts.files import read_json, write_text
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.pipeline.find import find_dataset, find_store
-from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.checked import checked_sae
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_saes
 from spg_pipe.recipe.machine import choose_device
@@ -73,7 +74,7 @@ def choose(run: RecipeRun, aux: str, *, normals: int = NORMALS) -> Choice:
     zero_shot, banks = _axes(run)
     settings = _settings(run, zero_shot)
     combinations(run, banks, "choose", (_BANK,))  # a value that is not valid is said at once
-    store = find_store(run, find_dataset(run.params, aux))
+    store = checked_store(run, find_dataset(run.params, aux))
     _train(settings, store, aux)
     candidates_of = partial(_candidates, store, aux, lru_cache(maxsize=None)(SaeRun.load))
     chosen, rows, tables = settings[0], [], []
@@ -133,7 +134,7 @@ def _candidates(
 
     return [
         Candidate(
-            load(find_sae(setting.run, store, aux, seed)),
+            load(checked_sae(setting.run, store, aux, seed)),
             setting.run.params.guides.atoms,
             setting.run.params.decision,
         )
@@ -168,7 +169,7 @@ def _choose_zero_shot(
         describe = lru_cache(maxsize=None)(_dictionaries)
         seeds = run.params.seeds
         about = [
-            describe(tuple(find_sae(one.run, store, aux, seed) for seed in seeds))
+            describe(tuple(checked_sae(one.run, store, aux, seed) for seed in seeds))
             for one in settings
         ]
     rows = [
@@ -222,7 +223,7 @@ def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None
         missing = [
             one
             for one in distinct.values()
-            if not is_there(partial(find_sae, one, store, aux, seed))
+            if not is_there(partial(checked_sae, one, store, aux, seed))
         ]
         if missing:
             train_saes(missing, aux, [seed])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from spg_pipe.artefacts.files import read_json, write_json
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, find_store
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import GuideParams, parse_params
@@ -83,7 +83,7 @@ def compare(run: RecipeRun, *, normals: int = NORMALS) -> Comparison:
 def _stores(run: RecipeRun) -> "dict[str, FeatureStore]":
     """Of every auxiliary set and target, those with most images first: their jobs take longest."""
     names = dict.fromkeys(n for way in run.params.directions for n in (way.aux, way.target))
-    found = {name: find_store(run, find_dataset(run.params, name)) for name in names}
+    found = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
@@ -110,7 +110,7 @@ def _published(run: RecipeRun) -> RecipeRun:
     content["guides"] = GuideParams(kind="trained").model_dump(mode="json")
     content["score"] |= {"rule": "published", "image_score": "max"}
     params = parse_params(content, "compare")
-    return replace(run, params=params, changed=run.changed | {"guides", "score"})
+    return run.with_params(params)
 
 
 class _Costs:

@@ -10,9 +10,9 @@ import numpy as np
 
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
+from spg_pipe.pipeline.checked import checked_detector, checked_sae
+from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
 from spg_pipe.pipeline.features import extract, load_backbone
-from spg_pipe.pipeline.find import find_dataset, names_on_disk
-from spg_pipe.pipeline.find_runs import find_detector, find_sae
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import say_known
 from spg_pipe.recipe.params import Dataset
@@ -170,13 +170,13 @@ def making_jobs(run: RecipeRun, published: RecipeRun, stores: Stores) -> Iterato
     own, other, seeds = _aside(run), _aside(published), run.params.seeds
     for aux in _auxes(run, stores):
         for seed in seeds:
-            if not is_there(partial(find_sae, run, stores[aux], aux, seed)):
+            if not is_there(partial(checked_sae, run, stores[aux], aux, seed)):
                 yield Job(_sae(aux, seed), partial(contests.make_sae, own, aux, seed))
         free = [s for s in seeds if not contests.free_is_there(published, stores[aux], aux, s)]
         if free:
             yield Job(_guides(FREE, aux), partial(contests.make_free, other, aux, free))
         for method, one in ((PUBLISHED, other), (PLUS, own)):
-            missing = [s for s in seeds if not is_there(partial(find_detector, one, aux, s))]
+            missing = [s for s in seeds if not is_there(partial(checked_detector, one, aux, s))]
             if missing:
                 work = partial(contests.make_detectors, one, aux, missing)
                 yield Job(_guides(method, aux), work, tuple(_sae(aux, seed) for seed in missing))

@@ -9,8 +9,9 @@ import numpy as np
 
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, find_store
-from spg_pipe.pipeline.find_runs import find_detector
+from spg_pipe.pipeline.checked import checked_detector
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.machine import choose_device
@@ -117,7 +118,7 @@ def make_free(published: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str,
     from spg_pipe.detector.make import make_detectors as make
     from spg_pipe.study.baselines.free import free_dictionary
 
-    store, params = find_store(published, find_dataset(published.params, aux)), published.params
+    store, params = checked_store(published, find_dataset(published.params, aux)), published.params
     with measured(idle_memory()) as cost:
         axes = free_dictionary(store)
         plans = [_free_plan(params, axes, seed) for seed in seeds]
@@ -166,7 +167,7 @@ def _costs(paths: Sequence[Path], cost: Cost) -> dict[str, Cost]:
 
 def from_recipe(run: RecipeRun, aux: str, seed: int) -> Made:
     """The recipe's own detector."""
-    detector = _load(find_detector(run, aux, seed))
+    detector = _load(checked_detector(run, aux, seed))
     made_from = (detector.fingerprint, detector.record.sae.fingerprint)
     return Made(_by_detector(run, detector), made_from)
 
@@ -181,7 +182,7 @@ def logistic(run: RecipeRun, aux: str, seed: int) -> Made:
     """Logistic regression on the tokens of an auxiliary set."""
     from spg_pipe.study.baselines.linear import logistic_regression
 
-    store = find_store(run, find_dataset(run.params, aux))
+    store = checked_store(run, find_dataset(run.params, aux))
     return _patchwise(run, logistic_regression(store, seed))
 
 
@@ -226,7 +227,7 @@ def fused(
     from spg_pipe.detector.scores import Scores
 
     banks, device = _banks(run, normals, target), choose_device(run.device)
-    detector = _load(find_detector(run, aux, seed))
+    detector = _load(checked_detector(run, aux, seed))
     alone = Scores.load(distances)
     score = partial(score_few_shot, detector, banks, alone=alone, device=device)
     return Made(score, (detector.fingerprint, detector.record.sae.fingerprint))

@@ -7,15 +7,15 @@ found and not made again. All SAEs of an auxiliary set and seed are trained in o
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
+from spg_pipe.pipeline.checked import checked_detector, checked_sae, checked_scores
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import extract
-from spg_pipe.pipeline.find import find_dataset, find_store
-from spg_pipe.pipeline.find_runs import find_detector, find_sae, find_scores
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together, train_saes
@@ -117,9 +117,7 @@ def combinations(
         for place, value in values.items():
             _set(content, place, value, what)
         params = parse_params(content, f"{what} {named(values)}")
-        changed = {name for name in _SECTIONS if getattr(params, name) != getattr(run.params, name)}
-        one = replace(run, params=params, changed=run.changed | changed)
-        found.append(Setting(values, one))
+        found.append(Setting(values, run.with_params(params)))
     return found
 
 
@@ -182,28 +180,28 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
 
 def _need_store(run: RecipeRun, name: str) -> None:
     dataset = find_dataset(run.params, name)
-    if not is_there(partial(find_store, run, dataset)):
+    if not is_there(partial(checked_store, run, dataset)):
         extract(run, dataset)
 
 
 def _train(group: Sequence[Setting], saes: Sequence[Setting], aux: str, seed: int) -> None:
-    store = find_store(group[0].run, find_dataset(group[0].run.params, aux))
+    store = checked_store(group[0].run, find_dataset(group[0].run.params, aux))
     missing = [
-        one.run for one in saes if not is_there(partial(find_sae, one.run, store, aux, seed))
+        one.run for one in saes if not is_there(partial(checked_sae, one.run, store, aux, seed))
     ]
     if missing:
         train_saes(missing, aux, [seed])
     untrained = [
         one.run
         for one in _distinct_detectors(group)
-        if not is_there(partial(find_detector, one.run, aux, seed))
+        if not is_there(partial(checked_detector, one.run, aux, seed))
     ]
     if untrained:
         train_guides_together(untrained, aux, [seed])
 
 
 def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
-    """One for each detector that `find_detector` tells apart: most of `score` is no part of it."""
+    """One for each detector: how the published rule makes an image score is no part of it."""
     found: dict[str, Setting] = {}
     for setting in group:
         params = setting.run.params
@@ -218,7 +216,7 @@ def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> "MetricsTable"
     from spg_pipe.detector.scores import Scores
 
     dataset = find_dataset(run.params, target)
-    if not is_there(lambda: Scores.load(find_scores(run, dataset, aux, seed))):
+    if not is_there(lambda: Scores.load(checked_scores(run, dataset, aux, seed))):
         score(run, target, aux=aux, seed=seed)
     return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
 

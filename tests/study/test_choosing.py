@@ -163,7 +163,7 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
         (
             {"score.rule": ["published"]},
             {},
-            "choose: score.rule: expected one of sae, guides, decision",
+            "score.rule: expected one of sae, guides, decision",
         ),
         ({"decision.mop.guides": [1]}, {}, "mop is no section"),
         ({"guides.atoms": [0]}, {}, "guides.atoms"),

@@ -18,8 +18,9 @@ from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline, study
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features
+from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.find import find_dataset, find_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import comparison, contestants
@@ -126,8 +127,8 @@ def test_free_guides_of_other_parameters_are_made_again(
 ) -> None:
     monkeypatch.chdir(compared[0])
     same, other = (comparison._published(run_of(method={"tau": tau})) for tau in (0.07, 0.1))
-    store = find_store(same, find_dataset(same.params, "left"))
-    target = find_store(same, find_dataset(same.params, "right"))
+    store = checked_store(same, find_dataset(same.params, "left"))
+    target = checked_store(same, find_dataset(same.params, "right"))
     assert free_is_there(same, store, "left", 1)
     assert not free_is_there(other, store, "left", 1)
     assert not free_is_there(same, store, "left", 3)
@@ -224,7 +225,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
         run = replace(run_of(**changes), console=Console(1))
         for name in ("left", "right"):
             pipeline.extract(run, run.params.dataset(name), replace=True)
-        stores = {name: find_store(run, find_dataset(run.params, name)) for name in STORES}
+        stores = {name: checked_store(run, find_dataset(run.params, name)) for name in STORES}
         return list(contestants.contestants(run, run, stores, 2))
 
     return contestants_of

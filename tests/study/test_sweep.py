@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from e2e.helpers import spg
 from layouts import write_mvtec, write_visa
-from pipeline.test_find import RECIPE
+from pipeline.test_checked import RECIPE
 
 from spg_pipe import pipeline, study
 from spg_pipe.errors import SpgError

@@ -16,7 +16,7 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.recipe.data import Dataset
-from spg_pipe.store.extract import extract
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import raw_bytes, write_shard
 from spg_pipe.store.source import TokenSource
@@ -92,9 +92,7 @@ def write_store(folder: Path, images: int) -> FeatureStore:
     manifest = build_manifest(
         Dataset(name="random", layout="folder", root=write_images(folder, images), split="all")
     )
-    return extract(
-        manifest, RandomTokens(), folder / "store.zarr", batch_images=8, shard_images=128
-    )
+    return extract(manifest, RandomTokens(), folder / "store.zarr", Extraction(shard_images=128))
 
 
 def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:

@@ -271,7 +271,7 @@ def _rows(
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:
-    """The recipe in force with the chosen values, for one auxiliary set."""
+    """The active recipe with the chosen values, for one auxiliary set."""
     content = params.model_dump(mode="json")
     content["auxiliaries"] = [aux]
     content["directions"] = [way for way in content["directions"] if way["aux"] == aux]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -23,13 +23,12 @@ from spg_pipe.datasets.layouts.synthetic import (
     read_synthetic,
 )
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
-from spg_pipe.datasets.paint.folders import is_made
+from spg_pipe.datasets.paint.folders import is_made, save_image
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import KINDS, DefectKind
 from spg_pipe.recipe.machine import cpu_workers
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 GENERATOR = 1
@@ -63,11 +62,11 @@ def write_synthetic(
 ) -> bool:
     """Make an auxiliary set with masks from normal images.
 
-    Every normal image of the source is written once as it is and `per_image` times with one defect,
-    the kinds in turn, as PNG with the pixels that `read_image` gives. Each image has a random
-    generator of its own, seeded by the seed and its path. The set appears as a whole; one that is
-    already there and would be made again the same (settings, source images, all files unchanged) is
-    left alone, another synthetic set is replaced. Memory does not grow with the number of images.
+    Every normal image is written once as it is and `per_image` times with a defect, the kinds in
+    turn, as PNG with the pixels that `read_image` gives. Each image has its own random generator,
+    seeded by the seed and its path. The set appears as a whole; one that is there and would be made
+    again the same (settings, source images, all files unchanged) is left alone, another synthetic
+    set is replaced. Memory does not grow with the number of images.
 
     Parameters
     ----------
@@ -110,16 +109,30 @@ def write_synthetic(
 
     if is_made(root, KIND, RECORD, recorded):
         return False
-    jobs = _jobs(normal, settings)
     with fresh_folder(root) as folder:
-        rows: list[Row] = []
-        for done, of_one in enumerate(_made(source, jobs, folder, seed, workers), start=1):
-            rows += of_one
-            if progress:
-                progress(done, len(jobs))
-        beside = {"images": tuple(rows), "files_sha256": file_digests(folder, "images", "masks")}
+        images = _make_all(source, _jobs(normal, settings), folder, seed, workers, progress)
+        beside = {"images": tuple(images), "files_sha256": file_digests(folder, "images", "masks")}
         write_record(folder / RECORD, head.model_copy(update=beside).sealed())
     return True
+
+
+def _make_all(
+    source: Manifest,
+    jobs: Sequence[_Job],
+    folder: Path,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[Row]:
+    paths = [job.path for job in jobs]
+    rows: list[Row] = []
+    with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
+        made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
+        for done, of_job in enumerate(made, start=1):
+            rows += of_job
+            if progress:
+                progress(done, len(jobs))
+    return rows
 
 
 def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> SyntheticRecord:
@@ -167,18 +180,6 @@ def _jobs(normal: pd.DataFrame, settings: Settings) -> list[_Job]:
     return jobs
 
 
-def _made(
-    source: Manifest, jobs: Sequence[_Job], folder: Path, seed: int, workers: int | None
-) -> Iterator[list[Row]]:
-    """Rows of each source image, in order; its files are written."""
-    paths = [job.path for job in jobs]
-    pool = ThreadPoolExecutor(min(_THREADS, cpu_workers(workers)))
-    try:
-        yield from pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
-    finally:  # also when one fails, or by Ctrl-C
-        pool.shutdown(cancel_futures=True)
-
-
 def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[Row]:
     import numpy as np
 
@@ -196,12 +197,12 @@ def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed:
     image = canvas_of(levels, canvas_of(read_image(other, exif=source.exif)))
     stem = f"{job.number:05d}"
     rows = [_row(job, "good", f"{stem}.png")]
-    _save(levels[..., 0] if image.grey else levels, folder / rows[0].path)
+    save_image(levels[..., 0] if image.grey else levels, folder / rows[0].path)
     for n, kind in enumerate(job.kinds):
         painted, mask = paint(image, kind, rng)
         row = _row(job, kind, f"{stem}-{n}.png")
-        _save(painted[..., 0] if image.grey else painted, folder / row.path)
-        _save(mask * np.uint8(255), folder / row.mask)
+        save_image(painted[..., 0] if image.grey else painted, folder / row.path)
+        save_image(mask * np.uint8(255), folder / row.mask)
         rows.append(row)
     return rows
 
@@ -215,11 +216,3 @@ def _row(job: _Job, defect: DefectKind | Literal["good"], name: str) -> Row:
         defect=defect,
         source=job.path,
     )
-
-
-def _save(levels: np.ndarray, path: Path) -> None:
-    """PNG of (H, W) uint8 or uint16, or of (H, W, 3) uint8: `read_image` reads these values."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path, compress_level=1)

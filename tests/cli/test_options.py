@@ -59,8 +59,8 @@ def test_a_list_cannot_be_reached_by_set(recipe: Path) -> None:
 
 
 def test_faults_of_options_are_counted_as_theirs(recipe: Path) -> None:
-    assert refused(recipe, "sae.k=0").startswith("the command's options have 1 fault:\n  sae.k: ")
-    assert refused(recipe, "sae.k=0", "sae.kk=3").startswith("the command's options have 2 faults:")
+    assert refused(recipe, "sae.k=0").startswith("the command's options have 1 error:\n  sae.k: ")
+    assert refused(recipe, "sae.k=0", "sae.kk=3").startswith("the command's options have 2 errors:")
 
 
 @pytest.mark.parametrize("layers", ["", " ", "6,,8", "6,"])

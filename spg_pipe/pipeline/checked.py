@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
+from spg_pipe.guides.kinds import guides_of
 from spg_pipe.pipeline.checked_store import (
     Values,
     advice,
@@ -89,7 +90,7 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Pat
     """
     params, path = run.params, run.paths.scores(aux, dataset, seed)
     wanted = _fitted(params, seed) | {
-        "score": params.score.model_dump(mode="json", exclude={"batch_images"}),
+        "score": _score(params),
         "auxiliary": aux,
         "part of the auxiliary dataset": None,
         "part of the dataset": None,
@@ -130,7 +131,7 @@ def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Pa
     command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
     if not path.is_file():
         raise refused(f"There are no metrics of {scores}: {path} does not exist.", command)
-    provenance = read_metrics(path).provenance
+    provenance = read_metrics(path).provenance.model_dump(mode="json")
     wanted = {
         "scores": _fingerprint_of(scores),
         "metrics": run.params.metrics.model_dump(mode="json"),
@@ -213,8 +214,7 @@ def _fitted(params: Params, seed: int, *only: str) -> dict[str, Any]:
     """What a recipe says about fitting, under the names that messages use."""
     values = {
         "sae": params.sae.model_dump(mode="json"),
-        "guides": params.guides.model_dump(mode="json"),
-        "method.tau": params.method.tau,
+        "guides": _without_order(guides_of(params.guides).content()),
         "method.detection": params.method.detection,
         "decision": params.decision.model_dump(mode="json"),
     }
@@ -235,27 +235,41 @@ def _of_fitted(config: Any) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "method.protocol": config["protocol"]["name"],
-        "sae": config["sae"]["sae"],
-        "guides": config["guides"],
-        "method.tau": config["tau"],
+        "sae": config["sae"]["params"],
+        "guides": _without_order(config["guides"]),
         "method.detection": config["detection"],
-        "decision": config.get("decision_params"),
-        "part of the auxiliary dataset": config["auxiliary"].get("selection"),
+        "part of the auxiliary dataset": config["auxiliary"]["selection"],
     }
 
 
+def _score(params: Params) -> dict[str, Any]:
+    if params.score.rule == "additive":
+        return {"rule": "additive"}
+    return params.score.model_dump(mode="json")
+
+
+def _without_order(guides: dict[str, Any]) -> dict[str, Any]:
+    """The order of the images is no setting of a recipe."""
+    return {key: value for key, value in guides.items() if key != "order_seed"}
+
+
 def _of_detector(config: Any) -> Values:
-    return _of_fitted(config) | {"feature store": config["inputs"]["store"]}
+    return _of_fitted(config) | {
+        "decision": config["rule"].get("weights"),
+        "feature store": config["store"],
+    }
 
 
 def _of_scores(config: Any) -> Values:
+    rule = config["rule"]
     return _of_fitted(config["detector"]) | {
-        "auxiliary": config["detector"]["auxiliary"]["dataset"],
-        "part of the dataset": config.get("selection"),
-        "score": {k: v for k, v in config["score"].items() if k != "batch_images"},
+        "decision": rule.get("weights"),
+        "auxiliary": config["auxiliary"],
+        "part of the dataset": config["selection"],
+        "score": {key: rule[key] for key in ("rule", "image_score") if key in rule},
         "dataset": config["dataset"],
         "split": config["split"],
-        "feature store": config["inputs"]["store"],
-        "normal images of the target": config["inputs"].get("normals"),
-        "detector": config["inputs"]["detector"],
+        "feature store": config["store"],
+        "normal images of the target": config["bank"] and config["bank"]["normals"],
+        "detector": config["detector"]["fingerprint"],
     }

@@ -66,11 +66,9 @@ def score_few_shot(
         chosen = [Detector.load(checked_detector(run, source, one)) for one in seeds]
     for one in chosen:
         if one is not None:
-            require_fusible(one, options or one.score)
-    first = chosen[0]
-    sigma = first.score.sigma if first else params.score.sigma
+            require_fusible(one, options)
     normal = _store_of_normals(run, normals)
-    banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
+    banks = banks_of([normal], features, params.bank, device=device)
     run.console.say(f"{banks.sees}, from {normal.path}")
     if copies := sum(own.copies for own in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
@@ -78,11 +76,11 @@ def score_few_shot(
     for one in chosen:
         if one is not None:
             note_own_images(run, one, dataset, features)
-        trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
+        trained_on = one.record.auxiliary.dataset if one else ""
         path = run.paths.few_shot(
             trained_on,
             dataset.name,
-            one.config["seed"] if one else None,
+            one.record.seed if one else None,
             {
                 "detector": one.fingerprint if one else None,
                 "store": features.fingerprint,

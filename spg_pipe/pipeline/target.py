@@ -48,7 +48,7 @@ def score(
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
-        trained_on = str(loaded.config["auxiliary"]["dataset"])
+        trained_on = loaded.record.auxiliary.dataset
         if trained_on == dataset.name:
             run.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
@@ -57,7 +57,7 @@ def score(
         given = {"store": features.fingerprint} if store else {}
         if detector is not None:
             given["detector"] = loaded.fingerprint
-        path = run.paths.scores(trained_on, dataset, int(loaded.config["seed"]), given)
+        path = run.paths.scores(trained_on, dataset, loaded.record.seed, given)
         written.append(_score_one(run, loaded, features, path, options))
         if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
             run.console.say(
@@ -120,13 +120,13 @@ def _evaluate_one(
 
     params = run.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.config['dataset']}/{loaded.config['split']}"
+    held = f"{loaded.record.dataset}/{loaded.record.split}"
     if held != f"{dataset.name}/{dataset.split}":
         raise SpgError(
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    if loaded.config["inputs"]["store"] != store.fingerprint:
+    if loaded.record.store != store.fingerprint:
         raise SpgError(
             f"{folder} holds scores of another store than {store.path}. Name the one that was "
             "scored with --store, or run `spg-pipe score` again."
@@ -136,14 +136,16 @@ def _evaluate_one(
         manifest = _manifest_of_store(run, dataset, store)
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
-    aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
-    inputs = {"scores": str(loaded.config["fingerprint"])} if given else {}
-    place = run.paths.metrics(aux["dataset"], dataset, trained, inputs)
-    if KNOWN in loaded.table:
+    aux, trained = loaded.record.auxiliary, loaded.record.seed
+    inputs = {"scores": loaded.record.fingerprint} if given else {}
+    if KNOWN in loaded.table or trained is None:
         content = inputs | params.model_dump(mode="json")
-        few_shot = run.paths.few_shot(aux["dataset"], dataset.name, trained, content)
+        few_shot = run.paths.few_shot(aux, dataset.name, trained, content)
         place = few_shot.with_name(f"{few_shot.name}.json")
-        note_known(run, loaded)
+        if KNOWN in loaded.table:
+            note_known(run, loaded)
+    else:
+        place = run.paths.metrics(aux, dataset, trained, inputs)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place

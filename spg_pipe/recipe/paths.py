@@ -179,7 +179,7 @@ def _detector(params: Params, aux: str) -> list[object]:
     """How the published rule makes an image score is no part of what is fitted."""
     names = ["method", "guides", *(["decision"] if params.score.rule == "additive" else [])]
     fitted = [getattr(params, name).model_dump(mode="json") for name in names]
-    score = params.score.model_dump(mode="json", include={"rule", "sigma"})
+    score = params.score.model_dump(mode="json", include={"rule"})
     return [_sae(params, aux), *fitted, score]
 
 

@@ -159,7 +159,6 @@ def _choose_zero_shot(
                 judge_candidates(
                     store,
                     candidates_of(settings, seed),
-                    run.params.score.sigma,
                     device=choose_device(run.device),
                     progress=update,
                 )
@@ -204,7 +203,6 @@ def _choose_bank(
                     store,
                     one,
                     [setting.run.params.bank for setting in settings],
-                    run.params.score.sigma,
                     normals=normals,
                     seed=seed,
                     device=choose_device(run.device),

@@ -25,6 +25,7 @@ from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, judge_images
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.results import write_results
+from spg_pipe.recipe.protocol import protocol as settings_of
 
 Run = Callable[..., list[Prediction]]
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
@@ -66,8 +67,8 @@ def run(tiny_detector: Detector) -> Run:
     ) -> list[Prediction]:
         detector = tiny_detector
         if protocol == "spg":
-            settings = detector.config["protocol"] | {"name": "spg", "exif_of_own_images": False}
-            detector = replace(detector, config=detector.config | {"protocol": settings})
+            record = detector.record.model_copy(update={"protocol": settings_of("spg")})
+            detector = replace(detector, record=record)
         predictor = Predictor(detector, backbone or TinyBackbone())
         images = read_images(source, out)
         judged = judge_images(predictor, images, batch_images=1)
@@ -258,7 +259,7 @@ def test_the_command_says_what_the_scores_depend_on(
         "fingerprint": tiny_detector.fingerprint,
         "protocol": "default",
         "tau": 0.07,
-        "sigma": 1.0,
+        "sigma": 4.0,
         "image_score": "max",
         "backbone": "tiny@32 layers 1+2 (post-norm)",
         "seed": 111,
@@ -267,6 +268,6 @@ def test_the_command_says_what_the_scores_depend_on(
     assert content.items() >= facts.items()
     assert [row["protocol"] for row in content["predictions"]] == ["default"] * 3
     assert (
-        "protocol default, σ 1, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
+        "protocol default, σ 4, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
         f"detector {tiny_detector.fingerprint[:8]}"
     ) in outcome.text().splitlines()

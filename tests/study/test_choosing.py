@@ -90,7 +90,7 @@ def test_an_image_does_not_see_itself(
 
     monkeypatch.setattr(choosing, "direction", direction)
     monkeypatch.setattr(choosing, "fit_seen", fit_seen)
-    judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())], 1.0)
+    judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())])
     bolt = tiny_store.table["category"].to_numpy() == "bolt"
     assert {rows.tobytes() for rows in given} == {bolt.tobytes(), (~bolt).tobytes()}
     assert [rows.tobytes() for rows in fitted] == [(~bolt).tobytes(), bolt.tobytes()]
@@ -105,9 +105,9 @@ def test_candidates_are_judged_as_they_would_be_alone(
         for atoms in (2, 6)
         for decision in (DecisionParams(), none)
     ]
-    together = judge_candidates(tiny_store, candidates, 1.0)
+    together = judge_candidates(tiny_store, candidates)
     for candidate, found in zip(candidates, together, strict=True):
-        (alone,) = judge_candidates(tiny_store, [candidate], 1.0)
+        (alone,) = judge_candidates(tiny_store, [candidate])
         for part, other in zip(found.parts, alone.parts, strict=True):
             assert part.part == other.part
             for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
@@ -160,7 +160,11 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
     ("choose", "changes", "message"),
     [
         ({}, {}, "no `choose:` section"),
-        ({"score.sigma": [1]}, {}, "choose: score.sigma: expected one of sae, guides, decision"),
+        (
+            {"score.rule": ["published"]},
+            {},
+            "score.rule: expected one of sae, guides, decision",
+        ),
         ({"decision.mop.guides": [1]}, {}, "mop is no section"),
         ({"guides.atoms": [0]}, {}, "guides.atoms"),
         ({"guides.atoms": [4]}, {"score": {"rule": "published"}}, "spg-pipe sweep"),
@@ -200,7 +204,7 @@ def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
         for t in (0.01, 0.3)
     ]
     options: dict[str, Any] = {"normals": 2, "seed": 5}
-    together = judge_banks(tiny_store, one, banks, 1.0, **options)
+    together = judge_banks(tiny_store, one, banks, **options)
     labels = tiny_store.array("label")
     assert len(drawn) == 4  # two categories, two numbers of neighbours
     for part, own in (("bolt", set(range(8))), ("nut", set(range(8, 16)))):
@@ -209,7 +213,7 @@ def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
         assert own - bank in judged
     assert all(rows <= set(range(8)) or rows <= set(range(8, 16)) for rows in judged)
     for params, found in zip(banks, together, strict=True):
-        (alone,) = judge_banks(tiny_store, one, [params], 1.0, **options)
+        (alone,) = judge_banks(tiny_store, one, [params], **options)
         assert alone == found
     assert len({judgement.merit for judgement in together}) > 2
 
@@ -219,7 +223,7 @@ def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
 ) -> None:
     """The guides' part of a fused score is made without the part, as in `judge_candidates`."""
     one = Candidate(tiny_sae, 6, DecisionParams())
-    (none,) = judge_banks(tiny_store, one, [BankParams(weight=0)], 1.0, normals=2, seed=5)
+    (none,) = judge_banks(tiny_store, one, [BankParams(weight=0)], normals=2, seed=5)
     shared = choosing.look_at_parts(tiny_store, [one], "cpu")
     assert [part.part for part in none.parts] == ["bolt", "nut"]
     for found in none.parts:
@@ -227,15 +231,15 @@ def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
         ((rows, drawn),) = choosing_banks._targets(tiny_store, shared, found.part, 2, 5)
         assert sorted([*np.flatnonzero(rows), *drawn]) == np.flatnonzero(own).tolist()
         # The zero-shot way, on the same images, without what is made for banks.
-        decision, which = shared.decide(one, found.part, 1.0)
+        decision, which = shared.decide(one, found.part)
         odds = partial(choosing.grids_of, decision, shared.seen, which)
-        pixels = choosing.judge_pixels(shared, rows, odds, 1.0)
-        values = choosing.image_values(decision, shared.seen, which, 32, 1.0, rows)
+        pixels = choosing.judge_pixels(shared, rows, odds)
+        values = choosing.image_values(decision, shared.seen, which, 32, rows)
         total = np.sum(list(decision.shares(values).values()), axis=0)
         image = choosing.judge_images(shared.images, rows, total)
         expected = (image, *pixels)
         assert (found.image_auroc, found.pixel_auroc, found.pixel_ap) == pytest.approx(expected)
-    (some,) = judge_banks(tiny_store, one, [BankParams(weight=4)], 1.0, normals=2, seed=5)
+    (some,) = judge_banks(tiny_store, one, [BankParams(weight=4)], normals=2, seed=5)
     assert some != none
 
 
@@ -264,7 +268,7 @@ def test_too_few_normal_images_for_a_bank_are_refused(
 ) -> None:
     one = Candidate(tiny_sae, 6, DecisionParams())
     with pytest.raises(UnsuitableError, match=r"more than 4 normal images.*fewer --normals"):
-        judge_banks(tiny_store, one, [BankParams()], 1.0, normals=4, seed=0)
+        judge_banks(tiny_store, one, [BankParams()], normals=4, seed=0)
 
 
 def test_settings_of_a_bank_are_chosen_after_the_others_and_written_with_them(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.record import Record, read_record
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, source_id
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, noted, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
 from spg_pipe.datasets.walk import files_below, relative
@@ -126,9 +126,8 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "
             f"{listed(missing)}. Copy it again, or run `{AGAIN}` again."
         )
-    notes = [_synthetic_note(record)]
-    if extra := sorted(on_disk - set(files)):
-        notes.append(f"{counted(len(extra), 'image')} not of the set, ignored: {listed(extra)}")
+    extra = noted(sorted(on_disk - set(files)), "image", "not of the set, ignored")
+    notes = [_synthetic_note(record), *extra]
     entries = [
         Entry(
             path=row.path,

@@ -62,11 +62,11 @@ def write_synthetic(
 ) -> bool:
     """Make an auxiliary set with masks from normal images.
 
-    Every normal image of the source is written once as it is and `per_image` times with one defect,
-    the kinds in turn, as PNG with the pixels that `read_image` gives. Each image has a random
-    generator of its own, seeded by the seed and its path. The set appears as a whole; one that is
-    already there and would be made again the same (settings, source images, all files unchanged) is
-    left alone, another synthetic set is replaced. Memory does not grow with the number of images.
+    Every normal image is written once as it is and `per_image` times with a defect, the kinds in
+    turn, as PNG with the pixels that `read_image` gives. Each image has its own random generator,
+    seeded by the seed and its path. The set appears as a whole; one that is there and would be made
+    again the same (settings, source images, all files unchanged) is left alone, another synthetic
+    set is replaced. Memory does not grow with the number of images.
 
     Parameters
     ----------
@@ -109,18 +109,30 @@ def write_synthetic(
 
     if is_made(root, KIND, RECORD, recorded):
         return False
-    jobs = _jobs(normal, settings)
     with fresh_folder(root) as folder:
-        paths, rows = [job.path for job in jobs], []
-        with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
-            made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
-            for done, of_one in enumerate(made, start=1):
-                rows += of_one
-                if progress:
-                    progress(done, len(jobs))
-        beside = {"images": tuple(rows), "files_sha256": file_digests(folder, "images", "masks")}
+        images = _make_all(source, _jobs(normal, settings), folder, seed, workers, progress)
+        beside = {"images": tuple(images), "files_sha256": file_digests(folder, "images", "masks")}
         write_record(folder / RECORD, head.model_copy(update=beside).sealed())
     return True
+
+
+def _make_all(
+    source: Manifest,
+    jobs: Sequence[_Job],
+    folder: Path,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> list[Row]:
+    paths = [job.path for job in jobs]
+    rows: list[Row] = []
+    with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
+        made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
+        for done, of_job in enumerate(made, start=1):
+            rows += of_job
+            if progress:
+                progress(done, len(jobs))
+    return rows
 
 
 def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> SyntheticRecord:

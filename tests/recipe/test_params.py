@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import (
@@ -49,10 +52,9 @@ def fault(content: Any) -> str:
 def test_a_minimal_recipe_takes_the_documented_defaults() -> None:
     params = parse_params(MINIMAL, "params.yaml")
     assert params.method == MethodParams(protocol="default", detection="cls")
-    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, lr=1e-3, auxk=512)
+    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, activation="topk")
     assert params.sae == sae
-    assert (sae.auxk_coef, sae.dead_after_tokens) == (1 / 32, 10_000_000)
-    assert (sae.auxk_normalised, sae.input_norm) == (False, "none")
+    assert (sae.input_norm, sae.prefixes) == ("none", ())
     guides = GuideParams(kind="contrast", atoms=32, epochs=15)
     assert params.guides == guides
     assert guides.top_k is None
@@ -273,6 +275,33 @@ def test_every_recipe_is_valid_and_leaves_defaults_out(path: Path) -> None:
         kept = {"alias", "image_size"} if section == "backbone" else set()
         same = {key for key, value in content[section].items() if defaults[key] == value}
         assert same <= kept, f"{section}: defaults are left out"
+
+
+def leaves_of(section: type[BaseModel], within: str = "") -> Iterator[str]:
+    """Full names of all settings: `sae.k`."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from leaves_of(type(field.default), f"{within}{name}.")
+        elif within.partition(".")[0] in SECTIONS:
+            yield f"{within}{name}"
+
+
+def test_every_setting_is_varied_by_a_recipe_an_ablation_or_the_docs() -> None:
+    recipes = [
+        parse_params(yaml.safe_load(path.read_text()), path.name)
+        for path in (ROOT / "recipes").glob("*.yaml")
+    ]
+    axes = {place for recipe in recipes for place in (*recipe.sweep, *recipe.choose)}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    table = re.compile(r"^\| `[\w.]+` \| `.*$", flags=re.M)  # of all settings, docs/recipes.md
+    prose = "".join(table.sub("", page.read_text()) for page in pages)
+    defaults = parse_params(MINIMAL, "params.yaml")
+    every = list(leaves_of(Params))
+    assert len(every) <= 40
+    for place in every:
+        value = attrgetter(place)
+        moved = any(value(recipe) != value(defaults) for recipe in recipes)
+        assert moved or place in axes or place in prose, f"nobody varies {place}"
 
 
 def test_the_paper_recipes_are_the_published_experiment() -> None:

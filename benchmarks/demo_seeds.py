@@ -22,7 +22,7 @@ from spg_pipe.datasets.paint.catalogue import DEMO_SETS
 from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.datasets.paint.demo_images import samples
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.recipe.machine import choose_device
@@ -53,16 +53,7 @@ def detector_of(params: Params, store: FeatureStore) -> Detector:
     sae, quality, _ = train_sae(store, params.sae, params.method, seed=seed, device=device)
     for layer, values in quality.items():
         print(f"  {store.spec.dataset} {layer}: R² {values['r2']:.3f}", flush=True)
-    detector, _ = train_guides(
-        store,
-        sae,
-        params.guides,
-        params.method,
-        params.score,
-        seed=seed,
-        decision=params.decision,
-        device=device,
-    )
+    detector, _ = make_detector(store, DetectorPlan.of(params, sae, seed), device=device)
     return detector
 
 

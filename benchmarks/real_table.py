@@ -34,7 +34,7 @@ def row(runs: list[dict[str, Any]]) -> str:
         f"{provenance['auxiliary']['images']} / {mean['counts']['images']}",
         " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})),
         " to ".join(f"{n:.1f}" for n in sorted({min(epochs), max(epochs)})),
-        str(provenance["guide_epochs"]),
+        str(provenance["guides"].get("epochs", "–")),
         f"{context['method_protocol']} / {context['protocol']}",
     ]
     for name in METRICS:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
     from spg_pipe.datasets import Manifest, build_manifest
     from spg_pipe.detector.evaluate import evaluate_scores
-    from spg_pipe.detector.make import train_guides
+    from spg_pipe.detector.make import make_detector
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores, score_store
     from spg_pipe.errors import SpgError
@@ -39,10 +39,10 @@ _HOMES = {
     "extract": "store.extract",
     "load_backbone": "backbones",
     "load_params": "recipe.params",
+    "make_detector": "detector.make",
     "open_dask": "store.lazy",
     "open_xarray": "store.lazy",
     "score_store": "detector.scores",
-    "train_guides": "detector.make",
     "train_sae": "sae.train",
 }
 
@@ -61,10 +61,10 @@ __all__ = [
     "extract",
     "load_backbone",
     "load_params",
+    "make_detector",
     "open_dask",
     "open_xarray",
     "score_store",
-    "train_guides",
     "train_sae",
 ]
 

@@ -18,10 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.datasets import Manifest, build_manifest
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams, ScoreParams
+from spg_pipe.detector.make import DetectorPlan
+from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
+from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.guides.trained.trainer import Constants
+from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
+from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 
@@ -109,9 +114,37 @@ def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
 
 
 SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)
-GUIDES = GuideParams(kind="trained", epochs=3, batch_images=4)
+GUIDES = TrainedGuides(epochs=3)
+CONSTANTS = Constants(batch_images=4)
 METHOD = MethodParams()
-SCORE = ScoreParams(rule="published", sigma=1.0)
+SCORE = ScoreParams(rule="published")
+
+
+def plan_of(saes: SaeRun, seed: int = 111, **changes: Any) -> DetectorPlan:
+    """A detector of trained guides and the published rule, unless changed."""
+    given = {"guides": GUIDES, "method": METHOD, "score": SCORE, "constants": CONSTANTS} | changes
+    return DetectorPlan(saes, seed, **given)
+
+
+def additive_plan(saes: SaeRun, seed: int = 1, **changes: Any) -> DetectorPlan:
+    """A detector of contrast guides and the additive rule."""
+    given = {"guides": ContrastGuides(atoms=6), "method": METHOD} | changes
+    return DetectorPlan(saes, seed, **given)
+
+
+def vectors_of(guides: LayerGuides) -> Tensor:
+    """(2·views, D): all guides of a layer."""
+    return torch.cat([pair.vectors for pair in guides.pairs.values()])
+
+
+def codes_of(guides: LayerGuides) -> Tensor:
+    """(2·views, M): their codes."""
+    return torch.cat([pair.codes for pair in guides.pairs.values()])
+
+
+def keyed(values: dict[str, Any]) -> dict[TokenKey, Any]:
+    """By key, of tokens without tiles."""
+    return {TokenKey(name): value for name, value in values.items()}
 
 
 def files(root: Path) -> dict[str, bytes]:

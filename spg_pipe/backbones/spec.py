@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
@@ -14,6 +14,7 @@ Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,20 @@ class Tiles:
         """Tiles of an image, of all sides."""
         return sum(len(self.starts(side, patch_size)) ** 2 for side in self.sides)
 
-    def layer_at(self, layer: str, side: int) -> str:
-        """Name of a layer's tokens at one of the sides."""
-        return layer if len(self.sides) == 1 else f"{layer}@{side}"
 
+@dataclass(frozen=True)
+class TokenKey:
+    """Which tokens of an image: those of a layer, or of a layer at one side of several."""
 
-def backbone_layer(name: str) -> str:
-    """The backbone's layer that tokens of this name (`Tiles.layer_at`) come from."""
-    return name.partition("@")[0]
+    layer: str
+    """The backbone's layer."""
+    side: int | None = None
+    """Of the image, pixels, where it is cut into tiles at several sides; else None."""
+
+    @property
+    def name(self) -> str:
+        """What stores and score maps call their array: ``6``, or ``6@448``."""
+        return self.layer if self.side is None else f"{self.layer}@{self.side}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,17 @@ class BackboneSpec:
     def views(self) -> int:
         """How many of these an image takes."""
         return self.tiles.count(self.patch_size) if self.tiles else 1
+
+    @property
+    def token_keys(self) -> tuple[TokenKey, ...]:
+        """All tokens of an image, side after side."""
+        sides = self.tiles.sides if self.tiles and len(self.tiles.sides) > 1 else (None,)
+        return tuple(TokenKey(layer, side) for side in sides for layer in self.layers)
+
+    def keyed(self, values: Mapping[str, T]) -> dict[TokenKey, T]:
+        """Values by the names of their tokens → by key, in the same order."""
+        keys = {key.name: key for key in self.token_keys}
+        return {keys[name]: value for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `from_dict` is the inverse."""

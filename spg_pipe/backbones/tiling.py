@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
-from spg_pipe.backbones.spec import BackboneSpec, Tiles, check_image_size
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey, check_image_size
 from spg_pipe.errors import SpgError
 
 MOST = 4096
@@ -89,8 +89,9 @@ class TiledBackbone:
         found: dict[str, list[LayerTokens]] = defaultdict(list)
         for image in images.split(1):
             for side in self._tiles.sides:
+                at = side if len(self._tiles.sides) > 1 else None
                 for layer, tokens in self._whole(_resized(image, side), side).items():
-                    found[self._tiles.layer_at(layer, side)].append(tokens)
+                    found[TokenKey(layer, at).name].append(tokens)
         # An image at a time until here, for memory; a batch of one is not copied.
         return {layer: each[0] if len(each) == 1 else _batch(each) for layer, each in found.items()}
 

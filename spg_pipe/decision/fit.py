@@ -4,8 +4,8 @@ Values of an auxiliary image come from guides that were made without it where th
 made that way, so that the fit sees what it will meet on new images.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,15 +15,17 @@ from spg_pipe.datasets.manifest import LABEL_UNKNOWN
 from spg_pipe.decision.components import Components, components
 from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.layer import View
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
 
 Progress = Callable[[int, int], None]
 
+RIDGE = 1.0
+"""How firmly fitted weights are held to the recipe's proportions (docs/method.md §8)."""
 _LOOSE = 1e-3
-"""Ridge on the common scale of all weights: with `ridge` above 0 they stay finite where the classes
-separate wholly."""
+"""Ridge on the common scale of all weights: they stay finite where the classes separate wholly."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,9 @@ class Fit:
 
 def fit_decision(
     store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
+    directions: Mapping[str, Mapping[View, Tensor]],
     folds: np.ndarray | None,
     params: DecisionParams,
-    sigma: float,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -96,21 +97,18 @@ def fit_decision(
         Row 0: the final guides'. Row 1 + f: those made without the images of fold f.
     folds : (n,) int, optional
         Each image's fold; without it row 0 judges every image, also those it was made from.
-    sigma : float
-        Blur of the maps, pixels at S×S.
     """
     own = np.zeros((len(store), 2), np.int64)
     if folds is not None:
         own[:, 1] = folds + 1
     seen = look(store, directions, own, device=device, progress=progress)
-    return fit_seen(seen, Labelled.of(store), params, sigma, honest=1)
+    return fit_seen(seen, Labelled.of(store), params, honest=1)
 
 
 def fit_seen(
     seen: dict[str, Seen],
     images: Labelled,
     params: DecisionParams,
-    sigma: float,
     *,
     final: int = 0,
     honest: int = 0,
@@ -132,12 +130,10 @@ def fit_seen(
         layer: _scales(values, final, images.categories, among, rows)
         for layer, values in seen.items()
     }
-    weights = params.map.model_dump()
-    _require_layers(params, seen)
-    start = Decision(weights, scales, {}, 0.0, params.top_share, params.layers)
-    own, others = (
-        image_values(start, seen, which, images.size, sigma, rows) for which in (final, honest)
+    start = Decision(
+        map_weights=params.map, scales=scales, terms={}, bias=0.0, top_share=params.top_share
     )
+    own, others = (image_values(start, seen, which, images.size, rows) for which in (final, honest))
     asked = {name: weight for name, weight in params.image.model_dump().items() if weight > 0}
     prior = {name: weight for name, weight in asked.items() if name in own}
     notes = [
@@ -155,31 +151,21 @@ def fit_seen(
     if judged.any():
         columns = [(others[name] - means[name].mean) / means[name].deviation for name in prior]
         values = np.stack(columns, axis=1)
-        bias, fitted = fit_weights(values, images.labels[rows], fitted, params.ridge)
+        bias, fitted = fit_weights(values, images.labels[rows], fitted)
     else:
         notes.append(
             "no category has normal and anomalous images: the weights of the image score are the "
             "recipe's, and its zero means nothing"
         )
     terms = {
-        name: Term(float(weight), *means[name]) for name, weight in zip(prior, fitted, strict=True)
+        name: Term(weight=float(weight), mean=means[name].mean, deviation=means[name].deviation)
+        for name, weight in zip(prior, fitted, strict=True)
     }
-    return Fit(replace(start, terms=terms, bias=float(bias)), notes)
-
-
-def _require_layers(params: DecisionParams, seen: dict[str, Seen]) -> None:
-    for layer in params.layers:
-        if layer not in seen:
-            raise SpgError(
-                f"decision.layers names layer {layer}, which the store does not have; it has "
-                f"{', '.join(seen)}."
-            )
-    if not any(params.layers.get(layer, 1.0) for layer in seen):
-        raise SpgError("decision.layers: every layer has the weight 0; nothing would be scored.")
+    return Fit(start.model_copy(update={"terms": terms, "bias": float(bias)}), notes)
 
 
 def fit_weights(
-    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float
+    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float = RIDGE
 ) -> tuple[float, np.ndarray]:
     """Logistic regression whose weights stay near a prior direction and above zero.
 
@@ -225,7 +211,7 @@ def fit_weights(
 
 def look(
     store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
+    directions: Mapping[str, Mapping[View, Tensor]],
     own: np.ndarray | None = None,
     *,
     device: str = "cpu",
@@ -324,13 +310,12 @@ def image_values(
     seen: dict[str, Seen],
     which: int,
     size: int,
-    sigma: float,
     rows: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Image components of the images that `rows` (n,) bool names."""
     tops = []
     for part in np.array_split(np.flatnonzero(rows), max(1, rows.sum() // 64)):
-        maps = coarse_maps(grids_of(decision, seen, which, part), size, sigma)
+        maps = coarse_maps(grids_of(decision, seen, which, part), size)
         tops.append(top_mean(maps, decision.top_share))
     chosen = torch.from_numpy(rows)
     own = {
@@ -341,4 +326,4 @@ def image_values(
         )
         for layer, values in seen.items()
     }
-    return {MAP_TOP: np.concatenate(tops)} | decision.image_values(own)
+    return {MAP_TOP: np.concatenate(tops)} | decision.image_values(own.items())

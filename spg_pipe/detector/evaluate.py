@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from spg_pipe.artefacts.files import versions
 from spg_pipe.artefacts.record import write_record
-from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.detector.judged_masks import JudgedMasks
-from spg_pipe.detector.metrics_file import MetricsRecord
+from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
+from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import CHUNK_IMAGES, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
@@ -43,7 +42,7 @@ class Evaluation:
 
     table: MetricsTable
     curves: list[CurvePoint]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     def save(self, path: Path) -> None:
         """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
@@ -90,7 +89,7 @@ def evaluate_scores(
     SpgError
         If the scores belong to another store, or the manifest is needed and absent.
     """
-    if scores.config["inputs"]["store"] != store.fingerprint:
+    if scores.record.store != store.fingerprint:
         raise SpgError(
             f"{scores.path} was scored from another store than {store.path}. "
             "Run `spg-pipe score` again."
@@ -123,24 +122,24 @@ def evaluate_scores(
         if progress:
             progress(done, len(images))
     table = with_mean(_context(scores, params), rows)
-    return Evaluation(table, curves, _provenance(scores, params))
+    return Evaluation(table, curves, _provenance(scores.record, params))
 
 
 def _context(scores: Scores, params: MetricParams) -> RowContext:
-    config = scores.config
-    spec = BackboneSpec.from_dict(config["backbone"])
+    record = scores.record
+    spec = record.backbone
     layers = "+".join(spec.layers)
     return RowContext(
-        dataset=config["dataset"],
-        split=config["split"],
+        dataset=record.dataset,
+        split=record.split,
         backbone=f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
-        seed=config["detector"]["seed"],
+        seed=record.seed,
         resolution=params.resolution,
         protocol=params.protocol,
-        method_protocol=config["detector"]["protocol"]["name"],
+        method_protocol=record.method_protocol,
         method=scores.method,
         supervision=scores.sees,
-        auxiliary=config["detector"]["auxiliary"]["dataset"],
+        auxiliary=record.auxiliary,
     )
 
 
@@ -170,23 +169,22 @@ def _pixel_metrics(
     return accumulate(pairs, kind, params.protocol)
 
 
-def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
-    config = scores.config
-    detector = config["detector"]
-    return {
-        "scores": config["fingerprint"],
-        "inputs": config["inputs"],
-        "metrics": params.model_dump(mode="json"),
-        "score": config["score"],
-        "supervision": scores.sees,
-        "seed": detector["seed"],
-        "auxiliary": detector["auxiliary"],
-        # A baseline has neither.
-        "sae_tokens_seen": detector.get("sae", {}).get("tokens_seen"),
-        "guide_epochs": detector.get("guides", {}).get("epochs"),
-        "licences": config["licences"],
-        "versions": versions(),
-    }
+def _provenance(record: ScoresRecord, params: MetricParams) -> Provenance:
+    origin = record.detector
+    return Provenance(
+        scores=record.fingerprint,
+        store=record.store,
+        detector=origin.fingerprint if origin else None,
+        metrics=params,
+        method=record.method,
+        supervision=record.supervision,
+        seed=record.seed,
+        auxiliary=origin.auxiliary if origin else None,
+        sae_tokens_seen=origin.sae.tokens_seen if origin else None,
+        guides=origin.guides if origin else None,
+        licences=record.licences,
+        versions=versions(),
+    )
 
 
 def _mean_curve(curves: list[CurvePoint], kind: str) -> list[tuple[float, float]]:

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from spg_pipe.artefacts.record import FigureOrNaN, Record, read_record
+from spg_pipe.detector.record import Auxiliary
+from spg_pipe.guides.kinds import Guides
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext, RowCounts
+from spg_pipe.recipe.params import MetricParams
 
 
 class RowRecord(Record):
@@ -20,6 +23,27 @@ class RowRecord(Record):
     categories: dict[str, int]
 
 
+class Provenance(Record):
+    """Where metrics come from; None: the method has no such thing."""
+
+    scores: str
+    """Fingerprint."""
+    store: str
+    """Fingerprint of the target's store."""
+    detector: str | None
+    """Fingerprint."""
+    metrics: MetricParams
+    method: str
+    supervision: str
+    seed: int | None
+    auxiliary: Auxiliary | None
+    sae_tokens_seen: dict[str, int] | None
+    """Layer → tokens."""
+    guides: Guides | None
+    licences: tuple[str, ...]
+    versions: dict[str, str]
+
+
 class MetricsRecord(Record):
     """The metrics of one detector on one target."""
 
@@ -28,10 +52,10 @@ class MetricsRecord(Record):
     context: RowContext
     mean: RowRecord
     categories: dict[str, RowRecord]
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @classmethod
-    def of(cls, table: MetricsTable, provenance: dict[str, Any]) -> "MetricsRecord":
+    def of(cls, table: MetricsTable, provenance: Provenance) -> "MetricsRecord":
         """The record of a table of one seed."""
         rows = {row.category: _record(row) for row in table.categories}
         return cls(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
+from spg_pipe.guides.kinds import guides_of
 from spg_pipe.pipeline.find import backbone_fits, find_dataset, find_store
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
@@ -31,10 +32,8 @@ _WORDS = {
     "aux_part": "the part of the auxiliary dataset",
     "part": "the part of the dataset",
     "normals": "normal images of the target",
-    "tau": "method.tau",
     "detection": "method.detection",
     "protocol": "method.protocol",
-    "sigma": "score.sigma",
 }
 """What people call the facts that artefacts are compared by."""
 
@@ -99,7 +98,7 @@ def find_detector(run: RecipeRun, aux: str, seed: int) -> Path:
         before=lambda: find_sae(run, find_store(run, find_dataset(run.params, aux)), aux, seed),
     )
     if run.params.score.rule == "additive":
-        return one(wanted | {"sigma": run.params.score.sigma})
+        return one(wanted)
     try:
         return one(wanted | {"decision": None})
     except NotThereError:
@@ -118,7 +117,7 @@ def find_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Path:
     SpgError
         If there are none, or several fit.
     """
-    score = run.params.score.model_dump(mode="json", exclude={"batch_images"})
+    score = _score(run.params)
     wanted = _training(run.params, seed) | {
         "score": score,
         "aux": aux,
@@ -195,8 +194,7 @@ def _training(params: Params, seed: int, *only: str) -> dict[str, Any]:
     """What a recipe says about training, under the names that `_…_facts` use."""
     facts = {
         "sae": params.sae.model_dump(mode="json"),
-        "guides": params.guides.model_dump(mode="json"),
-        "tau": params.method.tau,
+        "guides": _unordered(guides_of(params.guides).content()),
         "detection": params.method.detection,
         "protocol": protocol(params.method.protocol).to_dict(),
         "decision": _decision(params),
@@ -217,37 +215,44 @@ def _sae_facts(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _score(params: Params) -> dict[str, Any]:
+    if params.score.rule == "additive":
+        return {"rule": "additive"}
+    return {"rule": "published", "image_score": params.score.image_score}
+
+
+def _unordered(guides: dict[str, Any]) -> dict[str, Any]:
+    """The order of the images is no setting of a recipe."""
+    return {key: value for key, value in guides.items() if key != "order_seed"}
+
+
 def _detector_facts(config: dict[str, Any]) -> dict[str, Any]:
-    keys = ("seed", "guides", "tau", "detection", "protocol")
-    return {key: config[key] for key in keys} | {
-        "sae": config["sae"]["sae"],
-        "decision": _with_layers(config.get("decision_params")),
-        "sigma": config["score"]["sigma"],  # the blur is below a decision's `map_top`
-        "aux_part": config["auxiliary"].get("selection"),
-        "store": config["inputs"]["store"],
+    return _facts_of_detector(config) | {
+        "decision": config["rule"].get("weights"),
+        "store": config["store"],
     }
 
 
-def _with_layers(decision: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Decisions that were made before layers had weights weigh them equally."""
-    return decision and {"layers": {}} | decision
+def _facts_of_detector(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("seed", "detection", "protocol")} | {
+        "guides": _unordered(config["guides"]),
+        "sae": config["sae"]["params"],
+        "aux_part": config["auxiliary"]["selection"],
+    }
 
 
 def _score_facts(config: dict[str, Any]) -> dict[str, Any]:
-    detector = config["detector"]
-    keys = ("seed", "guides", "tau", "detection", "protocol")
-    return {key: detector[key] for key in keys} | {
-        "sae": detector["sae"]["sae"],
-        "decision": _with_layers(detector.get("decision_params")),
+    detector, rule = config["detector"], config["rule"]
+    return _facts_of_detector(detector) | {
+        "decision": rule.get("weights"),
         "aux": detector["auxiliary"]["dataset"],
-        "aux_part": detector["auxiliary"].get("selection"),
-        "part": config.get("selection"),
-        "score": {k: v for k, v in config["score"].items() if k != "batch_images"},
+        "part": config["selection"],
+        "score": {key: rule[key] for key in ("rule", "image_score") if key in rule},
         "dataset": config["dataset"],
         "split": config["split"],
-        "store": config["inputs"]["store"],
-        "normals": config["inputs"].get("normals"),
-        "from": config["inputs"]["detector"],
+        "store": config["store"],
+        "normals": (config["bank"] or {}).get("normals"),
+        "from": detector["fingerprint"],
     }
 
 

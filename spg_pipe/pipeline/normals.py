@@ -65,11 +65,9 @@ def score_few_shot(
         chosen = [Detector.load(find_detector(run, source, one)) for one in seeds]
     for one in chosen:
         if one is not None:
-            require_fusible(one, options or one.score)
-    first = chosen[0]
-    sigma = first.score.sigma if first else params.score.sigma
+            require_fusible(one, options)
     normal = _store_of_normals(run, normals)
-    banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
+    banks = banks_of([normal], features, params.bank, device=device)
     run.console.say(f"{banks.sees}, from {normal.path}")
     if copies := sum(own.copies for own in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
@@ -77,9 +75,9 @@ def score_few_shot(
     for one in chosen:
         if one is not None:
             note_own_images(run, one, dataset, features)
-        trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
+        trained_on = one.record.auxiliary.dataset if one else ""
         path = run.place(
-            run.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),
+            run.paths.few_shot(trained_on, dataset.name, one.record.seed if one else None),
             one.fingerprint if one else None,
             features.fingerprint,
             banks.fingerprint,

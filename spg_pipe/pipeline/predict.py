@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
+from spg_pipe.decision.maps import SIGMA
+from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
+from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import SCORES
 from spg_pipe.predict.images import read_images
@@ -86,7 +89,7 @@ def predict_folder(
     manifest = read_normals(normals, detector) if normals else None
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
-    for licence in detector.config["licences"]:
+    for licence in detector.record.licences:
         console.say(f"  {licence}")
     painted = detector.painted_on and not (normals and normals.alone)
     contents = content_ids(images.paths) if painted else set()
@@ -112,24 +115,24 @@ def _outcome(
     predictor: Predictor, detector_path: Path, out: Path, predictions: Sequence[Prediction]
 ) -> Outcome:
     detector, spec, bank = predictor.detector, predictor.backbone.spec, predictor.bank
-    score, config = detector.score, detector.config
-    rule = "additive" if score.rule == "additive" else str(score.image_score)
+    record = detector.record
+    rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
     if bank:
         rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
     used = not predictor.alone
     return Outcome(
         detector=detector_path,
-        protocol=config["protocol"]["name"],
-        sigma=score.sigma,
+        protocol=record.protocol.name,
+        sigma=SIGMA,
         image_score=rule,
         backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
         bank=bank.params if bank else None,
         sees=predictor.sees or None,
         fingerprint=detector.fingerprint if used else None,
-        tau=config["tau"] if used else None,
-        guides=("contrast" if detector.contrast else "trained") if used else None,
-        seed=config["seed"] if used else None,
-        licences=config["licences"],
+        tau=TAU if used else None,
+        guides=record.guides.kind if used else None,
+        seed=record.seed if used else None,
+        licences=record.licences,
         out=out,
         predictions=tuple(as_row(prediction) for prediction in predictions),
     )

@@ -48,14 +48,14 @@ def score(
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
-        trained_on = str(loaded.config["auxiliary"]["dataset"])
+        trained_on = loaded.record.auxiliary.dataset
         if trained_on == dataset.name:
             run.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
         note_own_images(run, loaded, dataset, features)
         path = run.place(
-            run.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
+            run.paths.scores(trained_on, dataset.name, loaded.record.seed),
             loaded.fingerprint,
             features.fingerprint,
             options,
@@ -119,28 +119,30 @@ def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) 
 
     params = run.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.config['dataset']}/{loaded.config['split']}"
+    held = f"{loaded.record.dataset}/{loaded.record.split}"
     if held != f"{dataset.name}/{dataset.split}":
         raise SpgError(
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    store = find_store_of(run, loaded.config["inputs"]["store"])
+    store = find_store_of(run, loaded.record.store)
     manifest = None
     if params.resolution == "original":
         manifest = _manifest_of_store(run, dataset, store)
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
-    aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
-    beside = run.paths.metrics(aux["dataset"], dataset.name, trained)
-    if KNOWN in loaded.table:
-        few_shot = run.paths.few_shot(aux["dataset"], dataset.name, trained)
+    aux, trained = loaded.record.auxiliary, loaded.record.seed
+    if KNOWN in loaded.table or trained is None:
+        few_shot = run.paths.few_shot(aux, dataset.name, trained)
         beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
-        note_known(run, loaded)
+        if KNOWN in loaded.table:
+            note_known(run, loaded)
+    else:
+        beside = run.paths.metrics(aux, dataset.name, trained)
     place = run.place(
         beside,
         params,
-        loaded.config["fingerprint"],
+        loaded.record.fingerprint,
         own=own,
     )
     result.save(place)

@@ -16,11 +16,11 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
-    from spg_pipe.guides.train import GuideRun
+    from spg_pipe.detector.make import DetectorPlan
     from spg_pipe.sae.fits import SaeJob
     from spg_pipe.store.reader import FeatureStore
 
-    Run = TypeVar("Run", SaeJob, GuideRun)
+    Run = TypeVar("Run", SaeJob, DetectorPlan)
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
@@ -161,6 +161,7 @@ def train_guides_together(
     *,
     store: Path | None = None,
     sae: Path | None = None,
+    order_seed: int | None = None,
 ) -> list[Path]:
     """FeatureStore + SparseAutoencoders → a Detector for every setting and seed.
 
@@ -170,13 +171,16 @@ def train_guides_together(
     ----------
     runs : sequence of RecipeRun
         One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
+    order_seed : int, optional
+        Trained guides see the images in this order, whatever their seed, and so share a pass.
 
     Returns
     -------
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.guides.train import GuideRun, training_notes
+    from spg_pipe.detector.make import DetectorPlan
+    from spg_pipe.guides.trained.train import training_notes
     from spg_pipe.sae.run import SaeRun
 
     features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
@@ -184,7 +188,8 @@ def train_guides_together(
     wanted = []
     for run, seed in itertools.product(runs, seeds):
         source = sae or find_sae(run, features, aux, seed)
-        wanted.append((run, GuideRun(loaded(source), run.params.guides, seed)))
+        plan = DetectorPlan.of(run.params, loaded(source), seed)
+        wanted.append((run, plan if order_seed is None else plan.ordered_by(order_seed)))
     fit = partial(
         _detectors_together, features=features, aux=aux, own=store is None and sae is None
     )
@@ -195,22 +200,19 @@ def train_guides_together(
 
 
 def _detectors_together(
-    jobs: "list[tuple[RecipeRun, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[RecipeRun, DetectorPlan]]", features: "FeatureStore", aux: str, *, own: bool
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector.make import Rules
-    from spg_pipe.detector.make import train_guides_together as train
+    from spg_pipe.detector.make import make_detectors
 
     run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
     place, method = run.paths.detector(aux, seed), run.params.method.model_dump(mode="json")
     checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
-        results = train(
+        results = make_detectors(
             features,
-            [job for _, job in jobs],
-            run.params.method,
-            [Rules(one.params.score, one.params.decision) for one, _ in jobs],
+            [plan for _, plan in jobs],
             device=choose_device(run.device),
             cache=run.cache,
             progress=update,

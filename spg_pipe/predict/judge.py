@@ -82,15 +82,14 @@ def judge_images(
     SpgError
         If an image cannot be read.
     """
-    spec, detector = predictor.backbone.spec, predictor.detector
-    protocol, sigma = detector.config["protocol"], detector.score.sigma
+    spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.views)
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
-        batch = [read_image(path, exif=bool(protocol["exif_of_own_images"])) for path in paths]
+        batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]
         judged = predictor.judge(batch)
         size, log_odds = spec.preprocess.size, predictor.log_odds
-        maps = anomaly_maps(judged.patches, size, sigma, log_odds=log_odds)
+        maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
         for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
             anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
             height, width = anomaly_map.shape
@@ -105,7 +104,7 @@ def judge_images(
                 peak_row=int(row),
                 peak_column=int(column),
                 overlay=images.overlay(path).as_posix(),
-                protocol=protocol["name"],
+                protocol=protocol.name,
                 parts=values,
                 sees=predictor.sees if predictor.bank else "",
                 among_normals=known,

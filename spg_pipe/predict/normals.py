@@ -44,7 +44,7 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             f"--normals {folder} is no folder. Give a folder with a few normal images of the part "
             "that is to be inspected."
         )
-    exif = bool(detector.config["protocol"]["exif_of_own_images"])
+    exif = detector.record.protocol.exif_of_own_images
     normals = build_manifest("normals", "folder", folder, exif_of_own_images=exif)
     anomalous = normals.table[normals.table["label"] == LABEL_ANOMALOUS]
     if len(anomalous):
@@ -65,7 +65,7 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             "far normal images lie from each other. Add some."
         )
     if not given.alone:
-        require_fusible(detector, detector.score)
+        require_fusible(detector)
     return normals
 
 
@@ -96,7 +96,6 @@ def with_normals(
         tokens_of,
         len(normals),
         spec.preprocess.size,
-        predictor.detector.score.sigma,
         given.params,
         device=predictor.device,
         batch=max(1, BATCH // spec.views),

@@ -40,7 +40,7 @@ class Predictor:
     @property
     def log_odds(self) -> bool:
         """Whether maps add up log odds; otherwise they are mean probabilities."""
-        return self.detector.score.rule == "additive" or self.bank is not None
+        return self.detector.record.rule.rule == "additive" or self.bank is not None
 
     @property
     def shown(self) -> tuple[float, float]:
@@ -75,13 +75,13 @@ class Predictor:
 
     def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
         """Scores and patch grids of some images."""
-        (tokens, grids), spec, score = self.tokens(pixels), self.backbone.spec, self.detector.score
+        (tokens, grids), spec = self.tokens(pixels), self.backbone.spec
         if self.bank is None:
-            return judge(self.detector, tokens, grids, spec, score)
+            return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
         distances, weight = self.bank.distances(tokens), self.bank.params.weight
         if self.alone:
             return judge_alone(distances)
-        return judge_fused(self.detector, distances, tokens, spec, score, weight)
+        return judge_fused(self.detector, distances, tokens, spec, weight)
 
 
 def load_predictor(
@@ -109,7 +109,7 @@ def load_predictor(
         image_size=spec.preprocess.size,
         layers=spec.layers,
         norm=spec.norm,
-        protocol=detector.config["protocol"]["name"],
+        protocol=detector.record.protocol.name,
         weights=weights,
         device=device,
     )

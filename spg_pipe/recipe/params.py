@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
@@ -17,12 +17,10 @@ OPTIONS = "the command's options"
 """The source of a recipe that `--set` and its like have changed."""
 _SHOWN = 100
 """Characters of a wrong value that an error shows: it may be a whole section."""
-TAU = 0.07
-"""Temperature of the patch softmax (docs/method.md §3)."""
-SIGMA = 4.0
-"""Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
 
 Weight = Annotated[float, Field(ge=0)]
+Detection = Literal["cls", "mean_tokens"]
+ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
@@ -68,8 +66,7 @@ class MethodParams(_Section):
     """What training and scoring share."""
 
     protocol: Literal["default", "spg"] = "default"
-    tau: Annotated[float, Field(gt=0)] = TAU
-    detection: Literal["cls", "mean_tokens"] = "cls"
+    detection: Detection = "cls"
     """The feature that the two global guides see."""
 
 
@@ -138,14 +135,8 @@ class GuideParams(_Section):
     atoms: Positive = 32
     """Atoms of each pair of contrast guides."""
     epochs: Positive = 15
-    batch_images: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 1e-2
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    sparsity: Annotated[float, Field(ge=0)] = 1e-3
     top_k: Positive | None = None
     """Hard top-k codes with a straight-through gradient, and no L1."""
-    order_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the images' order; null: the run's own seed."""
 
 
 class MapWeights(_Section):
@@ -176,15 +167,6 @@ class DecisionParams(_Section):
     image: ImageWeights = ImageWeights()
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the map's pixels that `map_top` is the mean of."""
-    ridge: Annotated[float, Field(gt=0)] = 1.0
-    """How firmly fitted weights are held to the proportions given here."""
-    layers: dict[str, Weight] = {}
-    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_are_names(cls, given: Any) -> Any:
-        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":
@@ -199,8 +181,6 @@ class BankParams(_Section):
 
     neighbours: Positive = 1
     """The distance of a patch is the mean over so many nearest patches of the bank."""
-    coreset: Positive = 10_000
-    """At most so many patches a layer and category, spread out; fewer are all kept."""
     weight: Weight = 2.0
     """Of the standardised distance beside the guides' log odds, in the map and the image score."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
@@ -211,16 +191,9 @@ class ScoreParams(_Section):
     """Maps and image scores (docs/method.md §4)."""
 
     rule: Literal["additive", "published"] = "additive"
-    """The additive decision (§8), for which of this section only `sigma` counts; or probabilities
-    of the guides alone (§4), as published."""
-    sigma: Annotated[float, Field(ge=0)] = SIGMA
-    image_score: Literal["max", "cls", "top_mean", "log_mean_exp", "mix"] = "max"
-    top_share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """q of `top_mean`."""
-    lme_tau: Annotated[float, Field(gt=0)] = 1.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of the CLS score in `mix`."""
-    batch_images: Positive = 8
+    """The additive decision (§8), or probabilities of the guides alone (§4), as published."""
+    image_score: ImageScore = "max"
+    """Of rule `published`: what is made of a map and the CLS probability (`image_scores`)."""
 
 
 class MetricParams(_Section):

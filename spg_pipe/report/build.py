@@ -174,11 +174,11 @@ def _direction_section(
     title = f"{way.aux} → {way.target}"
     scores = runs.runs[0].scores
     quality = examples.qualities(scores, runs.store)
-    settings = scores.config["detector"]["protocol"]
+    origin = scores.record.detector
     exif = (
         runs.store.spec.exif
         if runs.store
-        else honours_exif(runs.dataset.layout, settings["exif_of_own_images"])
+        else honours_exif(runs.dataset.layout, origin is None or origin.protocol.exif_of_own_images)
     )
     maps, unreadable = [], []
     for number, category in enumerate(_categories(runs)):
@@ -208,7 +208,7 @@ def _direction_section(
 
 
 def _map_scale(scores: "Scores") -> tuple[str, str]:
-    if not scores.additive:
+    if not scores.log_odds:
         return "0", "1"
     low, high = SHOWN
     return f"log odds {low:g}", f"{high:g}"

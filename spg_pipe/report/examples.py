@@ -185,7 +185,7 @@ def draw(
     scores, store = runs.runs[0].scores, runs.store
     pictures: list[Picture] = []
     unreadable: list[str] = []
-    low, high = shown_range(log_odds=scores.additive)
+    low, high = shown_range(log_odds=scores.log_odds)
     rows = np.array([example.image for example in examples], dtype=int)
     # All at once, because a chunk of the scores holds many images.
     small = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.metrics.tables import seen_in
+from spg_pipe.decision.maps import SIGMA
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.guides.model import TAU
+from spg_pipe.guides.trained.trainer import PUBLISHED
 from spg_pipe.recipe.params import GuideParams, Params
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.tables import UNDEFINED, Table
@@ -15,12 +18,12 @@ _SHORT = 16
 
 def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
     """The recipe in a sentence: what no number may stand without."""
-    backbone = directions[0].runs[0].scores.config["backbone"]
+    backbone = directions[0].runs[0].scores.record.backbone
     metrics = params.metrics
-    layers = ", ".join(backbone["layers"])
+    layers = ", ".join(backbone.layers)
     return (
         f"Backbone {_seen_at(directions)}, layers {layers} "
-        f"({backbone['norm']}-norm); method protocol {params.method.protocol}; metrics protocol "
+        f"({backbone.norm}-norm); method protocol {params.method.protocol}; metrics protocol "
         f"{metrics.protocol}, accumulator {metrics.accumulator}, resolution {metrics.resolution}; "
         f"seeds {', '.join(map(str, params.seeds))}."
     )
@@ -28,30 +31,30 @@ def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
 
 def _seen_at(directions: Sequence[DirectionRuns]) -> str:
     """Backbone and pixels, of every way that a target was looked at."""
-    found = [BackboneSpec.from_dict(d.runs[0].scores.config["backbone"]) for d in directions]
+    found = [d.runs[0].scores.record.backbone for d in directions]
     return ", ".join(dict.fromkeys(spec.seen_at for spec in found))
 
 
 def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
     """Settings of the recipe; those of the backbone as the scores' stores hold them."""
-    backbone = directions[0].runs[0].scores.config["backbone"]
-    image = backbone["preprocess"]
-    sae, guides, score, metrics = params.sae, params.guides, params.score, params.metrics
+    backbone = directions[0].runs[0].scores.record.backbone
+    image = backbone.preprocess
+    sae, guides, metrics = params.sae, params.guides, params.metrics
     length = f"{sae.tokens:,} tokens a layer" if sae.tokens else f"{sae.epochs} epochs"
     batch = f"{sae.batch_images} images" if sae.batch_images else f"{sae.batch_tokens} tokens"
     rows = (
         ("Configuration", params.name),
-        ("Backbone", f"{backbone['alias']} ({backbone['model']})"),
-        ("Weights", f"{backbone['weights']}; licence: {backbone['licence']}"),
-        ("Image size", f"{_seen_at(directions)}; {image['interpolation']}"),
-        ("Layers", f"{', '.join(backbone['layers'])} ({backbone['norm']}-norm)"),
-        ("Position embedding", str(backbone["pos_embed"])),
-        ("Method protocol", f"{params.method.protocol}; τ = {params.method.tau}"),
+        ("Backbone", f"{backbone.alias} ({backbone.model})"),
+        ("Weights", f"{backbone.weights}; licence: {backbone.licence}"),
+        ("Image size", f"{_seen_at(directions)}; {image.interpolation}"),
+        ("Layers", f"{', '.join(backbone.layers)} ({backbone.norm}-norm)"),
+        ("Position embedding", str(backbone.pos_embed)),
+        ("Method protocol", f"{params.method.protocol}; τ = {TAU}"),
         ("Metrics protocol", f"{metrics.protocol}; {metrics.accumulator}; {metrics.resolution}"),
         ("Sparse autoencoder", f"C = {sae.dict_size}, k = {sae.k}, {length}, batches of {batch}"),
         ("Guides", _guides(guides)),
         ("Detection feature", _detection_feature(params, backbone)),
-        ("Maps", f"blur σ = {score.sigma} px"),
+        ("Maps", f"blur σ = {SIGMA} px"),
         ("Image score", _image_score(params)),
         ("Seeds", ", ".join(map(str, params.seeds))),
     )
@@ -61,7 +64,7 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
 def _guides(guides: GuideParams) -> str:
     if guides.kind == "contrast":
         return f"contrast, {guides.atoms} atoms a pair"
-    return f"trained, {guides.epochs} epochs, batches of {guides.batch_images} images"
+    return f"trained, {guides.epochs} epochs, batches of {PUBLISHED.batch_images} images"
 
 
 def _image_score(params: Params) -> str:
@@ -71,9 +74,9 @@ def _image_score(params: Params) -> str:
     return f"additive: {', '.join(used)}"
 
 
-def _detection_feature(params: Params, backbone: dict[str, Any]) -> str:
+def _detection_feature(params: Params, backbone: BackboneSpec) -> str:
     """`method.detection`, and what stands for CLS where the backbone has none."""
-    feature, prefix = params.method.detection, backbone.get("prefix", "cls")
+    feature, prefix = params.method.detection, backbone.prefix
     if feature != "cls" or prefix == "cls":
         return feature
     return f"cls; in its place {'zeros' if prefix == 'zeros' else 'the mean patch token'}"
@@ -84,21 +87,25 @@ def fitting_table(directions: Sequence[DirectionRuns]) -> Table:
     rows = []
     for direction in directions:
         for run in direction.runs:
-            config = run.scores.config
-            detector = config["detector"]
-            auxiliary = detector["auxiliary"]
-            left_out = auxiliary.get("left_out", 0)
-            painted = auxiliary.get("synthetic")
+            scored = run.scores.record
+            if scored.detector is None:
+                continue
+            auxiliary, guides = scored.detector.auxiliary, scored.detector.guides
+            painted = auxiliary.synthetic
             rows.append(
                 (
-                    f"{auxiliary['dataset']} → {config['dataset']}",
+                    f"{auxiliary.dataset} → {scored.dataset}",
                     str(run.seed),
-                    f"{auxiliary['images']:,} ({auxiliary['split']} split"
-                    + (f"; {seen_in(painted)}" if painted else "")
-                    + (f"; {left_out:,} left out: no mask or label)" if left_out else ")"),
-                    _by_layer(detector["sae"]["tokens_seen"]),
-                    str(detector["guides"]["epochs"]),
-                    f"{config['images']:,} ({config['split']} split)",
+                    f"{auxiliary.images:,} ({auxiliary.split} split"
+                    + (f"; {auxiliary.supervision}" if painted else "")
+                    + (
+                        f"; {auxiliary.left_out:,} left out: no mask or label)"
+                        if auxiliary.left_out
+                        else ")"
+                    ),
+                    _by_layer(scored.detector.sae.tokens_seen),
+                    str(guides.epochs) if isinstance(guides, TrainedGuides) else "none",
+                    f"{scored.images:,} ({scored.split} split)",
                 )
             )
     columns = (
@@ -167,7 +174,7 @@ def licences(directions: Sequence[DirectionRuns]) -> list[tuple[str, bool]]:
         str(licence)
         for direction in directions
         for run in direction.runs
-        for licence in run.scores.config["licences"]
+        for licence in run.scores.record.licences
     }
     return [(licence, non_commercial(licence)) for licence in sorted(every)]
 
@@ -186,18 +193,18 @@ def provenance_table(
     rows = []
     for direction in directions:
         for run in direction.runs:
-            config = run.scores.config
+            scored = run.scores.record
             detector = trained[direction.direction.aux, run.seed].detector
             rows.append(
                 (
                     f"{direction.direction.aux} → {direction.direction.target}, seed {run.seed}",
-                    _short(config["fingerprint"]),
-                    _short(config["inputs"]["detector"]),
-                    _short(config["detector"]["sae"]["fingerprint"]),
-                    _short(detector["inputs"]["store"] if detector else None),
-                    _short(config["inputs"]["store"]),
+                    _short(scored.fingerprint),
+                    _short(scored.detector.fingerprint if scored.detector else None),
+                    _short(scored.detector.sae.fingerprint if scored.detector else None),
+                    _short(detector["store"] if detector else None),
+                    _short(scored.store),
                     _short(direction.manifest.fingerprint() if direction.manifest else None),
-                    _short(config["backbone"]["weights_sha256"]),
+                    _short(scored.backbone.weights_sha256),
                 )
             )
     columns = (
@@ -217,8 +224,8 @@ def provenance_table(
 def versions_table(directions: Sequence[DirectionRuns]) -> Table:
     """Versions of the libraries that scored and evaluated."""
     runs = [run for direction in directions for run in direction.runs]
-    scored = _versions(run.scores.config.get("versions", {}) for run in runs)
-    evaluated = _versions(run.provenance.get("versions", {}) for run in runs)
+    scored = _versions(run.scores.record.versions for run in runs)
+    evaluated = _versions(run.provenance.versions for run in runs)
     rows = tuple(
         (name, scored.get(name, UNDEFINED), evaluated.get(name, UNDEFINED))
         for name in dict.fromkeys([*scored, *evaluated])

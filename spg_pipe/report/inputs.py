@@ -18,6 +18,8 @@ from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
+    from spg_pipe.detector.metrics_file import Provenance
+    from spg_pipe.detector.record import ScoresRecord
     from spg_pipe.detector.scores import Scores
     from spg_pipe.store.reader import FeatureStore
 
@@ -35,7 +37,7 @@ class SeedRun:
     curves: list[dict[str, str]]
     """Columns category, curve, x, y."""
     scores: "Scores"
-    provenance: dict[str, Any]
+    provenance: "Provenance"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _direction(
     dataset = params.dataset(direction.target)
     store = None
     if there:
-        wanted = there[0].scores.config["inputs"]["store"]
+        wanted = there[0].scores.record.store
         folder = _by_fingerprint(paths.store(dataset.name), wanted, "zarr.json")
         store = FeatureStore(folder) if folder else None
     return DirectionRuns(
@@ -152,9 +154,9 @@ def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
 
     _, target, seed = key
     record = read_metrics(path)
-    wanted = record.provenance["scores"]
+    wanted = record.provenance.scores
     scores = Scores.load(folder) if folder.is_dir() else None
-    if scores is None or scores.config["fingerprint"] != wanted:
+    if scores is None or scores.record.fingerprint != wanted:
         raise SpgError(
             f"{path} was computed from scores with fingerprint {wanted[:8]}, and {folder} does not "
             f"hold them: they were replaced or removed. Run `spg-pipe score --split {target}` and "
@@ -167,20 +169,19 @@ def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
 def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:
     """The training runs behind the scores, each once, by auxiliary set and seed."""
     scored = {
-        (direction.direction.aux, run.seed): run.scores.config
+        (direction.direction.aux, run.seed): run.scores.record
         for direction in directions
         for run in direction.runs
     }
     return [_auxiliary(paths, *key, scored[key]) for key in sorted(scored)]
 
 
-def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> AuxiliaryRun:
-    detector = _by_fingerprint(
-        paths.detector(aux, seed), scored["inputs"]["detector"], "config.json"
-    )
-    sae = _by_fingerprint(
-        paths.sae(aux, seed), scored["detector"]["sae"]["fingerprint"], "config.json"
-    )
+def _auxiliary(paths: Paths, aux: str, seed: int, scored: "ScoresRecord") -> AuxiliaryRun:
+    origin = scored.detector
+    wanted = origin.fingerprint if origin else ""
+    detector = _by_fingerprint(paths.detector(aux, seed), wanted, "config.json")
+    wanted = origin.sae.fingerprint if origin else ""
+    sae = _by_fingerprint(paths.sae(aux, seed), wanted, "config.json")
     return AuxiliaryRun(
         aux=aux,
         seed=seed,

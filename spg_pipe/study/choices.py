@@ -158,7 +158,6 @@ def _choose_zero_shot(
                 judge_candidates(
                     store,
                     candidates_of(settings, seed),
-                    run.params.score.sigma,
                     device=choose_device(run.device),
                     progress=update,
                 )
@@ -203,7 +202,6 @@ def _choose_bank(
                     store,
                     one,
                     [setting.run.params.bank for setting in settings],
-                    run.params.score.sigma,
                     normals=normals,
                     seed=seed,
                     device=choose_device(run.device),

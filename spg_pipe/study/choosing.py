@@ -20,7 +20,8 @@ from spg_pipe.decision.fit import Labelled, Seen, fit_seen, grids_of, image_valu
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.guides.contrast import VIEWS, ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.contrast import ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.layer import VIEWS
 from spg_pipe.metrics import Regions, accumulate, image_metrics
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.sae.run import SaeRun
@@ -123,7 +124,6 @@ def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray
 def judge_candidates(
     store: FeatureStore,
     candidates: Sequence[Candidate],
-    sigma: float,
     *,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -137,8 +137,6 @@ def judge_candidates(
     ----------
     store : FeatureStore
         The auxiliary set.
-    sigma : float
-        Blur of the maps, pixels at S×S.
     progress : callable (candidates done, candidates in all), optional
 
     Raises
@@ -149,7 +147,7 @@ def judge_candidates(
     shared = look_at_parts(store, candidates, device)
     results = []
     for number, one in enumerate(candidates):
-        parts = [_judge(shared, one, part, sigma) for part in shared.parts]
+        parts = [_judge(shared, one, part) for part in shared.parts]
         results.append(Judgement(tuple(parts)))
         if progress:
             progress(number + 1, len(candidates))
@@ -169,14 +167,12 @@ class Looked:
     made: "dict[tuple[int, int, str], tuple[int, dict[str, dict[str, Tensor]]]]"
     """SAE, atoms and part → which of `seen`'s guides, and their directions."""
 
-    def decide(self, one: Candidate, part: str, sigma: float) -> tuple[Decision, int]:
+    def decide(self, one: Candidate, part: str) -> tuple[Decision, int]:
         """A candidate's decision, made without a part, and which of `seen`'s guides are its."""
         which, views = self.made[id(one.saes), one.atoms, part]
         lacking = [v for v in VIEWS if not any(bool(views[n][v].any()) for n in views)]
         params, among = _without(one.decision, lacking), ~self.parts[part]
-        fit = fit_seen(
-            self.seen, self.images, params, sigma, final=which, honest=which, among=among
-        )
+        fit = fit_seen(self.seen, self.images, params, final=which, honest=which, among=among)
         return fit.decision, which
 
     def categories(self, part: str) -> list[np.ndarray]:
@@ -237,14 +233,14 @@ def _without(params: DecisionParams, views: Sequence[str]) -> DecisionParams:
     return params.model_copy(update={"image": image})
 
 
-def _judge(shared: Looked, one: Candidate, part: str, sigma: float) -> PartResult:
-    decision, which = shared.decide(one, part, sigma)
+def _judge(shared: Looked, one: Candidate, part: str) -> PartResult:
+    decision, which = shared.decide(one, part)
 
     def of(rows: np.ndarray) -> CategoryResult:
-        values = image_values(decision, shared.seen, which, shared.images.size, sigma, rows)
+        values = image_values(decision, shared.seen, which, shared.images.size, rows)
         total = np.sum(list(decision.shares(values).values()), axis=0)
         grids = partial(grids_of, decision, shared.seen, which)
-        return judge_images(shared.images, rows, total), *judge_pixels(shared, rows, grids, sigma)
+        return judge_images(shared.images, rows, total), *judge_pixels(shared, rows, grids)
 
     return part_result(part, [of(rows) for rows in shared.categories(part)])
 
@@ -272,7 +268,6 @@ def judge_pixels(
     shared: Looked,
     rows: np.ndarray,
     grids: Callable[[np.ndarray], dict[str, Tensor]],
-    sigma: float,
 ) -> tuple[float, float]:
     """Pixel AUROC and AP of one category's held-out images; NaN where no mask is known.
 
@@ -290,7 +285,7 @@ def judge_pixels(
         for image in known:
             place, patches = shared.regions[image], grids(np.array([image]))
             size = shared.images.size
-            yield anomaly_maps(patches, size, sigma, place.shape, log_odds=True)[0], place
+            yield anomaly_maps(patches, size, at=place.shape, log_odds=True)[0], place
 
     pixel = accumulate(pairs, "histogram")
     return pixel.auroc, pixel.ap

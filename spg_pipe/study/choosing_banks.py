@@ -39,7 +39,6 @@ def judge_banks(
     store: FeatureStore,
     one: Candidate,
     banks: Sequence[BankParams],
-    sigma: float,
     *,
     normals: int,
     seed: int,
@@ -54,8 +53,6 @@ def judge_banks(
         The auxiliary set.
     one : Candidate
         How guides and decision are made.
-    sigma : float
-        Blur of the maps, pixels at S×S.
     normals : int
         Normal images of a bank. A category with fewer than one more in a part is left out of it.
     seed : int
@@ -80,9 +77,9 @@ def judge_banks(
     each: list[list[CategoryResult]]
     found: dict[str, list[list[CategoryResult]]] = {}
     for number, part in enumerate(shared.parts):
-        decision, which = shared.decide(one, part, sigma)
+        decision, which = shared.decide(one, part)
         each = [
-            _category(store, shared, decision, which, rows, drawn, banks, sigma, device)
+            _category(store, shared, decision, which, rows, drawn, banks, device)
             for rows, drawn in _targets(store, shared, part, normals, seed)
         ]
         if each:
@@ -128,18 +125,17 @@ def _category(
     rows: np.ndarray,
     drawn: np.ndarray,
     banks: Sequence[BankParams],
-    sigma: float,
     device: str,
 ) -> list[CategoryResult]:
     """A result a setting; those that differ in weight and share alone have the same distances."""
-    values = image_values(decision, shared.seen, which, shared.images.size, sigma, rows)
+    values = image_values(decision, shared.seen, which, shared.images.size, rows)
     guides = np.sum(list(decision.shares(values).values()), axis=0)
     place = {image: number for number, image in enumerate(np.flatnonzero(rows).tolist())}
     results: dict[int, CategoryResult] = {}
-    order = sorted(range(len(banks)), key=lambda n: _searched(banks[n]))
-    for _, same in groupby(order, key=lambda n: _searched(banks[n])):
+    order = sorted(range(len(banks)), key=lambda n: banks[n].neighbours)
+    for _, same in groupby(order, key=lambda n: banks[n].neighbours):
         numbers = list(same)
-        bank = MemoryBank.of_store(store, drawn, sigma, banks[numbers[0]], device=device)
+        bank = MemoryBank.of_store(store, drawn, banks[numbers[0]], device=device)
         patches = _distances(store, bank, np.flatnonzero(rows), device)
         tops = {
             share: bank.with_top_share(share).tops(patches)
@@ -150,7 +146,6 @@ def _category(
                 shared,
                 rows,
                 partial(_fused, shared, decision, which, place, patches, weight),
-                sigma,
             )
             for weight in {banks[n].weight for n in numbers}
         }
@@ -176,10 +171,6 @@ def _fused(
         layer: odds + weight * patches[layer][at : at + 1]
         for layer, odds in grids_of(decision, shared.seen, which, image).items()
     }
-
-
-def _searched(bank: BankParams) -> tuple[int, int]:
-    return bank.neighbours, bank.coreset
 
 
 def _distances(

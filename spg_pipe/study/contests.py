@@ -14,14 +14,16 @@ from spg_pipe.pipeline.find_runs import find_detector
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_guides_together, train_saes
 from spg_pipe.recipe.machine import choose_device
-from spg_pipe.recipe.params import MetricParams
+from spg_pipe.recipe.params import MetricParams, Params
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.study.costs import Cost, idle_memory, measured
 
 if TYPE_CHECKING:
     from spg_pipe.bank.few_shot import Banks
+    from spg_pipe.detector.make import DetectorPlan
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.study.baselines.patchwise import Method
 
@@ -106,27 +108,23 @@ def make_detectors(run: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str, 
         A seed's share of the time, and the memory of all together.
     """
     with measured(idle_memory()) as cost:
-        paths = train_guides_together([run], aux, seeds)
+        paths = train_guides_together([run], aux, seeds, order_seed=run.params.seeds[0])
     return _costs(paths, cost)
 
 
 def make_free(published: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str, Cost]:
     """As published on ±axes instead of atoms, all seeds in one pass; costs as `make_detectors`."""
-    from spg_pipe.detector.make import Rules
-    from spg_pipe.detector.make import train_guides_together as train
-    from spg_pipe.guides.train import GuideRun
+    from spg_pipe.detector.make import make_detectors as make
     from spg_pipe.study.baselines.free import free_dictionary
 
     store, params = find_store(published, find_dataset(published.params, aux)), published.params
     with measured(idle_memory()) as cost:
         axes = free_dictionary(store)
-        runs = [GuideRun(axes, params.guides, seed) for seed in seeds]
+        plans = [_free_plan(params, axes, seed) for seed in seeds]
         with published.console.progress(f"free dense guides {aux}") as update:
-            made = train(
+            made = make(
                 store,
-                runs,
-                params.method,
-                [Rules(params.score, params.decision)] * len(runs),
+                plans,
                 device=choose_device(published.device),
                 cache=published.cache,
                 progress=update,
@@ -137,25 +135,28 @@ def make_free(published: RecipeRun, aux: str, seeds: Sequence[int]) -> dict[str,
     return _costs(paths, cost)
 
 
+def _free_plan(params: Params, axes: "SaeRun", seed: int) -> "DetectorPlan":
+    from spg_pipe.detector.make import DetectorPlan
+
+    return DetectorPlan.of(params, axes, seed).ordered_by(params.seeds[0])
+
+
 def free_is_there(published: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> bool:
     """Whether `make_free` has made it from this store with these parameters."""
+    from spg_pipe.decision.rules import Published
     from spg_pipe.detector.model import Detector
+    from spg_pipe.study.baselines.free import free_dictionary
 
     params = published.params
     try:
-        config = Detector.load(published.paths.free_detector(aux, seed)).config
+        record = Detector.load(published.paths.free_detector(aux, seed)).record
     except SpgError:
         return False
-    wanted = {
-        "seed": seed,
-        "tau": params.method.tau,
-        "detection": params.method.detection,
-        "score": params.score.model_dump(mode="json", exclude={"batch_images"}),
-        "guides": params.guides.model_dump(mode="json"),
-        "protocol": protocol(params.method.protocol).to_dict(),
-    }
-    same_store = config["inputs"]["store"] == store.fingerprint
-    return same_store and all(config[key] == value for key, value in wanted.items())
+    plan = _free_plan(params, free_dictionary(store), seed)
+    found = (record.store, record.seed, record.detection, record.protocol)
+    wanted = (store.fingerprint, seed, plan.method.detection, protocol(plan.method.protocol))
+    rule = Published(image_score=plan.score.image_score)
+    return found == wanted and (record.guides, record.rule) == (plan.guides, rule)
 
 
 def _costs(paths: Sequence[Path], cost: Cost) -> dict[str, Cost]:
@@ -166,7 +167,7 @@ def _costs(paths: Sequence[Path], cost: Cost) -> dict[str, Cost]:
 def from_recipe(run: RecipeRun, aux: str, seed: int) -> Made:
     """The recipe's own detector."""
     detector = _load(find_detector(run, aux, seed))
-    made_from = (detector.fingerprint, detector.config["inputs"]["sae"])
+    made_from = (detector.fingerprint, detector.record.sae.fingerprint)
     return Made(_by_detector(run, detector), made_from)
 
 
@@ -228,7 +229,7 @@ def fused(
     detector = _load(find_detector(run, aux, seed))
     alone = Scores.load(distances)
     score = partial(score_few_shot, detector, banks, alone=alone, device=device)
-    return Made(score, (detector.fingerprint, detector.config["inputs"]["sae"]))
+    return Made(score, (detector.fingerprint, detector.record.sae.fingerprint))
 
 
 def _banks(run: RecipeRun, normals: Sequence[Path], target: Path) -> "Banks":
@@ -237,8 +238,7 @@ def _banks(run: RecipeRun, normals: Sequence[Path], target: Path) -> "Banks":
 
     params, device = run.params, choose_device(run.device)
     stores = [FeatureStore(path) for path in normals]
-    sigma = params.score.sigma
-    return banks_of(stores, FeatureStore(target), params.bank, sigma=sigma, device=device)
+    return banks_of(stores, FeatureStore(target), params.bank, device=device)
 
 
 def _load(path: Path) -> "Detector":
@@ -257,8 +257,7 @@ def _by_detector(run: RecipeRun, detector: "Detector") -> Score:
 def _patchwise(run: RecipeRun, method: "Method") -> Made:
     from spg_pipe.study.baselines.patchwise import score_patchwise
 
-    device, sigma = choose_device(run.device), run.params.score.sigma
-    return Made(partial(score_patchwise, method, sigma=sigma, device=device))
+    return Made(partial(score_patchwise, method, device=choose_device(run.device)))
 
 
 def score_intervals(scores: "Scores", store: "FeatureStore") -> dict[str, tuple[float, float]]:

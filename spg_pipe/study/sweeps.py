@@ -209,7 +209,7 @@ def _distinct_detectors(group: Sequence[Setting]) -> list[Setting]:
         params = setting.run.params
         key: list[object] = [params.sae, params.guides]
         if params.score.rule == "additive":
-            key += [params.decision, params.score.sigma]
+            key += [params.decision]
         found.setdefault(repr(key), setting)
     return list(found.values())
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted
+from tiny import METHOD, SAE, extracted, plan_of, vectors_of
 
 from backbones.helpers import make_smaller, random_images, random_model, save_weights
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.find import backbone_fits
@@ -124,10 +124,10 @@ def test_the_published_zeros_pin_the_detection_loss_at_log_2(tower, tiny_manifes
         )
         store = extracted(tiny_manifest, tmp_path / f"{method.protocol}.zarr", backbone=backbone)
         saes = train_sae(store, SAE, method, seed=1)[0]
-        detector, curve = train_guides(store, saes, GUIDES, method, SCORE, seed=1)
+        detector, curve = make_detector(store, plan_of(saes, 1, method=method))
         stores[method.protocol], curves[method.protocol] = store, curve
         assert all(math.isfinite(value) for row in curve for value in row.values())
-        assert detector.layers["12"].vectors.isfinite().all()
+        assert vectors_of(detector.layers["12"]).isfinite().all()
         scores = score_store(detector, store, tmp_path / method.protocol)
         zeros = method.protocol == "spg"
         assert np.array_equal(scores.table["score_cls"], [0.5] * len(store)) == zeros

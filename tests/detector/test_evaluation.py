@@ -87,7 +87,8 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
     assert list(document["categories"]) == ["bolt", "nut"]
     assert document["mean"]["metrics"] == evaluation.table.mean.metrics
     assert read_metrics(tmp_path / "metrics/run.json").table == evaluation.table
-    assert document["provenance"]["inputs"] == scores.config["inputs"]
+    assert document["provenance"]["store"] == scores.record.store
+    assert document["provenance"]["guides"]["epochs"] == 3
     assert document["provenance"]["sae_tokens_seen"] == {"1": 768, "2": 192}
     with (tmp_path / "metrics/run.csv").open() as stream:
         assert [row["category"] for row in csv.DictReader(stream)] == ["bolt", "nut", "mean"]

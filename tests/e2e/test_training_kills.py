@@ -19,7 +19,7 @@ CHILD = """
 import os, signal, sys
 from spg_pipe.artefacts import checkpoint
 from spg_pipe.cli.main import main
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.sae.trainer import SaeTrainer
 
 checkpoint.Checkpoints.due = lambda self: True

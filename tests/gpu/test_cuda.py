@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams
+from spg_pipe.guides.trained.trainer import GuideTrainer
+from spg_pipe.recipe.params import MethodParams, SaeParams
 from spg_pipe.sae import ops, sparse_loss
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.trainer import SaeTrainer
@@ -77,7 +78,7 @@ def test_guide_steps_agree_with_the_cpu() -> None:
             sae.atoms.detach().to(device),
             torch.zeros(64, dtype=torch.bool, device=device),
             (6, 6),
-            GuideParams(),
+            TrainedGuides(epochs=1),
             MethodParams(),
         )
         batch = trainer.batch(tokens.to(device), labels.to(device), masks.to(device))

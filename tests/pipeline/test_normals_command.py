@@ -62,11 +62,11 @@ def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
     here: RecipeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zero_shot = pipeline.score(here, "right")[0]
-    before = Scores.load(zero_shot).config["fingerprint"]
+    before = Scores.load(zero_shot).record.fingerprint
     place = scored(capsys, "--split", "right", "--normals", "right/train")
     assert place.parent == Path("artifacts/few-shot/mini")
-    assert Scores.load(place).config["sees"] == f"labelled auxiliary set; {SEES}"
-    assert Scores.load(zero_shot).config["fingerprint"] == before
+    assert Scores.load(place).record.supervision == f"labelled auxiliary set; {SEES}"
+    assert Scores.load(zero_shot).record.fingerprint == before
     code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place))
     assert code == 0
     text = " ".join(out.split())
@@ -101,7 +101,7 @@ def test_a_bank_alone_needs_no_detector(
         place = scored(capsys, "--split", "right", "--normals", "right/train", "--bank", "alone")
     finally:
         shutil.move(tmp_path / "detectors", "artifacts")
-    assert Scores.load(place).config["sees"] == SEES
+    assert Scores.load(place).record.supervision == SEES
     assert place.name.startswith("right-efficientnet-lite0-64-")
     code, out, _ = command(capsys, "evaluate", "--split", "right", "--scores", str(place))
     assert code == 0

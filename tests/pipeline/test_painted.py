@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from layouts import write_mvtec
-from tiny import METHOD, SAE, TinyBackbone, extracted
+from tiny import METHOD, SAE, TinyBackbone, additive_plan, extracted
 
 from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
@@ -20,11 +20,13 @@ from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, class_sums
+from spg_pipe.guides.kinds import ContrastGuides
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
@@ -33,9 +35,7 @@ from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
     DecisionParams,
-    GuideParams,
     MetricParams,
-    ScoreParams,
     parse_params,
 )
 from spg_pipe.report.tables import caption
@@ -76,8 +76,7 @@ def sae(store: FeatureStore) -> SaeRun:
 
 @pytest.fixture(scope="module")
 def detector(store: FeatureStore, sae: SaeRun) -> Detector:
-    rules = ScoreParams(sigma=1.0)
-    return train_guides(store, sae, GuideParams(atoms=4), METHOD, rules, seed=1)[0]
+    return make_detector(store, additive_plan(sae, guides=ContrastGuides(atoms=4)))[0]
 
 
 @pytest.fixture
@@ -108,15 +107,14 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Rec
 def test_a_detector_says_on_how_many_images_its_defects_were_painted(
     detector: Detector, tiny_detector: Detector
 ) -> None:
-    assert detector.config["auxiliary"]["synthetic"] == {
-        "normal_images": 12,
-        "categories": ["bottle", "screw"],
-    }
+    assert detector.record.auxiliary.synthetic == Painted(
+        normal_images=12, categories=("bottle", "screw")
+    )
     assert detector.sees == SEES
     assert len(detector.painted_on) == 12
     assert tiny_detector.sees == "labelled auxiliary set"
-    assert "synthetic" not in tiny_detector.config["auxiliary"]
-    assert "painted_on" not in tiny_detector.config
+    assert tiny_detector.record.auxiliary.synthetic is None
+    assert not tiny_detector.painted_on
 
 
 def test_scores_metrics_and_tables_say_so(
@@ -135,7 +133,7 @@ def test_few_shot_scores_say_both(
     detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
 ) -> None:
     judged = target("other")
-    banks = banks_of([target("other", "train")], judged, BankParams(), sigma=1.0)
+    banks = banks_of([target("other", "train")], judged, BankParams())
     scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
     assert scores.sees == f"{SEES}; few-shot: 2 normal images of the target"
 
@@ -174,9 +172,10 @@ def test_a_target_that_was_painted_on_is_told(
     assert note in said
     assert bool(said) == bool(note)
     # Other categories of the same folder are other products.
-    config = detector.config | {"painted_on": ["0"]}
-    config["auxiliary"] = config["auxiliary"] | {"synthetic": {"categories": ["zipper"]}}
-    note_own_images(run, replace(detector, config=config), dataset, judged)
+    painted = Painted(normal_images=1, categories=("zipper",))
+    auxiliary = detector.record.auxiliary.model_copy(update={"synthetic": painted})
+    record = detector.record.model_copy(update={"painted_on": ("0",), "auxiliary": auxiliary})
+    note_own_images(run, replace(detector, record=record), dataset, judged)
     assert capsys.readouterr().err == ""
 
 

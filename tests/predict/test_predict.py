@@ -25,6 +25,7 @@ from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, judge_images
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.results import write_results
+from spg_pipe.recipe.protocol import protocol as settings_of
 
 Run = Callable[..., list[Prediction]]
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
@@ -61,8 +62,8 @@ def run(tiny_detector: Detector) -> Run:
     ) -> list[Prediction]:
         detector = tiny_detector
         if protocol == "spg":
-            settings = detector.config["protocol"] | {"name": "spg", "exif_of_own_images": False}
-            detector = replace(detector, config=detector.config | {"protocol": settings})
+            record = detector.record.model_copy(update={"protocol": settings_of("spg")})
+            detector = replace(detector, record=record)
         predictor, images = (
             Predictor(detector, backbone or TinyBackbone()),
             read_images(source, out),

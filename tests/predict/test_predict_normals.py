@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import METHOD, TinyBackbone, files, write_folder
+from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.cli.main import app
 from spg_pipe.decision.maps import SHOWN, SOFTENING
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.recipe.params import BankParams, GuideParams, ScoreParams
+from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
@@ -35,9 +35,8 @@ Command = Callable[..., tuple[int, str, str]]
 def detector(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
     path = tmp_path_factory.mktemp("detectors") / "d"
-    train_guides(tiny_store, tiny_sae, *given, seed=1)[0].save(path)
+    make_detector(tiny_store, additive_plan(tiny_sae))[0].save(path)
     return path
 
 
@@ -95,7 +94,7 @@ def test_the_scores_are_those_of_score_on_the_same_images(
         )
         for name in ("parts", "normals")
     )
-    banks = banks_of([normals], target, BankParams(weight=0.5), sigma=1.0)
+    banks = banks_of([normals], target, BankParams(weight=0.5))
     used = None if alone else Detector.load(detector)
     expected = score_few_shot(used, banks, target, tmp_path / "s").table.set_index("path")
     found = rows_of(tmp_path / "out")
@@ -223,7 +222,7 @@ def single(folder: Path) -> None:
         (single, [], "has 1 image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
         (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
-        (None, ["--set", "bank.coreset=0"], "bank.coreset"),
+        (None, ["--set", "bank.neighbours=0"], "bank.neighbours"),
     ],
 )
 def test_what_makes_no_bank_is_refused_with_nothing_written(

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import METHOD, SCORE, extracted, manifest_of, write_folder
+from tiny import codes_of, extracted, keyed, manifest_of, plan_of, vectors_of, write_folder
 
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.bank.few_shot import banks_of
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
-from spg_pipe.recipe.params import BankParams, GuideParams, MetricParams
+from spg_pipe.detector.make import make_detector
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.recipe.params import BankParams, MetricParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 from spg_pipe.study.baselines.free import free_dictionary
@@ -89,23 +91,23 @@ def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(
 
 
 def test_free_guides_are_any_vectors(tiny_store: FeatureStore) -> None:
-    guides = GuideParams(kind="trained", epochs=1, batch_images=4)
+    guides = TrainedGuides(epochs=1)
     axes = free_dictionary(tiny_store)
-    detector, _ = train_guides(tiny_store, axes, guides, METHOD, SCORE, seed=3)
+    detector, _ = make_detector(tiny_store, plan_of(axes, 3, guides=guides))
     for guide in detector.layers.values():
-        torch.testing.assert_close(guide.atom_codes @ guide.atoms, guide.vectors)
+        torch.testing.assert_close(codes_of(guide) @ guide.atoms, vectors_of(guide))
         assert (guide.atoms.abs().sum(dim=1) == 1).all()
 
 
 def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
-    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s", sigma=1.0)
-    assert scores.config["sees"] == "nothing"
+    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s")
+    assert scores.record.supervision == "nothing"
     table = evaluate_scores(scores, tiny_store, MetricParams()).table
     assert table.context.method == "intra-image dissimilarity"
     assert 0 <= table.mean.metrics["pixel_auroc"] <= 1
     tokens = {layer: image_tokens(tiny_store, layer, np.array([7])) for layer in ("1", "2")}
-    alone = dissimilarity().values(tokens, np.array([7]))
+    alone = dissimilarity().values(keyed(tokens), np.array([7]))
     for layer, values in scores.patches(np.array([7])).items():
-        torch.testing.assert_close(values.flatten(1), alone[layer], atol=1e-6, rtol=0)
+        torch.testing.assert_close(values.flatten(1), alone[TokenKey(layer)], atol=1e-6, rtol=0)

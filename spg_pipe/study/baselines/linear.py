@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.backbones.spec import backbone_layer
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import unit
 from spg_pipe.metrics.tables import seen_in
@@ -40,11 +40,8 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
         side = torch.from_numpy(fitted.coef_[0].astype(np.float32))
         sides[layer] = side, float(fitted.intercept_[0])
 
-    def values_of(tokens: dict[str, Tensor], _rows: np.ndarray) -> dict[str, Tensor]:
-        return {
-            name: _logit(unit(batch[:, 1:]), *sides[backbone_layer(name)])
-            for name, batch in tokens.items()
-        }
+    def values_of(tokens: dict[TokenKey, Tensor], _rows: np.ndarray) -> dict[TokenKey, Tensor]:
+        return {key: _logit(unit(batch[:, 1:]), *sides[key.layer]) for key, batch in tokens.items()}
 
     return Method(
         "logistic regression",

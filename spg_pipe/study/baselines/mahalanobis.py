@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.bank.few_shot import Normals, fingerprint_of, says, seen_of
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
@@ -31,8 +32,8 @@ def mahalanobis(normals: Normals, target: FeatureStore) -> Method:
         for name, own in normals.items()
     }
 
-    def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
-        return {layer: _lengths(batch, names[rows], layer) for layer, batch in tokens.items()}
+    def values(tokens: dict[TokenKey, Tensor], rows: np.ndarray) -> dict[TokenKey, Tensor]:
+        return {key: _lengths(batch, names[rows], key.name) for key, batch in tokens.items()}
 
     def _lengths(batch: Tensor, categories: Sequence[object], layer: str) -> Tensor:
         found = [

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines.patchwise import Method
@@ -35,19 +36,19 @@ def mutual_scoring(store: FeatureStore, seed: int, images: int = IMAGES) -> Meth
     }
     place = {int(image): number for number, image in enumerate(np.sort(drawn))}
 
-    def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
+    def values(tokens: dict[TokenKey, Tensor], rows: np.ndarray) -> dict[TokenKey, Tensor]:
         found = {}
-        for layer, batch in tokens.items():
+        for key, batch in tokens.items():
             each = []
             for image, patches in zip(rows.tolist(), unit(batch[:, 1:]), strict=True):
                 others = [n for n in range(len(drawn)) if n != place.get(image)][:images]
-                bank = banks[layer][others].to(batch.device)
+                bank = banks[key.name][others].to(batch.device)
                 near = 1 - (bank.flatten(0, 1) @ patches.t()).unflatten(0, (len(others), -1)).amax(
                     1
                 )
                 count = max(1, int(SHARE * len(others)))
                 each.append(near.topk(count, dim=0, largest=False)[0].mean(dim=0))
-            found[layer] = torch.stack(each)
+            found[key] = torch.stack(each)
         return found
 
     return Method("mutual scoring", transductive(store, images), values, seed=seed)

@@ -3,21 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.detector.judge import Judged
-from spg_pipe.detector.scores import Scores, described, write_scores
+from spg_pipe.detector.record import ScoresRecord
+from spg_pipe.detector.scores import Scores, of_store, write_scores
 from spg_pipe.guides.model import to_grid
-from spg_pipe.recipe.params import SIGMA
 from spg_pipe.store.reader import FeatureStore
 
-PatchValues = Callable[[dict[str, Tensor], np.ndarray], dict[str, Tensor]]
-"""Tokens, layer → (B, 1 + N, D), and their rows in the store (B,) → layer → (B, N), of any range:
+PatchValues = Callable[[dict[TokenKey, Tensor], np.ndarray], dict[TokenKey, Tensor]]
+"""Tokens, key → (B, 1 + N, D), and their rows in the store (B,) → key → (B, N), of any range:
 higher is more anomalous."""
 
 TOP_SHARE = 0.05
@@ -40,20 +40,19 @@ class Method:
 
 
 def score_patchwise(
-    method: Method, store: FeatureStore, path: Path, *, sigma: float = SIGMA, device: str = "cpu"
+    method: Method, store: FeatureStore, path: Path, *, device: str = "cpu"
 ) -> Scores:
     """Judge every image of a store and write scores/<run>/."""
-    content: dict[str, Any] = described(store) | {
-        "method": method.name,
-        "sees": method.sees,
-        "score": {"rule": "additive", "sigma": sigma, "top_share": TOP_SHARE},
-        "inputs": {"store": store.fingerprint} | (method.inputs or {}),
-        "detector": {
-            "auxiliary": {"dataset": method.auxiliary},
-            "seed": method.seed,
-            "protocol": {"name": "none"},
-        },
-    }
+    record = ScoresRecord(
+        **of_store(store),
+        method=method.name,
+        supervision=method.sees,
+        log_odds=True,
+        seed=method.seed,
+        auxiliary=method.auxiliary,
+        made_from=method.inputs or {},
+        licences=tuple(sorted(store.licences)),
+    )
     shapes = {layer: store.spec.layers[layer].grid for layer in store.layers}
     done = 0
 
@@ -63,12 +62,13 @@ def score_patchwise(
         rows = np.arange(done, done + count)
         done += count
         with torch.inference_mode():
-            found = method.values(tokens, rows)
+            found = method.values(store.spec.backbone.keyed(tokens), rows)
         patches = {
-            layer: to_grid(values.float().cpu(), shapes[layer]) for layer, values in found.items()
+            key.name: to_grid(values.float().cpu(), shapes[key.name])
+            for key, values in found.items()
         }
         return Judged(
-            patches, {"score": top_mean(coarse_maps(patches, store.image_size, sigma), TOP_SHARE)}
+            patches, {"score": top_mean(coarse_maps(patches, store.image_size), TOP_SHARE)}
         )
 
-    return write_scores(store, path, judge_batch, content, device=device)
+    return write_scores(store, path, judge_batch, record, device=device)

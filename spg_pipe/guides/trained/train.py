@@ -4,16 +4,17 @@ Several runs (seeds, settings) train on the same batches: the store is read once
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError, counted
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.progress import Training
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.trained.progress import Training
+from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideTrainer
+from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.masks import mask_losses
@@ -30,21 +31,20 @@ class GuideRun:
 
     saes: SaeRun
     """Only their dictionaries and dead masks are used."""
-    params: GuideParams
+    guides: TrainedGuides
     seed: int
-    """Of the initial codes, and of the images' order unless `params.order_seed` says otherwise."""
+    """Of the initial codes, and of the images' order unless `guides.order_seed` says otherwise."""
+    constants: Constants = PUBLISHED
 
     @property
     def order(self) -> int:
         """Seed of the images' order."""
-        return self.seed if self.params.order_seed is None else self.params.order_seed
+        return self.seed if self.guides.order_seed is None else self.guides.order_seed
 
     @property
-    def stream(self) -> tuple[int | str, ...]:
+    def stream(self) -> tuple[int, ...]:
         """Runs with the same value see the same batches, and can be fitted together."""
-        if self.params.kind == "contrast":
-            return (self.params.kind,)
-        return self.order, self.params.epochs, self.params.batch_images
+        return self.order, self.guides.epochs, self.constants.batch_images
 
     def settings(self) -> dict[str, Any]:
         """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
@@ -52,7 +52,7 @@ class GuideRun:
             "sae": self.saes.config["fingerprint"],
             # The same settings elsewhere make a dictionary of other bits.
             "dictionary": self.saes.digest(),
-            "guides": self.params.model_dump(mode="json"),
+            "guides": self.guides.content() | asdict(self.constants),
             "seed": self.seed,
         }
 
@@ -99,7 +99,8 @@ def fit_guides(
         If an SAE does not belong to the store, there is nothing to learn from, runs do not fit
         together, or a loss is not finite.
     """
-    params = _check_together(runs)
+    first = _check_together(runs)
+    epochs, batch_images = first.guides.epochs, first.constants.batch_images
     for run in runs:
         check_sae(store, run.saes)
     check_images(store)
@@ -109,15 +110,15 @@ def fit_guides(
         training.restore(*saved)
     sources = sources_of(store, device, cache)
     images = len(labelled_images(store))
-    for epoch in range(training.epoch, params.epochs):
+    for epoch in range(training.epoch, epochs):
         batches = image_batches(
-            sources, params.batch_images, seed=runs[0].order, epoch=epoch, start=training.batch
+            sources, batch_images, seed=first.order, epoch=epoch, start=training.batch
         )
         for batch in batches:
             looked = training.step(batch)
             if progress and looked:
-                done = min(training.batch * params.batch_images, images)
-                progress(epoch * images + done, params.epochs * images, training.loss)
+                done = min(training.batch * batch_images, images)
+                progress(epoch * images + done, epochs * images, training.loss)
             if checkpoints and checkpoints.due():
                 checkpoints.save(key, *training.saved())
         training.end_epoch()
@@ -155,8 +156,9 @@ def _trainers(
                 atoms[id(run.saes), layer],
                 run.saes.dead[layer].to(device),
                 shape.grid,
-                run.params,
+                run.guides,
                 method,
+                run.constants,
             )
             for layer, shape in store.spec.layers.items()
         }
@@ -183,15 +185,15 @@ def training_notes(store: FeatureStore) -> list[str]:
     return notes
 
 
-def _check_together(runs: Sequence[GuideRun]) -> GuideParams:
-    """Settings of the batches, which the runs share."""
+def _check_together(runs: Sequence[GuideRun]) -> GuideRun:
+    """The first of the runs, which share the settings of the batches."""
     if len({run.stream for run in runs}) != 1:
         found = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
         raise SpgError(
-            "Runs that train together need the same order of images, guides.epochs and "
-            f"guides.batch_images; found {found}. Train them one by one, or set guides.order_seed."
+            "Runs that train together need the same order of images, epochs and images a batch; "
+            f"found {found}. Train them one by one."
         )
-    return runs[0].params
+    return runs[0]
 
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:

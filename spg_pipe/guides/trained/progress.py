@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.guides.trainer import GuideLosses, GuideTrainer, LayerBatch
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.trainer import GuideLosses, GuideTrainer, LayerBatch
 from spg_pipe.store.stream import ImageBatch
 
 
@@ -117,9 +117,8 @@ class Training:
         run = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise SpgError(
             f"The guides' loss is not finite in epoch {self.epoch + 1}, step {step} "
-            f"(layer {layer}, seed {self.seeds[run]}). Lower guides.lr (now "
-            f"{self.runs[run][layer].params.lr:g}), or check the tokens with "
-            "`spg-pipe inspect STORE`."
+            f"(layer {layer}, seed {self.seeds[run]}). Check the tokens with "
+            "`spg-pipe inspect STORE`, or use guides.kind: contrast."
         )
 
 

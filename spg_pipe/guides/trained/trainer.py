@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.guides.losses import detection_loss, segmentation_loss, sparsity_loss
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import (
+    TAU,
     detection_feature,
     effective_codes,
     guide_vectors,
@@ -17,10 +18,26 @@ from spg_pipe.guides.model import (
     token_products,
     unit,
 )
-from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.trained.losses import detection_loss, segmentation_loss, sparsity_loss
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import Protocol, protocol
 from spg_pipe.sae.trainer import BETAS
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Numbers of the published training (docs/method.md §3)."""
+
+    tau: float = TAU
+    lr: float = 1e-2
+    ema_decay: float = 0.999
+    sparsity: float = 1e-3
+    """Weight of the codes' mean L1, where `top_k` is not set."""
+    batch_images: int = 8
+
+
+PUBLISHED = Constants()
 
 
 class GuideLosses(NamedTuple):
@@ -85,8 +102,9 @@ class GuideTrainer:
     """(C,) bool."""
     grid: tuple[int, int]
     optimizer: torch.optim.Optimizer
-    params: GuideParams
+    top_k: int | None
     method: MethodParams
+    constants: Constants
     settings: Protocol
     ema: Tensor | None = None
     updates: int = 0
@@ -98,14 +116,15 @@ class GuideTrainer:
         atoms: Tensor,
         dead: Tensor,
         grid: tuple[int, int],
-        params: GuideParams,
+        guides: TrainedGuides,
         method: MethodParams,
+        constants: Constants = PUBLISHED,
     ) -> "GuideTrainer":
         """A trainer at step 0."""
         leaf = codes.clone().requires_grad_()
-        optimizer = torch.optim.Adam([leaf], lr=params.lr, betas=BETAS)
+        optimizer = torch.optim.Adam([leaf], lr=constants.lr, betas=BETAS)
         settings = protocol(method.protocol)
-        return cls(leaf, atoms, dead, grid, optimizer, params, method, settings)
+        return cls(leaf, atoms, dead, grid, optimizer, guides.top_k, method, constants, settings)
 
     @property
     def result(self) -> Tensor:
@@ -151,16 +170,16 @@ class GuideTrainer:
 
     def losses(self, batch: LayerBatch) -> GuideLosses:
         """Losses of one batch (docs/method.md §3)."""
-        effective = effective_codes(self.codes, self.dead, self.params.top_k)
+        effective = effective_codes(self.codes, self.dead, self.top_k)
         guides = guide_vectors(effective, self.atoms)
         # A token an image: the published operations cost nothing here and give its very bits.
         similarity = F.cosine_similarity(batch.feature[:, None], guides[None, :2], dim=-1)
         detection = detection_loss(similarity, batch.labels)
-        logits = batch.logits(unit(guides[2:]), self.method.tau)
+        logits = batch.logits(unit(guides[2:]), self.constants.tau)
         segmentation = segmentation_loss(logits, batch.target).total
         sparsity = detection.new_zeros(())
-        if self.params.top_k is None:
-            sparsity = self.params.sparsity * sparsity_loss(effective)
+        if self.top_k is None:
+            sparsity = self.constants.sparsity * sparsity_loss(effective)
         return GuideLosses(detection + segmentation + sparsity, detection, segmentation, sparsity)
 
     def step(self, batch: LayerBatch) -> GuideLosses:
@@ -178,7 +197,7 @@ class GuideTrainer:
             self.ema = self.codes.detach().clone()
             return
         self.updates += 1
-        decay = self.params.ema_decay
+        decay = self.constants.ema_decay
         if self.settings.ema_warmup:
             # 0.999 alone needs thousands of steps to forget the initial codes.
             decay = min(decay, (1 + self.updates) / (10 + self.updates))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.guides.pixels import PixelTarget, Region
+from spg_pipe.guides.trained.pixels import PixelTarget, Region
 
 _FOCAL_SMOOTH = 1e-5
 _DICE_SMOOTH = 1.0

@@ -39,7 +39,7 @@ def store_of(params: Params, name: str, seed: int, folder: Path) -> FeatureStore
     """Write a demo set and compute its tokens."""
     dataset = params.dataset(name)
     write_demo(name, folder / name, seed=seed)
-    manifest = build_manifest(name, dataset.layout, folder / name, split=dataset.split)
+    manifest = build_manifest(dataset.model_copy(update={"root": folder / name}))
     wanted = params.backbone
     backbone = load_backbone(
         wanted.alias, image_size=wanted.image_size, layers=wanted.layers, norm=wanted.norm

@@ -35,6 +35,7 @@ from spg_pipe.detector.record import Auxiliary, DetectorRecord, SaeOrigin
 from spg_pipe.detector.scores import score_store
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.store.extract import extract
@@ -72,7 +73,9 @@ def write_store(folder: Path, images: int, dim: int) -> FeatureStore:
             for y, x in rng.integers(0, 46, (3, 2)):
                 mask[y : y + 6, x : x + 9] = 255
             _png(mask, folder / "raw" / "dots" / "ground_truth" / kind / f"{name}_mask.png")
-    manifest = build_manifest("dots", "folder", folder / "raw", split="all")
+    manifest = build_manifest(
+        Dataset(name="dots", layout="folder", root=folder / "raw", split="all")
+    )
     backbone = GridTokens(dim)
     return extract(manifest, backbone, folder / "store.zarr", batch_images=8, shard_images=128)
 

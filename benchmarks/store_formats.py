@@ -15,6 +15,7 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.images import Preprocess
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import raw_bytes, write_shard
@@ -88,7 +89,9 @@ def write_images(folder: Path, images: int) -> Path:
 
 def write_store(folder: Path, images: int) -> FeatureStore:
     """The store itself, through `extract`: shards of 128 images, batches of 8 as in the recipes."""
-    manifest = build_manifest("random", "folder", write_images(folder, images), split="all")
+    manifest = build_manifest(
+        Dataset(name="random", layout="folder", root=write_images(folder, images), split="all")
+    )
     return extract(
         manifest, RandomTokens(), folder / "store.zarr", batch_images=8, shard_images=128
     )

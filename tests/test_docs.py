@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from layouts import write_mvtec
+from layouts import scanned, write_mvtec
 from pydantic import BaseModel
 from tiny import SPEC
 
@@ -215,7 +215,6 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from spg_pipe.backbones.base import LayerTokens
-    from spg_pipe.datasets import build_manifest
     from spg_pipe.store.extract import extract
 
     class Pooled:
@@ -228,7 +227,7 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return {"s16": LayerTokens(cells, cells.mean(dim=1, keepdim=True), (2, 2))}
 
     folder = tmp_path_factory.mktemp("docs")
-    manifest = build_manifest("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
+    manifest = scanned("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
     extract(manifest, Pooled(), folder / STORE, shard_images=3, batch_images=2)
     return folder
 

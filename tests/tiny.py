@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from layouts import painted, texture
+from layouts import painted, scanned, texture
 from PIL import Image
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets import Manifest
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.detector.make import DetectorPlan
 from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
@@ -103,7 +103,7 @@ def write_folder(
 
 def manifest_of(root: Path, name: str = "parts") -> Manifest:
     """The manifest of a folder that `write_folder` wrote."""
-    return build_manifest(name, "folder", root, licence="CC0")
+    return scanned(name, "folder", root, licence="CC0")
 
 
 def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:

@@ -1,6 +1,5 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
-import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from spg_pipe.cli.options import (
     Cache,
     CacheOption,
     DeviceOption,
-    GridOption,
     JsonOption,
     LayersOption,
     ParamsOption,
@@ -27,7 +25,6 @@ from spg_pipe.cli.options import (
     VerboseOption,
     WeightsOption,
     WorkersOption,
-    grid_of,
     make_run,
     names_of,
     sides_of,
@@ -36,7 +33,7 @@ from spg_pipe.cli.targets import register as register_targets
 from spg_pipe.cli.tools import register
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console, exit_code
-from spg_pipe.pipeline.find import datasets_of
+from spg_pipe.pipeline.datasets import datasets_of
 from spg_pipe.pipeline.run import training_runs
 from spg_pipe.recipe.params import DEFAULT_PARAMS
 
@@ -150,6 +147,8 @@ def extract(
     )
     pipeline.write_demo_sets(run)
     pipeline.synthesise_sets(run, chosen)
+    if sides := sides_of(tiles):
+        run = pipeline.with_tiles(run, chosen, sides)
     backbone_ready = pipeline.load_backbone(run)
     paths = [
         pipeline.extract(
@@ -160,7 +159,6 @@ def extract(
             backbone=backbone_ready,
             limit=limit,
             categories=wanted,
-            tiles=sides_of(tiles),
         )
         for d in chosen
     ]
@@ -174,7 +172,6 @@ def train_sae(
     aux: AuxOption = None,
     seed: SeedOption = None,
     store: StoreOption = None,
-    grid: GridOption = None,
     backbone: BackboneOption = None,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
@@ -200,18 +197,12 @@ def train_sae(
         quiet=quiet,
         as_json=as_json,
     )
-    runs = training_runs(run.params, aux, seed, store)
-    settings = grid_of(run, grid)
-    made = []
-    for name in dict.fromkeys(name for name, _ in runs):
-        seeds = [one for other, one in runs if other == name]
-        paths = pipeline.train_saes(settings, name, seeds, store=store)
-        each = itertools.product(pipeline.varying(settings), seeds)
-        made += [
-            {"sae": str(path), "aux": name, "seed": one, **values}
-            for (values, one), path in zip(each, paths, strict=True)
-        ]
-    run.console.result({"saes": [one["sae"] for one in made], "settings": made})
+    jobs = training_runs(run.params, aux, seed, store)
+    paths = []
+    for name in dict.fromkeys(name for name, _ in jobs):
+        seeds = [one for other, one in jobs if other == name]
+        paths += pipeline.train_saes([run], name, seeds, store=store)
+    run.console.result({"saes": [str(path) for path in paths]})
 
 
 @app.command("train-guides")

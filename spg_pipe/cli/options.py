@@ -1,7 +1,5 @@
 """Options that several commands share, and the run that they make."""
 
-import itertools
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,14 +41,6 @@ ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in forc
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
-]
-GridOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--grid",
-        metavar="sae.KEY=VALUE,VALUE",
-        help="Train an SAE for each value, all in one pass; several: every combination.",
-    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 WorkersOption = Annotated[
@@ -158,17 +148,7 @@ def make_run(
         _override(content, item, params_file)
     params = parse_params(content, OPTIONS)
     console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    # What cannot be read is a matter of the files, not of the settings: the places stay.
-    skips = {"skip_bad": params.extract.skip_bad}
-    recipe = recipe.model_copy(update={"extract": recipe.extract.model_copy(update=skips)})
-    # `bank` is no part of the recipe's own artefacts: few-shot scores have places of their own.
-    changed = {
-        name
-        for name in type(params).model_fields
-        if name not in ("sweep", "choose", "bank")
-        and getattr(params, name) != getattr(recipe, name)
-    }
-    return RecipeRun(params, console, device, workers, str(cache), frozenset(changed))
+    return RecipeRun(params, console, device, workers, str(cache), recipe)
 
 
 def bank_alone(normals: object, use: BankUse | None) -> bool:
@@ -238,43 +218,6 @@ def sides_of(tiles: str | None) -> list[int] | None:
     if not sides or min(sides) < 1:
         raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2016.")
     return sides
-
-
-def grid_of(run: RecipeRun, grid: list[str] | None) -> list[RecipeRun]:
-    """The run once for every combination of the grid's values; one that is given none.
-
-    Raises
-    ------
-    UsageError
-        If an axis is no list of values of the section `sae`.
-    """
-    axes: dict[str, list[Any]] = {}
-    for item in grid or []:
-        place, _, values = item.partition("=")
-        section, _, key = place.partition(".")
-        try:
-            listed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"--grid {item}: {values!r} is no list of values ({error})."
-            ) from error
-        if section != "sae" or not key or not listed or None in listed:
-            raise UsageError(
-                f"--grid {item}: expected sae.KEY=VALUE,VALUE, for instance sae.k=16,32."
-            )
-        if key in axes:
-            raise UsageError(
-                f"--grid {item}: sae.{key} is there twice; list all its values in one."
-            )
-        axes[key] = list({repr(value): value for value in listed}.values())
-    found = []
-    for chosen in itertools.product(*axes.values()):
-        content = run.params.model_dump(mode="json")
-        content["sae"] |= dict(zip(axes, chosen, strict=True))
-        params = parse_params(content, OPTIONS)
-        other = {"sae"} if params.sae != run.params.sae else set()
-        found.append(replace(run, params=params, changed=run.changed | other))
-    return found
 
 
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:

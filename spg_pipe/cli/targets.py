@@ -88,6 +88,7 @@ def evaluate(
     scores: Annotated[
         Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
     ] = None,
+    store: StoreOption = None,
     backbone: BackboneOption = None,
     params: ParamsOption = DEFAULT_PARAMS,
     overrides: SetOption = None,
@@ -109,8 +110,8 @@ def evaluate(
     )
     written: dict[str, Any] = {}
     tables = []
-    for target, source in targets_of(run.params, split, aux, scores):
-        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores)
+    for target, source in targets_of(run.params, split, aux, scores or store):
+        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores, store=store)
         read = [pipeline.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
         tables += pipeline.tables_of(run.params, read)

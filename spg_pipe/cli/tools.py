@@ -236,7 +236,7 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Run every combination of the recipe's `sweep:` and compare them in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.sweep import sweep
 
     run = make_run(
         params,
@@ -247,7 +247,7 @@ def sweep(
         quiet=quiet,
         as_json=as_json,
     )
-    result = study.sweep(run, one_at_a_time=one_at_a_time)
+    result = sweep(run, one_at_a_time=one_at_a_time)
     run.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 
@@ -267,8 +267,8 @@ def choose(
     as_json: JsonOption = False,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
-    from spg_pipe import study
     from spg_pipe.pipeline.run import auxiliaries_of
+    from spg_pipe.study.choose import choose
 
     run = make_run(
         params,
@@ -280,7 +280,7 @@ def choose(
         as_json=as_json,
     )
     names = auxiliaries_of(run.params, aux)
-    found = {name: study.choose(run, name, normals=normals) for name in names}
+    found = {name: choose(run, name, normals=normals) for name in names}
     content = {
         name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
         for name, one in found.items()
@@ -302,7 +302,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.compare import compare
 
     run = make_run(
         params,
@@ -313,7 +313,7 @@ def compare(
         quiet=quiet,
         as_json=as_json,
     )
-    result = study.compare(run, normals=normals)
+    result = compare(run, normals=normals)
     run.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
 
 

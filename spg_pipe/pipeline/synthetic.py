@@ -84,13 +84,17 @@ def synthesise(
             f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
             "folder of normal images."
         )
+    # Not validated: the folder's name may be none that a recipe takes for a dataset.
+    normal_images = Dataset.model_construct(
+        name=made.source.resolve().name,
+        layout=made.layout,
+        root=made.source,
+        split=made.split,
+        categories=made.categories,
+    )
     with console.progress(f"read {made.name}") as update:
         source = build_manifest(
-            made.source.resolve().name,
-            made.layout,
-            made.source,
-            split=made.split,
-            categories=made.categories,
+            normal_images,
             exif_of_own_images=exif_of_own_images,
             skip_bad=skip_bad,
             workers=workers,
@@ -112,9 +116,5 @@ def synthesise(
     console.say(f"{made.name}: {what} {'→' if written else 'are already in'} {made.root}")
     for note in source.notes:
         console.say(f"  note: {note}")
-    return {
-        "root": str(made.root),
-        "written": written,
-        "normal": normal,
-        "anomalous": anomalous,
-    }
+    numbers = {"normal": normal, "anomalous": anomalous}
+    return {"root": str(made.root), "written": written} | numbers

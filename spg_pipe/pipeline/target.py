@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_detector, find_direction, find_run, find_scores
+from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
@@ -34,17 +35,16 @@ def score(
     from spg_pipe.detector.model import Detector
 
     dataset = find_dataset(run.params, target)
-    features = store_of_dataset(run, dataset, store)
+    features = checked_store(run, dataset, store)
     params = run.params
-    own = store is None and detector is None and dataset in params.datasets
     # A named detector keeps its own σ and image score, as `predict` does, unless told otherwise.
-    options = params.score if detector is None or "score" in run.changed else None
+    options = params.score if detector is None or run.changes("score") else None
     if detector is not None:
         chosen = [detector]
     else:
         source = find_direction(params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else params.seeds
-        chosen = [find_detector(run, source, one) for one in seeds]
+        chosen = [checked_detector(run, source, one) for one in seeds]
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
@@ -54,18 +54,15 @@ def score(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
         note_own_images(run, loaded, dataset, features)
-        path = run.place(
-            run.paths.scores(trained_on, dataset.name, loaded.record.seed),
-            loaded.fingerprint,
-            features.fingerprint,
-            options,
-            own=own,
-        )
+        given = {"store": features.fingerprint} if store else {}
+        if detector is not None:
+            given["detector"] = loaded.fingerprint
+        path = run.paths.scores(trained_on, dataset, loaded.record.seed, given)
         written.append(_score_one(run, loaded, features, path, options))
         if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
             run.console.say(
                 f"Judge them with `spg-pipe evaluate --split {split_name(params, dataset)} "
-                f"--scores {shlex.quote(str(path))}`"
+                f"--scores {shlex.quote(str(path))} --store {shlex.quote(str(store))}`"
             )
     return written
 
@@ -99,20 +96,24 @@ def evaluate(
     aux: str | None = None,
     seed: int | None = None,
     scores: Path | None = None,
+    store: Path | None = None,
 ) -> list[Path]:
     """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
     dataset = find_dataset(run.params, target)
-    own = scores is None and dataset in run.params.datasets
+    features = checked_store(run, dataset, store)
     if scores is not None:
         chosen = [scores]
     else:
         source = find_direction(run.params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else run.params.seeds
-        chosen = [find_scores(run, dataset, source, one) for one in seeds]
-    return [_evaluate_one(run, dataset, folder, own=own) for folder in chosen]
+        chosen = [checked_scores(run, dataset, source, one) for one in seeds]
+    given = scores is not None or store is not None
+    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
 
 
-def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) -> Path:
+def _evaluate_one(
+    run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
+) -> Path:
     from spg_pipe.bank.few_shot import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
@@ -125,26 +126,26 @@ def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) 
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    store = find_store_of(run, loaded.record.store)
+    if loaded.record.store != store.fingerprint:
+        raise SpgError(
+            f"{folder} holds scores of another store than {store.path}. Name the one that was "
+            "scored with --store, or run `spg-pipe score` again."
+        )
     manifest = None
     if params.resolution == "original":
         manifest = _manifest_of_store(run, dataset, store)
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.record.auxiliary, loaded.record.seed
+    inputs = {"scores": loaded.record.fingerprint} if given else {}
     if KNOWN in loaded.table or trained is None:
-        few_shot = run.paths.few_shot(aux, dataset.name, trained)
-        beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
+        content = inputs | params.model_dump(mode="json")
+        few_shot = run.paths.few_shot(aux, dataset.name, trained, content)
+        place = few_shot.with_name(f"{few_shot.name}.json")
         if KNOWN in loaded.table:
             note_known(run, loaded)
     else:
-        beside = run.paths.metrics(aux, dataset.name, trained)
-    place = run.place(
-        beside,
-        params,
-        loaded.record.fingerprint,
-        own=own,
-    )
+        place = run.paths.metrics(aux, dataset, trained, inputs)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place
@@ -170,7 +171,7 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
     from spg_pipe.datasets.manifest import Manifest
 
-    prepared = run.paths.manifest(dataset.name, dataset.split)
+    prepared = run.paths.manifest(dataset)
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
         manifest = manifest.without([bad.path for bad in store.skipped])
@@ -238,17 +239,16 @@ def report(run: RecipeRun) -> Path:
     for direction in params.directions:
         for seed in params.seeds:
             try:
-                found = find_run(run, direction, seed)
+                found = checked_metrics(run, direction, seed)
             except SpgError as error:
                 missing.append(str(error))
             else:
-                runs[direction.aux, direction.target, seed] = (found.metrics, found.scores)
+                runs[direction.aux, direction.target, seed] = found
     if not runs:
         raise SpgError(missing[0])
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
-    place = run.place(paths.report, params)
     with run.console.progress("report", "categories") as update:
-        path = build_report(params, paths, place, runs=runs, progress=update)
+        path = build_report(params, paths, paths.report, runs=runs, progress=update)
     run.console.say(f"Report → {path}")
     return path

@@ -1,7 +1,7 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.checked import checked_sae
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
@@ -47,24 +48,16 @@ def train_saes(
     """
     from spg_pipe.sae.fits import SaeJob
 
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    given = {"store": features.fingerprint} if store else {}
     wanted = [(run, SaeJob(run.params.sae, seed)) for run in runs for seed in seeds]
-    values = varying(runs)
     train = partial(
         _saes_together,
         features=features,
         aux=aux,
-        own=store is None,
-        values=lambda run: values[list(runs).index(run)],
+        given=given,
     )
     return _by_stream(wanted, train)
-
-
-def varying(runs: Sequence[RecipeRun]) -> list[dict[str, Any]]:
-    """The values of each setting in which they differ: `sae.k` → 16."""
-    dumped = [run.params.sae.model_dump(mode="json") for run in runs]
-    keys = [key for key in dumped[0] if any(one[key] != dumped[0][key] for one in dumped)]
-    return [{f"sae.{key}": one[key] for key in keys} for one in dumped]
 
 
 def _by_stream(
@@ -80,12 +73,12 @@ def _by_stream(
 
 
 def _checkpoints(
-    jobs: "list[tuple[RecipeRun, Run]]", artefact: Path, *determining: object, own: bool
+    jobs: "list[tuple[RecipeRun, Run]]", artefact: Path, *determining: object
 ) -> Checkpoints:
-    """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
+    """Of a pass: beside its first artefact, under a name of its own if it makes several."""
     run = jobs[0][0]
-    if len(jobs) > 1 or run.changed or not own:
-        content = {"pass": determining, "runs": [run.settings() for _, run in jobs]}
+    if len(jobs) > 1:
+        content = {"pass": determining, "runs": [job.settings() for _, job in jobs]}
         artefact = with_suffix_hash(artefact, fingerprint(content))
     device = choose_device(run.device)
     return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
@@ -96,16 +89,15 @@ def _saes_together(
     features: "FeatureStore",
     aux: str,
     *,
-    own: bool,
-    values: Callable[[RecipeRun], dict[str, Any]],
+    given: Mapping[str, str],
 ) -> list[Path]:
-    """One pass; its checkpoint lies beside the first SAE. `values` tell its settings apart."""
+    """One pass; its checkpoint lies beside the first SAE."""
     from spg_pipe.sae.train import train_saes as train
 
     run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    place, rule = run.paths.sae(aux, seed), run.params.method.protocol
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, rule, own=own)
+    place, rule = run.paths.sae(aux, seed, given), run.params.method.protocol
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, rule)
     with run.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
         results = train(
             features,
@@ -120,14 +112,12 @@ def _saes_together(
     places, faults = [], []
     for number, ((one, job), result) in enumerate(zip(jobs, results, strict=True), 1):
         if isinstance(result, SpgError):
-            named = f"dict_size {job.params.dict_size}, k {job.params.k}, lr {job.params.lr:g}"
-            faults.append(f"SAE of {aux}, seed {job.seed} ({named}): {result}")
+            faults.append(f"SAE of {aux}, seed {job.seed} ({_sizes(job)}): {result}")
             continue
-        path = one.place(one.paths.sae(aux, job.seed), result.run.config["fingerprint"], own=own)
+        path = one.paths.sae(aux, job.seed, given)
         result.run.save(path, result.quality, result.curve)
         if len(jobs) > 1:
-            named = "".join(f"{place} = {value}, " for place, value in values(one).items())
-            one.console.say(f"SAE {number} of {len(jobs)}: {named}seed {job.seed}")
+            one.console.say(f"SAE {number} of {len(jobs)}: {_sizes(job)}, seed {job.seed}")
         for layer, found in result.quality.items():
             one.console.say(_quality_line(layer, found))
         one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
@@ -137,6 +127,10 @@ def _saes_together(
         others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
         raise SpgError("\n".join(faults) + others)
     return places
+
+
+def _sizes(job: "SaeJob") -> str:
+    return f"dict_size {job.params.dict_size}, k {job.params.k}"
 
 
 def _quality_line(layer: str, found: dict[str, Any]) -> str:
@@ -183,16 +177,17 @@ def train_guides_together(
     from spg_pipe.guides.trained.train import training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     wanted = []
     for run, seed in itertools.product(runs, seeds):
-        source = sae or find_sae(run, features, aux, seed)
+        source = sae or checked_sae(run, features, aux, seed)
         plan = DetectorPlan.of(run.params, loaded(source), seed)
         wanted.append((run, plan if order_seed is None else plan.ordered_by(order_seed)))
-    fit = partial(
-        _detectors_together, features=features, aux=aux, own=store is None and sae is None
+    given = ({"store": features.fingerprint} if store else {}) | (
+        {"sae": loaded(sae).config["fingerprint"]} if sae else {}
     )
+    fit = partial(_detectors_together, features=features, aux=aux, given=given)
     places = _by_stream(wanted, fit)
     for note in training_notes(features):
         runs[0].console.say(f"  note: {note}")
@@ -200,15 +195,19 @@ def train_guides_together(
 
 
 def _detectors_together(
-    jobs: "list[tuple[RecipeRun, DetectorPlan]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[RecipeRun, DetectorPlan]]",
+    features: "FeatureStore",
+    aux: str,
+    *,
+    given: Mapping[str, str],
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
     from spg_pipe.detector.make import make_detectors
 
     run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    place, method = run.paths.detector(aux, seed), run.params.method.model_dump(mode="json")
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
+    place, method = run.paths.detector(aux, seed, given), run.params.method.model_dump(mode="json")
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, method)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = make_detectors(
             features,
@@ -221,7 +220,7 @@ def _detectors_together(
         )
     paths = []
     for (one, job), (detector, curve) in zip(jobs, results, strict=True):
-        path = one.place(one.paths.detector(aux, job.seed), detector.fingerprint, own=own)
+        path = one.paths.detector(aux, job.seed, given)
         lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
         detector.save(path, "\n".join([",".join(curve[0]), *lines, ""]) if curve else "")
         one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")

@@ -14,6 +14,7 @@ from spg_pipe.datasets.images import read_image
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams
 
 Progress = Callable[[int, int], None]
@@ -45,7 +46,9 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             "that is to be inspected."
         )
     exif = detector.record.protocol.exif_of_own_images
-    normals = build_manifest("normals", "folder", folder, exif_of_own_images=exif)
+    normals = build_manifest(
+        Dataset(name="normals", layout="folder", root=folder), exif_of_own_images=exif
+    )
     anomalous = normals.table[normals.table["label"] == LABEL_ANOMALOUS]
     if len(anomalous):
         raise SpgError(

@@ -137,7 +137,7 @@ def _direction(
 
 def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
     """The manifest that `prepare` saved, if it did."""
-    path = paths.manifest(dataset.name, dataset.split)
+    path = paths.manifest(dataset)
     return Manifest.load(path, root=dataset.root) if path.is_file() else None
 
 

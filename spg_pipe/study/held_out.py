@@ -171,7 +171,7 @@ class PartsSeen:
     def decide(self, candidate: Candidate, part: str) -> tuple[Decision, int]:
         """A candidate's decision, made without a part, and which of `seen`'s guides are its."""
         which, views = self.guides[id(candidate.saes), candidate.atoms, part]
-        without = dict.fromkeys(set(VIEWS) - views, 0.0)
+        without = {str(view): 0.0 for view in VIEWS if view not in views}
         image = candidate.decision.image.model_copy(update=without)
         params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
         fit = fit_seen(self.seen, self.images, params, final=which, honest=which, among=among)

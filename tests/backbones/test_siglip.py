@@ -18,7 +18,7 @@ from spg_pipe.datasets.images import Preprocess
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import backbone_fits
+from spg_pipe.pipeline.checked_store import backbone_differences
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.sae.train import train_sae
 
@@ -158,10 +158,10 @@ def test_a_store_of_the_other_protocol_is_not_taken(tower, protocol):
         "test",
     )
     made = {
-        p: load_backbone("siglip-base", image_size=64, protocol=p, weights=tower[1]).spec.to_dict()
+        p: load_backbone("siglip-base", image_size=64, protocol=p, weights=tower[1]).spec
         for p in ("default", "spg")
     }
-    assert {p: backbone_fits(spec, params) for p, spec in made.items()} == {
+    assert {p: not backbone_differences(spec, params) for p, spec in made.items()} == {
         "default": protocol == "default",
         "spg": protocol == "spg",
     }

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import scanned
 from PIL import Image
 
 from benchmarks.demo_contrast import contrast_auroc
-from spg_pipe.datasets import MaskState, build_manifest, read_image, read_mask
+from spg_pipe.datasets import MaskState, read_image, read_mask
 from spg_pipe.datasets.paint import demo as demo_module
 from spg_pipe.datasets.paint import demo_images, photographs
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
@@ -65,8 +66,8 @@ def test_layout_reads_back_with_every_mask(
     demo = small(name, 2)
     monkeypatch.setattr(demo_module, "DEMO_SETS", {name: demo})
     write_demo(name, tmp_path / "set")
-    test = build_manifest(name, demo.layout, tmp_path / "set", split="test")
-    train = build_manifest(name, demo.layout, tmp_path / "set", split="train")
+    test = scanned(name, demo.layout, tmp_path / "set", split="test")
+    train = scanned(name, demo.layout, tmp_path / "set", split="train")
     assert test.notes == ()
     assert "LICENSE.txt" in test.licences[0]
     assert len(train) == demo.train * len(demo.categories)

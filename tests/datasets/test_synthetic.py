@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import painted, texture, write_mvtec, write_visa
+from layouts import painted, scanned, texture, write_mvtec, write_visa
 from PIL import Image
 from tiny import files
 
-from spg_pipe.datasets import Manifest, MaskState, build_manifest, read_image, read_mask
+from spg_pipe.datasets import Manifest, MaskState, read_image, read_mask
 from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
 from spg_pipe.datasets.paint.pasted import (
     LEAST_AREA,
@@ -84,7 +84,7 @@ def test_perlin_noise_is_smooth_bounded_and_zero_on_its_lattice() -> None:
 
 def source_of(root: Path, **options: int) -> Manifest:
     """Six normal and two anomalous images in two categories."""
-    return build_manifest("parts", "mvtec", write_mvtec(root, good=3, **options))
+    return scanned("parts", "mvtec", write_mvtec(root, good=3, **options))
 
 
 def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
 def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
     write_synthetic(source, tmp_path / "set", per_image=2, kinds=("scar", "perlin"))
-    found = build_manifest("aux", "synthetic", tmp_path / "set", split="all")
+    found = scanned("aux", "synthetic", tmp_path / "set", split="all")
     counts = found.table.groupby(["category", "defect", "label"]).size().to_dict()
     each = {("good", 0): 3, ("perlin", 1): 3, ("scar", 1): 3}
     assert counts == {(c, *kind): n for c in ("bottle", "screw") for kind, n in each.items()}
@@ -119,13 +119,13 @@ def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path)
     assert found.licences == (
         "aux: synthetic defects painted on normal images (parts: not stated)",
     )
-    part = build_manifest("aux", "synthetic", tmp_path / "set", categories=["screw"])
+    part = scanned("aux", "synthetic", tmp_path / "set", categories=["screw"])
     assert len(part) == 9
 
 
 def test_kinds_take_turns_over_the_images(tmp_path: Path) -> None:
     write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
-    defects = build_manifest("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
+    defects = scanned("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
     assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
     assert set(KINDS) == set(PAINTERS)
 
@@ -143,7 +143,7 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     tag = Image.Exif()
     tag[274] = 6  # turned by 90 degrees
     Image.fromarray(colour).save(root / "turned.jpg", exif=tag)
-    source = build_manifest("mine", "folder", root)
+    source = scanned("mine", "folder", root)
     write_synthetic(source, tmp_path / "set")
     record = json.loads((tmp_path / "set" / RECORD).read_text())
     copies = {row["source"]: row["path"] for row in record["images"] if not row["mask"]}
@@ -154,13 +154,13 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
     # A manifest with its masks: sizes and all agree.
-    assert len(build_manifest("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
+    assert len(scanned("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
 
 
 def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: Path) -> None:
-    visa = build_manifest("visa", "visa", write_visa(tmp_path / "visa"), split="train")
+    visa = scanned("visa", "visa", write_visa(tmp_path / "visa"), split="train")
     write_synthetic(visa, tmp_path / "a")
-    assert len(build_manifest("aux", "synthetic", tmp_path / "a")) == 8
+    assert len(scanned("aux", "synthetic", tmp_path / "a")) == 8
     source = source_of(tmp_path / "parts")
     assert set(source.table["label"]) == {0, 1}
     write_synthetic(source, tmp_path / "b")
@@ -171,7 +171,7 @@ def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: P
 
 def test_a_source_without_normal_images_is_refused(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "parts", good=0)
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match="no normal images in its test split"):
         write_synthetic(source, tmp_path / "set")
 
@@ -222,7 +222,7 @@ def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None
     victim = tmp_path / "set" / "images" / "bottle" / "good" / "00001.png"
     if change == "source":
         Image.new("L", (64, 48), 9).save(tmp_path / "parts" / "bottle" / "test/good/000.png")
-        source = build_manifest("parts", "mvtec", tmp_path / "parts")
+        source = scanned("parts", "mvtec", tmp_path / "parts")
     if change == "changed file":
         victim.write_bytes(b"no image")
     if change == "missing file":
@@ -257,7 +257,7 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
         own.mkdir()
     else:
         own.symlink_to(mine if what == "link to a folder" else mine / "notes.txt")
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match=r"holds what is not of the synthetic set: images/own\."):
         write_synthetic(source, root, seed=1)
     assert own.is_symlink() or own.is_dir()
@@ -266,7 +266,7 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
 def test_a_link_to_the_sets_folder_stays_a_link(tmp_path: Path) -> None:
     root, link = a_set(tmp_path), tmp_path / "link"
     link.symlink_to(root)
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     assert write_synthetic(source, link, seed=1)
     assert link.is_symlink()
     assert read_synthetic(root).settings.seed == 1

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import scanned
 from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
-from spg_pipe.datasets import build_manifest
 from spg_pipe.decision.fit import fit_weights, look
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.detector.make import make_detector, make_detectors
@@ -178,7 +178,7 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
     folder = write_folder(tmp_path / "parts", ("bolt",), good=0, masked=4, missing=0)
     (folder / "bolt/test").mkdir()
     (folder / "bolt/dent").rename(folder / "bolt/test/dent")
-    manifest = build_manifest("parts", "mvtec", folder, licence="CC0")
+    manifest = scanned("parts", "mvtec", folder, licence="CC0")
     store = extracted(manifest, tmp_path / "x.zarr")
     saes = train_sae(store, SAE, METHOD, seed=1)[0]
     notes: list[str] = []

@@ -146,7 +146,7 @@ def test_large_images_are_looked_at_in_tiles(project: Path, tmp_path: Path) -> N
     assert whole.is_dir()
     given = ("--split", "right", "--detector", detector, "--store", store, "--json")
     (scores,) = json.loads(must(spg("score", *given, cwd=project)))["scores"]
-    judged = ("evaluate", "--split", "right", "--scores", scores)
+    judged = ("evaluate", "--split", "right", "--scores", scores, "--store", store)
     assert "efficientnet-lite0@64+128 in tiles of 64 (overlap 25%)" in must(
         spg(*judged, cwd=project)
     )

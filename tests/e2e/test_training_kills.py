@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from layouts import write_mvtec
-from pipeline.test_find import RECIPE
+from pipeline.test_checked import RECIPE
 from tiny import files
 
 from e2e.helpers import spg

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
+from layouts import scanned, write_mvtec
 from tiny import METHOD, SAE, TinyBackbone, additive_plan, extracted
 
 from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
-from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector
@@ -57,16 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("painted")
     write_mvtec(root / "parts", train=6, good=3)
     write_mvtec(root / "other", ("nut",), seed=1)
-    source = build_manifest("parts", "mvtec", root / "parts", split="train")
+    source = scanned("parts", "mvtec", root / "parts", split="train")
     write_synthetic(source, root / "syn" / "a", per_image=2)
     return root
 
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> FeatureStore:
-    return extracted(
-        build_manifest("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr"
-    )
+    return extracted(scanned("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def detector(store: FeatureStore, sae: SaeRun) -> Detector:
 @pytest.fixture
 def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
     def target(root: str, split: str = "test") -> FeatureStore:
-        manifest = build_manifest("target", "mvtec", folder / root, split=split)
+        manifest = scanned("target", "mvtec", folder / root, split=split)
         return extracted(manifest, tmp_path / f"{root}-{split}.zarr")
 
     return target
@@ -125,7 +122,7 @@ def test_scores_metrics_and_tables_say_so(
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
     assert found.table.context.supervision == SEES
-    assert found.provenance["supervision"] == SEES
+    assert found.provenance.supervision == SEES
     assert SEES in caption(found.table)
 
 
@@ -249,13 +246,13 @@ def test_no_bank_is_chosen_where_it_would_hold_the_originals(
 ) -> None:
     one = Candidate(sae, 4, DecisionParams())
     with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
-        judge_banks(store, one, [BankParams()], 1.0, normals=2, seed=0)
+        judge_banks(store, one, [BankParams()], normals=2, seed=0)
 
 
 def test_a_store_made_before_learns_its_sources_without_new_tokens(
     folder: Path, tmp_path: Path
 ) -> None:
-    manifest = build_manifest("painted", "synthetic", folder / "syn" / "a")
+    manifest = scanned("painted", "synthetic", folder / "syn" / "a")
     old = extracted(replace(manifest, sources={}), tmp_path / "old.zarr")
     assert old.synthetic == {}
     shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))

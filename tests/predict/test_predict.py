@@ -287,7 +287,7 @@ def test_the_command_says_what_the_scores_depend_on(
         "fingerprint": tiny_detector.fingerprint,
         "protocol": "default",
         "tau": 0.07,
-        "sigma": 1.0,
+        "sigma": 4.0,
         "image_score": "max",
         "backbone": "tiny@32 layers 1+2 (post-norm)",
         "seed": 111,
@@ -296,6 +296,6 @@ def test_the_command_says_what_the_scores_depend_on(
     assert content.items() >= facts.items()
     assert [row["protocol"] for row in content["predictions"]] == ["default"] * 3
     assert (
-        "protocol default, σ 1, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
+        "protocol default, σ 4, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
         f"detector {tiny_detector.fingerprint[:8]}"
     ) in outcome.text().splitlines()

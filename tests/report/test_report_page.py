@@ -89,7 +89,7 @@ def test_page_names_protocols_seeds_data_and_artefacts(world: World, folder: Pat
     assert "Target target (test split); auxiliary aux; backbone efficientnet-lite0@64" in text
     scores = json.loads((world.paths.scores("aux", "target", 111) / "config.json").read_text())
     assert scores["fingerprint"][:16] in text
-    assert scores["inputs"]["detector"][:16] in text
+    assert scores["detector"]["fingerprint"][:16] in text
     assert scores["versions"]["torch"] in text
     assert "Non-commercial: aux: CC BY-NC 4.0" in text
     assert "cls; in its place the mean patch token" in text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from layouts import scanned
 from tiny import TinyBackbone, extracted, files, write_folder
 
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import selection_note
 
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def skipping(root: Path) -> Manifest:
-    return build_manifest("parts", "folder", root, licence="CC0", skip_bad=True)
+    return scanned("parts", "folder", root, licence="CC0", skip_bad=True)
 
 
 def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(

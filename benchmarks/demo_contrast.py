@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import rankdata
 
-from spg_pipe.datasets.paint.demo_images import Sample
+from spg_pipe.datasets.paint.demo import Sample
 from spg_pipe.datasets.paint.photographs import grey
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)

@@ -19,8 +19,7 @@ from benchmarks.demo_contrast import contrast_auroc
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS
-from spg_pipe.datasets.paint.demo import write_demo
-from spg_pipe.datasets.paint.demo_images import samples
+from spg_pipe.datasets.paint.demo import samples, write_demo
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.model import Detector

@@ -23,7 +23,7 @@ from spg_pipe.datasets import Manifest, build_manifest
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.recipe.data import Dataset
-from spg_pipe.store.extract import extract
+from spg_pipe.store.extract import Extraction, extract
 
 BACKBONES = ("efficientnet-lite0", "dinov2-vits14-imgfocus")
 IMAGES, BATCH, ROUNDS = 96, 8, 5
@@ -49,7 +49,7 @@ def seconds_of(backbone: Backbone, manifest: Manifest, folder: Path) -> tuple[fl
         manifest,
         backbone,
         folder / "overhead.zarr",
-        batch_images=BATCH,
+        Extraction(batch_images=BATCH),
         workers=os.cpu_count() or 1,
         replace=True,
     )

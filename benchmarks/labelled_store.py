@@ -66,7 +66,7 @@ def labelled_store(
     manifest = build_manifest(
         Dataset(name="random", layout="folder", root=folder / "raw", split="all")
     )
-    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr", batch_images=8)
+    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr")
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

@@ -38,7 +38,7 @@ from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.recipe.protocol import protocol
-from spg_pipe.store.extract import extract
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -77,7 +77,7 @@ def write_store(folder: Path, images: int, dim: int) -> FeatureStore:
         Dataset(name="dots", layout="folder", root=folder / "raw", split="all")
     )
     backbone = GridTokens(dim)
-    return extract(manifest, backbone, folder / "store.zarr", batch_images=8, shard_images=128)
+    return extract(manifest, backbone, folder / "store.zarr", Extraction(shard_images=128))
 
 
 def _png(pixels: np.ndarray, path: Path) -> None:

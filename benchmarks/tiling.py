@@ -148,7 +148,7 @@ def border_step(scores: Path, images: int) -> float:
     from spg_pipe.detector.scores import Scores
 
     loaded = Scores.load(scores)
-    starts = Tiles(VIEW, (SIDE,), 0.25).starts(SIDE, STRIDE)
+    starts = Tiles(size=VIEW, sides=(SIDE,), overlap=0.25).starts(SIDE, STRIDE)
     borders = sorted({*starts[1:], *(start + VIEW for start in starts[:-1])})
     above = []
     for image in range(0, len(loaded.table), 2):

@@ -1,6 +1,6 @@
 """Zero-shot anomaly detection with sparse-projected guides over a precomputed feature store.
 
-The nouns of the project, imported when first used:
+Its main types and functions, imported when first used:
 
 >>> from spg_pipe import Manifest, FeatureStore, Detector  # doctest: +SKIP
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores, score_store
     from spg_pipe.errors import SpgError
+    from spg_pipe.recipe.data import Dataset
     from spg_pipe.recipe.params import Params, load_params
     from spg_pipe.sae.model import SparseAutoencoder
     from spg_pipe.sae.run import SaeRun
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BackboneSpec": "backbones",
+    "Dataset": "recipe.data",
     "Detector": "detector.model",
     "FeatureStore": "store.reader",
     "Manifest": "datasets",
@@ -48,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "BackboneSpec",
+    "Dataset",
     "Detector",
     "FeatureStore",
     "Manifest",

@@ -6,7 +6,7 @@ Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixture
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.trained.trainer import Constants
 from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.extract import extract
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 
 SIZE = 32
@@ -48,6 +48,7 @@ SPEC = BackboneSpec(
     weights_sha256="0" * 64,
     licence="tiny weights: CC0",
 )
+HOW = [field.name for field in fields(Extraction)]
 
 
 class TinyBackbone:
@@ -57,7 +58,7 @@ class TinyBackbone:
     """
 
     def __init__(self, scale: float = 1.0, fail_after: int | None = None, **changes: Any) -> None:
-        self.spec = replace(SPEC, **changes)
+        self.spec = SPEC.model_copy(update=changes)
         self.scale = scale
         self.fail_after = fail_after
         self.calls = 0
@@ -109,8 +110,9 @@ def manifest_of(root: Path, name: str = "parts") -> Manifest:
 def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
     """A store of the manifest's tokens: shards of 6 images, batches of 4."""
     backbone = options.pop("backbone", None) or TinyBackbone()
-    given = {"batch_images": 4, "shard_images": 6} | options
-    return extract(manifest, backbone, path, **given)
+    given = {name: options.pop(name) for name in HOW if name in options}
+    how = Extraction(**{"batch_images": 4, "shard_images": 6} | given)
+    return extract(manifest, backbone, path, how, **options)
 
 
 SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)

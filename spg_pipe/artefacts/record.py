@@ -104,7 +104,7 @@ def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> 
 
 
 def parse_record(
-    text: str, path: Path, model: type[AnyRecord], what: str, command: str
+    text: str, path: Path | str, model: type[AnyRecord], what: str, command: str
 ) -> AnyRecord:
     """A record from JSON that lies within a file, as `read_record` reads a whole one.
 
@@ -134,7 +134,7 @@ def parse_record(
     return record
 
 
-def damaged(path: Path, what: str, fault: str, command: str) -> DamagedError:
+def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
     """The error of an artefact's file that is there but is not what was written."""
     return DamagedError(
         f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
@@ -142,7 +142,7 @@ def damaged(path: Path, what: str, fault: str, command: str) -> DamagedError:
 
 
 def _require_version(
-    raw: dict[str, Any], path: Path, model: type[Record], what: str, command: str
+    raw: dict[str, Any], path: Path | str, model: type[Record], what: str, command: str
 ) -> None:
     """Another kind or format explains every other difference, so it is told first."""
     kind, expected = raw.get("kind"), _literal(model, "kind")

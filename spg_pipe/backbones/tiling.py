@@ -51,7 +51,7 @@ def tiled(
         If a side does not fit, or there would be too many tiles.
     """
     check_sides(sides, inner.spec, overlap)
-    tiles = Tiles(inner.spec.preprocess.size, tuple(sorted(sides)), overlap)
+    tiles = Tiles(size=inner.spec.preprocess.size, sides=tuple(sorted(sides)), overlap=overlap)
     return TiledBackbone(inner, tiles, at_once)
 
 
@@ -66,7 +66,7 @@ def check_sides(sides: Sequence[int], spec: BackboneSpec, overlap: float = OVERL
                 f"Images of {side} pixels are smaller than a tile of {spec.alias}, "
                 f"{spec.preprocess.size} pixels: give larger sides, or a smaller image size."
             )
-    tiles = Tiles(spec.preprocess.size, tuple(sides), overlap)
+    tiles = Tiles(size=spec.preprocess.size, sides=tuple(sides), overlap=overlap)
     if (count := tiles.count(spec.patch_size)) > MOST:
         raise SpgError(
             f"Sides of {', '.join(map(str, sides))} pixels make {count:,} tiles of "
@@ -81,7 +81,7 @@ class TiledBackbone:
     def __init__(self, inner: Backbone, tiles: Tiles, at_once: int) -> None:
         self._inner, self._tiles, self._at_once = inner, tiles, at_once
         pre = replace(inner.spec.preprocess, size=tiles.sides[-1])
-        self.spec: BackboneSpec = replace(inner.spec, preprocess=pre, tiles=tiles)
+        self.spec = inner.spec.model_copy(update={"preprocess": pre, "tiles": tiles})
 
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """Compute tokens: see `Backbone`. The prefix token is the mean of the tiles'."""

@@ -206,7 +206,7 @@ def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
 
 
 def _check(store: FeatureStore, target: FeatureStore) -> None:
-    ours, theirs = (one.spec.backbone.to_dict() for one in (target, store))
+    ours, theirs = (one.spec.backbone.content() for one in (target, store))
     labels = ("alias", "weights", "licence")  # the same weights can have several names
     differing = [key for key in ours if key not in labels and ours[key] != theirs.get(key)]
     if differing or store.spec.layers != target.spec.layers:

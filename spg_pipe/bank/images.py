@@ -103,7 +103,7 @@ def different_images(
 
 def batch_of(store: FeatureStore) -> int:
     """Images of a store that are read at a time."""
-    return max(1, BATCH // store.spec.backbone.views)
+    return max(1, BATCH // store.spec.backbone.inputs_per_image)
 
 
 def read_normals(

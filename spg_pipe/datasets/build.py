@@ -42,7 +42,7 @@ def build_manifest(
     Parameters
     ----------
     dataset
-        Name, layout, folder, split and what else a recipe says of a dataset.
+        What a recipe says of it.
     exif_of_own_images
         Whether layout `folder` honours EXIF orientation (docs/method.md §5).
     skip_bad
@@ -63,7 +63,7 @@ def build_manifest(
         `skip_bad` a file that is no image or a mask whose size is not its image's, with it no
         image that can be used.
     """
-    entries, parts = _found(dataset)
+    entries, parts = _wanted(dataset)
     root, given = dataset.root, dataset.licence
     exif = honours_exif(dataset.layout, exif_of_own_images)
     # A dict keeps the order and drops repetitions.
@@ -97,11 +97,11 @@ def list_images(dataset: Dataset) -> list[str]:
     SpgError
         As `build_manifest`, but for what only a file's content shows.
     """
-    entries, _ = _found(dataset)
+    entries, _ = _wanted(dataset)
     return [entry.path for entry in entries]
 
 
-def _found(dataset: Dataset) -> tuple[list[Entry], list[Scan]]:
+def _wanted(dataset: Dataset) -> tuple[list[Entry], list[Scan]]:
     """The images that are wanted, in order, and where they were found; names only."""
     name, root, split, sets = dataset.name, dataset.root, dataset.split, dataset.sets
     layout = LAYOUTS[dataset.layout]

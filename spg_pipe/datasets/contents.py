@@ -55,11 +55,8 @@ def look_into(
             return Skipped.of(root, entry.path, entry.mask, str(fault))
 
     threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
-    pool = ThreadPoolExecutor(threads)
-    try:
+    with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(look, entries)
-    finally:  # also when the caller stops early, by Ctrl-C for example
-        pool.shutdown(cancel_futures=True)
 
 
 def content_ids(paths: Iterable[Path]) -> set[str]:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Annotated
+from pathlib import Path
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from spg_pipe.artefacts.record import Record
+from spg_pipe.datasets.walk import Inside
 from spg_pipe.errors import SpgError, counted
 
 _NAMED = 5
 
 
-def _inside(path: str) -> str:
-    """The file of an artefact may name anything; what is read again must lie in the dataset."""
-    if PurePosixPath(path).is_absolute() or ".." in path.split("/"):
-        raise ValueError(f"{path} lies outside the dataset's folder")
-    return path
-
-
-_Inside = Annotated[str, AfterValidator(_inside)]
-
-
 class Skipped(Record):
     """An image that could not be used, alone or with its mask. Paths are relative to the root."""
 
-    path: _Inside
-    mask: _Inside
+    path: Inside
+    mask: Inside
     """Empty if it has none."""
     sha256: str
     """Of the bytes of the image and its mask, one after the other; empty if they cannot be read."""

@@ -6,8 +6,10 @@ Names only, no pixels.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -68,3 +70,14 @@ def files_below(folder: Path) -> Files:
 def relative(path: Path, root: Path) -> str:
     """A path as manifests write it: below the root, with `/` between folders."""
     return path.relative_to(root).as_posix()
+
+
+def inside(path: str) -> str:
+    """The path, if it stays below the dataset's folder; else ValueError."""
+    if PurePosixPath(path).is_absolute() or ".." in path.split("/"):
+        raise ValueError(f"{path} is outside the dataset's folder")
+    return path
+
+
+Inside = Annotated[str, AfterValidator(inside)]
+"""A relative path in a file that anybody may have written: below the dataset's folder, or empty."""

@@ -254,7 +254,7 @@ def _record(
             params=saes["sae"] if saes["sae"].get("k") else None,
             tokens_seen=saes["tokens_seen"],
         ),
-        backbone=store.spec.backbone.view,
+        backbone=store.spec.backbone.untiled,
         licences=store.licences,
         painted_on=tuple(sorted(set(store.sources.values()))),
         versions=versions(),

@@ -4,7 +4,7 @@ It holds no SAE and no training data. `make` makes it, `judge` and `scores` appl
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -203,12 +203,12 @@ class Detector:
         SpgError
             Naming every difference.
         """
-        ours, theirs = asdict(self.backbone), asdict(spec.view)
+        ours, theirs = self.backbone.content(), spec.untiled.content()
         differences = [
-            f"{key}: the detector has {ours[key]!r}, {what} has {theirs[key]!r}"
+            f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
             for key in ours
             # The same bytes of weights can come from a hub or from a file.
-            if key not in ("alias", "weights", "licence") and ours[key] != theirs[key]
+            if key not in ("alias", "weights", "licence") and ours[key] != theirs.get(key)
         ]
         if differences:
             raise SpgError(

@@ -184,7 +184,7 @@ def _faults(
     from spg_pipe.backbones.spec import BackboneSpec
 
     try:
-        spec = BackboneSpec.from_dict(config["backbone"])
+        spec = BackboneSpec.model_validate(config["backbone"])
         return differences(wanted, values_of(config)) + backbone_differences(spec, run.params)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(

@@ -118,7 +118,7 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
 
     recipe, published = params.backbone, params.method.protocol == "spg"
     info = find_alias(recipe.alias) or resolve(recipe.alias)
-    view = spec.view
+    view = spec.untiled
     wanted: dict[str, Any] = {"alias": info.alias, "image_size": image_size(params)}
     if layers := recipe.layers or info.layers:
         wanted["layers"] = list(layers)

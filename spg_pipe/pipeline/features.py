@@ -83,13 +83,13 @@ def with_tiles(run: RecipeRun, datasets: Sequence[Dataset], sides: Sequence[int]
 
 
 def tiled_as(run: RecipeRun, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
-    """The backbone on images of these sides in tiles, as the recipe's overlap says."""
+    """The backbone on images of these sides in tiles."""
     from spg_pipe.backbones.tiling import tiled
-    from spg_pipe.store.extract import views_at_once
+    from spg_pipe.store.extract import inputs_at_once
 
     params, device = run.params.extract, choose_device(run.device)
-    at_once = views_at_once(backbone.spec, params.batch_images, device)
-    return tiled(backbone, sides, overlap=params.tile_overlap, at_once=at_once)
+    at_once = inputs_at_once(backbone.spec, params.batch_images, device)
+    return tiled(backbone, sides, at_once=at_once)
 
 
 def extract(
@@ -130,6 +130,7 @@ def extract(
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.datasets.skipped import skipped_note
+    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.extract import extract as extract_store
     from spg_pipe.store.masks import mask_notes
     from spg_pipe.store.reader import selection_note
@@ -159,10 +160,11 @@ def extract(
             manifest,
             backbone,
             place,
-            batch_images=params.extract.batch_images,
-            shard_images=params.extract.shard_images,
-            dtype=params.extract.dtype,
-            compressor=params.extract.compressor,
+            Extraction(
+                batch_images=params.extract.batch_images,
+                dtype=params.extract.dtype,
+                compressor=params.extract.compressor,
+            ),
             replace=replace,
             workers=cpu_workers(run.workers),
             device=choose_device(run.device),

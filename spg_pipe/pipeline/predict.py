@@ -13,12 +13,12 @@ from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import SCORES
+from spg_pipe.predict.files import SCORES, check_out
 from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import Prediction, Row, as_row, judge_images
+from spg_pipe.predict.judge import HEADER, Prediction, Row, as_row, judge_images
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
-from spg_pipe.predict.results import check_out, write_results
+from spg_pipe.predict.results import write_results
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import BankParams
 
@@ -85,7 +85,7 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
-    check_out(out, images)
+    check_out(out, images.overlays, HEADER)
     manifest = read_normals(normals, detector) if normals else None
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")

@@ -57,8 +57,8 @@ def image_size(params: Params) -> int:
 
 def training_runs(
     params: Params, aux: str | None, seed: int | None, given: Path | None
-) -> list[tuple[str, int]]:
-    """(auxiliary, seed) pairs to train: as named, or all of the recipe.
+) -> dict[str, list[int]]:
+    """Auxiliary → seeds to train: as named, or all of the recipe.
 
     Raises
     ------
@@ -68,12 +68,12 @@ def training_runs(
     """
     _require_there(given)
     names = auxiliaries_of(params, aux)
-    runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
-    if not runs:
+    seeds = [seed] if seed is not None else list(params.seeds)
+    if not names:
         raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
-    if given is not None and len(runs) > 1:
-        raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
-    return runs
+    if given is not None and (count := len(names) * len(seeds)) > 1:
+        raise SpgError(f"{given} serves one run, the recipe has {count}: add --aux and --seed.")
+    return dict.fromkeys(names, seeds)
 
 
 def auxiliaries_of(params: Params, aux: str | None) -> list[str]:

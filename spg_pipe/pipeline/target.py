@@ -228,7 +228,7 @@ def report(run: RecipeRun) -> Path:
     Raises
     ------
     SpgError
-        If there is nothing to report: no metrics that the recipe in force makes.
+        If there is nothing to report: no metrics that the active recipe makes.
     """
     from spg_pipe.report.build import build_report
 

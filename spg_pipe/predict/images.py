@@ -6,7 +6,7 @@ from pathlib import Path
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.files import OVERLAYS, is_own_folder
+from spg_pipe.predict.files import OVERLAYS, is_own_file
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Images:
     def overlay(self, path: Path) -> Path:
         """File of an image's heat map, relative to the output folder."""
         return Path(OVERLAYS) / f"{self.name(path)}.png"
+
+    @property
+    def overlays(self) -> list[Path]:
+        """Those of all images."""
+        return [self.overlay(path) for path in self.paths]
 
 
 def read_images(source: Path, out: Path) -> Images:
@@ -47,7 +52,7 @@ def read_images(source: Path, out: Path) -> Images:
             raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
     else:
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    paths = tuple(path for path in images.paths if not _is_overlay(path, out))
+    paths = tuple(path for path in images.paths if not is_own_file(path, out))
     if not paths:
         raise SpgError(
             f"{source} has no images but the heat maps of an earlier run in {out / OVERLAYS}. "
@@ -64,9 +69,3 @@ def _below(source: Path) -> Images:
         left_out = f"; {len(masks)} lie in folders of masks" if masks else ""
         raise SpgError(f"{source} has no images (looked for {known}{left_out}).")
     return Images(source, tuple(sorted({*every} - masks)), len(masks))
-
-
-def _is_overlay(path: Path, out: Path) -> bool:
-    file, folder = path.resolve(), out.resolve()
-    below = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
-    return len(below) > 1 and is_own_folder(below[0])

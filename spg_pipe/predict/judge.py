@@ -83,7 +83,7 @@ def judge_images(
         If an image cannot be read.
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
-    step = max(1, batch_images // spec.views)
+    step = max(1, batch_images // spec.inputs_per_image)
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
         batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]

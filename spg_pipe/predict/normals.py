@@ -101,7 +101,7 @@ def with_normals(
         spec.preprocess.size,
         given.params,
         device=predictor.device,
-        batch=max(1, BATCH // spec.views),
+        batch=max(1, BATCH // spec.inputs_per_image),
         progress=progress,
     )
     return replace(predictor, bank=bank, alone=given.alone)

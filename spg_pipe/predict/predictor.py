@@ -18,7 +18,7 @@ from spg_pipe.decision.maps import SHOWN, shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.metrics.tables import ZERO_SHOT
-from spg_pipe.store.extract import views_at_once
+from spg_pipe.store.extract import inputs_at_once
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ def load_predictor(
         device=device,
     )
     if tiles:
-        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, BATCH, device))
+        backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

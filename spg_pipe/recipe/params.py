@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
 from spg_pipe.recipe.yaml_text import parse_yaml
 
@@ -49,7 +49,6 @@ class ExtractParams(_Section):
     """How tokens are computed and stored."""
 
     batch_images: Positive = 8
-    shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
     dtype: Literal["float16", "float32"] = "float16"
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
@@ -58,8 +57,6 @@ class ExtractParams(_Section):
     tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
     """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
     of `backbone.image_size`; one of that size itself adds a view of the whole image."""
-    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
-    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):
@@ -318,9 +315,10 @@ def validated(section: type[AnySection], content: Any, source: str) -> AnySectio
         return section.model_validate(content)
     except ValidationError as error:
         lines = [_describe(fault) for fault in error.errors()]
-        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
         have = "have" if source == OPTIONS else "has"
-        raise SpgError(f"{source} {have} {count}:\n  " + "\n  ".join(lines)) from error
+        raise SpgError(
+            f"{source} {have} {counted(len(lines), 'error')}:\n  " + "\n  ".join(lines)
+        ) from error
 
 
 def _describe(fault: Any) -> str:

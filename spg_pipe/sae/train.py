@@ -18,7 +18,7 @@ from spg_pipe.recipe.protocol import Protocol, protocol
 from spg_pipe.sae.fits import Fit, Grid, SaeJob, batches
 from spg_pipe.sae.quality import measure_all
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.mixing import mixing
+from spg_pipe.store.order import measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
@@ -201,7 +201,7 @@ def _fit(
 
 def _mixing(store: FeatureStore, layer: str, job: SaeJob) -> dict[str, float]:
     params = job.params
-    return mixing(
+    return measure_mixing(
         store.array("category"),
         store.spec.layers[layer].patches,
         batch_tokens=params.batch_tokens,
@@ -209,7 +209,7 @@ def _mixing(store: FeatureStore, layer: str, job: SaeJob) -> dict[str, float]:
         window_images=params.window_images,
         run_images=params.run_images,
         seed=job.order,
-    ).to_dict()
+    ).model_dump(mode="json")
 
 
 def _config(
@@ -230,7 +230,7 @@ def _config(
         "split": store.spec.split,
         "images": len(store),
         "tokens_seen": {layer: quality[layer]["tokens_seen"] for layer in store.layers},
-        "backbone": store.spec.backbone.view.to_dict(),
+        "backbone": store.spec.backbone.untiled.content(),
         "licences": list(store.licences),
     }
     return content | {"fingerprint": fingerprint(content), "versions": versions()}

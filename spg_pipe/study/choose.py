@@ -214,17 +214,9 @@ def _over_seeds(
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     """R², dead share and, of several seeds, stability: means over layers and seeds."""
     layers = [
-        layer
-        for folder in folders
-        for layer in map(
-            lambda v: __import__("types").SimpleNamespace(**v),
-            read_json(folder / "quality.json", "x").values(),
-        )
+        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
     ]
-    found = {
-        "r2": statistics.fmean(layer.r2 for layer in layers),
-        "dead_share": statistics.fmean(layer.dead_share for layer in layers),
-    }
+    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
     if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
         found["stability"] = statistics.fmean(alike.values())
     return found

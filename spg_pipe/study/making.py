@@ -93,13 +93,10 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
         plan = _plan(run, store, method, aux, seed)
     except SpgError:
         return False
-    return (
-        (record.store, record.sae.fingerprint)
-        == (store.fingerprint, plan.saes.config["fingerprint"])
-        and (record.seed, record.guides, record.detection)
-        == (seed, plan.guides, plan.method.detection)
-        and record.protocol.name == plan.method.protocol
-    )
+    held = (record.store, record.sae.fingerprint, record.seed, record.guides)
+    wanted = (store.fingerprint, plan.saes.config["fingerprint"], seed, plan.guides)
+    method_held = (record.detection, record.protocol.name)
+    return held == wanted and method_held == (plan.method.detection, plan.method.protocol)
 
 
 def _shared(cost: Cost, detectors: Sequence[Detector]) -> Costs:

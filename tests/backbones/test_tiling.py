@@ -48,7 +48,7 @@ def images(side: int, count: int = 2) -> Tensor:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("side", [32, 48, 80, 144])
 def test_tiles_cover_an_image_and_overlap_as_asked(side: int, overlap: float) -> None:
-    starts = Tiles(32, (side,), overlap).starts(side, 16)
+    starts = Tiles(size=32, sides=(side,), overlap=overlap).starts(side, 16)
     assert starts[0] == 0
     assert starts[-1] == side - 32
     gaps = np.diff(starts)
@@ -118,11 +118,11 @@ def test_several_sides_give_every_layer_at_each() -> None:
 def test_the_spec_says_how_it_is_cut_and_comes_back_from_json() -> None:
     spec = tiled(TinyBackbone(), [80], overlap=0.5).spec
     assert spec.preprocess.size == 80
-    assert spec.view == SPEC
-    assert spec.views == 16
-    assert BackboneSpec.from_dict(spec.to_dict()) == spec
+    assert spec.untiled == SPEC
+    assert spec.inputs_per_image == 16
+    assert BackboneSpec.model_validate(spec.content()) == spec
     # Stores and detectors that were made before there were tiles keep their fingerprints.
-    assert "tiles" not in SPEC.to_dict()
+    assert "tiles" not in SPEC.content()
 
 
 @pytest.mark.parametrize(

@@ -124,17 +124,25 @@ def test_images_of_one_name_are_fine_until_a_mask_could_belong_to_both(tmp_path)
         scanned("mine", "folder", root)
 
 
-def test_exif_is_honoured_for_image_and_mask_alike(tmp_path):
+@pytest.fixture
+def turned():
+    """A tag that turns an image by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
+    return exif
+
+
+def test_exif_is_honoured_for_image_and_mask_alike_unless_the_protocol_says_so(tmp_path, turned):
     pixels = np.zeros((5, 7), np.uint8)
     pixels[0, 0] = 255
     upright = np.rot90(pixels, -1)
-    (tmp_path / "bent").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "bent/turned.png", exif=exif)
+    put(tmp_path, "bent/both_mask.png")
+    for name in ("turned", "both", "both_mask"):
+        Image.fromarray(pixels).save(tmp_path / f"bent/{name}.png", exif=turned)
+    unturned = scanned("mine", "folder", tmp_path, exif_of_own_images=False)
+    assert not unturned.exif
+    assert unturned.table[["height", "width"]].to_numpy().tolist() == [[5, 7]] * 2
     Image.fromarray(upright).save(tmp_path / "bent/turned_mask.png")  # drawn on what one sees
-    Image.fromarray(pixels).save(tmp_path / "bent/both.png", exif=exif)
-    Image.fromarray(pixels).save(tmp_path / "bent/both_mask.png", exif=exif)
     manifest = scanned("mine", "folder", tmp_path)
     assert manifest.table[["height", "width"]].to_numpy().tolist() == [[7, 5]] * 2
     for index in range(2):
@@ -144,22 +152,9 @@ def test_exif_is_honoured_for_image_and_mask_alike(tmp_path):
         assert np.array_equal(mask, upright > 0)
 
 
-def test_exif_of_own_images_is_ignored_where_the_protocol_says_so(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (tmp_path / "bent").mkdir()
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=exif)
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1_mask.png", exif=exif)
-    manifest = scanned("mine", "folder", tmp_path, exif_of_own_images=False)
-    assert not manifest.exif
-    assert manifest.table[["height", "width"]].to_numpy().tolist() == [[5, 7]]
-
-
-def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path, turned):
     put(tmp_path, "bent/1_mask.png")
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=exif)
+    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=turned)
     with pytest.raises(SpgError, match=r"is 5×7 pixels, but its mask .* is 7×5; the image's EXIF"):
         scanned("mine", "folder", tmp_path)
 

@@ -20,6 +20,11 @@ def touch_image(path, size=(64, 48)):
     return path
 
 
+def split_rows(tree):
+    with (tree / "split_csv/1cls.csv").open() as file:
+        return list(csv.reader(file))[1:]
+
+
 def masks_of(manifest):
     return dict(zip(manifest.table["path"], manifest.table["mask"], strict=True))
 
@@ -100,16 +105,8 @@ def test_a_root_that_is_no_mvtec_layout_says_what_it_holds(tmp_path):
 
 
 def test_official_counts_add_up_to_the_releases():
-    assert [sum(column) for column in zip(*MVTEC_AD.categories.values(), strict=True)] == [
-        3629,
-        467,
-        1258,
-    ]
-    assert [sum(column) for column in zip(*VISA.categories.values(), strict=True)] == [
-        8659,
-        962,
-        1200,
-    ]
+    for benchmark, total in ((MVTEC_AD, [3629, 467, 1258]), (VISA, [8659, 962, 1200])):
+        assert [sum(n) for n in zip(*benchmark.categories.values(), strict=True)] == total
     assert (len(MVTEC_AD.categories), len(VISA.categories)) == (15, 12)
 
 
@@ -154,31 +151,22 @@ def test_one_common_name_does_not_make_mvtec_ad(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "write", "name", "note"),
+    ("layout", "name", "note"),
     [
-        ("visa", write_visa, "visa", "called visa, but none of the 12 VisA categories found"),
-        ("mvtec", write_mvtec, "mvtec", "called mvtec, but none of the 15 MVTec AD categories"),
-        ("mvtec", write_mvtec, "MVTec-AD", "called MVTec-AD, but none of the 15 MVTec AD"),
+        ("visa", "visa", "called visa, but none of the 12 VisA categories found"),
+        ("mvtec", "mvtec", "called mvtec, but none of the 15 MVTec AD categories"),
+        ("mvtec", "MVTec-AD", "called MVTec-AD, but none of the 15 MVTec AD"),
+        ("visa", "demo-visa", ""),
+        ("mvtec", "demo-mvtec", ""),
+        ("mvtec", "mtd", ""),
+        ("mvtec", "visa", ""),
     ],
 )
-def test_other_images_under_a_benchmarks_name_are_noted(tmp_path, layout, write, name, note):
-    (found,) = scanned(name, layout, write(tmp_path, ("cup",))).notes
-    assert found.startswith(note)
-
-
-@pytest.mark.parametrize(
-    ("layout", "write", "name"),
-    [
-        ("visa", write_visa, "demo-visa"),
-        ("mvtec", write_mvtec, "demo-mvtec"),
-        ("mvtec", write_mvtec, "mtd"),
-        ("mvtec", write_mvtec, "visa"),
-    ],
-)
-def test_a_dataset_of_another_name_in_an_official_layout_is_no_wrong_benchmark(
-    tmp_path, layout, write, name
-):
-    assert scanned(name, layout, write(tmp_path, ("cup",))).notes == ()
+def test_other_images_are_noted_under_a_benchmarks_own_name_only(tmp_path, layout, name, note):
+    write = {"visa": write_visa, "mvtec": write_mvtec}[layout]
+    notes = scanned(name, layout, write(tmp_path, ("cup",))).notes
+    assert len(notes) == bool(note)
+    assert "".join(notes).startswith(note)
 
 
 def test_a_licence_file_is_pointed_to(tmp_path):
@@ -209,8 +197,7 @@ def test_visa_takes_splits_and_masks_from_the_split_file(tmp_path):
 
 def test_visa_masks_follow_the_file_not_the_order(tmp_path):
     tree = write_visa(tmp_path, ("candle",), anomalous=2)
-    with (tree / "split_csv/1cls.csv").open() as file:
-        rows = list(csv.reader(file))[1:]
+    rows = split_rows(tree)
     rows[-1][4], rows[-2][4] = rows[-2][4], rows[-1][4]
     write_split_file(tree, rows)
     masks = masks_of(scanned("visa", "visa", tree))
@@ -237,8 +224,7 @@ def test_visa_images_and_masks_that_are_missing_are_named(tmp_path):
 
 def test_a_visa_anomaly_without_a_mask_is_missing_not_normal(tmp_path):
     tree = write_visa(tmp_path, ("cup",), train=0, good=1, anomalous=1)
-    with (tree / "split_csv/1cls.csv").open() as file:
-        rows = list(csv.reader(file))[1:]
+    rows = split_rows(tree)
     rows[-1][4] = ""
     write_split_file(tree, rows)
     manifest = scanned("cups", "visa", tree)
@@ -260,11 +246,11 @@ def test_visa_images_outside_of_the_split_file_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("cup", "test", "odd", "cup/a.png", ""), "line 2: the label 'odd' is neither"),
-        (("cup", "val", "normal", "cup/a.png", ""), "line 2: the split 'val' is neither"),
-        (("cup", "test", "normal", "", ""), "line 2: the object or the image is empty"),
+        (("cup", "test", "odd", "cup/a.png", ""), "line 2, label 'odd': .*'normal' or 'anomaly'"),
+        (("cup", "val", "normal", "cup/a.png", ""), "line 2, split 'val': .*'train' or 'test'"),
+        (("cup", "test", "normal", "", ""), "line 2, image '': .*at least 1 character"),
         (("cup", "test", "normal", "../a.png", ""), "outside the dataset's folder"),
-        (("cup", "test", "anomaly", "cup/a.png", "/m.png"), "the mask '/m.png' is outside"),
+        (("cup", "test", "anomaly", "cup/a.png", "/m.png"), "mask '/m.png': .*/m.png is outside"),
     ],
 )
 def test_a_malformed_line_of_the_split_file_is_named(tmp_path, row, message):

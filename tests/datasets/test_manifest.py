@@ -118,17 +118,6 @@ def test_progress_counts_every_image(tree):
     assert seen == [(i + 1, 8) for i in range(8)]
 
 
-def test_a_mask_of_another_size_is_an_error_that_names_both(tree):
-    mask = tree / "screw/ground_truth/stain/000_mask.png"
-    Image.new("L", (10, 20)).save(mask)
-    with pytest.raises(
-        SpgError,
-        match=r"(?s)1 image of 8 .*screw/test/stain/000\.png is 64×48 pixels, but its mask "
-        r"screw/ground_truth/stain/000_mask\.png is 10×20",
-    ):
-        scanned("mvtec", "mvtec", tree)
-
-
 def test_files_that_are_no_images_are_named_all_at_once(tree):
     bad = sorted(tree.rglob("test/*/*.png"))[:7]
     for image in bad:

@@ -171,7 +171,8 @@ def test_a_figure_that_a_kind_does_not_have_is_not_there(
 
 def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detector) -> None:
     preprocess = replace(SPEC.preprocess, size=64)
-    other = replace(SPEC, model="giant", norm="pre", layers=("2",), preprocess=preprocess)
+    changes = {"model": "giant", "norm": "pre", "layers": ("2",), "preprocess": preprocess}
+    other = SPEC.model_copy(update=changes)
     with pytest.raises(SpgError) as error:
         tiny_detector.check_backbone(other, "The store x.zarr")
     message = str(error.value)
@@ -183,7 +184,8 @@ def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detect
 
 
 def test_a_label_or_an_alias_makes_no_other_backbone(tiny_detector: Detector) -> None:
-    same = replace(SPEC, alias="small", weights="file: copy.safetensors", licence="asked")
+    labels = {"alias": "small", "weights": "file: copy.safetensors", "licence": "asked"}
+    same = SPEC.model_copy(update=labels)
     tiny_detector.check_backbone(same, "The store")
 
 

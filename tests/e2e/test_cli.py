@@ -25,7 +25,7 @@ SMALL = {
     "auxiliaries": ["left", "right"],
     "directions": [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
-    "extract": {"shard_images": 4, "batch_images": 2},
+    "extract": {"batch_images": 2},
     "sae": {"dict_size": 64, "k": 4, "epochs": 2, "batch_images": 4},
     "guides": {"epochs": 2},
 }

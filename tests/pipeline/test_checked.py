@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     "directions": [{"aux": "left", "target": "right"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
     "sae": {"dict_size": 32, "k": 4, "epochs": 1, "batch_images": 4},
-    "guides": {"epochs": 1, "batch_images": 4},
+    "guides": {"epochs": 1},
 }
 MakeRun = Callable[..., RecipeRun]
 
@@ -170,7 +170,10 @@ def test_named_inputs_and_other_splits_have_places_of_their_own(project: MakeRun
             {"decision": {"map": {"guides": 2.0}}},
             r"decision\.map\.guides is 1\.0, not 2\.0",
         ),
-        ({"score": {"image_score": "cls"}}, r"score\.image_score is max, not cls.*spg-pipe score"),
+        (
+            {"score": {"rule": "published"}},
+            r"score\.rule is additive, not published.*spg-pipe score",
+        ),
     ],
 )
 def test_an_edited_recipe_says_what_differs_and_the_first_command(

@@ -13,7 +13,7 @@ from layouts import write_mvtec
 
 from pipeline.test_parts import RECIPE, command
 from spg_pipe import pipeline
-from spg_pipe.cli.options import make_run
+from spg_pipe.cli.options import Options
 from spg_pipe.detector.scores import Scores
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import BankParams
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_here() -> RecipeRun:
-    return make_run(Path("params.yaml"), device="cpu", quiet=True)
+    return Options(device="cpu", quiet=True).run()
 
 
 @pytest.fixture

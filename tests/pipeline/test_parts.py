@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli.main import app
-from spg_pipe.cli.options import make_run, names_of
+from spg_pipe.cli.options import Options, names_of
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console, exit_code
@@ -57,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
 
 
 def skipping(skip_bad: bool) -> RecipeRun:
-    return make_run(Path("params.yaml"), skip_bad=skip_bad, device="cpu", quiet=True)
+    return Options(skip_bad=skip_bad, device="cpu", quiet=True).run()
 
 
 def extract(run: RecipeRun, backbone: Backbone, name: str = "left", **options: Any) -> Path:
@@ -92,7 +92,7 @@ def test_a_part_is_no_ones_whole_dataset(
     part = extract(run, backbone, **options)
     assert part != run.paths.store("left")
     held = FeatureStore(part)
-    assert ", ".join(held.attributes["notes"][-len(options) :]) == note
+    assert ", ".join(held.spec.notes[-len(options) :]) == note
     for _ in range(2):  # with the folder here, and without it
         with pytest.raises(SpgError, match="spg-pipe extract --split"):
             checked_store(run, left(run))
@@ -152,9 +152,7 @@ def test_a_part_is_judged_at_the_images_own_size(run: RecipeRun, backbone: Backb
     sae = pipeline.train_sae(run, "left", 111, store=aux)
     detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
     (scores,) = pipeline.score(run, "right", detector=detector, store=target)
-    original = make_run(
-        Path("params.yaml"), overrides=["metrics.resolution=original"], device="cpu", quiet=True
-    )
+    original = Options(overrides=["metrics.resolution=original"], device="cpu", quiet=True).run()
     assert len(pipeline.evaluate(original, "right", scores=scores, store=target)) == 1
 
 

@@ -75,7 +75,7 @@ def test_an_unknown_parameter_is_named_with_a_suggestion(
 ) -> None:
     message = fault(changed(**{section: {key: 3}}))
     assert f"{section}.{key}: unknown parameter; {suggestion}" in message
-    assert message.startswith("params.yaml has 1 fault:\n")
+    assert message.startswith("params.yaml has 1 error:\n")
 
 
 def test_an_unknown_section_and_an_unknown_key_in_a_list_are_named() -> None:
@@ -108,7 +108,7 @@ def test_a_value_out_of_range_is_named_with_what_was_found(
 
 def test_all_faults_are_listed_at_once() -> None:
     message = fault(changed(sae={"k": 0, "epoch": 3}, method={"tau": -1}))
-    assert message.startswith("params.yaml has 3 faults:\n")
+    assert message.startswith("params.yaml has 3 errors:\n")
     assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
         "method.tau",
         "sae.k",
@@ -118,10 +118,10 @@ def test_all_faults_are_listed_at_once() -> None:
 
 def test_a_rule_between_parameters_is_its_own_message() -> None:
     assert fault(changed(directions=[{"aux": "a", "target": "a"}])) == (
-        "params.yaml has 1 fault:\n  a direction needs two datasets; a is its own target"
+        "params.yaml has 1 error:\n  a direction needs two datasets; a is its own target"
     )
     assert fault(changed(sae={"k": 64, "dict_size": 32})) == (
-        "params.yaml has 1 fault:\n  sae: k = 64 is larger than dict_size = 32"
+        "params.yaml has 1 error:\n  sae: k = 64 is larger than dict_size = 32"
     )
 
 

@@ -109,7 +109,7 @@ def test_the_attributes_say_what_the_store_holds(
     assert attrs["complete"] is True
     assert attrs["schema"] == 2
     assert (attrs["dataset"], attrs["split"], attrs["images"]) == ("parts", "test", 16)
-    assert attrs["backbone"] == SPEC.to_dict()
+    assert attrs["backbone"] == SPEC.content()
     assert attrs["layers"]["2"] == {"grid": [2, 2], "dim": 8, "prefix": ["mean"]}
     assert attrs["fingerprint"] == tiny_store.fingerprint
     assert attrs["licences"] == ["parts: CC0", "tiny weights: CC0"]

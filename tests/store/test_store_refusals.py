@@ -20,7 +20,7 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import crc32c, load_entries, shard_index
+from spg_pipe.store.shards import crc32c, shard_index
 from spg_pipe.store.verify import require_intact, verify
 
 Copy = Callable[[Path], Path]
@@ -244,7 +244,7 @@ def test_verify_names_the_shard_and_the_image_of_a_flipped_bit(
 
 
 def test_the_index_is_zarrs_and_its_checksum_too(tiny_store: FeatureStore, copy_of: Copy) -> None:
-    entry = next(e for e in load_entries(tiny_store.path) if e.name == "tokens_1/c/2/0/0")
+    entry = next(e for e in tiny_store.entries if e.name == "tokens_1/c/2/0/0")
     data = (tiny_store.path / entry.name).read_bytes()
     assert crc32c(data) == entry.crc32c
     index = shard_index([16 * 12 * 2] * 4, 6)

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
+from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
 from spg_pipe.datasets.layouts.synthetic import RECORD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.datasets.walk import files_below, files_in, relative, subfolders
-from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.errors import SpgError, listed
 
 MASK_FOLDERS = ("ground_truth", "masks")
 NOT_DEFECTS = frozenset(
@@ -175,10 +175,10 @@ def _pair(
         masks |= {m: m.parent.relative_to(mask_root) for m in files_below(mask_root).images}
     pairs: dict[Path, Path | None] = dict.fromkeys(images)
     used: set[Path] = set()
-    for place in {image.parent for image in images}:
-        here = place.relative_to(base)
+    for parent in {image.parent for image in images}:
+        here = parent.relative_to(base)
         matched, _ = match_masks(
-            [i for i in images if i.parent == place], [m for m, at in masks.items() if at == here]
+            [i for i in images if i.parent == parent], [m for m, at in masks.items() if at == here]
         )
         pairs.update(matched)
         used.update(matched.values())
@@ -211,21 +211,16 @@ def _entries(root: Path, category: str, kind: _Class) -> list[Entry]:
 
 
 def _notes(root: Path, folder: Path, classes: Sequence[_Class]) -> list[str]:
-    notes = []
     masks = [m for kind in classes for m in kind.pairs.values() if m]
-    if lossy := [m for m in masks if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]:
-        notes.append(
-            f"{counted(len(lossy), 'mask')} stored as JPEG, whose compression noise counts as "
-            f"defect (every value above 0 does): use PNG"
-        )
-    if extra := [relative(m, root) for kind in classes for m in kind.extra_masks]:
-        notes.append(f"{counted(len(extra), 'mask')} without a use, ignored: {listed(extra)}")
+    lossy = sum(m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for m in masks)
+    extra = [relative(m, root) for kind in classes for m in kind.extra_masks]
     defects = [m for k in classes if k.label == LABEL_ANOMALOUS for m in k.pairs.values()]
-    if without := defects.count(None):
-        several = counted(without, "defect image")
-        notes.append(f"{several} without a mask, left out of pixel metrics")
-    if unlabelled := sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN):
-        notes.append(f"{counted(unlabelled, 'image')} without a label")
-    if others := files_below(folder).others:
-        notes.append(f"{counted(others, 'file')} ignored: not an image file")
-    return notes
+    unlabelled = sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN)
+    noise = "whose compression noise counts as defect (every value above 0 does)"
+    return [
+        *noted(lossy, "mask", f"stored as JPEG, {noise}: use PNG"),
+        *noted(extra, "mask", "without a use, ignored"),
+        *noted(defects.count(None), "defect image", "without a mask, left out of pixel metrics"),
+        *noted(unlabelled, "image", "without a label"),
+        *noted(files_below(folder).others, "file", NO_IMAGE),
+    ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.datasets.manifest import LABEL_NORMAL, MaskState
+from spg_pipe.errors import counted, listed
 
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""
+NO_IMAGE = "ignored: not an image file"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class Scan(NamedTuple):
     """What a person should know."""
     licence: str = ""
     """As the layout's own record states it; empty if it has none."""
+
+
+def noted(items: Sequence[str] | int, noun: str, what: str) -> list[str]:
+    """The note `2 masks without a use: a, b`, of a number without names; none of nothing."""
+    if isinstance(items, int):
+        return [f"{counted(items, noun)} {what}"] if items else []
+    return [f"{counted(len(items), noun)} {what}: {listed(items)}"] if items else []
 
 
 @dataclass(frozen=True)

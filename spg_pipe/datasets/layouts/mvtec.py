@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
+from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
 from spg_pipe.datasets.walk import files_in, relative, subfolders
 from spg_pipe.errors import SpgError, counted, listed
@@ -20,7 +20,7 @@ GOOD = "good"
 
 
 @dataclass
-class _Found:
+class _Tally:
     """What the walk through the categories has gathered so far."""
 
     entries: list[Entry] = field(default_factory=list)
@@ -43,17 +43,17 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
-    found = _Found()
+    tally = _Tally()
     for folder in folders:
         if select(folder.name):
-            before = len(found.entries)
+            before = len(tally.entries)
             for part in splits:
-                _scan_split(root, folder, part, found)
-            if len(found.entries) == before:
-                found.without_split.append(folder.name)
-    if found.without_mask:
-        raise SpgError(_no_mask(root, found.without_mask))
-    return Scan(found.entries, [f.name for f in folders], _notes(root, folders, splits, found))
+                _scan_split(root, folder, part, tally)
+            if len(tally.entries) == before:
+                tally.without_split.append(folder.name)
+    if tally.without_mask:
+        raise SpgError(_no_mask(root, tally.without_mask))
+    return Scan(tally.entries, [f.name for f in folders], _notes(root, folders, splits, tally))
 
 
 MVTEC = Layout(
@@ -110,18 +110,18 @@ def match_masks(
     return pairs, [m for m in masks if m not in used]
 
 
-def _scan_split(root: Path, category: Path, part: str, found: _Found) -> None:
+def _scan_split(root: Path, category: Path, part: str, tally: _Tally) -> None:
     """Add the images of `train` or `test` of one category."""
     stray = files_in(category / part)
-    found.stray += len(stray.images)
-    found.others += stray.others
+    tally.stray += len(stray.images)
+    tally.others += stray.others
     kinds = subfolders(category / part)
     for kind in kinds:
         images, others = files_in(kind)
-        found.others += others
+        tally.others += others
         normal = kind.name == GOOD
-        pairs = {} if normal else _masks_of(root, category, kind, images, found)
-        found.entries += [
+        pairs = {} if normal else _masks_of(root, category, kind, images, tally)
+        tally.entries += [
             Entry(
                 path=relative(image, root),
                 category=category.name,
@@ -136,35 +136,29 @@ def _scan_split(root: Path, category: Path, part: str, found: _Found) -> None:
         with_images = {GOOD, *(kind.name for kind in kinds)}
         for folder in subfolders(category / "ground_truth"):
             if folder.name not in with_images:
-                found.extra_masks += [relative(p, root) for p in files_in(folder).images]
+                tally.extra_masks += [relative(p, root) for p in files_in(folder).images]
 
 
 def _masks_of(
-    root: Path, category: Path, kind: Path, images: Sequence[Path], found: _Found
+    root: Path, category: Path, kind: Path, images: Sequence[Path], tally: _Tally
 ) -> dict[Path, Path]:
     folder = category / "ground_truth" / kind.name
     pairs, extra = match_masks(images, files_in(folder).images)
-    found.extra_masks += [relative(p, root) for p in extra]
+    tally.extra_masks += [relative(p, root) for p in extra]
     for image in images:
         if image not in pairs:
             expected = relative(folder / f"{image.stem}_mask.png", root)
-            found.without_mask.append(f"{relative(image, root)} (expected {expected})")
+            tally.without_mask.append(f"{relative(image, root)} (expected {expected})")
     return pairs
 
 
-def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], found: _Found) -> list[str]:
+def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], tally: _Tally) -> list[str]:
     notes = []
-    if found.without_split:
-        names = " or ".join(splits)
-        notes.append(f"no {names} images in: {listed(found.without_split)}")
-    if found.extra_masks:
-        several = counted(len(found.extra_masks), "mask")
-        notes.append(f"{several} without an image, ignored: {listed(found.extra_masks)}")
-    if found.stray:
-        several = counted(found.stray, "image")
-        notes.append(f"{several} beside the defect folders, not inside one, ignored")
-    if found.others:
-        notes.append(f"{counted(found.others, 'file')} ignored: not an image file")
+    if tally.without_split:
+        notes.append(f"no {' or '.join(splits)} images in: {listed(tally.without_split)}")
+    notes += noted(tally.extra_masks, "mask", "without an image, ignored")
+    notes += noted(tally.stray, "image", "beside the defect folders, not inside one, ignored")
+    notes += noted(tally.others, "file", NO_IMAGE)
     if ignored := [f.name for f in subfolders(root) if f not in folders]:
         notes.append(f"folders without train/ and test/ ignored: {listed(ignored)}")
     return notes

@@ -9,24 +9,28 @@ a detector does on real defects.
 from __future__ import annotations
 
 import csv
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import Record, read_record, write_record
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
-from spg_pipe.datasets.paint.folders import is_made
+from spg_pipe.datasets.paint.drawn import paint
+from spg_pipe.datasets.paint.folders import is_made, save_image
+from spg_pipe.datasets.paint.photographs import read_photograph, view
 from spg_pipe.errors import SpgError
-
-if TYPE_CHECKING:
-    from spg_pipe.datasets.paint.demo_images import Sample
 
 DEMO_VERSION = 1
 """Raised whenever the same seed gives other images."""
 RECORD = "demo.json"
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_PNG = {"format": "PNG", "compress_level": 1}
+
+_SENSOR_NOISE = 0.004
+"""Standard deviation, of a range of 1."""
 
 
 class DemoRecord(Record):
@@ -38,6 +42,23 @@ class DemoRecord(Record):
     licence: str
     files: dict[str, str]
     """Path → SHA-256 of every other file."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a demo set."""
+
+    category: str
+    split: str
+    """`train` or `test`."""
+    defect: str
+    """`good`, or the painter's name."""
+    number: int
+    """Counts from 0 within split and defect."""
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    mask: np.ndarray
+    """(S, S) bool: the pixels that the painter touched."""
 
 
 def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
@@ -85,9 +106,38 @@ def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
         write_record(folder / RECORD, head.model_copy(update={"files": files}))
 
 
-def _write_images(demo: DemoSet, root: Path, seed: int) -> None:
-    from spg_pipe.datasets.paint.demo_images import samples
+def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
+    """Every image of a demo set, category by category.
 
+    Each image has its own random generator, seeded by the seed and its place in the set.
+    """
+    for category, photograph in demo.categories.items():
+        pixels = read_photograph(photograph)
+        for split, defect, number in _places(demo):
+            place = zlib.crc32(f"{demo.name}/{category}/{split}/{defect}".encode())
+            rng = np.random.default_rng([seed, place, number])
+            image = view(pixels, demo.image_size, rng)
+            mask = np.zeros(image.shape[:2], bool)
+            if defect != "good":
+                image, mask = paint(image, defect, rng)
+            # After the painting, so that a defect does not lack the camera's noise.
+            image = np.clip(image + rng.normal(0, _SENSOR_NOISE, image.shape), 0, 1)
+            levels = np.rint(image * 255).astype(np.uint8)
+            yield Sample(category, split, defect, number, levels, mask)
+
+
+def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
+    """(split, defect, number) of the images of a category."""
+    for number in range(demo.train):
+        yield "train", "good", number
+    for number in range(demo.normal):
+        yield "test", "good", number
+    for number in range(demo.anomalous):
+        kinds = len(demo.painters)
+        yield "test", demo.painters[number % kinds], number // kinds
+
+
+def _write_images(demo: DemoSet, root: Path, seed: int) -> None:
     if demo.layout == "mvtec":
         for sample in samples(demo, seed):
             _write_mvtec(sample, root)
@@ -108,10 +158,10 @@ def _licence_text(demo: DemoSet) -> str:
 def _write_mvtec(sample: Sample, root: Path) -> None:
     category = root / sample.category
     stem = f"{sample.number:03d}"
-    _save(sample.image, category / sample.split / sample.defect / f"{stem}.png", _PNG)
+    save_image(sample.image, category / sample.split / sample.defect / f"{stem}.png")
     if sample.defect != "good":
-        mask = sample.mask.astype("uint8") * 255
-        _save(mask, category / "ground_truth" / sample.defect / f"{stem}_mask.png", _PNG)
+        mask = sample.mask.astype(np.uint8) * 255
+        save_image(mask, category / "ground_truth" / sample.defect / f"{stem}_mask.png")
 
 
 def _write_visa(demo: DemoSet, sample: Sample, root: Path) -> tuple[str, ...]:
@@ -120,21 +170,14 @@ def _write_visa(demo: DemoSet, sample: Sample, root: Path) -> tuple[str, ...]:
     if sample.defect == "good":
         number = sample.number + (demo.train if sample.split == "test" else 0)
         image = f"{data}/Images/Normal/{number:04d}.JPG"
-        _save(sample.image, root / image, _JPEG)
+        save_image(sample.image, root / image)
         return sample.category, sample.split, "normal", image, ""
     kind = demo.painters.index(sample.defect)
     stem = f"{sample.number * len(demo.painters) + kind:03d}"
     image, mask = f"{data}/Images/Anomaly/{stem}.JPG", f"{data}/Masks/Anomaly/{stem}.png"
-    _save(sample.image, root / image, _JPEG)
-    _save(sample.mask.astype("uint8") * (kind + 1), root / mask, _PNG)
+    save_image(sample.image, root / image)
+    save_image(sample.mask.astype(np.uint8) * (kind + 1), root / mask)
     return sample.category, sample.split, "anomaly", image, mask
-
-
-def _save(levels: object, path: Path, options: dict[str, object]) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path, **options)  # type: ignore[arg-type]
 
 
 def _write_split(path: Path, rows: list[tuple[str, ...]]) -> None:

@@ -58,8 +58,8 @@ def paint(
         The pixels that the painter touched.
     """
     canvas = Canvas(image, window=window)
-    one = covering(canvas, DRAWINGS[kind], rng)
-    return on_image(canvas, one.box, np.clip(blended(canvas, one), 0, 1), one.alpha > 0)
+    defect = covering(canvas, DRAWINGS[kind], rng)
+    return on_image(canvas, defect.box, np.clip(blended(canvas, defect), 0, 1), defect.alpha > 0)
 
 
 def covering(

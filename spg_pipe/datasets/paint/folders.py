@@ -1,12 +1,16 @@
-"""Whether a set of painted images is in its folder already, and that nothing else is lost there."""
+"""Folders of painted images: whether a set is made already, without losing anything else there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.errors import SpgError, listed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ADVICE = "It is left alone. Name another folder, or move it away first."
 
@@ -60,3 +64,14 @@ def _foreign(root: Path, own: Collection[str]) -> list[str]:
         if (name := path.relative_to(root).as_posix()) not in own
         and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
     ]
+
+
+def save_image(levels: np.ndarray, path: Path) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, without loss unless it is a `.JPG`."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".JPG":
+        Image.fromarray(levels).save(path, quality=95, subsampling=0)
+    else:
+        Image.fromarray(levels).save(path, compress_level=1)

@@ -71,23 +71,23 @@ def paint(image: Canvas, kind: str, rng: np.random.Generator) -> tuple[np.ndarra
         Where the change is visible on average over a few pixels (`VISIBLE`); never empty.
     """
     for _ in range(_TRIES):
-        one = PAINTERS[kind](image, rng)
-        window, changed = _applied(image, one)
-        least = max(LEAST_AREA * image.levels[..., 0].size, _LEAST_PART * (one.alpha > 0).sum())
+        defect = PAINTERS[kind](image, rng)
+        window, changed = _applied(image, defect)
+        least = max(LEAST_AREA * image.levels[..., 0].size, _LEAST_PART * (defect.alpha > 0).sum())
         if changed.sum() >= least:
-            return on_image(image, one.box, window, changed)
+            return on_image(image, defect.box, window, changed)
     # A shift towards the other end of the type's range is visible on any image.
-    before = image.levels[one.box]
+    before = image.levels[defect.box]
     shift = np.where(before <= np.iinfo(before.dtype).max / 2, 0.4, -0.4)
-    shifted = Paint(one.box, image.units(one.box) + shift, (one.alpha > 0).astype(float))
-    return on_image(image, one.box, *_applied(image, shifted))
+    shifted = Paint(defect.box, image.units(defect.box) + shift, (defect.alpha > 0).astype(float))
+    return on_image(image, defect.box, *_applied(image, shifted))
 
 
-def _applied(image: Canvas, one: Paint) -> tuple[np.ndarray, np.ndarray]:
+def _applied(image: Canvas, defect: Paint) -> tuple[np.ndarray, np.ndarray]:
     """The painted window in the image's type, and where it has visibly changed."""
-    before = image.levels[one.box]
+    before = image.levels[defect.box]
     top = np.iinfo(before.dtype).max
-    levels = np.rint(blended(image, one) * image.span + image.low)
+    levels = np.rint(blended(image, defect) * image.span + image.low)
     after = levels.clip(0, top).astype(before.dtype)
     difference = np.abs(after.astype(np.float32) - before).max(axis=2) / image.span
     # Averaged, so that a piece of like texture is not a mask of scattered pixels.

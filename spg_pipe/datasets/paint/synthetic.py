@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
@@ -16,20 +16,19 @@ from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
     KIND,
     RECORD,
-    Row,
     Settings,
     Source,
     SyntheticRecord,
+    mask_of,
     read_synthetic,
 )
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
-from spg_pipe.datasets.paint.folders import is_made
+from spg_pipe.datasets.paint.folders import is_made, save_image
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import KINDS, DefectKind
 from spg_pipe.recipe.machine import cpu_workers
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 GENERATOR = 1
@@ -63,11 +62,11 @@ def write_synthetic(
 ) -> bool:
     """Make an auxiliary set with masks from normal images.
 
-    Every normal image of the source is written once as it is and `per_image` times with one defect,
-    the kinds in turn, as PNG with the pixels that `read_image` gives. Each image has a random
-    generator of its own, seeded by the seed and its path. The set appears as a whole; one that is
-    already there and would be made again the same (settings, source images, all files unchanged) is
-    left alone, another synthetic set is replaced. Memory does not grow with the number of images.
+    Every normal image is written once as it is and `per_image` times with a defect, the kinds in
+    turn, as PNG with the pixels that `read_image` gives. Each image has its own random generator,
+    seeded by the seed and its path. The set appears as a whole; one that is there and would be made
+    again the same (settings, source images, all files unchanged) is left alone, another synthetic
+    set is replaced. Memory does not grow with the number of images.
 
     Parameters
     ----------
@@ -105,21 +104,36 @@ def write_synthetic(
 
     def recorded() -> tuple[bool, dict[str, str]]:
         record = read_synthetic(root)
-        beside = {"images": (), "files_sha256": {}, "fingerprint": ""}
+        beside = {"images": {}, "files_sha256": {}, "fingerprint": ""}
         return record.model_copy(update=beside) == head, record.files_sha256
 
     if is_made(root, KIND, RECORD, recorded):
         return False
-    jobs = _jobs(normal, settings)
     with fresh_folder(root) as folder:
-        rows: list[Row] = []
-        for done, of_one in enumerate(_made(source, jobs, folder, seed, workers), start=1):
-            rows += of_one
-            if progress:
-                progress(done, len(jobs))
-        beside = {"images": tuple(rows), "files_sha256": file_digests(folder, "images", "masks")}
+        images = _make_all(source, _jobs(normal, settings), folder, seed, workers, progress)
+        beside = {"images": images, "files_sha256": file_digests(folder, "images", "masks")}
         write_record(folder / RECORD, head.model_copy(update=beside).sealed())
     return True
+
+
+def _make_all(
+    source: Manifest,
+    jobs: Sequence[_Job],
+    folder: Path,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> dict[str, str]:
+    """Path of each image of the set → path of the normal image behind it; the files are written."""
+    paths = [job.path for job in jobs]
+    images: dict[str, str] = {}
+    with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
+        made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
+        for done, (job, written) in enumerate(zip(jobs, made, strict=True), start=1):
+            images |= dict.fromkeys(written, job.path)
+            if progress:
+                progress(done, len(jobs))
+    return images
 
 
 def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> SyntheticRecord:
@@ -136,7 +150,7 @@ def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> Synthet
             licences=source.licences,
             images=dict(zip(normal["path"], normal["sha256"], strict=True)),
         ),
-        images=(),
+        images={},
         files_sha256={},
     )
 
@@ -167,19 +181,7 @@ def _jobs(normal: pd.DataFrame, settings: Settings) -> list[_Job]:
     return jobs
 
 
-def _made(
-    source: Manifest, jobs: Sequence[_Job], folder: Path, seed: int, workers: int | None
-) -> Iterator[list[Row]]:
-    """Rows of each source image, in order; its files are written."""
-    paths = [job.path for job in jobs]
-    pool = ThreadPoolExecutor(min(_THREADS, cpu_workers(workers)))
-    try:
-        yield from pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
-    finally:  # also when one fails, or by Ctrl-C
-        pool.shutdown(cancel_futures=True)
-
-
-def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[Row]:
+def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[str]:
     import numpy as np
 
     from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
@@ -194,32 +196,13 @@ def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed:
         )
     other = source.root / paths[int(rng.integers(len(paths)))]
     image = canvas_of(levels, canvas_of(read_image(other, exif=source.exif)))
-    stem = f"{job.number:05d}"
-    rows = [_row(job, "good", f"{stem}.png")]
-    _save(levels[..., 0] if image.grey else levels, folder / rows[0].path)
+    normal = f"images/{job.category}/{GOOD}/{job.number:05d}.png"
+    save_image(levels[..., 0] if image.grey else levels, folder / normal)
+    written = [normal]
     for n, kind in enumerate(job.kinds):
         painted, mask = paint(image, kind, rng)
-        row = _row(job, kind, f"{stem}-{n}.png")
-        _save(painted[..., 0] if image.grey else painted, folder / row.path)
-        _save(mask * np.uint8(255), folder / row.mask)
-        rows.append(row)
-    return rows
-
-
-def _row(job: _Job, defect: DefectKind | Literal["good"], name: str) -> Row:
-    place = f"{job.category}/{defect}/{name}"
-    return Row(
-        path=f"images/{place}",
-        mask="" if defect == GOOD else f"masks/{place}",
-        category=job.category,
-        defect=defect,
-        source=job.path,
-    )
-
-
-def _save(levels: np.ndarray, path: Path) -> None:
-    """PNG of (H, W) uint8 or uint16, or of (H, W, 3) uint8: `read_image` reads these values."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path, compress_level=1)
+        path = f"images/{job.category}/{kind}/{job.number:05d}-{n}.png"
+        save_image(painted[..., 0] if image.grey else painted, folder / path)
+        save_image(mask * np.uint8(255), folder / mask_of(path))
+        written.append(path)
+    return written

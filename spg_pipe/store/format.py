@@ -1,25 +1,25 @@
-"""Names, shapes and attributes of a store; docs/store.md is normative."""
+"""What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
+from pydantic import Field
 
-from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.errors import SpgError
+from spg_pipe.datasets.skipped import Skipped
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
+REMAKE = "`spg-pipe extract --replace` and the same options"
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class LayerShape(Record):
     """What one layer gives for every image."""
 
     grid: tuple[int, int]
@@ -35,10 +35,17 @@ class LayerShape:
         return self.grid[0] * self.grid[1]
 
 
-@dataclass(frozen=True)
-class StoreSpec:
-    """What determines a store's content, and so its fingerprint."""
+class StoreSpec(Record):
+    """The attributes of a store: what determines its content, then what is said beside it."""
 
+    BESIDE: ClassVar[frozenset[str]] = frozenset(
+        {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
+        | {"versions", "complete"}
+    )
+    LABELS: ClassVar[frozenset[str]] = frozenset({"alias", "weights", "licence"})
+    """Of the backbone: words for what the model's name and the weights' hash say exactly."""
+
+    schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: str
     split: str
     manifest: str
@@ -48,42 +55,36 @@ class StoreSpec:
     layers: dict[str, LayerShape]
     shard_images: int
     batch_images: int
-    dtype: str
-    """`float16` or `float32`, of tokens and prefix tokens."""
+    dtype: Literal["float16", "float32"]
+    """Of tokens and prefix tokens."""
     exif: bool
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens. `none` puts every image at a fixed offset; `zstd` is for archives."""
+    fingerprint: str = ""
+    licences: tuple[str, ...]
+    """Of the data and of the weights."""
+    notes: tuple[str, ...]
+    """What a person should know of the images."""
+    skipped: tuple[Skipped, ...]
+    """Images that were left out because they could not be used."""
+    selection: dict[str, object]
+    """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
+    sources: dict[str, str]
+    """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
+    layout: str
+    versions: dict[str, str]
+    complete: bool = False
+    """Set last, once every file is in its place."""
+
+    def attributes(self) -> dict[str, Any]:
+        """The group's attributes as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def content(self) -> dict[str, Any]:
-        """Plain values: never time, host, absolute path or library version."""
-        return {
-            "schema": SCHEMA_VERSION,
-            "dataset": self.dataset,
-            "split": self.split,
-            "manifest": self.manifest,
-            "images": self.images,
-            "backbone": self.backbone.to_dict(),
-            "layers": {
-                name: {"grid": list(s.grid), "dim": s.dim, "prefix": list(s.prefix)}
-                for name, s in self.layers.items()
-            },
-            "shard_images": self.shard_images,
-            "batch_images": self.batch_images,
-            "dtype": self.dtype,
-            "exif": self.exif,
-            "compressor": self.compressor,
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over `content`, without the labels that say the same in words.
-
-        The weights count by their hash, not by the name of the file that they came from.
-        """
-        content = self.content()
-        labels = ("alias", "weights", "licence")
-        backbone = {k: v for k, v in content["backbone"].items() if k not in labels}
-        return fingerprint(content | {"backbone": backbone})
+        """What determines the tokens: never time, host, absolute path or library version."""
+        beside: dict[str, Any] = dict.fromkeys(self.BESIDE, True)
+        left_out = beside | {"backbone": set(self.LABELS)}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
     @property
     def shards(self) -> int:
@@ -95,25 +96,10 @@ class StoreSpec:
         start = shard * self.shard_images
         return range(start, min(start + self.shard_images, self.images))
 
-    @classmethod
-    def from_content(cls, content: dict[str, Any]) -> "StoreSpec":
-        """The inverse of `content`."""
-        return cls(
-            dataset=content["dataset"],
-            split=content["split"],
-            manifest=content["manifest"],
-            images=content["images"],
-            backbone=BackboneSpec.from_dict(content["backbone"]),
-            layers={
-                name: LayerShape(tuple(s["grid"]), s["dim"], tuple(s["prefix"]))
-                for name, s in content["layers"].items()
-            },
-            shard_images=content["shard_images"],
-            batch_images=content["batch_images"],
-            dtype=content["dtype"],
-            exif=content["exif"],
-            compressor=content["compressor"],
-        )
+    def image_bytes(self, layer: str) -> int:
+        """Bytes of one image's patch tokens, as a reader gives them."""
+        shape = self.layers[layer]
+        return shape.patches * shape.dim * np.dtype(self.dtype).itemsize
 
     def encode_tokens(self, image: memoryview) -> bytes | memoryview:
         """The bytes of one image's tokens as an inner chunk of a shard."""
@@ -140,7 +126,31 @@ def _zstd() -> Any:
     return Zstd(level=ZSTD_LEVEL, checksum=False)
 
 
-def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> None:
+SMALL_ARRAYS = (
+    "mask_state",
+    "lost_regions",
+    "label",
+    "height",
+    "width",
+    "category",
+    "defect",
+    "path",
+)
+"""A value an image, each array one file."""
+
+
+def large_arrays(spec: StoreSpec) -> list[str]:
+    """The arrays that `create_arrays` declares: tokens, prefix tokens and masks."""
+    return [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")] + ["mask"]
+
+
+def small_arrays(spec: StoreSpec) -> list[str]:
+    """The arrays that are written once all shards are there, each one file."""
+    layers = [f"{kind}_{name}" for name in spec.layers for kind in ("mean", "std", "checksum")]
+    return [*SMALL_ARRAYS, *layers]
+
+
+def create_arrays(root: Path, spec: StoreSpec) -> None:
     """Write the metadata of the group and of the large arrays; no data yet.
 
     Tokens are sharded by `shard_images` with one image an inner chunk and no compressor, so that
@@ -149,7 +159,7 @@ def create_arrays(root: Path, spec: StoreSpec, attributes: dict[str, Any]) -> No
     import zarr
     from zarr.codecs import ZstdCodec
 
-    group = zarr.create_group(root, attributes=attributes | {"complete": False})
+    group = zarr.create_group(root, attributes=spec.attributes())
     for name, shape in spec.layers.items():
         group.create_array(
             f"tokens_{name}",
@@ -203,18 +213,23 @@ def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[
     array[...] = values.astype(object) if is_text else values
 
 
-def read_attributes(root: Path) -> dict[str, Any] | None:
-    """The group's attributes, or None where there is no readable group."""
+def group_attributes(metadata: bytes) -> dict[str, Any] | None:
+    """The attributes in the bytes of a group's zarr.json, or None where it is none."""
     try:
-        return dict(json.loads((root / "zarr.json").read_text())["attributes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads(metadata)["attributes"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-DAMAGED_METADATA = (
-    "its zarr.json is missing or damaged: write it anew with `spg-pipe extract --replace` and the "
-    "same options."
-)
+def read_attributes(root: Path) -> dict[str, Any] | None:
+    """The group's attributes, or None where there is no readable group."""
+    try:
+        return group_attributes((root / "zarr.json").read_bytes())
+    except OSError:
+        return None
+
+
+DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
 
 
 def is_damaged_store(root: Path) -> bool:
@@ -224,44 +239,3 @@ def is_damaged_store(root: Path) -> bool:
         and (root / SHARD_INDEX).is_file()
         and any(root.glob("tokens_*"))
     )
-
-
-OPEN_AGAIN = "Open it again, or run the command again, to read what is there now."
-
-
-def require_unchanged(root: Path, spec: StoreSpec) -> None:
-    """Refuse a store that was replaced since it was opened; called after its files are.
-
-    Raises
-    ------
-    SpgError
-    """
-    found = read_attributes(root) or {}
-    if found.get("fingerprint") != spec.fingerprint or not found.get("complete"):
-        raise SpgError(
-            f"{root} was replaced, or is being replaced, since it was opened. {OPEN_AGAIN}"
-        )
-
-
-def shard_tokens(root: Path, spec: StoreSpec, layer: str, shard: int) -> np.ndarray:
-    """All tokens of one shard, (n, N, D), read by Zarr itself."""
-    import zarr
-
-    rows = spec.shard_rows(shard)
-    array: Any = zarr.open_array(root / f"tokens_{layer}", mode="r")
-    return np.asarray(array[rows.start : rows.stop])
-
-
-def array_names(spec: StoreSpec) -> list[str]:
-    """The arrays that `create_arrays` declares."""
-    return [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")] + ["mask"]
-
-
-def arrays_declared(root: Path, spec: StoreSpec) -> bool:
-    """Whether `create_arrays` came to its end; a kill may leave some arrays undeclared."""
-    try:
-        for name in array_names(spec):
-            json.loads((root / name / "zarr.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from spg_pipe.artefacts.files import read_json, write_text
+from spg_pipe.artefacts.files import write_text
 from spg_pipe.bank.few_shot import says
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.metrics import write_csv
@@ -26,7 +26,7 @@ from spg_pipe.recipe.params import Params
 from spg_pipe.report.tables import Table, digits
 from spg_pipe.report.text import plain
 from spg_pipe.sae.quality import seeds_stability
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.run import SaeRun, read_quality
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.held_out import Candidate, Judgement, best, judge_candidates, mean_of, merit
 from spg_pipe.study.held_out_banks import judge_banks
@@ -213,10 +213,11 @@ def _over_seeds(
 
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     """R², dead share and, of several seeds, stability: means over layers and seeds."""
-    layers = [
-        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
-    ]
-    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
+    layers = [layer for folder in folders for layer in read_quality(folder).values()]
+    found = {
+        "r2": statistics.fmean(layer.r2 for layer in layers),
+        "dead_share": statistics.fmean(layer.dead_share for layer in layers),
+    }
     if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
         found["stability"] = statistics.fmean(alike.values())
     return found

@@ -53,7 +53,7 @@ def making_jobs(run: RecipeRun, stores: Stores) -> Iterator[Job]:
 def _make_sae(run: RecipeRun, aux: str, seed: int) -> Costs:
     with measured(idle_memory()) as cost:
         path = train_sae(run, aux, seed)
-    return {SaeRun.load(path).config["fingerprint"]: cost}
+    return {SaeRun.load(path).record.fingerprint: cost}
 
 
 def _make_own(run: RecipeRun, aux: str, seeds: Sequence[int]) -> Costs:
@@ -94,7 +94,7 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
     except SpgError:
         return False
     held = (record.store, record.sae.fingerprint, record.seed, record.guides)
-    wanted = (store.fingerprint, plan.saes.config["fingerprint"], seed, plan.guides)
+    wanted = (store.fingerprint, plan.saes.record.fingerprint, seed, plan.guides)
     method_held = (record.detection, record.protocol.name)
     return held == wanted and method_held == (plan.method.detection, plan.method.protocol)
 

@@ -154,10 +154,8 @@ def _paint_saes(runs: Sequence[AuxiliaryRun], loss: "Axes", dead: "Axes", often:
             for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
                 _line(axes, tokens, rows, column, number, label)
             if layer in run.quality:
-                histogram = run.quality[layer]["frequencies"]
-                often.stairs(
-                    histogram["latents"], histogram["edges"], color=f"C{number}", label=label
-                )
+                histogram = run.quality[layer].frequencies
+                often.stairs(histogram.latents, histogram.edges, color=f"C{number}", label=label)
 
 
 def _paint_guides(runs: Sequence[AuxiliaryRun], axes: "Axes") -> None:

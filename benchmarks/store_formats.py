@@ -149,25 +149,15 @@ def formats(folder: Path, store: FeatureStore) -> list[Format]:
     array = store.files.local / f"tokens_{LAYER}"  # type: ignore[operator]
     shards = sorted(path for path in (array / "c").rglob("*") if path.is_file())
     found = [
-        Format("store", shards, _stream(store), lambda seed: _store_tokens(store, seed)),
+        Format(
+            "store", shards, TokenSource(store, LAYER).take, lambda seed: _store_tokens(store, seed)
+        ),
         _memmap(folder, store),
         _pth(folder, store),
     ]
     plain = FeatureStore(store.path, plain=True)
     found.append(_generic("zarr-python", shards, partial(map, partial(plain.tokens, LAYER))))
     return [*found, *_peers(array, shards)]
-
-
-def _stream(store: FeatureStore) -> Read:
-    buffer = torch.empty((WINDOW, PATCHES, DIM), dtype=torch.float16)
-    source = TokenSource(store, LAYER)
-
-    def read(jobs: Jobs) -> Iterator[torch.Tensor]:
-        for patches in source.take(jobs):
-            images = patches.images()
-            yield torch.stack(images, out=buffer[: len(images)])
-
-    return read
 
 
 def _store_tokens(store: FeatureStore, seed: int) -> Iterator[torch.Tensor]:

@@ -134,14 +134,15 @@ def overview_table(tables: Sequence[tuple[MetricsTable, PublishedFigure | None]]
     shown = ("image_auroc", "pixel_auroc")
     area = next(n for n in ("pixel_aupro_0.3", "pixel_pro_fast") if n in first.mean.metrics)
     known = any(figure is not None for _, figure in tables)
-    columns = ["Auxiliary → target", "Categories"]
+    columns = ["Auxiliary → target", "Categories", "Seeds"]
     for name in shown:
         columns += [LABELS[name], "published"] if known else [LABELS[name]]
     columns.append(LABELS[area])
     cells, notes = [], []
     for table, figure in tables:
         way = f"{table.context.auxiliary} → {table.context.dataset}"
-        line = [way, str(max(table.mean.categories.values()))]
+        seeds = ", ".join(map(str, table.seeds or [table.context.seed]))
+        line = [way, str(max(table.mean.categories.values())), seeds]
         for name in shown:
             line.append(cell(table.mean, name))
             line += [digits(published_figure(figure, name))] if known else []
@@ -149,10 +150,13 @@ def overview_table(tables: Sequence[tuple[MetricsTable, PublishedFigure | None]]
         if figure is not None:
             notes.append(f"Published, {way}: {figure.source}.")
     context = first.context
+    methods = " and ".join(dict.fromkeys(method_of(table.context) for table, _ in tables))
     head = (
-        f"Means over categories; {method_of(context)}, metrics protocol {context.protocol}, "
-        f"resolution {context.resolution}. {_seeds(first).capitalize()}."
+        f"Means over categories; {methods}; metrics protocol {context.protocol}, resolution "
+        f"{context.resolution}."
     )
+    if any(table.seeds for table, _ in tables):
+        head += " Of several seeds: mean ± sample standard deviation."
     return Table(head, tuple(columns), tuple(cells), tuple(notes))
 
 

@@ -139,14 +139,6 @@ def _advice(error: OSError) -> str:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Images of one forward pass: rows of the store, all in one shard."""
-
-    shard: int
-    rows: range
-
-
-@dataclass(frozen=True)
 class _Decoded:
     images: torch.Tensor
     """(B, 3, S, S) float32."""
@@ -204,7 +196,7 @@ class _Run:
                 lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
             batches = [batch for shard in missing for batch in self._batches(shard)]
             results = (
-                in_order(pool, lambda b: self._compute(self._decode(b)), batches, workers + 1)
+                in_order(pool, lambda rows: self._compute(self._decode(rows)), batches, workers + 1)
                 if on_cpu
                 else map(self._compute, in_order(pool, self._decode, batches, 2 * workers))
             )
@@ -212,14 +204,14 @@ class _Run:
             filling, spare = self._room(), self._room()
             writing: Future[None] | None = None
             for batch, result in zip(batches, results, strict=True):
-                rows = spec.shard_rows(batch.shard)
-                filling.put(batch.rows.start - rows.start, result)
-                lost[batch.rows.start : batch.rows.stop] = result.lost
-                done += len(batch.rows)
-                if batch.rows.stop == rows.stop:
+                shard, place = divmod(batch.start, spec.shard_images)
+                filling.put(place, result)
+                lost[batch.start : batch.stop] = result.lost
+                done += len(batch)
+                if batch.stop == (rows := spec.shard_rows(shard)).stop:
                     if writing is not None:
                         writing.result()
-                    writing = disk.submit(self._write, batch.shard, filling.first(len(rows)))
+                    writing = disk.submit(self._write, shard, filling.first(len(rows)))
                     filling, spare = spare, filling
                     give_memory_back()
                 if progress:
@@ -228,19 +220,17 @@ class _Run:
                 writing.result()
         self._writer.finish(lost)
 
-    def _batches(self, shard: int) -> list[_Batch]:
+    def _batches(self, shard: int) -> list[range]:
+        """Rows of the images of each forward pass."""
         rows, step = self._spec.shard_rows(shard), self._spec.batch_images
-        return [
-            _Batch(shard, range(start, min(start + step, rows.stop)))
-            for start in range(rows.start, rows.stop, step)
-        ]
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
 
-    def _decode(self, batch: _Batch) -> _Decoded:
+    def _decode(self, rows: range) -> _Decoded:
         size = self._spec.backbone.preprocess.size
-        images = torch.empty(len(batch.rows), 3, size, size)
-        for image, row in zip(images.numpy(), batch.rows, strict=True):
+        images = torch.empty(len(rows), 3, size, size)
+        for image, row in zip(images.numpy(), rows, strict=True):
             image[...] = self._image(row)
-        masks, lost = zip(*map(self._mask, batch.rows), strict=True)
+        masks, lost = zip(*map(self._mask, rows), strict=True)
         return _Decoded(images, np.stack(masks), list(lost))
 
     def _image(self, row: int) -> np.ndarray:

@@ -5,24 +5,23 @@ import shutil
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from spg_pipe.artefacts.files import write_json
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError, listed
+from spg_pipe.errors import SpgError
 from spg_pipe.store.format import (
-    DAMAGED_METADATA,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
     encode_mask,
-    is_damaged_store,
     large_arrays,
     read_attributes,
     write_small,
 )
+from spg_pipe.store.place import acquire, make_room, refuse_what_is_no_store, writer_lock
 from spg_pipe.store.shards import (
     ShardEntry,
     crc32c,
@@ -40,24 +39,10 @@ from spg_pipe.store.shards import (
 )
 from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
 should know. They are no part of the fingerprint, so damaged files may come and go without new
 tokens."""
-
-
-def writer_lock(path: Path) -> "FileLock":
-    """The operating system's lock on a store's place: `.<store>.lock` beside it.
-
-    It ends with its process, however that dies. The empty file stays: removing a locked file would
-    let two processes lock two files of the same name.
-    """
-    from filelock import FileLock
-
-    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 class StoreWriter:
@@ -97,8 +82,8 @@ class StoreWriter:
         self.up_to_date = self._is_up_to_date()
         if self.up_to_date and self._is_current():
             return self
-        _refuse_what_is_no_store(self.path)
-        self._acquire()
+        refuse_what_is_no_store(self.path)
+        acquire(self._lock, self.path)
         try:
             self._begin()
         except BaseException:
@@ -117,18 +102,6 @@ class StoreWriter:
             shutil.rmtree(self.path)
         self._lock.release()
 
-    def _acquire(self) -> None:
-        from filelock import Timeout
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise SpgError(
-                f"Another process is writing {self.path}. Wait for it to end, stop it, or write "
-                "to another place with --out."
-            ) from error
-
     def _begin(self) -> None:
         """Go on with what is there, or make room and declare the arrays."""
         self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
@@ -145,7 +118,7 @@ class StoreWriter:
             self._sweep()
             return
         if self.path.exists():
-            self._make_room(there, replace=self._replace or begun)
+            make_room(self.path, self.spec, self.manifest, replace=self._replace or begun)
         create_arrays(self.path, self.spec)
 
     def _is_begun(self, there: dict[str, Any]) -> bool:
@@ -191,22 +164,6 @@ class StoreWriter:
             if not self._replace:
                 raise
             return []
-
-    def _make_room(self, there: dict[str, Any], *, replace: bool) -> None:
-        """Remove what is in the place, if it is a store and may be replaced."""
-        _refuse_what_is_no_store(self.path)
-        if is_damaged_store(self.path) and not replace:
-            raise SpgError(f"{self.path} is a store, but {DAMAGED_METADATA}")
-        if there and not replace:
-            here = set(self.manifest.table["path"])
-            repaired = [bad["path"] for bad in there.get("skipped") or () if bad["path"] in here]
-            more = f"; it left out what is no longer left out: {listed(repaired)}"
-            raise SpgError(
-                f"{self.path} holds a store of other content ({_differences(there, self.spec)}"
-                f"{more if repaired else ''}). Use --replace to write it anew, or choose another "
-                "place."
-            )
-        shutil.rmtree(self.path)
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
@@ -331,33 +288,6 @@ class StoreWriter:
                 (f"checksum_{layer}", ("image",), self._stats[layer].checksums()),
             ]
         return arrays
-
-
-def _refuse_what_is_no_store(path: Path) -> None:
-    there = read_attributes(path) or {}
-    if {"schema", "fingerprint"} <= set(there) or is_damaged_store(path):
-        return
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise SpgError(
-            f"{path} exists and is not a feature store. Choose another place or remove it."
-        )
-
-
-def _differences(there: dict[str, Any], spec: StoreSpec) -> str:
-    """In what the attributes of another store differ from those that are wanted, in words."""
-    wanted = {k: v for k, v in spec.attributes().items() if k not in spec.BESIDE}
-    names = [name for name in wanted if there.get(name) != wanted[name]]
-    words = [_difference(name, there.get(name), wanted[name]) for name in names]
-    return "; ".join(words) or "another fingerprint"
-
-
-def _difference(name: str, there: Any, wanted: Any) -> str:
-    if name == "manifest":
-        return "its images, masks or labels are others"
-    if not isinstance(wanted, dict) or not isinstance(there, dict):
-        return f"{name}: found {there!r}, expected {wanted!r}"
-    inner = [key for key in {**wanted, **there} if there.get(key) != wanted.get(key)]
-    return f"{name} differs ({', '.join(inner)})"
 
 
 def _mark_complete(path: Path, complete: bool) -> None:

@@ -12,7 +12,7 @@ from tiny import TinyBackbone, extracted, files
 from benchmarks import kill_extract
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store.writer import writer_lock
+from spg_pipe.store.place import writer_lock
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(
 ) -> None:
     place = tmp_path / "a.zarr"
     code = (
-        "import sys; from pathlib import Path; from spg_pipe.store.writer import writer_lock;"
+        "import sys; from pathlib import Path; from spg_pipe.store.place import writer_lock;"
         "lock = writer_lock(Path(sys.argv[1])); lock.acquire(); "
         "print('held', flush=True); sys.stdin.read()"
     )

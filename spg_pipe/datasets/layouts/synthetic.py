@@ -17,14 +17,15 @@ from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
 from spg_pipe.datasets.walk import files_below, relative
 from spg_pipe.errors import SpgError, counted, listed
-from spg_pipe.recipe.data import DefectKind
+from spg_pipe.recipe.data import KINDS, DefectKind
 
 RECORD = "synthetic.json"
 KIND: Literal["synthetic set"] = "synthetic set"
 AGAIN = "spg-pipe synthesise"
 
-_Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
-"""Looser than `Name`: a category is called as its folder was, blanks and all, but is one folder."""
+_NAME = r"[^./\\\x00][^/\\\x00]*"
+"""Looser than a recipe's `Name`: a category is called as its folder was, blanks and all."""
+_Image = Annotated[str, Field(pattern=rf"^images/{_NAME}/({'|'.join((GOOD, *KINDS))})/{_NAME}$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -47,51 +48,35 @@ class Source(Record):
     """Path in the source's folder → SHA-256 of its bytes."""
 
 
-class Row(Record):
-    """An image of the set. Paths are posix and relative to the set's folder."""
-
-    path: str
-    mask: str
-    """Empty for a normal image."""
-    category: _Folder
-    defect: DefectKind | Literal["good"]
-    source: str
-    """A key of `Source.images`."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.defect == GOOD) == bool(self.mask):
-            expected = "no mask" if self.defect == GOOD else "a mask"
-            raise ValueError(f"{self.path}: found mask {self.mask!r}, {self.defect} has {expected}")
-        for path, kind in ((self.path, "images"), (self.mask, "masks")):
-            folder = f"{kind}/{self.category}/{self.defect}"
-            if path and path.rpartition("/")[0] != folder:
-                raise ValueError(f"names a file outside {folder}: {path}")
-        return self
-
-
 class SyntheticRecord(Record):
-    """synthetic.json, every key of it."""
+    """synthetic.json, every key of it. Paths are posix and relative to the set's folder."""
 
     kind: Literal["synthetic set"] = KIND
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     generator: int
     settings: Settings
     licence: str
     source: Source
-    images: tuple[Row, ...]
+    images: dict[_Image, str]
+    """`images/<category>/<kind>/<name>` → the source image (of `Source.images`) behind it."""
     fingerprint: str = ""
     files_sha256: dict[str, _Sha256]
     """Path → SHA-256 of every image and mask."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        named = {path for row in self.images for path in (row.path, row.mask) if path}
+        named = {*self.images, *map(mask_of, self.images)} - {""}
         if odd := sorted(named ^ set(self.files_sha256)):
             raise ValueError(f"not named both with an image and with a SHA-256: {listed(odd)}")
-        if unknown := sorted({row.source for row in self.images} - set(self.source.images)):
+        if unknown := sorted(set(self.images.values()) - set(self.source.images)):
             raise ValueError(f"made from what is no source image: {listed(unknown)}")
         return self
+
+
+def mask_of(image: str) -> str:
+    """Path of the mask of an image of the set; empty for a normal one."""
+    _, category, kind, name = image.split("/")
+    return "" if kind == GOOD else f"masks/{category}/{kind}/{name}"
 
 
 def read_synthetic(root: Path) -> SyntheticRecord:
@@ -119,7 +104,7 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
         The folder is no synthetic set, or not a whole one.
     """
     record = read_synthetic(root)
-    files, rows = record.files_sha256, record.images
+    files = record.files_sha256
     on_disk = {relative(p, root) for p in files_below(root).images}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
@@ -130,19 +115,20 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     notes = [_synthetic_note(record), *extra]
     entries = [
         Entry(
-            path=row.path,
-            category=row.category,
-            defect=row.defect,
-            label=LABEL_NORMAL if row.defect == GOOD else LABEL_ANOMALOUS,
-            mask=row.mask,
-            sha256=files[row.path],
-            mask_sha256=files.get(row.mask, ""),
-            source=source_id(record.source.images[row.source]),
+            path=path,
+            category=category,
+            defect=kind,
+            label=LABEL_NORMAL if kind == GOOD else LABEL_ANOMALOUS,
+            mask=mask_of(path),
+            sha256=files[path],
+            mask_sha256=files.get(mask_of(path), ""),
+            source=source_id(record.source.images[source]),
         )
-        for row in rows
-        if select(row.category)
+        for path, source in record.images.items()
+        for _, category, kind, _ in [path.split("/")]
+        if select(category)
     ]
-    categories = sorted({row.category for row in rows})
+    categories = sorted({path.split("/")[1] for path in record.images})
     return Scan(entries, categories, notes, licence=record.licence)
 
 

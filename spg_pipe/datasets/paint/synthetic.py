@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
@@ -16,10 +16,10 @@ from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
     KIND,
     RECORD,
-    Row,
     Settings,
     Source,
     SyntheticRecord,
+    mask_of,
     read_synthetic,
 )
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
@@ -104,14 +104,14 @@ def write_synthetic(
 
     def recorded() -> tuple[bool, dict[str, str]]:
         record = read_synthetic(root)
-        beside = {"images": (), "files_sha256": {}, "fingerprint": ""}
+        beside = {"images": {}, "files_sha256": {}, "fingerprint": ""}
         return record.model_copy(update=beside) == head, record.files_sha256
 
     if is_made(root, KIND, RECORD, recorded):
         return False
     with fresh_folder(root) as folder:
         images = _make_all(source, _jobs(normal, settings), folder, seed, workers, progress)
-        beside = {"images": tuple(images), "files_sha256": file_digests(folder, "images", "masks")}
+        beside = {"images": images, "files_sha256": file_digests(folder, "images", "masks")}
         write_record(folder / RECORD, head.model_copy(update=beside).sealed())
     return True
 
@@ -123,16 +123,17 @@ def _make_all(
     seed: int,
     workers: int | None,
     progress: Progress | None,
-) -> list[Row]:
+) -> dict[str, str]:
+    """Path of each image of the set → path of the normal image behind it; the files are written."""
     paths = [job.path for job in jobs]
-    rows: list[Row] = []
+    images: dict[str, str] = {}
     with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
         made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
-        for done, of_job in enumerate(made, start=1):
-            rows += of_job
+        for done, (job, written) in enumerate(zip(jobs, made, strict=True), start=1):
+            images |= dict.fromkeys(written, job.path)
             if progress:
                 progress(done, len(jobs))
-    return rows
+    return images
 
 
 def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> SyntheticRecord:
@@ -149,7 +150,7 @@ def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> Synthet
             licences=source.licences,
             images=dict(zip(normal["path"], normal["sha256"], strict=True)),
         ),
-        images=(),
+        images={},
         files_sha256={},
     )
 
@@ -180,7 +181,7 @@ def _jobs(normal: pd.DataFrame, settings: Settings) -> list[_Job]:
     return jobs
 
 
-def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[Row]:
+def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[str]:
     import numpy as np
 
     from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
@@ -195,24 +196,13 @@ def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed:
         )
     other = source.root / paths[int(rng.integers(len(paths)))]
     image = canvas_of(levels, canvas_of(read_image(other, exif=source.exif)))
-    stem = f"{job.number:05d}"
-    rows = [_row(job, "good", f"{stem}.png")]
-    save_image(levels[..., 0] if image.grey else levels, folder / rows[0].path)
+    normal = f"images/{job.category}/{GOOD}/{job.number:05d}.png"
+    save_image(levels[..., 0] if image.grey else levels, folder / normal)
+    written = [normal]
     for n, kind in enumerate(job.kinds):
         painted, mask = paint(image, kind, rng)
-        row = _row(job, kind, f"{stem}-{n}.png")
-        save_image(painted[..., 0] if image.grey else painted, folder / row.path)
-        save_image(mask * np.uint8(255), folder / row.mask)
-        rows.append(row)
-    return rows
-
-
-def _row(job: _Job, defect: DefectKind | Literal["good"], name: str) -> Row:
-    place = f"{job.category}/{defect}/{name}"
-    return Row(
-        path=f"images/{place}",
-        mask="" if defect == GOOD else f"masks/{place}",
-        category=job.category,
-        defect=defect,
-        source=job.path,
-    )
+        path = f"images/{job.category}/{kind}/{job.number:05d}-{n}.png"
+        save_image(painted[..., 0] if image.grey else painted, folder / path)
+        save_image(mask * np.uint8(255), folder / mask_of(path))
+        written.append(path)
+    return written

@@ -89,7 +89,7 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
     """Write parts with as few calls as possible.
 
-    Linux then keeps the file in large pages, which readers map 2 MiB at a time (store/mapped.py).
+    Linux then keeps the file in large pages, which are quicker to read.
     """
     left = [memoryview(part).cast("B") for part in parts if len(part)]
     while left:

@@ -284,7 +284,6 @@ def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
         batch_tokens=fit.params.batch_tokens,
         batch_images=fit.params.batch_images,
         window_images=WINDOW_IMAGES,
-        run_images=1,
         seed=fit.seed,
     )
     return measured.record(

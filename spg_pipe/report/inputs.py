@@ -62,6 +62,11 @@ class DirectionRuns:
         return f"{self.direction.aux} → {self.direction.target}"
 
     @property
+    def name(self) -> str:
+        """The same for links and files: safe in HTML and URLs."""
+        return f"{self.direction.aux}--{self.direction.target}"
+
+    @property
     def table(self) -> MetricsTable:
         """The metrics: one seed's, or means over seeds."""
         tables = [run.metrics.table for run in self.runs]

@@ -50,8 +50,8 @@ def detector_of(params: Params, store: FeatureStore) -> Detector:
     """Fit the SAE and the guides on the auxiliary set."""
     seed, device = params.seeds[0], choose_device("auto")
     sae, quality, _ = train_sae(store, params.sae, params.method, seed=seed, device=device)
-    for layer, values in quality.items():
-        print(f"  {store.spec.dataset} {layer}: R² {values['r2']:.3f}", flush=True)
+    for layer, figures in quality.layers.items():
+        print(f"  {store.spec.dataset} {layer}: R² {figures.r2:.3f}", flush=True)
     detector, _ = make_detector(store, DetectorPlan.of(params, sae, seed), device=device)
     return detector
 

@@ -24,8 +24,9 @@ from spg_pipe.guides.model import initial_codes, unit
 from spg_pipe.guides.trained.train import GuideRun, fit_guides
 from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import MethodParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.store.stream import image_batches, sources_of
 
 METHOD = MethodParams(protocol="spg")
@@ -124,8 +125,8 @@ def training_seconds(
     layer = store.layers[0]
     sae = SparseAutoencoder(dim, 2048, LATENTS)
     dead = torch.zeros(2048, dtype=torch.bool)
-    config = {"inputs": {"store": store.fingerprint}, "dataset": "random", "fingerprint": "0"}
-    saes = SaeRun({layer: sae}, {layer: dead}, config)
+    record = SaeRecord.of(store, None, protocol("default"), 0, {layer: 0})
+    saes = SaeRun({layer: sae}, {layer: dead}, record)
     params = TrainedGuides(epochs=epochs, order_seed=111)
 
     def literal() -> None:

@@ -51,7 +51,7 @@ def sae_epochs(folder: Path, metrics: Path, context: dict[str, Any]) -> list[flo
     """Epochs of each layer's SAE, from the quality.json that lies where the recipe puts it."""
     run = metrics.stem.removeprefix(f"{context['auxiliary']}--{context['dataset']}-")
     place = folder / "sae" / metrics.parent.name / f"{context['auxiliary']}-{run}" / "quality.json"
-    return [layer["epochs"] for layer in json.loads(place.read_text()).values()]
+    return [layer["epochs"] for layer in json.loads(place.read_text())["layers"].values()]
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
     return extract(manifest, backbone, path, how, **options)
 
 
-SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)
+SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4)
 GUIDES = TrainedGuides(epochs=3)
 CONSTANTS = Constants(batch_images=4)
 METHOD = MethodParams()

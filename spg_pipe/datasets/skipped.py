@@ -6,11 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.walk import Inside
-from spg_pipe.errors import SpgError, counted
+from spg_pipe.errors import counted
 
 _NAMED = 5
 
@@ -57,18 +55,3 @@ def _content_hash(root: Path, path: str, mask: str) -> str:
     except OSError:
         return ""
     return content.hexdigest()
-
-
-def recorded(values: object) -> list[Skipped]:
-    """The records in a file's metadata, which anybody may have written.
-
-    Raises
-    ------
-    SpgError
-        If they are no records, or name files outside the dataset's root.
-    """
-    try:
-        return list(TypeAdapter(tuple[Skipped, ...]).validate_python(values or ()))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise SpgError(f"Its record of skipped images is damaged ({reason}).") from error

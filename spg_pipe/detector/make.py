@@ -232,7 +232,7 @@ def _record(
     store: FeatureStore, plan: DetectorPlan, layers: dict[str, LayerGuides], rule: Rule
 ) -> DetectorRecord:
     images = len(labelled_images(store))
-    saes = plan.saes.config
+    saes = plan.saes.record
     record = DetectorRecord(
         layers={name: guides.grid for name, guides in layers.items()},
         seed=plan.seed,
@@ -249,11 +249,7 @@ def _record(
             synthetic=Painted.model_validate(store.synthetic) if store.synthetic else None,
         ),
         store=store.fingerprint,
-        sae=SaeOrigin(
-            fingerprint=saes["fingerprint"],
-            params=saes["sae"] if saes["sae"].get("k") else None,
-            tokens_seen=saes["tokens_seen"],
-        ),
+        sae=SaeOrigin(fingerprint=saes.fingerprint, params=saes.sae, tokens_seen=saes.tokens_seen),
         backbone=store.spec.backbone.untiled,
         licences=store.licences,
         painted_on=tuple(sorted(set(store.sources.values()))),

@@ -227,7 +227,7 @@ def _of_sae(config: Any) -> Values:
         "seed": config["seed"],
         "method.protocol": config["protocol"]["name"],
         "sae": config["sae"],
-        "feature store": config["inputs"]["store"],
+        "feature store": config["store"],
     }
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.digests import read_config
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import SpgError
 
@@ -29,8 +28,7 @@ def inspect(path: Path) -> dict[str, Any]:
         if kind == "detector":
             return _detector(path)
         if kind == "sparse autoencoder":
-            config = read_config(path, kind, "spg-pipe train-sae")
-            return {"kind": kind, "quality": read_json(path / "quality.json", "Quality"), **config}
+            return _sae(path)
         if kind == "scores":
             return _scores(path)
     raise SpgError(
@@ -51,6 +49,15 @@ def draw(path: Path, file: Path, images: str | None, layer: str | None) -> dict[
     from spg_pipe.store.reader import FeatureStore
 
     return draw_pca(FeatureStore(path), file, images, layer)
+
+
+def _sae(path: Path) -> dict[str, Any]:
+    from spg_pipe.sae.run import read_quality, read_sae_record
+
+    layers = read_quality(path)
+    quality = {layer: figures.model_dump(mode="json") for layer, figures in layers.items()}
+    record = read_sae_record(path).model_dump(mode="json")
+    return {"kind": record["kind"], "quality": quality, **record}
 
 
 def _store(path: Path) -> dict[str, Any]:

@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -18,10 +17,8 @@ from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
     from spg_pipe.detector.make import DetectorPlan
-    from spg_pipe.sae.fits import SaeJob
+    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
-
-    Run = TypeVar("Run", SaeJob, DetectorPlan)
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
@@ -32,9 +29,7 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
 def train_saes(
     runs: Sequence[RecipeRun], aux: str, seeds: Sequence[int], *, store: Path | None = None
 ) -> list[Path]:
-    """FeatureStore of the auxiliary set → an SAE for every setting and seed.
-
-    Those that see the same batches are trained in one pass over the store.
+    """FeatureStore of the auxiliary set → an SAE for every setting and seed, one after the other.
 
     Parameters
     ----------
@@ -46,23 +41,42 @@ def train_saes(
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.sae.fits import SaeJob
-
     features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
     given = {"store": features.fingerprint} if store else {}
-    wanted = [(run, SaeJob(run.params.sae, seed)) for run in runs for seed in seeds]
-    train = partial(
-        _saes_together,
-        features=features,
-        aux=aux,
-        given=given,
-    )
-    return _by_stream(wanted, train)
+    return [_train_sae(run, features, aux, seed, given) for run in runs for seed in seeds]
+
+
+def _train_sae(
+    run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
+) -> Path:
+    """One SAE; its checkpoint lies beside it."""
+    from spg_pipe.sae.train import train_sae as train
+
+    path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
+    checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
+    with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
+        result = train(
+            features,
+            run.params.sae,
+            run.params.method,
+            seed=seed,
+            device=device,
+            cache=run.cache,
+            progress=lambda layer, done, total, loss: update(done, total, loss, layer),
+            checkpoints=checkpoints,
+            say=run.console.say,
+        )
+    result.run.save(path, result.quality, result.curve)
+    checkpoints.remove()
+    for layer, quality in result.quality.layers.items():
+        run.console.say(_quality_line(layer, quality))
+    run.console.say(f"SAE of {aux}, seed {seed} → {path}")
+    return path
 
 
 def _by_stream(
-    wanted: "list[tuple[RecipeRun, Run]]",
-    train: "Callable[[list[tuple[RecipeRun, Run]]], list[Path]]",
+    wanted: "list[tuple[RecipeRun, DetectorPlan]]",
+    train: "Callable[[list[tuple[RecipeRun, DetectorPlan]]], list[Path]]",
 ) -> list[Path]:
     """Train what sees the same batches together; the places in the order of `wanted`."""
     places: dict[int, Path] = {}
@@ -73,7 +87,7 @@ def _by_stream(
 
 
 def _checkpoints(
-    jobs: "list[tuple[RecipeRun, Run]]", artefact: Path, *determining: object
+    jobs: "list[tuple[RecipeRun, DetectorPlan]]", artefact: Path, *determining: object
 ) -> Checkpoints:
     """Of a pass: beside its first artefact, under a name of its own if it makes several."""
     run = jobs[0][0]
@@ -84,60 +98,11 @@ def _checkpoints(
     return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
 
 
-def _saes_together(
-    jobs: "list[tuple[RecipeRun, SaeJob]]",
-    features: "FeatureStore",
-    aux: str,
-    *,
-    given: Mapping[str, str],
-) -> list[Path]:
-    """One pass; its checkpoint lies beside the first SAE."""
-    from spg_pipe.sae.train import train_saes as train
-
-    run, seed = jobs[0][0], jobs[0][1].seed
-    several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    place, rule = run.paths.sae(aux, seed, given), run.params.method.protocol
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, rule)
-    with run.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
-        results = train(
-            features,
-            [job for _, job in jobs],
-            run.params.method,
-            device=choose_device(run.device),
-            cache=run.cache,
-            progress=lambda layer, done, total, loss: update(done, total, loss, layer),
-            checkpoints=checkpoints,
-            say=run.console.say,
-        )
-    places, faults = [], []
-    for number, ((one, job), result) in enumerate(zip(jobs, results, strict=True), 1):
-        if isinstance(result, SpgError):
-            faults.append(f"SAE of {aux}, seed {job.seed} ({_sizes(job)}): {result}")
-            continue
-        path = one.paths.sae(aux, job.seed, given)
-        result.run.save(path, result.quality, result.curve)
-        if len(jobs) > 1:
-            one.console.say(f"SAE {number} of {len(jobs)}: {_sizes(job)}, seed {job.seed}")
-        for layer, found in result.quality.items():
-            one.console.say(_quality_line(layer, found))
-        one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
-        places.append(path)
-    checkpoints.remove()
-    if faults:
-        others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
-        raise SpgError("\n".join(faults) + others)
-    return places
-
-
-def _sizes(job: "SaeJob") -> str:
-    return f"dict_size {job.params.dict_size}, k {job.params.k}"
-
-
-def _quality_line(layer: str, found: dict[str, Any]) -> str:
-    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in found.get("r2_prefixes", {}).items())
+def _quality_line(layer: str, quality: "LayerQuality") -> str:
+    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in quality.r2_prefixes.items())
     return (
-        f"  {layer}: R² {found['r2']:.3f}{alone}, L0 {found['l0']:.1f}, "
-        f"dead {found['dead_share']:.1%}, {found['tokens_seen']:,} tokens"
+        f"  {layer}: R² {quality.r2:.3f}{alone}, L0 {quality.l0:.1f}, "
+        f"dead {quality.dead_share:.1%}, {quality.tokens_seen:,} tokens"
     )
 
 
@@ -185,7 +150,7 @@ def train_guides_together(
         plan = DetectorPlan.of(run.params, loaded(source), seed)
         wanted.append((run, plan if order_seed is None else plan.ordered_by(order_seed)))
     given = ({"store": features.fingerprint} if store else {}) | (
-        {"sae": loaded(sae).config["fingerprint"]} if sae else {}
+        {"sae": loaded(sae).record.fingerprint} if sae else {}
     )
     fit = partial(_detectors_together, features=features, aux=aux, given=given)
     places = _by_stream(wanted, fit)

@@ -78,31 +78,12 @@ class SaeParams(_Section):
     batch_images: Positive | None = 16
     batch_tokens: Positive | None = None
     """Shuffled tokens a batch, instead of whole images."""
-    window_images: Positive = 96
-    """Images whose tokens are mixed for `batch_tokens`."""
-    run_images: Positive = 1
-    """Neighbours in the store that are read together; longer runs suit slow disks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    auxk: Annotated[int, Field(ge=0)] = 512
-    auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32
-    auxk_normalised: bool = False
-    dead_after_tokens: Positive = 10_000_000
-    input_norm: Literal["none", "l2", "center", "standard"] = "none"
-    """What the SAE sees: raw tokens, unit length, less the store's mean, or that in units of the
-    store's deviation. Guides and scores use raw tokens in any case."""
-    activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
-    sparsity: Annotated[float, Field(ge=0)] = 1e-3
-    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)² in 1000 times the
-    tokens' mean square. No other uses it."""
+    input_norm: Literal["none", "l2"] = "none"
+    """What the SAE sees: raw tokens, or of unit length. Guides and scores use raw tokens in any
+    case."""
+    activation: Literal["topk", "batch_topk"] = "topk"
     prefixes: tuple[Positive, ...] = ()
     """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run over which the learning rate rises."""
-    search: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the product that picks the k latents; their values are float32 in both."""
-    order_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the order of the batches; null: the SAE's own seed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SaeParams":
@@ -118,8 +99,6 @@ class SaeParams(_Section):
                 f"prefixes = {list(self.prefixes)}: expected rising numbers below dict_size = "
                 f"{self.dict_size}"
             )
-        if self.search == "bf16" and (self.activation != "topk" or self.prefixes):
-            raise ValueError("search: bf16 is for activation: topk without prefixes")
         return self
 
 

@@ -119,17 +119,17 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, fl
     rows = []
     for run in runs:
         for layer, values in run.quality.items():
-            rare = values["almost_dead_share"]
+            rare = values.almost_dead_share
             rows.append(
                 (
                     f"seed {run.seed}, layer {layer}",
-                    f"{values['r2']:.3f}",
-                    f"{values['l0']:.1f}",
-                    f"{values['dead_share']:.1%}",
+                    f"{values.r2:.3f}",
+                    f"{values.l0:.1f}",
+                    f"{values.dead_share:.1%}",
                     UNDEFINED if rare is None else f"{rare:.1%}",
-                    f"{values['dense_share']:.1%}",
-                    f"{values['tokens_seen']:,}",
-                    f"{values['epochs']:.2f}",
+                    f"{values.dense_share:.1%}",
+                    f"{values.tokens_seen:,}",
+                    f"{values.epochs:.2f}",
                 )
             )
     gone = [str(run.seed) for run in runs if not run.quality]

@@ -153,10 +153,8 @@ def _paint_saes(runs: Sequence[AuxiliaryRun], loss: "Axes", dead: "Axes", often:
         for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
             _line(axes, rows, "tokens", column, style, unit=1e6)
         if layer in run.quality:
-            histogram = run.quality[layer]["frequencies"]
-            often.stairs(
-                histogram["latents"], histogram["edges"], color=style["color"], label=style["label"]
-            )
+            bins = run.quality[layer].frequencies
+            often.stairs(bins.latents, bins.edges, color=style["color"], label=style["label"])
 
 
 def _paint_guides(runs: Sequence[AuxiliaryRun], axes: "Axes") -> None:

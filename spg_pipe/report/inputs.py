@@ -22,6 +22,7 @@ from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -82,8 +83,8 @@ class AuxiliaryRun:
     store: str | None
     """Fingerprint of the auxiliary set's store, from the detector."""
     sae: Path | None
-    quality: dict[str, Any]
-    """By layer."""
+    quality: "dict[str, LayerQuality]"
+    """By layer; empty where the SAE is gone."""
     sae_curve: list[dict[str, str]]
     guide_curve: list[dict[str, str]]
     """Empty for contrast guides, too."""
@@ -184,6 +185,8 @@ def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[
 
 
 def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> AuxiliaryRun:
+    from spg_pipe.sae.run import read_quality
+
     detector = _config(paths.detector(aux, seed), origin.fingerprint)
     sae = paths.sae(aux, seed) if _config(paths.sae(aux, seed), origin.sae.fingerprint) else None
     return AuxiliaryRun(
@@ -191,7 +194,7 @@ def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> Aux
         seed=seed,
         store=detector["store"] if detector else None,
         sae=sae,
-        quality=read_json(sae / "quality.json", "Sparse autoencoder") if sae else {},
+        quality=read_quality(sae) if sae else {},
         sae_curve=read_csv(sae / "curve.csv") if sae else [],
         guide_curve=read_csv(paths.detector(aux, seed) / "curve.csv") if detector else [],
     )

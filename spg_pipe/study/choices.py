@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from spg_pipe.artefacts.files import read_json, write_text
+from spg_pipe.artefacts.files import write_text
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
@@ -232,12 +232,13 @@ def _train(settings: Sequence[Setting], store: "FeatureStore", aux: str) -> None
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     """R², dead share and, of several seeds, stability: means over layers and seeds."""
     from spg_pipe.sae.quality import seeds_stability
-    from spg_pipe.sae.run import SaeRun
+    from spg_pipe.sae.run import SaeRun, read_quality
 
-    layers = [
-        layer for folder in folders for layer in read_json(folder / "quality.json", "SAE").values()
-    ]
-    found = {name: statistics.fmean(one[name] for one in layers) for name in ("r2", "dead_share")}
+    layers = [layer for folder in folders for layer in read_quality(folder).values()]
+    found = {
+        "r2": statistics.fmean(layer.r2 for layer in layers),
+        "dead_share": statistics.fmean(layer.dead_share for layer in layers),
+    }
     if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
         found["stability"] = statistics.fmean(alike.values())
     return found

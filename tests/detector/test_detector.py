@@ -129,7 +129,7 @@ def test_it_carries_the_licences_and_what_it_was_made_from(
     record = tiny_detector.record
     assert record.licences == ("parts: CC0", "tiny weights: CC0")
     assert record.store == tiny_store.fingerprint
-    assert record.sae.fingerprint == tiny_sae.config["fingerprint"]
+    assert record.sae.fingerprint == tiny_sae.record.fingerprint
     assert record.sae.tokens_seen == {"1": 768, "2": 192}
     assert record.protocol.name == "default"
     assert record.backbone == SPEC

@@ -56,13 +56,15 @@ MUTANTS = {
         "guide", "guides/model.py", "align_corners=False", "align_corners=True"
     ),
     "Adam's betas": Mutant("sae", "sae/trainer.py", "(0.5, 0.999)", "(0.9, 0.999)"),
-    "SAE's lr": Mutant(
-        "sae", "recipe/params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
+    "SAE's lr": Mutant("sae", "sae/trainer.py", "lr: float = 1e-3", "lr: float = 2e-3"),
+    "AuxK coefficient": Mutant("sae", "sae/trainer.py", "= 1 / 32", "= 1 / 16"),
+    "AuxK without stop-gradient": Mutant(
+        "sae", "sae/trainer.py", "x - x_hat.detach()", "x - x_hat"
     ),
-    "AuxK coefficient": Mutant("sae", "recipe/params.py", "= 1 / 32", "= 1 / 16"),
-    "AuxK without stop-gradient": Mutant("sae", "sae/losses.py", "x - x_hat.detach()", "x - x_hat"),
-    "activity threshold": Mutant("sae", "sae/losses.py", "= 1e-3", "= 1e-2"),
-    "dead one step early": Mutant("sae", "sae/losses.py", "self.age > limit", "self.age >= limit"),
+    "activity threshold": Mutant(
+        "sae", "sae/trainer.py", "ACTIVE_ABOVE = 1e-3", "ACTIVE_ABOVE = 1e-2"
+    ),
+    "dead one step early": Mutant("sae", "sae/trainer.py", "self.age > limit", "self.age >= limit"),
     "no renormalisation": Mutant("sae", "sae/trainer.py", "self.sae.renormalise()", "pass"),
     "DINOv3 resized in 8 bits": Mutant(
         "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "auxiliaries": ["left"],
     "directions": [{"aux": "left", "target": "right"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8"]},
-    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4, "auxk": 0},
+    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4},
     "guides": {"epochs": 1},
 }
 BAD = Path("left/bottle/test/good/001.png")

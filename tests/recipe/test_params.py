@@ -48,10 +48,9 @@ def fault(content: Any) -> str:
 def test_a_minimal_recipe_takes_the_documented_defaults() -> None:
     params = parse_params(MINIMAL, "params.yaml")
     assert params.method == MethodParams(protocol="default", detection="cls")
-    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, lr=1e-3, auxk=512)
+    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, activation="topk")
     assert params.sae == sae
-    assert (sae.auxk_coef, sae.dead_after_tokens) == (1 / 32, 10_000_000)
-    assert (sae.auxk_normalised, sae.input_norm) == (False, "none")
+    assert (sae.input_norm, sae.prefixes) == ("none", ())
     guides = GuideParams(kind="contrast", atoms=32, epochs=15)
     assert params.guides == guides
     assert guides.top_k is None

@@ -94,7 +94,7 @@ def test_page_names_protocols_seeds_data_and_artefacts(world: World, folder: Pat
     assert "Non-commercial: aux: CC BY-NC 4.0" in text
     assert "the backbone has none; in its place the mean patch token" in text
     quality = json.loads((world.paths.sae("aux", 111) / "quality.json").read_text())
-    assert f"{next(iter(quality.values()))['r2']:.3f}" in text
+    assert f"{next(iter(quality['layers'].values()))['r2']:.3f}" in text
 
 
 OF_CONTRAST = (

@@ -49,7 +49,7 @@ class GuideRun:
     def settings(self) -> dict[str, Any]:
         """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
         return {
-            "sae": self.saes.config["fingerprint"],
+            "sae": self.saes.record.fingerprint,
             # The same settings elsewhere make a dictionary of other bits.
             "dictionary": self.saes.digest(),
             "guides": self.guides.content() | asdict(self.constants),
@@ -198,11 +198,11 @@ def _check_together(runs: Sequence[GuideRun]) -> GuideRun:
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:
     """Refuse an SAE of another store."""
-    found = saes.config["inputs"]["store"]
+    found = saes.record.store
     if found != store.fingerprint:
         raise SpgError(
             f"The SAE was trained on another store than {store.path} (dataset "
-            f"{saes.config['dataset']!r} against {store.spec.dataset!r}, fingerprints {found[:8]} "
+            f"{saes.record.dataset!r} against {store.spec.dataset!r}, fingerprints {found[:8]} "
             f"and {store.fingerprint[:8]}). Run `spg-pipe train-sae` again for this store."
         )
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.errors import SpgError
 
 Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
@@ -130,25 +129,3 @@ class BackboneSpec(Record):
         """Values by the names of their tokens → by key, in the same order."""
         keys = {key.name: key for key in self.token_keys}
         return {keys[name]: value for name, value in values.items()}
-
-
-def check_image_size(size: int, multiple: int, name: str) -> None:
-    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
-    if size > 0 and size % multiple == 0:
-        return
-    below = max(size // multiple, 1) * multiple
-    nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
-    raise SpgError(
-        f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
-        f"(its patch size or largest stride). Nearest valid: {nearest}."
-    )
-
-
-def check_vit_layers(layers: tuple[str, ...], depth: int, name: str) -> None:
-    """Raise SpgError unless every layer is a block number from 1 to `depth`."""
-    unknown = [v for v in layers if not (v.isascii() and v.isdigit() and 1 <= int(v) <= depth)]
-    if unknown:
-        raise SpgError(
-            f"{name} has no layer {unknown[0]!r}: its layers are blocks, numbered from 1 to "
-            f"{depth}."
-        )

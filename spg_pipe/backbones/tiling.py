@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
-from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey, check_image_size
+from spg_pipe.backbones.request import check_image_size
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
 from spg_pipe.errors import SpgError
 
 MOST = 4096

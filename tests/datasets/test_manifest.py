@@ -42,24 +42,15 @@ def test_rows_are_sorted_by_category_then_good_then_defect_then_path(manifest):
     assert table["mask_sha256"].map(len).tolist() == [0, 0, 64, 64] * 2
 
 
-def test_types_are_the_documented_ones_before_and_after_a_file(manifest, tmp_path):
-    manifest.save(tmp_path / "m.parquet")
-    loaded = Manifest.load(tmp_path / "m.parquet", manifest.root)
-    for table in (manifest.table, loaded.table):
-        assert {n: str(table[n].dtype) for n in ("label", "mask_state", "height", "width")} == {
-            "label": "uint8",
-            "mask_state": "uint8",
-            "height": "int32",
-            "width": "int32",
-        }
-    pd.testing.assert_frame_equal(manifest.table, loaded.table)
-
-
-def test_loading_gives_back_everything_but_the_root(manifest, tmp_path):
+def test_a_file_gives_back_everything_but_the_root_in_the_documented_types(manifest, tmp_path):
     manifest.save(tmp_path / "deep" / "m.parquet")
     loaded = Manifest.load(tmp_path / "deep" / "m.parquet", tmp_path / "elsewhere")
     for name in ("dataset", "split", "layout", "licences", "notes", "exif"):
         assert getattr(loaded, name) == getattr(manifest, name)
+    types = {"label": "uint8", "mask_state": "uint8", "height": "int32", "width": "int32"}
+    for table in (manifest.table, loaded.table):
+        assert {name: str(table[name].dtype) for name in types} == types
+    pd.testing.assert_frame_equal(manifest.table, loaded.table)
     assert loaded.root == tmp_path / "elsewhere"
     assert loaded.fingerprint() == manifest.fingerprint()
     assert loaded.image_path(0) == tmp_path / "elsewhere/bottle/test/good/000.png"

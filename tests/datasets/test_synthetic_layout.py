@@ -8,6 +8,7 @@ import pytest
 from layouts import scanned, write_mvtec
 from PIL import Image
 
+from datasets.test_synthetic import a_set
 from spg_pipe.artefacts.digests import FILES
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets import Manifest
@@ -15,12 +16,6 @@ from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD, mask_of
 from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import DamagedError, SpgError
-
-
-def a_set(tmp_path: Path) -> Path:
-    source = scanned("parts", "mvtec", write_mvtec(tmp_path / "parts", good=3))
-    write_synthetic(source, tmp_path / "set")
-    return tmp_path / "set"
 
 
 def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ Values of an auxiliary image come from guides that were made without it where th
 made that way, so that the fit sees what it will meet on new images.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from spg_pipe.guides.layer import View
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
-
-Progress = Callable[[int, int], None]
 
 RIDGE = 1.0
 """How firmly fitted weights are held to the recipe's proportions (docs/method.md §8)."""
@@ -37,7 +36,7 @@ class Seen:
     dissimilarity: Tensor
     """(n, h, w)"""
     image: dict[str, Tensor]
-    """View → (n, m); `dissimilarity` → (n, 1)."""
+    """View, or `dissimilarity` → (n, m)."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +60,19 @@ class Labelled:
     def judged(self, among: np.ndarray) -> np.ndarray:
         """(n,) bool: of `among`, the labelled images of categories that have both classes."""
         rows = among & (self.labels != LABEL_UNKNOWN)
-        found = np.zeros(len(rows), bool)
+        both = np.zeros(len(rows), bool)
         for category in np.unique(self.categories[rows]):
-            own = rows & (self.categories == category)
-            if {0, 1} <= set(self.labels[own].tolist()):
-                found |= own
-        return found
+            of_category = rows & (self.categories == category)
+            if {0, 1} <= set(self.labels[of_category].tolist()):
+                both |= of_category
+        return both
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """A decision and what was found on the way."""
 
     decision: Decision
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     """What could not be fitted, and why."""
 
 
@@ -85,7 +83,6 @@ def fit_decision(
     params: DecisionParams,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
 ) -> Fit:
     """Fit scales and weights on a labelled store, in one pass.
 
@@ -98,10 +95,10 @@ def fit_decision(
     folds : (n,) int, optional
         Each image's fold; without it row 0 judges every image, also those it was made from.
     """
-    own = np.zeros((len(store), 2), np.int64)
+    judges = np.zeros((len(store), 2), np.int64)
     if folds is not None:
-        own[:, 1] = folds + 1
-    seen = look(store, directions, own, device=device, progress=progress)
+        judges[:, 1] = folds + 1
+    seen = look(store, directions, judges, device=device)
     return fit_seen(seen, Labelled.of(store), params, honest=1)
 
 
@@ -212,56 +209,59 @@ def fit_weights(
 def look(
     store: FeatureStore,
     directions: Mapping[str, Mapping[View, Tensor]],
-    own: np.ndarray | None = None,
+    judges: np.ndarray | None = None,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
 ) -> dict[str, Seen]:
     """Every image's components: a few kilobytes an image, layer and set of guides.
 
     Parameters
     ----------
     directions : dict of layer → view → (F, D)
-    own : (n, m) int, optional
+    judges : (n, m) int, optional
         Which of the F each image is judged by. Default: all.
     """
     sides = {
         layer: {view: rows.to(device) for view, rows in views.items()}
         for layer, views in directions.items()
     }
-    found: dict[str, list[Components]] = {layer: [] for layer in directions}
+    parts: dict[str, list[Seen]] = {layer: [] for layer in directions}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
+            chosen = None if judges is None else torch.from_numpy(judges[images]).to(device)
             for layer, views in sides.items():
-                chosen = None if own is None else torch.from_numpy(own[images]).to(device)
-                found[layer].append(_chosen(components(tokens[layer], views), chosen))
-            if progress:
-                progress(int(images[-1]) + 1, len(store))
-    grids = {layer: store.spec.layers[layer].grid for layer in directions}
-    return {
-        layer: Seen(
-            torch.cat([part.guides for part in parts]).unflatten(-1, grids[layer]),
-            torch.cat([part.dissimilarity for part in parts]).unflatten(-1, grids[layer]),
-            {view: torch.cat([part.image[view] for part in parts]) for view in parts[0].image},
-        )
-        for layer, parts in found.items()
-    }
+                raw = components(tokens[layer], views)
+                grid = store.spec.layers[layer].grid
+                guides = _picked(raw.guides, chosen)
+                shape = guides.shape[:2]
+                parts[layer].append(
+                    Seen(
+                        guides.unflatten(-1, grid),
+                        raw.dissimilarity.unflatten(-1, grid).cpu(),
+                        {
+                            view: values.cpu().expand(shape)
+                            if view == "dissimilarity"
+                            else _picked(values, chosen)
+                            for view, values in raw.image.items()
+                        },
+                    )
+                )
+    return {layer: _joined(each) for layer, each in parts.items()}
 
 
-def _chosen(found: Components, own: Tensor | None) -> Components:
-    """On the CPU, and of F sets of guides those that are asked for."""
-    image = {
-        view: values.cpu() if view == "dissimilarity" else _pick(values, own).cpu()
-        for view, values in found.image.items()
-    }
-    return Components(_pick(found.guides, own).cpu(), found.dissimilarity.cpu(), image)
+def _joined(parts: Sequence[Seen]) -> Seen:
+    return Seen(
+        torch.cat([part.guides for part in parts]),
+        torch.cat([part.dissimilarity for part in parts]),
+        {view: torch.cat([part.image[view] for part in parts]) for view in parts[0].image},
+    )
 
 
-def _pick(values: Tensor, own: Tensor | None) -> Tensor:
-    """(B, F, …) → (B, m, …)."""
-    if own is None:
-        return values
-    return values[torch.arange(len(values), device=values.device)[:, None], own]
+def _picked(values: Tensor, chosen: Tensor | None) -> Tensor:
+    """(B, F, …) → (B, m, …) on the CPU, of the sets of guides that are asked for."""
+    if chosen is not None:
+        values = values[torch.arange(len(values), device=values.device)[:, None], chosen]
+    return values.cpu()
 
 
 def _scales(
@@ -278,13 +278,8 @@ def _scales(
         scales[name] = Scale(*(float(np.mean(column)) for column in zip(*each, strict=True)))
     chosen = torch.from_numpy(rows)
     for view, image in seen.image.items():
-        scales[f"image_{view}"] = _scale(_of(image, which)[chosen].numpy())
+        scales[f"image_{view}"] = _scale(image[chosen, which].numpy())
     return scales
-
-
-def _of(image: Tensor, which: int) -> Tensor:
-    """(n, m) → (n,); a single column is everybody's."""
-    return image[:, which if image.shape[1] > 1 else 0]
 
 
 def _scale(values: np.ndarray) -> Scale:
@@ -322,7 +317,7 @@ def image_values(
         layer: Components(
             values.guides[chosen, which],
             values.dissimilarity[chosen],
-            {view: _of(image, which)[chosen, None] for view, image in values.image.items()},
+            {view: image[chosen, which, None] for view, image in values.image.items()},
         )
         for layer, values in seen.items()
     }

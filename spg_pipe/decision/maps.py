@@ -10,10 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.guides.model import upsample
+from spg_pipe.guides.model import interpolation, upsample
 
 SIGMA = 4.0
 """Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
@@ -138,7 +137,6 @@ def _axis_weights(cells: int, size: int, sigma: float, pixels: int) -> Tensor:
 
 def _interpolation(source: int, target: int) -> np.ndarray:
     """Weights (target, source) float64 of one axis, from PyTorch's own float32 interpolation."""
-    identity = torch.eye(source)[None]  # in float64 it would place the pixels slightly elsewhere
-    weights = F.interpolate(identity, target, mode="linear", align_corners=False)[0].t().double()
+    weights = interpolation(source, target).double()
     # Their two weights are rounded each; without this a map of ones would not stay at one.
     return (weights / weights.sum(dim=1, keepdim=True)).numpy()

@@ -266,30 +266,22 @@ class MapWriter:
     def append(self, patches: dict[str, Tensor]) -> None:
         """Add layer → (B, h, w) values of the next images."""
         self._held.append(patches)
-        held = sum(len(next(iter(batch.values()))) for batch in self._held)
-        if held >= self._chunk:
-            self._flush(held - held % self._chunk)
+        if sum(len(next(iter(batch.values()))) for batch in self._held) >= self._chunk:
+            self._flush()
 
     def close(self) -> None:
         """Write what is left, and the consolidated metadata."""
         import zarr
 
-        self._flush(None)
+        self._flush()
         with warnings.catch_warnings():
             # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(self._group.store)
 
-    def _flush(self, count: int | None) -> None:
-        if not self._held:
-            return
-        joined = {
-            layer: torch.cat([batch[layer] for batch in self._held]) for layer in self._arrays
-        }
-        start = self._written
-        for layer, array in self._arrays.items():
-            values = joined[layer][:count]
-            array[start : start + len(values)] = values.numpy()
-            self._written = start + len(values)
-        rest = {layer: values[count:].clone() for layer, values in joined.items()}
-        self._held = [rest] if count is not None and len(next(iter(rest.values()))) else []
+    def _flush(self) -> None:
+        for layer, array in self._arrays.items() if self._held else ():
+            values = torch.cat([batch[layer] for batch in self._held]).numpy()
+            array[self._written : self._written + len(values)] = values
+        self._written += sum(len(next(iter(batch.values()))) for batch in self._held)
+        self._held.clear()

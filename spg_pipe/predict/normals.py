@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.few_shot import require_fusible
+from spg_pipe.bank.fusion import require_fusible
 from spg_pipe.bank.images import BATCH, Grids, Tokens
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets import LABEL_ANOMALOUS, Manifest, build_manifest

@@ -10,7 +10,8 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import judge_alone, judge_fused, sees
+from spg_pipe.bank.few_shot import sees
+from spg_pipe.bank.fusion import judge_alone, judge_fused
 from spg_pipe.bank.images import BATCH, Grids, Tokens
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets.images import preprocess

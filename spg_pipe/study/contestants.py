@@ -106,14 +106,7 @@ def _few_shot(
     normals: int,
     backbone: "Callable[[], Backbone]",
 ) -> Iterator[Contestant]:
-    from spg_pipe.bank.few_shot import (
-        BANK,
-        known_images,
-        normals_of,
-        note_of_copies,
-        says,
-        seen_of,
-    )
+    from spg_pipe.bank.few_shot import BANK, known_images, normals_of, note_of_copies, says, seen_of
     from spg_pipe.store.reader import FeatureStore
 
     dataset, own = find_dataset(run.params, f"{target}/train"), _aside(run)

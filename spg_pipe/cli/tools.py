@@ -226,10 +226,10 @@ def sweep(
     ] = False,
 ) -> None:
     """Run every combination of the recipe's `sweep:` and compare them in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.sweep import sweep
 
     run = options.run()
-    result = study.sweep(run, one_at_a_time=one_at_a_time)
+    result = sweep(run, one_at_a_time=one_at_a_time)
     run.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 
@@ -244,12 +244,12 @@ def choose(
     ] = 4,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
-    from spg_pipe import study
     from spg_pipe.pipeline.run import auxiliaries_of
+    from spg_pipe.study.choose import choose
 
     run = options.run()
     names = auxiliaries_of(run.params, aux)
-    found = {name: study.choose(run, name, normals=normals) for name in names}
+    found = {name: choose(run, name, normals=normals) for name in names}
     content = {
         name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
         for name, one in found.items()
@@ -266,10 +266,10 @@ def compare(
     ] = 4,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.compare import compare
 
     run = options.run()
-    result = study.compare(run, normals=normals)
+    result = compare(run, normals=normals)
     run.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
 
 

@@ -114,10 +114,9 @@ class Paths:
         path = self._of("compare", target if aux is None else f"{aux}--{target}", seed)
         return path.parent / folder / path.name
 
-    def free_detector(self, aux: str, seed: int) -> Path:
-        """compare/<configuration>/detectors/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        path = self._of("compare", aux, seed)
-        return path.parent / "detectors" / path.name
+    def compared_detector(self, method: str, aux: str, seed: int) -> Path:
+        """compare/<configuration>/<method>/<auxiliary>-<backbone>-<size>-s<seed>/"""
+        return self.compared(method, None, aux, seed)
 
     @property
     def sweep(self) -> Path:

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from typing import Any
 
 from spg_pipe.errors import SpgError
 
@@ -42,18 +42,6 @@ class Job:
     """Names of jobs that must be done before; those that are not in the list are done already."""
 
 
-class Done(NamedTuple):
-    """A finished job."""
-
-    name: str
-    result: Any
-
-
-class _Running(NamedTuple):
-    name: str
-    pool: ProcessPoolExecutor
-
-
 def workers_for(device: str) -> int:
     """Processes side by side: as many as PyTorch would take threads, and one on a GPU.
 
@@ -64,8 +52,10 @@ def workers_for(device: str) -> int:
     return torch.get_num_threads() if device == "cpu" else 1
 
 
-def run_jobs(jobs: Sequence[Job], device: str, workers: int | None = None) -> Iterator[Done]:
-    """Run every job and yield it when it is done; those listed first start first.
+def run_jobs(
+    jobs: Sequence[Job], device: str, workers: int | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Run every job and yield its name and result when it is done; those listed first start first.
 
     A script that calls this needs the usual `if __name__ == "__main__":`, as processes are not
     forked from it.
@@ -86,24 +76,24 @@ def run_jobs(jobs: Sequence[Job], device: str, workers: int | None = None) -> It
     SpgError
         If a process was killed from outside.
     """
-    waiting, running = list(jobs), dict[Future[Any], _Running]()
+    waiting, running = list(jobs), dict[Future[Any], tuple[str, ProcessPoolExecutor]]()
     limit = workers or workers_for(device)
     before = set(multiprocessing.active_children())
     try:
         while waiting or running:
-            unfinished = {job.name for job in waiting} | {one.name for one in running.values()}
+            unfinished = {job.name for job in waiting} | {name for name, _ in running.values()}
             ready = [job for job in waiting if unfinished.isdisjoint(job.after)]
             for job in ready[: limit - len(running)]:
                 waiting.remove(job)
                 # A pool of one for each job: its process is new, and can be stopped at any time.
                 pool = ProcessPoolExecutor(1, _context(), _prepare, (device,))
-                running[pool.submit(job.work)] = _Running(job.name, pool)
+                running[pool.submit(job.work)] = (job.name, pool)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, pool = running[future]
                 result = _result(future, name)
                 pool.shutdown()
                 del running[future]
-                yield Done(name, result)
+                yield name, result
     finally:
         if running:
             for process in set(multiprocessing.active_children()) - before:

@@ -42,9 +42,9 @@ from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines.linear import logistic_regression
-from spg_pipe.study.choosing import Candidate
-from spg_pipe.study.choosing_banks import judge_banks
-from spg_pipe.study.contestants import contestants
+from spg_pipe.study.held_out import Candidate
+from spg_pipe.study.held_out_banks import judge_banks
+from spg_pipe.study.methods import entries
 
 SEES = "synthetic defects on 12 normal images"
 PAINTED = {"name": "painted", "root": "syn/a", "source": "parts", "layout": "mvtec"}
@@ -138,10 +138,10 @@ def test_few_shot_scores_say_both(
 def test_baselines_and_compare_say_so(
     folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert logistic_regression(store, 0).sees == SEES
+    assert logistic_regression(store, 0).supervision == SEES
     run = run_of(folder, monkeypatch)
-    first = list(islice(contestants(run, run, {"painted": store, "other": store}, 2), 4))
-    assert [one.sees for one in first] == [SEES] * 4
+    first = list(islice(entries(run, {"painted": store, "other": store}, 2), 4))
+    assert [one.supervision for one in first] == [SEES] * 4
 
 
 @pytest.mark.parametrize(

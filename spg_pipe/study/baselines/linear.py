@@ -13,13 +13,13 @@ from spg_pipe.guides.model import unit
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
-from spg_pipe.study.baselines.patchwise import Method
+from spg_pipe.study.baselines.patchwise import Baseline
 
 TOKENS = 20_000
 """Patches of each class that are drawn at most."""
 
 
-def logistic_regression(store: FeatureStore, seed: int) -> Method:
+def logistic_regression(store: FeatureStore, seed: int) -> Baseline:
     """Fitted for each layer on a draw of normal patches and of such with a defect.
 
     The latter count by the defective share of their area.
@@ -33,28 +33,25 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
 
     sides: dict[str, tuple[Tensor, float]] = {}
     for layer in store.layers:
-        values, shares = _draw(store, layer, seed)
+        drawn, shares = _draw(store, layer, seed)
         labels = shares > 0
         model = LogisticRegression(class_weight="balanced", max_iter=200)
-        fitted = model.fit(values, labels, sample_weight=np.where(labels, shares, 1))
+        fitted = model.fit(drawn, labels, sample_weight=np.where(labels, shares, 1))
         side = torch.from_numpy(fitted.coef_[0].astype(np.float32))
         sides[layer] = side, float(fitted.intercept_[0])
 
-    def values_of(tokens: dict[TokenKey, Tensor], _rows: np.ndarray) -> dict[TokenKey, Tensor]:
-        return {key: _logit(unit(batch[:, 1:]), *sides[key.layer]) for key, batch in tokens.items()}
+    def values(key: TokenKey, tokens: Tensor, _rows: np.ndarray) -> Tensor:
+        side, bias = sides[key.layer]
+        return unit(tokens[:, 1:]) @ side.to(tokens.device) + bias
 
-    return Method(
+    return Baseline(
         "logistic regression",
         seen_in(store.synthetic),
-        values_of,
+        values,
         store.spec.dataset,
         seed,
         {"auxiliary": store.fingerprint},
     )
-
-
-def _logit(patches: Tensor, side: Tensor, bias: float) -> Tensor:
-    return patches @ side.to(patches.device) + bias
 
 
 def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,7 @@ decision are made without its part of the set, and the rest of that part is judg
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import groupby
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,22 +13,22 @@ from torch import Tensor
 
 from spg_pipe.bank.images import different_images
 from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.decision.fit import grids_of, image_values
+from spg_pipe.decision.fit import grids_of
 from spg_pipe.decision.model import Decision
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
-from spg_pipe.study.choosing import (
+from spg_pipe.study.held_out import (
     Candidate,
-    CategoryResult,
+    Figures,
     Judgement,
-    Looked,
+    PartsSeen,
     Progress,
-    judge_images,
+    image_auroc,
     judge_pixels,
     look_at_parts,
-    part_result,
+    mean_of,
 )
 
 _BATCH = 16
@@ -37,7 +36,7 @@ _BATCH = 16
 
 def judge_banks(
     store: FeatureStore,
-    one: Candidate,
+    candidate: Candidate,
     banks: Sequence[BankParams],
     *,
     normals: int,
@@ -51,7 +50,7 @@ def judge_banks(
     ----------
     store : FeatureStore
         The auxiliary set.
-    one : Candidate
+    candidate : Candidate
         How guides and decision are made.
     normals : int
         Normal images of a bank. A category with fewer than one more in a part is left out of it.
@@ -73,114 +72,95 @@ def judge_banks(
             "settings of bank on an auxiliary set with real defects, or leave bank.* out of "
             "`choose`."
         )
-    shared = look_at_parts(store, [one], device)
-    each: list[list[CategoryResult]]
-    found: dict[str, list[list[CategoryResult]]] = {}
-    for number, part in enumerate(shared.parts):
-        decision, which = shared.decide(one, part)
+    shared = look_at_parts(store, [candidate], device)
+    judgements: list[Judgement] = [{} for _ in banks]
+    for number, part in enumerate(shared.parts, 1):
+        decided = shared.decide(candidate, part)
         each = [
-            _category(store, shared, decision, which, rows, drawn, banks, device)
+            _judge_category(store, shared, decided, rows, drawn, banks, device)
             for rows, drawn in _targets(store, shared, part, normals, seed)
         ]
         if each:
-            found[part] = each
+            for judgement, of_bank in zip(judgements, zip(*each, strict=True), strict=True):
+                judgement[part] = mean_of(of_bank)
         if progress:
-            progress(number + 1, len(shared.parts))
-    if not found:
+            progress(number, len(shared.parts))
+    if not judgements[0]:
         raise UnsuitableError(
             f"No part of {store.path} has a category with more than {normals} normal images, so "
             "no setting of a bank can be judged on it. Choose with fewer --normals, or on another "
             "auxiliary set."
         )
-    return [
-        Judgement(
-            tuple(part_result(part, [one[n] for one in each]) for part, each in found.items())
-        )
-        for n in range(len(banks))
-    ]
+    return judgements
 
 
 def _targets(
-    store: FeatureStore, shared: Looked, part: str, normals: int, seed: int
+    store: FeatureStore, shared: PartsSeen, part: str, normals: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each category that can stand for a target: (n,) bool to judge, and the bank's rows."""
-    for own in shared.categories(part):
-        normal = np.flatnonzero(own & (shared.images.labels == 0))
+    for category in shared.categories(part):
+        normal = np.flatnonzero(category & (shared.images.labels == 0))
         if len(normal) > normals:
             rng = np.random.default_rng([seed, int(normal[0])])
             first = rng.choice(normal, normals, replace=False)
             others = rng.permutation(np.setdiff1d(normal, first))  # in the place of copies
             drawn = np.sort(different_images(store, np.concatenate([first, others]), normals))
             if len(drawn) == normals:
-                rows = own.copy()
+                rows = category.copy()
                 rows[drawn] = False
                 yield rows, drawn
 
 
-def _category(
+def _judge_category(
     store: FeatureStore,
-    shared: Looked,
-    decision: Decision,
-    which: int,
+    shared: PartsSeen,
+    decided: tuple[Decision, int],
     rows: np.ndarray,
     drawn: np.ndarray,
     banks: Sequence[BankParams],
     device: str,
-) -> list[CategoryResult]:
-    """A result a setting; those that differ in weight and share alone have the same distances."""
-    values = image_values(decision, shared.seen, which, shared.images.size, rows)
-    guides = np.sum(list(decision.shares(values).values()), axis=0)
-    place = {image: number for number, image in enumerate(np.flatnonzero(rows).tolist())}
-    results: dict[int, CategoryResult] = {}
-    order = sorted(range(len(banks)), key=lambda n: banks[n].neighbours)
-    for _, same in groupby(order, key=lambda n: banks[n].neighbours):
-        numbers = list(same)
-        bank = MemoryBank.of_store(store, drawn, banks[numbers[0]], device=device)
-        patches = _distances(store, bank, np.flatnonzero(rows), device)
-        tops = {
-            share: bank.with_top_share(share).tops(patches)
-            for share in {banks[n].top_share for n in numbers}
-        }
-        pixels = {
-            weight: judge_pixels(
-                shared,
-                rows,
-                partial(_fused, shared, decision, which, place, patches, weight),
-            )
-            for weight in {banks[n].weight for n in numbers}
-        }
-        for n in numbers:
-            total = guides + banks[n].weight * tops[banks[n].top_share]
-            auroc = judge_images(shared.images, rows, total)
-            results[n] = (auroc, *pixels[banks[n].weight])
-    return [results[n] for n in range(len(banks))]
+) -> list[Figures]:
+    """Figures of every setting; those that differ in weight and share alone have one search."""
+    decision, which = decided
+    images, by_guides = np.flatnonzero(rows), shared.image_scores(decision, which, rows)
 
+    @cache
+    def searched(neighbours: int) -> tuple[MemoryBank, dict[str, Tensor]]:
+        params = BankParams(neighbours=neighbours)
+        bank = MemoryBank.of_store(store, drawn, params, device=device)
+        return bank, _distances(store, bank, images, device)
 
-def _fused(
-    shared: Looked,
-    decision: Decision,
-    which: int,
-    place: dict[int, int],
-    patches: dict[str, Tensor],
-    weight: float,
-    image: np.ndarray,
-) -> dict[str, Tensor]:
-    """Layer → (1, h, w): log odds of an image (1,), the bank's distances added."""
-    at = place[int(image[0])]
-    return {
-        layer: odds + weight * patches[layer][at : at + 1]
-        for layer, odds in grids_of(decision, shared.seen, which, image).items()
-    }
+    @cache
+    def tops(neighbours: int, share: float) -> np.ndarray:
+        bank, patches = searched(neighbours)
+        return bank.with_top_share(share).tops(patches)
+
+    @cache
+    def pixels(neighbours: int, weight: float) -> tuple[float, float]:
+        patches = searched(neighbours)[1]
+
+        def fused(image: np.ndarray) -> dict[str, Tensor]:
+            at = np.searchsorted(images, image)
+            odds = grids_of(decision, shared.seen, which, image)
+            return {layer: own + weight * patches[layer][at] for layer, own in odds.items()}
+
+        return judge_pixels(shared, rows, fused)
+
+    def figures(bank: BankParams) -> Figures:
+        total = by_guides + bank.weight * tops(bank.neighbours, bank.top_share)
+        auroc = image_auroc(shared, rows, total)
+        return Figures(auroc, *pixels(bank.neighbours, bank.weight))
+
+    return [figures(bank) for bank in banks]
 
 
 def _distances(
     store: FeatureStore, bank: MemoryBank, images: np.ndarray, device: str
 ) -> dict[str, Tensor]:
     """Layer → (n, h, w) of images (n,)."""
-    found: dict[str, list[Tensor]] = {layer: [] for layer in bank.grids}
+    parts = []
     for start in range(0, len(images), _BATCH):
         rows = images[start : start + _BATCH]
         tokens = {layer: image_tokens(store, layer, rows).to(device) for layer in bank.grids}
-        for layer, values in bank.distances(tokens).patches.items():
-            found[layer].append(values)
-    return {layer: torch.cat(values) for layer, values in found.items()}
+        parts.append(bank.distances(tokens).patches)
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in bank.grids}

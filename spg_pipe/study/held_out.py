@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import ClassSums, Dictionary, class_sums, direction
-from spg_pipe.guides.layer import VIEWS
+from spg_pipe.guides.layer import VIEWS, View
 from spg_pipe.metrics import Regions, accumulate, image_metrics
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.sae.run import SaeRun
@@ -42,33 +43,31 @@ class Candidate:
     decision: DecisionParams
 
 
-@dataclass(frozen=True)
-class PartResult:
-    """How a candidate did on one part that it was not made from; NaN where it is undefined."""
+class Figures(NamedTuple):
+    """How well some images were judged; NaN where it is undefined."""
 
-    part: str
     image_auroc: float
     pixel_auroc: float
     pixel_ap: float
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """A candidate's results on all parts."""
+Judgement = dict[str, Figures]
+"""Held-out part → how well it was judged by what was made from the others."""
 
-    parts: tuple[PartResult, ...]
 
-    def mean(self, metric: str) -> float:
-        """Mean over the parts where a metric is defined; NaN if there is none."""
-        values = [value for part in self.parts if not math.isnan(value := getattr(part, metric))]
-        return float(np.mean(values)) if values else math.nan
+def mean_of(figures: Sequence[Figures]) -> Figures:
+    """Each mean over those where it is defined; NaN if there is none."""
+    return Figures(*(_known_mean(column) for column in zip(*figures, strict=True)))
 
-    @property
-    def merit(self) -> float:
-        """Mean of the image AUROC, the pixel AUROC and the pixel AP, as far as they are defined."""
-        means = [self.mean(metric) for metric in ("image_auroc", "pixel_auroc", "pixel_ap")]
-        known = [mean for mean in means if not math.isnan(mean)]
-        return float(np.mean(known)) if known else math.nan
+
+def merit(judgement: Judgement) -> float:
+    """Mean of the image AUROC, the pixel AUROC and the pixel AP, as far as they are defined."""
+    return _known_mean(mean_of(list(judgement.values())))
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def best(judgements: Sequence[Judgement]) -> int:
@@ -79,13 +78,13 @@ def best(judgements: Sequence[Judgement]) -> int:
     UnsuitableError
         If there is nothing to judge by.
     """
-    merits = [judgement.merit for judgement in judgements]
-    if any(math.isnan(merit) for merit in merits):
+    merits = [merit(judgement) for judgement in judgements]
+    if any(math.isnan(value) for value in merits):
         raise UnsuitableError(
             "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
             "can be chosen on this set. Its masks may be too thin: use a larger image_size."
         )
-    return next(n for n, merit in enumerate(merits) if merit >= max(merits) - TOLERANCE)
+    return next(n for n, value in enumerate(merits) if value >= max(merits) - TOLERANCE)
 
 
 def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray]:
@@ -97,28 +96,31 @@ def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray
         If the set cannot be parted.
     """
     categories = store.array("category").astype(object)
-    taught = (sums.labels == 1) & (store.array("mask_state") == MaskState.GIVEN)
-    for names in (np.array([name.partition("/")[0] for name in categories]), categories):
-        found = {str(name): names == name for name in np.unique(names)}
-        found = {name: rows for name, rows in found.items() if (rows & taught).any()}
-        if len(found) > 1:
-            return found
-    kinds = store.array("defect").astype(object)
-    # Those without a mask are held out with their kind: they teach about images.
     anomalous = sums.labels == 1
-    found = {str(kind): (kinds == kind) & anomalous for kind in np.unique(kinds[taught])}
-    if len(found) < 2:
-        found = {f"fold {fold}": (sums.folds == fold) & anomalous for fold in np.unique(sums.folds)}
-        found = {name: rows for name, rows in found.items() if (rows & taught).any()}
-    if len(found) < 2:
+    taught = anomalous & (store.array("mask_state") == MaskState.GIVEN)
+
+    def parts_by(names: np.ndarray, among: np.ndarray) -> dict[str, np.ndarray]:
+        """Those that teach where defects are."""
+        parts = {str(name): (names == name) & among for name in np.unique(names)}
+        return {name: rows for name, rows in parts.items() if (rows & taught).any()}
+
+    for names in (np.array([name.partition("/")[0] for name in categories]), categories):
+        parts = parts_by(names, np.ones(len(store), bool))
+        if len(parts) > 1:
+            return parts
+    # Those without a mask are held out with their kind: they teach about images.
+    parts = parts_by(store.array("defect").astype(object), anomalous)
+    if len(parts) < 2:
+        parts = parts_by(np.array([f"fold {fold}" for fold in sums.folds]), anomalous)
+    if len(parts) < 2:
         raise SpgError(
             f"{store.path} has {taught.sum()} anomalous images with a mask: too few to hold some "
             "out. Choosing needs at least two."
         )
     normal = np.flatnonzero(sums.labels == 0)
-    for number, rows in enumerate(found.values()):
-        rows[normal[number :: len(found)]] = True
-    return found
+    for number, rows in enumerate(parts.values()):
+        rows[normal[number :: len(parts)]] = True
+    return parts
 
 
 def judge_candidates(
@@ -145,18 +147,17 @@ def judge_candidates(
         If the set cannot be parted, or without a part nothing is left to learn from.
     """
     shared = look_at_parts(store, candidates, device)
-    results = []
-    for number, one in enumerate(candidates):
-        parts = [_judge(shared, one, part) for part in shared.parts]
-        results.append(Judgement(tuple(parts)))
+    judgements = []
+    for number, candidate in enumerate(candidates, 1):
+        judgements.append({part: _judge(shared, candidate, part) for part in shared.parts})
         if progress:
-            progress(number + 1, len(candidates))
-    return results
+            progress(number, len(candidates))
+    return judgements
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen of the auxiliary set by guides made without each of its parts."""
+class PartsSeen:
+    """What guides that were made without each part say of every image."""
 
     parts: dict[str, np.ndarray]
     """Name → (n,) bool: held out together."""
@@ -164,14 +165,15 @@ class Looked:
     seen: dict[str, Seen]
     regions: dict[int, Regions]
     """Image → its mask's at S/4."""
-    made: "dict[tuple[int, int, str], tuple[int, dict[str, dict[str, Tensor]]]]"
-    """SAE, atoms and part → which of `seen`'s guides, and their directions."""
+    guides: dict[tuple[int, int, str], tuple[int, frozenset[View]]]
+    """SAE, atoms and part → which of `seen`'s guides, and the views that they have."""
 
-    def decide(self, one: Candidate, part: str) -> tuple[Decision, int]:
+    def decide(self, candidate: Candidate, part: str) -> tuple[Decision, int]:
         """A candidate's decision, made without a part, and which of `seen`'s guides are its."""
-        which, views = self.made[id(one.saes), one.atoms, part]
-        lacking = [v for v in VIEWS if not any(bool(views[n][v].any()) for n in views)]
-        params, among = _without(one.decision, lacking), ~self.parts[part]
+        which, views = self.guides[id(candidate.saes), candidate.atoms, part]
+        without = {str(view): 0.0 for view in VIEWS if view not in views}
+        image = candidate.decision.image.model_copy(update=without)
+        params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
         fit = fit_seen(self.seen, self.images, params, final=which, honest=which, among=among)
         return fit.decision, which
 
@@ -180,8 +182,13 @@ class Looked:
         rows, names = self.parts[part], self.images.categories
         return [rows & (names == name) for name in np.unique(names[rows])]
 
+    def image_scores(self, decision: Decision, which: int, rows: np.ndarray) -> np.ndarray:
+        """(rows.sum(),) of some images (n,) bool, without the decision's bias."""
+        values = image_values(decision, self.seen, which, self.images.size, rows)
+        return np.sum(list(decision.shares(values).values()), axis=0)
 
-def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> Looked:
+
+def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> PartsSeen:
     """One pass over the store for all candidates and parts.
 
     Raises
@@ -192,82 +199,68 @@ def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: 
     sums = class_sums(store, device)
     parts = held_out_parts(store, sums)
     makers = {(id(one.saes), one.atoms): one for one in candidates}
-    views = {
-        (*key, part): _views(store, maker, sums, ~rows, part)
+    made = {
+        (*key, part): _directions(store, maker, sums, ~rows, part)
         for key, maker in makers.items()
         for part, rows in parts.items()
     }
-    # A view that one of them lacks keeps its place; `_without` sees that it is not used.
+    # A view that one of them lacks keeps its place, and is not used.
     directions = {
-        layer: {view: torch.stack([one[layer][view] for one in views.values()]) for view in VIEWS}
+        layer: {view: torch.stack([each[layer][view] for each in made.values()]) for view in VIEWS}
         for layer in store.layers
     }
+    guides = {
+        key: (
+            which,
+            frozenset(v for v in VIEWS if any(bool(each[v].any()) for each in by.values())),
+        )
+        for which, (key, by) in enumerate(made.items())
+    }
     seen = look(store, directions, device=device)
-    made = {key: (which, views[key]) for which, key in enumerate(views)}
-    return Looked(parts, Labelled.of(store), seen, _coarse_masks(store), made)
+    return PartsSeen(parts, Labelled.of(store), seen, _coarse_masks(store), guides)
 
 
-def _views(
+def _directions(
     store: FeatureStore, maker: Candidate, sums: ClassSums, chosen: np.ndarray, part: str
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, dict[View, Tensor]]:
     """Layer → view → (D,) made from the chosen images; zeros where they lack a class."""
-    found: dict[str, dict[str, Tensor]] = {}
+    directions: dict[str, dict[View, Tensor]] = {}
     for layer in store.layers:
         dictionary = Dictionary.of(maker.saes, layer)
-        found[layer] = {}
+        directions[layer] = {}
         for view in VIEWS:
             pair = dictionary.match(direction(sums, layer, view, chosen), maker.atoms)
             zeros = torch.zeros(dictionary.atoms.shape[1])
-            found[layer][view] = zeros if pair is None else dictionary.side(pair)
-        if not bool(found[layer]["patches"].any()):
+            directions[layer][view] = zeros if pair is None else dictionary.side(pair)
+        if not bool(directions[layer]["patches"].any()):
             raise SpgError(
                 f"{store.path}: without {part} no category has patches with and without a defect, "
                 "so nothing can be chosen on it. Add another auxiliary category."
             )
-    return found
+    return directions
 
 
-def _without(params: DecisionParams, views: Sequence[str]) -> DecisionParams:
-    """The same without the image components of some views."""
-    image = params.image.model_copy(update=dict.fromkeys(views, 0.0))
-    return params.model_copy(update={"image": image})
+def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
+    decision, which = shared.decide(candidate, part)
+    grids = partial(grids_of, decision, shared.seen, which)
+    return mean_of(
+        [
+            Figures(
+                image_auroc(shared, rows, shared.image_scores(decision, which, rows)),
+                *judge_pixels(shared, rows, grids),
+            )
+            for rows in shared.categories(part)
+        ]
+    )
 
 
-def _judge(shared: Looked, one: Candidate, part: str) -> PartResult:
-    decision, which = shared.decide(one, part)
-
-    def of(rows: np.ndarray) -> CategoryResult:
-        values = image_values(decision, shared.seen, which, shared.images.size, rows)
-        total = np.sum(list(decision.shares(values).values()), axis=0)
-        grids = partial(grids_of, decision, shared.seen, which)
-        return judge_images(shared.images, rows, total), *judge_pixels(shared, rows, grids)
-
-    return part_result(part, [of(rows) for rows in shared.categories(part)])
-
-
-CategoryResult = tuple[float, float, float]
-"""Image AUROC, pixel AUROC and pixel AP; NaN where undefined."""
-
-
-def part_result(part: str, categories: Sequence[CategoryResult]) -> PartResult:
-    """Means over the categories of a part, as far as they are defined."""
-    return PartResult(part, *(_mean(column) for column in zip(*categories, strict=True)))
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def judge_images(images: Labelled, rows: np.ndarray, total: np.ndarray) -> float:
-    """Image AUROC of some images, (n,) bool, by their scores (rows.sum(),)."""
-    return image_metrics(images.labels[rows], total).auroc
+def image_auroc(shared: PartsSeen, rows: np.ndarray, scores: np.ndarray) -> float:
+    """Of some images (n,) bool, by their scores (rows.sum(),)."""
+    return image_metrics(shared.images.labels[rows], scores).auroc
 
 
 def judge_pixels(
-    shared: Looked,
-    rows: np.ndarray,
-    grids: Callable[[np.ndarray], dict[str, Tensor]],
+    shared: PartsSeen, rows: np.ndarray, grids: Callable[[np.ndarray], dict[str, Tensor]]
 ) -> tuple[float, float]:
     """Pixel AUROC and AP of one category's held-out images; NaN where no mask is known.
 
@@ -283,9 +276,9 @@ def judge_pixels(
 
     def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
         for image in known:
-            place, patches = shared.regions[image], grids(np.array([image]))
-            size = shared.images.size
-            yield anomaly_maps(patches, size, at=place.shape, log_odds=True)[0], place
+            regions, patches = shared.regions[image], grids(np.array([image]))
+            maps = anomaly_maps(patches, shared.images.size, at=regions.shape, log_odds=True)
+            yield maps[0], regions
 
     pixel = accumulate(pairs, "histogram")
     return pixel.auroc, pixel.ap
@@ -294,12 +287,12 @@ def judge_pixels(
 def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:
     """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
     side = max(1, store.image_size // COARSE)
-    states, found = store.array("mask_state"), {}
+    states, regions = store.array("mask_state"), {}
     for start in range(0, len(store), 64):
         rows = np.arange(start, min(start + 64, len(store)))
         masks = torch.from_numpy(store.masks(rows)).float()[:, None]
         coarse = (F.adaptive_avg_pool2d(masks, side)[:, 0] >= 0.25).numpy()
         for row, mask in zip(rows.tolist(), coarse, strict=True):
             if states[row] != MaskState.MISSING:
-                found[row] = Regions.of(mask)
-    return found
+                regions[row] = Regions.of(mask)
+    return regions

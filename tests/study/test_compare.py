@@ -15,7 +15,7 @@ import pytest
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
-from spg_pipe import pipeline, study
+from spg_pipe import pipeline
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features
 from spg_pipe.pipeline.checked_store import checked_store
@@ -23,9 +23,9 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
-from spg_pipe.study import comparison, contestants
-from spg_pipe.study.contests import Judged, free_is_there
-from spg_pipe.study.costs import Cost
+from spg_pipe.study import making, methods
+from spg_pipe.study.compare import Comparison, compare
+from spg_pipe.study.costs import Cost, MakingCosts
 
 ZERO_SHOT = {
     "spg-plus": "labelled auxiliary set",
@@ -41,7 +41,7 @@ def run_of(**changes: Any) -> RecipeRun:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Comparison]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     folder = tmp_path_factory.mktemp("compare")
     write_mvtec(folder / "left")
     write_mvtec(folder / "right", ("bottle",), seed=1, good=3, per_defect=2)
@@ -50,15 +50,15 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Comp
         run = run_of()
         for name in ("left", "right"):
             pipeline.extract(run, run.params.dataset(name))
-        return folder, study.compare(run, normals=2)
+        return folder, compare(run, normals=2)
 
 
-def rows_of(comparison: study.Comparison) -> dict[str, dict[str, Any]]:
+def rows_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in comparison.rows}
 
 
-def test_every_method_says_what_it_saw(compared: tuple[Path, study.Comparison]) -> None:
-    sees = {name: row["sees"] for name, row in rows_of(compared[1]).items()}
+def test_every_method_says_what_it_saw(compared: tuple[Path, Comparison]) -> None:
+    sees = {name: row["supervision"] for name, row in rows_of(compared[1]).items()}
     assert {name: sees[name] for name in ZERO_SHOT} == ZERO_SHOT
     others = {name: what for name, what in sees.items() if name not in ZERO_SHOT}
     assert {name: what.partition(":")[0] for name, what in others.items()} == {
@@ -74,7 +74,7 @@ def test_every_method_says_what_it_saw(compared: tuple[Path, study.Comparison]) 
 
 
 def test_rows_are_means_over_seeds_inside_their_intervals(
-    compared: tuple[Path, study.Comparison],
+    compared: tuple[Path, Comparison],
 ) -> None:
     for name, row in rows_of(compared[1]).items():
         for work in ("making", "scoring"):
@@ -90,7 +90,7 @@ def test_rows_are_means_over_seeds_inside_their_intervals(
 
 
 def test_the_recipes_row_is_what_its_own_stages_give(
-    compared: tuple[Path, study.Comparison], monkeypatch: pytest.MonkeyPatch
+    compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, comparison = compared
     monkeypatch.chdir(folder)
@@ -103,136 +103,111 @@ def test_the_recipes_row_is_what_its_own_stages_give(
 
 
 def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
-    compared: tuple[Path, study.Comparison],
+    compared: tuple[Path, Comparison],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, first = compared
     monkeypatch.chdir(folder)
-    again = study.compare(replace(run_of(), console=Console(1)), normals=2)
+    again = compare(replace(run_of(), console=Console(1)), normals=2)
     said = capsys.readouterr().err
     assert "spg-plus, left → right, seed 2" in said
     assert "SAE of" not in said
     assert "guides of" not in said
     for one, other in zip(first.rows, again.rows, strict=True):
-        for name in ("method", "sees", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
+        for name in ("method", "supervision", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
             assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
     before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
     loading = 5  # is measured anew
     assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
 
 
-def test_free_guides_of_other_parameters_are_made_again(
-    compared: tuple[Path, study.Comparison], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", methods.TRAINED)
+def test_trained_guides_of_other_inputs_or_settings_are_made_again(
+    method: str, compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(compared[0])
-    same, other = (comparison._published(run_of(method={"tau": tau})) for tau in (0.07, 0.1))
-    store = checked_store(same, find_dataset(same.params, "left"))
-    target = checked_store(same, find_dataset(same.params, "right"))
-    assert free_is_there(same, store, "left", 1)
-    assert not free_is_there(other, store, "left", 1)
-    assert not free_is_there(same, store, "left", 3)
-    assert not free_is_there(same, target, "left", 1)
+    same, other = run_of(), run_of(method={"detection": "mean_tokens"})
+    store, target = (
+        checked_store(same, find_dataset(same.params, name)) for name in ("left", "right")
+    )
+    assert making._is_made(same, store, method, "left", 1)
+    assert not making._is_made(other, store, method, "left", 1)
+    assert not making._is_made(same, store, method, "left", 3)
+    assert not making._is_made(same, target, method, "left", 1)
 
 
 def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
-    costs = comparison._Costs(tmp_path / "costs.json")
-    costs.add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)})
-    costs = comparison._Costs(tmp_path / "costs.json")
-    loading, scoring = Cost(0.5, 800.0), Cost(1.0, 9.0)
-    known, unknown = (
-        costs.of(Judged({}, {}, loading, scoring, made))
-        for made in (("sae", "guides"), ("sae", "elsewhere"))
-    )
-    assert (known.seconds, known.mebibytes) == (32.5, 800.0)
+    path = tmp_path / "costs.json"
+    MakingCosts().add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)}, path)
+    costs, loading = MakingCosts.load(path), Cost(0.5, 800.0)
+    assert costs.of(("sae", "guides"), loading) == Cost(32.5, 800.0)
+    unknown = costs.of(("sae", "elsewhere"), loading)
     assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
-    row = {"making_seconds": unknown.seconds, "making_mib": unknown.mebibytes}
-    assert comparison._cost(row, "making") == "–"
-    (tmp_path / "costs.json").write_text("{")
-    assert np.isnan(
-        comparison._Costs(tmp_path / "costs.json")
-        .of(Judged({}, {}, loading, scoring, ("sae",)))
-        .seconds
-    )
+    path.write_text("{")
+    assert np.isnan(MakingCosts.load(path).of(("sae",), loading).seconds)
 
 
 def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none(_dataset: object) -> None:
+    def none(*_args: object) -> None:
         raise UnsuitableError("no train split")
 
-    monkeypatch.setattr(contestants, "_require_images", none)
+    monkeypatch.setattr(methods, "_normal_images", none)
     category = np.array(["bolt"] * 3)
     one_product = SimpleNamespace(array=lambda _name: category, path="x.zarr", synthetic={})
     names = ("left", "right", "third")
     datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
     ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
     run = run_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
-    monkeypatch.setattr(
-        "spg_pipe.study.baselines.mutual.transductive", lambda _store: "transductive"
-    )
+    monkeypatch.setattr(methods, "transductive", lambda _store: "transductive")
     stores: Any = dict.fromkeys(names, one_product)
-    found = list(contestants.contestants(run, run, stores, 4))
+    found = list(methods.entries(run, stores, 4))
     times = Counter(one.method for one in found)
     assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
     assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
     assert len({one.name for one in found}) == len(found)
 
 
-def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("left", "right")):
-        write_mvtec(tmp_path / name, ("bottle",), seed=number)
-        for train in (tmp_path / name).glob("*/train"):
-            shutil.rmtree(train)
-    params = parse_params(RECIPE | {"seeds": [1]}, "test")
-    run = RecipeRun(params, Console(1), "cpu")
-    for name in ("left", "right"):
-        pipeline.extract(run, run.params.dataset(name))
-    found = rows_of(study.compare(run))
-    assert set(found) == {*ZERO_SHOT, "mutual scoring"}
-    assert "No few-shot methods on right" in capsys.readouterr().err
-
-
-def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("left", "right")):
-        write_mvtec(tmp_path / name, seed=number)
-    run = RecipeRun(parse_params(RECIPE | {"seeds": [1]}, "test"), Console(1), "cpu")
-    for name in ("left", "right"):
-        pipeline.extract(run, run.params.dataset(name))
-    rows = rows_of(study.compare(run, normals=2))
-    few_shot = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
-    assert set(rows) == {*ZERO_SHOT, *few_shot}
-    for name in few_shot:
-        assert "few-shot: 2 normal images of each category" in rows[name]["sees"]
-    assert "one product at a time" in " ".join(capsys.readouterr().err.split())
+STORES = ("left", "right")
+FEW_SHOT = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
 
 
 @pytest.fixture
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Who takes part with a recipe's changes, in a folder with both stores, 2 normal images."""
     monkeypatch.chdir(tmp_path)
-    for number, name in enumerate(("left", "right")):
+    for number, name in enumerate(STORES):
         write_mvtec(tmp_path / name, seed=number)
 
-    def contestants_of(**changes: Any) -> list[Any]:
+    def entries_of(**changes: Any) -> list[Any]:
         run = replace(run_of(**changes), console=Console(1))
-        for name in ("left", "right"):
+        for name in STORES:
             pipeline.extract(run, run.params.dataset(name), replace=True)
         stores = {name: checked_store(run, find_dataset(run.params, name)) for name in STORES}
-        return list(contestants.contestants(run, run, stores, 2))
+        return list(methods.entries(run, stores, 2))
 
-    return contestants_of
+    return entries_of
 
 
-STORES = ("left", "right")
-FEW_SHOT = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for train in Path("right").glob("*/train"):
+        shutil.rmtree(train)
+    assert {entry.method for entry in listed()} == set(ZERO_SHOT)
+    assert "No few-shot methods on right" in capsys.readouterr().err
+
+
+def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_alone(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = {entry.method: entry for entry in listed()}
+    assert set(entries) == {*ZERO_SHOT, *FEW_SHOT}
+    for name in FEW_SHOT:
+        assert "few-shot: 2 normal images of each category" in entries[name].supervision
+    assert "one product at a time" in " ".join(capsys.readouterr().err.split())
 
 
 def few_shot_of(entries: list[Any]) -> list[Any]:
@@ -273,7 +248,7 @@ def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
         loaded.append(run.params.backbone.alias)
         return load(run)
 
-    monkeypatch.setattr(contestants, "load_backbone", load_backbone)
+    monkeypatch.setattr(methods, "load_backbone", load_backbone)
     ways = [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}]
     both = {"auxiliaries": ["left", "right"], "directions": ways}
     assert {entry.targets for entry in few_shot_of(listed(**both))} == {("left",), ("right",)}
@@ -282,7 +257,7 @@ def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
     def missing(_run: RecipeRun) -> None:
         raise SpgError("no weights")
 
-    monkeypatch.setattr(contestants, "load_backbone", missing)
+    monkeypatch.setattr(methods, "load_backbone", missing)
     with pytest.raises(SpgError, match="no weights"):
         listed()
     for train in Path("right").glob("*/train"):
@@ -303,4 +278,4 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SpgError, match=message):
-        study.compare(run_of(**changes))
+        compare(run_of(**changes))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.bank.fusion import KNOWN, judge_alone, judge_fused, require_fusible
-from spg_pipe.bank.images import are_among, different_images, mean_tokens
 from spg_pipe.bank.memory import Distances, MemoryBank
+from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord

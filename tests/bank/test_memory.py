@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import extracted, manifest_of, write_folder
 
-from spg_pipe.bank import images, memory, search
-from spg_pipe.bank.images import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
+from spg_pipe.bank import memory, normal_patches, search
 from spg_pipe.bank.memory import CORESET, MemoryBank
+from spg_pipe.bank.normal_patches import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import BankParams
@@ -151,7 +151,7 @@ def test_copies_are_left_out_and_do_not_change_the_scale(normals: FeatureStore) 
 def test_of_very_many_patches_each_image_gives_its_share(
     normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "CANDIDATES", 30)
+    monkeypatch.setattr(normal_patches, "CANDIDATES", 30)
     reads: list[list[int]] = []
 
     def tokens(rows: np.ndarray) -> tuple[Tokens, Grids]:

@@ -127,7 +127,7 @@ def _outcome(
         image_score=rule,
         backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
         bank=bank.params if bank else None,
-        sees=predictor.sees or None,
+        sees=predictor.supervision or None,
         fingerprint=detector.fingerprint if used else None,
         tau=TAU if used else None,
         guides=record.guides.kind if used else None,

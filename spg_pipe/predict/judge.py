@@ -106,7 +106,7 @@ def judge_images(
                 overlay=images.overlay(path).as_posix(),
                 protocol=protocol.name,
                 parts=values,
-                sees=predictor.sees if predictor.bank else "",
+                sees=predictor.supervision if predictor.bank else "",
                 among_normals=known,
             )
             yield JudgedImage(prediction, pixels, anomaly_map)

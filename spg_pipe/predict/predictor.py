@@ -58,7 +58,7 @@ class Predictor:
         return shown_range(log_odds=True, between=(low + top, high + 3 * top))
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
             return sees(None if self.alone else self.detector, [self.bank.images])

@@ -94,7 +94,7 @@ def test_a_coreset_is_smaller_and_judged_by_its_own_scale(
     assert own.patches["1"].mean() < other.patches["1"].mean()
 
 
-def aligned(count: int, spread: float = 0.1) -> tuple[images.TokensOf, Grids]:
+def aligned(count: int, spread: float = 0.1) -> tuple[normal_patches.TokensOf, Grids]:
     """Images that differ by noise alone: 64 places, each with a token of its own."""
     places = torch.randn(65, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(count, 65, 16, generator=torch.Generator().manual_seed(1))

@@ -50,7 +50,7 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
 @pytest.mark.slow
 def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
     target = "evaluate@way0-111"
-    must(dvc("exp", "run", "-S", "metrics.accumulator=histogram", target, cwd=small_demo))
+    must(dvc("exp", "run", "-S", "+metrics.accumulator=histogram", target, cwd=small_demo))
     (path,) = (small_demo / "artifacts" / "metrics" / "demo").glob("demo-mvtec--*.json")
     mean = json.loads(path.read_text())["mean"]
     # On maps of so little training the histogram may fall back to sorting, and says so.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import (
@@ -234,8 +238,21 @@ def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
     assert parse_yaml(text)["sae"] == {"k": 3, "lr": 1}
 
 
+SECTIONS = {
+    "backbone",
+    "extract",
+    "method",
+    "sae",
+    "guides",
+    "decision",
+    "bank",
+    "score",
+    "metrics",
+}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_recipe_is_valid_and_complete(path: Path) -> None:
+def test_every_recipe_is_valid_and_leaves_defaults_out(path: Path) -> None:
     text = path.read_text()
     for place in ("data", "mvtec", "visa"):
         text = text.replace("{" + place + "}", f"/folder/of/{place}")
@@ -243,19 +260,48 @@ def test_every_recipe_is_valid_and_complete(path: Path) -> None:
     content = yaml.safe_load(text)
     params = parse_params(content, path.name)
     assert params.name == path.stem
-    # `dvc exp run -S sae.k=16` changes what is written down: every parameter is.
-    complete = params.model_dump(mode="json")
-    for section in (
-        "backbone",
-        "extract",
-        "method",
-        "sae",
-        "guides",
-        "decision",
-        "score",
-        "metrics",
-    ):
-        assert set(content[section]) == set(complete[section]), section
+    # dvc.yaml reads these keys and tracks these sections: an empty one keeps the defaults.
+    stages = (ROOT / "dvc.yaml").read_text()
+    tracked = {
+        name for line in re.findall(r"params: \[(.*)\]", stages) for name in line.split(", ")
+    }
+    used = {place.partition(".")[0] for place in re.findall(r"\$\{([a-z_]+[.}])", stages)}
+    read = {name.rstrip("}") for name in used} - {"item"}
+    assert "backbone" in tracked & read
+    assert tracked | read <= set(content)
+    assert {"alias", "image_size"} <= set(content["backbone"])
+    for section in set(content) & SECTIONS:
+        defaults = getattr(parse_params(MINIMAL, "params.yaml"), section).model_dump(mode="json")
+        kept = {"alias", "image_size"} if section == "backbone" else set()
+        same = {key for key, value in content[section].items() if defaults[key] == value}
+        assert same <= kept, f"{section}: defaults are left out"
+
+
+def leaves_of(section: type[BaseModel], within: str = "") -> Iterator[str]:
+    """Full names of all settings: `sae.k`."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from leaves_of(type(field.default), f"{within}{name}.")
+        elif within.partition(".")[0] in SECTIONS:
+            yield f"{within}{name}"
+
+
+def test_every_setting_is_varied_by_a_recipe_an_ablation_or_the_docs() -> None:
+    recipes = [
+        parse_params(yaml.safe_load(path.read_text()), path.name)
+        for path in (ROOT / "recipes").glob("*.yaml")
+    ]
+    axes = {place for recipe in recipes for place in (*recipe.sweep, *recipe.choose)}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    table = re.compile(r"^\| `[\w.]+` \| `.*$", flags=re.M)  # of all settings, docs/recipes.md
+    prose = "".join(table.sub("", page.read_text()) for page in pages)
+    defaults = parse_params(MINIMAL, "params.yaml")
+    every = list(leaves_of(Params))
+    assert len(every) <= 40
+    for place in every:
+        value = attrgetter(place)
+        moved = any(value(recipe) != value(defaults) for recipe in recipes)
+        assert moved or place in axes or place in prose, f"nobody varies {place}"
 
 
 def test_the_paper_recipes_are_the_published_experiment() -> None:

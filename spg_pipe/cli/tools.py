@@ -145,8 +145,6 @@ def datasets(
     options: Options,
 ) -> None:
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
-    from dataclasses import asdict
-
     from spg_pipe.datasets import describe_layouts
 
     layouts = describe_layouts()
@@ -170,7 +168,7 @@ def datasets(
             )
     for layout in layouts:
         lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
-    content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}
+    content = {"datasets": rows, "layouts": [layout.described() for layout in layouts]}
     options.console().result(content, "\n".join(lines))
 
 

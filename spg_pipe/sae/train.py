@@ -282,7 +282,6 @@ def _layer_quality(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQua
         batch_tokens=fit.params.batch_tokens,
         batch_images=fit.params.batch_images,
         window_images=WINDOW_IMAGES,
-        run_images=1,
         seed=fit.seed,
     )
     return measured.record(

@@ -15,25 +15,9 @@ _BATCHES = 64
 """Batches whose mixing is measured, from the epoch's start: enough for means of two digits."""
 
 
-def epoch_order(images: np.ndarray, seed: int, epoch: int, run_images: int = 1) -> np.ndarray:
-    """A permutation of image rows that depends on its arguments alone.
-
-    Parameters
-    ----------
-    images : (n,) int
-        Rows in the store's order.
-    run_images : int
-        Neighbours that stay together, in their order: longer runs read faster from a disk.
-
-    Returns
-    -------
-    (n,) int
-    """
-    generator = np.random.default_rng([seed, epoch])
-    runs = -(-len(images) // run_images)
-    starts = generator.permutation(runs) * run_images
-    places = (starts[:, None] + np.arange(run_images)).ravel()
-    return images[places[places < len(images)]]
+def epoch_order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """A permutation (n,) of image rows (n,) that depends on its arguments alone."""
+    return images[np.random.default_rng([seed, epoch]).permutation(len(images))]
 
 
 @dataclass(frozen=True)
@@ -50,11 +34,9 @@ class Window:
         return np.random.default_rng(self.seed).permutation(tokens)
 
 
-def windows(
-    images: np.ndarray, seed: int, epoch: int, window_images: int, run_images: int
-) -> list[Window]:
-    """An epoch as windows of shuffled runs of images; the last may be short."""
-    order = epoch_order(images, seed, epoch, run_images)
+def windows(images: np.ndarray, seed: int, epoch: int, window_images: int) -> list[Window]:
+    """An epoch as windows of shuffled images; the last may be short."""
+    order = epoch_order(images, seed, epoch)
     return [
         Window(order[start : start + window_images], (seed, epoch, number))
         for number, start in enumerate(range(0, len(order), window_images))
@@ -90,7 +72,6 @@ def measure_mixing(
     batch_tokens: int | None,
     batch_images: int | None,
     window_images: int,
-    run_images: int,
     seed: int,
 ) -> Mixing:
     """Measure the order of an epoch.
@@ -101,14 +82,14 @@ def measure_mixing(
         Of every image, in the store's order.
     patches : int
         N, tokens an image.
-    batch_tokens, batch_images, window_images, run_images, seed
+    batch_tokens, batch_images, window_images, seed
         As in `stream.token_batches`, of epoch 0.
     """
     codes = np.unique(categories, return_inverse=True)[1]
     if batch_images is not None:
-        batches = _whole_images(len(codes), patches, batch_images, run_images, seed)
+        batches = _whole_images(len(codes), patches, batch_images, seed)
     elif batch_tokens is not None:
-        batches = _tokens(len(codes), patches, batch_tokens, window_images, run_images, seed)
+        batches = _tokens(len(codes), patches, batch_tokens, window_images, seed)
     else:
         raise ValueError("mixing needs batch_images or batch_tokens")
     counts = [np.bincount(batch, minlength=len(codes)) for batch in batches]
@@ -136,19 +117,17 @@ def _seen(members: int, total: int, size: float) -> float:
         return float(1 - np.exp(np.log(left).sum()))
 
 
-def _whole_images(
-    images: int, patches: int, batch_images: int, run_images: int, seed: int
-) -> list[np.ndarray]:
-    order = epoch_order(np.arange(images), seed, 0, run_images)
+def _whole_images(images: int, patches: int, batch_images: int, seed: int) -> list[np.ndarray]:
+    order = epoch_order(np.arange(images), seed, 0)
     starts = range(0, images, batch_images)[:_BATCHES]
     return [np.repeat(order[start : start + batch_images], patches) for start in starts]
 
 
 def _tokens(
-    images: int, patches: int, batch_tokens: int, window_images: int, run_images: int, seed: int
+    images: int, patches: int, batch_tokens: int, window_images: int, seed: int
 ) -> list[np.ndarray]:
     owners = np.empty(0, np.int64)
-    for window in windows(np.arange(images), seed, 0, window_images, run_images):
+    for window in windows(np.arange(images), seed, 0, window_images):
         order = window.permutation(len(window.images) * patches)
         owners = np.concatenate([owners, window.images[order // patches]])
         if len(owners) >= _BATCHES * batch_tokens:

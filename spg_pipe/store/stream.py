@@ -101,7 +101,6 @@ def token_batches(
     batch_images: int | None = None,
     batch_tokens: int | None = None,
     window_images: int = WINDOW_IMAGES,
-    run_images: int = 1,
 ) -> Iterator[Tensor]:
     """Patch tokens (n, D) in the store's dtype for the SAE; all images, CLS excluded.
 
@@ -115,18 +114,16 @@ def token_batches(
         Whole images a batch, as published.
     batch_tokens : int, optional
         Shuffled tokens a batch instead, mixed within windows of `window_images` random images.
-    run_images : int
-        Neighbours in the store that enter a window together.
     """
     everything = np.arange(len(source.store))
     if batch_images is not None:
-        order = epoch_order(everything, seed, epoch, run_images)
+        order = epoch_order(everything, seed, epoch)
         for tokens in source.take(_slices(order, batch_images)[start:]):
             yield tokens.flatten(0, 1)
         return
     if batch_tokens is None:
         raise ValueError("token_batches needs batch_images or batch_tokens")
-    plan = windows(everything, seed, epoch, window_images, run_images)
+    plan = windows(everything, seed, epoch, window_images)
     yield from _mixed(source, plan, start * batch_tokens, batch_tokens)
 
 

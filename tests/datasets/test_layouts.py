@@ -1,6 +1,7 @@
 """The official layouts mvtec and visa: matching by name, splits, counts, notes, messages."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -262,12 +263,13 @@ def test_a_visa_root_without_its_split_file_or_categories_says_so(tmp_path):
 
 
 def test_every_layout_is_described_with_its_folders():
-    described = {info.name: info for info in describe_layouts()}
+    described = {layout.name: layout for layout in describe_layouts()}
+    assert json.loads(json.dumps([layout.described() for layout in described.values()]))
     assert list(described) == list(LAYOUTS) == ["mvtec", "visa", "folder", "synthetic"]
     assert "ground_truth/<defect>" in described["mvtec"].sketch
     assert "split_csv/1cls.csv" in described["visa"].sketch
     assert "synthetic.json" in described["synthetic"].sketch
-    assert [info.own_images for info in described.values()] == [False, False, True, False]
+    assert [layout.own_images for layout in described.values()] == [False, False, True, False]
 
 
 def test_importing_the_package_imports_nothing_heavy():

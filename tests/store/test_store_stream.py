@@ -145,14 +145,13 @@ def test_ordered_batches_follow_the_store(tiny_store: FeatureStore) -> None:
     unit=st.sampled_from(UNITS),
     start=st.integers(0, 30),
     window=st.integers(1, 20),
-    run=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
 def test_an_epoch_goes_on_at_any_batch(
-    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, run: int, epoch: int
+    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, epoch: int
 ) -> None:
     source = TokenSource(tiny_store, "1")
-    settings = unit | {"seed": 5, "epoch": epoch, "window_images": window, "run_images": run}
+    settings = unit | {"seed": 5, "epoch": epoch, "window_images": window}
     whole = list(token_batches(source, **settings))
     rest = list(token_batches(source, start=start, **settings))
     assert len(rest) == max(0, len(whole) - start)
@@ -182,19 +181,11 @@ def test_where_tokens_wait_does_not_change_a_batch(
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-@given(count=st.integers(1, 100), window=st.integers(1, 30), run=st.integers(1, 9))
-def test_windows_hold_every_image_once_in_runs(count: int, window: int, run: int) -> None:
-    plan = windows(np.arange(count), 3, 1, window, run)
-    order = np.concatenate([w.images for w in plan])
-    assert sorted(order.tolist()) == list(range(count))
+@given(count=st.integers(1, 100), window=st.integers(1, 30))
+def test_windows_hold_every_image_once(count: int, window: int) -> None:
+    plan = windows(np.arange(count), 3, 1, window)
+    assert sorted(np.concatenate([w.images for w in plan]).tolist()) == list(range(count))
     assert all(len(w.images) == window for w in plan[:-1])
-    # Inside a run the next image is the next row of the store.
-    starts = [place for place, image in enumerate(order) if image % run == 0]
-    for place in starts:
-        length = min(run, count - order[place])
-        assert order[place : place + length].tolist() == list(
-            range(order[place], order[place] + length)
-        )
 
 
 def test_a_reader_that_fails_ahead_is_heard(

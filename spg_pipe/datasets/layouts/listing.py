@@ -83,3 +83,7 @@ class Layout:
     """For a person's own images, not a benchmark's: their EXIF orientation may count."""
     splits: bool = True
     """Whether there is a training split; without, `test` and `all` both mean every image."""
+
+    def described(self) -> dict[str, str | bool]:
+        """What a person should know of it, as plain values."""
+        return {name: getattr(self, name) for name in ("name", "summary", "sketch", "own_images")}

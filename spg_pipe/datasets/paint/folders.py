@@ -44,7 +44,9 @@ def is_made(
     try:
         same, files = recorded()
     except SpgError as error:
-        raise SpgError(f"{root} is not empty and holds no {what}. {_ADVICE}") from error
+        raise SpgError(
+            f"{root} is not empty and holds no {what} that this version reads. {_ADVICE}"
+        ) from error
     if foreign := _foreign(root, {*files, name}):
         raise SpgError(f"{root} holds what is not of the {what}: {listed(foreign)}. {_ADVICE}")
     if not same:

@@ -32,7 +32,7 @@ def tiled(
     """A backbone that looks at large images tile by tile.
 
     Its `spec.preprocess.size` is the largest side; a layer's grid covers the whole image. With
-    several sides every layer comes once for each, named ``LAYER@SIDE``.
+    several sides every layer comes once for each, named as `TokenKey.name` says.
 
     Parameters
     ----------

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.bank.images import are_among, different_images, mean_tokens
+from spg_pipe.bank.fusion import KNOWN, judge_alone, judge_fused, require_fusible
 from spg_pipe.bank.memory import Distances, MemoryBank
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens
+from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
 from spg_pipe.detector.scores import Scores, of_store, write_scores
@@ -27,9 +27,6 @@ from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
-KNOWN = "among_normals"
-"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -109,14 +106,7 @@ def note_of_copies(copies: int, images: int) -> str:
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
     """What is said if some of the images to be judged are normal images themselves.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        Of these; at least one.
-    images : int
-        To be judged in all.
-    so : str
-        What that means for the scores.
+    `paths` are theirs, `images` are to be judged in all, `so` says what it means for the scores.
     """
     named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
@@ -220,58 +210,6 @@ def _check(store: FeatureStore, target: FeatureStore) -> None:
         raise UnsuitableError(
             f"{store.path} has {len(anomalous)} anomalous images (the first: {first}); a bank is "
             "made of normal ones alone. Name a split or a folder of normal images."
-        )
-
-
-def judge_fused(
-    detector: Detector,
-    found: Distances,
-    tokens: dict[str, Tensor],
-    seen: BackboneSpec,
-    weight: float,
-) -> Judged:
-    """The additive decision with the bank's distance as one more component of patches and image.
-
-    Parameters
-    ----------
-    found : Distances
-        Of the same images.
-    tokens, seen
-        As for `judge`.
-    weight : float
-        Of the bank.
-    """
-    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in found.patches.items()}
-    judged = judge(detector, tokens, grids, seen, detector.record.rule)
-    patches = {name: own + weight * found.patches[name] for name, own in judged.patches.items()}
-    share = weight * found.top
-    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: found.known})
-
-
-def judge_alone(found: Distances) -> Judged:
-    """The bank's distance and nothing else."""
-    return Judged(found.patches, {"score": found.top, "share_bank": found.top, KNOWN: found.known})
-
-
-def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
-    """Refuse what a bank cannot be added to.
-
-    Parameters
-    ----------
-    score : ScoreParams, optional
-        Options that differ from what the detector was made for.
-
-    Raises
-    ------
-    SpgError
-        If the rule is the published one.
-    """
-    if (rule := detector.rule(score).rule) != "additive":
-        raise SpgError(
-            "A bank is one more addend of the additive decision, and the score.rule is "
-            f"{rule}. Use a detector with score.rule: additive, or the bank alone "
-            "(--bank alone)."
         )
 
 

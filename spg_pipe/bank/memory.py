@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.bank.coreset import farthest_first
-from spg_pipe.bank.images import (
+from spg_pipe.bank.normal_patches import (
     BATCH,
     Grids,
     NormalPatches,

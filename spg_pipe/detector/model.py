@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import read_record, write_record
-from spg_pipe.artefacts.tensors import load_tensors, save_tensors
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import components
 from spg_pipe.decision.model import Decision

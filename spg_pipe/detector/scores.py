@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.digests import FILES, file_digests, require_files
+from spg_pipe.artefacts.digests import file_digests, require_files
 from spg_pipe.artefacts.files import fresh_folder, versions
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.decision.maps import SOFTENING, anomaly_maps
@@ -115,7 +115,7 @@ class Scores:
 
         path = Path(path)
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
-        require_files(path, {FILES: record.files_sha256}, "scores folder", _MAKE)
+        require_files(path, record.files_sha256, "scores folder", _MAKE)
         try:
             table = pd.read_parquet(path / "scores.parquet")
         except (OSError, ValueError) as error:

@@ -196,14 +196,11 @@ def with_mean(context: RowContext, rows: Sequence[MetricsRow]) -> MetricsTable:
             f"mean of metrics: {rows[0].category} has {', '.join(names)}, and {other.category} has "
             f"{', '.join(other.metrics)}. Evaluate all categories with one metrics.protocol."
         )
-    known = {name: _known(rows, name) for name in names}
-    mean = MetricsRow(
+    mean = replace(
+        _averaged(rows),
         category="mean",
-        accumulator=_accumulators(rows),
-        metrics={name: _mean(values) for name, values in known.items()},
         counts=RowCounts(*map(sum, zip(*(astuple(row.counts) for row in rows), strict=True))),
-        pixel_error_bound=max(row.pixel_error_bound for row in rows),
-        categories={name: len(values) for name, values in known.items()},
+        categories={name: len(values) for name, values in _known(rows).items()},
     )
     return MetricsTable(context, tuple(rows), mean)
 
@@ -238,19 +235,28 @@ def seeds_mean(tables: Sequence[MetricsTable]) -> MetricsTable:
 
 
 def _over_seeds(rows: Sequence[MetricsRow]) -> MetricsRow:
-    """Seeds where a metric is NaN are left out of its mean and deviation."""
-    known = {name: _known(rows, name) for name in rows[0].metrics}
+    deviations = {
+        name: float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        for name, values in _known(rows).items()
+    }
+    return replace(_averaged(rows), deviations=deviations)
+
+
+def _averaged(rows: Sequence[MetricsRow]) -> MetricsRow:
+    """The first row with the means of all; a row where a metric is NaN is left out of its mean."""
     return replace(
         rows[0],
-        accumulator=_accumulators(rows),
-        metrics={name: _mean(values) for name, values in known.items()},
+        accumulator="+".join(sorted({row.accumulator for row in rows})),
+        metrics={n: float(np.mean(v)) if v else math.nan for n, v in _known(rows).items()},
         pixel_error_bound=max(row.pixel_error_bound for row in rows),
-        thresholds={},  # a threshold belongs to one seed's scores
-        deviations={
-            name: float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-            for name, values in known.items()
-        },
+        thresholds={},  # a threshold belongs to one category's scores of one seed
     )
+
+
+def _known(rows: Sequence[MetricsRow]) -> dict[str, list[float]]:
+    """The values of each metric that are not NaN."""
+    every = {name: [row.metrics[name] for row in rows] for name in rows[0].metrics}
+    return {name: [v for v in values if not math.isnan(v)] for name, values in every.items()}
 
 
 def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
@@ -278,15 +284,3 @@ def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
             flat["categories"] = row.categories
         rows.append(flat)
     return rows
-
-
-def _known(rows: Sequence[MetricsRow], name: str) -> list[float]:
-    return [row.metrics[name] for row in rows if not math.isnan(row.metrics[name])]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def _accumulators(rows: Sequence[MetricsRow]) -> str:
-    return "+".join(sorted({row.accumulator for row in rows}))

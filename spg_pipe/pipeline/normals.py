@@ -46,8 +46,9 @@ def score_few_shot(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, seen_of
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, seen_of
     from spg_pipe.bank.few_shot import score_few_shot as score_store
+    from spg_pipe.bank.fusion import require_fusible
     from spg_pipe.detector.model import Detector
 
     params, device = run.params, choose_device(run.device)

@@ -50,6 +50,7 @@ def _train_sae(
     run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
 ) -> Path:
     """One SAE; its checkpoint lies beside it."""
+    from spg_pipe.sae.train import Callbacks
     from spg_pipe.sae.train import train_sae as train
 
     path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
@@ -62,9 +63,11 @@ def _train_sae(
             seed=seed,
             device=device,
             cache=run.cache,
-            progress=lambda layer, done, total, loss: update(done, total, loss, layer),
             checkpoints=checkpoints,
-            say=run.console.say,
+            callbacks=Callbacks(
+                lambda layer, done, total, loss: update(done, total, loss, layer),
+                run.console.say,
+            ),
         )
     result.run.save(path, result.quality, result.curve)
     checkpoints.remove()

@@ -10,9 +10,10 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import judge_alone, judge_fused, sees
-from spg_pipe.bank.images import BATCH, Grids, Tokens
+from spg_pipe.bank.few_shot import sees
+from spg_pipe.bank.fusion import judge_alone, judge_fused
 from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.datasets.images import preprocess
 from spg_pipe.decision.maps import SHOWN, shown_range
 from spg_pipe.detector.judge import Judged, judge

@@ -21,15 +21,6 @@ Progress = Callable[[int, int], None]
 GENERATOR = '<meta name="generator" content="spg-pipe report">'
 """What marks a page as ours; the template holds the same line."""
 
-_TITLES = {
-    "best": "Best maps: defects that the map covers best",
-    "worst": "Worst maps: defects that the map misses most",
-    "highest": "Anomalous images with the highest scores (no masks)",
-    "lowest": "Anomalous images with the lowest scores (no masks)",
-    "false-alarm": "The normal image with the highest score",
-    "unlabelled": "Unlabelled images with the highest scores",
-}
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -40,27 +31,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class CategoryMaps:
-    """The pictures of one category, by kind."""
-
-    category: str
-    groups: tuple[tuple[str, tuple[examples.Picture, ...]], ...]
-
-
-@dataclass(frozen=True)
 class DirectionSection:
-    """What the page says about one direction."""
+    """What the page shows of one direction beside its tables."""
 
-    name: str
-    """For links: safe in HTML and URLs."""
-    title: str
-    metrics: tables.Table
-    counts: tables.Table
+    runs: DirectionRuns
     curves: Figure | None
-    curve_note: str
-    maps: tuple[CategoryMaps, ...]
-    map_seed: int
-    remarks: tuple[str, ...]
+    pictures: dict[str, list[examples.Picture]]
+    """By category."""
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Photographs of the pictures that are not there or cannot be decoded."""
+        every = (picture for pictures in self.pictures.values() for picture in pictures)
+        return [picture.example.path for picture in every if picture.photograph is None]
 
 
 @dataclass(frozen=True)
@@ -155,80 +138,28 @@ def _check_replaceable(out: Path) -> None:
             )
 
 
-def _categories(direction: DirectionRuns) -> list[str]:
-    return list(dict.fromkeys(direction.runs[0].scores.table["category"]))
+def _categories(runs: DirectionRuns) -> list[str]:
+    return list(dict.fromkeys(runs.runs[0].scores.table["category"]))
 
 
 def _direction_section(
-    direction: DirectionRuns, folder: Path, advance: Callable[[], None]
+    runs: DirectionRuns, folder: Path, advance: Callable[[], None]
 ) -> DirectionSection:
-    way, run, categories = direction.direction, direction.runs[0], _categories(direction)
-    name = f"{way.aux}--{way.target}"
-    quality = examples.qualities(run.scores, direction.store)
+    first, pictures = runs.runs[0], dict[str, list[examples.Picture]]()
+    curves = figures.pixel_curves(runs.runs, f"Curves {runs.title}")
+    alt = f"Pixel ROC, precision-recall and PRO curves of {runs.title}, by category"
+    quality = examples.qualities(first.scores, runs.store)
     exif = (
-        direction.store.spec.exif
-        if direction.store
-        else honours_exif(direction.dataset.layout, run.detector.protocol.exif_of_own_images)
+        runs.store.spec.exif
+        if runs.store
+        else honours_exif(runs.dataset.layout, first.detector.protocol.exif_of_own_images)
     )
-    maps, pictures = [], []
-    for number, category in enumerate(categories):
-        chosen = examples.choose(run.scores.table, category, quality)
-        stem = f"{name}-{number:02d}"
-        drawn = examples.draw(direction, chosen, folder / "maps", stem, exif)
-        shown = dict.fromkeys(picture.example.kind for picture in drawn)
-        groups = tuple(
-            (_TITLES[kind], tuple(p for p in drawn if p.example.kind == kind)) for kind in shown
-        )
-        maps.append(CategoryMaps(category, groups))
-        pictures += drawn
+    for number, category in enumerate(_categories(runs)):
+        chosen = examples.choose(first.scores.table, category, quality)
+        stem = f"{runs.name}-{number:02d}"
+        pictures[category] = examples.draw(runs, chosen, folder / "maps", stem, exif)
         advance()
-    curves = figures.pixel_curves(direction.runs, f"Curves {direction.title}")
-    alt = f"Pixel ROC, precision-recall and PRO curves of {direction.title}, by category"
-    return DirectionSection(
-        name=name,
-        title=direction.title,
-        metrics=tables.metrics_table(direction.table, direction.published),
-        counts=tables.counts_table(run.metrics.table),
-        curves=_figure(folder, f"{name}-pixel", curves, alt),
-        curve_note=_curve_note(direction, len(categories)),
-        maps=tuple(maps),
-        map_seed=run.seed,
-        remarks=tuple(_direction_remarks(direction, pictures)),
-    )
-
-
-def _curve_note(direction: DirectionRuns, categories: int) -> str:
-    mean = ", mean over seeds" if len(direction.runs) > 1 else ""
-    lines = f"Thin: a category{mean}. Bold: the mean of all. " if categories > 1 else ""
-    area = "AUPRO@0.3" if direction.table.context.protocol == "exact" else "PRO"
-    return (
-        f"{lines}Dotted: chance (ROC); the false-positive rate up to which {area} is taken (PRO)."
-    )
-
-
-def _direction_remarks(direction: DirectionRuns, pictures: Sequence[examples.Picture]) -> list[str]:
-    remarks = []
-    unreadable = [picture.example.path for picture in pictures if picture.photograph is None]
-    if direction.missing_seeds:
-        listed = ", ".join(map(str, direction.missing_seeds))
-        remarks.append(f"No metrics yet for seed {listed}: the table is over the others.")
-    if direction.store is None:
-        remarks.append(
-            "The target's feature store is no longer there, and with it the masks: images are "
-            "ranked by their scores, and no outline is drawn."
-        )
-    if not direction.dataset.root.is_dir():
-        remarks.append(
-            f"The folder of {direction.dataset.name} is not there any more: the maps are shown "
-            "alone, over plain grey."
-        )
-    elif unreadable:
-        listed = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
-        remarks.append(
-            f"{len(unreadable)} of the photographs to show could not be read ({listed}): their "
-            "maps are shown alone, over plain grey."
-        )
-    return remarks
+    return DirectionSection(runs, _figure(folder, f"{runs.name}-pixel", curves, alt), pictures)
 
 
 def _training_sections(auxiliaries: Sequence[AuxiliaryRun], folder: Path) -> list[TrainingSection]:
@@ -280,7 +211,11 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["shown"] = examples.SHOWN
+    environment.globals |= {
+        "shown": examples.SHOWN,
+        "metrics_table": tables.metrics_table,
+        "counts_table": tables.counts_table,
+    }
     return environment.get_template("report.html.jinja").render(**content)
 
 

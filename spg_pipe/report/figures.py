@@ -1,6 +1,7 @@
 """Curves as SVG: the same bytes for the same numbers, text as text."""
 
 import io
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -146,39 +147,29 @@ def _paint_saes(runs: Sequence[AuxiliaryRun], loss: "Axes", dead: "Axes", often:
     often.set_ylabel("latents")
     _plain_log(often.xaxis, (1,))
     layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
-    for run in runs:
-        for number, layer in enumerate(layers):
-            rows = [row for row in run.sae_curve if row["layer"] == layer]
-            tokens = [float(row["tokens"]) / 1e6 for row in rows]
-            label = f"layer {layer}" if run is runs[0] else None
-            for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
-                _line(axes, tokens, rows, column, number, label)
-            if layer in run.quality:
-                histogram = run.quality[layer].frequencies
-                often.stairs(histogram.latents, histogram.edges, color=f"C{number}", label=label)
+    for run, (number, layer) in itertools.product(runs, enumerate(layers)):
+        rows = [row for row in run.sae_curve if row["layer"] == layer]
+        style = {"color": f"C{number}", "label": f"layer {layer}" if run is runs[0] else None}
+        for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
+            _line(axes, rows, "tokens", column, style, unit=1e6)
+        if layer in run.quality:
+            bins = run.quality[layer].frequencies
+            often.stairs(bins.latents, bins.edges, color=style["color"], label=style["label"])
 
 
 def _paint_guides(runs: Sequence[AuxiliaryRun], axes: "Axes") -> None:
     axes.set(title="Guide losses", xlabel="epoch")
-    for run in runs:
-        epochs = [float(row["epoch"]) for row in run.guide_curve]
-        for number, column in enumerate(("total", "detection", "segmentation", "sparsity")):
-            label = column if run is runs[0] else None
-            _line(axes, epochs, run.guide_curve, column, number, label)
+    losses = enumerate(("total", "detection", "segmentation", "sparsity"))
+    for run, (number, column) in itertools.product(runs, losses):
+        style = {"color": f"C{number}", "label": column if run is runs[0] else None}
+        _line(axes, run.guide_curve, "epoch", column, style)
 
 
 def _line(
-    axes: "Axes",
-    x: list[float],
-    rows: Sequence[dict[str, str]],
-    column: str,
-    number: int,
-    label: str | None,
+    axes: "Axes", rows: list[dict[str, str]], x: str, y: str, style: Any, unit: float = 1
 ) -> None:
-    if rows:
-        y = [float(row[column]) for row in rows]
-        marker = "." if len(rows) == 1 else None
-        axes.plot(x, y, color=f"C{number}", linewidth=1.0, marker=marker, label=label)
+    values = [float(row[x]) / unit for row in rows], [float(row[y]) for row in rows]
+    axes.plot(*values, linewidth=1.0, marker="." if len(rows) == 1 else None, **style)
 
 
 def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:

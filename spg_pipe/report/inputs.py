@@ -8,13 +8,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spg_pipe.artefacts.files import read_json
+from spg_pipe.artefacts.record import AnyRecord, read_record
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.metrics_file import MetricsRecord, read_metrics
-from spg_pipe.detector.record import DetectorOrigin
+from spg_pipe.detector.record import DetectorOrigin, DetectorRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import CurvePoint, MetricsTable, seeds_mean
 from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
@@ -61,6 +61,11 @@ class DirectionRuns:
     def title(self) -> str:
         """auxiliary → target"""
         return f"{self.direction.aux} → {self.direction.target}"
+
+    @property
+    def name(self) -> str:
+        """The same for links and files: safe in HTML and URLs."""
+        return f"{self.direction.aux}--{self.direction.target}"
 
     @property
     def table(self) -> MetricsTable:
@@ -180,14 +185,15 @@ def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[
 
 
 def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> AuxiliaryRun:
-    from spg_pipe.sae.run import read_quality
+    from spg_pipe.sae.run import SaeRecord, read_quality
 
-    detector = _config(paths.detector(aux, seed), origin.fingerprint)
-    sae = paths.sae(aux, seed) if _config(paths.sae(aux, seed), origin.sae.fingerprint) else None
+    detector = _record(paths.detector(aux, seed), DetectorRecord, origin.fingerprint)
+    trained = _record(paths.sae(aux, seed), SaeRecord, origin.sae.fingerprint)
+    sae = paths.sae(aux, seed) if trained else None
     return AuxiliaryRun(
         aux=aux,
         seed=seed,
-        store=detector["store"] if detector else None,
+        store=detector.store if detector else None,
         sae=sae,
         quality=read_quality(sae) if sae else {},
         sae_curve=read_csv(sae / "curve.csv") if sae else [],
@@ -195,12 +201,13 @@ def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> Aux
     )
 
 
-def _config(folder: Path, wanted: str) -> dict[str, Any] | None:
-    """The artefact's config.json, if it is the one with this fingerprint."""
-    if not (folder / "config.json").is_file():
+def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | None:
+    """The artefact's record, if it is the one with this fingerprint."""
+    path = folder / "config.json"
+    if not path.is_file():
         return None
-    config = read_json(folder / "config.json", "Artefact")
-    return config if config.get("fingerprint") == wanted else None
+    record = read_record(path, model, "training artefact", "dvc repro")
+    return record if getattr(record, "fingerprint", None) == wanted else None
 
 
 def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:

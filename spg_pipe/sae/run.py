@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
+from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions
 from spg_pipe.artefacts.record import Record, damaged, read_record, write_record
-from spg_pipe.artefacts.tensors import load_tensors, save_tensors
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol

@@ -79,15 +79,11 @@ def search_topk(x: Tensor, encoder: Tensor, k: int, *, keep: Tensor | None = Non
     return Codes(values, indices, kept)
 
 
-def dense_code(values: Tensor, indices: Tensor, latents: int) -> Tensor:
-    """Entries (n, k) as a code (n, C) that is zero elsewhere."""
-    return values.new_zeros(values.shape[0], latents).scatter_add_(1, indices, values)
-
-
 def decode(values: Tensor, indices: Tensor, dictionary: Tensor) -> Tensor:
     """x̂ (n, D) from k weighted dictionary rows (C, D) a token, without gradients."""
     if is_small(len(values), len(dictionary)):
-        return dense_code(values, indices, len(dictionary)) @ dictionary
+        code = values.new_zeros(len(values), len(dictionary)).scatter_add_(1, indices, values)
+        return code @ dictionary
     return F.embedding_bag(indices, dictionary, per_sample_weights=values, mode="sum")
 
 

@@ -26,8 +26,6 @@ from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import WINDOW_IMAGES, token_batches
 
 CONSTANTS = StepConstants()
-Progress = Callable[[str, int, int, float | None], None]
-"""layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
 
 _CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
 _CURVE_POINTS = 400
@@ -35,6 +33,16 @@ _MANY_SILENT = 0.5
 """Share of latents without an active token in an epoch that is worth a message."""
 _SILENT_BATCHES = 8
 """Fewer say little: in a few batches many a sound latent has no token of its kind."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """How a person who waits is told."""
+
+    progress: Callable[[str, int, int, float | None], None] = lambda layer, done, total, loss: None
+    """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
+    say: Callable[[str], None] = lambda message: None
+    """A layer's latents mostly stay silent, or it came out worse than none."""
 
 
 class SaeResult(NamedTuple):
@@ -54,9 +62,8 @@ def train_sae(
     seed: int,
     device: str = "cpu",
     cache: str = "auto",
-    progress: Progress = lambda layer, done, total, loss: None,
     checkpoints: Checkpoints | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    callbacks: Callbacks = Callbacks(),
 ) -> SaeResult:
     """Train an SAE for every layer of a store.
 
@@ -71,49 +78,47 @@ def train_sae(
     checkpoints : Checkpoints, optional
         Where the run keeps its state, and goes on from it. The caller removes it when the
         artefact is in its place.
-    say : callable
-        Told of a layer whose latents mostly stay silent, or that came out worse than none.
 
     Raises
     ------
     SpgError
         If a loss is not finite, every latent of an SAE is dead, or the store holds tiles.
     """
+    _require_single_views(store)
+    rules = protocol(method.protocol)
+    fits = {
+        layer: _start(store, layer, params, seed, rules.dead_counter, device)
+        for layer in store.layers
+    }
+    run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, rules.name])
+    _go_on(fits, run, checkpoints)
+    measured: dict[str, Quality] = {}
+    for layer, fit in fits.items():
+        source = TokenSource(store, layer, device=device, cache=cache)
+        for x in _batches(fit, source) if not fit.done else ():
+            fit.take(x.float(), callbacks)
+            if fit.done:
+                break
+            _save_if_due(fits, run, checkpoints)
+        measured[layer] = _measure(fit, source, rules.dead_mask_counts_cls, callbacks)
+    tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
+    saes = SaeRun(
+        layers={layer: fit.trainer.sae.cpu() for layer, fit in fits.items()},
+        dead={layer: quality.dead for layer, quality in measured.items()},
+        record=SaeRecord.of(store, params, rules, seed, tokens_seen),
+    )
+    figures = {layer: _figures(store, fits[layer], measured[layer]) for layer in fits}
+    curve = _CURVE_HEADER + "".join(fit.curve.getvalue() for fit in fits.values())
+    return SaeResult(saes, SaeQuality(protocol=rules.name, layers=figures), curve)
+
+
+def _require_single_views(store: FeatureStore) -> None:
     if store.spec.backbone.tiles is not None:
         raise SpgError(
             f"{store.path} holds images in tiles ({store.spec.backbone.seen_at}); detectors learn "
             "from single views, and judge tiles like these. Extract the auxiliary set without "
             "tiles."
         )
-    settings = protocol(method.protocol)
-    fits = {
-        layer: _start(store, layer, params, seed, settings.dead_counter, device)
-        for layer in store.layers
-    }
-    run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, settings.name])
-    _go_on(fits, run, checkpoints)
-    measured: dict[str, Quality] = {}
-    for layer, fit in fits.items():
-        source = TokenSource(store, layer, device=device, cache=cache)
-        for x in _batches(fit, source) if not fit.done else ():
-            loss = fit.take(x.float())
-            if loss is not None:
-                progress(layer, min(fit.tokens, fit.budget), fit.budget, loss)
-                fit.say_if_silent(say)
-            if fit.done:
-                break
-            _save_if_due(fits, run, checkpoints)
-        measured[layer] = _measure(fit, source, settings.dead_mask_counts_cls, progress, say)
-    quality = {layer: _layer_quality(store, fits[layer], measured[layer]) for layer in fits}
-    tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
-    record = SaeRecord.of(store, params, settings, seed, tokens_seen)
-    saes = {layer: fit.trainer.sae.cpu() for layer, fit in fits.items()}
-    dead = {layer: found.dead for layer, found in measured.items()}
-    return SaeResult(
-        SaeRun(saes, dead, record),
-        SaeQuality(protocol=settings.name, layers=quality),
-        _CURVE_HEADER + "".join(fit.curve.getvalue() for fit in fits.values()),
-    )
 
 
 @dataclass
@@ -138,42 +143,43 @@ class Fit:
         """Whether all its tokens are seen."""
         return self.tokens >= self.budget
 
-    def take(self, x: Tensor) -> float | None:
-        """One step on tokens (n, D) as stored. The loss, if a point of the curve is due."""
+    def take(self, x: Tensor, callbacks: Callbacks) -> None:
+        """One step on tokens (n, D) as stored."""
         result, dead = self.trainer.step(sae_input(x, self.params.input_norm))
         self.tokens, self.step = self.tokens + len(x), self.step + 1
         # Looking at a loss waits for the device: only for the points of the curve.
         if self.tokens < min(self.next_point, self.budget):
-            return None
+            return
         self.next_point = self.tokens + max(1, self.budget // _CURVE_POINTS)
         loss, auxk = result.reconstruction.item(), result.auxk.item()
         if not np.isfinite(loss + auxk):
             raise SpgError(
-                f"Layer {self.layer}: the loss is {loss} after {self.step} steps. Check the tokens "
-                "with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
+                f"Layer {self.layer}: the loss is {loss} after {self.step} steps. {_ADVICE}"
             )
         share = float(dead.float().mean())
         self.curve.write(
             f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
         )
-        return loss
+        callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
+        if note := self.silent_note():
+            callbacks.say(note)
 
-    def say_if_silent(self, say: Callable[[str], None]) -> None:
-        """Say it once, when most latents are silent for an epoch, or for a quarter of the run.
+    def silent_note(self) -> str | None:
+        """Said once, when most latents are silent for an epoch, or for a quarter of the run.
 
         Never of a run of less than twice `_SILENT_BATCHES`.
         """
         some = _SILENT_BATCHES * -(-self.tokens // self.step)
         window = max(min(self.epoch_tokens, self.budget // 4), some)
         if self.warned or self.tokens < 2 * window:
-            return
+            return None
         counter = self.trainer.counter
         per_age = self.tokens / self.step if counter.rule == "steps" else 1
         share = float((counter.age * per_age > window).float().mean())
         if share <= _MANY_SILENT:
-            return
+            return None
         self.warned = True
-        say(
+        return (
             f"Layer {self.layer}: {share:.0%} of the latents had no active token among the last "
             f"{window:,} (after {min(self.tokens, self.budget):,} of {self.budget:,}). "
             "Lower sae.dict_size, or raise sae.k."
@@ -237,13 +243,7 @@ def _go_on(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> N
         fit.curve.write(state[layer]["curve"])
 
 
-def _measure(
-    fit: Fit,
-    source: TokenSource,
-    count_cls: bool,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Quality:
+def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callbacks) -> Quality:
     """The quality of a layer's SAE.
 
     Raises
@@ -251,30 +251,32 @@ def _measure(
     SpgError
         If it is of no use.
     """
-    found = measure(
+    quality = measure(
         fit.trainer.sae,
         source,
         norm=fit.params.input_norm,
         count_cls=count_cls,
         prefixes=fit.params.prefixes,
-        progress=lambda done, total: progress(f"{fit.layer} measured", done, total, None),
+        progress=lambda done, total: callbacks.progress(f"{fit.layer} measured", done, total, None),
     )
-    if not np.isfinite(found.r2) or bool(found.dead.all()):
+    if not np.isfinite(quality.r2) or bool(quality.dead.all()):
         raise SpgError(
-            f"Layer {fit.layer}: training went wrong (R² {found.r2:.3g}, "
-            f"{float(found.dead.float().mean()):.0%} of the latents dead). Check the tokens with "
-            "`spg-pipe inspect STORE`, or try sae.input_norm: l2."
+            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, "
+            f"{float(quality.dead.float().mean()):.0%} of the latents dead). {_ADVICE}"
         )
-    if found.r2 < 0:
-        say(
-            f"Layer {fit.layer}: R² {found.r2:.3g}; below 0 the mean token is nearer to a token "
+    if quality.r2 < 0:
+        callbacks.say(
+            f"Layer {fit.layer}: R² {quality.r2:.3g}; below 0 the mean token is nearer to a token "
             "than what the SAE makes of it. Train for longer (sae.epochs, sae.tokens), or try "
             "sae.input_norm: l2."
         )
-    return found
+    return quality
 
 
-def _layer_quality(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
+_ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
+
+
+def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
     """The figures of quality.json."""
     mixing = measure_mixing(
         store.array("category"),

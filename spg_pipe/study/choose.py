@@ -27,7 +27,6 @@ from spg_pipe.report.tables import Table, digits
 from spg_pipe.report.text import plain
 from spg_pipe.sae.quality import seeds_stability
 from spg_pipe.sae.run import SaeRun, read_quality
-from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.held_out import Candidate, Judgement, best, judge_candidates, mean_of, merit
 from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.settings import Setting, combinations, train_missing_saes
@@ -95,17 +94,16 @@ def choose(run: RecipeRun, aux: str, *, normals: int = NORMALS) -> Choice:
     settings = combinations(run, zero_shot, "choose", _SECTIONS)
     _require_closed_form(settings)
     combinations(run, banks, "choose", (_BANK,))  # a value that is not valid is said at once
-    store = checked_store(run, find_dataset(run.params, aux))
     for seed in run.params.seeds:
         train_missing_saes(settings, aux, seed)
-    chosen, rounds = settings[0], []
+    judged, chosen, rounds = _Auxiliary(run, aux), settings[0], []
     if zero_shot:
-        rounds.append(_choose_zero_shot(run, aux, store, settings))
+        rounds.append(judged.choose(settings))
         chosen = rounds[0].chosen
     if banks:
         try:
             of_bank = combinations(chosen.run, banks, "choose", (_BANK,))
-            rounds.append(_choose_bank(chosen, aux, store, of_bank, normals))
+            rounds.append(judged.choose_bank(chosen, of_bank, normals))
         except UnsuitableError as error:
             if not zero_shot:
                 raise
@@ -142,73 +140,82 @@ def _require_closed_form(settings: Sequence[Setting]) -> None:
             )
 
 
-def _choose_zero_shot(
-    run: RecipeRun, aux: str, store: FeatureStore, settings: Sequence[Setting]
-) -> _Round:
-    load, describe = cache(SaeRun.load), cache(_dictionaries)  # many settings share an SAE
+class _Auxiliary:
+    """An auxiliary set on which settings are chosen."""
 
-    def judge(seed: int, update: Update) -> list[Judgement]:
-        candidates = [_candidate(setting, store, aux, seed, load) for setting in settings]
-        return judge_candidates(
-            store, candidates, device=choose_device(run.device), progress=update
-        )
+    def __init__(self, run: RecipeRun, aux: str) -> None:
+        self._run, self._aux = run, aux
+        self._store = checked_store(run, find_dataset(run.params, aux))
+        self._device = choose_device(run.device)
+        self._load = cache(SaeRun.load)  # many settings share an SAE
+        self._supervision = seen_in(self._store.synthetic)
 
-    judged = _over_seeds(run, f"choose {aux}", "settings", judge)
-    dictionaries: list[dict[str, float]] = [{}] * len(settings)
-    if any(key.startswith("sae.") for key in settings[0].values):
-        dictionaries = [
-            describe(tuple(checked_sae(one.run, store, aux, seed) for seed in run.params.seeds))
-            for one in settings
+    def choose(self, settings: Sequence[Setting]) -> _Round:
+        """Among zero-shot settings."""
+
+        def judge(seed: int, update: Update) -> list[Judgement]:
+            candidates = [self._candidate(setting, seed) for setting in settings]
+            return judge_candidates(self._store, candidates, device=self._device, progress=update)
+
+        return self._round("settings", settings, judge, self._supervision)
+
+    def choose_bank(self, base: Setting, settings: Sequence[Setting], normals: int) -> _Round:
+        """Among settings of the bank, beside a zero-shot setting."""
+        banks = [setting.run.params.bank for setting in settings]
+
+        def judge(seed: int, update: Update) -> list[Judgement]:
+            candidate = self._candidate(base, seed)
+            options = {"normals": normals, "seed": seed}
+            return judge_banks(
+                self._store, candidate, banks, **options, device=self._device, progress=update
+            )
+
+        return self._round("parts", settings, judge, f"{self._supervision}; {says([normals])}")
+
+    def _candidate(self, setting: Setting, seed: int) -> Candidate:
+        params = setting.run.params
+        saes = self._load(self._sae(setting, seed))
+        return Candidate(saes, params.guides.atoms, params.decision)
+
+    def _sae(self, setting: Setting, seed: int) -> Path:
+        return checked_sae(setting.run, self._store, self._aux, seed)
+
+    def _round(
+        self,
+        unit: str,
+        settings: Sequence[Setting],
+        judge: Callable[[int, Update], list[Judgement]],
+        supervision: str,
+    ) -> _Round:
+        """Judge settings with every seed: the best of them, and the rows and the table of all."""
+        seeds, by_seed = self._run.params.seeds, []
+        for seed in seeds:
+            with self._run.console.progress(f"choose {self._aux} seed {seed}", unit) as update:
+                by_seed.append(judge(seed, update))
+        judged: list[Judgement] = [
+            {part: mean_of([judgement[part] for judgement in each]) for part in each[0]}
+            for each in zip(*by_seed, strict=True)
         ]
-    return _round(run.params, aux, settings, judged, seen_in(store.synthetic), dictionaries)
-
-
-def _choose_bank(
-    base: Setting, aux: str, store: FeatureStore, settings: Sequence[Setting], normals: int
-) -> _Round:
-    """Settings of the bank, beside a zero-shot setting."""
-    banks = [setting.run.params.bank for setting in settings]
-
-    def judge(seed: int, update: Update) -> list[Judgement]:
-        return judge_banks(
-            store,
-            _candidate(base, store, aux, seed),
-            banks,
-            normals=normals,
-            seed=seed,
-            device=choose_device(base.run.device),
-            progress=update,
+        rows: list[Mapping[str, Any]] = []
+        means, describe = [], cache(_dictionaries)
+        for setting, judgement in zip(settings, judged, strict=True):
+            about = {**setting.values, "supervision": supervision}
+            rows += [about | {"part": part} | f._asdict() for part, f in judgement.items()]
+            mean = mean_of(list(judgement.values()))._asdict() | {"merit": merit(judgement)}
+            if any(key.startswith("sae.") for key in setting.values):
+                mean |= describe(tuple(self._sae(setting, seed) for seed in seeds))
+            rows.append(about | {"part": "mean"} | mean)
+            means.append((", ".join(str(value) for value in setting.values.values()), mean))
+        means.sort(key=lambda line: -line[1]["merit"])
+        shown = [name for name in _HEADS if name in means[0][1]]
+        caption = (
+            f"Auxiliary {self._aux}, each of {', '.join(judged[0])} held out in turn; supervision: "
+            f"{supervision}; means over parts and seeds {', '.join(map(str, seeds))}, maps at a "
+            "quarter of the size."
         )
-
-    judged = _over_seeds(base.run, f"choose bank {aux}", "parts", judge)
-    supervision = f"{seen_in(store.synthetic)}; {says([normals])}"
-    return _round(base.run.params, aux, settings, judged, supervision, [{}] * len(settings))
-
-
-def _candidate(
-    setting: Setting,
-    store: FeatureStore,
-    aux: str,
-    seed: int,
-    load: Callable[[Path], SaeRun] = SaeRun.load,
-) -> Candidate:
-    params = setting.run.params
-    saes = load(checked_sae(setting.run, store, aux, seed))
-    return Candidate(saes, params.guides.atoms, params.decision)
-
-
-def _over_seeds(
-    run: RecipeRun, what: str, unit: str, judge: Callable[[int, Update], list[Judgement]]
-) -> list[Judgement]:
-    """Judge with every seed; the mean over them, part by part."""
-    by_seed = []
-    for seed in run.params.seeds:
-        with run.console.progress(f"{what} seed {seed}", unit) as update:
-            by_seed.append(judge(seed, update))
-    return [
-        {part: mean_of([judgement[part] for judgement in each]) for part in each[0]}
-        for each in zip(*by_seed, strict=True)
-    ]
+        columns = (", ".join(settings[0].values), *(_HEADS[name] for name in shown))
+        cells = tuple((name, *(digits(mean[key]) for key in shown)) for name, mean in means)
+        return _Round(settings[best(judged)], rows, plain(Table(caption, columns, cells)))
 
 
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
@@ -221,35 +228,6 @@ def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
         found["stability"] = statistics.fmean(alike.values())
     return found
-
-
-def _round(
-    params: Params,
-    aux: str,
-    settings: Sequence[Setting],
-    judged: Sequence[Judgement],
-    supervision: str,
-    dictionaries: Sequence[dict[str, float]],
-) -> _Round:
-    """The best of some settings, and the rows and the table of all."""
-    rows: list[Mapping[str, Any]] = []
-    means = []
-    for setting, judgement, saes in zip(settings, judged, dictionaries, strict=True):
-        about = {**setting.values, "supervision": supervision}
-        rows += [about | {"part": part} | f._asdict() for part, f in judgement.items()]
-        mean = mean_of(list(judgement.values()))._asdict() | {"merit": merit(judgement)} | saes
-        rows.append(about | {"part": "mean"} | mean)
-        means.append((", ".join(str(value) for value in setting.values.values()), mean))
-    means.sort(key=lambda line: -line[1]["merit"])
-    shown = [name for name in _HEADS if name in means[0][1]]
-    caption = (
-        f"Auxiliary {aux}, each of {', '.join(judged[0])} held out in turn; supervision: "
-        f"{supervision}; means over parts and seeds {', '.join(map(str, params.seeds))}, maps at a "
-        "quarter of the size."
-    )
-    columns = (", ".join(settings[0].values), *(_HEADS[name] for name in shown))
-    cells = tuple((name, *(digits(mean[key]) for key in shown)) for name, mean in means)
-    return _Round(settings[best(judged)], rows, plain(Table(caption, columns, cells)))
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 from pydantic import Field
 
@@ -31,8 +32,7 @@ class Cost:
 
 def one_after_another(costs: Sequence[Cost]) -> Cost:
     """Of work in processes of its own: all time, the largest memory; NaN if a part is."""
-    memory = [cost.mebibytes for cost in costs]
-    largest = math.nan if any(map(math.isnan, memory)) else max(memory)
+    largest = float(np.max([cost.mebibytes for cost in costs]))  # NaN if there is one
     return Cost(sum(cost.seconds for cost in costs), largest)
 
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
-from spg_pipe.decision.fit import Labelled, Seen, fit_seen, grids_of, image_values, look
+from spg_pipe.decision.fit import fit_measured
 from spg_pipe.decision.maps import anomaly_maps
+from spg_pipe.decision.measured import Measured, measure
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import ClassSums, Dictionary, class_sums, direction
@@ -161,30 +162,29 @@ class PartsSeen:
 
     parts: dict[str, np.ndarray]
     """Name → (n,) bool: held out together."""
-    images: Labelled
-    seen: dict[str, Seen]
+    measured: Measured
     regions: dict[int, Regions]
     """Image → its mask's at S/4."""
     guides: dict[tuple[int, int, str], tuple[int, frozenset[View]]]
-    """SAE, atoms and part → which of `seen`'s guides, and the views that they have."""
+    """SAE, atoms and part → which of the sets of guides, and the views that they have."""
 
     def decide(self, candidate: Candidate, part: str) -> tuple[Decision, int]:
-        """A candidate's decision, made without a part, and which of `seen`'s guides are its."""
+        """A candidate's decision, made without a part, and which of the sets of guides are its."""
         which, views = self.guides[id(candidate.saes), candidate.atoms, part]
         without = {str(view): 0.0 for view in VIEWS if view not in views}
         image = candidate.decision.image.model_copy(update=without)
         params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
-        fit = fit_seen(self.seen, self.images, params, final=which, honest=which, among=among)
+        fit = fit_measured(self.measured, params, final=which, honest=which, among=among)
         return fit.decision, which
 
     def categories(self, part: str) -> list[np.ndarray]:
         """(n,) bool of each category's images in a part."""
-        rows, names = self.parts[part], self.images.categories
+        rows, names = self.parts[part], self.measured.categories
         return [rows & (names == name) for name in np.unique(names[rows])]
 
     def image_scores(self, decision: Decision, which: int, rows: np.ndarray) -> np.ndarray:
         """(rows.sum(),) of some images (n,) bool, without the decision's bias."""
-        values = image_values(decision, self.seen, which, self.images.size, rows)
+        values = self.measured.image_values(decision, which, np.flatnonzero(rows))
         return np.sum(list(decision.shares(values).values()), axis=0)
 
 
@@ -216,8 +216,8 @@ def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: 
         )
         for which, (key, by) in enumerate(made.items())
     }
-    seen = look(store, directions, device=device)
-    return PartsSeen(parts, Labelled.of(store), seen, _coarse_masks(store), guides)
+    measured = measure(store, directions, device=device)
+    return PartsSeen(parts, measured, _coarse_masks(store), guides)
 
 
 def _directions(
@@ -242,7 +242,7 @@ def _directions(
 
 def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
     decision, which = shared.decide(candidate, part)
-    grids = partial(grids_of, decision, shared.seen, which)
+    grids = partial(shared.measured.log_odds, decision, which)
     return mean_of(
         [
             Figures(
@@ -256,7 +256,7 @@ def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
 
 def image_auroc(shared: PartsSeen, rows: np.ndarray, scores: np.ndarray) -> float:
     """Of some images (n,) bool, by their scores (rows.sum(),)."""
-    return image_metrics(shared.images.labels[rows], scores).auroc
+    return image_metrics(shared.measured.labels[rows], scores).auroc
 
 
 def judge_pixels(
@@ -277,7 +277,7 @@ def judge_pixels(
     def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
         for image in known:
             regions, patches = shared.regions[image], grids(np.array([image]))
-            maps = anomaly_maps(patches, shared.images.size, at=regions.shape, log_odds=True)
+            maps = anomaly_maps(patches, shared.measured.size, at=regions.shape, log_odds=True)
             yield maps[0], regions
 
     pixel = accumulate(pairs, "histogram")

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.bank.images import different_images
 from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.decision.fit import grids_of
+from spg_pipe.bank.normal_patches import different_images
 from spg_pipe.decision.model import Decision
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.recipe.params import BankParams
@@ -99,7 +98,7 @@ def _targets(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each category that can stand for a target: (n,) bool to judge, and the bank's rows."""
     for category in shared.categories(part):
-        normal = np.flatnonzero(category & (shared.images.labels == 0))
+        normal = np.flatnonzero(category & (shared.measured.labels == 0))
         if len(normal) > normals:
             rng = np.random.default_rng([seed, int(normal[0])])
             first = rng.choice(normal, normals, replace=False)
@@ -141,7 +140,7 @@ def _judge_category(
 
         def fused(image: np.ndarray) -> dict[str, Tensor]:
             at = np.searchsorted(images, image)
-            odds = grids_of(decision, shared.seen, which, image)
+            odds = shared.measured.log_odds(decision, which, image)
             return {layer: own + weight * patches[layer][at] for layer, own in odds.items()}
 
         return judge_pixels(shared, rows, fused)

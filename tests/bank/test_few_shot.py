@@ -11,7 +11,6 @@ import torch
 from tiny import TinyBackbone, additive_plan, extracted, manifest_of, write_folder
 
 from spg_pipe.bank.few_shot import (
-    KNOWN,
     banks_of,
     known_images,
     normals_of,
@@ -19,6 +18,7 @@ from spg_pipe.bank.few_shot import (
     says,
     score_few_shot,
 )
+from spg_pipe.bank.fusion import KNOWN
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import extracted, manifest_of, write_folder
 
-from spg_pipe.bank import images, memory, search
-from spg_pipe.bank.images import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
+from spg_pipe.bank import memory, normal_patches, search
 from spg_pipe.bank.memory import CORESET, MemoryBank
+from spg_pipe.bank.normal_patches import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import BankParams
@@ -94,7 +94,7 @@ def test_a_coreset_is_smaller_and_judged_by_its_own_scale(
     assert own.patches["1"].mean() < other.patches["1"].mean()
 
 
-def aligned(count: int, spread: float = 0.1) -> tuple[images.TokensOf, Grids]:
+def aligned(count: int, spread: float = 0.1) -> tuple[normal_patches.TokensOf, Grids]:
     """Images that differ by noise alone: 64 places, each with a token of its own."""
     places = torch.randn(65, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(count, 65, 16, generator=torch.Generator().manual_seed(1))
@@ -151,7 +151,7 @@ def test_copies_are_left_out_and_do_not_change_the_scale(normals: FeatureStore) 
 def test_of_very_many_patches_each_image_gives_its_share(
     normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "CANDIDATES", 30)
+    monkeypatch.setattr(normal_patches, "CANDIDATES", 30)
     reads: list[list[int]] = []
 
     def tokens(rows: np.ndarray) -> tuple[Tokens, Grids]:

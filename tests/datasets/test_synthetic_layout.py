@@ -9,7 +9,6 @@ from layouts import scanned, write_mvtec
 from PIL import Image
 
 from datasets.test_synthetic import a_set
-from spg_pipe.artefacts.digests import FILES
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets import Manifest
 from spg_pipe.datasets.layouts.listing import source_id
@@ -51,7 +50,7 @@ def test_a_synthetic_set_is_no_plain_folder(tmp_path: Path) -> None:
 def rewrite(root: Path, change: Callable[[dict], object]) -> None:
     """Edit a set's record and give it the fingerprint of what it then says."""
     record = json.loads((root / RECORD).read_text())
-    beside = {FILES: record.pop(FILES)}
+    beside = {"files_sha256": record.pop("files_sha256")}
     record.pop("fingerprint")
     change(record)
     (root / RECORD).write_text(json.dumps(record | {"fingerprint": fingerprint(record)} | beside))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from layouts import scanned
 from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
-from spg_pipe.decision.fit import fit_weights, look
+from spg_pipe.decision.fit import fit_weights
+from spg_pipe.decision.measured import measure
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.detector.make import make_detector, make_detectors
 from spg_pipe.detector.model import Detector
@@ -149,17 +150,17 @@ def test_images_are_weighed_by_guides_that_were_made_without_them(
     }
     folds = np.arange(len(tiny_store)) % 5
     own = np.stack([np.zeros_like(folds), folds + 1], axis=1)
-    before = look(tiny_store, directions, own)
+    before = measure(tiny_store, directions, own).layers
     for views in directions.values():
         for rows in views.values():
             rows[1 + 2] += 1.0  # the guides made without fold 2
-    after = look(tiny_store, directions, own)
+    after = measure(tiny_store, directions, own).layers
     for layer, found in before.items():
         for old, new in (
             (found.guides, after[layer].guides),
             (found.image["cls"], after[layer].image["cls"]),
         ):
-            moved = (old != new).flatten(2).any(dim=2) if old.ndim > 2 else old != new
+            moved = (old != new).any(dim=2) if old.ndim > 2 else old != new
             assert not moved[:, 0].any()
             assert moved[:, 1].tolist() == (folds == 2).tolist()
 

@@ -16,7 +16,7 @@ from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import SparseAutoencoder, batch_topk_code
 from spg_pipe.sae.quality import Quality, frequency_histogram, stability
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.sae.train import train_sae
+from spg_pipe.sae.train import Callbacks, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
@@ -91,15 +91,8 @@ def test_prefixes_are_judged_alone_and_learn_to_stand_alone(tiny_store: FeatureS
 
 def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: FeatureStore) -> None:
     said: list[str] = []
-    points: list[int] = []
     settings = params(dict_size=3000, k=1, epochs=10)
-    train_sae(
-        tiny_store,
-        settings,
-        METHOD,
-        seed=1,
-        say=lambda message: (said.append(message), points.append(1)),  # type: ignore[func-returns-value]
-    )
+    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
     assert len(said) == 2  # one a layer
     assert "Layer 1" in said[0]
     assert "the last 512 (after 1,024 of 2,560)" in said[0]
@@ -109,7 +102,7 @@ def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: Feat
 def test_a_run_of_one_epoch_is_warned_of_as_well(tiny_store: FeatureStore) -> None:
     said: list[str] = []
     settings = params(dict_size=3000, k=1, epochs=1, batch_images=1)
-    train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
     assert "the last 128 (after 256 of 256)" in said[0]
 
 
@@ -119,7 +112,7 @@ def test_a_run_of_a_few_batches_is_not_called_silent(
 ) -> None:
     said: list[str] = []
     settings = params(dict_size=3000, k=1, **budget)
-    train_sae(tiny_store, settings, METHOD, seed=1, say=said.append)
+    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
     assert [note for note in said if "Layer 1" in note] == []
 
 
@@ -128,7 +121,9 @@ def test_a_run_that_ends_worse_than_the_mean_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(train_module, "CONSTANTS", StepConstants(lr=2.0))
     said: list[str] = []
-    result = train_sae(tiny_store, params(epochs=4), METHOD, seed=1, say=said.append)
+    result = train_sae(
+        tiny_store, params(epochs=4), METHOD, seed=1, callbacks=Callbacks(say=said.append)
+    )
     assert all(quality.r2 < 0 for quality in result.quality.layers.values())
     assert "Layer 1: R² -" in said[0]
     assert "sae.input_norm: l2" in said[0]
@@ -136,7 +131,7 @@ def test_a_run_that_ends_worse_than_the_mean_says_what_to_do(
 
 def test_a_healthy_run_says_nothing(tiny_store: FeatureStore) -> None:
     said: list[str] = []
-    train_sae(tiny_store, params(epochs=10), METHOD, seed=1, say=said.append)
+    train_sae(tiny_store, params(epochs=10), METHOD, seed=1, callbacks=Callbacks(say=said.append))
     assert said == []
 
 

@@ -127,7 +127,7 @@ def test_checkpoints_come_at_intervals_only(
     tiny_store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
-    monkeypatch.setattr(checkpoint, "save", lambda path, *_: written.append(path))
+    monkeypatch.setattr(checkpoint, "_write", lambda path, *_: written.append(path))
     checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=1e9)
     train_sae(tiny_store, params(), METHOD, seed=1, checkpoints=checkpoints)
     assert written == []

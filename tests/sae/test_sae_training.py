@@ -20,7 +20,7 @@ from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
-from spg_pipe.sae.train import CONSTANTS, SaeResult, train_sae
+from spg_pipe.sae.train import CONSTANTS, Callbacks, SaeResult, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -263,10 +263,16 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
         assert layer.endswith("measured") if loss is None else np.isfinite(loss)
         seen[layer] = (done, total)
 
-    train_sae(tiny_store, SAE, METHOD, seed=1, progress=note)
+    train_sae(tiny_store, SAE, METHOD, seed=1, callbacks=Callbacks(progress=note))
     assert set(seen) == {"1", "1 measured", "2", "2 measured"}
     assert all(done == total for done, total in seen.values())
-    train_sae(tiny_store, SAE.model_copy(update={"tokens": 100}), METHOD, seed=1, progress=note)
+    train_sae(
+        tiny_store,
+        SAE.model_copy(update={"tokens": 100}),
+        METHOD,
+        seed=1,
+        callbacks=Callbacks(progress=note),
+    )
     assert seen["1"] == (100, 100)  # the batch that reaches it has more
 
 

@@ -77,14 +77,14 @@ def test_an_image_does_not_see_itself(
         return true(sums, layer, view, chosen)
 
     fitted: list[np.ndarray] = []
-    fit = held_out.fit_seen
+    fit = held_out.fit_measured
 
-    def fit_seen(*arguments: object, among: np.ndarray, **options: int) -> object:
+    def fit_measured(*arguments: object, among: np.ndarray, **options: int) -> object:
         fitted.append(among.copy())
         return fit(*arguments, among=among, **options)
 
     monkeypatch.setattr(held_out, "direction", direction)
-    monkeypatch.setattr(held_out, "fit_seen", fit_seen)
+    monkeypatch.setattr(held_out, "fit_measured", fit_measured)
     judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())])
     bolt = tiny_store.table["category"].to_numpy() == "bolt"
     assert {rows.tobytes() for rows in given} == {bolt.tobytes(), (~bolt).tobytes()}
@@ -171,7 +171,7 @@ def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
         assert sorted([*np.flatnonzero(rows), *drawn]) == np.flatnonzero(category).tolist()
         # The zero-shot way, on the same images, without what is made for banks.
         decision, which = shared.decide(one, part)
-        odds = partial(held_out.grids_of, decision, shared.seen, which)
+        odds = partial(shared.measured.log_odds, decision, which)
         pixels = held_out.judge_pixels(shared, rows, odds)
         scores = shared.image_scores(decision, which, rows)
         expected = (held_out.image_auroc(shared, rows, scores), *pixels)

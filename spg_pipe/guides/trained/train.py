@@ -33,7 +33,7 @@ class GuideRun:
     """Only their dictionaries and dead masks are used."""
     guides: TrainedGuides
     seed: int
-    """Of the initial codes, and of the images' order unless `guides.order_seed` says otherwise."""
+    """Of the initial codes, and of the images' order unless `guides` say otherwise."""
     constants: Constants = PUBLISHED
 
     @property

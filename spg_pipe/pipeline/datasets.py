@@ -43,7 +43,7 @@ def find_dataset(params: Params, split: str, *, option: str = "--split") -> Data
     raise SpgError(
         f"{option} {split}: there is no such dataset in the recipe "
         f"(its datasets: {', '.join(sorted(known)) or 'none'}) and no such folder. Name one of "
-        "these, append /train or /test, give a folder of images, or switch the recipe, for instance "
+        "these, append /train or /test, give a folder of images, or switch the recipe, as with "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
 

@@ -25,7 +25,9 @@ SECONDS = 60.0
 
 _COST_SHARE = 20
 
-Saved = tuple["dict[str, Tensor]", dict[str, Any]]
+State = dict[str, Any]
+"""Of a run, beside its tensors: what JSON holds."""
+Saved = tuple["dict[str, Tensor]", State]
 """Tensors by name, on the CPU, and the state."""
 
 
@@ -66,7 +68,7 @@ def _write(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: st
     write_bytes(path, save(ready, metadata))
 
 
-def _read(path: Path) -> tuple[str, "dict[str, Tensor]", dict[str, Any]]:
+def _read(path: Path) -> tuple[str, "dict[str, Tensor]", State]:
     """Fingerprint, tensors and state of a whole checkpoint; ValueError and others if it is not."""
     from safetensors.torch import load as deserialised
 
@@ -160,7 +162,7 @@ class Checkpoints:
         found = ", ".join(f"{n} {before.get(n, 'none')} → {now.get(n, 'none')}" for n in names)
         return f" Written elsewhere ({found}): the last bits may differ from an unbroken run."
 
-    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
+    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: State) -> None:
         """Write a checkpoint atomically; one that is there is replaced.
 
         A full disk costs the checkpoint, not the run.

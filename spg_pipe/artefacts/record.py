@@ -7,6 +7,7 @@ place in it and the command that makes it again; no code meets a key that may be
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -53,7 +54,7 @@ class Record(BaseModel):
     )
     """Fields that do not determine the content: provenance, and digests of the files beside it."""
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """What determines the artefact, as JSON has it."""
         return self.model_dump(mode="json", exclude=set(self.BESIDE))
 
@@ -142,7 +143,7 @@ def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedErr
 
 
 def _require_version(
-    raw: dict[str, Any], path: Path | str, model: type[Record], what: str, command: str
+    raw: Mapping[str, object], path: Path | str, model: type[Record], what: str, command: str
 ) -> None:
     """Another kind or format explains every other difference, so it is told first."""
     kind, expected = raw.get("kind"), _literal(model, "kind")

@@ -7,14 +7,12 @@ first.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from spg_pipe.artefacts.files import read_json
-from spg_pipe.errors import DamagedError, NotThereError, SpgError
-from spg_pipe.guides.kinds import guides_of
+from spg_pipe.artefacts.record import read_record
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.checked_store import (
     Values,
-    advice,
     backbone_differences,
     checked_store,
     differences,
@@ -26,10 +24,13 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 
 if TYPE_CHECKING:
+    from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
+    from spg_pipe.guides.kinds import Guides
+    from spg_pipe.sae.run import SaeRecord
     from spg_pipe.store.reader import FeatureStore
 
-
 _Checked = TypeVar("_Checked")
+_Record = TypeVar("_Record", "SaeRecord", "DetectorRecord", "ScoresRecord")
 
 
 def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> Path:
@@ -40,10 +41,17 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
     NotThereError, DamagedError
         If there is none that fits.
     """
+    from spg_pipe.sae.run import SaeRecord
+
     given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
     path = run.paths.sae(aux, seed, given)
-    wanted = _fitted(run.params, seed, "sae") | {"feature store": store.fingerprint}
-    _require(run, path, wanted, _of_sae, f"train-sae --aux {aux} --seed {seed}")
+    wanted = {
+        "seed": seed,
+        "method.protocol": run.params.method.protocol,
+        "sae": run.params.sae,
+        "feature store": store.fingerprint,
+    }
+    _require(run, path, SaeRecord, _of_sae, wanted, f"train-sae --aux {aux} --seed {seed}")
     return path
 
 
@@ -57,25 +65,23 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> Path:
     NotThereError, DamagedError
         If there is none that fits.
     """
-    path = run.paths.detector(aux, seed)
-    wanted = _fitted(run.params, seed) | {"part of the auxiliary dataset": None}
+    _detector(run, aux, seed)
+    return run.paths.detector(aux, seed)
+
+
+def _detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
+    from spg_pipe.detector.record import DetectorRecord
+
+    command = f"train-guides --aux {aux} --seed {seed}"
+    wanted = _fitted(run.params, seed)
     wanted |= _where_here(run, "feature store", lambda: _aux_store(run, aux).fingerprint)
-    if run.params.score.rule == "published":
-        wanted.pop("decision")
-    _require(
-        run,
-        path,
-        wanted,
-        _of_detector,
-        f"train-guides --aux {aux} --seed {seed}",
-        lambda: _sae_of(run, aux, seed),
-    )
-    return path
 
+    def sae() -> Path:
+        store = _first(lambda: _aux_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
+        return checked_sae(run, store, aux, seed)
 
-def _sae_of(run: RecipeRun, aux: str, seed: int) -> Path:
-    store = _first(lambda: _aux_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
-    return checked_sae(run, store, aux, seed)
+    path = run.paths.detector(aux, seed)
+    return _require(run, path, DetectorRecord, _of_detector, wanted, command, sae)
 
 
 def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Path:
@@ -88,31 +94,33 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Pat
     NotThereError, DamagedError
         If there are none that fit.
     """
-    params, path = run.params, run.paths.scores(aux, dataset, seed)
-    wanted = _fitted(params, seed) | {
-        "score": _score(params),
+    _scores(run, dataset, aux, seed)
+    return run.paths.scores(aux, dataset, seed)
+
+
+def _scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRecord":
+    from spg_pipe.detector.record import ScoresRecord
+
+    rule = {"rule"} if run.params.score.rule == "additive" else {"rule", "image_score"}
+    wanted = _fitted(run.params, seed) | {
+        "score": run.params.score.model_dump(mode="json", include=rule),
         "auxiliary": aux,
-        "part of the auxiliary dataset": None,
         "part of the dataset": None,
         "normal images of the target": None,
         "dataset": dataset.name,
         "split": dataset.split,
     }
-    if params.score.rule == "published":
-        wanted.pop("decision")
     wanted |= _where_here(run, "feature store", lambda: checked_store(run, dataset).fingerprint)
-    wanted |= _where_here(
-        run, "detector", lambda: _fingerprint_of(checked_detector(run, aux, seed))
-    )
-    _require(
+    wanted |= _where_here(run, "detector", lambda: _detector(run, aux, seed).fingerprint)
+    return _require(
         run,
-        path,
-        wanted,
+        run.paths.scores(aux, dataset, seed),
+        ScoresRecord,
         _of_scores,
-        f"score --split {split_name(params, dataset)} --aux {aux} --seed {seed}",
-        lambda: checked_detector(run, aux, seed),
+        wanted,
+        f"score --split {split_name(run.params, dataset)} --aux {aux} --seed {seed}",
+        lambda: _detector(run, aux, seed),
     )
-    return path
 
 
 def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
@@ -126,41 +134,41 @@ def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Pa
     from spg_pipe.detector.metrics_file import read_metrics
 
     dataset = find_dataset(run.params, direction.target)
-    scores = checked_scores(run, dataset, direction.aux, seed)
+    scores = _scores(run, dataset, direction.aux, seed)
+    folder = run.paths.scores(direction.aux, dataset, seed)
     path = run.paths.metrics(direction.aux, dataset, seed)
     command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
     if not path.is_file():
-        raise refused(f"There are no metrics of {scores}: {path} does not exist.", command)
-    provenance = read_metrics(path).provenance.model_dump(mode="json")
-    wanted = {
-        "scores": _fingerprint_of(scores),
-        "metrics": run.params.metrics.model_dump(mode="json"),
-    }
-    faults = differences(wanted, provenance)
+        raise refused(f"There are no metrics of {folder}: {path} does not exist.", command)
+    held = read_metrics(path).provenance
+    faults = differences(
+        {"scores": scores.fingerprint, "metrics": run.params.metrics},
+        {"scores": held.scores, "metrics": held.metrics},
+    )
     if faults:
         raise refused(made_otherwise(path, faults), command)
-    return path, scores
+    return path, folder
 
 
 def _require(
     run: RecipeRun,
     path: Path,
+    model: type[_Record],
+    values_of: Callable[[_Record], Values],
     wanted: Values,
-    values_of: Callable[[Any], Values],
     command: str,
     inputs: Callable[[], object] = lambda: None,
-) -> None:
-    """Raise what is wrong with an artefact, or with its inputs, which come first."""
+) -> _Record:
+    """The record of an artefact that fits; or raise what is wrong with it, or with its inputs."""
     fault = f"{path} does not exist."
-    try:
-        if (path / "config.json").is_file():
-            config = read_json(path / "config.json", str(path))
-            faults = _faults(run, path, config, wanted, values_of)
-            if not faults:
-                return
-            fault = made_otherwise(path, faults)
-    except DamagedError as error:
-        raise DamagedError(f"{error} {advice(command)}") from error
+    if (path / "config.json").is_file():
+        what = str(model.model_fields["kind"].default)
+        record = read_record(path / "config.json", model, what, f"spg-pipe {command}")
+        faults = differences(wanted, values_of(record))
+        faults += backbone_differences(record.backbone, run.params)
+        if not faults:
+            return record
+        fault = made_otherwise(path, faults)
     try:
         _first(inputs, command)
     except NotThereError:
@@ -178,21 +186,6 @@ def _first(checked: Callable[[], _Checked], command: str) -> _Checked:
         raise NotThereError(f"{error} Then `spg-pipe {command}`.", command=error.command) from None
 
 
-def _faults(
-    run: RecipeRun, path: Path, config: Any, wanted: Values, values_of: Callable[[Any], Values]
-) -> list[str]:
-    from spg_pipe.backbones.spec import BackboneSpec
-
-    try:
-        spec = BackboneSpec.model_validate(config["backbone"])
-        return differences(wanted, values_of(config)) + backbone_differences(spec, run.params)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(
-            f"{path} is damaged or of an older version: its config.json does not hold what it "
-            f"should ({error})."
-        ) from error
-
-
 def _where_here(run: RecipeRun, what: str, fingerprint: Callable[[], str]) -> Values:
     """The input at hand; nothing where it is not here or does not fit itself."""
     try:
@@ -206,70 +199,61 @@ def _aux_store(run: RecipeRun, aux: str) -> "FeatureStore":
     return checked_store(run, find_dataset(run.params, aux))
 
 
-def _fingerprint_of(artefact: Path) -> str:
-    return str(read_json(artefact / "config.json", str(artefact))["fingerprint"])
-
-
-def _fitted(params: Params, seed: int, *only: str) -> dict[str, Any]:
+def _fitted(params: Params, seed: int) -> dict[str, object]:
     """What a recipe says about fitting, under the names that messages use."""
-    values = {
-        "sae": params.sae.model_dump(mode="json"),
-        "guides": _without_order(guides_of(params.guides).content()),
+    from spg_pipe.guides.kinds import guides_of
+
+    values: dict[str, object] = {
+        "seed": seed,
+        "method.protocol": params.method.protocol,
+        "sae": params.sae,
+        "guides": _without_order(guides_of(params.guides)),
         "method.detection": params.method.detection,
-        "decision": params.decision.model_dump(mode="json"),
+        "part of the auxiliary dataset": None,
     }
-    chosen = {name: values[name] for name in only or values}
-    return {"seed": seed, "method.protocol": params.method.protocol} | chosen
+    return values if params.score.rule == "published" else values | {"decision": params.decision}
 
 
-def _of_sae(config: Any) -> Values:
+def _of_sae(record: "SaeRecord") -> Values:
     return {
-        "seed": config["seed"],
-        "method.protocol": config["protocol"]["name"],
-        "sae": config["sae"],
-        "feature store": config["store"],
+        "seed": record.seed,
+        "method.protocol": record.protocol.name,
+        "sae": record.sae,
+        "feature store": record.store,
     }
 
 
-def _of_fitted(config: Any) -> dict[str, Any]:
+def _of_detector(record: "DetectorRecord") -> Values:
+    weights = record.rule.weights if record.rule.rule == "additive" else None
+    return _of_origin(record.origin) | {"decision": weights, "feature store": record.store}
+
+
+def _of_origin(origin: "DetectorOrigin") -> dict[str, object]:
     return {
-        "seed": config["seed"],
-        "method.protocol": config["protocol"]["name"],
-        "sae": config["sae"]["params"],
-        "guides": _without_order(config["guides"]),
-        "method.detection": config["detection"],
-        "part of the auxiliary dataset": config["auxiliary"]["selection"],
+        "seed": origin.seed,
+        "method.protocol": origin.protocol.name,
+        "sae": origin.sae.params,
+        "guides": _without_order(origin.guides),
+        "method.detection": origin.detection,
+        "part of the auxiliary dataset": origin.auxiliary.selection,
     }
 
 
-def _score(params: Params) -> dict[str, Any]:
-    if params.score.rule == "additive":
-        return {"rule": "additive"}
-    return params.score.model_dump(mode="json")
+def _of_scores(record: "ScoresRecord") -> Values:
+    detector, rule, bank = record.detector, record.rule, record.bank
+    return (_of_origin(detector) if detector else {}) | {
+        "decision": rule.weights if rule and rule.rule == "additive" else None,
+        "auxiliary": record.auxiliary,
+        "part of the dataset": record.selection,
+        "score": rule and rule.model_dump(mode="json", include={"rule", "image_score"}),
+        "dataset": record.dataset,
+        "split": record.split,
+        "feature store": record.store,
+        "normal images of the target": bank and bank.normals,
+        "detector": detector and detector.fingerprint,
+    }
 
 
-def _without_order(guides: dict[str, Any]) -> dict[str, Any]:
+def _without_order(guides: "Guides") -> dict[str, object]:
     """The order of the images is no setting of a recipe."""
-    return {key: value for key, value in guides.items() if key != "order_seed"}
-
-
-def _of_detector(config: Any) -> Values:
-    return _of_fitted(config) | {
-        "decision": config["rule"].get("weights"),
-        "feature store": config["store"],
-    }
-
-
-def _of_scores(config: Any) -> Values:
-    rule = config["rule"]
-    return _of_fitted(config["detector"]) | {
-        "decision": rule.get("weights"),
-        "auxiliary": config["auxiliary"],
-        "part of the dataset": config["selection"],
-        "score": {key: rule[key] for key in ("rule", "image_score") if key in rule},
-        "dataset": config["dataset"],
-        "split": config["split"],
-        "feature store": config["store"],
-        "normal images of the target": config["bank"] and config["bank"]["normals"],
-        "detector": config["detector"]["fingerprint"],
-    }
+    return guides.model_dump(mode="json", exclude={"order_seed"})

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.datasets import names_on_disk, scan, split_name
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from spg_pipe.backbones.spec import BackboneSpec
     from spg_pipe.store.reader import FeatureStore
 
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 """Full name of a setting or an input → its value."""
 
 
@@ -119,7 +121,7 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
     recipe, published = params.backbone, params.method.protocol == "spg"
     info = find_alias(recipe.alias) or resolve(recipe.alias)
     view = spec.untiled
-    wanted: dict[str, Any] = {"alias": info.alias, "image_size": image_size(params)}
+    wanted: dict[str, object] = {"alias": info.alias, "image_size": image_size(params)}
     if layers := recipe.layers or info.layers:
         wanted["layers"] = list(layers)
     if recipe.norm is not None:
@@ -153,15 +155,19 @@ def _sha256(weights: Path, _size: int, _modified: int) -> str:
 
 def differences(wanted: Values, held: Values, within: str = "") -> list[str]:
     """What is other than wanted, by full names with both values: `sae.k is 4, not 8`."""
-    found = []
+    faults = []
     for key, value in wanted.items():
-        name, other = f"{within}{key}", held.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            keys = {**value, **other}
-            found += differences({k: value.get(k) for k in keys}, other, f"{name}.")
-        elif value != other:
-            found.append(f"{name} is {_short(other)}, not {_short(value)}")
-    return found
+        name, wanted_value, held_value = f"{within}{key}", _plain(value), _plain(held.get(key))
+        if isinstance(wanted_value, Mapping) and isinstance(held_value, Mapping):
+            keys = {**wanted_value, **held_value}
+            faults += differences({k: wanted_value.get(k) for k in keys}, held_value, f"{name}.")
+        elif wanted_value != held_value:
+            faults.append(f"{name} is {_short(held_value)}, not {_short(wanted_value)}")
+    return faults
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def made_otherwise(path: Path, faults: list[str]) -> str:
@@ -171,12 +177,8 @@ def made_otherwise(path: Path, faults: list[str]) -> str:
 
 def refused(fault: str, command: str) -> NotThereError:
     """The error of what is not there or does not fit, and the command that mends it."""
-    return NotThereError(f"{fault} {advice(command)}", command=command)
-
-
-def advice(command: str) -> str:
-    """What to do first."""
-    return f"Run `spg-pipe {command}` with the same options first."
+    advice = f"Run `spg-pipe {command}` with the same options first."
+    return NotThereError(f"{fault} {advice}", command=command)
 
 
 def _short(value: object) -> str:

@@ -42,8 +42,8 @@ def find_dataset(params: Params, split: str, *, option: str = "--split") -> Data
         )
     raise SpgError(
         f"{option} {split}: there is no such dataset in the recipe "
-        f"(it has: {', '.join(sorted(known))}) and no such folder. Name one of these, append "
-        "/train or /test, give a folder of images, or switch the recipe, for instance "
+        f"(its datasets: {', '.join(sorted(known)) or 'none'}) and no such folder. Name one of "
+        "these, append /train or /test, give a folder of images, or switch the recipe, as with "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
 
@@ -108,6 +108,6 @@ def find_direction(params: Params, target: str, aux: str | None = None) -> Direc
     if fits:
         raise SpgError(f"Several directions have target {target!r} ({listed}); add --aux NAME.")
     raise SpgError(
-        f"No direction of the recipe has target {target!r} (it has: {listed}). "
+        f"No direction of the recipe has target {target!r}. Its directions: {listed}. "
         "Name a detector with --detector, or add the direction to params.yaml."
     )

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from spg_pipe.artefacts.files import write_bytes, write_json
 from spg_pipe.artefacts.record import Record
 from spg_pipe.errors import SpgError
-from spg_pipe.store.format import REMAKE, SHARD_INDEX, StoreSpec, small_arrays
+from spg_pipe.store.format import REMAKE, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
 
 _EMPTY = np.iinfo(np.uint64).max
 
@@ -69,26 +69,14 @@ def shard_index(lengths: Sequence[int], shard_images: int) -> bytes:
     return body + np.array(crc32c(body), dtype="<u4").tobytes()
 
 
-def token_shard_name(layer: str, shard: int) -> str:
-    """Path of a token shard below the store."""
-    return f"tokens_{layer}/c/{shard}/0/0"
-
-
-def prefix_chunk_name(layer: str, shard: int) -> str:
-    """Path of a chunk of prefix tokens below the store."""
-    return f"prefix_{layer}/c/{shard}/0/0"
-
-
-def mask_shard_name(shard: int) -> str:
-    """Path of a shard of masks below the store."""
-    return f"mask/c/{shard}/0/0"
+def chunk_file(array: str, shard: int) -> str:
+    """Path below the store of a large array's file for one shard of images."""
+    return f"{array}/c/{shard}/0/0"
 
 
 def shard_files(spec: StoreSpec, shard: int) -> list[str]:
     """The data files of one shard of images."""
-    tokens = [token_shard_name(layer, shard) for layer in spec.layers]
-    prefix = [prefix_chunk_name(layer, shard) for layer in spec.layers]
-    return [*tokens, *prefix, mask_shard_name(shard)]
+    return [chunk_file(array, shard) for array in large_arrays(spec)]
 
 
 def data_files(spec: StoreSpec) -> list[str]:

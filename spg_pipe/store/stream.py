@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.datasets.manifest import LABEL_UNKNOWN, MaskState
 from spg_pipe.store.order import Window, epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -38,7 +38,7 @@ class ImageBatch:
 
 def labelled_images(store: FeatureStore) -> np.ndarray:
     """Rows that can teach: a known label, and a mask unless the image is normal."""
-    known = store.array("label") != 255
+    known = store.array("label") != LABEL_UNKNOWN
     return np.flatnonzero(known & (store.array("mask_state") != MaskState.MISSING))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from spg_pipe.errors import SpgError
 from spg_pipe.store.format import REMAKE, StoreSpec, read_attributes
-from spg_pipe.store.shards import token_shard_name
+from spg_pipe.store.shards import chunk_file
 
 READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
@@ -151,15 +151,18 @@ class RawTokens:
     def _fault(self, shard: int, what: str) -> SpgError:
         self._unchanged.require()  # a replaced store explains any fault
         return SpgError(
-            f"{self._root / token_shard_name(self._layer, shard)} {what}. Check the disk, and the "
-            f"store with `spg-pipe verify`; make it again with {REMAKE}."
+            f"{self._path(shard)} {what}. Check the disk, and the store with `spg-pipe verify`; "
+            f"make it again with {REMAKE}."
         )
+
+    def _path(self, shard: int) -> Path:
+        return self._root / chunk_file(f"tokens_{self._layer}", shard)
 
     def _file(self, shard: int) -> int:
         descriptor = self._files.get(shard)
         if descriptor is None:
             # Two threads may open the same shard; `setdefault` keeps one, the other is closed.
-            opened = os.open(self._root / token_shard_name(self._layer, shard), os.O_RDONLY)
+            opened = os.open(self._path(shard), os.O_RDONLY)
             descriptor = self._files.setdefault(shard, opened)
             if descriptor != opened:
                 os.close(opened)

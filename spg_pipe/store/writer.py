@@ -24,16 +24,14 @@ from spg_pipe.store.format import (
 from spg_pipe.store.place import acquire, make_room, refuse_what_is_no_store, writer_lock
 from spg_pipe.store.shards import (
     ShardEntry,
+    chunk_file,
     crc32c,
     data_files,
     file_entry,
-    mask_shard_name,
     parse_entries,
-    prefix_chunk_name,
     raw_bytes,
     save_entries,
     shard_files,
-    token_shard_name,
     write_file,
     write_shard,
 )
@@ -226,16 +224,18 @@ class StoreWriter:
         entries = []
         for layer in self.spec.layers:
             chunks = [self.spec.encode_tokens(raw_bytes(image)) for image in tokens[layer]]
-            name = token_shard_name(layer, shard)
+            name = chunk_file(f"tokens_{layer}", shard)
             entries.append(write_shard(self.path, name, chunks, rows, places))
             # A chunk of prefix tokens is always full: the last one ends with fill values.
             padded = np.full((places, *prefix[layer].shape[1:]), np.nan, self.spec.dtype)
             padded[: len(rows)] = prefix[layer]
-            name = prefix_chunk_name(layer, shard)
+            name = chunk_file(f"prefix_{layer}", shard)
             entries.append(write_file(self.path, name, rows, raw_bytes(padded)))
             self._stats[layer].shards[shard] = ShardStatistics.of(tokens[layer])
         masks_encoded = [encode_mask(mask) for mask in masks]
-        entries.append(write_shard(self.path, mask_shard_name(shard), masks_encoded, rows, places))
+        entries.append(
+            write_shard(self.path, chunk_file("mask", shard), masks_encoded, rows, places)
+        )
         self._entries += entries
         save_entries(self.path, self._entries)
 

@@ -275,7 +275,9 @@ def test_the_report_shows_no_numbers_of_other_settings(project: MakeRun) -> None
 def test_a_config_that_is_none_is_called_damaged(project: MakeRun, content: str) -> None:
     run = project()
     (run.paths.scores("left", "right", 111) / "config.json").write_text(content)
-    with pytest.raises(DamagedError, match=r"is damaged.*Run `spg-pipe score --split right"):
+    with pytest.raises(
+        DamagedError, match=r"is not a whole scores.*run `spg-pipe score --split right"
+    ):
         pipeline.evaluate(run, "right")
     pipeline.score(run, "right")
     pipeline.evaluate(run, "right")

@@ -205,13 +205,6 @@ def test_no_path_of_this_machine_and_no_time_is_stored(tiny_store: FeatureStore)
     assert not {key for key in keys if "time" in key or "date" in key or "host" in key}
 
 
-def test_images_are_read_in_any_order_and_repeatedly(tiny_store: FeatureStore) -> None:
-    order = np.array([15, 0, 7, 7, 3])
-    everything = tiny_store.tokens("2", np.arange(16))
-    assert np.array_equal(tiny_store.tokens("2", order), everything[order])
-    assert np.array_equal(tiny_store.masks(order), tiny_store.masks(np.arange(16))[order])
-
-
 def test_a_store_opens_by_a_relative_path(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

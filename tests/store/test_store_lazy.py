@@ -13,7 +13,6 @@ import pytest
 import xarray as xr
 from tiny import extracted, files
 
-import spg_pipe
 from spg_pipe import open_dask, open_xarray
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
@@ -166,7 +165,3 @@ def test_a_remote_and_a_compressed_store_give_the_same(
     xr.testing.assert_equal(open_xarray(packed.path).compute(), local)
     tokens = open_dask(str(packed.path))["tokens_2"][4:9].compute()
     assert np.array_equal(tokens, tiny_store.tokens("2", np.arange(4, 9)))
-
-
-def test_the_package_exports_both() -> None:
-    assert {"open_dask", "open_xarray"} <= set(spg_pipe.__all__)

@@ -1,7 +1,5 @@
 """Logistic regression on unit patch tokens of the labelled auxiliary set (scikit-learn)."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -56,8 +54,12 @@ def logistic_regression(store: FeatureStore, seed: int) -> Baseline:
 
 def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Unit tokens (n, D) and defective shares (n,), at most `TOKENS` with and without a defect."""
-    rng = np.random.default_rng(seed)
-    images, share = (np.concatenate(parts) for parts in zip(*_shares(store, layer), strict=True))
+    rng, images = np.random.default_rng(seed), labelled_images(store)
+    grid, parts = store.spec.layers[layer].grid, []
+    for start in range(0, len(images), 64):
+        masks = torch.from_numpy(store.masks(images[start : start + 64])).float()[:, None]
+        parts.append(F.adaptive_avg_pool2d(masks, grid).flatten(1).numpy())
+    share = np.concatenate(parts)
     classes = [np.argwhere(share == 0), np.argwhere(share > 0)]
     if not all(len(places) for places in classes):
         raise SpgError(
@@ -73,12 +75,3 @@ def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.nd
             values.append(unit(tokens.float()).numpy())
             shares.append(share[row, patches])
     return np.concatenate(values), np.concatenate(shares)
-
-
-def _shares(store: FeatureStore, layer: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of labelled images and the defective share (B, N) of their patches."""
-    grid, rows = store.spec.layers[layer].grid, labelled_images(store)
-    for start in range(0, len(rows), 64):
-        images = rows[start : start + 64]
-        masks = torch.from_numpy(store.masks(images)).float()[:, None]
-        yield images, F.adaptive_avg_pool2d(masks, grid).flatten(1).numpy()

@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.demo_contrast import contrast_auroc
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.demo import DEMO_SETS, write_demo
-from spg_pipe.datasets.paint.demo.contrast import contrast_auroc
-from spg_pipe.datasets.paint.demo.samples import samples
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS
+from spg_pipe.datasets.paint.demo import samples, write_demo
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.recipe.machine import choose_device
@@ -38,7 +38,7 @@ def store_of(params: Params, name: str, seed: int, folder: Path) -> FeatureStore
     """Write a demo set and compute its tokens."""
     dataset = params.dataset(name)
     write_demo(name, folder / name, seed=seed)
-    manifest = build_manifest(name, dataset.layout, folder / name, split=dataset.split)
+    manifest = build_manifest(dataset.model_copy(update={"root": folder / name}))
     wanted = params.backbone
     backbone = load_backbone(
         wanted.alias, image_size=wanted.image_size, layers=wanted.layers, norm=wanted.norm
@@ -50,18 +50,9 @@ def detector_of(params: Params, store: FeatureStore) -> Detector:
     """Fit the SAE and the guides on the auxiliary set."""
     seed, device = params.seeds[0], choose_device("auto")
     sae, quality, _ = train_sae(store, params.sae, params.method, seed=seed, device=device)
-    for layer, values in quality.items():
-        print(f"  {store.spec.dataset} {layer}: R² {values['r2']:.3f}", flush=True)
-    detector, _ = train_guides(
-        store,
-        sae,
-        params.guides,
-        params.method,
-        params.score,
-        seed=seed,
-        decision=params.decision,
-        device=device,
-    )
+    for layer, figures in quality.layers.items():
+        print(f"  {store.spec.dataset} {layer}: R² {figures.r2:.3f}", flush=True)
+    detector, _ = make_detector(store, DetectorPlan.of(params, sae, seed), device=device)
     return detector
 
 
@@ -75,18 +66,19 @@ def run_seed(params: Params, seed: int, root: Path, *, details: bool) -> list[tu
         detector = detector_of(params, stores[direction.aux])
         target = stores[direction.target]
         scores = score_store(detector, target, folder / f"scores-{direction.target}")
-        *categories, mean = evaluate_scores(scores, target, params.metrics).rows
+        table = evaluate_scores(scores, target, params.metrics).table
+        mean = table.mean.metrics
         if details:
-            for row in categories:
+            for row in table.categories:
                 print(
-                    f"    {row['category']:10s} pixel {row['pixel_auroc']:.3f} "
-                    f"image {row['image_auroc']:.3f}"
+                    f"    {row.category:10s} pixel {row.metrics['pixel_auroc']:.3f} "
+                    f"image {row.metrics['image_auroc']:.3f}"
                 )
         contrast = contrast_auroc(samples(DEMO_SETS[direction.target], seed)).values()
         low, high = 1 - min(contrast), max(contrast)
         passed = (
-            float(mean["pixel_auroc"]) >= PIXEL
-            and float(mean["image_auroc"]) >= IMAGE
+            mean["pixel_auroc"] >= PIXEL
+            and mean["image_auroc"] >= IMAGE
             and max(low, high) <= CONTRAST
         )
         rows.append(

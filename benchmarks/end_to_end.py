@@ -23,10 +23,11 @@ from benchmarks.reference.sae import rows
 from benchmarks.sae_epoch import DIM, IMAGES, PARAMS, SIZE, literal_sae
 from benchmarks.timing import machine
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import DetectorPlan, make_detector
 from spg_pipe.detector.scores import score_store
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.recipe.params import GuideParams, MethodParams, MetricParams, ScoreParams
+from spg_pipe.recipe.params import MethodParams, MetricParams, ScoreParams
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_batches, image_tokens, sources_of
@@ -41,14 +42,13 @@ def ours(
     """Pixel AUROC of the target; everything is written as the pipeline does."""
     settings = PARAMS.model_copy(update={"epochs": epochs[0]})
     saes = train_sae(auxiliary, settings, METHOD, seed=111).run
-    guides = GuideParams(kind="trained", epochs=epochs[1])
-    detector, _ = train_guides(
-        auxiliary, saes, guides, METHOD, ScoreParams(rule="published"), seed=111
-    )
+    guides = TrainedGuides(epochs=epochs[1])
+    plan = DetectorPlan(saes, 111, guides, METHOD, ScoreParams(rule="published"))
+    detector, _ = make_detector(auxiliary, plan)
     scores = score_store(detector, target, folder / "scores")
     evaluation = evaluate_scores(scores, target, MetricParams())
     evaluation.save(folder / "metrics.json")
-    return float(evaluation.rows[-1]["pixel_auroc"])
+    return evaluation.table.mean.metrics["pixel_auroc"]
 
 
 def reference(auxiliary: FeatureStore, target: FeatureStore, epochs: tuple[int, int]) -> float:

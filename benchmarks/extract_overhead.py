@@ -22,7 +22,8 @@ from spg_pipe.backbones.base import Backbone
 from spg_pipe.datasets import Manifest, build_manifest
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.paint.demo import write_demo
-from spg_pipe.store.extract import extract
+from spg_pipe.recipe.data import Dataset
+from spg_pipe.store.extract import Extraction, extract
 
 BACKBONES = ("efficientnet-lite0", "dinov2-vits14-imgfocus")
 IMAGES, BATCH, ROUNDS = 96, 8, 5
@@ -48,7 +49,7 @@ def seconds_of(backbone: Backbone, manifest: Manifest, folder: Path) -> tuple[fl
         manifest,
         backbone,
         folder / "overhead.zarr",
-        batch_images=BATCH,
+        Extraction(batch_images=BATCH),
         workers=os.cpu_count() or 1,
         replace=True,
     )
@@ -91,11 +92,12 @@ def overhead(photos: Path | None) -> float:
 def _manifest(photos: Path | None, folder: Path) -> Manifest:
     if photos is None:
         write_demo("demo-mvtec", folder / "demo", seed=0)
-        manifest = build_manifest("demo", "mvtec", folder / "demo")
+        manifest = build_manifest(Dataset(name="demo", layout="mvtec", root=folder / "demo"))
     else:
-        layout = "mvtec" if any(photos.glob("*/test")) else "folder"
         manifest = build_manifest(
-            "photos", layout, photos, split="test" if layout == "mvtec" else "all"
+            Dataset(name="photos", layout="mvtec", root=photos)
+            if any(photos.glob("*/test"))
+            else Dataset(name="photos", layout="folder", root=photos, split="all")
         )
     return manifest.spread(IMAGES)
 

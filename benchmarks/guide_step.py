@@ -19,12 +19,14 @@ from torch import Tensor
 from benchmarks.labelled_store import labelled_store
 from benchmarks.reference.guides import LiteralGuides
 from benchmarks.timing import machine, medians
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes, unit
-from spg_pipe.guides.train import GuideRun, fit_guides
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.trained.train import GuideRun, fit_guides
+from spg_pipe.guides.trained.trainer import GuideTrainer
+from spg_pipe.recipe.params import MethodParams
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.store.stream import image_batches, sources_of
 
 METHOD = MethodParams(protocol="spg")
@@ -49,10 +51,10 @@ class Setting(NamedTuple):
         """The published recipe at step 0."""
         return LiteralGuides(self.codes, self.encoder, self.atoms, self.dead, LATENTS, self.grid)
 
-    def ours(self, params: GuideParams | None = None) -> GuideTrainer:
+    def ours(self, params: TrainedGuides | None = None) -> GuideTrainer:
         """The project's trainer at step 0."""
         return GuideTrainer.start(
-            self.codes, self.atoms, self.dead, self.grid, params or GuideParams(), METHOD
+            self.codes, self.atoms, self.dead, self.grid, params or TrainedGuides(epochs=1), METHOD
         )
 
 
@@ -123,9 +125,9 @@ def training_seconds(
     layer = store.layers[0]
     sae = SparseAutoencoder(dim, 2048, LATENTS)
     dead = torch.zeros(2048, dtype=torch.bool)
-    config = {"inputs": {"store": store.fingerprint}, "dataset": "random", "fingerprint": "0"}
-    saes = SaeRun({layer: sae}, {layer: dead}, config)
-    params = GuideParams(kind="trained", epochs=epochs, order_seed=111)
+    record = SaeRecord.of(store, None, protocol("default"), 0, {layer: 0})
+    saes = SaeRun({layer: sae}, {layer: dead}, record)
+    params = TrainedGuides(epochs=epochs, order_seed=111)
 
     def literal() -> None:
         guides = LiteralGuides(

@@ -2,8 +2,9 @@
 
     python -m benchmarks.kill_extract --times 20
 
-A demo set is extracted once without interruption. Then, again and again, `spg-pipe extract` is
-killed with SIGKILL at a random moment after it has begun its store, and run again to its end.
+Random pictures are extracted once without interruption. Then, again and again, a process that
+extracts them is killed with SIGKILL at a random moment after it has begun its store, and the
+extraction is run again to its end.
 """
 
 import argparse
@@ -15,10 +16,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-SETTINGS = ("--set", "extract.shard_images=8", "--image-size", "96")
+import numpy as np
+from PIL import Image
+
+from spg_pipe.backbones import load_backbone
+from spg_pipe.datasets import build_manifest
+from spg_pipe.recipe.data import Dataset
+from spg_pipe.store.extract import Extraction, extract
+
+IMAGES, SIDE = 60, 96
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_pictures(folder: Path) -> None:
+    """Random pictures in the `folder` layout."""
+    rng = np.random.default_rng(0)
+    good = folder / "raw" / "part" / "good"
+    good.mkdir(parents=True)
+    for number in range(IMAGES):
+        pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+        Image.fromarray(pixels).save(good / f"{number:03d}.png")
+
+
+def extract_pictures(folder: Path, store: Path) -> None:
+    """Extract them into `store`, in shards of 8 images."""
+    manifest = build_manifest(
+        Dataset(name="random", layout="folder", root=folder / "raw", split="all")
+    )
+    backbone = load_backbone("efficientnet-lite0", image_size=SIDE)
+    extract(manifest, backbone, store, Extraction(shard_images=8))
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -30,25 +58,10 @@ def digests(store: Path) -> dict[str, str]:
     }
 
 
-def arguments(store: Path) -> list[str]:
-    """What `spg-pipe` is called with: the demo's first set into `store`."""
-    return ["extract", "--split", "demo-mvtec", "--quiet", "--out", str(store), *SETTINGS]
-
-
-def extract(folder: Path, store: Path) -> subprocess.Popen[bytes]:
-    """Start `spg-pipe extract`."""
-    code = "from spg_pipe.cli.main import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code, *arguments(store)], cwd=folder)
-
-
-def in_a_process(folder: Path, store: Path) -> int:
-    """`spg-pipe extract` from its start to its end; its exit code."""
-    return extract(folder, store).wait()
-
-
 def killed(folder: Path, store: Path, delay: float) -> bool:
     """Kill an extract `delay` seconds after its store appeared; False if it was done before."""
-    process = extract(folder, store)
+    command = [sys.executable, "-m", "benchmarks.kill_extract", "--extract", folder, store]
+    process = subprocess.Popen(command, cwd=ROOT)
     while not (store / "zarr.json").exists() and process.poll() is None:
         time.sleep(0.002)
     try:
@@ -60,21 +73,12 @@ def killed(folder: Path, store: Path, delay: float) -> bool:
     return False
 
 
-def run(
-    times: int,
-    seed: int,
-    folder: Path,
-    complete: Callable[[Path, Path], int] = in_a_process,
-) -> int:
-    """Print a line an extraction; the number of stores that differ.
-
-    `folder` holds params.yaml; what is to be killed is always a process, what runs to its end is
-    `complete(folder, store)`, an exit code.
-    """
+def run(times: int, seed: int, folder: Path) -> int:
+    """Print a line an extraction; the number of stores that differ."""
     generator = random.Random(seed)  # noqa: S311 - moments, not secrets
+    write_pictures(folder)
     whole = folder / "whole.zarr"
-    if complete(folder, whole):
-        raise SystemExit("the uninterrupted extract failed")
+    extract_pictures(folder, whole)
     written = [path.stat().st_mtime for path in whole.rglob("*") if path.is_file()]
     seconds = max(written) - min(written)
     expected, wrong, kills = digests(whole), 0, 0
@@ -86,8 +90,8 @@ def run(
         was_killed = killed(folder, store, delay)
         kills += was_killed
         finished = len(list(store.glob("tokens_s16/c/*")))
-        code = complete(folder, store)
-        same = code == 0 and digests(store) == expected
+        extract_pictures(folder, store)
+        same = digests(store) == expected
         wrong += not same
         print(
             f"{number + 1:2d}: {'killed' if was_killed else 'done'} after {delay:5.2f} s with "
@@ -106,10 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--extract", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    recipe = Path(__file__).resolve().parent.parent / "recipes" / "demo.yaml"
+    if options.extract:
+        extract_pictures(*options.extract)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(recipe, Path(folder) / "params.yaml")
         raise SystemExit(min(run(options.times, options.seed, Path(folder)), 1))
 
 

@@ -10,6 +10,7 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.images import Preprocess
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 
@@ -62,8 +63,10 @@ def labelled_store(
             mask[place] = 255
             _save(mask, folder / "raw" / "part" / "ground_truth" / kind / f"{number:04d}_mask.png")
         _save(grey, folder / "raw" / "part" / kind / f"{number:04d}.png")
-    manifest = build_manifest("random", "folder", folder / "raw", split="all")
-    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr", batch_images=8)
+    manifest = build_manifest(
+        Dataset(name="random", layout="folder", root=folder / "raw", split="all")
+    )
+    return extract(manifest, RandomPatches(dim, size), folder / "random.zarr")
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

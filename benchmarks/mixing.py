@@ -1,4 +1,4 @@
-"""How near batches come to a shuffle of all tokens, for some windows and runs.
+"""How near batches come to a shuffle of all tokens, for some windows.
 
     python -m benchmarks.mixing
 
@@ -7,7 +7,7 @@ No store is needed: the order depends on the number of images, their categories 
 
 import numpy as np
 
-from spg_pipe.store.mixing import Mixing, mixing
+from spg_pipe.store.order import Mixing, measure_mixing
 
 CATEGORIES = np.repeat([f"category {number:02d}" for number in range(15)], 115)
 PATCHES, BATCH_TOKENS = 784, 8192
@@ -24,18 +24,18 @@ def _line(name: str, found: Mixing) -> str:
 def main() -> None:
     """Print the table."""
     print("| batches | distinct images | effective images | categories |\n|---|---|---|---|")
-    base = {"window_images": 1, "run_images": 1, "seed": 111}
-    whole = mixing(CATEGORIES, PATCHES, batch_tokens=None, batch_images=16, **base)
+    base = {"window_images": 1, "seed": 111}
+    whole = measure_mixing(CATEGORIES, PATCHES, batch_tokens=None, batch_images=16, **base)
     print(_line("16 whole images", whole))
-    for window, run in ((32, 1), (96, 1), (96, 4), (96, 16), (512, 1), (len(CATEGORIES), 1)):
-        found = mixing(
+    for window in (32, 96, 512, len(CATEGORIES)):
+        found = measure_mixing(
             CATEGORIES,
             PATCHES,
             batch_tokens=BATCH_TOKENS,
             batch_images=None,
-            **(base | {"window_images": window, "run_images": run}),
+            **(base | {"window_images": window}),
         )
-        print(_line(f"window {window}, runs of {run}", found))
+        print(_line(f"window {window}", found))
 
 
 if __name__ == "__main__":

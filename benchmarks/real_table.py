@@ -23,22 +23,22 @@ HEAD = (
 
 def row(runs: list[dict[str, Any]]) -> str:
     """One direction's line in Markdown."""
-    mean, provenance = runs[0]["mean"], runs[0]["provenance"]
+    context, mean, provenance = (runs[0][key] for key in ("context", "mean", "provenance"))
     seeds = sorted(run["provenance"]["seed"] for run in runs)
     epochs = {round(n, 1) for run in runs for n in run["sae_epochs"]}
     tokens = {n for run in runs for n in run["provenance"]["sae_tokens_seen"].values()}
     cells = [
-        mean["backbone"],
-        f"{mean['auxiliary']} → {mean['dataset']}",
+        context["backbone"],
+        f"{context['auxiliary']} → {context['dataset']}",
         ", ".join(map(str, seeds)),
-        f"{provenance['auxiliary']['images']} / {mean['images']}",
+        f"{provenance['auxiliary']['images']} / {mean['counts']['images']}",
         " to ".join(f"{n:,}" for n in sorted({min(tokens), max(tokens)})),
         " to ".join(f"{n:.1f}" for n in sorted({min(epochs), max(epochs)})),
-        str(provenance["guide_epochs"]),
-        f"{mean['method_protocol']} / {mean['protocol']}",
+        str(provenance["guides"].get("epochs", "–")),
+        f"{context['method_protocol']} / {context['protocol']}",
     ]
     for name in METRICS:
-        values = [run["mean"][name] for run in runs]
+        values = [run["mean"]["metrics"][name] for run in runs]
         if None in values:  # a target without normal images has no image AUROC
             cells.append("–")
             continue
@@ -47,11 +47,11 @@ def row(runs: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def sae_epochs(folder: Path, metrics: Path, mean: dict[str, Any]) -> list[float]:
+def sae_epochs(folder: Path, metrics: Path, context: dict[str, Any]) -> list[float]:
     """Epochs of each layer's SAE, from the quality.json that lies where the recipe puts it."""
-    run = metrics.stem.removeprefix(f"{mean['auxiliary']}--{mean['dataset']}-")
-    place = folder / "sae" / metrics.parent.name / f"{mean['auxiliary']}-{run}" / "quality.json"
-    return [layer["epochs"] for layer in json.loads(place.read_text()).values()]
+    run = metrics.stem.removeprefix(f"{context['auxiliary']}--{context['dataset']}-")
+    place = folder / "sae" / metrics.parent.name / f"{context['auxiliary']}-{run}" / "quality.json"
+    return [layer["epochs"] for layer in json.loads(place.read_text())["layers"].values()]
 
 
 def main() -> None:
@@ -63,10 +63,12 @@ def main() -> None:
             if not re.search(r"-s\d+$", path.stem):
                 continue
             run = json.loads(path.read_text())
-            mean = run["mean"]
-            run["sae_epochs"] = sae_epochs(Path(folder), path, mean)
+            context = run["context"]
+            run["sae_epochs"] = sae_epochs(Path(folder), path, context)
             recipe = path.parent.name
-            groups[recipe, mean["backbone"], mean["auxiliary"], mean["dataset"]].append(run)
+            groups[recipe, context["backbone"], context["auxiliary"], context["dataset"]].append(
+                run
+            )
     print(HEAD)
     print("|" + "---|" * HEAD.count(" | ") + "---|")
     for key in sorted(groups):

@@ -1,4 +1,4 @@
-"""An epoch of SAE training from a finished store, grids of SAEs, and growth.
+"""An epoch of SAE training from a finished store, and growth.
 
     python -m benchmarks.sae_epoch [--rounds 3] [--no-growth]
 
@@ -22,20 +22,14 @@ from benchmarks.memory import peak_megabytes
 from benchmarks.reference.sae import DenseSae, topk_code
 from benchmarks.timing import machine, medians
 from spg_pipe.recipe.params import MethodParams, SaeParams
-from spg_pipe.sae.fits import SaeJob
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.train import train_sae, train_saes
+from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches, token_batches
 
 DIM, SIZE, IMAGES = 384, 336, 64
 PARAMS = SaeParams(dict_size=2048, k=32, epochs=1)
-GRID = [
-    SaeJob(PARAMS.model_copy(update={"dict_size": latents, "k": k}), 111)
-    for latents in (1024, 2048)
-    for k in (8, 16, 32, 64)
-]
 METHOD = MethodParams()
 
 
@@ -57,7 +51,7 @@ def literal_sae(store: FeatureStore, epochs: int = 1) -> tuple[DenseSae, torch.T
 
 
 def measure(rounds: int = 3) -> dict[str, float]:
-    """Print seconds of an epoch and of a grid; the ratios."""
+    """Print seconds of an epoch; the ratio."""
     print(f"\nSAE epoch, {machine()}; {IMAGES} images × 576 × {DIM}, medians of {rounds}")
     with tempfile.TemporaryDirectory() as folder:
         store = labelled_store(Path(folder), images=IMAGES, dim=DIM, size=SIZE)
@@ -67,20 +61,7 @@ def measure(rounds: int = 3) -> dict[str, float]:
         }
         seconds = medians(work, rounds)
         print(f"an epoch: ours {seconds['ours']:.2f} s, reference {seconds['reference']:.2f} s")
-        grid = medians(
-            {
-                "one pass": lambda: train_saes(store, GRID, METHOD),
-                "one by one": lambda: [
-                    train_sae(store, job.params, METHOD, seed=job.seed) for job in GRID
-                ],
-            },
-            1,
-        )
-        print(f"eight SAEs: one pass {grid['one pass']:.2f} s, singly {grid['one by one']:.2f} s")
-    return {
-        "sae_epoch": round(seconds["reference"] / seconds["ours"], 2),
-        "sae_grid": round(grid["one by one"] / grid["one pass"], 2),
-    }
+    return {"sae_epoch": round(seconds["reference"] / seconds["ours"], 2)}
 
 
 def growth() -> None:

@@ -3,8 +3,7 @@
     python -m benchmarks.sae_step [--rounds 5] [--quick]
 
 Both run in this process in turn, on the same tokens and weights; the ratio is of medians. Beside
-it the largest difference of the gradients, ‖Δ‖∞/‖g‖∞. *bf16*: the k latents are searched for in
-bfloat16, which is faster only where the processor multiplies it. *AuxK*: with a share of dead
+it the largest difference of the gradients, ‖Δ‖∞/‖g‖∞. *AuxK*: with a share of dead
 latents, which nobody knows beforehand. The last line is one JSON object with the ratios.
 """
 
@@ -16,9 +15,8 @@ import torch
 
 from benchmarks.reference.sae import DenseSae, rows
 from benchmarks.timing import machine, medians
-from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.trainer import SaeTrainer
+from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 
 DEAD_AFTER = 10_000_000
 
@@ -31,13 +29,11 @@ class Shape:
     dict_size: int = 4096
     k: int = 32
     tokens: int = 8192
-    search: str = "fp32"
     dead_share: float = 0.0
 
 
 NAMED = {
     "sae_step_fp32": Shape(),
-    "sae_step_bf16": Shape(search="bf16"),
     "sae_step_auxk": Shape(dead_share=1 / 3),
     "sae_step_d384": Shape(dim=384),
 }
@@ -71,8 +67,7 @@ class Pair:
         self.reference = DenseSae(encoder, start, shape.k)
         sae = SparseAutoencoder(shape.dim, shape.dict_size, shape.k)
         sae.encoder.data, sae.dictionary.data = encoder.clone(), start.clone()
-        params = SaeParams(dict_size=shape.dict_size, k=shape.k, search=shape.search)
-        self.ours = SaeTrainer.start(sae, params, "steps")
+        self.ours = SaeTrainer.start(sae, "steps", StepConstants())
 
     def _forget(self) -> None:
         """The same latents are dead in every step."""
@@ -113,7 +108,7 @@ def measure(shape: Shape, rounds: int) -> float:
     seconds = medians({"ours": pair.step_ours, "reference": pair.step_reference}, rounds)
     ratio = seconds["reference"] / seconds["ours"]
     print(
-        f"| {shape.dim} | {shape.dict_size} | {shape.k} | {shape.tokens:,} | {shape.search} | "
+        f"| {shape.dim} | {shape.dict_size} | {shape.k} | {shape.tokens:,} | "
         f"{shape.dead_share:.0%} | {seconds['ours']:.3f} | {seconds['reference']:.3f} | "
         f"{ratio:.2f}× | {difference:.1e} |",
         flush=True,
@@ -133,8 +128,8 @@ def main() -> None:
 def run(rounds: int = 5, *, quick: bool = False) -> dict[str, float]:
     """Print the table; the ratios of the last line."""
     print(f"\nSAE step, {machine()}; medians of {rounds} rounds in turn")
-    print("| D | C | k | tokens | search | dead | ours, s | reference, s | ratio | Δ gradient |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| D | C | k | tokens | dead | ours, s | reference, s | ratio | Δ gradient |")
+    print("|---|---|---|---|---|---|---|---|---|")
     ratios = {name: round(measure(shape, rounds), 2) for name, shape in NAMED.items()}
     for shape in () if quick else MORE:
         measure(shape, max(2, rounds // 2))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +28,17 @@ from benchmarks.store_formats import LAYER, RandomTokens
 from benchmarks.timing import machine, medians
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.datasets import build_manifest
+from spg_pipe.decision.rules import Published
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.model import Detector, LayerGuides
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import Auxiliary, DetectorRecord, SaeOrigin
 from spg_pipe.detector.scores import score_store
-from spg_pipe.recipe.params import MetricParams, ScoreParams
-from spg_pipe.store.extract import extract
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.recipe.data import Dataset
+from spg_pipe.recipe.params import MetricParams
+from spg_pipe.recipe.protocol import protocol
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -66,9 +73,11 @@ def write_store(folder: Path, images: int, dim: int) -> FeatureStore:
             for y, x in rng.integers(0, 46, (3, 2)):
                 mask[y : y + 6, x : x + 9] = 255
             _png(mask, folder / "raw" / "dots" / "ground_truth" / kind / f"{name}_mask.png")
-    manifest = build_manifest("dots", "folder", folder / "raw", split="all")
+    manifest = build_manifest(
+        Dataset(name="dots", layout="folder", root=folder / "raw", split="all")
+    )
     backbone = GridTokens(dim)
-    return extract(manifest, backbone, folder / "store.zarr", batch_images=8, shard_images=128)
+    return extract(manifest, backbone, folder / "store.zarr", Extraction(shard_images=128))
 
 
 def _png(pixels: np.ndarray, path: Path) -> None:
@@ -83,29 +92,33 @@ def made_up(dim: int, dict_size: int) -> tuple[LiteralModel, Detector]:
     atoms = torch.nn.functional.normalize(torch.randn(dict_size, dim, generator=generator), dim=1)
     codes = 0.1 + torch.randn(4, dict_size, generator=generator)
     dead = torch.rand(dict_size, generator=generator) < 0.1
-    layer = LayerGuides.from_codes(codes, atoms, dead, None, GRID)
-    config = {
-        "fingerprint": "0" * 16,
-        "tau": 0.07,
-        "detection": "cls",
-        "score": ScoreParams(rule="published").model_dump(mode="json"),
-        "backbone": RandomTokens.spec.to_dict(),
-        "auxiliary": {"dataset": "random"},
-        "seed": 0,
-        "protocol": {"name": "default"},
-        "sae": {"tokens_seen": 0},
-        "guides": {"kind": "trained", "epochs": 0},
-        "licences": [],
-    }
-    return LiteralModel(atoms, atoms, codes, dead, K), Detector({LAYER: layer}, config)
+    layer = LayerGuides.of_codes(codes, ("cls", "patches"), atoms, dead, None, GRID)
+    record = DetectorRecord(
+        layers={LAYER: GRID},
+        seed=0,
+        protocol=protocol("default"),
+        detection="cls",
+        guides=TrainedGuides(epochs=0),
+        rule=Published(image_score="max"),
+        auxiliary=Auxiliary(
+            dataset="random", split="", images=0, left_out=0, selection=None, synthetic=None
+        ),
+        store="",
+        sae=SaeOrigin(fingerprint="", params=None, tokens_seen={}),
+        backbone=RandomTokens.spec,
+        licences=(),
+        painted_on=(),
+        versions={},
+    )
+    return LiteralModel(atoms, atoms, codes, dead, K), Detector({LAYER: layer}, record)
 
 
-def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> dict[str, float]:
+def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> Mapping[str, float]:
     """Both stages with all that they write; the mean row."""
     scores = score_store(detector, store, folder / "scores")
     evaluation = evaluate_scores(scores, store, MetricParams())
     evaluation.save(folder / "metrics.json")
-    return evaluation.rows[-1]
+    return evaluation.table.mean.metrics
 
 
 def recipe(model: LiteralModel, store: FeatureStore) -> dict[str, float]:

@@ -15,7 +15,8 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets import build_manifest
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.store.extract import extract
+from spg_pipe.recipe.data import Dataset
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import raw_bytes, write_shard
 from spg_pipe.store.source import TokenSource
@@ -88,10 +89,10 @@ def write_images(folder: Path, images: int) -> Path:
 
 def write_store(folder: Path, images: int) -> FeatureStore:
     """The store itself, through `extract`: shards of 128 images, batches of 8 as in the recipes."""
-    manifest = build_manifest("random", "folder", write_images(folder, images), split="all")
-    return extract(
-        manifest, RandomTokens(), folder / "store.zarr", batch_images=8, shard_images=128
+    manifest = build_manifest(
+        Dataset(name="random", layout="folder", root=write_images(folder, images), split="all")
     )
+    return extract(manifest, RandomTokens(), folder / "store.zarr", Extraction(shard_images=128))
 
 
 def writers(folder: Path, store: FeatureStore) -> dict[str, Callable[[], None]]:
@@ -148,25 +149,15 @@ def formats(folder: Path, store: FeatureStore) -> list[Format]:
     array = store.files.local / f"tokens_{LAYER}"  # type: ignore[operator]
     shards = sorted(path for path in (array / "c").rglob("*") if path.is_file())
     found = [
-        Format("store", shards, _stream(store), lambda seed: _store_tokens(store, seed)),
+        Format(
+            "store", shards, TokenSource(store, LAYER).take, lambda seed: _store_tokens(store, seed)
+        ),
         _memmap(folder, store),
         _pth(folder, store),
     ]
     plain = FeatureStore(store.path, plain=True)
     found.append(_generic("zarr-python", shards, partial(map, partial(plain.tokens, LAYER))))
     return [*found, *_peers(array, shards)]
-
-
-def _stream(store: FeatureStore) -> Read:
-    buffer = torch.empty((WINDOW, PATCHES, DIM), dtype=torch.float16)
-    source = TokenSource(store, LAYER)
-
-    def read(jobs: Jobs) -> Iterator[torch.Tensor]:
-        for patches in source.take(jobs):
-            images = patches.images()
-            yield torch.stack(images, out=buffer[: len(images)])
-
-    return read
 
 
 def _store_tokens(store: FeatureStore, seed: int) -> Iterator[torch.Tensor]:

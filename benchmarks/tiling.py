@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.memory import peak_megabytes
-from spg_pipe.datasets.paint.demo.catalogue import DEMO_SETS
-from spg_pipe.datasets.paint.demo.photographs import read_photograph, view
-from spg_pipe.datasets.paint.demo.samples import paint
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS
+from spg_pipe.datasets.paint.drawn import paint
+from spg_pipe.datasets.paint.photographs import read_photograph, view
 
 AUXILIARY, TARGET = "demo-visa", "demo-mvtec"
 ALIAS, VIEW, LAYERS = "efficientnet-lite0", 448, ("s16", "s32")
@@ -120,7 +120,8 @@ def measure(root: Path, images: int) -> dict[str, float]:
             pipeline.train_guides_together([run], AUXILIARY, [111])
         (scores,) = pipeline.score(run, "large")
         (metrics,) = pipeline.evaluate(run, "large")
-        found[name] = pipeline.read_metrics(metrics)[-1] | {"step": border_step(scores, images)}
+        found[name] = dict(pipeline.read_metrics(metrics).mean.metrics)
+        found[name]["step"] = border_step(scores, images)
         row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
         found[name] = row
         memory = " | ".join(f"{row[task]:,.0f}" for task in TASKS)
@@ -147,7 +148,7 @@ def border_step(scores: Path, images: int) -> float:
     from spg_pipe.detector.scores import Scores
 
     loaded = Scores.load(scores)
-    starts = Tiles(VIEW, (SIDE,), 0.25).starts(SIDE, STRIDE)
+    starts = Tiles(size=VIEW, sides=(SIDE,), overlap=0.25).starts(SIDE, STRIDE)
     borders = sorted({*starts[1:], *(start + VIEW for start in starts[:-1])})
     above = []
     for image in range(0, len(loaded.table), 2):

@@ -1,6 +1,6 @@
 """Zero-shot anomaly detection with sparse-projected guides over a precomputed feature store.
 
-The nouns of the project, imported when first used:
+Its main types and functions, imported when first used:
 
 >>> from spg_pipe import Manifest, FeatureStore, Detector  # doctest: +SKIP
 """
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
     from spg_pipe.datasets import Manifest, build_manifest
     from spg_pipe.detector.evaluate import evaluate_scores
-    from spg_pipe.detector.make import train_guides
+    from spg_pipe.detector.make import make_detector
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores, score_store
     from spg_pipe.errors import SpgError
+    from spg_pipe.recipe.data import Dataset
     from spg_pipe.recipe.params import Params, load_params
     from spg_pipe.sae.model import SparseAutoencoder
     from spg_pipe.sae.run import SaeRun
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BackboneSpec": "backbones",
+    "Dataset": "recipe.data",
     "Detector": "detector.model",
     "FeatureStore": "store.reader",
     "Manifest": "datasets",
@@ -39,15 +41,16 @@ _HOMES = {
     "extract": "store.extract",
     "load_backbone": "backbones",
     "load_params": "recipe.params",
+    "make_detector": "detector.make",
     "open_dask": "store.lazy",
     "open_xarray": "store.lazy",
     "score_store": "detector.scores",
-    "train_guides": "detector.make",
     "train_sae": "sae.train",
 }
 
 __all__ = [
     "BackboneSpec",
+    "Dataset",
     "Detector",
     "FeatureStore",
     "Manifest",
@@ -61,10 +64,10 @@ __all__ = [
     "extract",
     "load_backbone",
     "load_params",
+    "make_detector",
     "open_dask",
     "open_xarray",
     "score_store",
-    "train_guides",
     "train_sae",
 ]
 

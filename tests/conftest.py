@@ -77,11 +77,11 @@ def tiny_sae(tiny_store: FeatureStore) -> SaeRun:
 
 @pytest.fixture(scope="session")
 def tiny_detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
-    from tiny import GUIDES, METHOD, SCORE
+    from tiny import plan_of
 
-    from spg_pipe.detector.make import train_guides
+    from spg_pipe.detector.make import make_detector
 
-    return train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)[0]
+    return make_detector(tiny_store, plan_of(tiny_sae))[0]
 
 
 @pytest.fixture

@@ -10,10 +10,21 @@ import csv
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.recipe.data import Dataset
+
+
+def scanned(name: str, layout: Any, root: Path, **options: Any) -> Manifest:
+    """`build_manifest` of a dataset of this name, layout and root; options of either."""
+    of_dataset = {key: options.pop(key) for key in list(options) if key in Dataset.model_fields}
+    dataset = Dataset(name=name, layout=layout, root=root, **of_dataset)
+    return build_manifest(dataset, **options)
 
 
 def texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -8,14 +8,13 @@ import shlex
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
-from layouts import write_mvtec
+from layouts import scanned, write_mvtec
 from pydantic import BaseModel
 from tiny import SPEC
 
@@ -215,21 +214,20 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from spg_pipe.backbones.base import LayerTokens
-    from spg_pipe.datasets import build_manifest
-    from spg_pipe.store.extract import extract
+    from spg_pipe.store.extract import Extraction, extract
 
     class Pooled:
         """The image itself, averaged over cells of 16 pixels, as tokens of width 3."""
 
-        spec = replace(SPEC, layers=("s16",))
+        spec = SPEC.model_copy(update={"layers": ("s16",)})
 
         def __call__(self, images: torch.Tensor) -> dict[str, LayerTokens]:
             cells = torch.nn.functional.avg_pool2d(images, 16).flatten(2).transpose(1, 2)
             return {"s16": LayerTokens(cells, cells.mean(dim=1, keepdim=True), (2, 2))}
 
     folder = tmp_path_factory.mktemp("docs")
-    manifest = build_manifest("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
-    extract(manifest, Pooled(), folder / STORE, shard_images=3, batch_images=2)
+    manifest = scanned("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
+    extract(manifest, Pooled(), folder / STORE, Extraction(batch_images=2, shard_images=3))
     return folder
 
 

@@ -6,23 +6,28 @@ Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixture
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from layouts import painted, texture
+from layouts import painted, scanned, texture
 from PIL import Image
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.backbones.spec import BackboneSpec, TokenKey
+from spg_pipe.datasets import Manifest
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams, ScoreParams
-from spg_pipe.store.extract import extract
+from spg_pipe.detector.make import DetectorPlan
+from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
+from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.guides.trained.trainer import Constants
+from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
 
 SIZE = 32
@@ -43,6 +48,7 @@ SPEC = BackboneSpec(
     weights_sha256="0" * 64,
     licence="tiny weights: CC0",
 )
+HOW = [field.name for field in fields(Extraction)]
 
 
 class TinyBackbone:
@@ -52,7 +58,7 @@ class TinyBackbone:
     """
 
     def __init__(self, scale: float = 1.0, fail_after: int | None = None, **changes: Any) -> None:
-        self.spec = replace(SPEC, **changes)
+        self.spec = SPEC.model_copy(update=changes)
         self.scale = scale
         self.fail_after = fail_after
         self.calls = 0
@@ -98,20 +104,49 @@ def write_folder(
 
 def manifest_of(root: Path, name: str = "parts") -> Manifest:
     """The manifest of a folder that `write_folder` wrote."""
-    return build_manifest(name, "folder", root, licence="CC0")
+    return scanned(name, "folder", root, licence="CC0")
 
 
 def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
     """A store of the manifest's tokens: shards of 6 images, batches of 4."""
     backbone = options.pop("backbone", None) or TinyBackbone()
-    given = {"batch_images": 4, "shard_images": 6} | options
-    return extract(manifest, backbone, path, **given)
+    given = {name: options.pop(name) for name in HOW if name in options}
+    how = Extraction(**{"batch_images": 4, "shard_images": 6} | given)
+    return extract(manifest, backbone, path, how, **options)
 
 
-SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, auxk=16, dead_after_tokens=300)
-GUIDES = GuideParams(kind="trained", epochs=3, batch_images=4)
+SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4)
+GUIDES = TrainedGuides(epochs=3)
+CONSTANTS = Constants(batch_images=4)
 METHOD = MethodParams()
-SCORE = ScoreParams(rule="published", sigma=1.0)
+SCORE = ScoreParams(rule="published")
+
+
+def plan_of(saes: SaeRun, seed: int = 111, **changes: Any) -> DetectorPlan:
+    """A detector of trained guides and the published rule, unless changed."""
+    given = {"guides": GUIDES, "method": METHOD, "score": SCORE, "constants": CONSTANTS} | changes
+    return DetectorPlan(saes, seed, **given)
+
+
+def additive_plan(saes: SaeRun, seed: int = 1, **changes: Any) -> DetectorPlan:
+    """A detector of contrast guides and the additive rule."""
+    given = {"guides": ContrastGuides(atoms=6), "method": METHOD} | changes
+    return DetectorPlan(saes, seed, **given)
+
+
+def vectors_of(guides: LayerGuides) -> Tensor:
+    """(2·views, D): all guides of a layer."""
+    return torch.cat([pair.vectors for pair in guides.pairs.values()])
+
+
+def codes_of(guides: LayerGuides) -> Tensor:
+    """(2·views, M): their codes."""
+    return torch.cat([pair.codes for pair in guides.pairs.values()])
+
+
+def keyed(values: dict[str, Any]) -> dict[TokenKey, Any]:
+    """By key, of tokens without tiles."""
+    return {TokenKey(name): value for name, value in values.items()}
 
 
 def files(root: Path) -> dict[str, bytes]:

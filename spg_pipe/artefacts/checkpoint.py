@@ -25,7 +25,9 @@ SECONDS = 60.0
 
 _COST_SHARE = 20
 
-Saved = tuple["dict[str, Tensor]", dict[str, Any]]
+State = dict[str, Any]
+"""Of a run, beside its tensors: what JSON holds."""
+Saved = tuple["dict[str, Tensor]", State]
 """Tensors by name, on the CPU, and the state."""
 
 
@@ -57,78 +59,16 @@ def below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     }
 
 
-def save(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; one that is there is replaced.
-
-    Parameters
-    ----------
-    fingerprint : str
-        Of everything that determines the run (`spg_pipe.artefacts.files.fingerprint`).
-    tensors : dict of name → Tensor
-        Any shape, dtype and device. They are copied to the CPU here.
-    state : dict
-        What JSON holds. Floats come back to the bit, NaN and infinities too.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
-    from safetensors.torch import save as serialised
+def _write(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: str) -> None:
+    from safetensors.torch import save
 
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    text = json.dumps(state)
-    metadata = {
-        "kind": _KIND,
-        "fingerprint": fingerprint,
-        "state": text,
-        "digest": _digest(fingerprint, ready, text),
-    }
-    write_bytes(path, serialised(ready, metadata))
+    digest = _digest(fingerprint, ready, state)
+    metadata = {"kind": _KIND, "fingerprint": fingerprint, "state": state, "digest": digest}
+    write_bytes(path, save(ready, metadata))
 
 
-def load(
-    path: Path, fingerprint: str, say: Callable[[str], None] = lambda message: None
-) -> Saved | None:
-    """Read the checkpoint of this very run.
-
-    Parameters
-    ----------
-    fingerprint : str
-        As given to `save`.
-    say : callable
-        Told in a sentence why a checkpoint that is there is of no use.
-
-    Returns
-    -------
-    (dict of name → Tensor, dict) or None
-        Tensors on the CPU and the state; None if there is no checkpoint of this run.
-    """
-    from safetensors import SafetensorError
-
-    clear_leftovers(path)
-    try:
-        found, tensors, state = _read(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"The checkpoint {path} cannot be used ({error}); training starts anew.")
-        return None
-    if found != fingerprint:
-        say(
-            f"The checkpoint {path} is of a run with other inputs or parameters: the data, the "
-            "recipe or the options changed since it was written; training starts anew."
-        )
-        return None
-    return tensors, state
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint if there is one: its run is finished."""
-    path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[str, "dict[str, Tensor]", dict[str, Any]]:
+def _read(path: Path) -> tuple[str, "dict[str, Tensor]", State]:
     """Fingerprint, tensors and state of a whole checkpoint; ValueError and others if it is not."""
     from safetensors.torch import load as deserialised
 
@@ -179,11 +119,37 @@ class Checkpoints:
         return time.monotonic() - self._last >= wait
 
     def load(self, fingerprint: str) -> Saved | None:
-        """`load` of this run's checkpoint."""
-        found = load(self.path, fingerprint, self.say)
-        if found is None:
+        """Read the checkpoint of this very run.
+
+        `say` is told in a sentence why a checkpoint that is there is of no use.
+
+        Parameters
+        ----------
+        fingerprint : str
+            As given to `save`.
+
+        Returns
+        -------
+        (dict of name → Tensor, dict) or None
+            Tensors on the CPU and the state; None if there is no checkpoint of this run.
+        """
+        from safetensors import SafetensorError
+
+        clear_leftovers(self.path)
+        try:
+            written_for, tensors, state = _read(self.path)
+        except FileNotFoundError:
             return None
-        tensors, state = found
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.say(f"The checkpoint {self.path} cannot be used ({error}); training starts anew.")
+            return None
+        if written_for != fingerprint:
+            self.say(
+                f"The checkpoint {self.path} is of a run with other inputs or parameters: the "
+                "data, the recipe or the options changed since it was written; training starts "
+                "anew."
+            )
+            return None
         self.say(f"Going on from the checkpoint {self.path}.{self._differences(state['machine'])}")
         return tensors, state["run"]
 
@@ -196,17 +162,29 @@ class Checkpoints:
         found = ", ".join(f"{n} {before.get(n, 'none')} → {now.get(n, 'none')}" for n in names)
         return f" Written elsewhere ({found}): the last bits may differ from an unbroken run."
 
-    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: dict[str, Any]) -> None:
-        """`save`; a full disk costs the checkpoint, not the run."""
+    def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: State) -> None:
+        """Write a checkpoint atomically; one that is there is replaced.
+
+        A full disk costs the checkpoint, not the run.
+
+        Parameters
+        ----------
+        fingerprint : str
+            Of everything that determines the run (`spg_pipe.artefacts.files.fingerprint`).
+        tensors : dict of name → Tensor
+            Any shape, dtype and device. They are copied to the CPU here.
+        state : dict
+            What JSON holds. Floats come back to the bit, NaN and infinities too.
+        """
         start = time.monotonic()
         try:
             content = {"machine": machine(self.device), "run": state}
-            save(self.path, fingerprint, tensors, content)
+            _write(self.path, fingerprint, tensors, json.dumps(content))
         except OSError as error:
             self.say(f"The checkpoint {self.path} could not be written ({error}).")
         self._last = time.monotonic()
         self._cost = self._last - start
 
     def remove(self) -> None:
-        """`remove`: call it when the artefact is in its place."""
-        remove(self.path)
+        """Remove the checkpoint if there is one: its artefact is in its place."""
+        self.path.unlink(missing_ok=True)

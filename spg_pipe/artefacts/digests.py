@@ -1,96 +1,93 @@
-"""Whether an artefact's folder still is what was written: its config, and its files by digest.
+"""Files of an artefact beside its JSON, held against their SHA-256.
 
-Zarr reads a flipped byte as another number and a lost chunk as NaN, and a config that was edited by
-hand reads as well as any: neither may become a result.
+Zarr reads a flipped byte as another number and a lost chunk as NaN, and safetensors would not
+notice either: neither may become a result.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from spg_pipe.artefacts.files import fingerprint, read_json
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.artefacts.files import write_bytes
+from spg_pipe.artefacts.record import damaged
 
-FILES = "files_sha256"
-"""Key of a config: relative path → SHA-256 of every file that is checked."""
-_BESIDE = ("fingerprint", "versions", "tensors_sha256", FILES)
-"""What stands in a config beside the content that its fingerprint is of."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def file_digests(folder: Path, *names: str) -> dict[str, str]:
     """Relative path → SHA-256 of some files of a folder; of a folder in it, all files below."""
-    places = [folder / name for name in names]
-    files = [f for place in places for f in ([place] if place.is_file() else place.rglob("*"))]
+    roots = [folder / name for name in names]
+    files = [f for root in roots for f in ([root] if root.is_file() else root.rglob("*"))]
     return {
-        path.relative_to(folder).as_posix(): _sha256(path)
+        path.relative_to(folder).as_posix(): _sha256(path.read_bytes())
         for path in sorted(files)
         if path.is_file()
     }
 
 
-def require_files(folder: Path, config: dict[str, Any], what: str, again: str) -> None:
-    """Hold files against the digests in a config.
+def require_files(folder: Path, digests: Mapping[str, str], what: str, command: str) -> None:
+    """Hold files of a folder against their digests (`file_digests`).
 
     Parameters
     ----------
-    what, again : str
-        For the error: the artefact's noun, and the command that makes it again.
+    what, command : str
+        For the error: the artefact's name in words, and the command that makes it again.
 
     Raises
     ------
     DamagedError
-        If a file is missing or holds other bytes, or there are no digests (an older version).
+        If a file is missing or holds other bytes.
     """
-    expected = config.get(FILES)
-    if not isinstance(expected, dict) or not expected:
-        raise _not_whole(folder, what, f"its config.json has no {FILES} (older version)", again)
-    for name, sha256 in expected.items():
-        try:
-            found = _sha256(folder / name)
-        except OSError as error:
-            fault = f"{name} cannot be read ({error.strerror})"
-            raise _not_whole(folder, what, fault, again) from error
-        if found != sha256:
-            fault = f"{name} is damaged (SHA-256 {found[:8]}…, expected {str(sha256)[:8]}…)"
-            raise _not_whole(folder, what, fault, again)
+    for name, sha256 in digests.items():
+        _content(folder, name, sha256, what, command)
 
 
-def read_config(folder: Path, kind: str, again: str) -> dict[str, Any]:
-    """An artefact's config.json, held against its kind and its fingerprint.
+def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> str:
+    """Write tensors by name as safetensors; the SHA-256 of the file, for the record beside it.
 
-    Raises
-    ------
-    SpgError
-        If it is missing, damaged or changed, or of another kind of artefact.
+    Not `safetensors.torch.save_file`, which makes a file that only its owner may read.
     """
-    config = read_json(folder / "config.json", kind.capitalize())
-    found = config.get("kind")
-    if found != kind and isinstance(found, str):
-        raise SpgError(f"{folder} holds: {found}. Expected: {kind}. Name another folder.")
-    require_fingerprint(folder, config, kind, again)
-    return config
+    from safetensors.torch import save
+
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_bytes(path, content)
+    return _sha256(content)
 
 
-def require_fingerprint(folder: Path, config: dict[str, Any], what: str, again: str) -> None:
-    """Hold a config against the fingerprint in it.
+def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str, Tensor]":
+    """Read tensors that `save_tensors` wrote.
+
+    Parameters
+    ----------
+    sha256 : str
+        What `save_tensors` returned.
+    what, command : str
+        As in `require_files`.
 
     Raises
     ------
     DamagedError
-        If anything that determined the artefact reads otherwise than when it was written.
+        If the file is missing, cannot be read, or holds other bytes.
     """
-    content = {key: value for key, value in config.items() if key not in _BESIDE}
-    if config.get("fingerprint") != fingerprint(content):
-        fault = "its config.json does not give its fingerprint, so it was changed or damaged"
-        raise _not_whole(folder, what, fault, again)
+    from safetensors.torch import load
+
+    return load(_content(path.parent, path.name, sha256, what, command))
 
 
-def _not_whole(folder: Path, what: str, fault: str, again: str) -> DamagedError:
-    return DamagedError(
-        f"{folder} is not a whole {what}: {fault}. Copy it again, or run `{again}` again."
-    )
+def _content(folder: Path, name: str, sha256: str, what: str, command: str) -> bytes:
+    """The bytes of a file with this digest."""
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        fault = f"{name} cannot be read ({error.strerror})"
+        raise damaged(folder, what, fault, command) from error
+    if (found := _sha256(content)) != sha256:
+        fault = f"{name} is damaged (SHA-256 {found[:8]}…, expected {sha256[:8]}…)"
+        raise damaged(folder, what, fault, command)
+    return content
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

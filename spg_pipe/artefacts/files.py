@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -68,39 +68,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, (text.rstrip("\n") + "\n").encode())
 
 
-_PARTS_A_CALL = 512
-"""POSIX promises 16, every system of today 1024."""
-
-
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb", buffering=0) as stream:
-            _write_all(stream.fileno(), parts)
+        with temporary.open("wb") as stream:
+            stream.writelines(parts)
+            stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write parts with as few calls as possible.
-
-    Linux then keeps the file in large pages, which readers map 2 MiB at a time (store/mapped.py).
-    """
-    left = [memoryview(part).cast("B") for part in parts if len(part)]
-    while left:
-        if hasattr(os, "writev"):
-            written = os.writev(descriptor, left[:_PARTS_A_CALL])
-        else:  # Windows
-            written = os.write(descriptor, left[0])
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if left:
-            left[0] = left[0][written:]
 
 
 def _sync_folder(path: Path) -> None:

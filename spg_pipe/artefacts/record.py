@@ -7,6 +7,7 @@ place in it and the command that makes it again; no code meets a key that may be
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -53,7 +54,7 @@ class Record(BaseModel):
     )
     """Fields that do not determine the content: provenance, and digests of the files beside it."""
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """What determines the artefact, as JSON has it."""
         return self.model_dump(mode="json", exclude=set(self.BESIDE))
 
@@ -104,7 +105,7 @@ def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> 
 
 
 def parse_record(
-    text: str, path: Path, model: type[AnyRecord], what: str, command: str
+    text: str, path: Path | str, model: type[AnyRecord], what: str, command: str
 ) -> AnyRecord:
     """A record from JSON that lies within a file, as `read_record` reads a whole one.
 
@@ -134,7 +135,7 @@ def parse_record(
     return record
 
 
-def damaged(path: Path, what: str, fault: str, command: str) -> DamagedError:
+def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
     """The error of an artefact's file that is there but is not what was written."""
     return DamagedError(
         f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
@@ -142,7 +143,7 @@ def damaged(path: Path, what: str, fault: str, command: str) -> DamagedError:
 
 
 def _require_version(
-    raw: dict[str, Any], path: Path, model: type[Record], what: str, command: str
+    raw: Mapping[str, object], path: Path | str, model: type[Record], what: str, command: str
 ) -> None:
     """Another kind or format explains every other difference, so it is told first."""
     kind, expected = raw.get("kind"), _literal(model, "kind")

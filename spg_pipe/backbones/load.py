@@ -67,7 +67,7 @@ def load_backbone(
 
     import torch
 
-    from spg_pipe.backbones.timm_common import Request
+    from spg_pipe.backbones.request import Request
 
     # Convolutions in TF32 would give a GPU's tokens three digits fewer than a CPU's.
     torch.backends.cudnn.allow_tf32 = False

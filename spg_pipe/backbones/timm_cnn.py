@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.packaged import efficientnet_lite0
-from spg_pipe.backbones.spec import BackboneSpec, check_image_size
-from spg_pipe.backbones.timm_common import Request, fixed_size, load_model, preprocess_for, skeleton
+from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.timm_common import fixed_size, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
@@ -79,23 +79,10 @@ def build_timm_cnn(request: Request) -> TimmCnn:
             )
         if only != request.image_size:
             raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
-    check_image_size(request.image_size, largest, info.alias)
-    packaged = efficientnet_lite0 if info.alias == "efficientnet-lite0" else None
-    model, weights = load_model(request, packaged)
-    spec = BackboneSpec(
-        alias=info.alias,
-        family="timm-cnn",
-        model=info.model,
-        layers=layers,
-        norm="pre",
-        patch_size=largest,
-        preprocess=preprocess_for(info.model, request.image_size),
-        pos_embed="native",
-        prefix="mean",
-        weights=weights.label,
-        weights_sha256=weights.sha256,
-        licence=info.licence,
-    )
+    request.check_size(largest)
+    model, weights = load_model(request)
+    preprocess = preprocess_for(info.model, request.image_size)
+    spec = request.spec(layers, largest, preprocess, weights, norm="pre", prefix="mean")
     return TimmCnn(model, spec, {layer: strides[layer] for layer in layers}, request.device)
 
 

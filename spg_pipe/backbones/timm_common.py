@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -16,9 +13,11 @@ from timm.models import is_model_in_modules
 from torch import nn
 
 from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
+from spg_pipe.backbones.imgfocus import imgfocus
 from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.spec import Norm
-from spg_pipe.backbones.weights import StateDict, Weights, load_strictly, weights_from_file
+from spg_pipe.backbones.packaged import efficientnet_lite0
+from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.weights import StateDict, Weights, load_strictly
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -27,21 +26,8 @@ from spg_pipe.errors import SpgError
 VIT_MODULES = ("vision_transformer", "eva", "deit", "beit")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-PackagedWeights = Callable[[], Weights]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `load_backbone` was asked for: names looked up, nothing else resolved."""
-
-    info: BackboneInfo
-    image_size: int
-    layers: tuple[str, ...]
-    """Empty: the family's default."""
-    norm: Norm | None
-    protocol: Literal["default", "spg"]
-    weights: Path | None
-    device: torch.device
+_PACKAGED = {"efficientnet-lite0": efficientnet_lite0, "dinov2-vits14-imgfocus": imgfocus}
+"""Alias → its weights from an installed package."""
 
 
 def resolve_timm(name: str) -> BackboneInfo | None:
@@ -64,9 +50,7 @@ def resolve_timm(name: str) -> BackboneInfo | None:
         model=name,
         licence=licence,
         gated="dinov3" in licence,
-        offline=False,
         image_size=int(cfg.input_size[-1]) if cfg else 224,
-        layers=(),
         norm="post" if vit else "pre",
         note="a timm model",
     )
@@ -84,17 +68,13 @@ def skeleton(info: BackboneInfo, **options: Any) -> Any:
         ) from error
 
 
-def load_model(
-    request: Request, packaged: PackagedWeights | None, **options: Any
-) -> tuple[Any, Weights]:
+def load_model(request: Request, **options: Any) -> tuple[Any, Weights]:
     """Build a timm model without classifier, in evaluation mode, with its weights.
 
     Parameters
     ----------
     request : Request
         Names the model, the device and perhaps a weight file.
-    packaged : callable or None
-        Gives the weights of an offline backbone for the freshly built model.
     options
         For `timm.create_model`.
 
@@ -104,12 +84,7 @@ def load_model(
         If the weights cannot be had, read, or do not fit.
     """
     info = request.info
-    if request.weights is not None:
-        weights = weights_from_file(request.weights)
-    elif packaged is not None:
-        weights = packaged()
-    else:
-        weights = _published_weights(info)
+    weights = request.weights_or(lambda: _published_weights(info))
     model = timm.create_model(info.model, pretrained=False, num_classes=0, **options)
     state = _to_timm_names(weights, model, info.model)
     load_strictly(model, state, weights.label, drop=_classifiers(info.model))
@@ -149,6 +124,8 @@ def _pretrained_cfg(name: str) -> Any:
 
 
 def _published_weights(info: BackboneInfo) -> Weights:
+    if packaged := _PACKAGED.get(info.alias):
+        return packaged()
     cfg = _pretrained_cfg(info.model)
     if cfg is not None and cfg.hf_hub_id:
         files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES

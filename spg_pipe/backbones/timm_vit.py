@@ -9,9 +9,9 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.imgfocus import imgfocus
-from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix, check_image_size, check_vit_layers
-from spg_pipe.backbones.timm_common import Request, load_model, preprocess_for, skeleton
+from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix
+from spg_pipe.backbones.timm_common import load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
@@ -71,27 +71,14 @@ def build_timm_vit(request: Request) -> TimmViT:
     else:
         options = {"dynamic_img_size": True}
     plan = skeleton(info, **options)
-    depth, patch_size = len(plan.blocks), int(plan.patch_embed.patch_size[0])
-    check_image_size(request.image_size, patch_size, info.alias)
-    layers = request.layers or info.layers or (str(depth),)
-    check_vit_layers(layers, depth, info.alias)
+    patch_size = int(plan.patch_embed.patch_size[0])
+    request.check_size(patch_size)
+    layers = request.blocks(len(plan.blocks))
     norm = _resolve_norm(request, has_norm=not isinstance(plan.norm, nn.Identity))
-    packaged = imgfocus if info.alias == "dinov2-vits14-imgfocus" else None
-    model, weights = load_model(request, packaged, **options)
-    spec = BackboneSpec(
-        alias=info.alias,
-        family="timm-vit",
-        model=info.model,
-        layers=layers,
-        norm=norm,
-        patch_size=patch_size,
-        preprocess=preprocess_for(info.model, request.image_size),
-        pos_embed="native",
-        prefix=_resolve_prefix(request, plan),
-        weights=weights.label,
-        weights_sha256=weights.sha256,
-        licence=info.licence,
-    )
+    model, weights = load_model(request, **options)
+    preprocess = preprocess_for(info.model, request.image_size)
+    prefix = _resolve_prefix(request, plan)
+    spec = request.spec(layers, patch_size, preprocess, weights, norm=norm, prefix=prefix)
     return TimmViT(model, spec, request.device)
 
 

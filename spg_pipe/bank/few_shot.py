@@ -7,28 +7,26 @@ Not zero-shot: every score, row and file of it says how many normal images it sa
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.bank.images import are_among, different_images, mean_tokens
+from spg_pipe.bank.fusion import KNOWN, judge_alone, judge_fused, require_fusible
 from spg_pipe.bank.memory import Distances, MemoryBank
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens
+from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
-from spg_pipe.detector.scores import Scores, described, of_detector, require_decision, write_scores
+from spg_pipe.detector.record import BankOrigin, ScoresRecord
+from spg_pipe.detector.scores import Scores, of_store, write_scores
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.recipe.params import SIGMA, BankParams, ScoreParams
+from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
-KNOWN = "among_normals"
-"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -108,14 +106,7 @@ def note_of_copies(copies: int, images: int) -> str:
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
     """What is said if some of the images to be judged are normal images themselves.
 
-    Parameters
-    ----------
-    paths : sequence of str
-        Of these; at least one.
-    images : int
-        To be judged in all.
-    so : str
-        What that means for the scores.
+    `paths` are theirs, `images` are to be judged in all, `so` says what it means for the scores.
     """
     named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
@@ -129,7 +120,6 @@ def banks_of(
     target: FeatureStore,
     params: BankParams,
     *,
-    sigma: float = SIGMA,
     device: str = "cpu",
 ) -> Banks:
     """A bank for each category of a target, from the images that `normals_of` finds.
@@ -141,7 +131,7 @@ def banks_of(
     """
     rows = normals_of(stores, target)
     found = {
-        name: MemoryBank.of_store(own.store, own.rows, sigma, params, device=device)
+        name: MemoryBank.of_store(own.store, own.rows, params, device=device)
         for name, own in rows.items()
     }
     return Banks(found, params, rows)
@@ -206,7 +196,7 @@ def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
 
 
 def _check(store: FeatureStore, target: FeatureStore) -> None:
-    ours, theirs = (one.spec.backbone.to_dict() for one in (target, store))
+    ours, theirs = (one.spec.backbone.content() for one in (target, store))
     labels = ("alias", "weights", "licence")  # the same weights can have several names
     differing = [key for key in ours if key not in labels and ours[key] != theirs.get(key)]
     if differing or store.spec.layers != target.spec.layers:
@@ -221,55 +211,6 @@ def _check(store: FeatureStore, target: FeatureStore) -> None:
             f"{store.path} has {len(anomalous)} anomalous images (the first: {first}); a bank is "
             "made of normal ones alone. Name a split or a folder of normal images."
         )
-
-
-def judge_fused(
-    detector: Detector,
-    found: Distances,
-    tokens: dict[str, Tensor],
-    seen: BackboneSpec,
-    params: ScoreParams,
-    weight: float,
-) -> Judged:
-    """The additive decision with the bank's distance as one more component of patches and image.
-
-    Parameters
-    ----------
-    found : Distances
-        Of the same images.
-    tokens, seen, params
-        As for `judge`; the rule is additive.
-    weight : float
-        Of the bank.
-    """
-    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in found.patches.items()}
-    judged = judge(detector, tokens, grids, seen, params)
-    patches = {name: own + weight * found.patches[name] for name, own in judged.patches.items()}
-    share = weight * found.top
-    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: found.known})
-
-
-def judge_alone(found: Distances) -> Judged:
-    """The bank's distance and nothing else."""
-    return Judged(found.patches, {"score": found.top, "share_bank": found.top, KNOWN: found.known})
-
-
-def require_fusible(detector: Detector, score: ScoreParams) -> None:
-    """Refuse what a bank cannot be added to.
-
-    Raises
-    ------
-    SpgError
-        If the rule is the published one, or the detector has no additive decision.
-    """
-    if score.rule != "additive":
-        raise SpgError(
-            "A bank is one more addend of the additive decision, and the score.rule is "
-            f"{score.rule}. Use a detector with score.rule: additive, or the bank alone "
-            "(--bank alone)."
-        )
-    require_decision(detector, score)
 
 
 def score_few_shot(
@@ -290,7 +231,7 @@ def score_few_shot(
     detector : Detector, optional
         What the banks are added to; without it they judge alone.
     score : ScoreParams, optional
-        Default: what the detector was saved with. The blur is that of the banks in any case.
+        Default: what the detector was made for.
     alone : Scores, optional
         What the banks alone said of this target: their distances are not searched for again.
 
@@ -300,10 +241,9 @@ def score_few_shot(
         If the detector's backbone is not the store's, it has no additive decision, or `alone` is
         of another target, other normal images or other settings of the bank.
     """
-    params = score or (detector.score if detector else ScoreParams())
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")
-        require_fusible(detector, params)
+        require_fusible(detector, score)
     if alone is not None:
         _require_same(alone, banks, store)
     names, done = store.array("category").astype(object), 0
@@ -316,24 +256,16 @@ def score_few_shot(
         if detector is None:
             return judge_alone(found)
         seen = store.spec.backbone
-        return judge_fused(detector, found, tokens, seen, params, banks.params.weight)
+        return judge_fused(detector, found, tokens, seen, banks.params.weight)
 
-    content = _content(detector, banks, store, params)
-    return write_scores(
-        store,
-        path,
-        judge_batch,
-        content,
-        batch_images=params.batch_images,
-        device=device,
-        progress=progress,
-    )
+    record = _record(detector, banks, store)
+    return write_scores(store, path, judge_batch, record, device=device, progress=progress)
 
 
 def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
-    wanted = {"store": store.fingerprint, "normals": banks.fingerprint}
-    params = banks.params.model_dump(mode="json")
-    if alone.config["inputs"] != wanted or alone.config.get("bank") != params:
+    wanted = BankOrigin(params=banks.params, normals=banks.fingerprint)
+    said = alone.record
+    if (said.store, said.bank, said.detector) != (store.fingerprint, wanted, None):
         raise SpgError(
             f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
             "another target, other normal images or other settings of the bank. Score again with "
@@ -360,31 +292,27 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
     return Distances(patches, top, known)
 
 
-def _content(
-    detector: Detector | None, banks: Banks, store: FeatureStore, params: ScoreParams
-) -> dict[str, Any]:
-    """What determined the scores."""
-    sigma = next(iter(banks.of.values())).sigma
-    licences = {licence for one in (store, *banks.stores) for licence in one.licences}
-    content = described(store) | {
-        "method": BANK,
-        "sees": sees(detector, seen_of(banks.rows)),
-        "score": {"rule": "additive", "sigma": sigma},
-        "bank": banks.params.model_dump(mode="json"),
-        "inputs": {"store": store.fingerprint, "normals": banks.fingerprint},
-        "detector": {
-            "auxiliary": {"dataset": ""},
-            "seed": None,
-            "protocol": {"name": "none"},
-        },
-    }
-    if detector is not None:
-        licences |= set(detector.config["licences"])
-        kind = "spg-plus" if detector.contrast else "trained guides"
-        content |= {
+def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
+    licences = {licence for each in (store, *banks.stores) for licence in each.licences}
+    record = ScoresRecord(
+        **of_store(store),
+        method=BANK,
+        supervision=sees(detector, seen_of(banks.rows)),
+        log_odds=True,
+        bank=BankOrigin(params=banks.params, normals=banks.fingerprint),
+        licences=tuple(sorted(licences)),
+    )
+    if detector is None:
+        return record
+    kind = "spg-plus" if detector.contrast else "trained guides"
+    licences |= set(detector.record.licences)
+    return record.model_copy(
+        update={
             "method": f"{kind} + {BANK}",
-            "score": params.model_dump(mode="json"),
-            "inputs": content["inputs"] | {"detector": detector.fingerprint},
-            "detector": of_detector(detector),
+            "seed": detector.record.seed,
+            "auxiliary": detector.record.auxiliary.dataset,
+            "detector": detector.record.origin,
+            "rule": detector.record.rule,
+            "licences": tuple(sorted(licences)),
         }
-    return content | {"licences": sorted(licences)}
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.bank.coreset import farthest_first
-from spg_pipe.bank.images import (
+from spg_pipe.bank.normal_patches import (
     BATCH,
     Grids,
     NormalPatches,
@@ -30,6 +30,8 @@ from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
+CORESET = 10_000
+"""Patches of a layer and category that are kept, at most, spread out."""
 APART = 16
 """Normal images, evenly spread, that say how far such images lie from each other; at most."""
 _SMALLEST = 1e-6
@@ -62,8 +64,6 @@ class MemoryBank:
     grids: dict[str, tuple[int, int]]
     size: int
     """S: side of the maps, pixels."""
-    sigma: float
-    """Blur of the maps, pixels at S×S."""
     params: BankParams
     means: Tensor
     """(n, D) mean patch tokens of the first layer, by which an image is known again."""
@@ -81,9 +81,9 @@ class MemoryBank:
         tokens_of: TokensOf,
         images: int,
         size: int,
-        sigma: float,
         params: BankParams,
         *,
+        coreset: int = CORESET,
         device: str = "cpu",
         batch: int = BATCH,
         progress: Progress | None = None,
@@ -96,8 +96,10 @@ class MemoryBank:
             Called once for every image, and once more for some of very many.
         images : int
             At least 2; copies are left out.
-        size, sigma
-            Of the maps.
+        size : int
+            S: side of the maps, pixels.
+        coreset : int
+            Patches of a layer that are kept, at most; fewer are all kept.
         device : str
             Where the search runs.
         batch : int
@@ -115,11 +117,14 @@ class MemoryBank:
         _require_two(read, images)
         grids, n = read.grids, len(read.images)
         apart = _spread(n, min(n, APART))
-        held_out = any(len(patches) > params.coreset for patches in read.patches.values())
+        held_out = any(len(patches) > coreset for patches in read.patches.values())
         if held_out:  # a coreset covers those that it was chosen from, and so would flatter them
             apart = _spread(n, max(1, min(APART, n // 4)))
         without = apart if held_out else None
-        banks = {layer: _bank(read, layer, without, params).to(device) for layer in grids}
+        banks = {
+            layer: _bank(read, layer, without, params.neighbours, coreset).to(device)
+            for layer in grids
+        }
         search = {layer: search_among(kept, device) for layer, kept in banks.items()}
         found = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
@@ -140,14 +145,12 @@ class MemoryBank:
             layer: to_grid((found[layer] - scale.mean) / scale.deviation, grids[layer])
             for layer, scale in scales.items()
         }
-        top = float(top_mean(coarse_maps(standard, size, sigma), params.top_share).mean())
-        return cls(
-            search, scales, standard, top, grids, size, sigma, params, read.means, images - n
-        )
+        top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
+        return cls(search, scales, standard, top, grids, size, params, read.means, images - n)
 
     def with_top_share(self, share: float) -> "MemoryBank":
         """The same distances, and another share of their map that judges the image."""
-        top = top_mean(coarse_maps(self.apart, self.size, self.sigma), share)
+        top = top_mean(coarse_maps(self.apart, self.size), share)
         params = self.params.model_copy(update={"top_share": share})
         return replace(self, params=params, map_top=float(top.mean()))
 
@@ -156,9 +159,9 @@ class MemoryBank:
         cls,
         store: FeatureStore,
         rows: np.ndarray,
-        sigma: float,
         params: BankParams,
         *,
+        coreset: int = CORESET,
         device: str = "cpu",
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
@@ -169,7 +172,9 @@ class MemoryBank:
             return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
 
         size, step = store.image_size, batch_of(store)
-        return cls.of(tokens_of, len(rows), size, sigma, params, device=device, batch=step)
+        return cls.of(
+            tokens_of, len(rows), size, params, coreset=coreset, device=device, batch=step
+        )
 
     def standard(self, layer: str, tokens: Tensor) -> Tensor:
         """Distances (B, N) of patches to the bank, of tokens (B, 1 + N, D), standardised."""
@@ -188,7 +193,7 @@ class MemoryBank:
 
     def tops(self, patches: dict[str, Tensor]) -> np.ndarray:
         """`Distances.top` of standardised distances."""
-        maps = coarse_maps(patches, self.size, self.sigma)
+        maps = coarse_maps(patches, self.size)
         return top_mean(maps, self.params.top_share) - self.map_top
 
     def _known(self, tokens: dict[str, Tensor]) -> np.ndarray:
@@ -204,7 +209,7 @@ def _spread(count: int, chosen: int) -> np.ndarray:
 
 
 def _bank(
-    read: NormalPatches, layer: str, held_out: np.ndarray | None, params: BankParams
+    read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int, coreset: int
 ) -> Tensor:
     """Unit tokens (m, D) of a bank, without the images that are held out of it."""
     patches = read.patches[layer]
@@ -213,15 +218,14 @@ def _bank(
         for image in held_out.tolist():
             inside[read.own(layer, image)] = False
         patches = patches[inside]
-        if len(patches) > params.coreset:
-            patches = patches[farthest_first(patches, params.coreset)]
+        if len(patches) > coreset:
+            patches = patches[farthest_first(patches, coreset)]
     share = len(read.patches[layer]) // len(read.images)
     compared = len(patches) - (share if held_out is None else 0)
-    if compared < params.neighbours:
+    if compared < neighbours:
         raise SpgError(
             f"A normal image has {compared} patches of others to be compared with, and "
-            f"bank.neighbours is {params.neighbours}. Lower bank.neighbours, raise bank.coreset, "
-            "or give more normal images."
+            f"bank.neighbours is {neighbours}. Lower bank.neighbours, or give more normal images."
         )
     return patches
 

@@ -1,44 +1,29 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
-import itertools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from spg_pipe.cli import targets, tools
 from spg_pipe.cli.options import (
+    RECIPE,
     AuxOption,
-    BackboneOption,
-    Cache,
-    CacheOption,
-    DeviceOption,
-    GridOption,
-    JsonOption,
-    LayersOption,
-    ParamsOption,
-    QuietOption,
+    CategoriesOption,
+    Options,
+    PlainUsage,
     SeedOption,
-    SetOption,
-    SizeOption,
-    SkipBadOption,
     SplitOption,
     StoreOption,
     TilesOption,
-    VerboseOption,
-    WeightsOption,
-    WorkersOption,
-    grid_of,
-    make_run,
     names_of,
+    shared,
     sides_of,
 )
-from spg_pipe.cli.targets import register as register_targets
-from spg_pipe.cli.tools import register
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import Console, exit_code
-from spg_pipe.pipeline.find import datasets_of
+from spg_pipe.pipeline.console import exit_code
+from spg_pipe.pipeline.datasets import datasets_of
 from spg_pipe.pipeline.run import training_runs
-from spg_pipe.recipe.params import DEFAULT_PARAMS
 
 app = typer.Typer(
     name="spg-pipe",
@@ -51,73 +36,48 @@ app = typer.Typer(
 
 
 @app.command()
+@shared("quiet")
 def demo(
+    options: Options,
     folder: Annotated[Path, typer.Option("--folder", help="Where it runs.")] = Path("demo_run"),
-    quiet: QuietOption = False,
 ) -> None:
     """Run the whole pipeline on the built-in demo; a second run recomputes nothing."""
     from spg_pipe.pipeline.demo import run_demo
 
-    run_demo(folder, Console(0 if quiet else 1))
+    run_demo(folder, options.console())
 
 
 @app.command()
-def prepare(
-    split: SplitOption = None,
-    skip_bad: SkipBadOption = False,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@shared("skip_bad", *RECIPE)
+def prepare(options: Options, split: SplitOption = None) -> None:
     """List a dataset's images and masks with their content hashes (Manifest)."""
     from spg_pipe import pipeline
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        skip_bad=skip_bad,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    run = options.run()
     pipeline.write_demo_sets(run)
     chosen = datasets_of(run.params, split)
     pipeline.synthesise_sets(run, chosen)
-    paths = [pipeline.prepare(run, d) for d in chosen]
+    paths = [pipeline.prepare(run, dataset) for dataset in chosen]
     run.console.result(
         {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
     )
 
 
 @app.command()
+@shared("backbone", "weights", "image_size", "layers", "skip_bad", "device", "workers", *RECIPE)
 def extract(
+    options: Options,
     split: SplitOption = None,
-    backbone: BackboneOption = None,
-    weights: WeightsOption = None,
-    image_size: SizeOption = None,
-    layers: LayersOption = None,
     tiles: TilesOption = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
     ] = None,
-    categories: Annotated[
-        str | None, typer.Option("--categories", help="Only these, comma-separated: bottle,screw.")
-    ] = None,
-    skip_bad: SkipBadOption = False,
+    categories: CategoriesOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the store here.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Run the frozen backbone over a dataset and store its tokens (FeatureStore).
 
@@ -126,43 +86,29 @@ def extract(
     """
     from spg_pipe import pipeline
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        weights=weights,
-        image_size=image_size,
-        layers=layers,
-        skip_bad=skip_bad,
-        device=device,
-        workers=workers,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    run = options.run()
     chosen = datasets_of(run.params, split)
     if out is not None and len(chosen) != 1:
         raise SpgError("--out names one store: add --split NAME.")
     if categories is not None and len(chosen) != 1:
         raise SpgError("--categories are those of one dataset: add --split NAME.")
-    wanted = (
-        names_of("--categories", categories, "bottle,screw") if categories is not None else None
-    )
+    wanted = None if categories is None else names_of("--categories", categories, "bottle,screw")
     pipeline.write_demo_sets(run)
     pipeline.synthesise_sets(run, chosen)
-    backbone_ready = pipeline.load_backbone(run)
+    if sides := sides_of(tiles):
+        run = pipeline.with_tiles(run, chosen, sides)
+    backbone = pipeline.load_backbone(run)
     paths = [
         pipeline.extract(
             run,
-            d,
+            dataset,
             replace=replace,
             out=out,
-            backbone=backbone_ready,
+            backbone=backbone,
             limit=limit,
             categories=wanted,
-            tiles=sides_of(tiles),
         )
-        for d in chosen
+        for dataset in chosen
     ]
     run.console.result(
         {"stores": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
@@ -170,19 +116,12 @@ def extract(
 
 
 @app.command("train-sae")
+@shared("backbone", "device", "cache", *RECIPE)
 def train_sae(
+    options: Options,
     aux: AuxOption = None,
     seed: SeedOption = None,
     store: StoreOption = None,
-    grid: GridOption = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = Cache.AUTO,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder).
 
@@ -190,46 +129,23 @@ def train_sae(
     """
     from spg_pipe import pipeline
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        device=device,
-        cache=cache,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    runs = training_runs(run.params, aux, seed, store)
-    settings = grid_of(run, grid)
-    made = []
-    for name in dict.fromkeys(name for name, _ in runs):
-        seeds = [one for other, one in runs if other == name]
-        paths = pipeline.train_saes(settings, name, seeds, store=store)
-        each = itertools.product(pipeline.varying(settings), seeds)
-        made += [
-            {"sae": str(path), "aux": name, "seed": one, **values}
-            for (values, one), path in zip(each, paths, strict=True)
-        ]
-    run.console.result({"saes": [one["sae"] for one in made], "settings": made})
+    run = options.run()
+    paths = []
+    for name, seeds in training_runs(run.params, aux, seed, store).items():
+        paths += pipeline.train_saes([run], name, seeds, store=store)
+    run.console.result({"saes": [str(path) for path in paths]})
 
 
 @app.command("train-guides")
+@shared("backbone", "device", "cache", *RECIPE)
 def train_guides(
+    options: Options,
     aux: AuxOption = None,
     seed: SeedOption = None,
     store: StoreOption = None,
     sae: Annotated[
         Path | None, typer.Option("--sae", help="An SAE's folder, instead of the recipe's.")
     ] = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = Cache.AUTO,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Fit the guides with the auxiliary sets' masks (Detector).
 
@@ -237,26 +153,16 @@ def train_guides(
     """
     from spg_pipe import pipeline
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        device=device,
-        cache=cache,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    runs = training_runs(run.params, aux, seed, store or sae)
+    run = options.run()
     paths = []
-    for name in dict.fromkeys(name for name, _ in runs):
-        seeds = [one for other, one in runs if other == name]
+    for name, seeds in training_runs(run.params, aux, seed, store or sae).items():
         paths += pipeline.train_guides_together([run], name, seeds, store=store, sae=sae)
     run.console.result({"detectors": [str(path) for path in paths]})
 
 
-register_targets(app)
-register(app)
+for command in (*targets.COMMANDS, *tools.COMMANDS):
+    app.command(cls=PlainUsage)(command)
+app.add_typer(tools.recipe, name="recipe")
 
 
 def main() -> None:

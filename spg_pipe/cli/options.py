@@ -1,10 +1,12 @@
-"""Options that several commands share, and the run that they make."""
+"""Options that several commands share, declared once; they reach a command as one object."""
 
-import itertools
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 import yaml
@@ -39,42 +41,6 @@ class BankUse(StrEnum):
     ALONE = "alone"
 
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="The recipe in force.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
-]
-GridOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--grid",
-        metavar="sae.KEY=VALUE,VALUE",
-        help="Train an SAE for each value, all in one pass; several: every combination.",
-    ),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
-]
-CacheOption = Annotated[
-    Cache, typer.Option("--cache", help="Where tokens wait between epochs; changes no result.")
-]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Alias or model name; see `spg-pipe backbones`.")
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option("--weights", help="Local weights (.safetensors, .pth) of the backbone."),
-]
-SizeOption = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="S, pixels; a multiple of the patch size.")
-]
-LayersOption = Annotated[
-    str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
-]
 TilesOption = Annotated[
     str | None,
     typer.Option(
@@ -82,10 +48,6 @@ TilesOption = Annotated[
         metavar="SIDE,SIDE",
         help="Resize images to this side, pixels, and look at overlapping tiles; several: at each.",
     ),
-]
-SkipBadOption = Annotated[
-    bool,
-    typer.Option("--skip-bad", help="Leave out, on record, images that cannot be used."),
 ]
 SplitOption = Annotated[
     str | None,
@@ -98,21 +60,118 @@ SeedOption = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="A feature store, instead of the recipe's.")
 ]
-DetectorOption = Annotated[
-    Path | None, typer.Option("--detector", help="A detector's folder, instead of the recipe's.")
-]
-NormalsOption = Annotated[
-    str | None,
-    typer.Option("--normals", help="Few-shot: normal images: a store, NAME/train, or a folder."),
-]
-NormalFolderOption = Annotated[
-    Path | None,
-    typer.Option("--normals", help="Few-shot: a folder with a few normal images of the part."),
+CategoriesOption = Annotated[
+    str | None, typer.Option("--categories", help="Only these, comma-separated: bottle,screw.")
 ]
 BankOption = Annotated[
     BankUse | None,
     typer.Option("--bank", help="With --normals: with the guides, or alone [default: fused]."),
 ]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What several commands share; each takes those that `shared` names."""
+
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="Alias or model name; see `spg-pipe backbones`."),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Local weights (.safetensors, .pth) of the backbone."),
+    ] = None
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", min=1, help="S, pixels; a multiple of the patch size."),
+    ] = None
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
+    ] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out, on record, images that cannot be used.")
+    ] = False
+    params: Annotated[Path, typer.Option("--params", help="The active recipe.")] = DEFAULT_PARAMS
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."
+        ),
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")] = "auto"
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
+    ] = None
+    cache: Annotated[
+        Cache,
+        typer.Option("--cache", help="Where tokens wait between epochs; changes no result."),
+    ] = Cache.AUTO
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+
+    def console(self) -> Console:
+        """How much is said, and how."""
+        return Console(0 if self.quiet else 2 if self.verbose else 1, self.as_json)
+
+    def run(self) -> RecipeRun:
+        """The recipe with these options on top.
+
+        Raises
+        ------
+        SpgError
+            If the recipe or an option is not valid.
+        """
+        recipe = load_params(self.params)
+        content = recipe.model_dump(mode="json")
+        section = content["backbone"]
+        if self.backbone is not None and self.backbone != section["alias"]:
+            # Another backbone has other layers and sizes: its own defaults apply.
+            section.update(
+                alias=self.backbone, image_size=None, layers=None, norm=None, weights=None
+            )
+        layers = self.layers
+        given = {
+            "weights": str(self.weights) if self.weights else None,
+            "image_size": self.image_size,
+            "layers": None if layers is None else names_of("--layers", layers, "6,8 or s8,s16"),
+        }
+        section.update({key: value for key, value in given.items() if value is not None})
+        if self.skip_bad:
+            content["extract"]["skip_bad"] = True
+        for item in self.overrides or []:
+            _override(content, item, self.params)
+        params = parse_params(content, OPTIONS)
+        return RecipeRun(params, self.console(), self.device, self.workers, str(self.cache), recipe)
+
+
+RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
+"""Options of every command that reads the recipe."""
+
+
+def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add shared options to a command, which is given them as one `Options`, its first argument."""
+    hints = get_type_hints(Options, include_extras=True)
+    added = [
+        Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
+        for one in fields(Options)
+        if one.name in names
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(signature(command).parameters.values())[1:]
+
+        @wraps(command)
+        def called(*arguments: Any, **given: Any) -> None:
+            options = Options(**{one.name: given.pop(one.name) for one in added})
+            command(options, *arguments, **given)
+
+        parameters = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own), *added]
+        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {one.name: one.annotation for one in parameters}
+        return called
+
+    return decorate
 
 
 class PlainUsage(TyperCommand):
@@ -121,54 +180,6 @@ class PlainUsage(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         # Newer versions of typer put braces around what is required.
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
-
-def make_run(
-    params_file: Path,
-    *,
-    overrides: list[str] | None = None,
-    backbone: str | None = None,
-    weights: Path | None = None,
-    image_size: int | None = None,
-    layers: str | None = None,
-    skip_bad: bool = False,
-    device: str = "auto",
-    workers: int | None = None,
-    cache: str = "auto",
-    verbose: bool = False,
-    quiet: bool = False,
-    as_json: bool = False,
-) -> RecipeRun:
-    """The recipe with the command's options on top."""
-    recipe = load_params(params_file)
-    content = recipe.model_dump(mode="json")
-    section = content["backbone"]
-    if backbone is not None and backbone != section["alias"]:
-        # Another backbone has other layers and sizes: its own defaults apply.
-        section.update(alias=backbone, image_size=None, layers=None, norm=None, weights=None)
-    given: dict[str, Any] = {
-        "weights": str(weights) if weights else None,
-        "image_size": image_size,
-        "layers": names_of("--layers", layers, "6,8 or s8,s16") if layers is not None else None,
-    }
-    section.update({key: value for key, value in given.items() if value is not None})
-    if skip_bad:
-        content["extract"]["skip_bad"] = True
-    for item in overrides or []:
-        _override(content, item, params_file)
-    params = parse_params(content, OPTIONS)
-    console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    # What cannot be read is a matter of the files, not of the settings: the places stay.
-    skips = {"skip_bad": params.extract.skip_bad}
-    recipe = recipe.model_copy(update={"extract": recipe.extract.model_copy(update=skips)})
-    # `bank` is no part of the recipe's own artefacts: few-shot scores have places of their own.
-    changed = {
-        name
-        for name in type(params).model_fields
-        if name not in ("sweep", "choose", "bank")
-        and getattr(params, name) != getattr(recipe, name)
-    }
-    return RecipeRun(params, console, device, workers, str(cache), frozenset(changed))
 
 
 def bank_alone(normals: object, use: BankUse | None) -> bool:
@@ -238,43 +249,6 @@ def sides_of(tiles: str | None) -> list[int] | None:
     if not sides or min(sides) < 1:
         raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2016.")
     return sides
-
-
-def grid_of(run: RecipeRun, grid: list[str] | None) -> list[RecipeRun]:
-    """The run once for every combination of the grid's values; one that is given none.
-
-    Raises
-    ------
-    UsageError
-        If an axis is no list of values of the section `sae`.
-    """
-    axes: dict[str, list[Any]] = {}
-    for item in grid or []:
-        place, _, values = item.partition("=")
-        section, _, key = place.partition(".")
-        try:
-            listed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"--grid {item}: {values!r} is no list of values ({error})."
-            ) from error
-        if section != "sae" or not key or not listed or None in listed:
-            raise UsageError(
-                f"--grid {item}: expected sae.KEY=VALUE,VALUE, for instance sae.k=16,32."
-            )
-        if key in axes:
-            raise UsageError(
-                f"--grid {item}: sae.{key} is there twice; list all its values in one."
-            )
-        axes[key] = list({repr(value): value for value in listed}.values())
-    found = []
-    for chosen in itertools.product(*axes.values()):
-        content = run.params.model_dump(mode="json")
-        content["sae"] |= dict(zip(axes, chosen, strict=True))
-        params = parse_params(content, OPTIONS)
-        other = {"sae"} if params.sae != run.params.sae else set()
-        found.append(replace(run, params=params, changed=run.changed | other))
-    return found
 
 
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:

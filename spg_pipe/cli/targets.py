@@ -7,50 +7,41 @@ from typing import Annotated, Any
 import typer
 
 from spg_pipe.cli.options import (
+    RECIPE,
     AuxOption,
-    BackboneOption,
     BankOption,
-    DetectorOption,
-    DeviceOption,
-    JsonOption,
-    NormalFolderOption,
-    NormalsOption,
-    ParamsOption,
-    PlainUsage,
-    QuietOption,
+    Options,
     SeedOption,
-    SetOption,
     SplitOption,
     StoreOption,
     TilesOption,
-    VerboseOption,
-    WeightsOption,
     bank_alone,
     bank_params,
-    make_run,
+    shared,
     sides_of,
 )
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import targets_of
-from spg_pipe.recipe.params import DEFAULT_PARAMS
 
 
+@shared("backbone", "device", *RECIPE)
 def score(
+    options: Options,
     split: SplitOption = None,
     aux: AuxOption = None,
     seed: SeedOption = None,
-    detector: DetectorOption = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option("--detector", help="A detector's folder, instead of the recipe's."),
+    ] = None,
     store: StoreOption = None,
-    normals: NormalsOption = None,
+    normals: Annotated[
+        str | None,
+        typer.Option(
+            "--normals", help="Few-shot: normal images: a store, NAME/train, or a folder."
+        ),
+    ] = None,
     bank: BankOption = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Apply a detector to a target's tokens (Scores).
 
@@ -58,16 +49,7 @@ def score(
     """
     from spg_pipe import pipeline
 
-    alone = bank_alone(normals, bank)
-    run = make_run(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        device=device,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    alone, run = bank_alone(normals, bank), options.run()
     score_target = pipeline.score
     if normals is not None:
         if split is None:
@@ -81,93 +63,74 @@ def score(
     run.console.result({"scores": [str(path) for path in paths]})
 
 
+@shared("backbone", *RECIPE)
 def evaluate(
+    options: Options,
     split: SplitOption = None,
     aux: AuxOption = None,
     seed: SeedOption = None,
     scores: Annotated[
         Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
     ] = None,
-    backbone: BackboneOption = None,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    store: StoreOption = None,
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe import pipeline
+    from spg_pipe.metrics import flat_rows
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        backbone=backbone,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    run = options.run()
     written: dict[str, Any] = {}
     tables = []
-    for target, source in targets_of(run.params, split, aux, scores):
-        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores)
-        rows = [pipeline.read_metrics(path) for path in paths]
-        written |= dict(zip(map(str, paths), rows, strict=True))
-        tables += pipeline.tables_of(run.params, rows)
+    for target, source in targets_of(run.params, split, aux, scores or store):
+        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores, store=store)
+        read = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
+        tables += pipeline.tables_of(run.params, read)
     run.console.result(written, "\n\n".join(tables))
 
 
-def report(
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@shared(*RECIPE)
+def report(options: Options) -> None:
     """Write a static HTML page: tables, curves, the best and the worst maps."""
     from spg_pipe import pipeline
 
-    run = make_run(params, overrides=overrides, verbose=verbose, quiet=quiet, as_json=as_json)
+    run = options.run()
     path = pipeline.report(run)
     run.console.result({"report": str(path)}, f"Report: {path}")
 
 
+@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
 def predict(
+    options: Options,
     detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
     source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
     out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
         "predictions"
     ),
-    normals: NormalFolderOption = None,
+    normals: Annotated[
+        Path | None,
+        typer.Option("--normals", help="Few-shot: a folder with a few normal images of the part."),
+    ] = None,
     bank: BankOption = None,
     tiles: TilesOption = None,
-    weights: WeightsOption = None,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
-    """Score your own images and draw heat maps at their own size."""
+    """Score your own images and draw heat maps at their original resolution."""
     from spg_pipe.pipeline.predict import predict_folder
     from spg_pipe.predict.normals import NormalFolder
 
-    console = Console(0 if quiet else 2 if verbose else 1, as_json)
-    alone, settings = bank_alone(normals, bank), bank_params(normals, overrides)
+    console = options.console()
+    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
     outcome = predict_folder(
         detector,
         source,
         out,
         tiles=sides_of(tiles) or (),
-        weights=weights,
-        device=device,
+        weights=options.weights,
+        device=options.device,
         console=console,
         normals=NormalFolder(normals, settings, alone) if normals else None,
     )
     console.result(outcome.content(), outcome.text())
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    for command in (score, evaluate, report):
-        app.command()(command)
-    app.command(cls=PlainUsage)(predict)
+COMMANDS = (score, evaluate, report, predict)

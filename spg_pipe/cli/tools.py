@@ -7,19 +7,12 @@ from typing import Annotated
 import typer
 
 from spg_pipe.cli.options import (
-    Cache,
-    CacheOption,
-    DeviceOption,
-    JsonOption,
-    ParamsOption,
+    RECIPE,
+    CategoriesOption,
+    Options,
     PlainUsage,
-    QuietOption,
-    SetOption,
-    SkipBadOption,
-    VerboseOption,
-    WorkersOption,
-    make_run,
     names_of,
+    shared,
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
@@ -27,7 +20,9 @@ from spg_pipe.recipe.data import KINDS
 from spg_pipe.recipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_params, validated
 
 
+@shared("as_json")
 def inspect(
+    options: Options,
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
     ],
@@ -42,7 +37,6 @@ def inspect(
     layer: Annotated[
         str | None, typer.Option("--layer", help="With --pca: one layer [default: all].")
     ] = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Say what an artefact holds."""
     from spg_pipe.pipeline.inspection import as_text, draw
@@ -52,22 +46,22 @@ def inspect(
         raise SpgError("--images and --layer choose what --pca draws: add --pca FILE.png.")
     drawn = {"pca": draw(path, pca, images, layer)} if pca is not None else {}
     content = look(path) | drawn
-    Console(json=as_json).result(content, as_text(content))
+    options.console().result(content, as_text(content))
 
 
+@shared("quiet", "as_json")
 def verify(
+    options: Options,
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A feature store.")],
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Re-read every byte of a store; name each damaged image and shard."""
     from spg_pipe.store.verify import require_intact
     from spg_pipe.store.verify import verify as check
 
-    console = Console(0 if quiet else 1, as_json)
+    console = options.console()
     with console.progress("verify", "files") as update:
         result = check(store, update)
-    if as_json:
+    if options.as_json:
         console.result(
             {"files": result.files, "images": result.images, "faults": list(result.faults)}
         )
@@ -75,23 +69,25 @@ def verify(
     console.say(f"{store}: {result.files} files and {result.images} images are intact")
 
 
-def recipe_list(as_json: JsonOption = False) -> None:
+@shared("as_json")
+def recipe_list(options: Options) -> None:
     """The recipes that come with the project."""
     from spg_pipe.recipe.ready_made import list_recipes
 
     found = list_recipes()
     text = "\n".join(f"{name:16} {comment}" for name, comment in found)
-    Console(json=as_json).result(dict(found), text)
+    options.console().result(dict(found), text)
 
 
+@shared("params")
 def recipe_use(
+    options: Options,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
     ],
     mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
     visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
-    params: ParamsOption = DEFAULT_PARAMS,
 ) -> None:
     """Write params.yaml from a recipe, with the folders of your data filled in."""
     from spg_pipe.artefacts.files import write_text
@@ -99,8 +95,8 @@ def recipe_use(
 
     given = {"mvtec": mvtec, "visa": visa, "data": data}
     folders = {place: folder for place, folder in given.items() if folder is not None}
-    write_text(params, fill_recipe(name, folders))
-    Console().say(f"{params} is now the recipe {name}. {_what_next(params)}")
+    write_text(options.params, fill_recipe(name, folders))
+    Console().say(f"{options.params} is now the recipe {name}. {_what_next(options.params)}")
 
 
 def _what_next(params: Path) -> str:
@@ -116,7 +112,8 @@ def _what_next(params: Path) -> str:
     )
 
 
-def backbones(as_json: JsonOption = False) -> None:
+@shared("as_json")
+def backbones(options: Options) -> None:
     """Names of backbones, their licences, and whether their weights need access."""
     from dataclasses import asdict
 
@@ -140,23 +137,21 @@ def backbones(as_json: JsonOption = False) -> None:
     lines.append(
         "Any timm model works by its name, any open_clip ViT as open_clip:NAME/PRETRAINED."
     )
-    Console(json=as_json).result(rows, "\n".join(lines))
+    options.console().result(rows, "\n".join(lines))
 
 
+@shared("params", "as_json")
 def datasets(
-    params: ParamsOption = DEFAULT_PARAMS,
-    as_json: JsonOption = False,
+    options: Options,
 ) -> None:
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
-    from dataclasses import asdict
-
     from spg_pipe.datasets import describe_layouts
 
     layouts = describe_layouts()
     lines = []
     rows = []
-    if params.exists():
-        for d in load_params(params).datasets:
+    if options.params.exists():
+        for d in load_params(options.params).datasets:
             there = d.root.is_dir()
             rows.append(
                 {
@@ -173,11 +168,13 @@ def datasets(
             )
     for layout in layouts:
         lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
-    content = {"datasets": rows, "layouts": [asdict(layout) for layout in layouts]}
-    Console(json=as_json).result(content, "\n".join(lines))
+    content = {"datasets": rows, "layouts": [layout.described() for layout in layouts]}
+    options.console().result(content, "\n".join(lines))
 
 
+@shared("skip_bad", "workers", "quiet", "as_json")
 def synthesise(
+    options: Options,
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of normal images.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new set's folder.")],
     layout: Annotated[
@@ -186,9 +183,7 @@ def synthesise(
     split: Annotated[
         str, typer.Option("--split", help="The source's: its normal images are taken.")
     ] = "all",
-    categories: Annotated[
-        str | None, typer.Option("--categories", help="Only these of the source: bottle,screw.")
-    ] = None,
+    categories: CategoriesOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other defects.")] = 0,
     per_image: Annotated[
         int, typer.Option("--per-image", min=1, help="Anomalous copies of each normal image.")
@@ -196,10 +191,6 @@ def synthesise(
     kinds: Annotated[str, typer.Option("--kinds", help="Kinds of defects, in turn.")] = ",".join(
         KINDS
     ),
-    skip_bad: SkipBadOption = False,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
     from spg_pipe import pipeline
@@ -217,70 +208,46 @@ def synthesise(
         "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
         "seed": seed,
     }
-    console = Console(0 if quiet else 1, as_json)
+    console = options.console()
     made = validated(SyntheticSet, content, OPTIONS)
-    console.result(pipeline.synthesise(made, console, skip_bad=skip_bad, workers=workers))
+    console.result(
+        pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
+    )
 
 
+@shared("device", "cache", *RECIPE)
 def sweep(
+    options: Options,
     one_at_a_time: Annotated[
         bool,
         typer.Option("--one-at-a-time", help="Change one setting at a time: an ablation."),
     ] = False,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = Cache.AUTO,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Run every combination of the recipe's `sweep:` and compare them in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.sweep import sweep
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        device=device,
-        cache=cache,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    result = study.sweep(run, one_at_a_time=one_at_a_time)
+    run = options.run()
+    result = sweep(run, one_at_a_time=one_at_a_time)
     run.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
 
 
+@shared("device", "cache", *RECIPE)
 def choose(
+    options: Options,
     aux: Annotated[
         str | None, typer.Option("--aux", help="Auxiliary dataset [default: all of the recipe].")
     ] = None,
     normals: Annotated[
         int, typer.Option("--normals", min=2, help="Normal images of a bank, for `bank.…`.")
     ] = 4,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = Cache.AUTO,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
-    from spg_pipe import study
     from spg_pipe.pipeline.run import auxiliaries_of
+    from spg_pipe.study.choose import choose
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        device=device,
-        cache=cache,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    run = options.run()
     names = auxiliaries_of(run.params, aux)
-    found = {name: study.choose(run, name, normals=normals) for name in names}
+    found = {name: choose(run, name, normals=normals) for name in names}
     content = {
         name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
         for name, one in found.items()
@@ -288,42 +255,24 @@ def choose(
     run.console.result(content, "\n\n".join(one.table for one in found.values()))
 
 
+@shared("device", "cache", *RECIPE)
 def compare(
+    options: Options,
     normals: Annotated[
         int,
         typer.Option("--normals", min=2, help="Normal target images that few-shot methods see."),
     ] = 4,
-    params: ParamsOption = DEFAULT_PARAMS,
-    overrides: SetOption = None,
-    device: DeviceOption = "auto",
-    cache: CacheOption = Cache.AUTO,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
-    from spg_pipe import study
+    from spg_pipe.study.compare import compare
 
-    run = make_run(
-        params,
-        overrides=overrides,
-        device=device,
-        cache=cache,
-        verbose=verbose,
-        quiet=quiet,
-        as_json=as_json,
-    )
-    result = study.compare(run, normals=normals)
+    run = options.run()
+    result = compare(run, normals=normals)
     run.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    for command in (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare):
-        app.command(cls=PlainUsage)(command)
-    recipe = typer.Typer(
-        help="List recipes, or make one the recipe in force.", no_args_is_help=True
-    )
-    recipe.command("list")(recipe_list)
-    recipe.command("use", cls=PlainUsage)(recipe_use)
-    app.add_typer(recipe, name="recipe")
+COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare)
+
+recipe = typer.Typer(help="List recipes, or make one the active recipe.", no_args_is_help=True)
+recipe.command("list")(recipe_list)
+recipe.command("use", cls=PlainUsage)(recipe_use)

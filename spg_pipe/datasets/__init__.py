@@ -11,26 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spg_pipe.datasets.build import build_manifest, list_images
-    from spg_pipe.datasets.images import Preprocess, preprocess, read_image, read_mask, resize_mask
-    from spg_pipe.datasets.layouts.catalogue import LayoutInfo, describe_layouts
-    from spg_pipe.datasets.manifest import (
-        LABEL_ANOMALOUS,
-        LABEL_NORMAL,
-        LABEL_UNKNOWN,
-        Manifest,
-        MaskState,
-    )
-    from spg_pipe.datasets.skipped import Skipped
+    from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
+    from spg_pipe.datasets.layouts.catalogue import describe_layouts
+    from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest, MaskState
 
 __all__ = [
     "LABEL_ANOMALOUS",
-    "LABEL_NORMAL",
-    "LABEL_UNKNOWN",
-    "LayoutInfo",
     "Manifest",
     "MaskState",
-    "Preprocess",
-    "Skipped",
     "build_manifest",
     "describe_layouts",
     "list_images",
@@ -42,19 +30,14 @@ __all__ = [
 
 _HOMES = {
     "build": ("build_manifest", "list_images"),
-    "images": ("Preprocess", "preprocess", "read_image", "read_mask", "resize_mask"),
-    "layouts.catalogue": ("LayoutInfo", "describe_layouts"),
-    "manifest": ("LABEL_ANOMALOUS", "LABEL_NORMAL", "LABEL_UNKNOWN", "Manifest", "MaskState"),
-    "skipped": ("Skipped",),
+    "images": ("preprocess", "read_image", "read_mask", "resize_mask"),
+    "layouts.catalogue": ("describe_layouts",),
+    "manifest": ("LABEL_ANOMALOUS", "Manifest", "MaskState"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

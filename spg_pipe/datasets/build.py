@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from spg_pipe.datasets.contents import Files, look_into
-from spg_pipe.datasets.layouts.catalogue import LAYOUTS, Layout, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Select
+from spg_pipe.datasets.contents import Row, look_into
+from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
 from spg_pipe.datasets.layouts.official import (
     BENCHMARKS,
     check,
@@ -22,30 +21,14 @@ from spg_pipe.datasets.layouts.official import (
 from spg_pipe.datasets.manifest import Manifest, to_frame
 from spg_pipe.datasets.skipped import Skipped, skipped_note
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
+from spg_pipe.recipe.data import Dataset
 
 Progress = Callable[[int, int], None]
 
-SPLITS = ("test", "train", "all")
-
-
-class _Part(NamedTuple):
-    """One root of a dataset: all of it, or one set of a union."""
-
-    entries: list[Entry]
-    categories: list[str]
-    notes: list[str]
-    licence: str
-
 
 def build_manifest(
-    name: str,
-    layout: str,
-    root: Path,
+    dataset: Dataset,
     *,
-    split: str = "test",
-    sets: Sequence[str] = (),
-    categories: Sequence[str] | None = None,
-    licence: str | None = None,
     exif_of_own_images: bool = True,
     skip_bad: bool = False,
     leave_out: Sequence[Skipped] = (),
@@ -58,20 +41,8 @@ def build_manifest(
 
     Parameters
     ----------
-    name
-        The dataset's name in parameters and artefacts.
-    layout
-        `mvtec`, `visa`, `folder` or `synthetic`.
-    root
-        The dataset's folder.
-    split
-        `test`, `train` or `all`.
-    sets
-        A union: `root/<set>` is a root of the layout each, categories become `<set>/<category>`.
-    categories
-        Only these (with the set's prefix in a union); None for all on disk.
-    licence
-        The licence of the images, in place of what the layout or a licence file says.
+    dataset
+        What a recipe says of it.
     exif_of_own_images
         Whether layout `folder` honours EXIF orientation (docs/method.md §5).
     skip_bad
@@ -88,12 +59,13 @@ def build_manifest(
     Raises
     ------
     SpgError
-        Unknown layout, split or category; a folder, image or mask that is missing; without
+        Unknown category; a folder, image or mask that is missing; without
         `skip_bad` a file that is no image or a mask whose size is not its image's, with it no
         image that can be used.
     """
-    entries, parts = _found(name, layout, root, split, sets, categories)
-    exif = honours_exif(layout, exif_of_own_images)
+    entries, parts = _wanted(dataset)
+    root, given = dataset.root, dataset.licence
+    exif = honours_exif(dataset.layout, exif_of_own_images)
     # A dict keeps the order and drops repetitions.
     stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
     looked = look_into(
@@ -104,12 +76,12 @@ def build_manifest(
     )
     notes = [note for part in parts for note in part.notes]
     return Manifest(
-        dataset=name,
-        split=split,
-        layout=layout,
+        dataset=dataset.name,
+        split=dataset.split,
+        layout=dataset.layout,
         root=root,
         table=to_frame(rows),
-        licences=(f"{name}: {licence}",) if licence else stated,
+        licences=(f"{dataset.name}: {given}",) if given else stated,
         notes=(*notes, *([skipped_note(skipped)] if skipped else [])),
         exif=exif,
         skipped=tuple(skipped),
@@ -117,15 +89,7 @@ def build_manifest(
     )
 
 
-def list_images(
-    name: str,
-    layout: str,
-    root: Path,
-    *,
-    split: str = "test",
-    sets: Sequence[str] = (),
-    categories: Sequence[str] | None = None,
-) -> list[str]:
+def list_images(dataset: Dataset) -> list[str]:
     """The relative paths that `build_manifest` would list, in its order, without opening a file.
 
     Raises
@@ -133,35 +97,29 @@ def list_images(
     SpgError
         As `build_manifest`, but for what only a file's content shows.
     """
-    entries, _ = _found(name, layout, root, split, sets, categories)
+    entries, _ = _wanted(dataset)
     return [entry.path for entry in entries]
 
 
-def _found(
-    name: str,
-    layout: str,
-    root: Path,
-    split: str,
-    sets: Sequence[str],
-    categories: Sequence[str] | None,
-) -> tuple[list[Entry], list[_Part]]:
+def _wanted(dataset: Dataset) -> tuple[list[Entry], list[Scan]]:
     """The images that are wanted, in order, and where they were found; names only."""
-    if layout not in LAYOUTS:
-        raise SpgError(
-            f"Dataset {name}: unknown layout {layout!r}, known are {', '.join(LAYOUTS)}."
-        )
-    if split not in SPLITS:
-        raise SpgError(f"Dataset {name}: unknown split {split!r}, known are {', '.join(SPLITS)}.")
+    name, root, split, sets = dataset.name, dataset.root, dataset.split, dataset.sets
+    layout = LAYOUTS[dataset.layout]
     for folder in [root / part for part in sets] or [root]:
         if not folder.is_dir():
-            raise SpgError(_no_root(name, LAYOUTS[layout], folder))
-    chosen = None if categories is None else set(categories)
+            raise SpgError(_no_root(name, layout, folder))
+    if split == "train" and not layout.splits:
+        raise UnsuitableError(
+            f"{root} has the {layout.name} layout, which knows no training split: use the split "
+            f"`test` or `all` (both mean every image)."
+        )
+    chosen = dataset.categories
     if sets:
         parts = [_prefixed(s, _scan(s, layout, root / s, split, _within(chosen, s))) for s in sets]
     else:
         parts = [_scan(name, layout, root, split, lambda c: chosen is None or c in chosen)]
     existing = [c for part in parts for c in part.categories]
-    if unknown := [c for c in categories or () if c not in existing]:
+    if unknown := [c for c in chosen or () if c not in existing]:
         raise SpgError(
             f"Dataset {name} in {root} has no category {listed(unknown)}."
             f"{_nearest(unknown, existing)} It has: {', '.join(existing)}."
@@ -181,31 +139,32 @@ def _nearest(unknown: Sequence[str], existing: Sequence[str]) -> str:
     return f" Did you mean {listed(list(dict.fromkeys(close)))}?" if close else ""
 
 
-def _scan(name: str, layout: str, root: Path, split: str, select: Select) -> _Part:
+def _scan(name: str, layout: Layout, root: Path, split: str, select: Select) -> Scan:
     """Scan one root and compare it with the benchmark that it may be."""
     try:
-        entries, found, notes, stated = LAYOUTS[layout].scan(root, split, select)
+        scan = layout.scan(root, split, select)
     except OSError as error:
         raise SpgError(
             f"Dataset {name}: {error.filename or root} cannot be read ({error.strerror or error}). "
             f"Check its permissions and whether its disk is there."
         ) from error
-    wanted = [category for category in found if select(category)]
-    benchmark = identify(layout, name, root, found)
-    if benchmark:
-        notes = check(benchmark, found, wanted, entries, split) + notes
-        return _Part(entries, found, notes, f"{benchmark.name}: {benchmark.licence}")
-    notes = not_the_benchmark(layout, name, found) + notes
-    licence = f"{name}: {stated}" if stated else licence_of(name, root, wanted)
-    return _Part(entries, found, notes, licence)
+    existing = scan.categories
+    wanted = [category for category in existing if select(category)]
+    if benchmark := identify(layout.name, name, root, existing):
+        notes = check(benchmark, existing, wanted, scan.entries, split)
+        licence = f"{benchmark.name}: {benchmark.licence}"
+    else:
+        notes = not_the_benchmark(layout.name, name, existing)
+        licence = f"{name}: {scan.licence}" if scan.licence else licence_of(name, root, wanted)
+    return scan._replace(notes=notes + scan.notes, licence=licence)
 
 
-def _within(chosen: set[str] | None, part: str) -> Select:
+def _within(chosen: Sequence[str] | None, part: str) -> Select:
     """Selects categories of one set of a union by their full names."""
     return lambda category: chosen is None or f"{part}/{category}" in chosen
 
 
-def _prefixed(part: str, found: _Part) -> _Part:
+def _prefixed(part: str, found: Scan) -> Scan:
     """A set of a union as a part of it: its name goes in front of everything."""
     entries = [
         replace(
@@ -217,7 +176,7 @@ def _prefixed(part: str, found: _Part) -> _Part:
         for entry in found.entries
     ]
     categories = [f"{part}/{category}" for category in found.categories]
-    return _Part(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
+    return Scan(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
 
 
 def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
@@ -244,20 +203,20 @@ def _order(entry: Entry) -> tuple[str, bool, str, str]:
 
 def _rows(
     root: Path,
-    looked: Iterable[tuple[Entry, Files | Skipped]],
+    looked: Iterable[Row | Skipped],
     total: int,
     skip: Callable[[Skipped], bool],
     progress: Progress | None,
-) -> tuple[list[dict[str, object]], list[Skipped]]:
+) -> tuple[list[Row], list[Skipped]]:
     """Rows of the table and what was left out; one message tells all problems."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     skipped: list[Skipped] = []
     problems: list[Skipped] = []
-    for entry, outcome in looked:
-        if isinstance(outcome, Files):
-            rows.append(_row(entry, outcome))
-        else:
+    for outcome in looked:
+        if isinstance(outcome, Skipped):
             (skipped if skip(outcome) else problems).append(outcome)
+        else:
+            rows.append(outcome)
         if progress:
             progress(len(rows) + len(skipped) + len(problems), total)
     if problems or not rows:
@@ -276,28 +235,12 @@ def _rows(
     return rows, skipped
 
 
-def _row(entry: Entry, files: Files) -> dict[str, object]:
-    image, mask = files
-    return {
-        "path": entry.path,
-        "mask": entry.mask,
-        "mask_state": int(entry.mask_state),
-        "category": entry.category,
-        "defect": entry.defect,
-        "label": entry.label,
-        "height": image.size[0],
-        "width": image.size[1],
-        "sha256": image.sha256,
-        "mask_sha256": mask.sha256 if mask else "",
-    }
-
-
 def _no_root(name: str, layout: Layout, folder: Path) -> str:
-    benchmark = BENCHMARKS.get(layout.info.name)
+    benchmark = BENCHMARKS.get(layout.name)
     get = f" {benchmark.name} comes from {benchmark.source}." if benchmark else ""
     return (
-        f"No folder for dataset {name} at {folder.absolute()}. The {layout.info.name} layout "
-        f"expects there:\n{layout.info.sketch}\n"
+        f"No folder for dataset {name} at {folder.absolute()}. The {layout.name} layout "
+        f"expects there:\n{layout.sketch}\n"
         f"Unpack the data there, or set the root of {name} in params.yaml (under datasets) to "
         f"where it is.{get}"
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from spg_pipe.datasets.images import read_image, read_mask, stored_size
 from spg_pipe.datasets.layouts.listing import Entry, source_id
@@ -20,19 +19,8 @@ _DECODING_THREADS = 8
 """At most: each holds a whole decoded image."""
 
 
-class File(NamedTuple):
-    """What is known of one file."""
-
-    sha256: str
-    size: tuple[int, int]
-    """Height, width."""
-
-
-class Files(NamedTuple):
-    """An image and its mask."""
-
-    image: File
-    mask: File | None
+Row = dict[str, object]
+"""A row of the manifest's table: the keys of `manifest.COLUMNS`."""
 
 
 def look_into(
@@ -43,8 +31,8 @@ def look_into(
     decode: bool = False,
     leave_out: Sequence[Skipped] = (),
     workers: int | None = None,
-) -> Iterator[tuple[Entry, Files | Skipped]]:
-    """Each entry with what is known of its files, or with what is wrong with them, in order.
+) -> Iterator[Row | Skipped]:
+    """What is known of each entry and its files, or what is wrong with them, in order.
 
     Parameters
     ----------
@@ -57,18 +45,18 @@ def look_into(
     """
     known = {bad.path: bad for bad in leave_out}
 
-    def look(entry: Entry) -> Files | Skipped:
+    def look(entry: Entry) -> Row | Skipped:
         bad = known.get(entry.path)
         if bad and bad.mask == entry.mask and bad.unchanged(root):
             return bad
-        return _look(root, entry, exif, decode)
+        try:
+            return _row(root, entry, exif, decode)
+        except _UnusableError as fault:
+            return Skipped.of(root, entry.path, entry.mask, str(fault))
 
     threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield from zip(entries, pool.map(look, entries), strict=True)
-    finally:  # also when the caller stops early, by Ctrl-C for example
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(look, entries)
 
 
 def content_ids(paths: Iterable[Path]) -> set[str]:
@@ -80,35 +68,54 @@ def content_ids(paths: Iterable[Path]) -> set[str]:
     return found
 
 
-def _look(root: Path, entry: Entry, exif: bool, decode: bool) -> Files | Skipped:
-    files: list[File] = []
-    for path in (entry.path, entry.mask) if entry.mask else (entry.path,):
-        is_mask = bool(files)
-        try:
-            content = (root / path).read_bytes()
-            size = stored_size(content, exif=exif)
-            if decode:
-                (read_mask if is_mask else read_image)(root / path, exif=exif)
-        except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-            what = f"has a mask, {path}, that cannot be read" if is_mask else "cannot be read"
-            reason = f"{what} ({_reason(error, root / path, path)})"
-            return Skipped.of(root, entry.path, entry.mask, reason)
-        sha256 = hashlib.sha256(content).hexdigest()
-        expected = entry.mask_sha256 if is_mask else entry.sha256
-        if expected and sha256 != expected:
-            reason = _changed(path if is_mask else "", sha256, expected)
-            return Skipped.of(root, entry.path, entry.mask, reason)
-        files.append(File(sha256, size))
-    found = Files(files[0], files[1] if entry.mask else None)
-    if found.mask and found.mask.size != found.image.size:
-        reason = _other_size(entry, found.image.size, found.mask.size, exif)
-        return Skipped.of(root, entry.path, entry.mask, reason)
-    return found
+class _UnusableError(Exception):
+    """What is wrong with an image, as the end of a sentence that begins with its path."""
 
 
-def _changed(mask: str, found: str, expected: str) -> str:
-    what = f"has a mask, {mask}, that was changed" if mask else "was changed"
-    return f"{what} since its set was written (SHA-256 {found[:8]}…, expected {expected[:8]}…)"
+def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> Row:
+    """The row of an image whose files can be used."""
+    sha256, size = _file(root, entry.path, entry.sha256, "", exif, decode)
+    row: Row = {
+        "path": entry.path,
+        "mask": entry.mask,
+        "mask_state": int(entry.mask_state),
+        "category": entry.category,
+        "defect": entry.defect,
+        "label": entry.label,
+        "height": size[0],
+        "width": size[1],
+        "sha256": sha256,
+        "mask_sha256": "",
+    }
+    if entry.mask:
+        has = f"has a mask, {entry.mask}, that "
+        row["mask_sha256"], mask_size = _file(
+            root, entry.mask, entry.mask_sha256, has, exif, decode
+        )
+        if mask_size != size:
+            raise _UnusableError(_other_size(entry, size, mask_size, exif))
+    return row
+
+
+def _file(
+    root: Path, path: str, expected: str, has: str, exif: bool, decode: bool
+) -> tuple[str, tuple[int, int]]:
+    """SHA-256 and (height, width) of an image, or of a mask if `has` leads over to one."""
+    try:
+        content = (root / path).read_bytes()
+        size = stored_size(content, exif=exif)
+        if decode:
+            (read_mask if has else read_image)(root / path, exif=exif)
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+        reason = _reason(error, root / path, path)
+        raise _UnusableError(f"{has}cannot be read ({reason})") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if expected and sha256 != expected:
+        raise _UnusableError(
+            f"{has}was changed since its set was written (SHA-256 {sha256[:8]}…, expected "
+            f"{expected[:8]}…)"
+        )
+    return sha256, size
 
 
 def _reason(error: Exception, path: Path, shown: str) -> str:

@@ -19,16 +19,6 @@ from PIL import ExifTags, Image, ImageOps
 from spg_pipe.errors import SpgError
 
 T = TypeVar("T")
-# A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
-# files that it can write or recognise but not decode.
-_EXTENSIONS = """
-    apng avif bmp bw cur dcx dds dib fit fits flc fli gif icns ico im j2k jfif jp2 jpe jpeg
-    jpf jpg jpx msp pbm pcx pfm pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp
-    xbm xpm
-"""
-IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
-"""What counts as an image file, in lower case."""
-
 # What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
 _PNG_ORIENTATION = (
     b"eXIf",
@@ -52,11 +42,6 @@ class Preprocess:
     """Per-channel mean that is subtracted, in units of [0, 1]."""
     std: tuple[float, float, float]
     """Per-channel deviation to divide by, in units of [0, 1]."""
-
-
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file (by extension; hidden files are not)."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
 def read_image(path: Path, *, exif: bool) -> np.ndarray:

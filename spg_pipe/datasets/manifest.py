@@ -6,25 +6,23 @@ files write the same bytes. Paths are relative; the folder they start from is no
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from spg_pipe.datasets.skipped import Skipped, recorded
+from spg_pipe.artefacts.files import fingerprint, write_bytes
+from spg_pipe.artefacts.record import Record, damaged, parse_record
+from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-FORMAT = 1
-"""Version of the file's format; a reader refuses any other."""
-
+AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
 
 
@@ -51,6 +49,31 @@ COLUMNS = {
     "sha256": "string",  # hex, of the file's bytes
     "mask_sha256": "string",  # likewise; "" if there is none
 }
+
+
+class ManifestRecord(Record):
+    """What a manifest's file says beside its rows.
+
+    No library's version is among it: the same images give the same bytes on any machine.
+    """
+
+    BESIDE: ClassVar[frozenset[str]] = frozenset(
+        {"fingerprint", "notes", "skipped", "selection", "sources"}
+    )
+    kind: Literal["manifest"] = "manifest"
+    format: Literal[2] = 2
+    dataset: str
+    split: str
+    layout: str
+    exif: bool
+    licences: tuple[str, ...]
+    rows_sha256: str
+    """Of the canonical JSON of all rows."""
+    fingerprint: str = ""
+    notes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    selection: dict[str, object]
+    sources: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,72 +147,43 @@ class Manifest:
         table = self.table[~self.table["path"].isin(list(paths))].reset_index(drop=True)
         return replace(self, table=table)
 
-    def summary(self) -> pd.DataFrame:
-        """Number of images per category.
-
-        Returns
-        -------
-        DataFrame
-            Index `category`; int columns `images`, `normal`, `anomalous`, `unlabelled` and
-            `without_mask` (anomalous images whose mask is missing).
-        """
-        table = self.table
-        missing = table["mask_state"] == MaskState.MISSING
-        columns = {
-            "images": table["label"] >= 0,
-            "normal": table["label"] == LABEL_NORMAL,
-            "anomalous": table["label"] == LABEL_ANOMALOUS,
-            "unlabelled": table["label"] == LABEL_UNKNOWN,
-            "without_mask": missing & (table["label"] == LABEL_ANOMALOUS),
-        }
-        counts = table[["category"]].assign(**columns).groupby("category", sort=False).sum()
-        return counts.astype("int64")
-
     def fingerprint(self) -> str:
         """Sha256 (hex) of what determines the content: every row, the policy and the licences.
 
         Neither the root nor the notes take part, nor what was skipped: without a damaged file the
         dataset is the same as with it left out.
         """
-        identity = {
-            "format": FORMAT,
-            "dataset": self.dataset,
-            "split": self.split,
-            "layout": self.layout,
-            "exif": self.exif,
-            "licences": list(self.licences),
-            "rows": {name: self.table[name].tolist() for name in COLUMNS},
-        }
-        return hashlib.sha256(_canonical_json(identity)).hexdigest()
+        return self._record().fingerprint
+
+    def _record(self) -> ManifestRecord:
+        return ManifestRecord(
+            dataset=self.dataset,
+            split=self.split,
+            layout=self.layout,
+            exif=self.exif,
+            licences=self.licences,
+            rows_sha256=_rows_sha256(self.table),
+            notes=self.notes,
+            skipped=self.skipped,
+            selection=dict(self.selection),
+            sources=self.own_sources,
+        ).sealed()
 
     def save(self, path: Path) -> None:
         """Write a Parquet file (zstd); the same content gives the same bytes.
 
         The file appears whole or not at all.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        metadata = {
-            "format": FORMAT,
-            "dataset": self.dataset,
-            "split": self.split,
-            "layout": self.layout,
-            "exif": self.exif,
-            "licences": list(self.licences),
-            "notes": list(self.notes),
-            "skipped": [bad.to_dict() for bad in self.skipped],
-            "selection": dict(self.selection),
-            "sources": self.own_sources,
-            "fingerprint": self.fingerprint(),
-        }
-        table = to_arrow(self.table).replace_schema_metadata({b"spg": _canonical_json(metadata)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            pq.write_table(table, temporary, compression="zstd")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # No pandas metadata: it names versions.
+        rows = pa.Table.from_pandas(
+            self.table[list(COLUMNS)], schema=_schema(), preserve_index=False
+        ).replace_schema_metadata({b"spg": self._record().model_dump_json().encode()})
+        file = BytesIO()
+        pq.write_table(rows, file, compression="zstd")
+        write_bytes(path, file.getbuffer())
 
     @classmethod
     def load(cls, path: Path, root: Path) -> Manifest:
@@ -200,30 +194,20 @@ class Manifest:
         SpgError
             The file is missing, damaged, of another format, or was edited.
         """
-        table, metadata = _read(path)
-        try:
-            skipped = tuple(recorded(metadata.get("skipped")))
-        except SpgError as error:
-            raise SpgError(f"{path}: {error} Run `spg-pipe prepare` again.") from error
-        manifest = cls(
-            dataset=metadata["dataset"],
-            split=metadata["split"],
-            layout=metadata["layout"],
+        table, record = _read(path)
+        return cls(
+            dataset=record.dataset,
+            split=record.split,
+            layout=record.layout,
             root=root,
             table=table,
-            licences=tuple(metadata["licences"]),
-            notes=tuple(metadata["notes"]),
-            exif=metadata["exif"],
-            skipped=skipped,
-            selection=metadata.get("selection", {}),
-            sources=metadata.get("sources", {}),
+            licences=record.licences,
+            notes=record.notes,
+            exif=record.exif,
+            skipped=record.skipped,
+            selection=record.selection,
+            sources=record.sources,
         )
-        if manifest.fingerprint() != metadata["fingerprint"]:
-            raise SpgError(
-                f"The manifest {path} does not match its own fingerprint: it was edited or "
-                f"damaged. Make it anew with `spg-pipe prepare`."
-            )
-        return manifest
 
 
 def _spread_rows(groups: Sequence[tuple[str, int]], limit: int) -> list[int]:
@@ -255,14 +239,6 @@ def to_frame(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
     return pa.Table.from_pylist(list(rows), schema=_schema()).to_pandas()
 
 
-def to_arrow(table: pd.DataFrame) -> pa.Table:
-    """The table with the types of `COLUMNS` and no pandas metadata (it names versions)."""
-    import pyarrow as pa
-
-    arrow = pa.Table.from_pandas(table[list(COLUMNS)], schema=_schema(), preserve_index=False)
-    return arrow.replace_schema_metadata(None)
-
-
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -270,31 +246,30 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, dict]:
-    """Table and metadata of a manifest file, or an SpgError that says what is wrong with it."""
+def _rows_sha256(table: pd.DataFrame) -> str:
+    return fingerprint({name: table[name].tolist() for name in COLUMNS})
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, ManifestRecord]:
+    """Table and record of a manifest file, or an SpgError that says what is wrong with it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise SpgError(f"There is no manifest at {path}. Make it with `spg-pipe prepare`.")
-    again = "Make it anew with `spg-pipe prepare`."
+        raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
     try:
         arrow = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise SpgError(f"The manifest {path} cannot be read ({error}). {again}") from error
+        raise damaged(path, "manifest", f"it cannot be read ({error})", AGAIN) from error
     raw = (arrow.schema.metadata or {}).get(b"spg")
     if raw is None:
-        raise SpgError(f"{path} is a Parquet file but not a manifest of spg-pipe. {again}")
-    metadata = json.loads(raw)
-    if metadata["format"] != FORMAT:
         raise SpgError(
-            f"The manifest {path} has format {metadata['format']}; this version reads format "
-            f"{FORMAT}. {again}"
+            f"{path} is a Parquet file but not a manifest of spg-pipe. Make it anew with `{AGAIN}`."
         )
+    record = parse_record(raw.decode(), path, ManifestRecord, "manifest", AGAIN)
     if missing := [name for name in COLUMNS if name not in arrow.column_names]:
-        raise SpgError(f"The manifest {path} has no column {', '.join(missing)}. {again}")
-    return arrow.replace_schema_metadata(None).to_pandas(), metadata
-
-
-def _canonical_json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
+    table = arrow.replace_schema_metadata(None).to_pandas()
+    if _rows_sha256(table) != record.rows_sha256:
+        raise damaged(path, "manifest", "its rows were edited or damaged", AGAIN)
+    return table, record

@@ -4,11 +4,13 @@ how unlike the rest of its image it is. Two dot products a token.
 Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import lengths, unit
 
 
@@ -25,7 +27,7 @@ class Components:
     `dissimilarity`: 1 − ‖m‖², the mean of the patches'."""
 
 
-def components(tokens: Tensor, directions: dict[str, Tensor]) -> Components:
+def components(tokens: Tensor, directions: Mapping[View, Tensor]) -> Components:
     """Of one layer's tokens.
 
     Parameters

@@ -4,87 +4,42 @@ Values of an auxiliary image come from guides that were made without it where th
 made that way, so that the fit sees what it will meet on new images.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.datasets.manifest import LABEL_UNKNOWN
-from spg_pipe.decision.components import Components, components
-from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
+from spg_pipe.decision.components import Components
+from spg_pipe.decision.measured import Measured, measure
+from spg_pipe.decision.model import Decision, Scale, Term
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.layer import View
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import ordered_batches, sources_of
 
-Progress = Callable[[int, int], None]
-
+RIDGE = 1.0
+"""How firmly fitted weights are held to the recipe's proportions (docs/method.md §8)."""
 _LOOSE = 1e-3
-"""Ridge on the common scale of all weights: with `ridge` above 0 they stay finite where the classes
-separate wholly."""
+"""Ridge on the common scale of all weights: they stay finite where the classes separate wholly."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Raw values of every auxiliary image, of one layer, by m sets of guides."""
-
-    guides: Tensor
-    """(n, m, h, w)"""
-    dissimilarity: Tensor
-    """(n, h, w)"""
-    image: dict[str, Tensor]
-    """View → (n, m); `dissimilarity` → (n, 1)."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What is known of the auxiliary images."""
-
-    labels: np.ndarray
-    """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
-    categories: np.ndarray
-    """(n,) int"""
-    size: int
-    """S: side of the maps, pixels."""
-
-    @classmethod
-    def of(cls, store: FeatureStore) -> "Labelled":
-        """Of a store's images."""
-        names = store.array("category").astype(object)
-        numbers = np.unique(names, return_inverse=True)[1]
-        return cls(store.array("label").astype(np.int64), numbers, store.image_size)
-
-    def judged(self, among: np.ndarray) -> np.ndarray:
-        """(n,) bool: of `among`, the labelled images of categories that have both classes."""
-        rows = among & (self.labels != LABEL_UNKNOWN)
-        found = np.zeros(len(rows), bool)
-        for category in np.unique(self.categories[rows]):
-            own = rows & (self.categories == category)
-            if {0, 1} <= set(self.labels[own].tolist()):
-                found |= own
-        return found
-
-
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """A decision and what was found on the way."""
 
     decision: Decision
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     """What could not be fitted, and why."""
 
 
 def fit_decision(
     store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
+    directions: Mapping[str, Mapping[View, Tensor]],
     folds: np.ndarray | None,
     params: DecisionParams,
-    sigma: float,
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
 ) -> Fit:
     """Fit scales and weights on a labelled store, in one pass.
 
@@ -96,27 +51,22 @@ def fit_decision(
         Row 0: the final guides'. Row 1 + f: those made without the images of fold f.
     folds : (n,) int, optional
         Each image's fold; without it row 0 judges every image, also those it was made from.
-    sigma : float
-        Blur of the maps, pixels at S×S.
     """
-    own = np.zeros((len(store), 2), np.int64)
+    judges = np.zeros((len(store), 2), np.int64)
     if folds is not None:
-        own[:, 1] = folds + 1
-    seen = look(store, directions, own, device=device, progress=progress)
-    return fit_seen(seen, Labelled.of(store), params, sigma, honest=1)
+        judges[:, 1] = folds + 1
+    return fit_measured(measure(store, directions, judges, device=device), params, honest=1)
 
 
-def fit_seen(
-    seen: dict[str, Seen],
-    images: Labelled,
+def fit_measured(
+    measured: Measured,
     params: DecisionParams,
-    sigma: float,
     *,
     final: int = 0,
     honest: int = 0,
     among: np.ndarray | None = None,
 ) -> Fit:
-    """Fit scales and weights on what was seen.
+    """Fit scales and weights.
 
     Parameters
     ----------
@@ -125,21 +75,20 @@ def fit_seen(
     among : (n,) bool, optional
         The images to learn from. Default: all.
     """
-    among = np.ones(len(images.labels), bool) if among is None else among
-    judged = images.judged(among)
-    rows = judged if judged.any() else among
+    among = np.ones(len(measured.labels), bool) if among is None else among
+    judged = measured.judged(among)
+    chosen = judged if judged.any() else among
+    rows = np.flatnonzero(chosen)
     scales = {
-        layer: _scales(values, final, images.categories, among, rows)
-        for layer, values in seen.items()
+        layer: _scales(raw, final, measured.categories, among, chosen)
+        for layer, raw in measured.layers.items()
     }
-    weights = params.map.model_dump()
-    _require_layers(params, seen)
-    start = Decision(weights, scales, {}, 0.0, params.top_share, params.layers)
-    own, others = (
-        image_values(start, seen, which, images.size, sigma, rows) for which in (final, honest)
+    start = Decision(
+        map_weights=params.map, scales=scales, terms={}, bias=0.0, top_share=params.top_share
     )
+    by_final, by_honest = (measured.image_values(start, which, rows) for which in (final, honest))
     asked = {name: weight for name, weight in params.image.model_dump().items() if weight > 0}
-    prior = {name: weight for name, weight in asked.items() if name in own}
+    prior = {name: weight for name, weight in asked.items() if name in by_final}
     notes = [
         f"no image component {name}: the guides have none for it"
         for name in asked
@@ -150,36 +99,25 @@ def fit_seen(
             f"The guides have nothing for the image components {', '.join(asked)}, so no image "
             "could be scored. Give decision.image.map_top or decision.image.dissimilarity a weight."
         )
-    means = {name: _scale(own[name]) for name in prior}
+    means = {name: _scale(by_final[name]) for name in prior}
     bias, fitted = 0.0, np.array(list(prior.values()))
     if judged.any():
-        columns = [(others[name] - means[name].mean) / means[name].deviation for name in prior]
-        values = np.stack(columns, axis=1)
-        bias, fitted = fit_weights(values, images.labels[rows], fitted, params.ridge)
+        columns = [(by_honest[name] - means[name].mean) / means[name].deviation for name in prior]
+        bias, fitted = fit_weights(np.stack(columns, axis=1), measured.labels[rows], fitted)
     else:
         notes.append(
             "no category has normal and anomalous images: the weights of the image score are the "
             "recipe's, and its zero means nothing"
         )
     terms = {
-        name: Term(float(weight), *means[name]) for name, weight in zip(prior, fitted, strict=True)
+        name: Term(weight=float(weight), mean=means[name].mean, deviation=means[name].deviation)
+        for name, weight in zip(prior, fitted, strict=True)
     }
-    return Fit(replace(start, terms=terms, bias=float(bias)), notes)
-
-
-def _require_layers(params: DecisionParams, seen: dict[str, Seen]) -> None:
-    for layer in params.layers:
-        if layer not in seen:
-            raise SpgError(
-                f"decision.layers names layer {layer}, which the store does not have; it has "
-                f"{', '.join(seen)}."
-            )
-    if not any(params.layers.get(layer, 1.0) for layer in seen):
-        raise SpgError("decision.layers: every layer has the weight 0; nothing would be scored.")
+    return Fit(start.model_copy(update={"terms": terms, "bias": float(bias)}), notes)
 
 
 def fit_weights(
-    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float
+    values: np.ndarray, labels: np.ndarray, prior: np.ndarray, ridge: float = RIDGE
 ) -> tuple[float, np.ndarray]:
     """Logistic regression whose weights stay near a prior direction and above zero.
 
@@ -223,66 +161,11 @@ def fit_weights(
     return float(found[0]), found[2:]
 
 
-def look(
-    store: FeatureStore,
-    directions: dict[str, dict[str, Tensor]],
-    own: np.ndarray | None = None,
-    *,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> dict[str, Seen]:
-    """Every image's components: a few kilobytes an image, layer and set of guides.
-
-    Parameters
-    ----------
-    directions : dict of layer → view → (F, D)
-    own : (n, m) int, optional
-        Which of the F each image is judged by. Default: all.
-    """
-    sides = {
-        layer: {view: rows.to(device) for view, rows in views.items()}
-        for layer, views in directions.items()
-    }
-    found: dict[str, list[Components]] = {layer: [] for layer in directions}
-    with torch.inference_mode():
-        for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
-            for layer, views in sides.items():
-                chosen = None if own is None else torch.from_numpy(own[images]).to(device)
-                found[layer].append(_chosen(components(tokens[layer], views), chosen))
-            if progress:
-                progress(int(images[-1]) + 1, len(store))
-    grids = {layer: store.spec.layers[layer].grid for layer in directions}
-    return {
-        layer: Seen(
-            torch.cat([part.guides for part in parts]).unflatten(-1, grids[layer]),
-            torch.cat([part.dissimilarity for part in parts]).unflatten(-1, grids[layer]),
-            {view: torch.cat([part.image[view] for part in parts]) for view in parts[0].image},
-        )
-        for layer, parts in found.items()
-    }
-
-
-def _chosen(found: Components, own: Tensor | None) -> Components:
-    """On the CPU, and of F sets of guides those that are asked for."""
-    image = {
-        view: values.cpu() if view == "dissimilarity" else _pick(values, own).cpu()
-        for view, values in found.image.items()
-    }
-    return Components(_pick(found.guides, own).cpu(), found.dissimilarity.cpu(), image)
-
-
-def _pick(values: Tensor, own: Tensor | None) -> Tensor:
-    """(B, F, …) → (B, m, …)."""
-    if own is None:
-        return values
-    return values[torch.arange(len(values), device=values.device)[:, None], own]
-
-
 def _scales(
-    seen: Seen, which: int, categories: np.ndarray, among: np.ndarray, rows: np.ndarray
+    raw: Components, which: int, categories: np.ndarray, among: np.ndarray, chosen: np.ndarray
 ) -> dict[str, Scale]:
-    """Of patches: each category's mean and deviation, averaged. Of images: over `rows`."""
-    patches = {"guides": seen.guides[:, which], "dissimilarity": seen.dissimilarity}
+    """Of patches: each category's mean and deviation, averaged. Of images: over `chosen`."""
+    patches = {"guides": raw.guides[:, which], "dissimilarity": raw.dissimilarity}
     scales = {}
     for name, values in patches.items():
         each = [
@@ -290,15 +173,9 @@ def _scales(
             for category in np.unique(categories[among])
         ]
         scales[name] = Scale(*(float(np.mean(column)) for column in zip(*each, strict=True)))
-    chosen = torch.from_numpy(rows)
-    for view, image in seen.image.items():
-        scales[f"image_{view}"] = _scale(_of(image, which)[chosen].numpy())
+    for view, image in raw.image.items():
+        scales[f"image_{view}"] = _scale(image[torch.from_numpy(chosen), which].numpy())
     return scales
-
-
-def _of(image: Tensor, which: int) -> Tensor:
-    """(n, m) → (n,); a single column is everybody's."""
-    return image[:, which if image.shape[1] > 1 else 0]
 
 
 def _scale(values: np.ndarray) -> Scale:
@@ -306,39 +183,3 @@ def _scale(values: np.ndarray) -> Scale:
     flat = values.astype(np.float64)
     deviation = float(flat.std())
     return Scale(float(flat.mean()), deviation if deviation > 1e-12 else 1.0)
-
-
-def grids_of(
-    decision: Decision, seen: dict[str, Seen], which: int, rows: np.ndarray
-) -> dict[str, Tensor]:
-    """Layer → (rows, h, w) log odds of some images."""
-    chosen = torch.from_numpy(rows)
-    return {
-        layer: decision.grid(layer, values.guides[chosen, which], values.dissimilarity[chosen])
-        for layer, values in seen.items()
-    }
-
-
-def image_values(
-    decision: Decision,
-    seen: dict[str, Seen],
-    which: int,
-    size: int,
-    sigma: float,
-    rows: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Image components of the images that `rows` (n,) bool names."""
-    tops = []
-    for part in np.array_split(np.flatnonzero(rows), max(1, rows.sum() // 64)):
-        maps = coarse_maps(grids_of(decision, seen, which, part), size, sigma)
-        tops.append(top_mean(maps, decision.top_share))
-    chosen = torch.from_numpy(rows)
-    own = {
-        layer: Components(
-            values.guides[chosen, which],
-            values.dissimilarity[chosen],
-            {view: _of(image, which)[chosen, None] for view, image in values.image.items()},
-        )
-        for layer, values in seen.items()
-    }
-    return {MAP_TOP: np.concatenate(tops)} | decision.image_values(own)

@@ -4,18 +4,18 @@ Every step is linear and works on one axis at a time, and so is their product: a
 R P Cᵀ of the patch grid P with two small matrices. No filter runs over the pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.guides.model import upsample
-from spg_pipe.recipe.params import SIGMA
+from spg_pipe.guides.model import interpolation, upsample
 
+SIGMA = 4.0
+"""Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
 SOFTENING = 4.0
 """Log odds are divided by it before their sigmoid: float32 holds no more steps below 1 at 16.6, and
 a memory bank's distances reach 25 deviations. It changes no order."""
@@ -26,7 +26,7 @@ _TRUNCATE = 4.0
 """The blur's kernel ends at 4σ, with reflected borders (scipy's default semantics)."""
 
 
-def raw_maps(patches: dict[str, Tensor], size: int | tuple[int, int]) -> Tensor:
+def raw_maps(patches: Mapping[str, Tensor], size: int | tuple[int, int]) -> Tensor:
     """Mean over layers of the upsampled patch probabilities.
 
     Parameters
@@ -43,7 +43,7 @@ def raw_maps(patches: dict[str, Tensor], size: int | tuple[int, int]) -> Tensor:
 
 
 def anomaly_maps(
-    patches: dict[str, Tensor],
+    patches: Mapping[str, Tensor],
     size: int,
     sigma: float = SIGMA,
     at: tuple[int, int] | None = None,
@@ -137,7 +137,6 @@ def _axis_weights(cells: int, size: int, sigma: float, pixels: int) -> Tensor:
 
 def _interpolation(source: int, target: int) -> np.ndarray:
     """Weights (target, source) float64 of one axis, from PyTorch's own float32 interpolation."""
-    identity = torch.eye(source)[None]  # in float64 it would place the pixels slightly elsewhere
-    weights = F.interpolate(identity, target, mode="linear", align_corners=False)[0].t().double()
+    weights = interpolation(source, target).double()
     # Their two weights are rounded each; without this a map of ones would not stay at one.
     return (weights / weights.sum(dim=1, keepdim=True)).numpy()

@@ -3,29 +3,31 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.detector.judged_masks import JudgedMasks
+from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
+from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import CHUNK_IMAGES, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
+    CurvePoint,
+    MetricsTable,
     PixelMetrics,
     Regions,
     RowContext,
     accumulate,
     category_metrics,
     chosen_accumulator,
-    curve_rows,
-    macro_mean,
+    curve_points,
+    flat_rows,
+    with_mean,
     write_csv,
-    write_json,
 )
-from spg_pipe.metrics.tables import Row
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 
@@ -36,25 +38,30 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows of one target: categories in order, then their mean; and curves for plotting."""
+    """The table of one target, and its curves for plotting."""
 
-    rows: list[Row]
-    curves: list[Row]
-    provenance: dict[str, Any]
+    table: MetricsTable
+    curves: list[CurvePoint]
+    provenance: Provenance
 
     def save(self, path: Path) -> None:
         """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
-        write_csv(path.with_suffix(".csv"), self.rows)
-        folder = path.parent / "curves"
+        write_csv(path.with_suffix(".csv"), flat_rows(self.table))
+        context = self.table.context
         # A file may travel without the table beside it, so each names what it was made under.
         named = {
-            key: self.rows[0][key] for key in ("protocol", "method_protocol", "method", "sees")
+            "protocol": context.protocol,
+            "method_protocol": context.method_protocol,
+            "method": context.method,
+            "supervision": context.supervision,
         }
-        lines = {"categories": self.curves}
-        lines |= {kind: _mean_curve(self.curves, kind) for kind in ("roc", "pr", "pro")}
-        for name, points in lines.items():
-            write_csv(folder / f"{path.stem}-{name}.csv", [point | named for point in points])
-        write_json(path, self.rows, self.provenance)
+        files = {"categories": [point._asdict() for point in self.curves]}
+        for kind in ("roc", "pr", "pro"):
+            files[kind] = [{"x": x, "y": y} for x, y in _mean_curve(self.curves, kind)]
+        for name, points in files.items():
+            file = path.parent / "curves" / f"{path.stem}-{name}.csv"
+            write_csv(file, [point | named for point in points])
+        write_record(path, MetricsRecord.of(self.table, self.provenance))
 
 
 def evaluate_scores(
@@ -82,7 +89,7 @@ def evaluate_scores(
     SpgError
         If the scores belong to another store, or the manifest is needed and absent.
     """
-    if scores.config["inputs"]["store"] != store.fingerprint:
+    if scores.record.store != store.fingerprint:
         raise SpgError(
             f"{scores.path} was scored from another store than {store.path}. "
             "Run `spg-pipe score` again."
@@ -90,50 +97,49 @@ def evaluate_scores(
     if params.resolution == "original" and manifest is None:
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
     masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
-    table = scores.table
-    context = _context(scores, params)
-    rows: list[Row] = []
-    curves: list[Row] = []
+    images = scores.table
+    rows, curves = [], list[CurvePoint]()
     lost = store.array("lost_regions")
     done = 0
-    for category in dict.fromkeys(table["category"]):
-        chosen = np.flatnonzero(table["category"] == category)
+    for category in dict.fromkeys(images["category"]):
+        chosen = np.flatnonzero(images["category"] == category)
         pixel = _pixel_metrics(scores, store, chosen, params, masks)
-        missing = table["mask_state"].to_numpy()[chosen] == MaskState.MISSING
-        anomalous = table["label"].to_numpy()[chosen] == 1
+        missing = images["mask_state"].to_numpy()[chosen] == MaskState.MISSING
+        anomalous = images["label"].to_numpy()[chosen] == 1
         row = category_metrics(
             category,
-            table["label"].to_numpy()[chosen],
-            table["score"].to_numpy()[chosen],
+            images["label"].to_numpy()[chosen],
+            images["score"].to_numpy()[chosen],
             pixel,
-            context=context,
+            protocol=params.protocol,
             images_without_mask=int((missing & anomalous).sum()),
             vanished_regions=int(lost[chosen].sum()) if params.resolution == "model" else 0,
         )
         rows.append(row)
         if pixel is not None:
-            curves += curve_rows(category, pixel)
+            curves += curve_points(category, pixel)
         done += len(chosen)
         if progress:
-            progress(done, len(table))
-    return Evaluation([*rows, macro_mean(rows)], curves, _provenance(scores, params))
+            progress(done, len(images))
+    table = with_mean(_context(scores, params), rows)
+    return Evaluation(table, curves, _provenance(scores.record, params))
 
 
 def _context(scores: Scores, params: MetricParams) -> RowContext:
-    config = scores.config
-    spec = BackboneSpec.from_dict(config["backbone"])
+    record = scores.record
+    spec = record.backbone
     layers = "+".join(spec.layers)
     return RowContext(
-        dataset=config["dataset"],
-        split=config["split"],
+        dataset=record.dataset,
+        split=record.split,
         backbone=f"{spec.seen_at} layers {layers} ({spec.norm}-norm)",
-        seed=config["detector"]["seed"],
+        seed=record.seed,
         resolution=params.resolution,
         protocol=params.protocol,
-        method_protocol=config["detector"]["protocol"]["name"],
+        method_protocol=record.method_protocol,
         method=scores.method,
-        sees=scores.sees,
-        auxiliary=config["detector"]["auxiliary"]["dataset"],
+        supervision=scores.sees,
+        auxiliary=record.auxiliary,
     )
 
 
@@ -163,39 +169,36 @@ def _pixel_metrics(
     return accumulate(pairs, kind, params.protocol)
 
 
-def _provenance(scores: Scores, params: MetricParams) -> dict[str, Any]:
-    config = scores.config
-    detector = config["detector"]
-    return {
-        "scores": config["fingerprint"],
-        "inputs": config["inputs"],
-        "metrics": params.model_dump(mode="json"),
-        "score": config["score"],
-        "sees": scores.sees,
-        "seed": detector["seed"],
-        "auxiliary": detector["auxiliary"],
-        # A baseline has neither.
-        "sae_tokens_seen": detector.get("sae", {}).get("tokens_seen"),
-        "guide_epochs": detector.get("guides", {}).get("epochs"),
-        "licences": config["licences"],
-        "versions": versions(),
-    }
+def _provenance(record: ScoresRecord, params: MetricParams) -> Provenance:
+    origin = record.detector
+    return Provenance(
+        scores=record.fingerprint,
+        store=record.store,
+        detector=origin.fingerprint if origin else None,
+        metrics=params,
+        method=record.method,
+        supervision=record.supervision,
+        seed=record.seed,
+        auxiliary=origin.auxiliary if origin else None,
+        sae_tokens_seen=origin.sae.tokens_seen if origin else None,
+        guides=origin.guides if origin else None,
+        licences=record.licences,
+        versions=versions(),
+    )
 
 
-def _mean_curve(curves: list[Row], kind: str) -> list[Row]:
+def _mean_curve(curves: list[CurvePoint], kind: str) -> list[tuple[float, float]]:
     """The mean over categories of a curve, on a common grid of x."""
     grid = np.linspace(0, 1, _CURVE_GRID + 1)
     lines = []
-    for category in dict.fromkeys(row["category"] for row in curves):
-        points = [r for r in curves if r["curve"] == kind and r["category"] == category]
-        points.sort(key=lambda r: r["x"])
+    for category in dict.fromkeys(point.category for point in curves):
+        points = [p for p in curves if p.curve == kind and p.category == category]
+        points.sort(key=lambda point: point.x)
         if points:
-            x, y = ([p[axis] for p in points] for axis in ("x", "y"))
+            x, y = [p.x for p in points], [p.y for p in points]
             lines.append(np.interp(grid, x, y, right=np.nan))
     if not lines:
-        return [{"x": float(x), "y": float("nan")} for x in (0.0, 1.0)]
+        return [(0.0, float("nan")), (1.0, float("nan"))]
     mean = np.mean(lines, axis=0)
     # PRO of protocol spg ends below FPR 0.3: beyond it there is no curve to show.
-    return [
-        {"x": float(x), "y": float(y)} for x, y in zip(grid, mean, strict=True) if not np.isnan(y)
-    ]
+    return [(float(x), float(y)) for x, y in zip(grid, mean, strict=True) if not np.isnan(y)]

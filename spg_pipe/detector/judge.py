@@ -1,8 +1,6 @@
-"""A detector on a batch of tokens: what it says of patches and images, by either rule.
+"""A detector on a batch of tokens: what it says of patches and images, by either rule."""
 
-`published` (docs/method.md §4) looks at the guides alone; `additive` (§8) adds up components.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,48 +8,21 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import stand_in
-from spg_pipe.backbones.spec import BackboneSpec, Prefix, Tiles
+from spg_pipe.backbones.spec import BackboneSpec, Prefix, Tiles, TokenKey
 from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.decision.model import MAP_TOP, Decision, top_mean
+from spg_pipe.decision.model import MAP_TOP, Decision
+from spg_pipe.decision.rules import Published, Rule, image_scores
 from spg_pipe.detector.model import Detector
-from spg_pipe.recipe.params import ScoreParams
 
-
-def image_scores(maps: np.ndarray, cls: np.ndarray, params: ScoreParams) -> np.ndarray:
-    """One score an image, from its blurred map and its CLS probability.
-
-    Parameters
-    ----------
-    maps : (B, H, W) float32
-    cls : (B,) float64
-    params : ScoreParams
-        `image_score`: max; cls; top_mean, the mean of the ⌊q·pixels⌋ highest; log_mean_exp,
-        b + τ·log(mean(exp((m − b)/τ))) with b the maximum; mix, α·CLS + (1 − α)·max.
-
-    Returns
-    -------
-    (B,) float32, or float64 where the CLS probability is in it
-    """
-    flat = maps.reshape(len(maps), -1)
-    highest = flat.max(axis=1)
-    if params.image_score == "max":
-        return highest
-    if params.image_score == "cls":
-        return cls
-    if params.image_score == "top_mean":
-        return top_mean(maps, params.top_share)
-    if params.image_score == "log_mean_exp":
-        spread = np.exp((flat - highest[:, None]) / params.lme_tau).mean(axis=1)
-        return (highest + params.lme_tau * np.log(spread)).astype(np.float32)
-    return params.alpha * cls + (1 - params.alpha) * highest
+Patches = dict[str, Tensor]
+"""Name of tokens → (B, h, w) float32 on the CPU: probabilities, or log odds."""
 
 
 @dataclass(frozen=True)
 class Judged:
     """What a detector says of a batch of images."""
 
-    patches: dict[str, Tensor]
-    """Layer → (B, h, w) float32 on the CPU: probabilities, or log odds of rule `additive`."""
+    patches: Patches
     columns: dict[str, np.ndarray]
     """`score` (B,) and what it is made of: with rule `published` score_cls and score_map_max, with
     rule `additive` a share_… for each component, which add up to the score less its bias."""
@@ -59,12 +30,12 @@ class Judged:
 
 def judge(
     detector: Detector,
-    tokens: dict[str, Tensor],
-    grids: dict[str, tuple[int, int]],
+    tokens: Mapping[str, Tensor],
+    grids: Mapping[str, tuple[int, int]],
     seen: BackboneSpec,
-    params: ScoreParams,
+    rule: Rule,
 ) -> Judged:
-    """Score a batch of images by the rule of `params`.
+    """Score a batch of images by a rule.
 
     Of an image in tiles the additive rule judges each tile alone, as the detector learnt to judge
     single views, and the image is as anomalous as its worst tile: a defect of a few pixels is lost
@@ -72,8 +43,8 @@ def judge(
 
     Parameters
     ----------
-    tokens : dict of layer → (B, 1 + N, D) float32
-    grids : dict of layer → (h, w)
+    tokens : dict of name → (B, 1 + N, D) float32
+    grids : dict of name → (h, w)
     seen : BackboneSpec
         How the tokens were made: the size of the maps, and the tiles.
 
@@ -83,33 +54,31 @@ def judge(
         If the rule is `additive` and the detector has no decision.
     """
     size = seen.preprocess.size
+    keyed, shapes = seen.keyed(tokens), seen.keyed(grids)
     with torch.inference_mode():
-        if params.rule == "additive":
-            odds, values = detector.log_odds(tokens, grids)
-            patches = _on_cpu(odds)
-            decision = detector.require_decision()
-            if seen.tiles is None:
-                return _add_up(decision, patches, values, size, params.sigma)
-            each = []
-            for tile in _tiles(seen.tiles, seen):
-                alone, values = detector.log_odds(*tile.cut(tokens, grids))
-                judged = _add_up(decision, _on_cpu(alone), values, seen.tiles.size, params.sigma)
-                each.append(judged.columns)
-            return Judged(patches, _worst(each))
-        patches, cls = detector.probabilities(tokens, grids)
-    return _published(_on_cpu(patches), cls.cpu().numpy(), size, params)
+        if isinstance(rule, Published):
+            probabilities, cls = detector.probabilities(keyed, shapes)
+            return _published(_by_name(probabilities), cls.cpu().numpy(), size, rule)
+        odds, values = detector.log_odds(keyed, shapes)
+        patches = _by_name(odds)
+        if seen.tiles is None:
+            return _add_up(rule.decision, patches, values, size)
+        tiles = []
+        for tile in _tiles(seen.tiles, seen):
+            odds, values = detector.log_odds(*tile.cut(keyed, shapes))
+            judged = _add_up(rule.decision, _by_name(odds), values, seen.tiles.size)
+            tiles.append(judged.columns)
+        return Judged(patches, _worst(tiles))
 
 
-def _on_cpu(patches: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {layer: values.cpu() for layer, values in patches.items()}
+def _by_name(patches: Mapping[TokenKey, Tensor]) -> Patches:
+    return {key.name: values.cpu() for key, values in patches.items()}
 
 
-def _published(
-    patches: dict[str, Tensor], cls: np.ndarray, size: int, params: ScoreParams
-) -> Judged:
-    maps = anomaly_maps(patches, size, params.sigma)
+def _published(patches: Patches, cls: np.ndarray, size: int, rule: Published) -> Judged:
+    maps = anomaly_maps(patches, size)
     columns = {
-        "score": image_scores(maps, cls, params),
+        "score": image_scores(maps, cls, rule.image_score),
         "score_cls": cls,
         "score_map_max": maps.reshape(len(maps), -1).max(axis=1),
     }
@@ -117,33 +86,31 @@ def _published(
 
 
 def _add_up(
-    decision: Decision,
-    patches: dict[str, Tensor],
-    values: dict[str, np.ndarray],
-    size: int,
-    sigma: float,
+    decision: Decision, patches: Patches, values: dict[str, np.ndarray], size: int
 ) -> Judged:
     if MAP_TOP in decision.terms:
-        values = values | {MAP_TOP: decision.map_top(patches, size, sigma)}
+        values = values | {MAP_TOP: decision.map_top(patches, size)}
     shares = decision.shares(values)
     total = decision.bias + np.sum(list(shares.values()), axis=0)
     columns = {f"share_{name}": share for name, share in shares.items()}
     return Judged(patches, {"score": total, **columns})
 
 
-def _worst(each: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _worst(tiles: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Each image's columns are those of the tile with the highest score."""
-    worst = np.argmax([columns["score"] for columns in each], axis=0)
+    worst = np.argmax([columns["score"] for columns in tiles], axis=0)
     images = np.arange(len(worst))
-    return {name: np.stack([one[name] for one in each])[worst, images] for name in each[0]}
+    return {
+        name: np.stack([columns[name] for columns in tiles])[worst, images] for name in tiles[0]
+    }
 
 
 @dataclass(frozen=True)
 class _Tile:
     """A tile of an image at one of its sides."""
 
-    layers: tuple[str, ...]
-    """Names of the tokens at this side."""
+    keys: tuple[TokenKey, ...]
+    """Tokens at this side."""
     side: int
     """Of the image, pixels."""
     top: int
@@ -153,21 +120,21 @@ class _Tile:
     prefix: Prefix
 
     def cut(
-        self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]]
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
+        self, tokens: Mapping[TokenKey, Tensor], grids: Mapping[TokenKey, tuple[int, int]]
+    ) -> tuple[dict[TokenKey, Tensor], dict[TokenKey, tuple[int, int]]]:
         """Tokens and grids of the tile alone.
 
         A prefix token that stands for the model's own is made anew; CLS is the whole image's.
         """
         parts, shapes = {}, {}
-        for layer in self.layers:
-            rows, columns = grids[layer]
-            patches = tokens[layer][:, 1:].unflatten(1, (rows, columns))
+        for key in self.keys:
+            rows, columns = grids[key]
+            patches = tokens[key][:, 1:].unflatten(1, (rows, columns))
             part = patches[:, self._cells(self.top, rows), self._cells(self.left, columns)]
-            shapes[layer] = (part.shape[1], part.shape[2])
+            shapes[key] = (part.shape[1], part.shape[2])
             flat = part.flatten(1, 2)
-            first = tokens[layer][:, :1] if self.prefix == "cls" else stand_in(flat, self.prefix)
-            parts[layer] = torch.cat([first, flat], dim=1)
+            first = tokens[key][:, :1] if self.prefix == "cls" else stand_in(flat, self.prefix)
+            parts[key] = torch.cat([first, flat], dim=1)
         return parts, shapes
 
     def _cells(self, start: int, cells: int) -> slice:
@@ -176,13 +143,13 @@ class _Tile:
 
 
 def _tiles(tiles: Tiles, seen: BackboneSpec) -> list[_Tile]:
-    found = []
+    cut = []
     for side in tiles.sides:
-        layers = tuple(tiles.layer_at(layer, side) for layer in seen.layers)
+        keys = tuple(key for key in seen.token_keys if key.side in (None, side))
         starts = tiles.starts(side, seen.patch_size)
-        found += [
-            _Tile(layers, side, top, left, tiles.size, seen.prefix)
+        cut += [
+            _Tile(keys, side, top, left, tiles.size, seen.prefix)
             for top in starts
             for left in starts
         ]
-    return found
+    return cut

@@ -1,7 +1,7 @@
 """Feature store + SparseAutoencoders → Detectors: guides and the decision, and what is kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import Checkpoints
-from spg_pipe.artefacts.files import fingerprint, versions
+from spg_pipe.artefacts.files import versions
 from spg_pipe.decision.fit import fit_decision
-from spg_pipe.detector.model import FORMAT, Detector, LayerGuides
+from spg_pipe.decision.rules import Additive, Published, Rule
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin, Selection
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.contrast import (
-    FOLDS,
-    VIEWS,
-    ClassSums,
-    Dictionary,
-    Pair,
-    class_sums,
-    direction,
-)
-from spg_pipe.guides.train import (
+from spg_pipe.guides.contrast import FOLDS, ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.kinds import ContrastGuides, Guides, guides_of
+from spg_pipe.guides.layer import VIEWS, LayerGuides, SignedAtoms, View
+from spg_pipe.guides.trained.train import (
     GuideFit,
     GuideRun,
     Progress,
@@ -30,8 +26,8 @@ from spg_pipe.guides.train import (
     check_sae,
     fit_guides,
 )
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import DecisionParams, GuideParams, MethodParams, ScoreParams
+from spg_pipe.guides.trained.trainer import PUBLISHED, Constants
+from spg_pipe.recipe.params import DecisionParams, MethodParams, Params, ScoreParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -39,246 +35,236 @@ from spg_pipe.store.stream import labelled_images
 
 Report = Callable[[str], None]
 """Told what is noteworthy about a result, a sentence at a time."""
+Curve = list[dict[str, float]]
+"""A row an epoch: mean losses and positive codes, over layers; empty for contrast guides."""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How a detector scores."""
+class DetectorPlan:
+    """All that determines a detector beside its auxiliary store."""
 
-    score: ScoreParams
-    decision: DecisionParams
+    saes: SaeRun
+    """Only their dictionaries and dead masks are used."""
+    seed: int
+    """Of trained guides: of the initial codes, and of the images' order. Contrast guides depend on
+    it through the SAE alone."""
+    guides: Guides
+    method: MethodParams = field(default_factory=MethodParams)
+    score: ScoreParams = field(default_factory=ScoreParams)
+    decision: DecisionParams = field(default_factory=DecisionParams)
     """Fitted if `score.rule` is `additive`."""
+    constants: Constants = PUBLISHED
+    """Of the training."""
+
+    @classmethod
+    def of(cls, params: Params, saes: SaeRun, seed: int) -> "DetectorPlan":
+        """What a recipe asks for."""
+        guides = guides_of(params.guides)
+        return cls(saes, seed, guides, params.method, params.score, params.decision)
+
+    def ordered_by(self, seed: int) -> "DetectorPlan":
+        """Trained guides see the images in the order of another seed: several share a pass."""
+        if isinstance(self.guides, ContrastGuides):
+            return self
+        return replace(self, guides=self.guides.model_copy(update={"order_seed": seed}))
+
+    @property
+    def run(self) -> GuideRun | None:
+        """The training of trained guides."""
+        if isinstance(self.guides, ContrastGuides):
+            return None
+        return GuideRun(self.saes, self.guides, self.seed, self.constants)
+
+    @property
+    def stream(self) -> tuple[int | str, ...]:
+        """Plans with the same value are made in one pass over the store."""
+        return self.run.stream if self.run else (self.guides.kind,)
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint's name tells apart; contrast guides have none."""
+        return self.run.settings() if self.run else {}
 
 
 @dataclass(frozen=True)
-class _Guides:
-    """The guides of a run, and what the decision needs of them."""
+class _Made:
+    """The guides of a plan, and what the decision needs of them."""
 
     layers: dict[str, LayerGuides]
-    curve: list[dict[str, float]]
-    directions: dict[str, dict[str, Tensor]] | None = None
-    """Layer → view → (1 + FOLDS, D); None: there are no guides made without some images."""
+    curve: Curve
+    directions: dict[str, dict[View, Tensor]]
+    """Layer → view → (1, D), or with folds (1 + FOLDS, D)."""
 
 
-def train_guides(
+def make_detector(
     store: FeatureStore,
-    saes: SaeRun,
-    params: GuideParams,
-    method: MethodParams,
-    score: ScoreParams,
+    plan: DetectorPlan,
     *,
-    seed: int,
-    decision: DecisionParams | None = None,
     device: str = "cpu",
     cache: str = "auto",
     progress: Progress | None = None,
-) -> tuple[Detector, list[dict[str, float]]]:
+) -> tuple[Detector, Curve]:
     """Make the guides of every layer, and a detector of them.
 
     Parameters
     ----------
     store : FeatureStore
         The auxiliary dataset, with masks.
-    saes : SaeRun
-        Its SAEs; only their dictionaries and dead masks are used.
-    score : ScoreParams
-        Becomes part of the detector.
-    seed : int
-        Seeds the initial codes, and the order of the images unless `params.order_seed` is set.
-        Contrast guides depend on it through the SAE alone.
-    decision : DecisionParams, optional
-        Of the decision that is fitted if `score.rule` is `additive`.
     cache : "auto" | "device" | "host" | "none"
         Where the tokens wait, see `TokenSource`; does not change the result.
-
-    Returns
-    -------
-    detector : Detector
-    curve : list of dict
-        A row an epoch: mean losses and positive codes, over layers; empty for contrast guides.
 
     Raises
     ------
     SpgError
         If the SAE does not belong to the store, or there is nothing to learn from.
     """
-    run = GuideRun(saes, params, seed)
-    rules = Rules(score, decision or DecisionParams())
-    return train_guides_together(
-        store, [run], method, [rules], device=device, cache=cache, progress=progress
-    )[0]
+    return make_detectors(store, [plan], device=device, cache=cache, progress=progress)[0]
 
 
-def train_guides_together(
+def make_detectors(
     store: FeatureStore,
-    runs: Sequence[GuideRun],
-    method: MethodParams,
-    rules: Sequence[Rules],
+    plans: Sequence[DetectorPlan],
     *,
     device: str = "cpu",
     cache: str = "auto",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     say: Report | None = None,
-) -> list[tuple[Detector, list[dict[str, float]]]]:
-    """`train_guides` for several seeds or settings, in one pass over the store an epoch.
+) -> list[tuple[Detector, Curve]]:
+    """`make_detector` for several plans of one `stream`, in one pass over the store an epoch.
 
-    Each detector and curve is to the bit what its run would give alone; each gets the rules of its
-    place. See `fit_guides` for runs and checkpoints.
+    Each detector and curve is to the bit what its plan would give alone. See `fit_guides` for
+    checkpoints.
     """
-    if {run.params.kind for run in runs} == {"contrast"}:
-        made, folds = _contrast(store, runs, device, progress)
+    folds: np.ndarray | None = None
+    runs = [plan.run for plan in plans if plan.run]
+    if not runs:
+        made, folds = _contrast(store, plans, device, progress)
     else:
         fits = fit_guides(
             store,
             runs,
-            method,
+            plans[0].method,
             device=device,
             cache=cache,
             progress=progress,
             checkpoints=checkpoints,
         )
-        made, folds = [_trained(fit) for fit in fits], None
+        made = [_trained(fit, plan) for fit, plan in zip(fits, plans, strict=True)]
     results = []
-    for run, guides, rule in zip(runs, made, rules, strict=True):
-        detector = _detector(store, run, guides.layers, method, rule.score)
-        if rule.score.rule == "additive":
-            detector, notes = _with_decision(detector, store, guides, folds, rule, device)
+    for plan, guides in zip(plans, made, strict=True):
+        rule: Rule = Published(image_score=plan.score.image_score)
+        if plan.score.rule == "additive":
+            fit = fit_decision(store, guides.directions, folds, plan.decision, device=device)
             if say:
-                for note in notes:
+                for note in fit.notes:
                     say(note)
-        results.append((detector, guides.curve))
+            rule = Additive(
+                weights=plan.decision, cross_fitted=folds is not None, decision=fit.decision
+            )
+        record = _record(store, plan, guides.layers, rule)
+        results.append((Detector(guides.layers, record), guides.curve))
     return results
 
 
-def _trained(fit: GuideFit) -> _Guides:
-    layers = {name: _finished(trainer) for name, trainer in fit.trainers.items()}
+def _trained(fit: GuideFit, plan: DetectorPlan) -> _Made:
+    views: tuple[View, View] = (plan.method.detection, "patches")
+    layers = {
+        name: LayerGuides.of_codes(
+            trainer.result.cpu(),
+            views,
+            trainer.atoms.cpu(),
+            trainer.dead.cpu(),
+            trainer.top_k,
+            trainer.grid,
+        )
+        for name, trainer in fit.trainers.items()
+    }
     _require_guides(layers)
-    return _Guides(layers, fit.curve)
+    directions = {name: guides.directions(as_cosines=True) for name, guides in layers.items()}
+    return _Made(layers, fit.curve, directions)
 
 
 def _contrast(
-    store: FeatureStore, runs: Sequence[GuideRun], device: str, progress: Progress | None
-) -> tuple[list[_Guides], np.ndarray]:
-    """Contrast guides of every run, from one pass over the store; and each image's fold."""
-    for run in runs:
-        check_sae(store, run.saes)
+    store: FeatureStore, plans: Sequence[DetectorPlan], device: str, progress: Progress | None
+) -> tuple[list[_Made], np.ndarray]:
+    """Contrast guides of every plan, from one pass over the store; and each image's fold."""
+    for plan in plans:
+        check_sae(store, plan.saes)
     check_images(store)
     told = (lambda done, total: progress(done, total, None)) if progress else None
     sums = class_sums(store, device, told)
-    return [_contrast_guides(store, run, sums) for run in runs], sums.folds
+    made = [
+        _contrast_guides(store, plan.saes, plan.guides.atoms, sums)
+        for plan in plans
+        if isinstance(plan.guides, ContrastGuides)
+    ]
+    return made, sums.folds
 
 
-def _contrast_guides(store: FeatureStore, run: GuideRun, sums: ClassSums) -> _Guides:
+def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> _Made:
     layers: dict[str, LayerGuides] = {}
-    directions: dict[str, dict[str, Tensor]] = {}
+    directions: dict[str, dict[View, Tensor]] = {}
     choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
     for layer, shape in store.spec.layers.items():
-        dictionary = Dictionary.of(run.saes, layer)
-        pairs: dict[str, Pair | None] = {}
+        dictionary = Dictionary.of(saes, layer)
+        pairs: dict[View, SignedAtoms] = {}
         directions[layer] = {}
         for view in VIEWS:
-            found = [
-                dictionary.match(direction(sums, layer, view, chosen), run.params.atoms)
-                for chosen in choices
+            final, *without_fold = [
+                dictionary.match(direction(sums, layer, view, chosen), atoms) for chosen in choices
             ]
-            pairs[view] = final = found[0]
             if final is not None:
+                pairs[view] = final
                 # Without a fold a class may be missing: its images are then judged by all.
-                rows = [dictionary.side(pair or final) for pair in found]
+                rows = [dictionary.side(pair or final) for pair in (final, *without_fold)]
                 directions[layer][view] = torch.stack(rows)
-        found_patches = pairs["patches"]
-        if found_patches is None or not bool(found_patches.codes.any()):
+        if "patches" not in pairs or not bool(pairs["patches"].codes.any()):
             raise SpgError(
                 f"{store.path}, layer {layer}: no category has patches with and without a defect, "
                 "so contrast guides have nothing to tell apart. Use guides.kind: trained, or an "
                 "auxiliary set whose defects leave some of the image free."
             )
-        layers[layer] = LayerGuides.from_pairs(pairs, dictionary.atoms, shape.grid)
-    return _Guides(layers, [], directions)
+        layers[layer] = LayerGuides.of_contrast(pairs, dictionary.atoms, shape.grid)
+    return _Made(layers, [], directions)
 
 
-def _with_decision(
-    detector: Detector,
-    store: FeatureStore,
-    guides: _Guides,
-    folds: np.ndarray | None,
-    rules: Rules,
-    device: str,
-) -> tuple[Detector, list[str]]:
-    """The detector with the decision fitted on its auxiliary store."""
-    directions = guides.directions
-    if directions is None:
-        directions, folds = {layer: detector.directions(layer) for layer in detector.layers}, None
-    fit = fit_decision(store, directions, folds, rules.decision, rules.score.sigma, device=device)
-    parts = {
-        "decision": fit.decision.to_dict(),
-        "decision_params": rules.decision.model_dump(mode="json"),
-        "decision_cross_fitted": folds is not None,
-    }
-    return _sealed(detector.layers, detector.config | parts), fit.notes
-
-
-def _detector(
-    store: FeatureStore,
-    run: GuideRun,
-    layers: dict[str, LayerGuides],
-    method: MethodParams,
-    score: ScoreParams,
-) -> Detector:
+def _record(
+    store: FeatureStore, plan: DetectorPlan, layers: dict[str, LayerGuides], rule: Rule
+) -> DetectorRecord:
     images = len(labelled_images(store))
-    content = {
-        "kind": "detector",
-        "format": FORMAT,
-        "layers": {name: {"grid": list(value.grid)} for name, value in layers.items()},
-        "seed": run.seed,
-        "tau": method.tau,
-        "detection": method.detection,
-        # The size of a batch does not change a score.
-        "score": score.model_dump(mode="json", exclude={"batch_images"}),
-        "guides": run.params.model_dump(mode="json"),
-        "protocol": protocol(method.protocol).to_dict(),
-        "auxiliary": {
-            "dataset": store.spec.dataset,
-            "split": store.spec.split,
-            "images": images,
-            "left_out": len(store) - images,
-        }
-        | ({"selection": store.selection} if store.selection else {})
-        | ({"synthetic": store.synthetic} if store.synthetic else {}),
-        "sae": {key: run.saes.config[key] for key in ("sae", "tokens_seen", "fingerprint")},
-        "inputs": {"store": store.fingerprint, "sae": run.saes.config["fingerprint"]},
-        "backbone": store.spec.backbone.view.to_dict(),
-        "licences": list(store.licences),
-    }
-    if store.sources:
-        content["painted_on"] = sorted(set(store.sources.values()))
-    return _sealed(layers, content)
-
-
-def _sealed(layers: dict[str, LayerGuides], content: dict[str, Any]) -> Detector:
-    """With the fingerprint of all that determined it, and the versions beside it."""
-    content = {k: v for k, v in content.items() if k not in ("fingerprint", "versions")}
-    return Detector(layers, content | {"fingerprint": fingerprint(content), "versions": versions()})
+    saes = plan.saes.record
+    record = DetectorRecord(
+        layers={name: guides.grid for name, guides in layers.items()},
+        seed=plan.seed,
+        protocol=protocol(plan.method.protocol),
+        detection=plan.method.detection,
+        guides=plan.guides,
+        rule=rule,
+        auxiliary=Auxiliary(
+            dataset=store.spec.dataset,
+            split=store.spec.split,
+            images=images,
+            left_out=len(store) - images,
+            selection=Selection.of_store(store),
+            synthetic=Painted.model_validate(store.synthetic) if store.synthetic else None,
+        ),
+        store=store.fingerprint,
+        sae=SaeOrigin(fingerprint=saes.fingerprint, params=saes.sae, tokens_seen=saes.tokens_seen),
+        backbone=store.spec.backbone.untiled,
+        licences=store.licences,
+        painted_on=tuple(sorted(set(store.sources.values()))),
+        versions=versions(),
+    )
+    return record.sealed()
 
 
 def _require_guides(layers: dict[str, LayerGuides]) -> None:
     """Guides without a direction would give every image the same score."""
     for name, guides in layers.items():
-        lengths = guides.vectors.norm(dim=1)
+        lengths = torch.cat([pair.vectors for pair in guides.pairs.values()]).norm(dim=1)
         if not bool(lengths.isfinite().all()) or not bool((lengths > 0).all()):
             raise SpgError(
                 f"Layer {name}: the guides came to nothing (lengths "
                 f"{', '.join(f'{length:.3g}' for length in lengths.tolist())}). "
-                "Lower guides.lr or guides.sparsity, or train for fewer epochs."
+                "Train for fewer epochs, or use guides.kind: contrast."
             )
-
-
-def _finished(trainer: GuideTrainer) -> LayerGuides:
-    return LayerGuides.from_codes(
-        trainer.result.cpu(),
-        trainer.atoms.cpu(),
-        trainer.dead.cpu(),
-        trainer.params.top_k,
-        trainer.grid,
-    )

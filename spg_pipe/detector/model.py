@@ -1,136 +1,92 @@
 """The deployable: guide vectors and everything that scoring an image needs, in one folder.
 
-It holds no SAE and no training data. `detector_training` makes it, `scoring` applies it.
+It holds no SAE and no training data. `make` makes it, `judge` and `scores` apply it.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.digests import require_fingerprint
-from spg_pipe.artefacts.files import fresh_folder, read_json, write_json
-from spg_pipe.artefacts.tensors import load_tensors, save_tensors
-from spg_pipe.backbones.spec import BackboneSpec, backbone_layer
+from spg_pipe.artefacts.digests import load_tensors, save_tensors
+from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.record import read_record, write_record
+from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import components
 from spg_pipe.decision.model import Decision
+from spg_pipe.decision.rules import Additive, Published, Rule
+from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.contrast import VIEWS, Pair
+from spg_pipe.guides.layer import VIEWS, LayerGuides, Pair
 from spg_pipe.guides.model import (
+    TAU,
     anomaly_probability,
     cosines,
     detection_feature,
-    effective_codes,
-    guide_vectors,
     projections,
     to_grid,
-    unit,
 )
-from spg_pipe.metrics.tables import seen_in
 from spg_pipe.recipe.params import ScoreParams
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class LayerGuides:
-    """The guides of one layer, with the atoms that they are made of."""
-
-    vectors: Tensor
-    """(G, D) guide vectors g = e A: a normal and an anomaly guide for CLS and for patches, and
-    for mean tokens too if they are contrast guides."""
-    atom_ids: Tensor
-    """(M,) int64: latents with a positive code in any guide."""
-    atom_codes: Tensor
-    """(G, M) effective codes of those latents."""
-    atoms: Tensor
-    """(M, D) their dictionary rows."""
-    grid: tuple[int, int]
-    """Patch grid that the guides were trained on; scoring accepts any."""
-
-    @classmethod
-    def from_codes(
-        cls,
-        codes: Tensor,
-        atoms: Tensor,
-        dead: Tensor,
-        top_k: int | None,
-        grid: tuple[int, int],
-    ) -> "LayerGuides":
-        """Keep what the effective codes (4, C) use of a dictionary (C, D)."""
-        effective = effective_codes(codes, dead, top_k)
-        used = torch.nonzero((effective > 0).any(dim=0))[:, 0]
-        return cls(
-            guide_vectors(effective, atoms).contiguous(),
-            used,
-            effective[:, used].contiguous(),
-            atoms[used].contiguous(),
-            grid,
-        )
-
-    @classmethod
-    def from_pairs(
-        cls, pairs: dict[str, Pair | None], atoms: Tensor, grid: tuple[int, int]
-    ) -> "LayerGuides":
-        """Join contrast guides of all `VIEWS` over a dictionary (C, D); None leaves zeros."""
-        rows = atoms.new_zeros((2 * len(VIEWS), len(atoms)))
-        for number, view in enumerate(VIEWS):
-            if pair := pairs[view]:
-                rows[2 * number : 2 * number + 2, pair.atom_ids] = pair.codes
-        return cls.from_codes(rows, atoms, torch.zeros(len(atoms), dtype=torch.bool), None, grid)
+_MAKE = "spg-pipe train-guides"
+Grids = Mapping[TokenKey, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Guides of every layer and the full specification around them.
-
-    `config` holds the backbone's spec, τ, the scoring options, the decision (or null), the
-    protocol, the fingerprints of what it was made from, and the licences of data and weights.
-    """
+    """Guides of every layer and the full specification around them."""
 
     layers: dict[str, LayerGuides]
-    config: dict[str, Any]
+    record: DetectorRecord
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of what determined the guides."""
-        return str(self.config["fingerprint"])
+        return self.record.fingerprint
 
     @property
     def backbone(self) -> BackboneSpec:
         """The backbone whose tokens the guides understand."""
-        return BackboneSpec.from_dict(self.config["backbone"])
-
-    @property
-    def score(self) -> ScoreParams:
-        """Options of maps and image scores."""
-        # A detector that says no rule is older than the choice.
-        return ScoreParams.model_validate({"rule": "published"} | self.config["score"])
+        return self.record.backbone
 
     @property
     def contrast(self) -> bool:
         """Whether the guides are contrast guides (docs/method.md §7), or trained ones."""
-        return bool(self.config["guides"].get("kind") == "contrast")
+        return self.record.guides.kind == "contrast"
 
     @property
     def decision(self) -> Decision | None:
         """The additive decision, if one was fitted."""
-        content = self.config.get("decision")
-        return Decision.from_dict(content) if content else None
+        rule = self.record.rule
+        return rule.decision if isinstance(rule, Additive) else None
 
     @property
     def sees(self) -> str:
         """What the guides were allowed to see."""
-        return seen_in(self.config["auxiliary"].get("synthetic", {}))
+        return self.record.auxiliary.supervision
 
     @property
     def painted_on(self) -> frozenset[str]:
         """`source_id` of each normal image that the auxiliary set's defects were painted on."""
-        return frozenset(self.config.get("painted_on", ()))
+        return frozenset(self.record.painted_on)
+
+    def rule(self, asked: ScoreParams | None = None) -> Rule:
+        """How to score: as the detector was made for, or as options ask.
+
+        Raises
+        ------
+        SpgError
+            If they ask for a decision, and none was fitted.
+        """
+        if asked is None or (asked.rule == "additive" and self.decision):
+            return self.record.rule
+        if asked.rule == "published":
+            return Published(image_score=asked.image_score)
+        self.require_decision()
+        return self.record.rule
 
     def own_images_note(self, target: str, contents: Set[str]) -> str:
         """What to say of a target that holds images of `painted_on`; empty if it holds none.
@@ -144,31 +100,14 @@ class Detector:
             return ""
         were = "was" if shared == 1 else "were"
         return (
-            f"Note: the defects of {self.config['auxiliary']['dataset']}, the detector's auxiliary "
+            f"Note: the defects of {self.record.auxiliary.dataset}, the detector's auxiliary "
             f"set, were painted on normal images of which {shared} {were} taken from {target} "
             "itself; this is not zero-shot."
         )
 
-    def directions(self, layer: str) -> dict[str, Tensor]:
-        """View → (1, D): what a unit token is multiplied with, from normal to anomaly.
-
-        Of trained guides the difference of the cosines over τ, of contrast guides that of the
-        guides as they are.
-        """
-        vectors, views = self.layers[layer].vectors, VIEWS
-        if not self.contrast:
-            vectors = unit(vectors) / float(self.config["tau"])
-            views = (self.config["detection"], *VIEWS[1:])
-        pairs = vectors.unflatten(0, (-1, 2))
-        return {
-            view: (anomaly - normal)[None]
-            for view, (normal, anomaly) in zip(views, pairs, strict=False)
-            if bool((anomaly != normal).any())
-        }
-
     def log_odds(
-        self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]] | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+        self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None
+    ) -> tuple[dict[TokenKey, Tensor], dict[str, np.ndarray]]:
         """Judge tokens by the additive decision.
 
         Parameters
@@ -178,7 +117,7 @@ class Detector:
 
         Returns
         -------
-        patches : dict of layer → (B, h, w) float32
+        patches : dict of key → (B, h, w) float32
             Log odds of every patch.
         values : dict of image component → (B,) float64
             All that need no map.
@@ -189,15 +128,18 @@ class Detector:
             If the detector has no decision.
         """
         decision = self.require_decision()
-        patches, found = {}, {}
-        for name, batch in tokens.items():
-            layer = backbone_layer(name)
-            views = {view: side.to(batch.device) for view, side in self.directions(layer).items()}
-            found[name] = components(batch, views)
-            grid = grids[name] if grids else self.layers[layer].grid
-            values = decision.grid(name, found[name].guides[:, 0], found[name].dissimilarity)
-            patches[name] = to_grid(values, grid)
-        return patches, decision.image_values(found)
+        patches, parts = {}, []
+        for key, batch in tokens.items():
+            guides = self.layers[key.layer]
+            directions = {
+                view: direction.to(batch.device)
+                for view, direction in guides.directions(as_cosines=not self.contrast).items()
+            }
+            raw = components(batch, directions)
+            parts.append((key.layer, raw))
+            values = decision.grid(key.layer, raw.guides[:, 0], raw.dissimilarity)
+            patches[key] = to_grid(values, grids[key] if grids else guides.grid)
+        return patches, decision.image_values(parts)
 
     def require_decision(self) -> Decision:
         """The additive decision.
@@ -216,40 +158,41 @@ class Detector:
         )
 
     def probabilities(
-        self, tokens: dict[str, Tensor], grids: dict[str, tuple[int, int]] | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None, *, tau: float = TAU
+    ) -> tuple[dict[TokenKey, Tensor], Tensor]:
         """Score tokens by the guides alone: four dot products each.
 
         Parameters
         ----------
-        tokens : dict of layer → (B, 1 + N, D) float32
+        tokens : dict of key → (B, 1 + N, D) float32
             Token 0 is CLS.
-        grids : dict of layer → (h, w), optional
-            Default: the grid of training.
+        grids : dict of key → (h, w), optional
+            Default: the grid that the guides were made on.
+        tau : float
+            Temperature.
 
         Returns
         -------
-        patches : dict of layer → (B, h, w) float32
+        patches : dict of key → (B, h, w) float32
             Anomaly probability of every patch.
         cls : (B,) float64
             Anomaly probability of the whole image from the global guides, mean over layers. On a
             new domain it is within 1e-6 of one, where float32 would round most of it away.
         """
-        tau = float(self.config["tau"])
+        similarity = projections if self.contrast else cosines
+        detection = self.record.detection
         patches, images = {}, []
-        for name, batch in tokens.items():
-            guides = self.layers[backbone_layer(name)]
-            vectors = guides.vectors.to(batch.device)
-            similarity = projections if self.contrast else cosines
-            grid = grids[name] if grids else guides.grid
-            local = anomaly_probability(similarity(batch[:, 1:], vectors[2:4]), tau)
-            patches[name] = to_grid(local, grid)
-            detection = self.config["detection"]
+        for key, batch in tokens.items():
+            guides = self.layers[key.layer]
+            local = guides.pairs["patches"].vectors.to(batch.device)
+            probability = anomaly_probability(similarity(batch[:, 1:], local), tau)
+            patches[key] = to_grid(probability, grids[key] if grids else guides.grid)
+            if detection not in guides.pairs:  # no category had both classes of images
+                images.append(batch.new_full((len(batch),), 0.5).double())
+                continue
+            whole = guides.pairs[detection].vectors.to(batch.device)
             feature = detection_feature(batch, detection)
-            # Trained guides have one pair for the image, contrast guides one for each view.
-            first = 2 * VIEWS.index(detection) if self.contrast else 0
-            pair = vectors[first : first + 2]
-            images.append(anomaly_probability(similarity(feature, pair).double(), tau))
+            images.append(anomaly_probability(similarity(feature, whole).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
@@ -260,7 +203,7 @@ class Detector:
         SpgError
             Naming every difference.
         """
-        ours, theirs = self.backbone.to_dict(), spec.view.to_dict()
+        ours, theirs = self.backbone.content(), spec.untiled.content()
         differences = [
             f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
             for key in ours
@@ -276,13 +219,16 @@ class Detector:
 
     def save(self, path: Path, curve: str = "") -> None:
         """Write detector.safetensors, config.json and the training curve as one folder."""
-        tensors = {}
-        for name, guides in self.layers.items():
-            for key in ("vectors", "atom_ids", "atom_codes", "atoms"):
-                tensors[f"{name}.{key}"] = getattr(guides, key)
+        tensors: dict[str, Tensor] = {}
+        for layer, guides in self.layers.items():
+            tensors |= {f"{layer}.atom_ids": guides.atom_ids, f"{layer}.atoms": guides.atoms}
+            for view, pair in guides.pairs.items():
+                tensors[f"{layer}.{view}.vectors"] = pair.vectors
+                tensors[f"{layer}.{view}.codes"] = pair.codes
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "detector.safetensors", tensors)
-            write_json(folder / "config.json", self.config | {"tensors_sha256": sha256})
+            record = self.record.model_copy(update={"tensors_sha256": sha256})
+            write_record(folder / "config.json", record)
             if curve:
                 (folder / "curve.csv").write_text(curve)
 
@@ -295,38 +241,32 @@ class Detector:
         SpgError
             If it is missing, damaged or of another format.
         """
-        config = read_json(Path(path) / "config.json", "Detector")
-        if config.get("kind") != "detector" or config.get("format") != FORMAT:
-            raise SpgError(
-                f"{path} is not a detector of format {FORMAT} (found "
-                f"{config.get('kind')!r}, format {config.get('format')!r})."
-            )
-        require_fingerprint(Path(path), config, "detector", "spg-pipe train-guides")
+        path = Path(path)
+        record = read_record(path / "config.json", DetectorRecord, "detector", _MAKE)
+        tensors = load_tensors(
+            path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE
+        )
         try:
-            tensors = load_tensors(
-                Path(path) / "detector.safetensors",
-                config.pop("tensors_sha256"),
-                "detector",
-                "spg-pipe train-guides",
-            )
             layers = {
-                name: LayerGuides(
-                    vectors=tensors[f"{name}.vectors"],
-                    atom_ids=tensors[f"{name}.atom_ids"],
-                    atom_codes=tensors[f"{name}.atom_codes"],
-                    atoms=tensors[f"{name}.atoms"],
-                    grid=(value["grid"][0], value["grid"][1]),
+                layer: LayerGuides(
+                    {
+                        view: Pair(
+                            tensors[f"{layer}.{view}.vectors"][0],
+                            tensors[f"{layer}.{view}.vectors"][1],
+                            tensors[f"{layer}.{view}.codes"],
+                        )
+                        for view in VIEWS
+                        if f"{layer}.{view}.vectors" in tensors
+                    },
+                    tensors[f"{layer}.atom_ids"],
+                    tensors[f"{layer}.atoms"],
+                    grid,
                 )
-                for name, value in config["layers"].items()
+                for layer, grid in record.layers.items()
             }
-            detector = cls(layers, config)
-            # Read once here, so that a damaged config is found now and not in mid-work.
-            _ = detector.backbone, detector.score, detector.fingerprint, config["licences"]
-            _ = detector.decision, detector.contrast, detector.sees, detector.painted_on
-            _ = config["protocol"]["name"], config["protocol"]["exif_of_own_images"]
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
             raise SpgError(
-                f"{path} is not a whole detector ({error}). "
-                "Train it again with `spg-pipe train-guides`, or copy it again."
+                f"{path} is not a whole detector (it lacks {error}). Train it again with "
+                f"`{_MAKE}`, or copy it again."
             ) from error
-        return detector
+        return cls(layers, record.model_copy(update={"tensors_sha256": ""}))

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.digests import FILES, file_digests, read_config, require_files
-from spg_pipe.artefacts.files import fingerprint, fresh_folder, versions, write_json
+from spg_pipe.artefacts.digests import file_digests, require_files
+from spg_pipe.artefacts.files import fresh_folder, versions
+from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.decision.maps import SOFTENING, anomaly_maps
+from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import ScoresRecord, Selection
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.tables import seen_in
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
@@ -28,6 +30,9 @@ from spg_pipe.store.stream import ordered_batches, sources_of
 if TYPE_CHECKING:
     import pandas as pd
 
+BATCH_IMAGES = 8
+"""Images that are judged at a time."""
+_MAKE = "spg-pipe score"
 CHUNK_IMAGES = 256
 """Images in a chunk of maps.zarr: 0.8 MB at 28×28."""
 
@@ -41,37 +46,27 @@ class Scores:
     path: Path
     table: "pd.DataFrame"
     """path, category, defect, label, mask_state, height, width, and `Judged.columns`."""
-    config: dict[str, Any]
+    record: ScoresRecord
 
     @property
     def size(self) -> int:
         """S: side of the maps, pixels."""
-        return int(self.config["image_size"])
+        return self.record.image_size
 
     @property
-    def sigma(self) -> float:
-        """Blur of the maps, pixels at S×S."""
-        return float(self.config["score"]["sigma"])
-
-    @property
-    def additive(self) -> bool:
+    def log_odds(self) -> bool:
         """Whether patches hold log odds, or probabilities."""
-        return bool(self.config["score"].get("rule") == "additive")
+        return self.record.log_odds
 
     @property
     def method(self) -> str:
         """Kind of guides and rule of scoring, or a baseline's name, as tables name them."""
-        if name := self.config.get("method"):
-            return str(name)
-        kind = self.config["detector"]["guides"].get("kind", "trained")
-        return f"{kind} guides, {'additive' if self.additive else 'published'} rule"
+        return self.record.method
 
     @property
     def sees(self) -> str:
         """What the method was allowed to see besides the images that it judges."""
-        if "sees" in self.config:
-            return str(self.config["sees"])
-        return seen_in(self.config["detector"]["auxiliary"].get("synthetic", {}))
+        return self.record.supervision
 
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
         """Layer → (n, h, w) float32 values of some images' patches, in any order.
@@ -81,11 +76,11 @@ class Scores:
         import zarr
 
         group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
-        rows, places = np.unique(images, return_inverse=True)
-        kind = _kind(self.additive)
+        rows, where = np.unique(images, return_inverse=True)
+        kind = _kind(self.log_odds)
         return {
-            layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[places])
-            for layer in self.config["layers"]
+            layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[where])
+            for layer in self.record.layers
         }
 
     def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -96,14 +91,14 @@ class Scores:
         self, patches: dict[str, Tensor], size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """`maps` from what `patches` gave."""
-        return anomaly_maps(patches, self.size, self.sigma, size, log_odds=self.additive)
+        return anomaly_maps(patches, self.size, at=size, log_odds=self.log_odds)
 
     def bounds(self, images: np.ndarray) -> tuple[float, float]:
         """Between which all values of some images' maps lie: a map is a mean of its patches."""
         patches = self.patches(images).values()
         ends = torch.stack([torch.stack(values.aminmax()) for values in patches]).double()
         low, high = ends[:, 0].min(), ends[:, 1].max()
-        if self.additive:
+        if self.log_odds:
             low, high = (torch.sigmoid(end / SOFTENING) for end in (low, high))
         return float(low), float(high)
 
@@ -119,15 +114,15 @@ class Scores:
         import pandas as pd
 
         path = Path(path)
-        config = read_config(path, "scores", "spg-pipe score")
-        require_files(path, config, "scores folder", "spg-pipe score")
+        record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
+        require_files(path, record.files_sha256, "scores folder", _MAKE)
         try:
             table = pd.read_parquet(path / "scores.parquet")
         except (OSError, ValueError) as error:
             raise SpgError(
                 f"{path} is not a whole scores folder ({error}). Run `spg-pipe score` again."
             ) from error
-        return cls(path, table, config)
+        return cls(path, table, record)
 
 
 def score_store(
@@ -136,6 +131,7 @@ def score_store(
     path: Path,
     *,
     score: ScoreParams | None = None,
+    batch_images: int = BATCH_IMAGES,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -155,45 +151,38 @@ def score_store(
         decision that the detector does not have.
     """
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
-    params = score or detector.score
-    if params.rule == "additive":
-        require_decision(detector, params)
-    shapes = {layer: shape.grid for layer, shape in store.spec.layers.items()}
+    rule = detector.rule(score)
+    kind = detector.record.guides.kind
+    record = ScoresRecord(
+        **of_store(store),
+        method=f"{kind} guides, {rule.rule} rule",
+        supervision=detector.sees,
+        log_odds=isinstance(rule, Additive),
+        seed=detector.record.seed,
+        auxiliary=detector.record.auxiliary.dataset,
+        detector=detector.record.origin,
+        rule=rule,
+        licences=tuple(sorted({*detector.record.licences, *store.licences})),
+    )
+    shapes = {name: shape.grid for name, shape in store.spec.layers.items()}
     return write_scores(
         store,
         path,
-        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, params),
-        _config(detector, store, params),
-        batch_images=params.batch_images,
+        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, rule),
+        record,
+        batch_images=batch_images,
         device=device,
         progress=progress,
     )
-
-
-def require_decision(detector: Detector, params: ScoreParams) -> None:
-    """Refuse the additive rule where the detector has no decision for it.
-
-    Raises
-    ------
-    SpgError
-        If none was fitted, or on maps of another blur.
-    """
-    detector.require_decision()
-    if params.sigma != detector.score.sigma:
-        raise SpgError(
-            f"score.sigma is {params.sigma:g}, and the detector's decision was fitted on maps "
-            f"blurred by {detector.score.sigma:g}. Run `spg-pipe train-guides` with this "
-            "score.sigma, or leave the detector's."
-        )
 
 
 def write_scores(
     store: FeatureStore,
     path: Path,
     judge_batch: Callable[[dict[str, Tensor]], Judged],
-    content: dict[str, Any],
+    record: ScoresRecord,
     *,
-    batch_images: int = 8,
+    batch_images: int = BATCH_IMAGES,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -203,13 +192,12 @@ def write_scores(
     ----------
     judge_batch : callable
         From a batch of tokens, layer → (B, 1 + N, D) float32, to what is said of it.
-    content : dict
-        config.json without its fingerprint: `layers`, `score.rule`, `inputs`, `detector` and what
-        else determined the scores.
+    record : ScoresRecord
+        Without its fingerprint and digests.
     """
     rows: list[dict[str, np.ndarray]] = []
-    shapes = {layer: store.spec.layers[layer].grid for layer in content["layers"]}
-    kind = _kind(content["score"]["rule"] == "additive")
+    shapes = {layer: store.spec.layers[layer].grid for layer in record.layers}
+    kind = _kind(record.log_odds)
     with fresh_folder(path) as folder:
         maps = MapWriter(folder / "maps.zarr", shapes, len(store), kind)
         # Every token is used once: there is nothing to keep.
@@ -224,58 +212,30 @@ def write_scores(
             **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
         )
         table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
-        config = content | {"fingerprint": fingerprint(content), "versions": versions()}
-        config[FILES] = file_digests(folder, "scores.parquet", "maps.zarr")
-        write_json(folder / "config.json", config)
-    return Scores(path, table, config)
+        digests = file_digests(folder, "scores.parquet", "maps.zarr")
+        record = record.sealed().model_copy(update={"files_sha256": digests})
+        write_record(folder / "config.json", record)
+    return Scores(path, table, record)
 
 
-def _kind(additive: bool) -> str:
+def _kind(log_odds: bool) -> str:
     """What arrays of maps.zarr hold, and their names begin with."""
-    return "log_odds" if additive else "probability"
+    return "log_odds" if log_odds else "probability"
 
 
-_OF_DETECTOR = (
-    "auxiliary",
-    "seed",
-    "protocol",
-    "tau",
-    "sae",
-    "guides",
-    "detection",
-    "decision_params",
-)
-"""What scores say about their detector, as far as it has it."""
-
-
-def described(store: FeatureStore) -> dict[str, Any]:
-    """What scores say about the store that they are of."""
-    content = {
-        "kind": "scores",
-        "format": 1,
+def of_store(store: FeatureStore) -> dict[str, Any]:
+    """What a record of scores says of the store that they are of."""
+    return {
         "dataset": store.spec.dataset,
         "split": store.spec.split,
+        "selection": Selection.of_store(store),
         "images": len(store),
         "image_size": store.image_size,
-        "backbone": store.spec.backbone.to_dict(),
-        "layers": list(store.layers),
-        "licences": sorted(store.licences),
+        "backbone": store.spec.backbone,
+        "layers": store.layers,
+        "store": store.fingerprint,
+        "versions": versions(),
     }
-    return content | ({"selection": store.selection} if store.selection else {})
-
-
-def _config(detector: Detector, store: FeatureStore, params: ScoreParams) -> dict[str, Any]:
-    return described(store) | {
-        "score": params.model_dump(mode="json"),
-        "inputs": {"detector": detector.fingerprint, "store": store.fingerprint},
-        "detector": of_detector(detector),
-        "licences": sorted({*detector.config["licences"], *store.licences}),
-    }
-
-
-def of_detector(detector: Detector) -> dict[str, Any]:
-    """What scores say about the detector behind them."""
-    return {key: detector.config[key] for key in _OF_DETECTOR if key in detector.config}
 
 
 class MapWriter:
@@ -306,30 +266,22 @@ class MapWriter:
     def append(self, patches: dict[str, Tensor]) -> None:
         """Add layer → (B, h, w) values of the next images."""
         self._held.append(patches)
-        held = sum(len(next(iter(batch.values()))) for batch in self._held)
-        if held >= self._chunk:
-            self._flush(held - held % self._chunk)
+        if sum(len(next(iter(batch.values()))) for batch in self._held) >= self._chunk:
+            self._flush()
 
     def close(self) -> None:
         """Write what is left, and the consolidated metadata."""
         import zarr
 
-        self._flush(None)
+        self._flush()
         with warnings.catch_warnings():
             # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(self._group.store)
 
-    def _flush(self, count: int | None) -> None:
-        if not self._held:
-            return
-        joined = {
-            layer: torch.cat([batch[layer] for batch in self._held]) for layer in self._arrays
-        }
-        start = self._written
-        for layer, array in self._arrays.items():
-            values = joined[layer][:count]
-            array[start : start + len(values)] = values.numpy()
-            self._written = start + len(values)
-        rest = {layer: values[count:].clone() for layer, values in joined.items()}
-        self._held = [rest] if count is not None and len(next(iter(rest.values()))) else []
+    def _flush(self) -> None:
+        for layer, array in self._arrays.items() if self._held else ():
+            values = torch.cat([batch[layer] for batch in self._held]).numpy()
+            array[self._written : self._written + len(values)] = values
+        self._written += sum(len(next(iter(batch.values()))) for batch in self._held)
+        self._held.clear()

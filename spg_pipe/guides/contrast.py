@@ -10,13 +10,13 @@ k atoms (docs/method.md §7).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.guides.layer import SignedAtoms, View
 from spg_pipe.guides.model import unit
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -24,8 +24,6 @@ from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
 
 _MATCHED = 1e-6
 """Of the target's length: what float32 leaves of an exact match."""
-VIEWS = ("cls", "patches", "mean_tokens")
-"""What a pair of guides looks at: the CLS token, every patch token, the mean patch token."""
 FOLDS = 5
 """Parts of the auxiliary images; each is judged by guides made from the others."""
 
@@ -65,15 +63,6 @@ class ClassSums:
     folds: np.ndarray
     """(n,) int in 0 … FOLDS − 1: kinds of defects, or the images that defects were painted on, are
     spread over all folds."""
-
-
-class Pair(NamedTuple):
-    """Two guides on common atoms; a unit token x scores x·(anomaly − normal)."""
-
-    atom_ids: Tensor
-    """(m,) int64."""
-    codes: Tensor
-    """(2, m) float32 ≥ 0: normal, anomaly; of each atom one of them is 0."""
 
 
 def class_sums(
@@ -150,7 +139,7 @@ def _folds(store: FeatureStore) -> np.ndarray:
 
 
 def direction(
-    sums: ClassSums, layer: str, view: str, chosen: np.ndarray | None = None
+    sums: ClassSums, layer: str, view: View, chosen: np.ndarray | None = None
 ) -> Tensor | None:
     """δ of a view: from the unit normal mean to the unit anomalous mean.
 
@@ -182,7 +171,7 @@ def direction(
 
 
 def _mean(
-    sums: ClassSums, layer: str, view: str, rows: np.ndarray, anomalous: bool
+    sums: ClassSums, layer: str, view: View, rows: np.ndarray, anomalous: bool
 ) -> Tensor | None:
     """(D,) float64 mean of one class of one category, or None where it has none."""
     found = sums.layers[layer]
@@ -200,7 +189,7 @@ def _mean(
     return values[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
 
 
-def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> Pair:
+def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:
     """Match a vector with signed atoms by orthogonal matching pursuit.
 
     The atom that fits the rest best is added and all weights are fitted anew, `count` times or
@@ -216,7 +205,7 @@ def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> Pair:
 
     Returns
     -------
-    Pair
+    SignedAtoms
         Whose anomaly minus normal guide is the match.
 
     Source: Pati, Rezaiifar and Krishnaprasad, 1993.
@@ -236,7 +225,7 @@ def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> Pair:
         rest = goal - weights @ table[chosen]
     order = chosen.argsort()
     weights = weights[order].float()
-    return Pair(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
+    return SignedAtoms(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
 
 
 @dataclass(frozen=True)
@@ -254,13 +243,13 @@ class Dictionary:
         alive = torch.nonzero(~saes.dead[layer])[:, 0]
         return cls(saes.layers[layer].atoms.detach().cpu(), alive)
 
-    def match(self, target: Tensor | None, count: int) -> Pair | None:
+    def match(self, target: Tensor | None, count: int) -> SignedAtoms | None:
         """`signed_pursuit` among the living atoms; nothing for no target."""
         if target is None:
             return None
         found = signed_pursuit(target, self.atoms[self.alive], count)
-        return Pair(self.alive[found.atom_ids], found.codes)
+        return SignedAtoms(self.alive[found.atom_ids], found.codes)
 
-    def side(self, pair: Pair) -> Tensor:
+    def side(self, pair: SignedAtoms) -> Tensor:
         """(D,) anomaly minus normal guide: what a unit token is multiplied with."""
         return (pair.codes[1] - pair.codes[0]) @ self.atoms[pair.atom_ids]

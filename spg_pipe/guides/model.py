@@ -1,7 +1,6 @@
 """Guide codes → guide vectors → cosines → probabilities. No SAE forward pass anywhere.
 
 Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width, C latents, (h, w) patch grid.
-Guide rows: 0 global-normal, 1 global-anomaly, 2 local-normal, 3 local-anomaly.
 """
 
 from functools import lru_cache
@@ -11,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.recipe.params import TAU
-
+TAU = 0.07
+"""Temperature of the patch softmax (docs/method.md §3)."""
 GUIDE_NAMES = ("global-normal", "global-anomaly", "local-normal", "local-anomaly")
+"""Rows of trained codes."""
 _EPS = 1e-8
 
 

@@ -8,55 +8,53 @@
 (1.0, 1.0, 1.0)
 """
 
-from spg_pipe.metrics.accumulators import Accumulator, HistogramAccumulator, SortAccumulator
+from spg_pipe.metrics.accumulators import HistogramAccumulator, SortAccumulator
 from spg_pipe.metrics.aupro import LIMITS
 from spg_pipe.metrics.image_level import ImageMetrics, image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
 from spg_pipe.metrics.protocols import (
-    ACCUMULATORS,
-    PROTOCOLS,
     SORT_PIXELS,
     accumulate,
     chosen_accumulator,
-    with_fallback,
 )
 from spg_pipe.metrics.regions import Regions, label_regions, vanished_regions
-from spg_pipe.metrics.spg import regions_per_image, spg_metrics
-from spg_pipe.metrics.table_files import read_json, write_csv, write_json
+from spg_pipe.metrics.table_files import CurvePoint, curve_points, write_csv
 from spg_pipe.metrics.tables import (
+    Cell,
+    MetricsRow,
+    MetricsTable,
     RowContext,
+    RowCounts,
     category_metrics,
-    curve_rows,
-    macro_mean,
+    flat_rows,
     seeds_mean,
+    with_mean,
 )
 
 __all__ = [
-    "ACCUMULATORS",
     "LIMITS",
-    "PROTOCOLS",
     "SORT_PIXELS",
-    "Accumulator",
+    "Cell",
     "Counts",
+    "CurvePoint",
     "HistogramAccumulator",
     "ImageMetrics",
+    "MetricsRow",
+    "MetricsTable",
     "PixelMetrics",
     "Regions",
     "RowContext",
+    "RowCounts",
     "SortAccumulator",
     "accumulate",
     "category_metrics",
     "chosen_accumulator",
-    "curve_rows",
+    "curve_points",
+    "flat_rows",
     "image_metrics",
     "label_regions",
-    "macro_mean",
-    "read_json",
-    "regions_per_image",
     "seeds_mean",
-    "spg_metrics",
     "vanished_regions",
-    "with_fallback",
+    "with_mean",
     "write_csv",
-    "write_json",
 ]

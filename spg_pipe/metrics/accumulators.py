@@ -8,7 +8,7 @@ ones. Both give the same result for the same images in any order and any merging
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,21 +27,6 @@ _MAX_REGIONS = 2**22  # 2^22 regions of weight 2^40 stay below 2^63
 
 Mask = np.ndarray | Regions
 """A mask, or what labelling it once gave."""
-
-
-class Accumulator(Protocol):
-    """What scoring feeds: one map and one mask an image."""
-
-    counts: Counts
-
-    def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
-        """Add one image: map (H, W) float32 in [0, 1], mask (H, W) uint8, non-zero = anomalous."""
-
-    def merge(self, other: Self) -> None:
-        """Add all images of another accumulator of the same kind, which stays as it is."""
-
-    def compute(self) -> PixelMetrics:
-        """The metrics of all images so far."""
 
 
 class SortedScores(NamedTuple):

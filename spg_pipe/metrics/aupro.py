@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spg_pipe.metrics.curves import Curve, Groups, thin
+from spg_pipe.metrics.curves import Curve, Groups
 
 LIMITS = (0.05, 0.3, 1.0)  # upper ends of the false-positive rate
 
@@ -27,7 +27,7 @@ def aupro(groups: Groups, limit: float) -> float:
     """
     if groups.one_class:
         return float("nan")
-    return area_up_to(_vertices(groups), limit)
+    return area_up_to(vertices(groups), limit)
 
 
 def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, float]:
@@ -40,7 +40,7 @@ def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, 
     """
     if groups.one_class:
         return float("nan"), float("nan")
-    fpr, pro = _vertices(groups)
+    fpr, pro = vertices(groups)
     # A corner before each group's end: normal pixels first runs along the lower edge of the
     # group's box, anomalous pixels first along the upper one; of a tie it falls on its start.
     low_x = np.where(tied, fpr[:-1], fpr[1:])
@@ -48,13 +48,6 @@ def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, 
     lowest = Curve(_interleave(fpr, low_x), _interleave(pro, pro[:-1]))
     highest = Curve(_interleave(fpr, fpr[:-1]), _interleave(pro, high_y))
     return area_up_to(lowest, limit), area_up_to(highest, limit)
-
-
-def pro_curve(groups: Groups) -> Curve:
-    """(false-positive rate, mean region overlap), from (0, 0) to (1, 1)."""
-    if groups.one_class:
-        return Curve(np.empty(0), np.empty(0))
-    return thin(_vertices(groups))
 
 
 def area_up_to(curve: Curve, limit: float) -> float:
@@ -68,7 +61,8 @@ def area_up_to(curve: Curve, limit: float) -> float:
     return float(np.trapezoid(y, x) / limit)
 
 
-def _vertices(groups: Groups) -> Curve:
+def vertices(groups: Groups) -> Curve:
+    """The PRO curve: (false-positive rate, mean region overlap), from (0, 0) to (1, 1)."""
     return Curve(
         np.concatenate([[0.0], groups.fp / groups.n_normal]),
         np.concatenate([[0.0], groups.pro]),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spg_pipe.metrics.curves import Groups, auroc, average_precision
 from spg_pipe.metrics.logit_keys import score_keys
 
 BINS = 4096
@@ -57,10 +58,10 @@ def pixel_histograms(
     for anomaly_map, mask in pairs:
         keys = score_keys(np.clip(anomaly_map, low, high)).astype(np.int64).ravel()
         bins = (keys - first) // width
-        both = np.bincount(bins + BINS * mask.ravel(), minlength=2 * BINS)
-        rows.append(both.reshape(2, BINS).astype(np.int32))
-    found = np.stack(rows) if rows else np.zeros((0, 2, BINS), np.int32)
-    return found[:, 0], found[:, 1]
+        counts = np.bincount(bins + BINS * mask.ravel(), minlength=2 * BINS)
+        rows.append(counts.reshape(2, BINS).astype(np.int32))
+    both = np.stack(rows) if rows else np.zeros((0, 2, BINS), np.int32)
+    return both[:, 0], both[:, 1]
 
 
 def intervals(
@@ -73,16 +74,16 @@ def intervals(
     dict of metric → Interval
     """
     given, rng = list(categories), np.random.default_rng(seed)
-    drawn = [[_rows(one.labels, rng) for one in given] for _ in range(rounds)]
-    each = [_metrics(one, rows) for one, rows in zip(given, zip(*drawn, strict=True), strict=True)]
-    edges, found = [(1 - LEVEL) / 2, (1 + LEVEL) / 2], {}
+    draws = [[_rows(images.labels, rng) for images in given] for _ in range(rounds)]
+    each = list(map(_metrics, given, zip(*draws, strict=True)))
+    edges, result = [(1 - LEVEL) / 2, (1 + LEVEL) / 2], {}
     for metric in METRICS:
         values = np.array([of_category[metric] for of_category in each]).reshape(-1, rounds)
         known = ~np.isnan(values)
         count = known.sum(axis=0)
         means = np.where(known, values, 0).sum(axis=0) / np.where(count, count, np.nan)
-        found[metric] = Interval(*np.quantile(means, edges))
-    return found
+        result[metric] = Interval(*np.quantile(means, edges))
+    return result
 
 
 def _rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -93,44 +94,29 @@ def _rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _metrics(images: CategoryImages, draws: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Of every draw of a category's images."""
     weights = np.array([np.bincount(rows, minlength=len(images.labels)) for rows in draws], float)
-    # Whole numbers below 2^53 stay exact, and only products of floats are fast.
-    normal, anomalous = (_summed(weights, part) for part in (images.normal, images.anomalous))
-    pairs = list(zip(normal, anomalous, strict=True))
+    distinct, place = np.unique(images.scores, return_inverse=True)
+    score = np.eye(len(distinct))[place]  # an image is a histogram, too: of one score
+    by_label = [score * (images.labels == label)[:, None] for label in (0, 1)]
+    of_images = _drawn(weights, *by_label)
+    of_pixels = _drawn(weights, images.normal, images.anomalous)
     return {
-        "image_auroc": [_image_auroc(images.labels[r], images.scores[r]) for r in draws],
-        "pixel_auroc": [_auroc(*pair) for pair in pairs],
-        "pixel_ap": [_ap(*pair) for pair in pairs],
+        "image_auroc": [auroc(groups) for groups in of_images],
+        "pixel_auroc": [auroc(groups) for groups in of_pixels],
+        "pixel_ap": [average_precision(groups) for groups in of_pixels],
     }
 
 
-def _summed(weights: np.ndarray, histograms: np.ndarray) -> np.ndarray:
-    """Histograms (draws, BINS) of all draws; some hundred images at a time bound the memory."""
-    found = np.zeros((len(weights), histograms.shape[1]))
-    for start in range(0, len(histograms), _IMAGES_A_PRODUCT):
+def _drawn(weights: np.ndarray, normal: np.ndarray, anomalous: np.ndarray) -> list[Groups]:
+    """What each draw holds, by score; some hundred images at a time bound the memory."""
+    counts = np.zeros((2, len(weights), normal.shape[1]))
+    for start in range(0, len(normal), _IMAGES_A_PRODUCT):
         part = slice(start, start + _IMAGES_A_PRODUCT)
-        found += weights[:, part] @ histograms[part].astype(float)
-    return found
-
-
-def _image_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
-    known = labels != 255
-    ranks, positive = rankdata(scores[known]), labels[known] == 1
-    p, n = int(positive.sum()), int((~positive).sum())
-    return (ranks[positive].sum() - p * (p + 1) / 2) / (p * n) if p and n else np.nan
-
-
-def _auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    """Ties within a bin count half."""
-    if not normal.sum() or not anomalous.sum():
-        return np.nan
-    below = np.cumsum(normal) - normal / 2
-    return float((anomalous @ below) / (normal.sum() * anomalous.sum()))
-
-
-def _ap(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    if not normal.sum() or not anomalous.sum():
-        return np.nan
-    hits, all_ = np.cumsum(anomalous[::-1]), np.cumsum((normal + anomalous)[::-1])
-    return float((anomalous[::-1] @ (hits / np.maximum(all_, 1))) / anomalous.sum())
+        # Whole numbers below 2^53 stay exact, and only products of floats are fast.
+        counts[0] += weights[:, part] @ normal[part].astype(float)
+        counts[1] += weights[:, part] @ anomalous[part].astype(float)
+    descending = counts[:, :, ::-1].astype(np.int64)
+    unused = np.empty(0)  # no metric here looks at scores or regions
+    return [
+        Groups(unused, of_normal, of_anomalous, unused)
+        for of_normal, of_anomalous in zip(*descending, strict=True)
+    ]

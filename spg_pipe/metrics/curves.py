@@ -106,33 +106,12 @@ def f1_max(groups: Groups) -> tuple[float, float]:
     return float(f1[best]), float(groups.score[best])
 
 
-def roc_curve(groups: Groups) -> Curve:
-    """(false-positive rate, true-positive rate), from (0, 0) to (1, 1)."""
-    if groups.one_class:
-        return Curve(np.empty(0), np.empty(0))
-    return thin(
-        Curve(
-            np.concatenate([[0.0], groups.fp / groups.n_normal]),
-            np.concatenate([[0.0], groups.tp / groups.n_anomalous]),
-        )
-    )
-
-
-def pr_curve(groups: Groups) -> Curve:
-    """(recall, precision) at every threshold that adds an anomalous pixel."""
-    if groups.one_class:
-        return Curve(np.empty(0), np.empty(0))
-    hit = groups.anomalous > 0
-    tp, fp = groups.tp[hit], groups.fp[hit]
-    return thin(Curve(tp / groups.n_anomalous, tp / (tp + fp)))
-
-
-def thin(curve: Curve, limit: int = MAX_CURVE_POINTS) -> Curve:
-    """At most `limit` of the curve's own points, spaced evenly along it; both ends stay."""
-    if len(curve.x) <= limit:
+def thin(curve: Curve) -> Curve:
+    """At most 500 of the curve's own points, spaced evenly along it; both ends stay."""
+    if len(curve.x) <= MAX_CURVE_POINTS:
         return curve
     along = np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y)))
-    wanted = np.linspace(0.0, along[-1], limit)
+    wanted = np.linspace(0.0, along[-1], MAX_CURVE_POINTS)
     keep = np.unique(np.minimum(np.searchsorted(along, wanted), len(along) - 1) + 1)
     keep[0], keep[-1] = 0, len(curve.x) - 1
     return Curve(curve.x[keep], curve.y[keep])

@@ -50,7 +50,6 @@ class PixelMetrics:
     pro: Mapping[str, float] = field(default_factory=dict)  # "fast", "slow"; empty in exact
     # By metric: "auroc", "ap", "f1_max", "aupro_0.05", …; empty: nothing was rounded.
     error_bounds: Mapping[str, float] = field(default_factory=dict)
-    fell_back: bool = False  # the histogram asked for, a sort in a second pass given
     curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # "roc", "pr", "pro"
 
     @property
@@ -81,11 +80,17 @@ def exact_metrics(groups: Groups, counts: Counts, accumulator: str) -> PixelMetr
 
 
 def plot_curves(groups: Groups) -> dict[str, Curve]:
-    """ROC, precision-recall and PRO curves, at most 500 points each."""
+    """ROC, precision-recall and PRO curves, at most 500 points each; empty with one class only."""
+    if groups.one_class:
+        return dict.fromkeys(("roc", "pr", "pro"), Curve(np.empty(0), np.empty(0)))
+    fpr, pro = aupro.vertices(groups)
+    recall = groups.tp / groups.n_anomalous
+    hit = groups.anomalous > 0  # precision at every threshold that adds an anomalous pixel
+    precision = groups.tp[hit] / (groups.tp[hit] + groups.fp[hit])
     return {
-        "roc": curves.roc_curve(groups),
-        "pr": curves.pr_curve(groups),
-        "pro": aupro.pro_curve(groups),
+        "roc": curves.thin(Curve(fpr, np.concatenate([[0.0], recall]))),
+        "pr": curves.thin(Curve(recall[hit], precision)),
+        "pro": curves.thin(Curve(fpr, pro)),
     }
 
 

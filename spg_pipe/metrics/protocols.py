@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -49,8 +48,7 @@ def accumulate(
 
     Returns
     -------
-    The metrics; `accumulator` names the one that gave the numbers, and `fell_back` says whether
-    it was not the one asked for because of the error bound.
+    The metrics; `accumulator` names the one that gave the numbers.
 
     Raises
     ------
@@ -62,21 +60,12 @@ def accumulate(
             f"metrics.accumulator: {kind}, metrics.protocol: {protocol}; expected one of "
             f"{', '.join(ACCUMULATORS)} and one of {', '.join(PROTOCOLS)}. Correct params.yaml."
         )
-    if protocol == "spg":
-        return spg_metrics(_filled(SortAccumulator(), make_iter()))
-    if kind == "sort":
-        return _filled(SortAccumulator(), make_iter()).compute()
-    return with_fallback(_filled(HistogramAccumulator(), make_iter()), make_iter)
-
-
-def with_fallback(
-    histogram: HistogramAccumulator, make_iter: Callable[[], ImagePairs]
-) -> PixelMetrics:
-    """A filled (perhaps merged) histogram's metrics, or a sort's if its bound exceeds 1e-4."""
-    result = histogram.compute()
-    if not result.needs_fallback:
-        return result
-    return replace(_filled(SortAccumulator(), make_iter()).compute(), fell_back=True)
+    if protocol == "exact" and kind == "histogram":
+        counted = _filled(HistogramAccumulator(), make_iter()).compute()
+        if not counted.needs_fallback:
+            return counted
+    kept = _filled(SortAccumulator(), make_iter())
+    return spg_metrics(kept) if protocol == "spg" else kept.compute()
 
 
 def _filled(accumulator: A, images: ImagePairs) -> A:

@@ -7,8 +7,7 @@ A monotone change of the scores moves it, and so does one outlier pixel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,18 +16,19 @@ from spg_pipe.metrics import curves
 from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
 from spg_pipe.metrics.curves import Curve
 from spg_pipe.metrics.pixel import PixelMetrics, plot_curves
-from spg_pipe.metrics.regions import label_regions
 
 STEPS = 200
 MAX_FPR = 0.3
 
 
-class SpgPro(NamedTuple):
-    """The reference's two PRO functions."""
+@dataclass(frozen=True)
+class SpgPro:
+    """The reference's PRO: its curve, and the areas of its two functions."""
 
     fast: float  # the published runs; 0 where there is no region or FPR does not vary
     slow: float  # NaN there
     n_thresholds: int  # 200 or 201, as rounding in np.arange has it
+    curve: Curve  # (FPR, mean overlap) where FPR < 0.3, by rising FPR; empty without a region
 
 
 def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
@@ -47,10 +47,7 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     ------
     SpgError : where the reference fails with a ValueError; see `spg_pro`.
     """
-    groups, scores = accumulator.groups(), accumulator.sorted()
-    pro = spg_pro(accumulator)
-    no_region = accumulator.counts.regions == 0
-    pro_curve = Curve(np.empty(0), np.empty(0)) if no_region else _spg_curve(accumulator)[1]
+    groups, scores, pro = accumulator.groups(), accumulator.sorted(), spg_pro(accumulator)
     f1, threshold = curves.f1_max(groups)
     return PixelMetrics(
         protocol="spg",
@@ -61,7 +58,7 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
         f1_max=f1,
         f1_threshold=one_score_below(threshold, scores.normal, scores.anomalous),
         pro={"fast": pro.fast, "slow": pro.slow},
-        curves=plot_curves(groups) | {"pro": pro_curve},
+        curves=plot_curves(groups) | {"pro": pro.curve},
     )
 
 
@@ -75,20 +72,8 @@ def spg_pro(accumulator: SortAccumulator) -> SpgPro:
     """
     from sklearn.metrics import auc
 
-    n_thresholds, (fpr, pro) = _spg_curve(accumulator)
-    spread = fpr[-1] - fpr[0]
-    no_region = accumulator.counts.regions == 0
-    fast = auc((fpr - fpr[0]) / (spread + 1e-12), np.zeros_like(pro) if no_region else pro)
-    with np.errstate(invalid="ignore"):  # 0/0 where FPR does not vary: NaN, as the reference
-        slow = auc((fpr - fpr[0]) / spread, pro)
-    return SpgPro(float(fast), float(slow), n_thresholds)
-
-
-def _spg_curve(accumulator: SortAccumulator) -> tuple[int, Curve]:
-    """Number of thresholds; (FPR, mean overlap) at those with FPR < 0.3, by rising FPR."""
-    scores = accumulator.sorted()
-    thresholds = _thresholds(scores)
-    n_normal, n_regions = len(scores.normal), accumulator.counts.regions
+    scores, n_regions = accumulator.sorted(), accumulator.counts.regions
+    thresholds, n_normal = _thresholds(scores), len(scores.normal)
     if n_normal == 0:
         raise SpgError(
             "PRO of protocol spg: no normal pixel, so there is no false-positive rate. Use "
@@ -98,15 +83,20 @@ def _spg_curve(accumulator: SortAccumulator) -> tuple[int, Curve]:
     # The overlap above a threshold: what the regions' pixels weigh from the first one above it.
     weight_from = np.append(np.cumsum(1.0 / scores.area[::-1])[::-1], 0.0)
     overlap = weight_from[np.searchsorted(scores.anomalous, thresholds, side="right")]
-    pro = overlap / n_regions if n_regions else np.full(len(thresholds), np.nan)
-    kept = fpr < MAX_FPR
-    if kept.sum() < 2:
+    kept = np.flatnonzero(fpr < MAX_FPR)[::-1]
+    if len(kept) < 2:
         raise SpgError(
-            f"PRO of protocol spg: {kept.sum()} of {len(thresholds)} thresholds have a "
+            f"PRO of protocol spg: {len(kept)} of {len(thresholds)} thresholds have a "
             f"false-positive rate below {MAX_FPR}, and an area needs two. The maps hold too few "
             "distinct scores for it; use metrics.protocol: exact."
         )
-    return len(thresholds), Curve(fpr[kept][::-1], pro[kept][::-1])
+    fpr, spread = fpr[kept], fpr[kept[-1]] - fpr[kept[0]]
+    pro = overlap[kept] / n_regions if n_regions else np.full(len(kept), np.nan)
+    fast = auc((fpr - fpr[0]) / (spread + 1e-12), pro if n_regions else np.zeros_like(pro))
+    with np.errstate(invalid="ignore"):  # 0/0 where FPR does not vary: NaN, as the reference
+        slow = auc((fpr - fpr[0]) / spread, pro)
+    curve = Curve(fpr, pro) if n_regions else Curve(np.empty(0), np.empty(0))
+    return SpgPro(float(fast), float(slow), len(thresholds), curve)
 
 
 def _thresholds(scores: SortedScores) -> np.ndarray:
@@ -142,8 +132,3 @@ def one_score_below(threshold: float, *sorted_scores: np.ndarray) -> float:
         position = int(np.searchsorted(scores, threshold, side="left"))
         lower += [float(scores[position - 1])] if position else []
     return max(lower, default=float(np.nextafter(np.float32(threshold), np.float32(-np.inf))))
-
-
-def regions_per_image(masks: Iterable[np.ndarray]) -> list[int]:
-    """The number of 8-connected regions of each mask (H, W), non-zero = anomalous."""
-    return [label_regions(mask)[1] for mask in masks]

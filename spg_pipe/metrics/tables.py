@@ -1,15 +1,13 @@
-"""Rows a person reads: a category's metrics, their mean, the mean over seeds.
+"""Tables a person reads: a row a category, their mean, and the mean over seeds.
 
-A row is a plain dict: what it is about (`RowContext`), the metrics, and the counts behind them.
-NaN stands for an undefined metric. table_files.py writes and reads tables.
+NaN stands for an undefined metric. `flat_rows` gives what CSV files and JSON for scripts hold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 
 import numpy as np
 
@@ -18,48 +16,86 @@ from spg_pipe.metrics.aupro import LIMITS
 from spg_pipe.metrics.image_level import image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
 
-Row = dict[str, Any]
+Cell = str | int | float | None | Sequence[str] | Mapping[str, int]
 
 ZERO_SHOT = "labelled auxiliary set"
-"""What a detector alone was allowed to see, unless the defects of its set were painted."""
-_IMAGE = ("image_auroc", "image_ap", "image_f1_max")
+"""The supervision of a detector alone, unless the defects of its auxiliary set were painted."""
 _PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max")
 _AREAS = {
     "exact": tuple(f"pixel_aupro_{limit}" for limit in LIMITS),
     "spg": ("pixel_pro_fast", "pixel_pro_slow"),
 }
-METRICS = _IMAGE + _PIXEL + _AREAS["exact"] + _AREAS["spg"]
-_COUNTS = (
-    "images",
-    "images_normal",
-    "images_anomalous",
-    "images_unknown",
-    "images_without_mask",
-    "pixels",
-    "anomalous_pixels",
-    "regions",
-    "vanished_regions",
-)
 
 
 @dataclass(frozen=True)
 class RowContext:
-    """What every row of a table says about where its numbers come from."""
+    """Where all numbers of a table come from."""
 
     dataset: str  # target dataset
     split: str
     backbone: str
-    seed: int | None
-    resolution: str  # "model": maps and masks at S×S; "original": at each image's own size
+    seed: int | None  # None: over several, or a method without one
+    resolution: str  # "model": maps and masks at S×S; "original": at each image's original size
     protocol: str = "exact"  # metrics.protocol
     method_protocol: str = "default"
     auxiliary: str = ""  # what the detector was fitted on
     method: str = ""  # kind of guides and rule of scoring
-    sees: str = ZERO_SHOT  # what the method was allowed to see besides the image that it judges
+    supervision: str = ZERO_SHOT  # what the method was given besides the images that it judges
 
 
-def seen_in(synthetic: Mapping[str, Any]) -> str:
-    """What a detector alone was allowed to see of its auxiliary set.
+@dataclass(frozen=True)
+class RowCounts:
+    """What the metrics of a row were taken over; of a mean, the sums over categories."""
+
+    images: int
+    images_normal: int
+    images_anomalous: int
+    images_unknown: int  # without a label, left out
+    images_without_mask: int  # anomalous, in the image metrics only
+    pixels: int
+    anomalous_pixels: int
+    regions: int
+    vanished_regions: int  # that resizing left without a pixel
+
+
+@dataclass(frozen=True)
+class MetricsRow:
+    """The metrics of one category, or their mean over categories."""
+
+    category: str  # "mean" of a mean
+    accumulator: str  # "sort", "histogram" or "none"; of a mean "histogram+sort" if they differ
+    metrics: Mapping[str, float]  # by name, in [0, 1]; NaN: undefined
+    counts: RowCounts
+    pixel_error_bound: float  # of a mean the largest
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # of F1-max; empty of a mean
+    # Over how many categories each metric's mean was taken; empty of a category.
+    categories: Mapping[str, int] = field(default_factory=dict)
+    # Sample standard deviation over seeds (n - 1), by metric; NaN of one seed.
+    deviations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def undefined(self) -> list[str]:
+        """Metrics that are NaN: a category has one class only, or no category has the metric."""
+        return [name for name, value in self.metrics.items() if math.isnan(value)]
+
+
+@dataclass(frozen=True)
+class MetricsTable:
+    """The metrics of one target: of one seed, or means over seeds."""
+
+    context: RowContext
+    categories: tuple[MetricsRow, ...]
+    mean: MetricsRow
+    seeds: tuple[int | None, ...] = ()  # those that were averaged; empty for a table of one
+
+    @property
+    def rows(self) -> tuple[MetricsRow, ...]:
+        """The categories, then their mean."""
+        return (*self.categories, self.mean)
+
+
+def seen_in(synthetic: Mapping[str, object]) -> str:
+    """The supervision of a detector alone, from what is known of its auxiliary set.
 
     Parameters
     ----------
@@ -77,10 +113,10 @@ def category_metrics(
     image_scores: np.ndarray,
     pixel_metrics: PixelMetrics | None,
     *,
-    context: RowContext,
+    protocol: str = "exact",
     images_without_mask: int = 0,
     vanished_regions: int = 0,
-) -> Row:
+) -> MetricsRow:
     """The row of one category.
 
     Parameters
@@ -89,168 +125,162 @@ def category_metrics(
     image_labels : (I,) integers: 0 normal, 1 anomalous, 255 unknown (left out and counted).
     image_scores : (I,) floats.
     pixel_metrics : of the images that have a mask; None if none has.
-    context : goes into the row.
-    images_without_mask : anomalous images whose mask is missing: in the image metrics only.
-    vanished_regions : regions that resizing left without a pixel.
-
-    Returns
-    -------
-    The context, "kind" ("category"), "category", "accumulator" ("sort", "histogram" or "none"),
-    the metrics, the F1 thresholds, "pixel_error_bound", the counts, and "undefined": the names of
-    the metrics that are NaN because the category has one class only.
+    protocol : of the table, "exact" or "spg".
+    images_without_mask, vanished_regions : go into the counts.
 
     Raises
     ------
     SpgError : see `image_metrics`; or the pixel metrics are of another protocol.
     """
-    if pixel_metrics is not None and pixel_metrics.protocol != context.protocol:
+    if pixel_metrics is not None and pixel_metrics.protocol != protocol:
         raise SpgError(
             f"{category}: pixel metrics of protocol {pixel_metrics.protocol} in a table of "
-            f"protocol {context.protocol}. Evaluate again with one metrics.protocol."
+            f"protocol {protocol}. Evaluate again with one metrics.protocol."
         )
-    image = image_metrics(image_labels, image_scores, context.protocol)
-    counts = pixel_metrics.counts if pixel_metrics else Counts()
-    row: Row = {
-        "kind": "category",
-        "category": category,
-        **asdict(context),
-        "accumulator": pixel_metrics.accumulator if pixel_metrics else "none",
-        "image_auroc": image.auroc,
-        "image_ap": image.ap,
-        "image_f1_max": image.f1_max,
-        **_pixel_values(pixel_metrics, context.protocol),
-        "image_f1_threshold": image.f1_threshold,
-        "pixel_f1_threshold": pixel_metrics.f1_threshold if pixel_metrics else math.nan,
-        "pixel_error_bound": pixel_metrics.error_bound if pixel_metrics else 0.0,
-        "images": len(image_labels),
-        "images_normal": image.normal,
-        "images_anomalous": image.anomalous,
-        "images_unknown": image.unknown,
-        "images_without_mask": images_without_mask,
-        "pixels": counts.pixels,
-        "anomalous_pixels": counts.anomalous_pixels,
-        "regions": counts.regions,
-        "vanished_regions": vanished_regions,
-    }
-    row["undefined"] = [name for name in _metrics_of([row]) if math.isnan(row[name])]
-    return row
+    image = image_metrics(image_labels, image_scores, protocol)
+    pixels = pixel_metrics.counts if pixel_metrics else Counts()
+    return MetricsRow(
+        category=category,
+        accumulator=pixel_metrics.accumulator if pixel_metrics else "none",
+        metrics={
+            "image_auroc": image.auroc,
+            "image_ap": image.ap,
+            "image_f1_max": image.f1_max,
+            **_pixel_values(pixel_metrics, protocol),
+        },
+        counts=RowCounts(
+            images=len(image_labels),
+            images_normal=image.normal,
+            images_anomalous=image.anomalous,
+            images_unknown=image.unknown,
+            images_without_mask=images_without_mask,
+            pixels=pixels.pixels,
+            anomalous_pixels=pixels.anomalous_pixels,
+            regions=pixels.regions,
+            vanished_regions=vanished_regions,
+        ),
+        pixel_error_bound=pixel_metrics.error_bound if pixel_metrics else 0.0,
+        thresholds={
+            "image_f1_threshold": image.f1_threshold,
+            "pixel_f1_threshold": pixel_metrics.f1_threshold if pixel_metrics else math.nan,
+        },
+    )
 
 
-def macro_mean(rows: Sequence[Row]) -> Row:
-    """The mean over categories, without weights; a category where a metric is NaN is left out.
+def _pixel_values(pixel_metrics: PixelMetrics | None, protocol: str) -> dict[str, float]:
+    if pixel_metrics is None:
+        return dict.fromkeys(_PIXEL + _AREAS[protocol], math.nan)
+    areas = [*pixel_metrics.aupro.values(), *pixel_metrics.pro.values()]
+    if pixel_metrics.counts.anomalous_pixels == 0:
+        # The reference's fast PRO is 0 without a region. As a category's figure it would lower the
+        # mean by something that nobody measured; the other pixel metrics are NaN there already.
+        areas = [math.nan] * len(areas)
+    values = (pixel_metrics.auroc, pixel_metrics.ap, pixel_metrics.f1_max, *areas)
+    return dict(zip(_PIXEL + _AREAS[protocol], values, strict=True))
 
-    Returns
-    -------
-    A row of kind "mean" with the same context. "categories" says over how many categories each
-    mean was taken; counts are sums, the error bound is the largest. A metric that no category has
-    is NaN.
+
+def with_mean(context: RowContext, rows: Sequence[MetricsRow]) -> MetricsTable:
+    """A table of categories and their mean, without weights.
+
+    A category where a metric is NaN is left out of that metric's mean.
 
     Raises
     ------
-    SpgError : no rows, or rows of different contexts.
+    SpgError : no rows, or rows with different metrics.
     """
-    context = _common(rows, leave_out=())
-    mean: Row = {"kind": "mean", "category": "mean", **context}
-    mean["accumulator"] = "+".join(sorted({str(row["accumulator"]) for row in rows}))
-    categories = {}
-    for name in _metrics_of(rows):
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        mean[name] = _mean(values)
-        categories[name] = len(values)
-    mean["pixel_error_bound"] = max(row["pixel_error_bound"] for row in rows)
-    mean |= {name: sum(row[name] for row in rows) for name in _COUNTS}
-    mean["undefined"] = [name for name, n in categories.items() if n == 0]
-    mean["categories"] = categories
-    return mean
+    if not rows:
+        raise SpgError("mean of metrics: no rows. Evaluate at least one category first.")
+    names = list(rows[0].metrics)
+    if other := next((row for row in rows if list(row.metrics) != names), None):
+        raise SpgError(
+            f"mean of metrics: {rows[0].category} has {', '.join(names)}, and {other.category} has "
+            f"{', '.join(other.metrics)}. Evaluate all categories with one metrics.protocol."
+        )
+    mean = replace(
+        _averaged(rows),
+        category="mean",
+        counts=RowCounts(*map(sum, zip(*(astuple(row.counts) for row in rows), strict=True))),
+        categories={name: len(values) for name, values in _known(rows).items()},
+    )
+    return MetricsTable(context, tuple(rows), mean)
 
 
-def seeds_mean(tables: Sequence[Sequence[Row]]) -> list[Row]:
+def seeds_mean(tables: Sequence[MetricsTable]) -> MetricsTable:
     """One table from several that differ in the seed: each metric's mean and deviation.
-
-    Parameters
-    ----------
-    tables : each the rows of one seed, the mean row included or not.
-
-    Returns
-    -------
-    Rows with "seed" None, "seeds" (list), each metric's mean under its own name and its sample
-    standard deviation (n - 1) under "<metric>_std", NaN for one seed. A seed where a metric is
-    NaN is left out of both.
 
     Raises
     ------
     SpgError : no tables, a seed twice, or tables that differ in more than the seed.
     """
-    context = _common([row for table in tables for row in table], leave_out=("seed",))
-    seeds = [table[0]["seed"] for table in tables if table]
-    by_name = [{(row["kind"], row["category"]): row for row in table} for table in tables]
-    names = [list(rows) for rows in by_name]
-    if len(set(seeds)) < len(tables) or any(n != names[0] for n in names):
-        raise SpgError(
-            f"mean over seeds: {len(tables)} tables of seeds {seeds} with "
-            f"{[len(n) for n in names]} rows; expected different seeds and the same categories. "
-            "Evaluate each seed once on the same target."
-        )
-    return [_over_seeds([rows[name] for rows in by_name], seeds, context) for name in names[0]]
-
-
-def _over_seeds(rows: Sequence[Row], seeds: Sequence[Any], context: Row) -> Row:
-    first = rows[0]
-    out: Row = {"kind": first["kind"], "category": first["category"], **context}
-    out |= {"seed": None, "seeds": list(seeds)}
-    out["accumulator"] = "+".join(sorted({str(row["accumulator"]) for row in rows}))
-    for name in _metrics_of(rows):
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        out[name] = _mean(values)
-        out[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    out["pixel_error_bound"] = max(row["pixel_error_bound"] for row in rows)
-    return out | {k: first[k] for k in (*_COUNTS, "undefined", "categories") if k in first}
-
-
-def curve_rows(category: str, pixel_metrics: PixelMetrics) -> list[Row]:
-    """The curves to plot as rows: category, curve ("roc", "pr", "pro"), x and y in [0, 1]."""
-    return [
-        {"category": category, "curve": name, "x": float(x), "y": float(y)}
-        for name, curve in pixel_metrics.curves.items()
-        for x, y in zip(curve.x, curve.y, strict=True)
-    ]
-
-
-def _pixel_values(pixel_metrics: PixelMetrics | None, protocol: str) -> Row:
-    if pixel_metrics is None:
-        return dict.fromkeys(_PIXEL + _AREAS[protocol], math.nan)
-    pro = pixel_metrics.pro
-    if pixel_metrics.counts.anomalous_pixels == 0:
-        # The reference's fast PRO is 0 without a region. As a category's figure it would lower the
-        # mean by something that nobody measured; the other pixel metrics are NaN there already.
-        pro = dict.fromkeys(pro, math.nan)
-    return {
-        "pixel_auroc": pixel_metrics.auroc,
-        "pixel_ap": pixel_metrics.ap,
-        "pixel_f1_max": pixel_metrics.f1_max,
-        **{f"pixel_aupro_{limit}": value for limit, value in pixel_metrics.aupro.items()},
-        **{f"pixel_pro_{name}": value for name, value in pro.items()},
-    }
-
-
-def _metrics_of(rows: Sequence[Row]) -> list[str]:
-    return [name for name in METRICS if name in rows[0]]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def _common(rows: Sequence[Row], leave_out: Sequence[str]) -> Row:
-    """The context that all rows share; an error names what they do not."""
-    if not rows:
-        raise SpgError("mean of metrics: no rows. Evaluate at least one category first.")
-    names = [field.name for field in fields(RowContext) if field.name not in leave_out]
-    for name in names:
-        found = {row.get(name, "") for row in rows}  # tables of earlier versions lack some
-        if len(found) > 1:
+    if not tables:
+        raise SpgError("mean over seeds: no tables. Evaluate at least one seed first.")
+    contexts = [table.context for table in tables]
+    for name in (each.name for each in fields(RowContext) if each.name != "seed"):
+        values = sorted({str(getattr(context, name)) for context in contexts})
+        if len(values) > 1:
             raise SpgError(
-                f"mean of metrics: rows of different {name}: {', '.join(sorted(map(str, found)))}"
-                "; a mean needs rows of one. Average them separately."
+                f"mean over seeds: tables of different {name}: {', '.join(values)}; a mean needs "
+                "tables of one. Average them separately."
             )
-    return {name: rows[0].get(name, "") for name in names}
+    seeds = tuple(context.seed for context in contexts)
+    names = [[row.category for row in table.categories] for table in tables]
+    if len(set(seeds)) < len(seeds) or any(each != names[0] for each in names):
+        raise SpgError(
+            f"mean over seeds: {len(tables)} tables of seeds {', '.join(map(str, seeds))} with "
+            f"{', '.join(str(len(each)) for each in names)} categories; expected different seeds "
+            "and the same categories. Evaluate each seed once on the same target."
+        )
+    *categories, mean = map(_over_seeds, zip(*(table.rows for table in tables), strict=True))
+    return MetricsTable(replace(contexts[0], seed=None), tuple(categories), mean, seeds)
+
+
+def _over_seeds(rows: Sequence[MetricsRow]) -> MetricsRow:
+    deviations = {
+        name: float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        for name, values in _known(rows).items()
+    }
+    return replace(_averaged(rows), deviations=deviations)
+
+
+def _averaged(rows: Sequence[MetricsRow]) -> MetricsRow:
+    """The first row with the means of all; a row where a metric is NaN is left out of its mean."""
+    return replace(
+        rows[0],
+        accumulator="+".join(sorted({row.accumulator for row in rows})),
+        metrics={n: float(np.mean(v)) if v else math.nan for n, v in _known(rows).items()},
+        pixel_error_bound=max(row.pixel_error_bound for row in rows),
+        thresholds={},  # a threshold belongs to one category's scores of one seed
+    )
+
+
+def _known(rows: Sequence[MetricsRow]) -> dict[str, list[float]]:
+    """The values of each metric that are not NaN."""
+    every = {name: [row.metrics[name] for row in rows] for name in rows[0].metrics}
+    return {name: [v for v in values if not math.isnan(v)] for name, values in every.items()}
+
+
+def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
+    """The rows of a table with its context in each: for CSV files, and JSON for scripts.
+
+    "kind" is "category" or "mean"; a metric's deviation over seeds is "<metric>_std".
+    """
+    rows: list[dict[str, Cell]] = []
+    for row in table.rows:
+        flat: dict[str, Cell] = {
+            "kind": "mean" if row is table.mean else "category",
+            "category": row.category,
+            **asdict(table.context),
+            "accumulator": row.accumulator,
+            **row.metrics,
+            **{f"{name}_std": value for name, value in row.deviations.items()},
+            **row.thresholds,
+            "pixel_error_bound": row.pixel_error_bound,
+            **asdict(row.counts),
+            "undefined": row.undefined,
+        }
+        if table.seeds:
+            flat["seeds"] = list(map(str, table.seeds))
+        if row is table.mean:
+            flat["categories"] = row.categories
+        rows.append(flat)
+    return rows

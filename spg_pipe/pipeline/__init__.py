@@ -9,6 +9,7 @@ from spg_pipe.pipeline.features import (
     load_backbone,
     prepare,
     skipped_in,
+    with_tiles,
     write_demo_set,
     write_demo_sets,
 )
@@ -20,7 +21,6 @@ from spg_pipe.pipeline.training import (
     train_guides_together,
     train_sae,
     train_saes,
-    varying,
 )
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
     "train_guides_together",
     "train_sae",
     "train_saes",
-    "varying",
+    "with_tiles",
     "write_demo_set",
     "write_demo_sets",
 ]

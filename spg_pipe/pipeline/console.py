@@ -163,8 +163,7 @@ def exit_code(main: Callable[[], Any]) -> int:
             raise
         print(
             f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'host'}). "
-            "Lower extract.batch_images, sae.batch_images, guides.batch_images or score.sigma, "
-            "or use --device cpu.",
+            "Lower extract.batch_images or sae.batch_images, or use --device cpu.",
             file=sys.stderr,
         )
         return 1

@@ -60,6 +60,7 @@ def _dvc(folder: Path, *arguments: str, quiet: bool) -> int:
 
 
 def _print_tables(folder: Path, console: Console) -> None:
+    from spg_pipe.metrics import flat_rows
     from spg_pipe.pipeline import read_metrics, tables_of
     from spg_pipe.pipeline.run import image_size
     from spg_pipe.recipe.paths import Paths
@@ -71,6 +72,8 @@ def _print_tables(folder: Path, console: Console) -> None:
             read_metrics(folder / paths.metrics(direction.aux, direction.target, seed))
             for seed in params.seeds
         ]
-        console.result(runs, "\n\n".join(tables_of(params, runs)) + "\n")
+        console.result(
+            [flat_rows(table) for table in runs], "\n\n".join(tables_of(params, runs)) + "\n"
+        )
     report = (folder / paths.report / "index.html").resolve()
     console.result({"report": str(report)}, f"Report: {report}")

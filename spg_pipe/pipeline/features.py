@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import names_on_disk, scan
+from spg_pipe.pipeline.datasets import names_on_disk, scan
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset, Params
@@ -38,11 +38,7 @@ def write_demo_set(params: Params, name: str) -> Path:
 def prepare(run: RecipeRun, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
     manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
-    path = run.place(
-        run.paths.manifest(dataset.name, dataset.split),
-        manifest.fingerprint(),
-        own=dataset in run.params.datasets,
-    )
+    path = run.paths.manifest(dataset)
     manifest.save(path)
     run.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
     for note in manifest.notes:
@@ -79,14 +75,21 @@ def load_backbone(run: RecipeRun) -> "Backbone":
     )
 
 
+def with_tiles(run: RecipeRun, datasets: Sequence[Dataset], sides: Sequence[int]) -> RecipeRun:
+    """The run with these datasets' images cut into tiles at these sides, in pixels."""
+    tiles = run.params.extract.tiles | {row.name: tuple(sides) for row in datasets}
+    section = run.params.extract.model_copy(update={"tiles": tiles})
+    return run.with_params(run.params.model_copy(update={"extract": section}))
+
+
 def tiled_as(run: RecipeRun, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
-    """The backbone on images of these sides in tiles, as the recipe's overlap says."""
+    """The backbone on images of these sides in tiles."""
     from spg_pipe.backbones.tiling import tiled
-    from spg_pipe.store.extract import views_at_once
+    from spg_pipe.store.extract import inputs_at_once
 
     params, device = run.params.extract, choose_device(run.device)
-    at_once = views_at_once(backbone.spec, params.batch_images, device)
-    return tiled(backbone, sides, overlap=params.tile_overlap, at_once=at_once)
+    at_once = inputs_at_once(backbone.spec, params.batch_images, device)
+    return tiled(backbone, sides, at_once=at_once)
 
 
 def extract(
@@ -99,7 +102,6 @@ def extract(
     backbone: "Backbone | None" = None,
     limit: int | None = None,
     categories: Sequence[str] | None = None,
-    tiles: Sequence[int] | None = None,
 ) -> Path:
     """Manifest → FeatureStore.
 
@@ -119,8 +121,6 @@ def extract(
     categories : sequence of str, optional
         Only these, instead of what the recipe says. A store of a part of the dataset gets another
         place than the dataset's own, and says in its attributes what it is.
-    tiles : sequence of int, optional
-        Sides in pixels at which images are cut into tiles, instead of what the recipe says.
 
     Raises
     ------
@@ -130,19 +130,17 @@ def extract(
     """
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.datasets.skipped import skipped_note
+    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.extract import extract as extract_store
     from spg_pipe.store.masks import mask_notes
     from spg_pipe.store.reader import selection_note
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
-    sides = run.params.extract.tiles.get(dataset.name, ())
-    own_tiles = tiles is None or sorted(tiles) == sorted(sides)
-    if sides := tuple(tiles or sides):
+    if sides := run.params.extract.tiles.get(dataset.name):
         backbone = tiled_as(run, backbone, sides)
     if from_manifest:
-        path = run.paths.manifest(dataset.name, dataset.split)
-        manifest = Manifest.load(path, root=dataset.root)
+        manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
     else:
         manifest = _chosen(run, dataset, limit, categories)
     params = run.params
@@ -151,8 +149,8 @@ def extract(
             f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
             "store would be taken for images. Name a place outside."
         )
-    place = out or _place_of_store(run, dataset, manifest, backbone, own_tiles=own_tiles)
-    if manifest.selection and place.resolve() == run.paths.store(dataset.name).resolve():
+    place = out or run.paths.store(dataset, manifest.selection)
+    if manifest.selection and place.resolve() == run.paths.store(dataset).resolve():
         raise SpgError(
             f"{place} is the place of the whole dataset {dataset.name}, not of a part of it "
             "(--limit, --categories). Name another place with --out, or leave the option out."
@@ -162,10 +160,11 @@ def extract(
             manifest,
             backbone,
             place,
-            batch_images=params.extract.batch_images,
-            shard_images=params.extract.shard_images,
-            dtype=params.extract.dtype,
-            compressor=params.extract.compressor,
+            Extraction(
+                batch_images=params.extract.batch_images,
+                dtype=params.extract.dtype,
+                compressor=params.extract.compressor,
+            ),
             replace=replace,
             workers=cpu_workers(run.workers),
             device=choose_device(run.device),
@@ -201,23 +200,3 @@ def _chosen(
             notes=(*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)"),
         )
     return manifest.spread(limit) if limit is not None else manifest
-
-
-def _place_of_store(
-    run: RecipeRun,
-    dataset: Dataset,
-    manifest: "Manifest",
-    backbone: "Backbone",
-    *,
-    own_tiles: bool,
-) -> Path:
-    """The dataset's own place, or another for a part of it, another split, or other settings."""
-    own = dataset in run.params.datasets and not manifest.selection and own_tiles
-    return run.place(
-        run.paths.store(dataset.name if own else f"{dataset.name}-{dataset.split}"),
-        backbone.spec.to_dict(),
-        run.params.extract.model_dump(exclude={"skip_bad"}),
-        manifest.fingerprint(),
-        dict(manifest.selection),
-        own=own,
-    )

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.digests import read_config
 from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import SpgError
 
@@ -29,10 +28,9 @@ def inspect(path: Path) -> dict[str, Any]:
         if kind == "detector":
             return _detector(path)
         if kind == "sparse autoencoder":
-            config = read_config(path, kind, "spg-pipe train-sae")
-            return {"kind": kind, "quality": read_json(path / "quality.json", "Quality"), **config}
+            return _sae(path)
         if kind == "scores":
-            return _scores(path, config)
+            return _scores(path)
     raise SpgError(
         f"{path} is no feature store, sparse autoencoder, detector or scores folder. "
         "Look below artifacts/."
@@ -53,6 +51,15 @@ def draw(path: Path, file: Path, images: str | None, layer: str | None) -> dict[
     return draw_pca(FeatureStore(path), file, images, layer)
 
 
+def _sae(path: Path) -> dict[str, Any]:
+    from spg_pipe.sae.run import read_quality, read_sae_record
+
+    layers = read_quality(path)
+    quality = {layer: figures.model_dump(mode="json") for layer, figures in layers.items()}
+    record = read_sae_record(path).model_dump(mode="json")
+    return {"kind": record["kind"], "quality": quality, **record}
+
+
 def _store(path: Path) -> dict[str, Any]:
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.store.summary import summary
@@ -65,22 +72,22 @@ def _detector(path: Path) -> dict[str, Any]:
 
     detector = Detector.load(path)
     atoms = {name: len(guides.atom_ids) for name, guides in detector.layers.items()}
-    keys = ("auxiliary", "seed", "protocol", "tau", "detection", "score", "guides", "licences")
+    keys = {"auxiliary", "seed", "protocol", "detection", "guides", "rule", "licences"}
     backbone = detector.backbone
     return {
         "kind": "detector",
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
         "image_size": backbone.preprocess.size,
         "atoms_used": atoms,
-        **{key: detector.config[key] for key in keys},
-        **({"decision": detector.config["decision"]} if detector.decision else {}),
+        **detector.record.model_dump(mode="json", include=keys),
         "fingerprint": detector.fingerprint,
     }
 
 
-def _scores(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _scores(path: Path) -> dict[str, Any]:
     from spg_pipe.detector.scores import Scores
 
+    keys = {"dataset", "split", "detector", "rule", "licences", "fingerprint"}
     scores = Scores.load(path)
     table = scores.table
     return {
@@ -90,8 +97,7 @@ def _scores(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         "images": len(table),
         "score_min": float(table["score"].min()),
         "score_max": float(table["score"].max()),
-        **{key: config[key] for key in ("dataset", "split", "detector", "score", "licences")},
-        "fingerprint": config["fingerprint"],
+        **scores.record.model_dump(mode="json", include=keys),
     }
 
 

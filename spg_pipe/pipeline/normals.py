@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.pipeline.checked import checked_detector
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset, find_direction, split_name
 from spg_pipe.pipeline.features import extract
-from spg_pipe.pipeline.find import find_dataset, find_store, split_name, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_detector, find_direction
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import note_known
@@ -45,31 +46,30 @@ def score_few_shot(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, seen_of
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, seen_of
     from spg_pipe.bank.few_shot import score_few_shot as score_store
+    from spg_pipe.bank.fusion import require_fusible
     from spg_pipe.detector.model import Detector
 
     params, device = run.params, choose_device(run.device)
     if alone and (detector or aux or seed is not None):
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     dataset = find_dataset(params, target)
-    features = store_of_dataset(run, dataset, store)
+    features = checked_store(run, dataset, store)
     # A named detector keeps its own σ, as in `score`, unless told otherwise.
-    options = params.score if detector is None or "score" in run.changed else None
+    options = params.score if detector is None or run.changes("score") else None
     chosen: list[Detector | None] = [None]
     if detector is not None:
         chosen = [Detector.load(detector)]
     elif not alone:
         source = find_direction(params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else params.seeds
-        chosen = [Detector.load(find_detector(run, source, one)) for one in seeds]
+        chosen = [Detector.load(checked_detector(run, source, one)) for one in seeds]
     for one in chosen:
         if one is not None:
-            require_fusible(one, options or one.score)
-    first = chosen[0]
-    sigma = first.score.sigma if first else params.score.sigma
+            require_fusible(one, options)
     normal = _store_of_normals(run, normals)
-    banks = banks_of([normal], features, params.bank, sigma=sigma, device=device)
+    banks = banks_of([normal], features, params.bank, device=device)
     run.console.say(f"{banks.sees}, from {normal.path}")
     if copies := sum(own.copies for own in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
@@ -77,15 +77,18 @@ def score_few_shot(
     for one in chosen:
         if one is not None:
             note_own_images(run, one, dataset, features)
-        trained_on = str(one.config["auxiliary"]["dataset"]) if one else ""
-        path = run.place(
-            run.paths.few_shot(trained_on, dataset.name, one.config["seed"] if one else None),
-            one.fingerprint if one else None,
-            features.fingerprint,
-            banks.fingerprint,
-            params.bank,
-            options,
-            own=False,
+        trained_on = one.record.auxiliary.dataset if one else ""
+        path = run.paths.few_shot(
+            trained_on,
+            dataset.name,
+            one.record.seed if one else None,
+            {
+                "detector": one.fingerprint if one else None,
+                "store": features.fingerprint,
+                "normals": banks.fingerprint,
+                "bank": params.bank.model_dump(mode="json"),
+                "score": options and options.model_dump(mode="json"),
+            },
         )
         with run.console.progress(f"score {dataset.name}") as update:
             scores = score_store(
@@ -94,7 +97,8 @@ def score_few_shot(
         note_known(run, scores)
         run.console.say(
             f"Few-shot scores of {dataset.name} → {path}; judge them with `spg-pipe evaluate "
-            f"--split {split_name(params, dataset)} --scores {shlex.quote(str(path))}`"
+            f"--split {split_name(params, dataset)} --scores {shlex.quote(str(path))}"
+            f"{f' --store {shlex.quote(str(store))}' if store else ''}`"
         )
         written.append(path)
     return written
@@ -108,6 +112,7 @@ def _store_of_normals(run: RecipeRun, normals: str) -> "FeatureStore":
         return FeatureStore(Path(normals))
     dataset = find_dataset(run.params, normals, option="--normals")
     try:
-        return find_store(run, dataset)
+        return checked_store(run, dataset)
     except NotThereError:
-        return FeatureStore(extract(run, dataset))
+        # A folder that the recipe does not list may have got or lost images since.
+        return FeatureStore(extract(run, dataset, replace=dataset not in run.params.datasets))

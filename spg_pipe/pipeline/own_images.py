@@ -36,7 +36,7 @@ def note_own_images(
         run.console.say(note)
     elif own := _own_categories(run, detector, dataset, store):
         run.console.say(
-            f"Note: the defects of {detector.config['auxiliary']['dataset']} were painted on "
+            f"Note: the defects of {detector.record.auxiliary.dataset} were painted on "
             f"normal images of {', '.join(own)} from {dataset.root}, the folder of {dataset.name} "
             "itself; this is not zero-shot."
         )
@@ -46,9 +46,10 @@ def _own_categories(
     run: RecipeRun, detector: "Detector", dataset: Dataset, store: "FeatureStore"
 ) -> list[str]:
     """Categories of the target whose folder the detector's synthetic sets were made from."""
-    params, auxiliary = run.params, detector.config["auxiliary"]
-    aux = next((one for one in params.datasets if one.name == auxiliary["dataset"]), None)
-    painted = {name.rpartition("/")[2] for name in auxiliary["synthetic"]["categories"]}
+    params, auxiliary = run.params, detector.record.auxiliary
+    aux = next((one for one in params.datasets if one.name == auxiliary.dataset), None)
+    names = auxiliary.synthetic.categories if auxiliary.synthetic else ()
+    painted = {name.rpartition("/")[2] for name in names}
     ours = {name.rpartition("/")[2] for name in store.table["category"]}
     places = [dataset.root / part for part in dataset.sets] or [dataset.root]
     sources = [made.source for made in params.synthetic_sets if aux and reads(aux, made)]

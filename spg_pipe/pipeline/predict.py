@@ -8,14 +8,17 @@ from pydantic import BaseModel, ConfigDict
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
+from spg_pipe.decision.maps import SIGMA
+from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
+from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import SCORES
-from spg_pipe.predict.images import Images, read_images
-from spg_pipe.predict.judge import Prediction, Row, as_row, judge_images
+from spg_pipe.predict.files import SCORES, check_out
+from spg_pipe.predict.images import read_images
+from spg_pipe.predict.judge import HEADER, Prediction, Row, as_row, judge_images
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
-from spg_pipe.predict.results import check_out, write_results
+from spg_pipe.predict.results import write_results
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import BankParams
 
@@ -32,11 +35,11 @@ class Outcome(BaseModel):
     bank: BankParams | None
     sees: str | None
     """None for a zero-shot detector that learnt from labels."""
-    fingerprint: str | None = None
+    fingerprint: str | None
     """Of the detector, as the next three: None where a bank judges alone."""
-    tau: float | None = None
-    guides: str | None = None
-    seed: int | None = None
+    tau: float | None
+    guides: str | None
+    seed: int | None
     licences: tuple[str, ...]
     out: Path
     predictions: tuple[Row, ...]
@@ -82,13 +85,15 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
-    check_out(out, images)
+    check_out(out, images.overlays, HEADER)
     manifest = read_normals(normals, detector) if normals else None
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
-    for licence in detector.config["licences"]:
+    for licence in detector.record.licences:
         console.say(f"  {licence}")
-    if note := _painted_note(detector, source, images, normals):
+    painted = detector.painted_on and not (normals and normals.alone)
+    contents = content_ids(images.paths) if painted else set()
+    if note := detector.own_images_note(str(source), contents):
         console.say(note)
     if normals and manifest:
         with console.progress("normals") as update:
@@ -106,42 +111,28 @@ def predict_folder(
     return _outcome(predictor, detector_path, out, predictions)
 
 
-def _painted_note(
-    detector: Detector, source: Path, images: Images, normals: NormalFolder | None
-) -> str:
-    """What to say if the detector's defects were painted on some of these images."""
-    if not detector.painted_on or (normals and normals.alone):
-        return ""
-    return detector.own_images_note(str(source), content_ids(images.paths))
-
-
 def _outcome(
     predictor: Predictor, detector_path: Path, out: Path, predictions: Sequence[Prediction]
 ) -> Outcome:
     detector, spec, bank = predictor.detector, predictor.backbone.spec, predictor.bank
-    score, config = detector.score, detector.config
-    rule = "additive" if score.rule == "additive" else str(score.image_score)
+    record = detector.record
+    rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
     if bank:
         rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
-    outcome = Outcome(
+    used = not predictor.alone
+    return Outcome(
         detector=detector_path,
-        protocol=config["protocol"]["name"],
-        sigma=score.sigma,
+        protocol=record.protocol.name,
+        sigma=SIGMA,
         image_score=rule,
         backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
         bank=bank.params if bank else None,
-        sees=predictor.sees or None,
-        licences=config["licences"],
+        sees=predictor.supervision or None,
+        fingerprint=detector.fingerprint if used else None,
+        tau=TAU if used else None,
+        guides=record.guides.kind if used else None,
+        seed=record.seed if used else None,
+        licences=record.licences,
         out=out,
         predictions=tuple(as_row(prediction) for prediction in predictions),
-    )
-    if predictor.alone:
-        return outcome
-    return outcome.model_copy(
-        update={
-            "fingerprint": detector.fingerprint,
-            "tau": config["tau"],
-            "guides": "contrast" if detector.contrast else "trained",
-            "seed": config["seed"],
-        }
     )

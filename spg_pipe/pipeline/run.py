@@ -1,14 +1,13 @@
 """A recipe with the settings of one run, and what a command's options select from it."""
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.params import Params
-from spg_pipe.recipe.paths import Paths, with_suffix_hash
+from spg_pipe.recipe.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -21,25 +20,22 @@ class RecipeRun:
     workers: int | None = None
     cache: str = "auto"
     """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
-    changed: frozenset[str] = frozenset()
-    """Sections in which options differ from params.yaml: artefacts get a hash in their names."""
+    base: Params | None = None
+    """The recipe without options, whose artefacts have plain names; None: `params` itself."""
 
     @property
     def paths(self) -> Paths:
-        """Where the recipe's artefacts are."""
-        return Paths(self.params, image_size(self.params))
+        """Where this run's artefacts are."""
+        return Paths(self.params, image_size(self.params), self.base, fingerprint)
 
-    def place(self, path: Path, *content: Any, own: bool = True) -> Path:
-        """The pipeline's path, or a readable name + 8 hex digits of `content`.
+    def with_params(self, params: Params) -> "RecipeRun":
+        """This run with other settings, whose artefacts lie beside the recipe's."""
+        return replace(self, params=params, base=self.base or self.params)
 
-        Parameters
-        ----------
-        own : bool
-            The inputs are the recipe's own: its datasets and splits, no named store or detector.
-        """
-        if own and not self.changed:
-            return path
-        return with_suffix_hash(path, hashlib.sha256(repr(content).encode()).hexdigest())
+    def changes(self, section: str) -> bool:
+        """Whether an option changed a section of the recipe."""
+        base = self.base or self.params
+        return bool(getattr(self.params, section) != getattr(base, section))
 
 
 def image_size(params: Params) -> int:
@@ -61,8 +57,8 @@ def image_size(params: Params) -> int:
 
 def training_runs(
     params: Params, aux: str | None, seed: int | None, given: Path | None
-) -> list[tuple[str, int]]:
-    """(auxiliary, seed) pairs to train: as named, or all of the recipe.
+) -> dict[str, list[int]]:
+    """Auxiliary → seeds to train: as named, or all of the recipe.
 
     Raises
     ------
@@ -72,12 +68,12 @@ def training_runs(
     """
     _require_there(given)
     names = auxiliaries_of(params, aux)
-    runs = [(name, one) for name in names for one in ([seed] if seed is not None else params.seeds)]
-    if not runs:
+    seeds = [seed] if seed is not None else list(params.seeds)
+    if not names:
         raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
-    if given is not None and len(runs) > 1:
-        raise SpgError(f"{given} serves one run, the recipe has {len(runs)}: add --aux and --seed.")
-    return runs
+    if given is not None and (count := len(names) * len(seeds)) > 1:
+        raise SpgError(f"{given} serves one run, the recipe has {count}: add --aux and --seed.")
+    return dict.fromkeys(names, seeds)
 
 
 def auxiliaries_of(params: Params, aux: str | None) -> list[str]:

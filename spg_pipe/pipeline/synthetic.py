@@ -1,12 +1,16 @@
 """Normal images → auxiliary sets with painted defects."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
+
+if TYPE_CHECKING:
+    from spg_pipe.datasets import Manifest
 
 
 def synthesise_sets(run: RecipeRun, datasets: Sequence[Dataset]) -> None:
@@ -75,27 +79,10 @@ def synthesise(
     SpgError
         As `build_manifest` and `write_synthetic`.
     """
-    from spg_pipe.datasets import build_manifest
-    from spg_pipe.datasets.layouts.synthetic import read_record
-    from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+    from spg_pipe.datasets.layouts.synthetic import read_synthetic
+    from spg_pipe.datasets.paint.synthetic import write_synthetic
 
-    if not made.source.is_dir():
-        raise SpgError(
-            f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
-            "folder of normal images."
-        )
-    with console.progress(f"read {made.name}") as update:
-        source = build_manifest(
-            made.source.resolve().name,
-            made.layout,
-            made.source,
-            split=made.split,
-            categories=made.categories,
-            exif_of_own_images=exif_of_own_images,
-            skip_bad=skip_bad,
-            workers=workers,
-            progress=update,
-        )
+    source = _source(made, console, exif_of_own_images, skip_bad, workers)
     with console.progress(f"synthesise {made.name}") as update:
         written = write_synthetic(
             source,
@@ -106,15 +93,35 @@ def synthesise(
             workers=workers,
             progress=update,
         )
-    normal = len(read_record(made.root).source.images)
+    normal = len(read_synthetic(made.root).source.images)
     anomalous = normal * made.per_image
     what = f"{normal} normal and {anomalous} synthetic anomalous images"
     console.say(f"{made.name}: {what} {'→' if written else 'are already in'} {made.root}")
     for note in source.notes:
         console.say(f"  note: {note}")
-    return {
-        "root": str(made.root),
-        "written": written,
-        "normal": normal,
-        "anomalous": anomalous,
-    }
+    numbers = {"normal": normal, "anomalous": anomalous}
+    return {"root": str(made.root), "written": written} | numbers
+
+
+def _source(
+    made: SyntheticSet, console: Console, exif: bool, skip_bad: bool, workers: int | None
+) -> "Manifest":
+    from spg_pipe.datasets import build_manifest
+
+    if not made.source.is_dir():
+        raise SpgError(
+            f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
+            "folder of normal images."
+        )
+    # Not validated: the folder's name may be none that a recipe takes for a dataset.
+    dataset = Dataset.model_construct(
+        name=made.source.resolve().name,
+        layout=made.layout,
+        root=made.source,
+        split=made.split,
+        categories=made.categories,
+    )
+    with console.progress(f"read {made.name}") as update:
+        return build_manifest(
+            dataset, exif_of_own_images=exif, skip_bad=skip_bad, workers=workers, progress=update
+        )

@@ -3,11 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, find_store_of, scan, split_name, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_detector, find_direction, find_run, find_scores
+from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector.model import Detector
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.metrics import MetricsTable
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -33,38 +35,34 @@ def score(
     from spg_pipe.detector.model import Detector
 
     dataset = find_dataset(run.params, target)
-    features = store_of_dataset(run, dataset, store)
+    features = checked_store(run, dataset, store)
     params = run.params
-    own = store is None and detector is None and dataset in params.datasets
     # A named detector keeps its own σ and image score, as `predict` does, unless told otherwise.
-    options = params.score if detector is None or "score" in run.changed else None
+    options = params.score if detector is None or run.changes("score") else None
     if detector is not None:
         chosen = [detector]
     else:
         source = find_direction(params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else params.seeds
-        chosen = [find_detector(run, source, one) for one in seeds]
+        chosen = [checked_detector(run, source, one) for one in seeds]
     written = []
     for folder in chosen:
         loaded = Detector.load(folder)
-        trained_on = str(loaded.config["auxiliary"]["dataset"])
+        trained_on = loaded.record.auxiliary.dataset
         if trained_on == dataset.name:
             run.console.say(
                 f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
             )
         note_own_images(run, loaded, dataset, features)
-        path = run.place(
-            run.paths.scores(trained_on, dataset.name, int(loaded.config["seed"])),
-            loaded.fingerprint,
-            features.fingerprint,
-            options,
-            own=own,
-        )
+        given = {"store": features.fingerprint} if store else {}
+        if detector is not None:
+            given["detector"] = loaded.fingerprint
+        path = run.paths.scores(trained_on, dataset, loaded.record.seed, given)
         written.append(_score_one(run, loaded, features, path, options))
         if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
             run.console.say(
                 f"Judge them with `spg-pipe evaluate --split {split_name(params, dataset)} "
-                f"--scores {shlex.quote(str(path))}`"
+                f"--scores {shlex.quote(str(path))} --store {shlex.quote(str(store))}`"
             )
     return written
 
@@ -98,50 +96,56 @@ def evaluate(
     aux: str | None = None,
     seed: int | None = None,
     scores: Path | None = None,
+    store: Path | None = None,
 ) -> list[Path]:
     """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
     dataset = find_dataset(run.params, target)
-    own = scores is None and dataset in run.params.datasets
+    features = checked_store(run, dataset, store)
     if scores is not None:
         chosen = [scores]
     else:
         source = find_direction(run.params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else run.params.seeds
-        chosen = [find_scores(run, dataset, source, one) for one in seeds]
-    return [_evaluate_one(run, dataset, folder, own=own) for folder in chosen]
+        chosen = [checked_scores(run, dataset, source, one) for one in seeds]
+    given = scores is not None or store is not None
+    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
 
 
-def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) -> Path:
-    from spg_pipe.bank.few_shot import KNOWN
+def _evaluate_one(
+    run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
+) -> Path:
+    from spg_pipe.bank.fusion import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
 
     params = run.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.config['dataset']}/{loaded.config['split']}"
+    held = f"{loaded.record.dataset}/{loaded.record.split}"
     if held != f"{dataset.name}/{dataset.split}":
         raise SpgError(
             f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
             "Name their dataset with --split."
         )
-    store = find_store_of(run, loaded.config["inputs"]["store"])
+    if loaded.record.store != store.fingerprint:
+        raise SpgError(
+            f"{folder} holds scores of another store than {store.path}. Name the one that was "
+            "scored with --store, or run `spg-pipe score` again."
+        )
     manifest = None
     if params.resolution == "original":
         manifest = _manifest_of_store(run, dataset, store)
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
-    aux, trained = loaded.config["detector"]["auxiliary"], loaded.config["detector"]["seed"]
-    beside = run.paths.metrics(aux["dataset"], dataset.name, trained)
-    if KNOWN in loaded.table:
-        few_shot = run.paths.few_shot(aux["dataset"], dataset.name, trained)
-        beside, own = few_shot.with_name(f"{few_shot.name}.json"), False
-        note_known(run, loaded)
-    place = run.place(
-        beside,
-        params,
-        loaded.config["fingerprint"],
-        own=own,
-    )
+    aux, trained = loaded.record.auxiliary, loaded.record.seed
+    inputs = {"scores": loaded.record.fingerprint} if given else {}
+    if KNOWN in loaded.table or trained is None:
+        content = inputs | params.model_dump(mode="json")
+        few_shot = run.paths.few_shot(aux, dataset.name, trained, content)
+        place = few_shot.with_name(f"{few_shot.name}.json")
+        if KNOWN in loaded.table:
+            note_known(run, loaded)
+    else:
+        place = run.paths.metrics(aux, dataset, trained, inputs)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place
@@ -149,7 +153,7 @@ def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, *, own: bool) 
 
 def note_known(run: RecipeRun, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.few_shot import KNOWN
+    from spg_pipe.bank.fusion import KNOWN
 
     say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 
@@ -167,7 +171,7 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
     from spg_pipe.datasets.manifest import Manifest
 
-    prepared = run.paths.manifest(dataset.name, dataset.split)
+    prepared = run.paths.manifest(dataset)
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
         manifest = manifest.without([bad.path for bad in store.skipped])
@@ -187,30 +191,30 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     return manifest
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file: categories, then their mean."""
-    from spg_pipe.metrics import read_json
+def read_metrics(path: Path) -> "MetricsTable":
+    """The table of a metrics file."""
+    from spg_pipe.detector import metrics_file
 
-    return read_json(path)
+    return metrics_file.read_metrics(path).table
 
 
-def tables_of(params: Params, runs: list[list[dict[str, Any]]]) -> list[str]:
+def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
     from spg_pipe.bank.few_shot import FEW_SHOT
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.text import text_table
 
-    context = runs[0][0]
+    context = runs[0].context
     published = next(
         (
             p
             for p in params.published
-            if (p.aux, p.target) == (context["auxiliary"], context["dataset"])
-            and FEW_SHOT not in context.get("sees", "")  # published figures are zero-shot
+            if (p.aux, p.target) == (context.auxiliary, context.dataset)
+            and FEW_SHOT not in context.supervision  # published figures are zero-shot
         ),
         None,
     )
-    tables = [text_table(rows, published) for rows in runs]
+    tables = [text_table(table, published) for table in runs]
     if len(runs) > 1:
         tables.append(text_table(seeds_mean(runs), published))
     return tables
@@ -224,7 +228,7 @@ def report(run: RecipeRun) -> Path:
     Raises
     ------
     SpgError
-        If there is nothing to report: no metrics that the recipe in force makes.
+        If there is nothing to report: no metrics that the active recipe makes.
     """
     from spg_pipe.report.build import build_report
 
@@ -235,17 +239,16 @@ def report(run: RecipeRun) -> Path:
     for direction in params.directions:
         for seed in params.seeds:
             try:
-                found = find_run(run, direction, seed)
+                found = checked_metrics(run, direction, seed)
             except SpgError as error:
                 missing.append(str(error))
             else:
-                runs[direction.aux, direction.target, seed] = (found.metrics, found.scores)
+                runs[direction.aux, direction.target, seed] = found
     if not runs:
         raise SpgError(missing[0])
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
-    place = run.place(paths.report, params)
     with run.console.progress("report", "categories") as update:
-        path = build_report(params, paths, place, runs=runs, progress=update)
+        path = build_report(params, paths, paths.report, runs=runs, progress=update)
     run.console.say(f"Report → {path}")
     return path

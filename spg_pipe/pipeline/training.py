@@ -1,26 +1,24 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import find_dataset, store_of_dataset
-from spg_pipe.pipeline.find_runs import find_sae
+from spg_pipe.pipeline.checked import checked_sae
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
-    from spg_pipe.guides.train import GuideRun
-    from spg_pipe.sae.fits import SaeJob
+    from spg_pipe.detector.make import DetectorPlan
+    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
-
-    Run = TypeVar("Run", SaeJob, GuideRun)
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
@@ -31,9 +29,7 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
 def train_saes(
     runs: Sequence[RecipeRun], aux: str, seeds: Sequence[int], *, store: Path | None = None
 ) -> list[Path]:
-    """FeatureStore of the auxiliary set → an SAE for every setting and seed.
-
-    Those that see the same batches are trained in one pass over the store.
+    """FeatureStore of the auxiliary set → an SAE for every setting and seed, one after the other.
 
     Parameters
     ----------
@@ -45,31 +41,45 @@ def train_saes(
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.sae.fits import SaeJob
-
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
-    wanted = [(run, SaeJob(run.params.sae, seed)) for run in runs for seed in seeds]
-    values = varying(runs)
-    train = partial(
-        _saes_together,
-        features=features,
-        aux=aux,
-        own=store is None,
-        values=lambda run: values[list(runs).index(run)],
-    )
-    return _by_stream(wanted, train)
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    given = {"store": features.fingerprint} if store else {}
+    return [_train_sae(run, features, aux, seed, given) for run in runs for seed in seeds]
 
 
-def varying(runs: Sequence[RecipeRun]) -> list[dict[str, Any]]:
-    """The values of each setting in which they differ: `sae.k` → 16."""
-    dumped = [run.params.sae.model_dump(mode="json") for run in runs]
-    keys = [key for key in dumped[0] if any(one[key] != dumped[0][key] for one in dumped)]
-    return [{f"sae.{key}": one[key] for key in keys} for one in dumped]
+def _train_sae(
+    run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
+) -> Path:
+    """One SAE; its checkpoint lies beside it."""
+    from spg_pipe.sae.train import Callbacks
+    from spg_pipe.sae.train import train_sae as train
+
+    path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
+    checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
+    with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
+        result = train(
+            features,
+            run.params.sae,
+            run.params.method,
+            seed=seed,
+            device=device,
+            cache=run.cache,
+            checkpoints=checkpoints,
+            callbacks=Callbacks(
+                lambda layer, done, total, loss: update(done, total, loss, layer),
+                run.console.say,
+            ),
+        )
+    result.run.save(path, result.quality, result.curve)
+    checkpoints.remove()
+    for layer, quality in result.quality.layers.items():
+        run.console.say(_quality_line(layer, quality))
+    run.console.say(f"SAE of {aux}, seed {seed} → {path}")
+    return path
 
 
 def _by_stream(
-    wanted: "list[tuple[RecipeRun, Run]]",
-    train: "Callable[[list[tuple[RecipeRun, Run]]], list[Path]]",
+    wanted: "list[tuple[RecipeRun, DetectorPlan]]",
+    train: "Callable[[list[tuple[RecipeRun, DetectorPlan]]], list[Path]]",
 ) -> list[Path]:
     """Train what sees the same batches together; the places in the order of `wanted`."""
     places: dict[int, Path] = {}
@@ -80,70 +90,22 @@ def _by_stream(
 
 
 def _checkpoints(
-    jobs: "list[tuple[RecipeRun, Run]]", artefact: Path, *determining: object, own: bool
+    jobs: "list[tuple[RecipeRun, DetectorPlan]]", artefact: Path, *determining: object
 ) -> Checkpoints:
-    """Of a pass: beside its first artefact; under a name of its own unless it is the recipe's."""
+    """Of a pass: beside its first artefact, under a name of its own if it makes several."""
     run = jobs[0][0]
-    if len(jobs) > 1 or run.changed or not own:
-        content = {"pass": determining, "runs": [run.settings() for _, run in jobs]}
+    if len(jobs) > 1:
+        content = {"pass": determining, "runs": [job.settings() for _, job in jobs]}
         artefact = with_suffix_hash(artefact, fingerprint(content))
     device = choose_device(run.device)
     return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
 
 
-def _saes_together(
-    jobs: "list[tuple[RecipeRun, SaeJob]]",
-    features: "FeatureStore",
-    aux: str,
-    *,
-    own: bool,
-    values: Callable[[RecipeRun], dict[str, Any]],
-) -> list[Path]:
-    """One pass; its checkpoint lies beside the first SAE. `values` tell its settings apart."""
-    from spg_pipe.sae.train import train_saes as train
-
-    run, seed = jobs[0][0], jobs[0][1].seed
-    several = "" if len(jobs) == 1 else f", {len(jobs)} SAEs"
-    place, rule = run.paths.sae(aux, seed), run.params.method.protocol
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, rule, own=own)
-    with run.console.progress(f"train-sae {aux} seed {seed}{several}", "tokens") as update:
-        results = train(
-            features,
-            [job for _, job in jobs],
-            run.params.method,
-            device=choose_device(run.device),
-            cache=run.cache,
-            progress=lambda layer, done, total, loss: update(done, total, loss, layer),
-            checkpoints=checkpoints,
-            say=run.console.say,
-        )
-    places, faults = [], []
-    for number, ((one, job), result) in enumerate(zip(jobs, results, strict=True), 1):
-        if isinstance(result, SpgError):
-            named = f"dict_size {job.params.dict_size}, k {job.params.k}, lr {job.params.lr:g}"
-            faults.append(f"SAE of {aux}, seed {job.seed} ({named}): {result}")
-            continue
-        path = one.place(one.paths.sae(aux, job.seed), result.run.config["fingerprint"], own=own)
-        result.run.save(path, result.quality, result.curve)
-        if len(jobs) > 1:
-            named = "".join(f"{place} = {value}, " for place, value in values(one).items())
-            one.console.say(f"SAE {number} of {len(jobs)}: {named}seed {job.seed}")
-        for layer, found in result.quality.items():
-            one.console.say(_quality_line(layer, found))
-        one.console.say(f"SAE of {aux}, seed {job.seed} → {path}")
-        places.append(path)
-    checkpoints.remove()
-    if faults:
-        others = f"\nThe other {len(places)} of {len(jobs)} are finished." if places else ""
-        raise SpgError("\n".join(faults) + others)
-    return places
-
-
-def _quality_line(layer: str, found: dict[str, Any]) -> str:
-    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in found.get("r2_prefixes", {}).items())
+def _quality_line(layer: str, quality: "LayerQuality") -> str:
+    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in quality.r2_prefixes.items())
     return (
-        f"  {layer}: R² {found['r2']:.3f}{alone}, L0 {found['l0']:.1f}, "
-        f"dead {found['dead_share']:.1%}, {found['tokens_seen']:,} tokens"
+        f"  {layer}: R² {quality.r2:.3f}{alone}, L0 {quality.l0:.1f}, "
+        f"dead {quality.dead_share:.1%}, {quality.tokens_seen:,} tokens"
     )
 
 
@@ -161,6 +123,7 @@ def train_guides_together(
     *,
     store: Path | None = None,
     sae: Path | None = None,
+    order_seed: int | None = None,
 ) -> list[Path]:
     """FeatureStore + SparseAutoencoders → a Detector for every setting and seed.
 
@@ -170,24 +133,29 @@ def train_guides_together(
     ----------
     runs : sequence of RecipeRun
         One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
+    order_seed : int, optional
+        Trained guides see the images in this order, whatever their seed, and so share a pass.
 
     Returns
     -------
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.guides.train import GuideRun, training_notes
+    from spg_pipe.detector.make import DetectorPlan
+    from spg_pipe.guides.trained.train import training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = store_of_dataset(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     wanted = []
     for run, seed in itertools.product(runs, seeds):
-        source = sae or find_sae(run, features, aux, seed)
-        wanted.append((run, GuideRun(loaded(source), run.params.guides, seed)))
-    fit = partial(
-        _detectors_together, features=features, aux=aux, own=store is None and sae is None
+        source = sae or checked_sae(run, features, aux, seed)
+        plan = DetectorPlan.of(run.params, loaded(source), seed)
+        wanted.append((run, plan if order_seed is None else plan.ordered_by(order_seed)))
+    given = ({"store": features.fingerprint} if store else {}) | (
+        {"sae": loaded(sae).record.fingerprint} if sae else {}
     )
+    fit = partial(_detectors_together, features=features, aux=aux, given=given)
     places = _by_stream(wanted, fit)
     for note in training_notes(features):
         runs[0].console.say(f"  note: {note}")
@@ -195,22 +163,23 @@ def train_guides_together(
 
 
 def _detectors_together(
-    jobs: "list[tuple[RecipeRun, GuideRun]]", features: "FeatureStore", aux: str, *, own: bool
+    jobs: "list[tuple[RecipeRun, DetectorPlan]]",
+    features: "FeatureStore",
+    aux: str,
+    *,
+    given: Mapping[str, str],
 ) -> list[Path]:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector.make import Rules
-    from spg_pipe.detector.make import train_guides_together as train
+    from spg_pipe.detector.make import make_detectors
 
     run, seed = jobs[0][0], jobs[0][1].seed
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    place, method = run.paths.detector(aux, seed), run.params.method.model_dump(mode="json")
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, method, own=own)
+    place, method = run.paths.detector(aux, seed, given), run.params.method.model_dump(mode="json")
+    checkpoints = _checkpoints(jobs, place, features.fingerprint, method)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
-        results = train(
+        results = make_detectors(
             features,
-            [job for _, job in jobs],
-            run.params.method,
-            [Rules(one.params.score, one.params.decision) for one, _ in jobs],
+            [plan for _, plan in jobs],
             device=choose_device(run.device),
             cache=run.cache,
             progress=update,
@@ -219,7 +188,7 @@ def _detectors_together(
         )
     paths = []
     for (one, job), (detector, curve) in zip(jobs, results, strict=True):
-        path = one.place(one.paths.detector(aux, job.seed), detector.fingerprint, own=own)
+        path = one.paths.detector(aux, job.seed, given)
         lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
         detector.save(path, "\n".join([",".join(curve[0]), *lines, ""]) if curve else "")
         one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")

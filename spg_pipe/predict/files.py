@@ -6,7 +6,7 @@ new files wait in a hidden folder inside it, on the same file system, and are re
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +19,14 @@ OVERLAYS = "overlays"
 _UNFINISHED = ".spg-predict."
 
 
-def is_own_folder(name: str) -> bool:
-    """Whether a name in the output folder is that of heat maps, finished or waiting."""
-    return name == OVERLAYS or name.startswith(_UNFINISHED)
+def is_own_file(path: Path, out: Path) -> bool:
+    """Whether a file is a heat map below the output folder, finished or waiting."""
+    file, folder = path.resolve(), out.resolve()
+    below = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
+    return len(below) > 1 and (below[0] == OVERLAYS or below[0].startswith(_UNFINISHED))
 
 
-def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
+def check_out(out: Path, overlays: Sequence[Path], header: str) -> None:
     """Refuse to replace files that are not an earlier result.
 
     Parameters
@@ -46,20 +48,19 @@ def check_place(out: Path, overlays: Sequence[Path], header: bytes) -> None:
         if folder.exists() and not folder.is_dir():
             raise SpgError(f"{folder} is a file; a folder is to be written there. {advice}")
     scores = out / SCORES
-    for place in (scores, *(out / name for name in overlays)):
-        if place.is_dir():
-            raise SpgError(f"{place} is a folder; a file is to be written there. {advice}")
+    for file in (scores, *(out / name for name in overlays)):
+        if file.is_dir():
+            raise SpgError(f"{file} is a folder; a file is to be written there. {advice}")
     if scores.exists():
-        found = _first_line(scores)
-        if not found.startswith(header):
+        with scores.open("rb") as stream:
+            first = stream.readline(4096).strip().decode(errors="replace")
+        if not first.startswith(header):
             raise SpgError(
                 f"{scores} is not a result of predict and would be replaced: its first line is "
-                f"{found[:80].decode(errors='replace')!r}, expected "
-                f"{header.decode()!r} and further columns. {advice}"
+                f"{first[:80]!r}, expected {header!r} and further columns. {advice}"
             )
-        return
-    # Without scores beside it, a heat map's name is no sign of who wrote the file.
-    if taken := [name for name in overlays if (out / name).exists()]:
+    elif taken := [name for name in overlays if (out / name).exists()]:
+        # Without scores beside it, a heat map's name is no sign of who wrote the file.
         raise SpgError(
             f"{out / taken[0]} would be replaced, but is not part of a result of predict: there "
             f"is no {SCORES} in {out}. {advice}"
@@ -80,7 +81,8 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
     overlays
         The files that the block writes beside scores.csv, relative.
     """
-    made = _missing_folders(out / name for name in overlays)
+    above = {folder for name in (*overlays, Path(SCORES)) for folder in (out / name).parents}
+    made = sorted((folder for folder in above if not folder.exists()), reverse=True)
     waiting = out / f"{_UNFINISHED}{os.getpid()}"
     try:
         _remove_abandoned(out)
@@ -113,11 +115,9 @@ def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:
     try:
         for name in reversed(names):
             if (out / name).exists():
-                (old / name).parent.mkdir(parents=True, exist_ok=True)
-                (out / name).replace(old / name)
+                _move(name, out, old)
         for name in names:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).replace(out / name)
+            _move(name, new, out)
     except BaseException:
         for name in names:
             if (old / name).exists():
@@ -127,20 +127,12 @@ def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:
         raise
 
 
+def _move(name: Path, source: Path, target: Path) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (source / name).replace(target / name)
+
+
 def _discard(waiting: Path) -> None:
     """Remove the waiting files, but no older ones that could not be moved back."""
     if not any(path.is_file() for path in (waiting / "old").rglob("*")):
         shutil.rmtree(waiting, ignore_errors=True)
-
-
-def _missing_folders(files: Iterable[Path]) -> list[Path]:
-    """Folders above the files that do not exist, the deepest first."""
-    parents = {file.parent for file in files}
-    above = {folder for parent in parents for folder in (parent, *parent.parents)}
-    missing = [folder for folder in above if not folder.exists()]
-    return sorted(missing, key=lambda folder: len(folder.parts), reverse=True)
-
-
-def _first_line(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.readline(4096).strip()

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.bank.few_shot import KNOWN
-from spg_pipe.bank.images import BATCH
+from spg_pipe.bank.fusion import KNOWN
+from spg_pipe.bank.normal_patches import BATCH
 from spg_pipe.datasets.images import read_image
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.predict.images import Images
@@ -82,15 +82,14 @@ def judge_images(
     SpgError
         If an image cannot be read.
     """
-    spec, detector = predictor.backbone.spec, predictor.detector
-    protocol, sigma = detector.config["protocol"], detector.score.sigma
-    step = max(1, batch_images // spec.views)
+    spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
+    step = max(1, batch_images // spec.inputs_per_image)
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
-        batch = [read_image(path, exif=bool(protocol["exif_of_own_images"])) for path in paths]
+        batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]
         judged = predictor.judge(batch)
         size, log_odds = spec.preprocess.size, predictor.log_odds
-        maps = anomaly_maps(judged.patches, size, sigma, log_odds=log_odds)
+        maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
         for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
             anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
             height, width = anomaly_map.shape
@@ -105,9 +104,9 @@ def judge_images(
                 peak_row=int(row),
                 peak_column=int(column),
                 overlay=images.overlay(path).as_posix(),
-                protocol=protocol["name"],
+                protocol=protocol.name,
                 parts=values,
-                sees=predictor.sees if predictor.bank else "",
+                sees=predictor.supervision if predictor.bank else "",
                 among_normals=known,
             )
             yield JudgedImage(prediction, pixels, anomaly_map)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.few_shot import require_fusible
-from spg_pipe.bank.images import BATCH, Grids, Tokens
+from spg_pipe.bank.fusion import require_fusible
 from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.datasets import LABEL_ANOMALOUS, Manifest, build_manifest
 from spg_pipe.datasets.images import read_image
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams
 
 Progress = Callable[[int, int], None]
@@ -44,8 +45,10 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             f"--normals {folder} is no folder. Give a folder with a few normal images of the part "
             "that is to be inspected."
         )
-    exif = bool(detector.config["protocol"]["exif_of_own_images"])
-    normals = build_manifest("normals", "folder", folder, exif_of_own_images=exif)
+    exif = detector.record.protocol.exif_of_own_images
+    normals = build_manifest(
+        Dataset(name="normals", layout="folder", root=folder), exif_of_own_images=exif
+    )
     anomalous = normals.table[normals.table["label"] == LABEL_ANOMALOUS]
     if len(anomalous):
         raise SpgError(
@@ -65,7 +68,7 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             "far normal images lie from each other. Add some."
         )
     if not given.alone:
-        require_fusible(detector, detector.score)
+        require_fusible(detector)
     return normals
 
 
@@ -96,10 +99,9 @@ def with_normals(
         tokens_of,
         len(normals),
         spec.preprocess.size,
-        predictor.detector.score.sigma,
         given.params,
         device=predictor.device,
-        batch=max(1, BATCH // spec.views),
+        batch=max(1, BATCH // spec.inputs_per_image),
         progress=progress,
     )
     return replace(predictor, bank=bank, alone=given.alone)

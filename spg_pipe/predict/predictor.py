@@ -10,15 +10,16 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import judge_alone, judge_fused, sees
-from spg_pipe.bank.images import BATCH, Grids, Tokens
+from spg_pipe.bank.few_shot import sees
+from spg_pipe.bank.fusion import judge_alone, judge_fused
 from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.datasets.images import preprocess
 from spg_pipe.decision.maps import SHOWN, shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.metrics.tables import ZERO_SHOT
-from spg_pipe.store.extract import views_at_once
+from spg_pipe.store.extract import inputs_at_once
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Predictor:
     @property
     def log_odds(self) -> bool:
         """Whether maps add up log odds; otherwise they are mean probabilities."""
-        return self.detector.score.rule == "additive" or self.bank is not None
+        return self.detector.record.rule.rule == "additive" or self.bank is not None
 
     @property
     def shown(self) -> tuple[float, float]:
@@ -57,7 +58,7 @@ class Predictor:
         return shown_range(log_odds=True, between=(low + top, high + 3 * top))
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
             return sees(None if self.alone else self.detector, [self.bank.images])
@@ -75,13 +76,13 @@ class Predictor:
 
     def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
         """Scores and patch grids of some images."""
-        (tokens, grids), spec, score = self.tokens(pixels), self.backbone.spec, self.detector.score
+        (tokens, grids), spec = self.tokens(pixels), self.backbone.spec
         if self.bank is None:
-            return judge(self.detector, tokens, grids, spec, score)
+            return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
         distances, weight = self.bank.distances(tokens), self.bank.params.weight
         if self.alone:
             return judge_alone(distances)
-        return judge_fused(self.detector, distances, tokens, spec, score, weight)
+        return judge_fused(self.detector, distances, tokens, spec, weight)
 
 
 def load_predictor(
@@ -109,10 +110,10 @@ def load_predictor(
         image_size=spec.preprocess.size,
         layers=spec.layers,
         norm=spec.norm,
-        protocol=detector.config["protocol"]["name"],
+        protocol=detector.record.protocol.name,
         weights=weights,
         device=device,
     )
     if tiles:
-        backbone = tiled(backbone, tiles, at_once=views_at_once(spec, BATCH, device))
+        backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

@@ -9,14 +9,9 @@ import numpy as np
 
 from spg_pipe.artefacts.files import write_bytes, write_text
 from spg_pipe.decision.heat_maps import eight_bit, overlay
-from spg_pipe.predict.files import SCORES, check_place, whole_result
+from spg_pipe.predict.files import SCORES, check_out, whole_result
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.judge import HEADER, JudgedImage, Prediction, as_row
-
-
-def check_out(out: Path, images: Images) -> None:
-    """Refuse to replace files that are not an earlier result: see `check_place`."""
-    check_place(out, [images.overlay(path) for path in images.paths], HEADER.encode())
 
 
 def write_results(
@@ -39,9 +34,9 @@ def write_results(
         If a result would replace what is not one. After this and any other error `out` is as it
         was.
     """
-    check_out(out, images)
+    check_out(out, images.overlays, HEADER)
     predictions: list[Prediction] = []
-    with whole_result(out, [images.overlay(path) for path in images.paths]) as folder:
+    with whole_result(out, images.overlays) as folder:
         for prediction, pixels, anomaly_map in judged:
             write_bytes(folder / prediction.overlay, _heat_map(pixels, anomaly_map, shown))
             predictions.append(prediction)

@@ -3,15 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 DefectKind = Literal["perlin", "cut_paste", "scar"]
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
-"""Kinds of painted defects: the keys of `datasets.synthetic.defects.PAINTERS`."""
+"""Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 """Of every section: no key that is unknown, no number that is none, no change once it is made."""
+
+
+def _each_once(kinds: tuple[DefectKind, ...]) -> tuple[DefectKind, ...]:
+    if len(set(kinds)) < len(kinds):
+        raise ValueError("each kind once is expected")
+    return kinds
 
 
 class _Section(BaseModel):
@@ -40,7 +46,9 @@ class SyntheticSet(_Section):
     categories: tuple[str, ...] | None = None
     per_image: Positive = 1
     """Anomalous copies of each normal image, one defect each."""
-    kinds: Annotated[tuple[DefectKind, ...], Field(min_length=1)] = KINDS
+    kinds: Annotated[tuple[DefectKind, ...], Field(min_length=1), AfterValidator(_each_once)] = (
+        KINDS
+    )
     seed: Annotated[int, Field(ge=0)] = 0
 
 

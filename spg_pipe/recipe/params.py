@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
 from spg_pipe.recipe.yaml_text import parse_yaml
 
@@ -17,12 +17,10 @@ OPTIONS = "the command's options"
 """The source of a recipe that `--set` and its like have changed."""
 _SHOWN = 100
 """Characters of a wrong value that an error shows: it may be a whole section."""
-TAU = 0.07
-"""Temperature of the patch softmax (docs/method.md §3)."""
-SIGMA = 4.0
-"""Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
 
 Weight = Annotated[float, Field(ge=0)]
+Detection = Literal["cls", "mean_tokens"]
+ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
@@ -51,7 +49,6 @@ class ExtractParams(_Section):
     """How tokens are computed and stored."""
 
     batch_images: Positive = 8
-    shard_images: Annotated[int, Field(ge=1, le=4096)] = 64
     dtype: Literal["float16", "float32"] = "float16"
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
@@ -60,16 +57,13 @@ class ExtractParams(_Section):
     tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
     """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
     of `backbone.image_size`; one of that size itself adds a view of the whole image."""
-    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
-    """Least share of a tile's side that its neighbour sees, too."""
 
 
 class MethodParams(_Section):
     """What training and scoring share."""
 
     protocol: Literal["default", "spg"] = "default"
-    tau: Annotated[float, Field(gt=0)] = TAU
-    detection: Literal["cls", "mean_tokens"] = "cls"
+    detection: Detection = "cls"
     """The feature that the two global guides see."""
 
 
@@ -84,31 +78,12 @@ class SaeParams(_Section):
     batch_images: Positive | None = 16
     batch_tokens: Positive | None = None
     """Shuffled tokens a batch, instead of whole images."""
-    window_images: Positive = 96
-    """Images whose tokens are mixed for `batch_tokens`."""
-    run_images: Positive = 1
-    """Neighbours in the store that are read together; longer runs suit slow disks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    auxk: Annotated[int, Field(ge=0)] = 512
-    auxk_coef: Annotated[float, Field(ge=0)] = 1 / 32
-    auxk_normalised: bool = False
-    dead_after_tokens: Positive = 10_000_000
-    input_norm: Literal["none", "l2", "center", "standard"] = "none"
-    """What the SAE sees: raw tokens, unit length, less the store's mean, or that in units of the
-    store's deviation. Guides and scores use raw tokens in any case."""
-    activation: Literal["topk", "batch_topk", "relu", "jumprelu"] = "topk"
-    sparsity: Annotated[float, Field(ge=0)] = 1e-3
-    """`relu`: weight of the mean L1 of a code; `jumprelu`: of (L0/k − 1)² in 1000 times the
-    tokens' mean square. No other uses it."""
+    input_norm: Literal["none", "l2"] = "none"
+    """What the SAE sees: raw tokens, or of unit length. Guides and scores use raw tokens in any
+    case."""
+    activation: Literal["topk", "batch_topk"] = "topk"
     prefixes: tuple[Positive, ...] = ()
     """Matryoshka: the first p latents must reconstruct alone, for each of these p."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run over which the learning rate rises."""
-    search: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the product that picks the k latents; their values are float32 in both."""
-    order_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the order of the batches; null: the SAE's own seed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SaeParams":
@@ -124,8 +99,6 @@ class SaeParams(_Section):
                 f"prefixes = {list(self.prefixes)}: expected rising numbers below dict_size = "
                 f"{self.dict_size}"
             )
-        if self.search == "bf16" and (self.activation != "topk" or self.prefixes):
-            raise ValueError("search: bf16 is for activation: topk without prefixes")
         return self
 
 
@@ -138,14 +111,8 @@ class GuideParams(_Section):
     atoms: Positive = 32
     """Atoms of each pair of contrast guides."""
     epochs: Positive = 15
-    batch_images: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 1e-2
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    sparsity: Annotated[float, Field(ge=0)] = 1e-3
     top_k: Positive | None = None
     """Hard top-k codes with a straight-through gradient, and no L1."""
-    order_seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the images' order; null: the run's own seed."""
 
 
 class MapWeights(_Section):
@@ -176,15 +143,6 @@ class DecisionParams(_Section):
     image: ImageWeights = ImageWeights()
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the map's pixels that `map_top` is the mean of."""
-    ridge: Annotated[float, Field(gt=0)] = 1.0
-    """How firmly fitted weights are held to the proportions given here."""
-    layers: dict[str, Weight] = {}
-    """Layer → its weight in maps and image scores, beside 1 of those that are not named."""
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_are_names(cls, given: Any) -> Any:
-        return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":
@@ -199,8 +157,6 @@ class BankParams(_Section):
 
     neighbours: Positive = 1
     """The distance of a patch is the mean over so many nearest patches of the bank."""
-    coreset: Positive = 10_000
-    """At most so many patches a layer and category, spread out; fewer are all kept."""
     weight: Weight = 2.0
     """Of the standardised distance beside the guides' log odds, in the map and the image score."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
@@ -211,16 +167,9 @@ class ScoreParams(_Section):
     """Maps and image scores (docs/method.md §4)."""
 
     rule: Literal["additive", "published"] = "additive"
-    """The additive decision (§8), for which of this section only `sigma` counts; or probabilities
-    of the guides alone (§4), as published."""
-    sigma: Annotated[float, Field(ge=0)] = SIGMA
-    image_score: Literal["max", "cls", "top_mean", "log_mean_exp", "mix"] = "max"
-    top_share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """q of `top_mean`."""
-    lme_tau: Annotated[float, Field(gt=0)] = 1.0
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of the CLS score in `mix`."""
-    batch_images: Positive = 8
+    """The additive decision (§8), or probabilities of the guides alone (§4), as published."""
+    image_score: ImageScore = "max"
+    """Of rule `published`: what is made of a map and the CLS probability (`image_scores`)."""
 
 
 class MetricParams(_Section):
@@ -345,9 +294,10 @@ def validated(section: type[AnySection], content: Any, source: str) -> AnySectio
         return section.model_validate(content)
     except ValidationError as error:
         lines = [_describe(fault) for fault in error.errors()]
-        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
         have = "have" if source == OPTIONS else "has"
-        raise SpgError(f"{source} {have} {count}:\n  " + "\n  ".join(lines)) from error
+        raise SpgError(
+            f"{source} {have} {counted(len(lines), 'error')}:\n  " + "\n  ".join(lines)
+        ) from error
 
 
 def _describe(fault: Any) -> str:

@@ -1,15 +1,21 @@
-"""Where the pipeline keeps its artefacts; dvc.yaml spells the same paths.
+"""Where the artefacts of a recipe are; dvc.yaml spells the same paths.
 
 Paths come from names alone (dataset, backbone, size, configuration, seed), so that a changed
-parameter replaces an artefact in place and DVC's cache keeps the old one. A command whose
-options differ from params.yaml adds 8 hex digits of what it was made from.
+parameter replaces an artefact in place and DVC's cache keeps the old one. Where a command's options
+change a setting that determines an artefact, its name gets 8 hex digits of those settings.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from spg_pipe.recipe.params import Params
+from spg_pipe.recipe.params import Dataset, Params
+
+Row = Dataset | str
+"""A dataset, or the name of one that the recipe lists."""
+Given = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -19,57 +25,78 @@ class Paths:
     Parameters
     ----------
     params : Params
+        The recipe with a command's options.
     image_size : int
         The backbone's S, resolved.
+    base : Params, optional
+        The recipe without options, whose artefacts have names without digits.
+    digest : callable
+        The fingerprint of plain values.
     """
 
     params: Params
     image_size: int
+    base: Params | None = None
+    digest: Callable[[object], str] = field(default=str, repr=False)
 
-    @property
-    def _root(self) -> Path:
-        return self.params.artifacts
-
-    @property
-    def _backbone(self) -> str:
-        return f"{self.params.backbone.alias}-{self.image_size}"
-
-    def manifest(self, dataset: str, split: str) -> Path:
+    def manifest(self, row: Row) -> Path:
         """manifests/<dataset>-<split>.parquet"""
-        return self._root / "manifests" / f"{dataset}-{split}.parquet"
+        row = self._listed(row)
+        path = self._root / "manifests" / f"{row.name}-{row.split}.parquet"
+        return self._at(path, lambda params: [_rows(params, row), params.method.protocol], row)
 
-    def store(self, dataset: str) -> Path:
-        """features/<dataset>-<backbone>-<size>.zarr"""
-        return self._root / "features" / f"{dataset}-{self._backbone}.zarr"
+    def store(self, row: Row, part: Mapping[str, Any] | None = None) -> Path:
+        """features/<dataset>-<backbone>-<size>.zarr
 
-    def sae(self, aux: str, seed: int) -> Path:
-        """sae/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        return self._root / "sae" / self.params.name / f"{aux}-{self._backbone}-s{seed}"
+        Of another split or folder than the recipe's its name says the split; `part` is how a part
+        of the dataset was chosen.
+        """
+        row = self._listed(row)
+        name = f"{row.name}-{row.split}" if part or row not in self.params.datasets else row.name
+        path = self._root / "features" / f"{name}-{self._backbone}.zarr"
+        return self._at(path, lambda params: _store(params, row), row, part)
 
-    def detector(self, aux: str, seed: int) -> Path:
+    def sae(self, aux: str, seed: int, given: Given = None) -> Path:
+        """sae/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/
+
+        `given`: fingerprints of inputs that options name, here and below.
+        """
+        path = self._of("sae", aux, seed)
+        return self._at(path, lambda params: _sae(params, aux), given=given)
+
+    def detector(self, aux: str, seed: int, given: Given = None) -> Path:
         """detectors/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        return self._root / "detectors" / self.params.name / f"{aux}-{self._backbone}-s{seed}"
+        path = self._of("detectors", aux, seed)
+        return self._at(path, lambda params: _detector(params, aux), given=given)
 
-    def scores(self, aux: str, target: str, seed: int) -> Path:
+    def scores(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """scores/<configuration>/<auxiliary>--<target>-<backbone>-<size>-s<seed>/"""
-        name = f"{aux}--{target}-{self._backbone}-s{seed}"
-        return self._root / "scores" / self.params.name / name
+        row = self._listed(target)
+        path = self._of("scores", f"{aux}--{row.name}", seed)
+        return self._at(path, lambda params: _scores(params, aux, row), row, given)
 
-    def metrics(self, aux: str, target: str, seed: int) -> Path:
+    def metrics(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """metrics/<configuration>/<…>.json; .csv and curves/ lie beside it."""
-        name = f"{aux}--{target}-{self._backbone}-s{seed}.json"
-        return self._root / "metrics" / self.params.name / name
+        row = self._listed(target)
+        path = self._of("metrics", f"{aux}--{row.name}", seed, ".json")
+        return self._at(path, lambda params: _metrics(params, aux, row), row, given)
 
-    def few_shot(self, aux: str, target: str, seed: int | None) -> Path:
-        """few-shot/<configuration>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]: scores of
-        normal images of the target, and with .json their metrics; never beside zero-shot ones."""
-        start, end = f"{aux}--" if aux else "", "" if seed is None else f"-s{seed}"
-        run = f"{start}{target}-{self._backbone}{end}"
-        return self._root / "few-shot" / self.params.name / run
+    @property
+    def report(self) -> Path:
+        """report/<configuration>/"""
+        path = self._root / "report" / self.params.name
+        return self._at(path, _report)
+
+    def few_shot(self, aux: str, target: str, seed: int | None, given: Mapping[str, Any]) -> Path:
+        """few-shot/<configuration>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]-<digits>:
+        scores of normal images of the target, and with .json their metrics; never beside zero-shot
+        ones."""
+        path = self._of("few-shot", f"{aux}--{target}" if aux else target, seed)
+        return with_suffix_hash(path, self.digest(dict(given)))
 
     def choice(self, aux: str, kind: str) -> Path:
         """choices/<configuration>/<auxiliary>-<backbone>-<size>.csv or .yaml"""
-        return self._root / "choices" / self.params.name / f"{aux}-{self._backbone}.{kind}"
+        return self._of("choices", aux, None, f".{kind}")
 
     @property
     def comparison(self) -> Path:
@@ -83,15 +110,13 @@ class Paths:
 
     def compared(self, method: str, aux: str | None, target: str, seed: int | None) -> Path:
         """compare/<configuration>/<method>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]/"""
-        name = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
-        start, end = "" if aux is None else f"{aux}--", "" if seed is None else f"-s{seed}"
-        run = f"{start}{target}-{self._backbone}{end}"
-        return self._root / "compare" / self.params.name / name / run
+        folder = re.sub(r"[^a-z0-9]+", "-", method.lower()).strip("-")
+        path = self._of("compare", target if aux is None else f"{aux}--{target}", seed)
+        return path.parent / folder / path.name
 
-    def free_detector(self, aux: str, seed: int) -> Path:
-        """compare/<configuration>/detectors/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        name = f"{aux}-{self._backbone}-s{seed}"
-        return self._root / "compare" / self.params.name / "detectors" / name
+    def compared_detector(self, method: str, aux: str, seed: int) -> Path:
+        """compare/<configuration>/<method>/<auxiliary>-<backbone>-<size>-s<seed>/"""
+        return self.compared(method, None, aux, seed)
 
     @property
     def sweep(self) -> Path:
@@ -99,9 +124,79 @@ class Paths:
         return self._root / "sweeps" / f"{self.params.name}.csv"
 
     @property
-    def report(self) -> Path:
-        """report/<configuration>/"""
-        return self._root / "report" / self.params.name
+    def _root(self) -> Path:
+        return self.params.artifacts
+
+    @property
+    def _backbone(self) -> str:
+        return f"{self.params.backbone.alias}-{self.image_size}"
+
+    def _of(self, kind: str, what: str, seed: int | None, end: str = "") -> Path:
+        name = f"{what}-{self._backbone}" + ("" if seed is None else f"-s{seed}")
+        return self._root / kind / self.params.name / f"{name}{end}"
+
+    def _listed(self, row: Row) -> Dataset:
+        return self.params.dataset(row) if isinstance(row, str) else row
+
+    def _at(
+        self,
+        path: Path,
+        determining: Callable[[Params], object],
+        row: Dataset | None = None,
+        given: Given = None,
+    ) -> Path:
+        """The path as it is, or with digits where options changed or gave what determines it."""
+        content: dict[str, object] = dict(given or {})
+        if row is not None and row not in self.params.datasets:
+            resolved = row.model_copy(update={"root": row.root.resolve()})
+            content["row"] = resolved.model_dump(mode="json")
+        settings = determining(self.params)
+        if not content and (self.base is None or settings == determining(self.base)):
+            return path
+        return with_suffix_hash(path, self.digest([settings, content]))
+
+
+def _rows(params: Params, row: Row) -> list[object]:
+    """The recipe's row of a dataset; empty where it does not list it so."""
+    return [own.model_dump(mode="json") for own in params.datasets if row in (own, own.name)]
+
+
+def _store(params: Params, row: Row) -> list[object]:
+    """Images that cannot be used are a matter of the files, not of the settings."""
+    name = row if isinstance(row, str) else row.name
+    extract = params.extract.model_dump(mode="json", exclude={"skip_bad", "tiles"})
+    tiles = sorted(params.extract.tiles.get(name, ()))
+    backbone = params.backbone.model_dump(mode="json")
+    return [_rows(params, row), backbone, extract, tiles, params.method.protocol]
+
+
+def _sae(params: Params, aux: str) -> list[object]:
+    return [_store(params, aux), params.sae.model_dump(mode="json")]
+
+
+def _detector(params: Params, aux: str) -> list[object]:
+    """How the published rule makes an image score is no part of what is fitted."""
+    names = ["method", "guides", *(["decision"] if params.score.rule == "additive" else [])]
+    fitted = [getattr(params, name).model_dump(mode="json") for name in names]
+    score = params.score.model_dump(mode="json", include={"rule"})
+    return [_sae(params, aux), *fitted, score]
+
+
+def _scores(params: Params, aux: str, target: Row) -> list[object]:
+    score = params.score.model_dump(mode="json")
+    return [_detector(params, aux), _store(params, target), score]
+
+
+def _metrics(params: Params, aux: str, target: Row) -> list[object]:
+    return [_scores(params, aux, target), params.metrics.model_dump(mode="json")]
+
+
+def _report(params: Params) -> object:
+    """Few-shot scores and the choice of settings are no part of the page."""
+    return params.model_dump(
+        mode="json",
+        exclude={"sweep": True, "choose": True, "bank": True, "extract": {"skip_bad"}},
+    )
 
 
 def with_suffix_hash(path: Path, digest: str) -> Path:

@@ -3,34 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.layouts.catalogue import honours_exif
-from spg_pipe.decision import heat_maps
-from spg_pipe.decision.maps import SHOWN
+from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Params
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report import examples, facts, figures, inputs, tables
+from spg_pipe.report import examples, facts, figures, inputs, kinds, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
-
-if TYPE_CHECKING:
-    from spg_pipe.detector.scores import Scores
 
 Progress = Callable[[int, int], None]
 
 GENERATOR = '<meta name="generator" content="spg-pipe report">'
 """What marks a page as ours; the template holds the same line."""
-
-_TITLES = {
-    "best": "Best maps: defects that the map covers best",
-    "worst": "Worst maps: defects that the map misses most",
-    "highest": "Anomalous images with the highest scores (no masks)",
-    "lowest": "Anomalous images with the lowest scores (no masks)",
-    "false-alarm": "Strongest false alarm: the normal image with the highest score",
-    "unlabelled": "Unlabelled images with the highest scores",
-}
 
 
 @dataclass(frozen=True)
@@ -42,28 +31,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class CategoryMaps:
-    """The pictures of one category, by kind."""
-
-    category: str
-    groups: tuple[tuple[str, tuple[examples.Picture, ...]], ...]
-
-
-@dataclass(frozen=True)
 class DirectionSection:
-    """What the page says about one direction."""
+    """What the page shows of one direction beside its tables."""
 
-    name: str
-    """For links: safe in HTML and URLs."""
-    title: str
-    metrics: tables.Table
-    counts: tables.Table
+    runs: DirectionRuns
     curves: Figure | None
-    maps: tuple[CategoryMaps, ...]
-    map_seed: int
-    map_scale: tuple[str, str]
-    """What the darkest and the brightest colour of its maps stand for."""
-    remarks: tuple[str, ...]
+    pictures: dict[str, list[examples.Picture]]
+    """By category."""
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Photographs of the pictures that are not there or cannot be decoded."""
+        every = (picture for pictures in self.pictures.values() for picture in pictures)
+        return [picture.example.path for picture in every if picture.photograph is None]
 
 
 @dataclass(frozen=True)
@@ -73,14 +53,6 @@ class TrainingSection:
     title: str
     quality: tables.Table
     curves: Figure | None
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """What the manifest of one dataset says."""
-
-    title: str
-    notes: tuple[str, ...]
 
 
 def build_report(
@@ -101,7 +73,7 @@ def build_report(
     out : Path
         The folder; replaced as a whole.
     runs : dict of (auxiliary, target, seed) → (metrics file, scores folder), optional
-        What to show; the others are named as missing. Default: what lies in the recipe's places.
+        What to show; the others are named as missing. Default: what lies at the recipe's paths.
     progress : callable (categories done, categories in all), optional
 
     Returns
@@ -115,7 +87,7 @@ def build_report(
         If no direction has metrics, metrics and scores do not belong together, or `out` holds
         something else than a report.
     """
-    _check_place(out)
+    _check_replaceable(out)
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     total = sum(len(_categories(direction)) for direction in directions)
@@ -127,18 +99,22 @@ def build_report(
         if progress:
             progress(done, total)
 
+    first = directions[0].runs[0]
+    reported = [direction.direction for direction in directions]
+    missing = [way for way in params.directions if way not in reported]
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
-        (folder / "scale.png").write_bytes(_png(heat_maps.colour_bar()))
-        sections = [_direction_section(runs, folder, advance) for runs in directions]
+        _write_png(folder / "scale.png", colour_bar())
         page = _render(
             name=params.name,
-            summary=facts.summary(params, directions),
-            remarks=_remarks(params, directions),
-            overview=tables.overview_table([(runs.mean, runs.published) for runs in directions]),
+            summary=facts.summary(directions),
+            remarks=[f"No metrics yet for {way.aux} → {way.target}." for way in missing],
+            overview=tables.overview_table([(way.table, way.published) for way in directions]),
             fitting=facts.fitting_table(directions),
-            sections=sections,
+            reading=kinds.map_reading(first.rule),
+            image_score=kinds.image_score_in_words(first.rule),
+            sections=[_direction_section(way, folder, advance) for way in directions],
             training=_training_sections(auxiliaries, folder),
             data=_data_sections(params, paths, directions),
             licences=facts.licences(directions),
@@ -150,7 +126,7 @@ def build_report(
     return out / "index.html"
 
 
-def _check_place(out: Path) -> None:
+def _check_replaceable(out: Path) -> None:
     """Refuse to replace a folder that is no report: it may be someone's work."""
     page = out / "index.html"
     if out.is_dir() and any(out.iterdir()):
@@ -169,73 +145,21 @@ def _categories(runs: DirectionRuns) -> list[str]:
 def _direction_section(
     runs: DirectionRuns, folder: Path, advance: Callable[[], None]
 ) -> DirectionSection:
-    way = runs.direction
-    name = f"{way.aux}--{way.target}"
-    title = f"{way.aux} → {way.target}"
-    scores = runs.runs[0].scores
-    quality = examples.qualities(scores, runs.store)
-    settings = scores.config["detector"]["protocol"]
+    first, pictures = runs.runs[0], dict[str, list[examples.Picture]]()
+    curves = figures.pixel_curves(runs.runs, f"Curves {runs.title}")
+    alt = f"Pixel ROC, precision-recall and PRO curves of {runs.title}, by category"
+    quality = examples.qualities(first.scores, runs.store)
     exif = (
         runs.store.spec.exif
         if runs.store
-        else honours_exif(runs.dataset.layout, settings["exif_of_own_images"])
+        else honours_exif(runs.dataset.layout, first.detector.protocol.exif_of_own_images)
     )
-    maps, unreadable = [], []
     for number, category in enumerate(_categories(runs)):
-        chosen = examples.choose(scores.table, category, quality)
-        stem = f"{name}-{number:02d}"
-        pictures, failed = examples.draw(runs, chosen, folder / "maps", stem, exif)
-        unreadable += failed
-        kinds = dict.fromkeys(picture.example.kind for picture in pictures)
-        groups = tuple(
-            (_TITLES[kind], tuple(p for p in pictures if p.example.kind == kind)) for kind in kinds
-        )
-        maps.append(CategoryMaps(category, groups))
+        chosen = examples.choose(first.scores.table, category, quality)
+        stem = f"{runs.name}-{number:02d}"
+        pictures[category] = examples.draw(runs, chosen, folder / "maps", stem, exif)
         advance()
-    curves = figures.pixel_curves(runs.runs, f"Curves {title}")
-    alt = f"Pixel ROC, precision-recall and PRO curves of {title}: a line a category and the mean"
-    return DirectionSection(
-        name=name,
-        title=title,
-        metrics=tables.metrics_table(runs.rows, runs.published),
-        counts=tables.counts_table(runs.runs[0].rows),
-        curves=_figure(folder, f"{name}-pixel", curves, alt),
-        maps=tuple(maps),
-        map_seed=runs.runs[0].seed,
-        map_scale=_map_scale(runs.runs[0].scores),
-        remarks=tuple(_direction_remarks(runs, unreadable)),
-    )
-
-
-def _map_scale(scores: "Scores") -> tuple[str, str]:
-    if not scores.additive:
-        return "0", "1"
-    low, high = SHOWN
-    return f"log odds {low:g}", f"{high:g}"
-
-
-def _direction_remarks(runs: DirectionRuns, unreadable: Sequence[str]) -> list[str]:
-    remarks = []
-    if runs.missing_seeds:
-        listed = ", ".join(map(str, runs.missing_seeds))
-        remarks.append(f"No metrics yet for seed {listed}: the table is over the others.")
-    if runs.store is None:
-        remarks.append(
-            "The target's feature store is no longer there, and with it the masks: images are "
-            "ranked by their scores, and no outline is drawn."
-        )
-    if not runs.dataset.root.is_dir():
-        remarks.append(
-            f"The folder of {runs.dataset.name} is not there any more: the maps are shown alone, "
-            "over plain grey."
-        )
-    elif unreadable:
-        listed = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
-        remarks.append(
-            f"{len(unreadable)} of the photographs to show could not be read ({listed}): their "
-            "maps are shown alone, over plain grey."
-        )
-    return remarks
+    return DirectionSection(runs, _figure(folder, f"{runs.name}-pixel", curves, alt), pictures)
 
 
 def _training_sections(auxiliaries: Sequence[AuxiliaryRun], folder: Path) -> list[TrainingSection]:
@@ -243,10 +167,9 @@ def _training_sections(auxiliaries: Sequence[AuxiliaryRun], folder: Path) -> lis
     for aux in dict.fromkeys(run.aux for run in auxiliaries):
         runs = [run for run in auxiliaries if run.aux == aux]
         curves = figures.training_curves(runs, f"Training on {aux}")
-        alt = (
-            f"Training on {aux}: SAE loss, dead latents and how often latents are active, guide "
-            "losses; a line a seed"
-        )
+        alt = f"Training on {aux}: SAE loss, dead latents and how often latents are active"
+        if any(run.guide_curve for run in runs):
+            alt += "; losses of the guides"
         figure = _figure(folder, f"{aux}-training", curves, alt)
         quality = facts.sae_table(aux, runs, inputs.seeds_stability(runs))
         sections.append(TrainingSection(aux, quality, figure))
@@ -263,24 +186,18 @@ def _figure(folder: Path, name: str, content: bytes | None, alt: str) -> Figure 
 
 def _data_sections(
     params: Params, paths: Paths, directions: Sequence[DirectionRuns]
-) -> list[DataSection]:
-    sections = []
+) -> dict[str, Sequence[str]]:
+    """Title of a dataset → what its manifest remarks."""
+    sections: dict[str, Sequence[str]] = {}
     names = dict.fromkeys(n for d in directions for n in (d.direction.aux, d.direction.target))
     for name in names:
         dataset = params.dataset(name)
         manifest = inputs.read_manifest(paths, dataset)
-        notes = (
-            manifest.notes if manifest else ("There is no manifest: `spg-pipe prepare` makes it.",)
-        )
         count = f", {len(manifest):,} images" if manifest else ""
         title = f"{name} ({dataset.layout} layout, {dataset.split} split{count})"
-        sections.append(DataSection(title, tuple(notes)))
+        absent = ("There is no manifest: `spg-pipe prepare` makes it.",)
+        sections[title] = manifest.notes if manifest else absent
     return sections
-
-
-def _remarks(params: Params, directions: Sequence[DirectionRuns]) -> list[str]:
-    missing = inputs.missing_directions(params, directions)
-    return [f"No metrics yet for {way.aux} → {way.target}." for way in missing]
 
 
 def _render(**content: Any) -> str:
@@ -294,15 +211,15 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["shown"] = examples.SHOWN
+    environment.globals |= {
+        "shown": examples.SHOWN,
+        "metrics_table": tables.metrics_table,
+        "counts_table": tables.counts_table,
+    }
     return environment.get_template("report.html.jinja").render(**content)
 
 
-def _png(pixels: Any) -> bytes:
-    import io
-
+def _write_png(path: Path, pixels: np.ndarray) -> None:
     from PIL import Image
 
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
+    Image.fromarray(pixels).save(path, format="PNG")

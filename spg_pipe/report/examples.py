@@ -1,6 +1,6 @@
 """Which images of a category the page shows, and their pictures.
 
-Anomalous images with a mask are ranked by `patch_quality`; the others by their score.
+Anomalous images with a mask are ranked by `qualities`; the others by their score.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Picture:
 
     example: Example
     photograph: str | None
-    """None where the photograph could not be read."""
+    """None where it is not there or cannot be decoded; the map then lies over plain grey."""
     heat_map: str
     width: int
     height: int
@@ -60,44 +60,40 @@ class Picture:
     """The mask's outline is drawn in the heat map."""
 
 
-def patch_quality(scores: Scores, store: "FeatureStore", images: np.ndarray) -> np.ndarray:
-    """Average precision of each image's own map on the patch grid.
+def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
+    """Average precision of each image's own map on the patch grid: (n,) float64 in [0, 1].
 
-    Every patch has its probability (mean over layers, before upsampling and blur) and the share
-    of its pixels that are defect: the average precision of the patch map painted in full size
-    without interpolation. It costs a sort of some hundred values instead of S² of them, and no
-    defect is too small to count.
-
-    Parameters
-    ----------
-    images : (n,) int
-        Rows with a mask.
-
-    Returns
-    -------
-    (n,) float64 in [0, 1]; NaN where the mask has no pixel at S×S
+    NaN for all but anomalous images with a mask, and where it has no pixel at S×S. Every patch has
+    its value (mean over layers, before upsampling and blur) and the share of its pixels that are
+    defect: the average precision of the patch map painted in full size without interpolation. It
+    costs a sort of some hundred values instead of S² of them, and no defect is too small to count.
     """
-    out = np.full(len(images), np.nan)
+    table = scores.table
+    out = np.full(len(table), np.nan)
+    if store is None:
+        return out
+    given = (table["mask_state"] == MaskState.GIVEN) & (table["label"] == LABEL_ANOMALOUS)
+    images = np.flatnonzero(given)
     for start in range(0, len(images), _CHUNK):
         part = images[start : start + _CHUNK]
         patches = scores.patches(part)
         finest = max(patches.values(), key=lambda values: values[0].numel())
         grid = (finest.shape[1], finest.shape[2])
-        maps = raw_maps(patches, grid).numpy()
-        for row, image in enumerate(part):
+        for image, patch_map in zip(part, raw_maps(patches, grid).numpy(), strict=True):
             share = _shares(store.masks(np.array([image]))[0], grid)
-            out[start + row] = weighted_precision(maps[row].ravel(), share.ravel())
+            out[image] = weighted_precision(patch_map.ravel(), share.ravel())
     return out
 
 
 def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
     """Step-wise average precision of cells (n,) of which a share (n,) in [0, 1] is positive."""
+    from sklearn.metrics import average_precision_score
+
     if share.sum() == 0:
         return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    found, seen = np.cumsum(share[order]), np.arange(1, len(order) + 1)
-    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores enter together
-    return float(np.sum(np.diff(found[last], prepend=0.0) * found[last] / seen[last]) / found[-1])
+    share = share.astype(np.float64).clip(0, 1)  # float32 sums of pixels may exceed 1
+    positive, weight = np.repeat([1, 0], len(share)), np.concatenate([share, 1 - share])
+    return float(average_precision_score(positive, np.tile(scores, 2), sample_weight=weight))
 
 
 def _shares(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -140,14 +136,9 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
     chosen += [("false-alarm", row) for row in normal[:1]]
     unknown = _descending(score, inside & (label == LABEL_UNKNOWN))
     chosen += [("unlabelled", row) for row in unknown[:SHOWN]]
+    paths = table["path"].to_numpy()
     return [
-        Example(
-            image=int(row),
-            kind=kind,
-            path=str(table["path"].iloc[row]),
-            score=float(score[row]),
-            quality=float(quality[row]),
-        )
+        Example(int(row), kind, str(paths[row]), float(score[row]), float(quality[row]))
         for kind, row in chosen
     ]
 
@@ -157,53 +148,28 @@ def _descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     return rows[np.argsort(-values[rows], kind="stable")]
 
 
-def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
-    """`patch_quality` of every anomalous image with a mask, NaN for all other rows; (n,)."""
-    out = np.full(len(scores.table), np.nan)
-    if store is not None:
-        given = (scores.table["mask_state"] == MaskState.GIVEN) & (
-            scores.table["label"] == LABEL_ANOMALOUS
-        )
-        rows = np.flatnonzero(given)
-        out[rows] = patch_quality(scores, store, rows)
-    return out
-
-
 def draw(
-    runs: DirectionRuns, examples: Sequence[Example], folder: Path, name: str, exif: bool
-) -> tuple[list[Picture], list[str]]:
-    """Write the pictures of some examples into `folder`/`name`-….jpg.
-
-    Returns
-    -------
-    pictures : list of Picture
-        Paths relative to the folder's parent.
-    unreadable : list of str
-        Relative paths of the photographs that are not there or cannot be decoded; their maps
-        are drawn over plain grey.
-    """
-    scores, store = runs.runs[0].scores, runs.store
-    pictures: list[Picture] = []
-    unreadable: list[str] = []
-    low, high = shown_range(log_odds=scores.additive)
+    direction: DirectionRuns, examples: Sequence[Example], folder: Path, name: str, exif: bool
+) -> list[Picture]:
+    """Write the pictures of some examples into `folder`/`name`-….jpg."""
+    scores, store = direction.runs[0].scores, direction.store
+    low, high = shown_range(log_odds=scores.log_odds)
     rows = np.array([example.image for example in examples], dtype=int)
     # All at once, because a chunk of the scores holds many images.
-    small = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
-    for number, (example, one) in enumerate(zip(examples, small, strict=True)):
+    maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
+    pictures = []
+    for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
         row = scores.table.iloc[example.image]
-        photograph = _photograph(runs.dataset.root / example.path, exif)
-        if photograph is None:
-            unreadable.append(example.path)
-            size = render.fitted_size((int(row["height"]), int(row["width"])), LONGEST)
-        else:
+        photograph = _photograph(direction.dataset.root / example.path, exif)
+        size = render.fitted_size((int(row["height"]), int(row["width"])), LONGEST)
+        if photograph is not None:
             size = photograph.shape[:2]
         under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
-        heat_map = heat_maps.overlay(under, resize_maps(one[None], size)[0], low=low, high=high)
-        outlined = False
-        if store is not None and row["mask_state"] == MaskState.GIVEN:
-            outlined = True
+        heat_map = heat_maps.overlay(under, resize_maps(small[None], size)[0], low=low, high=high)
+        outlined = store is not None and row["mask_state"] == MaskState.GIVEN
+        if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
-            heat_map = render.outline(heat_map, resize_mask(mask, size), width=1)
+            heat_map = render.outline(heat_map, resize_mask(mask, size))
         stem = f"{name}-{number}"
         if photograph is not None:
             _save(photograph, folder / f"{stem}-image.jpg")
@@ -218,7 +184,7 @@ def draw(
                 outlined=outlined,
             )
         )
-    return pictures, unreadable
+    return pictures
 
 
 def _photograph(path: Path, exif: bool) -> np.ndarray | None:

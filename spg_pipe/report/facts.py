@@ -1,129 +1,116 @@
 """What stands behind the numbers, read from the artefacts: settings, training, origin, licences."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.metrics.tables import seen_in
-from spg_pipe.recipe.params import GuideParams, Params
-from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+from spg_pipe.decision.maps import SIGMA
+from spg_pipe.guides.model import TAU
+from spg_pipe.recipe.params import Params
+from spg_pipe.report import kinds
+from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns, SeedRun
 from spg_pipe.report.tables import UNDEFINED, Table
 
 _SHORT = 16
 """Hex digits of a fingerprint that are shown."""
 
 
-def summary(params: Params, directions: Sequence[DirectionRuns]) -> str:
-    """The recipe in a sentence: what no number may stand without."""
-    backbone = directions[0].runs[0].scores.config["backbone"]
-    metrics = params.metrics
-    layers = ", ".join(backbone["layers"])
+def summary(directions: Sequence[DirectionRuns]) -> str:
+    """What no number may stand without, in a sentence."""
+    scored = directions[0].runs[0].scores.record
+    metrics = directions[0].runs[0].metrics.provenance.metrics
+    layers = ", ".join(scored.backbone.layers)
+    seeds = dict.fromkeys(str(run.seed) for direction in directions for run in direction.runs)
+    plural = "s" if len(seeds) > 1 else ""
     return (
-        f"Backbone {_seen_at(directions)}, layers {layers} "
-        f"({backbone['norm']}-norm); method protocol {params.method.protocol}; metrics protocol "
+        f"Backbone {_seen_at(directions)}, layers {layers} ({scored.backbone.norm}-norm); "
+        f"{scored.method}; method protocol {scored.method_protocol}; metrics protocol "
         f"{metrics.protocol}, accumulator {metrics.accumulator}, resolution {metrics.resolution}; "
-        f"seeds {', '.join(map(str, params.seeds))}."
+        f"seed{plural} {', '.join(seeds)}."
     )
 
 
 def _seen_at(directions: Sequence[DirectionRuns]) -> str:
     """Backbone and pixels, of every way that a target was looked at."""
-    found = [BackboneSpec.from_dict(d.runs[0].scores.config["backbone"]) for d in directions]
-    return ", ".join(dict.fromkeys(spec.seen_at for spec in found))
+    specs = [direction.runs[0].scores.record.backbone for direction in directions]
+    return ", ".join(dict.fromkeys(spec.seen_at for spec in specs))
 
 
 def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
-    """Settings of the recipe; those of the backbone as the scores' stores hold them."""
-    backbone = directions[0].runs[0].scores.config["backbone"]
-    image = backbone["preprocess"]
-    sae, guides, score, metrics = params.sae, params.guides, params.score, params.metrics
+    """Settings, as the first scores and metrics hold them; only those that had an effect."""
+    run = directions[0].runs[0]
+    scored, metrics, detector = run.scores.record, run.metrics.provenance.metrics, run.detector
+    backbone, sae = scored.backbone, detector.sae.params or params.sae
     length = f"{sae.tokens:,} tokens a layer" if sae.tokens else f"{sae.epochs} epochs"
     batch = f"{sae.batch_images} images" if sae.batch_images else f"{sae.batch_tokens} tokens"
-    rows = (
+    rows = [
         ("Configuration", params.name),
-        ("Backbone", f"{backbone['alias']} ({backbone['model']})"),
-        ("Weights", f"{backbone['weights']}; licence: {backbone['licence']}"),
-        ("Image size", f"{_seen_at(directions)}; {image['interpolation']}"),
-        ("Layers", f"{', '.join(backbone['layers'])} ({backbone['norm']}-norm)"),
-        ("Position embedding", str(backbone["pos_embed"])),
-        ("Method protocol", f"{params.method.protocol}; τ = {params.method.tau}"),
+        ("Backbone", f"{backbone.alias} ({backbone.model})"),
+        ("Weights", f"{backbone.weights}; licence: {backbone.licence}"),
+        ("Image size", f"{_seen_at(directions)}; {backbone.preprocess.interpolation}"),
+        ("Layers", f"{', '.join(backbone.layers)} ({backbone.norm}-norm)"),
+        ("Position embedding", str(backbone.pos_embed)),
+        ("Method protocol", scored.method_protocol),
         ("Metrics protocol", f"{metrics.protocol}; {metrics.accumulator}; {metrics.resolution}"),
         ("Sparse autoencoder", f"C = {sae.dict_size}, k = {sae.k}, {length}, batches of {batch}"),
-        ("Guides", _guides(guides)),
-        ("Detection feature", _detection_feature(params, backbone)),
-        ("Maps", f"blur σ = {score.sigma} px"),
-        ("Image score", _image_score(params)),
-        ("Seeds", ", ".join(map(str, params.seeds))),
-    )
-    return Table("The recipe.", ("Setting", "Value"), rows)
-
-
-def _guides(guides: GuideParams) -> str:
-    if guides.kind == "contrast":
-        return f"contrast, {guides.atoms} atoms a pair"
-    return f"trained, {guides.epochs} epochs, batches of {guides.batch_images} images"
-
-
-def _image_score(params: Params) -> str:
-    if params.score.rule == "published":
-        return f"{params.score.image_score} (published rule)"
-    used = [name for name, weight in params.decision.image.model_dump().items() if weight > 0]
-    return f"additive: {', '.join(used)}"
-
-
-def _detection_feature(params: Params, backbone: dict[str, Any]) -> str:
-    """`method.detection`, and what stands for CLS where the backbone has none."""
-    feature, prefix = params.method.detection, backbone.get("prefix", "cls")
-    if feature != "cls" or prefix == "cls":
-        return feature
-    return f"cls; in its place {'zeros' if prefix == 'zeros' else 'the mean patch token'}"
+        ("Guides", kinds.guides_in_words(detector.guides)),
+        ("Image score", kinds.image_score_in_words(run.rule)),
+        ("Maps", f"blur σ = {SIGMA:g} px"),
+    ]
+    if kinds.has_temperature(detector.guides, run.rule):
+        rows.append(("Temperature", f"τ = {TAU:g}"))
+    if kinds.has_detection_feature(detector.guides, run.rule):
+        rows.append(("Detection feature", detector.detection))
+    if backbone.prefix != "cls":
+        instead = "zeros" if backbone.prefix == "zeros" else "the mean patch token"
+        rows.append(("CLS token", f"the backbone has none; in its place {instead}"))
+    return Table("The recipe.", ("Setting", "Value"), tuple(rows))
 
 
 def fitting_table(directions: Sequence[DirectionRuns]) -> Table:
     """What each detector was fitted on and what it scored, from the scores themselves."""
-    rows = []
-    for direction in directions:
-        for run in direction.runs:
-            config = run.scores.config
-            detector = config["detector"]
-            auxiliary = detector["auxiliary"]
-            left_out = auxiliary.get("left_out", 0)
-            painted = auxiliary.get("synthetic")
-            rows.append(
-                (
-                    f"{auxiliary['dataset']} → {config['dataset']}",
-                    str(run.seed),
-                    f"{auxiliary['images']:,} ({auxiliary['split']} split"
-                    + (f"; {seen_in(painted)}" if painted else "")
-                    + (f"; {left_out:,} left out: no mask or label)" if left_out else ")"),
-                    _by_layer(detector["sae"]["tokens_seen"]),
-                    str(detector["guides"]["epochs"]),
-                    f"{config['images']:,} ({config['split']} split)",
-                )
-            )
+    runs = [run for direction in directions for run in direction.runs]
     columns = (
         "Direction",
         "Seed",
         "Auxiliary images",
         "SAE tokens seen",
-        "Guide epochs",
+        "Guides",
         "Target images",
     )
-    notes = (
-        "The test split of an auxiliary set is the one that has masks; fitting on it is the "
-        "published protocol (docs/method.md §5). The target takes no part in fitting.",
+    notes = ["The target takes no part in fitting."]
+    if any(run.detector.auxiliary.split == "test" for run in runs):
+        notes.append(
+            "The test split of an auxiliary set is the one that has masks; fitting on it is the "
+            "published protocol (docs/method.md §5)."
+        )
+    return Table("What was fitted, and on what.", columns, tuple(map(_fitted, runs)), tuple(notes))
+
+
+def _fitted(run: SeedRun) -> tuple[str, ...]:
+    scored, detector = run.scores.record, run.detector
+    auxiliary = detector.auxiliary
+    about = [f"{auxiliary.split} split"]
+    if auxiliary.synthetic:
+        about.append(auxiliary.supervision)
+    if auxiliary.left_out:
+        about.append(f"{auxiliary.left_out:,} left out: no mask or label")
+    return (
+        f"{auxiliary.dataset} → {scored.dataset}",
+        str(run.seed),
+        f"{auxiliary.images:,} ({'; '.join(about)})",
+        _by_layer(detector.sae.tokens_seen),
+        kinds.guides_in_words(detector.guides),
+        f"{scored.images:,} ({scored.split} split)",
     )
-    return Table("What was fitted, and on what.", columns, tuple(rows), notes)
 
 
-def _by_layer(counts: dict[str, Any]) -> str:
+def _by_layer(counts: Mapping[str, int]) -> str:
     if len(set(counts.values())) == 1:
         return f"{next(iter(counts.values())):,} a layer"
     return ", ".join(f"{layer}: {count:,}" for layer, count in counts.items())
 
 
-def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float]) -> Table:
-    """Quality of the SAEs of one auxiliary set, a row a seed and layer.
+def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, float]) -> Table:
+    """Quality of the SAEs of one auxiliary set: one row for each seed and layer.
 
     Parameters
     ----------
@@ -132,23 +119,25 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float
     rows = []
     for run in runs:
         for layer, values in run.quality.items():
+            rare = values.almost_dead_share
             rows.append(
                 (
                     f"seed {run.seed}, layer {layer}",
-                    f"{values['r2']:.3f}",
-                    f"{values['l0']:.1f}",
-                    f"{values['dead_share']:.1%}",
-                    "–" if (rare := values["almost_dead_share"]) is None else f"{rare:.1%}",
-                    f"{values['dense_share']:.1%}",
-                    f"{values['tokens_seen']:,}",
-                    f"{values['epochs']:.2f}",
+                    f"{values.r2:.3f}",
+                    f"{values.l0:.1f}",
+                    f"{values.dead_share:.1%}",
+                    UNDEFINED if rare is None else f"{rare:.1%}",
+                    f"{values.dense_share:.1%}",
+                    f"{values.tokens_seen:,}",
+                    f"{values.epochs:.2f}",
                 )
             )
     gone = [str(run.seed) for run in runs if not run.quality]
     notes = [
-        "R²: share of the tokens' variance that the reconstruction explains. L0: latents in use a "
-        "token. Dead: latents that no token of the auxiliary set uses. Almost dead: fewer than 1 "
-        "of 100,000 (–: the set has no more tokens). Dense: more than 1 of 10."
+        "R²: share of the tokens' variance that the reconstruction explains. L0: mean number of "
+        "latents that a token uses. Dead: latents that no token of the auxiliary set uses. Almost "
+        "dead: those that fewer than 1 of 100,000 tokens use (–: the set has no more tokens). "
+        "Dense: those that more than 1 of 10 use."
     ]
     for layer, value in stability.items():
         notes.append(
@@ -163,12 +152,8 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: dict[str, float
 
 def licences(directions: Sequence[DirectionRuns]) -> list[tuple[str, bool]]:
     """Licences of data and weights that the scores carry; True where they forbid commerce."""
-    every = {
-        str(licence)
-        for direction in directions
-        for run in direction.runs
-        for licence in run.scores.config["licences"]
-    }
+    runs = [run for direction in directions for run in direction.runs]
+    every = {licence for run in runs for licence in run.scores.record.licences}
     return [(licence, non_commercial(licence)) for licence in sorted(every)]
 
 
@@ -182,24 +167,22 @@ def provenance_table(
     directions: Sequence[DirectionRuns], auxiliaries: Sequence[AuxiliaryRun]
 ) -> Table:
     """Fingerprints of every artefact behind a row of the tables."""
-    trained = {(run.aux, run.seed): run for run in auxiliaries}
+    stores = {(run.aux, run.seed): run.store for run in auxiliaries}
     rows = []
     for direction in directions:
+        manifest = direction.manifest.fingerprint() if direction.manifest else None
         for run in direction.runs:
-            config = run.scores.config
-            detector = trained[direction.direction.aux, run.seed].detector
-            rows.append(
-                (
-                    f"{direction.direction.aux} → {direction.direction.target}, seed {run.seed}",
-                    _short(config["fingerprint"]),
-                    _short(config["inputs"]["detector"]),
-                    _short(config["detector"]["sae"]["fingerprint"]),
-                    _short(detector["inputs"]["store"] if detector else None),
-                    _short(config["inputs"]["store"]),
-                    _short(direction.manifest.fingerprint() if direction.manifest else None),
-                    _short(config["backbone"]["weights_sha256"]),
-                )
+            scored = run.scores.record
+            fingerprints = (
+                scored.fingerprint,
+                run.detector.fingerprint,
+                run.detector.sae.fingerprint,
+                stores[direction.direction.aux, run.seed],
+                scored.store,
+                manifest,
+                scored.backbone.weights_sha256,
             )
+            rows.append((f"{direction.title}, seed {run.seed}", *map(_short, fingerprints)))
     columns = (
         "Run",
         "Scores",
@@ -210,15 +193,19 @@ def provenance_table(
         "Target manifest",
         "Weights",
     )
-    note = f"The first {_SHORT} of 64 hex digits; the artefacts' config.json hold them whole."
+    note = f"The first {_SHORT} of 64 hex digits; the artefacts hold them whole."
     return Table("Fingerprints (SHA-256).", columns, tuple(rows), (note,))
+
+
+def _short(fingerprint: str | None) -> str:
+    return fingerprint[:_SHORT] if fingerprint else UNDEFINED
 
 
 def versions_table(directions: Sequence[DirectionRuns]) -> Table:
     """Versions of the libraries that scored and evaluated."""
     runs = [run for direction in directions for run in direction.runs]
-    scored = _versions(run.scores.config.get("versions", {}) for run in runs)
-    evaluated = _versions(run.provenance.get("versions", {}) for run in runs)
+    scored = _versions(run.scores.record.versions for run in runs)
+    evaluated = _versions(run.metrics.provenance.versions for run in runs)
     rows = tuple(
         (name, scored.get(name, UNDEFINED), evaluated.get(name, UNDEFINED))
         for name in dict.fromkeys([*scored, *evaluated])
@@ -226,14 +213,10 @@ def versions_table(directions: Sequence[DirectionRuns]) -> Table:
     return Table("Versions.", ("Library", "Scored with", "Evaluated with"), rows)
 
 
-def _versions(found: Iterable[dict[str, str]]) -> dict[str, str]:
+def _versions(runs: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Name → version, or several with slashes."""
     together: dict[str, dict[str, None]] = {}
-    for versions in found:
+    for versions in runs:
         for name, version in versions.items():
             together.setdefault(name, {})[version] = None
     return {name: " / ".join(every) for name, every in together.items()}
-
-
-def _short(fingerprint: str | None) -> str:
-    return str(fingerprint)[:_SHORT] if fingerprint else UNDEFINED

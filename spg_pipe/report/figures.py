@@ -1,6 +1,7 @@
 """Curves as SVG: the same bytes for the same numbers, text as text."""
 
 import io
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
     bytes or None
         SVG; None where no category has curves.
     """
-    lines = {kind: _category_lines([run.curves for run in runs], kind) for kind in PANELS}
+    lines = {kind: _category_lines(runs, kind) for kind in PANELS}
     names = list(dict.fromkeys(name for panel in lines.values() for name in panel))
     if not names:
         return None
@@ -68,20 +69,20 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
     return _svg(paint, (11.0, 3.8 + 0.2 * legend_rows), title)
 
 
-def _category_lines(seeds: Iterable[list[dict[str, str]]], kind: str) -> dict[str, np.ndarray]:
+def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]:
     """Category → y on `_GRID`, mean over seeds; NaN beyond a curve's ends."""
-    found: dict[str, list[np.ndarray]] = {}
-    for rows in seeds:
+    lines: dict[str, list[np.ndarray]] = {}
+    for run in runs:
         points: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row["curve"] == kind:
-                points.setdefault(row["category"], []).append((float(row["x"]), float(row["y"])))
+        for point in run.curves:
+            if point.curve == kind:
+                points.setdefault(point.category, []).append((point.x, point.y))
         for category, curve in points.items():
             x, y = np.array(curve).T
             # Precision at recall below the first point is that of the first point.
             left = y[0] if kind == "pr" else np.nan
-            found.setdefault(category, []).append(np.interp(_GRID, x, y, left, np.nan))
-    return {category: np.mean(curves, axis=0) for category, curves in found.items()}
+            lines.setdefault(category, []).append(np.interp(_GRID, x, y, left, np.nan))
+    return {category: np.mean(curves, axis=0) for category, curves in lines.items()}
 
 
 def _panel(
@@ -112,63 +113,63 @@ def _panel(
 
 
 def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
-    """SAE loss and dead share over tokens, latents by frequency, guide losses; a line a seed.
+    """SAE loss and dead share over tokens, latents by frequency; losses of trained guides.
 
     Returns
     -------
     bytes or None
         SVG; None where no curve was kept.
     """
-    if not any(run.sae_curve or run.guide_curve for run in runs):
+    trained = any(run.guide_curve for run in runs)
+    if not trained and not any(run.sae_curve for run in runs):
         return None
 
     def paint(figure: "Figure") -> None:
-        loss, dead, often, guides = figure.subplots(1, 4)
-        loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
-        _plain_log(loss.yaxis)
-        dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
-        often.set(title="How often latents are active", xlabel="share of tokens", xscale="log")
-        often.set_ylabel("latents")
-        _plain_log(often.xaxis, (1,))
-        guides.set(title="Guide losses", xlabel="epoch")
-        layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
-        for run in runs:
-            for number, layer in enumerate(layers):
-                rows = [row for row in run.sae_curve if row["layer"] == layer]
-                label = f"layer {layer}" if run is runs[0] else None
-                for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
-                    _line(axes, rows, "tokens", column, number, label, 1e-6)
-                if layer in run.quality:
-                    histogram = run.quality[layer]["frequencies"]
-                    often.stairs(
-                        histogram["latents"], histogram["edges"], color=f"C{number}", label=label
-                    )
-            for number, column in enumerate(("total", "detection", "segmentation", "sparsity")):
-                label = column if run is runs[0] else None
-                _line(guides, run.guide_curve, "epoch", column, number, label)
-        for axes in (dead, often, guides):
+        panels = figure.subplots(1, 4 if trained else 3)
+        _paint_saes(runs, *panels[:3])
+        if trained:
+            _paint_guides(runs, panels[3])
+        for axes in panels[1:]:
             axes.set_ylim(bottom=0)
-        for axes in (loss, dead, often, guides):
+        for axes in panels:
             if axes.get_lines() or axes.patches:
-                place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-                axes.legend(**place, ncols=4, frameon=False, columnspacing=1.0)
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+                axes.legend(**below, ncols=4, frameon=False, columnspacing=1.0)
 
-    return _svg(paint, (14.0, 3.5), title)
+    return _svg(paint, (14.0 if trained else 10.5, 3.5), title)
+
+
+def _paint_saes(runs: Sequence[AuxiliaryRun], loss: "Axes", dead: "Axes", often: "Axes") -> None:
+    loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
+    _plain_log(loss.yaxis)
+    dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
+    often.set(title="How often latents are active", xlabel="share of tokens", xscale="log")
+    often.set_ylabel("latents")
+    _plain_log(often.xaxis, (1,))
+    layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
+    for run, (number, layer) in itertools.product(runs, enumerate(layers)):
+        rows = [row for row in run.sae_curve if row["layer"] == layer]
+        style = {"color": f"C{number}", "label": f"layer {layer}" if run is runs[0] else None}
+        for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
+            _line(axes, rows, "tokens", column, style, unit=1e6)
+        if layer in run.quality:
+            bins = run.quality[layer].frequencies
+            often.stairs(bins.latents, bins.edges, color=style["color"], label=style["label"])
+
+
+def _paint_guides(runs: Sequence[AuxiliaryRun], axes: "Axes") -> None:
+    axes.set(title="Guide losses", xlabel="epoch")
+    losses = enumerate(("total", "detection", "segmentation", "sparsity"))
+    for run, (number, column) in itertools.product(runs, losses):
+        style = {"color": f"C{number}", "label": column if run is runs[0] else None}
+        _line(axes, run.guide_curve, "epoch", column, style)
 
 
 def _line(
-    axes: "Axes",
-    rows: Sequence[dict[str, str]],
-    x: str,
-    y: str,
-    number: int,
-    label: str | None,
-    unit: float = 1.0,
+    axes: "Axes", rows: list[dict[str, str]], x: str, y: str, style: Any, unit: float = 1
 ) -> None:
-    if rows:
-        values = [unit * float(row[x]) for row in rows], [float(row[y]) for row in rows]
-        marker = "." if len(rows) == 1 else None
-        axes.plot(*values, color=f"C{number}", linewidth=1.0, marker=marker, label=label)
+    values = [float(row[x]) / unit for row in rows], [float(row[y]) for row in rows]
+    axes.plot(*values, linewidth=1.0, marker="." if len(rows) == 1 else None, **style)
 
 
 def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:

@@ -1,4 +1,4 @@
-"""What the report reads: every artefact of a recipe, matched by fingerprint, never by name alone.
+"""What the report reads: the artefacts of a recipe, each with the fingerprint that is asked for.
 
 Metrics and Scores must be there. A store, a manifest, an SAE or a detector may have been replaced
 or removed since; the page then says so.
@@ -8,19 +8,21 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spg_pipe.artefacts.files import read_json
+from spg_pipe.artefacts.record import AnyRecord, read_record
 from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.decision.rules import Rule
+from spg_pipe.detector.metrics_file import MetricsRecord, read_metrics
+from spg_pipe.detector.record import DetectorOrigin, DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import read_json as read_metrics
-from spg_pipe.metrics import seeds_mean
-from spg_pipe.metrics.tables import Row
+from spg_pipe.metrics import CurvePoint, MetricsTable, seeds_mean
 from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
     from spg_pipe.detector.scores import Scores
+    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -33,11 +35,13 @@ class SeedRun:
     """One detector on one target."""
 
     seed: int
-    rows: list[Row]
-    curves: list[dict[str, str]]
-    """Columns category, curve, x, y."""
+    metrics: MetricsRecord
+    curves: tuple[CurvePoint, ...]
     scores: "Scores"
-    provenance: dict[str, Any]
+
+    detector: DetectorOrigin
+    """What the scores say of the detector."""
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -54,151 +58,156 @@ class DirectionRuns:
     published: PublishedFigure | None
 
     @property
-    def rows(self) -> list[Row]:
-        """Rows of the table: one seed's, or means over seeds."""
-        if len(self.runs) == 1:
-            return self.runs[0].rows
-        return seeds_mean([run.rows for run in self.runs])
+    def title(self) -> str:
+        """auxiliary → target"""
+        return f"{self.direction.aux} → {self.direction.target}"
 
     @property
-    def mean(self) -> Row:
-        """The mean over categories."""
-        return next(row for row in self.rows if row["kind"] == "mean")
+    def name(self) -> str:
+        """The same for links and files: safe in HTML and URLs."""
+        return f"{self.direction.aux}--{self.direction.target}"
+
+    @property
+    def table(self) -> MetricsTable:
+        """The metrics: one seed's, or means over seeds."""
+        tables = [run.metrics.table for run in self.runs]
+        return tables[0] if len(tables) == 1 else seeds_mean(tables)
 
 
 @dataclass(frozen=True)
 class AuxiliaryRun:
-    """How one detector was trained."""
+    """How one detector was trained; what is gone is None or empty."""
 
     aux: str
     seed: int
-    detector: dict[str, Any] | None
-    """config.json; None where the detector is gone."""
-    sae: dict[str, Any] | None
-    quality: dict[str, Any]
-    """Layer → R², L0, shares of latents, tokens seen; empty where the SAE is gone."""
-    sae_folder: Path | None
+    store: str | None
+    """Fingerprint of the auxiliary set's store, from the detector."""
+    sae: Path | None
+    quality: "dict[str, LayerQuality]"
+    """By layer; empty where the SAE is gone."""
     sae_curve: list[dict[str, str]]
     guide_curve: list[dict[str, str]]
+    """Empty for contrast guides, too."""
 
 
 def read_directions(
     params: Params, paths: Paths, runs: RunFiles | None = None
 ) -> list[DirectionRuns]:
-    """Every direction of the recipe that has metrics: those of `runs`, or in the recipe's places.
+    """Every direction of the recipe that has metrics: those of `runs`, or at the recipe's paths.
 
     Raises
     ------
     SpgError
         If none has, or metrics do not belong to the scores that are there.
     """
-    files = _in_place(params, paths) if runs is None else runs
-    found = [_direction(params, paths, direction, files) for direction in params.directions]
-    with_runs = [direction for direction in found if direction.runs]
+    if runs is None:
+        keys = [(d.aux, d.target, seed) for d in params.directions for seed in params.seeds]
+        every = {key: (paths.metrics(*key), paths.scores(*key)) for key in keys}
+        runs = {key: files for key, files in every.items() if files[0].is_file()}
+    directions = [_direction(params, paths, direction, runs) for direction in params.directions]
+    with_runs = [direction for direction in directions if direction.runs]
     if not with_runs:
         first = params.directions[0]
-        place = paths.metrics(first.aux, first.target, params.seeds[0])
+        file = paths.metrics(first.aux, first.target, params.seeds[0])
         raise SpgError(
-            f"There are no metrics to report: {place} does not exist, nor do those of the other "
+            f"There are no metrics to report: {file} does not exist, nor do those of the other "
             "directions and seeds. Run `spg-pipe evaluate`, or the whole pipeline with "
             "`dvc repro`."
         )
     return with_runs
 
 
-def missing_directions(params: Params, found: Sequence[DirectionRuns]) -> list[Direction]:
-    """Directions of the recipe without metrics."""
-    have = [runs.direction for runs in found]
-    return [direction for direction in params.directions if direction not in have]
-
-
 def _direction(
     params: Params, paths: Paths, direction: Direction, files: RunFiles
 ) -> DirectionRuns:
-    from spg_pipe.store.reader import FeatureStore
-
-    keys = [(direction.aux, direction.target, seed) for seed in params.seeds]
-    runs = [_seed_run(*files[key], key) if key in files else None for key in keys]
-    there = tuple(run for run in runs if run is not None)
-    dataset = params.dataset(direction.target)
-    store = None
-    if there:
-        wanted = there[0].scores.config["inputs"]["store"]
-        folder = _by_fingerprint(paths.store(dataset.name), wanted, "zarr.json")
-        store = FeatureStore(folder) if folder else None
+    aux, target = direction.aux, direction.target
+    seeds = [seed for seed in params.seeds if (aux, target, seed) in files]
+    runs = tuple(_seed_run(*files[aux, target, seed], target, seed) for seed in seeds)
+    dataset = params.dataset(target)
+    published = [p for p in params.published if (p.aux, p.target) == (aux, target)]
     return DirectionRuns(
         direction=direction,
         dataset=dataset,
-        runs=there,
-        missing_seeds=tuple(s for s, run in zip(params.seeds, runs, strict=True) if run is None),
-        store=store,
+        runs=runs,
+        missing_seeds=tuple(seed for seed in params.seeds if seed not in seeds),
+        store=_store(paths.store(target), runs[0].scores.record.store) if runs else None,
         manifest=read_manifest(paths, dataset),
-        published=next(
-            (p for p in params.published if (p.aux, p.target) == (direction.aux, dataset.name)),
-            None,
-        ),
+        published=published[0] if published else None,
     )
+
+
+def _store(path: Path, wanted: str) -> "FeatureStore | None":
+    from spg_pipe.store.reader import FeatureStore
+
+    if not path.is_dir():
+        return None
+    store = FeatureStore(path)
+    return store if store.fingerprint == wanted else None
 
 
 def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
     """The manifest that `prepare` saved, if it did."""
-    path = paths.manifest(dataset.name, dataset.split)
+    path = paths.manifest(dataset)
     return Manifest.load(path, root=dataset.root) if path.is_file() else None
 
 
-def _in_place(params: Params, paths: Paths) -> RunFiles:
-    """The metrics in the recipe's own places, and the places of their scores."""
-    keys = [(d.aux, d.target, seed) for d in params.directions for seed in params.seeds]
-    places = {key: (paths.metrics(*key), paths.scores(*key)) for key in keys}
-    return {key: place for key, place in places.items() if place[0].is_file()}
-
-
-def _seed_run(path: Path, folder: Path, key: tuple[str, str, int]) -> SeedRun:
+def _seed_run(path: Path, folder: Path, target: str, seed: int) -> SeedRun:
     from spg_pipe.detector.scores import Scores
 
-    _, target, seed = key
-    provenance = read_json(path, "Metrics").get("provenance")
-    if not isinstance(provenance, dict):
-        raise SpgError(f"{path} does not say what it was computed from. Run `spg-pipe evaluate`.")
-    wanted = str(provenance.get("scores"))
+    metrics = read_metrics(path)
+    wanted = metrics.provenance.scores
     scores = Scores.load(folder) if folder.is_dir() else None
-    if scores is None or scores.config["fingerprint"] != wanted:
+    if scores is None or scores.record.fingerprint != wanted:
         raise SpgError(
             f"{path} was computed from scores with fingerprint {wanted[:8]}, and {folder} does not "
             f"hold them: they were replaced or removed. Run `spg-pipe score --split {target}` and "
             f"`spg-pipe evaluate --split {target}` again."
         )
-    curves = path.parent / "curves" / f"{path.stem}-categories.csv"
-    return SeedRun(seed, read_metrics(path), read_csv(curves), scores, provenance)
+    detector, rule = scores.record.detector, scores.record.rule
+    if detector is None or rule is None:
+        raise SpgError(
+            f"{folder} was made without a detector, and the report is of detectors. Run "
+            f"`spg-pipe score --split {target}`."
+        )
+    points = read_csv(path.parent / "curves" / f"{path.stem}-categories.csv")
+    curves = (CurvePoint(p["category"], p["curve"], float(p["x"]), float(p["y"])) for p in points)
+    return SeedRun(seed, metrics, tuple(curves), scores, detector, rule)
 
 
 def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:
     """The training runs behind the scores, each once, by auxiliary set and seed."""
     scored = {
-        (direction.direction.aux, run.seed): run.scores.config
+        (direction.direction.aux, run.seed): run.detector
         for direction in directions
         for run in direction.runs
     }
     return [_auxiliary(paths, *key, scored[key]) for key in sorted(scored)]
 
 
-def _auxiliary(paths: Paths, aux: str, seed: int, scored: dict[str, Any]) -> AuxiliaryRun:
-    detector = _by_fingerprint(
-        paths.detector(aux, seed), scored["inputs"]["detector"], "config.json"
-    )
-    sae = _by_fingerprint(
-        paths.sae(aux, seed), scored["detector"]["sae"]["fingerprint"], "config.json"
-    )
+def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> AuxiliaryRun:
+    from spg_pipe.sae.run import SaeRecord, read_quality
+
+    detector = _record(paths.detector(aux, seed), DetectorRecord, origin.fingerprint)
+    trained = _record(paths.sae(aux, seed), SaeRecord, origin.sae.fingerprint)
+    sae = paths.sae(aux, seed) if trained else None
     return AuxiliaryRun(
         aux=aux,
         seed=seed,
-        detector=read_json(detector / "config.json", "Detector") if detector else None,
-        sae=read_json(sae / "config.json", "Sparse autoencoder") if sae else None,
-        quality=read_json(sae / "quality.json", "Sparse autoencoder") if sae else {},
-        sae_folder=sae,
+        store=detector.store if detector else None,
+        sae=sae,
+        quality=read_quality(sae) if sae else {},
         sae_curve=read_csv(sae / "curve.csv") if sae else [],
-        guide_curve=read_csv(detector / "curve.csv") if detector else [],
+        guide_curve=read_csv(paths.detector(aux, seed) / "curve.csv") if detector else [],
     )
+
+
+def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | None:
+    """The artefact's record, if it is the one with this fingerprint."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    record = read_record(path, model, "training artefact", "dvc repro")
+    return record if getattr(record, "fingerprint", None) == wanted else None
 
 
 def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
@@ -206,7 +215,7 @@ def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
     from spg_pipe.sae.quality import seeds_stability as alike
     from spg_pipe.sae.run import SaeRun
 
-    return alike([SaeRun.load(run.sae_folder) for run in runs if run.sae_folder])
+    return alike([SaeRun.load(run.sae) for run in runs if run.sae])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -215,14 +224,3 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def _by_fingerprint(first: Path, wanted: str, document: str) -> Path | None:
-    """The artefact with this fingerprint: in the pipeline's place or beside it."""
-    for folder in (first, *sorted(first.parent.glob("*"))):
-        if (folder / document).is_file():
-            content = read_json(folder / document, "Artefact")
-            content = content.get("attributes", content)
-            if isinstance(content, dict) and content.get("fingerprint") == wanted:
-                return folder
-    return None

@@ -6,33 +6,17 @@ _RINGS = ((255, 255, 255), (0, 0, 0))
 """An outline's inner and outer line: one of them contrasts with any picture."""
 
 
-def outline(image: np.ndarray, mask: np.ndarray, *, width: int | None = None) -> np.ndarray:
-    """Draw a line around the regions of a mask, outside of them.
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    mask : (H, W) integer or bool
-        Above 0 is a defect.
-    width : int, optional
-        Pixels of the white line and of the black one around it; default: 1 for every 300 pixels
-        of the shorter side.
-
-    Returns
-    -------
-    (H, W, 3) uint8
-        A copy.
+    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
     """
     from scipy.ndimage import binary_dilation
 
     out = image.copy()
     inside = mask > 0
-    if not inside.any():
-        return out
-    steps = width or max(1, round(min(mask.shape) / 300))
-    square = np.ones((3, 3), bool)
     for colour in _RINGS:
-        grown = binary_dilation(inside, square, iterations=steps)
+        grown = binary_dilation(inside, np.ones((3, 3), bool))
         out[grown & ~inside] = colour
         inside = grown
     return out

@@ -1,4 +1,10 @@
-"""The sparse autoencoder: encoder, dictionary, and the code between them."""
+"""The sparse autoencoder: encoder, dictionary, and the code between them.
+
+| activation | code |
+|---|---|
+| `topk` | the k largest pre-activations of a token, clamped at 0 (the published one) |
+| `batch_topk` | the n·k largest of a batch of n tokens (Bussmann et al. 2024): k on average |
+"""
 
 from typing import Literal, NamedTuple
 
@@ -6,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.sae import activations, ops
-from spg_pipe.sae.ops import Codes
+from spg_pipe.sae import sparse
 
-Activation = Literal["topk", "batch_topk", "relu", "jumprelu"]
+Activation = Literal["topk", "batch_topk"]
 
 
 class SaeOutput(NamedTuple):
@@ -34,13 +39,12 @@ class SparseAutoencoder(torch.nn.Module):
         Active latents a token; on average for `batch_topk`.
     seed : int
         Seed of the initial dictionary: A ~ N(0, 1/C), rows normalised, W_e = A.
-    activation : "topk" | "batch_topk" | "relu" | "jumprelu"
-        How the code is made of the pre-activations, see `spg_pipe.sae.activations`.
+    activation : "topk" | "batch_topk"
+        How the code is made of the pre-activations.
     """
 
     threshold: Tensor
-    """`relu`, `jumprelu`: (C,) learned; `batch_topk`: a scalar, what a value must reach after
-    training. `topk` has none."""
+    """`batch_topk`: a scalar, what a value must reach after training. `topk` has none."""
 
     def __init__(
         self,
@@ -57,9 +61,7 @@ class SparseAutoencoder(torch.nn.Module):
         self.k, self.activation = k, activation
         self.encoder = torch.nn.Parameter(rows.clone())
         self.dictionary = torch.nn.Parameter(rows)
-        if activation in ("relu", "jumprelu"):
-            self.threshold = torch.nn.Parameter(torch.zeros(dict_size))
-        elif activation == "batch_topk":
+        if activation == "batch_topk":
             self.register_buffer("threshold", torch.zeros(()))
 
     @property
@@ -67,31 +69,22 @@ class SparseAutoencoder(torch.nn.Module):
         """The dictionary (C, D) with rows A/(‖A‖ + 1e-8), as decoding uses it."""
         return normalised_rows(self.dictionary)
 
-    def encode(self, x: Tensor) -> Codes:
-        """The k active latents of tokens x (n, D); `topk` alone, the others have no fixed number.
-
-        Large inputs are taken in blocks: no (n, C) matrix comes to be.
-        """
-        return ops.search_topk(x, self.encoder, self.k)
-
     def code(self, pre: Tensor) -> Tensor:
         """The dense code (n, C) of pre-activations, as after training."""
         if self.activation == "topk":
-            return activations.topk_code(pre, self.k)
-        if self.activation == "relu":
-            return (pre - self.threshold).clamp_min(0)
-        return activations.threshold_code(pre, self.threshold)
+            return topk_code(pre, self.k)
+        return threshold_code(pre, self.threshold)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> SaeOutput:
         """Reconstruct tokens x (n, D) float32 with the trained weights, without a gradient."""
         atoms = self.atoms
         if self.activation == "topk":
-            codes = self.encode(x)
+            codes = sparse.search_topk(x, self.encoder, self.k)
             active = torch.bincount(codes.indices[codes.values > 0], minlength=len(atoms))
-            return SaeOutput(ops.decode(codes.values, codes.indices, atoms), active)
+            return SaeOutput(sparse.decode(codes.values, codes.indices, atoms), active)
         x_hat, active = torch.empty_like(x), torch.zeros_like(atoms[:, 0], dtype=torch.int64)
-        for block in ops.blocks(len(x), len(atoms), x.device):
+        for block in sparse.blocks(len(x), len(atoms), x.device):
             z = self.code(x[block] @ self.encoder.t())
             torch.mm(z, atoms, out=x_hat[block])
             active += (z > 0).sum(dim=0)
@@ -108,22 +101,27 @@ def normalised_rows(rows: Tensor) -> Tensor:
     return rows / (rows.norm(dim=1, keepdim=True) + 1e-8)
 
 
-class InputTransform(NamedTuple):
-    """What happens to tokens before the SAE sees them; guides and scores use raw tokens."""
+def sae_input(x: Tensor, norm: str) -> Tensor:
+    """Tokens x (n, D) float32 as the SAE sees them; guides and scores use raw tokens.
 
-    norm: str
-    """`none` as published; `l2`: unit length; `center`: x − mean; `standard`: (x − mean)/scale."""
-    mean: Tensor | None = None
-    """(D,) of the training store's patch tokens."""
-    scale: Tensor | None = None
-    """Scalar: root mean square of the store's deviations. One number for all dimensions, so that
-    the dictionary's directions are those of the raw tokens."""
+    `none` as published, or `l2`: of unit length.
+    """
+    return F.normalize(x, dim=1) if norm == "l2" else x
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Tokens (n, D) float32 as the SAE sees them."""
-        if self.norm == "l2":
-            return F.normalize(x, dim=1)
-        if self.mean is None:
-            return x
-        centred = x - self.mean
-        return centred if self.scale is None else centred.div_(self.scale)
+
+def topk_code(pre: Tensor, k: int) -> Tensor:
+    """The k largest of each row (n, C), clamped at 0; zeros elsewhere."""
+    values, indices = pre.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter(1, indices, values.clamp_min(0))
+
+
+def batch_topk_code(pre: Tensor, k: int) -> Tensor:
+    """The n·k largest of a batch (n, C), clamped at 0; zeros elsewhere."""
+    count = min(k * len(pre), pre.numel())
+    smallest = pre.detach().flatten().topk(count, sorted=False).values.min()
+    return threshold_code(pre, smallest.clamp_min(0))
+
+
+def threshold_code(pre: Tensor, threshold: Tensor) -> Tensor:
+    """What is at least the threshold, and above 0."""
+    return pre * ((pre >= threshold) & (pre > 0))

@@ -4,15 +4,15 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.sae import ops
-from spg_pipe.sae.model import InputTransform, SparseAutoencoder
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae import sparse
+from spg_pipe.sae.model import SparseAutoencoder, sae_input
+from spg_pipe.sae.run import Histogram, LayerQuality, SaeRun
+from spg_pipe.store.order import Mixing
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
 
@@ -26,144 +26,121 @@ _IMAGES = 16
 
 @dataclass(frozen=True)
 class Quality:
-    """Counts and errors over all patch tokens of a split."""
+    """Counts and errors over all patch tokens of a split; `LayerQuality` says what they mean."""
 
     dead: Tensor
-    """(C,) bool: no token had z > 0."""
+    """(C,) bool."""
     frequency: Tensor
     """(C,) float64: share of the patch tokens with z > 0."""
-    r2: float
-    """1 − FVU."""
     fvu: float
-    """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖²."""
-    l0: float
-    """Mean number of latents with z > 0 a token."""
     tokens: int
     """Patch tokens that were looked at."""
     r2_prefixes: dict[str, float] = field(default_factory=dict)
-    """Matryoshka prefix p → R² of the first p latents alone; empty without prefixes."""
 
-    def summary(self) -> dict[str, Any]:
-        """Plain values for quality.json."""
-        found = self.frequency.numpy()
-        rare = float(((found > 0) & (found < ALMOST_DEAD)).mean())
-        return {
-            "r2": self.r2,
-            "fvu": self.fvu,
-            "l0": self.l0,
-            "dead_share": float(self.dead.float().mean()),
+    @property
+    def r2(self) -> float:
+        """1 − FVU."""
+        return 1.0 - self.fvu
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents with z > 0 a token."""
+        return float(self.frequency.sum())
+
+    def record(
+        self, *, tokens_seen: int, steps: int, epochs: float, mixing: Mixing
+    ) -> LayerQuality:
+        """These figures and those of the training, for quality.json."""
+        frequency = self.frequency.numpy()
+        rare = float(((frequency > 0) & (frequency < ALMOST_DEAD)).mean())
+        return LayerQuality(
+            r2=self.r2,
+            fvu=self.fvu,
+            l0=self.l0,
+            dead_share=float(self.dead.float().mean()),
             # Of fewer tokens a single one is no rare event.
-            "almost_dead_share": rare if self.tokens * ALMOST_DEAD > 1 else None,
-            "dense_share": float((found > DENSE).mean()),
-            "frequencies": frequency_histogram(found),
-        } | ({"r2_prefixes": self.r2_prefixes} if self.r2_prefixes else {})
+            almost_dead_share=rare if self.tokens * ALMOST_DEAD > 1 else None,
+            dense_share=float((frequency > DENSE).mean()),
+            frequencies=frequency_histogram(frequency),
+            r2_prefixes=self.r2_prefixes,
+            tokens_seen=tokens_seen,
+            steps=steps,
+            epochs=epochs,
+            mixing=mixing,
+        )
 
 
-def frequency_histogram(frequency: np.ndarray) -> dict[str, list[float]]:
-    """Latents by how often they are active: four bins a decade from 1e-7 to 1.
-
-    Parameters
-    ----------
-    frequency : (C,) shares of tokens. Latents that are never active are in no bin.
-
-    Returns
-    -------
-    dict of `edges` (29 shares) and `latents` (28 counts)
-    """
+def frequency_histogram(frequency: np.ndarray) -> Histogram:
+    """Histogram of how often latents (C,) are active, as shares of the tokens."""
     edges = np.logspace(-_DECADES, 0, 4 * _DECADES + 1)
     active = np.clip(frequency[frequency > 0], edges[0], 1.0)
     counts, _ = np.histogram(active, edges)
-    return {"edges": edges.tolist(), "latents": counts.tolist()}
+    return Histogram(edges=tuple(edges.tolist()), latents=tuple(counts.tolist()))
 
 
+@torch.no_grad()
 def measure(
-    sae: SparseAutoencoder, source: TokenSource, transform: InputTransform, count_cls: bool
-) -> Quality:
-    """Dead mask, frequencies, R², FVU and L0 of an SAE: `measure_all` of a single one."""
-    return measure_all([(sae, transform, ())], source, count_cls)[0]
-
-
-def measure_all(
-    saes: Sequence[tuple[SparseAutoencoder, InputTransform, tuple[int, ...]]],
+    sae: SparseAutoencoder,
     source: TokenSource,
-    count_cls: bool,
     *,
+    norm: str,
+    count_cls: bool,
+    prefixes: tuple[int, ...] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Quality]:
-    """Quality of SAEs over a store's layer, in one pass.
+) -> Quality:
+    """Quality of an SAE over a store's layer, in one pass.
 
     Parameters
     ----------
-    saes : sequence of (SparseAutoencoder, InputTransform, prefixes)
-        With the transform and the Matryoshka prefixes of their training.
     source : TokenSource
-        The layer, on the SAEs' device.
+        The layer, on the SAE's device.
+    norm, prefixes
+        `sae.input_norm` and the Matryoshka prefixes of its training.
     count_cls : bool
         The dead mask also counts CLS tokens (protocol spg); the other figures never do.
     progress : callable
         Told of patch tokens done and in all.
     """
-    meters = [_Meter(*one) for one in saes]
-    store, done = source.store, 0
-    total = len(store) * store.spec.layers[source.layer].patches
+    latents, dim = sae.dictionary.shape
+    counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
+    cls_counts = torch.zeros_like(counts)
+    total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
+    error = squares = 0.0
+    prefix_errors = dict.fromkeys(prefixes, 0.0)
+    tokens, tokens_in_all = 0, len(source.store) * source.patches
     for _, batch in ordered_batches({source.layer: source}, _IMAGES):
-        tokens = batch[source.layer]
-        patches, cls = tokens[:, 1:].flatten(0, 1), tokens[:, 0] if count_cls else None
-        for meter in meters:
-            meter.add(patches, cls)
-        done += len(patches)
-        progress(done, total)
-    return [meter.quality() for meter in meters]
+        x = sae_input(batch[source.layer][:, 1:].flatten(0, 1), norm)
+        output = sae(x)
+        counts += output.active
+        error += _squares(x - output.x_hat)
+        squares += _squares(x)
+        total += x.double().sum(dim=0)
+        _add_prefixes(prefix_errors, sae, x)
+        if count_cls:
+            cls_counts += sae(sae_input(batch[source.layer][:, 0], norm)).active
+        tokens += len(x)
+        progress(tokens, tokens_in_all)
+    variance = max(squares - float(total.pow(2).sum()) / tokens, 1e-12)
+    return Quality(
+        dead=((counts + cls_counts) == 0).cpu(),
+        frequency=(counts.double() / tokens).cpu(),
+        fvu=error / variance,
+        tokens=tokens,
+        r2_prefixes={str(p): 1.0 - error / variance for p, error in prefix_errors.items()},
+    )
 
 
-class _Meter:
-    """Sums over tokens of one SAE."""
+def _squares(x: Tensor) -> float:
+    return float(x.double().pow(2).sum())
 
-    def __init__(
-        self, sae: SparseAutoencoder, transform: InputTransform, prefixes: tuple[int, ...]
-    ) -> None:
-        self.sae, self.transform = sae, transform
-        self.prefix_errors = dict.fromkeys(prefixes, 0.0)
-        latents, dim = sae.dictionary.shape
-        self.counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
-        self.cls_counts = torch.zeros_like(self.counts)
-        self.total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
-        self.error = self.squares = 0.0
-        self.tokens = 0
 
-    @torch.no_grad()
-    def add(self, patches: Tensor, cls: Tensor | None) -> None:
-        """Patch tokens (n, D), and CLS tokens (B, D) where they count, as stored."""
-        x = self.transform(patches)
-        output = self.sae(x)
-        self.counts += output.active
-        self.error += float((x - output.x_hat).double().pow(2).sum())
-        self.tokens += len(x)
-        self.total += x.double().sum(dim=0)
-        self.squares += float(x.double().pow(2).sum())
-        self._add_prefixes(x)
-        if cls is not None:
-            self.cls_counts += self.sae(self.transform(cls)).active
-
-    def _add_prefixes(self, x: Tensor) -> None:
-        if not self.prefix_errors:
-            return
-        atoms = self.sae.atoms
-        for block in ops.blocks(len(x), len(atoms), x.device):
-            z = self.sae.code(x[block] @ self.sae.encoder.t())
-            for p in self.prefix_errors:
-                error = z[:, :p] @ atoms[:p] - x[block]
-                self.prefix_errors[p] += float(error.double().pow(2).sum())
-
-    def quality(self) -> Quality:
-        variance = self.squares - float(self.total.pow(2).sum()) / self.tokens
-        variance = max(variance, 1e-12)
-        fvu = self.error / variance
-        prefixes = {str(p): 1.0 - error / variance for p, error in self.prefix_errors.items()}
-        frequency = self.counts.double() / self.tokens
-        dead = (self.counts + self.cls_counts) == 0
-        l0 = float(frequency.sum())
-        return Quality(dead.cpu(), frequency.cpu(), 1.0 - fvu, fvu, l0, self.tokens, prefixes)
+def _add_prefixes(errors: dict[int, float], sae: SparseAutoencoder, x: Tensor) -> None:
+    """Add Σ‖x − x̂‖² of tokens x (n, D) with the first p latents alone, for each p."""
+    atoms = sae.atoms
+    for block in sparse.blocks(len(x), len(atoms), x.device) if errors else ():
+        z = sae.code(x[block] @ sae.encoder.t())
+        for p in errors:
+            errors[p] += _squares(z[:, :p] @ atoms[:p] - x[block])
 
 
 @torch.no_grad()

@@ -3,15 +3,118 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
-from spg_pipe.artefacts.digests import read_config
-from spg_pipe.artefacts.files import fresh_folder, write_json
-from spg_pipe.artefacts.tensors import load_tensors, save_tensors
-from spg_pipe.errors import SpgError
+from spg_pipe.artefacts.checkpoint import below
+from spg_pipe.artefacts.digests import load_tensors, save_tensors
+from spg_pipe.artefacts.files import fresh_folder, versions
+from spg_pipe.artefacts.record import Record, damaged, read_record, write_record
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.recipe.params import SaeParams
+from spg_pipe.recipe.protocol import Protocol
 from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.store.order import Mixing
+from spg_pipe.store.reader import FeatureStore
+
+WHAT = "sparse autoencoder"
+COMMAND = "spg-pipe train-sae"
+
+
+class SaeRecord(Record):
+    """config.json: what the SAEs came from."""
+
+    kind: Literal["sparse autoencoder"] = "sparse autoencoder"
+    format: Literal[2] = 2
+    layers: tuple[str, ...]
+    seed: int
+    """Of the dictionary and of the batches' order."""
+    sae: SaeParams | None
+    """None of the fixed axes that a study puts in the place of a dictionary."""
+    protocol: Protocol
+    store: str
+    """Fingerprint of the store that it was trained on."""
+    dataset: str
+    split: str
+    images: int
+    tokens_seen: dict[str, int]
+    """By layer."""
+    backbone: BackboneSpec
+    licences: tuple[str, ...]
+    """Of the images and the backbone's weights."""
+    fingerprint: str = ""
+    versions: dict[str, str] = Field(default_factory=versions)
+    tensors_sha256: str = ""
+    """Of sae.safetensors."""
+
+    @classmethod
+    def of(
+        cls,
+        store: FeatureStore,
+        sae: SaeParams | None,
+        protocol: Protocol,
+        seed: int,
+        tokens_seen: dict[str, int],
+    ) -> "SaeRecord":
+        """The record of SAEs that were made from a store."""
+        return cls(
+            layers=store.layers,
+            seed=seed,
+            sae=sae,
+            protocol=protocol,
+            store=store.fingerprint,
+            dataset=store.spec.dataset,
+            split=store.spec.split,
+            images=len(store),
+            tokens_seen=tokens_seen,
+            backbone=store.spec.backbone,
+            licences=tuple(store.licences),
+        ).sealed()
+
+
+class Histogram(Record):
+    """Latents by how often they are active: four bins a decade from 1e-7 to 1."""
+
+    edges: tuple[float, ...]
+    """29 shares of the tokens."""
+    latents: tuple[int, ...]
+    """28 counts. Latents that are never active are in no bin."""
+
+
+class LayerQuality(Record):
+    """What the SAE of one layer is worth, over all patch tokens of its store."""
+
+    r2: float
+    """1 − FVU."""
+    fvu: float
+    """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖²."""
+    l0: float
+    """Mean number of latents with z > 0 a token."""
+    dead_share: float
+    """Latents that no token activates; in protocol spg CLS tokens count as well."""
+    almost_dead_share: float | None
+    """Active in less than 1 of 100,000 tokens; None where the store has no more of them."""
+    dense_share: float
+    """Active in more than 1 of 10 tokens."""
+    frequencies: Histogram
+    r2_prefixes: dict[str, float]
+    """Matryoshka prefix p → R² of the first p latents alone; empty without prefixes."""
+    tokens_seen: int
+    steps: int
+    epochs: float
+    mixing: Mixing
+    """How near its batches came to a shuffle of all tokens (docs/store.md)."""
+
+
+class SaeQuality(Record):
+    """quality.json: the figures of each layer."""
+
+    kind: Literal["sparse autoencoder quality"] = "sparse autoencoder quality"
+    format: Literal[2] = 2
+    protocol: str
+    layers: dict[str, LayerQuality]
 
 
 @dataclass(frozen=True)
@@ -21,18 +124,18 @@ class SaeRun:
     layers: dict[str, SparseAutoencoder]
     dead: dict[str, Tensor]
     """Layer → (C,) bool."""
-    config: dict[str, Any]
+    record: SaeRecord
 
     def digest(self) -> str:
         """SHA-256 of the dictionaries and dead masks: all that guides are made with."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for layer, sae in self.layers.items():
             for tensor in (sae.dictionary.detach(), self.dead[layer].byte()):
-                found.update(f"{layer} {tuple(tensor.shape)}".encode())
-                found.update(tensor.cpu().contiguous().numpy().data)
-        return found.hexdigest()
+                digest.update(f"{layer} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
-    def save(self, path: Path, quality: dict[str, Any], curve: str) -> None:
+    def save(self, path: Path, quality: SaeQuality, curve: str) -> None:
         """Write sae.safetensors, config.json, quality.json and curve.csv as one folder."""
         tensors: dict[str, Tensor] = {}
         for layer, sae in self.layers.items():
@@ -41,8 +144,9 @@ class SaeRun:
             tensors[f"{layer}.dead"] = self.dead[layer].byte()
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "sae.safetensors", tensors)
-            write_json(folder / "config.json", self.config | {"tensors_sha256": sha256})
-            write_json(folder / "quality.json", quality)
+            record = self.record.model_copy(update={"tensors_sha256": sha256})
+            write_record(folder / "config.json", record)
+            write_record(folder / "quality.json", quality)
             (folder / "curve.csv").write_text(curve)
 
     @classmethod
@@ -54,34 +158,45 @@ class SaeRun:
         SpgError
             If it is missing or damaged.
         """
-        config = read_config(path, "sparse autoencoder", "spg-pipe train-sae")
+        record = read_sae_record(path)
+        tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
+        layers, dead = {}, {}
         try:
-            tensors = load_tensors(
-                path / "sae.safetensors",
-                config.pop("tensors_sha256"),
-                "sparse autoencoder",
-                "spg-pipe train-sae",
-            )
-            layers, dead = {}, {}
-            for layer in config["layers"]:
-                prefix = f"{layer}."
-                own = {
-                    name.removeprefix(prefix): value
-                    for name, value in tensors.items()
-                    if name.startswith(prefix)
-                }
-                dead[layer] = own.pop("dead").bool()
-                layers[layer] = _rebuilt(own, config["sae"])
+            for layer in record.layers:
+                weights = below(tensors, f"{layer}.")
+                dead[layer] = weights.pop("dead").bool()
+                layers[layer] = _rebuilt(weights, record.sae or SaeParams())
         except (KeyError, RuntimeError) as error:
-            raise SpgError(
-                f"{path} is not a whole sparse autoencoder of this version ({error} is missing). "
-                "Train it again with `spg-pipe train-sae`."
-            ) from error
-        return cls(layers, dead, config)
+            fault = f"sae.safetensors does not hold what config.json says ({error})"
+            raise damaged(path, WHAT, fault, COMMAND) from error
+        return cls(layers, dead, record)
 
 
-def _rebuilt(weights: dict[str, Tensor], params: dict[str, Any]) -> SparseAutoencoder:
+def read_sae_record(folder: Path) -> SaeRecord:
+    """config.json of an SAE's folder.
+
+    Raises
+    ------
+    SpgError
+        If it is missing, of another kind or version, or damaged.
+    """
+    return read_record(folder / "config.json", SaeRecord, WHAT, COMMAND)
+
+
+def read_quality(folder: Path) -> dict[str, LayerQuality]:
+    """quality.json of an SAE's folder, by layer.
+
+    Raises
+    ------
+    SpgError
+        If it is missing, of another version or damaged.
+    """
+    path = folder / "quality.json"
+    return read_record(path, SaeQuality, f"quality of a {WHAT}", COMMAND).layers
+
+
+def _rebuilt(weights: dict[str, Tensor], params: SaeParams) -> SparseAutoencoder:
     latents, dim = weights["encoder"].shape
-    sae = SparseAutoencoder(dim, latents, params["k"], activation=params["activation"])
+    sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
     sae.load_state_dict(weights)
     return sae

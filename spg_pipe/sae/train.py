@@ -1,38 +1,55 @@
-"""Fit sparse autoencoders on a store's patch tokens: one or a whole grid in one pass.
+"""Fit sparse autoencoders on a store's patch tokens, one a layer.
 
-Every SAE of a grid sees the batches that it would see alone, so it comes out the same; tokens are
-read once for all that see the same ones. A run that is given a place for checkpoints goes on after
-a kill with the bits of an unbroken one.
+A run that is given a place for checkpoints goes on after a kill with the bits of an unbroken one.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from spg_pipe.artefacts.checkpoint import Checkpoints
-from spg_pipe.artefacts.files import fingerprint, versions
+from spg_pipe.artefacts.checkpoint import Checkpoints, below
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import MethodParams, SaeParams
-from spg_pipe.recipe.protocol import Protocol, protocol
-from spg_pipe.sae.fits import Fit, Grid, SaeJob, batches
-from spg_pipe.sae.quality import measure_all
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.mixing import mixing
+from spg_pipe.recipe.protocol import protocol
+from spg_pipe.sae.model import SparseAutoencoder, sae_input
+from spg_pipe.sae.quality import Quality, measure
+from spg_pipe.sae.run import LayerQuality, SaeQuality, SaeRecord, SaeRun
+from spg_pipe.sae.trainer import SaeTrainer, StepConstants
+from spg_pipe.store.order import measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import WINDOW_IMAGES, token_batches
 
-Progress = Callable[[str, int, int, float | None], None]
-"""layer, tokens done, tokens in all, loss of the first SAE; then "LAYER measured", no loss."""
+CONSTANTS = StepConstants()
+
+_CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
+_CURVE_POINTS = 400
+_MANY_SILENT = 0.5
+"""Share of latents without an active token in an epoch that is worth a message."""
+_SILENT_BATCHES = 8
+"""Fewer say little: in a few batches many a sound latent has no token of its kind."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """How a person who waits is told."""
+
+    progress: Callable[[str, int, int, float | None], None] = lambda layer, done, total, loss: None
+    """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
+    say: Callable[[str], None] = lambda message: None
+    """A layer's latents mostly stay silent, or it came out worse than none."""
 
 
 class SaeResult(NamedTuple):
-    """What a job makes."""
+    """What training makes."""
 
     run: SaeRun
-    quality: dict[str, Any]
-    """Per layer, for quality.json: see `spg_pipe.sae.quality`; with tokens seen, epochs, protocol,
-    and how near its batches came to a shuffle of all tokens."""
+    quality: SaeQuality
     curve: str
     """CSV: layer, step, tokens, reconstruction, auxk, dead share."""
 
@@ -45,192 +62,233 @@ def train_sae(
     seed: int,
     device: str = "cpu",
     cache: str = "auto",
-    progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    callbacks: Callbacks = Callbacks(),
 ) -> SaeResult:
-    """Train an SAE for every layer of a store: `train_saes` of a single job.
-
-    Raises
-    ------
-    SpgError
-        If a loss is not finite, or every latent of an SAE is dead.
-    """
-    (result,) = train_saes(
-        store,
-        [SaeJob(params, seed)],
-        method,
-        device=device,
-        cache=cache,
-        progress=progress,
-        checkpoints=checkpoints,
-        say=say,
-    )
-    if isinstance(result, SpgError):
-        raise result
-    return result
-
-
-def train_saes(
-    store: FeatureStore,
-    jobs: Sequence[SaeJob],
-    method: MethodParams,
-    *,
-    device: str = "cpu",
-    cache: str = "auto",
-    progress: Progress | None = None,
-    checkpoints: Checkpoints | None = None,
-    say: Callable[[str], None] = lambda message: None,
-) -> list[SaeResult | SpgError]:
-    """Train SAEs for every layer of a store, all that see the same batches in one pass.
+    """Train an SAE for every layer of a store.
 
     Parameters
     ----------
     store : FeatureStore
         The auxiliary dataset.
-    jobs : sequence of SaeJob
-        Several sizes or seeds; those that differ in `SaeJob.stream` take a pass each.
+    seed : int
+        Of the dictionaries and of the batches' order.
     cache : "auto" | "device" | "host" | "none"
         Where the tokens wait, see `TokenSource`; does not change the result.
     checkpoints : Checkpoints, optional
         Where the run keeps its state, and goes on from it. The caller removes it when the
-        artefacts are in their place.
-    say : callable
-        Told of a layer whose latents mostly stay silent, or that came out worse than none.
+        artefact is in its place.
 
-    Returns
-    -------
-    list of SaeResult or SpgError
-        In the order of the jobs. An error says why a job has no result: a loss is not finite, or
-        every latent is dead. The others are not touched by it.
+    Raises
+    ------
+    SpgError
+        If a loss is not finite, every latent of an SAE is dead, or the store holds tiles.
     """
+    _require_single_views(store)
+    rules = protocol(method.protocol)
+    fits = {
+        layer: _start(store, layer, params, seed, rules.dead_counter, device)
+        for layer in store.layers
+    }
+    run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, rules.name])
+    _go_on(fits, run, checkpoints)
+    measured: dict[str, Quality] = {}
+    for layer, fit in fits.items():
+        source = TokenSource(store, layer, device=device, cache=cache)
+        for x in _batches(fit, source) if not fit.done else ():
+            fit.take(x.float(), callbacks)
+            if fit.done:
+                break
+            _save_if_due(fits, run, checkpoints)
+        measured[layer] = _measure(fit, source, rules.dead_mask_counts_cls, callbacks)
+    tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
+    saes = SaeRun(
+        layers={layer: fit.trainer.sae.cpu() for layer, fit in fits.items()},
+        dead={layer: quality.dead for layer, quality in measured.items()},
+        record=SaeRecord.of(store, params, rules, seed, tokens_seen),
+    )
+    figures = {layer: _figures(store, fits[layer], measured[layer]) for layer in fits}
+    curve = _CURVE_HEADER + "".join(fit.curve.getvalue() for fit in fits.values())
+    return SaeResult(saes, SaeQuality(protocol=rules.name, layers=figures), curve)
+
+
+def _require_single_views(store: FeatureStore) -> None:
     if store.spec.backbone.tiles is not None:
         raise SpgError(
             f"{store.path} holds images in tiles ({store.spec.backbone.seen_at}); detectors learn "
             "from single views, and judge tiles like these. Extract the auxiliary set without "
             "tiles."
         )
-    settings = protocol(method.protocol)
-    grid = Grid.start(store, jobs, method, device, checkpoints)
-    for layer in store.layers:
-        source = TokenSource(store, layer, device=device, cache=cache)
-        for stream in dict.fromkeys(job.stream for job in jobs):
-            together = [fit for fit in grid.fits[layer] if fit.job.stream == stream]
-            _fit(together, source, grid, progress, say)
-        _measure(grid.fits[layer], source, settings.dead_mask_counts_cls, progress, say)
-    return [
-        _result(store, job, settings, [grid.fits[layer][number] for layer in store.layers])
-        for number, job in enumerate(jobs)
-    ]
 
 
-def _measure(
-    fits: list[Fit],
-    source: TokenSource,
-    count_cls: bool,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> None:
-    """The quality of every SAE of a layer that was not given up."""
-    sound = [fit for fit in fits if fit.fault is None]
-    saes = [(fit.trainer.sae, fit.transform, fit.job.params.prefixes) for fit in sound]
+@dataclass
+class Fit:
+    """The SAE of one layer, and how far it is."""
 
-    def told(done: int, total: int) -> None:
-        if progress:
-            progress(f"{source.layer} measured", done, total, None)
+    layer: str
+    params: SaeParams
+    seed: int
+    trainer: SaeTrainer
+    budget: int
+    """Tokens to see; the run ends with the batch that reaches it."""
+    epoch_tokens: int
+    tokens: int = 0
+    step: int = 0
+    next_point: int = 0
+    warned: bool = False
+    curve: io.StringIO = field(default_factory=io.StringIO)
 
-    measured = measure_all(saes, source, count_cls, progress=told)
-    for fit, found in zip(sound, measured, strict=True):
-        fit.measured = found
-        if not np.isfinite(found.r2) or bool(found.dead.all()):
-            fit.fault = (
-                f"Layer {fit.layer}: training went wrong (R² {found.r2:.3g}, "
-                f"{float(found.dead.float().mean()):.0%} of the latents dead). Lower sae.lr."
-            )
-        elif note := fit.diverged_note():
-            say(note)
+    @property
+    def done(self) -> bool:
+        """Whether all its tokens are seen."""
+        return self.tokens >= self.budget
 
-
-def _result(
-    store: FeatureStore, job: SaeJob, settings: Protocol, fits: list[Fit]
-) -> SaeResult | SpgError:
-    """What a job made, of its fit on each layer."""
-    faults = [fit.fault for fit in fits if fit.fault is not None]
-    if faults:
-        return SpgError(faults[0])
-    quality, dead = {}, {}
-    for fit in fits:
-        measured = fit.measured
-        dead[fit.layer] = measured.dead
-        quality[fit.layer] = measured.summary() | fit.seen()
-        quality[fit.layer] |= {"protocol": settings.name, "mixing": _mixing(store, fit.layer, job)}
-    layers = {fit.layer: fit.trainer.sae.cpu() for fit in fits}
-    config = _config(store, job, settings.to_dict(), quality)
-    curve = _HEADER + "".join(fit.curve.getvalue() for fit in fits)
-    return SaeResult(SaeRun(layers, dead, config), quality, curve)
-
-
-_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
-
-
-def _fit(
-    fits: list[Fit],
-    source: TokenSource,
-    grid: Grid,
-    progress: Progress | None,
-    say: Callable[[str], None],
-) -> None:
-    """Step all fits through the batches that they share until the last has its tokens."""
-    running = [fit for fit in fits if not fit.done]
-    for x in batches(running[0], source) if running else ():
-        tokens, loss = x.float(), None
-        leader = max(running, key=lambda fit: fit.budget)
-        for fit in running:
-            found = fit.take(tokens)
-            if found is not None:
-                loss = found if loss is None else loss
-                if note := fit.silent_note():
-                    say(note)
-        if progress and loss is not None:
-            progress(source.layer, min(leader.tokens, leader.budget), leader.budget, loss)
-        running = [fit for fit in running if not fit.done]
-        if not running:
+    def take(self, x: Tensor, callbacks: Callbacks) -> None:
+        """One step on tokens (n, D) as stored."""
+        result, dead = self.trainer.step(sae_input(x, self.params.input_norm))
+        self.tokens, self.step = self.tokens + len(x), self.step + 1
+        # Looking at a loss waits for the device: only for the points of the curve.
+        if self.tokens < min(self.next_point, self.budget):
             return
-        grid.save_if_due()
+        self.next_point = self.tokens + max(1, self.budget // _CURVE_POINTS)
+        loss, auxk = result.reconstruction.item(), result.auxk.item()
+        if not np.isfinite(loss + auxk):
+            raise SpgError(
+                f"Layer {self.layer}: the loss is {loss} after {self.step} steps. {_ADVICE}"
+            )
+        share = float(dead.float().mean())
+        self.curve.write(
+            f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
+        )
+        callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
+        if note := self.silent_note():
+            callbacks.say(note)
+
+    def silent_note(self) -> str | None:
+        """Said once, when most latents are silent for an epoch, or for a quarter of the run.
+
+        Never of a run of less than twice `_SILENT_BATCHES`.
+        """
+        some = _SILENT_BATCHES * -(-self.tokens // self.step)
+        window = max(min(self.epoch_tokens, self.budget // 4), some)
+        if self.warned or self.tokens < 2 * window:
+            return None
+        counter = self.trainer.counter
+        per_age = self.tokens / self.step if counter.rule == "steps" else 1
+        share = float((counter.age * per_age > window).float().mean())
+        if share <= _MANY_SILENT:
+            return None
+        self.warned = True
+        return (
+            f"Layer {self.layer}: {share:.0%} of the latents had no active token among the last "
+            f"{window:,} (after {min(self.tokens, self.budget):,} of {self.budget:,}). "
+            "Lower sae.dict_size, or raise sae.k."
+        )
 
 
-def _mixing(store: FeatureStore, layer: str, job: SaeJob) -> dict[str, float]:
-    params = job.params
-    return mixing(
+def _start(
+    store: FeatureStore, layer: str, params: SaeParams, seed: int, rule: str, device: str
+) -> Fit:
+    """A layer's SAE at step 0."""
+    shape = store.spec.layers[layer]
+    sae = SparseAutoencoder(shape.dim, params.dict_size, params.k, seed, params.activation)
+    trainer = SaeTrainer.start(sae.to(device), rule, CONSTANTS, params.prefixes)
+    epoch_tokens = len(store) * shape.patches
+    budget = params.tokens or params.epochs * epoch_tokens
+    return Fit(layer, params, seed, trainer, budget, epoch_tokens)
+
+
+def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
+    """Batches from where the fit stands, epoch after epoch."""
+    images, tokens = fit.params.batch_images, fit.params.batch_tokens
+    per_epoch = -(-len(source.store) // images) if images else -(-fit.epoch_tokens // (tokens or 1))
+    epoch, start = divmod(fit.step, per_epoch)
+    while True:
+        yield from token_batches(
+            source,
+            seed=fit.seed,
+            epoch=epoch,
+            start=start,
+            batch_images=images,
+            batch_tokens=tokens,
+        )
+        epoch, start = epoch + 1, 0
+
+
+_STATE = ("tokens", "step", "next_point", "warned")
+
+
+def _save_if_due(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
+    """Write a checkpoint of all layers if it is time for one."""
+    if checkpoints is None or not checkpoints.due():
+        return
+    tensors: dict[str, Tensor] = {}
+    state = {}
+    for layer, fit in fits.items():
+        tensors |= {f"{layer}.{key}": value for key, value in fit.trainer.state().items()}
+        state[layer] = {key: getattr(fit, key) for key in _STATE}
+        state[layer]["curve"] = fit.curve.getvalue()
+    checkpoints.save(run, tensors, state)
+
+
+def _go_on(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
+    """Bring every layer to where the checkpoint of this run is, if there is one."""
+    if checkpoints is None or (saved := checkpoints.load(run)) is None:
+        return
+    tensors, state = saved
+    for layer, fit in fits.items():
+        fit.trainer.restore(below(tensors, f"{layer}."))
+        for key in _STATE:
+            setattr(fit, key, state[layer][key])
+        fit.curve.write(state[layer]["curve"])
+
+
+def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callbacks) -> Quality:
+    """The quality of a layer's SAE.
+
+    Raises
+    ------
+    SpgError
+        If it is of no use.
+    """
+    quality = measure(
+        fit.trainer.sae,
+        source,
+        norm=fit.params.input_norm,
+        count_cls=count_cls,
+        prefixes=fit.params.prefixes,
+        progress=lambda done, total: callbacks.progress(f"{fit.layer} measured", done, total, None),
+    )
+    if not np.isfinite(quality.r2) or bool(quality.dead.all()):
+        raise SpgError(
+            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, "
+            f"{float(quality.dead.float().mean()):.0%} of the latents dead). {_ADVICE}"
+        )
+    if quality.r2 < 0:
+        callbacks.say(
+            f"Layer {fit.layer}: R² {quality.r2:.3g}; below 0 the mean token is nearer to a token "
+            "than what the SAE makes of it. Train for longer (sae.epochs, sae.tokens), or try "
+            "sae.input_norm: l2."
+        )
+    return quality
+
+
+_ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
+
+
+def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
+    """The figures of quality.json."""
+    mixing = measure_mixing(
         store.array("category"),
-        store.spec.layers[layer].patches,
-        batch_tokens=params.batch_tokens,
-        batch_images=params.batch_images,
-        window_images=params.window_images,
-        run_images=params.run_images,
-        seed=job.order,
-    ).to_dict()
-
-
-def _config(
-    store: FeatureStore,
-    job: SaeJob,
-    protocol_settings: dict[str, object],
-    quality: dict[str, Any],
-) -> dict[str, Any]:
-    content = {
-        "kind": "sparse autoencoder",
-        "format": 1,
-        "layers": list(store.layers),
-        "seed": job.seed,
-        "sae": job.params.model_dump(mode="json"),
-        "protocol": protocol_settings,
-        "inputs": {"store": store.fingerprint},
-        "dataset": store.spec.dataset,
-        "split": store.spec.split,
-        "images": len(store),
-        "tokens_seen": {layer: quality[layer]["tokens_seen"] for layer in store.layers},
-        "backbone": store.spec.backbone.view.to_dict(),
-        "licences": list(store.licences),
-    }
-    return content | {"fingerprint": fingerprint(content), "versions": versions()}
+        store.spec.layers[fit.layer].patches,
+        batch_tokens=fit.params.batch_tokens,
+        batch_images=fit.params.batch_images,
+        window_images=WINDOW_IMAGES,
+        seed=fit.seed,
+    )
+    return measured.record(
+        tokens_seen=fit.tokens,
+        steps=fit.step,
+        epochs=fit.tokens / fit.epoch_tokens,
+        mixing=mixing,
+    )

@@ -1,23 +1,96 @@
-"""One SAE with its optimiser: a step, and everything that a resumed run needs."""
+"""One SAE with its optimiser: the losses of a step, who is dead, and the step (docs/method.md §2).
 
-import math
-from dataclasses import dataclass
+`losses` chooses the form: for a large TopK code the closed form on its active latents (`sparse`),
+for all else the dense one below, which is the method's text in PyTorch.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.recipe.params import SaeParams
-from spg_pipe.sae.activations import batch_threshold
-from spg_pipe.sae.losses import DeadCounter, SaeLosses, losses
-from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.sae import sparse
+from spg_pipe.sae.model import SparseAutoencoder, batch_topk_code, topk_code
+from spg_pipe.sae.sparse import AuxK, Codes, topk_loss
 
+ACTIVE_ABOVE = 1e-3
+"""A latent counts as active in a step if any token has z above this (docs/method.md §2)."""
 BETAS = (0.5, 0.999)
 """Adam's betas in both stages (docs/method.md §2, §3)."""
-JUMP_RATE = 20.0
-"""Learning rate of a JumpReLU's thresholds, in `sae.lr` times the tokens' root mean square. They
-are as large as pre-activations, and those as tokens; Adam's steps know no scale, and weights that
-grow move L0 faster than steps of `sae.lr` could follow."""
+
+
+@dataclass(frozen=True)
+class StepConstants:
+    """Numbers of a training step, as published (docs/method.md §2)."""
+
+    lr: float = 1e-3
+    """Adam's learning rate, constant."""
+    auxk: int = 512
+    """Dead latents that explain a token's residual."""
+    auxk_coef: float = 1 / 32
+    """Weight of their loss."""
+    dead_after: int = 10_000_000
+    """Tokens without activity after which a latent counts as dead."""
+
+
+class SaeLosses(NamedTuple):
+    """Means over the batch's tokens; `total` alone carries the gradient."""
+
+    total: Tensor
+    reconstruction: Tensor
+    """mean over tokens and D of (x̂ − x)²; of Matryoshka prefixes the mean over them."""
+    auxk: Tensor
+    """mean over tokens and D of (e − ê)², before its coefficient."""
+
+
+@dataclass
+class DeadCounter:
+    """Age of every latent since it was last active.
+
+    `rule` "tokens": the age grows by the batch's tokens and is compared with `dead_after`.
+    `rule` "steps" (protocol spg): it grows by 1 and is compared with
+    max(1, ⌊dead_after / tokens in the batch⌋).
+    """
+
+    age: Tensor
+    """(C,) int64."""
+    rule: str
+    dead_after: int
+    _oldest: int = field(init=False)
+    """No age is higher: while this is low, nobody has to look at the ages on a GPU."""
+
+    def __post_init__(self) -> None:
+        self.restore(self.age)
+
+    def restore(self, age: Tensor) -> None:
+        """Go on from these ages (C,) int64."""
+        self.age = age
+        self._oldest = int(age.max())
+
+    def _growth_and_limit(self, tokens: int) -> tuple[int, int]:
+        if self.rule == "steps":
+            return 1, max(1, self.dead_after // tokens)
+        return tokens, self.dead_after
+
+    def candidates(self, tokens: int) -> Tensor | None:
+        """Latents (m,) that are dead after a batch of so many tokens, unless active in it."""
+        growth, limit = self._growth_and_limit(tokens)
+        if self._oldest + growth <= limit:
+            return None
+        found = torch.nonzero(self.age + growth > limit)[:, 0]
+        if not len(found):
+            self._oldest = int(self.age.max())  # so that the next steps need not look
+            return None
+        return found
+
+    def update(self, active: Tensor, tokens: int) -> Tensor:
+        """Count one batch: `active` (C,) bool of its tokens. Who is dead now, (C,) bool."""
+        growth, limit = self._growth_and_limit(tokens)
+        self.age = torch.where(active, 0, self.age) + growth
+        self._oldest += growth
+        return self.age > limit
 
 
 @dataclass
@@ -27,63 +100,73 @@ class SaeTrainer:
     sae: SparseAutoencoder
     optimizer: torch.optim.Adam
     counter: DeadCounter
-    params: SaeParams
+    constants: StepConstants
+    prefixes: tuple[int, ...]
+    """Matryoshka (Bussmann et al. 2025): the first p latents must reconstruct alone."""
 
     @classmethod
-    def start(cls, sae: SparseAutoencoder, params: SaeParams, dead_rule: str) -> "SaeTrainer":
+    def start(
+        cls,
+        sae: SparseAutoencoder,
+        dead_rule: str,
+        constants: StepConstants,
+        prefixes: tuple[int, ...] = (),
+    ) -> "SaeTrainer":
         """A trainer at step 0."""
         age = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=sae.encoder.device)
-        jump = [sae.threshold] if sae.activation == "jumprelu" else []
-        weights = [p for p in sae.parameters() if all(p is not other for other in jump)]
-        optimizer = torch.optim.Adam(weights, lr=params.lr, betas=BETAS, fused=True)
-        if jump:
-            optimizer.add_param_group({"params": jump})
-        return cls(sae, optimizer, DeadCounter(age, dead_rule, params.dead_after_tokens), params)
-
-    @torch.no_grad()
-    def prepare(self, x: Tensor) -> None:
-        """Start what depends on data, from the first batch (n, D): the thresholds of `jumprelu`.
-
-        From 0 they would have to rise by Adam's small steps to where k latents a token are active.
-        """
-        if self.sae.activation == "jumprelu":
-            self.sae.threshold.fill_(batch_threshold(x @ self.sae.encoder.t(), self.sae.k))
+        optimizer = torch.optim.Adam(sae.parameters(), lr=constants.lr, betas=BETAS, fused=True)
+        counter = DeadCounter(age, dead_rule, constants.dead_after)
+        return cls(sae, optimizer, counter, constants, prefixes)
 
     def losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
-        """Forward pass and losses of tokens x (n, D); counts activity. Also the dead mask (C,)."""
-        return losses(self.sae, x, self.counter, self.params)
+        """Losses of tokens x (n, D) float32 and who is dead, (C,) bool; counts their activity."""
+        plain = self.sae.activation == "topk" and not self.prefixes
+        if plain and not sparse.is_small(len(x), len(self.sae.encoder)):
+            return self._sparse_losses(x)
+        return self._dense_losses(x)
 
-    def step(self, x: Tensor, progress: float = 0.0) -> tuple[SaeLosses, Tensor]:
-        """One Adam step on tokens x (n, D), then unit dictionary rows again.
+    def _sparse_losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        encoder, k = self.sae.encoder, self.sae.k
+        candidates = self.counter.candidates(len(x))
+        codes = sparse.search_topk(x, encoder, k, keep=candidates)
+        dead = self.counter.update(_active(codes, len(encoder)), len(x))
+        aux = None
+        if candidates is not None and bool((still := dead[candidates]).any()):
+            pre = codes.kept if bool(still.all()) else codes.kept[:, still]
+            aux = AuxK(candidates[still], pre, self.constants.auxk, self.constants.auxk_coef)
+        return SaeLosses(*topk_loss(encoder, self.sae.atoms, x, codes, aux)), dead
 
-        Parameters
-        ----------
-        x : (n, D) float32
-            As the SAE sees them (`InputTransform`).
-        progress : float
-            Share of the run's tokens that was seen before, in [0, 1): the schedule's position.
+    def _dense_losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        pre, atoms = x @ self.sae.encoder.t(), self.sae.atoms
+        z = _training_code(self.sae, pre)
+        maybe = self.counter.candidates(len(x)) is not None
+        dead = self.counter.update((z > ACTIVE_ABOVE).any(dim=0), len(x))
+        reconstruction, x_hat = _reconstruction(z, atoms, x, self.prefixes)
+        auxk = reconstruction.new_zeros(())
+        if maybe and bool(dead.any()):
+            auxk = auxk_loss(pre, atoms, x - x_hat.detach(), dead, self.constants.auxk).mean()
+        total = reconstruction + self.constants.auxk_coef * auxk
+        return SaeLosses(total, reconstruction.detach(), auxk.detach()), dead
+
+    def step(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
+        """One Adam step on tokens x (n, D) float32, then unit dictionary rows again.
+
+        The losses, and who is dead, (C,) bool.
         """
         result, dead = self.losses(x)
         self.optimizer.zero_grad(set_to_none=True)
         result.total.backward()
-        lr = self.params.lr * rate(self.params, progress)
-        weights, *jump = self.optimizer.param_groups
-        weights["lr"] = lr
-        for group in jump:
-            group["lr"] = lr * JUMP_RATE * float(x.square().mean().sqrt())
         self.optimizer.step()
         self.sae.renormalise()
-        if self.sae.activation == "jumprelu":
-            self.sae.threshold.data.clamp_min_(0)
         return result, dead
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on: a checkpoint's tensors, not copied."""
-        found = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"adam.{name}.{key}"] = value
-        return found | {"age": self.counter.age}
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors | {"age": self.counter.age}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -99,16 +182,68 @@ class SaeTrainer:
         self.counter.restore(tensors["age"].to(device, copy=True))
 
 
-def rate(params: SaeParams, progress: float) -> float:
-    """The learning rate's factor at a share of the run, in [0, 1].
+def _active(codes: Codes, latents: int) -> Tensor:
+    """Latents with a value above the threshold, (C,) bool; the others meet in a place beyond."""
+    places = torch.where(codes.values > ACTIVE_ABOVE, codes.indices, latents).flatten()
+    return places.new_zeros(latents + 1, dtype=torch.bool).scatter_(0, places, True)[:latents]
 
-    A linear rise over the first `lr_warmup`, then constant, or falling to 0 as a line or a cosine.
+
+def auxk_loss(pre: Tensor, atoms: Tensor, residual: Tensor, dead: Tensor, auxk: int) -> Tensor:
+    """How badly dead latents explain what is left over, for each token.
+
+    The top `auxk` of `pre · dead` are decoded and compared with the residual e = x − x̂.
+
+    Parameters
+    ----------
+    pre : (n, C)
+    atoms : (C, D)
+    residual : (n, D)
+        Without a gradient.
+    dead : (C,) bool
+    auxk : int
+        512 as published.
+
+    Returns
+    -------
+    (n,) mean over D of (e − ê)², NaN and infinities as 0
     """
-    if progress < params.lr_warmup:
-        return (progress + 1e-3) / (params.lr_warmup + 1e-3)
-    left = 1 - (progress - params.lr_warmup) / (1 - params.lr_warmup)
-    if params.lr_schedule == "linear":
-        return left
-    if params.lr_schedule == "cosine":
-        return 0.5 - 0.5 * math.cos(math.pi * left)
-    return 1.0
+    z = topk_code(pre * dead, min(auxk, len(dead)))
+    error = (residual - z @ atoms).pow(2).mean(dim=1)
+    return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+_THRESHOLD_DECAY = 0.9
+
+
+def _training_code(sae: SparseAutoencoder, pre: Tensor) -> Tensor:
+    """The code (n, C) of a training batch.
+
+    `batch_topk` after training has no batch: its threshold is a moving average of the batches'
+    smallest values.
+    """
+    if sae.activation == "topk":
+        return topk_code(pre, sae.k)
+    z = batch_topk_code(pre, sae.k)
+    with torch.no_grad():
+        smallest = torch.where(z > 0, z, torch.inf).min()
+        smallest = torch.where(smallest.isfinite(), smallest, sae.threshold)
+        decay = _THRESHOLD_DECAY * (sae.threshold > 0).to(z.dtype)
+        sae.threshold.mul_(decay).add_((1 - decay) * smallest)
+    return z
+
+
+def _reconstruction(
+    z: Tensor, atoms: Tensor, x: Tensor, prefixes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Loss, and x̂ (n, D) of the whole dictionary.
+
+    With Matryoshka prefixes (Bussmann et al. 2025) the first p latents must explain the tokens
+    alone, for every p and for all C; the loss is the mean of them.
+    """
+    ends = [*(p for p in prefixes if p < len(atoms)), len(atoms)]
+    x_hat, errors, start = torch.zeros_like(x), [], 0
+    for end in ends:
+        part = z[:, start:end] @ atoms[start:end]
+        x_hat, start = (part if start == 0 else x_hat + part), end
+        errors.append((x_hat - x).pow(2).mean(dim=1).mean())
+    return (errors[0] if len(errors) == 1 else torch.stack(errors).mean()), x_hat

@@ -3,44 +3,54 @@
 import ctypes
 import errno
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 
+from spg_pipe.artefacts.files import versions
 from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.regions import vanished_regions
+from spg_pipe.store.ahead import in_order
+from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.schema import LayerShape, StoreSpec
 from spg_pipe.store.writer import StoreWriter
 
 Progress = Callable[[int, int], None]
-J = TypeVar("J")
-R = TypeVar("R")
 
+SHARD_IMAGES = 64
+"""Images a shard file, 100 to 400 MB of a ViT's tokens: few files, and little to redo."""
 _CPU_WORKERS = 8
 """At most so many forward passes at once on a CPU, because each needs memory of its own; beyond,
 a pass gets several cores."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How tokens are computed and stored."""
+
+    batch_images: int = 8
+    """Images a forward pass. A GPU without enough memory for them takes them in halves."""
+    shard_images: int = SHARD_IMAGES
+    """Images a shard file. Of tiled images fewer, so that files and memory keep their size."""
+    dtype: Literal["float16", "float32"] = "float16"
+    compressor: Literal["none", "zstd"] = "none"
 
 
 def extract(
     manifest: Manifest,
     backbone: Backbone,
     path: Path,
+    how: Extraction = Extraction(),
     *,
-    batch_images: int = 8,
-    shard_images: int = 64,
-    dtype: str = "float16",
-    compressor: str = "none",
     replace: bool = False,
     workers: int = 2,
     device: str = "cpu",
@@ -62,12 +72,7 @@ def extract(
     backbone : Backbone
     path : Path
         The store's folder.
-    batch_images : int
-        Images a forward pass. A GPU without enough memory for them takes them in halves.
-    shard_images : int
-        Images a shard file. Of tiled images fewer, so that files and memory keep their size.
-    dtype : "float16" | "float32"
-    compressor : "none" | "zstd"
+    how : Extraction
     replace : bool
         Replace a store of other content in the same place.
     workers : int
@@ -83,27 +88,40 @@ def extract(
     """
     if len(manifest) == 0:
         raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
-    views = backbone.spec.views  # a tiled image holds as many tokens as so many others
-    spec = StoreSpec(
+    spec = _spec(manifest, backbone, how, _layer_shapes(backbone, device))
+    try:
+        with StoreWriter(path, spec, manifest, replace=replace) as writer:
+            if not writer.up_to_date:
+                _Run(writer, backbone, device).run(workers, progress)
+    except OSError as error:
+        raise SpgError(f"{path} cannot be written: {error}. {_advice(error)}") from error
+    return FeatureStore(path)
+
+
+def _spec(
+    manifest: Manifest, backbone: Backbone, how: Extraction, layers: dict[str, LayerShape]
+) -> StoreSpec:
+    inputs = backbone.spec.inputs_per_image  # a tiled image holds as many tokens as so many others
+    return StoreSpec(
         dataset=manifest.dataset,
         split=manifest.split,
         manifest=manifest.fingerprint(),
         images=len(manifest),
         backbone=backbone.spec,
-        layers=_layer_shapes(backbone, device),
-        shard_images=max(1, min(shard_images // views, len(manifest))),
-        batch_images=max(1, batch_images // views),
-        dtype=dtype,
+        layers=layers,
+        shard_images=max(1, min(how.shard_images // inputs, len(manifest))),
+        batch_images=max(1, how.batch_images // inputs),
+        dtype=how.dtype,
         exif=manifest.exif,
-        compressor="zstd" if compressor == "zstd" else "none",
-    )
-    try:
-        with StoreWriter(path, spec, manifest, replace=replace) as writer:
-            if not writer.up_to_date:
-                _Extraction(writer, manifest, backbone, device).run(workers, progress)
-    except OSError as error:
-        raise SpgError(f"{path} cannot be written: {error}. {_advice(error)}") from error
-    return FeatureStore(path)
+        compressor=how.compressor,
+        licences=(*manifest.licences, backbone.spec.licence),
+        notes=manifest.notes,
+        skipped=manifest.skipped,
+        selection=dict(manifest.selection),
+        sources=manifest.own_sources,
+        layout=manifest.layout,
+        versions=versions(),
+    ).sealed()
 
 
 def _advice(error: OSError) -> str:
@@ -118,14 +136,6 @@ def _advice(error: OSError) -> str:
         "Choose a place with --out where you may write, or mend this one and run the same command "
         "again: it goes on with the shards that are finished, if there are any."
     )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Images of one forward pass: rows of the store, all in one shard."""
-
-    shard: int
-    rows: range
 
 
 @dataclass(frozen=True)
@@ -166,15 +176,13 @@ class _Computed:
         )
 
 
-class _Extraction:
+class _Run:
     """The way of a batch from its files to a shard."""
 
-    def __init__(
-        self, writer: StoreWriter, manifest: Manifest, backbone: Backbone, device: str
-    ) -> None:
-        self._writer, self._spec = writer, writer.spec
-        self._manifest, self._backbone, self._device = manifest, backbone, device
-        self._at_once = views_at_once(writer.spec.backbone, writer.spec.batch_images, device)
+    def __init__(self, writer: StoreWriter, backbone: Backbone, device: str) -> None:
+        self._writer, self._spec, self._manifest = writer, writer.spec, writer.manifest
+        self._backbone, self._device = backbone, device
+        self._at_once = inputs_at_once(writer.spec.backbone, writer.spec.batch_images, device)
 
     def run(self, workers: int, progress: Progress | None) -> None:
         """Compute and write the shards that are missing, then finish the store."""
@@ -188,22 +196,22 @@ class _Extraction:
                 lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
             batches = [batch for shard in missing for batch in self._batches(shard)]
             results = (
-                _in_order(pool, lambda b: self._compute(self._decode(b)), batches, workers + 1)
+                in_order(pool, lambda rows: self._compute(self._decode(rows)), batches, workers + 1)
                 if on_cpu
-                else map(self._compute, _in_order(pool, self._decode, batches, 2 * workers))
+                else map(self._compute, in_order(pool, self._decode, batches, 2 * workers))
             )
             # One shard is written while the next is filled, never more: memory.
             filling, spare = self._room(), self._room()
             writing: Future[None] | None = None
             for batch, result in zip(batches, results, strict=True):
-                rows = spec.shard_rows(batch.shard)
-                filling.put(batch.rows.start - rows.start, result)
-                lost[batch.rows.start : batch.rows.stop] = result.lost
-                done += len(batch.rows)
-                if batch.rows.stop == rows.stop:
+                shard, place = divmod(batch.start, spec.shard_images)
+                filling.put(place, result)
+                lost[batch.start : batch.stop] = result.lost
+                done += len(batch)
+                if batch.stop == (rows := spec.shard_rows(shard)).stop:
                     if writing is not None:
                         writing.result()
-                    writing = disk.submit(self._write, batch.shard, filling.first(len(rows)))
+                    writing = disk.submit(self._write, shard, filling.first(len(rows)))
                     filling, spare = spare, filling
                     give_memory_back()
                 if progress:
@@ -212,19 +220,17 @@ class _Extraction:
                 writing.result()
         self._writer.finish(lost)
 
-    def _batches(self, shard: int) -> list[_Batch]:
+    def _batches(self, shard: int) -> list[range]:
+        """Rows of the images of each forward pass."""
         rows, step = self._spec.shard_rows(shard), self._spec.batch_images
-        return [
-            _Batch(shard, range(start, min(start + step, rows.stop)))
-            for start in range(rows.start, rows.stop, step)
-        ]
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
 
-    def _decode(self, batch: _Batch) -> _Decoded:
+    def _decode(self, rows: range) -> _Decoded:
         size = self._spec.backbone.preprocess.size
-        images = torch.empty(len(batch.rows), 3, size, size)
-        for image, row in zip(images.numpy(), batch.rows, strict=True):
+        images = torch.empty(len(rows), 3, size, size)
+        for image, row in zip(images.numpy(), rows, strict=True):
             image[...] = self._image(row)
-        masks, lost = zip(*map(self._mask, batch.rows), strict=True)
+        masks, lost = zip(*map(self._mask, rows), strict=True)
         return _Decoded(images, np.stack(masks), list(lost))
 
     def _image(self, row: int) -> np.ndarray:
@@ -305,24 +311,7 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[J], R], jobs: Sequence[J], ahead: int
-) -> Iterator[R]:
-    """Results in the order of the jobs, at most `ahead` of them waiting or under way."""
-    pending: deque[Future[R]] = deque()
-    try:
-        for job in jobs:
-            if len(pending) == ahead:
-                yield pending.popleft().result()
-            pending.append(pool.submit(work, job))
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def views_at_once(spec: BackboneSpec, batch_images: int, device: str) -> int:
+def inputs_at_once(spec: BackboneSpec, batch_images: int, device: str) -> int:
     """Images or tiles in a forward pass.
 
     The maps of a CNN's first layers, megabytes an image, stay in a CPU's cache only if images come
@@ -337,6 +326,6 @@ def _layer_shapes(backbone: Backbone, device: str) -> dict[str, LayerShape]:
     size, prefix = backbone.spec.preprocess.size, (backbone.spec.prefix,)
     output = backbone(torch.zeros(1, 3, size, size, device=device))
     return {
-        layer: LayerShape(value.grid, value.patches.shape[-1], prefix)
+        layer: LayerShape(grid=value.grid, dim=value.patches.shape[-1], prefix=prefix)
         for layer, value in output.items()
     }

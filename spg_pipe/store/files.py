@@ -1,8 +1,9 @@
 """A store's folder, on this machine or behind a URL."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from spg_pipe.store.format import group_attributes
 
 
 class StoreFiles:
@@ -38,8 +39,8 @@ class StoreFiles:
     def attributes(self) -> dict[str, Any] | None:
         """The group's attributes, or None where there is no readable group."""
         try:
-            return dict(json.loads(self.read("zarr.json"))["attributes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return group_attributes(self.read("zarr.json"))
+        except OSError:
             return None
 
     def group(self) -> Any:

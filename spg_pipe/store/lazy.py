@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.raw import RawTokens
+from spg_pipe.store.format import StoreSpec, large_arrays, small_arrays
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.schema import StoreSpec, array_names
-from spg_pipe.store.shards import SMALL_ARRAYS
+from spg_pipe.store.tokens import RawTokens
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -50,9 +49,7 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
         `chunk_images` is not positive.
     """
-    store = FeatureStore(path)
-    group = store.files.group()
-    arrays = {name: group[name] for name in _names(store.spec)}
+    store, arrays = _opened(path)
     return _dask_arrays(store, arrays, chunk_images)
 
 
@@ -77,21 +74,21 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     """
     import xarray as xr
 
-    store = FeatureStore(path)
-    group = store.files.group()
-    arrays = {name: group[name] for name in _names(store.spec)}
-    large = array_names(store.spec)
-    lazy = _dask_arrays(store, {name: arrays[name] for name in large}, chunk_images)
+    store, arrays = _opened(path)
+    large = {name: arrays[name] for name in large_arrays(store.spec)}
+    lazy = _dask_arrays(store, large, chunk_images)
     variables = {
         name: (array.metadata.dimension_names, lazy[name] if name in lazy else array[...])
         for name, array in arrays.items()
     }
-    return xr.Dataset(variables, attrs=store.attributes)
+    return xr.Dataset(variables, attrs=store.spec.attributes())
 
 
-def _names(spec: StoreSpec) -> list[str]:
-    of_layers = [f"{kind}_{name}" for name in spec.layers for kind in ("mean", "std", "checksum")]
-    return [*array_names(spec), *of_layers, *SMALL_ARRAYS]
+def _opened(path: Path | str) -> tuple[FeatureStore, dict[str, Any]]:
+    store = FeatureStore(path)
+    group = store.files.group()
+    names = [*large_arrays(store.spec), *small_arrays(store.spec)]
+    return store, {name: group[name] for name in names}
 
 
 def _dask_arrays(
@@ -103,7 +100,7 @@ def _dask_arrays(
     if chunk_images is not None and chunk_images < 1:
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
     images = _image_chunks(store.spec, chunk_images)
-    large = set(array_names(store.spec))
+    large = large_arrays(store.spec)
     raw = {f"tokens_{layer}": layer for layer in store.layers} if store.raw else {}
     found = {}
     for name, array in arrays.items():

@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +126,7 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenCol
 
     Red, green and blue are the components in falling order, each scaled from its 1st to its 99th
     percentile over all tokens of `rows`. A component's sign is such that its largest loading is
-    positive. Two passes, an image at a time: all the tokens are never in memory together.
+    positive. All these tokens are in memory at once, in float64.
 
     Parameters
     ----------
@@ -138,51 +137,29 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenCol
     SpgError
         If the tokens are not finite.
     """
+    from sklearn.decomposition import PCA
+
     shape = store.spec.layers[layer]
-    # Differences from one of the tokens: a large common part costs no digits, and tokens that are
-    # all alike give exactly 0.
-    origin = next(_tokens(store, layer, rows))[0]
-    total, products = np.zeros(shape.dim), np.zeros((shape.dim, shape.dim))
-    for tokens in _tokens(store, layer, rows):
-        centred = tokens - origin
-        total += centred.sum(axis=0)
-        products += centred.T @ centred
-    count = len(rows) * shape.patches
-    mean = total / count
-    covariance = products / count - np.outer(mean, mean)
-    if not np.isfinite(covariance).all():
+    tokens = store.tokens(layer, rows).astype(np.float64).reshape(-1, shape.dim)
+    if not np.isfinite(tokens).all():
         raise SpgError(
             f"{store.path}: layer {layer} has tokens that are not finite; `spg-pipe verify` says "
             "where the store is damaged."
         )
-    axes, variances = _principal(covariance)
-    values = np.concatenate([(t - origin) @ axes for t in _tokens(store, layer, rows)])
-    rgb = np.full((count, 3), _GREY, np.float32)
-    for component in range(axes.shape[1]):
-        rgb[:, component] = _scaled(values[:, component])
-    whole = float(np.trace(covariance))
-    shares = tuple(float(v / whole) if whole > 0 else 0.0 for v in variances)
-    return TokenColours(
-        rgb.reshape(len(rows), *shape.grid, 3), shares + (0.0,) * (3 - len(variances))
-    )
-
-
-def _tokens(store: FeatureStore, layer: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for row in rows:
-        yield store.tokens(layer, np.array([row]))[0].astype(np.float64)
-
-
-def _principal(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Axes (D, c) and variances (c,), c ≤ 3, largest first; without those that are rounding."""
-    from scipy.linalg import eigh
-
-    dim = len(covariance)
-    variances, axes = eigh(covariance, subset_by_index=(max(0, dim - 3), dim - 1))
-    variances, axes = variances[::-1], axes[:, ::-1]
+    # Differences from one of the tokens: a large common part costs no digits, and tokens that are
+    # all alike give exactly 0.
+    tokens -= tokens[0].copy()
+    pca = PCA(min(3, *tokens.shape), svd_solver="covariance_eigh")
+    with np.errstate(invalid="ignore", divide="ignore"):  # shares of no variance at all
+        values = pca.fit_transform(tokens)
+    variances = pca.explained_variance_
     real = variances > max(_NO_VARIANCE * variances[0], 0.0)
-    variances, axes = variances[real], axes[:, real]
-    largest = np.abs(axes).argmax(axis=0)
-    return axes * np.sign(axes[largest, range(axes.shape[1])]), variances
+    rgb = np.full((len(tokens), 3), _GREY, np.float32)
+    for component in np.flatnonzero(real):
+        rgb[:, component] = _scaled(values[:, component])
+    shares = np.zeros(3)
+    shares[: len(real)][real] = pca.explained_variance_ratio_[real]
+    return TokenColours(rgb.reshape(len(rows), *shape.grid, 3), tuple(shares.tolist()))
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

@@ -1,31 +1,31 @@
 """Open a finished store and read it."""
 
+import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spg_pipe.datasets.skipped import Skipped, recorded
+from spg_pipe.artefacts.record import parse_record
+from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
-from spg_pipe.store import schema
 from spg_pipe.store.files import StoreFiles
-from spg_pipe.store.mapped import MappedTokens, huge_pays
-from spg_pipe.store.plain import PlainTokens
-from spg_pipe.store.raw import RawTokens
-from spg_pipe.store.schema import SCHEMA_VERSION, SHARD_INDEX, StoreSpec, require_unchanged
-from spg_pipe.store.shards import ShardEntry, data_files, parse_entries
+from spg_pipe.store.format import (
+    DAMAGED_METADATA,
+    REMAKE,
+    SCHEMA_VERSION,
+    SHARD_INDEX,
+    StoreSpec,
+    decode_mask,
+    encode_mask,
+    is_damaged_store,
+)
+from spg_pipe.store.shards import data_files, parse_entries
+from spg_pipe.store.tokens import PlainTokens, RawTokens, TokenReader, Unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class TokenReader(Protocol):
-    """How the tokens of one layer are read."""
-
-    def read(self, images: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (n, N, D), in the store's dtype, with the patch tokens of `images` (n,)."""
-        ...
 
 
 class FeatureStore:
@@ -50,9 +50,27 @@ class FeatureStore:
     def __init__(self, path: Path | str, *, plain: bool = False, check_files: bool = True) -> None:
         self.files = StoreFiles(path)
         self.path = self.files.place
-        attributes = self.files.attributes()
-        if self.files.local is not None and schema.is_damaged_store(self.files.local):
-            raise SpgError(f"{self.path} is a store, but {schema.DAMAGED_METADATA}")
+        self.spec = self._spec()
+        try:
+            listed = self.files.read(SHARD_INDEX)
+        except OSError as error:
+            raise SpgError(
+                f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
+            ) from error
+        self.entries = parse_entries(listed, f"{self.path}/{SHARD_INDEX}")
+        faults = self.file_faults() if check_files else []
+        if faults:
+            more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
+            raise SpgError(f"{self.path}: {faults[0]}{more}; make it again with {REMAKE}.")
+        uncompressed = self.spec.compressor == "none" and self.files.local is not None
+        self.raw = uncompressed and not plain
+        """Whether tokens are read at their offsets, not through zarr-python."""
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def _spec(self) -> StoreSpec:
+        attributes, local = self.files.attributes(), self.files.local
+        if attributes is None and local is not None and is_damaged_store(local):
+            raise SpgError(f"{self.path} is a store, but {DAMAGED_METADATA}")
         if attributes is None or "schema" not in attributes:
             raise SpgError(
                 f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "
@@ -61,43 +79,15 @@ class FeatureStore:
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
                 f"{self.path} is a store of schema {attributes['schema']}; this version reads "
-                f"schema {SCHEMA_VERSION}. Make it again with `spg-pipe extract --replace`."
+                f"schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
             )
         if not attributes.get("complete"):
             raise SpgError(
                 f"{self.path} is not finished: an extract was interrupted. Run the same "
                 "`spg-pipe extract` again; it goes on where it stopped."
             )
-        self.attributes: dict[str, Any] = attributes
-        self.spec = self._spec_of(attributes)
-        self.entries = self._listed()
-        faults = self.file_faults() if check_files else []
-        if faults:
-            more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
-            raise SpgError(f"{self.path}: {faults[0]}{more}; {_REMAKE}")
-        uncompressed = self.spec.compressor == "none" and self.files.local is not None
-        self.raw = uncompressed and not plain
-        """Whether tokens are read at their offsets, not through zarr-python."""
-
-    def _spec_of(self, attributes: dict[str, Any]) -> StoreSpec:
-        try:
-            spec = StoreSpec.from_content(attributes)
-        except SpgError as error:
-            raise SpgError(f"{self.path}: {error} {_REMAKE[0].upper()}{_REMAKE[1:]}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpgError(f"{self.path} lacks attributes ({error!r}); {_REMAKE}") from error
-        if spec.fingerprint != attributes.get("fingerprint"):
-            raise SpgError(
-                f"{self.path}: its attributes do not give its fingerprint, so they were changed or "
-                f"damaged; {_REMAKE}"
-            )
-        return spec
-
-    def _listed(self) -> list[ShardEntry]:
-        try:
-            return parse_entries(self.files.read(SHARD_INDEX), f"{self.path}/{SHARD_INDEX}")
-        except OSError as error:
-            raise SpgError(f"{self.path} has no {SHARD_INDEX}; {_REMAKE}") from error
+        text = json.dumps(attributes)
+        return parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
 
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size; empty if all are."""
@@ -123,7 +113,7 @@ class FeatureStore:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of what determined the content."""
-        return str(self.attributes["fingerprint"])
+        return self.spec.fingerprint
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -138,50 +128,53 @@ class FeatureStore:
     @property
     def licences(self) -> tuple[str, ...]:
         """Licences of the data and of the weights."""
-        return tuple(self.attributes["licences"])
+        return self.spec.licences
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Images that were left out because they could not be used."""
-        try:
-            return tuple(recorded(self.attributes.get("skipped")))
-        except SpgError as error:
-            raise SpgError(f"{self.path}: {error} {_REMAKE[0].upper()}{_REMAKE[1:]}") from error
+        return self.spec.skipped
 
     @property
     def selection(self) -> dict[str, Any]:
         """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
-        return dict(self.attributes.get("selection", {}))
+        return dict(self.spec.selection)
 
     @property
     def sources(self) -> dict[str, str]:
         """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
-        return dict(self.attributes.get("sources", {}))
+        return dict(self.spec.sources)
 
     @property
     def synthetic(self) -> dict[str, Any]:
         """What artefacts say of a set whose defects are painted: on how many `normal_images`, of
         which `categories`. Empty for any other set."""
-        found = self.sources
-        if not found:
+        if not self.spec.sources:
             return {}
         categories = dict.fromkeys(self.array("category").tolist())
-        return {"normal_images": len(set(found.values())), "categories": list(categories)}
+        normal_images = len(set(self.spec.sources.values()))
+        return {"normal_images": normal_images, "categories": list(categories)}
 
     @cached_property
     def _group(self) -> Any:
         return self.files.group()
 
     def array(self, name: str) -> np.ndarray:
-        """A small array as a whole, for instance `label` or `mean_<layer>`."""
-        values = np.asarray(self._group[name][...])
-        self._require_unchanged()
-        return values
+        """A copy of a small array, for instance `label` or `mean_<layer>`; read once."""
+        if name not in self._arrays:
+            self._arrays[name] = np.asarray(self._group[name][...])
+            self._require_unchanged()
+        return self._arrays[name].copy()
 
     def _require_unchanged(self) -> None:
         """What was read just now belongs to the store that was opened."""
-        if self.files.local is not None:
-            require_unchanged(self.files.local, self.spec)
+        if self._unchanged is not None:
+            self._unchanged.require()
+
+    @cached_property
+    def _unchanged(self) -> Unchanged | None:
+        local = self.files.local
+        return None if local is None else Unchanged(local, self.fingerprint)
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
         """Rows as numbers that exist."""
@@ -197,8 +190,7 @@ class FeatureStore:
         return rows.astype(np.int64)
 
     @cached_property
-    def _copied(self) -> dict[str, TokenReader]:
-        """Readers that need no mapping."""
+    def _readers(self) -> dict[str, TokenReader]:
         if self.raw and self.files.local is not None:
             folder = self.files.local
             return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
@@ -219,37 +211,14 @@ class FeatureStore:
         -------
         (n, N, D) in the store's dtype; `out` if it was given
         """
+        rows = self._rows(images)
         if out is None:
             shape = self.spec.layers[layer]
-            out = np.empty((len(images), shape.patches, shape.dim), dtype=self.spec.dtype)
-        rows = self._rows(images)
+            out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
-            shape = self.spec.layers[layer]
-            image_bytes = shape.patches * shape.dim * out.dtype.itemsize
-            mapped = self.mapped(layer, huge=huge_pays([rows], image_bytes))
-            (mapped or self._copied[layer]).read(rows, out)
-            if not self.raw:  # the others see to it themselves
-                self._require_unchanged()
+            self._readers[layer].read(rows, out)
+            self._require_unchanged()
         return out
-
-    def mapped(self, layer: str, *, huge: bool = True) -> MappedTokens | None:
-        """The layer's shards as memory; None where only copies can be read.
-
-        That is a compressed or remote store, `plain`, and a system without the calls for it.
-        """
-        if not self.raw or self.files.local is None:
-            return None
-        if (layer, huge) not in self._mappings:
-            try:
-                mapping = MappedTokens(self.files.local, self.spec, layer, huge=huge)
-            except OSError:
-                return None
-            self._mappings[layer, huge] = mapping
-        return self._mappings[layer, huge]
-
-    @cached_property
-    def _mappings(self) -> dict[tuple[str, bool], MappedTokens]:
-        return {}
 
     @cached_property
     def _prefix(self) -> dict[str, np.ndarray]:
@@ -264,7 +233,7 @@ class FeatureStore:
         rows, size, kept = self._rows(images), self.image_size, self._encoded_masks
         masks = np.empty((len(rows), size, size), np.uint8)
         for mask, row in zip(masks, rows.tolist(), strict=True):
-            mask[...] = schema.decode_mask(kept[row], size)
+            mask[...] = decode_mask(kept[row], size)
         return masks
 
     @cached_property
@@ -274,7 +243,7 @@ class FeatureStore:
         kept: list[bytes] = []
         for start in range(0, len(self), self.spec.shard_images):
             masks = np.asarray(self._group["mask"][start : start + self.spec.shard_images])
-            kept += [schema.encode_mask(mask) for mask in masks]
+            kept += [encode_mask(mask) for mask in masks]
         self._require_unchanged()
         return kept
 
@@ -295,6 +264,3 @@ def selection_note(store: FeatureStore) -> str:
     if "limit" in chosen:
         parts.append(f"{chosen['limit']} of {chosen['of']} images (--limit)")
     return ", ".join(parts)
-
-
-_REMAKE = "make the store again with `spg-pipe extract --replace` and the same options."

@@ -6,24 +6,23 @@ then the index's crc32c (little-endian uint32). Without a compressor image i of 
 starts at i·N·D·itemsize.
 """
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+from pydantic import ValidationError
 
 from spg_pipe.artefacts.files import write_bytes, write_json
+from spg_pipe.artefacts.record import Record
 from spg_pipe.errors import SpgError
-from spg_pipe.store.schema import SHARD_INDEX, StoreSpec
+from spg_pipe.store.format import REMAKE, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
 
 _EMPTY = np.iinfo(np.uint64).max
 
 
-@dataclass(frozen=True)
-class ShardEntry:
+class ShardEntry(Record):
     """A finished file, as recorded in shards.json after it was renamed into place."""
 
     name: str
@@ -32,6 +31,12 @@ class ShardEntry:
     crc32c: int
     images: tuple[int, int]
     """First image row and the row after the last."""
+
+
+class ShardIndex(Record):
+    """shards.json."""
+
+    files: tuple[ShardEntry, ...]
 
 
 def crc32c(data: bytes | memoryview | np.ndarray) -> int:
@@ -64,46 +69,20 @@ def shard_index(lengths: Sequence[int], shard_images: int) -> bytes:
     return body + np.array(crc32c(body), dtype="<u4").tobytes()
 
 
-def token_shard_name(layer: str, shard: int) -> str:
-    """Path of a token shard below the store."""
-    return f"tokens_{layer}/c/{shard}/0/0"
-
-
-def prefix_chunk_name(layer: str, shard: int) -> str:
-    """Path of a chunk of prefix tokens below the store."""
-    return f"prefix_{layer}/c/{shard}/0/0"
-
-
-def mask_shard_name(shard: int) -> str:
-    """Path of a shard of masks below the store."""
-    return f"mask/c/{shard}/0/0"
-
-
-SMALL_ARRAYS = (
-    "mask_state",
-    "lost_regions",
-    "label",
-    "height",
-    "width",
-    "category",
-    "defect",
-    "path",
-)
-"""A value an image, each array one file."""
+def chunk_file(array: str, shard: int) -> str:
+    """Path below the store of a large array's file for one shard of images."""
+    return f"{array}/c/{shard}/0/0"
 
 
 def shard_files(spec: StoreSpec, shard: int) -> list[str]:
     """The data files of one shard of images."""
-    tokens = [token_shard_name(layer, shard) for layer in spec.layers]
-    prefix = [prefix_chunk_name(layer, shard) for layer in spec.layers]
-    return [*tokens, *prefix, mask_shard_name(shard)]
+    return [chunk_file(array, shard) for array in large_arrays(spec)]
 
 
 def data_files(spec: StoreSpec) -> list[str]:
     """All data files of a finished store."""
     shards = [name for shard in range(spec.shards) for name in shard_files(spec, shard)]
-    layers = [f"{kind}_{layer}" for layer in spec.layers for kind in ("mean", "std", "checksum")]
-    return [*shards, *(f"{name}/c/0" for name in (*SMALL_ARRAYS, *layers))]
+    return [*shards, *(f"{name}/c/0" for name in small_arrays(spec))]
 
 
 def write_shard(
@@ -128,7 +107,7 @@ def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -
     for part in parts:
         checksum = google_crc32c.extend(checksum, bytes(part))
     size = sum(len(part) for part in parts)
-    return ShardEntry(name, size, int(checksum), (rows.start, rows.stop))
+    return ShardEntry(name=name, bytes=size, crc32c=int(checksum), images=(rows.start, rows.stop))
 
 
 def file_entry(root: Path, name: str, rows: range) -> ShardEntry:
@@ -136,28 +115,18 @@ def file_entry(root: Path, name: str, rows: range) -> ShardEntry:
     with (root / name).open("rb") as stream:
         os.fsync(stream.fileno())
         data = stream.read()
-    return ShardEntry(name, len(data), crc32c(data), (rows.start, rows.stop))
+    return ShardEntry(
+        name=name, bytes=len(data), crc32c=crc32c(data), images=(rows.start, rows.stop)
+    )
 
 
-def save_entries(root: Path, entries: list[ShardEntry]) -> None:
+def save_entries(root: Path, entries: Sequence[ShardEntry]) -> None:
     """Write shards.json atomically."""
     ordered = sorted(entries, key=lambda e: (e.images, e.name))
-    write_json(root / SHARD_INDEX, {"files": [asdict(entry) for entry in ordered]})
+    write_json(root / SHARD_INDEX, ShardIndex(files=tuple(ordered)).model_dump(mode="json"))
 
 
-def load_entries(root: Path) -> list[ShardEntry]:
-    """Read shards.json; empty where there is none yet.
-
-    Raises
-    ------
-    SpgError
-        If it is not what a writer leaves.
-    """
-    path = root / SHARD_INDEX
-    return parse_entries(path.read_bytes(), str(path)) if path.exists() else []
-
-
-def parse_entries(content: bytes, name: str) -> list[ShardEntry]:
+def parse_entries(content: bytes, name: Path | str) -> list[ShardEntry]:
     """The entries in the bytes of a shards.json; `name` stands in errors.
 
     Raises
@@ -166,10 +135,7 @@ def parse_entries(content: bytes, name: str) -> list[ShardEntry]:
         If it is not what a writer leaves.
     """
     try:
-        rows = json.loads(content)["files"]
-        return [ShardEntry(**(row | {"images": tuple(row["images"])})) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpgError(
-            f"{name} is damaged ({error}). Make the store again: "
-            "`spg-pipe extract --replace` with the same options."
-        ) from error
+        return list(ShardIndex.model_validate_json(content, strict=True).files)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]["msg"]
+        raise SpgError(f"{name} is damaged ({fault}). Make it again with {REMAKE}.") from error

@@ -7,15 +7,15 @@ is left of an epoch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.datasets.manifest import LABEL_UNKNOWN, MaskState
 from spg_pipe.store.order import Window, epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.recycle import Recycler
 from spg_pipe.store.source import TokenSource
 
 WINDOW_IMAGES = 96
@@ -38,7 +38,7 @@ class ImageBatch:
 
 def labelled_images(store: FeatureStore) -> np.ndarray:
     """Rows that can teach: a known label, and a mask unless the image is normal."""
-    known = store.array("label") != 255
+    known = store.array("label") != LABEL_UNKNOWN
     return np.flatnonzero(known & (store.array("mask_state") != MaskState.MISSING))
 
 
@@ -88,7 +88,7 @@ def ordered_batches(
     Of tiled images B is smaller, so that a batch takes the memory of `batch_images` others.
     """
     store = next(iter(sources.values())).store
-    size = max(1, batch_images // store.spec.backbone.views)
+    size = max(1, batch_images // store.spec.backbone.inputs_per_image)
     yield from _with_cls(sources, _slices(np.arange(len(store)), size))
 
 
@@ -101,7 +101,6 @@ def token_batches(
     batch_images: int | None = None,
     batch_tokens: int | None = None,
     window_images: int = WINDOW_IMAGES,
-    run_images: int = 1,
 ) -> Iterator[Tensor]:
     """Patch tokens (n, D) in the store's dtype for the SAE; all images, CLS excluded.
 
@@ -115,19 +114,16 @@ def token_batches(
         Whole images a batch, as published.
     batch_tokens : int, optional
         Shuffled tokens a batch instead, mixed within windows of `window_images` random images.
-    run_images : int
-        Neighbours in the store that enter a window together.
     """
     everything = np.arange(len(source.store))
     if batch_images is not None:
-        order, memory = epoch_order(everything, seed, epoch, run_images), Recycler()
-        for patches in source.take(_slices(order, batch_images)[start:]):
-            out = _room(memory, source, (len(patches), source.dim), source.dtype)
-            yield torch.cat(patches.images(), out=out)
+        order = epoch_order(everything, seed, epoch)
+        for tokens in source.take(_slices(order, batch_images)[start:]):
+            yield tokens.flatten(0, 1)
         return
     if batch_tokens is None:
         raise ValueError("token_batches needs batch_images or batch_tokens")
-    plan = windows(everything, seed, epoch, window_images, run_images)
+    plan = windows(everything, seed, epoch, window_images)
     yield from _mixed(source, plan, start * batch_tokens, batch_tokens)
 
 
@@ -135,20 +131,21 @@ def _mixed(
     source: TokenSource, plan: list[Window], skip: int, batch_tokens: int
 ) -> Iterator[Tensor]:
     """Cut the windows' permuted tokens, one after the other, into batches."""
-    memory, shape = Recycler(), (batch_tokens, source.dim)
+    shape = (batch_tokens, source.dim)
+    fresh = partial(torch.empty, shape, dtype=source.dtype, device=source.device)
     per_window = len(plan[0].images) * source.patches
     plan, offset = plan[skip // per_window :], skip % per_window
-    batch, filled = _room(memory, source, shape, source.dtype), 0
-    for window, patches in zip(plan, source.take([w.images for w in plan]), strict=True):
-        order = patches.places(window.permutation(len(patches)))
+    batch, filled = fresh(), 0
+    for window, images in zip(plan, source.take([w.images for w in plan]), strict=True):
+        tokens = images.flatten(0, 1)
+        order = torch.from_numpy(window.permutation(len(tokens))).to(source.device)
         while offset < len(order):
             chosen = order[offset : offset + batch_tokens - filled]
-            out = batch[filled : filled + len(chosen)]
-            torch.index_select(patches.rows, 0, chosen, out=out)
+            torch.index_select(tokens, 0, chosen, out=batch[filled : filled + len(chosen)])
             offset, filled = offset + len(chosen), filled + len(chosen)
             if filled == batch_tokens:
                 yield batch
-                batch, filled = _room(memory, source, shape, source.dtype), 0
+                batch, filled = fresh(), 0
         offset = 0
     if filled:
         yield batch[:filled]
@@ -166,27 +163,15 @@ def _with_cls(
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Rows (B,) and layer → (B, 1 + N, D) float32: CLS, then the patches."""
     streams = [source.take(jobs) for source in sources.values()]
-    memory = {layer: Recycler() for layer in sources}
     for images, *groups in zip(jobs, *streams, strict=True):
         tokens = {}
         for (layer, source), patches in zip(sources.items(), groups, strict=True):
             shape = (len(images), 1 + source.patches, source.dim)
-            tokens[layer] = _room(memory[layer], source, shape, torch.float32)
-            tokens[layer][:, 0] = torch.from_numpy(source.store.cls(layer, images)).to(
-                source.device
-            )
-            for place, image in zip(tokens[layer], patches.images(), strict=True):
-                place[1:] = image
+            both = torch.empty(shape, dtype=torch.float32, device=source.device)
+            both[:, 0] = torch.from_numpy(source.store.cls(layer, images)).to(source.device)
+            both[:, 1:] = patches
+            tokens[layer] = both
         yield images, tokens
-
-
-def _room(
-    memory: Recycler, source: TokenSource, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """A tensor to fill on the source's device. CUDA's allocator recycles by itself."""
-    if source.device.type == "cpu":
-        return memory.empty(shape, dtype)
-    return torch.empty(shape, dtype=dtype, device=source.device)
 
 
 def _slices(order: np.ndarray, size: int) -> list[np.ndarray]:

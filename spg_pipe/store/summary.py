@@ -51,7 +51,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "shards": store.spec.shards,
         "megabytes": round(sum(entry.bytes for entry in store.entries) / 1e6, 1),
         "licences": list(store.licences),
-        "notes": list(store.attributes["notes"]),
+        "notes": list(store.spec.notes),
         "skipped": [str(bad) for bad in store.skipped],
         "fingerprint": store.fingerprint,
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.shards import crc32c, token_shard_name
+from spg_pipe.store.shards import chunk_file, crc32c
 
 Progress = Callable[[int, int], None]
 
@@ -49,7 +49,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> Verification:
 def _bad_images(store: FeatureStore, name: str, rows: tuple[int, int], data: bytes) -> list[str]:
     shard = rows[0] // store.spec.shard_images
     for layer in store.layers:
-        if name != token_shard_name(layer, shard):
+        if name != chunk_file(f"tokens_{layer}", shard):
             continue
         checksums, paths = store.array(f"checksum_{layer}"), store.array("path")
         return [

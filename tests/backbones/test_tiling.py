@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import METHOD, SAE, SIZE, SPEC, TinyBackbone, extracted, manifest_of, write_folder
+from tiny import (
+    METHOD,
+    SAE,
+    SIZE,
+    SPEC,
+    TinyBackbone,
+    additive_plan,
+    extracted,
+    manifest_of,
+    write_folder,
+)
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens
@@ -17,14 +27,13 @@ from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
 from spg_pipe.datasets import Manifest
 from spg_pipe.detector.judge import judge
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import judge_images
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.recipe.params import GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
@@ -39,7 +48,7 @@ def images(side: int, count: int = 2) -> Tensor:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("side", [32, 48, 80, 144])
 def test_tiles_cover_an_image_and_overlap_as_asked(side: int, overlap: float) -> None:
-    starts = Tiles(32, (side,), overlap).starts(side, 16)
+    starts = Tiles(size=32, sides=(side,), overlap=overlap).starts(side, 16)
     assert starts[0] == 0
     assert starts[-1] == side - 32
     gaps = np.diff(starts)
@@ -109,11 +118,11 @@ def test_several_sides_give_every_layer_at_each() -> None:
 def test_the_spec_says_how_it_is_cut_and_comes_back_from_json() -> None:
     spec = tiled(TinyBackbone(), [80], overlap=0.5).spec
     assert spec.preprocess.size == 80
-    assert spec.view == SPEC
-    assert spec.views == 16
-    assert BackboneSpec.from_dict(spec.to_dict()) == spec
+    assert spec.untiled == SPEC
+    assert spec.inputs_per_image == 16
+    assert BackboneSpec.model_validate(spec.content()) == spec
     # Stores and detectors that were made before there were tiles keep their fingerprints.
-    assert "tiles" not in SPEC.to_dict()
+    assert "tiles" not in SPEC.content()
 
 
 @pytest.mark.parametrize(
@@ -178,15 +187,13 @@ def test_predict_gives_maps_of_tiles_at_the_images_own_size(
 def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
-    detector = train_guides(
-        tiny_store, tiny_sae, GuideParams(atoms=6), METHOD, ScoreParams(sigma=0.0), seed=1
-    )[0]
+    detector = make_detector(tiny_store, additive_plan(tiny_sae))[0]
 
     def columns(backbone: Backbone, pixels: Tensor) -> dict[str, np.ndarray]:
         found = backbone(pixels)
         tokens = {n: torch.cat([t.prefix, t.patches], dim=1) for n, t in found.items()}
         grids = {n: t.grid for n, t in found.items()}
-        return judge(detector, tokens, grids, backbone.spec, detector.score).columns
+        return judge(detector, tokens, grids, backbone.spec, detector.record.rule).columns
 
     # A single tile is the view that the detector knows.
     one = images(SIZE, 3)

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import METHOD, TinyBackbone, extracted, manifest_of, write_folder
+from tiny import TinyBackbone, additive_plan, extracted, manifest_of, write_folder
 
 from spg_pipe.bank.few_shot import (
-    KNOWN,
     banks_of,
     known_images,
     normals_of,
@@ -19,13 +18,15 @@ from spg_pipe.bank.few_shot import (
     says,
     score_few_shot,
 )
+from spg_pipe.bank.fusion import KNOWN
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import BankOrigin
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.recipe.params import BankParams, GuideParams, MetricParams, ScoreParams
+from spg_pipe.recipe.params import BankParams, MetricParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
@@ -51,18 +52,17 @@ def normals(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 @pytest.fixture(scope="module")
 def detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
-    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
-    return train_guides(tiny_store, tiny_sae, *given, seed=1)[0]
+    return make_detector(tiny_store, additive_plan(tiny_sae))[0]
 
 
 def test_an_image_is_judged_by_normal_images_of_its_own_category(
     tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
 ) -> None:
-    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    banks = banks_of([normals], tiny_store, PARAMS)
     scores = score_few_shot(None, banks, tiny_store, tmp_path / "s")
     names = tiny_store.table["category"].to_numpy()
     for category, own in (("bolt", [0, 1, 2]), ("nut", [3, 4, 5])):
-        bank = MemoryBank.of_store(normals, np.array(own), 1.0, PARAMS)
+        bank = MemoryBank.of_store(normals, np.array(own), PARAMS)
         rows = np.flatnonzero(names == category)
         tokens = {layer: image_tokens(tiny_store, layer, rows) for layer in tiny_store.layers}
         expected = bank.distances(tokens)
@@ -74,7 +74,7 @@ def test_an_image_is_judged_by_normal_images_of_its_own_category(
 def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
     tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
 ) -> None:
-    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    banks = banks_of([normals], tiny_store, PARAMS)
     alone = score_few_shot(None, banks, tiny_store, tmp_path / "alone")
     fused = score_few_shot(detector, banks, tiny_store, tmp_path / "fused")
     guides = score_store(detector, tiny_store, tmp_path / "guides")
@@ -89,7 +89,7 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
     again = score_few_shot(detector, banks, tiny_store, tmp_path / "again", alone=alone)
     np.testing.assert_allclose(again.table["score"], fused.table["score"], atol=1e-6)
     assert again.table[KNOWN].tolist() == fused.table[KNOWN].tolist()
-    others = banks_of([normals], tiny_store, BankParams(weight=0.5, neighbours=2), sigma=1.0)
+    others = banks_of([normals], tiny_store, BankParams(weight=0.5, neighbours=2))
     with pytest.raises(SpgError, match="other settings of the bank"):
         score_few_shot(detector, others, tiny_store, tmp_path / "never", alone=alone)
 
@@ -97,7 +97,7 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
 def test_scores_and_their_rows_say_what_was_seen(
     tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
 ) -> None:
-    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    banks = banks_of([normals], tiny_store, PARAMS)
     seen = "few-shot: 3 normal images of each category of the target"
     expected = {
         "k-NN bank": (None, seen),
@@ -105,13 +105,12 @@ def test_scores_and_their_rows_say_what_was_seen(
     }
     for name, (given, sees) in expected.items():
         scores = score_few_shot(given, banks, tiny_store, tmp_path / name)
-        assert scores.config["inputs"]["normals"] == normals.fingerprint
-        assert scores.config["bank"] == PARAMS.model_dump()
-        rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
-        assert {(row["method"], row["sees"]) for row in rows} == {(name, sees)}
-    other = banks_of([normals], tiny_store, BankParams(weight=2), sigma=1.0)
+        assert scores.record.bank == BankOrigin(params=PARAMS, normals=normals.fingerprint)
+        context = evaluate_scores(scores, tiny_store, MetricParams()).table.context
+        assert (context.method, context.supervision) == (name, sees)
+    other = banks_of([normals], tiny_store, BankParams(weight=2))
     again = score_few_shot(detector, other, tiny_store, tmp_path / "other")
-    assert again.config["fingerprint"] != scores.config["fingerprint"]
+    assert again.record.fingerprint != scores.record.fingerprint
 
 
 def test_how_many_images_were_seen_is_said_exactly() -> None:
@@ -175,7 +174,7 @@ def test_what_cannot_be_a_bank_of_this_target_is_refused(
 def test_the_published_rule_has_nothing_to_add_a_bank_to(
     tiny_store: FeatureStore, normals: FeatureStore, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    banks = banks_of([normals], tiny_store, PARAMS, sigma=1.0)
+    banks = banks_of([normals], tiny_store, PARAMS)
     with pytest.raises(SpgError, match=r"score\.rule is published.*--bank alone"):
         score_few_shot(tiny_detector, banks, tiny_store, tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -186,9 +185,7 @@ def test_scored_images_that_are_normals_of_the_bank_are_marked(
 ) -> None:
     folder = write_folder(tmp_path / "same", good=2, masked=0, missing=0)
     same = extracted(manifest_of(folder), tmp_path / "same.zarr")  # as the store's first two
-    scores = score_few_shot(
-        None, banks_of([same], tiny_store, PARAMS, sigma=1.0), tiny_store, tmp_path / "s"
-    )
+    scores = score_few_shot(None, banks_of([same], tiny_store, PARAMS), tiny_store, tmp_path / "s")
     marked = scores.table["path"][scores.table[KNOWN]].tolist()
     assert marked == [f"{c}/good/{i:02d}.png" for c in ("bolt", "nut") for i in (0, 1)]
     found = known_images(normals_of([same], tiny_store), tiny_store)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import extracted, manifest_of, write_folder
 
-from spg_pipe.bank import images, memory, search
-from spg_pipe.bank.images import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
-from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank import memory, normal_patches, search
+from spg_pipe.bank.memory import CORESET, MemoryBank
+from spg_pipe.bank.normal_patches import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import BankParams
@@ -30,7 +30,8 @@ def normals(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def bank_of(store: FeatureStore, rows: np.ndarray = ALL, **params: object) -> MemoryBank:
-    return MemoryBank.of_store(store, rows, 1.0, BankParams.model_validate(params))
+    coreset = params.pop("coreset", CORESET)
+    return MemoryBank.of_store(store, rows, BankParams.model_validate(params), coreset=coreset)
 
 
 def unit_tokens(store: FeatureStore, layer: str, rows: np.ndarray) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_distances_are_in_deviations_of_normal_images_from_each_other(
         np.testing.assert_allclose(values.flatten(1), (raw - mean) / deviation, atol=2e-3)
         grid = (len(others), *normals.spec.layers[layer].grid)
         apart[layer] = torch.from_numpy((others - mean) / deviation).float().reshape(grid)
-    tops = [top_mean(coarse_maps(grids, 32, 1.0), 0.1) for grids in (found.patches, apart)]
+    tops = [top_mean(coarse_maps(grids, 32), 0.1) for grids in (found.patches, apart)]
     np.testing.assert_allclose(found.top, tops[0] - tops[1].mean(), atol=2e-3)
     assert not found.known.any()
 
@@ -93,7 +94,7 @@ def test_a_coreset_is_smaller_and_judged_by_its_own_scale(
     assert own.patches["1"].mean() < other.patches["1"].mean()
 
 
-def aligned(count: int, spread: float = 0.1) -> tuple[images.TokensOf, Grids]:
+def aligned(count: int, spread: float = 0.1) -> tuple[normal_patches.TokensOf, Grids]:
     """Images that differ by noise alone: 64 places, each with a token of its own."""
     places = torch.randn(65, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(count, 65, 16, generator=torch.Generator().manual_seed(1))
@@ -109,8 +110,8 @@ def aligned(count: int, spread: float = 0.1) -> tuple[images.TokensOf, Grids]:
 def test_other_normal_images_have_mean_0_deviation_1_and_no_top(coreset: int) -> None:
     """Also with a coreset, which lies nearer to the images that it was chosen from."""
     tokens, _ = aligned(80)
-    params = BankParams(coreset=coreset, top_share=0.05)
-    bank = MemoryBank.of(tokens, 40, 32, 1.0, params)
+    params = BankParams(top_share=0.05)
+    bank = MemoryBank.of(tokens, 40, 32, params, coreset=coreset)
     assert bank.images == 40
     others = bank.distances(tokens(np.arange(40, 80))[0])
     assert float(others.patches["1"].mean()) == pytest.approx(0, abs=0.1)
@@ -132,8 +133,7 @@ def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(
 
     monkeypatch.setattr(memory, "farthest_first", first)
     apart = [
-        len(MemoryBank.of(tokens, n, 32, 1.0, BankParams(coreset=64)).apart["1"])
-        for n in (3, 8, 80)
+        len(MemoryBank.of(tokens, n, 32, BankParams(), coreset=64).apart["1"]) for n in (3, 8, 80)
     ]
     assert apart == [1, 2, 16]
     assert covered == [2, 6, 64]
@@ -151,7 +151,7 @@ def test_copies_are_left_out_and_do_not_change_the_scale(normals: FeatureStore) 
 def test_of_very_many_patches_each_image_gives_its_share(
     normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "CANDIDATES", 30)
+    monkeypatch.setattr(normal_patches, "CANDIDATES", 30)
     reads: list[list[int]] = []
 
     def tokens(rows: np.ndarray) -> tuple[Tokens, Grids]:
@@ -226,7 +226,7 @@ def test_an_image_of_the_bank_itself_is_known_again(
         ([0], {}, "There is 1 normal image; a bank needs at least two"),
         ([1, 1], {}, "The 2 normal images are copies of each other.*two different ones"),
         ([0, 1], {"neighbours": 17}, "bank.neighbours is 17. Lower bank.neighbours"),
-        ([0, 1], {"coreset": 2, "neighbours": 3}, "raise bank.coreset"),
+        ([0, 1], {"coreset": 2, "neighbours": 3}, "or give more normal images"),
     ],
 )
 def test_what_makes_no_bank_is_refused(

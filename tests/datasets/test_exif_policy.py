@@ -8,8 +8,9 @@ import pytest
 
 from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.find import find_store, scan
+from spg_pipe.pipeline.datasets import scan
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 
@@ -40,6 +41,6 @@ def test_a_store_of_the_other_exif_policy_does_not_fit(tiny_images: Path, tmp_pa
     default, spg = (run_of(tiny_images, tmp_path, name) for name in ("default", "spg"))
     (dataset,) = default.params.datasets
     pipeline.extract(default, dataset)
-    assert find_store(default, dataset).spec.exif
-    with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(spg, dataset)
+    assert checked_store(default, dataset).spec.exif
+    with pytest.raises(SpgError, match="EXIF orientation is True, not False"):
+        checked_store(spg, dataset)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from layouts import scanned
 from PIL import Image
 
-from spg_pipe.datasets import build_manifest, read_image, read_mask
+from spg_pipe.datasets import read_image, read_mask
 from spg_pipe.errors import SpgError
 
 
@@ -24,7 +25,7 @@ def rows(manifest):
 
 def test_plain_images_at_any_depth_have_no_label(tmp_path):
     root = put(tmp_path / "shots", "b.png", "a.jpg", "may/01/c.png")
-    manifest = build_manifest("mine", "folder", root)
+    manifest = scanned("mine", "folder", root)
     assert rows(manifest) == [
         (path, "", 2, "shots", "", 255) for path in ("a.jpg", "b.png", "may/01/c.png")
     ]
@@ -46,7 +47,7 @@ def test_good_and_defect_folders_with_optional_masks(tmp_path):
         "masks/torn/6.bmp",
         "loose.png",
     )
-    manifest = build_manifest("mine", "folder", root)
+    manifest = scanned("mine", "folder", root)
     assert rows(manifest) == [
         ("good/1.png", "", 0, "rods", "good", 0),
         ("good/more/2.png", "", 0, "rods", "good", 0),
@@ -64,7 +65,7 @@ def test_good_and_defect_folders_with_optional_masks(tmp_path):
 
 def test_masks_beside_the_images_make_the_folders_classes(tmp_path):
     root = put(tmp_path / "rods", "bent/1.jpg", "bent/1_mask.png", "torn/2.jpg")
-    assert rows(build_manifest("mine", "folder", root)) == [
+    assert rows(scanned("mine", "folder", root)) == [
         ("bent/1.jpg", "bent/1_mask.png", 1, "rods", "bent", 1),
         ("torn/2.jpg", "", 2, "rods", "torn", 1),
     ]
@@ -72,7 +73,7 @@ def test_masks_beside_the_images_make_the_folders_classes(tmp_path):
 
 def test_an_image_in_the_root_with_a_mask_beside_it_is_a_defect(tmp_path):
     root = put(tmp_path / "rods", "1.jpg", "1_mask.png", "2.jpg", "lonely_mask.png")
-    assert rows(build_manifest("mine", "folder", root)) == [
+    assert rows(scanned("mine", "folder", root)) == [
         ("2.jpg", "", 2, "rods", "", 255),
         ("lonely_mask.png", "", 2, "rods", "", 255),
         ("1.jpg", "1_mask.png", 1, "rods", "defect", 1),
@@ -81,16 +82,16 @@ def test_an_image_in_the_root_with_a_mask_beside_it_is_a_defect(tmp_path):
 
 def test_a_defect_folder_alone_is_no_label_without_good_or_masks(tmp_path):
     root = put(tmp_path / "rods", "bent/1.jpg")
-    assert build_manifest("mine", "folder", root).table["label"].tolist() == [255]
+    assert scanned("mine", "folder", root).table["label"].tolist() == [255]
     put(root, "good/0.jpg")
-    assert build_manifest("mine", "folder", root).table["label"].tolist() == [0, 1]
+    assert scanned("mine", "folder", root).table["label"].tolist() == [0, 1]
 
 
 def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
     names = ("good/1.png", "good/1_mask.png", "bent/2.png", "ground_truth/bent/9_mask.png")
     root = put(tmp_path / "rods", *names)
     (root / "bent" / "read.me").write_text("")
-    manifest = build_manifest("mine", "folder", root)
+    manifest = scanned("mine", "folder", root)
     assert manifest.table["mask"].tolist() == ["", ""]
     assert manifest.notes == (
         "rods: 2 masks without a use, ignored: ground_truth/bent/9_mask.png, good/1_mask.png",
@@ -101,40 +102,48 @@ def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
 
 def test_jpeg_masks_are_warned_about(tmp_path):
     root = put(tmp_path / "rods", "good/0.png", "bent/1.png", "masks/bent/1.jpg")
-    assert "1 mask stored as JPEG" in build_manifest("mine", "folder", root).notes[0]
+    assert "1 mask stored as JPEG" in scanned("mine", "folder", root).notes[0]
 
 
 def test_subfolders_that_each_hold_good_are_categories(tmp_path):
     root = put(tmp_path, "rod/good/1.png", "rod/bent/2.png", "nut/good/3.png")
-    manifest = build_manifest("mine", "folder", root)
+    manifest = scanned("mine", "folder", root)
     assert manifest.table["path"].tolist() == ["nut/good/3.png", "rod/good/1.png", "rod/bent/2.png"]
     assert manifest.table["category"].tolist() == ["nut", "rod", "rod"]
-    assert len(build_manifest("mine", "folder", root, categories=["nut"])) == 1
+    assert len(scanned("mine", "folder", root, categories=["nut"])) == 1
     put(root, "bent/2.png")
     with pytest.raises(SpgError, match=r"ambiguous: nut/good makes nut a category.*also bent with"):
-        build_manifest("mine", "folder", root)
+        scanned("mine", "folder", root)
 
 
 def test_images_of_one_name_are_fine_until_a_mask_could_belong_to_both(tmp_path):
     root = put(tmp_path / "rods", "good/0.png", "bent/1.png", "bent/1.jpg")
-    assert len(build_manifest("mine", "folder", root)) == 3
+    assert len(scanned("mine", "folder", root)) == 3
     put(root, "masks/bent/1.png")
     with pytest.raises(SpgError, match="share one name"):
-        build_manifest("mine", "folder", root)
+        scanned("mine", "folder", root)
 
 
-def test_exif_is_honoured_for_image_and_mask_alike(tmp_path):
+@pytest.fixture
+def turned():
+    """A tag that turns an image by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
+    return exif
+
+
+def test_exif_is_honoured_for_image_and_mask_alike_unless_the_protocol_says_so(tmp_path, turned):
     pixels = np.zeros((5, 7), np.uint8)
     pixels[0, 0] = 255
     upright = np.rot90(pixels, -1)
-    (tmp_path / "bent").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "bent/turned.png", exif=exif)
+    put(tmp_path, "bent/both_mask.png")
+    for name in ("turned", "both", "both_mask"):
+        Image.fromarray(pixels).save(tmp_path / f"bent/{name}.png", exif=turned)
+    unturned = scanned("mine", "folder", tmp_path, exif_of_own_images=False)
+    assert not unturned.exif
+    assert unturned.table[["height", "width"]].to_numpy().tolist() == [[5, 7]] * 2
     Image.fromarray(upright).save(tmp_path / "bent/turned_mask.png")  # drawn on what one sees
-    Image.fromarray(pixels).save(tmp_path / "bent/both.png", exif=exif)
-    Image.fromarray(pixels).save(tmp_path / "bent/both_mask.png", exif=exif)
-    manifest = build_manifest("mine", "folder", tmp_path)
+    manifest = scanned("mine", "folder", tmp_path)
     assert manifest.table[["height", "width"]].to_numpy().tolist() == [[7, 5]] * 2
     for index in range(2):
         image = read_image(manifest.image_path(index), exif=manifest.exif)
@@ -143,24 +152,11 @@ def test_exif_is_honoured_for_image_and_mask_alike(tmp_path):
         assert np.array_equal(mask, upright > 0)
 
 
-def test_exif_of_own_images_is_ignored_where_the_protocol_says_so(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (tmp_path / "bent").mkdir()
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=exif)
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1_mask.png", exif=exif)
-    manifest = build_manifest("mine", "folder", tmp_path, exif_of_own_images=False)
-    assert not manifest.exif
-    assert manifest.table[["height", "width"]].to_numpy().tolist() == [[5, 7]]
-
-
-def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path, turned):
     put(tmp_path, "bent/1_mask.png")
-    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=exif)
+    Image.new("L", (7, 5)).save(tmp_path / "bent/1.jpg", exif=turned)
     with pytest.raises(SpgError, match=r"is 5×7 pixels, but its mask .* is 7×5; the image's EXIF"):
-        build_manifest("mine", "folder", tmp_path)
+        scanned("mine", "folder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +169,7 @@ def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path):
 def test_normal_images_under_another_name_are_not_taken_for_defects(tmp_path, name):
     put(tmp_path, f"{name}/1.png", "bent/2.png", "masks/bent/2.png")
     with pytest.raises(SpgError, match=f"The folder '{name}' .*belong in a folder called `good`"):
-        build_manifest("mine", "folder", tmp_path)
+        scanned("mine", "folder", tmp_path)
 
 
 def test_good_in_other_letters_is_refused_where_nothing_else_names_classes(tmp_path):
@@ -181,30 +177,30 @@ def test_good_in_other_letters_is_refused_where_nothing_else_names_classes(tmp_p
     put(tmp_path / "several", "rod/Good/1.png", "nut/good/2.png")
     for root in ("one", "several"):
         with pytest.raises(SpgError, match="The folder 'Good' in"):
-            build_manifest("mine", "folder", tmp_path / root)
+            scanned("mine", "folder", tmp_path / root)
 
 
 def test_a_folder_called_ok_is_any_folder_while_nothing_names_classes(tmp_path):
     put(tmp_path, "ok/1.png", "may/2.png")
-    assert build_manifest("mine", "folder", tmp_path).table["label"].tolist() == [255, 255]
+    assert scanned("mine", "folder", tmp_path).table["label"].tolist() == [255, 255]
 
 
 def test_other_layouts_are_recognised(tmp_path):
     put(tmp_path / "data", "rod/train/good/1.png", "rod/test/good/2.png")
     for root in ("data", "data/rod"):
         with pytest.raises(SpgError, match=r"Use the layout mvtec with the root .*data\."):
-            build_manifest("mine", "folder", tmp_path / root)
+            scanned("mine", "folder", tmp_path / root)
     put(tmp_path / "v", "split_csv/x.png")
     with pytest.raises(SpgError, match="Use the layout visa"):
-        build_manifest("mine", "folder", tmp_path / "v")
+        scanned("mine", "folder", tmp_path / "v")
 
 
 def test_no_images_and_no_training_split_are_errors(tmp_path):
     (tmp_path / "text.txt").write_text("")
     with pytest.raises(SpgError, match=r"No images in .*expected image files"):
-        build_manifest("mine", "folder", tmp_path)
+        scanned("mine", "folder", tmp_path)
     with pytest.raises(SpgError, match="knows no training split: use the split `test` or `all`"):
-        build_manifest("mine", "folder", put(tmp_path, "1.png"), split="train")
+        scanned("mine", "folder", put(tmp_path, "1.png"), split="train")
 
 
 def test_links_that_go_round_in_a_circle_end(tmp_path):
@@ -212,5 +208,5 @@ def test_links_that_go_round_in_a_circle_end(tmp_path):
     (root / "in" / "loop").symlink_to(root, target_is_directory=True)
     put(tmp_path / "elsewhere", "2.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    manifest = build_manifest("mine", "folder", root)
+    manifest = scanned("mine", "folder", root)
     assert manifest.table["path"].tolist() == ["in/1.png", "linked/2.png"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from spg_pipe.datasets.images import is_image, read_image, read_mask, stored_size
+from spg_pipe.datasets.images import read_image, read_mask, stored_size
+from spg_pipe.datasets.walk import is_image
 from spg_pipe.errors import SpgError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
+from layouts import scanned, write_mvtec
 from PIL import Image
 
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets import Manifest
 from spg_pipe.datasets import contents as contents_module
 from spg_pipe.errors import SpgError
 
@@ -54,7 +54,7 @@ def test_a_bad_image_is_left_out_with_its_path_and_reason(
     tree: Path, tmp_path: Path, path: str, damage: Callable[[Path], None], image: str, reason: str
 ) -> None:
     damage(tree / path)
-    manifest = build_manifest("m", "mvtec", tree, skip_bad=True)
+    manifest = scanned("m", "mvtec", tree, skip_bad=True)
     assert len(manifest) == 7
     assert image not in set(manifest.table["path"])
     (bad,) = manifest.skipped
@@ -69,7 +69,7 @@ def test_a_bad_image_is_left_out_with_its_path_and_reason(
 def test_without_the_option_a_bad_image_stops_the_scan_by_its_name(tree: Path) -> None:
     other_size(tree / CRACK_MASK)
     with pytest.raises(SpgError, match=rf"{CRACK} is 64×48 .*\n.*leave them out with --skip-bad"):
-        build_manifest("m", "mvtec", tree)
+        scanned("m", "mvtec", tree)
 
 
 def test_pixels_are_decoded_with_the_option_only(
@@ -78,47 +78,47 @@ def test_pixels_are_decoded_with_the_option_only(
     seen: list[str] = []
     for name in ("read_image", "read_mask"):
         monkeypatch.setattr(contents_module, name, lambda path, exif: seen.append(path.name))
-    build_manifest("m", "mvtec", tree)
+    scanned("m", "mvtec", tree)
     assert seen == []
-    build_manifest("m", "mvtec", tree, skip_bad=True)
+    scanned("m", "mvtec", tree, skip_bad=True)
     assert len(seen) == 8 + 4  # images and masks
 
 
 def test_what_is_left_out_does_not_change_the_rest(tree: Path) -> None:
-    whole = build_manifest("m", "mvtec", tree)
-    assert build_manifest("m", "mvtec", tree, skip_bad=True).fingerprint() == whole.fingerprint()
+    whole = scanned("m", "mvtec", tree)
+    assert scanned("m", "mvtec", tree, skip_bad=True).fingerprint() == whole.fingerprint()
     truncate(tree / GOOD)
-    skipping = build_manifest("m", "mvtec", tree, skip_bad=True)
+    skipping = scanned("m", "mvtec", tree, skip_bad=True)
     assert skipping.fingerprint() == whole.without([GOOD]).fingerprint() != whole.fingerprint()
     (tree / GOOD).unlink()
-    assert build_manifest("m", "mvtec", tree).fingerprint() == skipping.fingerprint()
+    assert scanned("m", "mvtec", tree).fingerprint() == skipping.fingerprint()
 
 
 def test_a_dataset_of_bad_images_alone_is_an_error(tree: Path) -> None:
     for image in tree.rglob("test/*/*.png"):
         no_image(image)
     with pytest.raises(SpgError, match=r"(?s)8 images of 8 .*and 3 more.*no image is left"):
-        build_manifest("m", "mvtec", tree, skip_bad=True)
+        scanned("m", "mvtec", tree, skip_bad=True)
 
 
 def test_known_bad_images_are_left_out_until_their_files_change(tree: Path) -> None:
     saved = shutil.copy(tree / GOOD, tree / "saved")
     truncate(tree / GOOD)
-    bad = build_manifest("m", "mvtec", tree, skip_bad=True).skipped
-    assert build_manifest("m", "mvtec", tree, leave_out=bad).skipped == bad
+    bad = scanned("m", "mvtec", tree, skip_bad=True).skipped
+    assert scanned("m", "mvtec", tree, leave_out=bad).skipped == bad
     shutil.copy(saved, tree / GOOD)
-    repaired = build_manifest("m", "mvtec", tree, leave_out=bad)
+    repaired = scanned("m", "mvtec", tree, leave_out=bad)
     assert (len(repaired), repaired.skipped) == (8, ())
     no_image(tree / GOOD)
     with pytest.raises(SpgError, match=GOOD):
-        build_manifest("m", "mvtec", tree, leave_out=bad)
+        scanned("m", "mvtec", tree, leave_out=bad)
 
 
 def test_more_bad_images_than_a_note_holds_are_counted(tmp_path: Path) -> None:
     tree = write_mvtec(tmp_path, ("rod",), good=8)
     for image in sorted(tree.rglob("test/good/*.png"))[:7]:
         no_image(image)
-    manifest = build_manifest("m", "mvtec", tree, skip_bad=True)
+    manifest = scanned("m", "mvtec", tree, skip_bad=True)
     assert manifest.notes[-1].startswith("7 images left out (skip_bad): rod/test/good/000.png ca")
     assert manifest.notes[-1].endswith("; and 2 more")
     assert len(manifest.skipped) == 7

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import painted, texture, write_mvtec, write_visa
+from layouts import painted, scanned, texture, write_mvtec, write_visa
 from PIL import Image
 from tiny import files
 
-from spg_pipe.datasets import Manifest, MaskState, build_manifest, read_image, read_mask
-from spg_pipe.datasets.layouts.synthetic import RECORD, read_record
-from spg_pipe.datasets.paint.synthetic.defects import (
+from spg_pipe.datasets import Manifest, MaskState, read_image, read_mask
+from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
+from spg_pipe.datasets.paint.pasted import (
     LEAST_AREA,
     PAINTERS,
     VISIBLE,
     canvas_of,
     paint,
+    perlin,
 )
-from spg_pipe.datasets.paint.synthetic.noise import perlin
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.data import KINDS
+from spg_pipe.recipe.data import KINDS, SyntheticSet
+from spg_pipe.recipe.params import validated
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -41,9 +42,9 @@ def images(kind: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("what", ["colour", "grey", "12 bits in 16"])
 def test_the_mask_is_where_pixels_changed_and_nowhere_else(kind: str, what: str) -> None:
     first, second = images(what)
-    image, other = canvas_of(first), canvas_of(second)
+    image = canvas_of(first, canvas_of(second))
     for seed in range(12):
-        after, mask = paint(image, other, kind, np.random.default_rng(seed))
+        after, mask = paint(image, kind, np.random.default_rng(seed))
         assert after.dtype == first.dtype
         np.testing.assert_array_equal(mask, (after != first).any(axis=2))
         change = np.abs(after.astype(float) - first).max(axis=2)[mask] / image.span
@@ -56,8 +57,8 @@ def test_the_mask_is_where_pixels_changed_and_nowhere_else(kind: str, what: str)
 @every_kind
 def test_sizes_range_from_a_few_pixels_to_a_tenth_of_the_image(kind: str) -> None:
     rng = np.random.default_rng(5)
-    image, other = canvas_of(texture((96, 96), rng)), canvas_of(texture((80, 72), rng))
-    draws = [paint(image, other, kind, np.random.default_rng(n))[1].mean() for n in range(60)]
+    image = canvas_of(texture((96, 96), rng), canvas_of(texture((80, 72), rng)))
+    draws = [paint(image, kind, np.random.default_rng(n))[1].mean() for n in range(60)]
     assert min(draws) < 0.003
     assert max(draws) > (0.005 if kind == "scar" else 0.05)
 
@@ -67,7 +68,7 @@ def test_sizes_range_from_a_few_pixels_to_a_tenth_of_the_image(kind: str) -> Non
 def test_a_blank_image_gets_a_visible_defect_too(kind: str, level: int) -> None:
     blank = canvas_of(np.full((40, 40, 3), level, np.uint8))
     for seed in range(6):
-        after, mask = paint(blank, blank, kind, np.random.default_rng(seed))
+        after, mask = paint(blank, kind, np.random.default_rng(seed))
         assert mask.any()
         np.testing.assert_array_equal(mask, (after != level).any(axis=2))
 
@@ -83,7 +84,7 @@ def test_perlin_noise_is_smooth_bounded_and_zero_on_its_lattice() -> None:
 
 def source_of(root: Path, **options: int) -> Manifest:
     """Six normal and two anomalous images in two categories."""
-    return build_manifest("parts", "mvtec", write_mvtec(root, good=3, **options))
+    return scanned("parts", "mvtec", write_mvtec(root, good=3, **options))
 
 
 def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
 def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
     write_synthetic(source, tmp_path / "set", per_image=2, kinds=("scar", "perlin"))
-    found = build_manifest("aux", "synthetic", tmp_path / "set", split="all")
+    found = scanned("aux", "synthetic", tmp_path / "set", split="all")
     counts = found.table.groupby(["category", "defect", "label"]).size().to_dict()
     each = {("good", 0): 3, ("perlin", 1): 3, ("scar", 1): 3}
     assert counts == {(c, *kind): n for c in ("bottle", "screw") for kind, n in each.items()}
@@ -118,13 +119,13 @@ def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path)
     assert found.licences == (
         "aux: synthetic defects painted on normal images (parts: not stated)",
     )
-    part = build_manifest("aux", "synthetic", tmp_path / "set", categories=["screw"])
+    part = scanned("aux", "synthetic", tmp_path / "set", categories=["screw"])
     assert len(part) == 9
 
 
 def test_kinds_take_turns_over_the_images(tmp_path: Path) -> None:
     write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
-    defects = build_manifest("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
+    defects = scanned("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
     assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
     assert set(KINDS) == set(PAINTERS)
 
@@ -142,10 +143,10 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     tag = Image.Exif()
     tag[274] = 6  # turned by 90 degrees
     Image.fromarray(colour).save(root / "turned.jpg", exif=tag)
-    source = build_manifest("mine", "folder", root)
+    source = scanned("mine", "folder", root)
     write_synthetic(source, tmp_path / "set")
     record = json.loads((tmp_path / "set" / RECORD).read_text())
-    copies = {row["source"]: row["path"] for row in record["images"] if not row["mask"]}
+    copies = {source: path for path, source in record["images"].items() if "/good/" in path}
     assert set(copies) == {"alpha.png", "deep.png", "palette.gif", "turned.jpg"}
     for name, copy in copies.items():
         before = read_image(root / name, exif=True)
@@ -153,13 +154,13 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
     # A manifest with its masks: sizes and all agree.
-    assert len(build_manifest("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
+    assert len(scanned("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
 
 
 def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: Path) -> None:
-    visa = build_manifest("visa", "visa", write_visa(tmp_path / "visa"), split="train")
+    visa = scanned("visa", "visa", write_visa(tmp_path / "visa"), split="train")
     write_synthetic(visa, tmp_path / "a")
-    assert len(build_manifest("aux", "synthetic", tmp_path / "a")) == 8
+    assert len(scanned("aux", "synthetic", tmp_path / "a")) == 8
     source = source_of(tmp_path / "parts")
     assert set(source.table["label"]) == {0, 1}
     write_synthetic(source, tmp_path / "b")
@@ -170,7 +171,7 @@ def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: P
 
 def test_a_source_without_normal_images_is_refused(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "parts", good=0)
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match="no normal images in its test split"):
         write_synthetic(source, tmp_path / "set")
 
@@ -191,18 +192,19 @@ def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("setting", "message"),
     [
-        ({"seed": -1}, "must be 0 or more"),
-        ({"per_image": 0}, "expected 1 or more"),
-        ({"kinds": ("dent",)}, "found dent; expected some of perlin, cut_paste, scar"),
-        ({"kinds": ()}, "found none"),
-        ({"kinds": ("scar", "scar")}, "each once"),
+        ({"seed": -1}, "seed.*greater than or equal to 0"),
+        ({"per_image": 0}, "per_image.*greater than or equal to 1"),
+        ({"kinds": ("dent",)}, "kinds.*'perlin', 'cut_paste' or 'scar'"),
+        ({"kinds": ()}, "kinds: expected at least 1 value"),
+        ({"kinds": ("scar", "scar")}, "each kind once"),
     ],
 )
-def test_settings_out_of_range_are_told(options: dict, message: str, tmp_path: Path) -> None:
+def test_settings_out_of_range_are_told(setting: dict, message: str) -> None:
+    made = {"name": "set", "root": "set", "source": "parts"}
     with pytest.raises(SpgError, match=message):
-        write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set", **options)
+        validated(SyntheticSet, made | setting, "--set")
 
 
 def test_the_same_set_is_left_alone(tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None
     victim = tmp_path / "set" / "images" / "bottle" / "good" / "00001.png"
     if change == "source":
         Image.new("L", (64, 48), 9).save(tmp_path / "parts" / "bottle" / "test/good/000.png")
-        source = build_manifest("parts", "mvtec", tmp_path / "parts")
+        source = scanned("parts", "mvtec", tmp_path / "parts")
     if change == "changed file":
         victim.write_bytes(b"no image")
     if change == "missing file":
@@ -255,7 +257,7 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
         own.mkdir()
     else:
         own.symlink_to(mine if what == "link to a folder" else mine / "notes.txt")
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match=r"holds what is not of the synthetic set: images/own\."):
         write_synthetic(source, root, seed=1)
     assert own.is_symlink() or own.is_dir()
@@ -264,10 +266,10 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
 def test_a_link_to_the_sets_folder_stays_a_link(tmp_path: Path) -> None:
     root, link = a_set(tmp_path), tmp_path / "link"
     link.symlink_to(root)
-    source = build_manifest("parts", "mvtec", tmp_path / "parts")
+    source = scanned("parts", "mvtec", tmp_path / "parts")
     assert write_synthetic(source, link, seed=1)
     assert link.is_symlink()
-    assert read_record(root).settings.seed == 1
+    assert read_synthetic(root).settings.seed == 1
     inside = tmp_path / "inside"
     inside.symlink_to(tmp_path / "parts")
     with pytest.raises(SpgError, match="among the source's images"):

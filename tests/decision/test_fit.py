@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import METHOD, SAE, extracted, write_folder
+from layouts import scanned
+from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
-from spg_pipe.datasets import build_manifest
-from spg_pipe.decision.fit import fit_weights, look
+from spg_pipe.decision.fit import fit_weights
+from spg_pipe.decision.measured import measure
 from spg_pipe.decision.model import MAP_TOP, Decision
-from spg_pipe.detector.make import Rules, train_guides, train_guides_together
+from spg_pipe.detector.make import make_detector, make_detectors
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.train import GuideRun
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.recipe.params import (
     DecisionParams,
-    GuideParams,
     ImageWeights,
     MapWeights,
     ScoreParams,
@@ -33,13 +34,11 @@ from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
-CONTRAST = GuideParams(atoms=6)
-ADDITIVE = ScoreParams(sigma=1.0)
+TRAINED = TrainedGuides(epochs=1)
 
 
 def detector_of(store: FeatureStore, saes: SaeRun, **changes: Any) -> Detector:
-    given = {"params": CONTRAST, "method": METHOD, "score": ADDITIVE, "seed": 1} | changes
-    return train_guides(store, saes, **given)[0]
+    return make_detector(store, additive_plan(saes, **changes))[0]
 
 
 def decision_of(detector: Detector) -> Decision:
@@ -124,45 +123,12 @@ def test_shares_and_the_bias_are_the_score(
     np.testing.assert_allclose(table["score"], total, atol=1e-9)
 
 
-def test_a_layer_of_weight_0_is_left_out_and_equal_weights_change_nothing(
-    tiny_store: FeatureStore, tiny_sae: SaeRun
-) -> None:
-    tokens = {layer: image_tokens(tiny_store, layer, np.arange(4)) for layer in ("1", "2")}
-    equal, same, alone = (
-        detector_of(tiny_store, tiny_sae, decision=DecisionParams(layers=layers))
-        for layers in ({}, {"1": 2.0, "2": 2.0}, {"2": 0})
-    )
-    patches, values = equal.log_odds(tokens)
-    for layer, found in same.log_odds(tokens)[0].items():
-        torch.testing.assert_close(found, patches[layer])
-    found, weighted = alone.log_odds(tokens)
-    assert not found["2"].any()
-    # The mean over both layers is then that of the first alone.
-    torch.testing.assert_close(found["1"], 2 * patches["1"])
-    assert not np.allclose(weighted["mean_tokens"], values["mean_tokens"])
-    assert Decision.from_dict(decision_of(alone).to_dict()) == decision_of(alone)
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ({"9": 1.0}, "names layer 9.*it has 1, 2"),
-        ({"1": 0, "2": 0}, "every layer has the weight 0"),
-    ],
-)
-def test_weights_of_layers_that_mean_nothing_are_refused(
-    tiny_store: FeatureStore, tiny_sae: SaeRun, layers: dict[str, float], message: str
-) -> None:
-    with pytest.raises(SpgError, match=message):
-        detector_of(tiny_store, tiny_sae, decision=DecisionParams(layers=layers))
-
-
 def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     """On the set that they were taken from, components have mean 0."""
     detector = detector_of(tiny_store, tiny_sae)
     decision = decision_of(detector)
     tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
-    patches, values = detector.log_odds(tokens)
+    patches, values = detector.log_odds(keyed(tokens))
     for grid in patches.values():
         assert abs(float(grid.mean())) < 1e-4
     for name in ("cls", "mean_tokens", "dissimilarity"):
@@ -184,17 +150,17 @@ def test_images_are_weighed_by_guides_that_were_made_without_them(
     }
     folds = np.arange(len(tiny_store)) % 5
     own = np.stack([np.zeros_like(folds), folds + 1], axis=1)
-    before = look(tiny_store, directions, own)
+    before = measure(tiny_store, directions, own).layers
     for views in directions.values():
         for rows in views.values():
             rows[1 + 2] += 1.0  # the guides made without fold 2
-    after = look(tiny_store, directions, own)
+    after = measure(tiny_store, directions, own).layers
     for layer, found in before.items():
         for old, new in (
             (found.guides, after[layer].guides),
             (found.image["cls"], after[layer].image["cls"]),
         ):
-            moved = (old != new).flatten(2).any(dim=2) if old.ndim > 2 else old != new
+            moved = (old != new).any(dim=2) if old.ndim > 2 else old != new
             assert not moved[:, 0].any()
             assert moved[:, 1].tolist() == (folds == 2).tolist()
 
@@ -203,10 +169,9 @@ def test_trained_guides_have_seen_their_images_and_say_so(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
     detector = detector_of(tiny_store, tiny_sae)
-    assert detector.config["decision_cross_fitted"] is True
-    trained = GuideParams(kind="trained", epochs=1, batch_images=4)
-    plain = detector_of(tiny_store, tiny_sae, params=trained)
-    assert plain.config["decision_cross_fitted"] is False
+    assert detector.record.rule.cross_fitted
+    plain = detector_of(tiny_store, tiny_sae, guides=TRAINED)
+    assert not plain.record.rule.cross_fitted
     assert set(decision_of(plain).terms) == {MAP_TOP, "cls", "dissimilarity"}
 
 
@@ -214,13 +179,11 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
     folder = write_folder(tmp_path / "parts", ("bolt",), good=0, masked=4, missing=0)
     (folder / "bolt/test").mkdir()
     (folder / "bolt/dent").rename(folder / "bolt/test/dent")
-    manifest = build_manifest("parts", "mvtec", folder, licence="CC0")
+    manifest = scanned("parts", "mvtec", folder, licence="CC0")
     store = extracted(manifest, tmp_path / "x.zarr")
     saes = train_sae(store, SAE, METHOD, seed=1)[0]
     notes: list[str] = []
-    rules = Rules(ADDITIVE, DecisionParams())
-    run = GuideRun(saes, CONTRAST, 1)
-    ((detector, _),) = train_guides_together(store, [run], METHOD, [rules], say=notes.append)
+    ((detector, _),) = make_detectors(store, [additive_plan(saes)], say=notes.append)
     decision = decision_of(detector)
     assert {name: term.weight for name, term in decision.terms.items()} == {
         MAP_TOP: 1.0,
@@ -234,35 +197,25 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
 def test_components_that_no_guides_have_are_refused_if_nothing_else_is_asked(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
-    trained = GuideParams(kind="trained", epochs=1, batch_images=4)
     only = ImageWeights(map_top=0, cls=0, dissimilarity=0, mean_tokens=1)
     with pytest.raises(SpgError, match=r"mean_tokens.*decision.image.map_top"):
-        detector_of(tiny_store, tiny_sae, params=trained, decision=DecisionParams(image=only))
-
-
-def test_another_blur_than_the_decisions_is_refused(
-    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
-) -> None:
-    detector = detector_of(tiny_store, tiny_sae)
-    other = ADDITIVE.model_copy(update={"sigma": 2.0})
-    with pytest.raises(SpgError, match=r"sigma is 2.*train-guides"):
-        score_store(detector, tiny_store, tmp_path / "s", score=other)
+        detector_of(tiny_store, tiny_sae, guides=TRAINED, decision=DecisionParams(image=only))
 
 
 def test_contrast_guides_are_judged_by_the_published_rule_too(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
 ) -> None:
-    published = ScoreParams(rule="published", sigma=1.0, image_score="cls")
+    published = ScoreParams(rule="published", image_score="cls")
     tokens = image_tokens(tiny_store, "1", np.arange(16))
-    for detection, feature, row in (
-        ("cls", tokens[:, 0], 0),
-        ("mean_tokens", tokens[:, 1:].mean(dim=1), 4),
+    for detection, feature in (
+        ("cls", tokens[:, 0]),
+        ("mean_tokens", tokens[:, 1:].mean(dim=1)),
     ):
         method = METHOD.model_copy(update={"detection": detection})
         detector = detector_of(tiny_store, tiny_sae, method=method, score=published)
         only = replace(detector, layers={"1": detector.layers["1"]})
-        _, cls = only.probabilities({"1": tokens})
-        normal, anomaly = only.layers["1"].vectors[row : row + 2]
+        _, cls = only.probabilities(keyed({"1": tokens}))
+        normal, anomaly = only.layers["1"].pairs[detection].vectors
         unit = feature / feature.norm(dim=1, keepdim=True)
         expected = torch.sigmoid((unit @ (anomaly - normal)).double() / 0.07)
         torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
@@ -273,7 +226,7 @@ def test_a_detector_without_a_decision_cannot_be_asked_for_one(
     tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
 ) -> None:
     with pytest.raises(SpgError, match=r"train-guides.*score.rule: additive"):
-        score_store(tiny_detector, tiny_store, tmp_path / "s", score=ADDITIVE)
+        score_store(tiny_detector, tiny_store, tmp_path / "s", score=ScoreParams())
     assert not (tmp_path / "s").exists()
 
 
@@ -284,7 +237,8 @@ def test_a_decision_survives_saving(
     detector.save(tmp_path / "d")
     loaded = Detector.load(tmp_path / "d")
     assert loaded.decision == detector.decision
-    damaged = replace(loaded, config=loaded.config | {"decision": {"terms": {}}})
-    damaged.save(tmp_path / "bad")
-    with pytest.raises(SpgError, match="not a whole detector"):
-        Detector.load(tmp_path / "bad")
+    config = json.loads((tmp_path / "d/config.json").read_text())
+    del config["rule"]["decision"]["bias"]
+    (tmp_path / "d/config.json").write_text(json.dumps(config))
+    with pytest.raises(SpgError, match=r"not a whole detector.*bias"):
+        Detector.load(tmp_path / "d")

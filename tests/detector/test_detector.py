@@ -11,14 +11,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import GUIDES, METHOD, SAE, SCORE, SPEC, extracted, files, manifest_of, write_folder
+from tiny import (
+    GUIDES,
+    METHOD,
+    SAE,
+    SPEC,
+    additive_plan,
+    codes_of,
+    extracted,
+    files,
+    keyed,
+    manifest_of,
+    plan_of,
+    vectors_of,
+    write_folder,
+)
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.detector.make import train_guides
-from spg_pipe.detector.model import Detector, LayerGuides
+from spg_pipe.backbones.spec import TokenKey
+from spg_pipe.detector.make import make_detector
+from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.kinds import ContrastGuides
+from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import effective_codes, initial_codes
+from spg_pipe.recipe.params import MethodParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
@@ -31,13 +49,13 @@ def tokens_of(store: FeatureStore, images: list[int]) -> dict[str, torch.Tensor]
 
 def test_probabilities_are_the_formulas(tiny_store: FeatureStore, tiny_detector: Detector) -> None:
     tokens = tokens_of(tiny_store, [0, 4, 9])
-    patches, cls = tiny_detector.probabilities(tokens)
+    patches, cls = tiny_detector.probabilities(keyed(tokens))
     means = []
     for layer, x in tokens.items():
         guides = tiny_detector.layers[layer]
-        similarity = torch.cosine_similarity(x[:, :, None], guides.vectors, dim=-1)
+        similarity = torch.cosine_similarity(x[:, :, None], vectors_of(guides), dim=-1)
         local = torch.softmax(similarity[:, 1:, 2:] / 0.07, dim=-1)[..., 1]
-        torch.testing.assert_close(patches[layer].flatten(1), local, atol=2e-6, rtol=0)
+        torch.testing.assert_close(patches[TokenKey(layer)].flatten(1), local, atol=2e-6, rtol=0)
         means.append(torch.softmax(similarity[:, 0, :2] / 0.07, dim=-1)[:, 1])
     expected = torch.stack(means).mean(dim=0).double()
     torch.testing.assert_close(cls, expected, atol=2e-6, rtol=0)
@@ -45,31 +63,35 @@ def test_probabilities_are_the_formulas(tiny_store: FeatureStore, tiny_detector:
 
 
 def test_mean_tokens_give_each_image_its_own_score(
-    tiny_store: FeatureStore, tiny_detector: Detector
+    tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
-    detector = replace(tiny_detector, config=tiny_detector.config | {"detection": "mean_tokens"})
-    together = detector.probabilities(tokens_of(tiny_store, [0, 4, 9]))[1]
-    alone = [detector.probabilities(tokens_of(tiny_store, [i]))[1] for i in (0, 4, 9)]
+    method = MethodParams(detection="mean_tokens")
+    detector, _ = make_detector(tiny_store, plan_of(tiny_sae, method=method))
+    together = detector.probabilities(keyed(tokens_of(tiny_store, [0, 4, 9])))[1]
+    alone = [detector.probabilities(keyed(tokens_of(tiny_store, [i])))[1] for i in (0, 4, 9)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=0)
     assert len(set(together.tolist())) == 3
 
 
 def test_another_grid_than_in_training_is_scored(tiny_detector: Detector) -> None:
     tokens = {"1": torch.randn(2, 1 + 6, 12), "2": torch.randn(2, 1 + 15, 8)}
-    patches, _ = tiny_detector.probabilities(tokens, {"1": (2, 3), "2": (5, 3)})
+    patches, _ = tiny_detector.probabilities(keyed(tokens), keyed({"1": (2, 3), "2": (5, 3)}))
     assert [tuple(p.shape) for p in patches.values()] == [(2, 2, 3), (2, 5, 3)]
 
 
 def test_save_and_load_give_the_same_detector(tiny_detector: Detector, tmp_path: Path) -> None:
     tiny_detector.save(tmp_path / "d", "epoch,total\n1,2\n")
     loaded = Detector.load(tmp_path / "d")
-    assert loaded.config == json.loads(json.dumps(tiny_detector.config))
+    assert loaded.record == tiny_detector.record
     assert loaded.backbone == SPEC
-    assert loaded.score == SCORE
     for layer, guides in tiny_detector.layers.items():
-        for name in ("vectors", "atom_ids", "atom_codes", "atoms"):
-            assert getattr(loaded.layers[layer], name).equal(getattr(guides, name))
-        assert loaded.layers[layer].grid == guides.grid
+        again = loaded.layers[layer]
+        assert list(again.pairs) == list(guides.pairs) == ["cls", "patches"]
+        assert vectors_of(again).equal(vectors_of(guides))
+        assert codes_of(again).equal(codes_of(guides))
+        assert again.atom_ids.equal(guides.atom_ids)
+        assert again.atoms.equal(guides.atoms)
+        assert again.grid == guides.grid
     assert (tmp_path / "d/curve.csv").read_text() == "epoch,total\n1,2\n"
     assert {p.name for p in (tmp_path / "d").iterdir()} == {
         "detector.safetensors",
@@ -81,7 +103,7 @@ def test_save_and_load_give_the_same_detector(tiny_detector: Detector, tmp_path:
 def test_two_saves_are_the_same_bytes(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    again, _ = train_guides(tiny_store, tiny_sae, GUIDES, METHOD, SCORE, seed=111)
+    again, _ = make_detector(tiny_store, plan_of(tiny_sae))
     tiny_detector.save(tmp_path / "a")
     again.save(tmp_path / "b")
     assert files(tmp_path / "a") == files(tmp_path / "b")
@@ -94,7 +116,7 @@ def test_scoring_needs_neither_sae_nor_auxiliary_store(
     run, quality, curve = train_sae(auxiliary, SAE, METHOD, seed=1)
     run.save(tmp_path / "sae", quality, curve)
     loaded = SaeRun.load(tmp_path / "sae")
-    train_guides(auxiliary, loaded, GUIDES, METHOD, SCORE, seed=1)[0].save(tmp_path / "detector")
+    make_detector(auxiliary, plan_of(loaded))[0].save(tmp_path / "detector")
     for path in ("sae", "a.zarr", "aux"):
         shutil.rmtree(tmp_path / path)
     scores = score_store(Detector.load(tmp_path / "detector"), tiny_store, tmp_path / "scores")
@@ -104,39 +126,53 @@ def test_scoring_needs_neither_sae_nor_auxiliary_store(
 def test_it_carries_the_licences_and_what_it_was_made_from(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector
 ) -> None:
-    config = tiny_detector.config
-    assert config["licences"] == ["parts: CC0", "tiny weights: CC0"]
-    assert config["inputs"] == {
-        "store": tiny_store.fingerprint,
-        "sae": tiny_sae.config["fingerprint"],
-    }
-    assert config["tau"] == 0.07
-    assert config["protocol"]["name"] == "default"
-    assert config["sae"]["tokens_seen"] == {"1": 768, "2": 192}
-    assert config["backbone"] == SPEC.to_dict()
-    assert "torch" in config["versions"]
+    record = tiny_detector.record
+    assert record.licences == ("parts: CC0", "tiny weights: CC0")
+    assert record.store == tiny_store.fingerprint
+    assert record.sae.fingerprint == tiny_sae.record.fingerprint
+    assert record.sae.tokens_seen == {"1": 768, "2": 192}
+    assert record.protocol.name == "default"
+    assert record.backbone == SPEC
+    assert "torch" in record.versions
 
 
 def test_the_fingerprint_follows_the_settings_and_not_the_versions(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tiny_detector: Detector
 ) -> None:
-    def of(**changes: Any) -> str:
-        given = {"params": GUIDES, "method": METHOD, "score": SCORE, "seed": 111} | changes
-        return train_guides(tiny_store, tiny_sae, **given)[0].fingerprint
+    def of(seed: int = 111, **changes: Any) -> str:
+        return make_detector(tiny_store, plan_of(tiny_sae, seed, **changes))[0].fingerprint
 
     assert of() == tiny_detector.fingerprint
     others = [
-        of(params=GUIDES.model_copy(update={"lr": 0.02})),
-        of(method=METHOD.model_copy(update={"tau": 0.1})),
-        of(score=SCORE.model_copy(update={"sigma": 2.0})),
+        of(guides=GUIDES.model_copy(update={"epochs": 2})),
+        of(guides=ContrastGuides(atoms=6)),
+        of(method=METHOD.model_copy(update={"protocol": "spg"})),
+        of(score=ScoreParams(rule="published", image_score="cls")),
+        of(score=ScoreParams(rule="additive")),
         of(seed=112),
     ]
-    assert len({tiny_detector.fingerprint, *others}) == 5
+    assert len({tiny_detector.fingerprint, *others}) == 7
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_a_figure_that_a_kind_does_not_have_is_not_there(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path, additive: bool
+) -> None:
+    plan = additive_plan(tiny_sae) if additive else plan_of(tiny_sae)
+    make_detector(tiny_store, plan)[0].save(tmp_path / "d")
+    config = json.loads((tmp_path / "d/config.json").read_text())
+    kind, rule = set(config["guides"]), set(config["rule"])
+    if additive:
+        assert (kind, rule) == ({"kind", "atoms"}, {"rule", "weights", "cross_fitted", "decision"})
+    else:
+        assert kind == {"kind", "epochs", "top_k", "order_seed"}
+        assert rule == {"rule", "image_score"}
 
 
 def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detector) -> None:
     preprocess = replace(SPEC.preprocess, size=64)
-    other = replace(SPEC, model="giant", norm="pre", layers=("2",), preprocess=preprocess)
+    changes = {"model": "giant", "norm": "pre", "layers": ("2",), "preprocess": preprocess}
+    other = SPEC.model_copy(update=changes)
     with pytest.raises(SpgError) as error:
         tiny_detector.check_backbone(other, "The store x.zarr")
     message = str(error.value)
@@ -148,7 +184,8 @@ def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detect
 
 
 def test_a_label_or_an_alias_makes_no_other_backbone(tiny_detector: Detector) -> None:
-    same = replace(SPEC, alias="small", weights="file: copy.safetensors", licence="asked")
+    labels = {"alias": "small", "weights": "file: copy.safetensors", "licence": "asked"}
+    same = SPEC.model_copy(update=labels)
     tiny_detector.check_backbone(same, "The store")
 
 
@@ -173,10 +210,10 @@ def test_a_store_of_another_backbone_is_not_scored(
         ("half the weights", "is not a whole detector"),
         ("a lost layer", "is not a whole detector"),
         ("no json", "is not valid JSON"),
-        ("an older protocol", r"is not a whole detector \('exif_of_own_images'\)"),
-        ("an edited τ", "config.json does not give its fingerprint, so it was changed or damaged"),
-        ("another kind", "is not a detector of format 1"),
-        ("another format", "is not a detector of format 1"),
+        ("a lost setting", r"is not a whole detector: protocol.exif_of_own_images"),
+        ("an edited seed", "does not give its fingerprint, so it was changed or damaged"),
+        ("another kind", r"is of a scores\. Expected: detector"),
+        ("another format", "has format 3, and this version of spg-pipe reads format 2"),
     ],
 )
 def test_what_is_no_whole_detector_is_refused(
@@ -192,18 +229,18 @@ def test_what_is_no_whole_detector_is_refused(
         weights.unlink()
     elif damage == "half the weights":
         weights.write_bytes(weights.read_bytes()[:500])
-    elif damage == "an edited τ":
-        config["tau"] = 0.7
+    elif damage == "an edited seed":
+        config["seed"] = 7
     elif damage == "a lost layer":
-        config["layers"]["9"] = {"grid": [1, 1]}
+        config["layers"]["9"] = [1, 1]
         seal(config)
-    elif damage == "an older protocol":
+    elif damage == "a lost setting":
         del config["protocol"]["exif_of_own_images"]
         seal(config)
     elif damage == "another kind":
         config["kind"] = "scores"
     elif damage == "another format":
-        config["format"] = 2
+        config["format"] = 3
     if place.exists():
         text = "{" if damage == "no json" else json.dumps(config)
         (place / "config.json").write_text(text)
@@ -224,6 +261,6 @@ def test_only_used_atoms_are_kept() -> None:
     dead = torch.zeros(30, dtype=torch.bool)
     dead[2] = True
     atoms = torch.eye(30)
-    guides = LayerGuides.from_codes(codes, atoms, dead, None, (2, 2))
+    guides = LayerGuides.of_codes(codes, ("cls", "patches"), atoms, dead, None, (2, 2))
     assert guides.atom_ids.tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
-    assert guides.vectors.equal(effective_codes(codes, dead) @ atoms)
+    assert vectors_of(guides).equal(effective_codes(codes, dead) @ atoms)

@@ -15,6 +15,7 @@ from tiny import SCORE, SIZE, extracted, manifest_of, write_folder
 
 from spg_pipe.datasets import Manifest, read_mask
 from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
+from spg_pipe.detector.metrics_file import read_metrics
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
@@ -37,47 +38,45 @@ def evaluation(scores: Scores, tiny_store: FeatureStore) -> Evaluation:
 def test_a_category_has_scikit_learns_image_metrics_over_all_its_images(
     evaluation: Evaluation, scores: Scores
 ) -> None:
-    for row in evaluation.rows[:2]:
-        table = scores.table[scores.table["category"] == row["category"]]
+    for row in evaluation.table.categories:
+        table = scores.table[scores.table["category"] == row.category]
         auroc = roc_auc_score(table["label"], table["score"])
-        assert row["image_auroc"] == pytest.approx(auroc)
+        assert row.metrics["image_auroc"] == pytest.approx(auroc)
         ap = average_precision_score(table["label"], table["score"])
-        assert row["image_ap"] == pytest.approx(ap)
-        assert (row["images"], row["images_normal"], row["images_anomalous"]) == (8, 4, 4)
+        assert row.metrics["image_ap"] == pytest.approx(ap)
+        counts = row.counts
+        assert (counts.images, counts.images_normal, counts.images_anomalous) == (8, 4, 4)
 
 
 def test_pixel_metrics_leave_out_images_without_a_mask_and_count_them(
     evaluation: Evaluation, scores: Scores, tiny_store: FeatureStore
 ) -> None:
-    for row, first in zip(evaluation.rows[:2], (0, 8), strict=True):
+    for row, first in zip(evaluation.table.categories, (0, 8), strict=True):
         known = np.arange(first, first + 7)  # the eighth image has no mask
         masks, maps = tiny_store.masks(known), scores.maps(known)
         auroc = roc_auc_score(masks.ravel(), maps.ravel())
-        assert row["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
+        assert row.metrics["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
         ap = average_precision_score(masks.ravel(), maps.ravel())
-        assert row["pixel_ap"] == pytest.approx(ap, abs=1e-9)
-        assert row["images_without_mask"] == 1
-        assert row["pixels"] == 7 * 32 * 32
-        assert row["anomalous_pixels"] == int(masks.sum())
+        assert row.metrics["pixel_ap"] == pytest.approx(ap, abs=1e-9)
+        assert row.counts.images_without_mask == 1
+        assert row.counts.pixels == 7 * 32 * 32
+        assert row.counts.anomalous_pixels == int(masks.sum())
 
 
 def test_the_mean_is_over_categories_without_weights(evaluation: Evaluation) -> None:
-    *categories, mean = evaluation.rows
-    assert [row["category"] for row in categories] == ["bolt", "nut"]
-    assert mean["kind"] == "mean"
+    categories, mean = evaluation.table.categories, evaluation.table.mean
+    assert [row.category for row in categories] == ["bolt", "nut"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3"):
-        assert mean[name] == pytest.approx(np.mean([row[name] for row in categories]))
-        assert mean["categories"][name] == 2
-    assert mean["images"] == 16
+        expected = np.mean([row.metrics[name] for row in categories])
+        assert mean.metrics[name] == pytest.approx(expected)
+        assert mean.categories[name] == 2
+    assert mean.counts.images == 16
 
 
 def test_every_number_carries_both_protocols(evaluation: Evaluation) -> None:
-    for row in evaluation.rows:
-        assert row["protocol"] == "exact"
-        assert row["method_protocol"] == "default"
-        assert row["resolution"] == "model"
-        assert row["auxiliary"] == "parts"
-        assert row["seed"] == 111
+    context = evaluation.table.context
+    assert (context.protocol, context.method_protocol) == ("exact", "default")
+    assert (context.resolution, context.auxiliary, context.seed) == ("model", "parts", 111)
 
 
 def test_the_files_hold_the_rows_the_curves_and_the_provenance(
@@ -86,8 +85,10 @@ def test_the_files_hold_the_rows_the_curves_and_the_provenance(
     evaluation.save(tmp_path / "metrics" / "run.json")
     document = json.loads((tmp_path / "metrics/run.json").read_text())
     assert list(document["categories"]) == ["bolt", "nut"]
-    assert document["mean"]["pixel_auroc"] == evaluation.rows[-1]["pixel_auroc"]
-    assert document["provenance"]["inputs"] == scores.config["inputs"]
+    assert document["mean"]["metrics"] == evaluation.table.mean.metrics
+    assert read_metrics(tmp_path / "metrics/run.json").table == evaluation.table
+    assert document["provenance"]["store"] == scores.record.store
+    assert document["provenance"]["guides"]["epochs"] == 3
     assert document["provenance"]["sae_tokens_seen"] == {"1": 768, "2": 192}
     with (tmp_path / "metrics/run.csv").open() as stream:
         assert [row["category"] for row in csv.DictReader(stream)] == ["bolt", "nut", "mean"]
@@ -105,34 +106,36 @@ def test_both_accumulators_agree(
     scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation, accumulator: Any
 ) -> None:
     found = evaluate_scores(scores, tiny_store, MetricParams(accumulator=accumulator))
-    for row, expected in zip(found.rows, evaluation.rows, strict=True):
+    for row, expected in zip(found.table.rows, evaluation.table.rows, strict=True):
         for name in ("pixel_auroc", "pixel_ap", "pixel_aupro_0.3"):
-            assert row[name] == pytest.approx(expected[name], abs=1e-4)
+            assert row.metrics[name] == pytest.approx(expected.metrics[name], abs=1e-4)
 
 
 def test_auto_counts_a_large_category_within_bounded_memory(
     scores: Scores, tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluate_scores(scores, tiny_store, MetricParams()).rows[0]["accumulator"] == "sort"
+    table = evaluate_scores(scores, tiny_store, MetricParams()).table
+    assert table.mean.accumulator == "sort"
     monkeypatch.setattr("spg_pipe.metrics.protocols.SORT_PIXELS", SIZE * SIZE)
     # Rough maps: finer ones would ask for the sort that the error bound falls back to.
     monkeypatch.setattr("spg_pipe.metrics.pixel.MAX_ERROR", 1.0)
     monkeypatch.setattr("spg_pipe.metrics.accumulators.SortAccumulator.update", lambda *_: 1 / 0)
-    rows = evaluate_scores(scores, tiny_store, MetricParams()).rows
-    assert [row["accumulator"] for row in rows] == ["histogram"] * len(rows)
+    table = evaluate_scores(scores, tiny_store, MetricParams()).table
+    assert {row.accumulator for row in table.rows} == {"histogram"}
 
 
 def test_protocol_spg_has_its_own_columns(scores: Scores, tiny_store: FeatureStore) -> None:
-    row = evaluate_scores(scores, tiny_store, MetricParams(protocol="spg")).rows[0]
-    assert {"pixel_pro_fast", "pixel_pro_slow"} <= set(row)
-    assert "pixel_aupro_0.3" not in row
+    row = evaluate_scores(scores, tiny_store, MetricParams(protocol="spg")).table.mean
+    assert {"pixel_pro_fast", "pixel_pro_slow"} <= set(row.metrics)
+    assert "pixel_aupro_0.3" not in row.metrics
 
 
 def test_the_original_resolution_uses_each_images_own_size(
     scores: Scores, tiny_store: FeatureStore, tiny_manifest: Manifest
 ) -> None:
     params = MetricParams(resolution="original")
-    row = evaluate_scores(scores, tiny_store, params, manifest=tiny_manifest).rows[0]
+    table = evaluate_scores(scores, tiny_store, params, manifest=tiny_manifest).table
+    row = table.categories[0]
     masks = [
         read_mask(path, exif=True)
         if (path := tiny_manifest.mask_path(i))
@@ -141,10 +144,10 @@ def test_the_original_resolution_uses_each_images_own_size(
     ]
     maps = scores.maps(np.arange(7), (40, 48))
     auroc = roc_auc_score(np.stack(masks).ravel(), maps.ravel())
-    assert row["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
-    assert row["pixels"] == 7 * 40 * 48
-    assert row["vanished_regions"] == 0
-    assert row["resolution"] == "original"
+    assert row.metrics["pixel_auroc"] == pytest.approx(auroc, abs=1e-9)
+    assert row.counts.pixels == 7 * 40 * 48
+    assert row.counts.vanished_regions == 0
+    assert table.context.resolution == "original"
 
 
 def test_the_original_resolution_needs_the_manifest(
@@ -170,17 +173,15 @@ def test_a_category_of_one_class_is_undefined_listed_and_left_out(
     write_folder(root, categories=("perfect",), masked=0, missing=0, seed=3)
     store = extracted(manifest_of(root), tmp_path / "a.zarr")
     scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    bolt, perfect, mean = evaluate_scores(scores, store, MetricParams()).rows
-    assert math.isnan(perfect["image_auroc"])
-    assert math.isnan(perfect["pixel_auroc"])
-    assert {"image_auroc", "pixel_auroc", "pixel_aupro_0.3"} <= set(perfect["undefined"])
-    assert mean["image_auroc"] == bolt["image_auroc"]
-    assert mean["pixel_auroc"] == bolt["pixel_auroc"]
-    assert mean["categories"]["image_auroc"] == 1
-    found = evaluate_scores(scores, store, MetricParams())
-    found.save(tmp_path / "run.json")
-    saved = json.loads((tmp_path / "run.json").read_text())
-    assert saved["categories"]["perfect"]["image_auroc"] is None
+    evaluation = evaluate_scores(scores, store, MetricParams())
+    bolt, perfect, mean = evaluation.table.rows
+    assert {"image_auroc", "pixel_auroc", "pixel_aupro_0.3"} <= set(perfect.undefined)
+    assert mean.metrics == bolt.metrics
+    assert mean.categories["image_auroc"] == 1
+    evaluation.save(tmp_path / "run.json")
+    saved = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    assert saved["categories"]["perfect"]["metrics"]["image_auroc"] is None
+    assert read_metrics(tmp_path / "run.json").table.rows[1].undefined == perfect.undefined
 
 
 def test_a_category_without_any_mask_has_image_metrics_only(
@@ -190,11 +191,10 @@ def test_a_category_without_any_mask_has_image_metrics_only(
     write_folder(root, categories=("nut",))
     store = extracted(manifest_of(root), tmp_path / "a.zarr")
     scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    bolt = evaluate_scores(scores, store, MetricParams()).rows[0]
-    assert not math.isnan(bolt["image_auroc"])
-    assert bolt["images_without_mask"] == 3
-    assert bolt["anomalous_pixels"] == 0
-    assert math.isnan(bolt["pixel_auroc"])
+    bolt = evaluate_scores(scores, store, MetricParams()).table.categories[0]
+    assert not math.isnan(bolt.metrics["image_auroc"])
+    assert (bolt.counts.images_without_mask, bolt.counts.anomalous_pixels) == (3, 0)
+    assert math.isnan(bolt.metrics["pixel_auroc"])
 
 
 def test_images_without_labels_are_counted_and_left_out(
@@ -207,12 +207,28 @@ def test_images_without_labels_are_counted_and_left_out(
     (root / "shots").rmdir()
     store = extracted(manifest_of(root), tmp_path / "a.zarr")
     scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    row, mean = evaluate_scores(scores, store, MetricParams()).rows
-    assert row["images_unknown"] == 4
-    assert row["accumulator"] == "none"
-    assert all(math.isnan(row[name]) for name in ("image_auroc", "pixel_auroc"))
-    assert mean["categories"]["image_auroc"] == 0
-    Evaluation([row, mean], [], {}).save(tmp_path / "run.json")
+    evaluation = evaluate_scores(scores, store, MetricParams())
+    row, mean = evaluation.table.rows
+    assert (row.counts.images_unknown, row.accumulator) == (4, "none")
+    assert all(math.isnan(value) for value in row.metrics.values())
+    assert mean.categories["image_auroc"] == 0
+    evaluation.save(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "expected an object"),
+        ('{"kind": "metrics", "format": 1}', "format 1"),
+        ('{"kind": "metrics", "format": 2, "mean": {}}', "field required"),
+        ('{"kind": "scores"}', "is of a scores"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SpgError, match=rf"(?s)x\.json.*{fault}"):
+        read_metrics(tmp_path / "x.json")
 
 
 def test_scores_of_another_store_are_refused(scores: Scores, tmp_path: Path) -> None:

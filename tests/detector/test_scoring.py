@@ -15,10 +15,11 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from tiny import SCORE, SIZE, SPEC, files
+from tiny import SIZE, SPEC, files, keyed
 
 from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.detector.judge import image_scores, judge
+from spg_pipe.decision.rules import Published, image_scores
+from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import DamagedError, SpgError
@@ -50,8 +51,7 @@ def test_image_scores_are_their_formulas(seed: int, share: float, tau: float, al
     flat = maps.reshape(3, -1).astype(np.float64)
 
     def found(name: str, **options: float) -> np.ndarray:
-        params = ScoreParams.model_validate({"image_score": name, **options})
-        return image_scores(maps, cls, params)
+        return image_scores(maps, cls, name, **options)
 
     assert np.array_equal(found("max"), maps.max(axis=(1, 2)))
     assert np.array_equal(found("cls"), cls)
@@ -67,8 +67,7 @@ def test_image_scores_are_their_formulas(seed: int, share: float, tau: float, al
 def test_a_log_mean_exp_lies_between_the_mean_and_the_maximum() -> None:
     maps = random_maps(2, 16, 16)
     for tau in (1e-3, 1.0, 100.0):
-        params = ScoreParams(image_score="log_mean_exp", lme_tau=tau)
-        score = image_scores(maps, np.zeros(2, np.float32), params)
+        score = image_scores(maps, np.zeros(2, np.float32), "log_mean_exp", lme_tau=tau)
         assert (score <= maps.max(axis=(1, 2)) + 1e-6).all()
         assert (score >= maps.mean(axis=(1, 2)) - 1e-4).all()
 
@@ -80,8 +79,8 @@ def test_the_table_is_the_stores_with_scores_added(
         assert scores.table[column].tolist() == tiny_store.table[column].tolist()
     for image in (0, 7, 15):
         tokens = {layer: image_tokens(tiny_store, layer, np.array([image])) for layer in ("1", "2")}
-        patches, cls = tiny_detector.probabilities(tokens)
-        maps = anomaly_maps(patches, SIZE, SCORE.sigma)
+        patches, cls = tiny_detector.probabilities(keyed(tokens))
+        maps = anomaly_maps(patches, SIZE)
         row = scores.table.iloc[image]
         assert row["score"] == pytest.approx(maps.max(), abs=1e-6)
         assert row["score_map_max"] == pytest.approx(maps.max(), abs=1e-6)
@@ -104,8 +103,8 @@ def test_patch_probabilities_are_kept_on_their_grids_in_float32(
 def test_a_folder_of_scores_loads_again(scores: Scores) -> None:
     loaded = Scores.load(scores.path)
     assert_frame_equal(loaded.table, scores.table, check_dtype=False)
-    assert loaded.config == json.loads(json.dumps(scores.config))
-    assert (loaded.size, loaded.sigma) == (SIZE, SCORE.sigma)
+    assert loaded.record == scores.record
+    assert loaded.size == SIZE
 
 
 def test_a_second_scoring_gives_the_same_bytes(
@@ -122,7 +121,7 @@ def test_the_batch_size_does_not_move_a_score(
         tiny_detector,
         tiny_store,
         tmp_path / "one",
-        score=SCORE.model_copy(update={"batch_images": 1}),
+        batch_images=1,
     )
     for column in ("score", "score_cls", "score_map_max"):
         np.testing.assert_allclose(one.table[column], scores.table[column], atol=1e-6)
@@ -131,22 +130,20 @@ def test_the_batch_size_does_not_move_a_score(
 def test_other_options_than_the_detectors_are_recorded(
     tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    options = ScoreParams(rule="published", sigma=2.0, image_score="cls")
+    options = ScoreParams(rule="published", image_score="cls")
     scores = score_store(tiny_detector, tiny_store, tmp_path / "cls", score=options)
-    assert scores.config["score"]["image_score"] == "cls"
+    assert scores.record.rule == Published(image_score="cls")
     assert scores.table["score"].equals(scores.table["score_cls"].rename("score"))
-    assert scores.sigma == 2.0
 
 
 def test_scores_say_what_they_came_from(
     scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector
 ) -> None:
-    assert scores.config["inputs"] == {
-        "detector": tiny_detector.fingerprint,
-        "store": tiny_store.fingerprint,
-    }
-    assert scores.config["licences"] == ["parts: CC0", "tiny weights: CC0"]
-    assert scores.config["detector"]["protocol"]["name"] == "default"
+    record = scores.record
+    assert record.store == tiny_store.fingerprint
+    assert record.detector == tiny_detector.record.origin
+    assert record.licences == ("parts: CC0", "tiny weights: CC0")
+    assert record.method_protocol == "default"
 
 
 def test_maps_at_another_size_are_the_blurred_ones_resized(scores: Scores) -> None:
@@ -164,8 +161,10 @@ def test_images_in_memory_are_scored_as_a_store_is(
 ) -> None:
     images = np.arange(4)
     tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
-    judged = judge(tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, SCORE)
-    maps, columns = anomaly_maps(judged.patches, SIZE, SCORE.sigma), judged.columns
+    judged = judge(
+        tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, tiny_detector.record.rule
+    )
+    maps, columns = anomaly_maps(judged.patches, SIZE), judged.columns
     assert list(columns) == ["score", "score_cls", "score_map_max"]
     for name, values in columns.items():
         np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)
@@ -193,16 +192,16 @@ def flip(path: Path) -> None:
         (lambda place: flip(place / "scores.parquet"), "scores.parquet is damaged"),
         (lambda place: (place / CHUNK).write_bytes(b"short"), f"{CHUNK} is damaged"),
         (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
-        (lambda place: edited(place, score={"sigma": 9.0}), "config.json does not give its finger"),
-        (lambda place: edited(place, files_sha256=None), "no files_sha256 .older version"),
-        (lambda place: (place / "config.json").write_text("[]"), r"is damaged .found \[\]"),
+        (lambda place: edited(place, seed=9), "does not give its fingerprint"),
+        (lambda place: edited(place, files_sha256=None), "not a whole scores: files_sha256"),
+        (lambda place: (place / "config.json").write_text("[]"), r"\[\], expected an object"),
     ],
 )
 def test_scores_that_are_not_as_written_are_refused(
     scores: Scores, tmp_path: Path, damage: Callable[[Path], object], fault: str
 ) -> None:
     place = shutil.copytree(scores.path, tmp_path / "copy")
-    assert Scores.load(place).config == Scores.load(scores.path).config
+    assert Scores.load(place).record == Scores.load(scores.path).record
     damage(place)
     with pytest.raises(DamagedError, match=fault) as error:
         Scores.load(place)
@@ -214,7 +213,7 @@ def test_scores_that_are_not_as_written_are_refused(
 
 def test_another_artefact_is_not_taken_for_scores(tiny_detector: Detector, tmp_path: Path) -> None:
     tiny_detector.save(tmp_path / "detector")
-    with pytest.raises(SpgError, match=r"holds: detector\. Expected: scores"):
+    with pytest.raises(SpgError, match=r"is of a detector\. Expected: scores"):
         Scores.load(tmp_path / "detector")
 
 
@@ -237,7 +236,7 @@ def test_a_crash_while_scoring_leaves_the_old_scores(
 
     place = shutil.copytree(scores.path, tmp_path / "run")
     before = files(place)
-    monkeypatch.setattr(module, "write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "write_record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score_store(tiny_detector, tiny_store, place)
     assert files(place) == before

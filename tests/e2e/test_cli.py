@@ -25,9 +25,9 @@ SMALL = {
     "auxiliaries": ["left", "right"],
     "directions": [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
-    "extract": {"shard_images": 4, "batch_images": 2},
+    "extract": {"batch_images": 2},
     "sae": {"dict_size": 64, "k": 4, "epochs": 2, "batch_images": 4},
-    "guides": {"epochs": 2, "batch_images": 4},
+    "guides": {"epochs": 2},
 }
 
 
@@ -146,7 +146,7 @@ def test_large_images_are_looked_at_in_tiles(project: Path, tmp_path: Path) -> N
     assert whole.is_dir()
     given = ("--split", "right", "--detector", detector, "--store", store, "--json")
     (scores,) = json.loads(must(spg("score", *given, cwd=project)))["scores"]
-    judged = ("evaluate", "--split", "right", "--scores", scores)
+    judged = ("evaluate", "--split", "right", "--scores", scores, "--store", store)
     assert "efficientnet-lite0@64+128 in tiles of 64 (overlap 25%)" in must(
         spg(*judged, cwd=project)
     )

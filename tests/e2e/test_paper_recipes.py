@@ -43,8 +43,8 @@ def test_paper_recipe_on_miniature_official_layouts(
         for path in (folder / "artifacts" / "metrics" / recipe).glob("*.json")
     ]
     assert len(tables) == 2
-    assert {table["mean"]["protocol"] for table in tables} == {"spg"}
-    assert {table["mean"]["method_protocol"] for table in tables} == {"spg"}
+    assert {table["context"]["protocol"] for table in tables} == {"spg"}
+    assert {table["context"]["method_protocol"] for table in tables} == {"spg"}
     page = (folder / "artifacts" / "report" / recipe / "index.html").read_text()
     # Published figures stand beside ours, with their source, where they are known.
     assert ("SPG, arXiv 2604.02871" in page) == (recipe == "paper-dinov3")

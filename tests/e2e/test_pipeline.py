@@ -36,7 +36,7 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
     shown = json.loads(must(dvc("metrics", "show", "--json", cwd=small_demo)))
     files = shown[""]["data"]
     assert len(files) == 2
-    assert all("pixel_auroc" in value["data"]["mean"] for value in files.values())
+    assert all("pixel_auroc" in value["data"]["mean"]["metrics"] for value in files.values())
     must(dvc("plots", "show", cwd=small_demo))
     edit_params(small_demo, {"guides.epochs": 2})
     status = must(dvc("status", cwd=small_demo))
@@ -50,7 +50,7 @@ def test_dvc_shows_metrics_plots_and_params(small_demo: Path) -> None:
 @pytest.mark.slow
 def test_an_experiment_changes_a_parameter(small_demo: Path) -> None:
     target = "evaluate@way0-111"
-    must(dvc("exp", "run", "-S", "metrics.accumulator=histogram", target, cwd=small_demo))
+    must(dvc("exp", "run", "-S", "+metrics.accumulator=histogram", target, cwd=small_demo))
     (path,) = (small_demo / "artifacts" / "metrics" / "demo").glob("demo-mvtec--*.json")
     mean = json.loads(path.read_text())["mean"]
     # On maps of so little training the histogram may fall back to sorting, and says so.

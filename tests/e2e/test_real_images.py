@@ -42,6 +42,6 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
     must(dvc("repro", cwd=folder))
     (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
     mean = json.loads(path.read_text())["mean"]
-    assert mean["images"] == 53
+    assert mean["counts"]["images"] == 53
     # Far from a good result on so little training, and as far from chance.
-    assert mean["pixel_auroc"] > 0.6
+    assert mean["metrics"]["pixel_auroc"] > 0.6

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from layouts import write_mvtec
-from pipeline.test_find import RECIPE
+from pipeline.test_checked import RECIPE
 from tiny import files
 
 from e2e.helpers import spg
@@ -19,7 +19,7 @@ CHILD = """
 import os, signal, sys
 from spg_pipe.artefacts import checkpoint
 from spg_pipe.cli.main import main
-from spg_pipe.guides.trainer import GuideTrainer
+from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.sae.trainer import SaeTrainer
 
 checkpoint.Checkpoints.due = lambda self: True

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams, SaeParams
-from spg_pipe.sae import ops, sparse_loss
+from spg_pipe.guides.trained.trainer import GuideTrainer
+from spg_pipe.recipe.params import MethodParams
+from spg_pipe.sae import sparse
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.trainer import SaeTrainer
+from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,19 +20,15 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("dense_entries", [0, 2**22])
-@pytest.mark.parametrize("gather", [0, 10**6])
-def test_sae_steps_agree_with_the_cpu(
-    dense_entries: int, gather: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops, "DENSE_ENTRIES", dense_entries)  # 0: the closed form
-    monkeypatch.setattr(sparse_loss, "AUXK_GATHER", gather)
+def test_sae_steps_agree_with_the_cpu(dense_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)  # 0: the closed form
     x = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
-    params = SaeParams(dict_size=256, k=8, auxk=16, dead_after_tokens=600)
+    constants = StepConstants(auxk=16, dead_after=600)
     results = {}
     for device in ("cpu", "cuda"):
         sae = SparseAutoencoder(64, 256, 8)
         sae.encoder.data[::2] *= 1e-2  # dead from the second step on
-        trainer = SaeTrainer.start(sae.to(device), params, "tokens")
+        trainer = SaeTrainer.start(sae.to(device), "tokens", constants)
         for _ in range(5):
             losses, dead = trainer.step(x.to(device))
         assert bool(dead.any())
@@ -40,19 +37,11 @@ def test_sae_steps_agree_with_the_cpu(
     torch.testing.assert_close(results["cuda"][1], results["cpu"][1], atol=1e-3, rtol=0)
 
 
-def test_a_search_in_bf16_has_the_values_of_float32() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, encoder = (torch.randn(n, 64, generator=generator).cuda() for n in (300, 128))
-    codes = ops.search_topk(x, encoder, 8, precision="bf16")
-    expected = (x @ encoder.t()).gather(1, codes.indices).clamp_min(0)
-    torch.testing.assert_close(codes.values, expected, atol=1e-4, rtol=0)
-
-
 def test_a_trainer_goes_on_from_its_state_with_the_same_bits() -> None:
-    params = SaeParams(dict_size=256, k=8)
     batches = torch.randn(6, 512, 64, generator=torch.Generator().manual_seed(0)).cuda()
     whole, first, second = (
-        SaeTrainer.start(SparseAutoencoder(64, 256, 8).cuda(), params, "tokens") for _ in range(3)
+        SaeTrainer.start(SparseAutoencoder(64, 256, 8).cuda(), "tokens", StepConstants())
+        for _ in range(3)
     )
     for x in batches:
         whole.step(x)
@@ -77,7 +66,7 @@ def test_guide_steps_agree_with_the_cpu() -> None:
             sae.atoms.detach().to(device),
             torch.zeros(64, dtype=torch.bool, device=device),
             (6, 6),
-            GuideParams(),
+            TrainedGuides(epochs=1),
             MethodParams(),
         )
         batch = trainer.batch(tokens.to(device), labels.to(device), masks.to(device))

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from benchmarks.reference.guides import dice, focal, literal_losses
 from spg_pipe.guides import model
-from spg_pipe.guides.losses import (
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.guides.trained.losses import (
     detection_loss,
     segmentation_loss,
     sparsity_loss,
 )
-from spg_pipe.guides.pixels import PixelTarget, Region
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.trained.pixels import PixelTarget, Region
+from spg_pipe.guides.trained.trainer import GuideTrainer
+from spg_pipe.recipe.params import MethodParams
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -49,7 +50,9 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     labels = (probabilities(images, seed=seed + 4) < (0 if normal_only else 0.5)).long()
     masks = (probabilities(images, size, size, seed=seed + 5) < 0.3) * labels[:, None, None]
     # Protocol default: a batch of one image is no exception.
-    trainer = GuideTrainer.start(codes, atoms, dead, (side, side), GuideParams(), MethodParams())
+    trainer = GuideTrainer.start(
+        codes, atoms, dead, (side, side), TrainedGuides(epochs=1), MethodParams()
+    )
     ours = trainer.losses(trainer.batch(tokens, labels, masks.float()))
     leaf = codes.clone().requires_grad_()
     literal = literal_losses(leaf, dead, atoms, tokens, labels, masks.float(), (side, side))
@@ -104,7 +107,7 @@ def test_top_k_replaces_the_l1_term() -> None:
         random(10, 6),
         torch.zeros(10, dtype=torch.bool),
         (2, 2),
-        GuideParams(top_k=3),
+        TrainedGuides(epochs=1, top_k=3),
         MethodParams(),
     )
     batch = trainer.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
@@ -137,7 +140,7 @@ def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:
         random(10, 6),
         torch.zeros(10, dtype=torch.bool),
         (2, 2),
-        GuideParams(),
+        TrainedGuides(epochs=1),
         MethodParams(),
     )
     batch = ours.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
@@ -193,7 +196,7 @@ def test_the_protocol_decides_whose_mean_token_is_used(protocol: str, same: bool
         random(10, 4),
         torch.zeros(10, dtype=torch.bool),
         (2, 2),
-        GuideParams(),
+        TrainedGuides(epochs=1),
         MethodParams(protocol=protocol, detection="mean_tokens"),
     )
     tokens, labels, masks = random(2, 5, 4), torch.tensor([0, 1]), torch.zeros(2, 8, 8)
@@ -298,7 +301,9 @@ def test_saturated_patches_lose_no_accuracy_in_float32(width: int) -> None:
         dead, labels = torch.zeros(12, dtype=torch.bool), torch.tensor([0, 1])
         masks = torch.zeros(2, 32, 32)
         masks[1, 5:20, 8:17] = 1
-        trainer = GuideTrainer.start(codes, atoms, dead, (4, 4), GuideParams(), MethodParams())
+        trainer = GuideTrainer.start(
+            codes, atoms, dead, (4, 4), TrainedGuides(epochs=1), MethodParams()
+        )
         ours = trainer.losses(trainer.batch(tokens, labels, masks))
         leaf = codes.double().requires_grad_()
         exact = literal_losses(

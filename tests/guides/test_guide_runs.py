@@ -12,28 +12,34 @@ from tiny import GUIDES, METHOD, SAE
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.errors import SpgError
-from spg_pipe.guides import train as train_module
-from spg_pipe.guides.train import GuideFit, GuideRun, fit_guides, run_fingerprint
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.guides.trained import train as train_module
+from spg_pipe.guides.trained.train import GuideFit, GuideRun, fit_guides, run_fingerprint
+from spg_pipe.guides.trained.trainer import Constants
+from spg_pipe.recipe.params import MethodParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
 
-def params(**changes: Any) -> GuideParams:
-    return GuideParams.model_validate(GUIDES.model_dump() | {"order_seed": 111} | changes)
+def params(**changes: Any) -> TrainedGuides:
+    return GUIDES.model_copy(update={"order_seed": 111} | changes)
+
+
+def run_of(saes: SaeRun, seed: int, guides: TrainedGuides, **constants: Any) -> GuideRun:
+    return GuideRun(saes, guides, seed, Constants(**{"batch_images": 4} | constants))
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_store: FeatureStore, tiny_sae: SaeRun) -> list[GuideRun]:
     other = train_sae(tiny_store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=2)[0]
     return [
-        GuideRun(tiny_sae, params(), 111),
-        GuideRun(other, params(), 2),
-        GuideRun(tiny_sae, params(lr=0.003), 111),
-        GuideRun(tiny_sae, params(top_k=3), 7),
-        GuideRun(tiny_sae, params(sparsity=0.0, ema_decay=0.5), 7),
+        run_of(tiny_sae, 111, params()),
+        run_of(other, 2, params()),
+        run_of(tiny_sae, 111, params(), lr=0.003),
+        run_of(tiny_sae, 7, params(top_k=3)),
+        run_of(tiny_sae, 7, params(), sparsity=0.0, ema_decay=0.5),
     ]
 
 
@@ -83,7 +89,7 @@ def test_runs_trained_together_read_the_store_once(
 
 
 def test_runs_with_other_batches_are_refused(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
-    some = [GuideRun(tiny_sae, params(epochs=n), 1) for n in (1, 2)]
+    some = [run_of(tiny_sae, 1, params(epochs=n)) for n in (1, 2)]
     with pytest.raises(SpgError, match=r"same order of images.*\(111, 1, 4\), \(111, 2, 4\)"):
         fit_guides(tiny_store, some, METHOD)
 
@@ -151,7 +157,7 @@ def test_a_killed_training_of_protocol_spg_resumes_too(
 ) -> None:
     # Its moving average has no warm-up, and hard codes have no L1.
     method = METHOD.model_copy(update={"protocol": "spg"})
-    some = [runs[0], replace(runs[0], params=params(top_k=4))]
+    some = [runs[0], replace(runs[0], guides=params(top_k=4))]
     whole = fit_guides(tiny_store, some, method)
     places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
     with monkeypatch.context() as patch:
@@ -204,7 +210,7 @@ def test_the_fingerprint_of_a_training_holds_what_determines_it(
     spg = METHOD.model_copy(update={"protocol": "spg"})
     seen = {
         run_fingerprint(tiny_store, some, method)
-        for some in ([runs[0]], [runs[1]], runs[:2], [GuideRun(runs[0].saes, params(lr=1), 111)])
+        for some in ([runs[0]], [runs[1]], runs[:2], [run_of(runs[0].saes, 111, params(), lr=1)])
         for method in (METHOD, spg)
     }
     assert len(seen) == 8

@@ -9,18 +9,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import GUIDES, METHOD, SAE, SCORE, extracted, manifest_of, write_folder
+from tiny import (
+    GUIDES,
+    METHOD,
+    SAE,
+    codes_of,
+    extracted,
+    keyed,
+    manifest_of,
+    plan_of,
+    vectors_of,
+    write_folder,
+)
 
-from spg_pipe.detector.make import train_guides
-from spg_pipe.detector.model import Detector, LayerGuides
+from spg_pipe.backbones.spec import TokenKey
+from spg_pipe.detector.make import make_detector
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides import progress as progress_module
-from spg_pipe.guides import train as train_module
-from spg_pipe.guides import trainer as trainer_module
+from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.guides.trainer import GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams
+from spg_pipe.guides.trained import progress as progress_module
+from spg_pipe.guides.trained import train as train_module
+from spg_pipe.guides.trained import trainer as trainer_module
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.trainer import Constants, GuideTrainer
+from spg_pipe.recipe.params import MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
@@ -37,8 +51,9 @@ def trainer(protocol: str = "default", **changes: Any) -> GuideTrainer:
         atoms,
         dead,
         (3, 3),
-        GuideParams(**changes),
+        GUIDES,
         MethodParams(protocol=protocol),
+        Constants(**changes),
     )
 
 
@@ -50,10 +65,18 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def train(
-    store: FeatureStore, sae: SaeRun, seed: int = 111, protocol: str = "default", **changes: Any
+    store: FeatureStore,
+    sae: SaeRun,
+    seed: int = 111,
+    protocol: str = "default",
+    batch_images: int = 4,
+    **changes: Any,
 ) -> tuple[Detector, list[dict[str, float]]]:
-    params = GuideParams.model_validate(GUIDES.model_dump() | changes)
-    return train_guides(store, sae, params, MethodParams(protocol=protocol), SCORE, seed=seed)
+    guides, method = GUIDES.model_copy(update=changes), MethodParams(protocol=protocol)
+    constants = Constants(batch_images=batch_images)
+    return make_detector(
+        store, plan_of(sae, seed, guides=guides, method=method, constants=constants)
+    )
 
 
 @pytest.mark.parametrize("protocol", ["default", "spg"])
@@ -98,11 +121,11 @@ def test_two_trainings_give_the_same_bits_and_another_seed_does_not(
 ) -> None:
     first, again, other = (train(tiny_store, tiny_sae, seed=seed) for seed in (1, 1, 2))
     assert first[1] == again[1]
-    assert first[0].config == again[0].config
+    assert first[0].record == again[0].record
     assert first[0].fingerprint != other[0].fingerprint
     for layer in tiny_store.layers:
-        assert first[0].layers[layer].vectors.equal(again[0].layers[layer].vectors)
-        assert not first[0].layers[layer].vectors.equal(other[0].layers[layer].vectors)
+        assert vectors_of(first[0].layers[layer]).equal(vectors_of(again[0].layers[layer]))
+        assert not vectors_of(first[0].layers[layer]).equal(vectors_of(other[0].layers[layer]))
 
 
 def test_training_never_runs_the_sae(
@@ -131,12 +154,9 @@ def test_images_without_a_mask_are_left_out_and_counted(
     detector, _ = train(tiny_store, tiny_sae, epochs=2)
     assert sorted(set(seen)) == [i for i in range(16) if i not in (7, 15)]
     assert len(seen) == 2 * 14
-    assert detector.config["auxiliary"] == {
-        "dataset": "parts",
-        "split": "test",
-        "images": 14,
-        "left_out": 2,
-    }
+    auxiliary = detector.record.auxiliary
+    assert (auxiliary.dataset, auxiliary.split) == ("parts", "test")
+    assert (auxiliary.images, auxiliary.left_out) == (14, 2)
 
 
 def test_the_curve_has_a_row_an_epoch_and_the_loss_falls(
@@ -155,7 +175,7 @@ def test_the_guides_are_made_of_living_atoms(tiny_store: FeatureStore, tiny_sae:
     detector, _ = train(tiny_store, tiny_sae)
     for layer, guides in detector.layers.items():
         assert not tiny_sae.dead[layer][guides.atom_ids].any()
-        torch.testing.assert_close(guides.atom_codes @ guides.atoms, guides.vectors)
+        torch.testing.assert_close(codes_of(guides) @ guides.atoms, vectors_of(guides))
         assert guides.atoms.equal(tiny_sae.layers[layer].atoms.detach()[guides.atom_ids])
         assert guides.grid == tiny_store.spec.layers[layer].grid
 
@@ -163,7 +183,7 @@ def test_the_guides_are_made_of_living_atoms(tiny_store: FeatureStore, tiny_sae:
 def test_top_k_guides_have_at_most_k_atoms(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     detector, _ = train(tiny_store, tiny_sae, top_k=3)
     for guides in detector.layers.values():
-        assert ((guides.atom_codes > 0).sum(dim=1) <= 3).all()
+        assert ((codes_of(guides) > 0).sum(dim=1) <= 3).all()
 
 
 @pytest.mark.parametrize(("protocol", "changed"), [("spg", True), ("default", False)])
@@ -231,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
         property(lambda _: every, lambda *_: None),
         raising=False,
     )
-    message = r"not finite in epoch 2, step 6 \(layer 2, seed 111\)\. Lower guides\.lr \(now 0\.01"
+    message = r"not finite in epoch 2, step 6 \(layer 2, seed 111\)\. Check the tokens"
     with pytest.raises(SpgError, match=message):
         train(tiny_store, tiny_sae)
     assert len(calls) <= 16  # no longer than the epoch
@@ -239,13 +259,9 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
 
 def test_progress_counts_images(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     seen: list[tuple[int, int]] = []
-    train_guides(
+    make_detector(
         tiny_store,
-        tiny_sae,
-        GUIDES,
-        METHOD,
-        SCORE,
-        seed=1,
+        plan_of(tiny_sae),
         progress=lambda done, total, loss: seen.append((done, total)),
     )
     assert seen[-1] == (3 * 14, 3 * 14)
@@ -256,11 +272,9 @@ def test_guides_that_lost_every_code_still_make_a_detector() -> None:
     codes = -torch.ones(4, 20)
     dead = torch.zeros(20, dtype=torch.bool)
     assert not effective_codes(codes, dead).any()
-    guides = LayerGuides.from_codes(codes, trainer().atoms, dead, None, (3, 3))
+    guides = LayerGuides.of_codes(codes, ("cls", "patches"), trainer().atoms, dead, None, (3, 3))
     assert guides.atom_ids.shape == (0,)
-    detector = Detector(
-        {"x": guides}, {"tau": 0.07, "detection": "cls", "guides": {"kind": "trained"}}
-    )
-    patches, cls = detector.probabilities({"x": batch()[0]})
-    assert patches["x"].unique().tolist() == [0.5]
+    record = DetectorRecord.model_construct(detection="cls", guides=GUIDES)
+    patches, cls = Detector({"x": guides}, record).probabilities(keyed({"x": batch()[0]}))
+    assert patches[TokenKey("x")].unique().tolist() == [0.5]
     assert cls.tolist() == [0.5, 0.5]

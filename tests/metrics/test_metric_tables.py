@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +13,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
+    MetricsRow,
+    MetricsTable,
     RowContext,
     accumulate,
     category_metrics,
-    curve_rows,
+    curve_points,
+    flat_rows,
     image_metrics,
-    macro_mean,
-    read_json,
     seeds_mean,
+    with_mean,
     write_csv,
-    write_json,
 )
-from spg_pipe.metrics.tables import Row
 
 CONTEXT = RowContext(dataset="mvtec", split="test", backbone="dinov3", seed=111, resolution="model")
 LABELS = np.array([0, 0, 1, 1])
@@ -37,16 +36,20 @@ def row(
     labels: np.ndarray = LABELS,
     scores: np.ndarray = SCORES,
     *,
-    context: RowContext = CONTEXT,
+    protocol: str = "exact",
     noise: int = 0,
     anomalous: bool = True,
-) -> Row:
+) -> MetricsRow:
     rng = np.random.default_rng(noise)
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[2:6, 2:6] = anomalous
     anomaly_map = (0.5 * rng.random((16, 16)) + 0.3 * mask).astype(np.float32)
-    pixel = accumulate(lambda: [(anomaly_map, mask)], "sort", context.protocol)
-    return category_metrics(category, labels, scores, pixel, context=context)
+    pixel = accumulate(lambda: [(anomaly_map, mask)], "sort", protocol)
+    return category_metrics(category, labels, scores, pixel, protocol=protocol)
+
+
+def one_class(category: str = "one") -> MetricsRow:
+    return row(category, np.zeros(4, int), anomalous=False)
 
 
 def test_image_metrics_are_those_of_scikit_learn() -> None:
@@ -67,7 +70,7 @@ def test_images_of_unknown_label_are_left_out_and_counted() -> None:
     got = image_metrics(labels, scores)
     assert (got.normal, got.anomalous, got.unknown) == (2, 2, 1)
     assert got.auroc == image_metrics(LABELS, SCORES).auroc
-    assert row(labels=labels, scores=scores)["images_unknown"] == 1
+    assert row(labels=labels, scores=scores).counts.images_unknown == 1
 
 
 @pytest.mark.parametrize("label", [0, 1, 255])
@@ -89,150 +92,119 @@ def test_bad_image_scores_are_refused(labels: list, scores: list, message: str) 
         image_metrics(np.array(labels), np.array(scores))
 
 
-def test_a_row_names_its_protocol_and_where_it_comes_from() -> None:
-    got = row()
-    expected = {
-        "dataset": "mvtec",
-        "split": "test",
-        "backbone": "dinov3",
-        "seed": 111,
-        "resolution": "model",
-        "protocol": "exact",
-        "accumulator": "sort",
-        "category": "bottle",
-        "images": 4,
-        "regions": 1,
-        "undefined": [],
-    }
-    assert expected.items() <= got.items()
-    assert got["image_auroc"] == 0.75
-    assert {"pixel_aupro_0.05", "pixel_aupro_0.3", "pixel_aupro_1.0"} <= set(got)
-
-
-def test_a_row_of_protocol_spg_has_pro_and_no_aupro() -> None:
-    got = row(context=replace(CONTEXT, protocol="spg"))
-    assert {"pixel_pro_fast", "pixel_pro_slow"} <= set(got)
-    assert not [name for name in got if "aupro" in name]
+def test_a_row_has_the_metrics_of_its_protocol_and_their_counts() -> None:
+    exact, spg = row(), row(protocol="spg")
+    common = ["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max"]
+    areas = ["pixel_aupro_0.05", "pixel_aupro_0.3", "pixel_aupro_1.0"]
+    assert list(exact.metrics) == common + areas
+    assert list(spg.metrics) == [*common, "pixel_pro_fast", "pixel_pro_slow"]
+    assert exact.metrics["image_auroc"] == 0.75
+    assert list(exact.thresholds) == ["image_f1_threshold", "pixel_f1_threshold"]
+    assert (exact.accumulator, exact.undefined) == ("sort", [])
+    assert (exact.counts.images, exact.counts.pixels, exact.counts.regions) == (4, 256, 1)
 
 
 def test_pro_of_a_category_without_an_anomalous_pixel_is_undefined_and_not_in_the_mean() -> None:
-    spg = replace(CONTEXT, protocol="spg")
-    some, none = row("a", context=spg, noise=1), row("b", context=spg, anomalous=False)
-    assert math.isnan(none["pixel_pro_fast"])
-    assert {"pixel_pro_fast", "pixel_pro_slow", "pixel_auroc"} <= set(none["undefined"])
-    mean = macro_mean([some, none])
-    assert mean["pixel_pro_fast"] == some["pixel_pro_fast"] > 0
-    assert mean["categories"]["pixel_pro_fast"] == 1
+    some = row("a", protocol="spg", noise=1)
+    none = row("b", protocol="spg", anomalous=False)
+    assert {"pixel_pro_fast", "pixel_pro_slow", "pixel_auroc"} <= set(none.undefined)
+    mean = with_mean(CONTEXT, [some, none]).mean
+    assert mean.metrics["pixel_pro_fast"] == some.metrics["pixel_pro_fast"] > 0
+    assert mean.categories["pixel_pro_fast"] == 1
 
 
 def test_protocols_do_not_mix_in_a_table() -> None:
     pixel = accumulate(lambda: [], "sort")
-    spg = replace(CONTEXT, protocol="spg")
     with pytest.raises(SpgError, match="protocol exact in a table of protocol spg"):
-        category_metrics("bottle", LABELS, SCORES, pixel, context=spg)
-    with pytest.raises(SpgError, match="rows of different protocol: exact, spg"):
-        macro_mean([row(), row(context=spg)])
+        category_metrics("bottle", LABELS, SCORES, pixel, protocol="spg")
+    with pytest.raises(SpgError, match=r"with one metrics\.protocol"):
+        with_mean(CONTEXT, [row(), row(protocol="spg")])
 
 
 def test_images_without_masks_take_part_in_image_metrics_only() -> None:
-    got = category_metrics(
-        "own", LABELS, SCORES, None, context=CONTEXT, images_without_mask=2, vanished_regions=0
-    )
-    assert got["image_auroc"] == 0.75
-    assert math.isnan(got["pixel_auroc"])
-    assert (got["images_without_mask"], got["pixels"], got["accumulator"]) == (2, 0, "none")
+    got = category_metrics("own", LABELS, SCORES, None, images_without_mask=2)
+    assert got.metrics["image_auroc"] == 0.75
+    assert math.isnan(got.metrics["pixel_auroc"])
+    assert (got.counts.images_without_mask, got.counts.pixels) == (2, 0)
+    assert got.accumulator == "none"
 
 
 def test_the_mean_leaves_out_what_is_undefined_and_says_over_how_many() -> None:
-    rows = [row("a", noise=1), row("b", noise=2), row("one", np.zeros(4, int), anomalous=False)]
-    assert "image_auroc" in rows[2]["undefined"]
-    assert "pixel_aupro_0.3" in rows[2]["undefined"]
-    mean = macro_mean(rows)
-    assert mean["image_auroc"] == 0.75
-    assert mean["pixel_ap"] == pytest.approx((rows[0]["pixel_ap"] + rows[1]["pixel_ap"]) / 2)
-    assert mean["categories"]["pixel_ap"] == 2
-    assert mean["images"] == 12
-    assert (mean["kind"], mean["seed"], mean["undefined"]) == ("mean", 111, [])
+    a, b, one = row("a", noise=1), row("b", noise=2), one_class()
+    assert {"image_auroc", "pixel_aupro_0.3"} <= set(one.undefined)
+    table = with_mean(CONTEXT, [a, b, one])
+    mean = table.mean
+    assert table.rows == (a, b, one, mean)
+    assert mean.metrics["image_auroc"] == 0.75
+    expected = (a.metrics["pixel_ap"] + b.metrics["pixel_ap"]) / 2
+    assert mean.metrics["pixel_ap"] == pytest.approx(expected)
+    assert mean.categories["pixel_ap"] == 2
+    assert (mean.counts.images, mean.counts.pixels, mean.undefined) == (12, 3 * 256, [])
 
 
 def test_the_mean_of_nothing_defined_is_nan_over_zero_categories() -> None:
-    mean = macro_mean([row("one", np.zeros(4, int), anomalous=False)])
-    assert math.isnan(mean["image_auroc"])
-    assert mean["categories"]["image_auroc"] == 0
-    assert "image_auroc" in mean["undefined"]
+    mean = with_mean(CONTEXT, [one_class()]).mean
+    assert math.isnan(mean.metrics["image_auroc"])
+    assert mean.categories["image_auroc"] == 0
+    assert "image_auroc" in mean.undefined
     with pytest.raises(SpgError, match="no rows"):
-        macro_mean([])
+        with_mean(CONTEXT, [])
 
 
-def seed_table(seed: int) -> list[Row]:
-    context = replace(CONTEXT, seed=seed)
-    rows = [row(name, context=context, noise=seed + i) for i, name in enumerate("ab")]
-    return [*rows, macro_mean(rows)]
+def seed_table(seed: int, categories: str = "ab", **context: str) -> MetricsTable:
+    rows = [row(name, noise=seed + i) for i, name in enumerate(categories)]
+    return with_mean(replace(CONTEXT, seed=seed, **context), rows)
 
 
 def test_seeds_give_mean_and_sample_deviation() -> None:
     tables = [seed_table(seed) for seed in (111, 112, 113)]
     got = seeds_mean(tables)
-    assert [r["category"] for r in got] == ["a", "b", "mean"]
-    aps = [table[2]["pixel_ap"] for table in tables]
-    assert got[2]["pixel_ap"] == pytest.approx(np.mean(aps))
-    assert got[2]["pixel_ap_std"] == pytest.approx(np.std(aps, ddof=1))
-    assert (got[2]["seed"], got[2]["seeds"]) == (None, [111, 112, 113])
-    assert math.isnan(seeds_mean(tables[:1])[0]["pixel_ap_std"])
+    assert [r.category for r in got.rows] == ["a", "b", "mean"]
+    aps = [table.mean.metrics["pixel_ap"] for table in tables]
+    assert got.mean.metrics["pixel_ap"] == pytest.approx(np.mean(aps))
+    assert got.mean.deviations["pixel_ap"] == pytest.approx(np.std(aps, ddof=1))
+    assert (got.context.seed, got.seeds) == (None, (111, 112, 113))
+    assert got.mean.categories["pixel_ap"] == 2
+    assert math.isnan(seeds_mean(tables[:1]).mean.deviations["pixel_ap"])
 
 
 def test_seeds_of_different_tables_are_not_averaged() -> None:
     with pytest.raises(SpgError, match="same categories"):
-        seeds_mean([seed_table(1), seed_table(2)[1:]])
+        seeds_mean([seed_table(1), seed_table(2, "b")])
     with pytest.raises(SpgError, match="different seeds"):
         seeds_mean([seed_table(1), seed_table(1)])
-    other = [row(context=replace(CONTEXT, seed=2, backbone="dinov2"))]
     with pytest.raises(SpgError, match="different backbone: dinov2, dinov3"):
-        seeds_mean([[row()], other])
+        seeds_mean([seed_table(1), seed_table(2, backbone="dinov2")])
+    with pytest.raises(SpgError, match="no tables"):
+        seeds_mean([])
 
 
-def test_json_has_null_for_nan_and_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = [row("a"), row("one", np.zeros(4, int), anomalous=False)]
-    rows.append(macro_mean(rows))
-    path = tmp_path / "metrics" / "run.json"
-    write_json(path, rows)
-    document = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert document["categories"]["one"]["image_auroc"] is None
-    assert document["mean"]["image_auroc"] == 0.75
-    for got, expected in zip(read_json(path), rows, strict=True):
-        np.testing.assert_equal(got, expected)
-    assert [p.name for p in path.parent.iterdir()] == ["run.json"]
-
-
-def test_json_of_seeds_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = seeds_mean([seed_table(1)])
-    write_json(tmp_path / "seeds.json", rows)
-    for got, expected in zip(read_json(tmp_path / "seeds.json"), rows, strict=True):
-        np.testing.assert_equal(got, expected)
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"mean": {}}', '{"categories": {"a": 3}}'])
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(SpgError, match=r"x\.json: not a table of metrics"):
-        read_json(tmp_path / "x.json")
-
-
-def test_csv_has_a_line_for_each_row(tmp_path: Path) -> None:
-    rows = [row("a"), row("one", np.zeros(4, int), anomalous=False)]
-    rows.append(macro_mean(rows))
-    write_csv(tmp_path / "run.csv", rows)
-    with (tmp_path / "run.csv").open() as file:
+def test_csv_has_a_line_for_each_row_and_the_context_in_each(tmp_path: Path) -> None:
+    table = with_mean(CONTEXT, [row("a"), one_class()])
+    write_csv(tmp_path / "metrics" / "run.csv", flat_rows(table))
+    with (tmp_path / "metrics" / "run.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["category"] for line in lines] == ["a", "one", "mean"]
-    assert float(lines[0]["pixel_ap"]) == rows[0]["pixel_ap"]
+    assert [line["kind"] for line in lines] == ["category", "category", "mean"]
+    assert float(lines[0]["pixel_ap"]) == table.rows[0].metrics["pixel_ap"]
     assert lines[1]["image_auroc"] == "nan"
+    assert "image_auroc;image_ap" in lines[1]["undefined"]
     assert "image_auroc=1;" in lines[2]["categories"]
-    assert all(line["protocol"] == "exact" for line in lines)
+    assert (lines[2]["images"], lines[2]["image_f1_threshold"]) == ("8", "")
+    for line in lines:
+        assert (line["dataset"], line["seed"]) == ("mvtec", "111")
+        assert (line["protocol"], line["supervision"]) == ("exact", "labelled auxiliary set")
+    assert [p.name for p in (tmp_path / "metrics").iterdir()] == ["run.csv"]
 
 
-def test_curves_become_rows() -> None:
+def test_flat_rows_of_seeds_have_deviations_and_the_seeds() -> None:
+    *_, mean = flat_rows(seeds_mean([seed_table(1), seed_table(2)]))
+    assert (mean["seed"], mean["seeds"]) == (None, ["1", "2"])
+    assert "pixel_ap_std" in mean
+
+
+def test_curves_become_points() -> None:
     mask = np.eye(8, dtype=np.uint8)
-    rows = curve_rows("a", accumulate(lambda: [(mask.astype(np.float32), mask)], "sort"))
-    assert {r["curve"] for r in rows} == {"roc", "pr", "pro"}
-    assert rows[0] == {"category": "a", "curve": "roc", "x": 0.0, "y": 0.0}
+    points = curve_points("a", accumulate(lambda: [(mask.astype(np.float32), mask)], "sort"))
+    assert {point.curve for point in points} == {"roc", "pr", "pro"}
+    assert points[0] == ("a", "roc", 0.0, 0.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spg_pipe.metrics import Regions, label_regions, regions_per_image, vanished_regions
+from spg_pipe.metrics import Regions, label_regions, vanished_regions
 
 masks = hnp.arrays(np.uint8, (8, 9), elements=st.integers(0, 1))
 
@@ -28,7 +28,6 @@ def test_runs_are_the_masks_pixels_with_the_areas_of_their_regions(mask: np.ndar
     assert (regions.shape, regions.count) == (mask.shape, n)
     np.testing.assert_array_equal(regions.places(), np.flatnonzero(mask))
     np.testing.assert_array_equal(regions.pixel_areas(), np.bincount(inside)[inside])
-    assert regions_per_image([mask]) == [n]
 
 
 @settings(deadline=None)

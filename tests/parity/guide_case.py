@@ -9,6 +9,7 @@ changed τ or σ shows here.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,10 +19,13 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.decision.maps import anomaly_maps, raw_maps
-from spg_pipe.detector.judge import image_scores
-from spg_pipe.detector.model import Detector, LayerGuides
-from spg_pipe.guides.losses import segmentation_loss
+from spg_pipe.backbones.spec import TokenKey
+from spg_pipe.decision.maps import SIGMA, anomaly_maps, raw_maps
+from spg_pipe.decision.rules import image_scores
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import DetectorRecord
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import (
     anomaly_probability,
     cosines,
@@ -29,11 +33,12 @@ from spg_pipe.guides.model import (
     guide_vectors,
     to_grid,
 )
-from spg_pipe.guides.pixels import PixelTarget
-from spg_pipe.guides.trainer import GuideLosses, GuideTrainer
-from spg_pipe.recipe.params import GuideParams, MethodParams, ScoreParams
+from spg_pipe.guides.trained.losses import segmentation_loss
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideLosses, GuideTrainer
+from spg_pipe.recipe.params import MethodParams, ScoreParams
 
-LAYER = "layer"
+LAYER = TokenKey("layer")
 _LOSSES = ("total", "det_loss", "seg_loss", "sparsity_loss")
 
 
@@ -103,12 +108,16 @@ class GuideCase:
     @cached_property
     def sigma(self) -> float:
         """σ of the blur."""
-        return self._published("sigma", 4, ScoreParams().sigma)
+        return self._published("sigma", 4, SIGMA)
 
-    def method(self, detection: Literal["cls", "mean_tokens"] = "cls") -> MethodParams:
-        """`protocol: spg` with the code's τ."""
-        tau = self._published("temperature", 0.07, MethodParams().tau)
-        return MethodParams(protocol="spg", tau=tau, detection=detection)
+    @cached_property
+    def constants(self) -> Constants:
+        """The code's own, but for what the case has otherwise."""
+        return replace(
+            PUBLISHED,
+            tau=self._published("temperature", 0.07, PUBLISHED.tau),
+            sparsity=self._published("sparsity_lmbda", 1e-3, PUBLISHED.sparsity),
+        )
 
     def trainer(
         self,
@@ -117,10 +126,11 @@ class GuideCase:
         protocol: Literal["default", "spg"] = "spg",
     ) -> GuideTrainer:
         """A trainer at step 0 with the case's codes."""
-        sparsity = self._published("sparsity_lmbda", 1e-3, GuideParams().sparsity)
-        params = GuideParams(top_k=top_k, sparsity=sparsity)
-        method = self.method(detection).model_copy(update={"protocol": protocol})
-        return GuideTrainer.start(self.codes, self.atoms, self.dead, self.grid, params, method)
+        guides = TrainedGuides(epochs=1, top_k=top_k)
+        method = MethodParams(protocol=protocol, detection=detection)
+        return GuideTrainer.start(
+            self.codes, self.atoms, self.dead, self.grid, guides, method, self.constants
+        )
 
     def batch(self, images: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and masks of some images."""
@@ -129,23 +139,32 @@ class GuideCase:
 
     def detector(self, detection: Literal["cls", "mean_tokens"] = "cls") -> Detector:
         """The detector that these codes make."""
-        guides = LayerGuides.from_codes(self.codes, self.atoms, self.dead, None, self.grid)
-        method = self.method(detection)
-        config = {"tau": method.tau, "detection": method.detection, "guides": {"kind": "trained"}}
-        return Detector({LAYER: guides}, config)
+        views = (detection, "patches")
+        guides = LayerGuides.of_codes(self.codes, views, self.atoms, self.dead, None, self.grid)
+        record = DetectorRecord.model_construct(detection=detection, guides=TrainedGuides(epochs=1))
+        return Detector({LAYER.layer: guides}, record)
+
+    def judge(
+        self, tokens: Tensor, detection: Literal["cls", "mean_tokens"] = "cls"
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Patch grids, by the layer's name, and CLS probabilities."""
+        detector = self.detector(detection)
+        patches, cls = detector.probabilities({LAYER: tokens}, tau=self.constants.tau)
+        return {key.name: values for key, values in patches.items()}, cls
 
     def probabilities(self) -> dict[str, Any]:
         """Codes, vectors, cosines and probabilities of every token."""
-        detector = self.detector()
-        guides = detector.layers[LAYER]
-        patches, cls = detector.probabilities({LAYER: self.tokens})
-        similarity = cosines(self.tokens, guides.vectors)
-        anomaly = anomaly_probability(similarity[..., 2:], detector.config["tau"])
+        vectors = torch.cat(
+            [pair.vectors for pair in self.detector().layers[LAYER.layer].pairs.values()]
+        )
+        patches, cls = self.judge(self.tokens)
+        similarity = cosines(self.tokens, vectors)
+        anomaly = anomaly_probability(similarity[..., 2:], self.constants.tau)
         # The patches' numbers are the detector's own; CLS is no patch and has no place in its maps.
-        anomaly[:, 1:] = patches[LAYER].flatten(1)
+        anomaly[:, 1:] = patches[LAYER.name].flatten(1)
         return {
             "codes_eff": effective_codes(self.codes, self.dead),
-            "guide_vectors": guides.vectors,
+            "guide_vectors": vectors,
             "sim": similarity,
             "pipeline_score": cls,
             "local_prob": torch.stack([1 - anomaly, anomaly], dim=-1),
@@ -153,15 +172,15 @@ class GuideCase:
 
     def maps(self) -> dict[str, Any]:
         """Maps before and after the blur, and image scores."""
-        patches, cls = self.detector().probabilities({LAYER: self.tokens})
+        patches, cls = self.judge(self.tokens)
         raw = raw_maps(patches, self.size)
         blurred = anomaly_maps(patches, self.size, self.sigma)
         scores = {}
         if self.case.has_scalar("image_scores"):
             for name in self.case.scalar("image_scores"):
-                params = score_params(name)
-                if params is not None:
-                    scores[name] = image_scores(blurred, cls.numpy(), params)
+                options = score_options(name)
+                if options is not None:
+                    scores[name] = image_scores(blurred, cls.numpy(), **options)
         return {
             "score_map": torch.stack([1 - raw, raw], dim=1),
             "anomaly_map_raw": raw,
@@ -205,7 +224,7 @@ class GuideCase:
         """The parts whose sum is the trainer's segmentation loss."""
         vectors = guide_vectors(effective_codes(self.codes, self.dead), self.atoms)
         local = cosines(tokens[:, 1:], vectors[2:])
-        logits = to_grid((local[..., 1] - local[..., 0]) / self.method().tau, self.grid)
+        logits = to_grid((local[..., 1] - local[..., 0]) / self.constants.tau, self.grid)
         return segmentation_loss(logits, PixelTarget.of(masks, self.grid))
 
     @staticmethod
@@ -215,7 +234,7 @@ class GuideCase:
     def mean_tokens(self) -> dict[str, Any]:
         """The mean-token variant: in this protocol the first image's mean serves the batch."""
         first = self.tokens[:1].expand_as(self.tokens)
-        _, score = self.detector("mean_tokens").probabilities({LAYER: first})
+        _, score = self.judge(first, "mean_tokens")
         got: dict[str, Any] = {"pipeline_score_mean_tokens": score}
         if self.case.has("gt_mask"):
             trainer = self.trainer("mean_tokens")
@@ -231,10 +250,14 @@ class GuideCase:
         if not self.case.has_scalar("guide_topk"):
             return {}
         k = int(self.case.scalar("guide_topk"))
-        guides = LayerGuides.from_codes(self.codes, self.atoms, self.dead, k, self.grid)
+        guides = LayerGuides.of_codes(
+            self.codes, ("cls", "patches"), self.atoms, self.dead, k, self.grid
+        )
+        pairs = guides.pairs.values()
         codes = torch.zeros_like(self.codes)
-        codes[:, guides.atom_ids] = guides.atom_codes
-        got: dict[str, Any] = {"topk_codes_eff": codes, "topk_guide_vectors": guides.vectors}
+        codes[:, guides.atom_ids] = torch.cat([pair.codes for pair in pairs])
+        vectors = torch.cat([pair.vectors for pair in pairs])
+        got: dict[str, Any] = {"topk_codes_eff": codes, "topk_guide_vectors": vectors}
         if self.case.has("gt_mask"):
             trainer = self.trainer(top_k=k)
             result = trainer.losses(trainer.batch(*self.batch()))
@@ -264,20 +287,20 @@ def _row(losses: Any) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in zip(_LOSSES, losses, strict=True)}
 
 
-def score_params(name: str) -> ScoreParams | None:
+def score_options(name: str) -> dict[str, Any] | None:
     """The options behind a name in `image_scores`; None for a name that we do not know."""
     if name == "map_max":
-        return ScoreParams()  # the published main setting is the code's default
+        return {"image_score": ScoreParams().image_score}  # the published main setting
     if name == "pipeline":
-        return ScoreParams(image_score="cls")
-    if found := re.fullmatch(r"map_top([\d.]+)pct", name):
-        share = float(found[1]) / 100
-        given = {} if share == 0.1 else {"top_share": share}
-        return ScoreParams(image_score="top_mean", **given)
-    if found := re.fullmatch(r"map_lse_tau([\d.]+)", name):
-        given = {} if float(found[1]) == 1 else {"lme_tau": float(found[1])}
-        return ScoreParams(image_score="log_mean_exp", **given)
-    if found := re.fullmatch(r"hybrid_max_a([\d.]+)", name):
-        given = {} if float(found[1]) == 0.5 else {"alpha": float(found[1])}
-        return ScoreParams(image_score="mix", **given)
+        return {"image_score": "cls"}
+    for pattern, kind, option, published in (
+        (r"map_top([\d.]+)pct", "top_mean", "top_share", 10),
+        (r"map_lse_tau([\d.]+)", "log_mean_exp", "lme_tau", 1),
+        (r"hybrid_max_a([\d.]+)", "mix", "alpha", 0.5),
+    ):
+        if match := re.fullmatch(pattern, name):
+            value = float(match[1])
+            given = value / 100 if option == "top_share" else value
+            # The code's own default where it is the published one.
+            return {"image_score": kind} | ({} if value == published else {option: given})
     return None

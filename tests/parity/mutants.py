@@ -27,42 +27,44 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = {
-    "τ = 0.08": Mutant("guide", "recipe/params.py", "TAU = 0.07", "TAU = 0.08"),
-    "σ = 5": Mutant("guide", "recipe/params.py", "SIGMA = 4.0", "SIGMA = 5.0"),
+    "τ = 0.08": Mutant("guide", "guides/model.py", "TAU = 0.07", "TAU = 0.08"),
+    "σ = 5": Mutant("guide", "decision/maps.py", "SIGMA = 4.0", "SIGMA = 5.0"),
     "sparsity 2e-3": Mutant(
         "guide",
-        "recipe/params.py",
-        "sparsity: Annotated[float, Field(ge=0)] = 1e-3",
-        "sparsity: Annotated[float, Field(ge=0)] = 2e-3",
+        "guides/trained/trainer.py",
+        "sparsity: float = 1e-3",
+        "sparsity: float = 2e-3",
     ),
-    "guides' lr": Mutant("guide", "recipe/params.py", "= 1e-2", "= 2e-2"),
-    "EMA decay": Mutant("guide", "recipe/params.py", "= 0.999", "= 0.99"),
+    "guides' lr": Mutant("guide", "guides/trained/trainer.py", "= 1e-2", "= 2e-2"),
+    "EMA decay": Mutant("guide", "guides/trained/trainer.py", "= 0.999", "= 0.99"),
     "EMA warm-up in spg": Mutant(
         "guide", "recipe/protocol.py", '"spg", "steps", True, False', '"spg", "steps", True, True'
     ),
-    "image score": Mutant("guide", "recipe/params.py", '] = "max"', '] = "cls"'),
-    "top share": Mutant("guide", "recipe/params.py", "= 0.1\n", "= 0.2\n"),
-    "log-mean-exp τ": Mutant("guide", "recipe/params.py", "= 1.0\n", "= 2.0\n"),
-    "α of the mix": Mutant("guide", "recipe/params.py", "= 0.5\n", "= 0.6\n"),
+    "image score": Mutant("guide", "recipe/params.py", 'ImageScore = "max"', 'ImageScore = "cls"'),
+    "top share": Mutant("guide", "decision/rules.py", "= 0.1\n", "= 0.2\n"),
+    "log-mean-exp τ": Mutant("guide", "decision/rules.py", "= 1.0\n", "= 2.0\n"),
+    "α of the mix": Mutant("guide", "decision/rules.py", "= 0.5\n", "= 0.6\n"),
     "blur's kernel": Mutant("guide", "decision/maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
     "blur's border": Mutant("guide", "decision/maps.py", 'mode="reflect"', 'mode="nearest"'),
     "focal smoothing": Mutant(
-        "guide", "guides/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
+        "guide", "guides/trained/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
     ),
     "dice smoothing": Mutant(
-        "guide", "guides/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
+        "guide", "guides/trained/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
     ),
     "aligned corners": Mutant(
         "guide", "guides/model.py", "align_corners=False", "align_corners=True"
     ),
     "Adam's betas": Mutant("sae", "sae/trainer.py", "(0.5, 0.999)", "(0.9, 0.999)"),
-    "SAE's lr": Mutant(
-        "sae", "recipe/params.py", "lr: Annotated[float, Field(gt=0)] = 1e-3", "lr: float = 2e-3"
+    "SAE's lr": Mutant("sae", "sae/trainer.py", "lr: float = 1e-3", "lr: float = 2e-3"),
+    "AuxK coefficient": Mutant("sae", "sae/trainer.py", "= 1 / 32", "= 1 / 16"),
+    "AuxK without stop-gradient": Mutant(
+        "sae", "sae/trainer.py", "x - x_hat.detach()", "x - x_hat"
     ),
-    "AuxK coefficient": Mutant("sae", "recipe/params.py", "= 1 / 32", "= 1 / 16"),
-    "AuxK without stop-gradient": Mutant("sae", "sae/losses.py", "x - x_hat.detach()", "x - x_hat"),
-    "activity threshold": Mutant("sae", "sae/losses.py", "= 1e-3", "= 1e-2"),
-    "dead one step early": Mutant("sae", "sae/losses.py", "self.age > limit", "self.age >= limit"),
+    "activity threshold": Mutant(
+        "sae", "sae/trainer.py", "ACTIVE_ABOVE = 1e-3", "ACTIVE_ABOVE = 1e-2"
+    ),
+    "dead one step early": Mutant("sae", "sae/trainer.py", "self.age > limit", "self.age >= limit"),
     "no renormalisation": Mutant("sae", "sae/trainer.py", "self.sae.renormalise()", "pass"),
     "DINOv3 resized in 8 bits": Mutant(
         "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'

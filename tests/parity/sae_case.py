@@ -7,6 +7,7 @@ defaults, so that a changed default shows here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,9 @@ import torch
 from torch import Tensor
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import protocol
-from spg_pipe.sae.activations import topk_code
-from spg_pipe.sae.losses import ACTIVE_ABOVE, auxk_loss
-from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.trainer import SaeTrainer
+from spg_pipe.sae.model import SparseAutoencoder, topk_code
+from spg_pipe.sae.trainer import ACTIVE_ABOVE, SaeTrainer, StepConstants, auxk_loss
 
 STEPS = 5
 
@@ -47,20 +45,17 @@ def trainer(case: Case, encoder: str, dictionary: str) -> SaeTrainer:
     """A trainer of `protocol: spg` with the case's weights; defaults of the code elsewhere."""
     weights, atoms = _tensor(case, encoder), _tensor(case, dictionary)
     latents, dim = weights.shape
-    default = SaeParams()
-    params = default.model_copy(
-        update={
-            "dict_size": latents,
-            "k": int(case.scalar("topk")),
-            "auxk": int(case.scalar("auxk", default.auxk)),
-        }
+    default = StepConstants()
+    constants = replace(
+        default,
+        auxk=int(case.scalar("auxk", default.auxk)),
         # The published coefficient and threshold are the code's own, whatever it says they are.
-        | _unless_published(case, "auxk_coef", "auxk_coef", 1 / 32)
-        | _unless_published(case, "dead_steps_threshold", "dead_after_tokens", 10_000_000)
+        **_unless_published(case, "auxk_coef", "auxk_coef", 1 / 32),
+        **_unless_published(case, "dead_steps_threshold", "dead_after", 10_000_000),
     )
-    sae = SparseAutoencoder(dim, latents, params.k)
+    sae = SparseAutoencoder(dim, latents, int(case.scalar("topk")))
     sae.encoder.data, sae.dictionary.data = weights, atoms
-    return SaeTrainer.start(sae, params, protocol("spg").dead_counter)
+    return SaeTrainer.start(sae, protocol("spg").dead_counter, constants)
 
 
 def _forward(case: Case) -> dict[str, Any]:
@@ -71,11 +66,11 @@ def _forward(case: Case) -> dict[str, Any]:
     x = patches(_tensor(case, "x_tokens"))
     result, dead = ours.losses(x)
     result.total.backward()
-    sae, params = ours.sae, ours.params
+    sae, constants = ours.sae, ours.constants
     with torch.no_grad():
         pre, x_hat = x @ sae.encoder.t(), sae(x).x_hat
         z = topk_code(pre, sae.k)
-        auxk = min(params.auxk, len(dead))
+        auxk = min(constants.auxk, len(dead))
         candidates = pre * dead
         got = {
             "pre": pre,
@@ -83,7 +78,7 @@ def _forward(case: Case) -> dict[str, Any]:
             "x_hat": x_hat,
             "recon_error": (x_hat - x).pow(2).mean(dim=1),
             "sparsity_penalty": z.sum(dim=1) / len(dead),
-            "auxk_loss": auxk_loss(pre, sae.atoms, x - x_hat, dead, params.auxk),
+            "auxk_loss": auxk_loss(pre, sae.atoms, x - x_hat, dead, constants.auxk),
             "topk_val_raw": pre.topk(sae.k, dim=1).values,
             "auxk_val": candidates.topk(auxk, dim=1).values.clamp_min(0),
         }
@@ -98,7 +93,7 @@ def _forward(case: Case) -> dict[str, Any]:
         "grad_Draw": sae.dictionary.grad,
         "topk_idx": _indices_of(case, "topk_idx", pre, got["topk_val_raw"]),
         "auxk_idx": _indices_of(case, "auxk_idx", candidates.clamp_min(0), got["auxk_val"]),
-        **_settings(case, params, x),
+        **_settings(constants, x),
     }
 
 
@@ -114,13 +109,13 @@ def _indices_of(case: Case, name: str, ours: Tensor, largest: Tensor) -> Any:
     )
 
 
-def _settings(case: Case, params: SaeParams, x: Tensor) -> dict[str, Any]:
+def _settings(constants: StepConstants, x: Tensor) -> dict[str, Any]:
     """Derived settings of the case, for those that list them as results."""
     return {
         "tokens_per_batch": len(x),
-        "dead_steps": max(1, params.dead_after_tokens // len(x)),
+        "dead_steps": max(1, constants.dead_after // len(x)),
         "dead_activation_threshold": ACTIVE_ABOVE,
-        "auxk_coef": params.auxk_coef,
+        "auxk_coef": constants.auxk_coef,
     }
 
 
@@ -137,7 +132,7 @@ def _five_steps(case: Case) -> dict[str, Any]:
         table.append(
             {
                 "recon": float(result.reconstruction.detach()),
-                "auxk_times_coef": float(result.auxk.detach()) * ours.params.auxk_coef,
+                "auxk_times_coef": float(result.auxk.detach()) * ours.constants.auxk_coef,
                 "total": float(result.total.detach()),
                 "n_dead": int(dead.sum()),
                 "W_norm": float(steps["W"][-1].norm()),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import GUIDES, SAE, TinyBackbone, write_folder
+from tiny import SAE, TinyBackbone, write_folder
 
 from spg_pipe import pipeline
 from spg_pipe.pipeline.console import Console
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RecipeRun:
         "directions": [],
         "backbone": {"alias": "efficientnet-lite0", "image_size": 32},
         "sae": SAE.model_dump() | {"epochs": 1},
-        "guides": GUIDES.model_dump() | {"epochs": 1},
+        "guides": {"kind": "trained", "epochs": 1},
     }
     return RecipeRun(parse_params(content, "the test's recipe"), Console(), device="cpu", workers=1)
 

@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
-from tiny import METHOD, SAE, TinyBackbone, extracted
+from layouts import scanned, write_mvtec
+from tiny import METHOD, SAE, TinyBackbone, additive_plan, extracted
 
 from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
-from spg_pipe.datasets import build_manifest
-from spg_pipe.datasets.paint.synthetic.writer import write_synthetic
+from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, class_sums
+from spg_pipe.guides.kinds import ContrastGuides
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
@@ -33,9 +34,7 @@ from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
     DecisionParams,
-    GuideParams,
     MetricParams,
-    ScoreParams,
     parse_params,
 )
 from spg_pipe.report.tables import caption
@@ -43,9 +42,9 @@ from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines.linear import logistic_regression
-from spg_pipe.study.choosing import Candidate
-from spg_pipe.study.choosing_banks import judge_banks
-from spg_pipe.study.contestants import contestants
+from spg_pipe.study.held_out import Candidate
+from spg_pipe.study.held_out_banks import judge_banks
+from spg_pipe.study.methods import entries
 
 SEES = "synthetic defects on 12 normal images"
 PAINTED = {"name": "painted", "root": "syn/a", "source": "parts", "layout": "mvtec"}
@@ -57,16 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("painted")
     write_mvtec(root / "parts", train=6, good=3)
     write_mvtec(root / "other", ("nut",), seed=1)
-    source = build_manifest("parts", "mvtec", root / "parts", split="train")
+    source = scanned("parts", "mvtec", root / "parts", split="train")
     write_synthetic(source, root / "syn" / "a", per_image=2)
     return root
 
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> FeatureStore:
-    return extracted(
-        build_manifest("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr"
-    )
+    return extracted(scanned("painted", "synthetic", folder / "syn" / "a"), folder / "aux.zarr")
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +73,13 @@ def sae(store: FeatureStore) -> SaeRun:
 
 @pytest.fixture(scope="module")
 def detector(store: FeatureStore, sae: SaeRun) -> Detector:
-    rules = ScoreParams(sigma=1.0)
-    return train_guides(store, sae, GuideParams(atoms=4), METHOD, rules, seed=1)[0]
+    return make_detector(store, additive_plan(sae, guides=ContrastGuides(atoms=4)))[0]
 
 
 @pytest.fixture
 def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
     def target(root: str, split: str = "test") -> FeatureStore:
-        manifest = build_manifest("target", "mvtec", folder / root, split=split)
+        manifest = scanned("target", "mvtec", folder / root, split=split)
         return extracted(manifest, tmp_path / f"{root}-{split}.zarr")
 
     return target
@@ -108,15 +104,14 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Rec
 def test_a_detector_says_on_how_many_images_its_defects_were_painted(
     detector: Detector, tiny_detector: Detector
 ) -> None:
-    assert detector.config["auxiliary"]["synthetic"] == {
-        "normal_images": 12,
-        "categories": ["bottle", "screw"],
-    }
+    assert detector.record.auxiliary.synthetic == Painted(
+        normal_images=12, categories=("bottle", "screw")
+    )
     assert detector.sees == SEES
     assert len(detector.painted_on) == 12
     assert tiny_detector.sees == "labelled auxiliary set"
-    assert "synthetic" not in tiny_detector.config["auxiliary"]
-    assert "painted_on" not in tiny_detector.config
+    assert tiny_detector.record.auxiliary.synthetic is None
+    assert not tiny_detector.painted_on
 
 
 def test_scores_metrics_and_tables_say_so(
@@ -126,16 +121,16 @@ def test_scores_metrics_and_tables_say_so(
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.sees == SEES
     found = evaluate_scores(scores, judged, MetricParams())
-    assert {row["sees"] for row in found.rows} == {SEES}
-    assert found.provenance["sees"] == SEES
-    assert SEES in caption(found.rows[-1])
+    assert found.table.context.supervision == SEES
+    assert found.provenance.supervision == SEES
+    assert SEES in caption(found.table)
 
 
 def test_few_shot_scores_say_both(
     detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
 ) -> None:
     judged = target("other")
-    banks = banks_of([target("other", "train")], judged, BankParams(), sigma=1.0)
+    banks = banks_of([target("other", "train")], judged, BankParams())
     scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
     assert scores.sees == f"{SEES}; few-shot: 2 normal images of the target"
 
@@ -143,10 +138,10 @@ def test_few_shot_scores_say_both(
 def test_baselines_and_compare_say_so(
     folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert logistic_regression(store, 0).sees == SEES
+    assert logistic_regression(store, 0).supervision == SEES
     run = run_of(folder, monkeypatch)
-    first = list(islice(contestants(run, run, {"painted": store, "other": store}, 2), 4))
-    assert [one.sees for one in first] == [SEES] * 4
+    first = list(islice(entries(run, {"painted": store, "other": store}, 2), 4))
+    assert [one.supervision for one in first] == [SEES] * 4
 
 
 @pytest.mark.parametrize(
@@ -174,9 +169,10 @@ def test_a_target_that_was_painted_on_is_told(
     assert note in said
     assert bool(said) == bool(note)
     # Other categories of the same folder are other products.
-    config = detector.config | {"painted_on": ["0"]}
-    config["auxiliary"] = config["auxiliary"] | {"synthetic": {"categories": ["zipper"]}}
-    note_own_images(run, replace(detector, config=config), dataset, judged)
+    painted = Painted(normal_images=1, categories=("zipper",))
+    auxiliary = detector.record.auxiliary.model_copy(update={"synthetic": painted})
+    record = detector.record.model_copy(update={"painted_on": ("0",), "auxiliary": auxiliary})
+    note_own_images(run, replace(detector, record=record), dataset, judged)
     assert capsys.readouterr().err == ""
 
 
@@ -250,13 +246,13 @@ def test_no_bank_is_chosen_where_it_would_hold_the_originals(
 ) -> None:
     one = Candidate(sae, 4, DecisionParams())
     with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
-        judge_banks(store, one, [BankParams()], 1.0, normals=2, seed=0)
+        judge_banks(store, one, [BankParams()], normals=2, seed=0)
 
 
 def test_a_store_made_before_learns_its_sources_without_new_tokens(
     folder: Path, tmp_path: Path
 ) -> None:
-    manifest = build_manifest("painted", "synthetic", folder / "syn" / "a")
+    manifest = scanned("painted", "synthetic", folder / "syn" / "a")
     old = extracted(replace(manifest, sources={}), tmp_path / "old.zarr")
     assert old.synthetic == {}
     shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))

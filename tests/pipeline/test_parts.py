@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli.main import app
-from spg_pipe.cli.options import make_run, names_of
+from spg_pipe.cli.options import Options, names_of
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console, exit_code
-from spg_pipe.pipeline.find import find_dataset, find_store, store_of_dataset
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.store.reader import FeatureStore
@@ -33,8 +34,8 @@ RECIPE: dict[str, Any] = {
     "auxiliaries": ["left"],
     "directions": [{"aux": "left", "target": "right"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8"]},
-    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4, "auxk": 0},
-    "guides": {"epochs": 1, "batch_images": 4},
+    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4},
+    "guides": {"epochs": 1},
 }
 BAD = Path("left/bottle/test/good/001.png")
 Extract = Callable[..., Path]
@@ -56,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
 
 
 def skipping(skip_bad: bool) -> RecipeRun:
-    return make_run(Path("params.yaml"), skip_bad=skip_bad, device="cpu", quiet=True)
+    return Options(skip_bad=skip_bad, device="cpu", quiet=True).run()
 
 
 def extract(run: RecipeRun, backbone: Backbone, name: str = "left", **options: Any) -> Path:
@@ -91,17 +92,17 @@ def test_a_part_is_no_ones_whole_dataset(
     part = extract(run, backbone, **options)
     assert part != run.paths.store("left")
     held = FeatureStore(part)
-    assert ", ".join(held.attributes["notes"][-len(options) :]) == note
+    assert ", ".join(held.spec.notes[-len(options) :]) == note
     for _ in range(2):  # with the folder here, and without it
-        with pytest.raises(SpgError, match="no finished feature store"):
-            find_store(run, left(run))
+        with pytest.raises(SpgError, match="spg-pipe extract --split"):
+            checked_store(run, left(run))
         if Path("left").exists():
-            assert store_of_dataset(run, left(run), part).path == part
+            assert checked_store(run, left(run), part).path == part
             Path("left").rename("gone")
     Path("gone").rename("left")
     whole = extract(run, backbone)
     assert whole == run.paths.store("left")
-    assert find_store(run, left(run)).path == whole
+    assert checked_store(run, left(run)).path == whole
 
 
 def test_options_that_leave_nothing_out_give_the_datasets_own_store(
@@ -110,7 +111,7 @@ def test_options_that_leave_nothing_out_give_the_datasets_own_store(
     place = extract(run, backbone, limit=8, categories=["screw", "bottle"])
     assert place == run.paths.store("left")
     assert FeatureStore(place).selection == {}
-    assert find_store(run, left(run)).path == place
+    assert checked_store(run, left(run)).path == place
 
 
 def test_a_part_is_refused_in_the_place_of_the_whole(run: RecipeRun, backbone: Backbone) -> None:
@@ -139,12 +140,10 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
     with pytest.raises(SpgError, match="spg-pipe train-guides"):
         pipeline.score(run, "right", store=target)
     (scores,) = pipeline.score(run, "right", detector=detector, store=target)
-    (metrics,) = pipeline.evaluate(run, "right", scores=scores)
-    assert (
-        sum(row["images"] for row in pipeline.read_metrics(metrics) if row["kind"] != "mean") == 3
-    )
-    with pytest.raises(SpgError, match="spg-pipe score"):
-        pipeline.evaluate(run, "right")
+    (metrics,) = pipeline.evaluate(run, "right", scores=scores, store=target)
+    assert pipeline.read_metrics(metrics).mean.counts.images == 3
+    with pytest.raises(SpgError, match="spg-pipe extract --split right"):
+        pipeline.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
 
 
 def test_a_part_is_judged_at_the_images_own_size(run: RecipeRun, backbone: Backbone) -> None:
@@ -153,12 +152,8 @@ def test_a_part_is_judged_at_the_images_own_size(run: RecipeRun, backbone: Backb
     sae = pipeline.train_sae(run, "left", 111, store=aux)
     detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
     (scores,) = pipeline.score(run, "right", detector=detector, store=target)
-    original = make_run(
-        Path("params.yaml"), overrides=["metrics.resolution=original"], device="cpu", quiet=True
-    )
-    assert len(pipeline.evaluate(original, "right", scores=scores)) == 1
-    with pytest.raises(SpgError, match="spg-pipe score"):  # there are none of the whole of right
-        pipeline.evaluate(run, "right")
+    original = Options(overrides=["metrics.resolution=original"], device="cpu", quiet=True).run()
+    assert len(pipeline.evaluate(original, "right", scores=scores, store=target)) == 1
 
 
 def test_the_order_and_repetition_of_categories_do_not_matter(
@@ -190,10 +185,10 @@ def test_a_store_without_bad_images_is_the_datasets_own(
         extract(run, backbone)
     place = extract(skipping(True), backbone)
     assert place == run.paths.store("left")
-    assert find_store(run, left(run)).path == place
+    assert checked_store(run, left(run)).path == place
     assert len(FeatureStore(place)) == 7
     BAD.unlink()  # as good as left out
-    assert find_store(run, left(run)).path == place
+    assert checked_store(run, left(run)).path == place
 
 
 def test_a_store_from_which_images_are_missing_otherwise_is_refused(
@@ -203,17 +198,17 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(
     extract(skipping(True), backbone)
     other = BAD.with_name("002.png")
     other.write_bytes(whole)  # one more
-    with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(run, left(run))
+    with pytest.raises(SpgError, match="spg-pipe extract --split"):
+        checked_store(run, left(run))
     other.unlink()
-    find_store(run, left(run))
+    checked_store(run, left(run))
     BAD.write_bytes(whole)  # repaired
-    with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(run, left(run))
+    with pytest.raises(SpgError, match="spg-pipe extract --split"):
+        checked_store(run, left(run))
     with pytest.raises(SpgError, match=r"no longer left out: bottle/test/good/001\.png.*--replace"):
         extract(run, backbone)
     place = extract(run, backbone, replace=True)
-    assert find_store(run, left(run)).path == place
+    assert checked_store(run, left(run)).path == place
 
 
 def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
@@ -223,7 +218,7 @@ def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
     pipeline.prepare(skipping(True), left(run))
     BAD.write_bytes(whole)
     place = extract(run, backbone)
-    assert find_store(run, left(run)).path == place
+    assert checked_store(run, left(run)).path == place
 
 
 def test_a_folder_with_a_bad_image_is_found_by_its_content(
@@ -234,10 +229,10 @@ def test_a_folder_with_a_bad_image_is_found_by_its_content(
     truncate(folder / "good" / "001.png")
     place = extract(skipping(True), backbone, "line")
     dataset = find_dataset(run.params, "line")
-    assert find_store(run, dataset).path == place
+    assert checked_store(run, dataset).path == place
     shutil.copy("left/screw/test/good/000.png", folder / "good" / "000.png")
-    with pytest.raises(SpgError, match="no finished feature store"):
-        find_store(run, dataset)
+    with pytest.raises(SpgError, match="spg-pipe extract --split"):
+        checked_store(run, dataset)
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

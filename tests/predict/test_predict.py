@@ -25,6 +25,7 @@ from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, judge_images
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.results import write_results
+from spg_pipe.recipe.protocol import protocol as settings_of
 
 Run = Callable[..., list[Prediction]]
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
@@ -38,10 +39,9 @@ def photograph(path: Path, size: tuple[int, int] = (20, 30), **options: Any) -> 
     return path
 
 
-def corrupt(path: Path) -> Path:
-    """The same image without its end."""
+def corrupt(path: Path) -> None:
+    """Cut off an image's end."""
     path.write_bytes(path.read_bytes()[:-100])
-    return path
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where results go; not there yet, nor is the folder above it."""
+    return tmp_path / "fresh" / "out"
+
+
+@pytest.fixture
 def run(tiny_detector: Detector) -> Run:
     """Predict with the tiny detector, image by image."""
 
@@ -61,12 +67,10 @@ def run(tiny_detector: Detector) -> Run:
     ) -> list[Prediction]:
         detector = tiny_detector
         if protocol == "spg":
-            settings = detector.config["protocol"] | {"name": "spg", "exif_of_own_images": False}
-            detector = replace(detector, config=detector.config | {"protocol": settings})
-        predictor, images = (
-            Predictor(detector, backbone or TinyBackbone()),
-            read_images(source, out),
-        )
+            record = detector.record.model_copy(update={"protocol": settings_of("spg")})
+            detector = replace(detector, record=record)
+        predictor = Predictor(detector, backbone or TinyBackbone())
+        images = read_images(source, out)
         judged = judge_images(predictor, images, batch_images=1)
         return write_results(judged, images, out, predictor.shown)
 
@@ -74,9 +78,8 @@ def run(tiny_detector: Detector) -> Run:
 
 
 def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
-    images: Path, tmp_path: Path, run: Run
+    images: Path, out: Path, run: Run
 ) -> None:
-    out = tmp_path / "new" / "out"
     results = run(images, out)
     assert [row.path for row in results] == ["a.png", "b.png", "more/c.png"]
     assert list(files(out)) == [*(f"overlays/{row.path}.png" for row in results), "scores.csv"]
@@ -88,23 +91,21 @@ def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
     assert {row["protocol"] for row in rows} == {"default"}
 
 
-@pytest.mark.parametrize("protocol", ["default", "spg"])
+@pytest.mark.parametrize(("protocol", "size"), [("default", (30, 20)), ("spg", (20, 30))])
 def test_exif_turns_an_image_unless_the_detectors_protocol_is_spg(
-    tmp_path: Path, run: Run, protocol: str
+    tmp_path: Path, out: Path, run: Run, protocol: str, size: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     source = photograph(tmp_path / "turned.jpg", (20, 30), exif=exif)
-    (row,) = run(source, tmp_path / "out", protocol=protocol)
-    size = (30, 20) if protocol == "default" else (20, 30)
+    (row,) = run(source, out, protocol=protocol)
     assert (row.height, row.width) == size
     assert row.protocol == protocol
-    with Image.open(tmp_path / "out" / row.overlay) as overlay:
+    with Image.open(out / row.overlay) as overlay:
         assert (overlay.height, overlay.width) == size
 
 
-def test_an_image_inside_the_output_folder_is_scored(tmp_path: Path, run: Run) -> None:
-    out = tmp_path / "p"
+def test_an_image_inside_the_output_folder_is_scored(out: Path, run: Run) -> None:
     source = photograph(out / "a.png")
     for _ in range(2):
         assert [row.path for row in run(source, out)] == ["a.png"]
@@ -114,8 +115,7 @@ def test_an_image_inside_the_output_folder_is_scored(tmp_path: Path, run: Run) -
 def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(images: Path, run: Run) -> None:
     out = images / "predictions"
     first = run(images, out)
-    (out / ".spg-predict.1" / "new").mkdir(parents=True)  # what a killed process leaves
-    photograph(out / ".spg-predict.1" / "new" / "x.png")
+    photograph(out / ".spg-predict.1" / "new" / "x.png")  # what a killed process leaves
     assert run(images, out) == first
     with pytest.raises(SpgError, match="no images but the heat maps of an earlier run"):
         run(out / "overlays" / "a.png.png", out)
@@ -123,8 +123,7 @@ def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(images: Path, run:
         run(images, images)
 
 
-def test_what_a_killed_process_left_is_removed(images: Path, run: Run) -> None:
-    out = images / "predictions"
+def test_what_a_killed_process_left_is_removed(images: Path, out: Path, run: Run) -> None:
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     mine, others = (out / f".spg-predict.{number}" for number in (killed.pid, os.getppid()))
@@ -134,18 +133,18 @@ def test_what_a_killed_process_left_is_removed(images: Path, run: Run) -> None:
     assert (mine.exists(), others.exists()) == (False, True)  # the other process still runs
 
 
-def test_masks_are_not_taken_for_images(images: Path, tmp_path: Path, run: Run) -> None:
+def test_masks_are_not_taken_for_images_but_counted(images: Path, out: Path, run: Run) -> None:
     photograph(images / "ground_truth" / "scratch" / "a_mask.png")
     photograph(images / "masks" / "b.png")
-    assert [row.path for row in run(images, tmp_path / "out")] == ["a.png", "b.png", "more/c.png"]
+    assert read_images(images, out).masks == 2
+    assert [row.path for row in run(images, out)] == ["a.png", "b.png", "more/c.png"]
     # A folder that is named itself is meant.
-    assert len(run(images / "masks", tmp_path / "two")) == 1
+    assert len(run(images / "masks", out)) == 1
 
 
 def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
-    images: Path, tmp_path: Path, run: Run
+    images: Path, out: Path, run: Run
 ) -> None:
-    out = tmp_path / "out"
     run(images, out)
     (out / "notes.txt").write_text("mine")
     (out / "overlays" / "mine.txt").write_text("mine too")
@@ -166,26 +165,22 @@ def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
     assert after["overlays/a.png.png"] != before["overlays/a.png.png"]
 
 
-def test_a_failed_run_leaves_no_new_folder(images: Path, tmp_path: Path, run: Run) -> None:
+def test_a_failed_run_leaves_no_new_folder(images: Path, out: Path, run: Run) -> None:
     corrupt(images / "more" / "c.png")
     with pytest.raises(SpgError, match=r"c\.png"):
-        run(images, tmp_path / "new" / "out")
-    assert not (tmp_path / "new").exists()
+        run(images, out)
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_files_that_stop_moving_midway_move_back(
-    images: Path,
-    tmp_path: Path,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    stop: int,
+    images: Path, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Two heat maps and the scores go aside, three heat maps and the scores come in: 7 moves."""
-    out = tmp_path / "out"
-    late = (images / "more" / "c.png").rename(tmp_path / "c.png")
+    late = (images / "more" / "c.png").rename(images.parent / "c.png")
     run(images, out)
     before = files(out)
+    folders = sorted(out.rglob("*"))
     late.rename(images / "more" / "c.png")
     photograph(images / "a.png", (50, 60))
     rename, moves = Path.replace, []
@@ -206,18 +201,12 @@ def test_files_that_stop_moving_midway_move_back(
     with pytest.raises(KeyboardInterrupt):
         run(images, out)
     assert files(out) == before
-    assert sorted(path.name for path in out.rglob("*")) == [
-        "a.png.png",
-        "b.png.png",
-        "overlays",
-        "scores.csv",
-    ]
+    assert sorted(out.rglob("*")) == folders
 
 
 def test_older_files_that_cannot_be_moved_back_are_kept(
-    images: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    images: Path, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
     run(images, out)
     before = set(files(out).values())
     rename = Path.replace
@@ -242,51 +231,35 @@ def test_older_files_that_cannot_be_moved_back_are_kept(
         ("scores.csv/x", "mine", r"scores\.csv is a folder"),
         ("overlays/a.png.png/x", "mine", r"a\.png\.png is a folder"),
         ("overlays", "mine", "overlays is a file"),
+        ("", "mine", "out is a file"),
     ],
 )
 def test_what_is_no_result_is_not_replaced(
-    images: Path,
-    tmp_path: Path,
-    run: Run,
-    name: str,
-    content: str,
-    message: str,
+    images: Path, out: Path, run: Run, name: str, content: str, message: str
 ) -> None:
-    place = tmp_path / "out" / name
-    place.parent.mkdir(parents=True)
-    place.write_text(content)
-    before = files(tmp_path / "out")
+    taken = out / name
+    taken.parent.mkdir(parents=True)
+    taken.write_text(content)
+    before = files(out.parent)
     with pytest.raises(SpgError, match=message) as error:
-        run(images, tmp_path / "out")
+        run(images, out)
     assert "another --out" in str(error.value)
-    assert files(tmp_path / "out") == before
-
-
-def test_an_output_that_is_a_file_is_refused(images: Path, tmp_path: Path, run: Run) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(SpgError, match="is a file"):
-        run(images, tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "mine"
+    assert files(out.parent) == before
 
 
 def test_the_command_says_what_the_scores_depend_on(
-    images: Path, tmp_path: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
+    images: Path, out: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
-    tiny_detector.save(tmp_path / "detector")
-    outcome = predict_folder(
-        tmp_path / "detector",
-        images,
-        tmp_path / "out",
-        weights=None,
-        device="cpu",
-        console=Console(verbosity=0),
-    )
+    saved = images.parent / "detector"
+    tiny_detector.save(saved)
+    options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(0)}
+    outcome = predict_folder(saved, images, out, **options)
     facts = {
         "fingerprint": tiny_detector.fingerprint,
         "protocol": "default",
         "tau": 0.07,
-        "sigma": 1.0,
+        "sigma": 4.0,
         "image_score": "max",
         "backbone": "tiny@32 layers 1+2 (post-norm)",
         "seed": 111,
@@ -295,6 +268,6 @@ def test_the_command_says_what_the_scores_depend_on(
     assert content.items() >= facts.items()
     assert [row["protocol"] for row in content["predictions"]] == ["default"] * 3
     assert (
-        "protocol default, σ 1, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
+        "protocol default, σ 4, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
         f"detector {tiny_detector.fingerprint[:8]}"
     ) in outcome.text().splitlines()

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import METHOD, TinyBackbone, files, write_folder
+from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.cli.main import app
 from spg_pipe.decision.maps import SHOWN, SOFTENING
-from spg_pipe.detector.make import train_guides
+from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.recipe.params import BankParams, GuideParams, ScoreParams
+from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
@@ -35,9 +35,8 @@ Command = Callable[..., tuple[int, str, str]]
 def detector(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    given = GuideParams(atoms=6), METHOD, ScoreParams(sigma=1.0)
     path = tmp_path_factory.mktemp("detectors") / "d"
-    train_guides(tiny_store, tiny_sae, *given, seed=1)[0].save(path)
+    make_detector(tiny_store, additive_plan(tiny_sae))[0].save(path)
     return path
 
 
@@ -61,8 +60,11 @@ def predict(
     """`spg-pipe predict` in this process: exit code, stdout, stderr."""
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
 
-    def command(*options: str) -> tuple[int, str, str]:
+    def command(
+        *options: str, normals: Path | None = tmp_path / "normals", detector: Path = detector
+    ) -> tuple[int, str, str]:
         given = ["predict", str(detector), str(images), "--out", str(tmp_path / "out"), *options]
+        given += ["--normals", str(normals)] if normals else []
         code = exit_code(lambda: app(given, standalone_mode=False))
         out, err = capsys.readouterr()
         return code, out, err
@@ -84,7 +86,7 @@ def test_the_scores_are_those_of_score_on_the_same_images(
     options = ["--bank", "alone"] if alone else ["--set", "bank.weight=0.5"]
     options += ["--tiles", "64"] if sides else []
     backbone = tiled(TinyBackbone(), sides) if sides else TinyBackbone()
-    code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
+    code, _, err = predict(*options)
     assert code == 0, err
     target, normals = (
         extracted(
@@ -95,7 +97,7 @@ def test_the_scores_are_those_of_score_on_the_same_images(
         )
         for name in ("parts", "normals")
     )
-    banks = banks_of([normals], target, BankParams(weight=0.5), sigma=1.0)
+    banks = banks_of([normals], target, BankParams(weight=0.5))
     used = None if alone else Detector.load(detector)
     expected = score_few_shot(used, banks, target, tmp_path / "s").table.set_index("path")
     found = rows_of(tmp_path / "out")
@@ -107,25 +109,24 @@ def test_the_scores_are_those_of_score_on_the_same_images(
 
 
 def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path: Path) -> None:
-    normals = str(tmp_path / "normals")
-    code, out, _ = predict("--normals", normals)
+    code, out, _ = predict()
     assert code == 0
     assert "image score additive + k-NN bank, tiny@32 layers 1+2 (post-norm), seed 1" in out
     assert BOTH in out
-    code, out, _ = predict("--normals", normals, "--bank", "alone")
+    code, out, _ = predict("--bank", "alone")
     assert f"image score k-NN bank alone, tiny@32 layers 1+2 (post-norm); {SEES}" in out
     assert not {"seed", "detector"} & set(out.split())
-    code, out, _ = predict("--normals", normals, "--bank", "alone", "--json")
+    code, out, _ = predict("--bank", "alone", "--json")
     content = json.loads(out)
     assert (content["sees"], content["image_score"]) == (SEES, "k-NN bank alone")
     assert content["bank"] == BankParams().model_dump()
     assert {row["sees"] for row in content["predictions"]} == {SEES}
     assert not {"guides", "tau", "seed", "fingerprint"} & set(content)  # not used
-    code, out, _ = predict("--normals", normals, "--json")
+    code, out, _ = predict("--json")
     content = json.loads(out)
     assert content["sees"] == BOTH
     assert {"guides", "tau", "seed", "fingerprint"} <= set(content)
-    code, out, _ = predict("--json")  # in the same place: an earlier result, few-shot or not
+    code, out, _ = predict(normals=None)  # in the same place: an earlier result, few-shot or not
     assert code == 0
     assert "few-shot" not in out
     assert "sees" not in rows_of(tmp_path / "out")[0]
@@ -149,7 +150,7 @@ def test_heat_maps_begin_to_shine_above_what_normal_images_have(
 def test_images_that_are_normals_themselves_are_named(
     predict: Command, images: Path, tmp_path: Path
 ) -> None:
-    code, _, err = predict("--normals", str(images / "bolt" / "good"))
+    code, _, err = predict(normals=images / "bolt" / "good")
     assert code == 0
     assert "Note: 2 of the 4 images are among the normal ones" in err
     assert "bolt/good/00.png, bolt/good/01.png" in err
@@ -176,12 +177,12 @@ def test_copies_among_the_normals_are_said_and_not_counted(
     predict: Command, tmp_path: Path
 ) -> None:
     good = tmp_path / "normals" / "bolt" / "good"
-    code, _, err = predict("--normals", str(tmp_path / "normals"))
+    code, _, err = predict()
     assert code == 0
     assert "copies" not in err
     without = rows_of(tmp_path / "out")
     shutil.copy(good / "00.png", good / "zz.png")
-    code, out, err = predict("--normals", str(tmp_path / "normals"))
+    code, out, err = predict()
     assert code == 0
     assert "Note: 1 of the 4 normal images are copies of others, left out." in err
     assert SEES in out
@@ -223,7 +224,7 @@ def single(folder: Path) -> None:
         (single, [], "has 1 image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
         (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
-        (None, ["--set", "bank.coreset=0"], "bank.coreset"),
+        (None, ["--set", "bank.neighbours=0"], "bank.neighbours"),
     ],
 )
 def test_what_makes_no_bank_is_refused_with_nothing_written(
@@ -236,7 +237,7 @@ def test_what_makes_no_bank_is_refused_with_nothing_written(
     if spoil:
         spoil(tmp_path / "normals")
     before = files(tmp_path)
-    code, _, err = predict("--normals", str(tmp_path / "normals"), *options)
+    code, _, err = predict(*options)
     assert code == 1
     assert message in err
     assert files(tmp_path) == before
@@ -244,23 +245,19 @@ def test_what_makes_no_bank_is_refused_with_nothing_written(
 
 @pytest.mark.parametrize("options", [["--bank", "fused"], ["--set", "bank.weight=2"]])
 def test_options_of_a_bank_need_normal_images(predict: Command, options: list[str]) -> None:
-    code, _, err = predict(*options)
+    code, _, err = predict(*options, normals=None)
     assert code == 1
     assert "--normals" in err
 
 
 def test_a_detector_of_the_published_rule_takes_a_bank_alone(
-    predict: Command, tiny_detector: Detector, detector: Path, tmp_path: Path
+    predict: Command, tiny_detector: Detector, tmp_path: Path
 ) -> None:
-    del predict  # its backbone is needed, its detector is not
-    place = tmp_path / "published"
-    tiny_detector.save(place)
-    given = ["predict", str(place), str(tmp_path / "parts"), "--out", str(tmp_path / "out")]
-    given += ["--normals", str(tmp_path / "normals")]
-    assert exit_code(lambda: app(given, standalone_mode=False)) == 1
-    assert exit_code(lambda: app([*given, "--bank", "alone"], standalone_mode=False)) == 0
-    found, expected = (
-        rows_of(tmp_path / "out"),
-        [float(r["share_bank"]) for r in rows_of(tmp_path / "out")],
-    )
-    assert [float(row["score"]) for row in found] == expected
+    published = tmp_path / "published"
+    tiny_detector.save(published)
+    code, _, err = predict(detector=published)
+    assert code == 1
+    assert "the score.rule is published" in err
+    assert predict("--bank", "alone", detector=published)[0] == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["score"] for row in rows] == [row["share_bank"] for row in rows]

@@ -37,18 +37,33 @@ class World:
 
 
 @pytest.fixture(scope="session")
+def published(world: World) -> World:
+    """The same data with trained guides and the published rule; one seed."""
+    changed = world.changed(
+        name="published",
+        seeds=(111,),
+        guides={"kind": "trained", "epochs": 2},
+        score={"rule": "published", "image_score": "cls"},
+    )
+    return _made(changed.params, world.root, extract=False)
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Two seeds of aux → target; the target has a tricky name and a category of one class."""
-    from spg_pipe import pipeline
-    from spg_pipe.pipeline.console import Console
-
     root = tmp_path_factory.mktemp("report")
     write_mvtec(root / "aux", ("tile",), good=2, per_defect=2, seed=1)
     write_mvtec(root / "target", (TRICKY,), good=3, per_defect=2, seed=2)
     write_mvtec(root / "target", ("only-defects",), good=0, per_defect=1, seed=3)
-    params = parse_params(_recipe(root), "the test's recipe")
+    return _made(parse_params(_recipe(root), "the test's recipe"), root, extract=True)
+
+
+def _made(params: Params, root: Path, *, extract: bool) -> World:
+    from spg_pipe import pipeline
+    from spg_pipe.pipeline.console import Console
+
     run = RecipeRun(params, Console(verbosity=0), device="cpu", workers=1)
-    for dataset in params.datasets:
+    for dataset in params.datasets if extract else ():
         pipeline.prepare(run, dataset)
         pipeline.extract(run, dataset, from_manifest=True)
     for seed in params.seeds:
@@ -72,5 +87,5 @@ def _recipe(root: Path) -> dict[str, object]:
         "directions": [{"aux": "aux", "target": "target"}],
         "backbone": {"alias": "efficientnet-lite0", "image_size": 64},
         "sae": {"dict_size": 32, "k": 4, "tokens": 500, "batch_images": 2},
-        "guides": {"epochs": 2},
+        "guides": {"atoms": 5},
     }

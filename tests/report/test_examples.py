@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from report.conftest import World
 from spg_pipe.detector.scores import Scores
-from spg_pipe.report.examples import choose, patch_quality, weighted_precision
+from spg_pipe.report.examples import choose, qualities, weighted_precision
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -34,13 +34,13 @@ def test_weighted_precision_is_undefined_without_a_defect() -> None:
     assert np.isnan(weighted_precision(np.ones(3, np.float32), np.zeros(3)))
 
 
-def test_patch_quality_lies_between_prevalence_of_nothing_and_one(world: World) -> None:
+def test_anomalous_images_with_a_mask_have_a_quality_between_0_and_1(world: World) -> None:
     scores = Scores.load(world.paths.scores("aux", "target", 111))
     store = FeatureStore(world.paths.store("target"))
-    rows = np.flatnonzero(scores.table["mask_state"] == 1)
-    quality = patch_quality(scores, store, rows)
-    assert quality.shape == rows.shape
-    assert ((quality > 0) & (quality <= 1)).all()
+    quality, anomalous = qualities(scores, store), scores.table["label"] == 1
+    assert ((quality[anomalous] > 0) & (quality[anomalous] <= 1)).all()
+    assert np.isnan(quality[~anomalous]).all()
+    assert np.isnan(qualities(scores, None)).all()
 
 
 def table(labels: list[int], scores: list[float]) -> pd.DataFrame:

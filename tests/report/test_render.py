@@ -16,7 +16,7 @@ def test_outline_leaves_the_region_itself_alone() -> None:
     mask = np.zeros((9, 9), np.uint8)
     mask[3:6, 3:6] = 1
     image = grey(9, 9)
-    drawn = render.outline(image, mask, width=1)
+    drawn = render.outline(image, mask)
     np.testing.assert_array_equal(drawn[mask > 0], image[mask > 0])
     assert (drawn[2, 2:7] == 255).all()
     assert (drawn[1, 1:8] == 0).all()

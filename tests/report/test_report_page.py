@@ -84,17 +84,77 @@ def test_page_is_complete_and_needs_nothing_from_elsewhere(folder: Path) -> None
 
 def test_page_names_protocols_seeds_data_and_artefacts(world: World, folder: Path) -> None:
     text = Page(folder / "index.html").text
-    assert "method protocol default, metrics protocol exact" in text
+    assert "method protocol default; metrics protocol exact" in text
     assert "resolution model; accumulator sort; seeds 111, 112: mean ± sample" in text
     assert "Target target (test split); auxiliary aux; backbone efficientnet-lite0@64" in text
     scores = json.loads((world.paths.scores("aux", "target", 111) / "config.json").read_text())
     assert scores["fingerprint"][:16] in text
-    assert scores["inputs"]["detector"][:16] in text
+    assert scores["detector"]["fingerprint"][:16] in text
     assert scores["versions"]["torch"] in text
     assert "Non-commercial: aux: CC BY-NC 4.0" in text
-    assert "cls; in its place the mean patch token" in text
+    assert "the backbone has none; in its place the mean patch token" in text
     quality = json.loads((world.paths.sae("aux", 111) / "quality.json").read_text())
-    assert f"{next(iter(quality.values()))['r2']:.3f}" in text
+    assert f"{next(iter(quality['layers'].values()))['r2']:.3f}" in text
+
+
+OF_CONTRAST = (
+    "contrast of class means, in closed form; at most 5 atoms a pair",
+    "contrast guides, additive rule",
+)
+OF_TRAINED = (
+    "trained with masks, 2 epochs",
+    "trained guides, published rule",
+    "Temperatureτ = 0.07",
+    "Detection feature",
+)
+OF_ADDITIVE = (
+    "all colour is log odds of an anomaly",
+    "each standardised over the patches of the auxiliary set",
+    "log odds 0.5",
+    "additive rule: log odds, a bias and a weighted sum of map_top, cls",
+)
+OF_PUBLISHED = (
+    "all colour is the anomaly probability: from 0, like the normal guide (black)",
+    "published rule: the probability of the detection feature (cls)",
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said", "unsaid"),
+    [
+        ("world", OF_CONTRAST + OF_ADDITIVE, (*OF_TRAINED, *OF_PUBLISHED, "epochs", "probab")),
+        ("published", OF_TRAINED + OF_PUBLISHED, (*OF_CONTRAST, *OF_ADDITIVE, "log odds")),
+    ],
+)
+def test_every_statement_is_of_the_kind_of_guides_and_rule(
+    recipe: str,
+    said: tuple[str, ...],
+    unsaid: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    page = built(request.getfixturevalue(recipe), tmp_path / "out")
+    text = page.text + " ".join(page.alts)
+    assert [sentence for sentence in said if sentence not in text] == []
+    # "Epochs" with a capital is the column of the SAE.
+    assert [sentence for sentence in unsaid if sentence in text] == []
+
+
+def test_losses_of_guides_are_drawn_of_trained_ones_alone(
+    published: World, folder: Path, tmp_path: Path
+) -> None:
+    page = built(published, tmp_path / "out")
+    assert "Guide losses" in (tmp_path / "out" / "curves" / "aux-training.svg").read_text()
+    assert any("losses of the guides" in alt for alt in page.alts)
+    assert "Guide losses" not in (folder / "curves" / "aux-training.svg").read_text()
+    assert not any("guides" in alt for alt in Page(folder / "index.html").alts)
+
+
+def test_metrics_hold_the_figures_of_their_kind_alone(world: World, published: World) -> None:
+    for recipe, kind in ((world, "contrast"), (published, "trained")):
+        text = recipe.paths.metrics("aux", "target", 111).read_text()
+        assert json.loads(text)["provenance"]["guides"]["kind"] == kind
+        assert ("epochs" in text) == (kind == "trained")
 
 
 def test_names_from_outside_are_escaped(folder: Path) -> None:
@@ -124,9 +184,7 @@ def test_an_undefined_metric_is_a_dash_and_is_left_out_of_the_mean(
 ) -> None:
     page = built(world.changed(seeds=(111,)), tmp_path / "out")
     assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
-    assert "mean over 1 to 2 categories" in page.text
     assert "Image AUROC, Image AP, Image F1-max of only-defects" in page.text
-    assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in page.text
     assert "±" not in page.text
 
 

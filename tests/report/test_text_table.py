@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
-from spg_pipe.metrics import RowContext, accumulate, category_metrics, macro_mean, seeds_mean
+from spg_pipe.metrics import (
+    MetricsTable,
+    RowContext,
+    accumulate,
+    category_metrics,
+    seeds_mean,
+    with_mean,
+)
 from spg_pipe.recipe.params import PublishedFigure
 from spg_pipe.report.tables import metrics_table, overview_table, published_figure
 from spg_pipe.report.text import text_table
 
 
-def rows(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> list[dict]:
+def table_of(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> MetricsTable:
     """Two categories; the second has no normal image."""
     rng = np.random.default_rng(seed)
     context = RowContext("visa", "test", "vit@448", seed, "model", protocol, "spg", "mvtec")
@@ -24,12 +32,18 @@ def rows(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> list[d
         maps = [(m * 0.5 + rng.uniform(0, noise, m.shape)).astype(np.float32) for m in masks]
         pixels = accumulate(lambda a=maps, b=masks: zip(a, b, strict=True), "sort", protocol)
         scores = np.array([m.max() for m in maps])
-        out.append(category_metrics(name, np.array(labels), scores, pixels, context=context))
-    return [*out, macro_mean(out)]
+        out.append(category_metrics(name, np.array(labels), scores, pixels, protocol=protocol))
+    return with_mean(context, out)
+
+
+def only(category: int) -> MetricsTable:
+    """The table of one of the categories."""
+    table = table_of()
+    return with_mean(table.context, [table.categories[category]])
 
 
 def test_caption_names_everything_a_number_stands_on() -> None:
-    caption = " ".join(text_table(rows()).partition("\n\n")[0].split())
+    caption = " ".join(text_table(table_of()).partition("\n\n")[0].split())
     assert caption == (
         "Target visa (test split); auxiliary mvtec; backbone vit@448; method protocol spg; metrics "
         "protocol exact; resolution model; accumulator sort; seed 111."
@@ -37,68 +51,63 @@ def test_caption_names_everything_a_number_stands_on() -> None:
 
 
 def test_columns_and_undefined_cells() -> None:
-    text = text_table(rows())
+    text = text_table(table_of())
     head = next(line for line in text.splitlines() if line.startswith("Category"))
-    assert re.split(" {2,}", head) == [
-        "Category",
-        "Image AUROC",
-        "Image AP",
-        "Image F1-max",
-        "Pixel AUROC",
-        "Pixel AP",
-        "Pixel F1-max",
-        "AUPRO@0.3",
-    ]
+    of_images, of_pixels = ("Image AUROC", "Image AP", "Image F1-max"), ("Pixel AUROC", "Pixel AP")
+    expected = ["Category", *of_images, *of_pixels, "Pixel F1-max", "AUPRO@0.3"]
+    assert re.split(" {2,}", head) == expected
     assert "nan" not in text
     one_class = next(line for line in text.splitlines() if line.startswith("蝋燭"))
     assert one_class.split()[1:4] == ["–", "–", "–"]
 
 
 def test_mean_says_over_how_many_categories() -> None:
-    text = text_table(rows())
+    text = text_table(table_of())
     assert "mean over 1 to 2 categories" in text
     assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in text
-    assert "mean over 1 category " in text_table([rows()[0], macro_mean(rows()[:1])])
+    assert "mean over 1 category " in text_table(only(0))
 
 
 def test_a_mean_of_nothing_has_no_part_in_the_count() -> None:
-    only_defects = [rows()[1], macro_mean(rows()[1:2])]
-    text = text_table(only_defects)
+    text = text_table(only(1))
     assert "mean over 1 category " in text
     assert "0 to 1" not in text
     assert "Mean over 0" not in text
 
 
 def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
-    counts = {"images_without_mask": 1, "vanished_regions": 2}
-    text = " ".join(text_table([row | counts for row in rows()]).split())
-    # Of the two categories; the mean's row is their sum already.
+    table = table_of()
+    rows = [
+        replace(row, counts=replace(row.counts, images_without_mask=1, vanished_regions=2))
+        for row in table.categories
+    ]
+    text = " ".join(text_table(with_mean(table.context, rows)).split())
     assert "Left out of pixel metrics: 2 of 5 anomalous images, which have no mask." in text
     assert "Vanished when masks were resized, and so in no metric: 4 regions." in text
-    assert "Left out" not in text_table(rows())
-    assert "Vanished" not in text_table(rows())
+    assert "Left out" not in text_table(table_of())
+    assert "Vanished" not in text_table(table_of())
 
 
 def test_columns_line_up_with_wide_characters() -> None:
     from rich.cells import cell_len
 
-    lines = text_table(rows()).splitlines()
+    lines = text_table(table_of()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Category"))
     table = [line for line in lines[start : start + 6] if not line.startswith("─")]
     assert len({cell_len(line) for line in table}) == 1
 
 
 def test_protocol_spg_shows_its_own_pro() -> None:
-    text = text_table(rows("spg"))
+    text = text_table(table_of("spg"))
     assert "PRO (fast)" in text
     assert "AUPRO" not in text
     assert "metrics protocol spg" in " ".join(text.split())
 
 
 def test_several_seeds_show_mean_and_deviation() -> None:
-    tables = [rows(seed=seed, noise=0.9) for seed in (111, 112, 113)]
+    tables = [table_of(seed=seed, noise=0.9) for seed in (111, 112, 113)]
     text = text_table(seeds_mean(tables))
-    values = [table[-1]["pixel_auroc"] for table in tables]
+    values = [table.mean.metrics["pixel_auroc"] for table in tables]
     assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
     assert "seeds 111, 112, 113: mean ± sample standard deviation" in " ".join(text.split())
 
@@ -107,7 +116,7 @@ def test_published_figures_get_a_line_and_a_source() -> None:
     figure = PublishedFigure(
         aux="mvtec", target="visa", image_auroc=80.2, pixel_auroc=0.96, source="a paper"
     )
-    lines = text_table(rows(), figure).splitlines()
+    lines = text_table(table_of(), figure).splitlines()
     line = next(line for line in lines if line.startswith("published"))
     assert line.split() == ["published", "0.802", "–", "–", "0.960", "–", "–", "–"]
     assert "Published: a paper." in lines
@@ -123,17 +132,17 @@ def test_published_figures_may_be_shares_or_per_cent() -> None:
 
 def test_overview_has_a_line_a_direction() -> None:
     figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
-    table = overview_table([(rows("spg")[-1], figure), (rows("spg")[-1], None)])
+    table = overview_table([(table_of("spg"), figure), (table_of("spg"), None)])
     assert table.columns == (
-        *("Auxiliary → target", "Categories", "Image AUROC", "published"),
+        *("Auxiliary → target", "Categories", "Seeds", "Image AUROC", "published"),
         *("Pixel AUROC", "published", "PRO (fast)"),
     )
-    assert [row[3] for row in table.rows] == ["0.802", "–"]
+    assert [row[4] for row in table.rows] == ["0.802", "–"]
     assert "metrics protocol spg" in table.caption
 
 
 def test_page_and_terminal_show_the_same_cells() -> None:
-    table = metrics_table(rows())
+    table = metrics_table(table_of())
     assert table.columns[-2:] == ("AUPRO@0.05", "AUPRO@1.0")
-    printed = text_table(rows()).split()
+    printed = text_table(table_of()).split()
     assert all(cell in printed for cell in table.rows[0][1:7])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,32 @@ from tiny import METHOD, SAE, files
 from benchmarks.reference.sae import rows, topk_code
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import MethodParams, SaeParams
-from spg_pipe.sae import fits
 from spg_pipe.sae import train as train_module
-from spg_pipe.sae.model import InputTransform, SparseAutoencoder
+from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.quality import measure
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.sae.train import train_sae
-from spg_pipe.sae.trainer import SaeTrainer
+from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
+from spg_pipe.sae.train import CONSTANTS, Callbacks, SaeResult, train_sae
+from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
 
-RAW = InputTransform("none")
-
 
 def run(
     store: FeatureStore, seed: int = 111, protocol: str = "default", **changes: Any
-) -> tuple[SaeRun, dict[str, Any], str]:
+) -> SaeResult:
     params = SaeParams.model_validate(SAE.model_dump() | changes)
     return train_sae(store, params, MethodParams(protocol=protocol), seed=seed)
+
+
+def quality_of(store: FeatureStore, **changes: Any) -> dict[str, LayerQuality]:
+    return run(store, **changes).quality.layers
+
+
+@pytest.fixture
+def learning_rate(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Train with another learning rate than the published one."""
+    return lambda lr: monkeypatch.setattr(train_module, "CONSTANTS", StepConstants(lr=lr))
 
 
 def everything(store: FeatureStore, layer: str) -> torch.Tensor:
@@ -42,48 +50,48 @@ def everything(store: FeatureStore, layer: str) -> torch.Tensor:
 
 
 def test_training_explains_more(tiny_store: FeatureStore) -> None:
-    short, long = run(tiny_store, epochs=1, lr=1e-6)[1], run(tiny_store, epochs=20)[1]
+    short, long = quality_of(tiny_store, tokens=1), quality_of(tiny_store, epochs=20)
     for layer in tiny_store.layers:
-        assert long[layer]["r2"] > short[layer]["r2"] + 0.05
+        assert long[layer].r2 > short[layer].r2 + 0.05
 
 
 def test_two_runs_give_the_same_bits_and_another_seed_does_not(tiny_store: FeatureStore) -> None:
     first, again, other = (run(tiny_store, seed=seed) for seed in (1, 1, 2))
     assert first[1:] == again[1:]
-    assert first[0].config == again[0].config
+    assert first.run.record == again.run.record
     for layer in tiny_store.layers:
         assert first[0].layers[layer].encoder.equal(again[0].layers[layer].encoder)
         assert first[0].layers[layer].dictionary.equal(again[0].layers[layer].dictionary)
         assert not first[0].layers[layer].encoder.equal(other[0].layers[layer].encoder)
-    assert first[0].config["fingerprint"] != other[0].config["fingerprint"]
+    assert first.run.record.fingerprint != other.run.record.fingerprint
 
 
 def test_epochs_see_every_patch_token_each_time(tiny_store: FeatureStore) -> None:
-    quality = run(tiny_store, epochs=3)[1]
-    assert quality["1"]["tokens_seen"] == 3 * 16 * 16
-    assert quality["2"]["tokens_seen"] == 3 * 16 * 4
-    assert quality["1"]["epochs"] == quality["2"]["epochs"] == 3
-    assert quality["1"]["steps"] == 3 * 4
+    quality = quality_of(tiny_store, epochs=3)
+    assert quality["1"].tokens_seen == 3 * 16 * 16
+    assert quality["2"].tokens_seen == 3 * 16 * 4
+    assert quality["1"].epochs == quality["2"].epochs == 3
+    assert quality["1"].steps == 3 * 4
 
 
 def test_a_budget_of_tokens_ends_with_the_batch_that_reaches_it(tiny_store: FeatureStore) -> None:
-    quality = run(tiny_store, tokens=300, epochs=1)[1]
-    assert quality["1"]["tokens_seen"] == 320  # batches of 4 images of 16 patches
-    assert quality["1"]["epochs"] == 320 / 256
-    assert quality["2"]["tokens_seen"] == 304
+    quality = quality_of(tiny_store, tokens=300, epochs=1)
+    assert quality["1"].tokens_seen == 320  # batches of 4 images of 16 patches
+    assert quality["1"].epochs == 320 / 256
+    assert quality["2"].tokens_seen == 304
 
 
 def test_batches_of_tokens_cross_images(tiny_store: FeatureStore) -> None:
-    quality = run(tiny_store, batch_images=None, batch_tokens=100, epochs=2)[1]
-    assert quality["1"]["tokens_seen"] == 2 * 256
-    assert quality["1"]["steps"] == 2 * 3
+    quality = quality_of(tiny_store, batch_images=None, batch_tokens=100, epochs=2)
+    assert quality["1"].tokens_seen == 2 * 256
+    assert quality["1"].steps == 2 * 3
 
 
 def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None:
     together = run(tiny_store)[0]
     sae = SparseAutoencoder(8, 32, 4, seed=111)
     assert together.layers["2"].encoder.shape == sae.encoder.shape
-    trainer = SaeTrainer.start(sae, SAE, "tokens")
+    trainer = SaeTrainer.start(sae, "tokens", CONSTANTS)
     for epoch in range(SAE.epochs):
         for x in token_batches(
             TokenSource(tiny_store, "2"), seed=111, epoch=epoch, batch_images=SAE.batch_images
@@ -98,9 +106,9 @@ def test_the_class_token_is_never_trained_on(
     seen: list[torch.Tensor] = []
     true = SaeTrainer.step
 
-    def spy(self: SaeTrainer, x: torch.Tensor, progress: float) -> Any:
+    def spy(self: SaeTrainer, x: torch.Tensor) -> Any:
         seen.append(x)
-        return true(self, x, progress)
+        return true(self, x)
 
     monkeypatch.setattr(SaeTrainer, "step", spy)
     run(tiny_store, epochs=1)
@@ -113,7 +121,7 @@ def test_the_class_token_is_never_trained_on(
 def test_quality_is_what_numpy_computes(tiny_store: FeatureStore) -> None:
     trained = run(tiny_store)[0]
     for layer, sae in trained.layers.items():
-        found = measure(sae, TokenSource(tiny_store, layer), RAW, count_cls=False)
+        found = measure(sae, TokenSource(tiny_store, layer), norm="none", count_cls=False)
         x = everything(tiny_store, layer)
         z = topk_code(x @ sae.encoder.detach().t(), SAE.k)
         error = (x - z @ rows(sae.dictionary.detach())).double().square().sum()
@@ -128,8 +136,8 @@ def test_the_dead_mask_counts_class_tokens_in_protocol_spg_alone(
     tiny_store: FeatureStore,
 ) -> None:
     sae = run(tiny_store)[0].layers["1"]
-    patches = measure(sae, TokenSource(tiny_store, "1"), RAW, count_cls=False)
-    both = measure(sae, TokenSource(tiny_store, "1"), RAW, count_cls=True)
+    patches = measure(sae, TokenSource(tiny_store, "1"), norm="none", count_cls=False)
+    both = measure(sae, TokenSource(tiny_store, "1"), norm="none", count_cls=True)
     cls = torch.from_numpy(tiny_store.cls("1", np.arange(16)).astype(np.float32))
     woken = (topk_code(cls @ sae.encoder.detach().t(), SAE.k) > 0).any(dim=0)
     assert both.dead.equal(patches.dead & ~woken)
@@ -142,37 +150,38 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
 ) -> None:
     rules: list[str] = []
     masks: list[bool] = []
-    true_start, true_measure = SaeTrainer.start, train_module.measure_all
+    true_start, true_measure = SaeTrainer.start, train_module.measure
 
-    def start(sae: Any, params: Any, rule: str) -> Any:
+    def start(sae: Any, rule: str, *others: Any) -> Any:
         rules.append(rule)
-        return true_start(sae, params, rule)
+        return true_start(sae, rule, *others)
 
     def spied(*args: Any, **others: Any) -> Any:
-        masks.append(args[2])
+        masks.append(others["count_cls"])
         return true_measure(*args, **others)
 
     monkeypatch.setattr(SaeTrainer, "start", start)
-    monkeypatch.setattr(train_module, "measure_all", spied)
+    monkeypatch.setattr(train_module, "measure", spied)
     result, quality, _ = run(tiny_store, protocol=protocol, epochs=1)
     assert set(rules) == {"steps" if counts else "tokens"}
     assert masks == [counts, counts]
-    assert result.config["protocol"]["name"] == protocol
-    assert {values["protocol"] for values in quality.values()} == {protocol}
+    assert result.record.protocol.name == quality.protocol == protocol
 
 
 def test_save_and_load_give_the_same_run(tiny_store: FeatureStore, tmp_path: Path) -> None:
     trained, quality, curve = run(tiny_store)
     trained.save(tmp_path / "sae", quality, curve)
     loaded = SaeRun.load(tmp_path / "sae")
-    assert loaded.config == json.loads(json.dumps(trained.config))
+    assert loaded.record.model_copy(update={"tensors_sha256": ""}) == trained.record
     x = everything(tiny_store, "1")
     for layer in tiny_store.layers:
         assert loaded.dead[layer].equal(trained.dead[layer])
         assert loaded.layers[layer].k == SAE.k
         assert loaded.layers[layer].atoms.equal(trained.layers[layer].atoms)
     assert loaded.layers["1"](x).x_hat.equal(trained.layers["1"](x).x_hat)
-    assert json.loads((tmp_path / "sae/quality.json").read_text()) == quality
+    assert [figures.model_dump_json() for figures in read_quality(tmp_path / "sae").values()] == [
+        figures.model_dump_json() for figures in quality.layers.values()
+    ]
     header, *lines = (tmp_path / "sae/curve.csv").read_text().splitlines()
     assert header == "layer,step,tokens,reconstruction,auxk,dead_share"
     assert {line.split(",")[0] for line in lines} == {"1", "2"}
@@ -186,12 +195,12 @@ def test_two_saves_are_the_same_bytes(tiny_store: FeatureStore, tmp_path: Path) 
 
 
 def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
-    config = run(tiny_store)[0].config
-    assert config["inputs"] == {"store": tiny_store.fingerprint}
-    assert config["licences"] == ["parts: CC0", "tiny weights: CC0"]
-    assert (config["dataset"], config["split"], config["images"]) == ("parts", "test", 16)
-    assert config["tokens_seen"] == {"1": 768, "2": 192}
-    assert "torch" in config["versions"]
+    record = run(tiny_store).run.record
+    assert record.store == tiny_store.fingerprint
+    assert record.licences == ("parts: CC0", "tiny weights: CC0")
+    assert (record.dataset, record.split, record.images) == ("parts", "test", 16)
+    assert record.tokens_seen == {"1": 768, "2": 192}
+    assert "torch" in record.versions
 
 
 @pytest.mark.parametrize(
@@ -201,9 +210,10 @@ def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
         ("no weights", "cannot be read"),
         ("half the weights", "is damaged"),
         ("no json", "is not valid JSON"),
-        ("a list", r"is damaged .found \[\], expected an object"),
-        ("an edited k", "config.json does not give its fingerprint"),
-        ("a detector", r"holds: detector\. Expected: sparse autoencoder"),
+        ("a list", r"it holds \[\], expected an object"),
+        ("of before", "format 1, and this version of spg-pipe reads format 2"),
+        ("an edited k", "it does not give its fingerprint"),
+        ("a detector", r"is of a detector\. Expected: sparse autoencoder"),
     ],
 )
 def test_what_is_no_whole_run_is_refused(
@@ -224,6 +234,7 @@ def test_what_is_no_whole_run_is_refused(
         text = {
             "no json": "{",
             "a list": "[]",
+            "of before": json.dumps(config | {"format": 1}),
             "an edited k": json.dumps(config | {"sae": config["sae"] | {"k": 3}}),
             "a detector": json.dumps(config | {"kind": "detector"}),
         }[damage]
@@ -233,13 +244,16 @@ def test_what_is_no_whole_run_is_refused(
     assert str(place) in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(tiny_store: FeatureStore) -> None:
-    with pytest.raises(SpgError, match=r"Layer 1: the loss is .*sae\.lr"):
-        run(tiny_store, lr=1e30, epochs=5)
+def test_a_loss_that_is_not_finite_stops_at_the_next_point_of_the_curve(
+    tiny_store: FeatureStore, learning_rate: Callable[[float], None]
+) -> None:
+    learning_rate(1e30)
+    with pytest.raises(SpgError, match=r"Layer 1: the loss is .* after [1-9] steps.*input_norm"):
+        run(tiny_store, epochs=50)
 
 
 def test_k_may_equal_the_dictionary(tiny_store: FeatureStore) -> None:
-    assert run(tiny_store, dict_size=4, k=4)[1]["1"]["l0"] <= 4
+    assert quality_of(tiny_store, dict_size=4, k=4)["1"].l0 <= 4
 
 
 def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> None:
@@ -249,27 +263,33 @@ def test_progress_reaches_the_end_of_every_layer(tiny_store: FeatureStore) -> No
         assert layer.endswith("measured") if loss is None else np.isfinite(loss)
         seen[layer] = (done, total)
 
-    train_sae(tiny_store, SAE, METHOD, seed=1, progress=note)
+    train_sae(tiny_store, SAE, METHOD, seed=1, callbacks=Callbacks(progress=note))
     assert set(seen) == {"1", "1 measured", "2", "2 measured"}
     assert all(done == total for done, total in seen.values())
-    train_sae(tiny_store, SAE.model_copy(update={"tokens": 100}), METHOD, seed=1, progress=note)
+    train_sae(
+        tiny_store,
+        SAE.model_copy(update={"tokens": 100}),
+        METHOD,
+        seed=1,
+        callbacks=Callbacks(progress=note),
+    )
     assert seen["1"] == (100, 100)  # the batch that reaches it has more
 
 
 def test_the_last_step_is_always_on_the_curve_and_checked(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "_CURVE_POINTS", 2)
+    monkeypatch.setattr(train_module, "_CURVE_POINTS", 2)
     _, quality, curve = run(tiny_store, epochs=1, batch_images=5)
     last = [line.split(",") for line in curve.splitlines() if line.startswith("1,")][-1]
-    assert int(last[2]) == quality["1"]["tokens_seen"] == 256
+    assert int(last[2]) == quality.layers["1"].tokens_seen == 256
 
 
 def test_l2_input_is_used_in_training_and_in_quality(tiny_store: FeatureStore) -> None:
     plain, unit = run(tiny_store)[0], run(tiny_store, input_norm="l2")[0]
     assert not plain.layers["1"].encoder.equal(unit.layers["1"].encoder)
-    source, transform = TokenSource(tiny_store, "1"), InputTransform("l2")
-    found = measure(unit.layers["1"], source, transform, count_cls=False)
+    source = TokenSource(tiny_store, "1")
+    found = measure(unit.layers["1"], source, norm="l2", count_cls=False)
     x = torch.nn.functional.normalize(everything(tiny_store, "1"), dim=1)
     z = topk_code(x @ unit.layers["1"].encoder.detach().t(), SAE.k)
     assert found.dead.equal(~(z > 0).any(dim=0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from spg_pipe.artefacts.files import versions
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
-from spg_pipe.store.extract import extract
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -149,16 +147,20 @@ def test_the_fingerprint_follows_what_determines_the_content(
     tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
     spec = tiny_store.spec
-    other = {
-        "dataset": replace(spec, dataset="else"),
-        "manifest": replace(spec, manifest="f" * 64),
-        "weights": replace(spec, backbone=replace(spec.backbone, weights_sha256="1" * 64)),
-        "norm": replace(spec, backbone=replace(spec.backbone, norm="pre")),
-        "dtype": replace(spec, dtype="float32"),
-        "exif": replace(spec, exif=False),
-    }
-    prints = {name: changed.fingerprint for name, changed in other.items()}
-    assert len({tiny_store.fingerprint, *prints.values()}) == 1 + len(other)
+    backbone = spec.backbone
+    changes = [
+        {"dataset": "else"},
+        {"manifest": "f" * 64},
+        {"backbone": backbone.model_copy(update={"weights_sha256": "1" * 64})},
+        {"backbone": backbone.model_copy(update={"norm": "pre"})},
+        {"dtype": "float32"},
+        {"exif": False},
+    ]
+    prints = {spec.model_copy(update=change).sealed().fingerprint for change in changes}
+    assert len({tiny_store.fingerprint, *prints}) == 1 + len(changes)
+    labels = {"alias": "mine", "weights": "file: mine.pth", "licence": "asked"}
+    renamed = {"backbone": backbone.model_copy(update=labels), "notes": (), "layout": "visa"}
+    assert spec.model_copy(update=renamed).sealed().fingerprint == tiny_store.fingerprint
 
 
 def test_the_fingerprint_does_not_follow_library_versions(
@@ -167,15 +169,13 @@ def test_the_fingerprint_does_not_follow_library_versions(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer_module, "versions", lambda: dict.fromkeys(versions(), "0.0"))
+    monkeypatch.setattr("spg_pipe.store.extract.versions", lambda: dict.fromkeys(versions(), "0.0"))
     other = extracted(tiny_manifest, tmp_path / "a.zarr")
-    assert other.attributes["versions"]["torch"] == "0.0"
+    assert other.spec.versions["torch"] == "0.0"
     assert other.fingerprint == tiny_store.fingerprint
 
 
 def test_one_shard_and_float32_are_possible(tiny_manifest: Manifest, tmp_path: Path) -> None:
-    store = extract(
-        tiny_manifest, TinyBackbone(), tmp_path / "a.zarr", shard_images=4096, dtype="float32"
-    )
+    store = extracted(tiny_manifest, tmp_path / "a.zarr", shard_images=4096, dtype="float32")
     assert store.spec.shards == 1
     assert store.tokens("1", np.arange(3)).dtype == np.float32

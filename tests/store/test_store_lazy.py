@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import dask.array as da
@@ -14,11 +13,10 @@ import pytest
 import xarray as xr
 from tiny import extracted, files
 
-import spg_pipe
 from spg_pipe import open_dask, open_xarray
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store import lazy, raw
+from spg_pipe.store import lazy, tokens
 from spg_pipe.store.reader import FeatureStore
 
 SELECTIONS = [
@@ -88,8 +86,9 @@ def test_a_chunk_is_a_shard_or_an_even_part_of_a_large_one(
 def test_default_chunks_hold_64_to_128_megabytes_of_the_largest_layer(
     tiny_store: FeatureStore,
 ) -> None:
-    wide = replace(tiny_store.spec.layers["1"], grid=(28, 28), dim=1024)
-    spec = replace(tiny_store.spec, layers={"1": wide, "2": wide}, images=1000, shard_images=256)
+    wide = tiny_store.spec.layers["1"].model_copy(update={"grid": (28, 28), "dim": 1024})
+    changes = {"layers": {"1": wide, "2": wide}, "images": 1000, "shard_images": 256}
+    spec = tiny_store.spec.model_copy(update=changes)
     chunks = lazy._image_chunks(spec, None)
     image_bytes = 28 * 28 * 1024 * 2
     assert sum(chunks) == 1000
@@ -105,13 +104,13 @@ def test_chunks_as_the_user_wants_them(tiny_store: FeatureStore) -> None:
 
 def test_one_image_is_read_alone(tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
-    read = raw.RawTokens.read
+    read = tokens.RawTokens.read
 
-    def watched(self: raw.RawTokens, images: np.ndarray, out: np.ndarray) -> None:
+    def watched(self: tokens.RawTokens, images: np.ndarray, out: np.ndarray) -> None:
         asked.append(images.tolist())
         read(self, images, out)
 
-    monkeypatch.setattr(raw.RawTokens, "read", watched)
+    monkeypatch.setattr(tokens.RawTokens, "read", watched)
     open_dask(tiny_store.path)["tokens_1"][7, 2:].compute()
     open_xarray(tiny_store.path).tokens_1.isel(image=slice(13, 15)).compute()
     assert asked == [[7], [13, 14]]
@@ -166,7 +165,3 @@ def test_a_remote_and_a_compressed_store_give_the_same(
     xr.testing.assert_equal(open_xarray(packed.path).compute(), local)
     tokens = open_dask(str(packed.path))["tokens_2"][4:9].compute()
     assert np.array_equal(tokens, tiny_store.tokens("2", np.arange(4, 9)))
-
-
-def test_the_package_exports_both() -> None:
-    assert {"open_dask", "open_xarray"} <= set(spg_pipe.__all__)

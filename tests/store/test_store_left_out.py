@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from layouts import scanned
 from tiny import TinyBackbone, extracted, files, write_folder
 
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import selection_note
 
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def skipping(root: Path) -> Manifest:
-    return build_manifest("parts", "folder", root, licence="CC0", skip_bad=True)
+    return scanned("parts", "folder", root, licence="CC0", skip_bad=True)
 
 
 def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
@@ -36,7 +37,7 @@ def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
     (bad,) = store.skipped
     assert bad.path == BAD
     assert "truncated" in bad.reason
-    assert store.attributes["notes"][-1] == f"1 image left out (skip_bad): {BAD} {bad.reason}"
+    assert store.spec.notes[-1] == f"1 image left out (skip_bad): {BAD} {bad.reason}"
     folder.joinpath(BAD).unlink()
     clean = extracted(skipping(folder), tmp_path / "b.zarr")
     left, right = files(store.path), files(clean.path)
@@ -78,6 +79,6 @@ def test_a_part_is_marked_and_a_whole_is_not(tiny_manifest: Manifest, tmp_path: 
     part = extracted(tiny_manifest.spread(5), tmp_path / "a.zarr")
     assert part.selection == {"limit": 5, "of": 16}
     assert selection_note(part) == "5 of 16 images (--limit)"
-    assert part.attributes["notes"][-1] == "5 of 16 images (--limit)"
+    assert part.spec.notes[-1] == "5 of 16 images (--limit)"
     whole = extracted(tiny_manifest.spread(16), tmp_path / "b.zarr")
     assert (whole.selection, selection_note(whole)) == ({}, "")

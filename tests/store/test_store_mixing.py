@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spg_pipe.store.mixing import Mixing, mixing
+from spg_pipe.store.order import Mixing, measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
@@ -14,8 +14,8 @@ CATEGORIES = np.repeat(["bolt", "nut", "washer"], [40, 15, 5])
 
 
 def measured(**changes: int | None) -> Mixing:
-    given = {"batch_tokens": 90, "batch_images": None, "window_images": 8, "run_images": 1}
-    return mixing(CATEGORIES, 10, **(given | {"seed": 1} | changes))  # type: ignore[arg-type]
+    given = {"batch_tokens": 90, "batch_images": None, "window_images": 8}
+    return measure_mixing(CATEGORIES, 10, **(given | {"seed": 1} | changes))  # type: ignore[arg-type]
 
 
 def simulated(batch: int) -> Mixing:
@@ -25,7 +25,8 @@ def simulated(batch: int) -> Mixing:
     images = float(np.mean([np.count_nonzero(draw) for draw in draws]))
     effective = 1 / float(np.mean([((draw / batch) ** 2).sum() for draw in draws]))
     categories = float(np.mean([len(set(codes[draw > 0])) for draw in draws]))
-    return Mixing(images, images, effective, effective, categories, categories)
+    means = {"images": images, "effective_images": effective, "categories": categories}
+    return Mixing(**means, **{f"{name}_expected": value for name, value in means.items()})
 
 
 @pytest.mark.parametrize("batch", [20, 90])
@@ -43,10 +44,9 @@ def test_one_window_of_all_images_is_a_shuffle_of_all_tokens() -> None:
     assert found.categories == pytest.approx(found.categories_expected, rel=0.03)
 
 
-def test_small_windows_and_long_runs_mix_less() -> None:
-    wide, narrow, runs = measured(window_images=30), measured(), measured(run_images=8)
+def test_small_windows_mix_less() -> None:
+    wide, narrow = measured(window_images=30), measured()
     assert wide.effective_images > 1.8 * narrow.effective_images
-    assert narrow.categories > 1.2 * runs.categories
 
 
 def test_whole_images_mix_least() -> None:
@@ -62,13 +62,12 @@ def test_what_is_measured_is_what_is_streamed(tiny_store: FeatureStore) -> None:
     for batch in token_batches(source, seed=4, epoch=0, batch_tokens=32, window_images=4):
         same = (batch.numpy()[:, None, None] == images[None]).all(-1)  # tokens × images × patches
         distinct.append(len(np.unique(np.nonzero(same)[1])))
-    found = mixing(
+    found = measure_mixing(
         tiny_store.array("category"),
         16,
         batch_tokens=32,
         batch_images=None,
         window_images=4,
-        run_images=1,
         seed=4,
     )
     assert found.images == pytest.approx(np.mean(distinct))

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import extracted, files
+from tiny import TinyBackbone, extracted, files
 
 from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store.raw import RawTokens
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import TokenSource
+from spg_pipe.store.stream import token_batches
+from spg_pipe.store.tokens import RawTokens
 from spg_pipe.store.verify import require_intact, verify
 
 
@@ -42,13 +44,13 @@ def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None
 def test_many_images_are_read_by_several_threads(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spg_pipe.store import raw
+    from spg_pipe.store import tokens
 
-    monkeypatch.setattr(raw, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
     rows = np.random.default_rng(0).integers(0, 16, 200)
     expected = tiny_store.tokens("1", rows)
     out = np.empty_like(expected)
-    raw.RawTokens(Path(tiny_store.path), tiny_store.spec, "1").read(rows, out)
+    RawTokens(Path(tiny_store.path), tiny_store.spec, "1").read(rows, out)
     assert np.array_equal(out, expected)
 
 
@@ -106,3 +108,53 @@ def test_a_compressed_store_holds_the_same_tokens(
     shard.write_bytes(damaged)
     result = verify(store.path)
     assert any("image 6 " in fault for fault in result.faults), result.faults
+
+
+def replaced(store: FeatureStore, manifest: Manifest) -> None:
+    """Other tokens in the same place, as `extract --replace` writes them."""
+    backbone = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
+    extracted(manifest, Path(store.path), backbone=backbone, replace=True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_store_that_is_replaced_while_it_is_open_is_refused(
+    tiny_manifest: Manifest, tmp_path: Path, plain: bool
+) -> None:
+    path = extracted(tiny_manifest, tmp_path / "s.zarr").path
+    used, fresh = FeatureStore(path, plain=plain), FeatureStore(path, plain=plain)
+    rows = np.arange(16)
+    used.tokens("1", rows)
+    stream = token_batches(TokenSource(used, "1"), seed=1, epoch=0, batch_tokens=16)
+    next(stream)
+    replaced(used, tiny_manifest)
+    for store in (used, fresh):
+        for read in (store.tokens, store.cls):
+            with pytest.raises(SpgError, match=r"was replaced.*again"):
+                read("2", rows)
+        for array in ("label", "mean_1"):
+            with pytest.raises(SpgError, match=r"was replaced.*again"):
+                store.array(array)
+        with pytest.raises(SpgError, match=r"was replaced.*again"):
+            store.masks(rows)
+    with pytest.raises(SpgError, match=r"was replaced.*again"):
+        used.tokens("1", rows)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([-1], "has images 0 to 15; asked for -1"),
+        ([3, 16], "has images 0 to 15; asked for 16"),
+        ([True, False], "np.flatnonzero"),
+        ([0.0], "expected integers"),
+        ([[1]], r"shape \(1, 1\)"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(
+    tiny_store: FeatureStore, rows: list[object], message: str, plain: bool
+) -> None:
+    store = FeatureStore(tiny_store.path, plain=plain)
+    for read in (store.masks, lambda r: store.tokens("1", r), lambda r: store.cls("1", r)):
+        with pytest.raises(SpgError, match=message):
+            read(np.array(rows))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import extracted
 from torch import Tensor
 
+from spg_pipe.datasets import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.store.ahead import read_ahead
 from spg_pipe.store.order import epoch_order, windows
-from spg_pipe.store.readahead import read_ahead
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import (
@@ -138,14 +145,13 @@ def test_ordered_batches_follow_the_store(tiny_store: FeatureStore) -> None:
     unit=st.sampled_from(UNITS),
     start=st.integers(0, 30),
     window=st.integers(1, 20),
-    run=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
 def test_an_epoch_goes_on_at_any_batch(
-    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, run: int, epoch: int
+    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, epoch: int
 ) -> None:
     source = TokenSource(tiny_store, "1")
-    settings = unit | {"seed": 5, "epoch": epoch, "window_images": window, "run_images": run}
+    settings = unit | {"seed": 5, "epoch": epoch, "window_images": window}
     whole = list(token_batches(source, **settings))
     rest = list(token_batches(source, start=start, **settings))
     assert len(rest) == max(0, len(whole) - start)
@@ -175,25 +181,16 @@ def test_where_tokens_wait_does_not_change_a_batch(
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-@given(count=st.integers(1, 100), window=st.integers(1, 30), run=st.integers(1, 9))
-def test_windows_hold_every_image_once_in_runs(count: int, window: int, run: int) -> None:
-    plan = windows(np.arange(count), 3, 1, window, run)
-    order = np.concatenate([w.images for w in plan])
-    assert sorted(order.tolist()) == list(range(count))
+@given(count=st.integers(1, 100), window=st.integers(1, 30))
+def test_windows_hold_every_image_once(count: int, window: int) -> None:
+    plan = windows(np.arange(count), 3, 1, window)
+    assert sorted(np.concatenate([w.images for w in plan]).tolist()) == list(range(count))
     assert all(len(w.images) == window for w in plan[:-1])
-    # Inside a run the next image is the next row of the store.
-    starts = [place for place, image in enumerate(order) if image % run == 0]
-    for place in starts:
-        length = min(run, count - order[place])
-        assert order[place : place + length].tolist() == list(
-            range(order[place], order[place] + length)
-        )
 
 
 def test_a_reader_that_fails_ahead_is_heard(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FeatureStore, "mapped", lambda *_, **__: None)
     source = TokenSource(tiny_store, "1")
     true = tiny_store.tokens
     calls = 0
@@ -213,17 +210,81 @@ def test_a_reader_that_fails_ahead_is_heard(
         next(batches)
 
 
-def test_a_stream_holds_two_buffers_whatever_the_number_of_batches() -> None:
-    made: list[list[int]] = []
+def test_a_stream_loads_two_jobs_ahead_at_most() -> None:
+    loaded: list[int] = []
 
-    def buffer() -> list[int]:
-        made.append([0])
-        return made[-1]
+    def load(job: int) -> int:
+        loaded.append(job)
+        return job
 
-    def load(job: int, place: list[int]) -> list[int]:
-        place[0] = job
-        return place
+    for job in read_ahead(range(50), load):
+        assert len(loaded) <= job + 2
+    assert loaded == list(range(50))
 
-    seen = [result[0] for result in read_ahead(range(50), load, buffer)]
-    assert seen == list(range(50))
-    assert len(made) == 2
+
+@pytest.mark.parametrize("how", ["plain", "compressed"])
+def test_every_way_of_reading_gives_the_same_batches(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, how: str
+) -> None:
+    def batches(store: FeatureStore) -> Iterator[torch.Tensor]:
+        options = {"seed": 3, "epoch": 1, "window_images": 7}
+        for layer in store.layers:
+            source = TokenSource(store, layer)
+            yield from token_batches(source, batch_tokens=50, **options)
+            yield from token_batches(source, batch_images=3, **options)
+        for batch in image_batches(sources_of(store), 4, seed=1, epoch=0):
+            yield from batch.tokens.values()
+        for _, tokens in ordered_batches(sources_of(store), 5):
+            yield from tokens.values()
+
+    if how == "plain":
+        other = FeatureStore(tiny_store.path, plain=True)
+    else:
+        other = extracted(tiny_manifest, tmp_path / "zstd.zarr", compressor="zstd")
+    assert not other.raw
+    found, expected = list(batches(other)), list(batches(tiny_store))
+    assert len(found) == len(expected)
+    assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("harm", ["shorter", "gone"])
+def test_a_shard_that_is_harmed_after_opening_is_an_error_for_streams(
+    tiny_store: FeatureStore, tmp_path: Path, harm: str
+) -> None:
+    store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
+    batches = token_batches(TokenSource(store, "1"), seed=1, epoch=0, batch_images=16)
+    shard = store.path / "tokens_1/c/1/0/0"
+    if harm == "shorter":
+        # Within the last page, where the missing bytes would read as zeros.
+        with shard.open("r+b") as stream:
+            stream.truncate(6 * 16 * 12 * 2 - 1)
+    else:
+        shard.unlink()
+    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 (ends at byte|cannot be read).*verify"):
+        next(batches)
+
+
+def test_batches_that_are_kept_stay_what_they_were(tiny_store: FeatureStore) -> None:
+    source = TokenSource(tiny_store, "1")
+    kept = list(token_batches(source, seed=1, epoch=0, batch_tokens=50))
+    copies = [batch.clone() for batch in token_batches(source, seed=1, epoch=0, batch_tokens=50)]
+    assert all(a.equal(b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_streams_in_several_threads_do_not_disturb_each_other(tiny_store: FeatureStore) -> None:
+    def run(seed: int) -> list[torch.Tensor]:
+        batches = token_batches(TokenSource(store, "1"), seed=seed, epoch=0, batch_tokens=24)
+        kept = list(batches)
+        next(token_batches(TokenSource(store, "1"), seed=seed, epoch=1, batch_tokens=24)).sum()
+        return kept
+
+    store = FeatureStore(tiny_store.path)
+    expected = [run(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(run, range(4)))
+            assert all(
+                a.equal(b)
+                for one, other in zip(found, expected, strict=True)
+                for a, b in zip(one, other, strict=True)
+            )

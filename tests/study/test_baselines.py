@@ -7,20 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import METHOD, SCORE, extracted, manifest_of, write_folder
+from tiny import codes_of, extracted, manifest_of, plan_of, vectors_of, write_folder
 
-from spg_pipe.bank.few_shot import banks_of
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.detector.evaluate import evaluate_scores
-from spg_pipe.detector.make import train_guides
-from spg_pipe.recipe.params import BankParams, GuideParams, MetricParams
+from spg_pipe.detector.make import make_detector
+from spg_pipe.guides.kinds import TrainedGuides
+from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
+from spg_pipe.study.baselines.dissimilarity import dissimilarity
 from spg_pipe.study.baselines.free import free_dictionary
 from spg_pipe.study.baselines.linear import logistic_regression
 from spg_pipe.study.baselines.mahalanobis import mahalanobis
 from spg_pipe.study.baselines.mutual import mutual_scoring
-from spg_pipe.study.baselines.patchwise import Method, score_patchwise
-from spg_pipe.study.baselines.unsupervised import dissimilarity
+from spg_pipe.study.baselines.patchwise import Baseline, score_patchwise
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,14 @@ def unit_tokens(store: FeatureStore, layer: str, images: list[int]) -> np.ndarra
     return tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
 
 
-def values_of(method: Method, store: FeatureStore, images: list[int]) -> dict[str, np.ndarray]:
+def values_of(baseline: Baseline, store: FeatureStore, images: list[int]) -> dict[str, np.ndarray]:
     rows = np.array(images)
-    tokens = {layer: image_tokens(store, layer, rows) for layer in store.layers}
-    return {layer: v.double().numpy() for layer, v in method.values(tokens, rows).items()}
+    return {
+        layer: baseline.values(TokenKey(layer), image_tokens(store, layer, rows), rows)
+        .double()
+        .numpy()
+        for layer in store.layers
+    }
 
 
 def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store: FeatureStore) -> None:
@@ -55,8 +60,7 @@ def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
 ) -> None:
     from sklearn.covariance import LedoitWolf
 
-    banks = banks_of([normals], tiny_store, BankParams())
-    found = values_of(mahalanobis(banks.rows, tiny_store), tiny_store, [2, 12])
+    found = values_of(mahalanobis(tiny_store, normals), tiny_store, [2, 12])
     known = unit_tokens(normals, "1", list(range(8)))
     for place, (image, own) in enumerate(((2, known[:4]), (12, known[4:]))):
         fitted = LedoitWolf().fit(own.reshape(-1, 12))
@@ -67,45 +71,44 @@ def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
 def test_images_of_the_target_judge_each_other_but_never_themselves(
     tiny_store: FeatureStore,
 ) -> None:
-    method = mutual_scoring(tiny_store, seed=0, images=15)
-    found = values_of(method, tiny_store, [4])["2"][0]
+    baseline = mutual_scoring(tiny_store, seed=0, images=15)
+    found = values_of(baseline, tiny_store, [4])["2"][0]
     x = unit_tokens(tiny_store, "2", list(range(16)))
     distances = [1 - (x[4] @ x[other].T).max(axis=1) for other in range(16) if other != 4]
     nearest = np.sort(distances, axis=0)[: int(0.3 * 15)]
     np.testing.assert_allclose(found, nearest.mean(axis=0), atol=1e-5)
-    assert "transductive" in method.sees
+    assert "transductive" in baseline.supervision
 
 
 def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(
     tiny_store: FeatureStore,
 ) -> None:
-    method = logistic_regression(tiny_store, seed=0)
-    assert (method.sees, method.auxiliary) == ("labelled auxiliary set", "parts")
+    baseline = logistic_regression(tiny_store, seed=0)
+    assert (baseline.supervision, baseline.auxiliary) == ("labelled auxiliary set", "parts")
     masks = tiny_store.masks(np.arange(16)).reshape(16, 4, 8, 4, 8).mean(axis=(2, 4))
-    values = values_of(method, tiny_store, list(range(16)))["1"]
+    values = values_of(baseline, tiny_store, list(range(16)))["1"]
     taught = (tiny_store.array("mask_state") != 2)[:, None]
     defective, normal = (c.reshape(16, 16) & taught for c in (masks > 0.5, masks == 0))
     assert values[defective].mean() > 0 > values[normal].mean()
 
 
 def test_free_guides_are_any_vectors(tiny_store: FeatureStore) -> None:
-    guides = GuideParams(kind="trained", epochs=1, batch_images=4)
+    guides = TrainedGuides(epochs=1)
     axes = free_dictionary(tiny_store)
-    detector, _ = train_guides(tiny_store, axes, guides, METHOD, SCORE, seed=3)
+    detector, _ = make_detector(tiny_store, plan_of(axes, 3, guides=guides))
     for guide in detector.layers.values():
-        torch.testing.assert_close(guide.atom_codes @ guide.atoms, guide.vectors)
+        torch.testing.assert_close(codes_of(guide) @ guide.atoms, vectors_of(guide))
         assert (guide.atoms.abs().sum(dim=1) == 1).all()
 
 
 def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
-    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s", sigma=1.0)
-    assert scores.config["sees"] == "nothing"
-    row = evaluate_scores(scores, tiny_store, MetricParams()).rows[-1]
-    assert row["method"] == "intra-image dissimilarity"
-    assert 0 <= row["pixel_auroc"] <= 1
-    tokens = {layer: image_tokens(tiny_store, layer, np.array([7])) for layer in ("1", "2")}
-    alone = dissimilarity().values(tokens, np.array([7]))
+    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s")
+    assert scores.record.supervision == "nothing"
+    table = evaluate_scores(scores, tiny_store, MetricParams()).table
+    assert table.context.method == "intra-image dissimilarity"
+    assert 0 <= table.mean.metrics["pixel_auroc"] <= 1
+    alone = values_of(dissimilarity(), tiny_store, [7])
     for layer, values in scores.patches(np.array([7])).items():
-        torch.testing.assert_close(values.flatten(1), alone[layer], atol=1e-6, rtol=0)
+        np.testing.assert_allclose(values.flatten(1), alone[layer], atol=1e-6)

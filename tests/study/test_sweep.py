@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from e2e.helpers import spg
 from layouts import write_mvtec, write_visa
-from pipeline.test_find import RECIPE
+from pipeline.test_checked import RECIPE
 
-from spg_pipe import pipeline, study
+from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
-from spg_pipe.study import sweeps as module
+from spg_pipe.study import settings
+from spg_pipe.study import sweep as module
+from spg_pipe.study.sweep import settings_of, sweep
 
 SWEEP = {"sae.k": [2, 4], "guides.top_k": [None, 8], "score.image_score": ["max", "cls"]}
 
@@ -44,7 +46,7 @@ def test_a_sweep_equals_its_settings_one_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    result = study.sweep(run_of({"sweep": SWEEP, "seeds": [1, 2]}))
+    result = sweep(run_of({"sweep": SWEEP, "seeds": [1, 2]}))
     found = {tuple(row[place] for place in SWEEP): row for row in result.rows}
     assert len(found) == len(result.rows) == 8
     one = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**PUBLISHED["guides"], "top_k": 8}}
@@ -56,10 +58,13 @@ def test_a_sweep_equals_its_settings_one_by_one(
             "seeds": [1, 2],
         }
     )
-    pipeline.train_saes([alone], "left", [1, 2])
+    for seed in (1, 2):
+        pipeline.train_sae(alone, "left", seed)
     pipeline.train_guides_together([alone], "left", [1, 2])
     pipeline.score(alone, "right")
-    tables = [pipeline.read_metrics(path)[-1] for path in pipeline.evaluate(alone, "right")]
+    tables = [
+        pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")
+    ]
     row = found[2, 8, "cls"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
         assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
@@ -70,38 +75,25 @@ def test_a_sweep_equals_its_settings_one_by_one(
 def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     recipe = {"sweep": {"sae.k": [2, 4], "score.image_score": ["max", "cls"]}, "seeds": [1]}
-    first = study.sweep(run_of(recipe))
+    first = sweep(run_of(recipe))
 
     def never(*_args: object, **_options: object) -> None:
         raise AssertionError("made again")
 
-    for name in ("extract", "train_saes", "train_guides_together", "score"):
+    monkeypatch.setattr(settings, "train_sae", never)
+    for name in ("extract", "train_guides_together", "score"):
         monkeypatch.setattr(module, name, never)
-    assert study.sweep(run_of(recipe)).table == first.table
+    assert sweep(run_of(recipe)).table == first.table
 
 
 def test_a_sweep_makes_damaged_scores_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     recipe = {"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]}
-    first = study.sweep(run_of(recipe))
+    first = sweep(run_of(recipe))
     for place in Path("artifacts/scores/mended").iterdir():
         chunk = next(place.glob("maps.zarr/*/c/0/0/0"))
         chunk.write_bytes(chunk.read_bytes()[:50])
-    assert study.sweep(run_of(recipe)).table == first.table
-
-
-def test_all_saes_of_a_sweep_are_trained_together(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    together: list[int] = []
-    true = module.train_saes
-    monkeypatch.setattr(
-        module, "train_saes", lambda s, *a: (together.append(len(s)), true(s, *a))[1]
-    )
-    recipe = {"name": "grid", "sweep": {"sae.k": [1, 2], "sae.dict_size": [16, 24]}, "seeds": [7]}
-    study.sweep(run_of(recipe))
-    assert together == [4]
+    assert sweep(run_of(recipe)).table == first.table
 
 
 ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
@@ -111,7 +103,7 @@ def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -
     recipe = RECIPE | {"sweep": ABLATION}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
     assert run.params.decision.image.cls == 1.0
-    found = module.settings_of(run, one_at_a_time=True)
+    found = settings_of(run, one_at_a_time=True)
     assert [one.name for one in found] == [
         "the recipe as it is",
         "decision.image.cls = 0.0",
@@ -137,17 +129,17 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
     monkeypatch.chdir(folder)
     recipe = RECIPE | {"name": "ablated", "seeds": [1], "sweep": ABLATION}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
-    rows = {row["setting"]: row for row in study.sweep(run, one_at_a_time=True).rows}
+    rows = {row["setting"]: row for row in sweep(run, one_at_a_time=True).rows}
     assert len(rows) == 4
     pipeline.score(run, "right")
     table = pipeline.read_metrics(pipeline.evaluate(run, "right")[0])
-    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table[-1]["pixel_ap"])
+    assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table.mean.metrics["pixel_ap"])
     assert len({row["pixel_auroc"] for row in rows.values()}) > 1
     assert not any("sae.k" in row for row in rows.values())
 
 
 @pytest.mark.parametrize(
-    ("sweep", "fault"),
+    ("axes", "fault"),
     [
         ({}, "no `sweep:` section"),
         ({"seeds": [1, 2]}, "expected one of backbone"),
@@ -157,14 +149,14 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
         ({"sae": [{"k": 8}], "sae.k": [4]}, "sae and sae.k both set it"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_says_why(sweep: dict[str, Any], fault: str) -> None:
+def test_a_sweep_that_makes_no_sense_says_why(axes: dict[str, Any], fault: str) -> None:
     with pytest.raises(SpgError, match=fault):
-        module.settings_of(run_of({"sweep": sweep}))
+        settings_of(run_of({"sweep": axes}))
 
 
 def test_whole_sections_may_vary() -> None:
     aliases = ["dinov3", "openclip"]
-    settings = module.settings_of(run_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}}))
+    settings = settings_of(run_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}}))
     assert [one.run.params.backbone.alias for one in settings] == aliases
 
 
@@ -200,7 +192,7 @@ def test_both_metric_protocols_fit_in_one_table(
 ) -> None:
     monkeypatch.chdir(folder)
     recipe = {"name": "both", "sweep": {"metrics.protocol": ["exact", "spg", "spg"]}, "seeds": [1]}
-    table = study.sweep(run_of(recipe)).table
+    table = sweep(run_of(recipe)).table
     assert "metrics protocol exact and spg" in " ".join(table.split())
     assert "AUPRO@0.3" in table
     assert sum(line.startswith("spg ") for line in table.splitlines()) == 1

@@ -1,11 +1,5 @@
 """The `folder` layout: a person's own images, with as much labelling as there is.
 
-    <root>/*.png                               images without labels
-    <root>/good/*.png                          normal images
-    <root>/<defect>/*.png                      defect images, masks optional, at one of:
-        <root>/ground_truth/<defect>/<stem>_mask.png   (or <stem>.png; also masks/<defect>/)
-        <root>/<defect>/<stem>_mask.png
-
 Rules
 -----
 - Subfolders are classes when something says so: a folder `good`, `ground_truth` or `masks`, or a
@@ -16,7 +10,6 @@ Rules
 - The category is the folder's name. When every subfolder holds its own `good/`, each of them is a
   category instead.
 - `Good`, `ok`, `pass`, … are not taken for defects but refused: normal images are in `good`.
-- There are no splits: `test` and `all` both mean every image.
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
@@ -27,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, files_in, subfolders
+from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
 from spg_pipe.datasets.layouts.synthetic import RECORD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
+from spg_pipe.datasets.walk import files_below, files_in, relative, subfolders
+from spg_pipe.errors import SpgError, listed
 
 MASK_FOLDERS = ("ground_truth", "masks")
 NOT_DEFECTS = frozenset(
@@ -49,7 +43,7 @@ class _Class(NamedTuple):
     extra_masks: list[Path]
 
 
-def scan_folder(root: Path, split: str, select: Select) -> Scan:
+def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     """Find a person's images and what is known about them (rules: this module's text).
 
     Raises
@@ -57,11 +51,6 @@ def scan_folder(root: Path, split: str, select: Select) -> Scan:
     SpgError
         The folder holds no images, looks like another layout, or its labels are ambiguous.
     """
-    if split == "train":
-        raise UnsuitableError(
-            f"{root} has the folder layout, which knows no training split: use the split `test` "
-            f"or `all` (both mean every image)."
-        )
     _refuse_other_layouts(root)
     folders = {f.resolve().name: f for f in _category_folders(root)}
     entries: list[Entry] = []
@@ -77,6 +66,22 @@ def scan_folder(root: Path, split: str, select: Select) -> Scan:
             f"and one folder for each defect."
         )
     return Scan(entries, sorted(folders), notes)
+
+
+FOLDER = Layout(
+    "folder",
+    "Your own images: good/ and one folder for each defect, masks optional; or just images "
+    "without labels, at any depth.",
+    """\
+ROOT/*.jpg                                   (no labels)
+ROOT/good/*.jpg
+ROOT/<defect>/*.jpg
+ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/)
+ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
+    scan_folder,
+    own_images=True,
+    splits=False,
+)
 
 
 def _refuse_other_layouts(root: Path) -> None:
@@ -170,10 +175,10 @@ def _pair(
         masks |= {m: m.parent.relative_to(mask_root) for m in files_below(mask_root).images}
     pairs: dict[Path, Path | None] = dict.fromkeys(images)
     used: set[Path] = set()
-    for place in {image.parent for image in images}:
-        here = place.relative_to(base)
+    for parent in {image.parent for image in images}:
+        here = parent.relative_to(base)
         matched, _ = match_masks(
-            [i for i in images if i.parent == place], [m for m, at in masks.items() if at == here]
+            [i for i in images if i.parent == parent], [m for m, at in masks.items() if at == here]
         )
         pairs.update(matched)
         used.update(matched.values())
@@ -195,32 +200,27 @@ def _split_beside(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _entries(root: Path, category: str, kind: _Class) -> list[Entry]:
     return [
         Entry(
-            path=image.relative_to(root).as_posix(),
+            path=relative(image, root),
             category=category,
             defect=kind.defect,
             label=kind.label,
-            mask=mask.relative_to(root).as_posix() if mask else "",
+            mask=relative(mask, root) if mask else "",
         )
         for image, mask in kind.pairs.items()
     ]
 
 
 def _notes(root: Path, folder: Path, classes: Sequence[_Class]) -> list[str]:
-    notes = []
     masks = [m for kind in classes for m in kind.pairs.values() if m]
-    if lossy := [m for m in masks if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]:
-        notes.append(
-            f"{counted(len(lossy), 'mask')} stored as JPEG, whose compression noise counts as "
-            f"defect (every value above 0 does): use PNG"
-        )
-    if extra := [m.relative_to(root).as_posix() for kind in classes for m in kind.extra_masks]:
-        notes.append(f"{counted(len(extra), 'mask')} without a use, ignored: {listed(extra)}")
+    lossy = sum(m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for m in masks)
+    extra = [relative(m, root) for kind in classes for m in kind.extra_masks]
     defects = [m for k in classes if k.label == LABEL_ANOMALOUS for m in k.pairs.values()]
-    if without := defects.count(None):
-        several = counted(without, "defect image")
-        notes.append(f"{several} without a mask, left out of pixel metrics")
-    if unlabelled := sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN):
-        notes.append(f"{counted(unlabelled, 'image')} without a label")
-    if others := files_below(folder).others:
-        notes.append(f"{counted(others, 'file')} ignored: not an image file")
-    return notes
+    unlabelled = sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN)
+    noise = "whose compression noise counts as defect (every value above 0 does)"
+    return [
+        *noted(lossy, "mask", f"stored as JPEG, {noise}: use PNG"),
+        *noted(extra, "mask", "without a use, ignored"),
+        *noted(defects.count(None), "defect image", "without a mask, left out of pixel metrics"),
+        *noted(unlabelled, "image", "without a label"),
+        *noted(files_below(folder).others, "file", NO_IMAGE),
+    ]

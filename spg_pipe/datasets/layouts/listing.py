@@ -1,18 +1,18 @@
-"""What a layout's scanner finds, and the helpers to look at folders. Names only, no pixels."""
+"""What a layout is, and what its scanner finds. Names only, no pixels."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.images import is_image
 from spg_pipe.datasets.manifest import LABEL_NORMAL, MaskState
+from spg_pipe.errors import counted, listed
 
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""
+NO_IMAGE = "ignored: not an image file"
 
 
 @dataclass(frozen=True)
@@ -59,47 +59,31 @@ class Scan(NamedTuple):
     """As the layout's own record states it; empty if it has none."""
 
 
-class Files(NamedTuple):
-    """The files of a folder: images sorted by name, and how many others there are."""
-
-    images: list[Path]
-    others: int
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Visible folders in `folder`, sorted by name; none if it does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def noted(items: Sequence[str] | int, noun: str, what: str) -> list[str]:
+    """The note `2 masks without a use: a, b`, of a number without names; none of nothing."""
+    if isinstance(items, int):
+        return [f"{counted(items, noun)} {what}"] if items else []
+    return [f"{counted(len(items), noun)} {what}: {listed(items)}"] if items else []
 
 
-def files_in(folder: Path) -> Files:
-    """Files directly in `folder`; none if it does not exist."""
-    if not folder.is_dir():
-        return Files([], 0)
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    images = [p for p in files if is_image(p)]
-    return Files(images, len(files) - len(images))
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset lies on disk, described for people, and the scanner that reads it."""
 
+    name: str
+    """What `layout:` takes."""
+    summary: str
+    """One sentence."""
+    sketch: str
+    """The folders, several lines."""
+    scan: Callable[[Path, str, Select], Scan]
+    """Finds the images of a root's split (`test`, `train` or `all`) and of the wanted categories.
+    Raises SpgError where the folder is not of this layout, or not whole."""
+    own_images: bool = False
+    """For a person's own images, not a benchmark's: their EXIF orientation may count."""
+    splits: bool = True
+    """Whether there is a training split; without, `test` and `all` both mean every image."""
 
-def files_below(folder: Path, skip: Sequence[str] = ()) -> Files:
-    """Files in `folder` and all its visible subfolders, but for those named in `skip`."""
-    images, others = [], 0
-    for sub in _walk(folder, set(skip)):
-        found = files_in(sub)
-        images += found.images
-        others += found.others
-    return Files(sorted(images), others)
-
-
-def _walk(folder: Path, skip: set[str]) -> Iterator[Path]:
-    """`folder` and its subfolders; links are followed, but never round in a circle."""
-    seen: set[str] = set()
-    for where, names, _ in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            names.clear()
-            continue
-        seen.add(real)
-        names[:] = sorted(n for n in names if not n.startswith(".") and n not in skip)
-        yield Path(where)
+    def described(self) -> dict[str, str | bool]:
+        """What a person should know of it, as plain values."""
+        return {name: getattr(self, name) for name in ("name", "summary", "sketch", "own_images")}

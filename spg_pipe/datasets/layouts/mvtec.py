@@ -1,10 +1,5 @@
 """The `mvtec` layout: the official folders of MVTec AD, for any category names.
 
-    <root>/<category>/train/good/000.png
-    <root>/<category>/test/good/000.png
-    <root>/<category>/test/<defect>/000.png
-    <root>/<category>/ground_truth/<defect>/000_mask.png
-
 A mask belongs to the image of its name, never to the image of its position: a single file that
 is missing would shift every later pair.
 """
@@ -16,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_in, subfolders
+from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.datasets.walk import files_in, relative, subfolders
 from spg_pipe.errors import SpgError, counted, listed
 
 GOOD = "good"
 
 
 @dataclass
-class _Found:
+class _Tally:
     """What the walk through the categories has gathered so far."""
 
     entries: list[Entry] = field(default_factory=list)
@@ -36,16 +32,7 @@ class _Found:
 
 
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
-    """Find the images and masks of every wanted category.
-
-    Parameters
-    ----------
-    root
-        The folder that holds the categories.
-    split
-        `test`, `train` (normal images only) or `all`.
-    select
-        Says for a category's name whether it is wanted.
+    """Find the images and masks of every wanted category; a `Layout.scan`.
 
     Raises
     ------
@@ -56,17 +43,30 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
-    found = _Found()
+    tally = _Tally()
     for folder in folders:
         if select(folder.name):
-            before = len(found.entries)
+            before = len(tally.entries)
             for part in splits:
-                _scan_split(root, folder, part, found)
-            if len(found.entries) == before:
-                found.without_split.append(folder.name)
-    if found.without_mask:
-        raise SpgError(_no_mask(root, found.without_mask))
-    return Scan(found.entries, [f.name for f in folders], _notes(root, folders, splits, found))
+                _scan_split(root, folder, part, tally)
+            if len(tally.entries) == before:
+                tally.without_split.append(folder.name)
+    if tally.without_mask:
+        raise SpgError(_no_mask(root, tally.without_mask))
+    return Scan(tally.entries, [f.name for f in folders], _notes(root, folders, splits, tally))
+
+
+MVTEC = Layout(
+    "mvtec",
+    "MVTec AD's official folders, for any category names; every defect image has a mask of its "
+    "name.",
+    """\
+ROOT/<category>/train/good/000.png
+ROOT/<category>/test/good/000.png
+ROOT/<category>/test/<defect>/000.png
+ROOT/<category>/ground_truth/<defect>/000_mask.png""",
+    scan_mvtec,
+)
 
 
 def match_masks(
@@ -110,63 +110,55 @@ def match_masks(
     return pairs, [m for m in masks if m not in used]
 
 
-def _scan_split(root: Path, category: Path, part: str, found: _Found) -> None:
+def _scan_split(root: Path, category: Path, part: str, tally: _Tally) -> None:
     """Add the images of `train` or `test` of one category."""
     stray = files_in(category / part)
-    found.stray += len(stray.images)
-    found.others += stray.others
+    tally.stray += len(stray.images)
+    tally.others += stray.others
     kinds = subfolders(category / part)
     for kind in kinds:
         images, others = files_in(kind)
-        found.others += others
-        label = LABEL_NORMAL if kind.name == GOOD else LABEL_ANOMALOUS
-        pairs = {} if label == LABEL_NORMAL else _masks_of(root, category, kind, images, found)
-        for image in images:
-            mask = pairs.get(image)
-            found.entries.append(
-                Entry(
-                    path=image.relative_to(root).as_posix(),
-                    category=category.name,
-                    defect=kind.name,
-                    label=label,
-                    mask=mask.relative_to(root).as_posix() if mask else "",
-                    train=part == "train",
-                )
+        tally.others += others
+        normal = kind.name == GOOD
+        pairs = {} if normal else _masks_of(root, category, kind, images, tally)
+        tally.entries += [
+            Entry(
+                path=relative(image, root),
+                category=category.name,
+                defect=kind.name,
+                label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
+                mask=relative(pairs[image], root) if image in pairs else "",
+                train=part == "train",
             )
+            for image in images
+        ]
     if part == "test":
-        seen = {kind.name for kind in kinds} - {GOOD}
+        with_images = {GOOD, *(kind.name for kind in kinds)}
         for folder in subfolders(category / "ground_truth"):
-            if folder.name not in seen:
-                extra = files_in(folder).images
-                found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+            if folder.name not in with_images:
+                tally.extra_masks += [relative(p, root) for p in files_in(folder).images]
 
 
 def _masks_of(
-    root: Path, category: Path, kind: Path, images: Sequence[Path], found: _Found
+    root: Path, category: Path, kind: Path, images: Sequence[Path], tally: _Tally
 ) -> dict[Path, Path]:
     folder = category / "ground_truth" / kind.name
     pairs, extra = match_masks(images, files_in(folder).images)
-    found.extra_masks += [p.relative_to(root).as_posix() for p in extra]
+    tally.extra_masks += [relative(p, root) for p in extra]
     for image in images:
         if image not in pairs:
-            expected = (folder / f"{image.stem}_mask.png").relative_to(root).as_posix()
-            found.without_mask.append(f"{image.relative_to(root).as_posix()} (expected {expected})")
+            expected = relative(folder / f"{image.stem}_mask.png", root)
+            tally.without_mask.append(f"{relative(image, root)} (expected {expected})")
     return pairs
 
 
-def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], found: _Found) -> list[str]:
+def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], tally: _Tally) -> list[str]:
     notes = []
-    if found.without_split:
-        names = " or ".join(splits)
-        notes.append(f"no {names} images in: {listed(found.without_split)}")
-    if found.extra_masks:
-        several = counted(len(found.extra_masks), "mask")
-        notes.append(f"{several} without an image, ignored: {listed(found.extra_masks)}")
-    if found.stray:
-        several = counted(found.stray, "image")
-        notes.append(f"{several} beside the defect folders, not inside one, ignored")
-    if found.others:
-        notes.append(f"{counted(found.others, 'file')} ignored: not an image file")
+    if tally.without_split:
+        notes.append(f"no {' or '.join(splits)} images in: {listed(tally.without_split)}")
+    notes += noted(tally.extra_masks, "mask", "without an image, ignored")
+    notes += noted(tally.stray, "image", "beside the defect folders, not inside one, ignored")
+    notes += noted(tally.others, "file", NO_IMAGE)
     if ignored := [f.name for f in subfolders(root) if f not in folders]:
         notes.append(f"folders without train/ and test/ ignored: {listed(ignored)}")
     return notes

@@ -6,28 +6,16 @@ Counts are those of the official releases (MVTec AD: 3629 training and 1725 test
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from spg_pipe.datasets.layouts.listing import Entry
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.errors import listed
 
-Split = str
-
-
-class Counts(NamedTuple):
-    """Images of one category."""
-
-    train: int
-    """Normal images to train on."""
-    normal: int
-    """Normal images of the test split."""
-    anomalous: int
-    """Anomalous images of the test split."""
+COUNTED = ("training", "normal test", "anomalous test")
+"""What a category's three numbers of images are of."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +26,8 @@ class Benchmark:
     licence: str
     source: str
     """Where the official copy is, in words."""
-    categories: dict[str, Counts]
+    categories: dict[str, tuple[int, int, int]]
+    """Numbers of images: `COUNTED`."""
 
 
 MVTEC_AD = Benchmark(
@@ -46,21 +35,21 @@ MVTEC_AD = Benchmark(
     licence="CC BY-NC-SA 4.0 (non-commercial)",
     source="its official page, https://www.mvtec.com/company/research/datasets/mvtec-ad",
     categories={
-        "bottle": Counts(209, 20, 63),
-        "cable": Counts(224, 58, 92),
-        "capsule": Counts(219, 23, 109),
-        "carpet": Counts(280, 28, 89),
-        "grid": Counts(264, 21, 57),
-        "hazelnut": Counts(391, 40, 70),
-        "leather": Counts(245, 32, 92),
-        "metal_nut": Counts(220, 22, 93),
-        "pill": Counts(267, 26, 141),
-        "screw": Counts(320, 41, 119),
-        "tile": Counts(230, 33, 84),
-        "toothbrush": Counts(60, 12, 30),
-        "transistor": Counts(213, 60, 40),
-        "wood": Counts(247, 19, 60),
-        "zipper": Counts(240, 32, 119),
+        "bottle": (209, 20, 63),
+        "cable": (224, 58, 92),
+        "capsule": (219, 23, 109),
+        "carpet": (280, 28, 89),
+        "grid": (264, 21, 57),
+        "hazelnut": (391, 40, 70),
+        "leather": (245, 32, 92),
+        "metal_nut": (220, 22, 93),
+        "pill": (267, 26, 141),
+        "screw": (320, 41, 119),
+        "tile": (230, 33, 84),
+        "toothbrush": (60, 12, 30),
+        "transistor": (213, 60, 40),
+        "wood": (247, 19, 60),
+        "zipper": (240, 32, 119),
     },
 )
 
@@ -69,18 +58,18 @@ VISA = Benchmark(
     licence="CC BY 4.0",
     source="its official page, https://github.com/amazon-science/spot-diff (VisA_20220922.tar)",
     categories={
-        "candle": Counts(900, 100, 100),
-        "capsules": Counts(542, 60, 100),
-        "cashew": Counts(450, 50, 100),
-        "chewinggum": Counts(453, 50, 100),
-        "fryum": Counts(450, 50, 100),
-        "macaroni1": Counts(900, 100, 100),
-        "macaroni2": Counts(900, 100, 100),
-        "pcb1": Counts(904, 100, 100),
-        "pcb2": Counts(901, 100, 100),
-        "pcb3": Counts(905, 101, 100),
-        "pcb4": Counts(904, 101, 100),
-        "pipe_fryum": Counts(450, 50, 100),
+        "candle": (900, 100, 100),
+        "capsules": (542, 60, 100),
+        "cashew": (450, 50, 100),
+        "chewinggum": (453, 50, 100),
+        "fryum": (450, 50, 100),
+        "macaroni1": (900, 100, 100),
+        "macaroni2": (900, 100, 100),
+        "pcb1": (904, 100, 100),
+        "pcb2": (901, 100, 100),
+        "pcb3": (905, 101, 100),
+        "pcb4": (904, 101, 100),
+        "pipe_fryum": (450, 50, 100),
     },
 )
 
@@ -151,7 +140,7 @@ def check(
     on_disk: Sequence[str],
     wanted: Sequence[str],
     entries: Sequence[Entry],
-    split: Split,
+    split: str,
 ) -> list[str]:
     """Notes on missing and unknown categories and on counts that are not the official ones.
 
@@ -175,31 +164,24 @@ def check(
     if unknown := [c for c in wanted if c not in known]:
         notes.append(f"not among the categories of {name}: {listed(unknown)}")
     compared = [c for c in wanted if c in known]
-    different = [
-        note for c in compared for note in _differences(c, known[c], _counts(entries, c), split)
-    ]
-    if different:
+    if different := [n for c in compared for n in _differences(c, known[c], entries, split)]:
         notes += different
     elif compared:
         notes.append(f"{name}: image counts as in the official release (split: {split})")
     return notes
 
 
-def _counts(entries: Sequence[Entry], category: str) -> Counts:
-    tally: Counter[tuple[bool, bool]] = Counter(
-        (e.train, e.label == LABEL_NORMAL) for e in entries if e.category == category
-    )
-    train = tally[True, True] + tally[True, False]
-    return Counts(train, tally[False, True], tally[False, False])
-
-
-def _differences(category: str, official: Counts, found: Counts, split: Split) -> list[str]:
-    names = {"train": "training", "normal": "normal test", "anomalous": "anomalous test"}
-    fields = {"train": ["train"], "test": ["normal", "anomalous"]}.get(split, list(names))
+def _differences(
+    category: str, official: Sequence[int], entries: Sequence[Entry], split: str
+) -> list[str]:
+    images = [e for e in entries if e.category == category]
+    tests = [e.label == LABEL_NORMAL for e in images if not e.train]
+    on_disk = (len(images) - len(tests), sum(tests), len(tests) - sum(tests))
+    compared = {"train": COUNTED[:1], "test": COUNTED[1:]}.get(split, COUNTED)
     return [
-        f"{category}: {getattr(found, f)} {names[f]} images, official {getattr(official, f)}"
-        for f in fields
-        if getattr(found, f) != getattr(official, f)
+        f"{category}: {there} {what} images, official {count}"
+        for what, there, count in zip(COUNTED, on_disk, official, strict=True)
+        if what in compared and there != count
     ]
 
 

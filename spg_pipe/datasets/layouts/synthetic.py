@@ -1,13 +1,7 @@
 """The `synthetic` layout: what `spg-pipe synthesise` writes, read by its own record.
 
-    <root>/synthetic.json
-    <root>/images/<category>/good/<number>.png
-    <root>/images/<category>/<kind>/<number>-<n>.png
-    <root>/masks/<category>/<kind>/<number>-<n>.png
-
 The record names every image, so a folder that looks alike is not taken for a synthetic set, and a
-file that nobody recorded is not taken for an image. There are no splits: `test` and `all` both
-mean every image.
+file that nobody recorded is not taken for an image.
 """
 
 from __future__ import annotations
@@ -15,40 +9,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from spg_pipe.artefacts.digests import require_fingerprint
-from spg_pipe.artefacts.files import read_json
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below, source_id
+from spg_pipe.artefacts.record import Record, read_record
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, noted, source_id
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.errors import DamagedError, SpgError, UnsuitableError, counted, listed
-from spg_pipe.recipe.data import STRICT, DefectKind
+from spg_pipe.datasets.walk import files_below, relative
+from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.recipe.data import KINDS, DefectKind
 
 RECORD = "synthetic.json"
-KIND = "synthetic set"
-FORMAT = 1
-"""Of the record and the folders; a reader refuses any other."""
+KIND: Literal["synthetic set"] = "synthetic set"
 AGAIN = "spg-pipe synthesise"
 
-_Folder = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
-"""Looser than `Name`: a category is called as its folder was, blanks and all, but is one folder."""
+_NAME = r"[^./\\\x00][^/\\\x00]*"
+"""Looser than a recipe's `Name`: a category is called as its folder was, blanks and all."""
+_Image = Annotated[str, Field(pattern=rf"^images/{_NAME}/({'|'.join((GOOD, *KINDS))})/{_NAME}$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = STRICT
-
-
-class Settings(_Part):
+class Settings(Record):
     """What `synthesise` was told."""
 
     seed: int
     per_image: int
-    kinds: tuple[str, ...]
+    kinds: tuple[DefectKind, ...]
 
 
-class Source(_Part):
+class Source(Record):
     """The normal images."""
 
     layout: str
@@ -59,54 +48,38 @@ class Source(_Part):
     """Path in the source's folder → SHA-256 of its bytes."""
 
 
-class Row(_Part):
-    """An image of the set. Paths are posix and relative to the set's folder."""
+class SyntheticRecord(Record):
+    """synthetic.json, every key of it. Paths are posix and relative to the set's folder."""
 
-    path: str
-    mask: str
-    """Empty for a normal image."""
-    category: _Folder
-    defect: DefectKind | Literal["good"]
-    source: str
-    """A key of `Source.images`."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.defect == GOOD) == bool(self.mask):
-            expected = "no mask" if self.defect == GOOD else "a mask"
-            raise ValueError(f"{self.path}: found mask {self.mask!r}, {self.defect} has {expected}")
-        for path, kind in ((self.path, "images"), (self.mask, "masks")):
-            folder = f"{kind}/{self.category}/{self.defect}"
-            if path and path.rpartition("/")[0] != folder:
-                raise ValueError(f"names a file outside {folder}: {path}")
-        return self
-
-
-class Record(_Part):
-    """synthetic.json, every key of it."""
-
-    kind: str
-    format: int
+    kind: Literal["synthetic set"] = KIND
+    format: Literal[2] = 2
     generator: int
     settings: Settings
     licence: str
     source: Source
-    images: tuple[Row, ...]
-    fingerprint: str
+    images: dict[_Image, str]
+    """`images/<category>/<kind>/<name>` → the source image (of `Source.images`) behind it."""
+    fingerprint: str = ""
     files_sha256: dict[str, _Sha256]
     """Path → SHA-256 of every image and mask."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        named = {path for row in self.images for path in (row.path, row.mask) if path}
+        named = {*self.images, *map(mask_of, self.images)} - {""}
         if odd := sorted(named ^ set(self.files_sha256)):
             raise ValueError(f"not named both with an image and with a SHA-256: {listed(odd)}")
-        if unknown := sorted({row.source for row in self.images} - set(self.source.images)):
+        if unknown := sorted(set(self.images.values()) - set(self.source.images)):
             raise ValueError(f"made from what is no source image: {listed(unknown)}")
         return self
 
 
-def read_record(root: Path) -> Record:
+def mask_of(image: str) -> str:
+    """Path of the mask of an image of the set; empty for a normal one."""
+    _, category, kind, name = image.split("/")
+    return "" if kind == GOOD else f"masks/{category}/{kind}/{name}"
+
+
+def read_synthetic(root: Path) -> SyntheticRecord:
     """What a synthetic set says of itself.
 
     Raises
@@ -119,70 +92,60 @@ def read_record(root: Path) -> Record:
             f"{root} is no synthetic set: it has no {RECORD}. Make one with "
             f"`{AGAIN} SOURCE {root}`, or name the layout that these images are in."
         )
-    record = read_json(root / RECORD, KIND.capitalize())
-    if record.get("kind") != KIND or record.get("format") != FORMAT:
-        raise SpgError(
-            f"{root / RECORD} says {record.get('kind')!r}, format {record.get('format')!r}; this "
-            f"version reads {KIND!r}, format {FORMAT}. Make the set again with `{AGAIN}`."
-        )
-    require_fingerprint(root, record, KIND, AGAIN)
-    try:
-        return Record.model_validate(record)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        message = f"{place}: {fault['msg']}" if place else fault["msg"]
-        raise DamagedError(
-            f"{root / RECORD} is no whole record of a {KIND} ({message}). Copy the set again, or "
-            f"run `{AGAIN}` again."
-        ) from error
+    return read_record(root / RECORD, SyntheticRecord, KIND, AGAIN)
 
 
-def scan_synthetic(root: Path, split: str, select: Select) -> Scan:
+def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """List a synthetic set's images and masks, with the digests that their bytes must give.
 
     Raises
     ------
     SpgError
         The folder is no synthetic set, or not a whole one.
-    UnsuitableError
-        The split is `train`.
     """
-    if split == "train":
-        raise UnsuitableError(
-            f"{root} has the synthetic layout, which knows no training split: use the split "
-            f"`test` or `all` (both mean every image)."
-        )
-    record = read_record(root)
-    files, rows = record.files_sha256, record.images
-    on_disk = {p.relative_to(root).as_posix() for p in files_below(root).images}
+    record = read_synthetic(root)
+    files = record.files_sha256
+    on_disk = {relative(p, root) for p in files_below(root).images}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "
             f"{listed(missing)}. Copy it again, or run `{AGAIN}` again."
         )
-    notes = [_synthetic_note(record)]
-    if extra := sorted(on_disk - set(files)):
-        notes.append(f"{counted(len(extra), 'image')} not of the set, ignored: {listed(extra)}")
+    extra = noted(sorted(on_disk - set(files)), "image", "not of the set, ignored")
+    notes = [_synthetic_note(record), *extra]
     entries = [
         Entry(
-            path=row.path,
-            category=row.category,
-            defect=row.defect,
-            label=LABEL_NORMAL if row.defect == GOOD else LABEL_ANOMALOUS,
-            mask=row.mask,
-            sha256=files[row.path],
-            mask_sha256=files.get(row.mask, ""),
-            source=source_id(record.source.images[row.source]),
+            path=path,
+            category=category,
+            defect=kind,
+            label=LABEL_NORMAL if kind == GOOD else LABEL_ANOMALOUS,
+            mask=mask_of(path),
+            sha256=files[path],
+            mask_sha256=files.get(mask_of(path), ""),
+            source=source_id(record.source.images[source]),
         )
-        for row in rows
-        if select(row.category)
+        for path, source in record.images.items()
+        for _, category, kind, _ in [path.split("/")]
+        if select(category)
     ]
-    categories = sorted({row.category for row in rows})
+    categories = sorted({path.split("/")[1] for path in record.images})
     return Scan(entries, categories, notes, licence=record.licence)
 
 
-def _synthetic_note(record: Record) -> str:
+SYNTHETIC = Layout(
+    "synthetic",
+    "What `spg-pipe synthesise` makes of normal images: copies with painted defects and masks.",
+    """\
+ROOT/synthetic.json                          (names every image)
+ROOT/images/<category>/good/00000.png
+ROOT/images/<category>/<kind>/00000-0.png
+ROOT/masks/<category>/<kind>/00000-0.png""",
+    scan_synthetic,
+    splits=False,
+)
+
+
+def _synthetic_note(record: SyntheticRecord) -> str:
     settings = record.settings
     return (
         f"synthetic defects ({', '.join(settings.kinds)}; seed {settings.seed}) on "

@@ -1,10 +1,5 @@
 """The `visa` layout: the official folders of VisA, with its one-class split file.
 
-    <root>/split_csv/1cls.csv                  object,split,label,image,mask
-    <root>/<category>/Data/Images/Normal/0000.JPG
-    <root>/<category>/Data/Images/Anomaly/000.JPG
-    <root>/<category>/Data/Masks/Anomaly/000.png
-
 The split file says which images belong to which split and which mask belongs to which image. Mask
 values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
@@ -13,30 +8,36 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Annotated, Literal
 
-from spg_pipe.datasets.layouts.listing import Entry, Scan, Select, files_below
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.datasets.walk import Inside, files_below, inside, relative
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
-COLUMNS = ("object", "split", "label", "image", "mask")
 LABELS = {"normal": LABEL_NORMAL, "anomaly": LABEL_ANOMALOUS}
 
-Row = dict[str, str]
+
+class _Row(BaseModel):
+    """A line of the split file."""
+
+    object: Annotated[str, Field(min_length=1)]
+    split: Literal["train", "test"]
+    label: Literal["normal", "anomaly"]
+    image: Annotated[str, Field(min_length=1), AfterValidator(inside)]
+    mask: Inside
+    """Of a normal image, and of a defect that has none, empty."""
+
+
+COLUMNS = tuple(_Row.model_fields)
 
 
 def scan_visa(root: Path, split: str, select: Select) -> Scan:
-    """Find the images and masks that the split file names, for the categories on disk.
-
-    Parameters
-    ----------
-    root
-        The folder that holds the categories and `split_csv/`.
-    split
-        `test`, `train` or `all`.
-    select
-        Says for a category's name whether it is wanted.
+    """Find the images and masks that the split file names; a `Layout.scan`.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
         or masks that the split file names.
     """
     rows = _read_split_file(root)
-    objects = sorted({row["object"] for row in rows})
+    objects = sorted({row.object for row in rows})
     on_disk = [name for name in objects if (root / name).is_dir()]
     if not on_disk:
         raise SpgError(
@@ -53,13 +54,25 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             f"<category>/Data/Images for at least one of {listed(objects, 12)}. Check the root."
         )
     wanted = {name for name in on_disk if select(name)}
-    of_wanted = [row for row in rows if row["object"] in wanted]
-    entries = [_entry(row) for row in of_wanted if split in ("all", row["split"])]
+    of_wanted = [row for row in rows if row.object in wanted]
+    entries = [_entry(row) for row in of_wanted if split in ("all", row.split)]
     _require_files(root, entries)
     return Scan(entries, on_disk, _notes(root, objects, on_disk, wanted, of_wanted))
 
 
-def _read_split_file(root: Path) -> list[Row]:
+VISA = Layout(
+    "visa",
+    "VisA's official folders; the split file names splits and masks.",
+    """\
+ROOT/split_csv/1cls.csv                      (object,split,label,image,mask)
+ROOT/<category>/Data/Images/Normal/0000.JPG
+ROOT/<category>/Data/Images/Anomaly/000.JPG
+ROOT/<category>/Data/Masks/Anomaly/000.png""",
+    scan_visa,
+)
+
+
+def _read_split_file(root: Path) -> list[_Row]:
     path = root / SPLIT_FILE
     if not path.is_file():
         raise SpgError(
@@ -83,37 +96,26 @@ def _read_split_file(root: Path) -> list[Row]:
         ) from error
 
 
-def _checked(row: Row, path: Path, line: int) -> Row:
-    """The row without surrounding blanks, or an SpgError that names its line."""
-    row = {name: (row[name] or "").strip() for name in COLUMNS}
-    problem = ""
-    if row["label"] not in LABELS:
-        problem = f"the label {row['label']!r} is neither normal nor anomaly"
-    elif row["split"] not in ("train", "test"):
-        problem = f"the split {row['split']!r} is neither train nor test"
-    elif not row["object"] or not row["image"]:
-        problem = "the object or the image is empty"
-    for name in ("image", "mask"):
-        parts = PurePosixPath(row[name])
-        if parts.is_absolute() or ".." in parts.parts:
-            problem = f"the {name} {row[name]!r} is outside the dataset's folder"
-    if problem:
+def _checked(row: dict[str, str | None], path: Path, line: int) -> _Row:
+    try:
+        return _Row.model_validate({name: (row[name] or "").strip() for name in COLUMNS})
+    except ValidationError as error:
+        fault = error.errors()[0]
         raise SpgError(
-            f"{path}, line {line}: {problem}. Take the file from the official archive of VisA, "
-            f"or correct the line."
-        )
-    return row
+            f"{path}, line {line}, {fault['loc'][0]} {fault['input']!r}: {fault['msg']}. Take the "
+            f"file from the official archive of VisA, or correct the line."
+        ) from error
 
 
-def _entry(row: Row) -> Entry:
-    label = LABELS[row["label"]]
+def _entry(row: _Row) -> Entry:
+    label = LABELS[row.label]
     return Entry(
-        path=row["image"],
-        category=row["object"],
+        path=row.image,
+        category=row.object,
         defect="good" if label == LABEL_NORMAL else "anomaly",
         label=label,
-        mask="" if label == LABEL_NORMAL else row["mask"],
-        train=row["split"] == "train",
+        mask="" if label == LABEL_NORMAL else row.mask,
+        train=row.split == "train",
     )
 
 
@@ -136,23 +138,19 @@ def _notes(
     objects: Sequence[str],
     on_disk: Sequence[str],
     wanted: set[str],
-    rows: Sequence[Row],
+    rows: Sequence[_Row],
 ) -> list[str]:
     notes = []
     if absent := [name for name in objects if name not in on_disk]:
         notes.append(f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}")
-    without = [r["image"] for r in rows if LABELS[r["label"]] == LABEL_ANOMALOUS and not r["mask"]]
-    if without:
-        several = counted(len(without), "defect image")
-        notes.append(f"{several} without a mask in {SPLIT_FILE}: {listed(without)}")
-    named = {row["image"] for row in rows}
+    without = [r.image for r in rows if LABELS[r.label] == LABEL_ANOMALOUS and not r.mask]
+    notes += noted(without, "defect image", f"without a mask in {SPLIT_FILE}")
+    named = {row.image for row in rows}
     extra, others = 0, 0
     for name in sorted(wanted):
         files = files_below(root / name / "Data" / "Images")
-        extra += sum(p.relative_to(root).as_posix() not in named for p in files.images)
+        extra += sum(relative(p, root) not in named for p in files.images)
         others += files.others
-    if extra:
-        notes.append(f"{counted(extra, 'image')} not named in {SPLIT_FILE}, ignored")
-    if others:
-        notes.append(f"{counted(others, 'file')} ignored: not an image file")
+    notes += noted(extra, "image", f"not named in {SPLIT_FILE}, ignored")
+    notes += noted(others, "file", NO_IMAGE)
     return notes

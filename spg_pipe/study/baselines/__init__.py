@@ -1,5 +1,6 @@
-"""Other ways to decide on the same store, and what each of them was allowed to see.
+"""Other ways to judge the patches of a store, and what each of them was allowed to see.
 
-A method turns a batch of tokens into a value a patch, layer by layer; maps, image scores and
-metrics are then made alike for all (`patchwise`).
+A baseline is a module with a function that returns a `Baseline`: how anomalous patches are, layer
+by layer. Maps, image scores and metrics are then made alike for all (`patchwise`). `methods` says
+which of them are compared.
 """

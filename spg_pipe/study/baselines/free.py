@@ -6,9 +6,9 @@ training and scoring run on it.
 
 import torch
 
-from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -21,11 +21,5 @@ def free_dictionary(store: FeatureStore) -> SaeRun:
         with torch.no_grad():
             sae.dictionary.copy_(torch.cat([axes, -axes]))
         layers[layer], dead[layer] = sae, torch.zeros(2 * shape.dim, dtype=torch.bool)
-    content = {"kind": "axes", "inputs": {"store": store.fingerprint}}
-    config = content | {
-        "fingerprint": fingerprint(content),
-        "dataset": store.spec.dataset,
-        "sae": {"activation": "none"},
-        "tokens_seen": dict.fromkeys(layers, 0),
-    }
-    return SaeRun(layers, dead, config)
+    record = SaeRecord.of(store, None, protocol("default"), 0, dict.fromkeys(layers, 0))
+    return SaeRun(layers, dead, record)

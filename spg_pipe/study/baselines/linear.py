@@ -1,25 +1,23 @@
 """Logistic regression on unit patch tokens of the labelled auxiliary set (scikit-learn)."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.backbones.spec import backbone_layer
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import unit
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
-from spg_pipe.study.baselines.patchwise import Method
+from spg_pipe.study.baselines.patchwise import Baseline
 
 TOKENS = 20_000
 """Patches of each class that are drawn at most."""
 
 
-def logistic_regression(store: FeatureStore, seed: int) -> Method:
+def logistic_regression(store: FeatureStore, seed: int) -> Baseline:
     """Fitted for each layer on a draw of normal patches and of such with a defect.
 
     The latter count by the defective share of their area.
@@ -33,37 +31,35 @@ def logistic_regression(store: FeatureStore, seed: int) -> Method:
 
     sides: dict[str, tuple[Tensor, float]] = {}
     for layer in store.layers:
-        values, shares = _draw(store, layer, seed)
+        drawn, shares = _draw(store, layer, seed)
         labels = shares > 0
         model = LogisticRegression(class_weight="balanced", max_iter=200)
-        fitted = model.fit(values, labels, sample_weight=np.where(labels, shares, 1))
+        fitted = model.fit(drawn, labels, sample_weight=np.where(labels, shares, 1))
         side = torch.from_numpy(fitted.coef_[0].astype(np.float32))
         sides[layer] = side, float(fitted.intercept_[0])
 
-    def values_of(tokens: dict[str, Tensor], _rows: np.ndarray) -> dict[str, Tensor]:
-        return {
-            name: _logit(unit(batch[:, 1:]), *sides[backbone_layer(name)])
-            for name, batch in tokens.items()
-        }
+    def values(key: TokenKey, tokens: Tensor, _rows: np.ndarray) -> Tensor:
+        side, bias = sides[key.layer]
+        return unit(tokens[:, 1:]) @ side.to(tokens.device) + bias
 
-    return Method(
+    return Baseline(
         "logistic regression",
         seen_in(store.synthetic),
-        values_of,
+        values,
         store.spec.dataset,
         seed,
         {"auxiliary": store.fingerprint},
     )
 
 
-def _logit(patches: Tensor, side: Tensor, bias: float) -> Tensor:
-    return patches @ side.to(patches.device) + bias
-
-
 def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Unit tokens (n, D) and defective shares (n,), at most `TOKENS` with and without a defect."""
-    rng = np.random.default_rng(seed)
-    images, share = (np.concatenate(parts) for parts in zip(*_shares(store, layer), strict=True))
+    rng, images = np.random.default_rng(seed), labelled_images(store)
+    grid, parts = store.spec.layers[layer].grid, []
+    for start in range(0, len(images), 64):
+        masks = torch.from_numpy(store.masks(images[start : start + 64])).float()[:, None]
+        parts.append(F.adaptive_avg_pool2d(masks, grid).flatten(1).numpy())
+    share = np.concatenate(parts)
     classes = [np.argwhere(share == 0), np.argwhere(share > 0)]
     if not all(len(places) for places in classes):
         raise SpgError(
@@ -79,12 +75,3 @@ def _draw(store: FeatureStore, layer: str, seed: int) -> tuple[np.ndarray, np.nd
             values.append(unit(tokens.float()).numpy())
             shares.append(share[row, patches])
     return np.concatenate(values), np.concatenate(shares)
-
-
-def _shares(store: FeatureStore, layer: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of labelled images and the defective share (B, N) of their patches."""
-    grid, rows = store.spec.layers[layer].grid, labelled_images(store)
-    for start in range(0, len(rows), 64):
-        images = rows[start : start + 64]
-        masks = torch.from_numpy(store.masks(images)).float()[:, None]
-        yield images, F.adaptive_avg_pool2d(masks, grid).flatten(1).numpy()

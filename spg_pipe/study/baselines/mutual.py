@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.patchwise import Method
+from spg_pipe.study.baselines.patchwise import Baseline
 
 IMAGES = 16
 """Others that each image is compared with, drawn once: cost grows with images × these."""
@@ -18,7 +19,7 @@ SHARE = 0.3
 """Of those, the nearest, whose mean distance counts: the others may be defective, too."""
 
 
-def mutual_scoring(store: FeatureStore, seed: int, images: int = IMAGES) -> Method:
+def mutual_scoring(store: FeatureStore, seed: int, images: int = IMAGES) -> Baseline:
     """Mean distance of a patch to the nearest patch of each of the nearest other images.
 
     Parameters
@@ -28,29 +29,23 @@ def mutual_scoring(store: FeatureStore, seed: int, images: int = IMAGES) -> Meth
     seed : int
         Of the draw of reference images.
     """
-    drawn = np.random.default_rng(seed).permutation(len(store))[: images + 1]
-    banks = {
-        layer: unit(torch.from_numpy(store.tokens(layer, np.sort(drawn))).float())
-        for layer in store.layers
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(store))[: images + 1])
+    references = {
+        layer: unit(torch.from_numpy(store.tokens(layer, drawn)).float()) for layer in store.layers
     }
-    place = {int(image): number for number, image in enumerate(np.sort(drawn))}
 
-    def values(tokens: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
-        found = {}
-        for layer, batch in tokens.items():
-            each = []
-            for image, patches in zip(rows.tolist(), unit(batch[:, 1:]), strict=True):
-                others = [n for n in range(len(drawn)) if n != place.get(image)][:images]
-                bank = banks[layer][others].to(batch.device)
-                near = 1 - (bank.flatten(0, 1) @ patches.t()).unflatten(0, (len(others), -1)).amax(
-                    1
-                )
-                count = max(1, int(SHARE * len(others)))
-                each.append(near.topk(count, dim=0, largest=False)[0].mean(dim=0))
-            found[layer] = torch.stack(each)
-        return found
+    def values(key: TokenKey, tokens: Tensor, rows: np.ndarray) -> Tensor:
+        each = []
+        for image, patches in zip(rows.tolist(), unit(tokens[:, 1:]), strict=True):
+            others = np.flatnonzero(drawn != image)[:images]
+            reference = references[key.name][others].to(tokens.device)
+            products = (reference.flatten(0, 1) @ patches.t()).unflatten(0, (len(others), -1))
+            nearest = 1 - products.amax(dim=1)
+            count = max(1, int(SHARE * len(others)))
+            each.append(nearest.topk(count, dim=0, largest=False)[0].mean(dim=0))
+        return torch.stack(each)
 
-    return Method("mutual scoring", transductive(store, images), values, seed=seed)
+    return Baseline("mutual scoring", transductive(store, images), values, seed=seed)
 
 
 def transductive(store: FeatureStore, images: int = IMAGES) -> str:

@@ -1,0 +1,153 @@
+"""Normal images, read once: which of them differ, and the patches that a bank may keep.
+
+Shapes: n different normal images, N patches an image, p ≤ N of them that are kept, D token width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.guides.model import unit
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+
+CANDIDATES = 100_000
+"""Patches of a layer that are held: of more, each image gives the same number, by chance."""
+SAME = 1e-4
+"""An image whose mean token is nearer than this, relative to its length, is the same image. In
+other batches a mean moves by less than a tenth of it; by an eighth if the tokens of one side,
+hundreds an image, are rounded to float16. Another photograph of the same scene, in many tiles, can
+be as near as eight times it."""
+BATCH = 4
+"""Images, or tiles of images, that are read at a time."""
+
+Tokens = dict[str, Tensor]
+Grids = dict[str, tuple[int, int]]
+TokensOf = Callable[[np.ndarray], tuple[Tokens, Grids]]
+"""Numbers of images (k,) → layer → (k, 1 + N, D) float32, CLS first, and layer → (h, w)."""
+Progress = Callable[[int, int], None]
+
+
+class NormalPatches(NamedTuple):
+    """What was read of normal images."""
+
+    images: np.ndarray
+    """(n,) numbers of those that differ: of copies the first."""
+    means: Tensor
+    """(n, D) mean patch tokens of the first layer."""
+    patches: Tokens
+    """Layer → (n·p, D) unit tokens, image after image."""
+    grids: Grids
+
+    def own(self, layer: str, image: int) -> slice:
+        """Where the patches of the image with this place among `images` are."""
+        share = len(self.patches[layer]) // len(self.images)
+        return slice(image * share, (image + 1) * share)
+
+    def whole(self, tokens_of: TokensOf, image: int) -> Tokens:
+        """Layer → (N, D) unit tokens of one image; read again if only a part was kept."""
+        held = {name: self.patches[name][self.own(name, image)] for name in self.grids}
+        if all(len(held[name]) == rows * columns for name, (rows, columns) in self.grids.items()):
+            return held
+        tokens, _ = tokens_of(self.images[image : image + 1])
+        return {name: unit(values[0, 1:].float().cpu()) for name, values in tokens.items()}
+
+
+def are_among(means: Tensor, known: Tensor) -> np.ndarray:
+    """Which images are, by their mean tokens, the same as one of some others: (B,) bool.
+
+    Parameters
+    ----------
+    means : (B, D) float32
+    known : (n, D) float32
+        Of the others; n may be 0.
+    """
+    if not len(known):
+        return np.zeros(len(means), bool)
+    exact = "donot_use_mm_for_euclid_dist"
+    away = torch.cdist(means, known, compute_mode=exact).amin(dim=1)
+    return (away <= SAME * means.norm(dim=1)).numpy()
+
+
+def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:
+    """(n, D) float32: means over the patch tokens of the first layer of some images (n,)."""
+    step = batch_of(store)
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    layer = store.layers[0]
+    return torch.cat([_means(image_tokens(store, layer, part)) for part in parts])
+
+
+def different_images(
+    store: FeatureStore, rows: np.ndarray, at_most: int | None = None
+) -> np.ndarray:
+    """Of some images (n,) of a store those that are no copy of one before: (k,) int64, in order.
+
+    Parameters
+    ----------
+    at_most : int, optional
+        No more than so many; what comes after them is not read.
+    """
+    chosen, known = list[int](), list[Tensor]()
+    for row in rows.tolist():
+        if at_most is not None and len(chosen) == at_most:
+            break
+        mean = mean_tokens(store, np.array([row]))
+        if not are_among(mean, torch.cat(known) if known else mean[:0])[0]:
+            chosen.append(row)
+            known.append(mean)
+    return np.array(chosen, dtype=np.int64)
+
+
+def batch_of(store: FeatureStore) -> int:
+    """Images of a store that are read at a time."""
+    return max(1, BATCH // store.spec.backbone.inputs_per_image)
+
+
+def read_normals(
+    tokens_of: TokensOf, images: int, *, batch: int = BATCH, progress: Progress | None = None
+) -> NormalPatches:
+    """Read all of some normal images and keep what a bank is made of.
+
+    Parameters
+    ----------
+    tokens_of : callable
+        Called with at most `batch` images at a time.
+    images : int
+        How many there are, copies included.
+    """
+    kept, grids, chosen = Tokens(), Grids(), list[int]()
+    means, generators = torch.empty(0), dict[str, torch.Generator]()
+    for start in range(0, images, batch):
+        numbers = np.arange(start, min(start + batch, images))
+        tokens, grids = tokens_of(numbers)
+        found = _means(next(iter(tokens.values())))
+        means = means.view(-1, found.shape[1])
+        for place, number in enumerate(numbers.tolist()):
+            mean = found[place : place + 1]
+            if are_among(mean, means)[0]:
+                continue
+            for layer, values in tokens.items():
+                own = unit(values[place, 1:].float().cpu())
+                share = min(len(own), max(1, CANDIDATES // images))
+                if layer not in kept:  # in one piece from the start: joining would need it twice
+                    kept[layer] = torch.empty(images * share, own.shape[1])
+                    generators[layer] = torch.Generator().manual_seed(0)
+                if share < len(own):
+                    own = own[torch.randperm(len(own), generator=generators[layer])[:share]]
+                kept[layer][len(chosen) * share : (len(chosen) + 1) * share] = own
+            chosen.append(number)
+            means = torch.cat([means, mean])
+        if progress:
+            progress(int(numbers[-1]) + 1, images)
+    patches = {
+        layer: values[: len(values) // images * len(chosen)] for layer, values in kept.items()
+    }
+    return NormalPatches(np.array(chosen, dtype=np.int64), means, patches, grids)
+
+
+def _means(tokens: Tensor) -> Tensor:
+    """(B, D) on the CPU, of (B, 1 + N, D)."""
+    return tokens[:, 1:].float().mean(dim=1).cpu()

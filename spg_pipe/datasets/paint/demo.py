@@ -1,0 +1,188 @@
+"""Built-in demo sets: real photographs, painted defects, exact masks, from a seed.
+
+Two sets that share no photograph and no kind of defect, one in the layout of MVTec AD and one in
+that of VisA. Both are generated from photographs in scikit-image's wheel, so that the whole
+pipeline runs without a download. They show that everything works; they say little about how well
+a detector does on real defects.
+"""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spg_pipe.artefacts.digests import file_digests
+from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
+from spg_pipe.datasets.paint.drawn import paint
+from spg_pipe.datasets.paint.folders import is_made, save_image
+from spg_pipe.datasets.paint.photographs import read_photograph, view
+from spg_pipe.errors import SpgError
+
+DEMO_VERSION = 1
+"""Raised whenever the same seed gives other images."""
+RECORD = "demo.json"
+
+_SENSOR_NOISE = 0.004
+"""Standard deviation, of a range of 1."""
+
+
+class DemoRecord(Record):
+    """demo.json: what the folder holds."""
+
+    name: str
+    version: int
+    seed: int
+    licence: str
+    files: dict[str, str]
+    """Path → SHA-256 of every other file."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a demo set."""
+
+    category: str
+    split: str
+    """`train` or `test`."""
+    defect: str
+    """`good`, or the painter's name."""
+    number: int
+    """Counts from 0 within split and defect."""
+    image: np.ndarray
+    """(S, S, 3) uint8."""
+    mask: np.ndarray
+    """(S, S) bool: the pixels that the painter touched."""
+
+
+def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
+    """Generate a built-in demo set.
+
+    The set appears as a whole. A root that already holds this set (same version, same seed, all
+    files unchanged) is left alone; one that holds another version or seed, or a damaged copy, is
+    replaced.
+
+    Parameters
+    ----------
+    name
+        A key of `DEMO_SETS`.
+    root
+        The dataset's folder: missing, empty, or a demo set of this name.
+    seed
+        Of the generator, not negative: the same seed gives the same bytes.
+
+    Raises
+    ------
+    SpgError
+        The name is unknown, the seed negative, or the root holds something else.
+    """
+    if name not in DEMO_SETS:
+        known = ", ".join(sorted(DEMO_SETS))
+        raise SpgError(f"There is no demo set {name!r}: the built-in ones are {known}.")
+    if seed < 0:
+        raise SpgError(f"The demo set's seed is {seed}; it must be 0 or more.")
+    demo, root = DEMO_SETS[name], Path(root).resolve()  # a link to a folder stays one
+    head = DemoRecord(name=name, version=DEMO_VERSION, seed=seed, licence=demo.licence, files={})
+    what = f"demo set {name}"
+
+    def recorded() -> tuple[bool, dict[str, str]]:
+        record = read_record(root / RECORD, DemoRecord, what, "spg-pipe demo")
+        if record.name != name:
+            raise SpgError(f"{root} holds the demo set {record.name}.")
+        return record.model_copy(update={"files": {}}) == head, record.files
+
+    if is_made(root, what, RECORD, recorded):
+        return
+    with fresh_folder(root) as folder:
+        _write_images(demo, folder, seed)
+        (folder / "LICENSE.txt").write_text(_licence_text(demo), encoding="utf-8")
+        files = file_digests(folder, ".")
+        write_record(folder / RECORD, head.model_copy(update={"files": files}))
+
+
+def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
+    """Every image of a demo set, category by category.
+
+    Each image has its own random generator, seeded by the seed and its place in the set.
+    """
+    for category, photograph in demo.categories.items():
+        pixels = read_photograph(photograph)
+        for split, defect, number in _places(demo):
+            place = zlib.crc32(f"{demo.name}/{category}/{split}/{defect}".encode())
+            rng = np.random.default_rng([seed, place, number])
+            image = view(pixels, demo.image_size, rng)
+            mask = np.zeros(image.shape[:2], bool)
+            if defect != "good":
+                image, mask = paint(image, defect, rng)
+            # After the painting, so that a defect does not lack the camera's noise.
+            image = np.clip(image + rng.normal(0, _SENSOR_NOISE, image.shape), 0, 1)
+            levels = np.rint(image * 255).astype(np.uint8)
+            yield Sample(category, split, defect, number, levels, mask)
+
+
+def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
+    """(split, defect, number) of the images of a category."""
+    for number in range(demo.train):
+        yield "train", "good", number
+    for number in range(demo.normal):
+        yield "test", "good", number
+    for number in range(demo.anomalous):
+        kinds = len(demo.painters)
+        yield "test", demo.painters[number % kinds], number // kinds
+
+
+def _write_images(demo: DemoSet, root: Path, seed: int) -> None:
+    if demo.layout == "mvtec":
+        for sample in samples(demo, seed):
+            _write_mvtec(sample, root)
+    else:
+        rows = [_write_visa(demo, sample, root) for sample in samples(demo, seed)]
+        _write_split(root / "split_csv" / "1cls.csv", rows)
+
+
+def _licence_text(demo: DemoSet) -> str:
+    lines = [
+        f"{demo.name}: generated images. They are cut from photographs that scikit-image ships and",
+        "carry painted defects; category, photograph and its licence as scikit-image states it:",
+        *(f"  {name}: {p.file}, {p.licence}" for name, p in demo.categories.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_mvtec(sample: Sample, root: Path) -> None:
+    category = root / sample.category
+    stem = f"{sample.number:03d}"
+    save_image(sample.image, category / sample.split / sample.defect / f"{stem}.png")
+    if sample.defect != "good":
+        mask = sample.mask.astype(np.uint8) * 255
+        save_image(mask, category / "ground_truth" / sample.defect / f"{stem}_mask.png")
+
+
+def _write_visa(demo: DemoSet, sample: Sample, root: Path) -> tuple[str, ...]:
+    """Write an image and its mask; return its row of the split file."""
+    data = f"{sample.category}/Data"
+    if sample.defect == "good":
+        number = sample.number + (demo.train if sample.split == "test" else 0)
+        image = f"{data}/Images/Normal/{number:04d}.JPG"
+        save_image(sample.image, root / image)
+        return sample.category, sample.split, "normal", image, ""
+    kind = demo.painters.index(sample.defect)
+    stem = f"{sample.number * len(demo.painters) + kind:03d}"
+    image, mask = f"{data}/Images/Anomaly/{stem}.JPG", f"{data}/Masks/Anomaly/{stem}.png"
+    save_image(sample.image, root / image)
+    save_image(sample.mask.astype(np.uint8) * (kind + 1), root / mask)
+    return sample.category, sample.split, "anomaly", image, mask
+
+
+def _write_split(path: Path, rows: list[tuple[str, ...]]) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("object", "split", "label", "image", "mask"))
+        writer.writerows(rows)

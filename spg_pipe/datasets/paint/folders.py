@@ -1,0 +1,79 @@
+"""Folders of painted images: whether a set is made already, without losing anything else there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spg_pipe.artefacts.digests import file_digests
+from spg_pipe.errors import SpgError, listed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ADVICE = "It is left alone. Name another folder, or move it away first."
+
+
+def is_made(
+    root: Path, what: str, name: str, recorded: Callable[[], tuple[bool, Mapping[str, str]]]
+) -> bool:
+    """Whether a folder holds the very set that would be made.
+
+    Parameters
+    ----------
+    root
+        Missing, empty, or the folder of a set of this kind.
+    what
+        The kind of set, for the errors.
+    name
+        Of the set's record in the folder.
+    recorded
+        Reads the record: whether it is of the same settings and sources, and path → SHA-256 of the
+        set's files. Raises SpgError where it cannot be read.
+
+    Raises
+    ------
+    SpgError
+        There is something in the folder that is not a set's of this kind.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not root.is_dir():
+        raise SpgError(f"{root} is a file; a {what} is a folder. {_ADVICE}")
+    try:
+        same, files = recorded()
+    except SpgError as error:
+        raise SpgError(
+            f"{root} is not empty and holds no {what} that this version reads. {_ADVICE}"
+        ) from error
+    if foreign := _foreign(root, {*files, name}):
+        raise SpgError(f"{root} holds what is not of the {what}: {listed(foreign)}. {_ADVICE}")
+    if not same:
+        return False
+    try:
+        digests = file_digests(root, ".")
+    except OSError:  # a file that cannot be read is made again
+        return False
+    return {path: sha256 for path, sha256 in digests.items() if path != name} == files
+
+
+def _foreign(root: Path, own: Collection[str]) -> list[str]:
+    """What lies in a set's folder and would vanish with it: files, empty folders, links to any."""
+    return [
+        name
+        for path in sorted(root.rglob("*"))
+        if (name := path.relative_to(root).as_posix()) not in own
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    ]
+
+
+def save_image(levels: np.ndarray, path: Path) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, without loss unless it is a `.JPG`."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".JPG":
+        Image.fromarray(levels).save(path, quality=95, subsampling=0)
+    else:
+        Image.fromarray(levels).save(path, compress_level=1)

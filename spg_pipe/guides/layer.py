@@ -1,0 +1,111 @@
+"""The guides of one layer, as a detector keeps them: named pairs on the atoms that they use."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spg_pipe.guides.model import TAU, effective_codes, guide_vectors, unit
+
+View = Literal["cls", "patches", "mean_tokens"]
+"""What a pair of guides looks at: the CLS token, every patch token, the mean patch token."""
+VIEWS: tuple[View, ...] = ("cls", "patches", "mean_tokens")
+
+
+class SignedAtoms(NamedTuple):
+    """A contrast pair on common atoms; a unit token x scores x·(anomaly − normal)."""
+
+    atom_ids: Tensor
+    """(m,) int64."""
+    codes: Tensor
+    """(2, m) float32 ≥ 0: normal, anomaly; of each atom one of them is 0."""
+
+
+class Pair(NamedTuple):
+    """A normal and an anomaly guide."""
+
+    normal: Tensor
+    """(D,) guide vector g = e A."""
+    anomaly: Tensor
+    """(D,)"""
+    codes: Tensor
+    """(2, M) effective codes e of the layer's atoms: normal, anomaly."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """(2, D): normal, anomaly."""
+        return torch.stack([self.normal, self.anomaly])
+
+
+@dataclass(frozen=True)
+class LayerGuides:
+    """The pairs of one layer, with the atoms that they are made of."""
+
+    pairs: Mapping[View, Pair]
+    """Of every view that has guides; always of `patches`."""
+    atom_ids: Tensor
+    """(M,) int64: latents with a positive code in any guide."""
+    atoms: Tensor
+    """(M, D) their dictionary rows."""
+    grid: tuple[int, int]
+    """Patch grid that the guides were made on; scoring accepts any."""
+
+    @classmethod
+    def of_codes(
+        cls,
+        codes: Tensor,
+        views: Sequence[View],
+        atoms: Tensor,
+        dead: Tensor,
+        top_k: int | None,
+        grid: tuple[int, int],
+    ) -> "LayerGuides":
+        """Keep what effective codes use of a dictionary (C, D).
+
+        Parameters
+        ----------
+        codes : (2·views, C) raw codes
+            A normal and an anomaly row for each view.
+        dead : (C,) bool
+        """
+        effective = effective_codes(codes, dead, top_k)
+        used = torch.nonzero((effective > 0).any(dim=0))[:, 0]
+        vectors = guide_vectors(effective, atoms).unflatten(0, (-1, 2))
+        kept = effective[:, used].unflatten(0, (-1, 2))
+        pairs = {
+            view: Pair(vectors[row, 0], vectors[row, 1], kept[row].contiguous())
+            for row, view in enumerate(views)
+        }
+        return cls(pairs, used, atoms[used].contiguous(), grid)
+
+    @classmethod
+    def of_contrast(
+        cls, signed: Mapping[View, SignedAtoms], atoms: Tensor, grid: tuple[int, int]
+    ) -> "LayerGuides":
+        """Join contrast pairs over a dictionary (C, D)."""
+        # All views in one product, also those without a pair: its bits depend on its rows.
+        rows = atoms.new_zeros((len(VIEWS), 2, len(atoms)))
+        for row, view in zip(rows, VIEWS, strict=True):
+            if view in signed:
+                row[:, signed[view].atom_ids] = signed[view].codes
+        none_dead = torch.zeros(len(atoms), dtype=torch.bool)
+        whole = cls.of_codes(rows.flatten(0, 1), VIEWS, atoms, none_dead, None, grid)
+        return cls({view: whole.pairs[view] for view in signed}, whole.atom_ids, whole.atoms, grid)
+
+    def directions(self, *, as_cosines: bool) -> dict[View, Tensor]:
+        """View → (1, D): what a unit token is multiplied with, from normal to anomaly.
+
+        Parameters
+        ----------
+        as_cosines : bool
+            Trained guides: the difference of their cosines over τ. Contrast guides are taken as
+            long as they are.
+        """
+        found = {}
+        for view, pair in self.pairs.items():
+            normal, anomaly = unit(pair.vectors) / TAU if as_cosines else pair.vectors
+            if bool((anomaly != normal).any()):
+                found[view] = (anomaly - normal)[None]
+        return found

@@ -1,0 +1,1 @@
+"""The published guides: four codes a layer, trained with masks (docs/method.md §3)."""

@@ -1,0 +1,128 @@
+"""Losses of the guides: detection, segmentation (focal + dice) and sparsity."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.guides.trained.pixels import PixelTarget, Region
+
+_FOCAL_SMOOTH = 1e-5
+_DICE_SMOOTH = 1.0
+
+
+class Segmentation(NamedTuple):
+    """Parts of the segmentation loss, scalars."""
+
+    focal: Tensor
+    dice_anomaly: Tensor
+    dice_normal: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """focal + dice(anomaly) + dice(normal)."""
+        return self.focal + self.dice_anomaly + self.dice_normal
+
+
+def detection_loss(similarity: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with raw cosines as logits (no temperature).
+
+    Parameters
+    ----------
+    similarity : (B, 2)
+        Cosines with the global-normal and the global-anomaly guide.
+    labels : (B,) int64
+    """
+    return F.cross_entropy(similarity, labels)
+
+
+def segmentation_loss(logits: Tensor, target: PixelTarget) -> Segmentation:
+    """Focal and both dice losses at full resolution.
+
+    Focal is the mean of −(1 − pt)² log pt; dice is 1 − (2Σpm + 1)/(Σp + Σm + 1) per image,
+    averaged over images.
+
+    Parameters
+    ----------
+    logits : (B, h, w)
+        (cosine with anomaly − cosine with normal)/τ of each patch. The anomaly probability is
+        their sigmoid, the normal one that of −logits: at τ = 0.07 the smaller one is often below
+        float32's resolution of the other, so neither is computed from the other.
+    target : PixelTarget
+        The masks, for the same grid.
+    """
+    anomaly, normal = logits.double().sigmoid(), (-logits).double().sigmoid()
+    defect, area = target.overlap, target.area
+    return Segmentation(
+        _Focal.apply(logits, target),
+        _dice(anomaly, defect, target).to(logits.dtype),
+        _dice(normal, area - defect, target).to(logits.dtype),
+    )
+
+
+def _dice(probability: Tensor, overlap: Tensor, target: PixelTarget) -> Tensor:
+    """Dice of patches (B, h, w), of which `overlap` pixels each are in the mask."""
+    if target.by_row:
+        probability = (target.rows.to(probability) @ probability[0])[:, None]
+    hit = (probability * overlap).sum((1, 2))
+    # Interpolation weights of a pixel sum to 1, so the mask's pixels are those of its overlaps.
+    size = (probability * target.area).sum((1, 2)) + overlap.sum((1, 2)) + _DICE_SMOOTH
+    return (1 - (2 * hit + _DICE_SMOOTH) / size).mean()
+
+
+class _Focal(torch.autograd.Function):
+    """Mean of −(1 − pt)² log pt over pixels, its gradient in closed form.
+
+    With a target clamped to [ε, 1 − ε], pt = Σ target·p + ε is (1 − 2ε)·u + 2ε, where u is the
+    upsampled probability of the mask's own class. Weights of a pixel sum to 1, so pt is upsampled
+    from patches as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: PixelTarget) -> Tensor:
+        c = 1 - 2 * _FOCAL_SMOOTH
+        anomaly, normal = logits.sigmoid(), (-logits).sigmoid()
+        pt_normal, pt_anomaly = (p * c + 2 * _FOCAL_SMOOTH for p in (normal, anomaly))
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        slopes = torch.empty_like(logits)
+        for region in target.regions:
+            pt = _own_class(pt_normal, pt_anomaly, target, region)
+            loss, slope = _focal_pixels(pt)
+            total += loss
+            if not region.empty:
+                slope[:, region.rows, region.columns] *= region.sign
+            slopes[region.images] = target.rows.t() @ (slope @ target.columns)
+        count = len(logits) * target.size[0] * target.size[1]
+        # An anomalous pixel sees the anomaly probability, a normal one the other, whose slope is
+        # the opposite: hence the signs above. The sigmoid's own slope is their product.
+        ctx.save_for_backward(slopes * (anomaly * normal) * (c / count))
+        return (total / count).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0], None
+
+
+def _own_class(normal: Tensor, anomaly: Tensor, target: PixelTarget, region: Region) -> Tensor:
+    """pt of a region's images, (b, H, W), from both classes' patches (B, h, w)."""
+    pt = target.rows @ normal[region.images] @ target.columns.t()
+    if not region.empty:
+        inside = target.rows[region.rows] @ anomaly[region.images]
+        inside = inside @ target.columns[region.columns].t()
+        place = pt[:, region.rows, region.columns]
+        place.copy_(torch.where(region.mask, inside, place))
+    return pt
+
+
+def _focal_pixels(pt: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of −(1 − pt)² log pt, and minus its derivative for every pixel; pt is overwritten."""
+    log, rest = pt.log(), 1 - pt
+    slope = torch.div(rest, pt, out=pt).sub_(log, alpha=2).mul_(rest)
+    return -log.mul_(rest).mul_(rest).sum(), slope
+
+
+def sparsity_loss(codes: Tensor) -> Tensor:
+    """Mean over guides of ‖e‖₁ for effective codes (4, C)."""
+    return codes.abs().sum(dim=1).mean()

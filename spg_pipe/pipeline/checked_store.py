@@ -1,0 +1,187 @@
+"""The store of a dataset, checked: it is at its path and fits, or an error says what to do."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.pipeline.datasets import names_on_disk, scan, split_name
+from spg_pipe.pipeline.run import RecipeRun, image_size
+from spg_pipe.recipe.params import Dataset, Params
+from spg_pipe.recipe.protocol import protocol
+
+if TYPE_CHECKING:
+    from spg_pipe.backbones.spec import BackboneSpec
+    from spg_pipe.store.reader import FeatureStore
+
+Values = Mapping[str, object]
+"""Full name of a setting or an input → its value."""
+
+
+def checked_store(run: RecipeRun, dataset: Dataset, given: Path | None = None) -> "FeatureStore":
+    """The store of a dataset, or the one that `--store` names.
+
+    Raises
+    ------
+    NotThereError
+        If there is none, or it was made from other settings, images or weights.
+    SpgError
+        If it is damaged, or the named one is of another dataset or split.
+    """
+    from spg_pipe.store.reader import FeatureStore, selection_note
+
+    if given is not None:
+        store = FeatureStore(given)
+        held = f"{store.spec.dataset}/{store.spec.split}"
+        wanted = f"{dataset.name}/{dataset.split}"
+        if held != wanted:
+            raise SpgError(
+                f"{given} holds {held}, not {wanted}. Name the dataset that it holds, "
+                "or another store."
+            )
+        if store.selection:
+            run.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
+        return store
+    path = run.paths.store(dataset)
+    command = f"extract --split {split_name(run.params, dataset)}"
+    if not path.exists():
+        absent = "" if dataset.root.exists() else f" Its folder, {dataset.root}, is not here."
+        raise refused(f"{path} does not exist.{absent}", command)
+    store = FeatureStore(path)
+    if faults := _store_faults(run, dataset, store):
+        raise refused(made_otherwise(path, faults), f"{command} --replace")
+    run.console.detail(f"store {path}")
+    return store
+
+
+def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
+    from spg_pipe.datasets.layouts.catalogue import honours_exif
+
+    params, spec = run.params, store.spec
+    exif_of_own_images = protocol(params.method.protocol).exif_of_own_images
+    tiles, sides = spec.backbone.tiles, sorted(params.extract.tiles.get(dataset.name, ()))
+    wanted = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "part of the dataset": {},
+        "EXIF orientation": honours_exif(dataset.layout, exif_of_own_images),
+        "extract.dtype": params.extract.dtype,
+        f"extract.tiles.{dataset.name}": sides,
+    }
+    held = {
+        "dataset": spec.dataset,
+        "split": spec.split,
+        "part of the dataset": store.selection,
+        "EXIF orientation": spec.exif,
+        "extract.dtype": spec.dtype,
+        f"extract.tiles.{dataset.name}": sorted(tiles.sides) if tiles else [],
+    }
+    faults = differences(wanted, held) + backbone_differences(spec.backbone, params)
+    return faults or _image_faults(run, dataset, store)
+
+
+def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
+    """Whether images came, went or changed since extract, without hashing the recipe's again."""
+    from spg_pipe.datasets import Manifest
+
+    if not dataset.root.is_dir():
+        return []
+    bad = [image for image in store.skipped if image.unchanged(dataset.root)]
+    left_out = [image.path for image in bad]
+    names = [name for name in names_on_disk(dataset) if name not in left_out]
+    held = store.array("path").tolist()
+    if held != names:
+        other = sorted(set(held) ^ set(names))
+        return [f"the images in {dataset.root} are others ({', '.join(other[:1])})"]
+    prepared = run.paths.manifest(dataset)
+    if dataset not in run.params.datasets:
+        manifest = scan(run, dataset, leave_out=bad)  # the names alone say little
+    elif prepared.is_file():
+        manifest = Manifest.load(prepared, dataset.root).without(left_out)
+    else:
+        return []
+    older = manifest.table["path"].tolist() != names
+    if older or manifest.fingerprint() == store.spec.manifest:
+        return []
+    return [f"images or masks in {dataset.root} have changed"]
+
+
+def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
+    """In what an artefact's backbone is not the one that a recipe names.
+
+    A protocol changes tokens, too: CLIP's position embedding, DINOv2's norm, SigLIP's stand-in for
+    CLS (docs/method.md §5). Local weights count by their content, as long as the file is here.
+    """
+    from spg_pipe.backbones.load import resolve
+    from spg_pipe.backbones.names import find_alias
+
+    recipe, published = params.backbone, params.method.protocol == "spg"
+    info = find_alias(recipe.alias) or resolve(recipe.alias)
+    view = spec.untiled
+    wanted: dict[str, object] = {"alias": info.alias, "image_size": image_size(params)}
+    if layers := recipe.layers or info.layers:
+        wanted["layers"] = list(layers)
+    if recipe.norm is not None:
+        wanted["norm"] = recipe.norm
+    elif spec.family == "timm-vit" and "dinov2" in spec.model:
+        wanted["norm"] = "pre" if published or "imgfocus" in spec.alias else "post"
+    if spec.family == "open_clip":
+        wanted["pos_embed"] = "bilinear" if published else "native"
+    if spec.family == "timm-vit" and "siglip" in spec.model:
+        wanted["prefix"] = "zeros" if published else "mean"
+    held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
+    held |= {"image_size": view.preprocess.size, "layers": list(view.layers)}
+    weights, local = recipe.weights, spec.weights.startswith("file: ")
+    if weights is not None and weights.is_file():
+        stat = weights.stat()
+        wanted["weights"] = _sha256(weights, stat.st_size, stat.st_mtime_ns)
+        held["weights"] = spec.weights_sha256
+    elif weights is not None or local:  # scoring needs no weights: they may be gone since
+        wanted["weights"] = weights and f"file: {weights.name}"
+        held["weights"] = spec.weights
+    return differences({"backbone": wanted}, {"backbone": {name: held[name] for name in wanted}})
+
+
+@lru_cache(maxsize=8)
+def _sha256(weights: Path, _size: int, _modified: int) -> str:
+    """SHA-256 of a weight file's tensors, once a process for each state of the file."""
+    from spg_pipe.backbones.weights import weights_from_file
+
+    return weights_from_file(weights).sha256
+
+
+def differences(wanted: Values, held: Values, within: str = "") -> list[str]:
+    """What is other than wanted, by full names with both values: `sae.k is 4, not 8`."""
+    faults = []
+    for key, value in wanted.items():
+        name, wanted_value, held_value = f"{within}{key}", _plain(value), _plain(held.get(key))
+        if isinstance(wanted_value, Mapping) and isinstance(held_value, Mapping):
+            keys = {**wanted_value, **held_value}
+            faults += differences({k: wanted_value.get(k) for k in keys}, held_value, f"{name}.")
+        elif wanted_value != held_value:
+            faults.append(f"{name} is {_short(held_value)}, not {_short(wanted_value)}")
+    return faults
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def made_otherwise(path: Path, faults: list[str]) -> str:
+    """What messages say of an artefact that does not fit."""
+    return f"{path} was made otherwise: {'; '.join(faults)}."
+
+
+def refused(fault: str, command: str) -> NotThereError:
+    """The error of what is not there or does not fit, and the command that mends it."""
+    advice = f"Run `spg-pipe {command}` with the same options first."
+    return NotThereError(f"{fault} {advice}", command=command)
+
+
+def _short(value: object) -> str:
+    """A value as messages show it; of a fingerprint its first digits."""
+    text = "none" if value in (None, "", [], {}) else str(value)
+    return text[:8] if len(text) == 64 and " " not in text else text

@@ -1,0 +1,113 @@
+"""The recipe's datasets and directions by name, and what lies in their folders."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.params import Dataset, Direction, Params
+from spg_pipe.recipe.protocol import protocol
+
+if TYPE_CHECKING:
+    from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.datasets.skipped import Skipped
+
+
+def datasets_of(params: Params, split: str | None) -> list[Dataset]:
+    """What `--split` names, or every dataset of the recipe."""
+    return list(params.datasets) if split is None else [find_dataset(params, split)]
+
+
+def find_dataset(params: Params, split: str, *, option: str = "--split") -> Dataset:
+    """A dataset by what `--split` or a like option says: `visa`, `visa/train`, or a folder.
+
+    Raises
+    ------
+    SpgError
+        If it is none of these.
+    """
+    name, _, part = split.partition("/")
+    known = {dataset.name for dataset in params.datasets}
+    if name in known and part in ("", "test", "train", "all"):
+        dataset = params.dataset(name)
+        return dataset.model_copy(update={"split": part or dataset.split})
+    folder = Path(split)
+    if folder.is_dir():
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")
+        return Dataset.model_validate(
+            {"name": label or "images", "layout": "folder", "root": folder, "split": "all"}
+        )
+    raise SpgError(
+        f"{option} {split}: there is no such dataset in the recipe "
+        f"(its datasets: {', '.join(sorted(known)) or 'none'}) and no such folder. Name one of "
+        "these, append /train or /test, give a folder of images, or switch the recipe, as with "
+        "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
+    )
+
+
+def split_name(params: Params, dataset: Dataset) -> str:
+    """What `--split` says for a dataset that `find_dataset` found."""
+    if dataset in params.datasets:
+        return dataset.name
+    # A folder that happens to be called as a dataset of the recipe is none of its splits.
+    listed = any((one.name, one.root) == (dataset.name, dataset.root) for one in params.datasets)
+    return f"{dataset.name}/{dataset.split}" if listed else shlex.quote(str(dataset.root))
+
+
+def scan(
+    run: RecipeRun,
+    dataset: Dataset,
+    *,
+    skip_bad: bool = False,
+    leave_out: "Sequence[Skipped]" = (),
+) -> "Manifest":
+    """Look at a dataset's folder: names, sizes and content hashes.
+
+    Parameters
+    ----------
+    skip_bad : bool
+        Leave out images that cannot be used; every image is decoded for it.
+    leave_out : sequence of Skipped
+        Leave out these, which were found to be bad before, while their files are the same.
+    """
+    from spg_pipe.datasets import build_manifest
+
+    with run.console.progress(f"prepare {dataset.name}") as update:
+        return build_manifest(
+            dataset,
+            exif_of_own_images=protocol(run.params.method.protocol).exif_of_own_images,
+            skip_bad=skip_bad,
+            leave_out=leave_out,
+            workers=run.workers,
+            progress=update,
+        )
+
+
+def names_on_disk(dataset: Dataset) -> list[str]:
+    """Relative paths of a dataset's images, in a store's order."""
+    from spg_pipe.datasets import list_images
+
+    return list_images(dataset)
+
+
+def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
+    """The recipe's direction with this target.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has none, or several and `aux` does not say which.
+    """
+    fits = [d for d in params.directions if d.target == target and aux in (None, d.aux)]
+    if len(fits) == 1:
+        return fits[0]
+    listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
+    if fits:
+        raise SpgError(f"Several directions have target {target!r} ({listed}); add --aux NAME.")
+    raise SpgError(
+        f"No direction of the recipe has target {target!r}. Its directions: {listed}. "
+        "Name a detector with --detector, or add the direction to params.yaml."
+    )

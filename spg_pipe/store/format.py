@@ -1,0 +1,241 @@
+"""What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+from pydantic import Field
+
+from spg_pipe.artefacts.record import Record
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.datasets.skipped import Skipped
+
+SCHEMA_VERSION: Final = 2
+SHARD_INDEX = "shards.json"
+ZSTD_LEVEL = 3
+"""Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
+REMAKE = "`spg-pipe extract --replace` and the same options"
+
+
+class LayerShape(Record):
+    """What one layer gives for every image."""
+
+    grid: tuple[int, int]
+    """Patch rows and columns (h, w); patches are stored row-major."""
+    dim: int
+    """Token width D."""
+    prefix: tuple[str, ...]
+    """Names of the prefix tokens: ``cls``, or ``mean`` or ``zeros`` in its place."""
+
+    @property
+    def patches(self) -> int:
+        """N = h·w."""
+        return self.grid[0] * self.grid[1]
+
+
+class StoreSpec(Record):
+    """The attributes of a store: what determines its content, then what is said beside it."""
+
+    BESIDE: ClassVar[frozenset[str]] = frozenset(
+        {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
+        | {"versions", "complete"}
+    )
+    LABELS: ClassVar[frozenset[str]] = frozenset({"alias", "weights", "licence"})
+    """Of the backbone: words for what the model's name and the weights' hash say exactly."""
+
+    schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
+    dataset: str
+    split: str
+    manifest: str
+    """The manifest's fingerprint: relative paths and content hashes."""
+    images: int
+    backbone: BackboneSpec
+    layers: dict[str, LayerShape]
+    shard_images: int
+    batch_images: int
+    dtype: Literal["float16", "float32"]
+    """Of tokens and prefix tokens."""
+    exif: bool
+    compressor: Literal["none", "zstd"] = "none"
+    """Of the tokens. `none` puts every image at a fixed offset; `zstd` is for archives."""
+    fingerprint: str = ""
+    licences: tuple[str, ...]
+    """Of the data and of the weights."""
+    notes: tuple[str, ...]
+    """What a person should know of the images."""
+    skipped: tuple[Skipped, ...]
+    """Images that were left out because they could not be used."""
+    selection: dict[str, object]
+    """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
+    sources: dict[str, str]
+    """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
+    layout: str
+    versions: dict[str, str]
+    complete: bool = False
+    """Set last, once every file is in its place."""
+
+    def attributes(self) -> dict[str, Any]:
+        """The group's attributes as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def content(self) -> dict[str, Any]:
+        """What determines the tokens: never time, host, absolute path or library version."""
+        beside: dict[str, Any] = dict.fromkeys(self.BESIDE, True)
+        left_out = beside | {"backbone": set(self.LABELS)}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards a layer."""
+        return -(-self.images // self.shard_images)
+
+    def shard_rows(self, shard: int) -> range:
+        """Image rows of a shard; the last may be short."""
+        start = shard * self.shard_images
+        return range(start, min(start + self.shard_images, self.images))
+
+    def image_bytes(self, layer: str) -> int:
+        """Bytes of one image's patch tokens, as a reader gives them."""
+        shape = self.layers[layer]
+        return shape.patches * shape.dim * np.dtype(self.dtype).itemsize
+
+    def encode_tokens(self, image: memoryview) -> bytes | memoryview:
+        """The bytes of one image's tokens as an inner chunk of a shard."""
+        return image if self.compressor == "none" else _zstd().encode(image)
+
+    def decode_tokens(self, chunk: bytes) -> bytes:
+        """The inverse of `encode_tokens`."""
+        return chunk if self.compressor == "none" else bytes(_zstd().decode(chunk))
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """One image's mask (S, S) uint8 as an inner chunk of a shard."""
+    return bytes(_zstd().encode(np.ascontiguousarray(mask)))
+
+
+def decode_mask(encoded: bytes, size: int) -> np.ndarray:
+    """The inverse of `encode_mask`."""
+    return np.frombuffer(_zstd().decode(encoded), np.uint8).reshape(size, size)
+
+
+def _zstd() -> Any:
+    from numcodecs.zstd import Zstd
+
+    return Zstd(level=ZSTD_LEVEL, checksum=False)
+
+
+SMALL_ARRAYS = (
+    "mask_state",
+    "lost_regions",
+    "label",
+    "height",
+    "width",
+    "category",
+    "defect",
+    "path",
+)
+"""A value an image, each array one file."""
+
+
+def large_arrays(spec: StoreSpec) -> list[str]:
+    """The arrays that `create_arrays` declares: tokens, prefix tokens and masks."""
+    return [f"{kind}_{name}" for name in spec.layers for kind in ("tokens", "prefix")] + ["mask"]
+
+
+def small_arrays(spec: StoreSpec) -> list[str]:
+    """The arrays that are written once all shards are there, each one file."""
+    layers = [f"{kind}_{name}" for name in spec.layers for kind in ("mean", "std", "checksum")]
+    return [*SMALL_ARRAYS, *layers]
+
+
+def create_arrays(root: Path, spec: StoreSpec) -> None:
+    """Write the metadata of the group and of the large arrays; no data yet.
+
+    Tokens are sharded by `shard_images` with one image an inner chunk and no compressor, so that
+    an image's bytes lie at a fixed offset of its shard (docs/store.md).
+    """
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    group = zarr.create_group(root, attributes=spec.attributes())
+    for name, shape in spec.layers.items():
+        group.create_array(
+            f"tokens_{name}",
+            shape=(spec.images, shape.patches, shape.dim),
+            chunks=(1, shape.patches, shape.dim),
+            shards=(spec.shard_images, shape.patches, shape.dim),
+            dtype=spec.dtype,
+            compressors=ZstdCodec(level=ZSTD_LEVEL) if spec.compressor == "zstd" else None,
+            filters=None,
+            fill_value=np.nan,
+            dimension_names=("image", f"patch_{name}", f"dim_{name}"),
+        )
+        group.create_array(
+            f"prefix_{name}",
+            shape=(spec.images, len(shape.prefix), shape.dim),
+            chunks=(spec.shard_images, len(shape.prefix), shape.dim),
+            dtype=spec.dtype,
+            compressors=None,
+            fill_value=np.nan,
+            dimension_names=("image", f"prefix_token_{name}", f"dim_{name}"),
+        )
+    size = spec.backbone.preprocess.size
+    group.create_array(
+        "mask",
+        shape=(spec.images, size, size),
+        chunks=(1, size, size),
+        shards=(spec.shard_images, size, size),
+        dtype="uint8",
+        compressors=ZstdCodec(level=ZSTD_LEVEL),
+        fill_value=0,
+        dimension_names=("image", "y", "x"),
+    )
+
+
+def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[str]) -> None:
+    """Write a small array as one chunk, replacing one of the same name."""
+    import zarr
+
+    group = zarr.open_group(root, mode="r+")
+    is_text = values.dtype.kind in "OUT"
+    # An array of zeros equals its fill value: without this Zarr would leave its chunk out.
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=str if is_text else values.dtype,
+        dimension_names=tuple(dimensions),
+        overwrite=True,
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values.astype(object) if is_text else values
+
+
+def group_attributes(metadata: bytes) -> dict[str, Any] | None:
+    """The attributes in the bytes of a group's zarr.json, or None where it is none."""
+    try:
+        return dict(json.loads(metadata)["attributes"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_attributes(root: Path) -> dict[str, Any] | None:
+    """The group's attributes, or None where there is no readable group."""
+    try:
+        return group_attributes((root / "zarr.json").read_bytes())
+    except OSError:
+        return None
+
+
+DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
+
+
+def is_damaged_store(root: Path) -> bool:
+    """Whether a folder holds a store's data without its metadata."""
+    return (
+        read_attributes(root) is None
+        and (root / SHARD_INDEX).is_file()
+        and any(root.glob("tokens_*"))
+    )

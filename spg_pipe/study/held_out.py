@@ -1,0 +1,298 @@
+"""Settings of contrast guides and the decision, judged on held-out parts of the auxiliary set.
+
+No target is looked at. Each part in turn is judged by guides, scales and weights made from the
+others; a part is a set of a union, a category, a kind of defect, or else a fold. One pass over the
+store serves all candidates.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.fit import fit_measured
+from spg_pipe.decision.maps import anomaly_maps
+from spg_pipe.decision.measured import Measured, measure
+from spg_pipe.decision.model import COARSE, Decision
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.guides.contrast import ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.layer import VIEWS, View
+from spg_pipe.metrics import Regions, accumulate, image_metrics
+from spg_pipe.recipe.params import DecisionParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+
+Progress = Callable[[int, int], None]
+
+TOLERANCE = 0.005
+"""A candidate must be better by this than an earlier one: smaller differences are chance."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings to judge."""
+
+    saes: SaeRun
+    atoms: int
+    decision: DecisionParams
+
+
+class Figures(NamedTuple):
+    """How well some images were judged; NaN where it is undefined."""
+
+    image_auroc: float
+    pixel_auroc: float
+    pixel_ap: float
+
+
+Judgement = dict[str, Figures]
+"""Held-out part → how well it was judged by what was made from the others."""
+
+
+def mean_of(figures: Sequence[Figures]) -> Figures:
+    """Each mean over those where it is defined; NaN if there is none."""
+    return Figures(*(_known_mean(column) for column in zip(*figures, strict=True)))
+
+
+def merit(judgement: Judgement) -> float:
+    """Mean of the image AUROC, the pixel AUROC and the pixel AP, as far as they are defined."""
+    return _known_mean(mean_of(list(judgement.values())))
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def best(judgements: Sequence[Judgement]) -> int:
+    """The candidate to take: the first of those that no other beats by `TOLERANCE`.
+
+    Raises
+    ------
+    UnsuitableError
+        If there is nothing to judge by.
+    """
+    merits = [merit(judgement) for judgement in judgements]
+    if any(math.isnan(value) for value in merits):
+        raise UnsuitableError(
+            "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
+            "can be chosen on this set. Its masks may be too thin: use a larger image_size."
+        )
+    return next(n for n, value in enumerate(merits) if value >= max(merits) - TOLERANCE)
+
+
+def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray]:
+    """Name → (n,) bool of the images that are held out together.
+
+    Raises
+    ------
+    SpgError
+        If the set cannot be parted.
+    """
+    categories = store.array("category").astype(object)
+    anomalous = sums.labels == 1
+    taught = anomalous & (store.array("mask_state") == MaskState.GIVEN)
+
+    def parts_by(names: np.ndarray, among: np.ndarray) -> dict[str, np.ndarray]:
+        """Those that teach where defects are."""
+        parts = {str(name): (names == name) & among for name in np.unique(names)}
+        return {name: rows for name, rows in parts.items() if (rows & taught).any()}
+
+    for names in (np.array([name.partition("/")[0] for name in categories]), categories):
+        parts = parts_by(names, np.ones(len(store), bool))
+        if len(parts) > 1:
+            return parts
+    # Those without a mask are held out with their kind: they teach about images.
+    parts = parts_by(store.array("defect").astype(object), anomalous)
+    if len(parts) < 2:
+        parts = parts_by(np.array([f"fold {fold}" for fold in sums.folds]), anomalous)
+    if len(parts) < 2:
+        raise SpgError(
+            f"{store.path} has {taught.sum()} anomalous images with a mask: too few to hold some "
+            "out. Choosing needs at least two."
+        )
+    normal = np.flatnonzero(sums.labels == 0)
+    for number, rows in enumerate(parts.values()):
+        rows[normal[number :: len(parts)]] = True
+    return parts
+
+
+def judge_candidates(
+    store: FeatureStore,
+    candidates: Sequence[Candidate],
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[Judgement]:
+    """Judge every candidate on every held-out part.
+
+    Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
+    to do.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The auxiliary set.
+    progress : callable (candidates done, candidates in all), optional
+
+    Raises
+    ------
+    SpgError
+        If the set cannot be parted, or without a part nothing is left to learn from.
+    """
+    shared = look_at_parts(store, candidates, device)
+    judgements = []
+    for number, candidate in enumerate(candidates, 1):
+        judgements.append({part: _judge(shared, candidate, part) for part in shared.parts})
+        if progress:
+            progress(number, len(candidates))
+    return judgements
+
+
+@dataclass(frozen=True)
+class PartsSeen:
+    """What guides that were made without each part say of every image."""
+
+    parts: dict[str, np.ndarray]
+    """Name → (n,) bool: held out together."""
+    measured: Measured
+    regions: dict[int, Regions]
+    """Image → its mask's at S/4."""
+    guides: dict[tuple[int, int, str], tuple[int, frozenset[View]]]
+    """SAE, atoms and part → which of the sets of guides, and the views that they have."""
+
+    def decide(self, candidate: Candidate, part: str) -> tuple[Decision, int]:
+        """A candidate's decision, made without a part, and which of the sets of guides are its."""
+        which, views = self.guides[id(candidate.saes), candidate.atoms, part]
+        without = {str(view): 0.0 for view in VIEWS if view not in views}
+        image = candidate.decision.image.model_copy(update=without)
+        params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
+        fit = fit_measured(self.measured, params, final=which, honest=which, among=among)
+        return fit.decision, which
+
+    def categories(self, part: str) -> list[np.ndarray]:
+        """(n,) bool of each category's images in a part."""
+        rows, names = self.parts[part], self.measured.categories
+        return [rows & (names == name) for name in np.unique(names[rows])]
+
+    def image_scores(self, decision: Decision, which: int, rows: np.ndarray) -> np.ndarray:
+        """(rows.sum(),) of some images (n,) bool, without the decision's bias."""
+        values = self.measured.image_values(decision, which, np.flatnonzero(rows))
+        return np.sum(list(decision.shares(values).values()), axis=0)
+
+
+def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> PartsSeen:
+    """One pass over the store for all candidates and parts.
+
+    Raises
+    ------
+    SpgError
+        If the set cannot be parted, or without a part nothing is left to learn from.
+    """
+    sums = class_sums(store, device)
+    parts = held_out_parts(store, sums)
+    makers = {(id(one.saes), one.atoms): one for one in candidates}
+    made = {
+        (*key, part): _directions(store, maker, sums, ~rows, part)
+        for key, maker in makers.items()
+        for part, rows in parts.items()
+    }
+    # A view that one of them lacks keeps its place, and is not used.
+    directions = {
+        layer: {view: torch.stack([each[layer][view] for each in made.values()]) for view in VIEWS}
+        for layer in store.layers
+    }
+    guides = {
+        key: (
+            which,
+            frozenset(v for v in VIEWS if any(bool(each[v].any()) for each in by.values())),
+        )
+        for which, (key, by) in enumerate(made.items())
+    }
+    measured = measure(store, directions, device=device)
+    return PartsSeen(parts, measured, _coarse_masks(store), guides)
+
+
+def _directions(
+    store: FeatureStore, maker: Candidate, sums: ClassSums, chosen: np.ndarray, part: str
+) -> dict[str, dict[View, Tensor]]:
+    """Layer → view → (D,) made from the chosen images; zeros where they lack a class."""
+    directions: dict[str, dict[View, Tensor]] = {}
+    for layer in store.layers:
+        dictionary = Dictionary.of(maker.saes, layer)
+        directions[layer] = {}
+        for view in VIEWS:
+            pair = dictionary.match(direction(sums, layer, view, chosen), maker.atoms)
+            zeros = torch.zeros(dictionary.atoms.shape[1])
+            directions[layer][view] = zeros if pair is None else dictionary.side(pair)
+        if not bool(directions[layer]["patches"].any()):
+            raise SpgError(
+                f"{store.path}: without {part} no category has patches with and without a defect, "
+                "so nothing can be chosen on it. Add another auxiliary category."
+            )
+    return directions
+
+
+def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
+    decision, which = shared.decide(candidate, part)
+    grids = partial(shared.measured.log_odds, decision, which)
+    return mean_of(
+        [
+            Figures(
+                image_auroc(shared, rows, shared.image_scores(decision, which, rows)),
+                *judge_pixels(shared, rows, grids),
+            )
+            for rows in shared.categories(part)
+        ]
+    )
+
+
+def image_auroc(shared: PartsSeen, rows: np.ndarray, scores: np.ndarray) -> float:
+    """Of some images (n,) bool, by their scores (rows.sum(),)."""
+    return image_metrics(shared.measured.labels[rows], scores).auroc
+
+
+def judge_pixels(
+    shared: PartsSeen, rows: np.ndarray, grids: Callable[[np.ndarray], dict[str, Tensor]]
+) -> tuple[float, float]:
+    """Pixel AUROC and AP of one category's held-out images; NaN where no mask is known.
+
+    Parameters
+    ----------
+    rows : (n,) bool
+    grids : callable
+        Of an image (1,) → layer → (1, h, w): log odds of its patches.
+    """
+    known = [image for image in np.flatnonzero(rows).tolist() if image in shared.regions]
+    if not known:
+        return math.nan, math.nan
+
+    def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
+        for image in known:
+            regions, patches = shared.regions[image], grids(np.array([image]))
+            maps = anomaly_maps(patches, shared.measured.size, at=regions.shape, log_odds=True)
+            yield maps[0], regions
+
+    pixel = accumulate(pairs, "histogram")
+    return pixel.auroc, pixel.ap
+
+
+def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:
+    """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
+    side = max(1, store.image_size // COARSE)
+    states, regions = store.array("mask_state"), {}
+    for start in range(0, len(store), 64):
+        rows = np.arange(start, min(start + 64, len(store)))
+        masks = torch.from_numpy(store.masks(rows)).float()[:, None]
+        coarse = (F.adaptive_avg_pool2d(masks, side)[:, 0] >= 0.25).numpy()
+        for row, mask in zip(rows.tolist(), coarse, strict=True):
+            if states[row] != MaskState.MISSING:
+                regions[row] = Regions.of(mask)
+    return regions

@@ -1,0 +1,165 @@
+"""Settings of a memory bank, judged on the auxiliary set alone.
+
+Its categories stand for targets: some normal images of a category make the bank, guides and
+decision are made without its part of the set, and the rest of that part is judged by both.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import different_images
+from spg_pipe.decision.model import Decision
+from spg_pipe.errors import UnsuitableError
+from spg_pipe.recipe.params import BankParams
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+from spg_pipe.study.held_out import (
+    Candidate,
+    Figures,
+    Judgement,
+    PartsSeen,
+    Progress,
+    image_auroc,
+    judge_pixels,
+    look_at_parts,
+    mean_of,
+)
+
+_BATCH = 16
+
+
+def judge_banks(
+    store: FeatureStore,
+    candidate: Candidate,
+    banks: Sequence[BankParams],
+    *,
+    normals: int,
+    seed: int,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[Judgement]:
+    """Judge every setting of a bank on every held-out part.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The auxiliary set.
+    candidate : Candidate
+        How guides and decision are made.
+    normals : int
+        Normal images of a bank. A category with fewer than one more in a part is left out of it.
+    seed : int
+        Of the draw of these images.
+    progress : callable (parts done, parts in all), optional
+
+    Raises
+    ------
+    UnsuitableError
+        If no category has enough normal images, or its defects are painted.
+    SpgError
+        If the set cannot be parted.
+    """
+    if store.synthetic:
+        raise UnsuitableError(
+            f"{store.path} is a synthetic set: its anomalous images are copies of its normal ones, "
+            "so a bank would know all of them but the defect, as it never does on a target. Choose "
+            "settings of bank on an auxiliary set with real defects, or leave bank.* out of "
+            "`choose`."
+        )
+    shared = look_at_parts(store, [candidate], device)
+    judgements: list[Judgement] = [{} for _ in banks]
+    for number, part in enumerate(shared.parts, 1):
+        decided = shared.decide(candidate, part)
+        each = [
+            _judge_category(store, shared, decided, rows, drawn, banks, device)
+            for rows, drawn in _targets(store, shared, part, normals, seed)
+        ]
+        if each:
+            for judgement, of_bank in zip(judgements, zip(*each, strict=True), strict=True):
+                judgement[part] = mean_of(of_bank)
+        if progress:
+            progress(number, len(shared.parts))
+    if not judgements[0]:
+        raise UnsuitableError(
+            f"No part of {store.path} has a category with more than {normals} normal images, so "
+            "no setting of a bank can be judged on it. Choose with fewer --normals, or on another "
+            "auxiliary set."
+        )
+    return judgements
+
+
+def _targets(
+    store: FeatureStore, shared: PartsSeen, part: str, normals: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each category that can stand for a target: (n,) bool to judge, and the bank's rows."""
+    for category in shared.categories(part):
+        normal = np.flatnonzero(category & (shared.measured.labels == 0))
+        if len(normal) > normals:
+            rng = np.random.default_rng([seed, int(normal[0])])
+            first = rng.choice(normal, normals, replace=False)
+            others = rng.permutation(np.setdiff1d(normal, first))  # in the place of copies
+            drawn = np.sort(different_images(store, np.concatenate([first, others]), normals))
+            if len(drawn) == normals:
+                rows = category.copy()
+                rows[drawn] = False
+                yield rows, drawn
+
+
+def _judge_category(
+    store: FeatureStore,
+    shared: PartsSeen,
+    decided: tuple[Decision, int],
+    rows: np.ndarray,
+    drawn: np.ndarray,
+    banks: Sequence[BankParams],
+    device: str,
+) -> list[Figures]:
+    """Figures of every setting; those that differ in weight and share alone have one search."""
+    decision, which = decided
+    images, by_guides = np.flatnonzero(rows), shared.image_scores(decision, which, rows)
+
+    @cache
+    def searched(neighbours: int) -> tuple[MemoryBank, dict[str, Tensor]]:
+        params = BankParams(neighbours=neighbours)
+        bank = MemoryBank.of_store(store, drawn, params, device=device)
+        return bank, _distances(store, bank, images, device)
+
+    @cache
+    def tops(neighbours: int, share: float) -> np.ndarray:
+        bank, patches = searched(neighbours)
+        return bank.with_top_share(share).tops(patches)
+
+    @cache
+    def pixels(neighbours: int, weight: float) -> tuple[float, float]:
+        patches = searched(neighbours)[1]
+
+        def fused(image: np.ndarray) -> dict[str, Tensor]:
+            at = np.searchsorted(images, image)
+            odds = shared.measured.log_odds(decision, which, image)
+            return {layer: own + weight * patches[layer][at] for layer, own in odds.items()}
+
+        return judge_pixels(shared, rows, fused)
+
+    def figures(bank: BankParams) -> Figures:
+        total = by_guides + bank.weight * tops(bank.neighbours, bank.top_share)
+        auroc = image_auroc(shared, rows, total)
+        return Figures(auroc, *pixels(bank.neighbours, bank.weight))
+
+    return [figures(bank) for bank in banks]
+
+
+def _distances(
+    store: FeatureStore, bank: MemoryBank, images: np.ndarray, device: str
+) -> dict[str, Tensor]:
+    """Layer → (n, h, w) of images (n,)."""
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        rows = images[start : start + _BATCH]
+        tokens = {layer: image_tokens(store, layer, rows).to(device) for layer in bank.grids}
+        parts.append(bank.distances(tokens).patches)
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in bank.grids}

@@ -1,0 +1,105 @@
+"""What `compare` trains if it is not there yet, each in a job of its own, and what that costs."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from spg_pipe.detector.make import DetectorPlan, make_detectors
+from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.checked import checked_detector, checked_sae
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.training import train_guides_together, train_sae
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import GuideParams, ScoreParams
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.baselines.free import free_dictionary
+from spg_pipe.study.costs import Cost, idle_memory, measured
+from spg_pipe.study.methods import FREE, PLUS, TRAINED, Stores, auxiliaries
+from spg_pipe.study.runner import Job
+from spg_pipe.study.settings import is_there
+
+Costs = dict[str, Cost]
+"""Fingerprint of an artefact → what it cost to make."""
+
+
+def guides_job(method: str, aux: str) -> str:
+    """Name of the job that makes the guides of a method."""
+    return f"guides of {method}, {aux}"
+
+
+def making_jobs(run: RecipeRun, stores: Stores) -> Iterator[Job]:
+    """A job for everything trained that is not there yet; each gives `Costs`."""
+    seeds = run.params.seeds
+    for aux in auxiliaries(run, stores):
+        store, saes = stores[aux], {seed: f"SAE of {aux}, seed {seed}" for seed in seeds}
+        for seed, name in saes.items():
+            if not is_there(partial(checked_sae, run, store, aux, seed)):
+                yield Job(name, partial(_make_sae, run, aux, seed))
+        for method in TRAINED:
+            missing = [seed for seed in seeds if not _is_made(run, store, method, aux, seed)]
+            if missing:
+                after = () if method == FREE else tuple(saes[seed] for seed in missing)
+                work = partial(_train_guides, run, method, aux, missing)
+                yield Job(guides_job(method, aux), work, after)
+        missing = [s for s in seeds if not is_there(partial(checked_detector, run, aux, s))]
+        if missing:
+            work = partial(_make_own, run, aux, missing)
+            yield Job(guides_job(PLUS, aux), work, tuple(saes[seed] for seed in missing))
+
+
+def _make_sae(run: RecipeRun, aux: str, seed: int) -> Costs:
+    with measured(idle_memory()) as cost:
+        path = train_sae(run, aux, seed)
+    return {SaeRun.load(path).record.fingerprint: cost}
+
+
+def _make_own(run: RecipeRun, aux: str, seeds: Sequence[int]) -> Costs:
+    """The recipe's own detectors, in one pass."""
+    with measured(idle_memory()) as cost:
+        paths = train_guides_together([run], aux, seeds)
+    return _shared(cost, [Detector.load(path) for path in paths])
+
+
+def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> Costs:
+    """Guides as published; all seeds see the images in one order, and so share a pass an epoch."""
+    store = checked_store(run, find_dataset(run.params, aux))
+    with measured(idle_memory()) as cost:
+        plans = [_plan(run, store, method, aux, seed) for seed in seeds]
+        with run.console.progress(guides_job(method, aux)) as update:
+            made = make_detectors(
+                store, plans, device=choose_device(run.device), cache=run.cache, progress=update
+            )
+    for seed, (detector, _) in zip(seeds, made, strict=True):
+        detector.save(run.paths.compared_detector(method, aux, seed))
+    return _shared(cost, [detector for detector, _ in made])
+
+
+def _plan(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> DetectorPlan:
+    """The published method, on the recipe's SAE or on ±axes in the place of its atoms."""
+    axes = method == FREE
+    saes = free_dictionary(store) if axes else SaeRun.load(checked_sae(run, store, aux, seed))
+    guides, score = GuideParams(kind="trained"), ScoreParams(rule="published", image_score="max")
+    params = run.params.model_copy(update={"guides": guides, "score": score})
+    return DetectorPlan.of(params, saes, seed).ordered_by(params.seeds[0])
+
+
+def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> bool:
+    """Whether `_train_guides` has made it from this store and SAE with these settings."""
+    try:
+        record = Detector.load(run.paths.compared_detector(method, aux, seed)).record
+        plan = _plan(run, store, method, aux, seed)
+    except SpgError:
+        return False
+    held = (record.store, record.sae.fingerprint, record.seed, record.guides)
+    wanted = (store.fingerprint, plan.saes.record.fingerprint, seed, plan.guides)
+    method_held = (record.detection, record.protocol.name)
+    return held == wanted and method_held == (plan.method.detection, plan.method.protocol)
+
+
+def _shared(cost: Cost, detectors: Sequence[Detector]) -> Costs:
+    """A seed's share of the time of all, and their memory together."""
+    each = Cost(cost.seconds / len(detectors), cost.mebibytes)
+    return {detector.fingerprint: each for detector in detectors}

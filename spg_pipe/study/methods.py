@@ -1,0 +1,210 @@
+"""What `compare` compares, and what each method was allowed to see.
+
+A new baseline is a module in `baselines`, and a few lines in `entries`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.bank import few_shot
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores, score_store
+from spg_pipe.errors import UnsuitableError
+from spg_pipe.metrics.tables import seen_in
+from spg_pipe.pipeline.checked import checked_detector
+from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
+from spg_pipe.pipeline.features import extract, load_backbone
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.target import say_known
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.baselines.dissimilarity import dissimilarity
+from spg_pipe.study.baselines.linear import logistic_regression
+from spg_pipe.study.baselines.mahalanobis import mahalanobis
+from spg_pipe.study.baselines.mutual import mutual_scoring, transductive
+from spg_pipe.study.baselines.patchwise import Baseline, score_patchwise
+
+PLUS = "spg-plus"
+PUBLISHED = "SPG as published"
+FREE = "free dense guides, trained"
+TRAINED = (PUBLISHED, FREE)
+MUTUAL = "mutual scoring"
+Stores = Mapping[str, FeatureStore]
+"""Name of a dataset → its store."""
+
+
+class Ready(NamedTuple):
+    """A method that is ready to judge."""
+
+    score: Callable[[FeatureStore, Path], Scores]
+    """Judges a target and writes scores to a path."""
+    artefacts: tuple[str, ...] = ()
+    """Fingerprints of what jobs of their own made for it: their cost is part of its cost."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with one seed, and the targets that it judges."""
+
+    method: str
+    supervision: str
+    """What it was allowed to see besides the images that it judges."""
+    seed: int | None
+    aux: str | None
+    """The auxiliary set that it is made from; None: with any it would be the same."""
+    targets: tuple[str, ...]
+    make: Callable[[], Ready]
+    """In the process that judges."""
+    guides: str | None = None
+    """The method whose guides of `aux` it takes, made in a job of their own."""
+    beside: str | None = None
+    """Name of an entry whose scores of its only target it goes on from."""
+
+    @property
+    def name(self) -> str:
+        """As messages name it."""
+        way = " → ".join([*([self.aux] if self.aux else []), ", ".join(self.targets)])
+        return f"{self.method}, {way}" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
+    """Every method with every seed that it depends on, in the order of the table.
+
+    Parameters
+    ----------
+    normals : int
+        Images of a target's train split that few-shot methods see; they are extracted here.
+    """
+    device, directions = choose_device(run.device), run.params.directions
+    for aux in auxiliaries(run, stores):
+        supervision = seen_in(stores[aux].synthetic)
+        targets = tuple(way.target for way in directions if way.aux == aux)
+        path = Path(stores[aux].path)
+        for seed in run.params.seeds:
+            logistic = partial(by_baseline, device, partial(logistic_regression, seed=seed), [path])
+            for method, make, guides in (
+                (PLUS, partial(by_recipe, run, aux, seed), PLUS),
+                *((name, partial(by_trained, run, name, aux, seed), name) for name in TRAINED),
+                ("logistic regression", logistic, None),
+            ):
+                yield Entry(method, supervision, seed, aux, targets, make, guides)
+    every = tuple(dict.fromkeys(way.target for way in directions))
+    unlike = partial(by_baseline, device, dissimilarity, [])
+    yield Entry("intra-image dissimilarity", "nothing", None, None, every, unlike)
+    backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
+    for target in every:
+        yield from _few_shot(run, target, stores, normals, backbone)
+        if len(np.unique(stores[target].array("category").astype(object))) > 1:
+            run.console.say(
+                f"No transductive method on {target}: its categories are products of their own, "
+                "and mutual scoring takes one product at a time."
+            )
+            continue
+        seed = run.params.seeds[0]  # by far the slowest, and its seed only draws the others
+        baseline = partial(mutual_scoring, seed=seed)
+        make = partial(by_baseline, device, baseline, [Path(stores[target].path)])
+        yield Entry(MUTUAL, transductive(stores[target]), seed, None, (target,), make)
+
+
+def auxiliaries(run: RecipeRun, stores: Stores) -> list[str]:
+    """Of the recipe's directions, in the order of the stores."""
+    return [name for name in stores if any(way.aux == name for way in run.params.directions)]
+
+
+def _few_shot(
+    run: RecipeRun, target: str, stores: Stores, normals: int, backbone: Callable[[], Backbone]
+) -> Iterator[Entry]:
+    store, device = stores[target], choose_device(run.device)
+    try:
+        paths = _normal_images(run, target, store, normals, backbone)
+        found = few_shot.normals_of([FeatureStore(path) for path in paths], store)
+    except UnsuitableError as error:
+        run.console.say(f"No few-shot methods on {target}: {error}")
+        return
+    counts = few_shot.seen_of(found)
+    if copies := sum(one.copies for one in found.values()):
+        run.console.say(f"{target}: {few_shot.note_of_copies(copies, copies + sum(counts))}")
+    known = store.table["path"][few_shot.known_images(found, store)].tolist()
+    say_known(run, known, len(store), f" of few-shot methods on {target}")
+    supervision, place = few_shot.says(counts), Path(store.path)
+    bank = partial(by_bank, run, place, paths)
+    alone = Entry(few_shot.BANK, supervision, None, None, (target,), bank)
+    yield alone
+    gaussian = partial(by_baseline, device, mahalanobis, [place, *paths])
+    yield Entry("Mahalanobis", supervision, None, None, (target,), gaussian)
+    distances = run.paths.compared(few_shot.BANK, None, target, None)
+    for way in (way for way in run.params.directions if way.target == target):
+        both = f"{seen_in(stores[way.aux].synthetic)}; {supervision}"
+        for seed in run.params.seeds:
+            make = partial(by_recipe_and_bank, run, place, paths, distances, way.aux, seed)
+            name = f"{PLUS} + {few_shot.BANK}"
+            yield Entry(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
+
+
+def _normal_images(
+    run: RecipeRun,
+    target: str,
+    store: FeatureStore,
+    normals: int,
+    backbone: Callable[[], Backbone],
+) -> tuple[Path, ...]:
+    """Stores of some images of the train split, one for each category."""
+    dataset = find_dataset(run.params, f"{target}/train")
+    if not dataset.root.is_dir():
+        raise UnsuitableError(f"the images of {dataset.name} are not here ({dataset.root}).")
+    names_on_disk(dataset)  # refuses a split that is not there before the backbone is loaded
+    categories = sorted(set(store.array("category").tolist()))
+    paths = (
+        extract(run, dataset, limit=normals, categories=[one], backbone=backbone())
+        for one in categories
+    )
+    return tuple(dict.fromkeys(paths))
+
+
+def by_recipe(run: RecipeRun, aux: str, seed: int) -> Ready:
+    """The recipe's own detector."""
+    return _by_detector(run, Detector.load(checked_detector(run, aux, seed)))
+
+
+def by_trained(run: RecipeRun, method: str, aux: str, seed: int) -> Ready:
+    """Guides that were trained for the comparison alone (`making`)."""
+    return _by_detector(run, Detector.load(run.paths.compared_detector(method, aux, seed)))
+
+
+def by_baseline(device: str, make: Callable[..., Baseline], stores: Sequence[Path]) -> Ready:
+    """A baseline that is made from some stores."""
+    return Ready(partial(score_patchwise, make(*map(FeatureStore, stores)), device=device))
+
+
+def by_bank(run: RecipeRun, target: Path, normals: Sequence[Path]) -> Ready:
+    """Nearest neighbours in a few normal images."""
+    banks, device = _banks(run, target, normals), choose_device(run.device)
+    return Ready(partial(few_shot.score_few_shot, None, banks, device=device))
+
+
+def by_recipe_and_bank(
+    run: RecipeRun, target: Path, normals: Sequence[Path], distances: Path, aux: str, seed: int
+) -> Ready:
+    """The recipe's detector with the bank as one more addend; `distances` are the bank's scores."""
+    banks, device = _banks(run, target, normals), choose_device(run.device)
+    detector = Detector.load(checked_detector(run, aux, seed))
+    alone = Scores.load(distances)
+    score = partial(few_shot.score_few_shot, detector, banks, alone=alone, device=device)
+    return _by_detector(run, detector)._replace(score=score)
+
+
+def _by_detector(run: RecipeRun, detector: Detector) -> Ready:
+    saes = detector.record.sae
+    made = (detector.fingerprint, *([saes.fingerprint] if saes.params else []))  # axes are not made
+    return Ready(partial(score_store, detector, device=choose_device(run.device)), made)
+
+
+def _banks(run: RecipeRun, target: Path, normals: Sequence[Path]) -> few_shot.Banks:
+    stores, device = [FeatureStore(path) for path in normals], choose_device(run.device)
+    return few_shot.banks_of(stores, FeatureStore(target), run.params.bank, device=device)

@@ -1,0 +1,158 @@
+"""`spg-pipe sweep`: every combination of some settings, or one changed at a time → one table.
+
+Every step goes through the stage functions and the artefacts' usual paths; what is there and fits
+is not made again.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spg_pipe.detector.scores import Scores
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import MetricsRow, MetricsTable, flat_rows, seeds_mean, write_csv
+from spg_pipe.pipeline.checked import checked_detector, checked_scores
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.target import evaluate, read_metrics, score
+from spg_pipe.pipeline.training import train_guides_together
+from spg_pipe.recipe.params import Params
+from spg_pipe.report.tables import LABELS, Table, digits
+from spg_pipe.report.text import plain
+from spg_pipe.study.settings import Setting, combinations, is_there, short, train_missing_saes
+
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
+_SECTIONS = ("backbone", "method", "sae", "guides", "decision", "score", "metrics")
+"""What may vary; everything else says which data there is."""
+
+
+class SweepResult(NamedTuple):
+    """What a sweep found."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """A row for each setting and direction: means over categories and seeds."""
+    table: str
+    path: Path
+
+
+def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
+    """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
+
+    Parameters
+    ----------
+    one_at_a_time : bool
+        Instead of every combination: see `settings_of`. Rows then have a `setting` in words.
+
+    Returns
+    -------
+    SweepResult
+        Also written to sweeps/<name>.csv.
+
+    Raises
+    ------
+    SpgError
+        As the stages do.
+    """
+    settings, params = settings_of(run, one_at_a_time=one_at_a_time), run.params
+    for aux in dict.fromkeys(way.aux for way in params.directions):
+        _train(settings, aux)
+    found: list[tuple[Mapping[str, Any], MetricsTable]] = []
+    for number, setting in enumerate(settings, 1):
+        run.console.say(f"Setting {number} of {len(settings)}: {setting.name}")
+        values = {"setting": setting.name} if one_at_a_time else setting.values
+        for way in params.directions:
+            _need_store(setting.run, way.target)
+            seeds = [_metrics(setting.run, way.aux, way.target, seed) for seed in params.seeds]
+            found.append((values, seeds_mean(seeds)))
+    rows = [{**values, **flat_rows(table)[-1]} for values, table in found]
+    write_csv(run.paths.sweep, rows)
+    run.console.say(f"Sweep {params.name} → {run.paths.sweep}")
+    return SweepResult(rows, plain(_table(params, found)), run.paths.sweep)
+
+
+def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]:
+    """The recipe once for every combination of its `sweep`.
+
+    Parameters
+    ----------
+    one_at_a_time : bool
+        The recipe as it is, then every value of `sweep` alone, all others as in the recipe.
+
+    Raises
+    ------
+    SpgError
+        If it has none, or a combination is not valid.
+    """
+    axes = run.params.sweep
+    if not axes:
+        raise SpgError(
+            "The recipe has no `sweep:` section, for instance `sweep: {sae.k: [16, 32]}`: there is "
+            "nothing to compare. `spg-pipe recipe list` shows recipes that have one."
+        )
+    if not one_at_a_time:
+        return combinations(run, axes, "sweep", _SECTIONS)
+    each = (combinations(run, {key: axes[key]}, "sweep", _SECTIONS) for key in axes)
+    changed = [one for settings in each for one in settings if one.run.params != run.params]
+    return [Setting({}, run), *changed]
+
+
+def _train(settings: Sequence[Setting], aux: str) -> None:
+    """Stores, SAEs and detectors of an auxiliary set; guides of one store share a pass over it."""
+    by_store: dict[Path, list[Setting]] = {}
+    for setting in settings:
+        by_store.setdefault(setting.run.paths.store(aux), []).append(setting)
+    for group in by_store.values():
+        _need_store(group[0].run, aux)
+        for seed in group[0].run.params.seeds:
+            train_missing_saes(group, aux, seed)
+            runs = {one.run.paths.detector(aux, seed): one.run for one in group}.values()
+            missing = [
+                run for run in runs if not is_there(partial(checked_detector, run, aux, seed))
+            ]
+            if missing:
+                train_guides_together(missing, aux, [seed])
+
+
+def _need_store(run: RecipeRun, name: str) -> None:
+    dataset = find_dataset(run.params, name)
+    if not is_there(partial(checked_store, run, dataset)):
+        extract(run, dataset)
+
+
+def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> MetricsTable:
+    dataset = find_dataset(run.params, target)
+    if not is_there(lambda: Scores.load(checked_scores(run, dataset, aux, seed))):
+        score(run, target, aux=aux, seed=seed)
+    return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
+
+
+def _table(params: Params, found: Sequence[tuple[Mapping[str, Any], MetricsTable]]) -> Table:
+    contexts = [table.context for _, table in found]
+    shown = [name for name in _SHOWN if any(name in table.mean.metrics for _, table in found)]
+
+    def figure(mean: MetricsRow, name: str) -> str:
+        return digits(*(values.get(name, math.nan) for values in (mean.metrics, mean.deviations)))
+
+    lines = tuple(
+        (
+            ", ".join(map(short, values.values())),
+            f"{table.context.auxiliary} → {table.context.dataset}",
+            *(figure(table.mean, name) for name in shown),
+        )
+        for values, table in found
+    )
+    method, method_protocol, protocol = (
+        " and ".join(dict.fromkeys(getattr(context, name) for context in contexts))
+        for name in ("method", "method_protocol", "protocol")
+    )
+    caption = (
+        f"Sweep {params.name}: means over categories; {method}, method protocol "
+        f"{method_protocol}, metrics protocol {protocol}, seeds "
+        f"{', '.join(map(str, params.seeds))}."
+    )
+    columns = (", ".join(found[0][0]), "Auxiliary → target", *(LABELS[name] for name in shown))
+    return Table(caption, columns, lines)

@@ -1,0 +1,304 @@
+"""Artefacts are at their paths and never taken for others; errors say what mends them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layouts import write_mvtec, write_visa
+from safetensors.torch import save_file
+
+from spg_pipe import pipeline
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
+from spg_pipe.pipeline.checked import (
+    checked_detector,
+    checked_metrics,
+    checked_sae,
+    checked_scores,
+)
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.params import parse_params
+
+RECIPE: dict[str, Any] = {
+    "name": "mini",
+    "datasets": [
+        {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
+        {"name": "right", "layout": "visa", "root": "right", "split": "test"},
+    ],
+    "auxiliaries": ["left"],
+    "directions": [{"aux": "left", "target": "right"}],
+    "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
+    "sae": {"dict_size": 32, "k": 4, "epochs": 1, "batch_images": 4},
+    "guides": {"epochs": 1},
+}
+MakeRun = Callable[..., RecipeRun]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage of the recipe has run."""
+    folder = tmp_path_factory.mktemp("find")
+    write_mvtec(folder / "left")
+    write_visa(folder / "right", seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
+        _run_all(run)
+    return folder
+
+
+def _run_all(run: RecipeRun) -> None:
+    for dataset in run.params.datasets:
+        pipeline.extract(run, dataset)
+    _train(run)
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
+
+
+def _train(run: RecipeRun) -> None:
+    pipeline.train_sae(run, "left", 111)
+    pipeline.train_guides(run, "left", 111)
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
+    """A copy of the finished folder to work in; gives runs with changed sections."""
+    shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+
+    def run(*, datasets: Any = None, options: bool = True, **sections: dict[str, Any]) -> RecipeRun:
+        content = RECIPE | {name: RECIPE.get(name, {}) | new for name, new in sections.items()}
+        if datasets is not None:
+            content["datasets"] = datasets
+        params, recipe = parse_params(content, "test"), parse_params(RECIPE, "test")
+        return RecipeRun(params, Console(0), "cpu", base=recipe if options else None)
+
+    return run
+
+
+def test_everything_of_the_recipe_is_at_its_place(project: MakeRun) -> None:
+    run = project()
+    left, right = (find_dataset(run.params, name) for name in ("left", "right"))
+    store = checked_store(run, left)
+    assert checked_sae(run, store, "left", 111) == run.paths.sae("left", 111)
+    assert checked_detector(run, "left", 111) == run.paths.detector("left", 111)
+    scores = checked_scores(run, right, "left", 111)
+    assert scores == run.paths.scores("left", "right", 111)
+    metrics = run.paths.metrics("left", "right", 111)
+    assert checked_metrics(run, run.params.directions[0], 111) == (metrics, scores)
+    assert metrics.name == "left--right-efficientnet-lite0-64-s111.json"
+
+
+CHAIN = ("store", "sae", "detector", "scores", "metrics")
+
+
+@pytest.mark.parametrize(
+    ("section", "first"),
+    [
+        ({"backbone": {"layers": ["s8"]}}, "store"),
+        ({"extract": {"dtype": "float32"}}, "store"),
+        ({"method": {"protocol": "spg"}}, "store"),
+        ({"sae": {"k": 2}}, "sae"),
+        ({"guides": {"atoms": 8}}, "detector"),
+        ({"method": {"detection": "mean_tokens"}}, "detector"),
+        ({"decision": {"top_share": 0.1}}, "detector"),
+        ({"score": {"rule": "published"}}, "detector"),
+        ({"score": {"image_score": "cls"}}, "scores"),
+        ({"metrics": {"protocol": "spg"}}, "metrics"),
+        ({"bank": {"neighbours": 2}}, None),
+        ({"extract": {"skip_bad": True}}, None),
+        ({"extract": {"tiles": {"right": [128]}}}, "scores"),
+    ],
+)
+def test_options_lead_to_another_place_from_the_first_artefact_that_they_determine(
+    project: MakeRun, section: dict[str, Any], first: str | None
+) -> None:
+    def places(run: RecipeRun) -> dict[str, Path]:
+        paths = run.paths
+        return {
+            "store": paths.store("left"),
+            "sae": paths.sae("left", 111),
+            "detector": paths.detector("left", 111),
+            "scores": paths.scores("left", "right", 111),
+            "metrics": paths.metrics("left", "right", 111),
+        }
+
+    plain, other, again = places(project()), places(project(**section)), places(project(**section))
+    moved = CHAIN[CHAIN.index(first) :] if first else ()
+    assert tuple(name for name in CHAIN if other[name] != plain[name]) == moved
+    assert other == again
+    for name in moved:
+        stem, digits = other[name].stem.rsplit("-", 1)
+        assert (stem, len(digits)) == (plain[name].stem, 8)
+    assert places(project(**section, options=False)) == plain  # a recipe replaces in place
+
+
+def test_named_inputs_and_other_splits_have_places_of_their_own(project: MakeRun) -> None:
+    paths, params = project().paths, project().params
+    assert paths.sae("left", 111, {"store": "a"}) != paths.sae("left", 111)
+    train = find_dataset(params, "left/train")
+    assert paths.store(train).name.startswith("left-train-efficientnet-lite0-64-")
+    shutil.copytree("left/bottle/test/good", Path("other/left/good"))
+    for row in (train, find_dataset(params, "other/left")):
+        assert paths.manifest(row) != paths.manifest(params.dataset("left"))
+        assert paths.scores("left", row, 111) != paths.scores("left", "left", 111)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"backbone": {"layers": ["s8"]}},
+            r"backbone\.layers is .*`spg-pipe extract --split",
+        ),
+        ({"backbone": {"norm": "post"}}, r"backbone\.norm is pre, not post.*`spg-pipe extract"),
+        ({"extract": {"dtype": "float32"}}, r"extract\.dtype is float16, not float32.*--replace`"),
+        ({"sae": {"k": 2}}, r"sae\.k is 4, not 2.*`spg-pipe train-sae --aux left --seed 111`"),
+        (
+            {"guides": {"atoms": 8}},
+            r"guides\.atoms is 32, not 8.*`spg-pipe train-guides --aux",
+        ),
+        (
+            {"decision": {"map": {"guides": 2.0}}},
+            r"decision\.map\.guides is 1\.0, not 2\.0",
+        ),
+        (
+            {"score": {"rule": "published"}},
+            r"score\.rule is additive, not published.*spg-pipe score",
+        ),
+    ],
+)
+def test_an_edited_recipe_says_what_differs_and_the_first_command(
+    project: MakeRun, section: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(NotThereError, match=message):
+        pipeline.evaluate(project(**section, options=False), "right")
+
+
+def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> None:
+    with pytest.raises(NotThereError) as error:
+        pipeline.evaluate(project(sae={"k": 2}), "right")
+    said = re.sub(r"-[0-9a-f]{8} ", "-DIGITS ", str(error.value))
+    assert said == (
+        "artifacts/sae/mini/left-efficientnet-lite0-64-s111-DIGITS does not exist. Run `spg-pipe "
+        "train-sae --aux left --seed 111` with the same options first. Then `spg-pipe train-guides "
+        "--aux left --seed 111`. Then `spg-pipe score --split right --aux left --seed 111`."
+    )
+
+
+def test_scores_of_an_older_detector_are_not_taken(project: MakeRun) -> None:
+    run = project()
+    image = sorted(Path("left").glob("*/test/good/*.png"))[0]
+    image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
+    pipeline.extract(run, run.params.dataset("left"), replace=True)
+    _train(run)
+    with pytest.raises(SpgError, match=r"detector is \w{8}, not \w{8}.*spg-pipe score"):
+        pipeline.evaluate(run, "right")
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
+
+
+def test_scores_of_an_older_target_store_are_not_taken(project: MakeRun) -> None:
+    run = project()
+    images = sorted(Path("right").rglob("*.JPG"))
+    images[0].write_bytes(images[1].read_bytes())
+    pipeline.extract(run, run.params.dataset("right"), replace=True)
+    with pytest.raises(SpgError, match=r"feature store is \w{8}, not \w{8}.*spg-pipe score"):
+        pipeline.evaluate(run, "right")
+
+
+def test_local_weights_count_by_their_tensors(project: MakeRun, tmp_path: Path) -> None:
+    from spg_pipe.backbones.packaged import efficientnet_lite0
+
+    path = tmp_path / "mine.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in efficientnet_lite0().state.items()}
+    save_file(state, path)
+    run = project(backbone={"weights": str(path)})
+    left = run.params.dataset("left")
+    with pytest.raises(SpgError, match="does not exist"):
+        checked_store(run, left)  # the packaged weights' store is another
+    made = pipeline.extract(run, left)
+    save_file(dict(reversed(state.items())), path)
+    assert checked_store(run, left).path == made
+    changed = next(name for name, tensor in state.items() if tensor.dtype == torch.float32)
+    state[changed] = state[changed] + 1
+    save_file(state, path)
+    with pytest.raises(SpgError, match=r"backbone\.weights is \w{8}, not \w{8}"):
+        checked_store(run, left)
+    path.unlink()  # scoring needs no weights
+    assert checked_store(run, left).path == made
+
+
+def test_a_store_of_other_images_is_not_taken(project: MakeRun) -> None:
+    write_mvtec(Path("elsewhere"), ["screw"])
+    moved = [dict(d) for d in RECIPE["datasets"]]
+    moved[0]["root"] = "elsewhere"
+    fewer = [dict(d) for d in RECIPE["datasets"]]
+    fewer[1]["categories"] = ["candle"]
+    for datasets, name in ((moved, "left"), (fewer, "right")):
+        run = project(datasets=datasets, options=False)
+        with pytest.raises(SpgError, match=r"images in .* are others.*--replace`"):
+            checked_store(run, run.params.dataset(name))
+
+
+def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: MakeRun) -> None:
+    run = project()
+    left = run.params.dataset("left")
+    image = sorted(Path("left").glob("*/test/good/*.png"))[0]
+    image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
+    pipeline.prepare(run, left)
+    with pytest.raises(SpgError, match=r"have changed.*spg-pipe extract"):
+        checked_store(run, left)
+
+
+def test_the_report_shows_no_numbers_of_other_settings(project: MakeRun) -> None:
+    other = project(sae={"k": 2})
+    _train(other)
+    pipeline.score(other, "right")
+    with pytest.raises(SpgError, match=r"no metrics .*spg-pipe evaluate"):
+        pipeline.report(other)
+    pipeline.evaluate(other, "right")
+    page = pipeline.report(other).read_text()
+    assert "k = 2" in page
+    assert "k = 4" not in page
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"inputs": 3}', '"text"'])
+def test_a_config_that_is_none_is_called_damaged(project: MakeRun, content: str) -> None:
+    run = project()
+    (run.paths.scores("left", "right", 111) / "config.json").write_text(content)
+    with pytest.raises(
+        DamagedError, match=r"is not a whole scores.*run `spg-pipe score --split right"
+    ):
+        pipeline.evaluate(run, "right")
+    pipeline.score(run, "right")
+    pipeline.evaluate(run, "right")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"provenance": [1]}'])
+def test_metrics_that_are_none_are_left_out_of_the_report_with_a_message(
+    project: MakeRun, content: str
+) -> None:
+    run = project()
+    run.paths.metrics("left", "right", 111).write_text(content)
+    with pytest.raises(SpgError, match=r"is not a whole .*spg-pipe evaluate"):
+        pipeline.report(run)
+
+
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [("right/train", "right/train"), ("right/test", "right"), ("pictures/left", "pictures/left")],
+)
+def test_advice_names_the_split_as_it_was_given(project: MakeRun, split: str, named: str) -> None:
+    shutil.copytree("left/bottle/test/good", Path("pictures/left/good"))
+    run = project(backbone={"image_size": 96})
+    with pytest.raises(NotThereError, match=f"`spg-pipe extract --split {named}` with"):
+        checked_store(run, find_dataset(run.params, split))

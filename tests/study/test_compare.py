@@ -1,0 +1,281 @@
+"""`compare`: every method on every direction, and what each was allowed to see."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import write_mvtec
+from pipeline.test_parts import RECIPE
+
+from spg_pipe import pipeline
+from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.pipeline import features
+from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.study import making, methods
+from spg_pipe.study.compare import Comparison, compare
+from spg_pipe.study.costs import Cost, MakingCosts
+
+ZERO_SHOT = {
+    "spg-plus": "labelled auxiliary set",
+    "SPG as published": "labelled auxiliary set",
+    "free dense guides, trained": "labelled auxiliary set",
+    "logistic regression": "labelled auxiliary set",
+    "intra-image dissimilarity": "nothing",
+}
+
+
+def run_of(**changes: Any) -> RecipeRun:
+    return RecipeRun(parse_params(RECIPE | {"seeds": [1, 2]} | changes, "test"), Console(0), "cpu")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    folder = tmp_path_factory.mktemp("compare")
+    write_mvtec(folder / "left")
+    write_mvtec(folder / "right", ("bottle",), seed=1, good=3, per_defect=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run = run_of()
+        for name in ("left", "right"):
+            pipeline.extract(run, run.params.dataset(name))
+        return folder, compare(run, normals=2)
+
+
+def rows_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in comparison.rows}
+
+
+def test_every_method_says_what_it_saw(compared: tuple[Path, Comparison]) -> None:
+    sees = {name: row["supervision"] for name, row in rows_of(compared[1]).items()}
+    assert {name: sees[name] for name in ZERO_SHOT} == ZERO_SHOT
+    others = {name: what for name, what in sees.items() if name not in ZERO_SHOT}
+    assert {name: what.partition(":")[0] for name, what in others.items()} == {
+        "k-NN bank": "few-shot",
+        "Mahalanobis": "few-shot",
+        "spg-plus + k-NN bank": "labelled auxiliary set; few-shot",
+        "mutual scoring": "transductive",
+    }
+    assert "2 normal images" in sees["k-NN bank"]
+    for name, what in sees.items():
+        assert name in compared[1].table
+        assert what.split()[0] in compared[1].table
+
+
+def test_rows_are_means_over_seeds_inside_their_intervals(
+    compared: tuple[Path, Comparison],
+) -> None:
+    for name, row in rows_of(compared[1]).items():
+        for work in ("making", "scoring"):
+            assert row[f"{work}_seconds"] > 0, name
+            assert 0 <= row[f"{work}_mib"] < 2000, name
+        assert (row["auxiliary"], row["dataset"], row["protocol"]) == ("left", "right", "exact")
+        seeded = row["seeds"] == "1;2"
+        assert np.isnan(row["pixel_auroc_std"]) != seeded, name
+        low, high = (row[f"pixel_auroc_{edge}"] for edge in ("low", "high"))
+        assert 0 <= low < high <= 1
+        if not seeded:  # an interval is of the first seed, which is then the row itself
+            assert low - 1e-3 <= row["pixel_auroc"] <= high + 1e-3, name
+
+
+def test_the_recipes_row_is_what_its_own_stages_give(
+    compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, comparison = compared
+    monkeypatch.chdir(folder)
+    run = run_of()
+    pipeline.score(run, "right")
+    tables = [pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(run, "right")]
+    for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
+        expected = np.mean([table[metric] for table in tables])
+        assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
+    compared: tuple[Path, Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, first = compared
+    monkeypatch.chdir(folder)
+    again = compare(replace(run_of(), console=Console(1)), normals=2)
+    said = capsys.readouterr().err
+    assert "spg-plus, left → right, seed 2" in said
+    assert "SAE of" not in said
+    assert "guides of" not in said
+    for one, other in zip(first.rows, again.rows, strict=True):
+        for name in ("method", "supervision", "pixel_auroc", "image_auroc_std", "pixel_ap_low"):
+            assert one[name] == pytest.approx(other[name], nan_ok=True), one["method"]
+    before, after = rows_of(first)["SPG as published"], rows_of(again)["SPG as published"]
+    loading = 5  # is measured anew
+    assert after["making_seconds"] == pytest.approx(before["making_seconds"], abs=loading)
+
+
+@pytest.mark.parametrize("method", methods.TRAINED)
+def test_trained_guides_of_other_inputs_or_settings_are_made_again(
+    method: str, compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(compared[0])
+    same, other = run_of(), run_of(method={"detection": "mean_tokens"})
+    store, target = (
+        checked_store(same, find_dataset(same.params, name)) for name in ("left", "right")
+    )
+    assert making._is_made(same, store, method, "left", 1)
+    assert not making._is_made(other, store, method, "left", 1)
+    assert not making._is_made(same, store, method, "left", 3)
+    assert not making._is_made(same, target, method, "left", 1)
+
+
+def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    MakingCosts().add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)}, path)
+    costs, loading = MakingCosts.load(path), Cost(0.5, 800.0)
+    assert costs.of(("sae", "guides"), loading) == Cost(32.5, 800.0)
+    unknown = costs.of(("sae", "elsewhere"), loading)
+    assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
+    path.write_text("{")
+    assert np.isnan(MakingCosts.load(path).of(("sae",), loading).seconds)
+
+
+def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_args: object) -> None:
+        raise UnsuitableError("no train split")
+
+    monkeypatch.setattr(methods, "_normal_images", none)
+    category = np.array(["bolt"] * 3)
+    one_product = SimpleNamespace(array=lambda _name: category, path="x.zarr", synthetic={})
+    names = ("left", "right", "third")
+    datasets = [{"name": n, "layout": "mvtec", "root": n, "split": "test"} for n in names]
+    ways = [{"aux": "left", "target": "third"}, {"aux": "right", "target": "third"}]
+    run = run_of(datasets=datasets, auxiliaries=["left", "right"], directions=ways)
+    monkeypatch.setattr(methods, "transductive", lambda _store: "transductive")
+    stores: Any = dict.fromkeys(names, one_product)
+    found = list(methods.entries(run, stores, 4))
+    times = Counter(one.method for one in found)
+    assert times["intra-image dissimilarity"] == times["mutual scoring"] == 1
+    assert times["logistic regression"] == times["spg-plus"] == 2 * 2  # auxiliaries × seeds
+    assert len({one.name for one in found}) == len(found)
+
+
+STORES = ("left", "right")
+FEW_SHOT = {"k-NN bank", "Mahalanobis", "spg-plus + k-NN bank"}
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Who takes part with a recipe's changes, in a folder with both stores, 2 normal images."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(STORES):
+        write_mvtec(tmp_path / name, seed=number)
+
+    def entries_of(**changes: Any) -> list[Any]:
+        run = replace(run_of(**changes), console=Console(1))
+        for name in STORES:
+            pipeline.extract(run, run.params.dataset(name), replace=True)
+        stores = {name: checked_store(run, find_dataset(run.params, name)) for name in STORES}
+        return list(methods.entries(run, stores, 2))
+
+    return entries_of
+
+
+def test_without_a_train_split_few_shot_methods_are_left_out_with_a_note(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for train in Path("right").glob("*/train"):
+        shutil.rmtree(train)
+    assert {entry.method for entry in listed()} == set(ZERO_SHOT)
+    assert "No few-shot methods on right" in capsys.readouterr().err
+
+
+def test_few_shot_methods_take_each_product_by_itself_and_transductive_ones_one_alone(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = {entry.method: entry for entry in listed()}
+    assert set(entries) == {*ZERO_SHOT, *FEW_SHOT}
+    for name in FEW_SHOT:
+        assert "few-shot: 2 normal images of each category" in entries[name].supervision
+    assert "one product at a time" in " ".join(capsys.readouterr().err.split())
+
+
+def few_shot_of(entries: list[Any]) -> list[Any]:
+    return [entry for entry in entries if entry.method in FEW_SHOT]
+
+
+def test_targets_images_that_few_shot_methods_have_seen_are_named(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = few_shot_of(listed())
+    assert {entry.method for entry in found} == FEW_SHOT
+    assert "among the normal ones" not in capsys.readouterr().err
+    datasets = [dict(one) for one in RECIPE["datasets"]]
+    datasets[1]["split"] = "all"
+    assert len(few_shot_of(listed(datasets=datasets))) == len(found)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: 4 of the 12 images are among the normal ones (bottle/train/good/000.png, " in said
+    assert "metrics of few-shot methods on right are too good" in said
+
+
+def test_copies_among_the_normals_are_said_and_not_counted(
+    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for category in ("bottle", "screw"):
+        good = Path("right") / category / "train" / "good"
+        shutil.copy(good / "000.png", good / "001.png")
+    assert not few_shot_of(listed())
+    assert "all copies of each other" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
+    listed: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = features.load_backbone
+
+    def load_backbone(run: RecipeRun) -> Any:
+        loaded.append(run.params.backbone.alias)
+        return load(run)
+
+    monkeypatch.setattr(methods, "load_backbone", load_backbone)
+    ways = [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}]
+    both = {"auxiliaries": ["left", "right"], "directions": ways}
+    assert {entry.targets for entry in few_shot_of(listed(**both))} == {("left",), ("right",)}
+    assert len(loaded) == 1  # two targets of two categories each
+
+    def missing(_run: RecipeRun) -> None:
+        raise SpgError("no weights")
+
+    monkeypatch.setattr(methods, "load_backbone", missing)
+    with pytest.raises(SpgError, match="no weights"):
+        listed()
+    for train in Path("right").glob("*/train"):
+        shutil.rmtree(train)
+    assert not few_shot_of(listed())  # none is needed to say that the split is not there
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"directions": []}, "no directions"),
+        ({"guides": {"kind": "trained"}}, "found trained and additive"),
+        ({"score": {"rule": "published"}}, "found contrast and published"),
+        ({"metrics": {"resolution": "original"}}, "metrics.resolution=model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpgError, match=message):
+        compare(run_of(**changes))

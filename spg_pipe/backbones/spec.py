@@ -15,6 +15,8 @@ Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]
 T = TypeVar("T")
+LABELS = frozenset({"alias", "weights", "licence"})
+"""Fields of a specification that say the same in words: weights count by their hash."""
 
 
 class Tiles(Record):
@@ -92,6 +94,11 @@ class BackboneSpec(Record):
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
+
+    def differing(self, other: BackboneSpec) -> list[str]:
+        """Names of the fields that make other tokens; labels of the same weights do not."""
+        names = [name for name in type(self).model_fields if name not in LABELS]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     def content(self) -> dict[str, Any]:
         """Plain JSON values; without tiles there is no word of them."""

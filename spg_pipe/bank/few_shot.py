@@ -20,7 +20,7 @@ from spg_pipe.bank.normal_patches import are_among, different_images, mean_token
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
-from spg_pipe.detector.scores import Scores, of_store, write_scores
+from spg_pipe.detector.scores import Scores, write_scores
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -196,9 +196,7 @@ def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
 
 
 def _check(store: FeatureStore, target: FeatureStore) -> None:
-    ours, theirs = (one.spec.backbone.content() for one in (target, store))
-    labels = ("alias", "weights", "licence")  # the same weights can have several names
-    differing = [key for key in ours if key not in labels and ours[key] != theirs.get(key)]
+    differing = target.spec.backbone.differing(store.spec.backbone)
     if differing or store.spec.layers != target.spec.layers:
         raise SpgError(
             f"{store.path} has tokens of another backbone than {target.path} "
@@ -294,8 +292,8 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
     licences = {licence for each in (store, *banks.stores) for licence in each.licences}
-    record = ScoresRecord(
-        **of_store(store),
+    record = ScoresRecord.of_store(
+        store,
         method=BANK,
         supervision=sees(detector, seen_of(banks.rows)),
         log_odds=True,

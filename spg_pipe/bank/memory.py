@@ -100,11 +100,8 @@ class MemoryBank:
             S: side of the maps, pixels.
         coreset : int
             Patches of a layer that are kept, at most; fewer are all kept.
-        device : str
-            Where the search runs.
-        batch : int
-            Images that are read at a time.
-        progress : callable (images read, images in all), optional
+        device, batch
+            Where the search runs; images that are read at a time.
 
         Raises
         ------
@@ -126,23 +123,15 @@ class MemoryBank:
             for layer in grids
         }
         search = {layer: search_among(kept, device) for layer, kept in banks.items()}
-        found = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
+        rest = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
             for layer, patches in read.whole(tokens_of, image).items():
-                if held_out:
-                    products = search[layer](patches, params.neighbours)
-                else:
-                    own, bank = read.own(layer, image), banks[layer]
-                    products = highest_products(patches, bank, params.neighbours, without=own)
-                found[layer][number] = 1 - products.mean(dim=1)
-        scales = {layer: Scale(float(d.mean()), float(d.std())) for layer, d in found.items()}
-        if min(scale.deviation for scale in scales.values()) < _SMALLEST:
-            raise UnsuitableError(
-                f"The {n} normal images have the same patches, so they do not tell how far such "
-                "images lie apart. Give other ones."
-            )
+                own = None if held_out else read.own(layer, image)
+                products = _products(patches, search[layer], banks[layer], own, params.neighbours)
+                rest[layer][number] = 1 - products.mean(dim=1)
+        scales = {layer: _scale_of(distances, n) for layer, distances in rest.items()}
         standard = {
-            layer: to_grid((found[layer] - scale.mean) / scale.deviation, grids[layer])
+            layer: to_grid((rest[layer] - scale.mean) / scale.deviation, grids[layer])
             for layer, scale in scales.items()
         }
         top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
@@ -199,6 +188,25 @@ class MemoryBank:
     def _known(self, tokens: dict[str, Tensor]) -> np.ndarray:
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
         return are_among(mean, self.means)
+
+
+def _products(
+    patches: Tensor, search: Search, bank: Tensor, own: slice | None, neighbours: int
+) -> Tensor:
+    """(N, neighbours) of an image's patches with a bank's nearest, less its own ones."""
+    if own is None:
+        return search(patches, neighbours)
+    return highest_products(patches, bank, neighbours, without=own)
+
+
+def _scale_of(distances: Tensor, images: int) -> Scale:
+    scale = Scale(float(distances.mean()), float(distances.std()))
+    if scale.deviation < _SMALLEST:
+        raise UnsuitableError(
+            f"The {images} normal images have the same patches, so they do not tell how far such "
+            "images lie apart. Give other ones."
+        )
+    return scale
 
 
 def _spread(count: int, chosen: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +79,7 @@ class DetectorPlan:
         """Plans with the same value are made in one pass over the store."""
         return self.run.stream if self.run else (self.guides.kind,)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What a checkpoint's name tells apart; contrast guides have none."""
         return self.run.settings() if self.run else {}
 

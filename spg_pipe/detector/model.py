@@ -203,12 +203,10 @@ class Detector:
         SpgError
             Naming every difference.
         """
-        ours, theirs = self.backbone.content(), spec.untiled.content()
+        ours, theirs = self.backbone, spec.untiled
         differences = [
-            f"{key}: the detector has {ours[key]!r}, {what} has {theirs.get(key)!r}"
-            for key in ours
-            # The same bytes of weights can come from a hub or from a file.
-            if key not in ("alias", "weights", "licence") and ours[key] != theirs.get(key)
+            f"{key}: the detector has {getattr(ours, key)!r}, {what} has {getattr(theirs, key)!r}"
+            for key in ours.differing(theirs)
         ]
         if differences:
             raise SpgError(

@@ -1,9 +1,10 @@
 """What a detector and scores say of themselves: the JSON in their folders."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from spg_pipe.artefacts.files import versions
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.decision.rules import Rule
@@ -153,6 +154,22 @@ class ScoresRecord(Record):
     fingerprint: str = ""
     versions: dict[str, str]
     files_sha256: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def of_store(cls, store: FeatureStore, **judged: Any) -> "ScoresRecord":
+        """Scores of a store's images; `judged` are the fields that say by what."""
+        return cls(
+            dataset=store.spec.dataset,
+            split=store.spec.split,
+            selection=Selection.of_store(store),
+            images=len(store),
+            image_size=store.image_size,
+            backbone=store.spec.backbone,
+            layers=store.layers,
+            store=store.fingerprint,
+            versions=versions(),
+            **judged,
+        )
 
     @property
     def method_protocol(self) -> str:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.digests import file_digests, require_files
-from spg_pipe.artefacts.files import fresh_folder, versions
+from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.decision.maps import SOFTENING, anomaly_maps
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
-from spg_pipe.detector.record import ScoresRecord, Selection
+from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -153,8 +153,8 @@ def score_store(
     detector.check_backbone(store.spec.backbone, f"The store {store.path}")
     rule = detector.rule(score)
     kind = detector.record.guides.kind
-    record = ScoresRecord(
-        **of_store(store),
+    record = ScoresRecord.of_store(
+        store,
         method=f"{kind} guides, {rule.rule} rule",
         supervision=detector.sees,
         log_odds=isinstance(rule, Additive),
@@ -221,21 +221,6 @@ def write_scores(
 def _kind(log_odds: bool) -> str:
     """What arrays of maps.zarr hold, and their names begin with."""
     return "log_odds" if log_odds else "probability"
-
-
-def of_store(store: FeatureStore) -> dict[str, Any]:
-    """What a record of scores says of the store that they are of."""
-    return {
-        "dataset": store.spec.dataset,
-        "split": store.spec.split,
-        "selection": Selection.of_store(store),
-        "images": len(store),
-        "image_size": store.image_size,
-        "backbone": store.spec.backbone,
-        "layers": store.layers,
-        "store": store.fingerprint,
-        "versions": versions(),
-    }
 
 
 class MapWriter:

@@ -68,24 +68,16 @@ def recipe_table(params: Params, directions: Sequence[DirectionRuns]) -> Table:
 def fitting_table(directions: Sequence[DirectionRuns]) -> Table:
     """What each detector was fitted on and what it scored, from the scores themselves."""
     runs = [run for direction in directions for run in direction.runs]
-    columns = (
-        "Direction",
-        "Seed",
-        "Auxiliary images",
-        "SAE tokens seen",
-        "Guides",
-        "Target images",
-    )
     notes = ["The target takes no part in fitting."]
     if any(run.detector.auxiliary.split == "test" for run in runs):
         notes.append(
             "The test split of an auxiliary set is the one that has masks; fitting on it is the "
             "published protocol (docs/method.md §5)."
         )
-    return Table("What was fitted, and on what.", columns, tuple(map(_fitted, runs)), tuple(notes))
+    return Table.of("What was fitted, and on what.", list(map(_fitted, runs)), notes)
 
 
-def _fitted(run: SeedRun) -> tuple[str, ...]:
+def _fitted(run: SeedRun) -> dict[str, str]:
     scored, detector = run.scores.record, run.detector
     auxiliary = detector.auxiliary
     about = [f"{auxiliary.split} split"]
@@ -93,14 +85,14 @@ def _fitted(run: SeedRun) -> tuple[str, ...]:
         about.append(auxiliary.supervision)
     if auxiliary.left_out:
         about.append(f"{auxiliary.left_out:,} left out: no mask or label")
-    return (
-        f"{auxiliary.dataset} → {scored.dataset}",
-        str(run.seed),
-        f"{auxiliary.images:,} ({'; '.join(about)})",
-        _by_layer(detector.sae.tokens_seen),
-        kinds.guides_in_words(detector.guides),
-        f"{scored.images:,} ({scored.split} split)",
-    )
+    return {
+        "Direction": f"{auxiliary.dataset} → {scored.dataset}",
+        "Seed": str(run.seed),
+        "Auxiliary images": f"{auxiliary.images:,} ({'; '.join(about)})",
+        "SAE tokens seen": _by_layer(detector.sae.tokens_seen),
+        "Guides": kinds.guides_in_words(detector.guides),
+        "Target images": f"{scored.images:,} ({scored.split} split)",
+    }
 
 
 def _by_layer(counts: Mapping[str, int]) -> str:
@@ -120,18 +112,17 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, fl
     for run in runs:
         for layer, values in run.quality.items():
             rare = values.almost_dead_share
-            rows.append(
-                (
-                    f"seed {run.seed}, layer {layer}",
-                    f"{values.r2:.3f}",
-                    f"{values.l0:.1f}",
-                    f"{values.dead_share:.1%}",
-                    UNDEFINED if rare is None else f"{rare:.1%}",
-                    f"{values.dense_share:.1%}",
-                    f"{values.tokens_seen:,}",
-                    f"{values.epochs:.2f}",
-                )
-            )
+            row = {
+                "SAE": f"seed {run.seed}, layer {layer}",
+                "R²": f"{values.r2:.3f}",
+                "L0": f"{values.l0:.1f}",
+                "Dead": f"{values.dead_share:.1%}",
+                "Almost dead": UNDEFINED if rare is None else f"{rare:.1%}",
+                "Dense": f"{values.dense_share:.1%}",
+                "Tokens seen": f"{values.tokens_seen:,}",
+                "Epochs": f"{values.epochs:.2f}",
+            }
+            rows.append(row)
     gone = [str(run.seed) for run in runs if not run.quality]
     notes = [
         "R²: share of the tokens' variance that the reconstruction explains. L0: mean number of "
@@ -146,8 +137,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, fl
         )
     if gone:
         notes.append(f"The SAE of seed {', '.join(gone)} is no longer there.")
-    columns = ("SAE", "R²", "L0", "Dead", "Almost dead", "Dense", "Tokens seen", "Epochs")
-    return Table(f"Sparse autoencoders fitted on {aux}.", columns, tuple(rows), tuple(notes))
+    return Table.of(f"Sparse autoencoders fitted on {aux}.", rows, notes)
 
 
 def licences(directions: Sequence[DirectionRuns]) -> list[tuple[str, bool]]:
@@ -173,28 +163,19 @@ def provenance_table(
         manifest = direction.manifest.fingerprint() if direction.manifest else None
         for run in direction.runs:
             scored = run.scores.record
-            fingerprints = (
-                scored.fingerprint,
-                run.detector.fingerprint,
-                run.detector.sae.fingerprint,
-                stores[direction.direction.aux, run.seed],
-                scored.store,
-                manifest,
-                scored.backbone.weights_sha256,
-            )
-            rows.append((f"{direction.title}, seed {run.seed}", *map(_short, fingerprints)))
-    columns = (
-        "Run",
-        "Scores",
-        "Detector",
-        "SAE",
-        "Auxiliary store",
-        "Target store",
-        "Target manifest",
-        "Weights",
-    )
+            fingerprints = {
+                "Scores": scored.fingerprint,
+                "Detector": run.detector.fingerprint,
+                "SAE": run.detector.sae.fingerprint,
+                "Auxiliary store": stores[direction.direction.aux, run.seed],
+                "Target store": scored.store,
+                "Target manifest": manifest,
+                "Weights": scored.backbone.weights_sha256,
+            }
+            short = {name: _short(value) for name, value in fingerprints.items()}
+            rows.append({"Run": f"{direction.title}, seed {run.seed}"} | short)
     note = f"The first {_SHORT} of 64 hex digits; the artefacts hold them whole."
-    return Table("Fingerprints (SHA-256).", columns, tuple(rows), (note,))
+    return Table.of("Fingerprints (SHA-256).", rows, [note])
 
 
 def _short(fingerprint: str | None) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PANELS = {
     "roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
@@ -51,7 +52,7 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
         return None
 
     def paint(figure: "Figure") -> None:
-        handles: dict[str, Any] = {}
+        handles: dict[str, Line2D] = {}
         for axes, kind in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             handles |= _panel(axes, kind, lines[kind], names)
         # matplotlib leaves out labels that begin with an underscore.
@@ -87,7 +88,7 @@ def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]
 
 def _panel(
     axes: "Axes", kind: str, lines: dict[str, np.ndarray], names: Sequence[str]
-) -> dict[str, Any]:
+) -> "dict[str, Line2D]":
     from matplotlib import colormaps
 
     title, x_label, y_label = PANELS[kind]

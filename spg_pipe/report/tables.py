@@ -4,7 +4,7 @@ The page and the terminal show the same cells; `text.py` prints a `Table`, the t
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
@@ -50,6 +50,14 @@ class Table:
     notes: tuple[str, ...] = ()
     summary: int = 0
     """How many of the last rows sum the others up."""
+
+    @classmethod
+    def of(
+        cls, caption: str, rows: Sequence[Mapping[str, str]], notes: Sequence[str] = ()
+    ) -> "Table":
+        """A table whose rows name their columns, all the same ones."""
+        columns = tuple(rows[0]) if rows else ()
+        return cls(caption, columns, tuple(tuple(row.values()) for row in rows), tuple(notes))
 
 
 def metrics_table(

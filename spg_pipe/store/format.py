@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from spg_pipe.artefacts.record import Record
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.skipped import Skipped
 
 SCHEMA_VERSION: Final = 2
@@ -42,8 +42,6 @@ class StoreSpec(Record):
         {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
         | {"versions", "complete"}
     )
-    LABELS: ClassVar[frozenset[str]] = frozenset({"alias", "weights", "licence"})
-    """Of the backbone: words for what the model's name and the weights' hash say exactly."""
 
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: str
@@ -83,7 +81,7 @@ class StoreSpec(Record):
     def content(self) -> dict[str, Any]:
         """What determines the tokens: never time, host, absolute path or library version."""
         beside: dict[str, Any] = dict.fromkeys(self.BESIDE, True)
-        left_out = beside | {"backbone": set(self.LABELS)}
+        left_out = beside | {"backbone": set(LABELS)}
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
     @property

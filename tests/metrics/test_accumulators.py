@@ -272,6 +272,9 @@ def test_scores_beyond_probabilities_are_for_the_sort() -> None:
         HistogramAccumulator().update(scores, mask)
     # 0.0 and -0.0 tie: pairs won 1 + 1 + 1 + 1/2 of 4.
     assert filled(SortAccumulator, [(scores, mask)]).compute().auroc == pytest.approx(0.875)
+    negative = np.array([[-3.0, -2.0, -1.0, 5.0]], dtype=np.float32)
+    anomalous = np.array([[1, 0, 1, 0]], dtype=np.uint8)
+    assert accumulate(lambda: [(negative, anomalous)], "sort").auroc == pytest.approx(0.25)
 
 
 def test_more_regions_than_integers_can_weigh_are_refused() -> None:
@@ -279,12 +282,6 @@ def test_more_regions_than_integers_can_weigh_are_refused() -> None:
     accumulator.counts += Counts(regions=2**22)
     with pytest.raises(SpgError, match=r"4,194,\d+ anomalous regions .*accumulator: sort"):
         accumulator.compute()
-
-
-def test_negative_anomalous_scores_keep_their_order() -> None:
-    scores = np.array([[-3.0, -2.0, -1.0, 5.0]], dtype=np.float32)
-    mask = np.array([[1, 0, 1, 0]], dtype=np.uint8)
-    assert filled(SortAccumulator, [(scores, mask)]).compute().auroc == pytest.approx(0.25)
 
 
 def test_an_unknown_kind_is_refused_with_a_message() -> None:

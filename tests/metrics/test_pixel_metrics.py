@@ -90,35 +90,18 @@ def aupro_written_out(images: Images, limit: float) -> float:
 
 @settings(deadline=None)
 @given(categories())
-def test_auroc_and_ap_are_those_of_scikit_learn(images: Images) -> None:
+def test_metrics_are_those_of_scikit_learn_and_of_mvtec(images: Images) -> None:
     if one_class(images):
         return
     scores, truth = flat(images)
     got = accumulate(lambda: images, "sort")
     assert got.auroc == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
     assert got.ap == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
-
-
-@settings(deadline=None)
-@given(categories())
-def test_f1_max_and_its_threshold_are_those_of_scikit_learn(images: Images) -> None:
-    if one_class(images):
-        return
-    scores, truth = flat(images)
-    got = accumulate(lambda: images, "sort")
     precision, recall, thresholds = precision_recall_curve(truth, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     assert got.f1_max == pytest.approx(f1.max(), abs=1e-12)
     best = np.flatnonzero(f1[:-1] > f1.max() - 1e-12)[0]  # the lowest of equally good ones
     assert got.f1_threshold == thresholds[best]
-
-
-@settings(deadline=None)
-@given(categories())
-def test_aupro_is_mvtecs_at_every_limit(images: Images) -> None:
-    if one_class(images):
-        return
-    got = accumulate(lambda: images, "sort")
     for limit in LIMITS:
         assert got.aupro[limit] == pytest.approx(aupro_written_out(images, limit), abs=1e-12)
 

@@ -5,7 +5,6 @@ Several runs (seeds, settings) train on the same batches: the store is read once
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.artefacts.files import fingerprint
@@ -46,7 +45,7 @@ class GuideRun:
         """Runs with the same value see the same batches, and can be fitted together."""
         return self.order, self.guides.epochs, self.constants.batch_images
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
         return {
             "sae": self.saes.record.fingerprint,

@@ -12,7 +12,7 @@ from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.detector.scores import Scores, of_store, write_scores
+from spg_pipe.detector.scores import Scores, write_scores
 from spg_pipe.guides.model import to_grid
 from spg_pipe.store.reader import FeatureStore
 
@@ -41,8 +41,8 @@ def score_patchwise(
     baseline: Baseline, store: FeatureStore, path: Path, *, device: str = "cpu"
 ) -> Scores:
     """Judge every image of a store and write scores/<run>/."""
-    record = ScoresRecord(
-        **of_store(store),
+    record = ScoresRecord.of_store(
+        store,
         method=baseline.name,
         supervision=baseline.supervision,
         log_odds=True,

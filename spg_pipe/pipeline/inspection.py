@@ -93,7 +93,7 @@ def _scores(path: Path) -> dict[str, Any]:
     return {
         "kind": "scores",
         "method": scores.method,
-        "sees": scores.sees,
+        "supervision": scores.supervision,
         "images": len(table),
         "score_min": float(table["score"].min()),
         "score_max": float(table["score"].max()),

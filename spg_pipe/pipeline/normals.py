@@ -70,7 +70,7 @@ def score_few_shot(
             require_fusible(one, options)
     normal = _store_of_normals(run, normals)
     banks = banks_of([normal], features, params.bank, device=device)
-    run.console.say(f"{banks.sees}, from {normal.path}")
+    run.console.say(f"{banks.supervision}, from {normal.path}")
     if copies := sum(own.copies for own in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []

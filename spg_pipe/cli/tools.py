@@ -39,12 +39,14 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what an artefact holds."""
-    from spg_pipe.pipeline.inspection import as_text, draw
+    from spg_pipe.pipeline.inspection import as_text
     from spg_pipe.pipeline.inspection import inspect as look
+    from spg_pipe.store.pca import draw_pca
+    from spg_pipe.store.reader import FeatureStore
 
     if pca is None and (images is not None or layer is not None):
         raise SpgError("--images and --layer choose what --pca draws: add --pca FILE.png.")
-    drawn = {"pca": draw(path, pca, images, layer)} if pca is not None else {}
+    drawn = {"pca": draw_pca(FeatureStore(path), pca, images, layer)} if pca is not None else {}
     content = look(path) | drawn
     options.console().result(content, as_text(content))
 

@@ -15,6 +15,7 @@ from spg_pipe.recipe.params import Dataset, Params
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
     from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.store.reader import FeatureStore
 
 
 def write_demo_sets(run: RecipeRun) -> None:
@@ -129,57 +130,68 @@ def extract(
         its own store; otherwise as `spg_pipe.store.extract.extract`.
     """
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.datasets.skipped import skipped_note
     from spg_pipe.store.extract import Extraction
     from spg_pipe.store.extract import extract as extract_store
-    from spg_pipe.store.masks import mask_notes
-    from spg_pipe.store.reader import selection_note
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
-    if sides := run.params.extract.tiles.get(dataset.name):
+    settings = run.params.extract
+    if sides := settings.tiles.get(dataset.name):
         backbone = tiled_as(run, backbone, sides)
-    if from_manifest:
-        manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
-    else:
-        manifest = _chosen(run, dataset, limit, categories)
-    params = run.params
-    if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
-        raise SpgError(
-            f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
-            "store would be taken for images. Name a place outside."
-        )
-    place = out or run.paths.store(dataset, manifest.selection)
-    if manifest.selection and place.resolve() == run.paths.store(dataset).resolve():
-        raise SpgError(
-            f"{place} is the place of the whole dataset {dataset.name}, not of a part of it "
-            "(--limit, --categories). Name another place with --out, or leave the option out."
-        )
+    manifest = (
+        Manifest.load(run.paths.manifest(dataset), root=dataset.root)
+        if from_manifest
+        else _chosen(run, dataset, limit, categories)
+    )
+    path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
         store = extract_store(
             manifest,
             backbone,
-            place,
+            path,
             Extraction(
-                batch_images=params.extract.batch_images,
-                dtype=params.extract.dtype,
-                compressor=params.extract.compressor,
+                batch_images=settings.batch_images,
+                dtype=settings.dtype,
+                compressor=settings.compressor,
             ),
             replace=replace,
             workers=cpu_workers(run.workers),
             device=choose_device(run.device),
             progress=update,
         )
-    run.console.say(f"{dataset.name}: {len(store)} images → {place}")
-    if manifest.selection:
-        run.console.say(
-            f"  note: {selection_note(store)}; use it with --store {shlex.quote(str(place))}"
-        )
-    for note in mask_notes(store):
+    run.console.say(f"{dataset.name}: {len(store)} images → {path}")
+    for note in _notes(store, manifest):
         run.console.say(f"  note: {note}")
-    if manifest.skipped:
-        run.console.say(f"  note: {skipped_note(manifest.skipped)}")
-    return place
+    return path
+
+
+def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | None) -> Path:
+    """Where the store goes; neither among its images, nor a part in the place of the whole."""
+    if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
+        raise SpgError(
+            f"--out {out} lies among the images of {dataset.name} ({dataset.root}), where the "
+            "store would be taken for images. Name a place outside."
+        )
+    path = out or run.paths.store(dataset, manifest.selection)
+    if manifest.selection and path.resolve() == run.paths.store(dataset).resolve():
+        raise SpgError(
+            f"{path} is the place of the whole dataset {dataset.name}, not of a part of it "
+            "(--limit, --categories). Name another place with --out, or leave the option out."
+        )
+    return path
+
+
+def _notes(store: "FeatureStore", manifest: "Manifest") -> list[str]:
+    """What a person should know of a new store."""
+    from spg_pipe.datasets.skipped import skipped_note
+    from spg_pipe.store.masks import mask_notes
+    from spg_pipe.store.reader import selection_note
+
+    notes = list(mask_notes(store))
+    if manifest.selection:
+        use = f"use it with --store {shlex.quote(str(store.path))}"
+        notes.insert(0, f"{selection_note(store)}; {use}")
+    return [*notes, skipped_note(manifest.skipped)] if manifest.skipped else notes
 
 
 def _chosen(

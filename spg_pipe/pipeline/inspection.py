@@ -20,35 +20,20 @@ def inspect(path: Path) -> dict[str, Any]:
     SpgError
         If the path is no artefact of this project.
     """
+    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.store.summary import summary
+
     if (path / "zarr.json").is_file():
-        return _store(path)
+        return summary(FeatureStore(path))
+    kinds = {"detector": _detector, "sparse autoencoder": _sae, "scores": _scores}
     if (path / "config.json").is_file():
-        config = read_json(path / "config.json", "Artefact")
-        kind = config.get("kind")
-        if kind == "detector":
-            return _detector(path)
-        if kind == "sparse autoencoder":
-            return _sae(path)
-        if kind == "scores":
-            return _scores(path)
+        kind = read_json(path / "config.json", "Artefact").get("kind")
+        if isinstance(kind, str) and kind in kinds:
+            return {"kind": kind, **kinds[kind](path)}
     raise SpgError(
         f"{path} is no feature store, sparse autoencoder, detector or scores folder. "
         "Look below artifacts/."
     )
-
-
-def draw(path: Path, file: Path, images: str | None, layer: str | None) -> dict[str, Any]:
-    """Draw the tokens of some images of a store, see `store.pca.draw_pca`.
-
-    Raises
-    ------
-    SpgError
-        If the path is no store.
-    """
-    from spg_pipe.store.pca import draw_pca
-    from spg_pipe.store.reader import FeatureStore
-
-    return draw_pca(FeatureStore(path), file, images, layer)
 
 
 def _sae(path: Path) -> dict[str, Any]:
@@ -56,29 +41,19 @@ def _sae(path: Path) -> dict[str, Any]:
 
     layers = read_quality(path)
     quality = {layer: figures.model_dump(mode="json") for layer, figures in layers.items()}
-    record = read_sae_record(path).model_dump(mode="json")
-    return {"kind": record["kind"], "quality": quality, **record}
-
-
-def _store(path: Path) -> dict[str, Any]:
-    from spg_pipe.store.reader import FeatureStore
-    from spg_pipe.store.summary import summary
-
-    return summary(FeatureStore(path))
+    return {"quality": quality, **read_sae_record(path).model_dump(mode="json")}
 
 
 def _detector(path: Path) -> dict[str, Any]:
     from spg_pipe.detector.model import Detector
 
     detector = Detector.load(path)
-    atoms = {name: len(guides.atom_ids) for name, guides in detector.layers.items()}
     keys = {"auxiliary", "seed", "protocol", "detection", "guides", "rule", "licences"}
     backbone = detector.backbone
     return {
-        "kind": "detector",
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
         "image_size": backbone.preprocess.size,
-        "atoms_used": atoms,
+        "atoms_used": {name: len(guides.atom_ids) for name, guides in detector.layers.items()},
         **detector.record.model_dump(mode="json", include=keys),
         "fingerprint": detector.fingerprint,
     }
@@ -89,14 +64,12 @@ def _scores(path: Path) -> dict[str, Any]:
 
     keys = {"dataset", "split", "detector", "rule", "licences", "fingerprint"}
     scores = Scores.load(path)
-    table = scores.table
     return {
-        "kind": "scores",
         "method": scores.method,
         "supervision": scores.supervision,
-        "images": len(table),
-        "score_min": float(table["score"].min()),
-        "score_max": float(table["score"].max()),
+        "images": len(scores.table),
+        "score_min": float(scores.table["score"].min()),
+        "score_max": float(scores.table["score"].max()),
         **scores.record.model_dump(mode="json", include=keys),
     }
 

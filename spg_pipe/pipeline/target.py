@@ -32,22 +32,13 @@ def score(
     store: Path | None = None,
 ) -> list[Path]:
     """Detector + FeatureStore of the target → Scores, for one seed or for all of the recipe."""
-    from spg_pipe.detector.model import Detector
+    from spg_pipe.detector.scores import score_store
 
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
-    params = run.params
-    # A named detector keeps its own σ and image score, as `predict` does, unless told otherwise.
-    options = params.score if detector is None or run.changes("score") else None
-    if detector is not None:
-        chosen = [detector]
-    else:
-        source = find_direction(params, dataset.name, aux).aux
-        seeds = [seed] if seed is not None else params.seeds
-        chosen = [checked_detector(run, source, one) for one in seeds]
     written = []
-    for folder in chosen:
-        loaded = Detector.load(folder)
+    detectors, options = detectors_for(run, dataset, aux, seed, detector)
+    for folder, loaded in detectors.items():
         trained_on = loaded.record.auxiliary.dataset
         if trained_on == dataset.name:
             run.console.say(
@@ -58,35 +49,39 @@ def score(
         if detector is not None:
             given["detector"] = loaded.fingerprint
         path = run.paths.scores(trained_on, dataset, loaded.record.seed, given)
-        written.append(_score_one(run, loaded, features, path, options))
+        device = choose_device(run.device)
+        with run.console.progress(f"score {dataset.name}") as update:
+            score_store(loaded, features, path, score=options, device=device, progress=update)
+        run.console.say(f"Scores of {dataset.name} → {path}")
         if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
-            run.console.say(
-                f"Judge them with `spg-pipe evaluate --split {split_name(params, dataset)} "
-                f"--scores {shlex.quote(str(path))} --store {shlex.quote(str(store))}`"
-            )
+            run.console.say(f"Judge them with {evaluate_command(run, dataset, path, store)}")
+        written.append(path)
     return written
 
 
-def _score_one(
-    run: RecipeRun,
-    detector: "Detector",
-    features: "FeatureStore",
-    path: Path,
-    options: ScoreParams | None,
-) -> Path:
-    from spg_pipe.detector.scores import score_store
+def detectors_for(
+    run: RecipeRun, dataset: Dataset, aux: str | None, seed: int | None, named: Path | None
+) -> "tuple[dict[Path, Detector], ScoreParams | None]":
+    """The detectors that judge a target, by their folders, and how they score.
 
-    with run.console.progress(f"score {features.spec.dataset}") as update:
-        score_store(
-            detector,
-            features,
-            path,
-            score=options,
-            device=choose_device(run.device),
-            progress=update,
-        )
-    run.console.say(f"Scores of {features.spec.dataset} → {path}")
-    return path
+    None: a named detector keeps its own rule, as in `predict`, unless an option changes it.
+    """
+    from spg_pipe.detector.model import Detector
+
+    if named is not None:
+        options = run.params.score if run.changes("score") else None
+        return {named: Detector.load(named)}, options
+    source = find_direction(run.params, dataset.name, aux).aux
+    seeds = [seed] if seed is not None else run.params.seeds
+    folders = [checked_detector(run, source, each) for each in seeds]
+    return {folder: Detector.load(folder) for folder in folders}, run.params.score
+
+
+def evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
+    """The command that judges scores which are not at the recipe's place."""
+    inputs = {"scores": scores} | ({"store": store} if store else {})
+    options = "".join(f" --{name} {shlex.quote(str(path))}" for name, path in inputs.items())
+    return f"`spg-pipe evaluate --split {split_name(run.params, dataset)}{options}`"
 
 
 def evaluate(

@@ -83,7 +83,7 @@ def says(images: Iterable[int]) -> str:
     return f"{FEW_SHOT}: {each} normal images of each category of the target"
 
 
-def sees(detector: Detector | None, images: Iterable[int]) -> str:
+def supervision_of(detector: Detector | None, images: Iterable[int]) -> str:
     """What few-shot scores saw: what the detector did, if there is one, and normal images."""
     return says(images) if detector is None else f"{detector.supervision}; {says(images)}"
 
@@ -280,7 +280,7 @@ def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> Sco
     record = ScoresRecord.of_store(
         store,
         method=BANK,
-        supervision=sees(detector, seen_of(banks.rows)),
+        supervision=supervision_of(detector, seen_of(banks.rows)),
         log_odds=True,
         bank=banks.origin,
         licences=tuple(sorted(licences)),

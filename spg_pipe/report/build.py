@@ -1,5 +1,6 @@
 """The HTML report: one folder that opens anywhere, without scripts and without a network."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,9 @@ def build_report(
     params: Params,
     paths: Paths,
     out: Path,
+    runs: inputs.RunFiles,
     *,
-    runs: inputs.RunFiles | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Write the report of a recipe as a folder: index.html, maps/, curves/.
 
@@ -72,8 +73,8 @@ def build_report(
         Where the recipe's artefacts are.
     out : Path
         The folder; replaced as a whole.
-    runs : dict of (auxiliary, target, seed) → (metrics file, scores folder), optional
-        What to show; the others are named as missing. Default: what lies at the recipe's paths.
+    runs : dict of (auxiliary, target, seed) → (metrics file, its scores' folder)
+        What to show, at least one; the others are named as missing.
     progress : callable (categories done, categories in all), optional
 
     Returns
@@ -84,20 +85,13 @@ def build_report(
     Raises
     ------
     SpgError
-        If no direction has metrics, metrics and scores do not belong together, or `out` holds
-        something else than a report.
+        If `out` holds something else than a report, or an artefact is damaged.
     """
     _check_replaceable(out)
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     total = sum(len(_categories(direction)) for direction in directions)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
+    done = itertools.count(1)
 
     first = directions[0].runs[0]
     reported = [direction.direction for direction in directions]
@@ -114,7 +108,10 @@ def build_report(
             fitting=facts.fitting_table(directions),
             reading=kinds.map_reading(first.rule),
             image_score=kinds.image_score_in_words(first.rule),
-            sections=[_direction_section(way, folder, advance) for way in directions],
+            sections=[
+                _direction_section(way, folder, lambda: progress(next(done), total))
+                for way in directions
+            ],
             training=_training_sections(auxiliaries, folder),
             data=_data_sections(params, paths, directions),
             licences=facts.licences(directions),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from spg_pipe.decision.maps import SHOWN
-from spg_pipe.decision.rules import Additive, Published, Rule
+from spg_pipe.decision.rules import ALPHA, Additive, Published, Rule
 from spg_pipe.guides.kinds import ContrastGuides, Guides, TrainedGuides
 from spg_pipe.recipe.params import ImageScore
 
@@ -12,7 +12,7 @@ _PUBLISHED: dict[ImageScore, str] = {
     "cls": "the probability of the detection feature",
     "top_mean": "the mean of the map's highest values",
     "log_mean_exp": "the log-mean-exp of the map",
-    "mix": "the mean of the map's maximum and the detection feature's probability",
+    "mix": f"{ALPHA:g} × the detection feature's probability + {1 - ALPHA:g} × the map's maximum",
 }
 
 

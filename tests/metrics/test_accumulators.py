@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
-    SORT_PIXELS,
-    Counts,
     HistogramAccumulator,
     PixelMetrics,
     Regions,
@@ -23,6 +21,8 @@ from spg_pipe.metrics import (
 )
 from spg_pipe.metrics.accumulators import BINS
 from spg_pipe.metrics.logit_keys import MAX_KEY, lowest_score, score_bins, score_keys
+from spg_pipe.metrics.pixel import Counts
+from spg_pipe.metrics.protocols import SORT_PIXELS
 
 Images = list[tuple[np.ndarray, np.ndarray | Regions]]
 KINDS = [SortAccumulator, HistogramAccumulator]

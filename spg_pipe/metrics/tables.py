@@ -124,11 +124,8 @@ def category_metrics(
 
     Parameters
     ----------
-    category : its name.
-    image_labels : (I,) integers: 0 normal, 1 anomalous, 255 unknown (left out and counted).
-    image_scores : (I,) floats.
+    image_labels, image_scores : (I,), as `image_metrics` takes them.
     pixel_metrics : of the images that have a mask; None if none has.
-    protocol : of the table, "exact" or "spg".
     images_without_mask, vanished_regions : go into the counts.
 
     Raises

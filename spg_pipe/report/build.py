@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.decision.heat_maps import colour_bar
@@ -87,6 +85,8 @@ def build_report(
     SpgError
         If `out` holds something else than a report, or an artefact is damaged.
     """
+    from PIL import Image
+
     _check_replaceable(out)
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
@@ -99,7 +99,7 @@ def build_report(
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
-        _write_png(folder / "scale.png", colour_bar())
+        Image.fromarray(colour_bar()).save(folder / "scale.png")
         page = _render(
             name=params.name,
             summary=facts.summary(directions),
@@ -186,7 +186,9 @@ def _data_sections(
 ) -> dict[str, Sequence[str]]:
     """Title of a dataset → what its manifest remarks."""
     sections: dict[str, Sequence[str]] = {}
-    names = dict.fromkeys(n for d in directions for n in (d.direction.aux, d.direction.target))
+    names = dict.fromkeys(
+        name for way in directions for name in (way.direction.aux, way.direction.target)
+    )
     for name in names:
         dataset = params.dataset(name)
         manifest = inputs.read_manifest(paths, dataset)
@@ -214,9 +216,3 @@ def _render(**content: Any) -> str:
         "counts_table": tables.counts_table,
     }
     return environment.get_template("report.html.jinja").render(**content)
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, format="PNG")

@@ -101,29 +101,25 @@ def read_directions(params: Params, paths: Paths, runs: RunFiles) -> list[Direct
 def _direction(
     params: Params, paths: Paths, direction: Direction, files: RunFiles
 ) -> DirectionRuns:
+    from spg_pipe.store.reader import FeatureStore
+
     aux, target = direction.aux, direction.target
     seeds = [seed for seed in params.seeds if (aux, target, seed) in files]
     runs = tuple(_seed_run(*files[aux, target, seed], seed) for seed in seeds)
     dataset = params.dataset(target)
+    store = FeatureStore(paths.store(target)) if paths.store(target).is_dir() else None
+    if store and store.fingerprint != runs[0].scores.record.store:
+        store = None
     published = [p for p in params.published if (p.aux, p.target) == (aux, target)]
     return DirectionRuns(
         direction=direction,
         dataset=dataset,
         runs=runs,
         missing_seeds=tuple(seed for seed in params.seeds if seed not in seeds),
-        store=_store(paths.store(target), runs[0].scores.record.store),
+        store=store,
         manifest=read_manifest(paths, dataset),
         published=published[0] if published else None,
     )
-
-
-def _store(path: Path, wanted: str) -> "FeatureStore | None":
-    from spg_pipe.store.reader import FeatureStore
-
-    if not path.is_dir():
-        return None
-    store = FeatureStore(path)
-    return store if store.fingerprint == wanted else None
 
 
 def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:

@@ -72,19 +72,10 @@ def map_reading(rule: Rule) -> MapReading:
 
 def has_temperature(guides: Guides, rule: Rule) -> bool:
     """Whether τ has a part in the numbers."""
-    match guides, rule:
-        case ContrastGuides(), Additive():
-            return False
-        case _:
-            return True
+    return isinstance(guides, TrainedGuides) or isinstance(rule, Published)
 
 
 def has_detection_feature(guides: Guides, rule: Rule) -> bool:
     """Whether one feature stands for an image: in training, or in the published image score."""
-    match guides, rule:
-        case TrainedGuides(), _:
-            return True
-        case _, Published(image_score="cls" | "mix"):
-            return True
-        case _:
-            return False
+    in_score = isinstance(rule, Published) and rule.image_score in ("cls", "mix")
+    return isinstance(guides, TrainedGuides) or in_score

@@ -188,25 +188,6 @@ def test_histogram_memory_does_not_grow_with_images() -> None:
     assert accumulator.counts.images == 304
 
 
-def test_auto_judges_a_large_category_in_the_memory_of_its_bins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def peak(kind: str) -> tuple[int, PixelMetrics]:
-        tracemalloc.start()
-        try:
-            found = accumulate(lambda: (made_up(i, n=2, size=128)[1] for i in range(400)), kind)
-            return tracemalloc.get_traced_memory()[1], found
-        finally:
-            tracemalloc.stop()
-
-    monkeypatch.setattr("spg_pipe.metrics.protocols.SORT_PIXELS", 200_000)
-    counted, metrics = peak(chosen_accumulator("auto", 400 * 128 * 129))
-    assert metrics.accumulator == "histogram"
-    assert metrics.counts.images == 400
-    assert counted < 25_000_000  # at the end: about 150 bytes for each of 131,072 bins
-    assert peak("sort")[0] > 50_000_000
-
-
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=20))
 def test_keys_keep_the_order_of_scores(scores: list[float]) -> None:

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from report.conftest import TRICKY, World
+from spg_pipe.decision.rules import Published
 from spg_pipe.errors import SpgError
 from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
+from spg_pipe.report.kinds import image_score_in_words
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -41,7 +43,7 @@ class Page(HTMLParser):
             self._open.append(tag)
         found = dict(attrs)
         self.links += [value for key in ("href", "src") if (value := found.get(key))]
-        self.ids += [value for key in ("id",) if (value := found.get(key))]
+        self.ids += [found["id"] or ""] if "id" in found else []
         if tag == "img":
             self.alts.append(found.get("alt") or "")
 
@@ -153,6 +155,11 @@ def test_losses_of_guides_are_drawn_of_trained_ones_alone(
     assert not any("guides" in alt for alt in Page(folder / "index.html").alts)
 
 
+def test_the_image_score_is_told_as_it_is_weighed() -> None:
+    said = image_score_in_words(Published(image_score="mix"))
+    assert "0.5 × the detection feature's probability + 0.5 × the map's maximum" in said
+
+
 def test_metrics_hold_the_figures_of_their_kind_alone(world: World, published: World) -> None:
     for recipe, kind in ((world, "contrast"), (published, "trained")):
         text = recipe.paths.metrics("aux", "target", 111).read_text()
@@ -216,10 +223,8 @@ def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path)
     datasets = [dataset.model_dump() for dataset in world.params.datasets]
     datasets[1]["root"] = tmp_path / "target"
     page = built(world.changed(datasets=datasets), tmp_path / "out")
-    assert (
-        "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
-        in page.text
-    )
+    said = "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
+    assert said in page.text
 
 
 def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> None:

@@ -291,7 +291,7 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
-    licences = {licence for each in (store, *banks.stores) for licence in each.licences}
+    licences = {licence for each in (store, *banks.stores) for licence in each.spec.licences}
     record = ScoresRecord.of_store(
         store,
         method=BANK,

@@ -89,7 +89,7 @@ def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
 
     if not dataset.root.is_dir():
         return []
-    bad = [image for image in store.skipped if image.unchanged(dataset.root)]
+    bad = [image for image in store.spec.skipped if image.unchanged(dataset.root)]
     left_out = [image.path for image in bad]
     names = [name for name in names_on_disk(dataset) if name not in left_out]
     held = store.array("path").tolist()

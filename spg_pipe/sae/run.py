@@ -70,7 +70,7 @@ class SaeRecord(Record):
             images=len(store),
             tokens_seen=tokens_seen,
             backbone=store.spec.backbone,
-            licences=tuple(store.licences),
+            licences=tuple(store.spec.licences),
         ).sealed()
 
 

@@ -34,7 +34,7 @@ def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
     store = extracted(skipping(folder), tmp_path / "a.zarr")
     assert len(store) == 15
     assert BAD not in set(store.table["path"])
-    (bad,) = store.skipped
+    (bad,) = store.spec.skipped
     assert bad.path == BAD
     assert "truncated" in bad.reason
     assert store.spec.notes[-1] == f"1 image left out (skip_bad): {BAD} {bad.reason}"
@@ -62,7 +62,7 @@ def test_bad_images_come_and_go_without_new_tokens(folder: Path, tmp_path: Path)
         backbone = TinyBackbone()
         store = extracted(skipping(folder), tmp_path / "a.zarr", backbone=backbone)
         assert backbone.calls == 1  # asked for its shapes, no image
-        assert [bad.path for bad in store.skipped] == [BAD] * there
+        assert [bad.path for bad in store.spec.skipped] == [BAD] * there
     assert files(store.path) == before
 
 
@@ -72,7 +72,7 @@ def test_a_repaired_image_is_noticed_and_named(folder: Path, tmp_path: Path) -> 
     with pytest.raises(SpgError, match=rf"no longer left out: {BAD}.*Use --replace"):
         extracted(skipping(folder), tmp_path / "a.zarr")
     store = extracted(skipping(folder), tmp_path / "a.zarr", replace=True)
-    assert (len(store), store.skipped) == (16, ())
+    assert (len(store), store.spec.skipped) == (16, ())
 
 
 def test_a_part_is_marked_and_a_whole_is_not(tiny_manifest: Manifest, tmp_path: Path) -> None:

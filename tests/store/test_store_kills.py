@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_message_and_the_store_resumes(
         true(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards, "write_bytes", full)
-    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*goes on"):
+    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*--out.*goes on"):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     backbone = TinyBackbone()

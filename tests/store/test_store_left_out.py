@@ -44,16 +44,6 @@ def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
     assert {name for name in left if left[name] != right[name]} == {"zarr.json"}
 
 
-def test_an_interrupted_store_resumes_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    whole = files(extracted(skipping(folder), tmp_path / "whole.zarr").path)
-    place = tmp_path / "a.zarr"
-    with pytest.raises(KeyboardInterrupt):
-        extracted(skipping(folder), place, backbone=TinyBackbone(fail_after=4), workers=1)
-    backbone = TinyBackbone()
-    assert files(extracted(skipping(folder), place, backbone=backbone).path) == whole
-    assert backbone.calls < 1 + 6  # the first shard was kept
-
-
 def test_bad_images_come_and_go_without_new_tokens(folder: Path, tmp_path: Path) -> None:
     before = files(extracted(skipping(folder), tmp_path / "a.zarr").path)
     content = folder.joinpath(BAD).read_bytes()

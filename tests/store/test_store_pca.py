@@ -217,12 +217,6 @@ def test_bad_options_are_refused_and_nothing_is_written(
     assert not (tiny_store.path / "x.png").exists()
 
 
-def test_only_stores_have_tokens_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(SpgError, match="is not a feature store"):
-        inspect(tmp_path, "--pca", tmp_path / "x.png")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_damaged_tokens_are_named(
     tiny_store: FeatureStore, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:

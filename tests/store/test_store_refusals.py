@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,14 +177,6 @@ def test_a_truncated_image_stops_the_extract_with_its_path(tmp_path: Path) -> No
         FeatureStore(tmp_path / "a.zarr")
 
 
-def test_a_failure_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
-    manifest = manifest_of(write_folder(tmp_path / "parts"))
-    (tmp_path / "parts/bolt/good/00.png").unlink()
-    with pytest.raises(SpgError, match=r"bolt/good/00\.png"):
-        extracted(manifest, tmp_path / "a.zarr")
-    assert not (tmp_path / "a.zarr").exists()
-
-
 def test_verify_names_the_shard_and_the_image_of_a_flipped_bit(
     tiny_store: FeatureStore, copy_of: Copy
 ) -> None:
@@ -289,14 +279,3 @@ def test_a_gpu_without_memory_gets_the_batch_in_halves(
     rows = np.arange(16)
     for layer in store.layers:
         assert np.allclose(store.tokens(layer, rows), tiny_store.tokens(layer, rows), atol=2e-3)
-
-
-def test_a_place_where_nobody_may_write_is_one_message(
-    tiny_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr("spg_pipe.store.writer.write_shard", fails)
-    with pytest.raises(SpgError, match=r"Read-only.*a place with --out where you may write"):
-        extracted(tiny_manifest, tmp_path / "s.zarr")

@@ -53,19 +53,9 @@ class Banks:
     rows: Normals
 
     @property
-    def stores(self) -> tuple[FeatureStore, ...]:
-        """All of them, each once."""
-        return stores_of(self.rows)
-
-    @property
-    def sees(self) -> str:
-        """What scores with these banks saw besides what the detector did."""
-        return says(seen_of(self.rows))
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the normal images' tokens."""
-        return fingerprint_of(self.rows)
+    def origin(self) -> BankOrigin:
+        """What scores say of them."""
+        return BankOrigin(params=self.params, normals=fingerprint_of(self.rows))
 
 
 def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
@@ -93,9 +83,9 @@ def says(images: Iterable[int]) -> str:
     return f"{FEW_SHOT}: {each} normal images of each category of the target"
 
 
-def sees(detector: Detector | None, images: Iterable[int]) -> str:
+def supervision_of(detector: Detector | None, images: Iterable[int]) -> str:
     """What few-shot scores saw: what the detector did, if there is one, and normal images."""
-    return says(images) if detector is None else f"{detector.sees}; {says(images)}"
+    return says(images) if detector is None else f"{detector.supervision}; {says(images)}"
 
 
 def note_of_copies(copies: int, images: int) -> str:
@@ -104,10 +94,7 @@ def note_of_copies(copies: int, images: int) -> str:
 
 
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
-    """What is said if some of the images to be judged are normal images themselves.
-
-    `paths` are theirs, `images` are to be judged in all, `so` says what it means for the scores.
-    """
+    """What is said if some of the images to be judged (`paths`) are normal images themselves."""
     named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
         f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
@@ -250,30 +237,28 @@ def score_few_shot(
         nonlocal done
         rows = np.arange(done, done + len(next(iter(tokens.values()))))
         done = int(rows[-1]) + 1
-        found = _read(alone, rows) if alone else _distances(banks, names[rows], tokens)
+        if alone:
+            said = alone.table.iloc[rows]
+            top, known = said["score"].to_numpy(), said[KNOWN].to_numpy()
+            found = Distances(alone.patches(rows), top, known)
+        else:
+            found = _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(found)
-        seen = store.spec.backbone
-        return judge_fused(detector, found, tokens, seen, banks.params.weight)
+        return judge_fused(detector, found, tokens, store.spec.backbone, banks.params.weight)
 
     record = _record(detector, banks, store)
     return write_scores(store, path, judge_batch, record, device=device, progress=progress)
 
 
 def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
-    wanted = BankOrigin(params=banks.params, normals=banks.fingerprint)
     said = alone.record
-    if (said.store, said.bank, said.detector) != (store.fingerprint, wanted, None):
+    if (said.store, said.bank, said.detector) != (store.fingerprint, banks.origin, None):
         raise SpgError(
             f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
             "another target, other normal images or other settings of the bank. Score again with "
             "--bank alone."
         )
-
-
-def _read(alone: Scores, rows: np.ndarray) -> Distances:
-    table = alone.table.iloc[rows]
-    return Distances(alone.patches(rows), table["score"].to_numpy(), table[KNOWN].to_numpy())
 
 
 def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
@@ -291,13 +276,14 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
-    licences = {licence for each in (store, *banks.stores) for licence in each.spec.licences}
+    stores = (store, *stores_of(banks.rows))
+    licences = {licence for each in stores for licence in each.spec.licences}
     record = ScoresRecord.of_store(
         store,
         method=BANK,
-        supervision=sees(detector, seen_of(banks.rows)),
+        supervision=supervision_of(detector, seen_of(banks.rows)),
         log_odds=True,
-        bank=BankOrigin(params=banks.params, normals=banks.fingerprint),
+        bank=banks.origin,
         licences=tuple(sorted(licences)),
     )
     if detector is None:

@@ -98,9 +98,8 @@ def evaluate_scores(
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
     masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
     images = scores.table
-    rows, curves = [], list[CurvePoint]()
+    rows, curves, done = [], list[CurvePoint](), 0
     lost = store.array("lost_regions")
-    done = 0
     for category in dict.fromkeys(images["category"]):
         chosen = np.flatnonzero(images["category"] == category)
         pixel = _pixel_metrics(scores, store, chosen, params, masks)
@@ -121,12 +120,11 @@ def evaluate_scores(
         done += len(chosen)
         if progress:
             progress(done, len(images))
-    table = with_mean(_context(scores, params), rows)
+    table = with_mean(_context(scores.record, params), rows)
     return Evaluation(table, curves, _provenance(scores.record, params))
 
 
-def _context(scores: Scores, params: MetricParams) -> RowContext:
-    record = scores.record
+def _context(record: ScoresRecord, params: MetricParams) -> RowContext:
     spec = record.backbone
     layers = "+".join(spec.layers)
     return RowContext(
@@ -137,8 +135,8 @@ def _context(scores: Scores, params: MetricParams) -> RowContext:
         resolution=params.resolution,
         protocol=params.protocol,
         method_protocol=record.method_protocol,
-        method=scores.method,
-        supervision=scores.sees,
+        method=record.method,
+        supervision=record.supervision,
         auxiliary=record.auxiliary,
     )
 

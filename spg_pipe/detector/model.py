@@ -48,11 +48,6 @@ class Detector:
         return self.record.fingerprint
 
     @property
-    def backbone(self) -> BackboneSpec:
-        """The backbone whose tokens the guides understand."""
-        return self.record.backbone
-
-    @property
     def contrast(self) -> bool:
         """Whether the guides are contrast guides (docs/method.md §7), or trained ones."""
         return self.record.guides.kind == "contrast"
@@ -64,14 +59,9 @@ class Detector:
         return rule.decision if isinstance(rule, Additive) else None
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What the guides were allowed to see."""
         return self.record.auxiliary.supervision
-
-    @property
-    def painted_on(self) -> frozenset[str]:
-        """`source_id` of each normal image that the auxiliary set's defects were painted on."""
-        return frozenset(self.record.painted_on)
 
     def rule(self, asked: ScoreParams | None = None) -> Rule:
         """How to score: as the detector was made for, or as options ask.
@@ -96,7 +86,7 @@ class Detector:
         contents
             `source_id` of the target's images.
         """
-        if not (shared := len(self.painted_on & contents)):
+        if not (shared := len(contents & set(self.record.painted_on))):
             return ""
         were = "was" if shared == 1 else "were"
         return (
@@ -108,12 +98,7 @@ class Detector:
     def log_odds(
         self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None
     ) -> tuple[dict[TokenKey, Tensor], dict[str, np.ndarray]]:
-        """Judge tokens by the additive decision.
-
-        Parameters
-        ----------
-        tokens, grids
-            As for `probabilities`.
+        """Judge tokens by the additive decision; parameters as for `probabilities`.
 
         Returns
         -------
@@ -142,13 +127,7 @@ class Detector:
         return patches, decision.image_values(parts)
 
     def require_decision(self) -> Decision:
-        """The additive decision.
-
-        Raises
-        ------
-        SpgError
-            If none was fitted.
-        """
+        """The additive decision; an `SpgError` if none was fitted."""
         if found := self.decision:
             return found
         raise SpgError(
@@ -196,14 +175,8 @@ class Detector:
         return patches, torch.stack(images).mean(dim=0)
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
-        """Refuse tokens of another backbone.
-
-        Raises
-        ------
-        SpgError
-            Naming every difference.
-        """
-        ours, theirs = self.backbone, spec.untiled
+        """Refuse tokens of another backbone with an `SpgError` that names every difference."""
+        ours, theirs = self.record.backbone, spec.untiled
         differences = [
             f"{key}: the detector has {getattr(ours, key)!r}, {what} has {getattr(theirs, key)!r}"
             for key in ours.differing(theirs)
@@ -239,7 +212,6 @@ class Detector:
         SpgError
             If it is missing, damaged or of another format.
         """
-        path = Path(path)
         record = read_record(path / "config.json", DetectorRecord, "detector", _MAKE)
         tensors = load_tensors(
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE

@@ -16,7 +16,7 @@ from spg_pipe.metrics.aupro import LIMITS
 from spg_pipe.metrics.image_level import image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
 
-Cell = str | int | float | None | Sequence[str] | Mapping[str, int]
+Cell = str | int | float | None | Sequence[str | int | None] | Mapping[str, int]
 
 ZERO_SHOT = "labelled auxiliary set"
 """The supervision of a detector alone, unless the defects of its auxiliary set were painted."""
@@ -279,7 +279,7 @@ def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
             "undefined": row.undefined,
         }
         if table.seeds:
-            flat["seeds"] = list(map(str, table.seeds))
+            flat["seeds"] = list(table.seeds)
         if row is table.mean:
             flat["categories"] = row.categories
         rows.append(flat)

@@ -153,7 +153,7 @@ def draw(
 ) -> list[Picture]:
     """Write the pictures of some examples into `folder`/`name`-….jpg."""
     scores, store = direction.runs[0].scores, direction.store
-    low, high = shown_range(log_odds=scores.log_odds)
+    low, high = shown_range(log_odds=scores.record.log_odds)
     rows = np.array([example.image for example in examples], dtype=int)
     # All at once, because a chunk of the scores holds many images.
     maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)

@@ -4,7 +4,7 @@ Not zero-shot: every score, row and file of it says how many normal images it sa
 §9).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +20,13 @@ from spg_pipe.bank.normal_patches import are_among, different_images, mean_token
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
-from spg_pipe.detector.scores import Scores, write_scores
+from spg_pipe.detector.scores import Progress, Scores, write_scores
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
-Progress = Callable[[int, int], None]
 
 
 class NormalImages(NamedTuple):
@@ -278,25 +277,21 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
     stores = (store, *stores_of(banks.rows))
     licences = {licence for each in stores for licence in each.spec.licences}
-    record = ScoresRecord.of_store(
-        store,
-        method=BANK,
-        supervision=supervision_of(detector, seen_of(banks.rows)),
-        log_odds=True,
-        bank=banks.origin,
-        licences=tuple(sorted(licences)),
-    )
-    if detector is None:
-        return record
-    kind = "spg-plus" if detector.contrast else "trained guides"
-    licences |= set(detector.record.licences)
-    return record.model_copy(
-        update={
-            "method": f"{kind} + {BANK}",
+    judged: dict[str, object] = {"method": BANK}
+    if detector is not None:
+        licences |= set(detector.record.licences)
+        judged = {
+            "method": f"{'spg-plus' if detector.contrast else 'trained guides'} + {BANK}",
             "seed": detector.record.seed,
             "auxiliary": detector.record.auxiliary.dataset,
             "detector": detector.record.origin,
             "rule": detector.record.rule,
-            "licences": tuple(sorted(licences)),
         }
+    return ScoresRecord.of_store(
+        store,
+        supervision=supervision_of(detector, seen_of(banks.rows)),
+        log_odds=True,
+        bank=banks.origin,
+        licences=tuple(sorted(licences)),
+        **judged,
     )

@@ -1,6 +1,6 @@
 """Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.detector.judged_masks import JudgedMasks
 from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.detector.scores import CHUNK_IMAGES, Scores
+from spg_pipe.detector.scores import CHUNK_IMAGES, Progress, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
     CurvePoint,
@@ -32,8 +32,6 @@ from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 
 _CURVE_GRID = 200
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,15 @@ class Detector:
         return self.record.guides.kind == "contrast"
 
     @property
-    def decision(self) -> Decision | None:
-        """The additive decision, if one was fitted."""
-        rule = self.record.rule
-        return rule.decision if isinstance(rule, Additive) else None
+    def decision(self) -> Decision:
+        """The additive decision; an `SpgError` if none was fitted."""
+        if isinstance(self.record.rule, Additive):
+            return self.record.rule.decision
+        raise SpgError(
+            "score.rule: additive needs a detector with a decision, and this one was trained with "
+            "score.rule: published. Run `spg-pipe train-guides` with score.rule: additive, or "
+            "score with --set score.rule=published."
+        )
 
     @property
     def supervision(self) -> str:
@@ -71,11 +76,10 @@ class Detector:
         SpgError
             If they ask for a decision, and none was fitted.
         """
-        if asked is None or (asked.rule == "additive" and self.decision):
-            return self.record.rule
-        if asked.rule == "published":
+        if asked and asked.rule == "published":
             return Published(image_score=asked.image_score)
-        self.require_decision()
+        if asked:
+            _ = self.decision  # raises where none was fitted
         return self.record.rule
 
     def own_images_note(self, target: str, contents: Set[str]) -> str:
@@ -112,7 +116,7 @@ class Detector:
         SpgError
             If the detector has no decision.
         """
-        decision = self.require_decision()
+        decision = self.decision
         patches, parts = {}, []
         for key, batch in tokens.items():
             guides = self.layers[key.layer]
@@ -125,16 +129,6 @@ class Detector:
             values = decision.grid(key.layer, raw.guides[:, 0], raw.dissimilarity)
             patches[key] = to_grid(values, grids[key] if grids else guides.grid)
         return patches, decision.image_values(parts)
-
-    def require_decision(self) -> Decision:
-        """The additive decision; an `SpgError` if none was fitted."""
-        if found := self.decision:
-            return found
-        raise SpgError(
-            "score.rule: additive needs a detector with a decision, and this one was trained with "
-            "score.rule: published. Run `spg-pipe train-guides` with score.rule: additive, or "
-            "score with --set score.rule=published."
-        )
 
     def probabilities(
         self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None, *, tau: float = TAU

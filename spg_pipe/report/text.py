@@ -7,38 +7,15 @@ from textwrap import fill
 
 from spg_pipe.metrics import MetricsTable
 from spg_pipe.recipe.params import PublishedFigure
-from spg_pipe.report.tables import Table, metrics_table
+from spg_pipe.report.tables import LABELS, Table, metrics_table
 
-COLUMNS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1_max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1_max",
-    "pixel_aupro_0.3",
-    "pixel_pro_fast",
-)
+COLUMNS = [*list(LABELS)[:7], "pixel_pro_fast"]
 """AUPRO@0.3 in protocol exact, the reference's PRO in protocol spg."""
 _WIDEST = 10_000
 
 
 def text_table(table: MetricsTable, published: PublishedFigure | None = None) -> str:
-    """The table of one direction as plain text.
-
-    Parameters
-    ----------
-    table : MetricsTable
-        Of one seed, or of `metrics.seeds_mean`; NaN is shown as "–".
-    published : PublishedFigure, optional
-        Of the same direction: adds a line below the mean.
-
-    Returns
-    -------
-    str
-        A caption that names data, backbone, protocols and seeds; the table; notes, also on what
-        pixel metrics leave out.
-    """
+    """Caption, `metrics_table` and notes of one direction; also on what pixel metrics leave out."""
     shown = metrics_table(table, published, COLUMNS)
     return plain(replace(shown, notes=(*shown.notes, *_left_out(table))))
 

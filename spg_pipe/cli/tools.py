@@ -147,9 +147,9 @@ def datasets(
     options: Options,
 ) -> None:
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
-    from spg_pipe.datasets import describe_layouts
+    from spg_pipe.datasets.layouts.catalogue import LAYOUTS
 
-    layouts = describe_layouts()
+    layouts = list(LAYOUTS.values())
     lines = []
     rows = []
     if options.params.exists():

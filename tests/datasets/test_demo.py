@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import files
 
 from benchmarks.demo_contrast import contrast_auroc
-from spg_pipe.datasets import MaskState, read_image, read_mask
+from spg_pipe.datasets.images import read_image, read_mask
+from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.paint import demo as demo_module
 from spg_pipe.datasets.paint import photographs
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.test_synthetic import a_set
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD, mask_of
 from spg_pipe.datasets.paint.synthetic import write_synthetic

@@ -12,7 +12,7 @@ import pytest
 from tiny import TinyBackbone, extracted, files, manifest_of
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.reader import FeatureStore

@@ -38,15 +38,7 @@ not get defects of one grey level."""
 
 
 def canvas_of(levels: np.ndarray, other: Canvas | None = None) -> Canvas:
-    """An image with what the painters need to know of it.
-
-    Parameters
-    ----------
-    levels
-        (H, W, 3) uint8 or uint16.
-    other
-        Where texture and pieces may come from, beside the image itself.
-    """
+    """An image (H, W, 3), uint8 or uint16, with what the painters need to know of it."""
     low, high = float(levels.min()), float(levels.max())
     span = max(high - low, _LEAST_RANGE * np.iinfo(levels.dtype).max)
     grey = all(np.array_equal(levels[..., 0], levels[..., c]) for c in (1, 2))
@@ -189,17 +181,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def perlin(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Smooth noise between random gradients on a lattice (Perlin, "Improving noise", 2002).
 
-    Parameters
-    ----------
-    shape
-        Height and width in pixels.
-    cells
-        Lattice cells along each axis: how many hills and valleys there are.
-
-    Returns
-    -------
-    ndarray, (H, W)
-        float64 in [-1, 1], 0 at the lattice's corners.
+    `cells` along each axis say how many hills and valleys there are. (H, W) float64 in [-1, 1], 0
+    at the lattice's corners.
     """
     angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
     gradients = np.sin(angles), np.cos(angles)

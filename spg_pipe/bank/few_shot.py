@@ -58,7 +58,7 @@ class Banks:
         return stores_of(self.rows)
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What scores with these banks saw besides what the detector did."""
         return says(seen_of(self.rows))
 
@@ -93,9 +93,9 @@ def says(images: Iterable[int]) -> str:
     return f"{FEW_SHOT}: {each} normal images of each category of the target"
 
 
-def sees(detector: Detector | None, images: Iterable[int]) -> str:
+def supervision_of(detector: Detector | None, images: Iterable[int]) -> str:
     """What few-shot scores saw: what the detector did, if there is one, and normal images."""
-    return says(images) if detector is None else f"{detector.sees}; {says(images)}"
+    return says(images) if detector is None else f"{detector.supervision}; {says(images)}"
 
 
 def note_of_copies(copies: int, images: int) -> str:
@@ -295,7 +295,7 @@ def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> Sco
     record = ScoresRecord.of_store(
         store,
         method=BANK,
-        supervision=sees(detector, seen_of(banks.rows)),
+        supervision=supervision_of(detector, seen_of(banks.rows)),
         log_odds=True,
         bank=BankOrigin(params=banks.params, normals=banks.fingerprint),
         licences=tuple(sorted(licences)),

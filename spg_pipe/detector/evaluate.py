@@ -138,7 +138,7 @@ def _context(scores: Scores, params: MetricParams) -> RowContext:
         protocol=params.protocol,
         method_protocol=record.method_protocol,
         method=scores.method,
-        supervision=scores.sees,
+        supervision=scores.supervision,
         auxiliary=record.auxiliary,
     )
 

@@ -64,7 +64,7 @@ class Detector:
         return rule.decision if isinstance(rule, Additive) else None
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What the guides were allowed to see."""
         return self.record.auxiliary.supervision
 

@@ -64,7 +64,7 @@ class Scores:
         return self.record.method
 
     @property
-    def sees(self) -> str:
+    def supervision(self) -> str:
         """What the method was allowed to see besides the images that it judges."""
         return self.record.supervision
 
@@ -156,7 +156,7 @@ def score_store(
     record = ScoresRecord.of_store(
         store,
         method=f"{kind} guides, {rule.rule} rule",
-        supervision=detector.sees,
+        supervision=detector.supervision,
         log_odds=isinstance(rule, Additive),
         seed=detector.record.seed,
         auxiliary=detector.record.auxiliary.dataset,

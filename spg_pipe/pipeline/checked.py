@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from spg_pipe.artefacts.record import read_record
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.checked_store import (
-    Values,
+    Pairs,
     backbone_differences,
     checked_store,
     differences,
@@ -24,6 +24,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 
 if TYPE_CHECKING:
+    from spg_pipe.decision.rules import Rule
     from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
     from spg_pipe.guides.kinds import Guides
     from spg_pipe.sae.run import SaeRecord
@@ -45,13 +46,16 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
 
     given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
     path = run.paths.sae(aux, seed, given)
-    wanted = {
-        "seed": seed,
-        "method.protocol": run.params.method.protocol,
-        "sae": run.params.sae,
-        "feature store": store.fingerprint,
-    }
-    _require(run, path, SaeRecord, _of_sae, wanted, f"train-sae --aux {aux} --seed {seed}")
+
+    def pairs(record: SaeRecord) -> Pairs:
+        return {
+            "seed": (seed, record.seed),
+            "method.protocol": (run.params.method.protocol, record.protocol.name),
+            "sae": (run.params.sae, record.sae),
+            "feature store": (store.fingerprint, record.store),
+        }
+
+    _require(run, path, SaeRecord, pairs, f"train-sae --aux {aux} --seed {seed}")
     return path
 
 
@@ -72,16 +76,16 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> Path:
 def _detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
     from spg_pipe.detector.record import DetectorRecord
 
-    command = f"train-guides --aux {aux} --seed {seed}"
-    wanted = _fitted(run.params, seed)
-    wanted |= _where_here(run, "feature store", lambda: _aux_store(run, aux).fingerprint)
+    def pairs(record: DetectorRecord) -> Pairs:
+        store = _where_here(run, lambda: _aux_store(run, aux).fingerprint, record.store)
+        return _fitted(run.params, seed, record.origin, record.rule) | {"feature store": store}
 
     def sae() -> Path:
         store = _first(lambda: _aux_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
         return checked_sae(run, store, aux, seed)
 
-    path = run.paths.detector(aux, seed)
-    return _require(run, path, DetectorRecord, _of_detector, wanted, command, sae)
+    path, command = run.paths.detector(aux, seed), f"train-guides --aux {aux} --seed {seed}"
+    return _require(run, path, DetectorRecord, pairs, command, sae)
 
 
 def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Path:
@@ -101,26 +105,28 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Pat
 def _scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRecord":
     from spg_pipe.detector.record import ScoresRecord
 
-    rule = {"rule"} if run.params.score.rule == "additive" else {"rule", "image_score"}
-    wanted = _fitted(run.params, seed) | {
-        "score": run.params.score.model_dump(mode="json", include=rule),
-        "auxiliary": aux,
-        "part of the dataset": None,
-        "normal images of the target": None,
-        "dataset": dataset.name,
-        "split": dataset.split,
-    }
-    wanted |= _where_here(run, "feature store", lambda: checked_store(run, dataset).fingerprint)
-    wanted |= _where_here(run, "detector", lambda: _detector(run, aux, seed).fingerprint)
-    return _require(
-        run,
-        run.paths.scores(aux, dataset, seed),
-        ScoresRecord,
-        _of_scores,
-        wanted,
-        f"score --split {split_name(run.params, dataset)} --aux {aux} --seed {seed}",
-        lambda: _detector(run, aux, seed),
-    )
+    params = run.params
+    keys = {"rule"} if params.score.rule == "additive" else {"rule", "image_score"}
+
+    def pairs(record: ScoresRecord) -> Pairs:
+        if record.detector is None or record.rule is None:
+            return {"detector": ("one of the recipe", None)}
+        store = _where_here(run, lambda: checked_store(run, dataset).fingerprint, record.store)
+        judge = record.detector.fingerprint
+        return _fitted(params, seed, record.detector, record.rule) | {
+            "score": (params.score.model_dump(include=keys), record.rule.model_dump(include=keys)),
+            "auxiliary": (aux, record.auxiliary),
+            "part of the dataset": (None, record.selection),
+            "normal images of the target": (None, record.bank and record.bank.normals),
+            "dataset": (dataset.name, record.dataset),
+            "split": (dataset.split, record.split),
+            "feature store": store,
+            "detector": _where_here(run, lambda: _detector(run, aux, seed).fingerprint, judge),
+        }
+
+    path = run.paths.scores(aux, dataset, seed)
+    command = f"score --split {split_name(params, dataset)} --aux {aux} --seed {seed}"
+    return _require(run, path, ScoresRecord, pairs, command, lambda: _detector(run, aux, seed))
 
 
 def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
@@ -141,11 +147,11 @@ def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Pa
     if not path.is_file():
         raise refused(f"There are no metrics of {folder}: {path} does not exist.", command)
     held = read_metrics(path).provenance
-    faults = differences(
-        {"scores": scores.fingerprint, "metrics": run.params.metrics},
-        {"scores": held.scores, "metrics": held.metrics},
-    )
-    if faults:
+    pairs = {
+        "scores": (scores.fingerprint, held.scores),
+        "metrics": (run.params.metrics, held.metrics),
+    }
+    if faults := differences(pairs):
         raise refused(made_otherwise(path, faults), command)
     return path, folder
 
@@ -154,8 +160,7 @@ def _require(
     run: RecipeRun,
     path: Path,
     model: type[_Record],
-    values_of: Callable[[_Record], Values],
-    wanted: Values,
+    pairs: Callable[[_Record], Pairs],
     command: str,
     inputs: Callable[[], object] = lambda: None,
 ) -> _Record:
@@ -164,8 +169,7 @@ def _require(
     if (path / "config.json").is_file():
         what = str(model.model_fields["kind"].default)
         record = read_record(path / "config.json", model, what, f"spg-pipe {command}")
-        faults = differences(wanted, values_of(record))
-        faults += backbone_differences(record.backbone, run.params)
+        faults = differences(pairs(record)) + backbone_differences(record.backbone, run.params)
         if not faults:
             return record
         fault = made_otherwise(path, faults)
@@ -186,72 +190,37 @@ def _first(checked: Callable[[], _Checked], command: str) -> _Checked:
         raise NotThereError(f"{error} Then `spg-pipe {command}`.", command=error.command) from None
 
 
-def _where_here(run: RecipeRun, what: str, fingerprint: Callable[[], str]) -> Values:
-    """The input at hand; nothing where it is not here or does not fit itself."""
+def _where_here(run: RecipeRun, fingerprint: Callable[[], str], held: str) -> tuple[object, object]:
+    """The input at hand and the one held; the latter twice where it is not here or does not fit."""
     try:
-        return {what: fingerprint()}
+        return fingerprint(), held
     except SpgError as error:
-        run.console.detail(f"not checked against its {what}: {error}")
-        return {}
+        run.console.detail(f"not checked against an input: {error}")
+        return held, held
 
 
 def _aux_store(run: RecipeRun, aux: str) -> "FeatureStore":
     return checked_store(run, find_dataset(run.params, aux))
 
 
-def _fitted(params: Params, seed: int) -> dict[str, object]:
-    """What a recipe says about fitting, under the names that messages use."""
+def _fitted(
+    params: Params, seed: int, origin: "DetectorOrigin", rule: "Rule"
+) -> dict[str, tuple[object, object]]:
+    """What a recipe and a detector say about fitting, under the names that messages use."""
     from spg_pipe.guides.kinds import guides_of
 
-    values: dict[str, object] = {
-        "seed": seed,
-        "method.protocol": params.method.protocol,
-        "sae": params.sae,
-        "guides": _without_order(guides_of(params.guides)),
-        "method.detection": params.method.detection,
-        "part of the auxiliary dataset": None,
+    pairs: dict[str, tuple[object, object]] = {
+        "seed": (seed, origin.seed),
+        "method.protocol": (params.method.protocol, origin.protocol.name),
+        "sae": (params.sae, origin.sae.params),
+        "guides": (_without_order(guides_of(params.guides)), _without_order(origin.guides)),
+        "method.detection": (params.method.detection, origin.detection),
+        "part of the auxiliary dataset": (None, origin.auxiliary.selection),
     }
-    return values if params.score.rule == "published" else values | {"decision": params.decision}
-
-
-def _of_sae(record: "SaeRecord") -> Values:
-    return {
-        "seed": record.seed,
-        "method.protocol": record.protocol.name,
-        "sae": record.sae,
-        "feature store": record.store,
-    }
-
-
-def _of_detector(record: "DetectorRecord") -> Values:
-    weights = record.rule.weights if record.rule.rule == "additive" else None
-    return _of_origin(record.origin) | {"decision": weights, "feature store": record.store}
-
-
-def _of_origin(origin: "DetectorOrigin") -> dict[str, object]:
-    return {
-        "seed": origin.seed,
-        "method.protocol": origin.protocol.name,
-        "sae": origin.sae.params,
-        "guides": _without_order(origin.guides),
-        "method.detection": origin.detection,
-        "part of the auxiliary dataset": origin.auxiliary.selection,
-    }
-
-
-def _of_scores(record: "ScoresRecord") -> Values:
-    detector, rule, bank = record.detector, record.rule, record.bank
-    return (_of_origin(detector) if detector else {}) | {
-        "decision": rule.weights if rule and rule.rule == "additive" else None,
-        "auxiliary": record.auxiliary,
-        "part of the dataset": record.selection,
-        "score": rule and rule.model_dump(mode="json", include={"rule", "image_score"}),
-        "dataset": record.dataset,
-        "split": record.split,
-        "feature store": record.store,
-        "normal images of the target": bank and bank.normals,
-        "detector": detector and detector.fingerprint,
-    }
+    if params.score.rule == "additive":
+        weights = rule.weights if rule.rule == "additive" else None
+        pairs["decision"] = (params.decision, weights)
+    return pairs
 
 
 def _without_order(guides: "Guides") -> dict[str, object]:

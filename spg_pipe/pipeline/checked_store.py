@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from spg_pipe.backbones.spec import BackboneSpec
     from spg_pipe.store.reader import FeatureStore
 
-Values = Mapping[str, object]
-"""Full name of a setting or an input → its value."""
+Pairs = Mapping[str, tuple[object, object]]
+"""Full name of a setting or an input → its value as wanted, and as an artefact holds it."""
 
 
 def checked_store(run: RecipeRun, dataset: Dataset, given: Path | None = None) -> "FeatureStore":
@@ -63,23 +63,17 @@ def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
     params, spec = run.params, store.spec
     exif_of_own_images = protocol(params.method.protocol).exif_of_own_images
     tiles, sides = spec.backbone.tiles, sorted(params.extract.tiles.get(dataset.name, ()))
-    wanted = {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "part of the dataset": {},
-        "EXIF orientation": honours_exif(dataset.layout, exif_of_own_images),
-        "extract.dtype": params.extract.dtype,
-        f"extract.tiles.{dataset.name}": sides,
-    }
-    held = {
-        "dataset": spec.dataset,
-        "split": spec.split,
-        "part of the dataset": store.selection,
-        "EXIF orientation": spec.exif,
-        "extract.dtype": spec.dtype,
-        f"extract.tiles.{dataset.name}": sorted(tiles.sides) if tiles else [],
-    }
-    faults = differences(wanted, held) + backbone_differences(spec.backbone, params)
+    faults = differences(
+        {
+            "dataset": (dataset.name, spec.dataset),
+            "split": (dataset.split, spec.split),
+            "part of the dataset": ({}, store.selection),
+            "EXIF orientation": (honours_exif(dataset.layout, exif_of_own_images), spec.exif),
+            "extract.dtype": (params.extract.dtype, spec.dtype),
+            f"extract.tiles.{dataset.name}": (sides, sorted(tiles.sides) if tiles else []),
+        }
+    )
+    faults += backbone_differences(spec.backbone, params)
     return faults or _image_faults(run, dataset, store)
 
 
@@ -142,7 +136,7 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
     elif weights is not None or local:  # scoring needs no weights: they may be gone since
         wanted["weights"] = weights and f"file: {weights.name}"
         held["weights"] = spec.weights
-    return differences({"backbone": wanted}, {"backbone": {name: held[name] for name in wanted}})
+    return differences({"backbone": (wanted, {name: held[name] for name in wanted})})
 
 
 @lru_cache(maxsize=8)
@@ -153,16 +147,18 @@ def _sha256(weights: Path, _size: int, _modified: int) -> str:
     return weights_from_file(weights).sha256
 
 
-def differences(wanted: Values, held: Values, within: str = "") -> list[str]:
+def differences(pairs: Pairs, within: str = "") -> list[str]:
     """What is other than wanted, by full names with both values: `sae.k is 4, not 8`."""
     faults = []
-    for key, value in wanted.items():
-        name, wanted_value, held_value = f"{within}{key}", _plain(value), _plain(held.get(key))
-        if isinstance(wanted_value, Mapping) and isinstance(held_value, Mapping):
-            keys = {**wanted_value, **held_value}
-            faults += differences({k: wanted_value.get(k) for k in keys}, held_value, f"{name}.")
-        elif wanted_value != held_value:
-            faults.append(f"{name} is {_short(held_value)}, not {_short(wanted_value)}")
+    for key, pair in pairs.items():
+        wanted, held = map(_plain, pair)
+        if isinstance(wanted, Mapping) and isinstance(held, Mapping):
+            keys = {**wanted, **held}
+            faults += differences(
+                {k: (wanted.get(k), held.get(k)) for k in keys}, f"{within}{key}."
+            )
+        elif wanted != held:
+            faults.append(f"{within}{key} is {_short(held)}, not {_short(wanted)}")
     return faults
 
 

@@ -66,7 +66,7 @@ def _scores(path: Path) -> dict[str, Any]:
     scores = Scores.load(path)
     return {
         "method": scores.method,
-        "sees": scores.sees,
+        "supervision": scores.supervision,
         "images": len(scores.table),
         "score_min": float(scores.table["score"].min()),
         "score_max": float(scores.table["score"].max()),

@@ -63,7 +63,7 @@ def score_few_shot(
             require_fusible(each, options)
     normal = _store_of_normals(run, normals)
     banks = banks_of([normal], features, run.params.bank, device=choose_device(run.device))
-    run.console.say(f"{banks.sees}, from {normal.path}")
+    run.console.say(f"{banks.supervision}, from {normal.path}")
     if copies := sum(images.copies for images in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []

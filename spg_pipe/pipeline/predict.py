@@ -33,11 +33,12 @@ class Outcome(BaseModel):
     image_score: str
     backbone: str
     bank: BankParams | None
-    sees: str | None
+    supervision: str | None
     """None for a zero-shot detector that learnt from labels."""
     fingerprint: str | None
-    """Of the detector, as the next three: None where a bank judges alone."""
+    """Of the detector, as what follows: None where a bank judges alone."""
     tau: float | None
+    """Of the published rule's probabilities; the additive rule has none."""
     guides: str | None
     seed: int | None
     licences: tuple[str, ...]
@@ -57,8 +58,8 @@ class Outcome(BaseModel):
         )
         if self.fingerprint:
             facts += f", seed {self.seed}, detector {self.fingerprint[:8]}"
-        if self.sees:
-            facts += f"; {self.sees}"
+        if self.supervision:
+            facts += f"; {self.supervision}"
         scores = [f"{row['score']:.4f}  {row['path']}" for row in ranked]
         return "\n".join([*scores, facts, f"{len(ranked)} images → {self.out / SCORES}"])
 
@@ -127,9 +128,9 @@ def _outcome(
         image_score=rule,
         backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
         bank=bank.params if bank else None,
-        sees=predictor.supervision or None,
+        supervision=predictor.supervision or None,
         fingerprint=detector.fingerprint if used else None,
-        tau=TAU if used else None,
+        tau=TAU if used and isinstance(record.rule, Published) else None,
         guides=record.guides.kind if used else None,
         seed=record.seed if used else None,
         licences=record.licences,

@@ -34,13 +34,13 @@ class Prediction:
     """The method's protocol (docs/method.md §5)."""
     parts: dict[str, float]
     """What the score is made of: the other columns of `Judged`."""
-    sees: str = ""
+    supervision: str = ""
     """Where normal images of the target were used: that it is few-shot, and how many."""
     among_normals: bool = False
     """The image is one of these itself, so that the bank has nothing against it."""
 
 
-_LAST = ("parts", "sees", "among_normals")
+_LAST = ("parts", "supervision", "among_normals")
 HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
 """What the first line of every scores.csv begins with; names of the parts follow."""
 Row = dict[str, str | int | float | bool]
@@ -49,8 +49,8 @@ Row = dict[str, str | int | float | bool]
 def as_row(prediction: Prediction) -> Row:
     """A prediction as one flat row; of the last columns those that a few-shot score has."""
     row = asdict(prediction)
-    parts, sees, known = (row.pop(name) for name in _LAST)
-    return row | parts | ({"sees": sees, KNOWN: known} if sees else {})
+    parts, supervision, known = (row.pop(name) for name in _LAST)
+    return row | parts | ({"supervision": supervision, KNOWN: known} if supervision else {})
 
 
 class JudgedImage(NamedTuple):
@@ -106,7 +106,7 @@ def judge_images(
                 overlay=images.overlay(path).as_posix(),
                 protocol=protocol.name,
                 parts=values,
-                sees=predictor.supervision if predictor.bank else "",
+                supervision=predictor.supervision if predictor.bank else "",
                 among_normals=known,
             )
             yield JudgedImage(prediction, pixels, anomaly_map)

@@ -10,7 +10,7 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import sees
+from spg_pipe.bank.few_shot import supervision_of
 from spg_pipe.bank.fusion import judge_alone, judge_fused
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
@@ -61,8 +61,8 @@ class Predictor:
     def supervision(self) -> str:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
-            return sees(None if self.alone else self.detector, [self.bank.images])
-        return "" if self.detector.sees == ZERO_SHOT else self.detector.sees
+            return supervision_of(None if self.alone else self.detector, [self.bank.images])
+        return "" if self.detector.supervision == ZERO_SHOT else self.detector.supervision
 
     def tokens(self, pixels: Sequence[np.ndarray]) -> tuple[Tokens, Grids]:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""

@@ -124,7 +124,7 @@ def test_copies_are_not_counted_and_two_different_images_are_needed(
 ) -> None:
     copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
     banks = banks_of([copied], tiny_store, PARAMS)
-    assert banks.sees == "few-shot: 3 normal images of each category of the target"
+    assert banks.supervision == "few-shot: 3 normal images of each category of the target"
     assert [own.copies for own in banks.rows.values()] == [2, 2]
     single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1, copies=1)
     with pytest.raises(UnsuitableError, match="2 images of bolt, all copies of each other"):

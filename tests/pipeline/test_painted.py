@@ -107,9 +107,9 @@ def test_a_detector_says_on_how_many_images_its_defects_were_painted(
     assert detector.record.auxiliary.synthetic == Painted(
         normal_images=12, categories=("bottle", "screw")
     )
-    assert detector.sees == SEES
+    assert detector.supervision == SEES
     assert len(detector.painted_on) == 12
-    assert tiny_detector.sees == "labelled auxiliary set"
+    assert tiny_detector.supervision == "labelled auxiliary set"
     assert tiny_detector.record.auxiliary.synthetic is None
     assert not tiny_detector.painted_on
 
@@ -119,7 +119,7 @@ def test_scores_metrics_and_tables_say_so(
 ) -> None:
     judged = target("other")
     scores = score_store(detector, judged, tmp_path / "scores")
-    assert scores.sees == SEES
+    assert scores.supervision == SEES
     found = evaluate_scores(scores, judged, MetricParams())
     assert found.table.context.supervision == SEES
     assert found.provenance.supervision == SEES
@@ -132,7 +132,7 @@ def test_few_shot_scores_say_both(
     judged = target("other")
     banks = banks_of([target("other", "train")], judged, BankParams())
     scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
-    assert scores.sees == f"{SEES}; few-shot: 2 normal images of the target"
+    assert scores.supervision == f"{SEES}; few-shot: 2 normal images of the target"
 
 
 def test_baselines_and_compare_say_so(
@@ -211,21 +211,21 @@ def test_predict_says_what_was_painted_and_whether_these_images_were(
     options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
     images = folder / root
     outcome = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
-    assert outcome.sees == SEES
+    assert outcome.supervision == SEES
     assert SEES in outcome.text()
     assert ("of which 12 were taken from" in capsys.readouterr().err) == own
     normals = NormalFolder(next(images.glob("*/train/good")), BankParams())
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
     )
-    assert str(outcome.sees).startswith(f"{SEES}; few-shot: ")
-    assert {row["sees"] for row in outcome.predictions} == {outcome.sees}
+    assert str(outcome.supervision).startswith(f"{SEES}; few-shot: ")
+    assert {row["supervision"] for row in outcome.predictions} == {outcome.supervision}
     capsys.readouterr()
     normals = replace(normals, alone=True)
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "alone", normals=normals, **options
     )
-    assert str(outcome.sees).startswith("few-shot: ")
+    assert str(outcome.supervision).startswith("few-shot: ")
     assert "not zero-shot" not in capsys.readouterr().err
 
 

@@ -103,7 +103,7 @@ def test_the_scores_are_those_of_score_on_the_same_images(
     found = rows_of(tmp_path / "out")
     assert len(found) == 4
     for row in found:
-        assert row["sees"] == (SEES if alone else BOTH)
+        assert row["supervision"] == (SEES if alone else BOTH)
         for column in ("score", "share_bank"):
             assert float(row[column]) == pytest.approx(expected[column][row["path"]], abs=1e-4)
 
@@ -118,18 +118,19 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
     assert not {"seed", "detector"} & set(out.split())
     code, out, _ = predict("--bank", "alone", "--json")
     content = json.loads(out)
-    assert (content["sees"], content["image_score"]) == (SEES, "k-NN bank alone")
+    assert (content["supervision"], content["image_score"]) == (SEES, "k-NN bank alone")
     assert content["bank"] == BankParams().model_dump()
-    assert {row["sees"] for row in content["predictions"]} == {SEES}
+    assert {row["supervision"] for row in content["predictions"]} == {SEES}
     assert not {"guides", "tau", "seed", "fingerprint"} & set(content)  # not used
     code, out, _ = predict("--json")
     content = json.loads(out)
-    assert content["sees"] == BOTH
-    assert {"guides", "tau", "seed", "fingerprint"} <= set(content)
+    assert content["supervision"] == BOTH
+    assert {"guides", "seed", "fingerprint"} <= set(content)
+    assert "tau" not in content  # the additive rule has none
     code, out, _ = predict(normals=None)  # in the same place: an earlier result, few-shot or not
     assert code == 0
     assert "few-shot" not in out
-    assert "sees" not in rows_of(tmp_path / "out")[0]
+    assert "supervision" not in rows_of(tmp_path / "out")[0]
 
 
 @pytest.mark.parametrize("alone", [False, True])

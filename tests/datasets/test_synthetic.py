@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import files
 
 from spg_pipe.datasets.images import read_image, read_mask
-from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
+from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.datasets.paint.pasted import (
     LEAST_AREA,
     PAINTERS,

@@ -67,7 +67,8 @@ def write_synthetic(
     turn, as PNG with the pixels that `read_image` gives. Each image has its own random generator,
     seeded by the seed and its path. The set appears as a whole; one that is there and would be made
     again the same (settings, source images, all files unchanged) is left alone, another synthetic
-    set is replaced. Memory does not grow with the number of images.
+    set is replaced. Memory does not grow with the number of images. Returned is whether anything
+    was written.
 
     Parameters
     ----------
@@ -81,11 +82,6 @@ def write_synthetic(
         Threads; default: one a core, at most 8.
     progress
         Called with (source images done, source images in all).
-
-    Returns
-    -------
-    bool
-        Whether anything was written.
 
     Raises
     ------
@@ -104,7 +100,8 @@ def write_synthetic(
     head = _head(source, normal, settings)
     if is_made(root, KIND, RECORD, lambda: _recorded(root, head)):
         return False
-    jobs, images = _jobs(normal, settings), {}
+    jobs = _jobs(normal, settings)
+    images: dict[str, str] = {}
     with fresh_folder(root) as folder:
         for done, (job, written) in enumerate(_made(source, jobs, folder, seed, workers), start=1):
             images |= dict.fromkeys(written, job.path)

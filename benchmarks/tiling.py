@@ -116,7 +116,7 @@ def measure(root: Path, images: int) -> dict[str, float]:
         for dataset in run.params.datasets:
             pipeline.extract(run, dataset, replace=dataset.name == "large")
         if not found:
-            pipeline.train_saes([run], AUXILIARY, [111])
+            pipeline.train_saes(run, AUXILIARY, [111])
             pipeline.train_guides_together([run], AUXILIARY, [111])
         (scores,) = pipeline.score(run, "large")
         (metrics,) = pipeline.evaluate(run, "large")

@@ -132,7 +132,7 @@ def train_sae(
     run = options.run()
     paths = []
     for name, seeds in training_runs(run.params, aux, seed, store).items():
-        paths += pipeline.train_saes([run], name, seeds, store=store)
+        paths += pipeline.train_saes(run, name, seeds, store=store)
     run.console.result({"saes": [str(path) for path in paths]})
 
 

@@ -15,6 +15,7 @@ from spg_pipe.recipe.params import Dataset, Params
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
     from spg_pipe.datasets.manifest import Manifest
+    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.reader import FeatureStore
 
 
@@ -120,49 +121,46 @@ def extract(
     limit : int, optional
         At most so many images, spread over categories and labels.
     categories : sequence of str, optional
-        Only these, instead of what the recipe says. A store of a part of the dataset gets another
-        place than the dataset's own, and says in its attributes what it is.
+        Only these. The store of a part of the dataset gets its own place, and says what it is.
 
     Raises
     ------
     SpgError
-        For missing images, categories or weights, and for a part of the dataset in the place of
-        its own store; otherwise as `spg_pipe.store.extract.extract`.
+        For missing images, categories or weights, and as `_place` and `store.extract.extract`.
     """
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.extract import extract as extract_store
 
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
-    settings = run.params.extract
-    if sides := settings.tiles.get(dataset.name):
+    if sides := run.params.extract.tiles.get(dataset.name):
         backbone = tiled_as(run, backbone, sides)
-    manifest = (
-        Manifest.load(run.paths.manifest(dataset), root=dataset.root)
-        if from_manifest
-        else _chosen(run, dataset, limit, categories)
-    )
+    if from_manifest:
+        manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
+    else:
+        manifest = _chosen(run, dataset, limit, categories)
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
         store = extract_store(
             manifest,
             backbone,
             path,
-            Extraction(
-                batch_images=settings.batch_images,
-                dtype=settings.dtype,
-                compressor=settings.compressor,
-            ),
+            _extraction(run.params),
             replace=replace,
             workers=cpu_workers(run.workers),
             device=choose_device(run.device),
             progress=update,
         )
     run.console.say(f"{dataset.name}: {len(store)} images → {path}")
-    for note in _notes(store, manifest):
-        run.console.say(f"  note: {note}")
+    _say_notes(run, store, manifest)
     return path
+
+
+def _extraction(params: Params) -> "Extraction":
+    from spg_pipe.store.extract import Extraction
+
+    section = params.extract
+    return Extraction(section.batch_images, dtype=section.dtype, compressor=section.compressor)
 
 
 def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | None) -> Path:
@@ -181,7 +179,7 @@ def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | N
     return path
 
 
-def _notes(store: "FeatureStore", manifest: "Manifest") -> list[str]:
+def _say_notes(run: RecipeRun, store: "FeatureStore", manifest: "Manifest") -> None:
     """What a person should know of a new store."""
     from spg_pipe.datasets.skipped import skipped_note
     from spg_pipe.store.masks import mask_notes
@@ -191,7 +189,10 @@ def _notes(store: "FeatureStore", manifest: "Manifest") -> list[str]:
     if manifest.selection:
         use = f"use it with --store {shlex.quote(str(store.path))}"
         notes.insert(0, f"{selection_note(store)}; {use}")
-    return [*notes, skipped_note(manifest.skipped)] if manifest.skipped else notes
+    if manifest.skipped:
+        notes.append(skipped_note(manifest.skipped))
+    for note in notes:
+        run.console.say(f"  note: {note}")
 
 
 def _chosen(

@@ -23,27 +23,16 @@ if TYPE_CHECKING:
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder."""
-    return train_saes([run], aux, [seed], store=store)[0]
+    return train_saes(run, aux, [seed], store=store)[0]
 
 
 def train_saes(
-    runs: Sequence[RecipeRun], aux: str, seeds: Sequence[int], *, store: Path | None = None
+    run: RecipeRun, aux: str, seeds: Sequence[int], *, store: Path | None = None
 ) -> list[Path]:
-    """FeatureStore of the auxiliary set → an SAE for every setting and seed, one after the other.
-
-    Parameters
-    ----------
-    runs : sequence of RecipeRun
-        One for each setting: they differ in `params.sae` alone.
-
-    Returns
-    -------
-    list of Path
-        Setting by setting, seed by seed.
-    """
-    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    """FeatureStore of the auxiliary set → an SAE for every seed, one after the other."""
+    features = checked_store(run, find_dataset(run.params, aux), store)
     given = {"store": features.fingerprint} if store else {}
-    return [_train_sae(run, features, aux, seed, given) for run in runs for seed in seeds]
+    return [_train_sae(run, features, aux, seed, given) for seed in seeds]
 
 
 def _train_sae(

@@ -92,9 +92,19 @@ def read_mask(path: Path, *, exif: bool) -> np.ndarray:
 
 
 def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
-    """Height and width in pixels of an encoded image as `read_image` would return it.
+    """Size of an encoded image as `read_image` would return it, from its header alone.
 
-    Of the whole file its header is read. (Only a PNG with EXIF behind its pixels must be decoded.)
+    Parameters
+    ----------
+    file
+        The whole file. (Only a PNG with EXIF behind its pixels must be decoded.)
+    exif
+        As for `read_image`.
+
+    Returns
+    -------
+    height, width : int
+        In pixels.
     """
     with Image.open(BytesIO(file)) as image:
         width, height = image.size

@@ -181,8 +181,17 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def perlin(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Smooth noise between random gradients on a lattice (Perlin, "Improving noise", 2002).
 
-    `cells` along each axis say how many hills and valleys there are. (H, W) float64 in [-1, 1], 0
-    at the lattice's corners.
+    Parameters
+    ----------
+    shape
+        Height and width in pixels.
+    cells
+        Lattice cells along each axis: how many hills and valleys there are.
+
+    Returns
+    -------
+    ndarray, (H, W)
+        float64 in [-1, 1], 0 at the lattice's corners.
     """
     angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
     gradients = np.sin(angles), np.cos(angles)

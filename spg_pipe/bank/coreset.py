@@ -24,7 +24,11 @@ def farthest_first(tokens: Tensor, keep: int, seed: int = 0) -> Tensor:
     (keep,) int64
         All different, in the order of choice: its beginnings are coresets, too.
     """
-    points = _projected(tokens, seed)
+    points, width = tokens, tokens.shape[1]
+    if width > PROJECTED:
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(width, PROJECTED, generator=generator) / PROJECTED**0.5
+        points = tokens @ matrix.to(tokens.device)
     squares = points.square().sum(dim=1)
     chosen = torch.empty(keep, dtype=torch.int64, device=points.device)
     chosen[0] = (points - points.mean(dim=0)).square().sum(dim=1).argmax()
@@ -37,12 +41,3 @@ def farthest_first(tokens: Tensor, keep: int, seed: int = 0) -> Tensor:
         if step + 1 < keep:
             chosen[step + 1] = nearest.argmax()
     return chosen.to(tokens.device)
-
-
-def _projected(tokens: Tensor, seed: int) -> Tensor:
-    width = tokens.shape[1]
-    if width <= PROJECTED:
-        return tokens
-    generator = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(width, PROJECTED, generator=generator) / PROJECTED**0.5
-    return tokens @ matrix.to(tokens.device)

@@ -4,7 +4,7 @@ Not zero-shot: every score, row and file of it says how many normal images it sa
 §9).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +20,13 @@ from spg_pipe.bank.normal_patches import are_among, different_images, mean_token
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
-from spg_pipe.detector.scores import Scores, write_scores
+from spg_pipe.detector.scores import Progress, Scores, write_scores
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
-Progress = Callable[[int, int], None]
 
 
 class NormalImages(NamedTuple):
@@ -53,19 +52,9 @@ class Banks:
     rows: Normals
 
     @property
-    def stores(self) -> tuple[FeatureStore, ...]:
-        """All of them, each once."""
-        return stores_of(self.rows)
-
-    @property
-    def supervision(self) -> str:
-        """What scores with these banks saw besides what the detector did."""
-        return says(seen_of(self.rows))
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the normal images' tokens."""
-        return fingerprint_of(self.rows)
+    def origin(self) -> BankOrigin:
+        """What scores say of them."""
+        return BankOrigin(params=self.params, normals=fingerprint_of(self.rows))
 
 
 def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
@@ -104,10 +93,7 @@ def note_of_copies(copies: int, images: int) -> str:
 
 
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
-    """What is said if some of the images to be judged are normal images themselves.
-
-    `paths` are theirs, `images` are to be judged in all, `so` says what it means for the scores.
-    """
+    """What is said if some of the images to be judged (`paths`) are normal images themselves."""
     named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
         f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
@@ -250,30 +236,28 @@ def score_few_shot(
         nonlocal done
         rows = np.arange(done, done + len(next(iter(tokens.values()))))
         done = int(rows[-1]) + 1
-        found = _read(alone, rows) if alone else _distances(banks, names[rows], tokens)
+        if alone:
+            said = alone.table.iloc[rows]
+            top, known = said["score"].to_numpy(), said[KNOWN].to_numpy()
+            found = Distances(alone.patches(rows), top, known)
+        else:
+            found = _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(found)
-        seen = store.spec.backbone
-        return judge_fused(detector, found, tokens, seen, banks.params.weight)
+        return judge_fused(detector, found, tokens, store.spec.backbone, banks.params.weight)
 
     record = _record(detector, banks, store)
     return write_scores(store, path, judge_batch, record, device=device, progress=progress)
 
 
 def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
-    wanted = BankOrigin(params=banks.params, normals=banks.fingerprint)
     said = alone.record
-    if (said.store, said.bank, said.detector) != (store.fingerprint, wanted, None):
+    if (said.store, said.bank, said.detector) != (store.fingerprint, banks.origin, None):
         raise SpgError(
             f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
             "another target, other normal images or other settings of the bank. Score again with "
             "--bank alone."
         )
-
-
-def _read(alone: Scores, rows: np.ndarray) -> Distances:
-    table = alone.table.iloc[rows]
-    return Distances(alone.patches(rows), table["score"].to_numpy(), table[KNOWN].to_numpy())
 
 
 def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
@@ -291,26 +275,22 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
-    licences = {licence for each in (store, *banks.stores) for licence in each.licences}
-    record = ScoresRecord.of_store(
-        store,
-        method=BANK,
-        supervision=supervision_of(detector, seen_of(banks.rows)),
-        log_odds=True,
-        bank=BankOrigin(params=banks.params, normals=banks.fingerprint),
-        licences=tuple(sorted(licences)),
-    )
-    if detector is None:
-        return record
-    kind = "spg-plus" if detector.contrast else "trained guides"
-    licences |= set(detector.record.licences)
-    return record.model_copy(
-        update={
-            "method": f"{kind} + {BANK}",
+    licences = {licence for each in (store, *stores_of(banks.rows)) for licence in each.licences}
+    judged: dict[str, object] = {"method": BANK}
+    if detector is not None:
+        licences |= set(detector.record.licences)
+        judged = {
+            "method": f"{'spg-plus' if detector.contrast else 'trained guides'} + {BANK}",
             "seed": detector.record.seed,
             "auxiliary": detector.record.auxiliary.dataset,
             "detector": detector.record.origin,
             "rule": detector.record.rule,
-            "licences": tuple(sorted(licences)),
         }
+    return ScoresRecord.of_store(
+        store,
+        supervision=supervision_of(detector, seen_of(banks.rows)),
+        log_odds=True,
+        bank=banks.origin,
+        licences=tuple(sorted(licences)),
+        **judged,
     )

@@ -45,18 +45,7 @@ def judge_alone(found: Distances) -> Judged:
 
 
 def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
-    """Refuse what a bank cannot be added to.
-
-    Parameters
-    ----------
-    score : ScoreParams, optional
-        Options that differ from what the detector was made for.
-
-    Raises
-    ------
-    SpgError
-        If the rule is the published one.
-    """
+    """Refuse, with an `SpgError`, to add a bank to the published rule."""
     if (rule := detector.rule(score).rule) != "additive":
         raise SpgError(
             "A bank is one more addend of the additive decision, and the score.rule is "

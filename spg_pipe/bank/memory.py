@@ -99,35 +99,29 @@ class MemoryBank:
         size : int
             S: side of the maps, pixels.
         coreset : int
-            Patches of a layer that are kept, at most; fewer are all kept.
-        device, batch
-            Where the search runs; images that are read at a time.
+            Patches of a layer that are kept, at most.
 
         Raises
         ------
-        UnsuitableError
-            If there are fewer than two different images.
         SpgError
-            If there are fewer patches than neighbours.
+            If there are fewer than two different images, or fewer patches than neighbours.
         """
         read = read_normals(tokens_of, images, batch=batch, progress=progress)
         _require_two(read, images)
-        grids, n = read.grids, len(read.images)
-        apart = _spread(n, min(n, APART))
+        grids, n, k = read.grids, len(read.images), params.neighbours
         held_out = any(len(patches) > coreset for patches in read.patches.values())
-        if held_out:  # a coreset covers those that it was chosen from, and so would flatter them
-            apart = _spread(n, max(1, min(APART, n // 4)))
+        apart = _apart(n, held_out)
         without = apart if held_out else None
-        banks = {
-            layer: _bank(read, layer, without, params.neighbours, coreset).to(device)
-            for layer in grids
-        }
+        banks = {layer: _bank(read, layer, without, k, coreset).to(device) for layer in grids}
         search = {layer: search_among(kept, device) for layer, kept in banks.items()}
         rest = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
             for layer, patches in read.whole(tokens_of, image).items():
-                own = None if held_out else read.own(layer, image)
-                products = _products(patches, search[layer], banks[layer], own, params.neighbours)
+                if held_out:
+                    products = search[layer](patches, k)
+                else:
+                    own = read.own(layer, image)
+                    products = highest_products(patches, banks[layer], k, without=own)
                 rest[layer][number] = 1 - products.mean(dim=1)
         scales = {layer: _scale_of(distances, n) for layer, distances in rest.items()}
         standard = {
@@ -154,7 +148,6 @@ class MemoryBank:
         device: str = "cpu",
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
-
         grids: Grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
 
         def tokens_of(images: np.ndarray) -> tuple[Tokens, Grids]:
@@ -178,25 +171,13 @@ class MemoryBank:
             layer: to_grid(self.standard(layer, tokens[layer]), grid)
             for layer, grid in self.grids.items()
         }
-        return Distances(patches, self.tops(patches), self._known(tokens))
+        mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
+        return Distances(patches, self.tops(patches), are_among(mean, self.means))
 
     def tops(self, patches: dict[str, Tensor]) -> np.ndarray:
         """`Distances.top` of standardised distances."""
         maps = coarse_maps(patches, self.size)
         return top_mean(maps, self.params.top_share) - self.map_top
-
-    def _known(self, tokens: dict[str, Tensor]) -> np.ndarray:
-        mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        return are_among(mean, self.means)
-
-
-def _products(
-    patches: Tensor, search: Search, bank: Tensor, own: slice | None, neighbours: int
-) -> Tensor:
-    """(N, neighbours) of an image's patches with a bank's nearest, less its own ones."""
-    if own is None:
-        return search(patches, neighbours)
-    return highest_products(patches, bank, neighbours, without=own)
 
 
 def _scale_of(distances: Tensor, images: int) -> Scale:
@@ -209,11 +190,16 @@ def _scale_of(distances: Tensor, images: int) -> Scale:
     return scale
 
 
-def _spread(count: int, chosen: int) -> np.ndarray:
-    """Numbers below `count`, evenly spread: (chosen,) int64."""
+def _apart(images: int, held_out: bool) -> np.ndarray:
+    """Numbers of images, evenly spread, that say how far such images lie apart: (k,) int64.
+
+    A coreset covers those that it was chosen from, and so would flatter them: it is chosen from
+    the others, three quarters at least.
+    """
+    chosen = max(1, min(APART, images // 4)) if held_out else min(APART, images)
     if chosen == 1:
-        return np.array([count // 2])
-    return np.linspace(0, count - 1, chosen).round().astype(np.int64)
+        return np.array([images // 2])
+    return np.linspace(0, images - 1, chosen).round().astype(np.int64)
 
 
 def _bank(

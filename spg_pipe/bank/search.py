@@ -24,7 +24,8 @@ def search_among(vectors: Tensor, device: str = "cpu") -> Search:
 
     place = torch.device(device)
     if place.type != "cpu" and not hasattr(faiss, "StandardGpuResources"):
-        return _by_product(vectors.to(place))
+        moved = vectors.to(place)
+        return lambda queries, k: highest_products(queries, moved, k)
     index: Any = faiss.IndexFlatIP(vectors.shape[1])
     if place.type != "cpu":
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), place.index or 0, index)
@@ -57,7 +58,3 @@ def highest_products(
             products[:, without] = -torch.inf
         found.append(products.topk(k, dim=1).values.cpu())
     return torch.cat(found)
-
-
-def _by_product(vectors: Tensor) -> Search:
-    return lambda queries, k: highest_products(queries, vectors, k)

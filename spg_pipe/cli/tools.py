@@ -149,27 +149,14 @@ def datasets(
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
     from spg_pipe.datasets.layouts.catalogue import LAYOUTS
 
-    layouts = list(LAYOUTS.values())
-    lines = []
-    rows = []
-    if options.params.exists():
-        for d in load_params(options.params).datasets:
-            there = d.root.is_dir()
-            rows.append(
-                {
-                    "name": d.name,
-                    "layout": d.layout,
-                    "split": d.split,
-                    "root": str(d.root),
-                    "on_disk": there,
-                }
-            )
-            lines.append(
-                f"{d.name:16} {d.layout:7} {d.split:6} {d.root}"
-                + ("" if there else "  (not on disk)")
-            )
-    for layout in layouts:
-        lines.append(f"\nLayout {layout.name}: {layout.summary}\n{layout.sketch}")
+    layouts, rows, lines = list(LAYOUTS.values()), [], []
+    for d in load_params(options.params).datasets if options.params.exists() else ():
+        there = d.root.is_dir()
+        row = d.model_dump(mode="json", include={"name", "layout", "split", "root"})
+        rows.append(row | {"on_disk": there})
+        missing = "" if there else "  (not on disk)"
+        lines.append(f"{d.name:16} {d.layout:7} {d.split:6} {d.root}{missing}")
+    lines += [f"\nLayout {each.name}: {each.summary}\n{each.sketch}" for each in layouts]
     content = {"datasets": rows, "layouts": [layout.described() for layout in layouts]}
     options.console().result(content, "\n".join(lines))
 

@@ -36,10 +36,6 @@ class Term(Record):
     mean: float
     deviation: float
 
-    def share(self, values: np.ndarray) -> np.ndarray:
-        """What raw values (B,) add to the score."""
-        return self.weight * (values - self.mean) / self.deviation
-
 
 class Decision(Record):
     """Everything that turns components into maps and scores."""
@@ -84,13 +80,12 @@ class Decision(Record):
                     values.setdefault(view, []).append(standard)
         return {view: np.mean(each, axis=0) for view, each in values.items()}
 
-    def map_top(self, grids: Mapping[str, Tensor], size: int) -> np.ndarray:
-        """(B,) mean of the highest share of each blurred map, from grids of log odds."""
-        return top_mean(coarse_maps(grids, size), self.top_share)
-
     def shares(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What each component (B,) adds to the image score."""
-        return {name: term.share(values[name]) for name, term in self.terms.items()}
+        return {
+            name: term.weight * (values[name] - term.mean) / term.deviation
+            for name, term in self.terms.items()
+        }
 
 
 def coarse_maps(grids: Mapping[str, Tensor], size: int) -> np.ndarray:

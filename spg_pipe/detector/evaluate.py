@@ -1,6 +1,6 @@
 """Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.detector.judged_masks import JudgedMasks
 from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.detector.scores import CHUNK_IMAGES, Scores
+from spg_pipe.detector.scores import CHUNK_IMAGES, Progress, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
     CurvePoint,
@@ -32,8 +32,6 @@ from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 
 _CURVE_GRID = 200
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,8 @@ def evaluate_scores(
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
     masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
     images = scores.table
-    rows, curves = [], list[CurvePoint]()
+    rows, curves, done = [], list[CurvePoint](), 0
     lost = store.array("lost_regions")
-    done = 0
     for category in dict.fromkeys(images["category"]):
         chosen = np.flatnonzero(images["category"] == category)
         pixel = _pixel_metrics(scores, store, chosen, params, masks)
@@ -121,12 +118,11 @@ def evaluate_scores(
         done += len(chosen)
         if progress:
             progress(done, len(images))
-    table = with_mean(_context(scores, params), rows)
+    table = with_mean(_context(scores.record, params), rows)
     return Evaluation(table, curves, _provenance(scores.record, params))
 
 
-def _context(scores: Scores, params: MetricParams) -> RowContext:
-    record = scores.record
+def _context(record: ScoresRecord, params: MetricParams) -> RowContext:
     spec = record.backbone
     layers = "+".join(spec.layers)
     return RowContext(
@@ -137,8 +133,8 @@ def _context(scores: Scores, params: MetricParams) -> RowContext:
         resolution=params.resolution,
         protocol=params.protocol,
         method_protocol=record.method_protocol,
-        method=scores.method,
-        supervision=scores.supervision,
+        method=record.method,
+        supervision=record.supervision,
         auxiliary=record.auxiliary,
     )
 

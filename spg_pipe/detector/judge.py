@@ -1,16 +1,17 @@
 """A detector on a batch of tokens: what it says of patches and images, by either rule."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import stand_in
-from spg_pipe.backbones.spec import BackboneSpec, Prefix, Tiles, TokenKey
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
 from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.decision.model import MAP_TOP, Decision
+from spg_pipe.decision.model import MAP_TOP, Decision, coarse_maps, top_mean
 from spg_pipe.decision.rules import Published, Rule, image_scores
 from spg_pipe.detector.model import Detector
 
@@ -64,8 +65,8 @@ def judge(
         if seen.tiles is None:
             return _add_up(rule.decision, patches, values, size)
         tiles = []
-        for tile in _tiles(seen.tiles, seen):
-            odds, values = detector.log_odds(*tile.cut(keyed, shapes))
+        for tile in _tiles(keyed, shapes, seen, seen.tiles):
+            odds, values = detector.log_odds(*tile)
             judged = _add_up(rule.decision, _by_name(odds), values, seen.tiles.size)
             tiles.append(judged.columns)
         return Judged(patches, _worst(tiles))
@@ -89,7 +90,7 @@ def _add_up(
     decision: Decision, patches: Patches, values: dict[str, np.ndarray], size: int
 ) -> Judged:
     if MAP_TOP in decision.terms:
-        values = values | {MAP_TOP: decision.map_top(patches, size)}
+        values = values | {MAP_TOP: top_mean(coarse_maps(patches, size), decision.top_share)}
     shares = decision.shares(values)
     total = decision.bias + np.sum(list(shares.values()), axis=0)
     columns = {f"share_{name}": share for name, share in shares.items()}
@@ -105,51 +106,34 @@ def _worst(tiles: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """A tile of an image at one of its sides."""
+def _tiles(
+    tokens: Mapping[TokenKey, Tensor],
+    grids: Mapping[TokenKey, tuple[int, int]],
+    seen: BackboneSpec,
+    tiles: Tiles,
+) -> Iterator[tuple[dict[TokenKey, Tensor], dict[TokenKey, tuple[int, int]]]]:
+    """Tokens and grids of each tile alone.
 
-    keys: tuple[TokenKey, ...]
-    """Tokens at this side."""
-    side: int
-    """Of the image, pixels."""
-    top: int
-    left: int
-    size: int
-    """Of the tile, pixels."""
-    prefix: Prefix
+    A prefix token that stands for the model's own is made anew; CLS is the whole image's.
+    """
 
-    def cut(
-        self, tokens: Mapping[TokenKey, Tensor], grids: Mapping[TokenKey, tuple[int, int]]
-    ) -> tuple[dict[TokenKey, Tensor], dict[TokenKey, tuple[int, int]]]:
-        """Tokens and grids of the tile alone.
+    def cells(start: int, side: int, count: int) -> slice:
+        pixels = side // count
+        return slice(start // pixels, (start + tiles.size) // pixels)
 
-        A prefix token that stands for the model's own is made anew; CLS is the whole image's.
-        """
-        parts, shapes = {}, {}
-        for key in self.keys:
-            rows, columns = grids[key]
-            patches = tokens[key][:, 1:].unflatten(1, (rows, columns))
-            part = patches[:, self._cells(self.top, rows), self._cells(self.left, columns)]
-            shapes[key] = (part.shape[1], part.shape[2])
-            flat = part.flatten(1, 2)
-            first = tokens[key][:, :1] if self.prefix == "cls" else stand_in(flat, self.prefix)
-            parts[key] = torch.cat([first, flat], dim=1)
-        return parts, shapes
-
-    def _cells(self, start: int, cells: int) -> slice:
-        pixels = self.side // cells
-        return slice(start // pixels, (start + self.size) // pixels)
-
-
-def _tiles(tiles: Tiles, seen: BackboneSpec) -> list[_Tile]:
-    cut = []
     for side in tiles.sides:
-        keys = tuple(key for key in seen.token_keys if key.side in (None, side))
         starts = tiles.starts(side, seen.patch_size)
-        cut += [
-            _Tile(keys, side, top, left, tiles.size, seen.prefix)
-            for top in starts
-            for left in starts
-        ]
-    return cut
+        for top, left in product(starts, starts):
+            parts, shapes = {}, {}
+            for key in seen.token_keys:
+                if key.side not in (None, side):
+                    continue
+                rows, columns = grids[key]
+                patches = tokens[key][:, 1:].unflatten(1, (rows, columns))
+                part = patches[:, cells(top, side, rows), cells(left, side, columns)]
+                shapes[key] = (part.shape[1], part.shape[2])
+                flat = part.flatten(1, 2)
+                cls = seen.prefix == "cls"
+                first = tokens[key][:, :1] if cls else stand_in(flat, seen.prefix)
+                parts[key] = torch.cat([first, flat], dim=1)
+            yield parts, shapes

@@ -70,13 +70,7 @@ class MetricsRecord(Record):
 
 
 def read_metrics(path: Path) -> MetricsRecord:
-    """Read a metrics file.
-
-    Raises
-    ------
-    SpgError
-        If it is missing or damaged.
-    """
+    """Read a metrics file; an `SpgError` if it is missing or damaged."""
     return read_record(path, MetricsRecord, "table of metrics", "spg-pipe evaluate")
 
 

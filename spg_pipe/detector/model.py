@@ -48,30 +48,25 @@ class Detector:
         return self.record.fingerprint
 
     @property
-    def backbone(self) -> BackboneSpec:
-        """The backbone whose tokens the guides understand."""
-        return self.record.backbone
-
-    @property
     def contrast(self) -> bool:
         """Whether the guides are contrast guides (docs/method.md §7), or trained ones."""
         return self.record.guides.kind == "contrast"
 
     @property
-    def decision(self) -> Decision | None:
-        """The additive decision, if one was fitted."""
-        rule = self.record.rule
-        return rule.decision if isinstance(rule, Additive) else None
+    def decision(self) -> Decision:
+        """The additive decision; an `SpgError` if none was fitted."""
+        if isinstance(self.record.rule, Additive):
+            return self.record.rule.decision
+        raise SpgError(
+            "score.rule: additive needs a detector with a decision, and this one was trained with "
+            "score.rule: published. Run `spg-pipe train-guides` with score.rule: additive, or "
+            "score with --set score.rule=published."
+        )
 
     @property
     def supervision(self) -> str:
         """What the guides were allowed to see."""
         return self.record.auxiliary.supervision
-
-    @property
-    def painted_on(self) -> frozenset[str]:
-        """`source_id` of each normal image that the auxiliary set's defects were painted on."""
-        return frozenset(self.record.painted_on)
 
     def rule(self, asked: ScoreParams | None = None) -> Rule:
         """How to score: as the detector was made for, or as options ask.
@@ -81,11 +76,10 @@ class Detector:
         SpgError
             If they ask for a decision, and none was fitted.
         """
-        if asked is None or (asked.rule == "additive" and self.decision):
-            return self.record.rule
-        if asked.rule == "published":
+        if asked and asked.rule == "published":
             return Published(image_score=asked.image_score)
-        self.require_decision()
+        if asked:
+            _ = self.decision  # raises where none was fitted
         return self.record.rule
 
     def own_images_note(self, target: str, contents: Set[str]) -> str:
@@ -96,7 +90,7 @@ class Detector:
         contents
             `source_id` of the target's images.
         """
-        if not (shared := len(self.painted_on & contents)):
+        if not (shared := len(contents & set(self.record.painted_on))):
             return ""
         were = "was" if shared == 1 else "were"
         return (
@@ -108,12 +102,7 @@ class Detector:
     def log_odds(
         self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None
     ) -> tuple[dict[TokenKey, Tensor], dict[str, np.ndarray]]:
-        """Judge tokens by the additive decision.
-
-        Parameters
-        ----------
-        tokens, grids
-            As for `probabilities`.
+        """Judge tokens by the additive decision; parameters as for `probabilities`.
 
         Returns
         -------
@@ -127,7 +116,7 @@ class Detector:
         SpgError
             If the detector has no decision.
         """
-        decision = self.require_decision()
+        decision = self.decision
         patches, parts = {}, []
         for key, batch in tokens.items():
             guides = self.layers[key.layer]
@@ -140,22 +129,6 @@ class Detector:
             values = decision.grid(key.layer, raw.guides[:, 0], raw.dissimilarity)
             patches[key] = to_grid(values, grids[key] if grids else guides.grid)
         return patches, decision.image_values(parts)
-
-    def require_decision(self) -> Decision:
-        """The additive decision.
-
-        Raises
-        ------
-        SpgError
-            If none was fitted.
-        """
-        if found := self.decision:
-            return found
-        raise SpgError(
-            "score.rule: additive needs a detector with a decision, and this one was trained with "
-            "score.rule: published. Run `spg-pipe train-guides` with score.rule: additive, or "
-            "score with --set score.rule=published."
-        )
 
     def probabilities(
         self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None, *, tau: float = TAU
@@ -196,14 +169,8 @@ class Detector:
         return patches, torch.stack(images).mean(dim=0)
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
-        """Refuse tokens of another backbone.
-
-        Raises
-        ------
-        SpgError
-            Naming every difference.
-        """
-        ours, theirs = self.backbone, spec.untiled
+        """Refuse tokens of another backbone with an `SpgError` that names every difference."""
+        ours, theirs = self.record.backbone, spec.untiled
         differences = [
             f"{key}: the detector has {getattr(ours, key)!r}, {what} has {getattr(theirs, key)!r}"
             for key in ours.differing(theirs)
@@ -239,7 +206,6 @@ class Detector:
         SpgError
             If it is missing, damaged or of another format.
         """
-        path = Path(path)
         record = read_record(path / "config.json", DetectorRecord, "detector", _MAKE)
         tensors = load_tensors(
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE

@@ -48,26 +48,6 @@ class Scores:
     """path, category, defect, label, mask_state, height, width, and `Judged.columns`."""
     record: ScoresRecord
 
-    @property
-    def size(self) -> int:
-        """S: side of the maps, pixels."""
-        return self.record.image_size
-
-    @property
-    def log_odds(self) -> bool:
-        """Whether patches hold log odds, or probabilities."""
-        return self.record.log_odds
-
-    @property
-    def method(self) -> str:
-        """Kind of guides and rule of scoring, or a baseline's name, as tables name them."""
-        return self.record.method
-
-    @property
-    def supervision(self) -> str:
-        """What the method was allowed to see besides the images that it judges."""
-        return self.record.supervision
-
     def patches(self, images: np.ndarray) -> dict[str, Tensor]:
         """Layer → (n, h, w) float32 values of some images' patches, in any order.
 
@@ -77,7 +57,7 @@ class Scores:
 
         group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
         rows, where = np.unique(images, return_inverse=True)
-        kind = _kind(self.log_odds)
+        kind = _kind(self.record.log_odds)
         return {
             layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[where])
             for layer in self.record.layers
@@ -91,29 +71,23 @@ class Scores:
         self, patches: dict[str, Tensor], size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """`maps` from what `patches` gave."""
-        return anomaly_maps(patches, self.size, at=size, log_odds=self.log_odds)
+        record = self.record
+        return anomaly_maps(patches, record.image_size, at=size, log_odds=record.log_odds)
 
     def bounds(self, images: np.ndarray) -> tuple[float, float]:
         """Between which all values of some images' maps lie: a map is a mean of its patches."""
         patches = self.patches(images).values()
         ends = torch.stack([torch.stack(values.aminmax()) for values in patches]).double()
         low, high = ends[:, 0].min(), ends[:, 1].max()
-        if self.log_odds:
+        if self.record.log_odds:
             low, high = (torch.sigmoid(end / SOFTENING) for end in (low, high))
         return float(low), float(high)
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
-        """Read a folder that `score` wrote.
-
-        Raises
-        ------
-        SpgError
-            If it is missing or damaged.
-        """
+        """Read a folder that `score` wrote; an `SpgError` if it is missing or damaged."""
         import pandas as pd
 
-        path = Path(path)
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
         try:

@@ -12,15 +12,13 @@ from torch import Tensor
 
 TAU = 0.07
 """Temperature of the patch softmax (docs/method.md §3)."""
-GUIDE_NAMES = ("global-normal", "global-anomaly", "local-normal", "local-anomaly")
-"""Rows of trained codes."""
 _EPS = 1e-8
 
 
 def initial_codes(dict_size: int, seed: int) -> Tensor:
-    """0.1 + 0.01·N(0, 1), (4, C) float32."""
+    """0.1 + 0.01·N(0, 1), (4, C) float32: global-normal, global-anomaly, local-normal, …"""
     generator = torch.Generator().manual_seed(seed)
-    return 0.1 + 0.01 * torch.randn(len(GUIDE_NAMES), dict_size, generator=generator)
+    return 0.1 + 0.01 * torch.randn(4, dict_size, generator=generator)
 
 
 def effective_codes(codes: Tensor, dead: Tensor, top_k: int | None = None) -> Tensor:

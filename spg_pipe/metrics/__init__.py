@@ -9,16 +9,10 @@
 """
 
 from spg_pipe.metrics.accumulators import HistogramAccumulator, SortAccumulator
-from spg_pipe.metrics.aupro import LIMITS
-from spg_pipe.metrics.image_level import ImageMetrics, image_metrics
-from spg_pipe.metrics.pixel import Counts, PixelMetrics
-from spg_pipe.metrics.protocols import (
-    SORT_PIXELS,
-    accumulate,
-    chosen_accumulator,
-)
+from spg_pipe.metrics.image_level import image_metrics
+from spg_pipe.metrics.pixel import CurvePoint, PixelMetrics, curve_points
+from spg_pipe.metrics.protocols import accumulate, chosen_accumulator
 from spg_pipe.metrics.regions import Regions, label_regions, vanished_regions
-from spg_pipe.metrics.table_files import CurvePoint, curve_points, write_csv
 from spg_pipe.metrics.tables import (
     Cell,
     MetricsRow,
@@ -29,16 +23,13 @@ from spg_pipe.metrics.tables import (
     flat_rows,
     seeds_mean,
     with_mean,
+    write_csv,
 )
 
 __all__ = [
-    "LIMITS",
-    "SORT_PIXELS",
     "Cell",
-    "Counts",
     "CurvePoint",
     "HistogramAccumulator",
-    "ImageMetrics",
     "MetricsRow",
     "MetricsTable",
     "PixelMetrics",

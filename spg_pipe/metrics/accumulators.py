@@ -86,8 +86,9 @@ class SortAccumulator:
     def sorted(self) -> SortedScores:
         """All scores so far in ascending order; sorted again only after an update or a merge."""
         if not self._sorted:
-            self._normal = [np.sort(_joined(self._normal, np.float32))]
-            self._anomalous = [np.sort(_joined(self._anomalous, np.uint64))]
+            # The empty array: there may be no image, or no anomalous one.
+            self._normal = [np.sort(np.concatenate([np.empty(0, np.float32), *self._normal]))]
+            self._anomalous = [np.sort(np.concatenate([np.empty(0, np.uint64), *self._anomalous]))]
             self._sorted = True
         packed = self._anomalous[0]
         scores = _from_ordered_bits((packed >> np.uint64(32)).astype(np.uint32))
@@ -135,17 +136,7 @@ class HistogramAccumulator:
         self._room = np.empty(0, np.int64)  # the pixels' bins of one image; new memory is slow
 
     def update(self, anomaly_map: np.ndarray, mask: Mask) -> None:
-        """Add one image.
-
-        Parameters
-        ----------
-        anomaly_map : (H, W) float32 in [0, 1].
-        mask : (H, W) uint8, non-zero = anomalous; or the regions of one, labelled before.
-
-        Raises
-        ------
-        SpgError : shapes differ, or a score is not a probability.
-        """
+        """Add one image, as `SortAccumulator.update` does; SpgError if a score is beyond [0, 1]."""
         scores, regions = _checked(anomaly_map, mask)
         ends = np.array([scores.min(), scores.max()])
         if ends[0] < 0 or ends[1] > 1:
@@ -257,10 +248,6 @@ def _checked(anomaly_map: np.ndarray, mask: Mask) -> tuple[np.ndarray, Regions]:
             "the image that gave them (spg-pipe score), and for NaN in the detector."
         )
     return scores, mask if isinstance(mask, Regions) else Regions.of(mask)
-
-
-def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
 def _ordered_bits(scores: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Threshold metrics from pixel counts per score group: AUROC, AP, F1-max, and curves to plot.
+"""Threshold metrics from pixel counts per score group: AUROC, AP, F1-max, AUPRO, curves to plot.
 
 Both accumulators end in the same value: `Groups`, the pixels that share a score (or a narrow range
 of scores) counted from the highest score down. Everything else is cumulative sums over groups.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+LIMITS = (0.05, 0.3, 1.0)  # of AUPRO: upper ends of the false-positive rate
 MAX_CURVE_POINTS = 500
 
 
@@ -104,6 +105,70 @@ def f1_max(groups: Groups) -> tuple[float, float]:
     f1[groups.anomalous == 0] = -1.0  # a threshold that only adds false positives
     best = len(f1) - 1 - int(np.argmax(f1[::-1]))
     return float(f1[best]), float(groups.score[best])
+
+
+def aupro(groups: Groups, limit: float) -> float:
+    """Area under the curve of mean region overlap over false-positive rate, up to a limit.
+
+    MVTec's definition: every distinct score is a threshold, each region weighs the same, the
+    false-positive rate is over all normal pixels; the curve starts at (0, 0), is interpolated
+    linearly at the limit, and the area is divided by the limit.
+
+    Parameters
+    ----------
+    groups : the category's pixels by score.
+    limit : upper end of the false-positive rate, in (0, 1].
+
+    Returns
+    -------
+    Area in [0, 1]; NaN without a region or without a normal pixel.
+    """
+    if groups.one_class:
+        return float("nan")
+    return _area_up_to(pro_curve(groups), limit)
+
+
+def aupro_range(groups: Groups, limit: float, tied: np.ndarray) -> tuple[float, float]:
+    """The lowest and highest AUPRO that any order of the pixels inside the groups can give.
+
+    Parameters
+    ----------
+    groups, limit : as for `aupro`.
+    tied : (G,) bool; groups whose pixels all have one score, so that nothing is in doubt.
+    """
+    if groups.one_class:
+        return float("nan"), float("nan")
+    fpr, pro = pro_curve(groups)
+    # A corner before each group's end: normal pixels first runs along the lower edge of the
+    # group's box, anomalous pixels first along the upper one; of a tie it falls on its start.
+    low_x = np.where(tied, fpr[:-1], fpr[1:])
+    high_y = np.where(tied, pro[:-1], pro[1:])
+    lowest = Curve(_interleave(fpr, low_x), _interleave(pro, pro[:-1]))
+    highest = Curve(_interleave(fpr, fpr[:-1]), _interleave(pro, high_y))
+    return _area_up_to(lowest, limit), _area_up_to(highest, limit)
+
+
+def _area_up_to(curve: Curve, limit: float) -> float:
+    """Trapezoid area under a curve from x = 0 to x = limit, divided by the limit."""
+    end = int(np.searchsorted(curve.x, limit, side="right"))
+    x, y = curve.x[:end], curve.y[:end]
+    if end < len(curve.x):
+        step = (limit - x[-1]) / (curve.x[end] - x[-1])
+        x = np.append(x, limit)
+        y = np.append(y, y[-1] + step * (curve.y[end] - y[-1]))
+    return float(np.trapezoid(y, x) / limit)
+
+
+def pro_curve(groups: Groups) -> Curve:
+    """The PRO curve: (false-positive rate, mean region overlap), from (0, 0) to (1, 1)."""
+    fpr = groups.fp / groups.n_normal
+    return Curve(np.concatenate([[0.0], fpr]), np.concatenate([[0.0], groups.pro]))
+
+
+def _interleave(ends: np.ndarray, between: np.ndarray) -> np.ndarray:
+    merged = np.empty(len(ends) + len(between))
+    merged[0::2], merged[1::2] = ends, between
+    return merged
 
 
 def thin(curve: Curve) -> Curve:

@@ -59,9 +59,8 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, protocol: str = "exact
         )
     n_anomalous = int(truth.sum())
     n_normal = len(truth) - n_anomalous
-    values = (float("nan"),) * 4
-    if n_normal and n_anomalous:
-        values = _defined(truth, score, protocol)
+    both = n_normal and n_anomalous
+    values = _defined(truth, score, protocol) if both else (float("nan"),) * 4
     return ImageMetrics(*values, n_normal, n_anomalous, int((~known).sum()))
 
 

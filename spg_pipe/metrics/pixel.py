@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.metrics import aupro, curves
+from spg_pipe.metrics import curves
 from spg_pipe.metrics.curves import Curve, Groups
 
 MAX_ERROR = 1e-4  # a histogram that cannot promise this is replaced by a sort (docs/metrics.md)
@@ -74,16 +75,16 @@ def exact_metrics(groups: Groups, counts: Counts, accumulator: str) -> PixelMetr
         ap=curves.average_precision(groups),
         f1_max=f1,
         f1_threshold=threshold,
-        aupro={limit: aupro.aupro(groups, limit) for limit in aupro.LIMITS},
-        curves=plot_curves(groups),
+        aupro={limit: curves.aupro(groups, limit) for limit in curves.LIMITS},
+        curves=_plot_curves(groups),
     )
 
 
-def plot_curves(groups: Groups) -> dict[str, Curve]:
+def _plot_curves(groups: Groups) -> dict[str, Curve]:
     """ROC, precision-recall and PRO curves, at most 500 points each; empty with one class only."""
     if groups.one_class:
         return dict.fromkeys(("roc", "pr", "pro"), Curve(np.empty(0), np.empty(0)))
-    fpr, pro = aupro.vertices(groups)
+    fpr, pro = curves.pro_curve(groups)
     recall = groups.tp / groups.n_anomalous
     hit = groups.anomalous > 0  # precision at every threshold that adds an anomalous pixel
     precision = groups.tp[hit] / (groups.tp[hit] + groups.fp[hit])
@@ -127,7 +128,7 @@ def grouped_metrics(
         "f1_max": max(float(f1_best) - metrics.f1_max, 0.0),
     }
     for limit, value in metrics.aupro.items():
-        least, most = aupro.aupro_range(groups, limit, tied)
+        least, most = curves.aupro_range(groups, limit, tied)
         bounds[f"aupro_{limit}"] = max(value - least, most - value, 0.0)
     return replace(metrics, ap=(low + high) / 2, error_bounds=bounds)
 
@@ -142,3 +143,21 @@ def _ap_range(groups: Groups, fp_best: np.ndarray, tied: np.ndarray) -> tuple[fl
     low = inside - fp * np.log1p(inside / (tp - inside + fp + 0.5))
     low = np.where(tied[hit], high, low)
     return float(low.sum() / groups.n_anomalous), float(high.sum() / groups.n_anomalous)
+
+
+class CurvePoint(NamedTuple):
+    """A point of a category's curve."""
+
+    category: str
+    curve: str  # "roc", "pr" or "pro"
+    x: float  # in [0, 1]
+    y: float
+
+
+def curve_points(category: str, pixel_metrics: PixelMetrics) -> list[CurvePoint]:
+    """The curves of a category, in the order in which they are drawn."""
+    return [
+        CurvePoint(category, name, float(x), float(y))
+        for name, curve in pixel_metrics.curves.items()
+        for x, y in zip(curve.x, curve.y, strict=True)
+    ]

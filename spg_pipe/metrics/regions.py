@@ -23,21 +23,17 @@ class Regions:
     @classmethod
     def of(cls, mask: np.ndarray) -> Regions:
         """Label a mask (H, W) of any dtype; non-zero is anomalous."""
-        places = np.flatnonzero(mask)
-        if not len(places):
-            return cls.none((mask.shape[0], mask.shape[1]))
-        rows, columns = np.divmod(places, mask.shape[1])
+        height, width = mask.shape
+        rows, columns, regions, n = _anomalous(mask)
+        if not n:
+            return cls.none((height, width))
+        places = rows * width + columns
         new = np.concatenate([[True], (np.diff(places) != 1) | (columns[1:] == 0)])
         firsts = np.flatnonzero(new)
-        lengths = np.diff(firsts, append=len(places))
-        # Regions lie in the defects' bounding box, mostly a small part of the image.
-        top, left = rows[0], columns.min()
-        labels, n = label_regions(mask[top : rows[-1] + 1, left : columns.max() + 1])
-        region = labels[rows[firsts] - top, columns[firsts] - left]
+        region, lengths = regions[firsts], np.diff(firsts, append=len(places))
         area = np.bincount(region, weights=lengths)[region]
         kept = (places[firsts], lengths, area)
-        starts, lengths, areas = (values.astype(np.int32) for values in kept)
-        return cls((mask.shape[0], mask.shape[1]), n, starts, lengths, areas)
+        return cls((height, width), n, *(values.astype(np.int32) for values in kept))
 
     @classmethod
     def none(cls, shape: tuple[int, int]) -> Regions:
@@ -78,6 +74,19 @@ def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, int(n)
 
 
+def _anomalous(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Row, column and region of each anomalous pixel (A,), in row-major order; and how many."""
+    marked_rows = np.flatnonzero(mask.any(axis=1))
+    if not len(marked_rows):
+        return marked_rows, marked_rows, marked_rows, 0
+    # Regions lie in the defects' bounding box, mostly a small part of the image.
+    marked_columns = np.flatnonzero(mask.any(axis=0))
+    top, left = marked_rows[0], marked_columns[0]
+    labels, n = label_regions(mask[top : marked_rows[-1] + 1, left : marked_columns[-1] + 1])
+    rows, columns = np.nonzero(labels)
+    return rows + top, columns + left, labels[rows, columns], n
+
+
 def vanished_regions(original_mask: np.ndarray, resized_mask: np.ndarray) -> int:
     """Count the regions of the original mask that have no pixel left in the resized one.
 
@@ -89,18 +98,8 @@ def vanished_regions(original_mask: np.ndarray, resized_mask: np.ndarray) -> int
     original_mask : (H, W), non-zero is anomalous.
     resized_mask : (h, w), the same mask at another size.
     """
-    marked_rows = np.flatnonzero(original_mask.any(axis=1))
-    if not len(marked_rows):
-        return 0
-    # Regions lie in the defects' bounding box, mostly a small part of the image.
-    marked_columns = np.flatnonzero(original_mask.any(axis=0))
-    top, left = marked_rows[0], marked_columns[0]
-    box = original_mask[top : marked_rows[-1] + 1, left : marked_columns[-1] + 1]
-    labels, n = label_regions(box)
-    rows, columns = np.nonzero(labels)
-    region = labels[rows, columns]
-    rows, columns = rows + top, columns + left
+    rows, columns, regions, n = _anomalous(original_mask)
     (height, width), (h, w) = original_mask.shape, resized_mask.shape
     # Centres (y + 1/2)·h/H in integers, so that no rounding decides which pixel they fall in.
     landed = resized_mask[(2 * rows + 1) * h // (2 * height), (2 * columns + 1) * w // (2 * width)]
-    return n - int(np.count_nonzero(np.bincount(region[landed != 0], minlength=n + 1)))
+    return n - int(np.count_nonzero(np.bincount(regions[landed != 0], minlength=n + 1)))

@@ -7,15 +7,14 @@ A monotone change of the scores moves it, and so does one outlier pixel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import curves
 from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
 from spg_pipe.metrics.curves import Curve
-from spg_pipe.metrics.pixel import PixelMetrics, plot_curves
+from spg_pipe.metrics.pixel import PixelMetrics
 
 STEPS = 200
 MAX_FPR = 0.3
@@ -47,18 +46,14 @@ def spg_metrics(accumulator: SortAccumulator) -> PixelMetrics:
     ------
     SpgError : where the reference fails with a ValueError; see `spg_pro`.
     """
-    groups, scores, pro = accumulator.groups(), accumulator.sorted(), spg_pro(accumulator)
-    f1, threshold = curves.f1_max(groups)
-    return PixelMetrics(
+    pro, scores, exact = spg_pro(accumulator), accumulator.sorted(), accumulator.compute()
+    return replace(
+        exact,
         protocol="spg",
-        accumulator="sort",
-        counts=accumulator.counts,
-        auroc=curves.auroc(groups),
-        ap=curves.average_precision(groups),
-        f1_max=f1,
-        f1_threshold=one_score_below(threshold, scores.normal, scores.anomalous),
+        f1_threshold=one_score_below(exact.f1_threshold, scores.normal, scores.anomalous),
+        aupro={},
         pro={"fast": pro.fast, "slow": pro.slow},
-        curves=plot_curves(groups) | {"pro": pro.curve},
+        curves={**exact.curves, "pro": pro.curve},
     )
 
 

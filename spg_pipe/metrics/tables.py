@@ -5,18 +5,21 @@ NaN stands for an undefined metric. `flat_rows` gives what CSV files and JSON fo
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.aupro import LIMITS
+from spg_pipe.metrics.curves import LIMITS
 from spg_pipe.metrics.image_level import image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
 
-Cell = str | int | float | None | Sequence[str] | Mapping[str, int]
+Cell = str | int | float | None | Sequence[str | int | None] | Mapping[str, int]
 
 ZERO_SHOT = "labelled auxiliary set"
 """The supervision of a detector alone, unless the defects of its auxiliary set were painted."""
@@ -121,11 +124,8 @@ def category_metrics(
 
     Parameters
     ----------
-    category : its name.
-    image_labels : (I,) integers: 0 normal, 1 anomalous, 255 unknown (left out and counted).
-    image_scores : (I,) floats.
+    image_labels, image_scores : (I,), as `image_metrics` takes them.
     pixel_metrics : of the images that have a mask; None if none has.
-    protocol : of the table, "exact" or "spg".
     images_without_mask, vanished_regions : go into the counts.
 
     Raises
@@ -279,8 +279,33 @@ def flat_rows(table: MetricsTable) -> list[dict[str, Cell]]:
             "undefined": row.undefined,
         }
         if table.seeds:
-            flat["seeds"] = list(map(str, table.seeds))
+            flat["seeds"] = list(table.seeds)
         if row is table.mean:
             flat["categories"] = row.categories
         rows.append(flat)
     return rows
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as CSV: columns in the order of their first appearance, floats in full.
+
+    NaN is "nan", a list "a;b", a mapping "a=1;b=2"; a column that a row lacks stays empty. The
+    file appears whole or not at all.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, Mapping):
+        return ";".join(f"{k}={v}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ";".join(map(str, value))
+    return value

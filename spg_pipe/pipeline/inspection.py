@@ -49,7 +49,7 @@ def _detector(path: Path) -> dict[str, Any]:
 
     detector = Detector.load(path)
     keys = {"auxiliary", "seed", "protocol", "detection", "guides", "rule", "licences"}
-    backbone = detector.backbone
+    backbone = detector.record.backbone
     return {
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
         "image_size": backbone.preprocess.size,
@@ -65,8 +65,8 @@ def _scores(path: Path) -> dict[str, Any]:
     keys = {"dataset", "split", "detector", "rule", "licences", "fingerprint"}
     scores = Scores.load(path)
     return {
-        "method": scores.method,
-        "supervision": scores.supervision,
+        "method": scores.record.method,
+        "supervision": scores.record.supervision,
         "images": len(scores.table),
         "score_min": float(scores.table["score"].min()),
         "score_max": float(scores.table["score"].max()),

@@ -47,7 +47,7 @@ def score_few_shot(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, seen_of
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, says, seen_of
     from spg_pipe.bank.fusion import require_fusible
 
     if alone and (detector or aux or seed is not None):
@@ -63,7 +63,7 @@ def score_few_shot(
             require_fusible(each, options)
     normal = _store_of_normals(run, normals)
     banks = banks_of([normal], features, run.params.bank, device=choose_device(run.device))
-    run.console.say(f"{banks.supervision}, from {normal.path}")
+    run.console.say(f"{says(seen_of(banks.rows))}, from {normal.path}")
     if copies := sum(images.copies for images in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
     written = []
@@ -91,7 +91,7 @@ def _score_one(
     content = {
         "detector": judge.fingerprint if judge else None,
         "store": features.fingerprint,
-        "normals": banks.fingerprint,
+        "normals": banks.origin.normals,
         "bank": run.params.bank.model_dump(mode="json"),
         "score": options and options.model_dump(mode="json"),
     }

@@ -26,7 +26,7 @@ def note_own_images(
     dataset, store
         The target.
     """
-    if not detector.painted_on:
+    if not detector.record.painted_on:
         return
     from spg_pipe.datasets.contents import content_ids
 

@@ -92,7 +92,7 @@ def predict_folder(
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(f"  {licence}")
-    painted = detector.painted_on and not (normals and normals.alone)
+    painted = detector.record.painted_on and not (normals and normals.alone)
     contents = content_ids(images.paths) if painted else set()
     if note := detector.own_images_note(str(source), contents):
         console.say(note)

@@ -244,6 +244,6 @@ def report(run: RecipeRun) -> Path:
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
     with run.console.progress("report", "categories") as update:
-        path = build_report(params, paths, paths.report, runs=runs, progress=update)
+        path = build_report(params, paths, paths.report, runs, progress=update)
     run.console.say(f"Report → {path}")
     return path

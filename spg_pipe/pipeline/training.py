@@ -1,8 +1,8 @@
 """Feature stores of auxiliary sets → SAEs → detectors."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,30 +70,6 @@ def _train_sae(
     return path
 
 
-def _by_stream(
-    wanted: "list[tuple[RecipeRun, DetectorPlan]]",
-    train: "Callable[[list[tuple[RecipeRun, DetectorPlan]]], list[Path]]",
-) -> list[Path]:
-    """Train what sees the same batches together; the places in the order of `wanted`."""
-    places: dict[int, Path] = {}
-    for stream in dict.fromkeys(job.stream for _, job in wanted):
-        chosen = [number for number, (_, job) in enumerate(wanted) if job.stream == stream]
-        places |= dict(zip(chosen, train([wanted[n] for n in chosen]), strict=True))
-    return [places[number] for number in range(len(wanted))]
-
-
-def _checkpoints(
-    jobs: "list[tuple[RecipeRun, DetectorPlan]]", artefact: Path, *determining: object
-) -> Checkpoints:
-    """Of a pass: beside its first artefact, under a name of its own if it makes several."""
-    run = jobs[0][0]
-    if len(jobs) > 1:
-        content = {"pass": determining, "runs": [job.settings() for _, job in jobs]}
-        artefact = with_suffix_hash(artefact, fingerprint(content))
-    device = choose_device(run.device)
-    return Checkpoints(checkpoint_path(artefact), device, say=run.console.say)
-
-
 def _quality_line(layer: str, quality: "LayerQuality") -> str:
     alone = "".join(f", first {p} {r2:.3f}" for p, r2 in quality.r2_prefixes.items())
     return (
@@ -116,7 +92,6 @@ def train_guides_together(
     *,
     store: Path | None = None,
     sae: Path | None = None,
-    order_seed: int | None = None,
 ) -> list[Path]:
     """FeatureStore + SparseAutoencoders → a Detector for every setting and seed.
 
@@ -126,8 +101,6 @@ def train_guides_together(
     ----------
     runs : sequence of RecipeRun
         One for each setting: they differ in `sae`, `guides`, `decision` and `score` alone.
-    order_seed : int, optional
-        Trained guides see the images in this order, whatever their seed, and so share a pass.
 
     Returns
     -------
@@ -140,51 +113,51 @@ def train_guides_together(
 
     features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
-    wanted = []
+    jobs = []
     for run, seed in itertools.product(runs, seeds):
-        source = sae or checked_sae(run, features, aux, seed)
-        plan = DetectorPlan.of(run.params, loaded(source), seed)
-        wanted.append((run, plan if order_seed is None else plan.ordered_by(order_seed)))
-    given = ({"store": features.fingerprint} if store else {}) | (
-        {"sae": loaded(sae).record.fingerprint} if sae else {}
-    )
-    fit = partial(_detectors_together, features=features, aux=aux, given=given)
-    places = _by_stream(wanted, fit)
+        saes = loaded(sae or checked_sae(run, features, aux, seed))
+        jobs.append((run, DetectorPlan.of(run.params, saes, seed)))
+    given = {"store": features.fingerprint} if store else {}
+    if sae:
+        given["sae"] = loaded(sae).record.fingerprint
+    for stream in dict.fromkeys(plan.stream for _, plan in jobs):
+        together = [(run, plan) for run, plan in jobs if plan.stream == stream]
+        _train_together(together, features, aux, given)
     for note in training_notes(features):
         runs[0].console.say(f"  note: {note}")
-    return places
+    return [run.paths.detector(aux, plan.seed, given) for run, plan in jobs]
 
 
-def _detectors_together(
+def _train_together(
     jobs: "list[tuple[RecipeRun, DetectorPlan]]",
     features: "FeatureStore",
     aux: str,
-    *,
     given: Mapping[str, str],
-) -> list[Path]:
+) -> None:
     """One pass an epoch; its checkpoint lies beside the first detector."""
     from spg_pipe.detector.make import make_detectors
 
     run, seed = jobs[0][0], jobs[0][1].seed
+    path, device = run.paths.detector(aux, seed, given), choose_device(run.device)
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
-    place, method = run.paths.detector(aux, seed, given), run.params.method.model_dump(mode="json")
-    checkpoints = _checkpoints(jobs, place, features.fingerprint, method)
+    if several:  # the pass has a name of its own
+        shared = [features.fingerprint, run.params.method.model_dump(mode="json")]
+        content = {"pass": shared, "runs": [plan.settings() for _, plan in jobs]}
+        path = with_suffix_hash(path, fingerprint(content))
+    checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = make_detectors(
             features,
             [plan for _, plan in jobs],
-            device=choose_device(run.device),
+            device=device,
             cache=run.cache,
             progress=update,
             checkpoints=checkpoints,
             say=lambda note: run.console.say(f"  note: {note}"),
         )
-    paths = []
-    for (one, job), (detector, curve) in zip(jobs, results, strict=True):
-        path = one.paths.detector(aux, job.seed, given)
+    for (owner, plan), (detector, curve) in zip(jobs, results, strict=True):
+        path = owner.paths.detector(aux, plan.seed, given)
         lines = [",".join(f"{value:.8g}" for value in row.values()) for row in curve]
         detector.save(path, "\n".join([",".join(curve[0]), *lines, ""]) if curve else "")
-        one.console.say(f"Detector of {aux}, seed {job.seed} → {path}")
-        paths.append(path)
+        owner.console.say(f"Detector of {aux}, seed {plan.seed} → {path}")
     checkpoints.remove()
-    return paths

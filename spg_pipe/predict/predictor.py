@@ -62,7 +62,8 @@ class Predictor:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
             return supervision_of(None if self.alone else self.detector, [self.bank.images])
-        return "" if self.detector.supervision == ZERO_SHOT else self.detector.supervision
+        supervision = self.detector.supervision
+        return "" if supervision == ZERO_SHOT else supervision
 
     def tokens(self, pixels: Sequence[np.ndarray]) -> tuple[Tokens, Grids]:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
@@ -103,7 +104,7 @@ def load_predictor(
     SpgError
         If the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
-    spec = detector.backbone
+    spec = detector.record.backbone
     check_sides(tiles, spec)
     backbone = backbones.load_backbone(
         spec.alias,

@@ -1,11 +1,10 @@
 """The HTML report: one folder that opens anywhere, without scripts and without a network."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.layouts.catalogue import honours_exif
@@ -59,9 +58,9 @@ def build_report(
     params: Params,
     paths: Paths,
     out: Path,
+    runs: inputs.RunFiles,
     *,
-    runs: inputs.RunFiles | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Write the report of a recipe as a folder: index.html, maps/, curves/.
 
@@ -72,8 +71,8 @@ def build_report(
         Where the recipe's artefacts are.
     out : Path
         The folder; replaced as a whole.
-    runs : dict of (auxiliary, target, seed) → (metrics file, scores folder), optional
-        What to show; the others are named as missing. Default: what lies at the recipe's paths.
+    runs : dict of (auxiliary, target, seed) → (metrics file, its scores' folder)
+        What to show, at least one; the others are named as missing.
     progress : callable (categories done, categories in all), optional
 
     Returns
@@ -84,20 +83,15 @@ def build_report(
     Raises
     ------
     SpgError
-        If no direction has metrics, metrics and scores do not belong together, or `out` holds
-        something else than a report.
+        If `out` holds something else than a report, or an artefact is damaged.
     """
+    from PIL import Image
+
     _check_replaceable(out)
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     total = sum(len(_categories(direction)) for direction in directions)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
+    done = itertools.count(1)
 
     first = directions[0].runs[0]
     reported = [direction.direction for direction in directions]
@@ -105,7 +99,7 @@ def build_report(
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
-        _write_png(folder / "scale.png", colour_bar())
+        Image.fromarray(colour_bar()).save(folder / "scale.png")
         page = _render(
             name=params.name,
             summary=facts.summary(directions),
@@ -114,7 +108,10 @@ def build_report(
             fitting=facts.fitting_table(directions),
             reading=kinds.map_reading(first.rule),
             image_score=kinds.image_score_in_words(first.rule),
-            sections=[_direction_section(way, folder, advance) for way in directions],
+            sections=[
+                _direction_section(way, folder, lambda: progress(next(done), total))
+                for way in directions
+            ],
             training=_training_sections(auxiliaries, folder),
             data=_data_sections(params, paths, directions),
             licences=facts.licences(directions),
@@ -189,7 +186,9 @@ def _data_sections(
 ) -> dict[str, Sequence[str]]:
     """Title of a dataset → what its manifest remarks."""
     sections: dict[str, Sequence[str]] = {}
-    names = dict.fromkeys(n for d in directions for n in (d.direction.aux, d.direction.target))
+    names = dict.fromkeys(
+        name for way in directions for name in (way.direction.aux, way.direction.target)
+    )
     for name in names:
         dataset = params.dataset(name)
         manifest = inputs.read_manifest(paths, dataset)
@@ -217,9 +216,3 @@ def _render(**content: Any) -> str:
         "counts_table": tables.counts_table,
     }
     return environment.get_template("report.html.jinja").render(**content)
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, format="PNG")

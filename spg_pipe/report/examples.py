@@ -16,7 +16,6 @@ from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.report import render
 from spg_pipe.report.inputs import DirectionRuns
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ LONGEST = 320
 """Longest side of a picture in the page's folder, pixels."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
+_RINGS = ((255, 255, 255), (0, 0, 0))
+"""An outline's inner and outer line: one of them contrasts with any picture."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def draw(
 ) -> list[Picture]:
     """Write the pictures of some examples into `folder`/`name`-….jpg."""
     scores, store = direction.runs[0].scores, direction.store
-    low, high = shown_range(log_odds=scores.log_odds)
+    low, high = shown_range(log_odds=scores.record.log_odds)
     rows = np.array([example.image for example in examples], dtype=int)
     # All at once, because a chunk of the scores holds many images.
     maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
@@ -161,15 +162,16 @@ def draw(
     for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
         row = scores.table.iloc[example.image]
         photograph = _photograph(direction.dataset.root / example.path, exif)
-        size = render.fitted_size((int(row["height"]), int(row["width"])), LONGEST)
-        if photograph is not None:
-            size = photograph.shape[:2]
-        under = np.full((*size, 3), 128, np.uint8) if photograph is None else photograph
+        under = photograph
+        if under is None:
+            size = fitted_size((int(row["height"]), int(row["width"])), LONGEST)
+            under = np.full((*size, 3), 128, np.uint8)
+        size = (under.shape[0], under.shape[1])
         heat_map = heat_maps.overlay(under, resize_maps(small[None], size)[0], low=low, high=high)
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
         if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
-            heat_map = render.outline(heat_map, resize_mask(mask, size))
+            heat_map = outline(heat_map, resize_mask(mask, size))
         stem = f"{name}-{number}"
         if photograph is not None:
             _save(photograph, folder / f"{stem}-image.jpg")
@@ -190,7 +192,7 @@ def draw(
 def _photograph(path: Path, exif: bool) -> np.ndarray | None:
     """A photograph at the page's size, (H, W, 3) uint8; None if it cannot be read."""
     try:
-        return render.fit(heat_maps.eight_bit(read_image(path, exif=exif)), LONGEST)
+        return fit(heat_maps.eight_bit(read_image(path, exif=exif)), LONGEST)
     except SpgError:
         return None
 
@@ -199,3 +201,35 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)
+
+
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
+
+    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
+    """
+    from scipy.ndimage import binary_dilation
+
+    out = image.copy()
+    inside = mask > 0
+    for colour in _RINGS:
+        grown = binary_dilation(inside, np.ones((3, 3), bool))
+        out[grown & ~inside] = colour
+        inside = grown
+    return out
+
+
+def fit(image: np.ndarray, longest: int) -> np.ndarray:
+    """Shrink an image (H, W, 3) uint8 to at most `longest` pixels a side, aspect ratio kept."""
+    from PIL import Image
+
+    height, width = fitted_size(image.shape[:2], longest)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def fitted_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """(height, width) of an image of `size` with at most `longest` pixels a side."""
+    factor = min(1.0, longest / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

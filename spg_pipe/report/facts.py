@@ -1,5 +1,6 @@
 """What stands behind the numbers, read from the artefacts: settings, training, origin, licences."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from spg_pipe.decision.maps import SIGMA
@@ -112,7 +113,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, fl
     for run in runs:
         for layer, values in run.quality.items():
             rare = values.almost_dead_share
-            row = {
+            cells = {
                 "SAE": f"seed {run.seed}, layer {layer}",
                 "R²": f"{values.r2:.3f}",
                 "L0": f"{values.l0:.1f}",
@@ -122,7 +123,7 @@ def sae_table(aux: str, runs: Sequence[AuxiliaryRun], stability: Mapping[str, fl
                 "Tokens seen": f"{values.tokens_seen:,}",
                 "Epochs": f"{values.epochs:.2f}",
             }
-            rows.append(row)
+            rows.append(cells)
     gone = [str(run.seed) for run in runs if not run.quality]
     notes = [
         "R²: share of the tokens' variance that the reconstruction explains. L0: mean number of "
@@ -144,13 +145,8 @@ def licences(directions: Sequence[DirectionRuns]) -> list[tuple[str, bool]]:
     """Licences of data and weights that the scores carry; True where they forbid commerce."""
     runs = [run for direction in directions for run in direction.runs]
     every = {licence for run in runs for licence in run.scores.record.licences}
-    return [(licence, non_commercial(licence)) for licence in sorted(every)]
-
-
-def non_commercial(licence: str) -> bool:
-    """Whether a licence's text speaks of non-commercial use."""
-    text = licence.lower().replace("noncommercial", "non-commercial")
-    return "non-commercial" in text or "-nc" in text
+    forbidding = re.compile(r"non-?commercial|-nc", re.IGNORECASE)
+    return [(licence, bool(forbidding.search(licence))) for licence in sorted(every)]
 
 
 def provenance_table(
@@ -172,14 +168,10 @@ def provenance_table(
                 "Target manifest": manifest,
                 "Weights": scored.backbone.weights_sha256,
             }
-            short = {name: _short(value) for name, value in fingerprints.items()}
+            short = {name: (whole or UNDEFINED)[:_SHORT] for name, whole in fingerprints.items()}
             rows.append({"Run": f"{direction.title}, seed {run.seed}"} | short)
     note = f"The first {_SHORT} of 64 hex digits; the artefacts hold them whole."
     return Table.of("Fingerprints (SHA-256).", rows, [note])
-
-
-def _short(fingerprint: str | None) -> str:
-    return fingerprint[:_SHORT] if fingerprint else UNDEFINED
 
 
 def versions_table(directions: Sequence[DirectionRuns]) -> Table:

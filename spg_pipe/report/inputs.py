@@ -1,7 +1,7 @@
 """What the report reads: the artefacts of a recipe, each with the fingerprint that is asked for.
 
-Metrics and Scores must be there. A store, a manifest, an SAE or a detector may have been replaced
-or removed since; the page then says so.
+Metrics and Scores are there, checked by the caller. A store, a manifest, an SAE or a detector may
+have been replaced or removed since; the page then says so.
 """
 
 import csv
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 RunFiles = dict[tuple[str, str, int], tuple[Path, Path]]
-"""(auxiliary, target, seed) → metrics file and scores folder."""
+"""(auxiliary, target, seed) → metrics file and the scores folder that it was computed from."""
 
 
 @dataclass(frozen=True)
@@ -90,59 +90,36 @@ class AuxiliaryRun:
     """Empty for contrast guides, too."""
 
 
-def read_directions(
-    params: Params, paths: Paths, runs: RunFiles | None = None
-) -> list[DirectionRuns]:
-    """Every direction of the recipe that has metrics: those of `runs`, or at the recipe's paths.
-
-    Raises
-    ------
-    SpgError
-        If none has, or metrics do not belong to the scores that are there.
-    """
-    if runs is None:
-        keys = [(d.aux, d.target, seed) for d in params.directions for seed in params.seeds]
-        every = {key: (paths.metrics(*key), paths.scores(*key)) for key in keys}
-        runs = {key: files for key, files in every.items() if files[0].is_file()}
-    directions = [_direction(params, paths, direction, runs) for direction in params.directions]
-    with_runs = [direction for direction in directions if direction.runs]
-    if not with_runs:
-        first = params.directions[0]
-        file = paths.metrics(first.aux, first.target, params.seeds[0])
-        raise SpgError(
-            f"There are no metrics to report: {file} does not exist, nor do those of the other "
-            "directions and seeds. Run `spg-pipe evaluate`, or the whole pipeline with "
-            "`dvc repro`."
-        )
-    return with_runs
+def read_directions(params: Params, paths: Paths, runs: RunFiles) -> list[DirectionRuns]:
+    """Every direction of the recipe that has metrics."""
+    ways = [
+        way for way in params.directions if any(key[:2] == (way.aux, way.target) for key in runs)
+    ]
+    return [_direction(params, paths, way, runs) for way in ways]
 
 
 def _direction(
     params: Params, paths: Paths, direction: Direction, files: RunFiles
 ) -> DirectionRuns:
+    from spg_pipe.store.reader import FeatureStore
+
     aux, target = direction.aux, direction.target
     seeds = [seed for seed in params.seeds if (aux, target, seed) in files]
-    runs = tuple(_seed_run(*files[aux, target, seed], target, seed) for seed in seeds)
+    runs = tuple(_seed_run(*files[aux, target, seed], seed) for seed in seeds)
     dataset = params.dataset(target)
+    store = FeatureStore(paths.store(target)) if paths.store(target).is_dir() else None
+    if store and store.fingerprint != runs[0].scores.record.store:
+        store = None
     published = [p for p in params.published if (p.aux, p.target) == (aux, target)]
     return DirectionRuns(
         direction=direction,
         dataset=dataset,
         runs=runs,
         missing_seeds=tuple(seed for seed in params.seeds if seed not in seeds),
-        store=_store(paths.store(target), runs[0].scores.record.store) if runs else None,
+        store=store,
         manifest=read_manifest(paths, dataset),
         published=published[0] if published else None,
     )
-
-
-def _store(path: Path, wanted: str) -> "FeatureStore | None":
-    from spg_pipe.store.reader import FeatureStore
-
-    if not path.is_dir():
-        return None
-    store = FeatureStore(path)
-    return store if store.fingerprint == wanted else None
 
 
 def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
@@ -151,27 +128,16 @@ def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
     return Manifest.load(path, root=dataset.root) if path.is_file() else None
 
 
-def _seed_run(path: Path, folder: Path, target: str, seed: int) -> SeedRun:
+def _seed_run(path: Path, folder: Path, seed: int) -> SeedRun:
     from spg_pipe.detector.scores import Scores
 
-    metrics = read_metrics(path)
-    wanted = metrics.provenance.scores
-    scores = Scores.load(folder) if folder.is_dir() else None
-    if scores is None or scores.record.fingerprint != wanted:
-        raise SpgError(
-            f"{path} was computed from scores with fingerprint {wanted[:8]}, and {folder} does not "
-            f"hold them: they were replaced or removed. Run `spg-pipe score --split {target}` and "
-            f"`spg-pipe evaluate --split {target}` again."
-        )
+    scores = Scores.load(folder)
     detector, rule = scores.record.detector, scores.record.rule
     if detector is None or rule is None:
-        raise SpgError(
-            f"{folder} was made without a detector, and the report is of detectors. Run "
-            f"`spg-pipe score --split {target}`."
-        )
+        raise SpgError(f"{folder} was made without a detector. Run `spg-pipe score`.")
     points = read_csv(path.parent / "curves" / f"{path.stem}-categories.csv")
     curves = (CurvePoint(p["category"], p["curve"], float(p["x"]), float(p["y"])) for p in points)
-    return SeedRun(seed, metrics, tuple(curves), scores, detector, rule)
+    return SeedRun(seed, read_metrics(path), tuple(curves), scores, detector, rule)
 
 
 def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from spg_pipe.decision.maps import SHOWN
-from spg_pipe.decision.rules import Additive, Published, Rule
+from spg_pipe.decision.rules import ALPHA, Additive, Published, Rule
 from spg_pipe.guides.kinds import ContrastGuides, Guides, TrainedGuides
 from spg_pipe.recipe.params import ImageScore
 
@@ -12,7 +12,7 @@ _PUBLISHED: dict[ImageScore, str] = {
     "cls": "the probability of the detection feature",
     "top_mean": "the mean of the map's highest values",
     "log_mean_exp": "the log-mean-exp of the map",
-    "mix": "the mean of the map's maximum and the detection feature's probability",
+    "mix": f"{ALPHA:g} × the detection feature's probability + {1 - ALPHA:g} × the map's maximum",
 }
 
 
@@ -72,19 +72,10 @@ def map_reading(rule: Rule) -> MapReading:
 
 def has_temperature(guides: Guides, rule: Rule) -> bool:
     """Whether τ has a part in the numbers."""
-    match guides, rule:
-        case ContrastGuides(), Additive():
-            return False
-        case _:
-            return True
+    return isinstance(guides, TrainedGuides) or isinstance(rule, Published)
 
 
 def has_detection_feature(guides: Guides, rule: Rule) -> bool:
     """Whether one feature stands for an image: in training, or in the published image score."""
-    match guides, rule:
-        case TrainedGuides(), _:
-            return True
-        case _, Published(image_score="cls" | "mix"):
-            return True
-        case _:
-            return False
+    in_score = isinstance(rule, Published) and rule.image_score in ("cls", "mix")
+    return isinstance(guides, TrainedGuides) or in_score

@@ -7,18 +7,9 @@ from textwrap import fill
 
 from spg_pipe.metrics import MetricsTable
 from spg_pipe.recipe.params import PublishedFigure
-from spg_pipe.report.tables import Table, metrics_table
+from spg_pipe.report.tables import LABELS, Table, metrics_table
 
-COLUMNS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1_max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1_max",
-    "pixel_aupro_0.3",
-    "pixel_pro_fast",
-)
+COLUMNS = [*list(LABELS)[:7], "pixel_pro_fast"]
 """AUPRO@0.3 in protocol exact, the reference's PRO in protocol spg."""
 _WIDEST = 10_000
 

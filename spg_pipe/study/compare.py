@@ -23,7 +23,6 @@ from spg_pipe.recipe.params import MetricParams
 from spg_pipe.report.tables import LABELS, Table, digits
 from spg_pipe.report.text import plain
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.choose import NORMALS
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import MUTUAL, Entry, Ready, Stores, entries
@@ -52,7 +51,7 @@ class Judged(NamedTuple):
     artefacts: tuple[str, ...]
 
 
-def compare(run: RecipeRun, *, normals: int = NORMALS) -> Comparison:
+def compare(run: RecipeRun, *, normals: int = 4) -> Comparison:
     """Every method on every direction of the recipe, from finished stores.
 
     SAEs and guides that are missing are made. Few-shot methods take images of the target's train

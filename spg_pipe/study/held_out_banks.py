@@ -47,14 +47,10 @@ def judge_banks(
 
     Parameters
     ----------
-    store : FeatureStore
-        The auxiliary set.
     candidate : Candidate
         How guides and decision are made.
-    normals : int
-        Normal images of a bank. A category with fewer than one more in a part is left out of it.
-    seed : int
-        Of the draw of these images.
+    normals, seed : int
+        Images of a bank, and of their draw. A category needs one more in a part, or is left out.
     progress : callable (parts done, parts in all), optional
 
     Raises
@@ -76,8 +72,8 @@ def judge_banks(
     for number, part in enumerate(shared.parts, 1):
         decided = shared.decide(candidate, part)
         each = [
-            _judge_category(store, shared, decided, rows, drawn, banks, device)
-            for rows, drawn in _targets(store, shared, part, normals, seed)
+            _judge_category(store, shared, decided, target, banks, device)
+            for target in _targets(store, shared, part, normals, seed)
         ]
         if each:
             for judgement, of_bank in zip(judgements, zip(*each, strict=True), strict=True):
@@ -114,13 +110,12 @@ def _judge_category(
     store: FeatureStore,
     shared: PartsSeen,
     decided: tuple[Decision, int],
-    rows: np.ndarray,
-    drawn: np.ndarray,
+    target: tuple[np.ndarray, np.ndarray],
     banks: Sequence[BankParams],
     device: str,
 ) -> list[Figures]:
     """Figures of every setting; those that differ in weight and share alone have one search."""
-    decision, which = decided
+    (decision, which), (rows, drawn) = decided, target
     images, by_guides = np.flatnonzero(rows), shared.image_scores(decision, which, rows)
 
     @cache

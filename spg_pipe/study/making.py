@@ -32,22 +32,17 @@ def guides_job(method: str, aux: str) -> str:
 
 def making_jobs(run: RecipeRun, stores: Stores) -> Iterator[Job]:
     """A job for everything trained that is not there yet; each gives `Costs`."""
-    seeds = run.params.seeds
     for aux in auxiliaries(run, stores):
-        store, saes = stores[aux], {seed: f"SAE of {aux}, seed {seed}" for seed in seeds}
+        store, saes = stores[aux], {s: f"SAE of {aux}, seed {s}" for s in run.params.seeds}
         for seed, name in saes.items():
             if not is_there(partial(checked_sae, run, store, aux, seed)):
                 yield Job(name, partial(_make_sae, run, aux, seed))
-        for method in TRAINED:
-            missing = [seed for seed in seeds if not _is_made(run, store, method, aux, seed)]
+        for method in (*TRAINED, PLUS):
+            missing = [seed for seed in saes if not _is_made(run, store, method, aux, seed)]
             if missing:
                 after = () if method == FREE else tuple(saes[seed] for seed in missing)
-                work = partial(_train_guides, run, method, aux, missing)
+                work = partial(_make_guides, run, method, aux, missing)
                 yield Job(guides_job(method, aux), work, after)
-        missing = [s for s in seeds if not is_there(partial(checked_detector, run, aux, s))]
-        if missing:
-            work = partial(_make_own, run, aux, missing)
-            yield Job(guides_job(PLUS, aux), work, tuple(saes[seed] for seed in missing))
 
 
 def _make_sae(run: RecipeRun, aux: str, seed: int) -> Costs:
@@ -56,25 +51,28 @@ def _make_sae(run: RecipeRun, aux: str, seed: int) -> Costs:
     return {SaeRun.load(path).record.fingerprint: cost}
 
 
-def _make_own(run: RecipeRun, aux: str, seeds: Sequence[int]) -> Costs:
-    """The recipe's own detectors, in one pass."""
+def _make_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> Costs:
+    """All seeds in one pass: each has a share of its time, and the memory of all."""
     with measured(idle_memory()) as cost:
-        paths = train_guides_together([run], aux, seeds)
-    return _shared(cost, [Detector.load(path) for path in paths])
+        if method == PLUS:
+            paths = train_guides_together([run], aux, seeds)
+            detectors = [Detector.load(path) for path in paths]
+        else:
+            detectors = _train_guides(run, method, aux, seeds)
+    each = Cost(cost.seconds / len(detectors), cost.mebibytes)
+    return {detector.fingerprint: each for detector in detectors}
 
 
-def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> Costs:
+def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> list[Detector]:
     """Guides as published; all seeds see the images in one order, and so share a pass an epoch."""
-    store = checked_store(run, find_dataset(run.params, aux))
-    with measured(idle_memory()) as cost:
-        plans = [_plan(run, store, method, aux, seed) for seed in seeds]
-        with run.console.progress(guides_job(method, aux)) as update:
-            made = make_detectors(
-                store, plans, device=choose_device(run.device), cache=run.cache, progress=update
-            )
-    for seed, (detector, _) in zip(seeds, made, strict=True):
+    store, device = checked_store(run, find_dataset(run.params, aux)), choose_device(run.device)
+    plans = [_plan(run, store, method, aux, seed) for seed in seeds]
+    with run.console.progress(guides_job(method, aux)) as update:
+        made = make_detectors(store, plans, device=device, cache=run.cache, progress=update)
+    detectors = [detector for detector, _ in made]
+    for seed, detector in zip(seeds, detectors, strict=True):
         detector.save(run.paths.compared_detector(method, aux, seed))
-    return _shared(cost, [detector for detector, _ in made])
+    return detectors
 
 
 def _plan(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> DetectorPlan:
@@ -87,7 +85,9 @@ def _plan(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int)
 
 
 def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> bool:
-    """Whether `_train_guides` has made it from this store and SAE with these settings."""
+    """Whether it is there, made from this store and SAE with these settings."""
+    if method == PLUS:
+        return is_there(partial(checked_detector, run, aux, seed))
     try:
         record = Detector.load(run.paths.compared_detector(method, aux, seed)).record
         plan = _plan(run, store, method, aux, seed)
@@ -97,9 +97,3 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
     wanted = (store.fingerprint, plan.saes.record.fingerprint, seed, plan.guides)
     method_held = (record.detection, record.protocol.name)
     return held == wanted and method_held == (plan.method.detection, plan.method.protocol)
-
-
-def _shared(cost: Cost, detectors: Sequence[Detector]) -> Costs:
-    """A seed's share of the time of all, and their memory together."""
-    each = Cost(cost.seconds / len(detectors), cost.mebibytes)
-    return {detector.fingerprint: each for detector in detectors}

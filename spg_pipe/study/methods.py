@@ -17,7 +17,6 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
-from spg_pipe.pipeline.checked import checked_detector
 from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
 from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.run import RecipeRun
@@ -89,8 +88,15 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
         for seed in run.params.seeds:
             logistic = partial(by_baseline, device, partial(logistic_regression, seed=seed), [path])
             for method, make, guides in (
-                (PLUS, partial(by_recipe, run, aux, seed), PLUS),
-                *((name, partial(by_trained, run, name, aux, seed), name) for name in TRAINED),
+                (PLUS, partial(by_detector, device, run.paths.detector(aux, seed)), PLUS),
+                *(
+                    (
+                        name,
+                        partial(by_detector, device, run.paths.compared_detector(name, aux, seed)),
+                        name,
+                    )
+                    for name in TRAINED
+                ),
                 ("logistic regression", logistic, None),
             ):
                 yield Entry(method, supervision, seed, aux, targets, make, guides)
@@ -142,7 +148,8 @@ def _few_shot(
     for way in (way for way in run.params.directions if way.target == target):
         both = f"{seen_in(stores[way.aux].synthetic)}; {supervision}"
         for seed in run.params.seeds:
-            make = partial(by_recipe_and_bank, run, place, paths, distances, way.aux, seed)
+            detector = run.paths.detector(way.aux, seed)
+            make = partial(by_bank, run, place, paths, detector, distances)
             name = f"{PLUS} + {few_shot.BANK}"
             yield Entry(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
 
@@ -167,14 +174,10 @@ def _normal_images(
     return tuple(dict.fromkeys(paths))
 
 
-def by_recipe(run: RecipeRun, aux: str, seed: int) -> Ready:
-    """The recipe's own detector."""
-    return _by_detector(run, Detector.load(checked_detector(run, aux, seed)))
-
-
-def by_trained(run: RecipeRun, method: str, aux: str, seed: int) -> Ready:
-    """Guides that were trained for the comparison alone (`making`)."""
-    return _by_detector(run, Detector.load(run.paths.compared_detector(method, aux, seed)))
+def by_detector(device: str, path: Path) -> Ready:
+    """A detector of the recipe, or one that was made for the comparison alone (`making`)."""
+    detector = Detector.load(path)
+    return Ready(partial(score_store, detector, device=device), _made_for(detector))
 
 
 def by_baseline(device: str, make: Callable[..., Baseline], stores: Sequence[Path]) -> Ready:
@@ -182,29 +185,25 @@ def by_baseline(device: str, make: Callable[..., Baseline], stores: Sequence[Pat
     return Ready(partial(score_patchwise, make(*map(FeatureStore, stores)), device=device))
 
 
-def by_bank(run: RecipeRun, target: Path, normals: Sequence[Path]) -> Ready:
-    """Nearest neighbours in a few normal images."""
-    banks, device = _banks(run, target, normals), choose_device(run.device)
-    return Ready(partial(few_shot.score_few_shot, None, banks, device=device))
-
-
-def by_recipe_and_bank(
-    run: RecipeRun, target: Path, normals: Sequence[Path], distances: Path, aux: str, seed: int
+def by_bank(
+    run: RecipeRun,
+    target: Path,
+    normals: Sequence[Path],
+    detector: Path | None = None,
+    distances: Path | None = None,
 ) -> Ready:
-    """The recipe's detector with the bank as one more addend; `distances` are the bank's scores."""
-    banks, device = _banks(run, target, normals), choose_device(run.device)
-    detector = Detector.load(checked_detector(run, aux, seed))
-    alone = Scores.load(distances)
-    score = partial(few_shot.score_few_shot, detector, banks, alone=alone, device=device)
-    return _by_detector(run, detector)._replace(score=score)
+    """Nearest neighbours in a few normal images, alone or as one more addend of a detector.
 
-
-def _by_detector(run: RecipeRun, detector: Detector) -> Ready:
-    saes = detector.record.sae
-    made = (detector.fingerprint, *([saes.fingerprint] if saes.params else []))  # axes are not made
-    return Ready(partial(score_store, detector, device=choose_device(run.device)), made)
-
-
-def _banks(run: RecipeRun, target: Path, normals: Sequence[Path]) -> few_shot.Banks:
+    `distances` are the scores of the bank alone.
+    """
     stores, device = [FeatureStore(path) for path in normals], choose_device(run.device)
-    return few_shot.banks_of(stores, FeatureStore(target), run.params.bank, device=device)
+    banks = few_shot.banks_of(stores, FeatureStore(target), run.params.bank, device=device)
+    loaded = Detector.load(detector) if detector else None
+    alone = Scores.load(distances) if distances else None
+    score = partial(few_shot.score_few_shot, loaded, banks, alone=alone, device=device)
+    return Ready(score, _made_for(loaded) if loaded else ())
+
+
+def _made_for(detector: Detector) -> tuple[str, ...]:
+    saes = detector.record.sae
+    return (detector.fingerprint, *([saes.fingerprint] if saes.params else []))  # axes: not made

@@ -211,7 +211,7 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     found = columns(tiled(TinyBackbone(), [SIZE, 2 * SIZE], overlap=0.0), large)
     np.testing.assert_allclose(found["score"], np.max([e["score"] for e in each], 0), rtol=1e-4)
     shares = sum(values for name, values in found.items() if name.startswith("share_"))
-    decision = detector.require_decision()
+    decision = detector.decision
     np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)
 
 

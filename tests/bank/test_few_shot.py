@@ -17,6 +17,7 @@ from spg_pipe.bank.few_shot import (
     note_of_known,
     says,
     score_few_shot,
+    seen_of,
 )
 from spg_pipe.bank.fusion import KNOWN
 from spg_pipe.bank.memory import MemoryBank
@@ -124,7 +125,7 @@ def test_copies_are_not_counted_and_two_different_images_are_needed(
 ) -> None:
     copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
     banks = banks_of([copied], tiny_store, PARAMS)
-    assert banks.supervision == "few-shot: 3 normal images of each category of the target"
+    assert says(seen_of(banks.rows)) == "few-shot: 3 normal images of each category of the target"
     assert [own.copies for own in banks.rows.values()] == [2, 2]
     single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1, copies=1)
     with pytest.raises(UnsuitableError, match="2 images of bolt, all copies of each other"):
@@ -152,7 +153,7 @@ def test_one_category_serves_another_name_and_several_need_their_own(
     nut = store_of_normals(tmp_path / "nut", "nut")
     banks = banks_of([bolt, nut], tiny_store, PARAMS)
     assert list(banks.of) == ["bolt", "nut"]
-    assert banks.fingerprint not in (bolt.fingerprint, nut.fingerprint)
+    assert banks.origin.normals not in (bolt.fingerprint, nut.fingerprint)
 
 
 def test_what_cannot_be_a_bank_of_this_target_is_refused(

@@ -17,7 +17,7 @@ from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
 from spg_pipe.decision.fit import fit_weights
 from spg_pipe.decision.measured import measure
-from spg_pipe.decision.model import MAP_TOP, Decision
+from spg_pipe.decision.model import MAP_TOP
 from spg_pipe.detector.make import make_detector, make_detectors
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
@@ -39,11 +39,6 @@ TRAINED = TrainedGuides(epochs=1)
 
 def detector_of(store: FeatureStore, saes: SaeRun, **changes: Any) -> Detector:
     return make_detector(store, additive_plan(saes, **changes))[0]
-
-
-def decision_of(detector: Detector) -> Decision:
-    assert detector.decision is not None
-    return detector.decision
 
 
 def two_classes(seed: int, gap: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,16 +87,16 @@ def test_components_that_are_switched_off_are_gone(
     tiny_store: FeatureStore, tiny_sae: SaeRun, tmp_path: Path
 ) -> None:
     everything = detector_of(tiny_store, tiny_sae)
-    assert set(decision_of(everything).terms) == {
+    assert set(everything.decision.terms) == {
         MAP_TOP,
         "cls",
         "mean_tokens",
         "dissimilarity",
     }
-    for name in decision_of(everything).terms:
+    for name in everything.decision.terms:
         params = DecisionParams(image=ImageWeights.model_validate({name: 0}))
         less = detector_of(tiny_store, tiny_sae, decision=params)
-        assert set(decision_of(less).terms) == set(decision_of(everything).terms) - {name}
+        assert set(less.decision.terms) == set(everything.decision.terms) - {name}
         scores = score_store(less, tiny_store, tmp_path / name)
         assert f"share_{name}" not in scores.table
     params = DecisionParams(map=MapWeights(dissimilarity=0))
@@ -119,14 +114,14 @@ def test_shares_and_the_bias_are_the_score(
     table = score_store(detector, tiny_store, tmp_path / "scores").table
     shares = table.filter(like="share_")
     assert shares.shape == (16, 4)
-    total = shares.sum(axis=1) + decision_of(detector).bias
+    total = shares.sum(axis=1) + detector.decision.bias
     np.testing.assert_allclose(table["score"], total, atol=1e-9)
 
 
 def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
     """On the set that they were taken from, components have mean 0."""
     detector = detector_of(tiny_store, tiny_sae)
-    decision = decision_of(detector)
+    decision = detector.decision
     tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
     patches, values = detector.log_odds(keyed(tokens))
     for grid in patches.values():
@@ -172,7 +167,7 @@ def test_trained_guides_have_seen_their_images_and_say_so(
     assert detector.record.rule.cross_fitted
     plain = detector_of(tiny_store, tiny_sae, guides=TRAINED)
     assert not plain.record.rule.cross_fitted
-    assert set(decision_of(plain).terms) == {MAP_TOP, "cls", "dissimilarity"}
+    assert set(plain.decision.terms) == {MAP_TOP, "cls", "dissimilarity"}
 
 
 def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Path) -> None:
@@ -184,7 +179,7 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
     saes = train_sae(store, SAE, METHOD, seed=1)[0]
     notes: list[str] = []
     ((detector, _),) = make_detectors(store, [additive_plan(saes)], say=notes.append)
-    decision = decision_of(detector)
+    decision = detector.decision
     assert {name: term.weight for name, term in decision.terms.items()} == {
         MAP_TOP: 1.0,
         "dissimilarity": 0.5,

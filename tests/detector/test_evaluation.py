@@ -31,6 +31,13 @@ def scores(
     return score_store(tiny_detector, tiny_store, tmp_path_factory.mktemp("scores") / "run")
 
 
+def evaluated(root: Path, detector: Detector) -> Evaluation:
+    """Of a folder of images, extracted and scored beside it."""
+    store = extracted(manifest_of(root), root.parent / "a.zarr")
+    scores = score_store(detector, store, root.parent / "scores", score=SCORE)
+    return evaluate_scores(scores, store, MetricParams())
+
+
 @pytest.fixture(scope="module")
 def evaluation(scores: Scores, tiny_store: FeatureStore) -> Evaluation:
     return evaluate_scores(scores, tiny_store, MetricParams())
@@ -172,9 +179,7 @@ def test_a_category_of_one_class_is_undefined_listed_and_left_out(
 ) -> None:
     root = write_folder(tmp_path / "parts", categories=("bolt",))
     write_folder(root, categories=("perfect",), masked=0, missing=0, seed=3)
-    store = extracted(manifest_of(root), tmp_path / "a.zarr")
-    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    evaluation = evaluate_scores(scores, store, MetricParams())
+    evaluation = evaluated(root, tiny_detector)
     bolt, perfect, mean = evaluation.table.rows
     assert {"image_auroc", "pixel_auroc", "pixel_aupro_0.3"} <= set(perfect.undefined)
     assert mean.metrics == bolt.metrics
@@ -190,9 +195,7 @@ def test_a_category_without_any_mask_has_image_metrics_only(
 ) -> None:
     root = write_folder(tmp_path / "parts", categories=("bolt",), masked=0, missing=3)
     write_folder(root, categories=("nut",))
-    store = extracted(manifest_of(root), tmp_path / "a.zarr")
-    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    bolt = evaluate_scores(scores, store, MetricParams()).table.categories[0]
+    bolt = evaluated(root, tiny_detector).table.categories[0]
     assert not math.isnan(bolt.metrics["image_auroc"])
     assert (bolt.counts.images_without_mask, bolt.counts.anomalous_pixels) == (3, 0)
     assert math.isnan(bolt.metrics["pixel_auroc"])
@@ -206,9 +209,7 @@ def test_images_without_labels_are_counted_and_left_out(
         path.rename(root / f"{i}.png")
     (root / "shots/good").rmdir()
     (root / "shots").rmdir()
-    store = extracted(manifest_of(root), tmp_path / "a.zarr")
-    scores = score_store(tiny_detector, store, tmp_path / "scores", score=SCORE)
-    evaluation = evaluate_scores(scores, store, MetricParams())
+    evaluation = evaluated(root, tiny_detector)
     row, mean = evaluation.table.rows
     assert (row.counts.images_unknown, row.accumulator) == (4, "none")
     assert all(math.isnan(value) for value in row.metrics.values())

@@ -32,6 +32,13 @@ def probabilities(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def started(codes: Tensor, width: int = 6, **method: str) -> GuideTrainer:
+    """On ten random atoms, all alive, and a grid of 2×2."""
+    atoms, dead = random(10, width), torch.zeros(10, dtype=torch.bool)
+    guides = TrainedGuides(epochs=1)
+    return GuideTrainer.start(codes, atoms, dead, (2, 2), guides, MethodParams(**method))
+
+
 @given(
     images=st.integers(1, 4),
     side=st.integers(1, 5),
@@ -102,17 +109,9 @@ def test_top_k_keeps_the_largest_and_lets_every_gradient_through(
 
 
 def test_top_k_replaces_the_l1_term() -> None:
-    trainer = GuideTrainer.start(
-        model.initial_codes(10, 1),
-        random(10, 6),
-        torch.zeros(10, dtype=torch.bool),
-        (2, 2),
-        TrainedGuides(epochs=1, top_k=3),
-        MethodParams(),
-    )
+    trainer = replace(started(model.initial_codes(10, 1)), top_k=3)
     batch = trainer.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
-    result = trainer.losses(batch)
-    assert float(result.sparsity) == 0
+    assert float(trainer.losses(batch).sparsity) == 0
 
 
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-3, 1.0, 1e3]))
@@ -135,14 +134,7 @@ def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:
     similarity.sum().backward()
     assert guides.grad is not None
     assert torch.isfinite(guides.grad).all()
-    ours = GuideTrainer.start(
-        -torch.ones(4, 10),
-        random(10, 6),
-        torch.zeros(10, dtype=torch.bool),
-        (2, 2),
-        TrainedGuides(epochs=1),
-        MethodParams(),
-    )
+    ours = started(-torch.ones(4, 10))
     batch = ours.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
     assert all(part.isfinite() for part in ours.step(batch))
     assert ours.codes.isfinite().all()
@@ -191,14 +183,8 @@ def test_the_detection_feature_is_the_class_token_or_the_mean_patch() -> None:
 
 @pytest.mark.parametrize(("protocol", "same"), [("spg", True), ("default", False)])
 def test_the_protocol_decides_whose_mean_token_is_used(protocol: str, same: bool) -> None:
-    trainer = GuideTrainer.start(
-        model.initial_codes(10, 1),
-        random(10, 4),
-        torch.zeros(10, dtype=torch.bool),
-        (2, 2),
-        TrainedGuides(epochs=1),
-        MethodParams(protocol=protocol, detection="mean_tokens"),
-    )
+    codes = model.initial_codes(10, 1)
+    trainer = started(codes, 4, protocol=protocol, detection="mean_tokens")
     tokens, labels, masks = random(2, 5, 4), torch.tensor([0, 1]), torch.zeros(2, 8, 8)
     before = trainer.losses(trainer.batch(tokens, labels, masks)).detection
     tokens[1] *= -1

@@ -127,45 +127,31 @@ def resumed(
     return fits, seen
 
 
-@pytest.mark.parametrize("batches", [1, 3, 4, 6, 11])
+@pytest.mark.parametrize(
+    ("protocol", "batches"), [*(("default", n) for n in (1, 3, 4, 6, 11)), ("spg", 6)]
+)
 def test_a_killed_training_resumes_to_the_same_bits(
     tiny_store: FeatureStore,
     runs: list[GuideRun],
     together: list[GuideFit],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
     batches: int,
 ) -> None:
+    method, some, whole = METHOD.model_copy(update={"protocol": protocol}), runs, together
+    if protocol == "spg":  # its moving average has no warm-up, and hard codes have no L1
+        some = [runs[0], replace(runs[0], guides=params(top_k=4))]
+        whole = fit_guides(tiny_store, some, method)
     places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
     with monkeypatch.context() as patch:
         killed_after(batches, patch)  # four an epoch
         with pytest.raises(KilledError):
-            fit_guides(tiny_store, runs, METHOD, checkpoints=places)
+            fit_guides(tiny_store, some, method, checkpoints=places)
     assert places.path.exists()
-    fits, seen = resumed(tiny_store, runs, METHOD, places)
+    fits, seen = resumed(tiny_store, some, method, places)
     assert len(seen) == 12 - batches
     assert seen[-1] == 3 * 14
-    for fit, whole in zip(fits, together, strict=True):
-        assert_same(fit, whole)
-
-
-def test_a_killed_training_of_protocol_spg_resumes_too(
-    tiny_store: FeatureStore,
-    runs: list[GuideRun],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Its moving average has no warm-up, and hard codes have no L1.
-    method = METHOD.model_copy(update={"protocol": "spg"})
-    some = [runs[0], replace(runs[0], guides=params(top_k=4))]
-    whole = fit_guides(tiny_store, some, method)
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
-    with monkeypatch.context() as patch:
-        killed_after(6, patch)
-        with pytest.raises(KilledError):
-            fit_guides(tiny_store, some, method, checkpoints=places)
-    fits, seen = resumed(tiny_store, some, method, places)
-    assert len(seen) == 12 - 6
     for fit, expected in zip(fits, whole, strict=True):
         assert_same(fit, expected)
 

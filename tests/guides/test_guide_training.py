@@ -135,7 +135,7 @@ def test_training_never_runs_the_sae(
         raise AssertionError("the SAE was run")
 
     monkeypatch.setattr(SparseAutoencoder, "forward", refuse)
-    monkeypatch.setattr(SparseAutoencoder, "encode", refuse)
+    monkeypatch.setattr(SparseAutoencoder, "code", refuse)
     assert train(tiny_store, tiny_sae)[0].layers
 
 
@@ -214,21 +214,21 @@ def test_an_sae_of_another_store_is_refused(
         train(other, tiny_sae)
 
 
-def test_a_store_without_masked_defects_is_refused(tmp_path: Any) -> None:
-    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=0, missing=2)
-    store = extracted(manifest_of(root), tmp_path / "a.zarr")
-    sae = train_sae(store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=1)[0]
-    with pytest.raises(SpgError, match="no anomalous image with a mask"):
-        train(store, sae)
-
-
-def test_masks_without_any_anomalous_pixel_are_refused(tmp_path: Any) -> None:
-    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=2, missing=1)
-    for path in (root / "bolt/ground_truth/dent").iterdir():
+@pytest.mark.parametrize(
+    ("masked", "message"),
+    [
+        (0, "no anomalous image with a mask"),
+        (2, r"none of the 2 anomalous images with a mask has an anomalous pixel at 32×32"),
+    ],
+)
+def test_a_store_without_an_anomalous_pixel_is_refused(
+    tmp_path: Any, masked: int, message: str
+) -> None:
+    root = write_folder(tmp_path / "parts", categories=("bolt",), masked=masked, missing=1)
+    for path in root.glob("bolt/ground_truth/dent/*"):
         Image.fromarray(np.zeros((40, 48), np.uint8)).save(path)
     store = extracted(manifest_of(root), tmp_path / "a.zarr")
     sae = train_sae(store, SAE.model_copy(update={"epochs": 1}), METHOD, seed=1)[0]
-    message = r"none of the 2 anomalous images with a mask has an anomalous pixel at 32×32"
     with pytest.raises(SpgError, match=message):
         train(store, sae)
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
-    SORT_PIXELS,
-    Counts,
     HistogramAccumulator,
     PixelMetrics,
     Regions,
@@ -23,6 +21,8 @@ from spg_pipe.metrics import (
 )
 from spg_pipe.metrics.accumulators import BINS
 from spg_pipe.metrics.logit_keys import MAX_KEY, lowest_score, score_bins, score_keys
+from spg_pipe.metrics.pixel import Counts
+from spg_pipe.metrics.protocols import SORT_PIXELS
 
 Images = list[tuple[np.ndarray, np.ndarray | Regions]]
 KINDS = [SortAccumulator, HistogramAccumulator]
@@ -186,25 +186,6 @@ def test_histogram_memory_does_not_grow_with_images() -> None:
     assert held < 50_000  # bytes; 300 maps of 128 x 128 in float32 are 20 MB
     assert peak < 10 * 8 * BINS
     assert accumulator.counts.images == 304
-
-
-def test_auto_judges_a_large_category_in_the_memory_of_its_bins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def peak(kind: str) -> tuple[int, PixelMetrics]:
-        tracemalloc.start()
-        try:
-            found = accumulate(lambda: (made_up(i, n=2, size=128)[1] for i in range(400)), kind)
-            return tracemalloc.get_traced_memory()[1], found
-        finally:
-            tracemalloc.stop()
-
-    monkeypatch.setattr("spg_pipe.metrics.protocols.SORT_PIXELS", 200_000)
-    counted, metrics = peak(chosen_accumulator("auto", 400 * 128 * 129))
-    assert metrics.accumulator == "histogram"
-    assert metrics.counts.images == 400
-    assert counted < 25_000_000  # at the end: about 150 bytes for each of 131,072 bins
-    assert peak("sort")[0] > 50_000_000
 
 
 @settings(deadline=None)

@@ -89,12 +89,6 @@ def test_a_draw_is_the_metric_of_the_images_that_were_drawn() -> None:
     np.testing.assert_allclose(list(found.values()), expected, atol=1e-9)
 
 
-def test_the_same_seed_gives_the_same_interval() -> None:
-    one = category(12, 3)
-    assert intervals([one], rounds=20, seed=5) == intervals([one], rounds=20, seed=5)
-    assert intervals([one], rounds=20, seed=5) != intervals([one], rounds=20, seed=6)
-
-
 def test_a_metric_that_no_category_has_is_nan() -> None:
     one = category(12, 4)
     anomalous = one._replace(labels=np.ones(12, int))

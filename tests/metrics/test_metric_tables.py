@@ -199,7 +199,7 @@ def test_csv_has_a_line_for_each_row_and_the_context_in_each(tmp_path: Path) -> 
 
 def test_flat_rows_of_seeds_have_deviations_and_the_seeds() -> None:
     *_, mean = flat_rows(seeds_mean([seed_table(1), seed_table(2)]))
-    assert (mean["seed"], mean["seeds"]) == (None, ["1", "2"])
+    assert (mean["seed"], mean["seeds"]) == (None, [1, 2])
     assert "pixel_ap_std" in mean
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 import spg_pipe.metrics
-from spg_pipe.metrics import LIMITS, PixelMetrics, accumulate
+from spg_pipe.metrics import PixelMetrics, accumulate
+from spg_pipe.metrics.curves import LIMITS
 
 Images = list[tuple[np.ndarray, np.ndarray]]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,14 +27,6 @@ def test_runs_are_the_masks_pixels_with_the_areas_of_their_regions(mask: np.ndar
     assert (regions.shape, regions.count) == (mask.shape, n)
     np.testing.assert_array_equal(regions.places(), np.flatnonzero(mask))
     np.testing.assert_array_equal(regions.pixel_areas(), np.bincount(inside)[inside])
-
-
-@settings(deadline=None)
-@given(masks)
-def test_areas_of_a_region_weigh_one(mask: np.ndarray) -> None:
-    areas = Regions.of(mask).pixel_areas()
-    assert len(areas) == mask.sum()
-    assert (1 / areas).sum() == pytest.approx(Regions.of(mask).count)
 
 
 def test_a_run_ends_with_its_row() -> None:

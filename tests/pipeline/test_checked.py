@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -290,6 +291,15 @@ def test_metrics_that_are_none_are_left_out_of_the_report_with_a_message(
     run = project()
     run.paths.metrics("left", "right", 111).write_text(content)
     with pytest.raises(SpgError, match=r"is not a whole .*spg-pipe evaluate"):
+        pipeline.report(run)
+
+
+def test_metrics_of_other_scores_are_not_reported(project: MakeRun) -> None:
+    run = project()
+    path = run.paths.metrics("left", "right", 111)
+    scores = json.loads(path.read_text())["provenance"]["scores"]
+    path.write_text(path.read_text().replace(scores, "0" * 64))
+    with pytest.raises(SpgError, match=r"scores.*spg-pipe evaluate"):
         pipeline.report(run)
 
 

@@ -108,10 +108,10 @@ def test_a_detector_says_on_how_many_images_its_defects_were_painted(
         normal_images=12, categories=("bottle", "screw")
     )
     assert detector.supervision == SEES
-    assert len(detector.painted_on) == 12
+    assert len(detector.record.painted_on) == 12
     assert tiny_detector.supervision == "labelled auxiliary set"
     assert tiny_detector.record.auxiliary.synthetic is None
-    assert not tiny_detector.painted_on
+    assert not tiny_detector.record.painted_on
 
 
 def test_scores_metrics_and_tables_say_so(
@@ -119,7 +119,7 @@ def test_scores_metrics_and_tables_say_so(
 ) -> None:
     judged = target("other")
     scores = score_store(detector, judged, tmp_path / "scores")
-    assert scores.supervision == SEES
+    assert scores.record.supervision == SEES
     found = evaluate_scores(scores, judged, MetricParams())
     assert found.table.context.supervision == SEES
     assert found.provenance.supervision == SEES
@@ -132,7 +132,7 @@ def test_few_shot_scores_say_both(
     judged = target("other")
     banks = banks_of([target("other", "train")], judged, BankParams())
     scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
-    assert scores.supervision == f"{SEES}; few-shot: 2 normal images of the target"
+    assert scores.record.supervision == f"{SEES}; few-shot: 2 normal images of the target"
 
 
 def test_baselines_and_compare_say_so(

@@ -1,8 +1,7 @@
-"""All seeds and settings of a recipe in one pass, as the commands train them."""
+"""Several settings of a recipe in one pass, as the commands train them."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,33 +20,33 @@ from spg_pipe.sae import train as train_module
 from spg_pipe.sae.trainer import StepConstants
 
 
-def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
+def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
-    recipe = RECIPE | {"seeds": [1, 2]}
-    recipe["guides"] = {**recipe["guides"], "kind": "trained"}
+    recipe = RECIPE | {"guides": {"kind": "trained", "epochs": 1}}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
     pipeline.extract(run, run.params.dataset("left"))
-    for seed in (1, 2):
-        pipeline.train_sae(run, "left", seed)
-    train = partial(pipeline.train_guides_together, [run], "left", order_seed=5)
-    single = [files(train([seed])[0]) for seed in (1, 2)]
+    pipeline.train_sae(run, "left", 1)
+    sparse = run.params.guides.model_copy(update={"top_k": 2})
+    runs = [run, run.with_params(run.params.model_copy(update={"guides": sparse}))]
+    single = [files(pipeline.train_guides(each, "left", 1)) for each in runs]
+    assert single[0] != single[1]
     folder = run.paths.detector("left", 1).parent
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", lambda _: True)
         patch.setattr(Training, "end_epoch", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train([1, 2])
+            pipeline.train_guides_together(runs, "left", [1])
     name = run.paths.detector("left", 1).name
     (checkpoint,) = folder.glob(f".{name}-*.checkpoint")
 
     steps: list[int] = []
     true = Training.step
     monkeypatch.setattr(Training, "step", lambda self, b: steps.append(1) or true(self, b))
-    paths = train([1, 2])
+    paths = pipeline.train_guides_together(runs, "left", [1])
     assert steps == []  # the one epoch's steps were done before the kill
     assert [files(path) for path in paths] == single
     assert not checkpoint.exists()

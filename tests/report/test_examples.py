@@ -1,4 +1,4 @@
-"""Which images are shown, and in which order."""
+"""Which images are shown, in which order, and how: sizes and outlines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from sklearn.metrics import average_precision_score
 
 from report.conftest import World
 from spg_pipe.detector.scores import Scores
-from spg_pipe.report.examples import choose, qualities, weighted_precision
+from spg_pipe.report.examples import (
+    choose,
+    fit,
+    fitted_size,
+    outline,
+    qualities,
+    weighted_precision,
+)
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -81,3 +88,34 @@ def test_unlabelled_images_are_shown_by_score() -> None:
     found = choose(table([255] * 4, [0.1, 0.4, 0.3, 0.2]), "screw", np.full(4, np.nan))
     assert shown(found) == {"unlabelled": [1, 2, 3]}
     assert choose(table([255], [0.1]), "another", np.full(1, np.nan)) == []
+
+
+def grey(height: int, width: int, value: int = 128) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_outline_leaves_the_region_itself_alone() -> None:
+    mask = np.zeros((9, 9), np.uint8)
+    mask[3:6, 3:6] = 1
+    image = grey(9, 9)
+    drawn = outline(image, mask)
+    np.testing.assert_array_equal(drawn[mask > 0], image[mask > 0])
+    assert (drawn[2, 2:7] == 255).all()
+    assert (drawn[1, 1:8] == 0).all()
+    assert (drawn[0] == 128).all()
+    assert (image == 128).all()
+
+
+def test_an_empty_mask_has_no_outline() -> None:
+    image = grey(5, 5)
+    np.testing.assert_array_equal(outline(image, np.zeros((5, 5), np.uint8)), image)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((100, 50), (64, 32)), ((10, 20), (10, 20)), ((4000, 3), (64, 1))]
+)
+def test_fit_keeps_the_aspect_ratio_and_never_enlarges(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert fit(grey(*size), 64).shape == (*expected, 3)
+    assert fitted_size(size, 64) == expected

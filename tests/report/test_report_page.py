@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from report.conftest import TRICKY, World
+from spg_pipe.decision.rules import Published
 from spg_pipe.errors import SpgError
 from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
+from spg_pipe.report.kinds import image_score_in_words
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -41,7 +43,7 @@ class Page(HTMLParser):
             self._open.append(tag)
         found = dict(attrs)
         self.links += [value for key in ("href", "src") if (value := found.get(key))]
-        self.ids += [value for key in ("id",) if (value := found.get(key))]
+        self.ids += [found["id"] or ""] if "id" in found else []
         if tag == "img":
             self.alts.append(found.get("alt") or "")
 
@@ -53,14 +55,17 @@ class Page(HTMLParser):
 
 
 def built(world: World, out: Path) -> Page:
-    return Page(build_report(world.params, world.paths, out))
+    keys = [("aux", "target", seed) for seed in world.params.seeds]
+    runs = {key: (world.paths.metrics(*key), world.paths.scores(*key)) for key in keys}
+    runs = {key: files for key, files in runs.items() if files[0].is_file()}
+    return Page(build_report(world.params, world.paths, out, runs))
 
 
 @pytest.fixture(scope="module")
 def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the recipe as it is."""
     out = tmp_path_factory.mktemp("page") / "out"
-    build_report(world.params, world.paths, out)
+    built(world, out)
     return out
 
 
@@ -150,6 +155,11 @@ def test_losses_of_guides_are_drawn_of_trained_ones_alone(
     assert not any("guides" in alt for alt in Page(folder / "index.html").alts)
 
 
+def test_the_image_score_is_told_as_it_is_weighed() -> None:
+    said = image_score_in_words(Published(image_score="mix"))
+    assert "0.5 × the detection feature's probability + 0.5 × the map's maximum" in said
+
+
 def test_metrics_hold_the_figures_of_their_kind_alone(world: World, published: World) -> None:
     for recipe, kind in ((world, "contrast"), (published, "trained")):
         text = recipe.paths.metrics("aux", "target", 111).read_text()
@@ -169,7 +179,7 @@ def test_names_from_outside_are_escaped(folder: Path) -> None:
 
 
 def test_same_artefacts_give_the_same_bytes(world: World, folder: Path, tmp_path: Path) -> None:
-    build_report(world.params, world.paths, tmp_path / "again")
+    built(world, tmp_path / "again")
     contents = []
     for root in (folder, tmp_path / "again"):
         files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -213,10 +223,8 @@ def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path)
     datasets = [dataset.model_dump() for dataset in world.params.datasets]
     datasets[1]["root"] = tmp_path / "target"
     page = built(world.changed(datasets=datasets), tmp_path / "out")
-    assert (
-        "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
-        in page.text
-    )
+    said = "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
+    assert said in page.text
 
 
 def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> None:
@@ -250,34 +258,17 @@ def test_a_missing_seed_is_reported(world: World, tmp_path: Path) -> None:
     assert "No metrics yet for seed 113" in page.text
 
 
-def test_metrics_of_other_scores_are_refused(world: World, tmp_path: Path) -> None:
-    stale = world.copied(tmp_path)
-    path = stale.paths.metrics("aux", "target", 111)
-    document = json.loads(path.read_text())
-    document["provenance"]["scores"] = "0" * 64
-    path.write_text(json.dumps(document))
-    with pytest.raises(SpgError, match="spg-pipe evaluate --split target"):
-        build_report(stale.params, stale.paths, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_without_any_metrics_the_message_says_what_to_run(world: World, tmp_path: Path) -> None:
-    never_run = world.changed(name="never-run")
-    with pytest.raises(SpgError, match="spg-pipe evaluate"):
-        build_report(never_run.params, never_run.paths, tmp_path / "out")
-
-
 def test_a_folder_that_is_no_report_is_not_replaced(world: World, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SpgError, match="not a report"):
-        build_report(world.params, world.paths, tmp_path)
+        built(world, tmp_path)
     assert (tmp_path / "thesis.tex").is_file()
 
 
 def test_an_old_report_is_replaced_as_a_whole(world: World, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "out")
     (tmp_path / "out" / "maps" / "stale.jpg").write_bytes(b"")
-    build_report(world.params, world.paths, tmp_path / "out")
+    built(world, tmp_path / "out")
     assert not (tmp_path / "out" / "maps" / "stale.jpg").exists()
 
 

@@ -37,7 +37,8 @@ class Training:
         """Losses of this epoch, over batches."""
         self.curves: list[list[dict[str, float]]] = [[] for _ in runs]
         self._unseen: list[Tensor] = []
-        self._every = _look_every(runs[0][self.layers[0]].codes.device)
+        self._every = 1 if runs[0][self.layers[0]].codes.device.type == "cpu" else 16
+        """Steps between two looks at the losses: a GPU would have to be waited for each time."""
 
     @property
     def loss(self) -> float:
@@ -120,8 +121,3 @@ class Training:
             f"(layer {layer}, seed {self.seeds[run]}). Check the tokens with "
             "`spg-pipe inspect STORE`, or use guides.kind: contrast."
         )
-
-
-def _look_every(device: torch.device) -> int:
-    """Steps between two looks at the losses: a GPU would have to be waited for each time."""
-    return 1 if device.type == "cpu" else 16

@@ -41,7 +41,7 @@ class GuideRun:
         return self.seed if self.guides.order_seed is None else self.guides.order_seed
 
     @property
-    def stream(self) -> tuple[int, ...]:
+    def stream(self) -> tuple[int, int, int]:
         """Runs with the same value see the same batches, and can be fitted together."""
         return self.order, self.guides.epochs, self.constants.batch_images
 
@@ -98,11 +98,8 @@ def fit_guides(
         If an SAE does not belong to the store, there is nothing to learn from, runs do not fit
         together, or a loss is not finite.
     """
-    first = _check_together(runs)
-    epochs, batch_images = first.guides.epochs, first.constants.batch_images
-    for run in runs:
-        check_sae(store, run.saes)
-    check_images(store)
+    _check(store, runs)
+    order, epochs, batch_images = runs[0].stream
     training = Training(_trainers(store, runs, method, device), [run.seed for run in runs])
     key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
@@ -111,7 +108,7 @@ def fit_guides(
     images = len(labelled_images(store))
     for epoch in range(training.epoch, epochs):
         batches = image_batches(
-            sources, batch_images, seed=first.order, epoch=epoch, start=training.batch
+            sources, batch_images, seed=order, epoch=epoch, start=training.batch
         )
         for batch in batches:
             looked = training.step(batch)
@@ -184,15 +181,17 @@ def training_notes(store: FeatureStore) -> list[str]:
     return notes
 
 
-def _check_together(runs: Sequence[GuideRun]) -> GuideRun:
-    """The first of the runs, which share the settings of the batches."""
+def _check(store: FeatureStore, runs: Sequence[GuideRun]) -> None:
+    """Refuse runs that cannot be trained on a store, or not together."""
     if len({run.stream for run in runs}) != 1:
         found = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
         raise SpgError(
             "Runs that train together need the same order of images, epochs and images a batch; "
             f"found {found}. Train them one by one."
         )
-    return runs[0]
+    for run in runs:
+        check_sae(store, run.saes)
+    check_images(store)
 
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:

@@ -27,27 +27,16 @@ def is_own_file(path: Path, out: Path) -> bool:
 
 
 def check_out(out: Path, overlays: Sequence[Path], header: str) -> None:
-    """Refuse to replace files that are not an earlier result.
+    """Refuse to replace files that are not an earlier result: an `SpgError` names them.
 
-    Parameters
-    ----------
-    out
-        The folder; it need not exist.
-    overlays
-        Files to be written, relative to it.
-    header
-        What the first line of every scores.csv of ours begins with.
-
-    Raises
-    ------
-    SpgError
-        Naming the file that is in the way.
+    `overlays` are to be written, relative to `out`, which need not exist; `header` is what the
+    first line of every scores.csv of ours begins with.
     """
     advice = "Choose another --out, or move it away."
+    scores = out / SCORES
     for folder in (out, out / OVERLAYS):
         if folder.exists() and not folder.is_dir():
             raise SpgError(f"{folder} is a file; a folder is to be written there. {advice}")
-    scores = out / SCORES
     for file in (scores, *(out / name for name in overlays)):
         if file.is_dir():
             raise SpgError(f"{file} is a folder; a file is to be written there. {advice}")
@@ -72,14 +61,7 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
     """A folder for the new files; they move into `out` together when the block ends well.
 
     Otherwise, and that includes Ctrl-C, `out` is left as it was found. No other file of `out` is
-    touched.
-
-    Parameters
-    ----------
-    out
-        Made if it does not exist.
-    overlays
-        The files that the block writes beside scores.csv, relative.
+    touched. The block writes scores.csv and `overlays`, which are relative.
     """
     above = {folder for name in (*overlays, Path(SCORES)) for folder in (out / name).parents}
     made = sorted((folder for folder in above if not folder.exists()), reverse=True)

@@ -23,14 +23,10 @@ class Images:
         """Of an image, as results show it."""
         return path.relative_to(self.root).as_posix()
 
-    def overlay(self, path: Path) -> Path:
-        """File of an image's heat map, relative to the output folder."""
-        return Path(OVERLAYS) / f"{self.name(path)}.png"
-
     @property
     def overlays(self) -> list[Path]:
-        """Those of all images."""
-        return [self.overlay(path) for path in self.paths]
+        """Files of the images' heat maps, relative to the output folder."""
+        return [Path(OVERLAYS) / f"{self.name(path)}.png" for path in self.paths]
 
 
 def read_images(source: Path, out: Path) -> Images:

@@ -1,19 +1,17 @@
 """Images → predictions and anomaly maps, one image at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from spg_pipe.bank.fusion import KNOWN
-from spg_pipe.bank.normal_patches import BATCH
+from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.predictor import Predictor
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ def judge_images(
     batch_images: int = BATCH,
     progress: Progress | None = None,
 ) -> Iterator[JudgedImage]:
-    """Judge images, each on its own.
-
-    Parameters
-    ----------
-    batch_images : int
-        Images in a forward pass; tiled images come one by one.
+    """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
 
     Raises
     ------
@@ -84,6 +77,7 @@ def judge_images(
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.inputs_per_image)
+    overlays = images.overlays
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
         batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]
@@ -103,7 +97,7 @@ def judge_images(
                 width=width,
                 peak_row=int(row),
                 peak_column=int(column),
-                overlay=images.overlay(path).as_posix(),
+                overlay=overlays[start + number].as_posix(),
                 protocol=protocol.name,
                 parts=values,
                 supervision=predictor.supervision if predictor.bank else "",

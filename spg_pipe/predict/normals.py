@@ -1,6 +1,5 @@
 """A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from spg_pipe.bank.fusion import require_fusible
 from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
+from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
@@ -17,8 +16,6 @@ from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

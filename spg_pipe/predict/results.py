@@ -1,14 +1,14 @@
 """What `predict` writes: scores.csv, a row per image, and a heat map of each in overlays/."""
 
-import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.files import write_bytes, write_text
+from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.decision.heat_maps import eight_bit, overlay
+from spg_pipe.metrics import write_csv
 from spg_pipe.predict.files import SCORES, check_out, whole_result
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.judge import HEADER, JudgedImage, Prediction, as_row
@@ -17,14 +17,12 @@ from spg_pipe.predict.judge import HEADER, JudgedImage, Prediction, as_row
 def write_results(
     judged: Iterable[JudgedImage], images: Images, out: Path, shown: tuple[float, float]
 ) -> list[Prediction]:
-    """Write scores.csv and overlays/ below `out`, image after image.
+    """Write scores.csv and overlays/ of all images below `out`.
 
     Files of an earlier result are replaced when all images are done, never before.
 
     Parameters
     ----------
-    judged : iterable of JudgedImage
-        Of all `images`.
     shown : (low, high)
         Values of the maps that get the darkest and the brightest colour.
 
@@ -40,7 +38,7 @@ def write_results(
         for prediction, pixels, anomaly_map in judged:
             write_bytes(folder / prediction.overlay, _heat_map(pixels, anomaly_map, shown))
             predictions.append(prediction)
-        write_text(folder / SCORES, _as_csv(predictions))
+        write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
     return predictions
 
 
@@ -53,12 +51,3 @@ def _heat_map(pixels: np.ndarray, anomaly_map: np.ndarray, shown: tuple[float, f
     picture = overlay(eight_bit(pixels), anomaly_map, low=low, high=high)
     Image.fromarray(picture).save(data, format="PNG")
     return data.getvalue()
-
-
-def _as_csv(predictions: Sequence[Prediction]) -> str:
-    stream = io.StringIO()
-    rows = [as_row(prediction) for prediction in predictions]
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()

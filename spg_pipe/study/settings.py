@@ -13,8 +13,6 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_sae
 from spg_pipe.recipe.params import parse_params
 
-AS_IT_IS = "the recipe as it is"
-
 
 class Setting(NamedTuple):
     """One combination of values."""
@@ -27,7 +25,7 @@ class Setting(NamedTuple):
     def name(self) -> str:
         """As messages name it."""
         named = ", ".join(f"{key} = {short(value)}" for key, value in self.values.items())
-        return named or AS_IT_IS
+        return named or "the recipe as it is"
 
 
 def combinations(
@@ -38,10 +36,9 @@ def combinations(
     Parameters
     ----------
     axes : dict of `section.key`, or a whole `section`, → values
+        Of `sections` alone.
     what : str
         The recipe's section that lists them, for messages.
-    sections : sequence of str
-        What may vary.
 
     Raises
     ------
@@ -53,8 +50,8 @@ def combinations(
         if section != key and section in axes:
             raise SpgError(f"{what}: {section} and {key} both set it; give one of them.")
         if section not in sections:
-            expected = f"expected one of {', '.join(sections)}, and a parameter"
-            raise SpgError(f"{what}: {key}: {expected}.")
+            expected = ", ".join(sections)
+            raise SpgError(f"{what}: {key}: expected one of {expected}, and a parameter.")
     settings = []
     each = [list({repr(value): value for value in values}.values()) for values in axes.values()]
     for chosen in itertools.product(*each):

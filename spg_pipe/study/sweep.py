@@ -42,20 +42,8 @@ class SweepResult(NamedTuple):
 def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
     """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
 
-    Parameters
-    ----------
-    one_at_a_time : bool
-        Instead of every combination: see `settings_of`. Rows then have a `setting` in words.
-
-    Returns
-    -------
-    SweepResult
-        Also written to sweeps/<name>.csv.
-
-    Raises
-    ------
-    SpgError
-        As the stages do.
+    `one_at_a_time` see `settings_of`; rows then have a `setting` in words. The result is also
+    written to sweeps/<name>.csv.
     """
     settings, params = settings_of(run, one_at_a_time=one_at_a_time), run.params
     for aux in dict.fromkeys(way.aux for way in params.directions):
@@ -77,10 +65,8 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
 def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]:
     """The recipe once for every combination of its `sweep`.
 
-    Parameters
-    ----------
-    one_at_a_time : bool
-        The recipe as it is, then every value of `sweep` alone, all others as in the recipe.
+    With `one_at_a_time` the recipe as it is, then every value of `sweep` alone, all others as in
+    the recipe.
 
     Raises
     ------

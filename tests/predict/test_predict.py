@@ -28,6 +28,8 @@ from spg_pipe.predict.results import write_results
 from spg_pipe.recipe.protocol import protocol as settings_of
 
 Run = Callable[..., list[Prediction]]
+UNFINISHED = {".tmp", ".partial"}
+"""Files that are written, not moved."""
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
 
 
@@ -186,7 +188,7 @@ def test_files_that_stop_moving_midway_move_back(
     rename, moves = Path.replace, []
 
     def replace_until(self: Path, target: Path) -> Path:
-        if ".spg-predict." in str(self) + str(target) and self.suffix != ".tmp":
+        if ".spg-predict." in str(self) + str(target) and self.suffix not in UNFINISHED:
             moves.append(target)
             if len(moves) == stop:
                 raise KeyboardInterrupt
@@ -212,7 +214,7 @@ def test_older_files_that_cannot_be_moved_back_are_kept(
     rename = Path.replace
 
     def stuck(self: Path, target: Path) -> Path:
-        if "old" in self.parts or ("new" in self.parts and self.suffix != ".tmp"):
+        if "old" in self.parts or ("new" in self.parts and self.suffix not in UNFINISHED):
             raise OSError(f"no way from {self}")
         return rename(self, target)
 

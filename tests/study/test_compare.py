@@ -228,16 +228,6 @@ def test_targets_images_that_few_shot_methods_have_seen_are_named(
     assert "metrics of few-shot methods on right are too good" in said
 
 
-def test_copies_among_the_normals_are_said_and_not_counted(
-    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for category in ("bottle", "screw"):
-        good = Path("right") / category / "train" / "good"
-        shutil.copy(good / "000.png", good / "001.png")
-    assert not few_shot_of(listed())
-    assert "all copies of each other" in " ".join(capsys.readouterr().err.split())
-
-
 def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
     listed: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,7 @@ def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
 
 def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
     """Whether images came, went or changed since extract, without hashing the recipe's again."""
-    from spg_pipe.datasets import Manifest
+    from spg_pipe.datasets.manifest import Manifest
 
     if not dataset.root.is_dir():
         return []

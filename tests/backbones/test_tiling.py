@@ -25,7 +25,7 @@ from torch import Tensor
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector

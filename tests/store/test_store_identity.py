@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import TinyBackbone, extracted, files, manifest_of
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.reader import FeatureStore

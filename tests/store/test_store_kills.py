@@ -10,7 +10,7 @@ import pytest
 from tiny import TinyBackbone, extracted, files
 
 from benchmarks import kill_extract
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.place import writer_lock
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import SIZE, SPEC, TinyBackbone
 
-from spg_pipe.datasets import Manifest, preprocess, read_image, read_mask, resize_mask
+from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.store.reader import FeatureStore
 
 OUTSIDER = """

@@ -8,7 +8,7 @@ import pytest
 from layouts import scanned
 from tiny import TinyBackbone, extracted, files, write_folder
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import selection_note
 

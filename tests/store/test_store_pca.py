@@ -14,7 +14,7 @@ from shaped import shaped_store
 from typer.testing import CliRunner
 
 from spg_pipe.cli.main import app
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import pca
 from spg_pipe.store.pca import chosen_rows, draw_pca, token_colours

@@ -15,7 +15,7 @@ import zarr
 from tiny import TinyBackbone, extracted, files, manifest_of, write_folder
 
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import crc32c, shard_index

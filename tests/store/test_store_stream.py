@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import extracted
 from torch import Tensor
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.ahead import read_ahead
 from spg_pipe.store.order import epoch_order, windows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shaped import shaped_store
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.store import summary as module
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.summary import dimension_counts, largest_dims, summary, token_norms

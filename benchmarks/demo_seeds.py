@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.demo_contrast import contrast_auroc
 from spg_pipe.backbones import load_backbone
-from spg_pipe.datasets import build_manifest
+from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS
 from spg_pipe.datasets.paint.demo import samples, write_demo
 from spg_pipe.detector.evaluate import evaluate_scores

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from spg_pipe.backbones import load_backbone
-from spg_pipe.datasets import build_manifest
+from spg_pipe.datasets.build import build_manifest
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 

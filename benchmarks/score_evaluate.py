@@ -27,7 +27,7 @@ from benchmarks.reference.evaluate import LiteralModel, pixel_metrics
 from benchmarks.store_formats import LAYER, RandomTokens
 from benchmarks.timing import machine, medians
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.datasets import build_manifest
+from spg_pipe.datasets.build import build_manifest
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.model import Detector

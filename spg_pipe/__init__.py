@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spg_pipe.backbones import BackboneSpec, load_backbone
-    from spg_pipe.datasets import Manifest, build_manifest
+    from spg_pipe.datasets.build import build_manifest
+    from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.make import make_detector
     from spg_pipe.detector.model import Detector
@@ -30,13 +31,13 @@ _HOMES = {
     "Dataset": "recipe.data",
     "Detector": "detector.model",
     "FeatureStore": "store.reader",
-    "Manifest": "datasets",
+    "Manifest": "datasets.manifest",
     "Params": "recipe.params",
     "SaeRun": "sae.run",
     "Scores": "detector.scores",
     "SparseAutoencoder": "sae.model",
     "SpgError": "errors",
-    "build_manifest": "datasets",
+    "build_manifest": "datasets.build",
     "evaluate_scores": "detector.evaluate",
     "extract": "store.extract",
     "load_backbone": "backbones",

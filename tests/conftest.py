@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from spg_pipe.datasets import Manifest
+    from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector.model import Detector
     from spg_pipe.sae.run import SaeRun
     from spg_pipe.store.reader import FeatureStore

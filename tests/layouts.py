@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from spg_pipe.datasets import Manifest, build_manifest
+from spg_pipe.datasets.build import build_manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.recipe.data import Dataset
 
 

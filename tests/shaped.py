@@ -11,7 +11,7 @@ from tiny import TinyBackbone, extracted
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.store.reader import FeatureStore
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.datasets import Manifest
 from spg_pipe.datasets.images import Preprocess
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.make import DetectorPlan
 from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
 from spg_pipe.guides.layer import LayerGuides

@@ -119,19 +119,9 @@ class Checkpoints:
         return time.monotonic() - self._last >= wait
 
     def load(self, fingerprint: str) -> Saved | None:
-        """Read the checkpoint of this very run.
+        """Tensors, on the CPU, and state of the checkpoint of this very run; None without one.
 
         `say` is told in a sentence why a checkpoint that is there is of no use.
-
-        Parameters
-        ----------
-        fingerprint : str
-            As given to `save`.
-
-        Returns
-        -------
-        (dict of name → Tensor, dict) or None
-            Tensors on the CPU and the state; None if there is no checkpoint of this run.
         """
         from safetensors import SafetensorError
 
@@ -165,16 +155,8 @@ class Checkpoints:
     def save(self, fingerprint: str, tensors: "dict[str, Tensor]", state: State) -> None:
         """Write a checkpoint atomically; one that is there is replaced.
 
-        A full disk costs the checkpoint, not the run.
-
-        Parameters
-        ----------
-        fingerprint : str
-            Of everything that determines the run (`spg_pipe.artefacts.files.fingerprint`).
-        tensors : dict of name → Tensor
-            Any shape, dtype and device. They are copied to the CPU here.
-        state : dict
-            What JSON holds. Floats come back to the bit, NaN and infinities too.
+        A full disk costs the checkpoint, not the run. `fingerprint` is of everything that
+        determines the run; floats of `state` come back to the bit, NaN and infinities too.
         """
         start = time.monotonic()
         try:

@@ -57,19 +57,9 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> str:
 
 
 def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str, Tensor]":
-    """Read tensors that `save_tensors` wrote.
+    """Read tensors that `save_tensors` wrote, held against the digest that it returned.
 
-    Parameters
-    ----------
-    sha256 : str
-        What `save_tensors` returned.
-    what, command : str
-        As in `require_files`.
-
-    Raises
-    ------
-    DamagedError
-        If the file is missing, cannot be read, or holds other bytes.
+    Parameters and errors as of `require_files`.
     """
     from safetensors.torch import load
 

@@ -107,13 +107,7 @@ def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> 
 def parse_record(
     text: str, path: Path | str, model: type[AnyRecord], what: str, command: str
 ) -> AnyRecord:
-    """A record from JSON that lies within a file, as `read_record` reads a whole one.
-
-    Raises
-    ------
-    SpgError, DamagedError
-        As `read_record`.
-    """
+    """A record from JSON that lies within a file, as `read_record` reads a whole one."""
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:

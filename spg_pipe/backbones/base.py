@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -51,18 +52,13 @@ def stand_in(patches: Tensor, prefix: Prefix) -> Tensor:
 
 def place_images(images: Tensor, device: torch.device, spec: BackboneSpec) -> Tensor:
     """Move (B, 3, S, S) images to `device`; raise SpgError if S is not the spec's size."""
-    check_images(images, spec)
-    return images.to(device, torch.float32)
-
-
-def check_images(images: Tensor, spec: BackboneSpec) -> None:
-    """Raise SpgError if images are not (B, 3, S, S) with the spec's S."""
     size = spec.preprocess.size
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
         raise SpgError(
             f"Backbone {spec.alias} takes images (B, 3, {size}, {size}) and was given "
             f"{tuple(images.shape)}: preprocess them with the backbone's own spec."
         )
+    return images.to(device, torch.float32)
 
 
 def forward(backbone: Backbone, images: Tensor, at_once: int) -> dict[str, LayerTokens]:
@@ -77,11 +73,10 @@ def forward(backbone: Backbone, images: Tensor, at_once: int) -> dict[str, Layer
         torch.cuda.empty_cache()
         parts = images.chunk(2)
     outputs = [forward(backbone, part, at_once) for part in parts]
-    return {
-        layer: LayerTokens(
-            torch.cat([output[layer].patches for output in outputs]),
-            torch.cat([output[layer].prefix for output in outputs]),
-            value.grid,
-        )
-        for layer, value in outputs[0].items()
-    }
+    return {layer: joined([output[layer] for output in outputs]) for layer in outputs[0]}
+
+
+def joined(parts: Sequence[LayerTokens]) -> LayerTokens:
+    """Tokens of one layer for the images of all parts, in their order."""
+    patches, prefix, grids = zip(*parts, strict=True)
+    return LayerTokens(torch.cat(patches), torch.cat(prefix), grids[0])

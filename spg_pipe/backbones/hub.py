@@ -14,21 +14,9 @@ PROBE_TIMEOUT = 5.0
 
 
 def weights_from_hub(info: BackboneInfo, repo: str, files: Sequence[str]) -> Weights:
-    """Fetch the first of `files` that `repo` has; cached files need no connection.
+    """Fetch the first of `files` that `repo` (``owner/name``) has; cached ones need no connection.
 
-    Parameters
-    ----------
-    info : BackboneInfo
-        For the message: alias, licence, whether the model is gated.
-    repo : str
-        ``owner/name`` on the Hugging Face hub.
-    files : sequence of str
-        File names to try, the preferred one first.
-
-    Raises
-    ------
-    SpgError
-        If the hub is unreachable, asks for a login, or lacks the files.
+    Raises SpgError if the hub is unreachable, asks for a login, or lacks the files.
     """
     try:
         state = read_state_dict(_fetch(repo, files))
@@ -41,13 +29,7 @@ def weights_from_hub(info: BackboneInfo, repo: str, files: Sequence[str]) -> Wei
 
 
 def weights_from_url(info: BackboneInfo, url: str) -> Weights:
-    """Fetch `url` into torch's hub cache (written aside, then renamed).
-
-    Raises
-    ------
-    SpgError
-        If the address is empty or unreachable.
-    """
+    """Fetch `url` into torch's hub cache; raise SpgError if it is empty or unreachable."""
     import torch
 
     name = url.rsplit("/", 1)[-1]

@@ -34,10 +34,7 @@ _RENAMED = (
 def imgfocus() -> Weights:
     """Read the packaged file in the naming of timm's ``vit_small_patch14_dinov2``.
 
-    Raises
-    ------
-    SpgError
-        If the package or ``onnx`` is not installed, or the file is not the expected one.
+    Raises SpgError if the package or ``onnx`` lacks, or the file is not the expected one.
     """
     path = IMGFOCUS.find()
     try:

@@ -12,6 +12,7 @@ from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
+    from spg_pipe.backbones.request import Request
 
 
 def load_backbone(
@@ -41,8 +42,7 @@ def load_backbone(
         Overrides what the backbone and the protocol say.
     protocol : {"default", "spg"}
         ``spg``: DINOv2 before its final norm, CLIP's position embedding bilinear, zeros for
-        SigLIP's missing class token (docs/method.md §5). It is resolved here; the spec holds
-        explicit settings.
+        SigLIP's missing class token (docs/method.md §5).
     weights : Path, optional
         A local state dict (.safetensors or .pth) instead of the published weights.
     device : str
@@ -56,8 +56,7 @@ def load_backbone(
     Raises
     ------
     SpgError
-        For an unknown name or layer, a size that does not fit, or weights that cannot be had,
-        read or loaded.
+        For an unknown name or layer, a size that does not fit, or weights that cannot be had.
     """
     if norm not in (None, "post", "pre"):
         raise SpgError(f"Unknown norm {norm!r}: expected 'post' or 'pre'.")
@@ -65,26 +64,25 @@ def load_backbone(
         raise SpgError(f"Unknown protocol {protocol!r}: expected 'default' or 'spg'.")
     info = resolve(name)
 
-    import torch
-
     from spg_pipe.backbones.request import Request
+
+    size = info.image_size if image_size is None else image_size
+    chosen = _layer_names(layers)
+    how = cast("Norm | None", norm)
+    return _build(Request(info, size, chosen, how, protocol, weights, device))
+
+
+def _build(request: Request) -> Backbone:
+    """The backbone of its family, whose libraries are loaded here and not before."""
+    import torch
 
     # Convolutions in TF32 would give a GPU's tokens three digits fewer than a CPU's.
     torch.backends.cudnn.allow_tf32 = False
-    request = Request(
-        info=info,
-        image_size=info.image_size if image_size is None else image_size,
-        layers=_layer_names(layers),
-        norm=cast("Norm | None", norm),
-        protocol=protocol,
-        weights=weights,
-        device=torch.device(device),
-    )
-    if info.family == "timm-cnn":
+    if request.info.family == "timm-cnn":
         from spg_pipe.backbones.timm_cnn import build_timm_cnn
 
         return build_timm_cnn(request)
-    if info.family == "timm-vit":
+    if request.info.family == "timm-vit":
         from spg_pipe.backbones.timm_vit import build_timm_vit
 
         return build_timm_vit(request)
@@ -94,13 +92,7 @@ def load_backbone(
 
 
 def resolve(name: str) -> BackboneInfo:
-    """What a name stands for, with its defaults.
-
-    Raises
-    ------
-    SpgError
-        If nothing knows it.
-    """
+    """What a name stands for, with its defaults; SpgError if nothing knows it."""
     if (info := find_alias(name)) is not None:
         return info
     if name.startswith("open_clip:"):

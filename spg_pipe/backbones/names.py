@@ -34,42 +34,39 @@ class BackboneInfo:
     """The weights come with an installed package; no download."""
 
 
-def _dinov3(size: str, model: str, width: int, depth: int) -> BackboneInfo:
+def _vit(
+    alias: str, model: str, width: int, depth: int, more: str = "", *, image_size: int = 448
+) -> BackboneInfo:
+    """One of timm's ViTs, its last block by default."""
+    dinov3 = "dinov3" in alias
     return BackboneInfo(
-        alias=f"dinov3-{size}",
+        alias=alias,
         family="timm-vit",
-        model=f"vit_{model}_patch16_dinov3.lvd1689m",
-        licence=DINOV3_LICENCE,
-        gated=True,
-        image_size=448,
+        model=f"vit_{model}",
+        licence=DINOV3_LICENCE if dinov3 else APACHE,
+        gated=dinov3,
+        image_size=image_size,
         layers=(str(depth),),
-        note=f"{depth} blocks, width {width}, 4 registers (dropped)",
+        note=f"{depth} blocks, width {width}{more}",
     )
 
 
-def _dinov2(size: str, registers: bool, width: int, depth: int) -> BackboneInfo:
-    return BackboneInfo(
-        alias=f"dinov2-reg-{size}" if registers else f"dinov2-{size}",
-        family="timm-vit",
-        model=f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m",
-        licence=APACHE,
-        image_size=448,
-        layers=(str(depth),),
-        note=f"{depth} blocks, width {width}" + (", 4 registers (dropped)" if registers else ""),
-    )
+def _dinov3(size: str, width: int, depth: int) -> BackboneInfo:
+    model = f"{size.replace('-', '_')}_patch16_dinov3.lvd1689m"
+    return _vit(f"dinov3-{size}", model, width, depth, _REGISTERS)
 
 
-def _siglip(version: int, size: str, model: str, width: int, depth: int) -> BackboneInfo:
-    name = "siglip" if version == 1 else "siglip2"
-    return BackboneInfo(
-        alias=f"{name}-{size}",
-        family="timm-vit",
-        model=f"vit_{model}.{'webli' if version == 1 else 'v2_webli'}",
-        licence=APACHE,
-        image_size=int(model.rpartition("_")[2]),
-        layers=(str(depth),),
-        note=f"{depth} blocks, width {width}; the mean token (protocol spg: zeros) stands for CLS",
-    )
+def _dinov2(size: str, width: int, depth: int, *, registers: bool) -> BackboneInfo:
+    alias = f"dinov2-reg-{size}" if registers else f"dinov2-{size}"
+    model = f"{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
+    return _vit(alias, model, width, depth, _REGISTERS if registers else "")
+
+
+def _siglip(alias: str, model: str, width: int, depth: int) -> BackboneInfo:
+    model = f"{model}.{'v2_webli' if alias.startswith('siglip2') else 'webli'}"
+    size = int(model.partition(".")[0].rpartition("_")[2])
+    more = "; the mean token (protocol spg: zeros) stands for CLS"
+    return _vit(alias, model, width, depth, more, image_size=size)
 
 
 def _dinov3_convnext(size: str) -> BackboneInfo:
@@ -86,6 +83,8 @@ def _dinov3_convnext(size: str) -> BackboneInfo:
     )
 
 
+_REGISTERS = ", 4 registers (dropped)"
+_DINOV2 = (("small", 384, 12), ("base", 768, 12), ("large", 1024, 24), ("giant", 1536, 40))
 _BACKBONES = (
     BackboneInfo(
         alias="efficientnet-lite0",
@@ -109,31 +108,22 @@ _BACKBONES = (
         norm="pre",
         note="a saliency model fine-tuned from DINOv2 ViT-S/14, not DINOv2 itself (extra: vit)",
     ),
-    _dinov3("small", "small", 384, 12),
-    _dinov3("small-plus", "small_plus", 384, 12),
-    _dinov3("base", "base", 768, 12),
-    _dinov3("large", "large", 1024, 24),
-    _dinov3("huge-plus", "huge_plus", 1280, 32),
-    _dinov3("7b", "7b", 4096, 40),
+    _dinov3("small", 384, 12),
+    _dinov3("small-plus", 384, 12),
+    _dinov3("base", 768, 12),
+    _dinov3("large", 1024, 24),
+    _dinov3("huge-plus", 1280, 32),
+    _dinov3("7b", 4096, 40),
     *(_dinov3_convnext(size) for size in ("tiny", "small", "base", "large")),
-    *(
-        _dinov2(size, registers, width, depth)
-        for registers in (False, True)
-        for size, width, depth in (
-            ("small", 384, 12),
-            ("base", 768, 12),
-            ("large", 1024, 24),
-            ("giant", 1536, 40),
-        )
-    ),
-    _siglip(1, "base", "base_patch16_siglip_512", 768, 12),
-    _siglip(1, "large", "large_patch16_siglip_384", 1024, 24),
+    *(_dinov2(*row, registers=registers) for registers in (False, True) for row in _DINOV2),
+    _siglip("siglip-base", "base_patch16_siglip_512", 768, 12),
+    _siglip("siglip-large", "large_patch16_siglip_384", 1024, 24),
     # timm's name for the weights published for 384 px, which 14 does not divide.
-    _siglip(1, "so400m", "so400m_patch14_siglip_378", 1152, 27),
-    _siglip(2, "base", "base_patch16_siglip_512", 768, 12),
-    _siglip(2, "large", "large_patch16_siglip_512", 1024, 24),
-    _siglip(2, "so400m", "so400m_patch16_siglip_512", 1152, 27),
-    _siglip(2, "giant", "giantopt_patch16_siglip_384", 1536, 40),
+    _siglip("siglip-so400m", "so400m_patch14_siglip_378", 1152, 27),
+    _siglip("siglip2-base", "base_patch16_siglip_512", 768, 12),
+    _siglip("siglip2-large", "large_patch16_siglip_512", 1024, 24),
+    _siglip("siglip2-so400m", "so400m_patch16_siglip_512", 1152, 27),
+    _siglip("siglip2-giant", "giantopt_patch16_siglip_384", 1536, 40),
     BackboneInfo(
         alias="openclip",
         family="open_clip",

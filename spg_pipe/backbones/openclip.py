@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
@@ -13,7 +14,7 @@ from torch import Tensor
 from spg_pipe.backbones.base import LayerTokens, place_images
 from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
 from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.request import Request, check_image_size
 from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed
 from spg_pipe.backbones.weights import Weights, load_strictly
 from spg_pipe.datasets.images import Preprocess
@@ -40,53 +41,33 @@ class OpenClipViT:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
-        """See `spg_pipe.backbones.base.Backbone`."""
-        x = place_images(images, self._device, self.spec)
+        """See `spg_pipe.backbones.base.Backbone`.
+
+        Of norm ``post``, tokens are ``ln_post(x) @ proj``, in the width of the shared space.
+        """
+        post = self.spec.norm == "post"
+        # open_clip counts blocks from 0 and returns them in their own order.
+        blocks = sorted(int(layer) for layer in self.spec.layers)
+        outputs = self._visual.forward_intermediates(
+            place_images(images, self._device, self.spec),
+            indices=[block - 1 for block in blocks],
+            normalize_intermediates=post,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
         side = self.spec.preprocess.size // self.spec.patch_size
-        blocks = [int(layer) for layer in self.spec.layers]
-        tokens = clip_tokens(self._visual, x, blocks, self.spec.norm)
-        return {
-            str(block): LayerTokens(t[:, 1:].contiguous(), t[:, :1].contiguous(), (side, side))
-            for block, t in tokens.items()
-        }
-
-
-def clip_tokens(
-    visual: VisionTransformer, images: Tensor, blocks: list[int], norm: Norm
-) -> dict[int, Tensor]:
-    """Compute all tokens of the chosen blocks with plain attention.
-
-    Parameters
-    ----------
-    visual : VisionTransformer
-        open_clip's image tower, its position embedding of the images' grid.
-    images : Tensor
-        (B, 3, S, S) float32, normalised.
-    blocks : list of int
-        Block numbers from 1.
-    norm : {"post", "pre"}
-        ``post``: ``ln_post(x) @ proj``, width of the shared space; ``pre``: the block's output.
-
-    Returns
-    -------
-    dict
-        Block → (B, 1 + N, D) float32, the class token first.
-    """
-    outputs = visual.forward_intermediates(
-        images,
-        indices=[block - 1 for block in sorted(blocks)],
-        normalize_intermediates=norm == "post",
-        stop_early=True,
-        intermediates_only=True,
-        output_fmt="NLC",
-        output_extra_tokens=True,
-    )
-    pairs = zip(outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True)
-    tokens = [torch.cat(pair, dim=1) for pair in pairs]
-    if norm == "post":
-        tokens = [t @ visual.proj for t in tokens]
-    by_block = dict(zip(sorted(blocks), tokens, strict=True))
-    return {block: by_block[block].float() for block in blocks}
+        pairs = zip(
+            outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True
+        )
+        tokens = {}
+        for block, pair in zip(blocks, pairs, strict=True):
+            joined = torch.cat(pair, dim=1)
+            values = (joined @ self._visual.proj if post else joined).float()
+            patches, prefix = values[:, 1:].contiguous(), values[:, :1].contiguous()
+            tokens[str(block)] = LayerTokens(patches, prefix, (side, side))
+        return {layer: tokens[layer] for layer in self.spec.layers}
 
 
 def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> None:
@@ -115,13 +96,7 @@ def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> Non
 
 
 def resolve_open_clip(name: str) -> BackboneInfo:
-    """Describe ``NAME/PRETRAINED`` of open_clip, e.g. ``ViT-B-32-quickgelu/openai``.
-
-    Raises
-    ------
-    SpgError
-        If open_clip knows no such model or no such weights for it.
-    """
+    """Describe ``NAME/PRETRAINED``, e.g. ``ViT-B-32-quickgelu/openai``; SpgError if unknown."""
     model, _, tag = name.partition("/")
     config = open_clip.get_model_config(model)
     if config is None:
@@ -148,20 +123,18 @@ def resolve_open_clip(name: str) -> BackboneInfo:
 def build_open_clip(request: Request) -> OpenClipViT:
     """Build the backbone that `request` names.
 
-    Raises
-    ------
-    SpgError
-        For a tower that is no plain ViT, a block that it does not have, an image size that its
-        patch size does not divide, or weights that cannot be had or do not fit.
+    Raises SpgError for a tower that is no plain ViT, a block that it does not have, an image size
+    that its patch size does not divide, or weights that cannot be had or do not fit.
     """
     info = request.info
     name, _, tag = info.model.partition("/")
     published = open_clip.get_pretrained_cfg(name, tag)
     config = open_clip.get_model_config(name)
-    _refuse_other_towers(info, config, published, request.norm or info.norm)
+    norm = request.norm or info.norm
+    _refuse_other_towers(info, config, published, norm)
     vision = config["vision_cfg"]
     patch_size = int(vision["patch_size"])
-    request.check_size(patch_size)
+    check_image_size(request.image_size, patch_size, info.alias)
     layers = request.blocks(int(vision["layers"]))
     weights = request.weights_or(lambda: _published_weights(info, published))
     spec = request.spec(
@@ -169,11 +142,11 @@ def build_open_clip(request: Request) -> OpenClipViT:
         patch_size,
         preprocess_for(info.model, request.image_size),
         weights,
-        norm=request.norm or info.norm,
+        norm=norm,
         prefix="cls",
         pos_embed="bilinear" if request.protocol == "spg" else "native",
     )
-    return OpenClipViT(load_visual(config, weights), spec, request.device)
+    return OpenClipViT(load_visual(config, weights), spec, torch.device(request.device))
 
 
 def preprocess_for(model: str, size: int) -> Preprocess:
@@ -187,7 +160,7 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     return Preprocess(size, "uint8", "bicubic", mean, std)
 
 
-def build_tower(config: dict[str, Any]) -> VisionTransformer:
+def build_tower(config: Mapping[str, Any]) -> VisionTransformer:
     """Build the image tower of an open_clip model config with random weights."""
     # The text tower beside it is thrown away; the real one would cost half a gigabyte.
     text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
@@ -199,20 +172,15 @@ def build_tower(config: dict[str, Any]) -> VisionTransformer:
     ).visual
 
 
-def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:
-    """Build the image tower of an open_clip model config and load it strictly.
+def load_visual(config: Mapping[str, Any], weights: Weights) -> VisionTransformer:
+    """Build the image tower of an open_clip model config; raise SpgError if weights do not fit.
 
     Parameters
     ----------
-    config : dict
+    config : mapping
         ``embed_dim``, ``vision_cfg`` and perhaps ``quick_gelu``, as in open_clip's JSON files.
     weights : Weights
         A whole CLIP's state dict (its ``visual.`` part is used) or the tower's alone.
-
-    Raises
-    ------
-    SpgError
-        If the weights do not fit the tower.
     """
     visual = build_tower(config)
     state = weights.state
@@ -222,7 +190,7 @@ def load_visual(config: dict[str, Any], weights: Weights) -> VisionTransformer:
 
 
 def _refuse_other_towers(
-    info: BackboneInfo, config: dict[str, Any], published: dict[str, Any], norm: Norm
+    info: BackboneInfo, config: Mapping[str, Any], published: Mapping[str, Any], norm: Norm
 ) -> None:
     vision = config["vision_cfg"]
     if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
@@ -243,7 +211,7 @@ def _refuse_other_towers(
         )
 
 
-def _timm_trunk(model: str, vision: dict[str, Any]) -> str:
+def _timm_trunk(model: str, vision: Mapping[str, Any]) -> str:
     """Name of the same tower in timm; SigLIP's three sets of weights share their architectures."""
     trunk = vision.get("timm_model_name") or "NAME"
     if "siglip" not in trunk:
@@ -252,7 +220,7 @@ def _timm_trunk(model: str, vision: dict[str, Any]) -> str:
     return f"{trunk}.{tag}"
 
 
-def _published_weights(info: BackboneInfo, published: dict[str, Any]) -> Weights:
+def _published_weights(info: BackboneInfo, published: Mapping[str, Any]) -> Weights:
     if hub := published.get("hf_hub"):
         repo, _, file = hub.rpartition("/")
         return weights_from_hub(info, repo, (file,) if file else HUB_FILES)

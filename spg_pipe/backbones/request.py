@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from spg_pipe.backbones.names import BackboneInfo
 from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed, Prefix
 from spg_pipe.backbones.weights import Weights, weights_from_file
@@ -27,19 +25,12 @@ class Request:
     norm: Norm | None
     protocol: Literal["default", "spg"]
     weights: Path | None
-    device: torch.device
-
-    def check_size(self, multiple: int) -> None:
-        """Raise SpgError unless the image size is a positive multiple of `multiple` pixels."""
-        check_image_size(self.image_size, multiple, self.info.alias)
+    device: str
 
     def blocks(self, depth: int) -> tuple[str, ...]:
         """The layers of a ViT: those asked for, else the alias's, else the last block.
 
-        Raises
-        ------
-        SpgError
-            Unless every layer is a block number from 1 to `depth`.
+        Raises SpgError unless every layer is a block number from 1 to `depth`.
         """
         layers = self.layers or self.info.layers or (str(depth),)
         for name in layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
@@ -100,7 +100,7 @@ class BackboneSpec(Record):
         names = [name for name in type(self).model_fields if name not in LABELS]
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """Plain JSON values; without tiles there is no word of them."""
         return self.model_dump(mode="json", exclude_none=True)
 

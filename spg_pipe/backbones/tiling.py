@@ -7,15 +7,16 @@ out looks like any backbone's tokens, so that stores, scores and maps are those 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.backbones.base import Backbone, LayerTokens, check_images, forward
+from spg_pipe.backbones.base import Backbone, LayerTokens, forward, joined, place_images
 from spg_pipe.backbones.request import check_image_size
 from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
 from spg_pipe.errors import SpgError
@@ -86,7 +87,7 @@ class TiledBackbone:
 
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """Compute tokens: see `Backbone`. The prefix token is the mean of the tiles'."""
-        check_images(images, self.spec)
+        images = place_images(images, images.device, self.spec)
         found: dict[str, list[LayerTokens]] = defaultdict(list)
         for image in images.split(1):
             for side in self._tiles.sides:
@@ -94,16 +95,17 @@ class TiledBackbone:
                 for layer, tokens in self._whole(_resized(image, side), side).items():
                     found[TokenKey(layer, at).name].append(tokens)
         # An image at a time until here, for memory; a batch of one is not copied.
-        return {layer: each[0] if len(each) == 1 else _batch(each) for layer, each in found.items()}
+        return {layer: each[0] if len(each) == 1 else joined(each) for layer, each in found.items()}
 
     def _whole(self, image: Tensor, side: int) -> dict[str, LayerTokens]:
         """Tokens of one image (1, 3, side, side), put together from its tiles."""
         size, starts = self._tiles.size, self._tiles.starts(side, self.spec.patch_size)
-        corners = [(top, left) for top in range(len(starts)) for left in range(len(starts))]
+        corners = list(itertools.product(range(len(starts)), repeat=2))
         sums: dict[str, Tensor] = {}
         prefix: dict[str, list[Tensor]] = defaultdict(list)
         grids: dict[str, tuple[int, int]] = {}
-        for part in _parts(corners, self._at_once):
+        for first in range(0, len(corners), self._at_once):
+            part = corners[first : first + self._at_once]
             pixels = [
                 image[..., starts[i] : starts[i] + size, starts[j] : starts[j] + size]
                 for i, j in part
@@ -161,13 +163,3 @@ def _resized(image: Tensor, side: int) -> Tensor:
     if image.shape[-1] == side:
         return image
     return F.interpolate(image, (side, side), mode="bilinear", antialias=True)
-
-
-def _batch(each: list[LayerTokens]) -> LayerTokens:
-    patches, prefix, grids = zip(*each, strict=True)
-    return LayerTokens(torch.cat(patches), torch.cat(prefix), grids[0])
-
-
-def _parts(corners: list[tuple[int, int]], count: int) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, len(corners), count):
-        yield corners[start : start + count]

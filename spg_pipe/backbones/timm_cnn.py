@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.request import Request, check_image_size
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.timm_common import fixed_size, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
@@ -49,11 +49,8 @@ class TimmCnn:
 def build_timm_cnn(request: Request) -> TimmCnn:
     """Build the backbone that `request` names.
 
-    Raises
-    ------
-    SpgError
-        For a layer that is no stride of the model, an image size that the strides do not divide,
-        ``norm: post``, or weights that cannot be had or do not fit.
+    Raises SpgError for a layer that is no stride of the model, an image size that the strides do
+    not divide, ``norm: post``, or weights that cannot be had or do not fit.
     """
     info = request.info
     if request.norm == "post":
@@ -79,11 +76,13 @@ def build_timm_cnn(request: Request) -> TimmCnn:
             )
         if only != request.image_size:
             raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
-    request.check_size(largest)
+    check_image_size(request.image_size, largest, info.alias)
     model, weights = load_model(request)
     preprocess = preprocess_for(info.model, request.image_size)
     spec = request.spec(layers, largest, preprocess, weights, norm="pre", prefix="mean")
-    return TimmCnn(model, spec, {layer: strides[layer] for layer in layers}, request.device)
+    return TimmCnn(
+        model, spec, {layer: strides[layer] for layer in layers}, torch.device(request.device)
+    )
 
 
 def _strides(plan: Any, name: str) -> dict[str, int]:

@@ -33,10 +33,7 @@ _PACKAGED = {"efficientnet-lite0": efficientnet_lite0, "dinov2-vits14-imgfocus":
 def resolve_timm(name: str) -> BackboneInfo | None:
     """Describe any timm model by its name (with or without a tag); None if timm has no such.
 
-    Raises
-    ------
-    SpgError
-        If timm has the architecture but not the tag.
+    Raises SpgError if timm has the architecture but not the tag.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -71,17 +68,7 @@ def skeleton(info: BackboneInfo, **options: Any) -> Any:
 def load_model(request: Request, **options: Any) -> tuple[Any, Weights]:
     """Build a timm model without classifier, in evaluation mode, with its weights.
 
-    Parameters
-    ----------
-    request : Request
-        Names the model, the device and perhaps a weight file.
-    options
-        For `timm.create_model`.
-
-    Raises
-    ------
-    SpgError
-        If the weights cannot be had, read, or do not fit.
+    `options` go to `timm.create_model`. Raises SpgError if weights cannot be had, or do not fit.
     """
     info = request.info
     weights = request.weights_or(lambda: _published_weights(info))

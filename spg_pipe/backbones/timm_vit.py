@@ -9,7 +9,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.request import Request
+from spg_pipe.backbones.request import Request, check_image_size
 from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix
 from spg_pipe.backbones.timm_common import load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
@@ -57,29 +57,24 @@ class TimmViT:
 def build_timm_vit(request: Request) -> TimmViT:
     """Build the backbone that `request` names.
 
-    Raises
-    ------
-    SpgError
-        For a block that the model does not have, an image size that its patch size does not
-        divide, ``norm: post`` where the tokens have no final norm, or weights that cannot be had
-        or do not fit.
+    Raises SpgError for a block that the model does not have, an image size that its patch size
+    does not divide, ``norm: post`` where the tokens have no final norm, or weights that cannot be
+    had or do not fit.
     """
     info = request.info
-    if is_model_in_modules(info.model.partition(".")[0], ("beit",)):
-        # Relative positions are tables of one size: timm resizes them when it loads.
-        options: dict[str, Any] = {"img_size": request.image_size}
-    else:
-        options = {"dynamic_img_size": True}
+    # BEiT's relative positions are tables of one size: timm resizes them when it loads.
+    is_beit = is_model_in_modules(info.model.partition(".")[0], ("beit",))
+    options = {"img_size": request.image_size} if is_beit else {"dynamic_img_size": True}
     plan = skeleton(info, **options)
     patch_size = int(plan.patch_embed.patch_size[0])
-    request.check_size(patch_size)
+    check_image_size(request.image_size, patch_size, info.alias)
     layers = request.blocks(len(plan.blocks))
     norm = _resolve_norm(request, has_norm=not isinstance(plan.norm, nn.Identity))
     model, weights = load_model(request, **options)
     preprocess = preprocess_for(info.model, request.image_size)
     prefix = _resolve_prefix(request, plan)
     spec = request.spec(layers, patch_size, preprocess, weights, norm=norm, prefix=prefix)
-    return TimmViT(model, spec, request.device)
+    return TimmViT(model, spec, torch.device(request.device))
 
 
 def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:

@@ -31,12 +31,9 @@ class Weights:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hex, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file as hex."""
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -110,23 +107,10 @@ def weights_from_file(path: Path) -> Weights:
 def load_strictly(
     model: nn.Module, state: Mapping[str, Tensor], label: str, *, drop: Collection[str] = ()
 ) -> None:
-    """Load `state` into `model`: every parameter from the state, nothing left over.
+    """Load `state` into `model`, whose dtype is kept: nothing may lack or be left over.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Receives the tensors (its dtype is kept).
-    state : mapping
-        Tensors by name.
-    label : str
-        Where they came from, for the message.
-    drop : collection of str
-        Prefixes of names that the model has no use for, such as a classifier's.
-
-    Raises
-    ------
-    SpgError
-        With a few of the missing, unexpected and misshapen names.
+    Names that begin with one of `drop`, such as a classifier's, are left out. Raises SpgError with
+    `label` (where the weights came from) and a few of the missing, unexpected and misshapen names.
     """
     own = model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(tuple(drop))}
@@ -138,20 +122,16 @@ def load_strictly(
         for k in own
         if k in given and given[k].shape != own[k].shape
     ]
-    if missing or unexpected or misshapen:
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(faults.values()):
+        words = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in faults.items()
+            if names
+        ]
         raise SpgError(
-            f"The weights ({label}) do not fit {type(model).__name__}: "
-            + "; ".join(
-                f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-                for what, names in (
-                    ("missing", missing),
-                    ("unexpected", unexpected),
-                    ("of another shape", misshapen),
-                )
-                if names
-            )
-            + "."
-            + _naming_hint(state)
+            f"The weights ({label}) do not fit {type(model).__name__}: {'; '.join(words)}."
+            f"{_naming_hint(state)}"
         )
     model.load_state_dict(given, strict=False)
 

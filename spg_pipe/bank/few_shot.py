@@ -275,7 +275,8 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
 
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
-    licences = {licence for each in (store, *stores_of(banks.rows)) for licence in each.licences}
+    stores = (store, *stores_of(banks.rows))
+    licences = {licence for each in stores for licence in each.spec.licences}
     judged: dict[str, object] = {"method": BANK}
     if detector is not None:
         licences |= set(detector.record.licences)

@@ -147,9 +147,9 @@ def datasets(
     options: Options,
 ) -> None:
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
-    from spg_pipe.datasets import describe_layouts
+    from spg_pipe.datasets.layouts.catalogue import LAYOUTS
 
-    layouts, rows, lines = describe_layouts(), [], []
+    layouts, rows, lines = list(LAYOUTS.values()), [], []
     for d in load_params(options.params).datasets if options.params.exists() else ():
         there = d.root.is_dir()
         row = d.model_dump(mode="json", include={"name", "layout", "split", "root"})

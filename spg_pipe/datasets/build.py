@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spg_pipe.datasets.contents import Row, look_into
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import (
     BENCHMARKS,
     check,
@@ -41,8 +41,6 @@ def build_manifest(
 
     Parameters
     ----------
-    dataset
-        What a recipe says of it.
     exif_of_own_images
         Whether layout `folder` honours EXIF orientation (docs/method.md §5).
     skip_bad
@@ -64,24 +62,20 @@ def build_manifest(
         image that can be used.
     """
     entries, parts = _wanted(dataset)
-    root, given = dataset.root, dataset.licence
     exif = honours_exif(dataset.layout, exif_of_own_images)
     # A dict keeps the order and drops repetitions.
     stated = tuple(dict.fromkeys(part.licence for part in parts if part.entries))
-    looked = look_into(
-        root, entries, exif=exif, decode=skip_bad, leave_out=leave_out, workers=workers
-    )
-    rows, skipped = _rows(
-        root, looked, len(entries), lambda bad: skip_bad or bad in leave_out, progress
-    )
+    looked = look_into(dataset.root, entries, exif, skip_bad, leave_out, workers)
+    skip = (lambda bad: True) if skip_bad else leave_out.__contains__
+    rows, skipped = _rows(dataset.root, looked, len(entries), skip, progress)
     notes = [note for part in parts for note in part.notes]
     return Manifest(
         dataset=dataset.name,
         split=dataset.split,
         layout=dataset.layout,
-        root=root,
+        root=dataset.root,
         table=to_frame(rows),
-        licences=(f"{dataset.name}: {given}",) if given else stated,
+        licences=(f"{dataset.name}: {dataset.licence}",) if dataset.licence else stated,
         notes=(*notes, *([skipped_note(skipped)] if skipped else [])),
         exif=exif,
         skipped=tuple(skipped),
@@ -90,15 +84,8 @@ def build_manifest(
 
 
 def list_images(dataset: Dataset) -> list[str]:
-    """The relative paths that `build_manifest` would list, in its order, without opening a file.
-
-    Raises
-    ------
-    SpgError
-        As `build_manifest`, but for what only a file's content shows.
-    """
-    entries, _ = _wanted(dataset)
-    return [entry.path for entry in entries]
+    """The relative paths that `build_manifest` would list, in its order, without opening a file."""
+    return [entry.path for entry in _wanted(dataset)[0]]
 
 
 def _wanted(dataset: Dataset) -> tuple[list[Entry], list[Scan]]:
@@ -113,13 +100,9 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[Scan]]:
             f"{root} has the {layout.name} layout, which knows no training split: use the split "
             f"`test` or `all` (both mean every image)."
         )
-    chosen = dataset.categories
-    if sets:
-        parts = [_prefixed(s, _scan(s, layout, root / s, split, _within(chosen, s))) for s in sets]
-    else:
-        parts = [_scan(name, layout, root, split, lambda c: chosen is None or c in chosen)]
+    parts = [_scan(dataset, layout, part) for part in sets or ("",)]
     existing = [c for part in parts for c in part.categories]
-    if unknown := [c for c in chosen or () if c not in existing]:
+    if unknown := [c for c in dataset.categories or () if c not in existing]:
         raise SpgError(
             f"Dataset {name} in {root} has no category {listed(unknown)}."
             f"{_nearest(unknown, existing)} It has: {', '.join(existing)}."
@@ -139,8 +122,17 @@ def _nearest(unknown: Sequence[str], existing: Sequence[str]) -> str:
     return f" Did you mean {listed(list(dict.fromkeys(close)))}?" if close else ""
 
 
-def _scan(name: str, layout: Layout, root: Path, split: str, select: Select) -> Scan:
-    """Scan one root and compare it with the benchmark that it may be."""
+def _scan(dataset: Dataset, layout: Layout, part: str) -> Scan:
+    """Scan the root, or one set of a union, and compare it with the benchmark that it may be.
+
+    A set's name goes in front of everything.
+    """
+    name, root, prefix = part or dataset.name, dataset.root / part, f"{part}/" if part else ""
+    split, chosen = dataset.split, dataset.categories
+
+    def select(category: str) -> bool:
+        return chosen is None or prefix + category in chosen
+
     try:
         scan = layout.scan(root, split, select)
     except OSError as error:
@@ -156,27 +148,17 @@ def _scan(name: str, layout: Layout, root: Path, split: str, select: Select) -> 
     else:
         notes = not_the_benchmark(layout.name, name, existing)
         licence = f"{name}: {scan.licence}" if scan.licence else licence_of(name, root, wanted)
-    return scan._replace(notes=notes + scan.notes, licence=licence)
-
-
-def _within(chosen: Sequence[str] | None, part: str) -> Select:
-    """Selects categories of one set of a union by their full names."""
-    return lambda category: chosen is None or f"{part}/{category}" in chosen
-
-
-def _prefixed(part: str, found: Scan) -> Scan:
-    """A set of a union as a part of it: its name goes in front of everything."""
     entries = [
         replace(
             entry,
-            path=f"{part}/{entry.path}",
-            category=f"{part}/{entry.category}",
-            mask=f"{part}/{entry.mask}" if entry.mask else "",
+            path=prefix + entry.path,
+            category=prefix + entry.category,
+            mask=prefix + entry.mask if entry.mask else "",
         )
-        for entry in found.entries
+        for entry in scan.entries
     ]
-    categories = [f"{part}/{category}" for category in found.categories]
-    return Scan(entries, categories, [f"{part}: {n}" for n in found.notes], found.licence)
+    notes = [f"{part}: {note}" if part else note for note in notes + scan.notes]
+    return Scan(entries, [prefix + category for category in existing], notes, licence)
 
 
 def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from spg_pipe.datasets.images import read_image, read_mask, stored_size
+from spg_pipe.datasets.images import read_image, read_mask, reason_of, stored_size
 from spg_pipe.datasets.layouts.listing import Entry, source_id
 from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
@@ -18,7 +18,6 @@ _HASH_THREADS = 2
 _DECODING_THREADS = 8
 """At most: each holds a whole decoded image."""
 
-
 Row = dict[str, object]
 """A row of the manifest's table: the keys of `manifest.COLUMNS`."""
 
@@ -26,11 +25,10 @@ Row = dict[str, object]
 def look_into(
     root: Path,
     entries: Sequence[Entry],
-    *,
     exif: bool,
-    decode: bool = False,
-    leave_out: Sequence[Skipped] = (),
-    workers: int | None = None,
+    decode: bool,
+    leave_out: Sequence[Skipped],
+    workers: int | None,
 ) -> Iterator[Row | Skipped]:
     """What is known of each entry and its files, or what is wrong with them, in order.
 
@@ -123,10 +121,7 @@ def _reason(error: Exception, path: Path, shown: str) -> str:
     cause = error.__cause__ if isinstance(error, SpgError) and error.__cause__ else error
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    text = str(cause)
-    if "cannot identify" in text:
-        return "not an image that Pillow knows"
-    return text.replace(str(path), shown) or type(cause).__name__
+    return reason_of(cause).replace(str(path), shown)
 
 
 def _other_size(entry: Entry, image: tuple[int, int], mask: tuple[int, int], exif: bool) -> str:

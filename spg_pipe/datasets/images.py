@@ -135,7 +135,7 @@ def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def soft_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """The resized mask before its threshold: uint8, 0 to 255. See `resize_mask`."""
+    """The resized mask of `resize_mask` before its threshold: uint8, 0 to 255."""
     height, width = (size, size) if isinstance(size, int) else size
     eight_bit = Image.fromarray(np.multiply(mask > 0, 255, dtype=np.uint8))
     return np.array(eight_bit.resize((width, height), Image.Resampling.BILINEAR))
@@ -204,15 +204,17 @@ def _decode(path: Path, what: str, convert: Callable[[Image.Image], T]) -> T:
             f"that large, remove it."
         ) from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        raise SpgError(_unreadable(path, what, error)) from error
+        raise SpgError(
+            f"The {what} {path} cannot be read ({reason_of(error)}). It is expected to "
+            f"be a complete image file: copy it again from its source, or remove it."
+        ) from error
 
 
-def _unreadable(path: Path, what: str, error: Exception) -> str:
-    reason = "not an image that Pillow knows" if "cannot identify" in str(error) else str(error)
-    return (
-        f"The {what} {path} cannot be read ({reason or type(error).__name__}). It is expected to "
-        f"be a complete image file: copy it again from its source, or remove it."
-    )
+def reason_of(error: BaseException) -> str:
+    """What Pillow says of a file that it cannot read, in words for a person."""
+    if "cannot identify" in str(error):
+        return "not an image that Pillow knows"
+    return str(error) or type(error).__name__
 
 
 def _orientation(image: Image.Image, file: bytes) -> int:

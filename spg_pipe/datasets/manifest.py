@@ -189,10 +189,7 @@ class Manifest:
     def load(cls, path: Path, root: Path) -> Manifest:
         """Read a manifest; `root` is the folder where its relative paths start.
 
-        Raises
-        ------
-        SpgError
-            The file is missing, damaged, of another format, or was edited.
+        SpgError if the file is missing, damaged, of another format, or was edited.
         """
         table, record = _read(path)
         return cls(

@@ -250,8 +250,8 @@ def _record(
         store=store.fingerprint,
         sae=SaeOrigin(fingerprint=saes.fingerprint, params=saes.sae, tokens_seen=saes.tokens_seen),
         backbone=store.spec.backbone.untiled,
-        licences=store.licences,
-        painted_on=tuple(sorted(set(store.sources.values()))),
+        licences=store.spec.licences,
+        painted_on=tuple(sorted(set(store.spec.sources.values()))),
         versions=versions(),
     )
     return record.sealed()

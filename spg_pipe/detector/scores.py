@@ -136,7 +136,7 @@ def score_store(
         auxiliary=detector.record.auxiliary.dataset,
         detector=detector.record.origin,
         rule=rule,
-        licences=tuple(sorted({*detector.record.licences, *store.licences})),
+        licences=tuple(sorted({*detector.record.licences, *store.spec.licences})),
     )
     shapes = {name: shape.grid for name, shape in store.spec.layers.items()}
     return write_scores(

@@ -121,7 +121,7 @@ def _folds(store: FeatureStore) -> np.ndarray:
 
     Of a synthetic set its source images: a copy is not judged by guides that know its original.
     """
-    if sources := store.sources:
+    if sources := store.spec.sources:
         originals = [sources.get(path, path) for path in store.array("path").tolist()]
         number = {one: n for n, one in enumerate(dict.fromkeys(originals))}
         return np.array([number[one] % FOLDS for one in originals])

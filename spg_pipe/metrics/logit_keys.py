@@ -44,13 +44,7 @@ def score_keys(scores: np.ndarray) -> np.ndarray:
 
 
 def score_bins(scores: np.ndarray, level: int, base: int, out: np.ndarray) -> None:
-    """Bins of probabilities: `(score_keys(scores) >> level) - base`, a block at a time.
-
-    Parameters
-    ----------
-    scores : (P,) float32 in [0, 1].
-    out : (P,) int64, filled.
-    """
+    """Fill `out` (P,) int64 with `(score_keys(scores) >> level) - base`, a block at a time."""
     for start in range(0, len(scores), _BLOCK):
         block, room = scores[start : start + _BLOCK], out[start : start + _BLOCK]
         if block.max() < 0.5:  # most blocks of most maps: the lower half of `score_keys` will do

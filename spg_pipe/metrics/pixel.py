@@ -105,12 +105,7 @@ def grouped_metrics(
     lies between. The bound is the distance from the stated value to the farther of the two. AP is
     stated as their middle, the others as if each group were a tie.
 
-    Parameters
-    ----------
-    groups : pixels by range of scores.
-    counts : what went into them.
-    accumulator : its name.
-    tied : (G,) bool; groups whose pixels all have one score, so that nothing is in doubt.
+    `tied`, (G,) bool, marks groups whose pixels all have one score: nothing is in doubt there.
     """
     metrics = exact_metrics(groups, counts, accumulator)
     if groups.one_class:

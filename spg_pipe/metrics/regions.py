@@ -57,16 +57,9 @@ class Regions:
 
 
 def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the connected regions of a mask, diagonal neighbours joined (8-connectivity).
+    """Number the connected regions of a mask (H, W), diagonal neighbours joined (8-connectivity).
 
-    Parameters
-    ----------
-    mask : (H, W) any dtype; non-zero is anomalous.
-
-    Returns
-    -------
-    labels : (H, W) int32, 0 outside regions, 1 … n inside.
-    n : number of regions.
+    Gives the labels, (H, W) int32, 0 outside regions, 1 … n inside; and n.
     """
     from scipy import ndimage
 

@@ -79,11 +79,11 @@ def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
 
 def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
     """Whether images came, went or changed since extract, without hashing the recipe's again."""
-    from spg_pipe.datasets import Manifest
+    from spg_pipe.datasets.manifest import Manifest
 
     if not dataset.root.is_dir():
         return []
-    bad = [image for image in store.skipped if image.unchanged(dataset.root)]
+    bad = [image for image in store.spec.skipped if image.unchanged(dataset.root)]
     left_out = [image.path for image in bad]
     names = [name for name in names_on_disk(dataset) if name not in left_out]
     held = store.array("path").tolist()

@@ -73,7 +73,7 @@ def scan(
     leave_out : sequence of Skipped
         Leave out these, which were found to be bad before, while their files are the same.
     """
-    from spg_pipe.datasets import build_manifest
+    from spg_pipe.datasets.build import build_manifest
 
     with run.console.progress(f"prepare {dataset.name}") as update:
         return build_manifest(
@@ -88,7 +88,7 @@ def scan(
 
 def names_on_disk(dataset: Dataset) -> list[str]:
     """Relative paths of a dataset's images, in a store's order."""
-    from spg_pipe.datasets import list_images
+    from spg_pipe.datasets.build import list_images
 
     return list_images(dataset)
 

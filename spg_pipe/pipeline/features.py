@@ -55,7 +55,7 @@ def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
 
     found = {}
     for path in paths:
-        holder = FeatureStore(path) if path.is_dir() else Manifest.load(path, path.parent)
+        holder = FeatureStore(path).spec if path.is_dir() else Manifest.load(path, path.parent)
         if holder.skipped:
             found[str(path)] = [{"path": b.path, "reason": b.reason} for b in holder.skipped]
     return found

@@ -31,7 +31,7 @@ def note_own_images(
     from spg_pipe.datasets.contents import content_ids
 
     files = [dataset.root / path for path in store.table["path"][store.table["label"] != 1]]
-    known = content_ids(files) | set(store.sources.values())
+    known = content_ids(files) | set(store.spec.sources.values())
     if note := detector.own_images_note(dataset.name, known):
         run.console.say(note)
     elif own := _own_categories(run, detector, dataset, store):

@@ -10,7 +10,7 @@ from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
 
 if TYPE_CHECKING:
-    from spg_pipe.datasets import Manifest
+    from spg_pipe.datasets.manifest import Manifest
 
 
 def synthesise_sets(run: RecipeRun, datasets: Sequence[Dataset]) -> None:
@@ -106,7 +106,7 @@ def synthesise(
 def _source(
     made: SyntheticSet, console: Console, exif: bool, skip_bad: bool, workers: int | None
 ) -> "Manifest":
-    from spg_pipe.datasets import build_manifest
+    from spg_pipe.datasets.build import build_manifest
 
     if not made.source.is_dir():
         raise SpgError(

@@ -169,13 +169,13 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     prepared = run.paths.manifest(dataset)
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
-        manifest = manifest.without([bad.path for bad in store.skipped])
+        manifest = manifest.without([bad.path for bad in store.spec.skipped])
         if manifest.fingerprint() == store.spec.manifest:
             return manifest
     chosen = store.selection
     if "categories" in chosen:
         dataset = dataset.model_copy(update={"categories": tuple(chosen["categories"])})
-    manifest = scan(run, dataset, leave_out=store.skipped)
+    manifest = scan(run, dataset, leave_out=store.spec.skipped)
     if "limit" in chosen:
         manifest = manifest.spread(chosen["limit"])
     if manifest.fingerprint() != store.spec.manifest:

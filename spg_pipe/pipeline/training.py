@@ -39,25 +39,29 @@ def _train_sae(
     run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
 ) -> Path:
     """One SAE; its checkpoint lies beside it."""
-    from spg_pipe.sae.train import Callbacks
+    from spg_pipe.sae.train import Callbacks, DivergedError
     from spg_pipe.sae.train import train_sae as train
 
     path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
-        result = train(
-            features,
-            run.params.sae,
-            run.params.method,
-            seed=seed,
-            device=device,
-            cache=run.cache,
-            checkpoints=checkpoints,
-            callbacks=Callbacks(
-                lambda layer, done, total, loss: update(done, total, loss, layer),
-                run.console.say,
-            ),
+        callbacks = Callbacks(
+            lambda layer, done, total, loss: update(done, total, loss, layer), run.console.say
         )
+        try:
+            result = train(
+                features,
+                run.params.sae,
+                run.params.method,
+                seed=seed,
+                device=device,
+                cache=run.cache,
+                checkpoints=checkpoints,
+                callbacks=callbacks,
+            )
+        except DivergedError:
+            checkpoints.remove()
+            raise
     result.run.save(path, result.quality, result.curve)
     checkpoints.remove()
     for layer, quality in result.quality.layers.items():

@@ -8,8 +8,9 @@ import numpy as np
 from spg_pipe.bank.fusion import require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
-from spg_pipe.datasets import LABEL_ANOMALOUS, Manifest, build_manifest
+from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor

@@ -15,21 +15,7 @@ _WIDEST = 10_000
 
 
 def text_table(table: MetricsTable, published: PublishedFigure | None = None) -> str:
-    """The table of one direction as plain text.
-
-    Parameters
-    ----------
-    table : MetricsTable
-        Of one seed, or of `metrics.seeds_mean`; NaN is shown as "–".
-    published : PublishedFigure, optional
-        Of the same direction: adds a line below the mean.
-
-    Returns
-    -------
-    str
-        A caption that names data, backbone, protocols and seeds; the table; notes, also on what
-        pixel metrics leave out.
-    """
+    """Caption, `metrics_table` and notes of one direction; also on what pixel metrics leave out."""
     shown = metrics_table(table, published, COLUMNS)
     return plain(replace(shown, notes=(*shown.notes, *_left_out(table))))
 

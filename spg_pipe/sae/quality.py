@@ -145,18 +145,10 @@ def _add_prefixes(errors: dict[int, float], sae: SparseAutoencoder, x: Tensor) -
 
 @torch.no_grad()
 def stability(first: Tensor, second: Tensor) -> float:
-    """How many atoms of one dictionary another one has as well.
+    """How many atoms of one dictionary another one has as well (MMCS).
 
-    Parameters
-    ----------
-    first, second : (C, D)
-        Unit atoms of two seeds, dead latents left out.
-
-    Returns
-    -------
-    float
-        Mean over both directions of each atom's largest cosine with the other's (MMCS), 1 for the
-        same dictionary in any order.
+    Mean over both directions of each unit atom's (C, D) largest cosine with the other's: 1 for the
+    same dictionary in any order.
     """
     cosines = first @ second.t()
     return float((cosines.amax(dim=1).mean() + cosines.amax(dim=0).mean()) / 2)

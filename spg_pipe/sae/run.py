@@ -70,7 +70,7 @@ class SaeRecord(Record):
             images=len(store),
             tokens_seen=tokens_seen,
             backbone=store.spec.backbone,
-            licences=tuple(store.licences),
+            licences=tuple(store.spec.licences),
         ).sealed()
 
 
@@ -139,9 +139,8 @@ class SaeRun:
         """Write sae.safetensors, config.json, quality.json and curve.csv as one folder."""
         tensors: dict[str, Tensor] = {}
         for layer, sae in self.layers.items():
-            for name, value in sae.state_dict().items():
-                tensors[f"{layer}.{name}"] = value
-            tensors[f"{layer}.dead"] = self.dead[layer].byte()
+            weights = sae.state_dict() | {"dead": self.dead[layer].byte()}
+            tensors |= {f"{layer}.{name}": value for name, value in weights.items()}
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "sae.safetensors", tensors)
             record = self.record.model_copy(update={"tensors_sha256": sha256})
@@ -151,21 +150,18 @@ class SaeRun:
 
     @classmethod
     def load(cls, path: Path) -> "SaeRun":
-        """Read a stage's folder.
-
-        Raises
-        ------
-        SpgError
-            If it is missing or damaged.
-        """
+        """Read a stage's folder; SpgError if it is missing or damaged."""
         record = read_sae_record(path)
         tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
-        layers, dead = {}, {}
+        params, layers, dead = record.sae or SaeParams(), {}, {}
         try:
             for layer in record.layers:
                 weights = below(tensors, f"{layer}.")
                 dead[layer] = weights.pop("dead").bool()
-                layers[layer] = _rebuilt(weights, record.sae or SaeParams())
+                latents, dim = weights["encoder"].shape
+                sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
+                sae.load_state_dict(weights)
+                layers[layer] = sae
         except (KeyError, RuntimeError) as error:
             fault = f"sae.safetensors does not hold what config.json says ({error})"
             raise damaged(path, WHAT, fault, COMMAND) from error
@@ -173,30 +169,11 @@ class SaeRun:
 
 
 def read_sae_record(folder: Path) -> SaeRecord:
-    """config.json of an SAE's folder.
-
-    Raises
-    ------
-    SpgError
-        If it is missing, of another kind or version, or damaged.
-    """
+    """config.json of an SAE's folder, or an SpgError."""
     return read_record(folder / "config.json", SaeRecord, WHAT, COMMAND)
 
 
 def read_quality(folder: Path) -> dict[str, LayerQuality]:
-    """quality.json of an SAE's folder, by layer.
-
-    Raises
-    ------
-    SpgError
-        If it is missing, of another version or damaged.
-    """
+    """quality.json of an SAE's folder, by layer, or an SpgError."""
     path = folder / "quality.json"
     return read_record(path, SaeQuality, f"quality of a {WHAT}", COMMAND).layers
-
-
-def _rebuilt(weights: dict[str, Tensor], params: SaeParams) -> SparseAutoencoder:
-    latents, dim = weights["encoder"].shape
-    sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
-    sae.load_state_dict(weights)
-    return sae

@@ -106,17 +106,7 @@ class ByLatent(NamedTuple):
         return cls(order, order // indices.shape[1], torch.searchsorted(ordered, every))
 
     def sum_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
-        """Σ over entries of weight · row of its token, for each latent.
-
-        Parameters
-        ----------
-        weights : (n, k)
-        rows : (n, D)
-
-        Returns
-        -------
-        (C, D)
-        """
+        """Σ over entries of weight (n, k) · row (n, D) of its token, for each latent: (C, D)."""
         entries = weights.reshape(-1)[self.order]
         return F.embedding_bag(
             self.token, rows, self.offsets, per_sample_weights=entries, mode="sum"
@@ -124,18 +114,7 @@ class ByLatent(NamedTuple):
 
 
 def row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
-    """rows[t] · dictionary[indices[t, j]] for every entry.
-
-    Parameters
-    ----------
-    rows : (n, D)
-    dictionary : (C, D)
-    indices : (n, k) int64
-
-    Returns
-    -------
-    (n, k)
-    """
+    """rows[t] · dictionary[indices[t, j]], (n, k), of rows (n, D), (C, D) and indices (n, k)."""
     n, k = indices.shape
     if rows.device.type == "cpu" and not torch.backends.mkl.is_available():
         # sampled_addmm on a CPU is MKL's; pieces keep the gathered rows at 32 MB.
@@ -170,32 +149,25 @@ class AuxK(NamedTuple):
     coef: float
 
 
-def topk_loss(
-    encoder: Tensor, atoms: Tensor, x: Tensor, codes: Codes, aux: AuxK | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Total, reconstruction and AuxK loss of a batch; only the total has a gradient.
+class TopKLoss(torch.autograd.Function):
+    """`TopKLoss.apply(encoder, atoms, x, codes, aux)`: the losses of a batch.
+
+    Gradients are computed with the loss, while a block's residual is in the cache.
 
     Parameters
     ----------
-    encoder : (C, D)
-    atoms : (C, D)
-        Normalised dictionary rows.
+    encoder, atoms : (C, D)
+        W_e and the normalised dictionary rows.
     x : (n, D)
-        What the codes were searched for.
-    codes : Codes
+        What the `codes` were searched for.
     aux : AuxK, optional
         None where no latent is dead.
 
     Returns
     -------
     total, reconstruction, auxk : scalars
-        Means over tokens and D; total = reconstruction + coef · auxk.
+        Means over tokens and D; total = reconstruction + coef · auxk. It alone has a gradient.
     """
-    return _TopKLoss.apply(encoder, atoms, x, codes, aux)
-
-
-class _TopKLoss(torch.autograd.Function):
-    """Gradients are computed with the loss, while a block's residual is in the cache."""
 
     @staticmethod
     def forward(

@@ -29,10 +29,15 @@ CONSTANTS = StepConstants()
 
 _CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
 _CURVE_POINTS = 400
+_ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
 _MANY_SILENT = 0.5
 """Share of latents without an active token in an epoch that is worth a message."""
 _SILENT_BATCHES = 8
 """Fewer say little: in a few batches many a sound latent has no token of its kind."""
+
+
+class DivergedError(SpgError):
+    """A run that went wrong, and would again from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,10 @@ def train_sae(
 
     Raises
     ------
+    DivergedError
+        If a loss is not finite, or every latent of an SAE is dead.
     SpgError
-        If a loss is not finite, every latent of an SAE is dead, or the store holds tiles.
+        If the store holds tiles.
     """
     _require_single_views(store)
     rules = protocol(method.protocol)
@@ -153,7 +160,7 @@ class Fit:
         self.next_point = self.tokens + max(1, self.budget // _CURVE_POINTS)
         loss, auxk = result.reconstruction.item(), result.auxk.item()
         if not np.isfinite(loss + auxk):
-            raise SpgError(
+            raise DivergedError(
                 f"Layer {self.layer}: the loss is {loss} after {self.step} steps. {_ADVICE}"
             )
         share = float(dead.float().mean())
@@ -204,14 +211,8 @@ def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
     per_epoch = -(-len(source.store) // images) if images else -(-fit.epoch_tokens // (tokens or 1))
     epoch, start = divmod(fit.step, per_epoch)
     while True:
-        yield from token_batches(
-            source,
-            seed=fit.seed,
-            epoch=epoch,
-            start=start,
-            batch_images=images,
-            batch_tokens=tokens,
-        )
+        place = {"seed": fit.seed, "epoch": epoch, "start": start}
+        yield from token_batches(source, **place, batch_images=images, batch_tokens=tokens)
         epoch, start = epoch + 1, 0
 
 
@@ -244,13 +245,7 @@ def _go_on(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> N
 
 
 def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callbacks) -> Quality:
-    """The quality of a layer's SAE.
-
-    Raises
-    ------
-    SpgError
-        If it is of no use.
-    """
+    """The quality of a layer's SAE, or an SpgError if it is of no use."""
     quality = measure(
         fit.trainer.sae,
         source,
@@ -260,7 +255,7 @@ def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callback
         progress=lambda done, total: callbacks.progress(f"{fit.layer} measured", done, total, None),
     )
     if not np.isfinite(quality.r2) or bool(quality.dead.all()):
-        raise SpgError(
+        raise DivergedError(
             f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, "
             f"{float(quality.dead.float().mean()):.0%} of the latents dead). {_ADVICE}"
         )
@@ -273,9 +268,6 @@ def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callback
     return quality
 
 
-_ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
-
-
 def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
     """The figures of quality.json."""
     mixing = measure_mixing(
@@ -286,9 +278,5 @@ def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
         window_images=WINDOW_IMAGES,
         seed=fit.seed,
     )
-    return measured.record(
-        tokens_seen=fit.tokens,
-        steps=fit.step,
-        epochs=fit.tokens / fit.epoch_tokens,
-        mixing=mixing,
-    )
+    epochs = fit.tokens / fit.epoch_tokens
+    return measured.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs, mixing=mixing)

@@ -13,7 +13,7 @@ from torch import Tensor
 from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.sae import sparse
 from spg_pipe.sae.model import SparseAutoencoder, batch_topk_code, topk_code
-from spg_pipe.sae.sparse import AuxK, Codes, topk_loss
+from spg_pipe.sae.sparse import AuxK, Codes, TopKLoss
 
 ACTIVE_ABOVE = 1e-3
 """A latent counts as active in a step if any token has z above this (docs/method.md §2)."""
@@ -134,7 +134,7 @@ class SaeTrainer:
         if candidates is not None and bool((still := dead[candidates]).any()):
             pre = codes.kept if bool(still.all()) else codes.kept[:, still]
             aux = AuxK(candidates[still], pre, self.constants.auxk, self.constants.auxk_coef)
-        return SaeLosses(*topk_loss(encoder, self.sae.atoms, x, codes, aux)), dead
+        return SaeLosses(*TopKLoss.apply(encoder, self.sae.atoms, x, codes, aux)), dead
 
     def _dense_losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
         pre, atoms = x @ self.sae.encoder.t(), self.sae.atoms
@@ -189,23 +189,11 @@ def _active(codes: Codes, latents: int) -> Tensor:
 
 
 def auxk_loss(pre: Tensor, atoms: Tensor, residual: Tensor, dead: Tensor, auxk: int) -> Tensor:
-    """How badly dead latents explain what is left over, for each token.
+    """How badly dead latents, (C,) bool, explain what is left over, for each token.
 
-    The top `auxk` of `pre · dead` are decoded and compared with the residual e = x − x̂.
-
-    Parameters
-    ----------
-    pre : (n, C)
-    atoms : (C, D)
-    residual : (n, D)
-        Without a gradient.
-    dead : (C,) bool
-    auxk : int
-        512 as published.
-
-    Returns
-    -------
-    (n,) mean over D of (e − ê)², NaN and infinities as 0
+    The top `auxk` of `pre · dead` (n, C) are decoded with the atoms (C, D) and compared with the
+    residual e = x − x̂ (n, D), which has no gradient: (n,) mean over D of (e − ê)², NaN and
+    infinities as 0.
     """
     z = topk_code(pre * dead, min(auxk, len(dead)))
     error = (residual - z @ atoms).pow(2).mean(dim=1)

@@ -1,11 +1,10 @@
 """Images → frozen backbone → feature store: the only stage that decodes an image."""
 
 import ctypes
-import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -68,16 +67,12 @@ def extract(
 
     Parameters
     ----------
-    manifest : Manifest
-    backbone : Backbone
     path : Path
         The store's folder.
-    how : Extraction
     replace : bool
         Replace a store of other content in the same place.
     workers : int
         Threads that decode and, on a CPU, compute.
-    device : str
     progress : callable (images done, images in all), optional
 
     Raises
@@ -94,7 +89,11 @@ def extract(
             if not writer.up_to_date:
                 _Run(writer, backbone, device).run(workers, progress)
     except OSError as error:
-        raise SpgError(f"{path} cannot be written: {error}. {_advice(error)}") from error
+        raise SpgError(
+            f"{path} cannot be written: {error}. Make room, or choose a place with --out where "
+            "you may write, and run the same command again: it goes on with the shards that are "
+            "finished."
+        ) from error
     return FeatureStore(path)
 
 
@@ -124,30 +123,6 @@ def _spec(
     ).sealed()
 
 
-def _advice(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            "Make room and run the same command again: it goes on with the shards that are "
-            "finished; or choose another place with --out."
-        )
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return "A file is where a folder is needed: choose another place with --out."
-    return (
-        "Choose a place with --out where you may write, or mend this one and run the same command "
-        "again: it goes on with the shards that are finished, if there are any."
-    )
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    images: torch.Tensor
-    """(B, 3, S, S) float32."""
-    masks: np.ndarray
-    """(B, S, S) uint8; all zero where there is none: `mask_state` tells which."""
-    lost: list[int]
-    """Regions of each mask that did not survive the resizing."""
-
-
 @dataclass(frozen=True)
 class _Computed:
     """Of a batch or of a shard."""
@@ -157,7 +132,7 @@ class _Computed:
     prefix: dict[str, np.ndarray]
     """Layer → (B, P, D)."""
     masks: np.ndarray
-    lost: list[int] = field(default_factory=list)
+    """(B, S, S) uint8; all zero where there is none: `mask_state` tells which."""
 
     def put(self, place: int, batch: "_Computed") -> None:
         """Copy a batch to its place."""
@@ -167,13 +142,12 @@ class _Computed:
             self.prefix[layer][rows] = batch.prefix[layer]
         self.masks[rows] = batch.masks
 
-    def first(self, images: int) -> "_Computed":
-        """The first images: a last shard may be short."""
-        return _Computed(
-            {layer: tokens[:images] for layer, tokens in self.tokens.items()},
-            {layer: prefix[:images] for layer, prefix in self.prefix.items()},
-            self.masks[:images],
-        )
+    def write(self, writer: StoreWriter, shard: int) -> None:
+        """Write a shard, of which the last may be short."""
+        images = len(writer.spec.shard_rows(shard))
+        tokens = {layer: tokens[:images] for layer, tokens in self.tokens.items()}
+        prefix = {layer: prefix[:images] for layer, prefix in self.prefix.items()}
+        writer.write_shard(shard, tokens, prefix, self.masks[:images])
 
 
 class _Run:
@@ -194,7 +168,12 @@ class _Run:
             for shard in sorted(set(range(spec.shards)) - set(missing)):
                 rows = spec.shard_rows(shard)
                 lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
-            batches = [batch for shard in missing for batch in self._batches(shard)]
+            step = spec.batch_images
+            batches = [
+                rows[start : start + step]
+                for rows in map(spec.shard_rows, missing)
+                for start in range(0, len(rows), step)
+            ]
             results = (
                 in_order(pool, lambda rows: self._compute(self._decode(rows)), batches, workers + 1)
                 if on_cpu
@@ -203,15 +182,15 @@ class _Run:
             # One shard is written while the next is filled, never more: memory.
             filling, spare = self._room(), self._room()
             writing: Future[None] | None = None
-            for batch, result in zip(batches, results, strict=True):
+            for batch, (result, vanished) in zip(batches, results, strict=True):
                 shard, place = divmod(batch.start, spec.shard_images)
                 filling.put(place, result)
-                lost[batch.start : batch.stop] = result.lost
+                lost[batch.start : batch.stop] = vanished
                 done += len(batch)
-                if batch.stop == (rows := spec.shard_rows(shard)).stop:
+                if batch.stop == spec.shard_rows(shard).stop:
                     if writing is not None:
                         writing.result()
-                    writing = disk.submit(self._write, shard, filling.first(len(rows)))
+                    writing = disk.submit(filling.write, self._writer, shard)
                     filling, spare = spare, filling
                     give_memory_back()
                 if progress:
@@ -220,24 +199,17 @@ class _Run:
                 writing.result()
         self._writer.finish(lost)
 
-    def _batches(self, shard: int) -> list[range]:
-        """Rows of the images of each forward pass."""
-        rows, step = self._spec.shard_rows(shard), self._spec.batch_images
-        return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-    def _decode(self, rows: range) -> _Decoded:
-        size = self._spec.backbone.preprocess.size
-        images = torch.empty(len(rows), 3, size, size)
+    def _decode(self, rows: range) -> tuple[torch.Tensor, list[tuple[np.ndarray, int]]]:
+        """Images (B, 3, S, S) float32, and the mask of each."""
+        how = self._spec.backbone.preprocess
+        images = torch.empty(len(rows), 3, how.size, how.size)
         for image, row in zip(images.numpy(), rows, strict=True):
-            image[...] = self._image(row)
-        masks, lost = zip(*map(self._mask, rows), strict=True)
-        return _Decoded(images, np.stack(masks), list(lost))
-
-    def _image(self, row: int) -> np.ndarray:
-        image = read_image(self._manifest.image_path(row), exif=self._manifest.exif)
-        return preprocess(image, self._spec.backbone.preprocess)
+            pixels = read_image(self._manifest.image_path(row), exif=self._manifest.exif)
+            image[...] = preprocess(pixels, how)
+        return images, [self._mask(row) for row in rows]
 
     def _mask(self, row: int) -> tuple[np.ndarray, int]:
+        """A mask (S, S) uint8, and how many of its regions did not survive the resizing."""
         size = self._spec.backbone.preprocess.size
         path = self._manifest.mask_path(row)
         if path is None or self._manifest.table["mask_state"].iloc[row] != MaskState.GIVEN:
@@ -246,14 +218,18 @@ class _Run:
         resized = resize_mask(mask, size)
         return resized, vanished_regions(mask, resized)
 
-    def _compute(self, decoded: _Decoded) -> _Computed:
-        output = forward(self._backbone, decoded.images.to(self._device), self._at_once)
+    def _compute(
+        self, decoded: tuple[torch.Tensor, list[tuple[np.ndarray, int]]]
+    ) -> tuple[_Computed, tuple[int, ...]]:
+        images, with_masks = decoded
+        output = forward(self._backbone, images.to(self._device), self._at_once)
         tokens, prefix = {}, {}
         for layer in list(output):
             value = output.pop(layer)  # its memory is free as soon as it is cast
             tokens[layer] = self._cast(value.patches, layer)
             prefix[layer] = self._cast(value.prefix, layer)
-        return _Computed(tokens, prefix, decoded.masks, decoded.lost)
+        masks, lost = zip(*with_masks, strict=True)
+        return _Computed(tokens, prefix, np.stack(masks)), lost
 
     def _cast(self, values: torch.Tensor, layer: str) -> np.ndarray:
         """Tokens in the store's dtype; one that does not fit is an error, never an infinity."""
@@ -270,19 +246,12 @@ class _Run:
     def _room(self) -> _Computed:
         """Memory for a shard, used again and again."""
         spec, images = self._spec, self._spec.shard_images
+        tokens, prefix = {}, {}
+        for layer, shape in spec.layers.items():
+            tokens[layer] = np.empty((images, shape.patches, shape.dim), spec.dtype)
+            prefix[layer] = np.empty((images, len(shape.prefix), shape.dim), spec.dtype)
         side = spec.backbone.preprocess.size
-        shapes = spec.layers.items()
-        return _Computed(
-            {n: np.empty((images, shape.patches, shape.dim), spec.dtype) for n, shape in shapes},
-            {
-                n: np.empty((images, len(shape.prefix), shape.dim), spec.dtype)
-                for n, shape in shapes
-            },
-            np.empty((images, side, side), np.uint8),
-        )
-
-    def _write(self, shard: int, content: _Computed) -> None:
-        self._writer.write_shard(shard, content.tokens, content.prefix, content.masks)
+        return _Computed(tokens, prefix, np.empty((images, side, side), np.uint8))
 
 
 def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
@@ -290,15 +259,11 @@ def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
 
     That number depends on the machine alone, so that `--workers` does not change a bit.
     """
-    cores = max(1, (os.cpu_count() or 1) // _CPU_WORKERS)
     if not one_core_each:
-        return ThreadPoolExecutor(count, thread_name_prefix="spg-decode")
-    return ThreadPoolExecutor(
-        min(count, _CPU_WORKERS),
-        "spg-extract",
-        initializer=torch.set_num_threads,
-        initargs=(cores,),
-    )
+        return ThreadPoolExecutor(count, "spg-decode")
+    cores = max(1, (os.cpu_count() or 1) // _CPU_WORKERS)
+    count = min(count, _CPU_WORKERS)
+    return ThreadPoolExecutor(count, "spg-extract", torch.set_num_threads, (cores,))
 
 
 def give_memory_back() -> None:

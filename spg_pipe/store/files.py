@@ -1,5 +1,6 @@
 """A store's folder, on this machine or behind a URL."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class StoreFiles:
             return None
         return int(found["size"]) if found["type"] == "file" else None
 
-    def attributes(self) -> dict[str, Any] | None:
+    def attributes(self) -> Mapping[str, Any] | None:
         """The group's attributes, or None where there is no readable group."""
         try:
             return group_attributes(self.read("zarr.json"))

@@ -1,7 +1,7 @@
 """What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -78,10 +78,9 @@ class StoreSpec(Record):
         """The group's attributes as JSON has them."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """What determines the tokens: never time, host, absolute path or library version."""
-        beside: dict[str, Any] = dict.fromkeys(self.BESIDE, True)
-        left_out = beside | {"backbone": set(LABELS)}
+        left_out: Any = dict.fromkeys(self.BESIDE, True) | {"backbone": set(LABELS)}
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
 
     @property
@@ -124,17 +123,16 @@ def _zstd() -> Any:
     return Zstd(level=ZSTD_LEVEL, checksum=False)
 
 
-SMALL_ARRAYS = (
-    "mask_state",
-    "lost_regions",
-    "label",
-    "height",
-    "width",
-    "category",
-    "defect",
-    "path",
-)
-"""A value an image, each array one file."""
+IMAGE_TABLE = {
+    "path": "object",
+    "category": "object",
+    "defect": "object",
+    "label": "uint8",
+    "mask_state": "uint8",
+    "height": "int32",
+    "width": "int32",
+}
+"""Small arrays with a value an image that a manifest has, and how they are stored."""
 
 
 def large_arrays(spec: StoreSpec) -> list[str]:
@@ -145,7 +143,7 @@ def large_arrays(spec: StoreSpec) -> list[str]:
 def small_arrays(spec: StoreSpec) -> list[str]:
     """The arrays that are written once all shards are there, each one file."""
     layers = [f"{kind}_{name}" for name in spec.layers for kind in ("mean", "std", "checksum")]
-    return [*SMALL_ARRAYS, *layers]
+    return ["lost_regions", *IMAGE_TABLE, *layers]
 
 
 def create_arrays(root: Path, spec: StoreSpec) -> None:
@@ -211,7 +209,7 @@ def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[
     array[...] = values.astype(object) if is_text else values
 
 
-def group_attributes(metadata: bytes) -> dict[str, Any] | None:
+def group_attributes(metadata: bytes) -> Mapping[str, Any] | None:
     """The attributes in the bytes of a group's zarr.json, or None where it is none."""
     try:
         return dict(json.loads(metadata)["attributes"])
@@ -219,7 +217,7 @@ def group_attributes(metadata: bytes) -> dict[str, Any] | None:
         return None
 
 
-def read_attributes(root: Path) -> dict[str, Any] | None:
+def read_attributes(root: Path) -> Mapping[str, Any] | None:
     """The group's attributes, or None where there is no readable group."""
     try:
         return group_attributes((root / "zarr.json").read_bytes())

@@ -49,8 +49,7 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
         `chunk_images` is not positive.
     """
-    store, arrays = _opened(path)
-    return _dask_arrays(store, arrays, chunk_images)
+    return _dask_arrays(FeatureStore(path), chunk_images)
 
 
 def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
@@ -74,47 +73,38 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     """
     import xarray as xr
 
-    store, arrays = _opened(path)
-    large = {name: arrays[name] for name in large_arrays(store.spec)}
-    lazy = _dask_arrays(store, large, chunk_images)
+    store = FeatureStore(path)
+    group, large = store.files.group(), large_arrays(store.spec)
     variables = {
-        name: (array.metadata.dimension_names, lazy[name] if name in lazy else array[...])
-        for name, array in arrays.items()
+        name: (group[name].metadata.dimension_names, lazy if name in large else group[name][...])
+        for name, lazy in _dask_arrays(store, chunk_images).items()
     }
     return xr.Dataset(variables, attrs=store.spec.attributes())
 
 
-def _opened(path: Path | str) -> tuple[FeatureStore, dict[str, Any]]:
-    store = FeatureStore(path)
-    group = store.files.group()
-    names = [*large_arrays(store.spec), *small_arrays(store.spec)]
-    return store, {name: group[name] for name in names}
-
-
-def _dask_arrays(
-    store: FeatureStore, arrays: dict[str, Any], chunk_images: int | None
-) -> dict[str, "da.Array"]:
+def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da.Array"]:
     import dask.array as da
     from dask.base import tokenize
 
     if chunk_images is not None and chunk_images < 1:
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
     images = _image_chunks(store.spec, chunk_images)
-    large = large_arrays(store.spec)
+    group, large = store.files.group(), large_arrays(store.spec)
     raw = {f"tokens_{layer}": layer for layer in store.layers} if store.raw else {}
-    found = {}
-    for name, array in arrays.items():
+    lazy = {}
+    for name in (*large, *small_arrays(store.spec)):
+        array = group[name]
         source = _LayerTokens(Path(store.path), store.spec, raw[name]) if name in raw else array
         chunks = (images, *array.shape[1:]) if name in large else array.shape
         # The fingerprint stands for the content: equal names mean equal numbers to Dask.
         token = tokenize(str(store.path), store.fingerprint, chunks)
-        found[name] = da.from_array(
+        lazy[name] = da.from_array(
             source,
             chunks=chunks,
             name=f"{name}-{token}",
             meta=np.empty((0,) * array.ndim, array.dtype),
         )
-    return found
+    return lazy
 
 
 def _image_chunks(spec: StoreSpec, chunk_images: int | None) -> tuple[int, ...]:

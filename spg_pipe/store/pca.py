@@ -83,12 +83,11 @@ def draw_pca(
 
 
 def _check_file(store: FeatureStore, file: Path) -> None:
-    if file.suffix.lower() != ".png":
-        raise SpgError(f"--pca {file}: expected the name of a picture that ends in .png.")
-    if file.is_dir():
-        raise SpgError(f"--pca {file} is a folder; expected the name of a picture to write.")
-    if not file.parent.is_dir():
-        raise SpgError(f"--pca {file}: there is no folder {file.parent}. Make it first.")
+    if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
+        raise SpgError(
+            f"--pca {file}: expected the name of a picture that ends in .png, in a folder that is "
+            "there."
+        )
     if store.files.local and file.resolve().is_relative_to(store.files.local.resolve()):
         raise SpgError(f"--pca {file} lies inside the store. Name a file outside it.")
 
@@ -96,29 +95,22 @@ def _check_file(store: FeatureStore, file: Path) -> None:
 def chosen_rows(text: str, images: int) -> np.ndarray:
     """The rows that a person asks for: `0,5,7`, or a count of evenly spread ones.
 
-    Raises
-    ------
-    SpgError
-        If it is neither, or a row is not one of the store's `images`.
+    Raises SpgError if it is neither, or a row is not one of the store's `images`.
     """
-    expected = (
-        f"--images {text}: expected up to {MOST_IMAGES} row numbers with commas between them, for "
-        f"instance 0,5, or how many images. "
-    )
     parts = [part.strip() for part in text.split(",")]
     is_list = len(parts) > 1
     if is_list and not parts[-1]:
         parts.pop()  # `5,` is the image 5 alone
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise SpgError(f"{expected}The store has the rows 0 to {images - 1}.")
-    numbers = [int(part) for part in parts]
-    if is_list:
-        if len(numbers) > MOST_IMAGES or max(numbers) >= images:
-            raise SpgError(f"{expected}The store has the rows 0 to {images - 1}.")
-        return np.array(numbers)
-    if not 1 <= numbers[0] <= MOST_IMAGES:
-        raise SpgError(f"{expected}The store has {images} images.")
-    return np.linspace(0, images - 1, min(numbers[0], images)).round().astype(int)
+    numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
+    if len(numbers) == len(parts) <= MOST_IMAGES:
+        if is_list and max(numbers) < images:
+            return np.array(numbers)
+        if not is_list and 1 <= numbers[0] <= MOST_IMAGES:
+            return np.linspace(0, images - 1, min(numbers[0], images)).round().astype(int)
+    raise SpgError(
+        f"--images {text}: expected up to {MOST_IMAGES} row numbers with commas between them, for "
+        f"instance 0,5, or how many images. The store has the rows 0 to {images - 1}."
+    )
 
 
 def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenColours:

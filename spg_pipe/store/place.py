@@ -1,6 +1,7 @@
 """The place where a store is to be written: locked for one writer, emptied only of a store."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,7 @@ def writer_lock(path: Path) -> "FileLock":
 
 
 def acquire(lock: "FileLock", path: Path) -> None:
-    """Take the lock on a store's place at once.
-
-    Raises
-    ------
-    SpgError
-        If another process holds it.
-    """
+    """Take the lock on a store's place at once; SpgError if another process holds it."""
     from filelock import Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +50,7 @@ def refuse_what_is_no_store(path: Path) -> None:
 
 
 def make_room(path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool) -> None:
-    """Remove what is in the place of a store.
-
-    Raises
-    ------
-    SpgError
-        If it is no store, or one of other content and not to be replaced.
-    """
+    """Remove a store from its place; SpgError if it is none, or not to be replaced."""
     there = read_attributes(path)
     refuse_what_is_no_store(path)
     if is_damaged_store(path) and not replace:
@@ -78,7 +67,7 @@ def make_room(path: Path, spec: StoreSpec, manifest: Manifest, *, replace: bool)
     shutil.rmtree(path)
 
 
-def _differences(there: dict[str, Any], spec: StoreSpec) -> str:
+def _differences(there: Mapping[str, Any], spec: StoreSpec) -> str:
     """In what the attributes of another store differ from those that are wanted, in words."""
     wanted = {k: v for k, v in spec.attributes().items() if k not in spec.BESIDE}
     names = [name for name in wanted if there.get(name) != wanted[name]]

@@ -1,6 +1,7 @@
 """Open a finished store and read it."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spg_pipe.artefacts.record import parse_record
-from spg_pipe.datasets.skipped import Skipped
 from spg_pipe.errors import SpgError
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     DAMAGED_METADATA,
+    IMAGE_TABLE,
     REMAKE,
     SCHEMA_VERSION,
     SHARD_INDEX,
@@ -66,6 +67,7 @@ class FeatureStore:
         self.raw = uncompressed and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
+        self._unchanged = Unchanged(self.files.local, self.fingerprint)
 
     def _spec(self) -> StoreSpec:
         attributes, local = self.files.attributes(), self.files.local
@@ -126,29 +128,13 @@ class FeatureStore:
         return self.spec.backbone.preprocess.size
 
     @property
-    def licences(self) -> tuple[str, ...]:
-        """Licences of the data and of the weights."""
-        return self.spec.licences
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Images that were left out because they could not be used."""
-        return self.spec.skipped
-
-    @property
-    def selection(self) -> dict[str, Any]:
+    def selection(self) -> Mapping[str, Any]:
         """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
-        return dict(self.spec.selection)
+        return self.spec.selection
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
-        return dict(self.spec.sources)
-
-    @property
-    def synthetic(self) -> dict[str, Any]:
-        """What artefacts say of a set whose defects are painted: on how many `normal_images`, of
-        which `categories`. Empty for any other set."""
+    def synthetic(self) -> Mapping[str, object]:
+        """Of a set with painted defects its `normal_images` and `categories`; else empty."""
         if not self.spec.sources:
             return {}
         categories = dict.fromkeys(self.array("category").tolist())
@@ -163,18 +149,8 @@ class FeatureStore:
         """A copy of a small array, for instance `label` or `mean_<layer>`; read once."""
         if name not in self._arrays:
             self._arrays[name] = np.asarray(self._group[name][...])
-            self._require_unchanged()
-        return self._arrays[name].copy()
-
-    def _require_unchanged(self) -> None:
-        """What was read just now belongs to the store that was opened."""
-        if self._unchanged is not None:
             self._unchanged.require()
-
-    @cached_property
-    def _unchanged(self) -> Unchanged | None:
-        local = self.files.local
-        return None if local is None else Unchanged(local, self.fingerprint)
+        return self._arrays[name].copy()
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
         """Rows as numbers that exist."""
@@ -217,7 +193,7 @@ class FeatureStore:
             out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
             self._readers[layer].read(rows, out)
-            self._require_unchanged()
+            self._unchanged.require()
         return out
 
     @cached_property
@@ -244,7 +220,7 @@ class FeatureStore:
         for start in range(0, len(self), self.spec.shard_images):
             masks = np.asarray(self._group["mask"][start : start + self.spec.shard_images])
             kept += [encode_mask(mask) for mask in masks]
-        self._require_unchanged()
+        self._unchanged.require()
         return kept
 
     @cached_property
@@ -252,8 +228,7 @@ class FeatureStore:
         """One row an image: path, category, defect, label, mask_state, height, width."""
         import pandas as pd
 
-        columns = ("path", "category", "defect", "label", "mask_state", "height", "width")
-        return pd.DataFrame({name: self.array(name) for name in columns})
+        return pd.DataFrame({name: self.array(name) for name in IMAGE_TABLE})
 
 
 def selection_note(store: FeatureStore) -> str:

@@ -88,13 +88,7 @@ def data_files(spec: StoreSpec) -> list[str]:
 def write_shard(
     root: Path, name: str, chunks: Sequence[bytes | memoryview], rows: range, shard_images: int
 ) -> ShardEntry:
-    """Write one shard atomically.
-
-    Parameters
-    ----------
-    chunks : sequence of bytes
-        The encoded images of `rows`, in order.
-    """
+    """Write one shard atomically from the encoded images of `rows`, in order."""
     return write_file(
         root, name, rows, *chunks, shard_index([len(c) for c in chunks], shard_images)
     )
@@ -127,13 +121,7 @@ def save_entries(root: Path, entries: Sequence[ShardEntry]) -> None:
 
 
 def parse_entries(content: bytes, name: Path | str) -> list[ShardEntry]:
-    """The entries in the bytes of a shards.json; `name` stands in errors.
-
-    Raises
-    ------
-    SpgError
-        If it is not what a writer leaves.
-    """
+    """The entries in the bytes of a shards.json; SpgError, with its `name`, if damaged."""
     try:
         return list(ShardIndex.model_validate_json(content, strict=True).files)
     except ValidationError as error:

@@ -39,13 +39,7 @@ class TokenSource:
         self.cache = self._choose() if cache == "auto" else cache
 
     def take(self, jobs: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The tokens (n, N, D) of each job's n images, on the device in the store's dtype.
-
-        Raises
-        ------
-        SpgError
-            If a shard cannot be read.
-        """
+        """The tokens (n, N, D) of each job's n images, on the device in the store's dtype."""
         return read_ahead(jobs, self._read) if self.cache == "none" else map(self._held, jobs)
 
     def _choose(self) -> str:

@@ -50,9 +50,9 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "dtype": store.spec.dtype,
         "shards": store.spec.shards,
         "megabytes": round(sum(entry.bytes for entry in store.entries) / 1e6, 1),
-        "licences": list(store.licences),
+        "licences": list(store.spec.licences),
         "notes": list(store.spec.notes),
-        "skipped": [str(bad) for bad in store.skipped],
+        "skipped": [str(bad) for bad in store.spec.skipped],
         "fingerprint": store.fingerprint,
     }
 

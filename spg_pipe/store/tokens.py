@@ -38,17 +38,14 @@ class TokenReader(Protocol):
 class Unchanged:
     """Refuses a local store that was replaced since it was opened."""
 
-    def __init__(self, root: Path, fingerprint: str) -> None:
+    def __init__(self, root: Path | None, fingerprint: str) -> None:
         self._root, self._fingerprint = root, fingerprint
         self._stamp: tuple[int, int] | None = None
 
     def require(self) -> None:
-        """Check what was read before this call; only a file that changed is read again.
-
-        Raises
-        ------
-        SpgError
-        """
+        """Check what was read before this call; only a file that changed is read again."""
+        if self._root is None:  # a store elsewhere
+            return
         try:
             status = (self._root / "zarr.json").stat()
             stamp = (status.st_ino, status.st_mtime_ns)
@@ -90,34 +87,26 @@ class RawTokens:
     Python, and threads read at the same time.
     """
 
-    def __init__(
-        self, root: Path, spec: StoreSpec, layer: str, threads: int = READ_THREADS
-    ) -> None:
-        self._root, self._layer, self._threads = root, layer, threads
+    def __init__(self, root: Path, spec: StoreSpec, layer: str) -> None:
+        self._root, self._layer = root, layer
         self._shard_images, self._image_bytes = spec.shard_images, spec.image_bytes(layer)
         self._unchanged = Unchanged(root, spec.fingerprint)
         self._files: dict[int, int] = {}
 
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
-        """See `TokenReader.read`.
-
-        Raises
-        ------
-        SpgError
-            If a shard ends too early or cannot be read, or the store was replaced.
-        """
+        """See `TokenReader.read`; SpgError if a shard cannot be read, or the store was replaced."""
         pieces = self._pieces(images, packed=out.flags.c_contiguous)
         if len(pieces) == 1 or len(images) * self._image_bytes <= _PIECE_BYTES:
             self._read_pieces(pieces, out)
         else:
-            parts = [pieces[i :: self._threads] for i in range(self._threads)]
+            parts = [pieces[i::READ_THREADS] for i in range(READ_THREADS)]
             # `list` waits, and raises what a thread raised.
             list(self._pool.map(lambda part: self._read_pieces(part, out), parts))
         self._unchanged.require()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="spg-read")
+        return ThreadPoolExecutor(READ_THREADS, thread_name_prefix="spg-read")
 
     def _pieces(self, images: np.ndarray, *, packed: bool) -> list[tuple[int, int, int, int]]:
         """(shard, place in it, first row of `out`, images): neighbours become one read."""

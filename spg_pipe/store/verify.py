@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from spg_pipe.errors import SpgError
+from spg_pipe.store.format import REMAKE
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import chunk_file, crc32c
 
@@ -64,8 +65,7 @@ def _images(
     store: FeatureStore, layer: str, rows: tuple[int, int], data: bytes
 ) -> Iterator[bytes | None]:
     """The token bytes of every image in a shard's bytes; None where they cannot be decoded."""
-    spec, shape = store.spec, store.spec.layers[layer]
-    image_bytes = shape.patches * shape.dim * np.dtype(spec.dtype).itemsize
+    spec, image_bytes = store.spec, store.spec.image_bytes(layer)
     if spec.compressor == "none":
         # Not by the index, which may be what is damaged.
         for place in range(rows[1] - rows[0]):
@@ -82,15 +82,10 @@ def _images(
 
 
 def require_intact(path: Path | str, result: Verification) -> None:
-    """Raise one error that lists the faults, if there are any.
-
-    Raises
-    ------
-    SpgError
-    """
+    """Raise one SpgError that lists the faults, if there are any."""
     if result.faults:
         raise SpgError(
             f"{path} is damaged:\n  "
             + "\n  ".join(result.faults)
-            + "\nMake it again with `spg-pipe extract --replace` and the same options."
+            + f"\nMake it again with {REMAKE}."
         )

@@ -3,8 +3,8 @@
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from spg_pipe.artefacts.files import write_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.format import (
+    IMAGE_TABLE,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
@@ -89,12 +90,7 @@ class StoreWriter:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, SpgError) and not self._entries and not self.up_to_date:
             # Without a single finished shard there is nothing to go on with.
             shutil.rmtree(self.path)
@@ -111,7 +107,7 @@ class StoreWriter:
         recorded = self._recorded() if begun else []
         if begun and self._arrays_are_declared():
             if there.get("complete"):
-                _mark_complete(self.path, False)
+                _change_attributes(self.path, {"complete": False})
             self._recover(recorded)
             self._sweep()
             return
@@ -119,7 +115,7 @@ class StoreWriter:
             make_room(self.path, self.spec, self.manifest, replace=self._replace or begun)
         create_arrays(self.path, self.spec)
 
-    def _is_begun(self, there: dict[str, Any]) -> bool:
+    def _is_begun(self, there: Mapping[str, object]) -> bool:
         """Whether a store of this content is there, all of its attributes as they were written."""
         wanted = self.spec.attributes()
         names = set(wanted) - self.spec.BESIDE | {"fingerprint"}
@@ -165,23 +161,19 @@ class StoreWriter:
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
+        import zarr
+
         recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
             names = shard_files(self.spec, shard)
             if not all(name in recorded and self._is_intact(recorded[name]) for name in names):
                 continue
             self._entries += [recorded[name] for name in names]
-            for layer in self.spec.layers:
-                tokens = self._shard_tokens(layer, shard)
-                self._stats[layer].shards[shard] = ShardStatistics.of(tokens)
-
-    def _shard_tokens(self, layer: str, shard: int) -> np.ndarray:
-        """All tokens (n, N, D) of a finished shard."""
-        import zarr
-
-        rows = self.spec.shard_rows(shard)
-        array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
-        return np.asarray(array[rows.start : rows.stop])
+            rows = self.spec.shard_rows(shard)
+            for layer, statistics in self._stats.items():
+                array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
+                tokens = np.asarray(array[rows.start : rows.stop])
+                statistics.shards[shard] = ShardStatistics.of(tokens)
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: unrecorded and temporary files, small arrays."""
@@ -232,10 +224,8 @@ class StoreWriter:
             name = chunk_file(f"prefix_{layer}", shard)
             entries.append(write_file(self.path, name, rows, raw_bytes(padded)))
             self._stats[layer].shards[shard] = ShardStatistics.of(tokens[layer])
-        masks_encoded = [encode_mask(mask) for mask in masks]
-        entries.append(
-            write_shard(self.path, chunk_file("mask", shard), masks_encoded, rows, places)
-        )
+        encoded, name = [encode_mask(mask) for mask in masks], chunk_file("mask", shard)
+        entries.append(write_shard(self.path, name, encoded, rows, places))
         self._entries += entries
         save_entries(self.path, self._entries)
 
@@ -264,21 +254,12 @@ class StoreWriter:
             # both are known (docs/store.md).
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(group.store)
-        _mark_complete(self.path, True)
+        _change_attributes(self.path, {"complete": True})
 
     def _small_arrays(self) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
         table = self.manifest.table
         arrays: list[tuple[str, tuple[str, ...], np.ndarray]] = [
-            (name, ("image",), table[name].to_numpy(dtype))
-            for name, dtype in (
-                ("mask_state", "uint8"),
-                ("label", "uint8"),
-                ("height", "int32"),
-                ("width", "int32"),
-                ("category", object),
-                ("defect", object),
-                ("path", object),
-            )
+            (name, ("image",), table[name].to_numpy(dtype)) for name, dtype in IMAGE_TABLE.items()
         ]
         for layer, shape in self.spec.layers.items():
             mean, std = self._stats[layer].mean_std(self.spec.images * shape.patches)
@@ -290,11 +271,7 @@ class StoreWriter:
         return arrays
 
 
-def _mark_complete(path: Path, complete: bool) -> None:
-    _change_attributes(path, {"complete": complete})
-
-
-def _change_attributes(path: Path, changes: dict[str, Any]) -> None:
+def _change_attributes(path: Path, changes: Mapping[str, object]) -> None:
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"].update(changes)
     write_json(path / "zarr.json", metadata)

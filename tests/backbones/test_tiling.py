@@ -25,7 +25,7 @@ from torch import Tensor
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, Tiles
 from spg_pipe.backbones.tiling import blend, tiled
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -213,21 +213,6 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     shares = sum(values for name, values in found.items() if name.startswith("share_"))
     decision = detector.decision
     np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)
-
-
-class Full(TinyBackbone):
-    """Has no memory for more than two images at once."""
-
-    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
-        if len(images) > 2:
-            raise torch.OutOfMemoryError
-        return super().__call__(images)
-
-
-def test_tiles_are_computed_in_halves_where_memory_lacks() -> None:
-    found = tiled(Full(), [80], at_once=8)(images(80, 1))
-    expected = tiled(TinyBackbone(), [80])(images(80, 1))
-    torch.testing.assert_close(found["1"].patches, expected["1"].patches)
 
 
 def test_logistic_regression_judges_every_side(manifest: Manifest, tmp_path: Path) -> None:

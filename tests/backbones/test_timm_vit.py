@@ -179,11 +179,6 @@ def test_wrong_settings_are_refused_before_any_weights(options, message, tmp_pat
         load_backbone(DINOV3, weights=tmp_path / "absent.safetensors", **options)
 
 
-def test_a_size_that_the_patches_do_not_divide_is_refused_with_the_nearest(tmp_path):
-    with pytest.raises(SpgError, match=r"384 does not fit.*378 or 392"):
-        load_backbone("vit_so400m_patch14_siglip_384", weights=tmp_path / "absent.safetensors")
-
-
 def test_images_of_another_size_are_refused(plain):
     backbone = load_backbone(PLAIN, weights=plain[1])
     with pytest.raises(SpgError, match=r"\(B, 3, 160, 160\).*\(2, 3, 96, 96\)"):

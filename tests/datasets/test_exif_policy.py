@@ -10,7 +10,6 @@ from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.datasets import scan
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 
@@ -27,14 +26,6 @@ def run_of(images: Path, artifacts: Path, protocol: str) -> RecipeRun:
         "method": {"protocol": protocol},
     }
     return RecipeRun(parse_params(content, "the test"), Console(verbosity=0), "cpu")
-
-
-@pytest.mark.parametrize(("protocol", "honoured"), [("default", True), ("spg", False)])
-def test_the_protocol_decides_about_exif_of_own_images(
-    tiny_images: Path, tmp_path: Path, protocol: str, honoured: bool
-) -> None:
-    run = run_of(tiny_images, tmp_path, protocol)
-    assert scan(run, run.params.datasets[0]).exif is honoured
 
 
 def test_a_store_of_the_other_exif_policy_does_not_fit(tiny_images: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from layouts import scanned
 from PIL import Image
 
-from spg_pipe.datasets import read_image, read_mask
+from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.errors import SpgError
 
 

@@ -11,8 +11,7 @@ import pytest
 from layouts import scanned, write_mvtec, write_visa
 from PIL import Image
 
-from spg_pipe.datasets import Manifest, MaskState
-from spg_pipe.datasets.manifest import COLUMNS
+from spg_pipe.datasets.manifest import COLUMNS, Manifest, MaskState
 from spg_pipe.errors import DamagedError, SpgError
 
 

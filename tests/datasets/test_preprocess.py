@@ -79,12 +79,7 @@ def test_resize_mask_takes_any_type_and_both_kinds_of_size():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.sampled_from([0, 1]),
-)
+@given(*[st.integers(1, 40)] * 3, st.sampled_from([0, 1]))
 def test_a_uniform_mask_stays_uniform_at_any_size(height, width, size, value):
     out = resize_mask(np.full((height, width), value, np.uint8), size)
     assert (out == value).all()

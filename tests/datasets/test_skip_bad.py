@@ -10,8 +10,8 @@ import pytest
 from layouts import scanned, write_mvtec
 from PIL import Image
 
-from spg_pipe.datasets import Manifest
 from spg_pipe.datasets import contents as contents_module
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 
 GOOD = "bottle/test/good/001.png"

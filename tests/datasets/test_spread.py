@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import manifest_of, write_folder
 
-from spg_pipe.datasets import Manifest
-from spg_pipe.datasets.manifest import _spread_rows
+from spg_pipe.datasets.manifest import Manifest, _spread_rows
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 

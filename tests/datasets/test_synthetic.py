@@ -9,8 +9,9 @@ from layouts import painted, scanned, texture, write_mvtec, write_visa
 from PIL import Image
 from tiny import files
 
-from spg_pipe.datasets import Manifest, MaskState, read_image, read_mask
+from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
+from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.datasets.paint.pasted import (
     LEAST_AREA,
     PAINTERS,

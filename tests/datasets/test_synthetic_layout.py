@@ -10,9 +10,9 @@ from PIL import Image
 
 from datasets.test_synthetic import a_set
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets import Manifest
 from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD, mask_of
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import DamagedError, SpgError
 
@@ -65,11 +65,8 @@ def renamed(record: dict, path: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.pop("images"), "images: field required"),
         (lambda record: record.update(images=[1]), "images: input should be an object"),
-        (lambda record: record.update(mine=1), "mine: extra inputs"),
         (lambda record: record["source"].pop("images"), r"source\.images: field required"),
-        (lambda record: renamed(record, "images/../good/0.png"), "should match pattern"),
         (lambda record: renamed(record, "images/bottle/dent/0.png"), "should match pattern"),
         (lambda record: renamed(record, "../parts/bottle/test/good/0.png"), "match pattern"),
         (

@@ -10,8 +10,7 @@ from PIL import Image
 from tiny import SIZE, manifest_of, write_folder
 
 import spg_pipe.metrics.regions as regions_module
-from spg_pipe.datasets import Manifest
-from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.detector.judged_masks import JudgedMasks, RegionCache
 from spg_pipe.metrics import Regions
 from spg_pipe.store.reader import FeatureStore

@@ -231,7 +231,7 @@ def test_predict_says_what_was_painted_and_whether_these_images_were(
 
 def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStore) -> None:
     folds = class_sums(store).folds
-    images = [store.sources[path] for path in store.table["path"]]
+    images = [store.spec.sources[path] for path in store.table["path"]]
     by_image = {
         one: {int(f) for f, i in zip(folds, images, strict=True) if i == one} for one in images
     }

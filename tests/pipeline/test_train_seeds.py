@@ -11,10 +11,13 @@ from tiny import files
 from pipeline.test_checked import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
+from spg_pipe.errors import SpgError
 from spg_pipe.guides.trained.progress import Training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
+from spg_pipe.sae import train as train_module
+from spg_pipe.sae.trainer import StepConstants
 
 
 def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
@@ -47,3 +50,23 @@ def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     assert steps == []  # the one epoch's steps were done before the kill
     assert [files(path) for path in paths] == single
     assert not checkpoint.exists()
+
+
+def test_a_run_that_went_wrong_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mvtec(tmp_path / "left")
+    run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
+    pipeline.extract(run, run.params.dataset("left"))
+    monkeypatch.setattr(Checkpoints, "due", lambda _: True)
+    monkeypatch.setattr(train_module, "CONSTANTS", StepConstants(lr=1e30))
+    written: list[Path] = []
+    true = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, *args: written.append(self.path) or true(self, *args)
+    )
+    with pytest.raises(SpgError, match="Layer"):
+        pipeline.train_sae(run, "left", 1)
+    assert written
+    assert not written[0].exists()

@@ -89,10 +89,15 @@ def test_prefixes_are_judged_alone_and_learn_to_stand_alone(tiny_store: FeatureS
     assert plain.quality.layers["1"].r2_prefixes == {}
 
 
-def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: FeatureStore) -> None:
+def said_of(store: FeatureStore, **changes: Any) -> list[str]:
+    """What a person is told of a training."""
     said: list[str] = []
-    settings = params(dict_size=3000, k=1, epochs=10)
-    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
+    train_sae(store, params(**changes), METHOD, seed=1, callbacks=Callbacks(say=said.append))
+    return said
+
+
+def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: FeatureStore) -> None:
+    said = said_of(tiny_store, dict_size=3000, k=1, epochs=10)
     assert len(said) == 2  # one a layer
     assert "Layer 1" in said[0]
     assert "the last 512 (after 1,024 of 2,560)" in said[0]
@@ -100,9 +105,7 @@ def test_a_run_whose_latents_stay_silent_says_so_once_and_early(tiny_store: Feat
 
 
 def test_a_run_of_one_epoch_is_warned_of_as_well(tiny_store: FeatureStore) -> None:
-    said: list[str] = []
-    settings = params(dict_size=3000, k=1, epochs=1, batch_images=1)
-    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
+    said = said_of(tiny_store, dict_size=3000, k=1, epochs=1, batch_images=1)
     assert "the last 128 (after 256 of 256)" in said[0]
 
 
@@ -110,9 +113,7 @@ def test_a_run_of_one_epoch_is_warned_of_as_well(tiny_store: FeatureStore) -> No
 def test_a_run_of_a_few_batches_is_not_called_silent(
     tiny_store: FeatureStore, budget: dict[str, int]
 ) -> None:
-    said: list[str] = []
-    settings = params(dict_size=3000, k=1, **budget)
-    train_sae(tiny_store, settings, METHOD, seed=1, callbacks=Callbacks(say=said.append))
+    said = said_of(tiny_store, dict_size=3000, k=1, **budget)
     assert [note for note in said if "Layer 1" in note] == []
 
 
@@ -130,9 +131,7 @@ def test_a_run_that_ends_worse_than_the_mean_says_what_to_do(
 
 
 def test_a_healthy_run_says_nothing(tiny_store: FeatureStore) -> None:
-    said: list[str] = []
-    train_sae(tiny_store, params(epochs=10), METHOD, seed=1, callbacks=Callbacks(say=said.append))
-    assert said == []
+    assert said_of(tiny_store, epochs=10) == []
 
 
 def test_frequencies_are_counted_by_decade() -> None:

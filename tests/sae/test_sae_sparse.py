@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.reference.sae import topk_code
 from spg_pipe.sae import sparse
-from spg_pipe.sae.sparse import AuxK, ByLatent, topk_loss
+from spg_pipe.sae.sparse import AuxK, ByLatent, TopKLoss
 
 Problem = tuple[Tensor, Tensor, Tensor, int]
 
@@ -60,7 +60,7 @@ def ours(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], AuxK | None]:
     codes = sparse.search_topk(x, leaves[0], k, keep=dead)
     aux = None if dead is None else AuxK(dead, codes.kept, **options)  # type: ignore[arg-type]
-    return topk_loss(leaves[0], leaves[1], x, codes, aux), aux
+    return TopKLoss.apply(leaves[0], leaves[1], x, codes, aux), aux
 
 
 def same_gradients(mine: Tensor, my: list[Tensor], theirs: Tensor, their: list[Tensor]) -> None:

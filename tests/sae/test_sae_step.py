@@ -33,12 +33,15 @@ def trainer(reference: DenseSae, rule: str = "steps") -> SaeTrainer:
     return SaeTrainer.start(sae, rule, constants)
 
 
+@pytest.fixture(params=[0, 2**21])
+def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse and the dense form of the step, whatever the size."""
+    monkeypatch.setattr(sparse, "DENSE_ENTRIES", request.param)
+
+
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("auxk", [3, 512])
-@pytest.mark.parametrize("dense_entries", [0, 2**21])
-def test_eight_steps_equal_the_literal_dense_ones(
-    auxk: int, dense_entries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
+def test_eight_steps_equal_the_literal_dense_ones(auxk: int) -> None:
     start = rows(torch.randn(48, 16, generator=torch.Generator().manual_seed(1)))
     reference = DenseSae(start, start, k=3, auxk=auxk, dead_after=40)
     ours = trainer(reference)
@@ -125,20 +128,16 @@ def test_auxk_of_a_residual_that_is_not_finite_counts_as_nothing() -> None:
     assert error[1:].tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("dense_entries", [0, 2**21])
-def test_no_dead_latent_means_no_auxk(dense_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
+@pytest.mark.usefixtures("both_forms")
+def test_no_dead_latent_means_no_auxk() -> None:
     sae = SparseAutoencoder(4, 8, 2)
     total, reconstruction, auxk = judged(sae, tokens(1, 6, 4)[0], [])
     assert float(auxk) == 0
     assert total.equal(reconstruction)
 
 
-@pytest.mark.parametrize("dense_entries", [0, 2**21])
-def test_the_reconstruction_is_the_mean_over_tokens_and_width(
-    dense_entries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
+@pytest.mark.usefixtures("both_forms")
+def test_the_reconstruction_is_the_mean_over_tokens_and_width() -> None:
     sae = SparseAutoencoder(4, 8, 2)
     x = tokens(1, 6, 4)[0]
     _, found, _ = judged(sae, x, [])
@@ -209,11 +208,8 @@ def test_default_counts_tokens_whatever_the_batches_are() -> None:
     assert [row[1] for row in mended] == [False, True, False, False]
 
 
-@pytest.mark.parametrize("dense_entries", [0, 2**21])
-def test_only_values_above_the_threshold_count_as_active(
-    dense_entries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
+@pytest.mark.usefixtures("both_forms")
+def test_only_values_above_the_threshold_count_as_active() -> None:
     sae = SparseAutoencoder(2, 2, 2)
     sae.encoder.data = torch.tensor([[ACTIVE_ABOVE, 0.0], [2 * ACTIVE_ABOVE, 0.0]])
     ours = SaeTrainer.start(sae, "steps", StepConstants(dead_after=3))

@@ -55,14 +55,15 @@ def test_training_explains_more(tiny_store: FeatureStore) -> None:
         assert long[layer].r2 > short[layer].r2 + 0.05
 
 
-def test_two_runs_give_the_same_bits_and_another_seed_does_not(tiny_store: FeatureStore) -> None:
+def test_two_runs_give_the_same_bytes_and_another_seed_does_not(
+    tiny_store: FeatureStore, tmp_path: Path
+) -> None:
     first, again, other = (run(tiny_store, seed=seed) for seed in (1, 1, 2))
-    assert first[1:] == again[1:]
-    assert first.run.record == again.run.record
-    for layer in tiny_store.layers:
-        assert first[0].layers[layer].encoder.equal(again[0].layers[layer].encoder)
-        assert first[0].layers[layer].dictionary.equal(again[0].layers[layer].dictionary)
-        assert not first[0].layers[layer].encoder.equal(other[0].layers[layer].encoder)
+    for name, (trained, quality, curve) in (("a", first), ("b", again)):
+        trained.save(tmp_path / name, quality, curve)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    for layer, sae in first.run.layers.items():
+        assert not sae.encoder.equal(other.run.layers[layer].encoder)
     assert first.run.record.fingerprint != other.run.record.fingerprint
 
 
@@ -187,13 +188,6 @@ def test_save_and_load_give_the_same_run(tiny_store: FeatureStore, tmp_path: Pat
     assert {line.split(",")[0] for line in lines} == {"1", "2"}
 
 
-def test_two_saves_are_the_same_bytes(tiny_store: FeatureStore, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        trained, quality, curve = run(tiny_store)
-        trained.save(tmp_path / name, quality, curve)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-
-
 def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
     record = run(tiny_store).run.record
     assert record.store == tiny_store.fingerprint
@@ -209,11 +203,7 @@ def test_a_run_says_what_it_came_from(tiny_store: FeatureStore) -> None:
         ("no folder", "does not exist"),
         ("no weights", "cannot be read"),
         ("half the weights", "is damaged"),
-        ("no json", "is not valid JSON"),
-        ("a list", r"it holds \[\], expected an object"),
-        ("of before", "format 1, and this version of spg-pipe reads format 2"),
         ("an edited k", "it does not give its fingerprint"),
-        ("a detector", r"is of a detector\. Expected: sparse autoencoder"),
     ],
 )
 def test_what_is_no_whole_run_is_refused(
@@ -231,14 +221,8 @@ def test_what_is_no_whole_run_is_refused(
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
         config = json.loads((place / "config.json").read_text())
-        text = {
-            "no json": "{",
-            "a list": "[]",
-            "of before": json.dumps(config | {"format": 1}),
-            "an edited k": json.dumps(config | {"sae": config["sae"] | {"k": 3}}),
-            "a detector": json.dumps(config | {"kind": "detector"}),
-        }[damage]
-        (place / "config.json").write_text(text)
+        config["sae"]["k"] = 3
+        (place / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpgError, match=message) as error:
         SaeRun.load(place)
     assert str(place) in str(error.value)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from tiny import TinyBackbone, extracted, files, manifest_of
 
-from spg_pipe.artefacts.files import versions
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.reader import FeatureStore
@@ -24,9 +23,10 @@ def test_a_second_extract_elsewhere_gives_the_same_bytes(
     moved = shutil.copytree(tiny_images, tmp_path / "moved" / tiny_images.name)
     for path in moved.rglob("*.png"):
         os.utime(path, (time.time() - 9e6,) * 2)
-    again = extracted(manifest_of(moved), tmp_path / "other name.zarr", workers=1)
-    assert again.fingerprint == tiny_store.fingerprint
-    assert files(again.path) == files(tiny_store.path)
+    for workers in (1, 7):
+        again = extracted(manifest_of(moved), tmp_path / f"{workers}.zarr", workers=workers)
+        assert again.fingerprint == tiny_store.fingerprint
+        assert files(again.path) == files(tiny_store.path)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4, 5])
@@ -102,7 +102,7 @@ def test_a_kill_before_the_completeness_mark_is_mended(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer_module, "_mark_complete", stop)
+    monkeypatch.setattr(writer_module, "_change_attributes", stop)
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
@@ -128,23 +128,17 @@ def test_a_damaged_shard_is_written_again_on_resume(
 def test_a_finished_store_is_returned_without_work(
     tiny_store: FeatureStore, tiny_manifest: Manifest
 ) -> None:
-    backbone = TinyBackbone()
     before = {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")}
-    again = extracted(tiny_manifest, tiny_store.path, backbone=backbone)
-    assert again.fingerprint == tiny_store.fingerprint
-    assert backbone.calls == 1
-    assert {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")} == before
+    for replace in (False, True):
+        backbone = TinyBackbone()
+        again = extracted(tiny_manifest, tiny_store.path, backbone=backbone, replace=replace)
+        assert again.fingerprint == tiny_store.fingerprint
+        assert backbone.calls == 1
+        assert {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")} == before
 
 
-def test_the_number_of_workers_does_not_change_a_byte(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
-    many = extracted(tiny_manifest, tmp_path / "many.zarr", workers=7)
-    assert files(many.path) == files(tiny_store.path)
-
-
-def test_the_fingerprint_follows_what_determines_the_content(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+def test_the_fingerprint_follows_what_determines_the_content_alone(
+    tiny_store: FeatureStore,
 ) -> None:
     spec = tiny_store.spec
     backbone = spec.backbone
@@ -160,19 +154,8 @@ def test_the_fingerprint_follows_what_determines_the_content(
     assert len({tiny_store.fingerprint, *prints}) == 1 + len(changes)
     labels = {"alias": "mine", "weights": "file: mine.pth", "licence": "asked"}
     renamed = {"backbone": backbone.model_copy(update=labels), "notes": (), "layout": "visa"}
+    renamed |= {"versions": {"torch": "0.0"}}
     assert spec.model_copy(update=renamed).sealed().fingerprint == tiny_store.fingerprint
-
-
-def test_the_fingerprint_does_not_follow_library_versions(
-    tiny_store: FeatureStore,
-    tiny_manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("spg_pipe.store.extract.versions", lambda: dict.fromkeys(versions(), "0.0"))
-    other = extracted(tiny_manifest, tmp_path / "a.zarr")
-    assert other.spec.versions["torch"] == "0.0"
-    assert other.fingerprint == tiny_store.fingerprint
 
 
 def test_one_shard_and_float32_are_possible(tiny_manifest: Manifest, tmp_path: Path) -> None:

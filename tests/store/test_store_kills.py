@@ -10,7 +10,7 @@ import pytest
 from tiny import TinyBackbone, extracted, files
 
 from benchmarks import kill_extract
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.place import writer_lock
 
@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_message_and_the_store_resumes(
         true(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shards, "write_bytes", full)
-    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*goes on"):
+    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*--out.*goes on"):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     backbone = TinyBackbone()

@@ -14,7 +14,7 @@ import xarray as xr
 from tiny import extracted, files
 
 from spg_pipe import open_dask, open_xarray
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import lazy, tokens
 from spg_pipe.store.reader import FeatureStore

@@ -8,7 +8,7 @@ import pytest
 from layouts import scanned
 from tiny import TinyBackbone, extracted, files, write_folder
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import selection_note
 
@@ -34,7 +34,7 @@ def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
     store = extracted(skipping(folder), tmp_path / "a.zarr")
     assert len(store) == 15
     assert BAD not in set(store.table["path"])
-    (bad,) = store.skipped
+    (bad,) = store.spec.skipped
     assert bad.path == BAD
     assert "truncated" in bad.reason
     assert store.spec.notes[-1] == f"1 image left out (skip_bad): {BAD} {bad.reason}"
@@ -42,16 +42,6 @@ def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
     clean = extracted(skipping(folder), tmp_path / "b.zarr")
     left, right = files(store.path), files(clean.path)
     assert {name for name in left if left[name] != right[name]} == {"zarr.json"}
-
-
-def test_an_interrupted_store_resumes_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    whole = files(extracted(skipping(folder), tmp_path / "whole.zarr").path)
-    place = tmp_path / "a.zarr"
-    with pytest.raises(KeyboardInterrupt):
-        extracted(skipping(folder), place, backbone=TinyBackbone(fail_after=4), workers=1)
-    backbone = TinyBackbone()
-    assert files(extracted(skipping(folder), place, backbone=backbone).path) == whole
-    assert backbone.calls < 1 + 6  # the first shard was kept
 
 
 def test_bad_images_come_and_go_without_new_tokens(folder: Path, tmp_path: Path) -> None:
@@ -62,7 +52,7 @@ def test_bad_images_come_and_go_without_new_tokens(folder: Path, tmp_path: Path)
         backbone = TinyBackbone()
         store = extracted(skipping(folder), tmp_path / "a.zarr", backbone=backbone)
         assert backbone.calls == 1  # asked for its shapes, no image
-        assert [bad.path for bad in store.skipped] == [BAD] * there
+        assert [bad.path for bad in store.spec.skipped] == [BAD] * there
     assert files(store.path) == before
 
 
@@ -72,7 +62,7 @@ def test_a_repaired_image_is_noticed_and_named(folder: Path, tmp_path: Path) -> 
     with pytest.raises(SpgError, match=rf"no longer left out: {BAD}.*Use --replace"):
         extracted(skipping(folder), tmp_path / "a.zarr")
     store = extracted(skipping(folder), tmp_path / "a.zarr", replace=True)
-    assert (len(store), store.skipped) == (16, ())
+    assert (len(store), store.spec.skipped) == (16, ())
 
 
 def test_a_part_is_marked_and_a_whole_is_not(tiny_manifest: Manifest, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def dot(*places: tuple[int, int]) -> np.ndarray:
 
 def lost_dot() -> tuple[int, int]:
     """A pixel that no pixel of the resized mask is taken from."""
-    from spg_pipe.datasets import resize_mask
+    from spg_pipe.datasets.images import resize_mask
 
     rows, columns = np.divmod(np.arange(40 * 48), 48)
     return next(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TinyBackbone, extracted, files
 
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shaped import shaped_store
-from typer.testing import CliRunner
 
-from spg_pipe.cli.main import app
-from spg_pipe.datasets import Manifest
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.store import summary as module
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.summary import dimension_counts, largest_dims, summary, token_norms
@@ -99,11 +97,3 @@ def test_norms_of_a_large_store_are_of_a_fixed_sample_read_image_by_image(
 def test_float16_norms_do_not_overflow(tiny_manifest: Manifest, tmp_path: Path) -> None:
     store = shaped_store(tiny_manifest, tmp_path / "s.zarr", lambda _: np.full((6, 4), 3e4))
     assert token_norms(store, "1", np.array([3])).tolist() == [2 * float(np.float16(3e4))] * 6
-
-
-def test_inspect_prints_it(tiny_store: FeatureStore) -> None:
-    printed = CliRunner().invoke(app, ["inspect", str(tiny_store.path)])
-    assert printed.exit_code == 0
-    assert "    token_norms:\n      mean: " in printed.output
-    assert "      sampled_images: 16\n" in printed.output
-    assert "    zero_dims: 0\n" in printed.output

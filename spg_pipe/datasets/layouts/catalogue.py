@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from spg_pipe.datasets.layouts.folder import FOLDER
-from spg_pipe.datasets.layouts.listing import Layout
 from spg_pipe.datasets.layouts.mvtec import MVTEC
 from spg_pipe.datasets.layouts.synthetic import SYNTHETIC
 from spg_pipe.datasets.layouts.visa import VISA
@@ -12,18 +11,5 @@ LAYOUTS = {layout.name: layout for layout in (MVTEC, VISA, FOLDER, SYNTHETIC)}
 
 
 def honours_exif(layout: str, exif_of_own_images: bool) -> bool:
-    """Whether images of a layout are turned as their EXIF says (docs/method.md §5).
-
-    Parameters
-    ----------
-    layout
-        A known layout's name.
-    exif_of_own_images
-        The protocol's setting.
-    """
+    """Whether images of a layout are turned as their EXIF says, by the protocol's setting."""
     return LAYOUTS[layout].own_images and exif_of_own_images
-
-
-def describe_layouts() -> list[Layout]:
-    """The known layouts, each with a sketch of its folders."""
-    return list(LAYOUTS.values())

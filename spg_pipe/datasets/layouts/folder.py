@@ -46,10 +46,7 @@ class _Class(NamedTuple):
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     """Find a person's images and what is known about them (rules: this module's text).
 
-    Raises
-    ------
-    SpgError
-        The folder holds no images, looks like another layout, or its labels are ambiguous.
+    SpgError if the folder holds none, looks like another layout, or its labels are ambiguous.
     """
     _refuse_other_layouts(root)
     folders = {f.resolve().name: f for f in _category_folders(root)}

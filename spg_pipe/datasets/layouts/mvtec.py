@@ -34,10 +34,7 @@ class _Tally:
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     """Find the images and masks of every wanted category; a `Layout.scan`.
 
-    Raises
-    ------
-    SpgError
-        No category is there, a defect image has no mask, or a name fits two files.
+    SpgError if no category is there, a defect image has no mask, or a name fits two files.
     """
     folders = [f for f in subfolders(root) if (f / "test").is_dir() or (f / "train").is_dir()]
     if not folders:
@@ -51,8 +48,12 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
                 _scan_split(root, folder, part, tally)
             if len(tally.entries) == before:
                 tally.without_split.append(folder.name)
-    if tally.without_mask:
-        raise SpgError(_no_mask(root, tally.without_mask))
+    if missing := tally.without_mask:
+        raise SpgError(
+            f"{counted(len(missing), 'defect image')} in {root} without a mask: "
+            f"{listed(missing)}. Masks are matched by name. Put the masks there; or, where none "
+            f"exist, use the `folder` layout, in which a defect image may lack its mask."
+        )
     return Scan(tally.entries, [f.name for f in folders], _notes(root, folders, splits, tally))
 
 
@@ -74,17 +75,8 @@ def match_masks(
 ) -> tuple[dict[Path, Path], list[Path]]:
     """Pair images and masks of one defect by name: `<stem>_mask.*`, or the same stem.
 
-    Returns
-    -------
-    pairs : dict
-        Image → mask, for the images that have one.
-    extra : list
-        Masks that belong to no image.
-
-    Raises
-    ------
-    SpgError
-        Two images share a stem, or two masks fit one image.
+    Image → mask, for the images that have one; and masks that belong to no image. SpgError if two
+    images share a stem, or two masks fit one image.
     """
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for mask in masks:
@@ -176,13 +168,4 @@ def _no_category(root: Path) -> str:
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. {has}. Check the root, "
         f"or choose another layout (`spg-pipe datasets` shows them)."
-    )
-
-
-def _no_mask(root: Path, missing: Sequence[str]) -> str:
-    several = counted(len(missing), "defect image")
-    return (
-        f"{several} in {root} without a mask: {listed(missing)}. Masks are matched by name. Put "
-        f"the masks there; or, where none exist, use the `folder` layout, in which a defect image "
-        f"may lack its mask."
     )

@@ -95,7 +95,7 @@ def identify(layout: str, name: str, root: Path, categories: Sequence[str]) -> B
         return benchmark
     folders = [root, *(root / c for c in official)]
     texts = [p for folder in folders for p in document_files(folder)]
-    return benchmark if any("mvtec" in _start_of(p).lower() for p in texts) else None
+    return benchmark if any("mvtec" in _start(p) for p in texts) else None
 
 
 def not_the_benchmark(layout: str, name: str, categories: Sequence[str]) -> list[str]:
@@ -144,14 +144,7 @@ def check(
 ) -> list[str]:
     """Notes on missing and unknown categories and on counts that are not the official ones.
 
-    Parameters
-    ----------
-    on_disk, wanted
-        All categories there, and those that were chosen.
-    entries
-        Images of the chosen categories.
-    split
-        `test`, `train` or `all`: which counts to compare.
+    `entries` are the images of the `wanted` categories; `split` says which counts to compare.
     """
     name, known = benchmark.name, benchmark.categories
     notes = []
@@ -185,6 +178,6 @@ def _differences(
     ]
 
 
-def _start_of(path: Path) -> str:
+def _start(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(4096)
+        return file.read(4096).lower()

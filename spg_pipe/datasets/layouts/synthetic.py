@@ -80,13 +80,7 @@ def mask_of(image: str) -> str:
 
 
 def read_synthetic(root: Path) -> SyntheticRecord:
-    """What a synthetic set says of itself.
-
-    Raises
-    ------
-    SpgError
-        There is no record, it is of another format, or it was edited or damaged.
-    """
+    """What a synthetic set says of itself; SpgError without a whole record of this format."""
     if not (root / RECORD).is_file():
         raise SpgError(
             f"{root} is no synthetic set: it has no {RECORD}. Make one with "
@@ -98,10 +92,7 @@ def read_synthetic(root: Path) -> SyntheticRecord:
 def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """List a synthetic set's images and masks, with the digests that their bytes must give.
 
-    Raises
-    ------
-    SpgError
-        The folder is no synthetic set, or not a whole one.
+    SpgError if the folder is no synthetic set, or not a whole one.
     """
     record = read_synthetic(root)
     files = record.files_sha256
@@ -112,7 +103,12 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
             f"{listed(missing)}. Copy it again, or run `{AGAIN}` again."
         )
     extra = noted(sorted(on_disk - set(files)), "image", "not of the set, ignored")
-    notes = [_synthetic_note(record), *extra]
+    settings = record.settings
+    note = (
+        f"synthetic defects ({', '.join(settings.kinds)}; seed {settings.seed}) on "
+        f"{counted(len(record.source.images), 'normal image')}: no real defect is in this "
+        f"set, and figures on it say little about real ones"
+    )
     entries = [
         Entry(
             path=path,
@@ -129,7 +125,7 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
         if select(category)
     ]
     categories = sorted({path.split("/")[1] for path in record.images})
-    return Scan(entries, categories, notes, licence=record.licence)
+    return Scan(entries, categories, [note, *extra], licence=record.licence)
 
 
 SYNTHETIC = Layout(
@@ -143,12 +139,3 @@ ROOT/masks/<category>/<kind>/00000-0.png""",
     scan_synthetic,
     splits=False,
 )
-
-
-def _synthetic_note(record: SyntheticRecord) -> str:
-    settings = record.settings
-    return (
-        f"synthetic defects ({', '.join(settings.kinds)}; seed {settings.seed}) on "
-        f"{counted(len(record.source.images), 'normal image')}: no real defect is in this "
-        f"set, and figures on it say little about real ones"
-    )

@@ -39,11 +39,8 @@ COLUMNS = tuple(_Row.model_fields)
 def scan_visa(root: Path, split: str, select: Select) -> Scan:
     """Find the images and masks that the split file names; a `Layout.scan`.
 
-    Raises
-    ------
-    SpgError
-        The split file is missing or malformed, no category is there, or a category lacks images
-        or masks that the split file names.
+    SpgError if the split file is missing or malformed, no category is there, or a category lacks
+    images or masks that the split file names.
     """
     rows = _read_split_file(root)
     objects = sorted({row.object for row in rows})

@@ -24,8 +24,6 @@ class Canvas:
     """Its channels are the same: so are those of its defects."""
     other: Canvas | None = None
     """Where foreign texture may come from; None: the image itself."""
-    window: int | None = None
-    """Side of the window of a drawn defect, pixels; None: a good half of the shorter side."""
 
     @property
     def side(self) -> int:

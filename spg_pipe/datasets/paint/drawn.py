@@ -36,10 +36,8 @@ class Drawing(NamedTuple):
     """(W, W) float: its brightness; only the shape counts, not the scale."""
 
 
-def paint(
-    image: np.ndarray, kind: str, rng: np.random.Generator, window: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put one drawn defect on an image.
+def paint(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Put one drawn defect, with the image's local colour and contrast, anywhere on an image.
 
     Parameters
     ----------
@@ -47,8 +45,6 @@ def paint(
         (H, W, 3) float32 in [0, 1].
     kind
         A key of `DRAWINGS`.
-    window
-        Side of the window that it is painted in, pixels; default: a good half of the image.
 
     Returns
     -------
@@ -57,18 +53,10 @@ def paint(
     mask : (H, W) bool
         The pixels that the painter touched.
     """
-    canvas = Canvas(image, window=window)
-    defect = covering(canvas, DRAWINGS[kind], rng)
-    return on_image(canvas, defect.box, np.clip(blended(canvas, defect), 0, 1), defect.alpha > 0)
-
-
-def covering(
-    canvas: Canvas, draw: Callable[[int, np.random.Generator], Drawing], rng: np.random.Generator
-) -> Paint:
-    """A drawing anywhere on an image, with the image's local colour and contrast."""
-    size = canvas.window or round(_WINDOW * canvas.side)
+    canvas = Canvas(image)
+    size = round(_WINDOW * canvas.side)
     box = random_box(canvas, size, rng)
-    alpha, relief = draw(size, rng)
+    alpha, relief = DRAWINGS[kind](size, rng)
     inside = alpha > 0.5
     level = relief - relief[inside].mean()
     contrast = float(_local_contrast(grey(canvas.units())).mean())
@@ -76,7 +64,8 @@ def covering(
     level = level * (wanted / (_local_contrast(level)[inside].mean() + 1e-6))
     ground = canvas.units(box)
     colour = ndimage.gaussian_filter(ground, _COLOUR_SIGMA, mode="nearest", truncate=2)
-    return Paint(box, colour + level[..., None], alpha)
+    defect = Paint(box, colour + level[..., None], alpha)
+    return on_image(canvas, box, np.clip(blended(canvas, defect), 0, 1), alpha > 0)
 
 
 def lint(size: int, rng: np.random.Generator) -> Drawing:

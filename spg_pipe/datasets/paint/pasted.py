@@ -38,15 +38,7 @@ not get defects of one grey level."""
 
 
 def canvas_of(levels: np.ndarray, other: Canvas | None = None) -> Canvas:
-    """An image with what the painters need to know of it.
-
-    Parameters
-    ----------
-    levels
-        (H, W, 3) uint8 or uint16.
-    other
-        Where texture and pieces may come from, beside the image itself.
-    """
+    """An image (H, W, 3), uint8 or uint16, with what the painters need to know of it."""
     low, high = float(levels.min()), float(levels.max())
     span = max(high - low, _LEAST_RANGE * np.iinfo(levels.dtype).max)
     grey = all(np.array_equal(levels[..., 0], levels[..., c]) for c in (1, 2))

@@ -20,17 +20,9 @@ _OFFSET = 0.04
 
 
 def read_photograph(photograph: Photograph) -> np.ndarray:
-    """The used part of a photograph.
+    """The used part of a photograph: (H, W, 3) float32 in [0, 1], RGB.
 
-    Returns
-    -------
-    numpy.ndarray
-        (H, W, 3) float32 in [0, 1], RGB.
-
-    Raises
-    ------
-    SpgError
-        scikit-image does not ship the file, or ships another one of that name.
+    SpgError if scikit-image does not ship the file, or ships another one of that name.
     """
     path = _folder() / photograph.file
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
@@ -64,17 +56,8 @@ def grey(image: np.ndarray) -> np.ndarray:
 def view(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Cut one image: a random place, a small rotation, a mirror, another exposure.
 
-    Parameters
-    ----------
-    photograph
-        (H, W, 3) float32 in [0, 1]; both sides at least 1.1 `size`.
-    size
-        Height and width of the result, pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        (size, size, 3) float32 in [0, 1].
+    From a photograph (H, W, 3), both sides at least 1.1 `size` pixels, to (size, size, 3): float32
+    in [0, 1].
     """
     angle = rng.uniform(-_MAX_ANGLE, _MAX_ANGLE)
     cos, sin = np.cos(angle), np.sin(angle)

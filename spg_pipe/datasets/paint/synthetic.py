@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,7 +67,8 @@ def write_synthetic(
     turn, as PNG with the pixels that `read_image` gives. Each image has its own random generator,
     seeded by the seed and its path. The set appears as a whole; one that is there and would be made
     again the same (settings, source images, all files unchanged) is left alone, another synthetic
-    set is replaced. Memory does not grow with the number of images.
+    set is replaced. Memory does not grow with the number of images. Returned is whether anything
+    was written.
 
     Parameters
     ----------
@@ -80,11 +82,6 @@ def write_synthetic(
         Threads; default: one a core, at most 8.
     progress
         Called with (source images done, source images in all).
-
-    Returns
-    -------
-    bool
-        Whether anything was written.
 
     Raises
     ------
@@ -101,39 +98,35 @@ def write_synthetic(
     normal = _normal(source)
     settings = Settings(seed=seed, per_image=per_image, kinds=tuple(kinds))
     head = _head(source, normal, settings)
-
-    def recorded() -> tuple[bool, dict[str, str]]:
-        record = read_synthetic(root)
-        beside = {"images": {}, "files_sha256": {}, "fingerprint": ""}
-        return record.model_copy(update=beside) == head, record.files_sha256
-
-    if is_made(root, KIND, RECORD, recorded):
+    if is_made(root, KIND, RECORD, lambda: _recorded(root, head)):
         return False
+    jobs = _jobs(normal, settings)
+    images: dict[str, str] = {}
     with fresh_folder(root) as folder:
-        images = _make_all(source, _jobs(normal, settings), folder, seed, workers, progress)
+        for done, (job, written) in enumerate(_made(source, jobs, folder, seed, workers), start=1):
+            images |= dict.fromkeys(written, job.path)
+            if progress:
+                progress(done, len(jobs))
         beside = {"images": images, "files_sha256": file_digests(folder, "images", "masks")}
         write_record(folder / RECORD, head.model_copy(update=beside).sealed())
     return True
 
 
-def _make_all(
-    source: Manifest,
-    jobs: Sequence[_Job],
-    folder: Path,
-    seed: int,
-    workers: int | None,
-    progress: Progress | None,
-) -> dict[str, str]:
-    """Path of each image of the set → path of the normal image behind it; the files are written."""
+def _recorded(root: Path, head: SyntheticRecord) -> tuple[bool, dict[str, str]]:
+    """Whether a set's record is of the same settings and sources, and the digests of its files."""
+    record = read_synthetic(root)
+    beside = {"images": {}, "files_sha256": {}, "fingerprint": ""}
+    return record.model_copy(update=beside) == head, record.files_sha256
+
+
+def _made(
+    source: Manifest, jobs: Sequence[_Job], folder: Path, seed: int, workers: int | None
+) -> Iterator[tuple[_Job, list[str]]]:
+    """Each job in order with the paths of the images that it wrote."""
     paths = [job.path for job in jobs]
-    images: dict[str, str] = {}
     with ThreadPoolExecutor(min(_THREADS, cpu_workers(workers))) as pool:
         made = pool.map(lambda job: _make(source, job, paths, folder, seed), jobs)
-        for done, (job, written) in enumerate(zip(jobs, made, strict=True), start=1):
-            images |= dict.fromkeys(written, job.path)
-            if progress:
-                progress(done, len(jobs))
-    return images
+        yield from zip(jobs, made, strict=True)
 
 
 def _head(source: Manifest, normal: pd.DataFrame, settings: Settings) -> SyntheticRecord:
@@ -170,15 +163,12 @@ def _normal(source: Manifest) -> pd.DataFrame:
 
 
 def _jobs(normal: pd.DataFrame, settings: Settings) -> list[_Job]:
-    jobs: list[_Job] = []
-    number: dict[str, int] = {}
-    kinds = settings.kinds
-    for path, category in zip(normal["path"], normal["category"], strict=True):
-        first = len(jobs) * settings.per_image
-        turns = tuple(kinds[(first + n) % len(kinds)] for n in range(settings.per_image))
-        jobs.append(_Job(path, category, number.get(category, 0), turns))
-        number[category] = jobs[-1].number + 1
-    return jobs
+    numbers = normal.groupby("category").cumcount().tolist()
+    kinds = itertools.cycle(settings.kinds)
+    return [
+        _Job(path, category, number, tuple(itertools.islice(kinds, settings.per_image)))
+        for path, category, number in zip(normal["path"], normal["category"], numbers, strict=True)
+    ]
 
 
 def _make(source: Manifest, job: _Job, paths: Sequence[str], folder: Path, seed: int) -> list[str]:

@@ -49,7 +49,7 @@ def score_patchwise(
         seed=baseline.seed,
         auxiliary=baseline.auxiliary,
         made_from=baseline.made_from,
-        licences=tuple(sorted(store.licences)),
+        licences=tuple(sorted(store.spec.licences)),
     )
     done = 0
 

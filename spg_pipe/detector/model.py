@@ -206,6 +206,7 @@ class Detector:
         SpgError
             If it is missing, damaged or of another format.
         """
+        path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", DetectorRecord, "detector", _MAKE)
         tensors = load_tensors(
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE

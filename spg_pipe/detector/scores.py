@@ -88,6 +88,7 @@ class Scores:
         """Read a folder that `score` wrote; an `SpgError` if it is missing or damaged."""
         import pandas as pd
 
+        path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
         try:

@@ -112,14 +112,11 @@ def _judging_jobs(run: RecipeRun, compared: Sequence[Entry], stores: Stores) -> 
     first: dict[tuple[str, str | None], int | None] = {}
     for entry in compared:
         first.setdefault((entry.method, entry.aux), entry.seed)
-    for entry in sorted(compared, key=lambda one: one.method != MUTUAL):
-        targets = {
-            target: (
-                Path(stores[target].path),
-                run.paths.compared(entry.method, entry.aux, target, entry.seed),
-            )
-            for target in entry.targets
-        }
+    for entry in sorted(compared, key=lambda entry: entry.method != MUTUAL):
+        targets = {}
+        for target in entry.targets:
+            scores = run.paths.compared(entry.method, entry.aux, target, entry.seed)
+            targets[target] = Path(stores[target].path), scores
         bootstrap = first[entry.method, entry.aux] == entry.seed
         work = partial(judge, entry.make, targets, run.params.metrics, bootstrap=bootstrap)
         after = [guides_job(entry.guides, str(entry.aux))] if entry.guides else []
@@ -135,15 +132,8 @@ def judge(
 ) -> dict[str, Judged]:
     """Make a method once, and judge every target by it: in a process of its own.
 
-    Parameters
-    ----------
-    targets : dict of name → (feature store, where its scores go)
-    bootstrap : bool
-        Draw intervals over images, too.
-
-    Returns
-    -------
-    dict of target → Judged
+    `targets` are a target's feature store and where its scores go; with `bootstrap` intervals over
+    images are drawn, too.
     """
     start, scored = idle_memory(), {}
     with measured(start) as making:
@@ -202,13 +192,10 @@ def _lines(
     lines = []
     for seeds in methods.values():
         results = [(entry, judged[entry.name][target]) for entry in seeds]
-        scoring = [
-            # With the cost of the scores that it went on from.
-            one_after_another([judged[entry.beside][target].scoring, one.scoring])
-            if entry.beside
-            else one.scoring
-            for entry, one in results
-        ]
+        scoring = []
+        for entry, result in results:  # with the cost of the scores that it went on from
+            before = [judged[entry.beside][target].scoring] if entry.beside else []
+            scoring.append(one_after_another([*before, result.scoring]))
         lines.append(_line(aux, results, scoring, costs))
     return lines
 

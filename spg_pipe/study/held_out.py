@@ -134,18 +134,12 @@ def judge_candidates(
     """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
-    to do.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        The auxiliary set.
-    progress : callable (candidates done, candidates in all), optional
+    to do. `progress` is told how many candidates of all are done.
 
     Raises
     ------
     SpgError
-        If the set cannot be parted, or without a part nothing is left to learn from.
+        As `look_at_parts`.
     """
     shared = look_at_parts(store, candidates, device)
     judgements = []
@@ -198,7 +192,7 @@ def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: 
     """
     sums = class_sums(store, device)
     parts = held_out_parts(store, sums)
-    makers = {(id(one.saes), one.atoms): one for one in candidates}
+    makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
     made = {
         (*key, part): _directions(store, maker, sums, ~rows, part)
         for key, maker in makers.items()
@@ -209,13 +203,10 @@ def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: 
         layer: {view: torch.stack([each[layer][view] for each in made.values()]) for view in VIEWS}
         for layer in store.layers
     }
-    guides = {
-        key: (
-            which,
-            frozenset(v for v in VIEWS if any(bool(each[v].any()) for each in by.values())),
-        )
-        for which, (key, by) in enumerate(made.items())
-    }
+    guides = {}
+    for which, (key, layers) in enumerate(made.items()):
+        views = (view for view in VIEWS if any(bool(by[view].any()) for by in layers.values()))
+        guides[key] = which, frozenset(views)
     measured = measure(store, directions, device=device)
     return PartsSeen(parts, measured, _coarse_masks(store), guides)
 
@@ -242,16 +233,11 @@ def _directions(
 
 def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
     decision, which = shared.decide(candidate, part)
-    grids = partial(shared.measured.log_odds, decision, which)
-    return mean_of(
-        [
-            Figures(
-                image_auroc(shared, rows, shared.image_scores(decision, which, rows)),
-                *judge_pixels(shared, rows, grids),
-            )
-            for rows in shared.categories(part)
-        ]
-    )
+    grids, figures = partial(shared.measured.log_odds, decision, which), []
+    for rows in shared.categories(part):
+        auroc = image_auroc(shared, rows, shared.image_scores(decision, which, rows))
+        figures.append(Figures(auroc, *judge_pixels(shared, rows, grids)))
+    return mean_of(figures)
 
 
 def image_auroc(shared: PartsSeen, rows: np.ndarray, scores: np.ndarray) -> float:

@@ -23,11 +23,10 @@ from spg_pipe.errors import SpgError
 _LIBRARIES = (
     *("faiss", "fsspec", "pandas", "psutil", "pyarrow.parquet", "pydantic", "scipy.ndimage"),
     *("scipy.stats", "sklearn.covariance", "sklearn.linear_model", "torch", "zarr"),
+    "torch._dynamo",  # what optimisers import: seconds
 )
 """What jobs import, once for all of them where processes can be forked from a common one. None of
 this project: the common process may find another copy of it, in the working folder."""
-_OF_TRAINING = "torch._dynamo"
-"""What optimisers import: seconds."""
 _OWN = ("bank.few_shot", "detector.evaluate", "detector.make", "pipeline.training", "sae.train")
 
 
@@ -116,7 +115,7 @@ def _context() -> BaseContext:
     if sys.platform != "linux":  # elsewhere libraries do not outlive a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_LIBRARIES, _OF_TRAINING])
+    context.set_forkserver_preload([*_LIBRARIES])
     return context
 
 

@@ -258,7 +258,7 @@ def test_a_store_made_before_learns_its_sources_without_new_tokens(
     shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))
     before = shard.stat().st_mtime_ns
     new = extracted(manifest, tmp_path / "old.zarr")
-    assert new.sources == manifest.own_sources
+    assert new.spec.sources == manifest.own_sources
     assert new.fingerprint == old.fingerprint
     assert shard.stat().st_mtime_ns == before
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spg_pipe"
+TESTS = ROOT / "tests"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted(
     path
@@ -31,6 +32,16 @@ FLOORS = {
 def room_of(path: Path) -> str:
     """`spg_pipe/store/reader.py` → store; `spg_pipe/cli/main.py` → cli."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a source file."""
+    return path.read_text().splitlines()
+
+
+def functions_of(path: Path) -> list[ast.FunctionDef]:
+    """Every function and method of a file, inner ones too."""
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
 
 
 def imported(path: Path) -> set[str]:
@@ -88,12 +99,43 @@ def test_light_modules_do_not_load_torch(module: str) -> None:
 
 
 def test_files_stay_small() -> None:
+    long = {path.relative_to(ROOT).as_posix(): len(lines_of(path)) for path in SOURCES}
+    assert {name: lines for name, lines in long.items() if lines > 350} == {}
+
+
+def test_the_package_grows_no_more() -> None:
+    assert sum(len(lines_of(path)) for path in MODULES) <= 23_400
+    assert sum(len(lines_of(path)) for path in SOURCES if path.is_relative_to(TESTS)) <= 17_600
+
+
+def test_functions_fit_a_screen() -> None:
     long = {
-        path.relative_to(ROOT).as_posix(): lines
-        for path in SOURCES
-        if (lines := len(path.read_text().splitlines())) >= 400
+        f"{path.relative_to(PACKAGE).as_posix()}: {function.name}": lines
+        for path in MODULES
+        for function in functions_of(path)
+        if (lines := int(function.end_lineno or 0) - function.lineno + 1) > 60
     }
     assert long == {}
+
+
+def test_functions_take_few_parameters() -> None:
+    """The commands of cli/ are spelled out for typer; everything else takes at most eight."""
+    many = {}
+    for path in MODULES:
+        if room_of(path) == "cli":
+            continue
+        for function in functions_of(path):
+            names = function.args
+            taken = [a.arg for a in [*names.posonlyargs, *names.args, *names.kwonlyargs]]
+            if len(set(taken) - {"self", "cls"}) > 8:
+                many[f"{path.relative_to(PACKAGE).as_posix()}: {function.name}"] = taken
+    assert many == {}
+
+
+def test_values_have_types_and_no_raw_json_is_passed_on() -> None:
+    texts = {path: path.read_text() for path in MODULES}
+    assert sum(text.count("dict[str, Any]") for text in texts.values()) <= 15
+    assert [path.name for path, text in texts.items() if 'config["' in text] == []
 
 
 def test_nothing_is_pickled() -> None:

@@ -98,8 +98,8 @@ def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> Non
 def resolve_open_clip(name: str) -> BackboneInfo:
     """Describe ``NAME/PRETRAINED``, e.g. ``ViT-B-32-quickgelu/openai``; SpgError if unknown."""
     model, _, tag = name.partition("/")
-    config = open_clip.get_model_config(model)
-    if config is None:
+    architecture = open_clip.get_model_config(model)
+    if architecture is None:
         raise SpgError(
             f"open_clip has no model {model!r}. `open_clip:NAME/PRETRAINED` takes the names of "
             "`open_clip.list_pretrained()`, e.g. open_clip:ViT-B-32-quickgelu/openai."
@@ -115,7 +115,7 @@ def resolve_open_clip(name: str) -> BackboneInfo:
         family="open_clip",
         model=name,
         licence="not stated by open_clip; see the model's page",
-        image_size=int(config["vision_cfg"].get("image_size", 224)),
+        image_size=int(architecture["vision_cfg"].get("image_size", 224)),
         note="an open_clip model",
     )
 
@@ -129,10 +129,10 @@ def build_open_clip(request: Request) -> OpenClipViT:
     info = request.info
     name, _, tag = info.model.partition("/")
     published = open_clip.get_pretrained_cfg(name, tag)
-    config = open_clip.get_model_config(name)
+    architecture = open_clip.get_model_config(name)
     norm = request.norm or info.norm
-    _refuse_other_towers(info, config, published, norm)
-    vision = config["vision_cfg"]
+    _refuse_other_towers(info, architecture, published, norm)
+    vision = architecture["vision_cfg"]
     patch_size = int(vision["patch_size"])
     check_image_size(request.image_size, patch_size, info.alias)
     layers = request.blocks(int(vision["layers"]))
@@ -146,7 +146,7 @@ def build_open_clip(request: Request) -> OpenClipViT:
         prefix="cls",
         pos_embed="bilinear" if request.protocol == "spg" else "native",
     )
-    return OpenClipViT(load_visual(config, weights), spec, torch.device(request.device))
+    return OpenClipViT(load_visual(architecture, weights), spec, torch.device(request.device))
 
 
 def preprocess_for(model: str, size: int) -> Preprocess:
@@ -160,29 +160,29 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     return Preprocess(size, "uint8", "bicubic", mean, std)
 
 
-def build_tower(config: Mapping[str, Any]) -> VisionTransformer:
+def build_tower(architecture: Mapping[str, Any]) -> VisionTransformer:
     """Build the image tower of an open_clip model config with random weights."""
     # The text tower beside it is thrown away; the real one would cost half a gigabyte.
     text = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
     return open_clip.CLIP(
-        embed_dim=config["embed_dim"],
-        vision_cfg=config["vision_cfg"],
+        embed_dim=architecture["embed_dim"],
+        vision_cfg=architecture["vision_cfg"],
         text_cfg=text,
-        quick_gelu=config.get("quick_gelu", False),
+        quick_gelu=architecture.get("quick_gelu", False),
     ).visual
 
 
-def load_visual(config: Mapping[str, Any], weights: Weights) -> VisionTransformer:
+def load_visual(architecture: Mapping[str, Any], weights: Weights) -> VisionTransformer:
     """Build the image tower of an open_clip model config; raise SpgError if weights do not fit.
 
     Parameters
     ----------
-    config : mapping
+    architecture : mapping
         ``embed_dim``, ``vision_cfg`` and perhaps ``quick_gelu``, as in open_clip's JSON files.
     weights : Weights
         A whole CLIP's state dict (its ``visual.`` part is used) or the tower's alone.
     """
-    visual = build_tower(config)
+    visual = build_tower(architecture)
     state = weights.state
     part = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     load_strictly(visual, part or state, weights.label)
@@ -190,9 +190,9 @@ def load_visual(config: Mapping[str, Any], weights: Weights) -> VisionTransforme
 
 
 def _refuse_other_towers(
-    info: BackboneInfo, config: Mapping[str, Any], published: Mapping[str, Any], norm: Norm
+    info: BackboneInfo, architecture: Mapping[str, Any], published: Mapping[str, Any], norm: Norm
 ) -> None:
-    vision = config["vision_cfg"]
+    vision = architecture["vision_cfg"]
     if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
         raise SpgError(
             f"The image tower of {info.model} is not open_clip's own ViT: use a timm backbone "
@@ -203,7 +203,7 @@ def _refuse_other_towers(
             f"{info.model} pools by attention before ln_post and proj, so its tokens have no "
             "projected form: use `norm: pre`."
         )
-    if published.get("quick_gelu") and not config.get("quick_gelu"):
+    if published.get("quick_gelu") and not architecture.get("quick_gelu"):
         right = info.model.replace("/", "-quickgelu/")
         raise SpgError(
             f"The weights {info.model} were trained with QuickGELU, which this model name does "

@@ -89,38 +89,48 @@ def build_report(
 
     _check_replaceable(out)
     directions = inputs.read_directions(params, paths, runs)
-    auxiliaries = inputs.read_auxiliaries(paths, directions)
-    total = sum(len(_categories(direction)) for direction in directions)
-    done = itertools.count(1)
-
-    first = directions[0].runs[0]
-    reported = [direction.direction for direction in directions]
-    missing = [way for way in params.directions if way not in reported]
     with fresh_folder(out) as folder:
         (folder / "maps").mkdir()
         (folder / "curves").mkdir()
         Image.fromarray(colour_bar()).save(folder / "scale.png")
-        page = _render(
-            name=params.name,
-            summary=facts.summary(directions),
-            remarks=[f"No metrics yet for {way.aux} → {way.target}." for way in missing],
-            overview=tables.overview_table([(way.table, way.published) for way in directions]),
-            fitting=facts.fitting_table(directions),
-            reading=kinds.map_reading(first.rule),
-            image_score=kinds.image_score_in_words(first.rule),
-            sections=[
-                _direction_section(way, folder, lambda: progress(next(done), total))
-                for way in directions
-            ],
-            training=_training_sections(auxiliaries, folder),
-            data=_data_sections(params, paths, directions),
-            licences=facts.licences(directions),
-            recipe=facts.recipe_table(params, directions),
-            provenance=facts.provenance_table(directions, auxiliaries),
-            versions=facts.versions_table(directions),
-        )
+        page = _page(params, paths, directions, folder, progress)
         (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return out / "index.html"
+
+
+def _page(
+    params: Params,
+    paths: Paths,
+    directions: list[inputs.DirectionRuns],
+    folder: Path,
+    progress: Progress,
+) -> str:
+    """The page's HTML; its pictures and curves are written into `folder`."""
+    auxiliaries = inputs.read_auxiliaries(paths, directions)
+    total = sum(len(_categories(direction)) for direction in directions)
+    done = itertools.count(1)
+    first = directions[0].runs[0]
+    reported = [direction.direction for direction in directions]
+    missing = [way for way in params.directions if way not in reported]
+    return _render(
+        name=params.name,
+        summary=facts.summary(directions),
+        remarks=[f"No metrics yet for {way.aux} → {way.target}." for way in missing],
+        overview=tables.overview_table([(way.table, way.published) for way in directions]),
+        fitting=facts.fitting_table(directions),
+        reading=kinds.map_reading(first.rule),
+        image_score=kinds.image_score_in_words(first.rule),
+        sections=[
+            _direction_section(way, folder, lambda: progress(next(done), total))
+            for way in directions
+        ],
+        training=_training_sections(auxiliaries, folder),
+        data=_data_sections(params, paths, directions),
+        licences=facts.licences(directions),
+        recipe=facts.recipe_table(params, directions),
+        provenance=facts.provenance_table(directions, auxiliaries),
+        versions=facts.versions_table(directions),
+    )
 
 
 def _check_replaceable(out: Path) -> None:

@@ -1,13 +1,12 @@
 """Where a guide training is: its trainers, losses so far and curves; saved and restored."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.checkpoint import below
+from spg_pipe.artefacts.checkpoint import Saved, State, below
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.trained.pixels import PixelTarget
 from spg_pipe.guides.trained.trainer import GuideLosses, GuideTrainer, LayerBatch
@@ -82,7 +81,7 @@ class Training:
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums[:] = 0
 
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def saved(self) -> Saved:
         """Everything that changes, for a checkpoint."""
         self._look()
         tensors: dict[str, Tensor] = {}
@@ -93,7 +92,7 @@ class Training:
         state = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps}
         return tensors, state | {"sums": self.sums.tolist(), "curves": self.curves}
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], state: State) -> None:
         """Go on from what `saved` gave."""
         for number, run in enumerate(self.runs):
             for layer, trainer in run.items():

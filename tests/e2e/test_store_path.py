@@ -33,7 +33,7 @@ def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
     require_intact(store, verify(store))
 
     # A changed parameter, once as an experiment and once in place: the path holds the new store.
-    must(dvc("exp", "run", "-S", "extract.dtype=float32", STAGE, cwd=folder))
+    must(dvc("exp", "run", "-S", "+extract.dtype=float32", STAGE, cwd=folder))
     assert FeatureStore(store).spec.dtype == "float32"
     require_intact(store, verify(store))
     edit_params(folder, {"extract.dtype": "float16", "extract.compressor": "zstd"})

@@ -192,6 +192,16 @@ def test_score_of_a_recipe_whose_data_is_absent(tmp_path: Path) -> None:
     assert not (folder / "artifacts").exists()
 
 
+def test_corrupt_image_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = _small_project(tmp_path)
+    bad = folder / "left" / "bottle" / "test" / "good" / "001.png"
+    bad.write_bytes(bad.read_bytes()[:-200])
+    message = one_message(spg("extract", "--split", "left", "--quiet", cwd=folder))
+    assert "001.png" in message
+    # No shard was finished, so there is nothing that a later extract could go on with.
+    assert not list((folder / "artifacts").rglob("*.zarr"))
+
+
 def test_mask_of_another_size_is_named(tmp_path: Path) -> None:
     folder = _small_project(tmp_path)
     mask = folder / "left" / "bottle" / "ground_truth" / "crack" / "000_mask.png"

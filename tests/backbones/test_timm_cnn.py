@@ -50,6 +50,14 @@ def test_the_packaged_weights_recognise_a_cat():
     assert int(logits.argmax()) in (281, 282, 285)  # ImageNet: tabby, tiger cat, Egyptian cat
 
 
+def test_efficientnet_lite0_is_deterministic():
+    images = random_images(96)
+    first, second = (
+        load_backbone("efficientnet-lite0", image_size=96)(images)["s16"].patches for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
 def test_the_defaults_need_no_download():
     spec = load_backbone("efficientnet-lite0").spec
     assert (spec.layers, spec.norm, spec.patch_size) == (("s8", "s16"), "pre", 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,11 @@ def test_no_path_of_this_machine_and_no_time_is_stored(tiny_store: FeatureStore)
         assert "/tmp" not in text  # noqa: S108 - the string is looked for, not used
     keys = set(json.loads((tiny_store.path / "zarr.json").read_text())["attributes"])
     assert not {key for key in keys if "time" in key or "date" in key or "host" in key}
+
+
+def test_a_store_opens_by_a_relative_path(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_store.path.parent)
+    again = FeatureStore(Path(tiny_store.path.name))
+    assert again.fingerprint == tiny_store.fingerprint

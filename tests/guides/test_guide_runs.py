@@ -54,7 +54,7 @@ def assert_same(one: GuideFit, other: GuideFit) -> None:
     for layer, trainer in one.trainers.items():
         twin = other.trainers[layer]
         assert trainer.codes.equal(twin.codes)
-        assert trainer.result.equal(twin.result)
+        assert trainer.ema.equal(twin.ema)
         states = [t.optimizer.state[t.codes] for t in (trainer, twin)]
         for name, value in states[0].items():
             assert value.equal(states[1][name])
@@ -65,7 +65,7 @@ def test_runs_trained_together_are_to_the_bit_what_each_is_alone(
 ) -> None:
     for run, fit in zip(runs, together, strict=True):
         assert_same(fit, fit_guides(tiny_store, [run], METHOD)[0])
-    codes = [fit.trainers["1"].result for fit in together]
+    codes = [fit.trainers["1"].ema for fit in together]
     assert not any(codes[0].equal(other) for other in codes[1:])
 
 

@@ -92,7 +92,7 @@ def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None
     together = run(tiny_store)[0]
     sae = SparseAutoencoder(8, 32, 4, seed=111)
     assert together.layers["2"].encoder.shape == sae.encoder.shape
-    trainer = SaeTrainer.start(sae, "tokens", CONSTANTS)
+    trainer = SaeTrainer(sae, "tokens", CONSTANTS)
     for epoch in range(SAE.epochs):
         for x in token_batches(
             TokenSource(tiny_store, "2"), seed=111, epoch=epoch, batch_images=SAE.batch_images
@@ -151,17 +151,17 @@ def test_the_protocol_decides_the_dead_rule_and_the_dead_mask(
 ) -> None:
     rules: list[str] = []
     masks: list[bool] = []
-    true_start, true_measure = SaeTrainer.start, train_module.measure
+    true_measure = train_module.measure
 
-    def start(sae: Any, rule: str, *others: Any) -> Any:
+    def started(sae: Any, rule: str, *others: Any) -> Any:
         rules.append(rule)
-        return true_start(sae, rule, *others)
+        return SaeTrainer(sae, rule, *others)
 
     def spied(*args: Any, **others: Any) -> Any:
         masks.append(others["count_cls"])
         return true_measure(*args, **others)
 
-    monkeypatch.setattr(SaeTrainer, "start", start)
+    monkeypatch.setattr(train_module, "SaeTrainer", started)
     monkeypatch.setattr(train_module, "measure", spied)
     result, quality, _ = run(tiny_store, protocol=protocol, epochs=1)
     assert set(rules) == {"steps" if counts else "tokens"}

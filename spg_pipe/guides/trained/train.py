@@ -119,10 +119,8 @@ def fit_guides(
     sources = sources_of(store, device, cache)
     images = len(labelled_images(store))
     for epoch in range(training.epoch, epochs):
-        batches = image_batches(
-            sources, batch_images, seed=order, epoch=epoch, start=training.batch
-        )
-        for batch in batches:
+        given = {"seed": order, "epoch": epoch, "start": training.batch}
+        for batch in image_batches(sources, batch_images, **given):
             looked = training.step(batch)
             if progress and looked:
                 done = min(training.batch * batch_images, images)

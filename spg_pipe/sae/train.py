@@ -90,12 +90,7 @@ def train_sae(
     SpgError
         If the store holds tiles.
     """
-    if store.spec.backbone.tiles is not None:
-        raise SpgError(
-            f"{store.path} holds images in tiles ({store.spec.backbone.seen_at}); detectors learn "
-            "from single views, and judge tiles like these. Extract the auxiliary set without "
-            "tiles."
-        )
+    _require_single_views(store)
     rules = protocol(method.protocol)
     fits = {
         layer: Fit(store, layer, params, seed, rules.dead_counter, device) for layer in store.layers
@@ -118,12 +113,19 @@ def train_sae(
     saes = SaeRun(
         layers={layer: fit.trainer.sae.cpu() for layer, fit in fits.items()},
         dead={layer: dead for layer, (dead, _) in judged.items()},
-        record=SaeRecord.of(
-            store, params, rules, seed, {layer: fit.tokens for layer, fit in fits.items()}
-        ),
+        record=SaeRecord.of(store, params, rules, seed, {n: fit.tokens for n, fit in fits.items()}),
     )
     quality = SaeQuality(protocol=rules.name, layers={name: q for name, (_, q) in judged.items()})
     return SaeResult(saes, quality, _CURVE_HEADER + "".join(fit.curve for fit in fits.values()))
+
+
+def _require_single_views(store: FeatureStore) -> None:
+    if store.spec.backbone.tiles is not None:
+        raise SpgError(
+            f"{store.path} holds images in tiles ({store.spec.backbone.seen_at}); detectors learn "
+            "from single views, and judge tiles like these. Extract the auxiliary set without "
+            "tiles."
+        )
 
 
 class Fit:

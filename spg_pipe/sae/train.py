@@ -199,7 +199,7 @@ def _start(
     """A layer's SAE at step 0."""
     shape = store.spec.layers[layer]
     sae = SparseAutoencoder(shape.dim, params.dict_size, params.k, seed, params.activation)
-    trainer = SaeTrainer.start(sae.to(device), rule, CONSTANTS, params.prefixes)
+    trainer = SaeTrainer(sae.to(device), rule, CONSTANTS, params.prefixes)
     epoch_tokens = len(store) * shape.patches
     budget = params.tokens or params.epochs * epoch_tokens
     return Fit(layer, params, seed, trainer, budget, epoch_tokens)

@@ -65,7 +65,7 @@ def test_batch_topk_after_training_has_about_k_active_latents(tiny_store: Featur
 
 def test_prefixes_are_judged_alone_and_learn_to_stand_alone(tiny_store: FeatureStore) -> None:
     sae, x = SparseAutoencoder(6, 16, 4), normal(30, 6)
-    trainer = SaeTrainer.start(sae, "tokens", StepConstants(), prefixes=(4, 8))
+    trainer = SaeTrainer(sae, "tokens", StepConstants(), prefixes=(4, 8))
     found = trainer.losses(x)[0].reconstruction
     z = sae.code(x @ sae.encoder.t())
     expected = [(z[:, :p] @ sae.atoms[:p] - x).pow(2).mean() for p in (4, 8, 16)]

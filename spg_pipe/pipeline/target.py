@@ -109,7 +109,7 @@ def evaluate(
 def _evaluate_one(
     run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
 ) -> Path:
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
 
@@ -148,7 +148,7 @@ def _evaluate_one(
 
 def note_known(run: RecipeRun, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
 
     say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.bank.fusion import KNOWN
+from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.decision.maps import anomaly_maps, resize_maps

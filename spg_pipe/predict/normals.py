@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.fusion import require_fusible
+from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
+from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens, require_two
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
@@ -60,11 +60,7 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             f"--normals {folder} holds several categories ({', '.join(categories)}). Name the "
             "folder of the one that is to be inspected."
         )
-    if len(normals) < 2:
-        raise SpgError(
-            f"--normals {folder} has {len(normals)} image; a bank needs at least two, to know how "
-            "far normal images lie from each other. Add some."
-        )
+    require_two(len(normals), len(normals), f" in --normals {folder}")
     if not given.alone:
         require_fusible(detector)
     return normals

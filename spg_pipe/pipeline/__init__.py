@@ -10,7 +10,6 @@ from spg_pipe.pipeline.features import (
     prepare,
     skipped_in,
     with_tiles,
-    write_demo_set,
     write_demo_sets,
 )
 from spg_pipe.pipeline.normals import score_few_shot
@@ -42,6 +41,5 @@ __all__ = [
     "train_sae",
     "train_saes",
     "with_tiles",
-    "write_demo_set",
     "write_demo_sets",
 ]

@@ -41,7 +41,7 @@ class Console:
     def result(self, content: Any, text: str | None = None) -> None:
         """The command's result: JSON for scripts, or a text for people."""
         if self.json:
-            print(json.dumps(jsonable(content), indent=2, allow_nan=False))
+            print(json.dumps(jsonable(content), indent=2, allow_nan=False, default=str))
         elif text and self.verbosity > 0:
             print(text)
 

@@ -73,7 +73,9 @@ def detectors_for(
         return {named: Detector.load(named)}, options
     source = find_direction(run.params, dataset.name, aux).aux
     seeds = [seed] if seed is not None else run.params.seeds
-    folders = [checked_detector(run, source, each) for each in seeds]
+    for each in seeds:
+        checked_detector(run, source, each)
+    folders = [run.paths.detector(source, each) for each in seeds]
     return {folder: Detector.load(folder) for folder in folders}, run.params.score
 
 
@@ -101,7 +103,9 @@ def evaluate(
     else:
         source = find_direction(run.params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else run.params.seeds
-        chosen = [checked_scores(run, dataset, source, one) for one in seeds]
+        for each in seeds:
+            checked_scores(run, dataset, source, each)
+        chosen = [run.paths.scores(source, dataset, each) for each in seeds]
     given = scores is not None or store is not None
     return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
 
@@ -166,19 +170,15 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
     from spg_pipe.datasets.manifest import Manifest
 
-    prepared = run.paths.manifest(dataset)
+    prepared, spec = run.paths.manifest(dataset), store.spec
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
-        manifest = manifest.without([bad.path for bad in store.spec.skipped])
-        if manifest.fingerprint() == store.spec.manifest:
+        manifest = manifest.without([bad.path for bad in spec.skipped])
+        if manifest.fingerprint() == spec.manifest:
             return manifest
-    chosen = store.selection
-    if "categories" in chosen:
-        dataset = dataset.model_copy(update={"categories": tuple(chosen["categories"])})
-    manifest = scan(run, dataset, leave_out=store.spec.skipped)
-    if "limit" in chosen:
-        manifest = manifest.spread(chosen["limit"])
-    if manifest.fingerprint() != store.spec.manifest:
+    limit, categories = store.selection.get("limit"), store.selection.get("categories")
+    manifest = scan(run, dataset, limit=limit, categories=categories, leave_out=spec.skipped)
+    if manifest.fingerprint() != spec.manifest:
         raise SpgError(
             f"The images or masks in {dataset.root} are not those of {store.path}. "
             "Run `spg-pipe extract --replace` and `spg-pipe score` again."

@@ -10,7 +10,6 @@ from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
-from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
@@ -30,7 +29,7 @@ def train_saes(
     run: RecipeRun, aux: str, seeds: Sequence[int], *, store: Path | None = None
 ) -> list[Path]:
     """FeatureStore of the auxiliary set → an SAE for every seed, one after the other."""
-    features = checked_store(run, find_dataset(run.params, aux), store)
+    features = checked_store(run, aux, store)
     given = {"store": features.fingerprint} if store else {}
     return [_train_sae(run, features, aux, seed, given) for seed in seeds]
 
@@ -111,7 +110,7 @@ def train_guides_together(
     from spg_pipe.guides.trained.train import training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], aux, store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     jobs = []
     for run, seed in itertools.product(runs, seeds):

@@ -39,8 +39,6 @@ class Prediction:
 
 
 _LAST = ("parts", "supervision", "among_normals")
-HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
-"""What the first line of every scores.csv begins with; names of the parts follow."""
 Row = dict[str, str | int | float | bool]
 
 

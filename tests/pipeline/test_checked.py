@@ -15,6 +15,8 @@ from layouts import write_mvtec, write_visa
 from safetensors.torch import save_file
 
 from spg_pipe import pipeline
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.checked import (
     checked_detector,
@@ -90,9 +92,10 @@ def test_everything_of_the_recipe_is_at_its_place(project: MakeRun) -> None:
     left, right = (find_dataset(run.params, name) for name in ("left", "right"))
     store = checked_store(run, left)
     assert checked_sae(run, store, "left", 111) == run.paths.sae("left", 111)
-    assert checked_detector(run, "left", 111) == run.paths.detector("left", 111)
-    scores = checked_scores(run, right, "left", 111)
-    assert scores == run.paths.scores("left", "right", 111)
+    held = Detector.load(run.paths.detector("left", 111)).record
+    assert checked_detector(run, "left", 111) == held
+    scores = run.paths.scores("left", "right", 111)
+    assert checked_scores(run, right, "left", 111) == Scores.load(scores).record
     metrics = run.paths.metrics("left", "right", 111)
     assert checked_metrics(run, run.params.directions[0], 111) == (metrics, scores)
     assert metrics.name == "left--right-efficientnet-lite0-64-s111.json"

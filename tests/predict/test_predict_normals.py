@@ -222,7 +222,7 @@ def single(folder: Path) -> None:
         (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
         (of_two_products, [], "several categories (bolt, nut)"),
         (copied, [], "The 3 normal images are copies of each other"),
-        (single, [], "has 1 image; a bank needs at least two"),
+        (single, [], "There is 1 normal image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
         (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
         (None, ["--set", "bank.neighbours=0"], "bank.neighbours"),

@@ -123,9 +123,12 @@ def train_sae(
     from spg_pipe import pipeline
 
     run = options.run()
-    paths = []
-    for name, seeds in training_runs(run.params, aux, seed, store).items():
-        paths += pipeline.train_saes(run, name, seeds, store=store)
+    runs = training_runs(run.params, aux, seed, store)
+    paths = [
+        pipeline.train_sae(run, name, each, store=store)
+        for name, seeds in runs.items()
+        for each in seeds
+    ]
     run.console.result({"saes": paths})
 
 

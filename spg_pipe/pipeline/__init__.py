@@ -15,12 +15,7 @@ from spg_pipe.pipeline.features import (
 from spg_pipe.pipeline.normals import score_few_shot
 from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
-from spg_pipe.pipeline.training import (
-    train_guides,
-    train_guides_together,
-    train_sae,
-    train_saes,
-)
+from spg_pipe.pipeline.training import train_guides, train_guides_together, train_sae
 
 __all__ = [
     "evaluate",
@@ -39,7 +34,6 @@ __all__ = [
     "train_guides",
     "train_guides_together",
     "train_sae",
-    "train_saes",
     "with_tiles",
     "write_demo_sets",
 ]

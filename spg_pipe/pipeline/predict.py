@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
+from spg_pipe.bank.fusion import KNOWN
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.decision.maps import SIGMA
@@ -72,7 +73,7 @@ def predict_folder(
     if images.masks:
         folders = ", ".join(MASK_FOLDERS)
         console.say(f"Note: {images.masks} files in folders of masks ({folders}) left out.")
-    if known := [row.path for row in predictions if row.among_normals]:
+    if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)
 

@@ -199,16 +199,10 @@ def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.text import text_table
 
-    context = runs[0].context
-    published = next(
-        (
-            p
-            for p in params.published
-            if (p.aux, p.target) == (context.auxiliary, context.dataset)
-            and FEW_SHOT not in context.supervision  # published figures are zero-shot
-        ),
-        None,
-    )
+    context, figures = runs[0].context, {(p.aux, p.target): p for p in params.published}
+    published = figures.get((context.auxiliary or "", context.dataset))
+    if FEW_SHOT in context.supervision:  # published figures are zero-shot
+        published = None
     tables = [text_table(table, published) for table in runs]
     if len(runs) > 1:
         tables.append(text_table(seeds_mean(runs), published))

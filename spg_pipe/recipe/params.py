@@ -287,8 +287,6 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def parse_params(content: Any, source: str) -> Params:
     """Validate a recipe that is already parsed; `source` is named in errors."""
-    if not isinstance(content, dict):
-        raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
     return validated(Params, content, source)
 
 
@@ -316,13 +314,15 @@ def _describe(fault: Any) -> str:
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
     message = fault["msg"]
+    if not place:
+        message = "expected sections such as `backbone:`"
     if fault["type"] == "tuple_type":
         message = f"expected a list, for instance [{fault['input']}]"
     if fault["type"] == "too_short":
         message = f"expected at least {fault['ctx']['min_length']} value"
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
-    return f"{place}: {message}; found {shown}"
+    return f"{place or 'a recipe'}: {message}; found {shown}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -93,14 +93,11 @@ def extract(
     from_manifest : bool
         Use the prepared manifest (the DVC stage, whose dependency it is) instead of looking at
         the folder again.
-    out : Path, optional
-        Another place.
-    backbone : Backbone, optional
-        Already loaded, for several datasets.
-    limit : int, optional
-        At most so many images, spread over categories and labels.
-    categories : sequence of str, optional
-        Only these. The store of a part of the dataset gets its own place, and says what it is.
+    out, backbone : optional
+        Another place, and a backbone that is already loaded, for several datasets.
+    limit, categories : optional
+        At most so many images, spread over all kinds, and only of these categories. The store of
+        a part of the dataset gets its own place, and says what it is.
 
     Raises
     ------
@@ -109,14 +106,13 @@ def extract(
     """
     from spg_pipe.backbones.tiling import tiled
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.extract import Extraction, inputs_at_once
-    from spg_pipe.store.extract import extract as extract_store
+    from spg_pipe.store import extract as writing
 
     section, device = run.params.extract, choose_device(run.device)
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
     if sides := section.tiles.get(dataset.name):
-        at_once = inputs_at_once(backbone.spec, section.batch_images, device)
+        at_once = writing.inputs_at_once(backbone.spec, section.batch_images, device)
         backbone = tiled(backbone, sides, at_once=at_once)
     if from_manifest:
         manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
@@ -124,11 +120,13 @@ def extract(
         manifest = scan(run, dataset, limit=limit, categories=categories, skip_bad=section.skip_bad)
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
-        store = extract_store(
+        store = writing.extract(
             manifest,
             backbone,
             path,
-            Extraction(section.batch_images, dtype=section.dtype, compressor=section.compressor),
+            writing.Extraction(
+                section.batch_images, dtype=section.dtype, compressor=section.compressor
+            ),
             replace=replace,
             workers=cpu_workers(run.workers),
             device=device,

@@ -108,25 +108,24 @@ def extract(
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.store import extract as writing
 
-    section, device = run.params.extract, choose_device(run.device)
+    params, device = run.params.extract, choose_device(run.device)
+    how = writing.Extraction(params.batch_images, dtype=params.dtype, compressor=params.compressor)
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
-    if sides := section.tiles.get(dataset.name):
-        at_once = writing.inputs_at_once(backbone.spec, section.batch_images, device)
+    if sides := params.tiles.get(dataset.name):
+        at_once = writing.inputs_at_once(backbone.spec, params.batch_images, device)
         backbone = tiled(backbone, sides, at_once=at_once)
     if from_manifest:
         manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
     else:
-        manifest = scan(run, dataset, limit=limit, categories=categories, skip_bad=section.skip_bad)
+        manifest = scan(run, dataset, limit=limit, categories=categories, skip_bad=params.skip_bad)
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
         store = writing.extract(
             manifest,
             backbone,
             path,
-            writing.Extraction(
-                section.batch_images, dtype=section.dtype, compressor=section.compressor
-            ),
+            how,
             replace=replace,
             workers=cpu_workers(run.workers),
             device=device,

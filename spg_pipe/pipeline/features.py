@@ -91,8 +91,7 @@ def extract(
     replace : bool
         Replace a store of other content in the same place.
     from_manifest : bool
-        Use the prepared manifest (the DVC stage, whose dependency it is) instead of looking at
-        the folder again.
+        Use the prepared manifest (a dependency of the DVC stage), not the folder as it is now.
     out, backbone : optional
         Another place, and a backbone that is already loaded, for several datasets.
     limit, categories : optional

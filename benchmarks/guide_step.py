@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
     def ours(self, params: TrainedGuides | None = None) -> GuideTrainer:
         """The project's trainer at step 0."""
-        return GuideTrainer.start(
+        return GuideTrainer(
             self.codes, self.atoms, self.dead, self.grid, params or TrainedGuides(epochs=1), METHOD
         )
 
@@ -96,7 +96,7 @@ def difference(steps: int = 5, **given: int) -> tuple[float, float]:
     for _ in range(steps):
         literal.step(one.tokens, one.labels, one.masks)
         ours.step(batch)
-    pairs = [(literal.codes, ours.codes), (literal.ema, ours.result)]
+    pairs = [(literal.codes, ours.codes), (literal.ema, ours.ema)]
     vectors, codes = [], []
     for theirs, mine in pairs:
         assert theirs is not None

@@ -67,7 +67,7 @@ class Pair:
         self.reference = DenseSae(encoder, start, shape.k)
         sae = SparseAutoencoder(shape.dim, shape.dict_size, shape.k)
         sae.encoder.data, sae.dictionary.data = encoder.clone(), start.clone()
-        self.ours = SaeTrainer.start(sae, "steps", StepConstants())
+        self.ours = SaeTrainer(sae, "steps", StepConstants())
 
     def _forget(self) -> None:
         """The same latents are dead in every step."""

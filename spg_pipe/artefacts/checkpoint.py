@@ -19,7 +19,7 @@ from spg_pipe.artefacts.files import clear_leftovers, write_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KIND = "spg-pipe checkpoint 1"
+_KIND = "spg-pipe checkpoint 2"
 SECONDS = 60.0
 """Between two checkpoints of a run, unless writing one takes more than a twentieth of that."""
 

@@ -115,7 +115,7 @@ def backbones(options: Options) -> None:
     rows, lines = [], []
     for info in list_backbones():
         package = PACKAGES.get(info.alias)
-        installed = package is not None and package.is_installed()
+        installed = package is not None and package.find() is not None
         rows.append(asdict(info) | {"installed": installed})
         access = "gated download" if info.gated else "download"
         if package is not None:

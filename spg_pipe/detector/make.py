@@ -169,7 +169,7 @@ def _trained(fit: GuideFit, plan: DetectorPlan) -> _Made:
     views: tuple[View, View] = (plan.method.detection, "patches")
     layers = {
         name: LayerGuides.of_codes(
-            trainer.result.cpu(),
+            trainer.ema.cpu(),
             views,
             trainer.atoms.cpu(),
             trainer.dead.cpu(),

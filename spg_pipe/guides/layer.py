@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from spg_pipe.guides.model import TAU, effective_codes, guide_vectors, unit
+from spg_pipe.guides.model import TAU, effective_codes, unit
 
 View = Literal["cls", "patches", "mean_tokens"]
 """What a pair of guides looks at: the CLS token, every patch token, the mean patch token."""
@@ -72,7 +72,7 @@ class LayerGuides:
         """
         effective = effective_codes(codes, dead, top_k)
         used = torch.nonzero((effective > 0).any(dim=0))[:, 0]
-        vectors = guide_vectors(effective, atoms).unflatten(0, (-1, 2))
+        vectors = (effective @ atoms).unflatten(0, (-1, 2))
         kept = effective[:, used].unflatten(0, (-1, 2))
         pairs = {
             view: Pair(vectors[row, 0], vectors[row, 1], kept[row].contiguous())

@@ -45,11 +45,6 @@ def effective_codes(codes: Tensor, dead: Tensor, top_k: int | None = None) -> Te
     return effective + (hard - effective).detach()
 
 
-def guide_vectors(codes: Tensor, atoms: Tensor) -> Tensor:
-    """g = e A: effective codes (4, C) through the dictionary (C, D), giving (4, D)."""
-    return codes @ atoms
-
-
 def lengths(vectors: Tensor) -> Tensor:
     """Lengths along the last axis, clamped at 1e-8."""
     return vectors.norm(dim=-1).clamp_min(_EPS)

@@ -197,7 +197,7 @@ def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
     from spg_pipe.bank.few_shot import FEW_SHOT
     from spg_pipe.metrics import seeds_mean
-    from spg_pipe.report.text import text_table
+    from spg_pipe.report.tables import text_table
 
     context, figures = runs[0].context, {(p.aux, p.target): p for p in params.published}
     published = figures.get((context.auxiliary or "", context.dataset))

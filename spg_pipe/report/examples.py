@@ -49,14 +49,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Picture:
-    """An example's files, relative to the page."""
+    """An example's files."""
 
     example: Example
-    photograph: str | None
-    """None where it is not there or cannot be decoded; the map then lies over plain grey."""
-    heat_map: str
-    width: int
-    height: int
+    files: str
+    """How their names begin, relative to the page."""
+    photograph: bool
+    """It is there and could be decoded; else the map lies over plain grey."""
+    size: tuple[int, int]
+    """(height, width)"""
     outlined: bool
     """The mask's outline is drawn in the heat map."""
 
@@ -150,7 +151,7 @@ def _descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    direction: DirectionRuns, examples: Sequence[Example], folder: Path, name: str, exif: bool
+    direction: DirectionRuns, examples: Sequence[Example], folder: Path, name: str
 ) -> list[Picture]:
     """Write the pictures of some examples into `folder`/`name`-….jpg."""
     scores, store = direction.runs[0].scores, direction.store
@@ -160,32 +161,22 @@ def draw(
     maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
     pictures = []
     for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
-        row = scores.table.iloc[example.image]
-        photograph = _photograph(direction.dataset.root / example.path, exif)
-        under = photograph
-        if under is None:
-            size = fitted_size((int(row["height"]), int(row["width"])), LONGEST)
-            under = np.full((*size, 3), 128, np.uint8)
+        row, stem = scores.table.iloc[example.image], f"{name}-{number}"
+        photograph = _photograph(direction.dataset.root / example.path, direction.exif)
+        if photograph is not None:
+            _save(photograph, folder / f"{stem}-image.jpg")
+            under = photograph
+        else:
+            under = fit(np.full((row["height"], row["width"], 3), 128, np.uint8), LONGEST)
         size = (under.shape[0], under.shape[1])
         heat_map = heat_maps.overlay(under, resize_maps(small[None], size)[0], low=low, high=high)
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
         if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
             heat_map = outline(heat_map, resize_mask(mask, size))
-        stem = f"{name}-{number}"
-        if photograph is not None:
-            _save(photograph, folder / f"{stem}-image.jpg")
         _save(heat_map, folder / f"{stem}-map.jpg")
-        pictures.append(
-            Picture(
-                example=example,
-                photograph=f"{folder.name}/{stem}-image.jpg" if photograph is not None else None,
-                heat_map=f"{folder.name}/{stem}-map.jpg",
-                width=size[1],
-                height=size[0],
-                outlined=outlined,
-            )
-        )
+        files = f"{folder.name}/{stem}"
+        pictures.append(Picture(example, files, photograph is not None, size, outlined))
     return pictures
 
 
@@ -223,13 +214,6 @@ def fit(image: np.ndarray, longest: int) -> np.ndarray:
     """Shrink an image (H, W, 3) uint8 to at most `longest` pixels a side, aspect ratio kept."""
     from PIL import Image
 
-    height, width = fitted_size(image.shape[:2], longest)
-    if (height, width) == image.shape[:2]:
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def fitted_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """(height, width) of an image of `size` with at most `longest` pixels a side."""
-    factor = min(1.0, longest / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    small = Image.fromarray(image)
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
+    return np.asarray(small)

@@ -11,10 +11,13 @@ import numpy as np
 from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from spg_pipe.sae.run import LayerQuality
 
 PANELS = {
     "roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
@@ -36,6 +39,7 @@ _GRID = np.union1d(np.linspace(0, 1, 401), np.linspace(0, 0.02, 101))
 _MOST_COLOURS = 20
 _LEGEND_COLUMNS = 5
 _PRO_LIMIT = 0.3
+_LOSSES = ("total", "detection", "segmentation", "sparsity")
 
 
 def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
@@ -73,16 +77,13 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
 def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]:
     """Category → y on `_GRID`, mean over seeds; NaN beyond a curve's ends."""
     lines: dict[str, list[np.ndarray]] = {}
-    for run in runs:
-        points: dict[str, list[tuple[float, float]]] = {}
-        for point in run.curves:
-            if point.curve == kind:
-                points.setdefault(point.category, []).append((point.x, point.y))
-        for category, curve in points.items():
-            x, y = np.array(curve).T
+    for points in (run.curves for run in runs if run.curves is not None):
+        of_kind = points[points["curve"] == kind]
+        for category, curve in of_kind.groupby("category", sort=False):
+            x, y = curve["x"].to_numpy(float), curve["y"].to_numpy(float)
             # Precision at recall below the first point is that of the first point.
             left = y[0] if kind == "pr" else np.nan
-            lines.setdefault(category, []).append(np.interp(_GRID, x, y, left, np.nan))
+            lines.setdefault(str(category), []).append(np.interp(_GRID, x, y, left, np.nan))
     return {category: np.mean(curves, axis=0) for category, curves in lines.items()}
 
 
@@ -121,15 +122,19 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
     bytes or None
         SVG; None where no curve was kept.
     """
-    trained = any(run.guide_curve for run in runs)
-    if not trained and not any(run.sae_curve for run in runs):
+    saes = [(run.sae_curve, run.quality) for run in runs if run.sae_curve is not None]
+    guides = [run.guide_curve for run in runs if run.guide_curve is not None]
+    if not saes and not guides:
         return None
 
     def paint(figure: "Figure") -> None:
-        panels = figure.subplots(1, 4 if trained else 3)
-        _paint_saes(runs, *panels[:3])
-        if trained:
-            _paint_guides(runs, panels[3])
+        panels = figure.subplots(1, 4 if guides else 3)
+        _paint_saes(saes, *panels[:3])
+        if guides:
+            panels[3].set(title="Guide losses", xlabel="epoch")
+            for curve, (number, name) in itertools.product(guides, enumerate(_LOSSES)):
+                label = name if curve is guides[0] else None
+                _line(panels[3], curve["epoch"], curve[name], f"C{number}", label)
         for axes in panels[1:]:
             axes.set_ylim(bottom=0)
         for axes in panels:
@@ -137,40 +142,33 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
                 below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
                 axes.legend(**below, ncols=4, frameon=False, columnspacing=1.0)
 
-    return _svg(paint, (14.0 if trained else 10.5, 3.5), title)
+    return _svg(paint, (14.0 if guides else 10.5, 3.5), title)
 
 
-def _paint_saes(runs: Sequence[AuxiliaryRun], loss: "Axes", dead: "Axes", often: "Axes") -> None:
+def _paint_saes(
+    saes: "Sequence[tuple[pd.DataFrame, dict[str, LayerQuality]]]",
+    loss: "Axes",
+    dead: "Axes",
+    often: "Axes",
+) -> None:
     loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
     _plain_log(loss.yaxis)
     dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
     often.set(title="How often latents are active", xlabel="share of tokens", xscale="log")
     often.set_ylabel("latents")
     _plain_log(often.xaxis, (1,))
-    layers = list(dict.fromkeys(row["layer"] for run in runs for row in run.sae_curve))
-    for run, (number, layer) in itertools.product(runs, enumerate(layers)):
-        rows = [row for row in run.sae_curve if row["layer"] == layer]
-        style = {"color": f"C{number}", "label": f"layer {layer}" if run is runs[0] else None}
-        for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
-            _line(axes, rows, "tokens", column, style, unit=1e6)
-        if layer in run.quality:
-            bins = run.quality[layer].frequencies
-            often.stairs(bins.latents, bins.edges, color=style["color"], label=style["label"])
+    for curve, quality in saes:
+        for number, (layer, rows) in enumerate(curve.groupby("layer", sort=False)):
+            colour, label = f"C{number}", f"layer {layer}" if curve is saes[0][0] else None
+            for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
+                _line(axes, rows["tokens"] / 1e6, rows[column], colour, label)
+            bins = quality[str(layer)].frequencies
+            often.stairs(bins.latents, bins.edges, color=colour, label=label)
 
 
-def _paint_guides(runs: Sequence[AuxiliaryRun], axes: "Axes") -> None:
-    axes.set(title="Guide losses", xlabel="epoch")
-    losses = enumerate(("total", "detection", "segmentation", "sparsity"))
-    for run, (number, column) in itertools.product(runs, losses):
-        style = {"color": f"C{number}", "label": column if run is runs[0] else None}
-        _line(axes, run.guide_curve, "epoch", column, style)
-
-
-def _line(
-    axes: "Axes", rows: list[dict[str, str]], x: str, y: str, style: Any, unit: float = 1
-) -> None:
-    values = [float(row[x]) / unit for row in rows], [float(row[y]) for row in rows]
-    axes.plot(*values, linewidth=1.0, marker="." if len(rows) == 1 else None, **style)
+def _line(axes: "Axes", x: "pd.Series", y: "pd.Series", colour: str, label: str | None) -> None:
+    marker = "." if len(x) == 1 else None
+    axes.plot(x, y, linewidth=1.0, marker=marker, color=colour, label=label)
 
 
 def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:

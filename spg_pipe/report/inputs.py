@@ -1,26 +1,27 @@
 """What the report reads: the artefacts of a recipe, each with the fingerprint that is asked for.
 
-Metrics and Scores are there, checked by the caller. A store, a manifest, an SAE or a detector may
-have been replaced or removed since; the page then says so.
+Metrics and Scores are there, checked by the caller. A store, an SAE or a detector may have been
+replaced or removed since; the page then says so.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.record import AnyRecord, read_record
-from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.metrics_file import MetricsRecord, read_metrics
 from spg_pipe.detector.record import DetectorOrigin, DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import CurvePoint, MetricsTable, seeds_mean
+from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from spg_pipe.detector.scores import Scores
     from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
@@ -36,9 +37,9 @@ class SeedRun:
 
     seed: int
     metrics: MetricsRecord
-    curves: tuple[CurvePoint, ...]
+    curves: "pd.DataFrame | None"
+    """category, curve ("roc", "pr" or "pro"), x, y."""
     scores: "Scores"
-
     detector: DetectorOrigin
     """What the scores say of the detector."""
     rule: Rule
@@ -54,7 +55,7 @@ class DirectionRuns:
     runs: tuple[SeedRun, ...]
     missing_seeds: tuple[int, ...]
     store: "FeatureStore | None"
-    manifest: Manifest | None
+    """The target's, if it is there and was scored: masks come from it."""
     published: PublishedFigure | None
 
     @property
@@ -73,6 +74,12 @@ class DirectionRuns:
         tables = [run.metrics.table for run in self.runs]
         return tables[0] if len(tables) == 1 else seeds_mean(tables)
 
+    @property
+    def exif(self) -> bool:
+        """Whether photographs are turned as their EXIF says, as they were when tokens were made."""
+        protocol = self.runs[0].detector.protocol
+        return honours_exif(self.dataset.layout, protocol.exif_of_own_images)
+
 
 @dataclass(frozen=True)
 class AuxiliaryRun:
@@ -85,47 +92,37 @@ class AuxiliaryRun:
     sae: Path | None
     quality: "dict[str, LayerQuality]"
     """By layer; empty where the SAE is gone."""
-    sae_curve: list[dict[str, str]]
-    guide_curve: list[dict[str, str]]
-    """Empty for contrast guides, too."""
+    sae_curve: "pd.DataFrame | None"
+    guide_curve: "pd.DataFrame | None"
+    """Trained guides alone have one."""
 
 
-def read_directions(params: Params, paths: Paths, runs: RunFiles) -> list[DirectionRuns]:
+def read_directions(params: Params, paths: Paths, files: RunFiles) -> list[DirectionRuns]:
     """Every direction of the recipe that has metrics."""
-    ways = [
-        way for way in params.directions if any(key[:2] == (way.aux, way.target) for key in runs)
-    ]
-    return [_direction(params, paths, way, runs) for way in ways]
-
-
-def _direction(
-    params: Params, paths: Paths, direction: Direction, files: RunFiles
-) -> DirectionRuns:
     from spg_pipe.store.reader import FeatureStore
 
-    aux, target = direction.aux, direction.target
-    seeds = [seed for seed in params.seeds if (aux, target, seed) in files]
-    runs = tuple(_seed_run(*files[aux, target, seed], seed) for seed in seeds)
-    dataset = params.dataset(target)
-    store = FeatureStore(paths.store(target)) if paths.store(target).is_dir() else None
-    if store and store.fingerprint != runs[0].scores.record.store:
-        store = None
-    published = [p for p in params.published if (p.aux, p.target) == (aux, target)]
-    return DirectionRuns(
-        direction=direction,
-        dataset=dataset,
-        runs=runs,
-        missing_seeds=tuple(seed for seed in params.seeds if seed not in seeds),
-        store=store,
-        manifest=read_manifest(paths, dataset),
-        published=published[0] if published else None,
-    )
-
-
-def read_manifest(paths: Paths, dataset: Dataset) -> Manifest | None:
-    """The manifest that `prepare` saved, if it did."""
-    path = paths.manifest(dataset)
-    return Manifest.load(path, root=dataset.root) if path.is_file() else None
+    directions = []
+    for way in params.directions:
+        seeds = [seed for seed in params.seeds if (way.aux, way.target, seed) in files]
+        if not seeds:
+            continue
+        runs = [_seed_run(*files[way.aux, way.target, seed], seed) for seed in seeds]
+        path = paths.store(way.target)
+        store = FeatureStore(path) if path.is_dir() else None
+        if store and store.fingerprint != runs[0].scores.record.store:
+            store = None
+        published = [p for p in params.published if (p.aux, p.target) == (way.aux, way.target)]
+        directions.append(
+            DirectionRuns(
+                direction=way,
+                dataset=params.dataset(way.target),
+                runs=tuple(runs),
+                missing_seeds=tuple(seed for seed in params.seeds if seed not in seeds),
+                store=store,
+                published=published[0] if published else None,
+            )
+        )
+    return directions
 
 
 def _seed_run(path: Path, folder: Path, seed: int) -> SeedRun:
@@ -135,35 +132,32 @@ def _seed_run(path: Path, folder: Path, seed: int) -> SeedRun:
     detector, rule = scores.record.detector, scores.record.rule
     if detector is None or rule is None:
         raise SpgError(f"{folder} was made without a detector. Run `spg-pipe score`.")
-    points = read_csv(path.parent / "curves" / f"{path.stem}-categories.csv")
-    curves = (CurvePoint(p["category"], p["curve"], float(p["x"]), float(p["y"])) for p in points)
-    return SeedRun(seed, read_metrics(path), tuple(curves), scores, detector, rule)
+    curves = _curve(path.parent / "curves" / f"{path.stem}-categories.csv")
+    return SeedRun(seed, read_metrics(path), curves, scores, detector, rule)
 
 
-def read_auxiliaries(paths: Paths, directions: Sequence[DirectionRuns]) -> list[AuxiliaryRun]:
+def read_auxiliaries(
+    paths: Paths, directions: Sequence[DirectionRuns]
+) -> dict[tuple[str, int], AuxiliaryRun]:
     """The training runs behind the scores, each once, by auxiliary set and seed."""
-    scored = {
-        (direction.direction.aux, run.seed): run.detector
-        for direction in directions
-        for run in direction.runs
-    }
-    return [_auxiliary(paths, *key, scored[key]) for key in sorted(scored)]
+    scored = {(way.direction.aux, run.seed): run.detector for way in directions for run in way.runs}
+    return {key: _auxiliary(paths, *key, scored[key]) for key in sorted(scored)}
 
 
 def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> AuxiliaryRun:
     from spg_pipe.sae.run import SaeRecord, read_quality
 
-    detector = _record(paths.detector(aux, seed), DetectorRecord, origin.fingerprint)
-    trained = _record(paths.sae(aux, seed), SaeRecord, origin.sae.fingerprint)
-    sae = paths.sae(aux, seed) if trained else None
+    guides, sae = paths.detector(aux, seed), paths.sae(aux, seed)
+    detector = _record(guides, DetectorRecord, origin.fingerprint)
+    trained = _record(sae, SaeRecord, origin.sae.fingerprint)
     return AuxiliaryRun(
         aux=aux,
         seed=seed,
         store=detector.store if detector else None,
-        sae=sae,
-        quality=read_quality(sae) if sae else {},
-        sae_curve=read_csv(sae / "curve.csv") if sae else [],
-        guide_curve=read_csv(paths.detector(aux, seed) / "curve.csv") if detector else [],
+        sae=sae if trained else None,
+        quality=read_quality(sae) if trained else {},
+        sae_curve=_curve(sae / "curve.csv") if trained else None,
+        guide_curve=_curve(guides / "curve.csv") if detector else None,
     )
 
 
@@ -176,17 +170,18 @@ def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | No
     return record if getattr(record, "fingerprint", None) == wanted else None
 
 
-def seeds_stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
+def _curve(path: Path) -> "pd.DataFrame | None":
+    """A CSV file, if it is there; a category or a layer may be called 001 or NA."""
+    import pandas as pd
+
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, dtype={"category": str, "layer": str}, keep_default_na=False)
+
+
+def stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
     """Layer → how alike the dictionaries of an auxiliary's seeds are; empty for a single one."""
-    from spg_pipe.sae.quality import seeds_stability as alike
+    from spg_pipe.sae.quality import seeds_stability
     from spg_pipe.sae.run import SaeRun
 
-    return alike([SaeRun.load(run.sae) for run in runs if run.sae])
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file as text (a category may be called 001 or NA); none if it is absent."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return seeds_stability([SaeRun.load(run.sae) for run in runs if run.sae])

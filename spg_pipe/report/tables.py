@@ -1,11 +1,13 @@
-"""Tables that people read: metrics, what they were taken over, and published figures.
+"""Tables that people read: metrics beside published figures.
 
-The page and the terminal show the same cells; `text.py` prints a `Table`, the template draws it.
+The page and the terminal show the same cells: `plain` prints a `Table`, the template draws it.
 """
 
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from textwrap import fill
 
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
 from spg_pipe.metrics.tables import ZERO_SHOT
@@ -28,16 +30,9 @@ LABELS = {
 }
 """Metrics in the order of the columns; those that no protocol of a table has are left out."""
 
-_COUNTS = {
-    "images": "Images",
-    "images_normal": "Normal",
-    "images_anomalous": "Anomalous",
-    "images_unknown": "Unlabelled",
-    "images_without_mask": "Without mask",
-    "regions": "Regions",
-    "vanished_regions": "Vanished regions",
-    "anomalous_pixels": "Anomalous pixels",
-}
+TERMINAL_COLUMNS = [*list(LABELS)[:7], "pixel_pro_fast"]
+"""AUPRO@0.3 in protocol exact, the reference's PRO in protocol spg."""
+_WIDEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +45,6 @@ class Table:
     notes: tuple[str, ...] = ()
     summary: int = 0
     """How many of the last rows sum the others up."""
-
-    @classmethod
-    def of(
-        cls, caption: str, rows: Sequence[Mapping[str, str]], notes: Sequence[str] = ()
-    ) -> "Table":
-        """A table whose rows name their columns, all the same ones."""
-        columns = tuple(rows[0]) if rows else ()
-        return cls(caption, columns, tuple(tuple(row.values()) for row in rows), tuple(notes))
 
 
 def metrics_table(
@@ -116,56 +103,37 @@ def row_label(row: MetricsRow) -> str:
     return f"mean over {count} {'category' if over[-1] == 1 else 'categories'}"
 
 
-def counts_table(table: MetricsTable) -> Table:
-    """Images, masks and regions behind the metrics of each category."""
-    cells = tuple(
-        (
-            "all" if row.categories else row.category,
-            *(f"{asdict(row.counts)[name]:,}" for name in _COUNTS),
-        )
-        for row in table.rows
-    )
-    notes = (
-        "Without mask: anomalous images whose mask is missing; they take part in the image metrics "
-        "only.",
-        "Vanished regions: regions of a mask that have no pixel left at the model's resolution; "
-        "they are not among the regions.",
-    )
-    context = table.context
-    head = f"What the metrics of {context.dataset} ({context.split} split) were taken over."
-    return Table(head, ("Category", *_COUNTS.values()), cells, notes, summary=1)
-
-
 def overview_table(tables: Sequence[tuple[MetricsTable, PublishedFigure | None]]) -> Table:
     """The means over categories of each direction, beside the published figures."""
-    first, _ = tables[0]
-    shown = ("image_auroc", "pixel_auroc")
+    first, means = tables[0][0], [table.mean for table, _ in tables]
     area = next(n for n in ("pixel_aupro_0.3", "pixel_pro_fast") if n in first.mean.metrics)
-    known = any(figure is not None for _, figure in tables)
-    columns = ["Auxiliary → target", "Categories", "Seeds"]
-    for name in shown:
-        columns += [LABELS[name], "published"] if known else [LABELS[name]]
-    columns.append(LABELS[area])
-    cells, notes = [], []
-    for table, figure in tables:
-        way = f"{table.context.auxiliary} → {table.context.dataset}"
-        seeds = ", ".join(map(str, table.seeds or [table.context.seed]))
-        line = [way, str(max(table.mean.categories.values())), seeds]
-        for name in shown:
-            line.append(cell(table.mean, name))
-            line += [digits(published_figure(figure, name))] if known else []
-        cells.append((*line, cell(table.mean, area)))
-        if figure is not None:
-            notes.append(f"Published, {way}: {figure.source}.")
-    context = first.context
+    ways = [f"{table.context.auxiliary} → {table.context.dataset}" for table, _ in tables]
+    seeds = [", ".join(map(str, table.seeds or [table.context.seed])) for table, _ in tables]
+    columns = [
+        ("Auxiliary → target", ways),
+        ("Categories", [str(max(mean.categories.values())) for mean in means]),
+        ("Seeds", seeds),
+    ]
+    known = any(figure for _, figure in tables)
+    for name in ("image_auroc", "pixel_auroc", area):
+        columns.append((LABELS[name], [cell(mean, name) for mean in means]))
+        if known and name != area:
+            published = [digits(published_figure(figure, name)) for _, figure in tables]
+            columns.append(("published", published))
     methods = " and ".join(dict.fromkeys(method_of(table.context) for table, _ in tables))
     head = (
-        f"Means over categories; {methods}; metrics protocol {context.protocol}, resolution "
-        f"{context.resolution}."
+        f"Means over categories; {methods}; metrics protocol {first.context.protocol}, resolution "
+        f"{first.context.resolution}."
     )
     if any(table.seeds for table, _ in tables):
         head += " Of several seeds: mean ± sample standard deviation."
-    return Table(head, tuple(columns), tuple(cells), tuple(notes))
+    notes = [
+        f"Published, {way}: {figure.source}."
+        for way, (_, figure) in zip(ways, tables, strict=True)
+        if figure
+    ]
+    heads, cells = zip(*columns, strict=True)
+    return Table(head, heads, tuple(zip(*cells, strict=True)), tuple(notes))
 
 
 def method_of(context: RowContext) -> str:
@@ -220,3 +188,46 @@ def _undefined_notes(table: MetricsTable, shown: Sequence[str]) -> tuple[str, ..
             total = len(table.categories)
             notes.append(f"Mean over {count} of {total} categories: {', '.join(names)}.")
     return tuple(notes)
+
+
+def text_table(table: MetricsTable, published: PublishedFigure | None = None) -> str:
+    """Caption, `metrics_table` and notes of one direction; also on what pixel metrics leave out."""
+    shown = metrics_table(table, published, TERMINAL_COLUMNS)
+    return plain(replace(shown, notes=(*shown.notes, *_left_out(table))))
+
+
+def _left_out(table: MetricsTable) -> Sequence[str]:
+    """What the page has a table of counts for: a sentence each, none where nothing is missing."""
+    counts, notes = table.mean.counts, []
+    if without := counts.images_without_mask:
+        notes.append(
+            f"Left out of pixel metrics: {without:,} of {counts.images_anomalous:,} anomalous "
+            "images, which have no mask."
+        )
+    if vanished := counts.vanished_regions:
+        notes.append(
+            f"Vanished when masks were resized, and so in no metric: {vanished:,} "
+            f"{'region' if vanished == 1 else 'regions'}."
+        )
+    return notes
+
+
+def plain(table: Table) -> str:
+    """A table with aligned columns; no final newline."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(box=box.HORIZONTALS, show_edge=False, pad_edge=False, header_style="")
+    for number, column in enumerate(table.columns):
+        grid.add_column(Text(column), justify="right" if number else "left", no_wrap=True)
+    last = len(table.rows) - table.summary  # a line sets the rows that sum up apart
+    for number, row in enumerate(table.rows, 1):
+        grid.add_row(*map(Text, row), end_section=number == last)
+    stream = io.StringIO()
+    Console(file=stream, width=_WIDEST, color_system=None, force_terminal=False).print(grid)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    width = max(80, *map(len, lines))
+    first, *notes = (fill(line, width) for line in (table.caption, *table.notes))
+    return "\n".join([first, "", *lines, *notes])

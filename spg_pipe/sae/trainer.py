@@ -93,30 +93,30 @@ class DeadCounter:
         return self.age > limit
 
 
-@dataclass
 class SaeTrainer:
-    """One SAE with its optimiser and dead-latent counter."""
+    """One SAE with its optimiser and dead-latent counter, at step 0.
 
-    sae: SparseAutoencoder
-    optimizer: torch.optim.Adam
-    counter: DeadCounter
-    constants: StepConstants
-    prefixes: tuple[int, ...]
-    """Matryoshka (Bussmann et al. 2025): the first p latents must reconstruct alone."""
+    Parameters
+    ----------
+    dead_rule : "tokens" | "steps"
+        See `DeadCounter`.
+    prefixes : tuple of int
+        Matryoshka (Bussmann et al. 2025): the first p latents must reconstruct alone.
+    """
 
-    @classmethod
-    def start(
-        cls,
+    def __init__(
+        self,
         sae: SparseAutoencoder,
         dead_rule: str,
         constants: StepConstants,
         prefixes: tuple[int, ...] = (),
-    ) -> "SaeTrainer":
-        """A trainer at step 0."""
+    ) -> None:
+        self.sae, self.constants, self.prefixes = sae, constants, prefixes
+        self.optimizer = torch.optim.Adam(
+            sae.parameters(), lr=constants.lr, betas=BETAS, fused=True
+        )
         age = torch.zeros(sae.dictionary.shape[0], dtype=torch.int64, device=sae.encoder.device)
-        optimizer = torch.optim.Adam(sae.parameters(), lr=constants.lr, betas=BETAS, fused=True)
-        counter = DeadCounter(age, dead_rule, constants.dead_after)
-        return cls(sae, optimizer, counter, constants, prefixes)
+        self.counter = DeadCounter(age, dead_rule, constants.dead_after)
 
     def losses(self, x: Tensor) -> tuple[SaeLosses, Tensor]:
         """Losses of tokens x (n, D) float32 and who is dead, (C,) bool; counts their activity."""
@@ -162,24 +162,30 @@ class SaeTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on: a checkpoint's tensors, not copied."""
-        tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{key}"] = value
-        return tensors | {"age": self.counter.age}
+        weights = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
+        return weights | adam_state(self.optimizer) | {"age": self.counter.age}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        device = self.sae.encoder.device
-        weights = below(tensors, "sae.")
-        self.sae.load_state_dict({name: value.to(device) for name, value in weights.items()})
-        for name, parameter in self.sae.named_parameters():
-            # Adam counts its steps in a tensor that stays on the device with a fused step.
-            if saved := below(tensors, f"adam.{name}."):
-                self.optimizer.state[parameter] = {
-                    key: value.to(device, copy=True) for key, value in saved.items()
-                }
-        self.counter.restore(tensors["age"].to(device, copy=True))
+        self.sae.load_state_dict(below(tensors, "sae."))
+        restore_adam(self.optimizer, tensors)
+        self.counter.restore(tensors["age"].to(self.sae.encoder.device, copy=True))
+
+
+def adam_state(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Steps and averages of every parameter by number, for a checkpoint of either stage."""
+    state = optimizer.state_dict()["state"]
+    return {f"adam.{n}.{key}": value for n, each in state.items() for key, value in each.items()}
+
+
+def restore_adam(optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+    """Go on from what `adam_state` gave; the optimiser keeps its count of steps where it wants."""
+    whole = optimizer.state_dict()
+    whole["state"] = {
+        n: {key: value.clone() for key, value in below(tensors, f"adam.{n}.").items()}
+        for n in whole["param_groups"][0]["params"]
+    }
+    optimizer.load_state_dict(whole)
 
 
 def _active(codes: Codes, latents: int) -> Tensor:

@@ -22,8 +22,7 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Params
-from spg_pipe.report.tables import Table, digits
-from spg_pipe.report.text import plain
+from spg_pipe.report.tables import Table, digits, plain
 from spg_pipe.sae.quality import seeds_stability
 from spg_pipe.sae.run import SaeRun, read_quality
 from spg_pipe.store.reader import FeatureStore
@@ -162,12 +161,10 @@ def _round(
         "quarter of the size."
     )
     lines.sort(key=lambda line: -line[1]["merit"])
-    name = ", ".join(settings[0].values)
-    cells = [
-        {name: values} | {_HEADS[key]: digits(mean[key]) for key in _HEADS if key in mean}
-        for values, mean in lines
-    ]
-    return _Round(settings[best(means)], rows, plain(Table.of(caption, cells)))
+    shown = [key for key in _HEADS if key in lines[0][1]]
+    columns = (", ".join(settings[0].values), *(_HEADS[key] for key in shown))
+    cells = tuple((values, *(digits(mean[key]) for key in shown)) for values, mean in lines)
+    return _Round(settings[best(means)], rows, plain(Table(caption, columns, cells)))
 
 
 def _judge(

@@ -20,8 +20,7 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import MetricParams
-from spg_pipe.report.tables import LABELS, Table, digits
-from spg_pipe.report.text import plain
+from spg_pipe.report.tables import LABELS, Table, digits, plain
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
 from spg_pipe.study.making import guides_job, making_jobs

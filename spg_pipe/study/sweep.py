@@ -21,8 +21,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
 from spg_pipe.recipe.params import Params
-from spg_pipe.report.tables import LABELS, Table, digits
-from spg_pipe.report.text import plain
+from spg_pipe.report.tables import LABELS, Table, digits, plain
 from spg_pipe.study.settings import Setting, combinations, is_there, short, train_missing_saes
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")

@@ -28,7 +28,7 @@ def test_sae_steps_agree_with_the_cpu(dense_entries: int, monkeypatch: pytest.Mo
     for device in ("cpu", "cuda"):
         sae = SparseAutoencoder(64, 256, 8)
         sae.encoder.data[::2] *= 1e-2  # dead from the second step on
-        trainer = SaeTrainer.start(sae.to(device), "tokens", constants)
+        trainer = SaeTrainer(sae.to(device), "tokens", constants)
         for _ in range(5):
             losses, dead = trainer.step(x.to(device))
         assert bool(dead.any())
@@ -40,7 +40,7 @@ def test_sae_steps_agree_with_the_cpu(dense_entries: int, monkeypatch: pytest.Mo
 def test_a_trainer_goes_on_from_its_state_with_the_same_bits() -> None:
     batches = torch.randn(6, 512, 64, generator=torch.Generator().manual_seed(0)).cuda()
     whole, first, second = (
-        SaeTrainer.start(SparseAutoencoder(64, 256, 8).cuda(), "tokens", StepConstants())
+        SaeTrainer(SparseAutoencoder(64, 256, 8).cuda(), "tokens", StepConstants())
         for _ in range(3)
     )
     for x in batches:
@@ -61,7 +61,7 @@ def test_guide_steps_agree_with_the_cpu() -> None:
     sae = SparseAutoencoder(32, 64, 4)
     results = {}
     for device in ("cpu", "cuda"):
-        trainer = GuideTrainer.start(
+        trainer = GuideTrainer(
             initial_codes(64, 0).to(device),
             sae.atoms.detach().to(device),
             torch.zeros(64, dtype=torch.bool, device=device),
@@ -72,5 +72,5 @@ def test_guide_steps_agree_with_the_cpu() -> None:
         batch = trainer.batch(tokens.to(device), labels.to(device), masks.to(device))
         for _ in range(5):
             trainer.step(batch)
-        results[device] = trainer.result.cpu()
+        results[device] = trainer.ema.cpu()
     torch.testing.assert_close(results["cuda"], results["cpu"], atol=1e-4, rtol=0)

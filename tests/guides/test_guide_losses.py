@@ -36,7 +36,7 @@ def started(codes: Tensor, width: int = 6, **method: str) -> GuideTrainer:
     """On ten random atoms, all alive, and a grid of 2×2."""
     atoms, dead = random(10, width), torch.zeros(10, dtype=torch.bool)
     guides = TrainedGuides(epochs=1)
-    return GuideTrainer.start(codes, atoms, dead, (2, 2), guides, MethodParams(**method))
+    return GuideTrainer(codes, atoms, dead, (2, 2), guides, MethodParams(**method))
 
 
 @given(
@@ -57,7 +57,7 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     labels = (probabilities(images, seed=seed + 4) < (0 if normal_only else 0.5)).long()
     masks = (probabilities(images, size, size, seed=seed + 5) < 0.3) * labels[:, None, None]
     # Protocol default: a batch of one image is no exception.
-    trainer = GuideTrainer.start(
+    trainer = GuideTrainer(
         codes, atoms, dead, (side, side), TrainedGuides(epochs=1), MethodParams()
     )
     ours = trainer.losses(trainer.batch(tokens, labels, masks.float()))
@@ -109,7 +109,8 @@ def test_top_k_keeps_the_largest_and_lets_every_gradient_through(
 
 
 def test_top_k_replaces_the_l1_term() -> None:
-    trainer = replace(started(model.initial_codes(10, 1)), top_k=3)
+    trainer = started(model.initial_codes(10, 1))
+    trainer.top_k = 3
     batch = trainer.batch(random(2, 5, 6), torch.tensor([0, 1]), torch.zeros(2, 8, 8))
     assert float(trainer.losses(batch).sparsity) == 0
 
@@ -287,9 +288,7 @@ def test_saturated_patches_lose_no_accuracy_in_float32(width: int) -> None:
         dead, labels = torch.zeros(12, dtype=torch.bool), torch.tensor([0, 1])
         masks = torch.zeros(2, 32, 32)
         masks[1, 5:20, 8:17] = 1
-        trainer = GuideTrainer.start(
-            codes, atoms, dead, (4, 4), TrainedGuides(epochs=1), MethodParams()
-        )
+        trainer = GuideTrainer(codes, atoms, dead, (4, 4), TrainedGuides(epochs=1), MethodParams())
         ours = trainer.losses(trainer.batch(tokens, labels, masks))
         leaf = codes.double().requires_grad_()
         exact = literal_losses(

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import GUIDES, METHOD, SAE
+from tiny import GUIDES, METHOD, SAE, files, plan_of
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
+from spg_pipe.detector.make import make_detectors
+from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.trained import train as train_module
@@ -54,7 +56,7 @@ def assert_same(one: GuideFit, other: GuideFit) -> None:
     for layer, trainer in one.trainers.items():
         twin = other.trainers[layer]
         assert trainer.codes.equal(twin.codes)
-        assert trainer.result.equal(twin.result)
+        assert trainer.ema.equal(twin.ema)
         states = [t.optimizer.state[t.codes] for t in (trainer, twin)]
         for name, value in states[0].items():
             assert value.equal(states[1][name])
@@ -65,7 +67,7 @@ def test_runs_trained_together_are_to_the_bit_what_each_is_alone(
 ) -> None:
     for run, fit in zip(runs, together, strict=True):
         assert_same(fit, fit_guides(tiny_store, [run], METHOD)[0])
-    codes = [fit.trainers["1"].result for fit in together]
+    codes = [fit.trainers["1"].ema for fit in together]
     assert not any(codes[0].equal(other) for other in codes[1:])
 
 
@@ -154,6 +156,35 @@ def test_a_killed_training_resumes_to_the_same_bits(
     assert seen[-1] == 3 * 14
     for fit, expected in zip(fits, whole, strict=True):
         assert_same(fit, expected)
+
+
+def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
+    tiny_store: FeatureStore,
+    runs: list[GuideRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `compare` trains them: each seed with an SAE of its own, images in one order."""
+    plans = [plan_of(run.saes, run.seed).ordered_by(5) for run in runs[:2]]
+
+    def saved(made: list[tuple[Detector, Any]], name: str) -> list[dict[str, bytes]]:
+        for number, (detector, curve) in enumerate(made):
+            detector.save(tmp_path / f"{name}{number}", str(curve))
+        return [files(tmp_path / f"{name}{number}") for number in range(len(made))]
+
+    alone = saved([make_detectors(tiny_store, [plan])[0] for plan in plans], "alone")
+    assert alone[0] != alone[1]
+    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
+    with monkeypatch.context() as patch:
+        killed_after(6, patch)
+        with pytest.raises(KilledError):
+            make_detectors(tiny_store, plans, checkpoints=places)
+    seen: list[int] = []
+    made = make_detectors(
+        tiny_store, plans, checkpoints=places, progress=lambda done, *_: seen.append(done)
+    )
+    assert len(seen) == 12 - 6
+    assert saved(made, "together") == alone
 
 
 def test_a_finished_training_is_not_repeated(

@@ -29,7 +29,6 @@ from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import effective_codes, initial_codes
-from spg_pipe.guides.trained import progress as progress_module
 from spg_pipe.guides.trained import train as train_module
 from spg_pipe.guides.trained import trainer as trainer_module
 from spg_pipe.guides.trained.pixels import PixelTarget
@@ -46,7 +45,7 @@ def trainer(protocol: str = "default", **changes: Any) -> GuideTrainer:
     atoms = F.normalize(torch.randn(20, 6, generator=generator), dim=1)
     dead = torch.zeros(20, dtype=torch.bool)
     dead[3] = True
-    return GuideTrainer.start(
+    return GuideTrainer(
         initial_codes(20, 1),
         atoms,
         dead,
@@ -92,7 +91,6 @@ def test_the_average_follows_its_rule(protocol: str) -> None:
             decay = 0.999 if protocol == "spg" else min(0.999, (1 + t) / (10 + t))
             expected = decay * expected + (1 - decay) * codes
         torch.testing.assert_close(ours.ema, expected)
-        assert ours.result is ours.ema
 
 
 def test_the_average_warms_up_to_its_decay_and_no_further() -> None:
@@ -106,7 +104,7 @@ def test_the_average_warms_up_to_its_decay_and_no_further() -> None:
 
 
 def test_before_the_first_step_the_result_is_the_initial_codes() -> None:
-    assert trainer().result.equal(initial_codes(20, 1))
+    assert trainer().ema.equal(initial_codes(20, 1))
 
 
 def test_steps_lower_the_loss_and_leave_dead_codes_alone() -> None:
@@ -246,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
 
     monkeypatch.setattr(trainer_module, "detection_loss", spoiled)
     monkeypatch.setattr(
-        progress_module.Training,
+        train_module.Training,
         "_every",
         property(lambda _: every, lambda *_: None),
         raising=False,

@@ -30,7 +30,6 @@ from spg_pipe.guides.model import (
     anomaly_probability,
     cosines,
     effective_codes,
-    guide_vectors,
     to_grid,
 )
 from spg_pipe.guides.trained.losses import segmentation_loss
@@ -128,7 +127,7 @@ class GuideCase:
         """A trainer at step 0 with the case's codes."""
         guides = TrainedGuides(epochs=1, top_k=top_k)
         method = MethodParams(protocol=protocol, detection=detection)
-        return GuideTrainer.start(
+        return GuideTrainer(
             self.codes, self.atoms, self.dead, self.grid, guides, method, self.constants
         )
 
@@ -222,7 +221,7 @@ class GuideCase:
 
     def _segmentation(self, tokens: Tensor, _labels: Tensor, masks: Tensor) -> Any:
         """The parts whose sum is the trainer's segmentation loss."""
-        vectors = guide_vectors(effective_codes(self.codes, self.dead), self.atoms)
+        vectors = effective_codes(self.codes, self.dead) @ self.atoms
         local = cosines(tokens[:, 1:], vectors[2:])
         logits = to_grid((local[..., 1] - local[..., 0]) / self.constants.tau, self.grid)
         return segmentation_loss(logits, PixelTarget.of(masks, self.grid))
@@ -274,7 +273,6 @@ class GuideCase:
         for _ in range(count):
             rows.append(_row(trainer.step(batch)))
             codes.append(trainer.codes.detach().clone())
-            assert trainer.ema is not None
             averages.append(trainer.ema.clone())
         got: dict[str, Any] = {"adam_losses": rows}
         for name, values in (("adam_codes", codes), ("ema_codes", averages)):

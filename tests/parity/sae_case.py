@@ -55,7 +55,7 @@ def trainer(case: Case, encoder: str, dictionary: str) -> SaeTrainer:
     )
     sae = SparseAutoencoder(dim, latents, int(case.scalar("topk")))
     sae.encoder.data, sae.dictionary.data = weights, atoms
-    return SaeTrainer.start(sae, protocol("spg").dead_counter, constants)
+    return SaeTrainer(sae, protocol("spg").dead_counter, constants)
 
 
 def _forward(case: Case) -> dict[str, Any]:

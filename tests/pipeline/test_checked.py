@@ -211,10 +211,11 @@ def change_an_image(pattern: str) -> None:
 
 
 def test_local_weights_count_by_their_tensors(project: MakeRun, tmp_path: Path) -> None:
-    from spg_pipe.backbones.packaged import efficientnet_lite0
+    from spg_pipe.backbones.packaged import PACKAGES
 
     path = tmp_path / "mine.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in efficientnet_lite0().state.items()}
+    packaged = PACKAGES["efficientnet-lite0"].state()
+    state = {name: tensor.contiguous() for name, tensor in packaged.items()}
     save_file(state, path)
     run = project(backbone={"weights": str(path)})
     left = run.params.dataset("left")

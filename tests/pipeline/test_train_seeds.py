@@ -12,7 +12,7 @@ from pipeline.test_checked import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.trained.progress import Training
+from spg_pipe.guides.trained.train import Training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params

@@ -11,14 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from report.conftest import World
 from spg_pipe.detector.scores import Scores
-from spg_pipe.report.examples import (
-    choose,
-    fit,
-    fitted_size,
-    outline,
-    qualities,
-    weighted_precision,
-)
+from spg_pipe.report.examples import choose, fit, outline, qualities, weighted_precision
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -35,10 +28,7 @@ def test_weighted_precision_is_that_of_the_pixels(cells: list[tuple[int, int]]) 
     labels = np.concatenate([[1] * count + [0] * (3 - count) for _, count in cells])
     expected = average_precision_score(labels, pixels)
     assert weighted_precision(scores, share) == pytest.approx(expected, abs=1e-12)
-
-
-def test_weighted_precision_is_undefined_without_a_defect() -> None:
-    assert np.isnan(weighted_precision(np.ones(3, np.float32), np.zeros(3)))
+    assert np.isnan(weighted_precision(scores, np.zeros(len(cells))))
 
 
 def test_anomalous_images_with_a_mask_have_a_quality_between_0_and_1(world: World) -> None:
@@ -61,33 +51,37 @@ def table(labels: list[int], scores: list[float]) -> pd.DataFrame:
     )
 
 
-def shown(examples: list) -> dict[str, list[int]]:
-    kinds: dict[str, list[int]] = {}
-    for example in examples:
-        kinds.setdefault(example.kind, []).append(example.image)
-    return kinds
+NAN = np.nan
 
 
-def test_best_and_worst_by_map_quality_and_the_strongest_false_alarm() -> None:
-    quality = np.array([np.nan, np.nan, 0.1, 0.9, 0.5, 0.3, 0.8, 0.2, 0.7])
-    found = choose(table([0, 0, *[1] * 7], [0.2, 0.3, *[0.5] * 7]), "screw", quality)
-    assert shown(found) == {"best": [3, 6, 8], "worst": [2, 7, 5], "false-alarm": [1]}
-
-
-def test_no_image_is_both_best_and_worst() -> None:
-    found = choose(table([1, 1, 1], [0.1, 0.2, 0.3]), "screw", np.array([0.3, 0.2, 0.1]))
-    assert shown(found) == {"best": [0, 1], "worst": [2]}
-
-
-def test_without_masks_the_score_ranks() -> None:
-    found = choose(table([1, 1, 0], [0.1, 0.2, 0.3]), "screw", np.full(3, np.nan))
-    assert shown(found) == {"highest": [1], "lowest": [0], "false-alarm": [2]}
-
-
-def test_unlabelled_images_are_shown_by_score() -> None:
-    found = choose(table([255] * 4, [0.1, 0.4, 0.3, 0.2]), "screw", np.full(4, np.nan))
-    assert shown(found) == {"unlabelled": [1, 2, 3]}
-    assert choose(table([255], [0.1]), "another", np.full(1, np.nan)) == []
+@pytest.mark.parametrize(
+    ("labels", "scores", "quality", "expected"),
+    [
+        (
+            [0, 0, *[1] * 7],
+            [0.2, 0.3, *[0.5] * 7],
+            [NAN, NAN, 0.1, 0.9, 0.5, 0.3, 0.8, 0.2, 0.7],
+            {"best": [3, 6, 8], "worst": [2, 7, 5], "false-alarm": [1]},
+        ),
+        ([1, 1, 1], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1], {"best": [0, 1], "worst": [2]}),
+        (
+            [1, 1, 0],
+            [0.1, 0.2, 0.3],
+            [NAN] * 3,
+            {"highest": [1], "lowest": [0], "false-alarm": [2]},
+        ),
+        ([255] * 4, [0.1, 0.4, 0.3, 0.2], [NAN] * 4, {"unlabelled": [1, 2, 3]}),
+    ],
+    ids=["by map quality", "none is both", "without masks by score", "unlabelled by score"],
+)
+def test_which_images_are_shown(
+    labels: list[int], scores: list[float], quality: list[float], expected: dict[str, list[int]]
+) -> None:
+    shown: dict[str, list[int]] = {}
+    for example in choose(table(labels, scores), "screw", np.array(quality)):
+        shown.setdefault(example.kind, []).append(example.image)
+    assert shown == expected
+    assert choose(table(labels, scores), "another", np.array(quality)) == []
 
 
 def grey(height: int, width: int, value: int = 128) -> np.ndarray:
@@ -104,11 +98,7 @@ def test_outline_leaves_the_region_itself_alone() -> None:
     assert (drawn[1, 1:8] == 0).all()
     assert (drawn[0] == 128).all()
     assert (image == 128).all()
-
-
-def test_an_empty_mask_has_no_outline() -> None:
-    image = grey(5, 5)
-    np.testing.assert_array_equal(outline(image, np.zeros((5, 5), np.uint8)), image)
+    np.testing.assert_array_equal(outline(image, np.zeros_like(mask)), image)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +108,3 @@ def test_fit_keeps_the_aspect_ratio_and_never_enlarges(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     assert fit(grey(*size), 64).shape == (*expected, 3)
-    assert fitted_size(size, 64) == expected

@@ -15,9 +15,12 @@ from PIL import Image
 from report.conftest import TRICKY, World
 from spg_pipe.decision.rules import Published
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics import seeds_mean
+from spg_pipe.pipeline import read_metrics
 from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
 from spg_pipe.report.kinds import image_score_in_words
+from spg_pipe.report.tables import text_table
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -31,6 +34,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.ids: list[str] = []
         self.alts: list[str] = []
+        self.rows: list[list[str]] = []
         self.text = ""
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
@@ -46,12 +50,18 @@ class Page(HTMLParser):
         self.ids += [found["id"] or ""] if "id" in found else []
         if tag == "img":
             self.alts.append(found.get("alt") or "")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if {"th", "td"} & set(self._open):
+            self.rows[-1][-1] += data
 
 
 def built(world: World, out: Path) -> Page:
@@ -143,16 +153,9 @@ def test_every_statement_is_of_the_kind_of_guides_and_rule(
     assert [sentence for sentence in said if sentence not in text] == []
     # "Epochs" with a capital is the column of the SAE.
     assert [sentence for sentence in unsaid if sentence in text] == []
-
-
-def test_losses_of_guides_are_drawn_of_trained_ones_alone(
-    published: World, folder: Path, tmp_path: Path
-) -> None:
-    page = built(published, tmp_path / "out")
-    assert "Guide losses" in (tmp_path / "out" / "curves" / "aux-training.svg").read_text()
-    assert any("losses of the guides" in alt for alt in page.alts)
-    assert "Guide losses" not in (folder / "curves" / "aux-training.svg").read_text()
-    assert not any("guides" in alt for alt in Page(folder / "index.html").alts)
+    curves = (tmp_path / "out" / "curves" / "aux-training.svg").read_text()
+    drawn = recipe == "published"
+    assert ("Guide losses" in curves) == ("losses of the guides" in text) == drawn
 
 
 def test_the_image_score_is_told_as_it_is_weighed() -> None:
@@ -178,7 +181,11 @@ def test_names_from_outside_are_escaped(folder: Path) -> None:
     assert 'a&lt;b&gt;&amp;"c$d$' in drawn
 
 
-def test_same_artefacts_give_the_same_bytes(world: World, folder: Path, tmp_path: Path) -> None:
+def test_same_artefacts_give_the_same_bytes_and_an_old_report_is_replaced_as_a_whole(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "again")
+    (tmp_path / "again" / "maps" / "stale.jpg").write_bytes(b"")
     built(world, tmp_path / "again")
     contents = []
     for root in (folder, tmp_path / "again"):
@@ -189,29 +196,61 @@ def test_same_artefacts_give_the_same_bytes(world: World, folder: Path, tmp_path
     assert not any(str(world.root).encode() in content for content in contents[0].values())
 
 
-def test_an_undefined_metric_is_a_dash_and_is_left_out_of_the_mean(
+def test_of_one_seed_nothing_deviates_and_an_undefined_metric_is_a_dash(
     world: World, tmp_path: Path
 ) -> None:
     page = built(world.changed(seeds=(111,)), tmp_path / "out")
     assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
     assert "Image AUROC, Image AP, Image F1-max of only-defects" in page.text
     assert "±" not in page.text
+    assert "stability between seeds" not in page.text
 
 
-def test_published_figures_stand_beside_ours(world: World, folder: Path, tmp_path: Path) -> None:
+def test_the_page_and_the_terminal_show_the_same_cells(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
     assert '<th scope="col">published</th>' not in (folder / "index.html").read_text()
     figure = {"aux": "aux", "target": "target", "image_auroc": 91.4, "source": "arXiv <1>"}
+    params = world.changed(published=(figure,)).params
     page = built(world.changed(published=(figure,)), tmp_path / "one")
-    assert '<th scope="col">published</th>' in (tmp_path / "one" / "index.html").read_text()
-    assert "0.914" in page.text
     assert "Published, aux → target: arXiv <1>." in page.text
+    seeds = [read_metrics(world.paths.metrics("aux", "target", seed)) for seed in (111, 112)]
+    lines = text_table(seeds_mean(seeds), params.published[0]).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("Category"))
+    terminal = [re.split(" {2,}", line) for line in lines[start:] if set(line) != {"─"}][:5]
+    assert [row[0] for row in terminal[1:3]] == [TRICKY, "only-defects"]
+    assert terminal[4][:2] == ["published", "0.914"]
+    assert any("±" in cell for cell in terminal[3])
+    start = next(number for number, row in enumerate(page.rows) if row[:1] == ["Category"])
+    columns = [page.rows[start].index(name) for name in terminal[0]]
+    assert [[row[column] for column in columns] for row in page.rows[start : start + 5]] == terminal
 
 
-def test_without_the_photographs_maps_are_shown_alone(world: World, tmp_path: Path) -> None:
+def test_what_is_gone_is_named_and_the_rest_is_shown(world: World, tmp_path: Path) -> None:
+    """Photographs, the target's store, an SAE with its detector, metrics of a seed or direction."""
+    poorer = world.copied(tmp_path)
+    shutil.rmtree(poorer.paths.store("target"))
+    shutil.rmtree(poorer.paths.sae("aux", 112))
+    shutil.rmtree(poorer.paths.detector("aux", 112))
     datasets = [dataset.model_dump() for dataset in world.params.datasets]
     datasets[1]["root"] = tmp_path / "moved-away"
-    page = built(world.changed(datasets=datasets), tmp_path / "out")
-    assert "The folder of target is not there any more" in page.text
+    poorer = poorer.changed(
+        datasets=datasets,
+        seeds=(111, 112, 113),
+        auxiliaries=("aux", "target"),
+        directions=({"aux": "aux", "target": "target"}, {"aux": "target", "target": "aux"}),
+    )
+    page = built(poorer, tmp_path / "out")
+    for said in (
+        "The folder of target is not there any more",
+        "The target's feature store is no longer there",
+        "Anomalous images with the highest scores",
+        "The SAE of seed 112 is no longer there.",
+        "No metrics yet for seed 113",
+        "No metrics yet for target → aux.",
+    ):
+        assert said in page.text
+    assert not any("outlined" in alt for alt in page.alts)
     assert not any(link.endswith("-image.jpg") for link in page.links)
     assert any(link.endswith("-map.jpg") for link in page.links)
 
@@ -236,28 +275,6 @@ def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> No
             assert heat_map.size == (64, 48)
 
 
-def test_a_store_that_is_gone_leaves_no_outline(world: World, tmp_path: Path) -> None:
-    poorer = world.copied(tmp_path)
-    shutil.rmtree(poorer.paths.store("target"))
-    page = built(poorer, tmp_path / "out")
-    assert "feature store is no longer there" in page.text
-    assert "Anomalous images with the highest scores" in page.text
-    assert not any("outlined" in alt for alt in page.alts)
-
-
-def test_training_artefacts_that_are_gone_are_reported(world: World, tmp_path: Path) -> None:
-    poorer = world.copied(tmp_path)
-    shutil.rmtree(poorer.paths.sae("aux", 112))
-    shutil.rmtree(poorer.paths.detector("aux", 112))
-    page = built(poorer, tmp_path / "out")
-    assert "The SAE of seed 112 is no longer there." in page.text
-
-
-def test_a_missing_seed_is_reported(world: World, tmp_path: Path) -> None:
-    page = built(world.changed(seeds=(111, 112, 113)), tmp_path / "out")
-    assert "No metrics yet for seed 113" in page.text
-
-
 def test_a_folder_that_is_no_report_is_not_replaced(world: World, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SpgError, match="not a report"):
@@ -265,25 +282,14 @@ def test_a_folder_that_is_no_report_is_not_replaced(world: World, tmp_path: Path
     assert (tmp_path / "thesis.tex").is_file()
 
 
-def test_an_old_report_is_replaced_as_a_whole(world: World, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "out")
-    (tmp_path / "out" / "maps" / "stale.jpg").write_bytes(b"")
-    built(world, tmp_path / "out")
-    assert not (tmp_path / "out" / "maps" / "stale.jpg").exists()
-
-
 def test_without_curves_there_is_no_figure() -> None:
     assert figures.pixel_curves([], "none") is None
     assert figures.training_curves([], "none") is None
 
 
-def test_the_quality_of_saes_and_their_stability_are_told(
-    world: World, folder: Path, tmp_path: Path
-) -> None:
+def test_the_quality_of_saes_and_their_stability_are_told(folder: Path) -> None:
     text = Page(folder / "index.html").text
     assert "Almost dead" in text
     assert len(re.findall(r"Layer s\d+: stability between seeds [01]\.\d{3}", text)) == 2
     svg = next((folder / "curves").glob("aux-training.svg")).read_text()
     assert "How often latents are active" in svg
-    alone = built(world.changed(seeds=(111,)), tmp_path / "alone").text
-    assert "stability between seeds" not in alone

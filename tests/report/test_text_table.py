@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+from rich.cells import cell_len
 
 from spg_pipe.metrics import (
     MetricsTable,
@@ -16,8 +17,7 @@ from spg_pipe.metrics import (
     with_mean,
 )
 from spg_pipe.recipe.params import PublishedFigure
-from spg_pipe.report.tables import overview_table, published_figure
-from spg_pipe.report.text import text_table
+from spg_pipe.report.tables import overview_table, text_table
 
 
 def table_of(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> MetricsTable:
@@ -61,18 +61,31 @@ def test_columns_and_undefined_cells() -> None:
     assert one_class.split()[1:4] == ["–", "–", "–"]
 
 
+def test_columns_are_aligned() -> None:
+    """Cells of a column end at the same place of the terminal, where 蝋 takes two."""
+    figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
+    table = seeds_mean([table_of(seed=seed, noise=0.9) for seed in (111, 112)])
+    lines = text_table(table, figure).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("Category"))
+    rows = [line for line in lines[start:] if set(line) != {"─"}][:5]
+    assert [row.split()[0] for row in rows[1:]] == ["candle", "蝋燭", "mean", "published"]
+    ends = {
+        tuple(cell_len(row[: found.end()]) for found in re.finditer(r"\S+( \S+)*", row))[1:]
+        for row in rows
+    }
+    assert len(ends) == 1
+    assert len(ends.pop()) == 7
+
+
 def test_mean_says_over_how_many_categories() -> None:
     text = text_table(table_of())
     assert "mean over 1 to 2 categories" in text
     assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in text
     assert "mean over 1 category " in text_table(only(0))
-
-
-def test_a_mean_of_nothing_has_no_part_in_the_count() -> None:
-    text = text_table(only(1))
-    assert "mean over 1 category " in text
-    assert "0 to 1" not in text
-    assert "Mean over 0" not in text
+    undefined = text_table(only(1))  # a mean of nothing has no part in the count
+    assert "mean over 1 category " in undefined
+    assert "0 to 1" not in undefined
+    assert "Mean over 0" not in undefined
 
 
 def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
@@ -88,13 +101,6 @@ def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
     assert "Vanished" not in text_table(table_of())
 
 
-def test_protocol_spg_shows_its_own_pro() -> None:
-    text = text_table(table_of("spg"))
-    assert "PRO (fast)" in text
-    assert "AUPRO" not in text
-    assert "metrics protocol spg" in " ".join(text.split())
-
-
 def test_several_seeds_show_mean_and_deviation() -> None:
     tables = [table_of(seed=seed, noise=0.9) for seed in (111, 112, 113)]
     text = text_table(seeds_mean(tables))
@@ -103,7 +109,7 @@ def test_several_seeds_show_mean_and_deviation() -> None:
     assert "seeds 111, 112, 113: mean ± sample standard deviation" in " ".join(text.split())
 
 
-def test_published_figures_get_a_line_and_a_source() -> None:
+def test_published_figures_may_be_shares_or_per_cent_and_have_a_line_and_a_source() -> None:
     figure = PublishedFigure(
         aux="mvtec", target="visa", image_auroc=80.2, pixel_auroc=0.96, source="a paper"
     )
@@ -111,14 +117,6 @@ def test_published_figures_get_a_line_and_a_source() -> None:
     line = next(line for line in lines if line.startswith("published"))
     assert line.split() == ["published", "0.802", "–", "–", "0.960", "–", "–", "–"]
     assert "Published: a paper." in lines
-
-
-def test_published_figures_may_be_shares_or_per_cent() -> None:
-    figure = PublishedFigure(aux="a", target="b", image_auroc=91.4, pixel_auroc=0.923, source="s")
-    assert published_figure(figure, "image_auroc") == 0.914
-    assert published_figure(figure, "pixel_auroc") == 0.923
-    assert np.isnan(published_figure(figure, "pixel_ap"))
-    assert np.isnan(published_figure(None, "image_auroc"))
 
 
 def test_overview_has_a_line_a_direction() -> None:
@@ -130,3 +128,5 @@ def test_overview_has_a_line_a_direction() -> None:
     )
     assert [row[4] for row in table.rows] == ["0.802", "–"]
     assert "metrics protocol spg" in table.caption
+    assert "PRO (fast)" in text_table(table_of("spg"))
+    assert "AUPRO" not in text_table(table_of("spg"))

@@ -30,7 +30,7 @@ def trainer(reference: DenseSae, rule: str = "steps") -> SaeTrainer:
     sae = SparseAutoencoder(dim, latents, reference.k)
     sae.encoder.data = reference.encoder.detach().clone()
     sae.dictionary.data = reference.dictionary.detach().clone()
-    return SaeTrainer.start(sae, rule, constants)
+    return SaeTrainer(sae, rule, constants)
 
 
 @pytest.fixture(params=[0, 2**21])
@@ -89,7 +89,7 @@ def test_five_steps_of_any_size_have_the_bits_of_the_dense_ones(
 
 def judged(sae: SparseAutoencoder, x: Tensor, dead: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of a batch in which these latents were dead before, at the edge of activity."""
-    ours = SaeTrainer.start(sae, "tokens", StepConstants(dead_after=10**8))
+    ours = SaeTrainer(sae, "tokens", StepConstants(dead_after=10**8))
     ours.counter.age[dead] = 10**9
     ours.counter.restore(ours.counter.age)
     return ours.losses(x)[0]
@@ -212,7 +212,7 @@ def test_default_counts_tokens_whatever_the_batches_are() -> None:
 def test_only_values_above_the_threshold_count_as_active() -> None:
     sae = SparseAutoencoder(2, 2, 2)
     sae.encoder.data = torch.tensor([[ACTIVE_ABOVE, 0.0], [2 * ACTIVE_ABOVE, 0.0]])
-    ours = SaeTrainer.start(sae, "steps", StepConstants(dead_after=3))
+    ours = SaeTrainer(sae, "steps", StepConstants(dead_after=3))
     x = torch.tensor([[1.0, 0.0]])
     for _ in range(5):
         _, dead = ours.losses(x)

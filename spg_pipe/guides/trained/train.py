@@ -5,20 +5,25 @@ Several runs (seeds, settings) train on the same batches: the store is read once
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
-from spg_pipe.artefacts.checkpoint import Checkpoints
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.artefacts.checkpoint import Checkpoints, Saved, State, below
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.trained.progress import Training
-from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideTrainer
+from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideLosses, GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.masks import mask_losses
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import image_batches, labelled_images, sources_of
+from spg_pipe.store.stream import ImageBatch, image_batches, labelled_images, sources_of
 
 Progress = Callable[[int, int, float | None], None]
 """images done, images in all, loss where there is one."""
@@ -56,12 +61,11 @@ class GuideRun:
         }
 
 
-@dataclass(frozen=True)
-class GuideFit:
-    """A finished run."""
+class GuideFit(NamedTuple):
+    """A run, as far as it is."""
 
     trainers: dict[str, GuideTrainer]
-    """Layer → at its last step; `result` holds the codes."""
+    """By layer."""
     curve: list[dict[str, float]]
     """A row an epoch: mean losses and positive codes, over layers."""
 
@@ -98,19 +102,25 @@ def fit_guides(
         If an SAE does not belong to the store, there is nothing to learn from, runs do not fit
         together, or a loss is not finite.
     """
-    _check(store, runs)
+    if len({run.stream for run in runs}) != 1:
+        streams = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
+        raise SpgError(
+            "Runs that train together need the same order of images, epochs and images a batch; "
+            f"found {streams}. Train them one by one."
+        )
+    for run in runs:
+        check_sae(store, run.saes)
+    check_images(store)
     order, epochs, batch_images = runs[0].stream
-    training = Training(_trainers(store, runs, method, device), [run.seed for run in runs])
+    training = Training(store, runs, method, device)
     key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
         training.restore(*saved)
     sources = sources_of(store, device, cache)
     images = len(labelled_images(store))
     for epoch in range(training.epoch, epochs):
-        batches = image_batches(
-            sources, batch_images, seed=order, epoch=epoch, start=training.batch
-        )
-        for batch in batches:
+        given = {"seed": order, "epoch": epoch, "start": training.batch}
+        for batch in image_batches(sources, batch_images, **given):
             looked = training.step(batch)
             if progress and looked:
                 done = min(training.batch * batch_images, images)
@@ -118,10 +128,7 @@ def fit_guides(
             if checkpoints and checkpoints.due():
                 checkpoints.save(key, *training.saved())
         training.end_epoch()
-    return [
-        GuideFit(trainers, curve)
-        for trainers, curve in zip(training.runs, training.curves, strict=True)
-    ]
+    return training.fits
 
 
 def run_fingerprint(store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams) -> str:
@@ -136,30 +143,115 @@ def run_fingerprint(store: FeatureStore, runs: Sequence[GuideRun], method: Metho
     return fingerprint(content)
 
 
-def _trainers(
-    store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
-) -> list[dict[str, GuideTrainer]]:
-    """A trainer a layer for every run; runs of one SAE share its dictionary."""
-    atoms = {
-        (id(run.saes), layer): run.saes.layers[layer].atoms.detach().to(device)
-        for run in {id(run.saes): run for run in runs}.values()
-        for layer in store.layers
-    }
-    return [
-        {
-            layer: GuideTrainer.start(
-                initial_codes(len(run.saes.dead[layer]), run.seed).to(device),
-                atoms[id(run.saes), layer],
-                run.saes.dead[layer].to(device),
-                shape.grid,
-                run.guides,
-                method,
-                run.constants,
-            )
-            for layer, shape in store.spec.layers.items()
+class Training:
+    """Runs that train on the same batches: trainers, losses so far and curves."""
+
+    def __init__(
+        self, store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
+    ) -> None:
+        self.seeds = [run.seed for run in runs]
+        self.layers = list(store.layers)
+        self.fits = [GuideFit({}, []) for _ in runs]
+        for layer, shape in store.spec.layers.items():
+            # Runs of one SAE share its dictionary.
+            atoms = {id(run.saes): run.saes.layers[layer].atoms.detach() for run in runs}
+            atoms = {key: value.to(device) for key, value in atoms.items()}
+            for run, fit in zip(runs, self.fits, strict=True):
+                dead = run.saes.dead[layer]
+                fit.trainers[layer] = GuideTrainer(
+                    initial_codes(len(dead), run.seed).to(device),
+                    atoms[id(run.saes)],
+                    dead.to(device),
+                    shape.grid,
+                    run.guides,
+                    method,
+                    run.constants,
+                )
+        self.epoch = 0
+        """Epochs done."""
+        self.batch = 0
+        """Batches done in this epoch."""
+        self.steps = 0
+        self.sums = np.zeros((len(runs), len(GuideLosses._fields)))
+        """Losses of this epoch, over batches."""
+        self._unseen: list[Tensor] = []
+        self._every = 1 if device == "cpu" else 16
+        """Steps between two looks at the losses: a GPU would have to be waited for each time."""
+
+    @property
+    def loss(self) -> float:
+        """Mean total loss of this epoch so far."""
+        return float(self.sums[:, 0].mean() / self.batch)
+
+    def step(self, batch: ImageBatch) -> bool:
+        """A step of every run and layer; whether `loss` now counts this batch.
+
+        Raises
+        ------
+        SpgError
+            If a loss was not finite in one of the last few steps.
+        """
+        targets: dict[tuple[int, int], PixelTarget] = {}
+        losses = []
+        for layer in self.layers:
+            trainers = [fit.trainers[layer] for fit in self.fits]
+            ready = trainers[0].batch(batch.tokens[layer], batch.labels, batch.masks, targets)
+            losses += [torch.stack(trainer.step(ready)).detach() for trainer in trainers]
+        self._unseen.append(torch.stack(losses))
+        self.batch, self.steps = self.batch + 1, self.steps + 1
+        if len(self._unseen) < self._every:
+            return False
+        self._look()
+        return True
+
+    def end_epoch(self) -> None:
+        """A row of every curve; the next epoch begins."""
+        self._look()
+        for fit, sums in zip(self.fits, self.sums, strict=True):
+            positive = [float((each.codes > 0).float().mean()) for each in fit.trainers.values()]
+            means = dict(zip(GuideLosses._fields, (sums / self.batch).tolist(), strict=True))
+            row = {"epoch": self.epoch + 1, **means, "positive_codes": float(np.mean(positive))}
+            fit.curve.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums[:] = 0
+
+    def saved(self) -> Saved:
+        """Everything that changes, for a checkpoint."""
+        self._look()
+        tensors = {
+            f"{number}.{layer}.{name}": value
+            for number, fit in enumerate(self.fits)
+            for layer, trainer in fit.trainers.items()
+            for name, value in trainer.state().items()
         }
-        for run in runs
-    ]
+        state = {name: getattr(self, name) for name in ("epoch", "batch", "steps")}
+        curves = [fit.curve for fit in self.fits]
+        return tensors, state | {"sums": self.sums.tolist(), "curves": curves}
+
+    def restore(self, tensors: dict[str, Tensor], state: State) -> None:
+        """Go on from what `saved` gave."""
+        for number, fit in enumerate(self.fits):
+            fit.curve.extend(state["curves"][number])
+            for layer, trainer in fit.trainers.items():
+                trainer.restore(below(tensors, f"{number}.{layer}."))
+        self.epoch, self.batch, self.steps = state["epoch"], state["batch"], state["steps"]
+        self.sums = np.array(state["sums"])
+
+    def _look(self) -> None:
+        """Count the losses since the last look, and stop at the first that is not finite."""
+        first = self.steps - len(self._unseen) + 1
+        for number, losses in enumerate(self._unseen, first):
+            by_layer = losses.cpu().numpy().reshape(len(self.layers), len(self.fits), -1)
+            for layer, values in zip(self.layers, by_layer, strict=True):
+                finite = np.isfinite(values).all(axis=1)
+                if not finite.all():
+                    raise SpgError(
+                        f"The guides' loss is not finite in epoch {self.epoch + 1}, step {number} "
+                        f"(layer {layer}, seed {self.seeds[finite.argmin()]}). Check the tokens "
+                        "with `spg-pipe inspect STORE`, or use guides.kind: contrast."
+                    )
+                self.sums += values / len(self.layers)
+        self._unseen.clear()
 
 
 def training_notes(store: FeatureStore) -> list[str]:
@@ -179,19 +271,6 @@ def training_notes(store: FeatureStore) -> list[str]:
             f"{len(losses.vanished)})"
         )
     return notes
-
-
-def _check(store: FeatureStore, runs: Sequence[GuideRun]) -> None:
-    """Refuse runs that cannot be trained on a store, or not together."""
-    if len({run.stream for run in runs}) != 1:
-        found = ", ".join(map(str, sorted({run.stream for run in runs}))) or "no run"
-        raise SpgError(
-            "Runs that train together need the same order of images, epochs and images a batch; "
-            f"found {found}. Train them one by one."
-        )
-    for run in runs:
-        check_sae(store, run.saes)
-    check_images(store)
 
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens, require_two
+from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
@@ -34,8 +34,8 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     Raises
     ------
     SpgError
-        If a bank cannot be added to the detector's decision, or the folder is missing or holds
-        fewer than two images, an anomalous one, several categories, or a file that is no image.
+        If a bank cannot be added to the detector's decision, or the folder is missing or holds an
+        anomalous image, several categories, or a file that is no image.
     """
     folder = given.path
     if not folder.is_dir():
@@ -60,7 +60,6 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
             f"--normals {folder} holds several categories ({', '.join(categories)}). Name the "
             "folder of the one that is to be inspected."
         )
-    require_two(len(normals), len(normals), f" in --normals {folder}")
     if not given.alone:
         require_fusible(detector)
     return normals

@@ -222,7 +222,7 @@ def single(folder: Path) -> None:
         (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
         (of_two_products, [], "several categories (bolt, nut)"),
         (copied, [], "Found 3 normal images, all copies of each other"),
-        (single, [], "Found 1 normal image in --normals"),
+        (single, [], "Found 1 normal image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
         (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
         (None, ["--set", "bank.neighbours=0"], "bank.neighbours"),

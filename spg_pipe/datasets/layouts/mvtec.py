@@ -8,27 +8,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, MaskState
 from spg_pipe.datasets.walk import files_in, relative, subfolders
 from spg_pipe.errors import SpgError, counted, listed
 
 GOOD = "good"
 
 
-@dataclass
-class _Tally:
-    """What the walk through the categories has gathered so far."""
+class _Part(NamedTuple):
+    """What lies in `train` or `test` of one category."""
 
-    entries: list[Entry] = field(default_factory=list)
-    without_mask: list[str] = field(default_factory=list)
-    extra_masks: list[str] = field(default_factory=list)
-    without_split: list[str] = field(default_factory=list)
-    others: int = 0
-    stray: int = 0
+    entries: list[Entry]
+    extra_masks: list[str]
+    """Of no image."""
+    stray: int
+    """Images beside the defect folders."""
+    others: int
+    """Files that are no images."""
 
 
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
@@ -39,22 +39,40 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     folders = [f for f in subfolders(root) if (f / "test").is_dir() or (f / "train").is_dir()]
     if not folders:
         raise SpgError(_no_category(root))
-    splits = ("train", "test") if split == "all" else (split,)
-    tally = _Tally()
-    for folder in folders:
-        if select(folder.name):
-            before = len(tally.entries)
-            for part in splits:
-                _scan_split(root, folder, part, tally)
-            if len(tally.entries) == before:
-                tally.without_split.append(folder.name)
-    if missing := tally.without_mask:
+    names = ("train", "test") if split == "all" else (split,)
+    scanned = {f.name: [_scan_part(root, f, n) for n in names] for f in folders if select(f.name)}
+    parts = [part for of_category in scanned.values() for part in of_category]
+    entries = [entry for part in parts for entry in part.entries]
+    missing = [
+        f"{entry.path} (expected {category}/ground_truth/{entry.defect}/{stem}_mask.png)"
+        for entry in entries
+        if entry.mask_state == MaskState.MISSING
+        for category, stem in [(entry.category, PurePosixPath(entry.path).stem)]
+    ]
+    if missing:
         raise SpgError(
             f"{counted(len(missing), 'defect image')} in {root} without a mask: "
             f"{listed(missing)}. Masks are matched by name. Put the masks there; or, where none "
             f"exist, use the `folder` layout, in which a defect image may lack its mask."
         )
-    return Scan(tally.entries, [f.name for f in folders], _notes(root, folders, splits, tally))
+    empty = [
+        name for name, of_category in scanned.items() if not any(p.entries for p in of_category)
+    ]
+    extra_masks = [mask for part in parts for mask in part.extra_masks]
+    ignored = [folder.name for folder in subfolders(root) if folder not in folders]
+    notes = [
+        *noted(extra_masks, "mask", "without an image, ignored"),
+        *noted(
+            sum(part.stray for part in parts),
+            "image",
+            "beside the defect folders, not inside one, ignored",
+        ),
+        *noted(sum(part.others for part in parts), "file", NO_IMAGE),
+        *noted(ignored, "folder", "without train/ and test/, ignored"),
+    ]
+    if empty:
+        notes.append(f"no {' or '.join(names)} images in: {listed(empty)}")
+    return Scan(entries, [folder.name for folder in folders], notes)
 
 
 MVTEC = Layout(
@@ -82,15 +100,15 @@ def match_masks(
     for mask in masks:
         by_stem[mask.stem].append(mask)
     pairs: dict[Path, Path] = {}
-    owner: dict[str, Path] = {}
+    owners: dict[str, Path] = {}
     for image in images:
         fitting = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
-        if fitting and image.stem in owner:
+        owner = owners.setdefault(image.stem, image)
+        if fitting and owner != image:
             raise SpgError(
-                f"The images {owner[image.stem]} and {image} share one name, so it is unclear "
+                f"The images {owner} and {image} share one name, so it is unclear "
                 f"which of them a mask belongs to. Rename one of them (and its mask)."
             )
-        owner[image.stem] = image
         if len(fitting) > 1:
             raise SpgError(
                 f"Several masks fit the image {image}: {listed([str(m) for m in fitting])}. "
@@ -102,58 +120,32 @@ def match_masks(
     return pairs, [m for m in masks if m not in used]
 
 
-def _scan_split(root: Path, category: Path, part: str, tally: _Tally) -> None:
-    """Add the images of `train` or `test` of one category."""
-    stray = files_in(category / part)
-    tally.stray += len(stray.images)
-    tally.others += stray.others
-    kinds = subfolders(category / part)
-    for kind in kinds:
-        images, others = files_in(kind)
-        tally.others += others
-        normal = kind.name == GOOD
-        pairs = {} if normal else _masks_of(root, category, kind, images, tally)
-        tally.entries += [
+def _scan_part(root: Path, category: Path, part: str) -> _Part:
+    """The images of `train` or `test` of one category, with the masks of their names."""
+    stray, others = files_in(category / part)
+    truth = category / "ground_truth"
+    kinds = {folder.name for folder in subfolders(category / part)}
+    if part == "test":
+        kinds |= {folder.name for folder in subfolders(truth)}
+    entries: list[Entry] = []
+    extra_masks: list[str] = []
+    for kind in sorted(kinds):
+        images, no_images = files_in(category / part / kind)
+        others += no_images
+        pairs, unused = match_masks(images, files_in(truth / kind).images if kind != GOOD else [])
+        extra_masks += [relative(mask, root) for mask in unused]
+        entries += [
             Entry(
                 path=relative(image, root),
                 category=category.name,
-                defect=kind.name,
-                label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
+                defect=kind,
+                label=LABEL_NORMAL if kind == GOOD else LABEL_ANOMALOUS,
                 mask=relative(pairs[image], root) if image in pairs else "",
                 train=part == "train",
             )
             for image in images
         ]
-    if part == "test":
-        with_images = {GOOD, *(kind.name for kind in kinds)}
-        for folder in subfolders(category / "ground_truth"):
-            if folder.name not in with_images:
-                tally.extra_masks += [relative(p, root) for p in files_in(folder).images]
-
-
-def _masks_of(
-    root: Path, category: Path, kind: Path, images: Sequence[Path], tally: _Tally
-) -> dict[Path, Path]:
-    folder = category / "ground_truth" / kind.name
-    pairs, extra = match_masks(images, files_in(folder).images)
-    tally.extra_masks += [relative(p, root) for p in extra]
-    for image in images:
-        if image not in pairs:
-            expected = relative(folder / f"{image.stem}_mask.png", root)
-            tally.without_mask.append(f"{relative(image, root)} (expected {expected})")
-    return pairs
-
-
-def _notes(root: Path, folders: Sequence[Path], splits: Sequence[str], tally: _Tally) -> list[str]:
-    notes = []
-    if tally.without_split:
-        notes.append(f"no {' or '.join(splits)} images in: {listed(tally.without_split)}")
-    notes += noted(tally.extra_masks, "mask", "without an image, ignored")
-    notes += noted(tally.stray, "image", "beside the defect folders, not inside one, ignored")
-    notes += noted(tally.others, "file", NO_IMAGE)
-    if ignored := [f.name for f in subfolders(root) if f not in folders]:
-        notes.append(f"folders without train/ and test/ ignored: {listed(ignored)}")
-    return notes
+    return _Part(entries, extra_masks, len(stray), others)
 
 
 def _no_category(root: Path) -> str:
@@ -162,10 +154,9 @@ def _no_category(root: Path) -> str:
             f"{root} is itself one category (it holds train/ or test/), but the mvtec layout "
             f"starts one folder above: use {root.parent} as the root."
         )
-    names = [f.name for f in subfolders(root)]
-    has = f"It holds the folders {listed(names)}" if names else "It holds no folders"
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
-        f"<category>/test/<defect> and <category>/ground_truth/<defect>. {has}. Check the root, "
-        f"or choose another layout (`spg-pipe datasets` shows them)."
+        f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "
+        f"{listed([f.name for f in subfolders(root)]) or '(none)'}. Check the root, or choose "
+        f"another layout (`spg-pipe datasets` shows them)."
     )

@@ -12,7 +12,6 @@ from torch import Tensor
 from spg_pipe.sae import sparse
 from spg_pipe.sae.model import SparseAutoencoder, sae_input
 from spg_pipe.sae.run import Histogram, LayerQuality, SaeRun
-from spg_pipe.store.order import Mixing
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
 
@@ -42,9 +41,7 @@ class Quality:
         """1 − FVU."""
         return 1.0 - self.fvu
 
-    def record(
-        self, *, tokens_seen: int, steps: int, epochs: float, mixing: Mixing
-    ) -> LayerQuality:
+    def record(self, *, tokens_seen: int, steps: int, epochs: float) -> LayerQuality:
         """These figures and those of the training, for quality.json."""
         frequency = self.frequency.numpy()
         rare = float(((frequency > 0) & (frequency < ALMOST_DEAD)).mean())
@@ -63,7 +60,6 @@ class Quality:
             tokens_seen=tokens_seen,
             steps=steps,
             epochs=epochs,
-            mixing=mixing,
         )
 
 

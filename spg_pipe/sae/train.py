@@ -19,10 +19,9 @@ from spg_pipe.sae.model import SparseAutoencoder, sae_input
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.run import LayerQuality, SaeQuality, SaeRecord, SaeRun
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
-from spg_pipe.store.order import measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
-from spg_pipe.store.stream import WINDOW_IMAGES, token_batches
+from spg_pipe.store.stream import token_batches
 
 CONSTANTS = StepConstants()
 
@@ -245,14 +244,6 @@ def _judged(
             "than what the SAE makes of it. Train for longer (sae.epochs, sae.tokens), or try "
             "sae.input_norm: l2."
         )
-    mixing = measure_mixing(
-        source.store.array("category"),
-        source.patches,
-        batch_tokens=params.batch_tokens,
-        batch_images=params.batch_images,
-        window_images=WINDOW_IMAGES,
-        seed=fit.seed,
-    )
     epochs = fit.tokens / fit.epoch_tokens
-    figures = quality.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs, mixing=mixing)
+    figures = quality.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs)
     return quality.dead, figures

@@ -210,21 +210,22 @@ def test_predict_says_what_was_painted_and_whether_these_images_were(
     options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
     images = folder / root
     outcome = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
-    assert outcome.supervision == SEES
-    assert SEES in outcome.text()
+    assert outcome.content["supervision"] == SEES
+    assert SEES in outcome.text
     assert ("of which 12 were taken from" in capsys.readouterr().err) == own
     normals = NormalFolder(next(images.glob("*/train/good")), BankParams())
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
     )
-    assert str(outcome.supervision).startswith(f"{SEES}; few-shot: ")
-    assert {row["supervision"] for row in outcome.predictions} == {outcome.supervision}
+    said = str(outcome.content["supervision"])
+    assert said.startswith(f"{SEES}; few-shot: ")
+    assert {row["supervision"] for row in outcome.content["predictions"]} == {said}
     capsys.readouterr()
     normals = replace(normals, alone=True)
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "alone", normals=normals, **options
     )
-    assert str(outcome.supervision).startswith("few-shot: ")
+    assert str(outcome.content["supervision"]).startswith("few-shot: ")
     assert "not zero-shot" not in capsys.readouterr().err
 
 

@@ -18,7 +18,6 @@ from spg_pipe.sae.quality import Quality, stability
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import Callbacks, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
-from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
@@ -144,10 +143,9 @@ def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
 
 def test_latents_are_counted_by_how_often_they_are_active() -> None:
     frequency = torch.tensor([0.0, 1e-9, 4e-6, 2e-5, 0.3, 1.0], dtype=torch.float64)
-    mixing = Mixing(**dict.fromkeys(Mixing.model_fields, 1.0))
     for tokens, share in ((100_000, None), (250_000, 2 / 6)):  # of few tokens one is no rare event
         measured = Quality(frequency == 0, frequency, 0.1, tokens, {})
-        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0, mixing=mixing)
+        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0)
         assert record.almost_dead_share == share
         assert record.dense_share == 2 / 6
         assert record.l0 == pytest.approx(1.3, abs=1e-3)

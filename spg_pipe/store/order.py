@@ -87,7 +87,9 @@ def measure_mixing(
     """
     codes = np.unique(categories, return_inverse=True)[1]
     if batch_images is not None:
-        batches = _whole_images(len(codes), patches, batch_images, seed)
+        order = epoch_order(np.arange(len(codes)), seed, 0)
+        starts = range(0, len(order), batch_images)[:_BATCHES]
+        batches = [np.repeat(order[start : start + batch_images], patches) for start in starts]
     elif batch_tokens is not None:
         batches = _tokens(len(codes), patches, batch_tokens, window_images, seed)
     else:
@@ -115,12 +117,6 @@ def _seen(members: int, total: int, size: float) -> float:
     left = np.maximum(total - size - places, 0) / np.maximum(total - places, 1)
     with np.errstate(divide="ignore"):
         return float(1 - np.exp(np.log(left).sum()))
-
-
-def _whole_images(images: int, patches: int, batch_images: int, seed: int) -> list[np.ndarray]:
-    order = epoch_order(np.arange(images), seed, 0)
-    starts = range(0, images, batch_images)[:_BATCHES]
-    return [np.repeat(order[start : start + batch_images], patches) for start in starts]
 
 
 def _tokens(

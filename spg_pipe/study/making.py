@@ -71,7 +71,7 @@ def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -
         made = make_detectors(store, plans, device=device, cache=run.cache, progress=update)
     detectors = [detector for detector, _ in made]
     for seed, detector in zip(seeds, detectors, strict=True):
-        detector.save(run.paths.compared_detector(method, aux, seed))
+        detector.save(run.paths.compared(method, None, aux, seed))
     return detectors
 
 
@@ -89,7 +89,7 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
     if method == PLUS:
         return is_there(partial(checked_detector, run, aux, seed))
     try:
-        record = Detector.load(run.paths.compared_detector(method, aux, seed)).record
+        record = Detector.load(run.paths.compared(method, None, aux, seed)).record
         plan = _plan(run, store, method, aux, seed)
     except SpgError:
         return False

@@ -92,7 +92,7 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
                 *(
                     (
                         name,
-                        partial(by_detector, device, run.paths.compared_detector(name, aux, seed)),
+                        partial(by_detector, device, run.paths.compared(name, None, aux, seed)),
                         name,
                     )
                     for name in TRAINED

@@ -14,11 +14,10 @@ from torch import Tensor
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import SparseAutoencoder, batch_topk_code
-from spg_pipe.sae.quality import Quality, frequency_histogram, stability
+from spg_pipe.sae.quality import Quality, stability
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import Callbacks, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
-from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
@@ -134,14 +133,6 @@ def test_a_healthy_run_says_nothing(tiny_store: FeatureStore) -> None:
     assert said_of(tiny_store, epochs=10) == []
 
 
-def test_frequencies_are_counted_by_decade() -> None:
-    found = frequency_histogram(np.array([0.0, 1e-9, 2e-3, 0.5, 1.0]))
-    assert len(found.edges) == 29
-    assert sum(found.latents) == 4  # the dead one is in no bin
-    assert found.latents[0] == 1
-    assert found.latents[-1] == 1
-
-
 def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
     quality = train_sae(tiny_store, params(dict_size=8, k=4), METHOD, seed=1).quality.layers["1"]
     assert quality.dense_share > 0.5  # four of eight a token
@@ -150,13 +141,17 @@ def test_quality_names_rare_and_dense_latents(tiny_store: FeatureStore) -> None:
     assert sum(quality.frequencies.latents) == active
 
 
-def test_rare_latents_need_enough_tokens_to_be_called_so() -> None:
-    frequency = torch.tensor([0.0, 4e-6, 2e-5, 0.3], dtype=torch.float64)
-    mixing = Mixing(**dict.fromkeys(Mixing.model_fields, 1.0))
-    for tokens, share in ((100_000, None), (250_000, 0.25)):
-        measured = Quality(frequency == 0, frequency, 0.1, tokens)
-        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0, mixing=mixing)
+def test_latents_are_counted_by_how_often_they_are_active() -> None:
+    frequency = torch.tensor([0.0, 1e-9, 4e-6, 2e-5, 0.3, 1.0], dtype=torch.float64)
+    for tokens, share in ((100_000, None), (250_000, 2 / 6)):  # of few tokens one is no rare event
+        measured = Quality(frequency == 0, frequency, 0.1, tokens, {})
+        record = measured.record(tokens_seen=tokens, steps=1, epochs=1.0)
         assert record.almost_dead_share == share
+        assert record.dense_share == 2 / 6
+        assert record.l0 == pytest.approx(1.3, abs=1e-3)
+        assert len(record.frequencies.edges) == 29
+        assert sum(record.frequencies.latents) == 5  # the dead one is in no bin
+        assert record.frequencies.latents[0] == record.frequencies.latents[-1] == 1
 
 
 def test_stability_is_one_for_the_same_atoms_in_any_order() -> None:

@@ -42,7 +42,7 @@ def test_masks_are_matched_by_name_when_their_order_differs(tmp_path):
         "rod/test/bent/b.jpg": "rod/ground_truth/bent/b.png",
     }
     assert manifest.notes == (
-        "2 masks without an image, ignored: rod/ground_truth/bent/0_extra_mask.png, "
+        "rod: 2 masks without an image, ignored: rod/ground_truth/bent/0_extra_mask.png, "
         "rod/ground_truth/gone/000_mask.png",
     )
 
@@ -87,8 +87,8 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "scripts").mkdir()
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
-        "1 image beside the defect folders, not inside one, ignored",
-        "2 files ignored: not an image file",
+        "rod: 1 image not directly in a defect folder, ignored",
+        "rod: 2 files ignored: not an image file",
         "1 folder without train/ and test/, ignored: scripts",
         "no test images in: plate",
     )

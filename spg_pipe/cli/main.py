@@ -1,20 +1,23 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from spg_pipe.cli import targets, tools
+from spg_pipe.cli import tools
 from spg_pipe.cli.options import (
     RECIPE,
     AuxOption,
+    BankOption,
     CategoriesOption,
     Options,
     SeedOption,
     SplitOption,
     StoreOption,
     TilesOption,
+    bank_alone,
+    bank_params,
     names_of,
     shared,
     sides_of,
@@ -22,7 +25,7 @@ from spg_pipe.cli.options import (
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.pipeline.datasets import datasets_of
-from spg_pipe.pipeline.run import training_runs
+from spg_pipe.pipeline.run import targets_of, training_runs
 
 app = typer.Typer(
     name="spg-pipe",
@@ -156,7 +159,124 @@ def train_guides(
     run.console.result({"detectors": paths})
 
 
-for command in (*targets.COMMANDS, *tools.COMMANDS):
+@app.command()
+@shared("backbone", "device", *RECIPE)
+def score(
+    options: Options,
+    split: SplitOption = None,
+    aux: AuxOption = None,
+    seed: SeedOption = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option("--detector", help="A detector's folder, instead of the recipe's."),
+    ] = None,
+    store: StoreOption = None,
+    normals: Annotated[
+        str | None,
+        typer.Option(
+            "--normals", help="Few-shot: normal images: a store, NAME/train, or a folder."
+        ),
+    ] = None,
+    bank: BankOption = None,
+) -> None:
+    """Apply a detector to a target's tokens (Scores).
+
+    `--split visa` takes the detector of the recipe's direction whose target is visa.
+    """
+    from spg_pipe import pipeline
+
+    alone, run = bank_alone(normals, bank), options.run()
+    if normals is not None and split is None:
+        raise SpgError("--normals are normal images of one target: name it with --split.")
+    paths = []
+    for target, source in targets_of(run.params, split, aux, detector or store):
+        paths += pipeline.score(
+            run,
+            target,
+            aux=source,
+            seed=seed,
+            detector=detector,
+            store=store,
+            normals=normals,
+            alone=alone,
+        )
+    run.console.result({"scores": paths})
+
+
+@app.command()
+@shared("backbone", *RECIPE)
+def evaluate(
+    options: Options,
+    split: SplitOption = None,
+    aux: AuxOption = None,
+    seed: SeedOption = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Judge scores with masks and labels: a table per category (Metrics)."""
+    from spg_pipe import pipeline
+    from spg_pipe.metrics import flat_rows
+
+    run = options.run()
+    written: dict[str, Any] = {}
+    tables = []
+    for target, source in targets_of(run.params, split, aux, scores or store):
+        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores, store=store)
+        read = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
+        tables += pipeline.tables_of(run.params, read)
+    run.console.result(written, "\n\n".join(tables))
+
+
+@app.command()
+@shared(*RECIPE)
+def report(options: Options) -> None:
+    """Write a static HTML page: tables, curves, the best and the worst maps."""
+    from spg_pipe import pipeline
+
+    run = options.run()
+    path = pipeline.report(run)
+    run.console.result({"report": path}, f"Report: {path}")
+
+
+@app.command()
+@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+def predict(
+    options: Options,
+    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
+    source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
+    out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
+        "predictions"
+    ),
+    normals: Annotated[
+        Path | None,
+        typer.Option("--normals", help="Few-shot: a folder with a few normal images of the part."),
+    ] = None,
+    bank: BankOption = None,
+    tiles: TilesOption = None,
+) -> None:
+    """Score your own images and draw heat maps at their original resolution."""
+    from spg_pipe.pipeline.predict import predict_folder
+    from spg_pipe.predict.normals import NormalFolder
+
+    console = options.console()
+    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
+    outcome = predict_folder(
+        detector,
+        source,
+        out,
+        tiles=sides_of(tiles) or (),
+        weights=options.weights,
+        device=options.device,
+        console=console,
+        normals=NormalFolder(normals, settings, alone) if normals else None,
+    )
+    console.result(outcome.content, outcome.text)
+
+
+for command in tools.COMMANDS:
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

@@ -112,14 +112,12 @@ def targets_of(
     _require_there(given)
     if split is not None:
         return [(split, aux)]
-    found: list[tuple[str, str | None]] = [
-        (d.target, d.aux) for d in params.directions if aux in (None, d.aux)
-    ]
-    if not found:
+    ways = [way for way in params.directions if aux in (None, way.aux)]
+    if not ways:
         raise SpgError(
             "The recipe has no such direction. Add one under `directions:` in params.yaml, "
             "or name a target with --split."
         )
     if given is not None:
         raise SpgError(f"{given} belongs to one target: name it with --split.")
-    return found
+    return [(way.target, way.aux) for way in ways]

@@ -189,9 +189,9 @@ def test_score_notes_the_detectors_own_images(
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
     pipeline.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, **options)
+    pipeline.score(run, "target", normals=normals, **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, alone=True, store=place)
+    pipeline.score(run, "target", normals=normals, alone=True, store=place)
     assert "this is not zero-shot" not in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from spg_pipe.cli import tools
 from spg_pipe.cli.options import (
@@ -40,8 +41,7 @@ app = typer.Typer(
 @app.command()
 @shared("quiet")
 def demo(
-    options: Options,
-    folder: Annotated[Path, typer.Option("--folder", help="Where it runs.")] = Path("demo_run"),
+    options: Options, folder: Annotated[Path, Option(help="Where it runs.")] = Path("demo_run")
 ) -> None:
     """Run the whole pipeline on the built-in demo; a second run recomputes nothing."""
     from spg_pipe.pipeline.demo import run_demo
@@ -70,13 +70,12 @@ def extract(
     split: SplitOption = None,
     tiles: TilesOption = None,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
+        int | None, Option(min=1, help="Only so many images, spread over all kinds.")
     ] = None,
     categories: CategoriesOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the store here.")] = None,
+    out: Annotated[Path | None, Option(help="Write the store here.")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a store of other content in the same place.")
+        bool, Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,
 ) -> None:
     """Run the frozen backbone over a dataset and store its tokens (FeatureStore).
@@ -114,10 +113,7 @@ def extract(
 @app.command("train-sae")
 @shared("backbone", "device", "cache", *RECIPE)
 def train_sae(
-    options: Options,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    store: StoreOption = None,
+    options: Options, aux: AuxOption = None, seed: SeedOption = None, store: StoreOption = None
 ) -> None:
     """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder).
 
@@ -142,9 +138,7 @@ def train_guides(
     aux: AuxOption = None,
     seed: SeedOption = None,
     store: StoreOption = None,
-    sae: Annotated[
-        Path | None, typer.Option("--sae", help="An SAE's folder, instead of the recipe's.")
-    ] = None,
+    sae: Annotated[Path | None, Option(help="An SAE's folder, instead of the recipe's.")] = None,
 ) -> None:
     """Fit the guides with the auxiliary sets' masks (Detector).
 
@@ -167,15 +161,11 @@ def score(
     aux: AuxOption = None,
     seed: SeedOption = None,
     detector: Annotated[
-        Path | None,
-        typer.Option("--detector", help="A detector's folder, instead of the recipe's."),
+        Path | None, Option(help="A detector's folder, instead of the recipe's.")
     ] = None,
     store: StoreOption = None,
     normals: Annotated[
-        str | None,
-        typer.Option(
-            "--normals", help="Few-shot: normal images: a store, NAME/train, or a folder."
-        ),
+        str | None, Option(help="Few-shot: normal images: a store, NAME/train, or a folder.")
     ] = None,
     bank: BankOption = None,
 ) -> None:
@@ -210,9 +200,7 @@ def evaluate(
     split: SplitOption = None,
     aux: AuxOption = None,
     seed: SeedOption = None,
-    scores: Annotated[
-        Path | None, typer.Option("--scores", help="A scores folder, instead of the recipe's.")
-    ] = None,
+    scores: Annotated[Path | None, Option(help="A scores folder, instead of the recipe's.")] = None,
     store: StoreOption = None,
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
@@ -245,14 +233,11 @@ def report(options: Options) -> None:
 @shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
 def predict(
     options: Options,
-    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="A detector's folder.")],
-    source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER")],
-    out: Annotated[Path, typer.Option("--out", help="Where scores.csv and overlays/ go.")] = Path(
-        "predictions"
-    ),
+    detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
+    source: Annotated[Path, Argument(metavar="IMAGE|FOLDER")],
+    out: Annotated[Path, Option(help="Where scores.csv and overlays/ go.")] = Path("predictions"),
     normals: Annotated[
-        Path | None,
-        typer.Option("--normals", help="Few-shot: a folder with a few normal images of the part."),
+        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
     ] = None,
     bank: BankOption = None,
     tiles: TilesOption = None,

@@ -1,5 +1,6 @@
 """Detectors on targets: scores → metrics → report."""
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,20 +155,15 @@ def _evaluate_one(
 
     params = run.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.record.dataset}/{loaded.record.split}"
-    if held != f"{dataset.name}/{dataset.split}":
-        raise SpgError(
-            f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
-            "Name their dataset with --split."
-        )
     if loaded.record.store != store.fingerprint:
+        held = f"{loaded.record.dataset}/{loaded.record.split}"
         raise SpgError(
-            f"{folder} holds scores of another store than {store.path}. Name the one that was "
-            "scored with --store, or run `spg-pipe score` again."
+            f"{folder} holds scores of {held} from another store than {store.path}. Name their "
+            "dataset with --split and the store that was scored with --store, or run `spg-pipe "
+            "score` again."
         )
-    manifest = None
-    if params.resolution == "original":
-        manifest = _manifest_of_store(run, dataset, store)
+    original = params.resolution == "original"
+    manifest = _manifest_of_store(run, dataset, store) if original else None
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.record.auxiliary, loaded.record.seed
@@ -241,19 +237,14 @@ def report(run: RecipeRun) -> Path:
     from spg_pipe.report.build import build_report
 
     params, paths = run.params, run.paths
-    if not params.directions:
-        raise SpgError("The recipe has no directions, so there is nothing to report.")
     runs, missing = {}, []
-    for direction in params.directions:
-        for seed in params.seeds:
-            try:
-                found = checked_metrics(run, direction, seed)
-            except SpgError as error:
-                missing.append(str(error))
-            else:
-                runs[direction.aux, direction.target, seed] = found
+    for way, seed in itertools.product(params.directions, params.seeds):
+        try:
+            runs[way.aux, way.target, seed] = checked_metrics(run, way, seed)
+        except SpgError as error:
+            missing.append(str(error))
     if not runs:
-        raise SpgError(missing[0])
+        raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
     with run.console.progress("report", "categories") as update:

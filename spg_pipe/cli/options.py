@@ -24,15 +24,14 @@ from spg_pipe.recipe.params import (
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
+Cache = Literal["auto", "device", "host", "none"]
+"""Where tokens wait between epochs: what `TokenSource` takes. It changes no result."""
 TilesOption = Annotated[
     str | None,
-    Option(
-        metavar="SIDE,SIDE",
-        help="Resize images to this side, pixels, and look at overlapping tiles; several: at each.",
-    ),
+    Option(metavar="SIDE,SIDE", help="Images at this side, pixels, or several, in tiles."),
 ]
 SplitOption = Annotated[
-    str | None, Option(help="A dataset (its test split), NAME/train, or a folder.")
+    str | None, Option(help="A dataset (its test split), NAME/train, a folder.")
 ]
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 SeedOption = Annotated[int | None, Option(min=0, help="One seed [default: the recipe's].")]
@@ -47,32 +46,19 @@ BankOption = Annotated[
 class Options:
     """What several commands share; each takes those that `shared` names."""
 
-    backbone: Annotated[
-        str | None, Option(help="Alias or model name; see `spg-pipe backbones`.")
-    ] = None
-    weights: Annotated[
-        Path | None, Option(help="Local weights (.safetensors, .pth) of the backbone.")
-    ] = None
-    image_size: Annotated[
-        int | None, Option(min=1, help="S, pixels; a multiple of the patch size.")
-    ] = None
+    backbone: Annotated[str | None, Option(help="A name; see `spg-pipe backbones`.")] = None
+    weights: Annotated[Path | None, Option(help="Local weights (.safetensors, .pth).")] = None
+    image_size: Annotated[int | None, Option(min=1, help="Pixels; patches must fit.")] = None
     layers: Annotated[str | None, Option(help="Comma-separated, from 1: 6,8 or s16,s32.")] = None
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="Leave out, on record, images that cannot be used.")
-    ] = False
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out unusable images.")] = False
     params: Annotated[Path, Option(help="The active recipe.")] = DEFAULT_PARAMS
     overrides: Annotated[
         list[str] | None,
-        Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
+        Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; repeatable."),
     ] = None
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
-    workers: Annotated[int | None, Option(min=1, help="Decoding threads [default: all cores].")] = (
-        None
-    )
-    cache: Annotated[
-        Literal["auto", "device", "host", "none"],
-        Option(help="Where tokens wait between epochs; changes no result."),
-    ] = "auto"
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
+    cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
     verbose: Annotated[bool, Option("-v", "--verbose", help="Say more.")] = False
     quiet: Annotated[bool, Option("-q", "--quiet", help="Say nothing but errors.")] = False
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from spg_pipe.cli.options import RECIPE, CategoriesOption, Options, names_of, shared
+from spg_pipe.cli.options import (
+    RECIPE,
+    AuxOption,
+    CategoriesOption,
+    Options,
+    names_of,
+    shared,
+)
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.data import KINDS
@@ -159,22 +166,13 @@ def synthesise(
     """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
     from spg_pipe import pipeline
 
-    content = {
-        "name": "synthetic",
-        "root": out,
-        "source": source,
-        "layout": layout,
-        "split": split,
-        "categories": names_of("--categories", categories, "bottle,screw"),
-        "per_image": per_image,
-        "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
-        "seed": seed,
-    }
-    console = options.console()
-    made = validated(SyntheticSet, content, OPTIONS)
-    console.result(
-        pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
-    )
+    content: dict[str, object] = {"layout": layout, "split": split, "seed": seed}
+    content |= {"name": "synthetic", "root": out, "source": source, "per_image": per_image}
+    content["categories"] = names_of("--categories", categories, "bottle,screw")
+    content["kinds"] = names_of("--kinds", kinds, ",".join(KINDS))
+    made, console = validated(SyntheticSet, content, OPTIONS), options.console()
+    result = pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
+    console.result(result)
 
 
 @shared("device", "cache", *RECIPE)
@@ -195,9 +193,7 @@ def sweep(
 @shared("device", "cache", *RECIPE)
 def choose(
     options: Options,
-    aux: Annotated[
-        str | None, Option(help="Auxiliary dataset [default: all of the recipe].")
-    ] = None,
+    aux: AuxOption = None,
     normals: Annotated[int, Option(min=2, help="Normal images of a bank, for `bank.…`.")] = 4,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
@@ -215,9 +211,7 @@ def choose(
 @shared("device", "cache", *RECIPE)
 def compare(
     options: Options,
-    normals: Annotated[
-        int, Option(min=2, help="Normal target images that few-shot methods see.")
-    ] = 4,
+    normals: Annotated[int, Option(min=2, help="Normal images of few-shot methods.")] = 4,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
     from spg_pipe.study.compare import compare

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import Dataset, DemoSet, Direction, Name, Positive, Section, SyntheticSet
@@ -25,18 +25,12 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 class BackboneParams(Section):
     """Which frozen backbone, at which size; empty values mean the backbone's own."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # layers may be numbers
     alias: str = "efficientnet-lite0"
     image_size: Positive | None = None
     layers: tuple[str, ...] | None = None
     norm: Literal["post", "pre"] | None = None
     weights: Path | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _layers_are_names(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("layers"), list | tuple):
-            data = data | {"layers": tuple(str(layer) for layer in data["layers"])}
-        return data
 
 
 class ExtractParams(Section):

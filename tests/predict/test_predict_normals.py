@@ -220,7 +220,7 @@ def single(folder: Path) -> None:
         (shutil.rmtree, [], "is no folder. Give a folder with a few normal images"),
         (broken, [], "01.png"),
         (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
-        (of_two_products, [], "several categories (bolt, nut)"),
+        (of_two_products, [], "the categories bolt, nut"),
         (copied, [], "The 3 normal images are copies of each other"),
         (single, [], "There is 1 normal image; a bank needs at least two"),
         (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),

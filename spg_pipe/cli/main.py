@@ -1,5 +1,6 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,9 @@ from typer import Argument, Option
 from spg_pipe.cli import tools
 from spg_pipe.cli.options import (
     RECIPE,
-    AuxOption,
     BankOption,
     CategoriesOption,
     Options,
-    SeedOption,
     SplitOption,
     StoreOption,
     TilesOption,
@@ -26,7 +25,7 @@ from spg_pipe.cli.options import (
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.pipeline.datasets import datasets_of
-from spg_pipe.pipeline.run import targets_of, training_runs
+from spg_pipe.pipeline.run import require_runs, targets_of
 
 app = typer.Typer(
     name="spg-pipe",
@@ -111,10 +110,8 @@ def extract(
 
 
 @app.command("train-sae")
-@shared("backbone", "device", "cache", *RECIPE)
-def train_sae(
-    options: Options, aux: AuxOption = None, seed: SeedOption = None, store: StoreOption = None
-) -> None:
+@shared("backbone", "aux", "seed", "device", "cache", *RECIPE)
+def train_sae(options: Options, store: StoreOption = None) -> None:
     """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder).
 
     A killed run goes on from its last checkpoint when the same command is given again.
@@ -122,21 +119,16 @@ def train_sae(
     from spg_pipe import pipeline
 
     run = options.run()
-    runs = training_runs(run.params, aux, seed, store)
-    paths = [
-        pipeline.train_sae(run, name, each, store=store)
-        for name, seeds in runs.items()
-        for each in seeds
-    ]
+    require_runs(run.params, store)
+    each = itertools.product(run.params.auxiliaries, run.params.seeds)
+    paths = [pipeline.train_sae(run, aux, seed, store=store) for aux, seed in each]
     run.console.result({"saes": paths})
 
 
 @app.command("train-guides")
-@shared("backbone", "device", "cache", *RECIPE)
+@shared("backbone", "aux", "seed", "device", "cache", *RECIPE)
 def train_guides(
     options: Options,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
     store: StoreOption = None,
     sae: Annotated[Path | None, Option(help="An SAE's folder, instead of the recipe's.")] = None,
 ) -> None:
@@ -147,19 +139,18 @@ def train_guides(
     from spg_pipe import pipeline
 
     run = options.run()
-    paths = []
-    for name, seeds in training_runs(run.params, aux, seed, store or sae).items():
-        paths += pipeline.train_guides_together([run], name, seeds, store=store, sae=sae)
+    require_runs(run.params, store or sae)
+    paths, seeds = [], run.params.seeds
+    for aux in run.params.auxiliaries:
+        paths += pipeline.train_guides_together([run], aux, seeds, store=store, sae=sae)
     run.console.result({"detectors": paths})
 
 
 @app.command()
-@shared("backbone", "device", *RECIPE)
+@shared("backbone", "aux", "seed", "device", *RECIPE)
 def score(
     options: Options,
     split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
     detector: Annotated[
         Path | None, Option(help="A detector's folder, instead of the recipe's.")
     ] = None,
@@ -178,28 +169,21 @@ def score(
     alone, run = bank_alone(normals, bank), options.run()
     if normals is not None and split is None:
         raise SpgError("--normals are normal images of one target: name it with --split.")
+    if alone and (detector or options.aux or options.seed is not None):
+        raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     paths = []
-    for target, source in targets_of(run.params, split, aux, detector or store):
+    for each, target in targets_of(run, split, detector or store):
         paths += pipeline.score(
-            run,
-            target,
-            aux=source,
-            seed=seed,
-            detector=detector,
-            store=store,
-            normals=normals,
-            alone=alone,
+            each, target, detector=detector, store=store, normals=normals, alone=alone
         )
     run.console.result({"scores": paths})
 
 
 @app.command()
-@shared("backbone", *RECIPE)
+@shared("backbone", "aux", "seed", *RECIPE)
 def evaluate(
     options: Options,
     split: SplitOption = None,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
     scores: Annotated[Path | None, Option(help="A scores folder, instead of the recipe's.")] = None,
     store: StoreOption = None,
 ) -> None:
@@ -210,8 +194,8 @@ def evaluate(
     run = options.run()
     written: dict[str, Any] = {}
     tables = []
-    for target, source in targets_of(run.params, split, aux, scores or store):
-        paths = pipeline.evaluate(run, target, aux=source, seed=seed, scores=scores, store=store)
+    for each, target in targets_of(run, split, scores or store):
+        paths = pipeline.evaluate(each, target, scores=scores, store=store)
         read = [pipeline.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
         tables += pipeline.tables_of(run.params, read)

@@ -34,7 +34,6 @@ SplitOption = Annotated[
     str | None, Option(help="A dataset (its test split), NAME/train, a folder.")
 ]
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
-SeedOption = Annotated[int | None, Option(min=0, help="One seed [default: the recipe's].")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
 BankOption = Annotated[
@@ -56,6 +55,8 @@ class Options:
         list[str] | None,
         Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; repeatable."),
     ] = None
+    aux: AuxOption = None
+    seed: Annotated[int | None, Option(min=0, help="One seed [default: the recipe's].")] = None
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
@@ -87,7 +88,7 @@ class Options:
             content["extract"]["skip_bad"] = True
         for item in self.overrides or []:
             _override(content, item, self.params)
-        params = parse_params(content, OPTIONS)
+        params = parse_params(content, OPTIONS).narrowed(self.aux, self.seed)
         return RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
 
 
@@ -121,13 +122,7 @@ def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def bank_alone(normals: object, use: BankUse) -> bool:
-    """Whether normal images judge without the guides.
-
-    Raises
-    ------
-    SpgError
-        If there are none.
-    """
+    """Whether normal images judge without the guides; an `SpgError` if there are none."""
     if use is not None and normals is None:
         raise SpgError(f"--bank {use} says what normal images are used for: add --normals.")
     return use == "alone"

@@ -197,11 +197,10 @@ def choose(
     normals: Annotated[int, Option(min=2, help="Normal images of a bank, for `bank.…`.")] = 4,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
-    from spg_pipe.pipeline.run import auxiliaries_of
     from spg_pipe.study.choose import choose
 
     run = options.run()
-    names = auxiliaries_of(run.params, aux)
+    names = run.params.narrowed(aux).auxiliaries
     choices = [choose(run, name, normals=normals) for name in names]
     content = [{"chosen": c.values, "recipe": c.path, "rows": c.rows} for c in choices]
     tables = "\n\n".join(choice.table for choice in choices)

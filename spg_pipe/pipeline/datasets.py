@@ -105,15 +105,15 @@ def names_on_disk(dataset: Dataset) -> list[str]:
     return list_images(dataset)
 
 
-def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
+def find_direction(params: Params, target: str) -> Direction:
     """The recipe's direction with this target.
 
     Raises
     ------
     SpgError
-        If the recipe has none, or several and `aux` does not say which.
+        If the recipe has none, or several: `narrowed` says which.
     """
-    fits = [d for d in params.directions if d.target == target and aux in (None, d.aux)]
+    fits = [way for way in params.directions if way.target == target]
     if len(fits) == 1:
         return fits[0]
     listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"

@@ -26,14 +26,12 @@ def score(
     run: RecipeRun,
     target: str,
     *,
-    aux: str | None = None,
-    seed: int | None = None,
     detector: Path | None = None,
     store: Path | None = None,
     normals: str | None = None,
     alone: bool = False,
 ) -> list[Path]:
-    """Detector + FeatureStore of the target → Scores, for one seed or for all of the recipe.
+    """Detector + FeatureStore of the target → Scores, for all seeds of the recipe.
 
     Parameters
     ----------
@@ -49,14 +47,12 @@ def score(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    if alone and (detector or aux or seed is not None):
-        raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
     judges: list[Detector | None] = [None]
     options: ScoreParams | None = run.params.score
     if not alone:
-        detectors, options = _detectors_for(run, dataset, aux, seed, detector)
+        detectors, options = _detectors_for(run, dataset, detector)
         judges = [*detectors]
     banks = banks_for(run, normals, features, judges, options) if normals else None
     written = []
@@ -97,7 +93,7 @@ def _score_one(
 
 
 def _detectors_for(
-    run: RecipeRun, dataset: Dataset, aux: str | None, seed: int | None, named: Path | None
+    run: RecipeRun, dataset: Dataset, named: Path | None
 ) -> "tuple[list[Detector], ScoreParams | None]":
     """The detectors that judge a target, and how they score.
 
@@ -107,12 +103,11 @@ def _detectors_for(
 
     if named is not None:
         return [Detector.load(named)], run.params.score if run.changes("score") else None
-    source = find_direction(run.params, dataset.name, aux).aux
-    seeds = [seed] if seed is not None else run.params.seeds
-    for each in seeds:
-        checked_detector(run, source, each)
-    detectors = [Detector.load(run.paths.detector(source, each)) for each in seeds]
-    return detectors, run.params.score
+    aux = find_direction(run.params, dataset.name).aux
+    for seed in run.params.seeds:
+        checked_detector(run, aux, seed)
+    folders = [run.paths.detector(aux, seed) for seed in run.params.seeds]
+    return [Detector.load(folder) for folder in folders], run.params.score
 
 
 def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
@@ -126,24 +121,20 @@ def evaluate(
     run: RecipeRun,
     target: str,
     *,
-    aux: str | None = None,
-    seed: int | None = None,
     scores: Path | None = None,
     store: Path | None = None,
 ) -> list[Path]:
-    """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
+    """Scores → Metrics, for all seeds of the recipe, or of one named folder."""
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
-    if scores is not None:
-        chosen = [scores]
-    else:
-        source = find_direction(run.params, dataset.name, aux).aux
-        seeds = [seed] if seed is not None else run.params.seeds
-        for each in seeds:
-            checked_scores(run, dataset, source, each)
-        chosen = [run.paths.scores(source, dataset, each) for each in seeds]
+    folders = [scores] if scores else []
+    if scores is None:
+        aux = find_direction(run.params, dataset.name).aux
+        for seed in run.params.seeds:
+            checked_scores(run, dataset, aux, seed)
+            folders.append(run.paths.scores(aux, dataset, seed))
     given = scores is not None or store is not None
-    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
+    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in folders]
 
 
 def _evaluate_one(

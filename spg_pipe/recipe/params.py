@@ -239,6 +239,26 @@ class Params(Section):
             f"Dataset {name!r} is not in params.yaml, which has: {known}. Add it under `datasets:`."
         )
 
+    def narrowed(self, aux: str | None = None, seed: int | None = None) -> "Params":
+        """The recipe of one auxiliary set, or of one seed, where they are named.
+
+        Raises
+        ------
+        SpgError
+            If the auxiliary set is none of the recipe's.
+        """
+        if aux not in (None, *self.auxiliaries):
+            known = ", ".join(self.auxiliaries) or "none"
+            raise SpgError(
+                f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml."
+            )
+        update = {
+            "auxiliaries": self.auxiliaries if aux is None else (aux,),
+            "directions": tuple(way for way in self.directions if aux in (None, way.aux)),
+            "seeds": self.seeds if seed is None else (seed,),
+        }
+        return self.model_copy(update=update)
+
 
 def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     """Read and validate a recipe.

@@ -51,12 +51,8 @@ def image_size(params: Params) -> int:
         If the backbone is unknown.
     """
     from spg_pipe.backbones.load import resolve
-    from spg_pipe.backbones.names import find_alias
 
-    if params.backbone.image_size is not None:
-        return params.backbone.image_size
-    alias = params.backbone.alias
-    return (find_alias(alias) or resolve(alias)).image_size
+    return params.backbone.image_size or resolve(params.backbone.alias).image_size
 
 
 def require_runs(params: Params, given: Path | None) -> None:

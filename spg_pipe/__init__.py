@@ -9,22 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spg_pipe.backbones import BackboneSpec, load_backbone
-    from spg_pipe.datasets.build import build_manifest
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.detector.evaluate import evaluate_scores
-    from spg_pipe.detector.make import make_detector
-    from spg_pipe.detector.model import Detector
-    from spg_pipe.detector.scores import Scores, score_store
-    from spg_pipe.errors import SpgError
-    from spg_pipe.recipe.data import Dataset
-    from spg_pipe.recipe.params import Params, load_params
-    from spg_pipe.sae.model import SparseAutoencoder
-    from spg_pipe.sae.run import SaeRun
-    from spg_pipe.sae.train import train_sae
-    from spg_pipe.store.extract import extract
-    from spg_pipe.store.lazy import open_dask, open_xarray
-    from spg_pipe.store.reader import FeatureStore
+    from spg_pipe.backbones import BackboneSpec as BackboneSpec
+    from spg_pipe.backbones import load_backbone as load_backbone
+    from spg_pipe.datasets.build import build_manifest as build_manifest
+    from spg_pipe.datasets.manifest import Manifest as Manifest
+    from spg_pipe.detector.evaluate import evaluate_scores as evaluate_scores
+    from spg_pipe.detector.make import make_detector as make_detector
+    from spg_pipe.detector.model import Detector as Detector
+    from spg_pipe.detector.scores import Scores as Scores
+    from spg_pipe.detector.scores import score_store as score_store
+    from spg_pipe.errors import SpgError as SpgError
+    from spg_pipe.recipe.data import Dataset as Dataset
+    from spg_pipe.recipe.params import Params as Params
+    from spg_pipe.recipe.params import load_params as load_params
+    from spg_pipe.sae.model import SparseAutoencoder as SparseAutoencoder
+    from spg_pipe.sae.run import SaeRun as SaeRun
+    from spg_pipe.sae.train import train_sae as train_sae
+    from spg_pipe.store.extract import extract as extract
+    from spg_pipe.store.lazy import open_dask as open_dask
+    from spg_pipe.store.lazy import open_xarray as open_xarray
+    from spg_pipe.store.reader import FeatureStore as FeatureStore
 
 _HOMES = {
     "BackboneSpec": "backbones",
@@ -49,28 +53,7 @@ _HOMES = {
     "train_sae": "sae.train",
 }
 
-__all__ = [
-    "BackboneSpec",
-    "Dataset",
-    "Detector",
-    "FeatureStore",
-    "Manifest",
-    "Params",
-    "SaeRun",
-    "Scores",
-    "SparseAutoencoder",
-    "SpgError",
-    "build_manifest",
-    "evaluate_scores",
-    "extract",
-    "load_backbone",
-    "load_params",
-    "make_detector",
-    "open_dask",
-    "open_xarray",
-    "score_store",
-    "train_sae",
-]
+__all__ = tuple(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun, dataset: str) -> None:
     """Write a built-in demo set."""
-    pipeline.write_demo_set(run.params, dataset)
+    pipeline.write_demo_sets(run, dataset)
 
 
 if __name__ == "__main__":

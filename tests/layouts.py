@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.recipe.data import Dataset
+from spg_pipe.datasets.paint.synthetic import write_synthetic
+from spg_pipe.recipe.data import Dataset, SyntheticSet
 
 
 def scanned(name: str, layout: Any, root: Path, **options: Any) -> Manifest:
@@ -26,6 +27,12 @@ def scanned(name: str, layout: Any, root: Path, **options: Any) -> Manifest:
     of_dataset = {key: options.pop(key) for key in list(options) if key in Dataset.model_fields}
     dataset = Dataset(name=name, layout=layout, root=root, **of_dataset)
     return build_manifest(dataset, **options)
+
+
+def synthesised(source: Manifest, root: Path, workers: int | None = None, **settings: Any) -> bool:
+    """`write_synthetic` of a set in this folder; settings of `SyntheticSet`."""
+    made = SyntheticSet(name="set", root=root, source=source.root, **settings)
+    return write_synthetic(source, made, workers=workers)
 
 
 def texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

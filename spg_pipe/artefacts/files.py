@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.errors import SpgError
 
 _VERSIONED = ("spg-pipe", "torch", "timm", "open_clip_torch", "zarr", "numpy", "scipy", "pillow")
 
@@ -92,30 +92,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object that belongs to an artefact.
-
-    Raises
-    ------
-    SpgError
-        If the file is missing, is not JSON or no object; the message names `what`.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise SpgError(
-            f"{what}: {path} does not exist. Check the path, or make it again."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise DamagedError(f"{what}: {path} is not valid JSON ({error}). Make it again.") from error
-    if not isinstance(found, dict):
-        raise DamagedError(
-            f"{what}: {path} is damaged (found {json.dumps(found)[:40]}, expected an object with "
-            "keys). Make it again."
-        )
-    return found
 
 
 @contextmanager

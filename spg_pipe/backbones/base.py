@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -43,6 +43,44 @@ class Backbone(Protocol):
             Layer name → tokens, in the order of `spec.layers`, on the backbone's device.
         """
         ...
+
+
+class Network:
+    """A network of a library as a `Backbone`.
+
+    Parameters
+    ----------
+    spec : BackboneSpec
+    device : str
+        Where the network's weights are.
+    indices : mapping
+        Layer of `spec` → the library's number of that feature.
+    run : callable
+        Images (B, 3, S, S) on the device and the numbers wanted, rising → the tokens of each.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        device: str,
+        indices: Mapping[str, int],
+        run: Callable[[Tensor, list[int]], Iterable[LayerTokens]],
+    ) -> None:
+        self.spec = spec
+        self._device, self._indices, self._run = torch.device(device), indices, run
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
+        """See `Backbone`."""
+        wanted = sorted(self._indices.values())
+        outputs = self._run(place_images(images, self._device, self.spec), wanted)
+        tokens = dict(zip(wanted, outputs, strict=True))
+        return {layer: tokens[self._indices[layer]] for layer in self.spec.layers}
+
+
+def blocks_of(spec: BackboneSpec) -> dict[str, int]:
+    """The layers of a ViT → its blocks as the libraries count them, from 0."""
+    return {layer: int(layer) - 1 for layer in spec.layers}
 
 
 def stand_in(patches: Tensor, prefix: Prefix) -> Tensor:

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from spg_pipe.backbones.names import BackboneInfo, find_alias, unknown_name
-from spg_pipe.backbones.spec import Norm
+from spg_pipe.backbones.names import BackboneInfo, find_alias
+from spg_pipe.backbones.spec import BackboneSpec, Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
-    from spg_pipe.backbones.request import Request
+    from spg_pipe.backbones.weights import Weights
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_backbone` was asked for: names looked up, nothing else resolved."""
+
+    info: BackboneInfo
+    image_size: int
+    layers: tuple[str, ...]
+    """Empty: the family's default."""
+    norm: Norm | None
+    protocol: Literal["default", "spg"]
+    weights: Path | None
+    device: str
+
+    def blocks(self, depth: int) -> tuple[str, ...]:
+        """The layers of a ViT: those asked for, else the last block.
+
+        Raises SpgError unless every layer is a block number from 1 to `depth`.
+        """
+        layers = self.layers or (str(depth),)
+        for name in layers:
+            if not (name.isascii() and name.isdigit() and 1 <= int(name) <= depth):
+                raise SpgError(
+                    f"{self.info.alias} has no layer {name!r}: its layers are blocks, numbered "
+                    f"from 1 to {depth}."
+                )
+        return layers
+
+    def spec(self, weights: Weights, **resolved: Any) -> BackboneSpec:
+        """The specification: what was `resolved`, beside the names and the weights."""
+        return BackboneSpec(
+            alias=self.info.alias,
+            family=self.info.family,
+            model=self.info.model,
+            weights=weights.label,
+            weights_sha256=weights.sha256,
+            licence=self.info.licence,
+            **resolved,
+        )
 
 
 def load_backbone(
@@ -63,11 +104,8 @@ def load_backbone(
     if protocol not in ("default", "spg"):
         raise SpgError(f"Unknown protocol {protocol!r}: expected 'default' or 'spg'.")
     info = resolve(name)
-
-    from spg_pipe.backbones.request import Request
-
     size = info.image_size if image_size is None else image_size
-    chosen = _layer_names(layers)
+    chosen = info.layers if layers is None else _layer_names(layers)
     how = cast("Norm | None", norm)
     return _build(Request(info, size, chosen, how, protocol, weights, device))
 
@@ -100,18 +138,24 @@ def resolve(name: str) -> BackboneInfo:
 
         return resolve_open_clip(name.removeprefix("open_clip:"))
 
-    from timm import list_models
-
     from spg_pipe.backbones.timm_common import resolve_timm
 
-    if (info := resolve_timm(name.removeprefix("timm:"))) is None:
-        raise unknown_name(name, list_models())
-    return info
+    return resolve_timm(name.removeprefix("timm:"))
 
 
-def _layer_names(layers: Sequence[str | int] | None) -> tuple[str, ...]:
-    if layers is None:
-        return ()
+def check_image_size(size: int, multiple: int, name: str) -> None:
+    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
+    if size > 0 and size % multiple == 0:
+        return
+    below = max(size // multiple, 1) * multiple
+    nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
+    raise SpgError(
+        f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
+        f"(its patch size or largest stride). Nearest valid: {nearest}."
+    )
+
+
+def _layer_names(layers: Sequence[str | int]) -> tuple[str, ...]:
     if isinstance(layers, str) or not layers:
         raise SpgError(f"Layers must be a list such as [6, 8] or [s8, s16]; found {layers!r}.")
     names = tuple(str(layer) for layer in layers)

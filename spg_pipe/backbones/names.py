@@ -35,7 +35,7 @@ class BackboneInfo:
 
 
 def _vit(
-    alias: str, model: str, width: int, depth: int, more: str = "", *, image_size: int = 448
+    alias: str, model: str, width: int, depth: int, more: str = "", image_size: int = 448
 ) -> BackboneInfo:
     """One of timm's ViTs, its last block by default."""
     dinov3 = "dinov3" in alias
@@ -51,40 +51,14 @@ def _vit(
     )
 
 
-def _dinov3(size: str, width: int, depth: int) -> BackboneInfo:
-    model = f"{size.replace('-', '_')}_patch16_dinov3.lvd1689m"
-    return _vit(f"dinov3-{size}", model, width, depth, _REGISTERS)
-
-
-def _dinov2(size: str, width: int, depth: int, *, registers: bool) -> BackboneInfo:
-    alias = f"dinov2-reg-{size}" if registers else f"dinov2-{size}"
-    model = f"{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
-    return _vit(alias, model, width, depth, _REGISTERS if registers else "")
-
-
-def _siglip(alias: str, model: str, width: int, depth: int) -> BackboneInfo:
-    model = f"{model}.{'v2_webli' if alias.startswith('siglip2') else 'webli'}"
-    size = int(model.partition(".")[0].rpartition("_")[2])
-    more = "; the mean token (protocol spg: zeros) stands for CLS"
-    return _vit(alias, model, width, depth, more, image_size=size)
-
-
-def _dinov3_convnext(size: str) -> BackboneInfo:
-    return BackboneInfo(
-        alias=f"dinov3-convnext-{size}",
-        family="timm-cnn",
-        model=f"convnext_{size}.dinov3_lvd1689m",
-        licence=DINOV3_LICENCE,
-        gated=True,
-        image_size=448,
-        layers=("s8", "s16"),
-        norm="pre",
-        note="grids at strides 4 to 32; the mean token stands for CLS",
-    )
-
-
 _REGISTERS = ", 4 registers (dropped)"
+_MEAN = "; the mean token (protocol spg: zeros) stands for CLS"
 _DINOV2 = (("small", 384, 12), ("base", 768, 12), ("large", 1024, 24), ("giant", 1536, 40))
+"""Size, width D, blocks."""
+_DINOV3 = (
+    *(("small", 384, 12), ("small_plus", 384, 12), ("base", 768, 12)),
+    *(("large", 1024, 24), ("huge_plus", 1280, 32), ("7b", 4096, 40)),
+)
 _BACKBONES = (
     BackboneInfo(
         alias="efficientnet-lite0",
@@ -108,22 +82,39 @@ _BACKBONES = (
         norm="pre",
         note="a saliency model fine-tuned from DINOv2 ViT-S/14, not DINOv2 itself (extra: vit)",
     ),
-    _dinov3("small", 384, 12),
-    _dinov3("small-plus", 384, 12),
-    _dinov3("base", 768, 12),
-    _dinov3("large", 1024, 24),
-    _dinov3("huge-plus", 1280, 32),
-    _dinov3("7b", 4096, 40),
-    *(_dinov3_convnext(size) for size in ("tiny", "small", "base", "large")),
-    *(_dinov2(*row, registers=registers) for registers in (False, True) for row in _DINOV2),
-    _siglip("siglip-base", "base_patch16_siglip_512", 768, 12),
-    _siglip("siglip-large", "large_patch16_siglip_384", 1024, 24),
+    *(
+        _vit(
+            f"dinov3-{size.replace('_', '-')}", f"{size}_patch16_dinov3.lvd1689m", w, d, _REGISTERS
+        )
+        for size, w, d in _DINOV3
+    ),
+    *(
+        BackboneInfo(
+            alias=f"dinov3-convnext-{size}",
+            family="timm-cnn",
+            model=f"convnext_{size}.dinov3_lvd1689m",
+            licence=DINOV3_LICENCE,
+            gated=True,
+            image_size=448,
+            layers=("s8", "s16"),
+            norm="pre",
+            note="grids at strides 4 to 32; the mean token stands for CLS",
+        )
+        for size in ("tiny", "small", "base", "large")
+    ),
+    *(_vit(f"dinov2-{size}", f"{size}_patch14_dinov2.lvd142m", w, d) for size, w, d in _DINOV2),
+    *(
+        _vit(f"dinov2-reg-{size}", f"{size}_patch14_reg4_dinov2.lvd142m", w, d, _REGISTERS)
+        for size, w, d in _DINOV2
+    ),
+    _vit("siglip-base", "base_patch16_siglip_512.webli", 768, 12, _MEAN, 512),
+    _vit("siglip-large", "large_patch16_siglip_384.webli", 1024, 24, _MEAN, 384),
     # timm's name for the weights published for 384 px, which 14 does not divide.
-    _siglip("siglip-so400m", "so400m_patch14_siglip_378", 1152, 27),
-    _siglip("siglip2-base", "base_patch16_siglip_512", 768, 12),
-    _siglip("siglip2-large", "large_patch16_siglip_512", 1024, 24),
-    _siglip("siglip2-so400m", "so400m_patch16_siglip_512", 1152, 27),
-    _siglip("siglip2-giant", "giantopt_patch16_siglip_384", 1536, 40),
+    _vit("siglip-so400m", "so400m_patch14_siglip_378.webli", 1152, 27, _MEAN, 378),
+    _vit("siglip2-base", "base_patch16_siglip_512.v2_webli", 768, 12, _MEAN, 512),
+    _vit("siglip2-large", "large_patch16_siglip_512.v2_webli", 1024, 24, _MEAN, 512),
+    _vit("siglip2-so400m", "so400m_patch16_siglip_512.v2_webli", 1152, 27, _MEAN, 512),
+    _vit("siglip2-giant", "giantopt_patch16_siglip_384.v2_webli", 1536, 40, _MEAN, 384),
     BackboneInfo(
         alias="openclip",
         family="open_clip",

@@ -9,65 +9,51 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from spg_pipe.backbones.base import LayerTokens, place_images
-from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
+from spg_pipe.backbones.base import LayerTokens, Network, blocks_of
+from spg_pipe.backbones.load import Request, check_image_size
 from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.request import Request, check_image_size
 from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed
-from spg_pipe.backbones.weights import Weights, load_strictly
+from spg_pipe.backbones.weights import Weights, load_strictly, weights_for
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-class OpenClipViT:
-    """Patch and class tokens of chosen blocks of a CLIP image tower (docs/method.md §1)."""
+def open_clip_vit(visual: VisionTransformer, spec: BackboneSpec, device: str) -> Network:
+    """Patch and class tokens of chosen blocks of a CLIP image tower (docs/method.md §1).
 
-    def __init__(self, visual: VisionTransformer, spec: BackboneSpec, device: torch.device) -> None:
-        """Wrap `visual`; its position embedding is resized once, to the spec's grid."""
-        self.spec = spec
-        side = spec.preprocess.size // spec.patch_size
-        resize_pos_embed(visual, side, spec.pos_embed)
-        self._visual = visual.eval().requires_grad_(False).to(device)
-        self._device = device
+    Of norm ``post``, tokens are ``ln_post(x) @ proj``, in the width of the shared space. The
+    position embedding of `visual` is resized once, to the spec's grid.
+    """
+    side = spec.preprocess.size // spec.patch_size
+    resize_pos_embed(visual, side, spec.pos_embed)
+    tower = visual.eval().requires_grad_(False).to(device)
+    post = spec.norm == "post"
 
-    @property
-    def positional_embedding(self) -> Tensor:
-        """(1 + N, width) float32: the table after resizing, the class token's row first."""
-        return self._visual.positional_embedding.detach()
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
-        """See `spg_pipe.backbones.base.Backbone`.
-
-        Of norm ``post``, tokens are ``ln_post(x) @ proj``, in the width of the shared space.
-        """
-        post = self.spec.norm == "post"
-        # open_clip counts blocks from 0 and returns them in their own order.
-        blocks = sorted(int(layer) for layer in self.spec.layers)
-        outputs = self._visual.forward_intermediates(
-            place_images(images, self._device, self.spec),
-            indices=[block - 1 for block in blocks],
+    def run(images: Tensor, blocks: list[int]) -> list[LayerTokens]:
+        outputs = tower.forward_intermediates(
+            images,
+            indices=blocks,
             normalize_intermediates=post,
             stop_early=True,
             intermediates_only=True,
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        side = self.spec.preprocess.size // self.spec.patch_size
-        pairs = zip(
+        tokens = []
+        for pair in zip(
             outputs["image_intermediates_prefix"], outputs["image_intermediates"], strict=True
-        )
-        tokens = {}
-        for block, pair in zip(blocks, pairs, strict=True):
+        ):
             joined = torch.cat(pair, dim=1)
-            values = (joined @ self._visual.proj if post else joined).float()
+            values = (joined @ tower.proj if post else joined).float()
             patches, prefix = values[:, 1:].contiguous(), values[:, :1].contiguous()
-            tokens[str(block)] = LayerTokens(patches, prefix, (side, side))
-        return {layer: tokens[layer] for layer in self.spec.layers}
+            tokens.append(LayerTokens(patches, prefix, (side, side)))
+        return tokens
+
+    return Network(spec, device, blocks_of(spec), run)
 
 
 def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> None:
@@ -77,22 +63,20 @@ def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> Non
     ``bilinear`` the published code's (no antialias, ``align_corners=False``).
     """
     table = visual.positional_embedding.detach()
-    old_h, old_w = visual.grid_size
-    if (old_h, old_w) != (side, side):
-        grid = table[1:].reshape(1, old_h, old_w, -1).permute(0, 3, 1, 2)
-        native = how == "native"
-        grid = F.interpolate(
-            grid,
-            size=(side, side),
-            mode="bicubic" if native else "bilinear",
-            antialias=native,
-            align_corners=False,
-        )
-        patches = grid.permute(0, 2, 3, 1).reshape(side * side, -1)
-        visual.positional_embedding = torch.nn.Parameter(
-            torch.cat([table[:1], patches]), requires_grad=False
-        )
-        visual.grid_size = (side, side)
+    if tuple(visual.grid_size) == (side, side):
+        return
+    grid = table[1:].unflatten(0, tuple(visual.grid_size)).permute(2, 0, 1)[None]
+    native = how == "native"
+    grid = F.interpolate(
+        grid,
+        size=(side, side),
+        mode="bicubic" if native else "bilinear",
+        antialias=native,
+        align_corners=False,
+    )
+    patches = grid[0].permute(1, 2, 0).flatten(0, 1)
+    visual.positional_embedding = nn.Parameter(torch.cat([table[:1], patches]), requires_grad=False)
+    visual.grid_size = (side, side)
 
 
 def resolve_open_clip(name: str) -> BackboneInfo:
@@ -120,7 +104,7 @@ def resolve_open_clip(name: str) -> BackboneInfo:
     )
 
 
-def build_open_clip(request: Request) -> OpenClipViT:
+def build_open_clip(request: Request) -> Network:
     """Build the backbone that `request` names.
 
     Raises SpgError for a tower that is no plain ViT, a block that it does not have, an image size
@@ -136,17 +120,18 @@ def build_open_clip(request: Request) -> OpenClipViT:
     patch_size = int(vision["patch_size"])
     check_image_size(request.image_size, patch_size, info.alias)
     layers = request.blocks(int(vision["layers"]))
-    weights = request.weights_or(lambda: _published_weights(info, published))
+    repo, _, file = (published.get("hf_hub") or "").rpartition("/")
+    weights = weights_for(request, repo, (file,) if file else HUB_FILES)
     spec = request.spec(
-        layers,
-        patch_size,
-        preprocess_for(info.model, request.image_size),
         weights,
+        layers=layers,
         norm=norm,
-        prefix="cls",
+        patch_size=patch_size,
+        preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="bilinear" if request.protocol == "spg" else "native",
+        prefix="cls",
     )
-    return OpenClipViT(load_visual(architecture, weights), spec, torch.device(request.device))
+    return open_clip_vit(load_visual(architecture, weights), spec, request.device)
 
 
 def preprocess_for(model: str, size: int) -> Preprocess:
@@ -218,10 +203,3 @@ def _timm_trunk(model: str, vision: Mapping[str, Any]) -> str:
         return str(trunk)
     tag = "v2_webli" if "SigLIP2" in model else "webli_i18n" if "i18n" in model else "webli"
     return f"{trunk}.{tag}"
-
-
-def _published_weights(info: BackboneInfo, published: Mapping[str, Any]) -> Weights:
-    if hub := published.get("hf_hub"):
-        repo, _, file = hub.rpartition("/")
-        return weights_from_hub(info, repo, (file,) if file else HUB_FILES)
-    return weights_from_url(info, published.get("url", ""))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens, forward, joined, place_images
-from spg_pipe.backbones.request import check_image_size
+from spg_pipe.backbones.load import check_image_size
 from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
 from spg_pipe.errors import SpgError
 
@@ -52,29 +52,28 @@ def tiled(
     SpgError
         If a side does not fit, or there would be too many tiles.
     """
-    check_sides(sides, inner.spec, overlap)
-    tiles = Tiles(size=inner.spec.preprocess.size, sides=tuple(sorted(sides)), overlap=overlap)
-    return TiledBackbone(inner, tiles, at_once)
+    return TiledBackbone(inner, check_sides(sides, inner.spec, overlap), at_once)
 
 
-def check_sides(sides: Sequence[int], spec: BackboneSpec, overlap: float = OVERLAP) -> None:
-    """Raise SpgError unless images of these sides can be cut into tiles of an untiled backbone."""
+def check_sides(sides: Sequence[int], spec: BackboneSpec, overlap: float = OVERLAP) -> Tiles:
+    """How an untiled backbone cuts images of these sides; SpgError if they cannot be cut so."""
+    size = spec.preprocess.size
     if len(set(sides)) != len(sides):
         raise SpgError(f"Sides of tiled images: a number is there twice in {list(sides)}.")
     for side in sides:
         check_image_size(side, spec.patch_size, f"tiles of {spec.alias}")
-        if side < spec.preprocess.size:
+        if side < size:
             raise SpgError(
-                f"Images of {side} pixels are smaller than a tile of {spec.alias}, "
-                f"{spec.preprocess.size} pixels: give larger sides, or a smaller image size."
+                f"Images of {side} pixels are smaller than a tile of {spec.alias}, {size} pixels: "
+                "give larger sides, or a smaller image size."
             )
-    tiles = Tiles(size=spec.preprocess.size, sides=tuple(sides), overlap=overlap)
+    tiles = Tiles(size=size, sides=tuple(sorted(sides)), overlap=overlap)
     if (count := tiles.count(spec.patch_size)) > MOST:
         raise SpgError(
-            f"Sides of {', '.join(map(str, sides))} pixels make {count:,} tiles of "
-            f"{spec.preprocess.size} pixels an image; at most {MOST:,} are computed. Give smaller "
-            "sides."
+            f"Sides of {', '.join(map(str, sides))} pixels make {count:,} tiles of {size} pixels "
+            f"an image; at most {MOST:,} are computed. Give smaller sides."
         )
+    return tiles
 
 
 class TiledBackbone:
@@ -88,14 +87,14 @@ class TiledBackbone:
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """Compute tokens: see `Backbone`. The prefix token is the mean of the tiles'."""
         images = place_images(images, images.device, self.spec)
-        found: dict[str, list[LayerTokens]] = defaultdict(list)
+        parts: dict[str, list[LayerTokens]] = defaultdict(list)
         for image in images.split(1):
             for side in self._tiles.sides:
                 at = side if len(self._tiles.sides) > 1 else None
                 for layer, tokens in self._whole(_resized(image, side), side).items():
-                    found[TokenKey(layer, at).name].append(tokens)
+                    parts[TokenKey(layer, at).name].append(tokens)
         # An image at a time until here, for memory; a batch of one is not copied.
-        return {layer: each[0] if len(each) == 1 else joined(each) for layer, each in found.items()}
+        return {layer: each[0] if len(each) == 1 else joined(each) for layer, each in parts.items()}
 
     def _whole(self, image: Tensor, side: int) -> dict[str, LayerTokens]:
         """Tokens of one image (1, 3, side, side), put together from its tiles."""
@@ -103,36 +102,33 @@ class TiledBackbone:
         corners = list(itertools.product(range(len(starts)), repeat=2))
         sums: dict[str, Tensor] = {}
         prefix: dict[str, list[Tensor]] = defaultdict(list)
-        grids: dict[str, tuple[int, int]] = {}
         for first in range(0, len(corners), self._at_once):
             part = corners[first : first + self._at_once]
             pixels = [
                 image[..., starts[i] : starts[i] + size, starts[j] : starts[j] + size]
                 for i, j in part
             ]
-            found = forward(self._inner, torch.cat(pixels), self._at_once)
-            for layer, tokens in found.items():
+            outputs = forward(self._inner, torch.cat(pixels), self._at_once)
+            for layer, tokens in outputs.items():
                 rows, columns = tokens.grid
                 stride = size // rows
                 places = [start // stride for start in starts]
-                weights = blend(places, rows, side // stride).to(tokens.patches.device)
-                grids[layer] = (side // stride, side // stride)
+                cells = side // stride
+                weights = blend(places, rows, cells).to(tokens.patches.device)
                 if layer not in sums:
-                    sums[layer] = tokens.patches.new_zeros(
-                        (*grids[layer], tokens.patches.shape[-1])
-                    )
+                    width = tokens.patches.shape[-1]
+                    sums[layer] = tokens.patches.new_zeros((cells, cells, width))
                 prefix[layer].append(tokens.prefix)
                 for (i, j), patches in zip(part, tokens.patches, strict=True):
                     share = weights[i, :, None, None] * weights[j, None, :, None]
-                    room = sums[layer][
-                        places[i] : places[i] + rows, places[j] : places[j] + columns
-                    ]
+                    top, left = places[i], places[j]
+                    room = sums[layer][top : top + rows, left : left + columns]
                     room.addcmul_(patches.unflatten(0, (rows, columns)), share)
         return {
             layer: LayerTokens(
                 total.flatten(0, 1)[None],
                 torch.cat(prefix[layer]).mean(dim=0, keepdim=True),
-                grids[layer],
+                (len(total), len(total)),
             )
             for layer, total in sums.items()
         }

@@ -1,4 +1,7 @@
-"""timm's CNNs, and every other timm model that gives a pyramid of grids."""
+"""timm's CNNs, and every other timm model that gives a pyramid of grids.
+
+Each cell of a grid is a token; the mean token stands for CLS.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.request import Request, check_image_size
+from spg_pipe.backbones.base import LayerTokens, Network, stand_in
+from spg_pipe.backbones.load import Request, check_image_size
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.timm_common import fixed_size, load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
-class TimmCnn:
-    """Feature grids of a timm model; each cell is a token, the mean token stands for CLS."""
-
-    def __init__(
-        self, model: Any, spec: BackboneSpec, indices: dict[str, int], device: torch.device
-    ) -> None:
-        """Wrap `model`; `indices` gives timm's feature index of each layer of `spec`."""
-        self.spec = spec
-        # Channels last halves the time of a CNN on a CPU, and its grids are tokens as they lie.
-        self._model = model.to(memory_format=torch.channels_last)
-        self._indices = indices
-        self._device = device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
-        """See `spg_pipe.backbones.base.Backbone`."""
-        x = place_images(images, self._device, self.spec)
-        x = x.contiguous(memory_format=torch.channels_last)
-        grids = self._model.forward_intermediates(
-            x,
-            indices=sorted(self._indices.values()),
-            stop_early=True,
-            intermediates_only=True,
-            output_fmt="NCHW",
-        )
-        by_index = dict(zip(sorted(self._indices.values()), grids, strict=True))
-        return {
-            layer: _to_tokens(by_index[self._indices[layer]], layer, self.spec)
-            for layer in self.spec.layers
-        }
-
-
-def build_timm_cnn(request: Request) -> TimmCnn:
+def build_timm_cnn(request: Request) -> Network:
     """Build the backbone that `request` names.
 
     Raises SpgError for a layer that is no stride of the model, an image size that the strides do
@@ -58,7 +29,7 @@ def build_timm_cnn(request: Request) -> TimmCnn:
             f"{info.alias} gives feature grids, which have no final norm: use `norm: pre`."
         )
     strides = _strides(skeleton(info), info.alias)
-    layers = request.layers or info.layers or _default_layers(strides)
+    layers = request.layers or _default_layers(strides)
     unknown = [layer for layer in layers if layer not in strides]
     if unknown:
         raise SpgError(
@@ -66,23 +37,39 @@ def build_timm_cnn(request: Request) -> TimmCnn:
             f"{', '.join(strides)}."
         )
     largest = max(int(layer[1:]) for layer in layers)
-    if (only := fixed_size(info.model)) is not None:
-        if only % largest:
-            # CrossViT: two grids whose cells no whole stride divides.
-            raise SpgError(
-                f"{info.alias} works at {only} pixels only, which its stride as timm states it, "
-                f"{largest}, does not divide: its features are not a grid. Choose another timm "
-                "model."
-            )
-        if only != request.image_size:
-            raise SpgError(f"{info.alias} works at {only} pixels only; found {request.image_size}.")
+    only = fixed_size(info.model)
+    if only is not None and (only != request.image_size or only % largest):
+        raise SpgError(
+            f"{info.alias} works at {only} pixels only, and its largest stride, {largest}, must "
+            f"divide them; found {request.image_size}."
+        )
     check_image_size(request.image_size, largest, info.alias)
-    model, weights = load_model(request)
-    preprocess = preprocess_for(info.model, request.image_size)
-    spec = request.spec(layers, largest, preprocess, weights, norm="pre", prefix="mean")
-    return TimmCnn(
-        model, spec, {layer: strides[layer] for layer in layers}, torch.device(request.device)
+    loaded, weights = load_model(request)
+    spec = request.spec(
+        weights,
+        layers=layers,
+        norm="pre",
+        patch_size=largest,
+        preprocess=preprocess_for(info.model, request.image_size),
+        pos_embed="native",
+        prefix="mean",
     )
+    # Channels last halves the time of a CNN on a CPU, and its grids are tokens as they lie.
+    model = loaded.to(memory_format=torch.channels_last)
+    names = {strides[layer]: layer for layer in layers}
+
+    def run(images: Tensor, indices: list[int]) -> list[LayerTokens]:
+        grids = model.forward_intermediates(
+            images.contiguous(memory_format=torch.channels_last),
+            indices=indices,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        pairs = zip(indices, grids, strict=True)
+        return [_to_tokens(grid, names[index], spec) for index, grid in pairs]
+
+    return Network(spec, request.device, {layer: strides[layer] for layer in layers}, run)
 
 
 def _strides(plan: Any, name: str) -> dict[str, int]:

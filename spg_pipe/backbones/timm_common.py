@@ -9,15 +9,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import is_model_in_modules
+from timm.models import PretrainedCfg, is_model_in_modules
 from torch import nn
 
-from spg_pipe.backbones.hub import weights_from_hub, weights_from_url
-from spg_pipe.backbones.imgfocus import imgfocus
-from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.packaged import efficientnet_lite0
-from spg_pipe.backbones.request import Request
-from spg_pipe.backbones.weights import StateDict, Weights, load_strictly
+from spg_pipe.backbones.load import Request
+from spg_pipe.backbones.names import BackboneInfo, unknown_name
+from spg_pipe.backbones.weights import StateDict, Weights, load_strictly, weights_for
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -26,20 +23,17 @@ from spg_pipe.errors import SpgError
 VIT_MODULES = ("vision_transformer", "eva", "deit", "beit")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_PACKAGED = {"efficientnet-lite0": efficientnet_lite0, "dinov2-vits14-imgfocus": imgfocus}
-"""Alias → its weights from an installed package."""
 
+def resolve_timm(name: str) -> BackboneInfo:
+    """Describe any timm model by its name (with or without a tag).
 
-def resolve_timm(name: str) -> BackboneInfo | None:
-    """Describe any timm model by its name (with or without a tag); None if timm has no such.
-
-    Raises SpgError if timm has the architecture but not the tag.
+    Raises SpgError if timm has no such architecture, or not the tag.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        return None
+        raise unknown_name(name, timm.list_models())
     cfg = _pretrained_cfg(name)
-    licence = getattr(cfg, "license", None) or "not stated; see the model's page"
+    licence = cfg.license or "not stated; see the model's page"
     vit = is_model_in_modules(architecture, VIT_MODULES)
     return BackboneInfo(
         alias=name,
@@ -47,7 +41,7 @@ def resolve_timm(name: str) -> BackboneInfo | None:
         model=name,
         licence=licence,
         gated="dinov3" in licence,
-        image_size=int(cfg.input_size[-1]) if cfg else 224,
+        image_size=int(cfg.input_size[-1]),
         norm="post" if vit else "pre",
         note="a timm model",
     )
@@ -70,11 +64,15 @@ def load_model(request: Request, **options: Any) -> tuple[Any, Weights]:
 
     `options` go to `timm.create_model`. Raises SpgError if weights cannot be had, or do not fit.
     """
-    info = request.info
-    weights = request.weights_or(lambda: _published_weights(info))
-    model = timm.create_model(info.model, pretrained=False, num_classes=0, **options)
-    state = _to_timm_names(weights, model, info.model)
-    load_strictly(model, state, weights.label, drop=_classifiers(info.model))
+    name = request.info.model
+    cfg = _pretrained_cfg(name)
+    files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+    weights = weights_for(request, cfg.hf_hub_id, files, cfg.url)
+    model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    state = _to_timm_names(weights, model, name)
+    classifiers = cfg.classifier or ()
+    names = (classifiers,) if isinstance(classifiers, str) else classifiers
+    load_strictly(model, state, weights.label, drop=[f"{each}." for each in names])
     return model.eval().requires_grad_(False).to(request.device), weights
 
 
@@ -85,44 +83,29 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     on 8-bit images, and name their filter, mean and deviation in timm.
     """
     cfg = _pretrained_cfg(model)
-    mean = tuple(cfg.mean) if cfg else (0.485, 0.456, 0.406)
-    std = tuple(cfg.std) if cfg else (0.229, 0.224, 0.225)
+    mean, std = tuple(cfg.mean), tuple(cfg.std)
     if "dinov3" in model:
         return Preprocess(size, "float", "bilinear", mean, std)
-    bilinear = cfg is not None and cfg.interpolation == "bilinear"
+    bilinear = cfg.interpolation == "bilinear"
     return Preprocess(size, "uint8", "bilinear" if bilinear else "bicubic", mean, std)
 
 
 def fixed_size(model: str) -> int | None:
     """Return the only image size (pixels) that a timm model takes, None if it takes any."""
     cfg = _pretrained_cfg(model)
-    return int(cfg.input_size[-1]) if cfg and cfg.fixed_input_size else None
+    return int(cfg.input_size[-1]) if cfg.fixed_input_size else None
 
 
 def _pretrained_cfg(name: str) -> Any:
+    """What timm says of a model's weights; its defaults where it says nothing."""
     try:
-        return timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
     except RuntimeError as error:
         architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise SpgError(
             f"timm has no weights named {name}. For {architecture} it has: {tags}."
         ) from error
-
-
-def _published_weights(info: BackboneInfo) -> Weights:
-    if packaged := _PACKAGED.get(info.alias):
-        return packaged()
-    cfg = _pretrained_cfg(info.model)
-    if cfg is not None and cfg.hf_hub_id:
-        files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-        return weights_from_hub(info, cfg.hf_hub_id, files)
-    return weights_from_url(info, (cfg and cfg.url) or "")
-
-
-def _classifiers(model: str) -> tuple[str, ...]:
-    names = getattr(_pretrained_cfg(model), "classifier", None) or ()
-    return tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))
 
 
 def _to_timm_names(weights: Weights, model: nn.Module, name: str) -> StateDict:

@@ -4,58 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from spg_pipe.backbones.base import LayerTokens, place_images, stand_in
-from spg_pipe.backbones.request import Request, check_image_size
-from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix
+from spg_pipe.backbones.base import LayerTokens, Network, blocks_of, stand_in
+from spg_pipe.backbones.load import Request, check_image_size
+from spg_pipe.backbones.spec import Norm, Prefix
 from spg_pipe.backbones.timm_common import load_model, preprocess_for, skeleton
 from spg_pipe.errors import SpgError
 
 
-class TimmViT:
-    """Patch tokens and the class token of chosen blocks (docs/method.md §1)."""
-
-    def __init__(self, model: Any, spec: BackboneSpec, device: torch.device) -> None:
-        """Wrap `model`, a timm ViT whose weights are loaded."""
-        self.spec = spec
-        self._model = model
-        self._device = device
-        self._has_prefix = model.num_prefix_tokens > 0
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
-        """See `spg_pipe.backbones.base.Backbone`."""
-        x = place_images(images, self._device, self.spec)
-        # timm counts blocks from 0 and returns them in their own order.
-        blocks = sorted(int(layer) for layer in self.spec.layers)
-        outputs = self._model.forward_intermediates(
-            x,
-            indices=[block - 1 for block in blocks],
-            return_prefix_tokens=self._has_prefix,
-            norm=self.spec.norm == "post",
-            output_fmt="NLC",
-            stop_early=True,
-            intermediates_only=True,
-        )
-        by_block = dict(zip(blocks, outputs, strict=True))
-        return {layer: self._to_tokens(by_block[int(layer)]) for layer in self.spec.layers}
-
-    def _to_tokens(self, output: Tensor | tuple[Tensor, Tensor]) -> LayerTokens:
-        patches, prefix = output if isinstance(output, tuple) else (output, None)
-        patches = patches.contiguous().float()
-        if prefix is not None and self.spec.prefix == "cls":
-            cls = prefix[:, :1].contiguous().float()
-        else:
-            cls = stand_in(patches, self.spec.prefix)
-        side = self.spec.preprocess.size // self.spec.patch_size
-        return LayerTokens(patches, cls, (side, side))
-
-
-def build_timm_vit(request: Request) -> TimmViT:
-    """Build the backbone that `request` names.
+def build_timm_vit(request: Request) -> Network:
+    """Build the backbone that `request` names (docs/method.md §1).
 
     Raises SpgError for a block that the model does not have, an image size that its patch size
     does not divide, ``norm: post`` where the tokens have no final norm, or weights that cannot be
@@ -71,10 +31,40 @@ def build_timm_vit(request: Request) -> TimmViT:
     layers = request.blocks(len(plan.blocks))
     norm = _resolve_norm(request, has_norm=not isinstance(plan.norm, nn.Identity))
     model, weights = load_model(request, **options)
-    preprocess = preprocess_for(info.model, request.image_size)
-    prefix = _resolve_prefix(request, plan)
-    spec = request.spec(layers, patch_size, preprocess, weights, norm=norm, prefix=prefix)
-    return TimmViT(model, spec, torch.device(request.device))
+    spec = request.spec(
+        weights,
+        layers=layers,
+        norm=norm,
+        patch_size=patch_size,
+        preprocess=preprocess_for(info.model, request.image_size),
+        pos_embed="native",
+        prefix=_resolve_prefix(request, plan),
+    )
+    side = request.image_size // patch_size
+
+    def run(images: Tensor, blocks: list[int]) -> list[LayerTokens]:
+        outputs = model.forward_intermediates(
+            images,
+            indices=blocks,
+            return_prefix_tokens=model.num_prefix_tokens > 0,
+            norm=norm == "post",
+            output_fmt="NLC",
+            stop_early=True,
+            intermediates_only=True,
+        )
+        return [_to_tokens(output, spec.prefix, side) for output in outputs]
+
+    return Network(spec, request.device, blocks_of(spec), run)
+
+
+def _to_tokens(output: Tensor | tuple[Tensor, Tensor], prefix: Prefix, side: int) -> LayerTokens:
+    patches, tokens = output if isinstance(output, tuple) else (output, None)
+    patches = patches.contiguous().float()
+    if tokens is not None and prefix == "cls":
+        cls = tokens[:, :1].contiguous().float()
+    else:
+        cls = stand_in(patches, prefix)
+    return LayerTokens(patches, cls, (side, side))
 
 
 def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:

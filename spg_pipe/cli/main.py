@@ -11,7 +11,6 @@ from spg_pipe.cli.options import (
     AuxOption,
     CategoriesOption,
     Options,
-    PlainUsage,
     SeedOption,
     SplitOption,
     StoreOption,
@@ -58,9 +57,7 @@ def prepare(options: Options, split: SplitOption = None) -> None:
     chosen = datasets_of(run.params, split)
     pipeline.synthesise_sets(run, chosen)
     paths = [pipeline.prepare(run, dataset) for dataset in chosen]
-    run.console.result(
-        {"manifests": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
-    )
+    run.console.result({"manifests": paths, "skipped": pipeline.skipped_in(paths)})
 
 
 @app.command()
@@ -88,11 +85,9 @@ def extract(
 
     run = options.run()
     chosen = datasets_of(run.params, split)
-    if out is not None and len(chosen) != 1:
-        raise SpgError("--out names one store: add --split NAME.")
-    if categories is not None and len(chosen) != 1:
-        raise SpgError("--categories are those of one dataset: add --split NAME.")
-    wanted = None if categories is None else names_of("--categories", categories, "bottle,screw")
+    wanted = names_of("--categories", categories, "bottle,screw")
+    if (out or wanted) and len(chosen) != 1:
+        raise SpgError("--out and --categories are of one dataset: add --split NAME.")
     pipeline.write_demo_sets(run)
     pipeline.synthesise_sets(run, chosen)
     if sides := sides_of(tiles):
@@ -110,9 +105,7 @@ def extract(
         )
         for dataset in chosen
     ]
-    run.console.result(
-        {"stores": [str(path) for path in paths], "skipped": pipeline.skipped_in(paths)}
-    )
+    run.console.result({"stores": paths, "skipped": pipeline.skipped_in(paths)})
 
 
 @app.command("train-sae")
@@ -130,10 +123,13 @@ def train_sae(
     from spg_pipe import pipeline
 
     run = options.run()
-    paths = []
-    for name, seeds in training_runs(run.params, aux, seed, store).items():
-        paths += pipeline.train_saes(run, name, seeds, store=store)
-    run.console.result({"saes": [str(path) for path in paths]})
+    runs = training_runs(run.params, aux, seed, store)
+    paths = [
+        pipeline.train_sae(run, name, each, store=store)
+        for name, seeds in runs.items()
+        for each in seeds
+    ]
+    run.console.result({"saes": paths})
 
 
 @app.command("train-guides")
@@ -157,11 +153,11 @@ def train_guides(
     paths = []
     for name, seeds in training_runs(run.params, aux, seed, store or sae).items():
         paths += pipeline.train_guides_together([run], name, seeds, store=store, sae=sae)
-    run.console.result({"detectors": [str(path) for path in paths]})
+    run.console.result({"detectors": paths})
 
 
 for command in (*targets.COMMANDS, *tools.COMMANDS):
-    app.command(cls=PlainUsage)(command)
+    app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 
 

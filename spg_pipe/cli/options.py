@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
-import yaml
-from typer.core import TyperCommand
 
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
@@ -22,25 +19,11 @@ from spg_pipe.recipe.params import (
     load_params,
     nearest,
     parse_params,
+    parse_yaml,
 )
 
-
-class Cache(StrEnum):
-    """What `TokenSource` takes as `cache`."""
-
-    AUTO = "auto"
-    DEVICE = "device"
-    HOST = "host"
-    NONE = "none"
-
-
-class BankUse(StrEnum):
-    """What a memory bank of normal images is used for."""
-
-    FUSED = "fused"
-    ALONE = "alone"
-
-
+BankUse = Literal["fused", "alone"] | None
+"""What a memory bank of normal images is used for."""
 TilesOption = Annotated[
     str | None,
     typer.Option(
@@ -64,7 +47,7 @@ CategoriesOption = Annotated[
     str | None, typer.Option("--categories", help="Only these, comma-separated: bottle,screw.")
 ]
 BankOption = Annotated[
-    BankUse | None,
+    BankUse,
     typer.Option("--bank", help="With --normals: with the guides, or alone [default: fused]."),
 ]
 
@@ -103,9 +86,9 @@ class Options:
         int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
     ] = None
     cache: Annotated[
-        Cache,
+        Literal["auto", "device", "host", "none"],
         typer.Option("--cache", help="Where tokens wait between epochs; changes no result."),
-    ] = Cache.AUTO
+    ] = "auto"
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
@@ -124,25 +107,18 @@ class Options:
         """
         recipe = load_params(self.params)
         content = recipe.model_dump(mode="json")
-        section = content["backbone"]
-        if self.backbone is not None and self.backbone != section["alias"]:
+        if self.backbone not in (None, recipe.backbone.alias):
             # Another backbone has other layers and sizes: its own defaults apply.
-            section.update(
-                alias=self.backbone, image_size=None, layers=None, norm=None, weights=None
-            )
-        layers = self.layers
-        given = {
-            "weights": str(self.weights) if self.weights else None,
-            "image_size": self.image_size,
-            "layers": None if layers is None else names_of("--layers", layers, "6,8 or s8,s16"),
-        }
-        section.update({key: value for key, value in given.items() if value is not None})
+            content["backbone"] = {"alias": self.backbone}
+        layers = names_of("--layers", self.layers, "6,8 or s8,s16")
+        given = {"weights": self.weights, "image_size": self.image_size, "layers": layers}
+        content["backbone"] |= {key: value for key, value in given.items() if value is not None}
         if self.skip_bad:
             content["extract"]["skip_bad"] = True
         for item in self.overrides or []:
             _override(content, item, self.params)
         params = parse_params(content, OPTIONS)
-        return RecipeRun(params, self.console(), self.device, self.workers, str(self.cache), recipe)
+        return RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
 
 
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
@@ -174,15 +150,7 @@ def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-class PlainUsage(TyperCommand):
-    """A command whose usage line shows arguments as its help and the docs do: `DETECTOR`."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        # Newer versions of typer put braces around what is required.
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
-
-def bank_alone(normals: object, use: BankUse | None) -> bool:
+def bank_alone(normals: object, use: BankUse) -> bool:
     """Whether normal images judge without the guides.
 
     Raises
@@ -192,7 +160,7 @@ def bank_alone(normals: object, use: BankUse | None) -> bool:
     """
     if use is not None and normals is None:
         raise SpgError(f"--bank {use} says what normal images are used for: add --normals.")
-    return use is BankUse.ALONE
+    return use == "alone"
 
 
 def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
@@ -203,7 +171,8 @@ def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
     SpgError
         If a parameter is unknown or out of range, or there are no normal images.
     """
-    content: dict[str, Any] = {"bank": BankParams().model_dump(mode="json")}
+    content: dict[str, Any] = {"bank": {}, "name": "bank"}
+    content |= {"datasets": [], "auxiliaries": [], "directions": []}
     for item in overrides or []:
         if not item.startswith("bank.") or normals is None:
             raise SpgError(
@@ -211,18 +180,19 @@ def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
                 "--normals, bank.KEY=VALUE, can be set here."
             )
         _override(content, item, DEFAULT_PARAMS)
-    recipe = {"name": "bank", "datasets": [], "auxiliaries": [], "directions": []}
-    return parse_params(recipe | content, OPTIONS).bank
+    return parse_params(content, OPTIONS).bank
 
 
-def names_of(option: str, value: str, example: str) -> list[str]:
-    """The names that an option lists.
+def names_of(option: str, value: str | None, example: str) -> list[str] | None:
+    """The names that an option lists; None without it.
 
     Raises
     ------
     SpgError
         If one of them is empty.
     """
+    if value is None:
+        return None
     names = [part.strip() for part in value.split(",")]
     if not all(names):
         raise SpgError(
@@ -253,26 +223,21 @@ def sides_of(tiles: str | None) -> list[int] | None:
 
 def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
     place, equals, value = item.partition("=")
-    *sections, key = place.split(".")
-    if sections[:1] in (["sweep"], ["choose"]):  # their keys are places themselves
-        sections, key = sections[:1], place.partition(".")[2]
+    *above, key = place.split(".")
+    if above[:1] in (["sweep"], ["choose"]):  # their keys are places themselves
+        above, key = above[:1], place.partition(".")[2]
     if not equals or not key:
         raise UsageError(f"--set {item}: expected SECTION.KEY=VALUE, for instance sae.k=16.")
     target = content
-    for name in sections:
-        if isinstance(target.get(name), dict):
-            target = target[name]
-            continue
-        if name in target:
+    for name in above:
+        sections = {key: inner for key, inner in target.items() if isinstance(inner, dict)}
+        if name not in sections:
             raise SpgError(
-                f"--set {item}: {name!r} is no section, so --set cannot reach into it. Edit it in "
-                f"{params_file}."
+                f"--set {item}: {params_file} has no section {name!r} (lists are edited in the "
+                f"file itself); {nearest(name, sections or target)}"
             )
-        known = [key for key, value in target.items() if isinstance(value, dict)] or target
-        raise SpgError(
-            f"--set {item}: {params_file} has no section {name!r}; {nearest(name, known)}"
-        )
+        target = sections[name]
     try:
-        target[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {item}: {value!r} is not a YAML value ({error}).") from error
+        target[key] = parse_yaml(value, f"--set {item}: {value!r}")
+    except SpgError as error:
+        raise UsageError(str(error)) from error

@@ -60,7 +60,7 @@ def score(
         for target, source in targets_of(run.params, split, aux, detector or store)
         for path in score_target(run, target, aux=source, seed=seed, detector=detector, store=store)
     ]
-    run.console.result({"scores": [str(path) for path in paths]})
+    run.console.result({"scores": paths})
 
 
 @shared("backbone", *RECIPE)
@@ -96,7 +96,7 @@ def report(options: Options) -> None:
 
     run = options.run()
     path = pipeline.report(run)
-    run.console.result({"report": str(path)}, f"Report: {path}")
+    run.console.result({"report": path}, f"Report: {path}")
 
 
 @shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
@@ -130,7 +130,7 @@ def predict(
         console=console,
         normals=NormalFolder(normals, settings, alone) if normals else None,
     )
-    console.result(outcome.content(), outcome.text())
+    console.result(outcome.content, outcome.text)
 
 
 COMMANDS = (score, evaluate, report, predict)

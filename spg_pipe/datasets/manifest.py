@@ -7,7 +7,7 @@ files write the same bytes. Paths are relative; the folder they start from is no
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
@@ -156,18 +156,8 @@ class Manifest:
         return self._record().fingerprint
 
     def _record(self) -> ManifestRecord:
-        return ManifestRecord(
-            dataset=self.dataset,
-            split=self.split,
-            layout=self.layout,
-            exif=self.exif,
-            licences=self.licences,
-            rows_sha256=_rows_sha256(self.table),
-            notes=self.notes,
-            skipped=self.skipped,
-            selection=dict(self.selection),
-            sources=self.own_sources,
-        ).sealed()
+        shared = {name: getattr(self, name) for name in _SHARED} | {"sources": self.own_sources}
+        return ManifestRecord(rows_sha256=_rows_sha256(self.table), **shared).sealed()
 
     def save(self, path: Path) -> None:
         """Write a Parquet file (zstd); the same content gives the same bytes.
@@ -191,20 +181,30 @@ class Manifest:
 
         SpgError if the file is missing, damaged, of another format, or was edited.
         """
-        table, record = _read(path)
-        return cls(
-            dataset=record.dataset,
-            split=record.split,
-            layout=record.layout,
-            root=root,
-            table=table,
-            licences=record.licences,
-            notes=record.notes,
-            exif=record.exif,
-            skipped=record.skipped,
-            selection=record.selection,
-            sources=record.sources,
-        )
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not path.is_file():
+            raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
+        try:
+            arrow = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, "manifest", f"it cannot be read ({error})", AGAIN) from error
+        raw = (arrow.schema.metadata or {}).get(b"spg")
+        if raw is None:
+            fault = "it is a Parquet file, but not of spg-pipe"
+            raise damaged(path, "manifest", fault, AGAIN)
+        record = parse_record(raw.decode(), path, ManifestRecord, "manifest", AGAIN)
+        if missing := [name for name in COLUMNS if name not in arrow.column_names]:
+            raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
+        table = arrow.replace_schema_metadata(None).to_pandas()
+        if _rows_sha256(table) != record.rows_sha256:
+            raise damaged(path, "manifest", "its rows were edited or damaged", AGAIN)
+        return cls(root=root, table=table, **{name: getattr(record, name) for name in _SHARED})
+
+
+_SHARED = tuple(f.name for f in fields(Manifest) if f.name not in ("root", "table"))
+"""What a manifest and its record both hold."""
 
 
 def _spread_rows(groups: Sequence[tuple[str, int]], limit: int) -> list[int]:
@@ -213,20 +213,18 @@ def _spread_rows(groups: Sequence[tuple[str, int]], limit: int) -> list[int]:
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     if limit < len(members):
-        every = list(members.values())
-        return [every[at][0] for at in _spaced(limit, len(every))]
+        return _spaced([rows[0] for rows in members.values()], limit)
     share = dict.fromkeys(members, 1)
     for _ in range(limit - len(members)):
         # Sainte-Laguë: shares as near to the true proportions as whole images allow.
         neediest = max(members, key=lambda g: len(members[g]) / (2 * share[g] + 1))
         share[neediest] += 1
-    rows = [members[g][at] for g in members for at in _spaced(share[g], len(members[g]))]
-    return sorted(rows)
+    return sorted(row for group, rows in members.items() for row in _spaced(rows, share[group]))
 
 
-def _spaced(count: int, total: int) -> list[int]:
-    """`count` places of `total`, in the middle of equal parts."""
-    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
+def _spaced(rows: Sequence[int], count: int) -> list[int]:
+    """`count` of the rows, in the middle of equal parts."""
+    return [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
 
 
 def to_frame(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
@@ -245,28 +243,3 @@ def _schema() -> pa.Schema:
 
 def _rows_sha256(table: pd.DataFrame) -> str:
     return fingerprint({name: table[name].tolist() for name in COLUMNS})
-
-
-def _read(path: Path) -> tuple[pd.DataFrame, ManifestRecord]:
-    """Table and record of a manifest file, or an SpgError that says what is wrong with it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
-    try:
-        arrow = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(path, "manifest", f"it cannot be read ({error})", AGAIN) from error
-    raw = (arrow.schema.metadata or {}).get(b"spg")
-    if raw is None:
-        raise SpgError(
-            f"{path} is a Parquet file but not a manifest of spg-pipe. Make it anew with `{AGAIN}`."
-        )
-    record = parse_record(raw.decode(), path, ManifestRecord, "manifest", AGAIN)
-    if missing := [name for name in COLUMNS if name not in arrow.column_names]:
-        raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
-    table = arrow.replace_schema_metadata(None).to_pandas()
-    if _rows_sha256(table) != record.rows_sha256:
-        raise damaged(path, "manifest", "its rows were edited or damaged", AGAIN)
-    return table, record

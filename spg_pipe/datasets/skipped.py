@@ -46,12 +46,10 @@ def skipped_note(skipped: Sequence[Skipped]) -> str:
 
 
 def _content_hash(root: Path, path: str, mask: str) -> str:
-    content = hashlib.sha256()
+    files = [root / name for name in (path, mask) if name]
+    if not all(file.is_file() for file in files):  # a pipe or a device would never end
+        return ""
     try:
-        for name in (path, mask) if mask else (path,):
-            if not (root / name).is_file():  # a pipe or a device would never end
-                return ""
-            content.update((root / name).read_bytes())
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     except OSError:
         return ""
-    return content.hexdigest()

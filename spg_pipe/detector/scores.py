@@ -19,22 +19,22 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.decision.maps import SOFTENING, anomaly_maps
 from spg_pipe.decision.rules import Additive
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.judge import Judged, Patches, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import zarr
 
 BATCH_IMAGES = 8
 """Images that are judged at a time."""
-_MAKE = "spg-pipe score"
 CHUNK_IMAGES = 256
-"""Images in a chunk of maps.zarr: 0.8 MB at 28×28."""
+"""Images in a chunk of maps.zarr, whole batches: 0.8 MB at 28×28."""
+_MAKE = "spg-pipe score"
 
 Progress = Callable[[int, int], None]
 
@@ -91,13 +91,7 @@ class Scores:
         path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
-        try:
-            table = pd.read_parquet(path / "scores.parquet")
-        except (OSError, ValueError) as error:
-            raise SpgError(
-                f"{path} is not a whole scores folder ({error}). Run `spg-pipe score` again."
-            ) from error
-        return cls(path, table, record)
+        return cls(path, pd.read_parquet(path / "scores.parquet"), record)
 
 
 def score_store(
@@ -106,7 +100,6 @@ def score_store(
     path: Path,
     *,
     score: ScoreParams | None = None,
-    batch_images: int = BATCH_IMAGES,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -145,7 +138,6 @@ def score_store(
         path,
         lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, rule),
         record,
-        batch_images=batch_images,
         device=device,
         progress=progress,
     )
@@ -157,7 +149,6 @@ def write_scores(
     judge_batch: Callable[[dict[str, Tensor]], Judged],
     record: ScoresRecord,
     *,
-    batch_images: int = BATCH_IMAGES,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -170,21 +161,26 @@ def write_scores(
     record : ScoresRecord
         Without its fingerprint and digests.
     """
-    rows: list[dict[str, np.ndarray]] = []
-    shapes = {layer: store.spec.layers[layer].grid for layer in record.layers}
-    kind = _kind(record.log_odds)
+    columns: list[dict[str, np.ndarray]] = []
+    held: list[Patches] = []
     with fresh_folder(path) as folder:
-        maps = MapWriter(folder / "maps.zarr", shapes, len(store), kind)
+        arrays = _map_arrays(folder / "maps.zarr", store, record)
         # Every token is used once: there is nothing to keep.
-        for images, tokens in ordered_batches(sources_of(store, device, "none"), batch_images):
+        for images, tokens in ordered_batches(sources_of(store, device, "none"), BATCH_IMAGES):
             judged = judge_batch(tokens)
-            rows.append(judged.columns)
-            maps.append(judged.patches)
+            columns.append(judged.columns)
+            held.append(judged.patches)
+            done = int(images[-1]) + 1
+            # Whole chunks are written, each of them once.
+            if done % CHUNK_IMAGES == 0 or done == len(store):
+                for layer, array in arrays.items():
+                    values = torch.cat([patches[layer] for patches in held]).numpy()
+                    array[done - len(values) : done] = values
+                held.clear()
             if progress:
-                progress(int(images[-1]) + 1, len(store))
-        maps.close()
+                progress(done, len(store))
         table = store.table.assign(
-            **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+            **{key: np.concatenate([batch[key] for batch in columns]) for key in columns[0]}
         )
         table.to_parquet(folder / "scores.parquet", index=False, compression="zstd")
         digests = file_digests(folder, "scores.parquet", "maps.zarr")
@@ -193,55 +189,31 @@ def write_scores(
     return Scores(path, table, record)
 
 
+def _map_arrays(path: Path, store: FeatureStore, record: ScoresRecord) -> dict[str, "zarr.Array"]:
+    """The arrays of maps.zarr by layer, (n, h, w) float32, still to be filled."""
+    import zarr
+
+    group = zarr.create_group(path)
+    arrays = {
+        layer: group.create_array(
+            f"{_kind(record.log_odds)}_{layer}",
+            shape=(len(store), *grid),
+            chunks=(min(CHUNK_IMAGES, len(store)), *grid),
+            dtype="float32",
+            # A lost chunk then reads as NaN, which no metric takes for a score.
+            fill_value=np.nan,
+            dimension_names=("image", f"row_{layer}", f"column_{layer}"),
+        )
+        for layer in record.layers
+        for grid in [store.spec.layers[layer].grid]
+    }
+    with warnings.catch_warnings():
+        # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(group.store)
+    return arrays
+
+
 def _kind(log_odds: bool) -> str:
     """What arrays of maps.zarr hold, and their names begin with."""
     return "log_odds" if log_odds else "probability"
-
-
-class MapWriter:
-    """Writes maps.zarr, layer by layer (n, h, w) float32, a whole chunk of images at a time."""
-
-    def __init__(
-        self, path: Path, shapes: dict[str, tuple[int, int]], images: int, kind: str
-    ) -> None:
-        import zarr
-
-        self._group = zarr.create_group(path)
-        self._chunk = min(CHUNK_IMAGES, images)
-        self._held: list[dict[str, Tensor]] = []
-        self._written = 0
-        self._arrays = {
-            layer: self._group.create_array(
-                f"{kind}_{layer}",
-                shape=(images, *grid),
-                chunks=(self._chunk, *grid),
-                dtype="float32",
-                # A lost chunk then reads as NaN, which no metric takes for a score.
-                fill_value=np.nan,
-                dimension_names=("image", f"row_{layer}", f"column_{layer}"),
-            )
-            for layer, grid in shapes.items()
-        }
-
-    def append(self, patches: dict[str, Tensor]) -> None:
-        """Add layer → (B, h, w) values of the next images."""
-        self._held.append(patches)
-        if sum(len(next(iter(batch.values()))) for batch in self._held) >= self._chunk:
-            self._flush()
-
-    def close(self) -> None:
-        """Write what is left, and the consolidated metadata."""
-        import zarr
-
-        self._flush()
-        with warnings.catch_warnings():
-            # Zarr v3's consolidated metadata is not yet standardised; readers may ignore it.
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(self._group.store)
-
-    def _flush(self) -> None:
-        for layer, array in self._arrays.items() if self._held else ():
-            values = torch.cat([batch[layer] for batch in self._held]).numpy()
-            array[self._written : self._written + len(values)] = values
-        self._written += sum(len(next(iter(batch.values()))) for batch in self._held)
-        self._held.clear()

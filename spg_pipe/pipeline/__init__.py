@@ -10,18 +10,12 @@ from spg_pipe.pipeline.features import (
     prepare,
     skipped_in,
     with_tiles,
-    write_demo_set,
     write_demo_sets,
 )
 from spg_pipe.pipeline.normals import score_few_shot
 from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
-from spg_pipe.pipeline.training import (
-    train_guides,
-    train_guides_together,
-    train_sae,
-    train_saes,
-)
+from spg_pipe.pipeline.training import train_guides, train_guides_together, train_sae
 
 __all__ = [
     "evaluate",
@@ -40,8 +34,6 @@ __all__ = [
     "train_guides",
     "train_guides_together",
     "train_sae",
-    "train_saes",
     "with_tiles",
-    "write_demo_set",
     "write_demo_sets",
 ]

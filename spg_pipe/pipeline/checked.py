@@ -19,14 +19,13 @@ from spg_pipe.pipeline.checked_store import (
     made_otherwise,
     refused,
 )
-from spg_pipe.pipeline.datasets import find_dataset, split_name
+from spg_pipe.pipeline.datasets import split_name
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 
 if TYPE_CHECKING:
     from spg_pipe.decision.rules import Rule
     from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
-    from spg_pipe.guides.kinds import Guides
     from spg_pipe.sae.run import SaeRecord
     from spg_pipe.store.reader import FeatureStore
 
@@ -59,8 +58,8 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
     return path
 
 
-def checked_detector(run: RecipeRun, aux: str, seed: int) -> Path:
-    """The detector of the recipe's sections, made from `aux`.
+def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
+    """The detector of the recipe's sections, made from `aux`: what it says of itself.
 
     Its training data need not be here; where the store is, the detector must be made from it.
 
@@ -69,27 +68,22 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> Path:
     NotThereError, DamagedError
         If there is none that fits.
     """
-    _detector(run, aux, seed)
-    return run.paths.detector(aux, seed)
-
-
-def _detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
     from spg_pipe.detector.record import DetectorRecord
 
     def pairs(record: DetectorRecord) -> Pairs:
-        store = _where_here(run, lambda: _aux_store(run, aux).fingerprint, record.store)
+        store = _where_here(run, lambda: checked_store(run, aux).fingerprint, record.store)
         return _fitted(run.params, seed, record.origin, record.rule) | {"feature store": store}
 
     def sae() -> Path:
-        store = _first(lambda: _aux_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
+        store = _first(lambda: checked_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
         return checked_sae(run, store, aux, seed)
 
     path, command = run.paths.detector(aux, seed), f"train-guides --aux {aux} --seed {seed}"
     return _require(run, path, DetectorRecord, pairs, command, sae)
 
 
-def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Path:
-    """The zero-shot scores of a target by the recipe's sections.
+def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRecord":
+    """The zero-shot scores of a target by the recipe's sections: what they say of themselves.
 
     Where the target's store or the detector is, the scores must have been made from it.
 
@@ -98,21 +92,18 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Pat
     NotThereError, DamagedError
         If there are none that fit.
     """
-    _scores(run, dataset, aux, seed)
-    return run.paths.scores(aux, dataset, seed)
-
-
-def _scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRecord":
     from spg_pipe.detector.record import ScoresRecord
 
     params = run.params
     keys = {"rule"} if params.score.rule == "additive" else {"rule", "image_score"}
 
+    def detector() -> str:
+        return checked_detector(run, aux, seed).fingerprint
+
     def pairs(record: ScoresRecord) -> Pairs:
         if record.detector is None or record.rule is None:
             return {"detector": ("one of the recipe", None)}
         store = _where_here(run, lambda: checked_store(run, dataset).fingerprint, record.store)
-        judge = record.detector.fingerprint
         return _fitted(params, seed, record.detector, record.rule) | {
             "score": (params.score.model_dump(include=keys), record.rule.model_dump(include=keys)),
             "auxiliary": (aux, record.auxiliary),
@@ -121,12 +112,12 @@ def _scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRec
             "dataset": (dataset.name, record.dataset),
             "split": (dataset.split, record.split),
             "feature store": store,
-            "detector": _where_here(run, lambda: _detector(run, aux, seed).fingerprint, judge),
+            "detector": _where_here(run, detector, record.detector.fingerprint),
         }
 
     path = run.paths.scores(aux, dataset, seed)
     command = f"score --split {split_name(params, dataset)} --aux {aux} --seed {seed}"
-    return _require(run, path, ScoresRecord, pairs, command, lambda: _detector(run, aux, seed))
+    return _require(run, path, ScoresRecord, pairs, command, detector)
 
 
 def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
@@ -139,8 +130,8 @@ def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Pa
     """
     from spg_pipe.detector.metrics_file import read_metrics
 
-    dataset = find_dataset(run.params, direction.target)
-    scores = _scores(run, dataset, direction.aux, seed)
+    dataset = run.params.dataset(direction.target)
+    scores = checked_scores(run, dataset, direction.aux, seed)
     folder = run.paths.scores(direction.aux, dataset, seed)
     path = run.paths.metrics(direction.aux, dataset, seed)
     command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
@@ -199,10 +190,6 @@ def _where_here(run: RecipeRun, fingerprint: Callable[[], str], held: str) -> tu
         return held, held
 
 
-def _aux_store(run: RecipeRun, aux: str) -> "FeatureStore":
-    return checked_store(run, find_dataset(run.params, aux))
-
-
 def _fitted(
     params: Params, seed: int, origin: "DetectorOrigin", rule: "Rule"
 ) -> dict[str, tuple[object, object]]:
@@ -213,7 +200,7 @@ def _fitted(
         "seed": (seed, origin.seed),
         "method.protocol": (params.method.protocol, origin.protocol.name),
         "sae": (params.sae, origin.sae.params),
-        "guides": (_without_order(guides_of(params.guides)), _without_order(origin.guides)),
+        "guides": (guides_of(params.guides), origin.guides),
         "method.detection": (params.method.detection, origin.detection),
         "part of the auxiliary dataset": (None, origin.auxiliary.selection),
     }
@@ -221,8 +208,3 @@ def _fitted(
         weights = rule.weights if rule.rule == "additive" else None
         pairs["decision"] = (params.decision, weights)
     return pairs
-
-
-def _without_order(guides: "Guides") -> dict[str, object]:
-    """The order of the images is no setting of a recipe."""
-    return guides.model_dump(mode="json", exclude={"order_seed"})

@@ -21,8 +21,10 @@ Pairs = Mapping[str, tuple[object, object]]
 """Full name of a setting or an input → its value as wanted, and as an artefact holds it."""
 
 
-def checked_store(run: RecipeRun, dataset: Dataset, given: Path | None = None) -> "FeatureStore":
-    """The store of a dataset, or the one that `--store` names.
+def checked_store(
+    run: RecipeRun, dataset: Dataset | str, given: Path | None = None
+) -> "FeatureStore":
+    """The store of a dataset, which may be one of the recipe's by name, or that of `--store`.
 
     Raises
     ------
@@ -33,6 +35,8 @@ def checked_store(run: RecipeRun, dataset: Dataset, given: Path | None = None) -
     """
     from spg_pipe.store.reader import FeatureStore, selection_note
 
+    if isinstance(dataset, str):
+        dataset = run.params.dataset(dataset)
     if given is not None:
         store = FeatureStore(given)
         held = f"{store.spec.dataset}/{store.spec.split}"
@@ -113,11 +117,11 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
     from spg_pipe.backbones.names import find_alias
 
     recipe, published = params.backbone, params.method.protocol == "spg"
-    info = find_alias(recipe.alias) or resolve(recipe.alias)
-    view = spec.untiled
-    wanted: dict[str, object] = {"alias": info.alias, "image_size": image_size(params)}
-    if layers := recipe.layers or info.layers:
-        wanted["layers"] = list(layers)
+    info, view = find_alias(recipe.alias) or resolve(recipe.alias), spec.untiled
+    held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
+    held |= {"image_size": view.preprocess.size, "layers": list(view.layers)}
+    wanted = held | {"alias": info.alias, "image_size": image_size(params)}
+    wanted["layers"] = list(recipe.layers or info.layers) or held["layers"]
     if recipe.norm is not None:
         wanted["norm"] = recipe.norm
     elif spec.family == "timm-vit" and "dinov2" in spec.model:
@@ -126,8 +130,6 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
         wanted["pos_embed"] = "bilinear" if published else "native"
     if spec.family == "timm-vit" and "siglip" in spec.model:
         wanted["prefix"] = "zeros" if published else "mean"
-    held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
-    held |= {"image_size": view.preprocess.size, "layers": list(view.layers)}
     weights, local = recipe.weights, spec.weights.startswith("file: ")
     if weights is not None and weights.is_file():
         stat = weights.stat()
@@ -136,7 +138,7 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
     elif weights is not None or local:  # scoring needs no weights: they may be gone since
         wanted["weights"] = weights and f"file: {weights.name}"
         held["weights"] = spec.weights
-    return differences({"backbone": (wanted, {name: held[name] for name in wanted})})
+    return differences({"backbone": (wanted, held)})
 
 
 @lru_cache(maxsize=8)

@@ -13,6 +13,9 @@ from spg_pipe.errors import SpgError, UsageError
 
 Update = Callable[..., None]
 _SECONDS_A_LINE = 10
+_SECONDS_A_DRAWING = 0.1
+_SECONDS_A_RATE = 3600
+"""A rate is the mean of this time."""
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Console:
     def result(self, content: Any, text: str | None = None) -> None:
         """The command's result: JSON for scripts, or a text for people."""
         if self.json:
-            print(json.dumps(jsonable(content), indent=2, allow_nan=False))
+            print(json.dumps(jsonable(content), indent=2, allow_nan=False, default=str))
         elif text and self.verbosity > 0:
             print(text)
 
@@ -47,91 +50,52 @@ class Console:
         """A progress bar: call the update with (done, total, loss=None, label=None).
 
         On a terminal it is drawn live; elsewhere, or without `bars`, a line is written every ten
-        seconds.
+        seconds. The rate is that of the current label since its first update: each layer counts
+        anew, and a resumed run begins far from 0.
         """
         if self.verbosity == 0 or self.json:
             yield lambda *_args, **_kwargs: None
-        elif self.bars and sys.stderr.isatty():
-            yield from _live(what, unit)
-        else:
-            yield from _lines(what, unit)
-
-
-class _Clock:
-    """Units a second since the current label began: each layer counts anew.
-
-    What was done before the first update does not count: a resumed run begins far from 0.
-    """
-
-    def __init__(self) -> None:
-        self.label: str | None = None
-        self.started = 0.0
-        self.first = 0
-
-    def rate(self, done: int, label: str) -> float | None:
-        """None until a label's second update."""
-        now = time.monotonic()
-        if label != self.label or done < self.first:  # or another pass over the same layer
-            self.label, self.started, self.first = label, now, done
-        if done <= self.first:
-            return None
-        return (done - self.first) / max(now - self.started, 1e-3)
-
-
-def _live(what: str, unit: str) -> Iterator[Update]:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    clock = _Clock()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=RichConsole(stderr=True)) as bar:
-        task = bar.add_task(what, total=1, unit=unit, rate="", note="")
-
-        def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
-            if label != clock.label:
-                bar.reset(task)
-            rate = clock.rate(done, label)
-            bar.update(
-                task,
-                completed=done,
-                total=total,
-                rate="" if rate is None else f"{rate:,.1f} {unit}/s",
-                note=f"loss {loss:.4g}" if loss is not None else "",
-                description=f"{what} {label}".strip(),
-            )
-
-        yield update
-
-
-def _lines(what: str, unit: str) -> Iterator[Update]:
-    clock = _Clock()
-    last = time.monotonic()
-
-    def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
-        nonlocal last
-        rate = clock.rate(done, label)
-        now = time.monotonic()
-        if now - last < _SECONDS_A_LINE and done < total:
             return
-        last = now
-        note = f", loss {loss:.4g}" if loss is not None else ""
-        speed = ""
-        if rate is not None:
-            speed = f", {rate:,.1f}/s, {max(0, total - done) / max(rate, 1e-9):.0f} s left"
-        print(
-            f"{f'{what} {label}'.strip()}: {done:,}/{total:,} {unit}{speed}{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    yield update
+        live = self.bars and sys.stderr.isatty()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,} " + unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(
+            *columns,
+            console=RichConsole(stderr=True),
+            get_time=time.monotonic,
+            speed_estimate_period=_SECONDS_A_RATE,
+            disable=not live,
+        ) as bar:
+            number = bar.add_task(what, total=1, rate="", note="")
+            task, said = bar.tasks[0], time.monotonic()
+
+            def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
+                nonlocal said
+                description = f"{what} {label}".strip()
+                if description != task.description or done < task.completed:
+                    bar.reset(number, description=description)
+                bar.update(number, completed=done, total=total)
+                now = time.monotonic()
+                if now - said < (_SECONDS_A_DRAWING if live else _SECONDS_A_LINE) and done < total:
+                    return
+                said, rate = now, f"{task.speed:,.1f}" if task.speed else ""
+                note = f"loss {loss:.4g}" if loss is not None else ""
+                task.fields.update(rate=rate and f"{rate} {unit}/s", note=note)
+                if not live:
+                    left = f"{rate}/s, {task.time_remaining:.0f} s left" if rate else ""
+                    facts = (f"{description}: {done:,}/{total:,} {unit}", left, note)
+                    print(", ".join(filter(None, facts)), file=sys.stderr, flush=True)
+
+            yield update
 
 
 def exit_code(main: Callable[[], Any]) -> int:
@@ -144,33 +108,22 @@ def exit_code(main: Callable[[], Any]) -> int:
     """
     try:
         main()
-    except SpgError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return _interrupted()
-    except SystemExit as stop:
-        # Typer turns Ctrl-C into this exit code and says nothing.
-        if stop.code == 130:
-            return _interrupted()
-        raise
-    except OSError as error:
+    except (SpgError, OSError) as error:
         # Disk full, read-only folders and the like: the message of the system names the file.
         print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns Ctrl-C into exit code 130 and says nothing.
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
+        again = "Run the same command again: training and extracting go on from where they were."
+        print(f"Interrupted. {again}", file=sys.stderr)
+        return 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "out of memory" not in str(error):
             raise
-        print(
-            f"Error: out of memory ({str(error).splitlines()[0] if str(error) else 'host'}). "
-            "Lower extract.batch_images or sae.batch_images, or use --device cpu.",
-            file=sys.stderr,
-        )
+        what = str(error).partition("\n")[0] or "host"
+        advice = "Lower extract.batch_images or sae.batch_images, or use --device cpu."
+        print(f"Error: out of memory ({what}). {advice}", file=sys.stderr)
         return 1
     return 0
-
-
-def _interrupted() -> int:
-    again = "Run the same command again: training and extracting go on from where they were."
-    print(f"Interrupted. {again}", file=sys.stderr)
-    return 130

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def scan(
     run: RecipeRun,
     dataset: Dataset,
     *,
+    limit: int | None = None,
+    categories: Sequence[str] | None = None,
     skip_bad: bool = False,
     leave_out: "Sequence[Skipped]" = (),
 ) -> "Manifest":
@@ -68,6 +71,8 @@ def scan(
 
     Parameters
     ----------
+    limit, categories
+        Of the dataset only a part: see `extract`.
     skip_bad : bool
         Leave out images that cannot be used; every image is decoded for it.
     leave_out : sequence of Skipped
@@ -75,15 +80,24 @@ def scan(
     """
     from spg_pipe.datasets.build import build_manifest
 
+    part = dataset
+    if categories is not None:
+        part = dataset.model_copy(update={"categories": tuple(categories)})
+        if names_on_disk(part) == names_on_disk(dataset):
+            part = dataset  # all that there are: the dataset itself
     with run.console.progress(f"prepare {dataset.name}") as update:
-        return build_manifest(
-            dataset,
+        manifest = build_manifest(
+            part,
             exif_of_own_images=protocol(run.params.method.protocol).exif_of_own_images,
             skip_bad=skip_bad,
             leave_out=leave_out,
             workers=run.workers,
             progress=update,
         )
+    if part is not dataset and categories is not None:
+        notes = (*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)")
+        manifest = replace(manifest, selection={"categories": sorted(categories)}, notes=notes)
+    return manifest if limit is None else manifest.spread(limit)
 
 
 def names_on_disk(dataset: Dataset) -> list[str]:

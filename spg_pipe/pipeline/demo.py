@@ -76,4 +76,4 @@ def _print_tables(folder: Path, console: Console) -> None:
             [flat_rows(table) for table in runs], "\n\n".join(tables_of(params, runs)) + "\n"
         )
     report = (folder / paths.report / "index.html").resolve()
-    console.result({"report": str(report)}, f"Report: {report}")
+    console.result({"report": report}, f"Report: {report}")

@@ -2,39 +2,28 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.datasets import names_on_disk, scan
+from spg_pipe.pipeline.datasets import scan
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.machine import choose_device, cpu_workers
-from spg_pipe.recipe.params import Dataset, Params
+from spg_pipe.recipe.params import Dataset
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.extract import Extraction
     from spg_pipe.store.reader import FeatureStore
 
 
-def write_demo_sets(run: RecipeRun) -> None:
-    """Generate the recipe's built-in demo sets where they are not there yet."""
-    for demo in run.params.demo_sets:
-        write_demo_set(run.params, demo.name)
-
-
-def write_demo_set(params: Params, name: str) -> Path:
-    """Generate a built-in demo set of the recipe."""
+def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
+    """Generate the recipe's built-in demo sets, or one of them, where they are not there yet."""
     from spg_pipe.datasets.paint.demo import write_demo
 
-    for demo in params.demo_sets:
-        if demo.name == name:
-            write_demo(name, demo.root, seed=demo.seed)
-            return demo.root
-    known = ", ".join(demo.name for demo in params.demo_sets) or "none"
-    raise SpgError(f"Demo set {name!r} is not among the recipe's demo_sets: {known}.")
+    for demo in run.params.demo_sets:
+        if name in (None, demo.name):
+            write_demo(demo.name, demo.root, seed=demo.seed)
 
 
 def prepare(run: RecipeRun, dataset: Dataset) -> Path:
@@ -53,12 +42,12 @@ def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.store.reader import FeatureStore
 
-    found = {}
+    left_out = {}
     for path in paths:
         holder = FeatureStore(path).spec if path.is_dir() else Manifest.load(path, path.parent)
         if holder.skipped:
-            found[str(path)] = [{"path": b.path, "reason": b.reason} for b in holder.skipped]
-    return found
+            left_out[str(path)] = [{"path": b.path, "reason": b.reason} for b in holder.skipped]
+    return left_out
 
 
 def load_backbone(run: RecipeRun) -> "Backbone":
@@ -84,16 +73,6 @@ def with_tiles(run: RecipeRun, datasets: Sequence[Dataset], sides: Sequence[int]
     return run.with_params(run.params.model_copy(update={"extract": section}))
 
 
-def tiled_as(run: RecipeRun, backbone: "Backbone", sides: Sequence[int]) -> "Backbone":
-    """The backbone on images of these sides in tiles."""
-    from spg_pipe.backbones.tiling import tiled
-    from spg_pipe.store.extract import inputs_at_once
-
-    params, device = run.params.extract, choose_device(run.device)
-    at_once = inputs_at_once(backbone.spec, params.batch_images, device)
-    return tiled(backbone, sides, at_once=at_once)
-
-
 def extract(
     run: RecipeRun,
     dataset: Dataset,
@@ -112,55 +91,48 @@ def extract(
     replace : bool
         Replace a store of other content in the same place.
     from_manifest : bool
-        Use the prepared manifest (the DVC stage, whose dependency it is) instead of looking at
-        the folder again.
-    out : Path, optional
-        Another place.
-    backbone : Backbone, optional
-        Already loaded, for several datasets.
-    limit : int, optional
-        At most so many images, spread over categories and labels.
-    categories : sequence of str, optional
-        Only these. The store of a part of the dataset gets its own place, and says what it is.
+        Use the prepared manifest (a dependency of the DVC stage), not the folder as it is now.
+    out, backbone : optional
+        Another place, and a backbone that is already loaded, for several datasets.
+    limit, categories : optional
+        At most so many images, spread over all kinds, and only of these categories. The store of
+        a part of the dataset gets its own place, and says what it is.
 
     Raises
     ------
     SpgError
         For missing images, categories or weights, and as `_place` and `store.extract.extract`.
     """
+    from spg_pipe.backbones.tiling import tiled
     from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.extract import extract as extract_store
+    from spg_pipe.store import extract as writing
 
+    params, device = run.params.extract, choose_device(run.device)
+    how = writing.Extraction(params.batch_images, dtype=params.dtype, compressor=params.compressor)
     # First of all, because missing weights are the likeliest reason to stop.
     backbone = backbone or load_backbone(run)
-    if sides := run.params.extract.tiles.get(dataset.name):
-        backbone = tiled_as(run, backbone, sides)
+    if sides := params.tiles.get(dataset.name):
+        at_once = writing.inputs_at_once(backbone.spec, params.batch_images, device)
+        backbone = tiled(backbone, sides, at_once=at_once)
     if from_manifest:
         manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
     else:
-        manifest = _chosen(run, dataset, limit, categories)
+        manifest = scan(run, dataset, limit=limit, categories=categories, skip_bad=params.skip_bad)
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
-        store = extract_store(
+        store = writing.extract(
             manifest,
             backbone,
             path,
-            _extraction(run.params),
+            how,
             replace=replace,
             workers=cpu_workers(run.workers),
-            device=choose_device(run.device),
+            device=device,
             progress=update,
         )
     run.console.say(f"{dataset.name}: {len(store)} images → {path}")
     _say_notes(run, store, manifest)
     return path
-
-
-def _extraction(params: Params) -> "Extraction":
-    from spg_pipe.store.extract import Extraction
-
-    section = params.extract
-    return Extraction(section.batch_images, dtype=section.dtype, compressor=section.compressor)
 
 
 def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | None) -> Path:
@@ -193,23 +165,3 @@ def _say_notes(run: RecipeRun, store: "FeatureStore", manifest: "Manifest") -> N
         notes.append(skipped_note(manifest.skipped))
     for note in notes:
         run.console.say(f"  note: {note}")
-
-
-def _chosen(
-    run: RecipeRun, dataset: Dataset, limit: int | None, categories: Sequence[str] | None
-) -> "Manifest":
-    """The dataset's images, or the part of them that the options name."""
-    skip_bad = run.params.extract.skip_bad
-    chosen = dataset
-    if categories is not None:
-        chosen = dataset.model_copy(update={"categories": tuple(categories)})
-        if names_on_disk(chosen) == names_on_disk(dataset):
-            chosen = dataset  # all that there are: the dataset itself
-    manifest = scan(run, chosen, skip_bad=skip_bad)
-    if chosen is not dataset and categories is not None:
-        manifest = changed(
-            manifest,
-            selection={"categories": sorted(categories)},
-            notes=(*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)"),
-        )
-    return manifest.spread(limit) if limit is not None else manifest

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.artefacts.files import read_json
 from spg_pipe.errors import SpgError
 
 
@@ -25,11 +24,9 @@ def inspect(path: Path) -> dict[str, Any]:
 
     if (path / "zarr.json").is_file():
         return summary(FeatureStore(path))
-    kinds = {"detector": _detector, "sparse autoencoder": _sae, "scores": _scores}
-    if (path / "config.json").is_file():
-        kind = read_json(path / "config.json", "Artefact").get("kind")
-        if isinstance(kind, str) and kind in kinds:
-            return {"kind": kind, **kinds[kind](path)}
+    for file, kind, described in _KINDS:
+        if (path / file).is_file():
+            return {"kind": kind, **described(path)}
     raise SpgError(
         f"{path} is no feature store, sparse autoencoder, detector or scores folder. "
         "Look below artifacts/."
@@ -72,6 +69,14 @@ def _scores(path: Path) -> dict[str, Any]:
         "score_max": float(scores.table["score"].max()),
         **scores.record.model_dump(mode="json", include=keys),
     }
+
+
+_KINDS = (
+    ("detector.safetensors", "detector", _detector),
+    ("sae.safetensors", "sparse autoencoder", _sae),
+    ("scores.parquet", "scores", _scores),
+)
+"""The file that tells an artefact's folder from others, its kind in words, what it holds."""
 
 
 def as_text(content: dict[str, Any], indent: int = 0) -> str:

@@ -47,8 +47,7 @@ def score_few_shot(
     SpgError
         If the normal images are no bank for this target, or the detector cannot be added to one.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, says, seen_of
-    from spg_pipe.bank.fusion import require_fusible
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, says, seen_of
 
     if alone and (detector or aux or seed is not None):
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")

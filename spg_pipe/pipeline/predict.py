@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from spg_pipe.bank.few_shot import note_of_copies, note_of_known
+from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.decision.maps import SIGMA
@@ -13,55 +12,23 @@ from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import SCORES, check_out
+from spg_pipe.predict.files import SCORES
 from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import HEADER, Prediction, Row, as_row, judge_images
+from spg_pipe.predict.judge import Prediction, as_row, judge_images
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.predict.results import write_results
 from spg_pipe.recipe.machine import choose_device
-from spg_pipe.recipe.params import BankParams
 
 
-class Outcome(BaseModel):
+class Outcome(NamedTuple):
     """The predictions, and what all of them depend on: of the detector what was used of it."""
 
-    model_config = ConfigDict(frozen=True)
-    detector: Path
-    protocol: str
-    sigma: float
-    image_score: str
-    backbone: str
-    bank: BankParams | None
-    supervision: str | None
-    """None for a zero-shot detector that learnt from labels."""
-    fingerprint: str | None
-    """Of the detector, as what follows: None where a bank judges alone."""
-    tau: float | None
-    """Of the published rule's probabilities; the additive rule has none."""
-    guides: str | None
-    seed: int | None
-    licences: tuple[str, ...]
-    out: Path
-    predictions: tuple[Row, ...]
-
-    def content(self) -> dict[str, object]:
-        """For `--json`; a fact that there is not is left out."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    def text(self) -> str:
-        """For people: the highest scores first."""
-        ranked = sorted(self.predictions, key=lambda row: -float(row["score"]))
-        facts = (
-            f"protocol {self.protocol}, σ {self.sigma:g}, image score {self.image_score}, "
-            f"{self.backbone}"
-        )
-        if self.fingerprint:
-            facts += f", seed {self.seed}, detector {self.fingerprint[:8]}"
-        if self.supervision:
-            facts += f"; {self.supervision}"
-        scores = [f"{row['score']:.4f}  {row['path']}" for row in ranked]
-        return "\n".join([*scores, facts, f"{len(ranked)} images → {self.out / SCORES}"])
+    content: dict[str, object]
+    """For `--json`; a fact that there is not is left out: a bank alone uses no guides, and the
+    additive rule no τ."""
+    text: str
+    """For people: the highest scores first."""
 
 
 def predict_folder(
@@ -86,15 +53,13 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
-    check_out(out, images.overlays, HEADER)
     manifest = read_normals(normals, detector) if normals else None
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(f"  {licence}")
     painted = detector.record.painted_on and not (normals and normals.alone)
-    contents = content_ids(images.paths) if painted else set()
-    if note := detector.own_images_note(str(source), contents):
+    if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
         console.say(note)
     if normals and manifest:
         with console.progress("normals") as update:
@@ -107,7 +72,7 @@ def predict_folder(
     if images.masks:
         folders = ", ".join(MASK_FOLDERS)
         console.say(f"Note: {images.masks} files in folders of masks ({folders}) left out.")
-    if known := [row.path for row in predictions if row.among_normals]:
+    if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)
 
@@ -115,25 +80,36 @@ def predict_folder(
 def _outcome(
     predictor: Predictor, detector_path: Path, out: Path, predictions: Sequence[Prediction]
 ) -> Outcome:
-    detector, spec, bank = predictor.detector, predictor.backbone.spec, predictor.bank
-    record = detector.record
-    rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
+    record, spec, bank = predictor.detector.record, predictor.backbone.spec, predictor.bank
+    published = record.rule if isinstance(record.rule, Published) else None
+    rule: str = published.image_score if published else "additive"
     if bank:
         rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
-    used = not predictor.alone
-    return Outcome(
-        detector=detector_path,
-        protocol=record.protocol.name,
-        sigma=SIGMA,
-        image_score=rule,
-        backbone=f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)",
-        bank=bank.params if bank else None,
-        supervision=predictor.supervision or None,
-        fingerprint=detector.fingerprint if used else None,
-        tau=TAU if used and isinstance(record.rule, Published) else None,
-        guides=record.guides.kind if used else None,
-        seed=record.seed if used else None,
-        licences=record.licences,
-        out=out,
-        predictions=tuple(as_row(prediction) for prediction in predictions),
-    )
+    backbone = f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
+    content = {
+        "detector": detector_path,
+        "protocol": record.protocol.name,
+        "sigma": SIGMA,
+        "image_score": rule,
+        "backbone": backbone,
+        "bank": bank and bank.params.model_dump(mode="json"),
+        "supervision": predictor.supervision or None,
+        "licences": record.licences,
+        "out": out,
+        "predictions": [as_row(prediction) for prediction in predictions],
+    }
+    facts = f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, {backbone}"
+    if not predictor.alone:
+        content |= {
+            "fingerprint": record.fingerprint,
+            "tau": TAU if published else None,
+            "guides": record.guides.kind,
+            "seed": record.seed,
+        }
+        facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
+    if predictor.supervision:
+        facts += f"; {predictor.supervision}"
+    ranked = sorted(predictions, key=lambda prediction: -prediction.score)
+    scores = [f"{prediction.score:.4f}  {prediction.path}" for prediction in ranked]
+    text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
+    return Outcome({name: value for name, value in content.items() if value is not None}, text)

@@ -1,16 +1,12 @@
 """Normal images → auxiliary sets with painted defects."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
-
-if TYPE_CHECKING:
-    from spg_pipe.datasets.manifest import Manifest
 
 
 def synthesise_sets(run: RecipeRun, datasets: Sequence[Dataset]) -> None:
@@ -35,25 +31,19 @@ def synthesise_set(run: RecipeRun, name: str) -> None:
         If the recipe has none of that name; otherwise as `synthesise`.
     """
     params = run.params
-    for made in params.synthetic_sets:
-        if made.name == name:
-            synthesise(
-                made,
-                run.console,
-                exif_of_own_images=protocol(params.method.protocol).exif_of_own_images,
-                skip_bad=params.extract.skip_bad,
-                workers=run.workers,
-            )
-            return
-    known = ", ".join(made.name for made in params.synthetic_sets) or "none"
-    raise SpgError(f"Synthetic set {name!r} is not among the recipe's synthetic_sets: {known}.")
+    made = next((made for made in params.synthetic_sets if made.name == name), None)
+    if made is None:
+        known = ", ".join(made.name for made in params.synthetic_sets) or "none"
+        raise SpgError(f"Synthetic set {name!r} is not among the recipe's synthetic_sets: {known}.")
+    exif, skip_bad = protocol(params.method.protocol).exif_of_own_images, params.extract.skip_bad
+    synthesise(made, run.console, exif, skip_bad=skip_bad, workers=run.workers)
 
 
 def synthesise(
     made: SyntheticSet,
     console: Console,
-    *,
     exif_of_own_images: bool = True,
+    *,
     skip_bad: bool = False,
     workers: int | None = None,
 ) -> dict[str, object]:
@@ -77,22 +67,30 @@ def synthesise(
     Raises
     ------
     SpgError
-        As `build_manifest` and `write_synthetic`.
+        If the source is no folder; otherwise as `build_manifest` and `write_synthetic`.
     """
+    from spg_pipe.datasets.build import build_manifest
     from spg_pipe.datasets.layouts.synthetic import read_synthetic
     from spg_pipe.datasets.paint.synthetic import write_synthetic
 
-    source = _source(made, console, exif_of_own_images, skip_bad, workers)
-    with console.progress(f"synthesise {made.name}") as update:
-        written = write_synthetic(
-            source,
-            made.root,
-            seed=made.seed,
-            per_image=made.per_image,
-            kinds=made.kinds,
+    if not made.source.is_dir():
+        raise SpgError(
+            f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
+            "folder of normal images."
+        )
+    # Not validated: the folder's name may be none that a recipe takes for a dataset.
+    fields = made.model_dump(include={"layout", "split", "categories"})
+    dataset = Dataset.model_construct(name=made.source.resolve().name, root=made.source, **fields)
+    with console.progress(f"read {made.name}") as update:
+        source = build_manifest(
+            dataset,
+            exif_of_own_images=exif_of_own_images,
+            skip_bad=skip_bad,
             workers=workers,
             progress=update,
         )
+    with console.progress(f"synthesise {made.name}") as update:
+        written = write_synthetic(source, made, workers=workers, progress=update)
     normal = len(read_synthetic(made.root).source.images)
     anomalous = normal * made.per_image
     what = f"{normal} normal and {anomalous} synthetic anomalous images"
@@ -101,27 +99,3 @@ def synthesise(
         console.say(f"  note: {note}")
     numbers = {"normal": normal, "anomalous": anomalous}
     return {"root": str(made.root), "written": written} | numbers
-
-
-def _source(
-    made: SyntheticSet, console: Console, exif: bool, skip_bad: bool, workers: int | None
-) -> "Manifest":
-    from spg_pipe.datasets.build import build_manifest
-
-    if not made.source.is_dir():
-        raise SpgError(
-            f"The source of the synthetic set {made.name}, {made.source}, is no folder. Name a "
-            "folder of normal images."
-        )
-    # Not validated: the folder's name may be none that a recipe takes for a dataset.
-    dataset = Dataset.model_construct(
-        name=made.source.resolve().name,
-        layout=made.layout,
-        root=made.source,
-        split=made.split,
-        categories=made.categories,
-    )
-    with console.progress(f"read {made.name}") as update:
-        return build_manifest(
-            dataset, exif_of_own_images=exif, skip_bad=skip_bad, workers=workers, progress=update
-        )

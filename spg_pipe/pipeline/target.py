@@ -73,7 +73,9 @@ def detectors_for(
         return {named: Detector.load(named)}, options
     source = find_direction(run.params, dataset.name, aux).aux
     seeds = [seed] if seed is not None else run.params.seeds
-    folders = [checked_detector(run, source, each) for each in seeds]
+    for each in seeds:
+        checked_detector(run, source, each)
+    folders = [run.paths.detector(source, each) for each in seeds]
     return {folder: Detector.load(folder) for folder in folders}, run.params.score
 
 
@@ -101,7 +103,9 @@ def evaluate(
     else:
         source = find_direction(run.params, dataset.name, aux).aux
         seeds = [seed] if seed is not None else run.params.seeds
-        chosen = [checked_scores(run, dataset, source, one) for one in seeds]
+        for each in seeds:
+            checked_scores(run, dataset, source, each)
+        chosen = [run.paths.scores(source, dataset, each) for each in seeds]
     given = scores is not None or store is not None
     return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
 
@@ -109,7 +113,7 @@ def evaluate(
 def _evaluate_one(
     run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
 ) -> Path:
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
 
@@ -148,7 +152,7 @@ def _evaluate_one(
 
 def note_known(run: RecipeRun, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
 
     say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 
@@ -166,19 +170,15 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
     from spg_pipe.datasets.manifest import Manifest
 
-    prepared = run.paths.manifest(dataset)
+    prepared, spec = run.paths.manifest(dataset), store.spec
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
-        manifest = manifest.without([bad.path for bad in store.spec.skipped])
-        if manifest.fingerprint() == store.spec.manifest:
+        manifest = manifest.without([bad.path for bad in spec.skipped])
+        if manifest.fingerprint() == spec.manifest:
             return manifest
-    chosen = store.selection
-    if "categories" in chosen:
-        dataset = dataset.model_copy(update={"categories": tuple(chosen["categories"])})
-    manifest = scan(run, dataset, leave_out=store.spec.skipped)
-    if "limit" in chosen:
-        manifest = manifest.spread(chosen["limit"])
-    if manifest.fingerprint() != store.spec.manifest:
+    limit, categories = store.selection.get("limit"), store.selection.get("categories")
+    manifest = scan(run, dataset, limit=limit, categories=categories, leave_out=spec.skipped)
+    if manifest.fingerprint() != spec.manifest:
         raise SpgError(
             f"The images or masks in {dataset.root} are not those of {store.path}. "
             "Run `spg-pipe extract --replace` and `spg-pipe score` again."
@@ -199,16 +199,10 @@ def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
     from spg_pipe.metrics import seeds_mean
     from spg_pipe.report.tables import text_table
 
-    context = runs[0].context
-    published = next(
-        (
-            p
-            for p in params.published
-            if (p.aux, p.target) == (context.auxiliary, context.dataset)
-            and FEW_SHOT not in context.supervision  # published figures are zero-shot
-        ),
-        None,
-    )
+    context, figures = runs[0].context, {(p.aux, p.target): p for p in params.published}
+    published = figures.get((context.auxiliary or "", context.dataset))
+    if FEW_SHOT in context.supervision:  # published figures are zero-shot
+        published = None
     tables = [text_table(table, published) for table in runs]
     if len(runs) > 1:
         tables.append(text_table(seeds_mean(runs), published))

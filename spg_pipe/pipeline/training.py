@@ -10,39 +10,22 @@ from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
-from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
 
 if TYPE_CHECKING:
     from spg_pipe.detector.make import DetectorPlan
-    from spg_pipe.sae.run import LayerQuality
     from spg_pipe.store.reader import FeatureStore
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
-    """FeatureStore of the auxiliary set → SparseAutoencoder."""
-    return train_saes(run, aux, [seed], store=store)[0]
-
-
-def train_saes(
-    run: RecipeRun, aux: str, seeds: Sequence[int], *, store: Path | None = None
-) -> list[Path]:
-    """FeatureStore of the auxiliary set → an SAE for every seed, one after the other."""
-    features = checked_store(run, find_dataset(run.params, aux), store)
-    given = {"store": features.fingerprint} if store else {}
-    return [_train_sae(run, features, aux, seed, given) for seed in seeds]
-
-
-def _train_sae(
-    run: RecipeRun, features: "FeatureStore", aux: str, seed: int, given: Mapping[str, str]
-) -> Path:
-    """One SAE; its checkpoint lies beside it."""
+    """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it."""
     from spg_pipe.sae.train import Callbacks, DivergedError
     from spg_pipe.sae.train import train_sae as train
 
-    path, device = run.paths.sae(aux, seed, given), choose_device(run.device)
+    features, device = checked_store(run, aux, store), choose_device(run.device)
+    path = run.paths.sae(aux, seed, {"store": features.fingerprint} if store else None)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         callbacks = Callbacks(
@@ -65,17 +48,13 @@ def _train_sae(
     result.run.save(path, result.quality, result.curve)
     checkpoints.remove()
     for layer, quality in result.quality.layers.items():
-        run.console.say(_quality_line(layer, quality))
+        alone = "".join(f", first {p} {r2:.3f}" for p, r2 in quality.r2_prefixes.items())
+        run.console.say(
+            f"  {layer}: R² {quality.r2:.3f}{alone}, L0 {quality.l0:.1f}, "
+            f"dead {quality.dead_share:.1%}, {quality.tokens_seen:,} tokens"
+        )
     run.console.say(f"SAE of {aux}, seed {seed} → {path}")
     return path
-
-
-def _quality_line(layer: str, quality: "LayerQuality") -> str:
-    alone = "".join(f", first {p} {r2:.3f}" for p, r2 in quality.r2_prefixes.items())
-    return (
-        f"  {layer}: R² {quality.r2:.3f}{alone}, L0 {quality.l0:.1f}, "
-        f"dead {quality.dead_share:.1%}, {quality.tokens_seen:,} tokens"
-    )
 
 
 def train_guides(
@@ -111,7 +90,7 @@ def train_guides_together(
     from spg_pipe.guides.trained.train import training_notes
     from spg_pipe.sae.run import SaeRun
 
-    features = checked_store(runs[0], find_dataset(runs[0].params, aux), store)
+    features = checked_store(runs[0], aux, store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     jobs = []
     for run, seed in itertools.product(runs, seeds):

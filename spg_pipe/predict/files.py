@@ -16,6 +16,8 @@ from spg_pipe.errors import SpgError
 
 SCORES = "scores.csv"
 OVERLAYS = "overlays"
+HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
+"""What the first line of every scores.csv begins with; names of a score's parts follow."""
 _UNFINISHED = ".spg-predict."
 
 
@@ -26,27 +28,25 @@ def is_own_file(path: Path, out: Path) -> bool:
     return len(below) > 1 and (below[0] == OVERLAYS or below[0].startswith(_UNFINISHED))
 
 
-def check_out(out: Path, overlays: Sequence[Path], header: str) -> None:
+def check_out(out: Path, overlays: Sequence[Path]) -> None:
     """Refuse to replace files that are not an earlier result: an `SpgError` names them.
 
-    `overlays` are to be written, relative to `out`, which need not exist; `header` is what the
-    first line of every scores.csv of ours begins with.
+    `overlays` are to be written, relative to `out`, which need not exist.
     """
     advice = "Choose another --out, or move it away."
     scores = out / SCORES
-    for folder in (out, out / OVERLAYS):
-        if folder.exists() and not folder.is_dir():
-            raise SpgError(f"{folder} is a file; a folder is to be written there. {advice}")
-    for file in (scores, *(out / name for name in overlays)):
-        if file.is_dir():
-            raise SpgError(f"{file} is a folder; a file is to be written there. {advice}")
+    for path in (out, out / OVERLAYS, scores, *(out / name for name in overlays)):
+        expected = "folder" if path in (out, out / OVERLAYS) else "file"
+        if path.exists() and path.is_dir() != (expected == "folder"):
+            found = "file" if expected == "folder" else "folder"
+            raise SpgError(f"{path} is a {found}; a {expected} is to be written there. {advice}")
     if scores.exists():
         with scores.open("rb") as stream:
             first = stream.readline(4096).strip().decode(errors="replace")
-        if not first.startswith(header):
+        if not first.startswith(HEADER):
             raise SpgError(
                 f"{scores} is not a result of predict and would be replaced: its first line is "
-                f"{first[:80]!r}, expected {header!r} and further columns. {advice}"
+                f"{first[:80]!r}, expected {HEADER!r} and further columns. {advice}"
             )
     elif taken := [name for name in overlays if (out / name).exists()]:
         # Without scores beside it, a heat map's name is no sign of who wrote the file.

@@ -1,12 +1,12 @@
 """Which images are to be judged: one, or those of a folder and the folders below it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.files import OVERLAYS, is_own_file
+from spg_pipe.predict.files import OVERLAYS, check_out, is_own_file
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,25 @@ def read_images(source: Path, out: Path) -> Images:
     Raises
     ------
     SpgError
-        If there is none, or `out` is the folder that holds them.
+        If there is none, `out` is the folder that holds them, or a result in `out` would replace
+        what is not one.
     """
     if source.is_file():
-        images = Images(source.parent, (source,))
+        root, paths, masks = source.parent, {source}, set[Path]()
     elif source.is_dir():
-        images = _below(source)
+        root, paths = source, {p for p in source.rglob("*") if is_image(p) and p.is_file()}
+        masks = {path for path in paths if {*MASK_FOLDERS} & {*path.relative_to(source).parts[:-1]}}
         if source.resolve().is_relative_to(out.resolve()):
             raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
     else:
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    paths = tuple(path for path in images.paths if not is_own_file(path, out))
-    if not paths:
+    earlier = {path for path in paths if is_own_file(path, out)}
+    images = Images(root, tuple(sorted(paths - masks - earlier)), len(masks))
+    if not images.paths:
         raise SpgError(
-            f"{source} has no images but the heat maps of an earlier run in {out / OVERLAYS}. "
-            "Give your own images, or another --out."
+            f"{source} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))}) but "
+            f"{len(masks)} in folders of masks and {len(earlier)} heat maps of an earlier run in "
+            f"{out / OVERLAYS}. Give your own images, or another --out."
         )
-    return replace(images, paths=paths)
-
-
-def _below(source: Path) -> Images:
-    every = [path for path in source.rglob("*") if is_image(path) and path.is_file()]
-    masks = {path for path in every if {*MASK_FOLDERS} & {*path.relative_to(source).parts[:-1]}}
-    if len(every) == len(masks):
-        known = " ".join(sorted(IMAGE_EXTENSIONS))
-        left_out = f"; {len(masks)} lie in folders of masks" if masks else ""
-        raise SpgError(f"{source} has no images (looked for {known}{left_out}).")
-    return Images(source, tuple(sorted({*every} - masks)), len(masks))
+    check_out(out, images.overlays)
+    return images

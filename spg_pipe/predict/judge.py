@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.bank.fusion import KNOWN
+from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
@@ -30,25 +30,16 @@ class Prediction:
     """File of the heat map, relative to the output folder."""
     protocol: str
     """The method's protocol (docs/method.md §5)."""
-    parts: dict[str, float]
-    """What the score is made of: the other columns of `Judged`."""
-    supervision: str = ""
-    """Where normal images of the target were used: that it is few-shot, and how many."""
-    among_normals: bool = False
-    """The image is one of these itself, so that the bank has nothing against it."""
+    parts: dict[str, str | float | bool]
+    """What the score is made of: the other columns of `Judged`. Where normal images of the target
+    were used also `supervision`, how many, and `among_normals`: the image is one of these itself,
+    so that the bank has nothing against it."""
 
 
-_LAST = ("parts", "supervision", "among_normals")
-HEADER = ",".join(name for name in Prediction.__dataclass_fields__ if name not in _LAST)
-"""What the first line of every scores.csv begins with; names of the parts follow."""
-Row = dict[str, str | int | float | bool]
-
-
-def as_row(prediction: Prediction) -> Row:
-    """A prediction as one flat row; of the last columns those that a few-shot score has."""
+def as_row(prediction: Prediction) -> dict[str, str | int | float | bool]:
+    """A prediction as one flat row."""
     row = asdict(prediction)
-    parts, supervision, known = (row.pop(name) for name in _LAST)
-    return row | parts | ({"supervision": supervision, KNOWN: known} if supervision else {})
+    return row | row.pop("parts")
 
 
 class JudgedImage(NamedTuple):
@@ -88,20 +79,23 @@ def judge_images(
             anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
             height, width = anomaly_map.shape
             row, column = np.unravel_index(int(anomaly_map.argmax()), (height, width))
-            values = {name: float(each[number]) for name, each in judged.columns.items()}
-            known = bool(values.pop(KNOWN, False))
+            parts: dict[str, str | float | bool] = {
+                name: float(each[number]) for name, each in judged.columns.items()
+            }
+            score = float(parts.pop("score"))
+            if predictor.bank:
+                known = bool(parts.pop(KNOWN, False))
+                parts |= {"supervision": predictor.supervision, KNOWN: known}
             prediction = Prediction(
                 path=images.name(path),
-                score=values.pop("score"),
+                score=score,
                 height=height,
                 width=width,
                 peak_row=int(row),
                 peak_column=int(column),
                 overlay=overlays[start + number].as_posix(),
                 protocol=protocol.name,
-                parts=values,
-                supervision=predictor.supervision if predictor.bank else "",
-                among_normals=known,
+                parts=parts,
             )
             yield JudgedImage(prediction, pixels, anomaly_map)
         if progress:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.fusion import require_fusible
+from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
@@ -34,8 +34,8 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     Raises
     ------
     SpgError
-        If a bank cannot be added to the detector's decision, or the folder is missing or holds
-        fewer than two images, an anomalous one, several categories, or a file that is no image.
+        If a bank cannot be added to the detector's decision, or the folder is missing or holds an
+        anomalous image, several categories, or a file that is no image.
     """
     folder = given.path
     if not folder.is_dir():
@@ -59,11 +59,6 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
         raise SpgError(
             f"--normals {folder} holds several categories ({', '.join(categories)}). Name the "
             "folder of the one that is to be inspected."
-        )
-    if len(normals) < 2:
-        raise SpgError(
-            f"--normals {folder} has {len(normals)} image; a bank needs at least two, to know how "
-            "far normal images lie from each other. Add some."
         )
     if not given.alone:
         require_fusible(detector)

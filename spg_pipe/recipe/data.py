@@ -10,8 +10,6 @@ Positive = Annotated[int, Field(ge=1)]
 DefectKind = Literal["perlin", "cut_paste", "scar"]
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 """Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-"""Of every section: no key that is unknown, no number that is none, no change once it is made."""
 
 
 def _each_once(kinds: tuple[DefectKind, ...]) -> tuple[DefectKind, ...]:
@@ -20,11 +18,13 @@ def _each_once(kinds: tuple[DefectKind, ...]) -> tuple[DefectKind, ...]:
     return kinds
 
 
-class _Section(BaseModel):
-    model_config = STRICT
+class Section(BaseModel):
+    """No key that is unknown, no number that is none, no change once it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class DemoSet(_Section):
+class DemoSet(Section):
     """A built-in demo set, written by the stage `demo_data`."""
 
     name: Name
@@ -32,7 +32,7 @@ class DemoSet(_Section):
     seed: int = 0
 
 
-class SyntheticSet(_Section):
+class SyntheticSet(Section):
     """Normal images with painted defects, written by the stage `synthesise`."""
 
     name: Name
@@ -52,7 +52,7 @@ class SyntheticSet(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Dataset(_Section):
+class Dataset(Section):
     """A dataset split on disk."""
 
     name: Name
@@ -65,7 +65,7 @@ class Dataset(_Section):
     licence: str | None = None
 
 
-class Direction(_Section):
+class Direction(Section):
     """Everything is fitted on `aux` and applied unchanged to `target`."""
 
     aux: Name

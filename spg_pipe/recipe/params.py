@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.recipe.data import STRICT, Dataset, DemoSet, Direction, Name, Positive, SyntheticSet
-from spg_pipe.recipe.yaml_text import parse_yaml
+from spg_pipe.recipe.data import Dataset, DemoSet, Direction, Name, Positive, Section, SyntheticSet
 
 DEFAULT_PARAMS = Path("params.yaml")
 OPTIONS = "the command's options"
@@ -24,11 +22,7 @@ ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
-class _Section(BaseModel):
-    model_config = STRICT
-
-
-class BackboneParams(_Section):
+class BackboneParams(Section):
     """Which frozen backbone, at which size; empty values mean the backbone's own."""
 
     alias: str = "efficientnet-lite0"
@@ -45,7 +39,7 @@ class BackboneParams(_Section):
         return data
 
 
-class ExtractParams(_Section):
+class ExtractParams(Section):
     """How tokens are computed and stored."""
 
     batch_images: Positive = 8
@@ -54,12 +48,12 @@ class ExtractParams(_Section):
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
     skip_bad: bool = False
     """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
-    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = {}
+    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = Field(default={})
     """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
     of `backbone.image_size`; one of that size itself adds a view of the whole image."""
 
 
-class MethodParams(_Section):
+class MethodParams(Section):
     """What training and scoring share."""
 
     protocol: Literal["default", "spg"] = "default"
@@ -67,7 +61,7 @@ class MethodParams(_Section):
     """The feature that the two global guides see."""
 
 
-class SaeParams(_Section):
+class SaeParams(Section):
     """Stage 1 (docs/method.md §2)."""
 
     dict_size: Positive = 4096
@@ -102,7 +96,7 @@ class SaeParams(_Section):
         return self
 
 
-class GuideParams(_Section):
+class GuideParams(Section):
     """Stage 2 (docs/method.md §3, §7)."""
 
     kind: Literal["contrast", "trained"] = "contrast"
@@ -115,7 +109,7 @@ class GuideParams(_Section):
     """Hard top-k codes with a straight-through gradient, and no L1."""
 
 
-class MapWeights(_Section):
+class MapWeights(Section):
     """Weights of a patch's standardised components; 0 switches one off."""
 
     guides: Weight = 1.0
@@ -123,7 +117,7 @@ class MapWeights(_Section):
     """How unlike the mean patch of its own image a patch is."""
 
 
-class ImageWeights(_Section):
+class ImageWeights(Section):
     """Weights, before fitting, of an image's standardised components; 0 switches one off."""
 
     map_top: Weight = 1.0
@@ -136,7 +130,7 @@ class ImageWeights(_Section):
     """How unlike each other the image's patches are."""
 
 
-class DecisionParams(_Section):
+class DecisionParams(Section):
     """The additive decision (docs/method.md §8); used where `score.rule` is `additive`."""
 
     map: MapWeights = MapWeights()
@@ -152,7 +146,7 @@ class DecisionParams(_Section):
         return self
 
 
-class BankParams(_Section):
+class BankParams(Section):
     """A memory bank of normal images of the target (docs/method.md §9); few-shot scores alone."""
 
     neighbours: Positive = 1
@@ -163,7 +157,7 @@ class BankParams(_Section):
     """Share of the distances' map, the highest, that judges the image."""
 
 
-class ScoreParams(_Section):
+class ScoreParams(Section):
     """Maps and image scores (docs/method.md §4)."""
 
     rule: Literal["additive", "published"] = "additive"
@@ -172,7 +166,7 @@ class ScoreParams(_Section):
     """Of rule `published`: what is made of a map and the CLS probability (`image_scores`)."""
 
 
-class MetricParams(_Section):
+class MetricParams(Section):
     """How scores are judged (docs/metrics.md)."""
 
     protocol: Literal["exact", "spg"] = "exact"
@@ -181,7 +175,7 @@ class MetricParams(_Section):
     resolution: Literal["model", "original"] = "model"
 
 
-class PublishedFigure(_Section):
+class PublishedFigure(Section):
     """A figure from the literature, shown beside ours."""
 
     aux: Name
@@ -191,7 +185,7 @@ class PublishedFigure(_Section):
     source: str
 
 
-class Params(_Section):
+class Params(Section):
     """A whole recipe."""
 
     name: Name
@@ -212,33 +206,27 @@ class Params(_Section):
     score: ScoreParams = ScoreParams()
     metrics: MetricParams = MetricParams()
     published: tuple[PublishedFigure, ...] = ()
-    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
     """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
-    choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
     """The same of `sae`, `guides`, `decision` and `bank`, judged on the auxiliary set by `spg-pipe
     choose`. The first of values that do equally well is taken."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":
         known = [dataset.name for dataset in self.datasets]
-        if len(set(known)) != len(known):
-            raise ValueError(f"dataset names repeat: {', '.join(known)}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds repeat: {self.seeds}")
-        same = [d.aux for d in self.directions if d.aux == d.target]
-        if same:
-            raise ValueError(f"a direction needs two datasets; {same[0]} is its own target")
-        used = {name for d in self.directions for name in (d.aux, d.target)}
-        for name in sorted(used | set(self.auxiliaries)):
+        for what, values in (("dataset names", known), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} repeat: {', '.join(map(str, values))}")
+        for way in self.directions:
+            if way.aux == way.target:
+                raise ValueError(f"a direction needs two datasets; {way.aux} is its own target")
+            if way.aux not in self.auxiliaries:
+                raise ValueError(f"auxiliaries must list every direction's aux; missing: {way.aux}")
+        targets = [way.target for way in self.directions]
+        for name in (*targets, *self.auxiliaries, *self.extract.tiles):
             if name not in known:
                 raise ValueError(f"dataset {name!r} is not among datasets: {', '.join(known)}")
-        for name in sorted(set(self.extract.tiles) - set(known)):
-            raise ValueError(
-                f"extract.tiles names {name!r}, which is not among datasets: {', '.join(known)}"
-            )
-        missing = {d.aux for d in self.directions} - set(self.auxiliaries)
-        if missing:
-            raise ValueError(f"auxiliaries must list every direction's aux; missing: {missing}")
         return self
 
     def dataset(self, name: str) -> Dataset:
@@ -254,9 +242,7 @@ class Params(_Section):
                 return dataset
         known = ", ".join(dataset.name for dataset in self.datasets)
         raise SpgError(
-            f"Dataset {name!r} is not in params.yaml, which has: {known}. "
-            "Add it under `datasets:`, switch the recipe (`spg-pipe recipe use …`), "
-            "or give a folder of images."
+            f"Dataset {name!r} is not in params.yaml, which has: {known}. Add it under `datasets:`."
         )
 
 
@@ -270,21 +256,37 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
         of range; every fault is named by its place.
     """
     try:
-        content = parse_yaml(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as error:
         raise SpgError(
             f"{path} does not exist here. Run in the project's folder, write one with "
             "`spg-pipe recipe use NAME`, or name a file with --params."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
         raise SpgError(f"{path} is not valid YAML: {error}") from error
-    return parse_params(content, str(path))
+    return parse_params(parse_yaml(text, str(path)), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The content of a YAML text, read as DVC reads it; `source` is named in errors.
+
+    Raises
+    ------
+    SpgError
+        If it is no YAML, or a section names a key twice.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        fault = str(error).partition("\n\nTo suppress")[0]  # of the check of keys
+        raise SpgError(f"{source} is not valid YAML: {fault}") from error
 
 
 def parse_params(content: Any, source: str) -> Params:
     """Validate a recipe that is already parsed; `source` is named in errors."""
-    if not isinstance(content, dict):
-        raise SpgError(f"{source}: expected sections such as `backbone:`, found {content!r}.")
     return validated(Params, content, source)
 
 
@@ -311,13 +313,16 @@ def _describe(fault: Any) -> str:
         # Rules of this module between several parameters: they say themselves what was found.
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
+    message = fault["msg"]
+    if not place:
+        message = "expected sections such as `backbone:`"
     if fault["type"] == "tuple_type":
-        fault = fault | {"msg": f"expected a list, for instance [{fault['input']}]"}
+        message = f"expected a list, for instance [{fault['input']}]"
     if fault["type"] == "too_short":
-        fault = fault | {"msg": f"expected at least {fault['ctx']['min_length']} value"}
+        message = f"expected at least {fault['ctx']['min_length']} value"
     found = repr(fault.get("input"))
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
-    return f"{place}: {fault['msg']}; found {shown}"
+    return f"{place or 'a recipe'}: {message}; found {shown}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ change a setting that determines an artefact, its name gets 8 hex digits of thos
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ class Paths:
     def manifest(self, row: Row) -> Path:
         """manifests/<dataset>-<split>.parquet"""
         row = self._listed(row)
-        path = self._root / "manifests" / f"{row.name}-{row.split}.parquet"
-        return self._at(path, lambda params: [_rows(params, row), params.method.protocol], row)
+        path = self.params.artifacts / "manifests" / f"{row.name}-{row.split}.parquet"
+        return self._at(path, (), [row])
 
-    def store(self, row: Row, part: Mapping[str, Any] | None = None) -> Path:
+    def store(self, row: Row, part: Given = None) -> Path:
         """features/<dataset>-<backbone>-<size>.zarr
 
         Of another split or folder than the recipe's its name says the split; `part` is how a part
@@ -53,39 +53,37 @@ class Paths:
         """
         row = self._listed(row)
         name = f"{row.name}-{row.split}" if part or row not in self.params.datasets else row.name
-        path = self._root / "features" / f"{name}-{self._backbone}.zarr"
-        return self._at(path, lambda params: _store(params, row), row, part)
+        path = self.params.artifacts / "features" / f"{name}-{self._backbone}.zarr"
+        return self._at(path, _STORE, [row], part)
 
     def sae(self, aux: str, seed: int, given: Given = None) -> Path:
         """sae/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/
 
         `given`: fingerprints of inputs that options name, here and below.
         """
-        path = self._of("sae", aux, seed)
-        return self._at(path, lambda params: _sae(params, aux), given=given)
+        return self._at(self._of("sae", aux, seed), _SAE, [aux], given)
 
     def detector(self, aux: str, seed: int, given: Given = None) -> Path:
         """detectors/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        path = self._of("detectors", aux, seed)
-        return self._at(path, lambda params: _detector(params, aux), given=given)
+        return self._at(self._of("detectors", aux, seed), _DETECTOR, [aux], given)
 
     def scores(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """scores/<configuration>/<auxiliary>--<target>-<backbone>-<size>-s<seed>/"""
         row = self._listed(target)
         path = self._of("scores", f"{aux}--{row.name}", seed)
-        return self._at(path, lambda params: _scores(params, aux, row), row, given)
+        return self._at(path, _SCORES, [aux, row], given)
 
     def metrics(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """metrics/<configuration>/<…>.json; .csv and curves/ lie beside it."""
         row = self._listed(target)
         path = self._of("metrics", f"{aux}--{row.name}", seed, ".json")
-        return self._at(path, lambda params: _metrics(params, aux, row), row, given)
+        return self._at(path, _METRICS, [aux, row], given)
 
     @property
     def report(self) -> Path:
         """report/<configuration>/"""
-        path = self._root / "report" / self.params.name
-        return self._at(path, _report)
+        path = self.params.artifacts / "report" / self.params.name
+        return self._at(path, _REPORT, [row.name for row in self.params.datasets])
 
     def few_shot(self, aux: str, target: str, seed: int | None, given: Mapping[str, Any]) -> Path:
         """few-shot/<configuration>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]-<digits>:
@@ -101,12 +99,12 @@ class Paths:
     @property
     def comparison(self) -> Path:
         """compare/<configuration>.csv"""
-        return self._root / "compare" / f"{self.params.name}.csv"
+        return self.params.artifacts / "compare" / f"{self.params.name}.csv"
 
     @property
     def comparison_costs(self) -> Path:
         """compare/<configuration>-costs.json"""
-        return self._root / "compare" / f"{self.params.name}-costs.json"
+        return self.params.artifacts / "compare" / f"{self.params.name}-costs.json"
 
     def compared(self, method: str, aux: str | None, target: str, seed: int | None) -> Path:
         """compare/<configuration>/<method>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]/"""
@@ -114,18 +112,10 @@ class Paths:
         path = self._of("compare", target if aux is None else f"{aux}--{target}", seed)
         return path.parent / folder / path.name
 
-    def compared_detector(self, method: str, aux: str, seed: int) -> Path:
-        """compare/<configuration>/<method>/<auxiliary>-<backbone>-<size>-s<seed>/"""
-        return self.compared(method, None, aux, seed)
-
     @property
     def sweep(self) -> Path:
         """sweeps/<configuration>.csv"""
-        return self._root / "sweeps" / f"{self.params.name}.csv"
-
-    @property
-    def _root(self) -> Path:
-        return self.params.artifacts
+        return self.params.artifacts / "sweeps" / f"{self.params.name}.csv"
 
     @property
     def _backbone(self) -> str:
@@ -133,70 +123,51 @@ class Paths:
 
     def _of(self, kind: str, what: str, seed: int | None, end: str = "") -> Path:
         name = f"{what}-{self._backbone}" + ("" if seed is None else f"-s{seed}")
-        return self._root / kind / self.params.name / f"{name}{end}"
+        return self.params.artifacts / kind / self.params.name / f"{name}{end}"
 
     def _listed(self, row: Row) -> Dataset:
         return self.params.dataset(row) if isinstance(row, str) else row
 
     def _at(
-        self,
-        path: Path,
-        determining: Callable[[Params], object],
-        row: Dataset | None = None,
-        given: Given = None,
+        self, path: Path, sections: Sequence[str], rows: Sequence[Row], given: Given = None
     ) -> Path:
         """The path as it is, or with digits where options changed or gave what determines it."""
         content: dict[str, object] = dict(given or {})
-        if row is not None and row not in self.params.datasets:
-            resolved = row.model_copy(update={"root": row.root.resolve()})
-            content["row"] = resolved.model_dump(mode="json")
-        settings = determining(self.params)
-        if not content and (self.base is None or settings == determining(self.base)):
+        for row in rows:
+            if isinstance(row, Dataset) and row not in self.params.datasets:
+                resolved = row.model_copy(update={"root": row.root.resolve()})
+                content["row"] = resolved.model_dump(mode="json")
+        settings = _settings(self.params, sections, rows)
+        if not content and (self.base is None or settings == _settings(self.base, sections, rows)):
             return path
         return with_suffix_hash(path, self.digest([settings, content]))
 
 
-def _rows(params: Params, row: Row) -> list[object]:
-    """The recipe's row of a dataset; empty where it does not list it so."""
-    return [own.model_dump(mode="json") for own in params.datasets if row in (own, own.name)]
+_STORE = ("backbone", "extract")
+_SAE = (*_STORE, "sae")
+_DETECTOR = (*_SAE, "method", "guides", "decision")
+_SCORES = (*_DETECTOR, "score")
+_METRICS = (*_SCORES, "metrics")
+_REPORT = (*_METRICS, "seeds", "datasets", "directions", "published")
 
 
-def _store(params: Params, row: Row) -> list[object]:
-    """Images that cannot be used are a matter of the files, not of the settings."""
-    name = row if isinstance(row, str) else row.name
-    extract = params.extract.model_dump(mode="json", exclude={"skip_bad", "tiles"})
-    tiles = sorted(params.extract.tiles.get(name, ()))
-    backbone = params.backbone.model_dump(mode="json")
-    return [_rows(params, row), backbone, extract, tiles, params.method.protocol]
+def _settings(params: Params, sections: Sequence[str], rows: Sequence[Row]) -> list[object]:
+    """What determines an artefact: sections of a recipe, and what it says of datasets.
 
-
-def _sae(params: Params, aux: str) -> list[object]:
-    return [_store(params, aux), params.sae.model_dump(mode="json")]
-
-
-def _detector(params: Params, aux: str) -> list[object]:
-    """How the published rule makes an image score is no part of what is fitted."""
-    names = ["method", "guides", *(["decision"] if params.score.rule == "additive" else [])]
-    fitted = [getattr(params, name).model_dump(mode="json") for name in names]
-    score = params.score.model_dump(mode="json", include={"rule"})
-    return [_sae(params, aux), *fitted, score]
-
-
-def _scores(params: Params, aux: str, target: Row) -> list[object]:
-    score = params.score.model_dump(mode="json")
-    return [_detector(params, aux), _store(params, target), score]
-
-
-def _metrics(params: Params, aux: str, target: Row) -> list[object]:
-    return [_scores(params, aux, target), params.metrics.model_dump(mode="json")]
-
-
-def _report(params: Params) -> object:
-    """Few-shot scores and the choice of settings are no part of the page."""
-    return params.model_dump(
-        mode="json",
-        exclude={"sweep": True, "choose": True, "bank": True, "extract": {"skip_bad"}},
-    )
+    Images that cannot be used are a matter of the files, not of the settings. How the published
+    rule makes an image score is no part of what is fitted.
+    """
+    used = {name for name in sections if name != "decision" or params.score.rule == "additive"}
+    fixed = {"extract": {"skip_bad", "tiles"}}
+    settings: list[object] = [params.model_dump(mode="json", include=used, exclude=fixed)]
+    settings += [params.method.protocol, "guides" in used and params.score.rule]
+    for row in rows:
+        name = row if isinstance(row, str) else row.name
+        settings += [
+            own.model_dump(mode="json") for own in params.datasets if row in (own, own.name)
+        ]
+        settings += sorted(params.extract.tiles.get(name, ())) if "extract" in used else []
+    return settings
 
 
 def with_suffix_hash(path: Path, digest: str) -> Path:

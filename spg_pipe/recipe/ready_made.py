@@ -1,13 +1,14 @@
 """Recipes: ready-made params.yaml files, with places for the folders of a user's data."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.params import parse_params
-from spg_pipe.recipe.yaml_text import parse_yaml
+from spg_pipe.recipe.params import parse_params, parse_yaml
 
 _PLACE = re.compile(r"\{([a-z]+)\}")
+_COMMENT = re.compile(r"# (?!spg-pipe )")
 
 
 def recipes_folder() -> Path:
@@ -29,16 +30,11 @@ def recipes_folder() -> Path:
 
 def list_recipes() -> list[tuple[str, str]]:
     """Names and first comment lines of the recipes, sorted."""
-    found = []
+    recipes = []
     for path in sorted(recipes_folder().glob("*.yaml")):
-        lines = path.read_text().splitlines()
-        comments = []
-        for line in lines:
-            if not line.startswith("# ") or line.startswith("# spg-pipe "):
-                break
-            comments.append(line[2:])
-        found.append((path.stem, " ".join(comments)))
-    return found
+        comments = takewhile(_COMMENT.match, path.read_text().splitlines())
+        recipes.append((path.stem, " ".join(line[2:] for line in comments)))
+    return recipes
 
 
 def fill_recipe(name: str, folders: dict[str, Path]) -> str:
@@ -60,23 +56,15 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         raise SpgError(f"There is no recipe {name!r}. There are: {known}.")
     text = path.read_text()
     places = set(_PLACE.findall(text))
-    needed = " ".join(f"--{place} DIR" for place in sorted(places))
-    missing = sorted(places - set(folders))
-    if missing:
-        raise SpgError(
-            f"Recipe {name} needs {needed}; missing: {', '.join('--' + m for m in missing)}."
-        )
-    surplus = sorted(set(folders) - places)
-    if surplus:
-        takes = f"takes {needed}" if places else "takes no folders"
-        raise SpgError(f"Recipe {name} {takes}; found --{', --'.join(surplus)}.")
+    if places != set(folders):
+        needed = " ".join(f"--{place} DIR" for place in sorted(places)) or "no folders"
+        given = " ".join(f"--{place}" for place in folders) or "none"
+        raise SpgError(f"Recipe {name} needs {needed}; found {given}.")
     for place, folder in folders.items():
         if not folder.is_dir():
             raise SpgError(f"--{place} {folder}: there is no such folder.")
-        if '"' in str(folder) or "\\" in str(folder):
-            raise SpgError(f"--{place} {folder}: a quote or backslash in a path is not supported.")
         text = text.replace("{" + place + "}", folder.as_posix())
-    params = parse_params(parse_yaml(text), f"recipe {name}")
+    params = parse_params(parse_yaml(text, f"recipe {name}"), f"recipe {name}")
     absent = [
         str(data.root / part)
         for data in params.datasets
@@ -84,8 +72,6 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         if data.layout != "synthetic" and not (data.root / part).is_dir()  # that is made
     ]
     if absent:
-        raise SpgError(
-            f"Recipe {name} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} "
-            "not there; the README says what the folder holds."
-        )
+        which = f"{', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not there"
+        raise SpgError(f"Recipe {name} needs {which}; the README says what the folder holds.")
     return text

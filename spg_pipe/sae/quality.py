@@ -3,7 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from spg_pipe.sae import sparse
 from spg_pipe.sae.model import SparseAutoencoder, sae_input
 from spg_pipe.sae.run import Histogram, LayerQuality, SaeRun
-from spg_pipe.store.order import Mixing
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import ordered_batches
 
@@ -35,47 +34,33 @@ class Quality:
     fvu: float
     tokens: int
     """Patch tokens that were looked at."""
-    r2_prefixes: dict[str, float] = field(default_factory=dict)
+    r2_prefixes: dict[str, float]
 
     @property
     def r2(self) -> float:
         """1 − FVU."""
         return 1.0 - self.fvu
 
-    @property
-    def l0(self) -> float:
-        """Mean number of latents with z > 0 a token."""
-        return float(self.frequency.sum())
-
-    def record(
-        self, *, tokens_seen: int, steps: int, epochs: float, mixing: Mixing
-    ) -> LayerQuality:
+    def record(self, *, tokens_seen: int, steps: int, epochs: float) -> LayerQuality:
         """These figures and those of the training, for quality.json."""
         frequency = self.frequency.numpy()
         rare = float(((frequency > 0) & (frequency < ALMOST_DEAD)).mean())
+        edges = np.logspace(-_DECADES, 0, 4 * _DECADES + 1)
+        latents, _ = np.histogram(np.clip(frequency[frequency > 0], edges[0], 1.0), edges)
         return LayerQuality(
             r2=self.r2,
             fvu=self.fvu,
-            l0=self.l0,
+            l0=float(frequency.sum()),
             dead_share=float(self.dead.float().mean()),
             # Of fewer tokens a single one is no rare event.
             almost_dead_share=rare if self.tokens * ALMOST_DEAD > 1 else None,
             dense_share=float((frequency > DENSE).mean()),
-            frequencies=frequency_histogram(frequency),
+            frequencies=Histogram(edges=tuple(edges.tolist()), latents=tuple(latents.tolist())),
             r2_prefixes=self.r2_prefixes,
             tokens_seen=tokens_seen,
             steps=steps,
             epochs=epochs,
-            mixing=mixing,
         )
-
-
-def frequency_histogram(frequency: np.ndarray) -> Histogram:
-    """Histogram of how often latents (C,) are active, as shares of the tokens."""
-    edges = np.logspace(-_DECADES, 0, 4 * _DECADES + 1)
-    active = np.clip(frequency[frequency > 0], edges[0], 1.0)
-    counts, _ = np.histogram(active, edges)
-    return Histogram(edges=tuple(edges.tolist()), latents=tuple(counts.tolist()))
 
 
 @torch.no_grad()
@@ -101,7 +86,8 @@ def measure(
     progress : callable
         Told of patch tokens done and in all.
     """
-    latents, dim = sae.dictionary.shape
+    atoms = sae.atoms
+    latents, dim = atoms.shape
     counts = torch.zeros(latents, dtype=torch.int64, device=sae.dictionary.device)
     cls_counts = torch.zeros_like(counts)
     total = torch.zeros(dim, dtype=torch.float64, device=sae.dictionary.device)
@@ -115,7 +101,10 @@ def measure(
         error += _squares(x - output.x_hat)
         squares += _squares(x)
         total += x.double().sum(dim=0)
-        _add_prefixes(prefix_errors, sae, x)
+        for block in sparse.blocks(len(x), latents, x.device) if prefixes else ():
+            z = sae.code(x[block] @ sae.encoder.t())
+            for p in prefixes:
+                prefix_errors[p] += _squares(z[:, :p] @ atoms[:p] - x[block])
         if count_cls:
             cls_counts += sae(sae_input(batch[source.layer][:, 0], norm)).active
         tokens += len(x)
@@ -132,15 +121,6 @@ def measure(
 
 def _squares(x: Tensor) -> float:
     return float(x.double().pow(2).sum())
-
-
-def _add_prefixes(errors: dict[int, float], sae: SparseAutoencoder, x: Tensor) -> None:
-    """Add Σ‖x − x̂‖² of tokens x (n, D) with the first p latents alone, for each p."""
-    atoms = sae.atoms
-    for block in sparse.blocks(len(x), len(atoms), x.device) if errors else ():
-        z = sae.code(x[block] @ sae.encoder.t())
-        for p in errors:
-            errors[p] += _squares(z[:, :p] @ atoms[:p] - x[block])
 
 
 @torch.no_grad()

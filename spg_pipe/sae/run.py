@@ -16,7 +16,6 @@ from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
 from spg_pipe.sae.model import SparseAutoencoder
-from spg_pipe.store.order import Mixing
 from spg_pipe.store.reader import FeatureStore
 
 WHAT = "sparse autoencoder"
@@ -104,15 +103,13 @@ class LayerQuality(Record):
     tokens_seen: int
     steps: int
     epochs: float
-    mixing: Mixing
-    """How near its batches came to a shuffle of all tokens (docs/store.md)."""
 
 
 class SaeQuality(Record):
     """quality.json: the figures of each layer."""
 
     kind: Literal["sparse autoencoder quality"] = "sparse autoencoder quality"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     protocol: str
     layers: dict[str, LayerQuality]
 

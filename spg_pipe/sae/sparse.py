@@ -117,14 +117,7 @@ def row_dots(rows: Tensor, dictionary: Tensor, indices: Tensor) -> Tensor:
     """rows[t] · dictionary[indices[t, j]], (n, k), of rows (n, D), (C, D) and indices (n, k)."""
     n, k = indices.shape
     if rows.device.type == "cpu" and not torch.backends.mkl.is_available():
-        # sampled_addmm on a CPU is MKL's; pieces keep the gathered rows at 32 MB.
-        size = max(1, 2**23 // (k * rows.shape[1]))
-        return torch.cat(
-            [
-                torch.bmm(dictionary[i], r[:, :, None])[..., 0]
-                for i, r in zip(indices.split(size), rows.split(size), strict=True)
-            ]
-        )
+        return (rows @ dictionary.t()).gather(1, indices)  # sampled_addmm on a CPU is MKL's
     # Rows of a CSR matrix should be sorted; the product does not need it (tests hold it to that).
     pattern = torch.sparse_csr_tensor(
         torch.arange(0, n * k + 1, k, device=indices.device),

@@ -3,37 +3,33 @@
 A run that is given a place for checkpoints goes on after a kill with the bits of an unbroken one.
 """
 
-import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from spg_pipe.artefacts.checkpoint import Checkpoints, below
+from spg_pipe.artefacts.checkpoint import Checkpoints, Saved, below
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import MethodParams, SaeParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.model import SparseAutoencoder, sae_input
-from spg_pipe.sae.quality import Quality, measure
+from spg_pipe.sae.quality import measure
 from spg_pipe.sae.run import LayerQuality, SaeQuality, SaeRecord, SaeRun
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
-from spg_pipe.store.order import measure_mixing
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
-from spg_pipe.store.stream import WINDOW_IMAGES, token_batches
+from spg_pipe.store.stream import token_batches
 
 CONSTANTS = StepConstants()
 
 _CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
 _CURVE_POINTS = 400
 _ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
-_MANY_SILENT = 0.5
-"""Share of latents without an active token in an epoch that is worth a message."""
-_SILENT_BATCHES = 8
-"""Fewer say little: in a few batches many a sound latent has no token of its kind."""
+_MANY_DEAD = 0.5
+"""Share of dead latents that is worth a message."""
 
 
 class DivergedError(SpgError):
@@ -47,7 +43,7 @@ class Callbacks:
     progress: Callable[[str, int, int, float | None], None] = lambda layer, done, total, loss: None
     """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
     say: Callable[[str], None] = lambda message: None
-    """A layer's latents mostly stay silent, or it came out worse than none."""
+    """A layer's latents are mostly dead, or it came out worse than none."""
 
 
 class SaeResult(NamedTuple):
@@ -94,29 +90,30 @@ def train_sae(
     _require_single_views(store)
     rules = protocol(method.protocol)
     fits = {
-        layer: _start(store, layer, params, seed, rules.dead_counter, device)
-        for layer in store.layers
+        layer: Fit(store, layer, params, seed, rules.dead_counter, device) for layer in store.layers
     }
     run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, rules.name])
-    _go_on(fits, run, checkpoints)
-    measured: dict[str, Quality] = {}
+    if checkpoints and (saved := checkpoints.load(run)):
+        for layer, fit in fits.items():
+            fit.trainer.restore(below(saved[0], f"{layer}."))
+            vars(fit).update(saved[1][layer])
+    judged: dict[str, tuple[Tensor, LayerQuality]] = {}
     for layer, fit in fits.items():
         source = TokenSource(store, layer, device=device, cache=cache)
         for x in _batches(fit, source) if not fit.done else ():
             fit.take(x.float(), callbacks)
             if fit.done:
                 break
-            _save_if_due(fits, run, checkpoints)
-        measured[layer] = _measure(fit, source, rules.dead_mask_counts_cls, callbacks)
-    tokens_seen = {layer: fit.tokens for layer, fit in fits.items()}
+            if checkpoints and checkpoints.due():
+                checkpoints.save(run, *_state(fits))
+        judged[layer] = _judged(fit, source, rules.dead_mask_counts_cls, callbacks)
     saes = SaeRun(
         layers={layer: fit.trainer.sae.cpu() for layer, fit in fits.items()},
-        dead={layer: quality.dead for layer, quality in measured.items()},
-        record=SaeRecord.of(store, params, rules, seed, tokens_seen),
+        dead={layer: dead for layer, (dead, _) in judged.items()},
+        record=SaeRecord.of(store, params, rules, seed, {n: fit.tokens for n, fit in fits.items()}),
     )
-    figures = {layer: _figures(store, fits[layer], measured[layer]) for layer in fits}
-    curve = _CURVE_HEADER + "".join(fit.curve.getvalue() for fit in fits.values())
-    return SaeResult(saes, SaeQuality(protocol=rules.name, layers=figures), curve)
+    quality = SaeQuality(protocol=rules.name, layers={name: q for name, (_, q) in judged.items()})
+    return SaeResult(saes, quality, _CURVE_HEADER + "".join(fit.curve for fit in fits.values()))
 
 
 def _require_single_views(store: FeatureStore) -> None:
@@ -128,22 +125,27 @@ def _require_single_views(store: FeatureStore) -> None:
         )
 
 
-@dataclass
 class Fit:
     """The SAE of one layer, and how far it is."""
 
-    layer: str
-    params: SaeParams
-    seed: int
-    trainer: SaeTrainer
-    budget: int
-    """Tokens to see; the run ends with the batch that reaches it."""
-    epoch_tokens: int
-    tokens: int = 0
-    step: int = 0
-    next_point: int = 0
-    warned: bool = False
-    curve: io.StringIO = field(default_factory=io.StringIO)
+    def __init__(
+        self,
+        store: FeatureStore,
+        layer: str,
+        params: SaeParams,
+        seed: int,
+        dead_rule: str,
+        device: str,
+    ) -> None:
+        self.layer, self.params, self.seed = layer, params, seed
+        shape = store.spec.layers[layer]
+        sae = SparseAutoencoder(shape.dim, params.dict_size, params.k, seed, params.activation)
+        self.trainer = SaeTrainer(sae.to(device), dead_rule, CONSTANTS, params.prefixes)
+        self.epoch_tokens = len(store) * shape.patches
+        self.budget = params.tokens or params.epochs * self.epoch_tokens
+        """Tokens to see; the run ends with the batch that reaches it."""
+        self.tokens = self.step = self.next_point = 0
+        self.curve = ""
 
     @property
     def done(self) -> bool:
@@ -164,45 +166,8 @@ class Fit:
                 f"Layer {self.layer}: the loss is {loss} after {self.step} steps. {_ADVICE}"
             )
         share = float(dead.float().mean())
-        self.curve.write(
-            f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
-        )
+        self.curve += f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
         callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
-        if note := self.silent_note():
-            callbacks.say(note)
-
-    def silent_note(self) -> str | None:
-        """Said once, when most latents are silent for an epoch, or for a quarter of the run.
-
-        Never of a run of less than twice `_SILENT_BATCHES`.
-        """
-        some = _SILENT_BATCHES * -(-self.tokens // self.step)
-        window = max(min(self.epoch_tokens, self.budget // 4), some)
-        if self.warned or self.tokens < 2 * window:
-            return None
-        counter = self.trainer.counter
-        per_age = self.tokens / self.step if counter.rule == "steps" else 1
-        share = float((counter.age * per_age > window).float().mean())
-        if share <= _MANY_SILENT:
-            return None
-        self.warned = True
-        return (
-            f"Layer {self.layer}: {share:.0%} of the latents had no active token among the last "
-            f"{window:,} (after {min(self.tokens, self.budget):,} of {self.budget:,}). "
-            "Lower sae.dict_size, or raise sae.k."
-        )
-
-
-def _start(
-    store: FeatureStore, layer: str, params: SaeParams, seed: int, rule: str, device: str
-) -> Fit:
-    """A layer's SAE at step 0."""
-    shape = store.spec.layers[layer]
-    sae = SparseAutoencoder(shape.dim, params.dict_size, params.k, seed, params.activation)
-    trainer = SaeTrainer(sae.to(device), rule, CONSTANTS, params.prefixes)
-    epoch_tokens = len(store) * shape.patches
-    budget = params.tokens or params.epochs * epoch_tokens
-    return Fit(layer, params, seed, trainer, budget, epoch_tokens)
 
 
 def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
@@ -211,53 +176,47 @@ def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
     per_epoch = -(-len(source.store) // images) if images else -(-fit.epoch_tokens // (tokens or 1))
     epoch, start = divmod(fit.step, per_epoch)
     while True:
-        place = {"seed": fit.seed, "epoch": epoch, "start": start}
-        yield from token_batches(source, **place, batch_images=images, batch_tokens=tokens)
+        given = {"seed": fit.seed, "epoch": epoch, "start": start}
+        yield from token_batches(source, **given, batch_images=images, batch_tokens=tokens)
         epoch, start = epoch + 1, 0
 
 
-_STATE = ("tokens", "step", "next_point", "warned")
+def _state(fits: Mapping[str, Fit]) -> Saved:
+    """Of all layers, for a checkpoint."""
+    tensors = {
+        f"{layer}.{name}": value
+        for layer, fit in fits.items()
+        for name, value in fit.trainer.state().items()
+    }
+    names = ("tokens", "step", "next_point", "curve")
+    return tensors, {
+        layer: {name: getattr(fit, name) for name in names} for layer, fit in fits.items()
+    }
 
 
-def _save_if_due(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
-    """Write a checkpoint of all layers if it is time for one."""
-    if checkpoints is None or not checkpoints.due():
-        return
-    tensors: dict[str, Tensor] = {}
-    state = {}
-    for layer, fit in fits.items():
-        tensors |= {f"{layer}.{key}": value for key, value in fit.trainer.state().items()}
-        state[layer] = {key: getattr(fit, key) for key in _STATE}
-        state[layer]["curve"] = fit.curve.getvalue()
-    checkpoints.save(run, tensors, state)
-
-
-def _go_on(fits: dict[str, Fit], run: str, checkpoints: Checkpoints | None) -> None:
-    """Bring every layer to where the checkpoint of this run is, if there is one."""
-    if checkpoints is None or (saved := checkpoints.load(run)) is None:
-        return
-    tensors, state = saved
-    for layer, fit in fits.items():
-        fit.trainer.restore(below(tensors, f"{layer}."))
-        for key in _STATE:
-            setattr(fit, key, state[layer][key])
-        fit.curve.write(state[layer]["curve"])
-
-
-def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callbacks) -> Quality:
-    """The quality of a layer's SAE, or an SpgError if it is of no use."""
+def _judged(
+    fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callbacks
+) -> tuple[Tensor, LayerQuality]:
+    """The dead mask (C,) and the figures of a layer's SAE, or an SpgError if it is of no use."""
+    params = fit.params
     quality = measure(
         fit.trainer.sae,
         source,
-        norm=fit.params.input_norm,
+        norm=params.input_norm,
         count_cls=count_cls,
-        prefixes=fit.params.prefixes,
+        prefixes=params.prefixes,
         progress=lambda done, total: callbacks.progress(f"{fit.layer} measured", done, total, None),
     )
-    if not np.isfinite(quality.r2) or bool(quality.dead.all()):
+    dead = float(quality.dead.float().mean())
+    if not np.isfinite(quality.r2) or dead == 1:
         raise DivergedError(
-            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, "
-            f"{float(quality.dead.float().mean()):.0%} of the latents dead). {_ADVICE}"
+            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, {dead:.0%} of the "
+            f"latents dead). {_ADVICE}"
+        )
+    if dead > _MANY_DEAD:
+        callbacks.say(
+            f"Layer {fit.layer}: {dead:.0%} of the latents are dead, no token activates them. "
+            "Lower sae.dict_size, or raise sae.k."
         )
     if quality.r2 < 0:
         callbacks.say(
@@ -265,18 +224,6 @@ def _measure(fit: Fit, source: TokenSource, count_cls: bool, callbacks: Callback
             "than what the SAE makes of it. Train for longer (sae.epochs, sae.tokens), or try "
             "sae.input_norm: l2."
         )
-    return quality
-
-
-def _figures(store: FeatureStore, fit: Fit, measured: Quality) -> LayerQuality:
-    """The figures of quality.json."""
-    mixing = measure_mixing(
-        store.array("category"),
-        store.spec.layers[fit.layer].patches,
-        batch_tokens=fit.params.batch_tokens,
-        batch_images=fit.params.batch_images,
-        window_images=WINDOW_IMAGES,
-        seed=fit.seed,
-    )
     epochs = fit.tokens / fit.epoch_tokens
-    return measured.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs, mixing=mixing)
+    figures = quality.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs)
+    return quality.dead, figures

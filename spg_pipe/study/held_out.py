@@ -21,7 +21,7 @@ from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.measured import Measured, measure
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.guides.contrast import ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match
 from spg_pipe.guides.layer import VIEWS, View
 from spg_pipe.metrics import Regions, accumulate, image_metrics
 from spg_pipe.recipe.params import DecisionParams
@@ -236,12 +236,12 @@ def _directions(
     """Layer → view → (D,) made from the chosen images; zeros where they lack a class."""
     directions: dict[str, dict[View, Tensor]] = {}
     for layer in store.layers:
-        dictionary = Dictionary.of(maker.saes, layer)
+        atoms, dead = maker.saes.layers[layer].atoms.detach().cpu(), maker.saes.dead[layer]
         directions[layer] = {}
         for view in VIEWS:
-            pair = dictionary.match(direction(sums, layer, view, chosen), maker.atoms)
-            zeros = torch.zeros(dictionary.atoms.shape[1])
-            directions[layer][view] = zeros if pair is None else dictionary.side(pair)
+            pair = match(direction(sums, layer, view, chosen), atoms, dead, maker.atoms)
+            zeros = torch.zeros(atoms.shape[1])
+            directions[layer][view] = zeros if pair is None else pair.side(atoms)
         if not bool(directions[layer]["patches"].any()):
             raise SpgError(
                 f"{store.path}: without {part} no category has patches with and without a defect, "

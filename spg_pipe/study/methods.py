@@ -128,7 +128,7 @@ def guides_path(run: RecipeRun, method: str, aux: str, seed: int) -> Path:
     """Where the detector of a method is: the recipe's own, or one for the comparison alone."""
     if method == PLUS:
         return run.paths.detector(aux, seed)
-    return run.paths.compared_detector(method, aux, seed)
+    return run.paths.compared(method, None, aux, seed)
 
 
 def auxiliaries(run: RecipeRun, stores: Stores) -> list[str]:

@@ -106,7 +106,8 @@ def _need_store(run: RecipeRun, name: str) -> None:
 
 def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> MetricsTable:
     dataset = find_dataset(run.params, target)
-    if not is_there(lambda: Scores.load(checked_scores(run, dataset, aux, seed))):
+    scores = run.paths.scores(aux, dataset, seed)
+    if not is_there(lambda: (checked_scores(run, dataset, aux, seed), Scores.load(scores))):
         score(run, target, aux=aux, seed=seed)
     return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
 

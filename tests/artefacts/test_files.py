@@ -18,7 +18,6 @@ from spg_pipe.artefacts.files import (
     fingerprint,
     fresh_folder,
     jsonable,
-    read_json,
     versions,
     write_bytes,
     write_json,
@@ -172,21 +171,6 @@ def test_a_fingerprint_is_the_same_on_every_machine() -> None:
     assert fingerprint({"k": 32, "name": "é", "list": [1, 2.5, None]}) == (
         "e89a13adb042045d960ee315422d6a8a41cbb7f09edb9ab276b20dd88b7fecf7"
     )
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "does not exist"), (b"{", "JSON"), (b"\xff", "JSON")]
-)
-def test_a_json_file_that_cannot_be_read_is_one_message(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
-    path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SpgError, match=message) as error:
-        read_json(path, "Detector")
-    assert str(error.value).startswith("Detector: ")
-    assert str(path) in str(error.value)
 
 
 def test_the_versions_are_of_what_can_move_a_number() -> None:

@@ -42,7 +42,7 @@ SMALLER = {
 """Options for timm that make a dear model cheap without touching how it cuts its grid."""
 REFUSED = {
     "swin_tiny_patch4_window7_224": (448, "224 pixels only"),
-    "crossvit_tiny_240": (240, "not a grid"),
+    "crossvit_tiny_240": (240, "stride, 17, must divide"),
     "pit_ti_224": (224, "not those of a stride"),
     "legacy_xception": (299, "288 or 304"),
     "eva02_tiny_patch14_224": (96, "84 or 98"),

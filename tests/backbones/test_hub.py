@@ -6,19 +6,17 @@ import time
 
 import pytest
 
-from spg_pipe.backbones import hub, load_backbone
+from spg_pipe.backbones import load_backbone, weights
 from spg_pipe.errors import SpgError
 
 
 @pytest.fixture
 def unreachable(monkeypatch, tmp_path):
     """A hub whose port is closed, and empty caches."""
-    import torch
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     return tmp_path
 
 
@@ -51,11 +49,18 @@ def test_a_refused_download_is_the_same_message(monkeypatch):
     def refuse(*_):
         raise PermissionError("403 Client Error: access to this model is restricted")
 
-    monkeypatch.setattr(hub, "_fetch", refuse)
+    monkeypatch.setattr(weights, "_fetch", refuse)
     with pytest.raises(SpgError, match=r"403 Client Error.*\n.*hf auth login"):
         load_backbone("dinov3")
 
 
-def test_a_model_without_published_weights_says_so(unreachable):
-    with pytest.raises(SpgError, match="no published weights are known"):
-        load_backbone("vit_base_patch16_18x2_224")
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("vit_base_patch16_18x2_224", "none is known"),
+        ("gcvit_tiny", r"https://github\.com/.*gcvit_tiny.*copy gcvit_tiny.*\.pth"),
+    ],
+)
+def test_a_model_without_weights_on_a_hub_says_where_they_are(unreachable, name, page):
+    with pytest.raises(SpgError, match=rf"no hub has published weights.*\n.*page: {page}"):
+        load_backbone(name)

@@ -21,7 +21,7 @@ from spg_pipe.errors import SpgError
 def test_listing_backbones_imports_neither_torch_nor_timm_nor_a_package_of_weights():
     code = (
         "import sys, spg_pipe.backbones as b; from spg_pipe.backbones.packaged import PACKAGES; "
-        "assert b.list_backbones() and [p.is_installed() for p in PACKAGES.values()]; "
+        "assert b.list_backbones() and [p.find() for p in PACKAGES.values()]; "
         "heavy = {'torch', 'timm', 'open_clip', *(p.package for p in PACKAGES.values())}; "
         "assert not heavy & set(sys.modules)"
     )

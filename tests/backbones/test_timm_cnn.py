@@ -8,7 +8,7 @@ import torch
 
 from backbones.helpers import random_images
 from spg_pipe.backbones import load_backbone
-from spg_pipe.backbones.packaged import efficientnet_lite0
+from spg_pipe.backbones.packaged import PACKAGES
 from spg_pipe.datasets.images import Preprocess, preprocess
 from spg_pipe.errors import SpgError
 
@@ -28,7 +28,7 @@ def test_efficientnet_lite0_gives_the_documented_grids_at_448():
 
 def test_the_features_are_those_of_timms_own_extractor():
     reference = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
-    reference.load_state_dict(efficientnet_lite0().state, strict=False)
+    reference.load_state_dict(PACKAGES["efficientnet-lite0"].state(), strict=False)
     images = random_images(128)
     with torch.no_grad():
         grids = reference(images)
@@ -42,7 +42,7 @@ def test_the_packaged_weights_recognise_a_cat():
     from skimage.data import chelsea
 
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(efficientnet_lite0().state, strict=True)
+    model.load_state_dict(PACKAGES["efficientnet-lite0"].state(), strict=True)
     half = (0.5, 0.5, 0.5)
     image = preprocess(chelsea(), Preprocess(224, "uint8", "bicubic", half, half))
     with torch.no_grad():

@@ -177,10 +177,10 @@ def test_the_other_sets_folder_is_refused(small_sets: dict[str, DemoSet], tmp_pa
 def test_a_failure_leaves_nothing_behind(
     small_sets: dict[str, DemoSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, rows: object) -> None:
+    def fail(folder: Path, *names: str) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(demo_module, "_write_split", fail)
+    monkeypatch.setattr(demo_module, "file_digests", fail)
     with pytest.raises(OSError, match="disk full"):
         write_demo("demo-visa", tmp_path / "set")
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ def test_masks_are_matched_by_name_when_their_order_differs(tmp_path):
         "rod/test/bent/b.jpg": "rod/ground_truth/bent/b.png",
     }
     assert manifest.notes == (
-        "2 masks without an image, ignored: rod/ground_truth/bent/0_extra_mask.png, "
+        "rod: 2 masks without an image, ignored: rod/ground_truth/bent/0_extra_mask.png, "
         "rod/ground_truth/gone/000_mask.png",
     )
 
@@ -87,10 +87,10 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "scripts").mkdir()
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
+        "rod: 1 image not directly in a defect folder, ignored",
+        "rod: 2 files ignored: not an image file",
+        "1 folder without train/ and test/, ignored: scripts",
         "no test images in: plate",
-        "1 image beside the defect folders, not inside one, ignored",
-        "2 files ignored: not an image file",
-        "folders without train/ and test/ ignored: scripts",
     )
 
 
@@ -135,8 +135,7 @@ def test_one_common_name_does_not_make_mvtec_ad(tmp_path):
     tree = write_mvtec(tmp_path / "own", ("tile", "plate"))
     own = scanned("own", "mvtec", tree)
     assert (own.licences, own.notes) == (("own: not stated",), ())
-    (tree / "tile" / "readme.txt").write_text("MVTec Anomaly Detection Dataset")
-    said = scanned("own", "mvtec", tree)
+    said = scanned("mvtec-part", "mvtec", tree)
     assert said.licences[0].startswith("MVTec AD: ")
     assert "not among the categories of MVTec AD: plate" in said.notes
 
@@ -146,7 +145,6 @@ def test_one_common_name_does_not_make_mvtec_ad(tmp_path):
     [
         ("visa", "visa", "called visa, but none of the 12 VisA categories found"),
         ("mvtec", "mvtec", "called mvtec, but none of the 15 MVTec AD categories"),
-        ("mvtec", "MVTec-AD", "called MVTec-AD, but none of the 15 MVTec AD"),
         ("visa", "demo-visa", ""),
         ("mvtec", "demo-mvtec", ""),
         ("mvtec", "mtd", ""),

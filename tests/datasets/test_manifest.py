@@ -149,10 +149,10 @@ def test_a_union_names_its_sets_in_notes_and_errors(tmp_path):
     write_mvtec(tmp_path / "one", ("plate",))
     (tmp_path / "one" / "plate" / "test" / "good" / "list.txt").write_text("")
     union = scanned("aux", "mvtec", tmp_path, sets=["one"])
-    assert union.notes == ("one: 1 file ignored: not an image file",)
+    assert union.notes == ("one: plate: 1 file ignored: not an image file",)
     with pytest.raises(SpgError, match=r"No folder for dataset aux at .*/three"):
         scanned("aux", "mvtec", tmp_path, sets=["one", "three"])
-    with pytest.raises(SpgError, match=r"no category plate\. Did you mean one/plate\? It has"):
+    with pytest.raises(SpgError, match=r"no category plate\. It has: one/plate"):
         scanned("aux", "mvtec", tmp_path, sets=["one"], categories=["plate"])
 
 
@@ -212,7 +212,7 @@ def test_loading_says_what_is_wrong_with_a_file(manifest, tmp_path):
     with pytest.raises(SpgError, match=r"m\.parquet is not a whole manifest: it cannot be read"):
         Manifest.load(path, tmp_path)
     pd.DataFrame({"a": [1]}).to_parquet(path)
-    with pytest.raises(SpgError, match="a Parquet file but not a manifest"):
+    with pytest.raises(SpgError, match="it is a Parquet file, but not of spg-pipe"):
         Manifest.load(path, tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_known_bad_images_are_left_out_until_their_files_change(tree: Path) -> N
     saved = shutil.copy(tree / GOOD, tree / "saved")
     truncate(tree / GOOD)
     bad = scanned("m", "mvtec", tree, skip_bad=True).skipped
-    assert scanned("m", "mvtec", tree, leave_out=bad).skipped == bad
+    assert GOOD not in set(scanned("m", "mvtec", tree, leave_out=bad).table["path"])
     shutil.copy(saved, tree / GOOD)
     repaired = scanned("m", "mvtec", tree, leave_out=bad)
     assert (len(repaired), repaired.skipped) == (8, ())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import painted, scanned, texture, write_mvtec, write_visa
+from layouts import painted, scanned, synthesised, texture, write_mvtec, write_visa
 from PIL import Image
 from tiny import files
 
@@ -20,7 +20,6 @@ from spg_pipe.datasets.paint.pasted import (
     paint,
     perlin,
 )
-from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.data import KINDS, SyntheticSet
 from spg_pipe.recipe.params import validated
@@ -91,7 +90,7 @@ def source_of(root: Path, **options: int) -> Manifest:
 def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
     for name, seed, workers in (("a", 3, 1), ("b", 3, 4), ("c", 4, 4)):
-        assert write_synthetic(source, tmp_path / name, seed=seed, workers=workers)
+        assert synthesised(source, tmp_path / name, seed=seed, workers=workers)
     first, again, other = (files(tmp_path / name) for name in "abc")
     assert first == again
     assert all((first[p] == other[p]) == ("/good/" in p) for p in first if p in other)
@@ -100,7 +99,7 @@ def test_the_seed_alone_decides_the_bytes(tmp_path: Path) -> None:
 
 def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
-    write_synthetic(source, tmp_path / "set", per_image=2, kinds=("scar", "perlin"))
+    synthesised(source, tmp_path / "set", per_image=2, kinds=("scar", "perlin"))
     found = scanned("aux", "synthetic", tmp_path / "set", split="all")
     counts = found.table.groupby(["category", "defect", "label"]).size().to_dict()
     each = {("good", 0): 3, ("perlin", 1): 3, ("scar", 1): 3}
@@ -125,7 +124,7 @@ def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path)
 
 
 def test_kinds_take_turns_over_the_images(tmp_path: Path) -> None:
-    write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
+    synthesised(source_of(tmp_path / "parts"), tmp_path / "set")
     defects = scanned("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
     assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
     assert set(KINDS) == set(PAINTERS)
@@ -145,7 +144,7 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     tag[274] = 6  # turned by 90 degrees
     Image.fromarray(colour).save(root / "turned.jpg", exif=tag)
     source = scanned("mine", "folder", root)
-    write_synthetic(source, tmp_path / "set")
+    synthesised(source, tmp_path / "set")
     record = json.loads((tmp_path / "set" / RECORD).read_text())
     copies = {source: path for path, source in record["images"].items() if "/good/" in path}
     assert set(copies) == {"alpha.png", "deep.png", "palette.gif", "turned.jpg"}
@@ -160,11 +159,11 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
 
 def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: Path) -> None:
     visa = scanned("visa", "visa", write_visa(tmp_path / "visa"), split="train")
-    write_synthetic(visa, tmp_path / "a")
+    synthesised(visa, tmp_path / "a")
     assert len(scanned("aux", "synthetic", tmp_path / "a")) == 8
     source = source_of(tmp_path / "parts")
     assert set(source.table["label"]) == {0, 1}
-    write_synthetic(source, tmp_path / "b")
+    synthesised(source, tmp_path / "b")
     taken = json.loads((tmp_path / "b" / RECORD).read_text())["source"]["images"]
     assert len(taken) == 6
     assert all("/test/good/" in path for path in taken)
@@ -174,7 +173,7 @@ def test_a_source_without_normal_images_is_refused(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "parts", good=0)
     source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match="no normal images in its test split"):
-        write_synthetic(source, tmp_path / "set")
+        synthesised(source, tmp_path / "set")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "tiny"])
@@ -188,7 +187,7 @@ def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
     else:
         Image.new("RGB", (40, 15)).save(victim)
     with pytest.raises(SpgError, match=r"screw/test/good/001\.png"):
-        write_synthetic(source, tmp_path / "set")
+        synthesised(source, tmp_path / "set")
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
 
 
@@ -210,16 +209,16 @@ def test_settings_out_of_range_are_told(setting: dict, message: str) -> None:
 
 def test_the_same_set_is_left_alone(tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
-    write_synthetic(source, tmp_path / "set")
+    synthesised(source, tmp_path / "set")
     before = (tmp_path / "set" / RECORD).stat().st_mtime_ns
-    assert not write_synthetic(source, tmp_path / "set")
+    assert not synthesised(source, tmp_path / "set")
     assert (tmp_path / "set" / RECORD).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("change", ["seed", "source", "changed file", "missing file"])
 def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None:
     source = source_of(tmp_path / "parts")
-    write_synthetic(source, tmp_path / "set", seed=1 if change == "seed" else 0)
+    synthesised(source, tmp_path / "set", seed=1 if change == "seed" else 0)
     victim = tmp_path / "set" / "images" / "bottle" / "good" / "00001.png"
     if change == "source":
         Image.new("L", (64, 48), 9).save(tmp_path / "parts" / "bottle" / "test/good/000.png")
@@ -228,8 +227,8 @@ def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None
         victim.write_bytes(b"no image")
     if change == "missing file":
         victim.unlink()
-    assert write_synthetic(source, tmp_path / "set")
-    write_synthetic(source, tmp_path / "fresh")
+    assert synthesised(source, tmp_path / "set")
+    synthesised(source, tmp_path / "fresh")
     assert files(tmp_path / "set") == files(tmp_path / "fresh")
 
 
@@ -237,15 +236,15 @@ def test_a_folder_of_other_things_is_refused_and_untouched(tmp_path: Path) -> No
     source = source_of(tmp_path / "parts")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    write_synthetic(source, tmp_path / "set")
+    synthesised(source, tmp_path / "set")
     (tmp_path / "set" / "images" / "mine.png").write_bytes(b"mine")
     for name in ("mine", "set", "mine/notes.txt"):
         before = files(tmp_path)
         with pytest.raises(SpgError, match="Name another folder"):
-            write_synthetic(source, tmp_path / name, seed=1)
+            synthesised(source, tmp_path / name, seed=1)
         assert files(tmp_path) == before
     with pytest.raises(SpgError, match="among the source's images"):
-        write_synthetic(source, tmp_path / "parts" / "set")
+        synthesised(source, tmp_path / "parts" / "set")
 
 
 @pytest.mark.parametrize("what", ["link to a folder", "link to a file", "empty folder"])
@@ -260,7 +259,7 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
         own.symlink_to(mine if what == "link to a folder" else mine / "notes.txt")
     source = scanned("parts", "mvtec", tmp_path / "parts")
     with pytest.raises(SpgError, match=r"holds what is not of the synthetic set: images/own\."):
-        write_synthetic(source, root, seed=1)
+        synthesised(source, root, seed=1)
     assert own.is_symlink() or own.is_dir()
 
 
@@ -268,15 +267,15 @@ def test_a_link_to_the_sets_folder_stays_a_link(tmp_path: Path) -> None:
     root, link = a_set(tmp_path), tmp_path / "link"
     link.symlink_to(root)
     source = scanned("parts", "mvtec", tmp_path / "parts")
-    assert write_synthetic(source, link, seed=1)
+    assert synthesised(source, link, seed=1)
     assert link.is_symlink()
     assert read_synthetic(root).settings.seed == 1
     inside = tmp_path / "inside"
     inside.symlink_to(tmp_path / "parts")
     with pytest.raises(SpgError, match="among the source's images"):
-        write_synthetic(source, inside / "set")
+        synthesised(source, inside / "set")
 
 
 def a_set(tmp_path: Path) -> Path:
-    write_synthetic(source_of(tmp_path / "parts"), tmp_path / "set")
+    synthesised(source_of(tmp_path / "parts"), tmp_path / "set")
     return tmp_path / "set"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from layouts import scanned, write_mvtec
+from layouts import scanned, synthesised, write_mvtec
 from PIL import Image
 
 from datasets.test_synthetic import a_set
@@ -13,7 +13,6 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD, mask_of
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.errors import DamagedError, SpgError
 
 
@@ -103,7 +102,7 @@ def test_an_edited_file_is_refused(what: str, tmp_path: Path) -> None:
 
 def test_categories_keep_the_names_of_their_folders(tmp_path: Path) -> None:
     source = scanned("parts", "mvtec", write_mvtec(tmp_path / "p", ["große Teile (2)"]))
-    write_synthetic(source, tmp_path / "set")
+    synthesised(source, tmp_path / "set")
     found = scanned("aux", "synthetic", tmp_path / "set")
     assert set(found.table["category"]) == {"große Teile (2)"}
 

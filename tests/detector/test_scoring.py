@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from tiny import SIZE, SPEC, files, keyed
 
+import spg_pipe.detector.scores as scores_module
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.rules import Published, image_scores
 from spg_pipe.detector.judge import judge
@@ -114,9 +115,14 @@ def test_a_second_scoring_gives_the_same_bytes(
 
 
 def test_the_batch_size_does_not_move_a_score(
-    scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
+    scores: Scores,
+    tiny_store: FeatureStore,
+    tiny_detector: Detector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = score_store(tiny_detector, tiny_store, tmp_path / "one", batch_images=1)
+    monkeypatch.setattr(scores_module, "BATCH_IMAGES", 1)
+    one = score_store(tiny_detector, tiny_store, tmp_path / "one")
     for column in ("score", "score_cls", "score_map_max"):
         np.testing.assert_allclose(one.table[column], scores.table[column], atol=1e-6)
 
@@ -226,11 +232,9 @@ def test_a_crash_while_scoring_leaves_the_old_scores(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import spg_pipe.detector.scores as module
-
     place = shutil.copytree(scores.path, tmp_path / "run")
     before = files(place)
-    monkeypatch.setattr(module, "write_record", lambda *_: 1 / 0)
+    monkeypatch.setattr(scores_module, "write_record", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score_store(tiny_detector, tiny_store, place)
     assert files(place) == before

@@ -1,4 +1,4 @@
-"""The DVC pipeline end to end on real images, where there are any."""
+"""The pipeline's stages end to end on real images, where there are any."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.helpers import dvc, edit_params, must, pipeline_folder, spg
+from e2e.helpers import edit_params, must, pipeline_folder, run_stages, spg
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
             "guides.epochs": 8,
         },
     )
-    must(dvc("repro", cwd=folder))
+    run_stages(folder)
     (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
     mean = json.loads(path.read_text())["mean"]
     assert mean["counts"]["images"] == 53

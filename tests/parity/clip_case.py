@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.backbones.openclip import OpenClipViT, load_visual
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.openclip import load_visual, open_clip_vit
 from spg_pipe.backbones.spec import BackboneSpec, PosEmbed
 from spg_pipe.backbones.weights import Weights
 from spg_pipe.datasets.images import Preprocess
 
 
-def build_case(case: Case, pos_embed: PosEmbed = "bilinear") -> OpenClipViT:
-    """The case's tower behind the project's adapter, all blocks, as protocol spg resolves it."""
+def build_case(case: Case, pos_embed: PosEmbed = "bilinear") -> tuple[Backbone, torch.Tensor]:
+    """The case's tower behind our adapter, all blocks, in protocol spg, and its position table."""
     side, patch = case.array("image").shape[-1], int(case.scalar("patch"))
     config = {
         "embed_dim": int(case.scalar("output_dim")),
@@ -45,19 +46,19 @@ def build_case(case: Case, pos_embed: PosEmbed = "bilinear") -> OpenClipViT:
         licence="",
     )
     visual = load_visual(config, Weights(state, "reference", ""))
-    return OpenClipViT(visual, spec, torch.device("cpu"))
+    return open_clip_vit(visual, spec, "cpu"), visual.positional_embedding.detach()
 
 
 def compare_case(case: Case) -> list[Comparison]:
     """Tokens of every stored layer, the class token of the last, the resized position table."""
-    backbone = build_case(case)
+    backbone, table = build_case(case)
     layers = backbone(torch.from_numpy(case.array("image")))
     got = {
         f"tokens_layer{name}": torch.cat([tokens.prefix, tokens.patches], dim=1)
         for name, tokens in layers.items()
     }
     got["cls"] = layers[backbone.spec.layers[-1]].prefix[:, 0]
-    got["pos_embed_after"] = backbone.positional_embedding
+    got["pos_embed_after"] = table
     return [
         compare(name, value, case.array(name), case.tol(name))
         for name, value in got.items()

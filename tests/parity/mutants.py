@@ -83,10 +83,10 @@ MUTANTS = {
     ),
     "masks' threshold": Mutant("preprocess", "datasets/images.py", "> 127", "> 0"),
     "CLIP without projection": Mutant(
-        "clip", "backbones/openclip.py", "joined @ self._visual.proj if", "joined if"
+        "clip", "backbones/openclip.py", "joined @ tower.proj if", "joined if"
     ),
     "CLIP before the last norm": Mutant(
-        "clip", "backbones/openclip.py", '= self.spec.norm == "post"', "= False"
+        "clip", "backbones/openclip.py", '= spec.norm == "post"', "= False"
     ),
     "position embedding's filter": Mutant(
         "clip", "backbones/openclip.py", 'else "bilinear",', 'else "bicubic",'

@@ -17,6 +17,6 @@ def test_the_native_position_embedding_gives_other_tokens(case: Case):
     if case.array("image").shape[-1] == case.scalar("input_resolution"):
         pytest.skip(f"{case} does not resize its position embedding")
     layer = str(case.scalar("layers"))
-    native = build_case(case, "native")(torch.from_numpy(case.array("image")))[layer]
+    native = build_case(case, "native")[0](torch.from_numpy(case.array("image")))[layer]
     expected = torch.from_numpy(case.array(f"tokens_layer{layer}"))[:, 1:]
     assert (native.patches - expected).abs().max() > 1e-3

@@ -15,6 +15,8 @@ from layouts import write_mvtec, write_visa
 from safetensors.torch import save_file
 
 from spg_pipe import pipeline
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.pipeline.checked import (
     checked_detector,
@@ -52,16 +54,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
-        _run_all(run)
+        for dataset in run.params.datasets:
+            pipeline.extract(run, dataset)
+        _train(run)
+        pipeline.score(run, "right")
+        pipeline.evaluate(run, "right")
     return folder
-
-
-def _run_all(run: RecipeRun) -> None:
-    for dataset in run.params.datasets:
-        pipeline.extract(run, dataset)
-    _train(run)
-    pipeline.score(run, "right")
-    pipeline.evaluate(run, "right")
 
 
 def _train(run: RecipeRun) -> None:
@@ -90,9 +88,11 @@ def test_everything_of_the_recipe_is_at_its_place(project: MakeRun) -> None:
     left, right = (find_dataset(run.params, name) for name in ("left", "right"))
     store = checked_store(run, left)
     assert checked_sae(run, store, "left", 111) == run.paths.sae("left", 111)
-    assert checked_detector(run, "left", 111) == run.paths.detector("left", 111)
-    scores = checked_scores(run, right, "left", 111)
-    assert scores == run.paths.scores("left", "right", 111)
+    held = Detector.load(run.paths.detector("left", 111))
+    assert checked_detector(run, "left", 111).fingerprint == held.fingerprint
+    scores = run.paths.scores("left", "right", 111)
+    held_scores = Scores.load(scores).record
+    assert checked_scores(run, right, "left", 111).fingerprint == held_scores.fingerprint
     metrics = run.paths.metrics("left", "right", 111)
     assert checked_metrics(run, run.params.directions[0], 111) == (metrics, scores)
     assert metrics.name == "left--right-efficientnet-lite0-64-s111.json"
@@ -156,25 +156,13 @@ def test_named_inputs_and_other_splits_have_places_of_their_own(project: MakeRun
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (
-            {"backbone": {"layers": ["s8"]}},
-            r"backbone\.layers is .*`spg-pipe extract --split",
-        ),
+        ({"backbone": {"layers": ["s8"]}}, r"backbone\.layers is .*`spg-pipe extract --split"),
         ({"backbone": {"norm": "post"}}, r"backbone\.norm is pre, not post.*`spg-pipe extract"),
         ({"extract": {"dtype": "float32"}}, r"extract\.dtype is float16, not float32.*--replace`"),
         ({"sae": {"k": 2}}, r"sae\.k is 4, not 2.*`spg-pipe train-sae --aux left --seed 111`"),
-        (
-            {"guides": {"atoms": 8}},
-            r"guides\.atoms is 32, not 8.*`spg-pipe train-guides --aux",
-        ),
-        (
-            {"decision": {"map": {"guides": 2.0}}},
-            r"decision\.map\.guides is 1\.0, not 2\.0",
-        ),
-        (
-            {"score": {"rule": "published"}},
-            r"score\.rule is additive, not published.*spg-pipe score",
-        ),
+        ({"guides": {"atoms": 8}}, r"guides\.atoms is 32, not 8.*`spg-pipe train-guides --aux"),
+        ({"decision": {"map": {"guides": 2.0}}}, r"decision\.map\.guides is 1\.0, not 2\.0"),
+        ({"score": {"rule": "published"}}, r"score\.rule is additive, not published.*spg-pipe sc"),
     ],
 )
 def test_an_edited_recipe_says_what_differs_and_the_first_command(
@@ -195,32 +183,39 @@ def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> No
     )
 
 
-def test_scores_of_an_older_detector_are_not_taken(project: MakeRun) -> None:
+@pytest.mark.parametrize(
+    ("name", "images", "held"),
+    [
+        ("left", "left/*/test/good/*", "detector"),
+        ("right", "right/*/Data/Images/*/*", "feature store"),
+    ],
+)
+def test_scores_of_an_older_detector_or_store_are_not_taken(
+    project: MakeRun, name: str, images: str, held: str
+) -> None:
     run = project()
-    image = sorted(Path("left").glob("*/test/good/*.png"))[0]
-    image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
-    pipeline.extract(run, run.params.dataset("left"), replace=True)
-    _train(run)
-    with pytest.raises(SpgError, match=r"detector is \w{8}, not \w{8}.*spg-pipe score"):
+    change_an_image(images)
+    pipeline.extract(run, run.params.dataset(name), replace=True)
+    if name == "left":
+        _train(run)
+    with pytest.raises(SpgError, match=held + r" is \w{8}, not \w{8}.*spg-pipe score"):
         pipeline.evaluate(run, "right")
     pipeline.score(run, "right")
     pipeline.evaluate(run, "right")
 
 
-def test_scores_of_an_older_target_store_are_not_taken(project: MakeRun) -> None:
-    run = project()
-    images = sorted(Path("right").rglob("*.JPG"))
-    images[0].write_bytes(images[1].read_bytes())
-    pipeline.extract(run, run.params.dataset("right"), replace=True)
-    with pytest.raises(SpgError, match=r"feature store is \w{8}, not \w{8}.*spg-pipe score"):
-        pipeline.evaluate(run, "right")
+def change_an_image(pattern: str) -> None:
+    """The first image becomes a copy of the second."""
+    first, second = sorted(Path().glob(pattern))[:2]
+    first.write_bytes(second.read_bytes())
 
 
 def test_local_weights_count_by_their_tensors(project: MakeRun, tmp_path: Path) -> None:
-    from spg_pipe.backbones.packaged import efficientnet_lite0
+    from spg_pipe.backbones.packaged import PACKAGES
 
     path = tmp_path / "mine.safetensors"
-    state = {name: tensor.contiguous() for name, tensor in efficientnet_lite0().state.items()}
+    packaged = PACKAGES["efficientnet-lite0"].state()
+    state = {name: tensor.contiguous() for name, tensor in packaged.items()}
     save_file(state, path)
     run = project(backbone={"weights": str(path)})
     left = run.params.dataset("left")
@@ -253,8 +248,7 @@ def test_a_store_of_other_images_is_not_taken(project: MakeRun) -> None:
 def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: MakeRun) -> None:
     run = project()
     left = run.params.dataset("left")
-    image = sorted(Path("left").glob("*/test/good/*.png"))[0]
-    image.write_bytes(sorted(Path("left").glob("*/test/good/*.png"))[1].read_bytes())
+    change_an_image("left/*/test/good/*")
     pipeline.prepare(run, left)
     with pytest.raises(SpgError, match=r"have changed.*spg-pipe extract"):
         checked_store(run, left)

@@ -31,8 +31,8 @@ def test_a_resumed_run_counts_only_its_own_work(
 
 def test_every_layer_counts_anew(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Console().progress("train-sae") as update:
-        update(0, 100, label="6")
-        clock[0] += 50
+        update(20, 100, label="6")
+        clock[0] += 40
         update(100, 100, label="6")
         clock[0] += 50
         update(1, 100, label="8")

@@ -165,15 +165,3 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
     assert code == 1
     assert re.search(message, " ".join(err.split())), err
     assert sorted(Path("artifacts").glob("few-shot/*/*")) == before
-
-
-def test_broken_normal_images_are_named(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "mine"
-    shutil.copytree("right/bottle/train/good", folder)
-    path = folder / "001.png"
-    path.write_bytes(path.read_bytes()[:-200])
-    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(folder))
-    assert code == 1
-    assert "001.png" in err

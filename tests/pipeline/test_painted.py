@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import scanned, write_mvtec
+from layouts import scanned, synthesised, write_mvtec
 from tiny import METHOD, SAE, TinyBackbone, additive_plan, extracted
 
 from pipeline.test_parts import RECIPE
 from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
-from spg_pipe.datasets.paint.synthetic import write_synthetic
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -56,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mvtec(root / "parts", train=6, good=3)
     write_mvtec(root / "other", ("nut",), seed=1)
     source = scanned("parts", "mvtec", root / "parts", split="train")
-    write_synthetic(source, root / "syn" / "a", per_image=2)
+    synthesised(source, root / "syn" / "a", per_image=2)
     return root
 
 
@@ -209,21 +208,22 @@ def test_predict_says_what_was_painted_and_whether_these_images_were(
     options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
     images = folder / root
     outcome = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
-    assert outcome.supervision == SEES
-    assert SEES in outcome.text()
+    assert outcome.content["supervision"] == SEES
+    assert SEES in outcome.text
     assert ("of which 12 were taken from" in capsys.readouterr().err) == own
     normals = NormalFolder(next(images.glob("*/train/good")), BankParams())
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
     )
-    assert str(outcome.supervision).startswith(f"{SEES}; few-shot: ")
-    assert {row["supervision"] for row in outcome.predictions} == {outcome.supervision}
+    said = str(outcome.content["supervision"])
+    assert said.startswith(f"{SEES}; few-shot: ")
+    assert {row["supervision"] for row in outcome.content["predictions"]} == {said}
     capsys.readouterr()
     normals = replace(normals, alone=True)
     outcome = predict_folder(
         tmp_path / "detector", images, tmp_path / "alone", normals=normals, **options
     )
-    assert str(outcome.supervision).startswith("few-shot: ")
+    assert str(outcome.content["supervision"]).startswith("few-shot: ")
     assert "not zero-shot" not in capsys.readouterr().err
 
 

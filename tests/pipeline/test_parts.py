@@ -13,6 +13,7 @@ import yaml
 from layouts import write_mvtec
 from typer.testing import CliRunner
 
+from pipeline.test_checked import RECIPE as CHECKED
 from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli.main import app
@@ -25,17 +26,10 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.store.reader import FeatureStore
 
-RECIPE: dict[str, Any] = {
-    "name": "mini",
-    "datasets": [
-        {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
-        {"name": "right", "layout": "mvtec", "root": "right", "split": "test"},
-    ],
-    "auxiliaries": ["left"],
-    "directions": [{"aux": "left", "target": "right"}],
+RECIPE: dict[str, Any] = CHECKED | {
+    "datasets": [{"name": n, "layout": "mvtec", "root": n} for n in ("left", "right")],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8"]},
     "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4},
-    "guides": {"epochs": 1},
 }
 BAD = Path("left/bottle/test/good/001.png")
 Extract = Callable[..., Path]
@@ -108,7 +102,9 @@ def test_a_part_is_no_ones_whole_dataset(
 def test_options_that_leave_nothing_out_give_the_datasets_own_store(
     run: RecipeRun, backbone: Backbone
 ) -> None:
-    place = extract(run, backbone, limit=8, categories=["screw", "bottle"])
+    names = names_of("--categories", "screw, bottle, screw", "bottle,screw")
+    assert names == ["screw", "bottle"]
+    place = extract(run, backbone, limit=8, categories=names)
     assert place == run.paths.store("left")
     assert FeatureStore(place).selection == {}
     assert checked_store(run, left(run)).path == place
@@ -135,37 +131,17 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
     target = extract(run, backbone, "right", categories=["bottle"], limit=3)
     sae = pipeline.train_sae(run, "left", 111, store=aux)
     detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
+    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
+    original = Options(overrides=["metrics.resolution=original"], device="cpu", quiet=True).run()
+    assert len(pipeline.evaluate(original, "right", scores=scores, store=target)) == 1
     for name in ("left", "right"):
         shutil.rmtree(Path(name))  # nothing but artefacts is left to compare with
     with pytest.raises(SpgError, match="spg-pipe train-guides"):
         pipeline.score(run, "right", store=target)
-    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
     (metrics,) = pipeline.evaluate(run, "right", scores=scores, store=target)
     assert pipeline.read_metrics(metrics).mean.counts.images == 3
     with pytest.raises(SpgError, match="spg-pipe extract --split right"):
         pipeline.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
-
-
-def test_a_part_is_judged_at_the_images_own_size(run: RecipeRun, backbone: Backbone) -> None:
-    aux = extract(run, backbone)
-    target = extract(run, backbone, "right", categories=["bottle"], limit=3)
-    sae = pipeline.train_sae(run, "left", 111, store=aux)
-    detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
-    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
-    original = Options(overrides=["metrics.resolution=original"], device="cpu", quiet=True).run()
-    assert len(pipeline.evaluate(original, "right", scores=scores, store=target)) == 1
-
-
-def test_the_order_and_repetition_of_categories_do_not_matter(
-    run: RecipeRun, backbone: Backbone
-) -> None:
-    names = names_of("--categories", "screw, screw", "bottle,screw")
-    assert names == ["screw"]
-    places = [
-        extract(run, backbone, limit=4, categories=chosen)
-        for chosen in (["screw", "bottle"], ["bottle", "screw"])
-    ]
-    assert places[0] == places[1]
 
 
 def test_no_store_among_the_images(run: RecipeRun, backbone: Backbone) -> None:
@@ -242,23 +218,20 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return code, out, err
 
 
-@pytest.mark.parametrize("where", ["option", "recipe"])
-@pytest.mark.parametrize("name", ["prepare", "extract"])
+@pytest.mark.parametrize(("name", "holder"), [("prepare", "manifests"), ("extract", "stores")])
 def test_commands_say_what_was_left_out(
-    run: RecipeRun, capsys: pytest.CaptureFixture[str], name: str, where: str
+    run: RecipeRun, capsys: pytest.CaptureFixture[str], name: str, holder: str
 ) -> None:
     truncate(BAD)
-    options = ["--skip-bad"] if where == "option" else []
-    if where == "recipe":
-        Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"extract": {"skip_bad": True}}))
-    code, out, _ = command(capsys, name, "--split", "left", *options, "--json")
+    code, out, _ = command(capsys, name, "--split", "left", "--skip-bad", "--json")
     assert code == 0
     result = json.loads(out)
-    (place,) = result["manifests" if name == "prepare" else "stores"]
+    (place,) = result[holder]
     (bad,) = result["skipped"][place]
     assert bad["path"] == "bottle/test/good/001.png"
     assert "truncated" in bad["reason"]
-    code, _, err = command(capsys, name, "--split", "left", *options)
+    Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"extract": {"skip_bad": True}}))
+    code, _, err = command(capsys, name, "--split", "left")
     assert code == 0
     assert f"note: 1 image left out (skip_bad): {bad['path']} {bad['reason']}" in err
 
@@ -269,9 +242,9 @@ def test_extract_reads_its_options(run: RecipeRun, capsys: pytest.CaptureFixture
     assert code == 0
     (place,) = Path("artifacts/features").glob("*.zarr")
     assert f"note: 5 of 8 images (--limit); use it with --store {place}" in err
-    for categories, message in (("a,,b", "expected names with"), ("", "expected names with")):
+    for categories in ("a,,b", ""):
         code, _, err = command(capsys, "extract", "--split", "left", "--categories", categories)
-        assert (code, message in err) == (1, True)
+        assert (code, "expected names with" in err) == (1, True)
     code, _, err = command(capsys, "extract", "--categories", "bottle")
     assert (code, "--split NAME" in err) == (1, True)
     assert CliRunner().invoke(app, ["extract", "--limit", "0"]).exit_code == 2

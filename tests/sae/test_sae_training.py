@@ -116,7 +116,7 @@ def test_quality_is_what_numpy_computes(tiny_store: FeatureStore, norm: str) -> 
         variance = (x.double() - x.double().mean(dim=0)).square().sum()
         assert found.fvu == pytest.approx(float(error / variance), rel=1e-5)
         assert found.r2 == pytest.approx(1 - found.fvu)
-        assert found.l0 == pytest.approx(float((z > 0).sum(dim=1).double().mean()))
+        assert float(found.frequency.sum()) == pytest.approx(float((z > 0).sum()) / len(x))
         assert found.dead.equal(~(z > 0).any(dim=0))
 
 
@@ -129,7 +129,7 @@ def test_the_dead_mask_counts_class_tokens_in_protocol_spg_alone(
     cls = torch.from_numpy(tiny_store.cls("1", np.arange(16)).astype(np.float32))
     woken = (topk_code(cls @ sae.encoder.detach().t(), SAE.k) > 0).any(dim=0)
     assert both.dead.equal(patches.dead & ~woken)
-    assert (both.r2, both.l0) == (patches.r2, patches.l0)
+    assert (both.r2, both.frequency.tolist()) == (patches.r2, patches.frequency.tolist())
 
 
 @pytest.mark.parametrize(("protocol", "counts"), [("default", False), ("spg", True)])

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,15 +83,30 @@ def test_a_kill_between_two_files_of_a_shard_is_mended(
     assert files(extracted(tiny_manifest, tmp_path / "a.zarr").path) == files(tiny_store.path)
 
 
-@pytest.mark.parametrize("missing", ["mask", "tokens_2", "prefix_1"])
-def test_a_kill_while_the_arrays_are_declared_is_mended(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, missing: str
+def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tmp_path / "a.zarr"
-    with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=1))
-    shutil.rmtree(place / missing)
-    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
+    place, declare = tmp_path / "a.zarr", writer_module.create_arrays
+
+    def stops(*given: Any) -> None:
+        declare(*given)
+        raise KeyboardInterrupt
+
+    for old in (False, True):
+        before = files(extracted(tiny_manifest, place, dtype="float32").path) if old else {}
+        monkeypatch.setattr(writer_module, "create_arrays", stops)
+        with pytest.raises(KeyboardInterrupt):
+            extracted(tiny_manifest, place, replace=True)
+        monkeypatch.undo()
+        assert files(place) == before
+        assert (
+            sorted(path.name for path in tmp_path.iterdir())
+            == [".a.zarr.lock", "a.zarr"][: 1 + old]
+        )
+    assert files(extracted(tiny_manifest, place, replace=True).path) == files(tiny_store.path)
 
 
 def test_a_kill_before_the_completeness_mark_is_mended(

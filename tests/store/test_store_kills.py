@@ -12,7 +12,7 @@ from tiny import TinyBackbone, extracted, files
 from benchmarks import kill_extract
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store.place import writer_lock
+from spg_pipe.store.writer import locked
 
 
 @pytest.mark.slow
@@ -26,8 +26,8 @@ def test_a_second_writer_is_refused_while_the_first_lives(
 ) -> None:
     place = tmp_path / "a.zarr"
     code = (
-        "import sys; from pathlib import Path; from spg_pipe.store.place import writer_lock;"
-        "lock = writer_lock(Path(sys.argv[1])); lock.acquire(); "
+        "import sys; from pathlib import Path; from spg_pipe.store.writer import locked;"
+        "lock = locked(Path(sys.argv[1])); "
         "print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
@@ -49,8 +49,7 @@ def test_a_finished_store_is_read_while_it_is_locked(
 ) -> None:
     place = tmp_path / "a.zarr"
     extracted(tiny_manifest, place)
-    lock = writer_lock(place)
-    lock.acquire()
+    lock = locked(place)
     backbone = TinyBackbone()
     assert len(extracted(tiny_manifest, place, backbone=backbone)) == 16
     assert backbone.calls == 1

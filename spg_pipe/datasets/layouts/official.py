@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import Entry
+from spg_pipe.datasets.layouts.listing import Entry, Scan
 from spg_pipe.datasets.manifest import LABEL_NORMAL
+from spg_pipe.datasets.walk import relative
 from spg_pipe.errors import listed
+from spg_pipe.recipe.data import Dataset
 
 COUNTED = ("training", "normal test", "anomalous test")
 """What a category's three numbers of images are of."""
@@ -77,79 +79,62 @@ BENCHMARKS = {"mvtec": MVTEC_AD, "visa": VISA}
 """The benchmark of each official layout."""
 
 
-def identify(layout: str, name: str, root: Path, categories: Sequence[str]) -> Benchmark | None:
-    """The benchmark that a folder holds, if it is one.
+def recognised(
+    dataset: Dataset, name: str, root: Path, scan: Scan, wanted: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The licence of a set of images, and how it differs from the benchmark that it is.
 
-    Category names as common as `tile` prove nothing in a layout that many datasets share: for
-    MVTec AD there must also be its name (of the dataset, of its folder or in a licence or readme
-    file), or three such categories. The visa layout is VisA's own.
+    Category names as common as `tile` prove nothing in a layout that many datasets share: MVTec AD
+    must also be in the name of the dataset or of its folder, or have three such categories. The
+    visa layout is VisA's own.
+
+    Parameters
+    ----------
+    dataset
+        Its layout and its split count.
+    name, root
+        Of the dataset, or of one set of a union.
+    scan
+        Every category on disk, and the images of the `wanted` ones.
     """
-    benchmark = BENCHMARKS.get(layout)
-    if benchmark is None:
-        return None
-    official = [c for c in categories if c in benchmark.categories]
-    if not official:
-        return None
-    named = "mvtec" in f"{name} {root.resolve().name}".lower()
-    if layout == "visa" or named or len(official) >= 3:
-        return benchmark
-    folders = [root, *(root / c for c in official)]
-    texts = [p for folder in folders for p in document_files(folder)]
-    return benchmark if any("mvtec" in _start(p) for p in texts) else None
+    benchmark = BENCHMARKS.get(dataset.layout)
+    official = [c for c in scan.categories if benchmark and c in benchmark.categories]
+    named = "mvtec" in f"{name} {root.resolve().name}".lower() or dataset.layout == "visa"
+    if benchmark and official and (named or len(official) >= 3):
+        notes = _compared(benchmark, official, wanted, scan.entries, dataset.split)
+        return f"{benchmark.name}: {benchmark.licence}", notes
+    notes = []
+    # The recipes of the published experiment call theirs so; another name claims nothing.
+    if benchmark and not official and name == dataset.layout:
+        notes.append(
+            f"called {name}, but none of the {len(benchmark.categories)} {benchmark.name} "
+            f"categories found: these images are not {benchmark.name}, and its published figures "
+            f"do not apply"
+        )
+    return f"{name}: {scan.licence or _stated_licence(root, wanted)}", notes
 
 
-def not_the_benchmark(layout: str, name: str, categories: Sequence[str]) -> list[str]:
-    """A note if a dataset is called exactly what its layout's benchmark is, and is another.
-
-    The recipes of the published experiment call theirs `mvtec` and `visa`. Under any other name
-    (`demo-visa`, `mtd`) a set of the same layout claims nothing, so there is nothing to note.
-    """
-    benchmark = BENCHMARKS.get(layout)
-    plain = "".join(letter for letter in name.lower() if letter.isalnum())
-    if (
-        benchmark is None
-        or plain not in (layout, f"{layout}ad")
-        or any(c in benchmark.categories for c in categories)
-    ):
-        return []
-    return [
-        f"called {name}, but none of the {len(benchmark.categories)} {benchmark.name} categories "
-        f"found: these images are not {benchmark.name}, and its published figures do not apply"
-    ]
+def _stated_licence(root: Path, categories: Sequence[str]) -> str:
+    """The first licence file of the dataset or of one of its categories."""
+    for folder in (root, *(root / category for category in categories)):
+        for path in sorted(folder.glob("*")):
+            named = path.name.lower().startswith(("license", "licence", "copying"))
+            if named and path.suffix.lower() in ("", ".txt", ".md") and path.is_file():
+                return f"as stated in {relative(path, root)} of the dataset"
+    return "not stated"
 
 
-def document_files(folder: Path) -> list[Path]:
-    """Licence and readme files directly in `folder`, sorted."""
-    names = ("license", "licence", "copying", "readme")
-    files = (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in ("", ".txt", ".md"))
-    return sorted(p for p in files if p.name.lower().startswith(names))
-
-
-def licence_of(name: str, root: Path, categories: Sequence[str]) -> str:
-    """What is known of the licence of a dataset that is no benchmark."""
-    folders = [root, *(root / c for c in categories)]
-    files = [p for f in folders if f.is_dir() for p in document_files(f)]
-    stated = [p for p in files if not p.name.lower().startswith("readme")]
-    if stated:
-        return f"{name}: as stated in {stated[0].relative_to(root).as_posix()} of the dataset"
-    return f"{name}: not stated"
-
-
-def check(
+def _compared(
     benchmark: Benchmark,
-    on_disk: Sequence[str],
+    present: Sequence[str],
     wanted: Sequence[str],
     entries: Sequence[Entry],
     split: str,
 ) -> list[str]:
-    """Notes on missing and unknown categories and on counts that are not the official ones.
-
-    `entries` are the images of the `wanted` categories; `split` says which counts to compare.
-    """
+    """Notes on missing and unknown categories and on counts that are not the official ones."""
     name, known = benchmark.name, benchmark.categories
     notes = []
-    present = [c for c in known if c in on_disk]
-    if absent := [c for c in known if c not in on_disk]:
+    if absent := [c for c in known if c not in present]:
         notes.append(
             f"{len(present)} of {len(known)} categories of {name} are on disk; missing: "
             f"{listed(absent, len(absent))}"
@@ -176,8 +161,3 @@ def _differences(
         for what, there, count in zip(COUNTED, on_disk, official, strict=True)
         if what in compared and there != count
     ]
-
-
-def _start(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(4096).lower()

@@ -7,19 +7,19 @@ values are 0 to n (one number a defect type); every value above 0 is a defect.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
+from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
 from spg_pipe.datasets.walk import Inside, files_below, inside, relative
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
-LABELS = {"normal": LABEL_NORMAL, "anomaly": LABEL_ANOMALOUS}
+_NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
 
 
 class _Row(BaseModel):
@@ -50,11 +50,30 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             f"No category of {root / SPLIT_FILE} is in {root}: expected a folder "
             f"<category>/Data/Images for at least one of {listed(objects, 12)}. Check the root."
         )
-    wanted = {name for name in on_disk if select(name)}
-    of_wanted = [row for row in rows if row.object in wanted]
-    entries = [_entry(row) for row in of_wanted if split in ("all", row.split)]
-    _require_files(root, entries)
-    return Scan(entries, on_disk, _notes(root, objects, on_disk, wanted, of_wanted))
+    wanted = [name for name in on_disk if select(name)]
+    rows = [row for row in rows if row.object in wanted]
+    entries = [_entry(row) for row in rows if split in ("all", row.split)]
+    for what, paths in (
+        ("image", [entry.path for entry in entries]),
+        ("mask", [entry.mask for entry in entries if entry.mask]),
+    ):
+        if missing := [path for path in paths if not (root / path).is_file()]:
+            raise SpgError(
+                f"{counted(len(missing), what)} named in {root / SPLIT_FILE} not found in {root}: "
+                f"{listed(missing)}. The copy of the dataset is incomplete: unpack the archive "
+                f"again, or remove the whole category's folder to leave it out."
+            )
+    absent = [name for name in objects if name not in on_disk]
+    without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
+    files = [files_below(root / name / "Data" / "Images") for name in wanted]
+    names = {relative(path, root) for here in files for path in here.images}
+    notes = [
+        *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
+        *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
+        *noted(len(names - {row.image for row in rows}), "image", _NOT_NAMED),
+        *noted(sum(len(here.others) for here in files), "file", NO_IMAGE),
+    ]
+    return Scan(entries, on_disk, notes)
 
 
 VISA = Layout(
@@ -77,77 +96,36 @@ def _read_split_file(root: Path) -> list[_Row]:
             f"holds it beside the categories. If your copy was converted into train/, test/ and "
             f"ground_truth/ folders, use the mvtec layout instead."
         )
+    archive = "Take the file from the official archive of VisA"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := [c for c in COLUMNS if c not in (reader.fieldnames or [])]:
                 raise SpgError(
                     f"{path} has no column {', '.join(missing)}: expected the header "
-                    f"{','.join(COLUMNS)}. Take the file from the official archive of VisA."
+                    f"{','.join(COLUMNS)}. {archive}."
                 )
-            return [_checked(row, path, reader.line_num) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpgError(
-            f"{path} cannot be read as a CSV file ({error}). Take the file from the official "
-            f"archive of VisA."
-        ) from error
-
-
-def _checked(row: dict[str, str | None], path: Path, line: int) -> _Row:
-    try:
-        return _Row.model_validate({name: (row[name] or "").strip() for name in COLUMNS})
+            return [
+                _Row.model_validate({name: (row[name] or "").strip() for name in COLUMNS})
+                for row in reader
+            ]
     except ValidationError as error:
         fault = error.errors()[0]
         raise SpgError(
-            f"{path}, line {line}, {fault['loc'][0]} {fault['input']!r}: {fault['msg']}. Take the "
-            f"file from the official archive of VisA, or correct the line."
+            f"{path}, line {reader.line_num}, {fault['loc'][0]} {fault['input']!r}: "
+            f"{fault['msg']}. {archive}, or correct the line."
         ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error
 
 
 def _entry(row: _Row) -> Entry:
-    label = LABELS[row.label]
+    normal = row.label == "normal"
     return Entry(
         path=row.image,
         category=row.object,
-        defect="good" if label == LABEL_NORMAL else "anomaly",
-        label=label,
-        mask="" if label == LABEL_NORMAL else row.mask,
+        defect=GOOD if normal else "anomaly",
+        label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
+        mask="" if normal else row.mask,
         train=row.split == "train",
     )
-
-
-def _require_files(root: Path, entries: Sequence[Entry]) -> None:
-    for what, paths in (
-        ("image", [e.path for e in entries]),
-        ("mask", [e.mask for e in entries if e.mask]),
-    ):
-        if missing := [p for p in paths if not (root / p).is_file()]:
-            several = counted(len(missing), what)
-            raise SpgError(
-                f"{several} named in {root / SPLIT_FILE} not found in {root}: {listed(missing)}. "
-                f"The copy of the dataset is incomplete: unpack the archive again, or remove the "
-                f"whole category's folder to leave it out."
-            )
-
-
-def _notes(
-    root: Path,
-    objects: Sequence[str],
-    on_disk: Sequence[str],
-    wanted: set[str],
-    rows: Sequence[_Row],
-) -> list[str]:
-    notes = []
-    if absent := [name for name in objects if name not in on_disk]:
-        notes.append(f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}")
-    without = [r.image for r in rows if LABELS[r.label] == LABEL_ANOMALOUS and not r.mask]
-    notes += noted(without, "defect image", f"without a mask in {SPLIT_FILE}")
-    named = {row.image for row in rows}
-    extra, others = 0, 0
-    for name in sorted(wanted):
-        files = files_below(root / name / "Data" / "Images")
-        extra += sum(relative(p, root) not in named for p in files.images)
-        others += files.others
-    notes += noted(extra, "image", f"not named in {SPLIT_FILE}, ignored")
-    notes += noted(others, "file", NO_IMAGE)
-    return notes

@@ -19,6 +19,8 @@ import numpy as np
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.datasets.layouts.mvtec import GOOD
+from spg_pipe.datasets.layouts.visa import COLUMNS, SPLIT_FILE
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
 from spg_pipe.datasets.paint.drawn import paint
 from spg_pipe.datasets.paint.folders import is_made, save_image
@@ -31,6 +33,10 @@ RECORD = "demo.json"
 
 _SENSOR_NOISE = 0.004
 """Standard deviation, of a range of 1."""
+_ABOUT = """\
+{name}: generated images. They are cut from photographs that scikit-image ships and
+carry painted defects; category, photograph and its licence as scikit-image states it:
+"""
 
 
 class DemoRecord(Record):
@@ -101,7 +107,11 @@ def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
         return
     with fresh_folder(root) as folder:
         _write_images(demo, folder, seed)
-        (folder / "LICENSE.txt").write_text(_licence_text(demo), encoding="utf-8")
+        about = _ABOUT.format(name=name) + "".join(
+            f"  {category}: {photograph.file}, {photograph.licence}\n"
+            for category, photograph in demo.categories.items()
+        )
+        (folder / "LICENSE.txt").write_text(about, encoding="utf-8")
         files = file_digests(folder, ".")
         write_record(folder / RECORD, head.model_copy(update={"files": files}))
 
@@ -118,7 +128,7 @@ def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
             rng = np.random.default_rng([seed, place, number])
             image = view(pixels, demo.image_size, rng)
             mask = np.zeros(image.shape[:2], bool)
-            if defect != "good":
+            if defect != GOOD:
                 image, mask = paint(image, defect, rng)
             # After the painting, so that a defect does not lack the camera's noise.
             image = np.clip(image + rng.normal(0, _SENSOR_NOISE, image.shape), 0, 1)
@@ -128,61 +138,45 @@ def samples(demo: DemoSet, seed: int) -> Iterator[Sample]:
 
 def _places(demo: DemoSet) -> Iterator[tuple[str, str, int]]:
     """(split, defect, number) of the images of a category."""
-    for number in range(demo.train):
-        yield "train", "good", number
-    for number in range(demo.normal):
-        yield "test", "good", number
+    yield from (("train", GOOD, number) for number in range(demo.train))
+    yield from (("test", GOOD, number) for number in range(demo.normal))
     for number in range(demo.anomalous):
         kinds = len(demo.painters)
         yield "test", demo.painters[number % kinds], number // kinds
 
 
 def _write_images(demo: DemoSet, root: Path, seed: int) -> None:
-    if demo.layout == "mvtec":
-        for sample in samples(demo, seed):
-            _write_mvtec(sample, root)
-    else:
-        rows = [_write_visa(demo, sample, root) for sample in samples(demo, seed)]
-        _write_split(root / "split_csv" / "1cls.csv", rows)
-
-
-def _licence_text(demo: DemoSet) -> str:
-    lines = [
-        f"{demo.name}: generated images. They are cut from photographs that scikit-image ships and",
-        "carry painted defects; category, photograph and its licence as scikit-image states it:",
-        *(f"  {name}: {p.file}, {p.licence}" for name, p in demo.categories.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _write_mvtec(sample: Sample, root: Path) -> None:
-    category = root / sample.category
-    stem = f"{sample.number:03d}"
-    save_image(sample.image, category / sample.split / sample.defect / f"{stem}.png")
-    if sample.defect != "good":
-        mask = sample.mask.astype(np.uint8) * 255
-        save_image(mask, category / "ground_truth" / sample.defect / f"{stem}_mask.png")
-
-
-def _write_visa(demo: DemoSet, sample: Sample, root: Path) -> tuple[str, ...]:
-    """Write an image and its mask; return its row of the split file."""
-    data = f"{sample.category}/Data"
-    if sample.defect == "good":
-        number = sample.number + (demo.train if sample.split == "test" else 0)
-        image = f"{data}/Images/Normal/{number:04d}.JPG"
+    """Write every image and mask where the layout has them, and VisA's split file."""
+    rows = []
+    for sample in samples(demo, seed):
+        image, mask, value = (
+            _mvtec_paths(sample) if demo.layout == "mvtec" else _visa_paths(sample, demo)
+        )
         save_image(sample.image, root / image)
-        return sample.category, sample.split, "normal", image, ""
+        if mask:
+            save_image(sample.mask.astype(np.uint8) * np.uint8(value), root / mask)
+        label = "anomaly" if mask else "normal"
+        rows.append((sample.category, sample.split, label, image, mask))
+    if demo.layout == "visa":
+        path = root / SPLIT_FILE
+        path.parent.mkdir()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def _mvtec_paths(sample: Sample) -> tuple[str, str, int]:
+    """Paths of image and mask, "" for a normal one, and the mask's value of a defect."""
+    name = f"{sample.defect}/{sample.number:03d}"
+    mask = f"{sample.category}/ground_truth/{name}_mask.png" if sample.defect != GOOD else ""
+    return f"{sample.category}/{sample.split}/{name}.png", mask, 255
+
+
+def _visa_paths(sample: Sample, demo: DemoSet) -> tuple[str, str, int]:
+    """As `_mvtec_paths`; normal images are numbered over both splits, defects over all kinds."""
+    data = f"{sample.category}/Data"
+    if sample.defect == GOOD:
+        number = sample.number + (demo.train if sample.split == "test" else 0)
+        return f"{data}/Images/Normal/{number:04d}.JPG", "", 0
     kind = demo.painters.index(sample.defect)
-    stem = f"{sample.number * len(demo.painters) + kind:03d}"
-    image, mask = f"{data}/Images/Anomaly/{stem}.JPG", f"{data}/Masks/Anomaly/{stem}.png"
-    save_image(sample.image, root / image)
-    save_image(sample.mask.astype(np.uint8) * (kind + 1), root / mask)
-    return sample.category, sample.split, "anomaly", image, mask
-
-
-def _write_split(path: Path, rows: list[tuple[str, ...]]) -> None:
-    path.parent.mkdir(parents=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("object", "split", "label", "image", "mask"))
-        writer.writerows(rows)
+    name = f"Anomaly/{sample.number * len(demo.painters) + kind:03d}"
+    return f"{data}/Images/{name}.JPG", f"{data}/Masks/{name}.png", kind + 1

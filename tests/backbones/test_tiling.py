@@ -37,8 +37,7 @@ from spg_pipe.predict.predictor import Predictor
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.linear import logistic_regression
-from spg_pipe.study.baselines.patchwise import score_patchwise
+from spg_pipe.study.baselines import logistic_regression, score_patchwise
 
 
 def images(side: int, count: int = 2) -> Tensor:
@@ -225,6 +224,7 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
 def test_logistic_regression_judges_every_side(
     whole: FeatureStore, both: FeatureStore, tmp_path: Path
 ) -> None:
-    scores = score_patchwise(logistic_regression(whole, 1), both, tmp_path / "scores")
+    about = {"method": "logistic regression", "supervision": "labelled auxiliary set"}
+    scores = score_patchwise(logistic_regression(whole, 1), both, tmp_path / "scores", **about)
     assert list(scores.patches(np.arange(1))) == list(both.layers)
     assert np.isfinite(scores.table["score"]).all()

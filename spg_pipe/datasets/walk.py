@@ -3,8 +3,6 @@
 Names only, no pixels.
 """
 
-from __future__ import annotations
-
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NamedTuple
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
-from spg_pipe.datasets.skipped import Skipped
+from spg_pipe.datasets.manifest import Skipped
 
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"

@@ -13,8 +13,6 @@ Rules
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -79,13 +77,12 @@ def _refuse_other_layouts(root: Path) -> None:
                 f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
                 f"folder. Use the layout mvtec with the root {start}."
             )
-    if (root / RECORD).is_file():
-        raise SpgError(
-            f"{root} holds {RECORD}: this is a synthetic set. Use the layout synthetic, or "
-            "name a folder of your own images."
-        )
-    if (root / "split_csv").is_dir():
-        raise SpgError(f"{root} holds split_csv/: this is the visa layout. Use the layout visa.")
+    for sign, layout in ((RECORD, "synthetic"), ("split_csv", "visa")):
+        if (root / sign).exists():
+            raise SpgError(
+                f"{root} holds {sign}: this is the {layout} layout. Use the layout {layout}, or "
+                f"name a folder of your own images."
+            )
 
 
 def _category_folders(root: Path) -> list[Path]:

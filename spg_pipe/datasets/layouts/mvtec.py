@@ -4,8 +4,6 @@ A mask belongs to the image of its name, never to the image of its position: a s
 is missing would shift every later pair.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath

@@ -4,8 +4,6 @@ The split file says which images belong to which split and which mask belongs to
 values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Annotated, Literal

@@ -8,16 +8,16 @@ PROJECTED = 64
 about an eighth, and a step costs D/64 less."""
 
 
-def farthest_first(tokens: Tensor, keep: int, seed: int = 0) -> Tensor:
+def farthest_first(tokens: Tensor, keep: int) -> Tensor:
     """Rows of tokens of which none is far: each is the one farthest from those before it.
+
+    The first is the one farthest from the mean.
 
     Parameters
     ----------
     tokens : (n, D) float32
     keep : int
         At most n.
-    seed : int
-        Of the random projection. The first row is the one farthest from the mean.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def farthest_first(tokens: Tensor, keep: int, seed: int = 0) -> Tensor:
     """
     points, width = tokens, tokens.shape[1]
     if width > PROJECTED:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         matrix = torch.randn(width, PROJECTED, generator=generator) / PROJECTED**0.5
         points = tokens @ matrix.to(tokens.device)
     squares = points.square().sum(dim=1)

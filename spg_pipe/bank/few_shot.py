@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.bank.fusion import KNOWN, judge_alone, judge_fused, require_fusible
+from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
-from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens
-from spg_pipe.detector.judge import Judged
+from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens, require_two
+from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
 from spg_pipe.detector.scores import Progress, Scores, write_scores
@@ -27,6 +27,8 @@ from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
+KNOWN = "among_normals"
+"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
 
 
 class NormalImages(NamedTuple):
@@ -57,29 +59,23 @@ class Banks:
         return BankOrigin(params=self.params, normals=fingerprint_of(self.rows))
 
 
-def stores_of(rows: Normals) -> tuple[FeatureStore, ...]:
-    """Where normal images are, each store once."""
-    return tuple({own.store.fingerprint: own.store for own in rows.values()}.values())
-
-
 def fingerprint_of(rows: Normals) -> str:
     """Of normal images' tokens."""
-    found = [store.fingerprint for store in stores_of(rows)]
-    return found[0] if len(found) == 1 else fingerprint(found)
+    stores = list(dict.fromkeys(images.store.fingerprint for images in rows.values()))
+    return stores[0] if len(stores) == 1 else fingerprint(stores)
 
 
 def seen_of(rows: Normals) -> list[int]:
     """How many different normal images there are of each category."""
-    return [len(own.rows) for own in rows.values()]
+    return [len(images.rows) for images in rows.values()]
 
 
 def says(images: Iterable[int]) -> str:
     """How many normal images, a number a category, were seen."""
     counts = list(images)
-    if len(counts) == 1:
-        return f"{FEW_SHOT}: {counts[0]} normal images of the target"
     each = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-    return f"{FEW_SHOT}: {each} normal images of each category of the target"
+    of_each = " of each category" if len(counts) > 1 else ""
+    return f"{FEW_SHOT}: {each} normal images{of_each} of the target"
 
 
 def supervision_of(detector: Detector | None, images: Iterable[int]) -> str:
@@ -116,11 +112,11 @@ def banks_of(
         As `normals_of` and `MemoryBank.of`.
     """
     rows = normals_of(stores, target)
-    found = {
-        name: MemoryBank.of_store(own.store, own.rows, params, device=device)
-        for name, own in rows.items()
+    banks = {
+        name: MemoryBank.of_store(images.store, images.rows, params, device=device)
+        for name, images in rows.items()
     }
-    return Banks(found, params, rows)
+    return Banks(banks, params, rows)
 
 
 def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
@@ -161,23 +157,16 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
 
 def _different(name: str, store: FeatureStore, rows: np.ndarray) -> NormalImages:
     chosen = different_images(store, rows)
-    if len(chosen) < 2:
-        has = f"has {len(rows)} image of {name}"
-        if len(rows) > 1:
-            has = f"has {len(rows)} images of {name}, all copies of each other"
-        raise UnsuitableError(
-            f"{store.path} {has}; a bank needs at least two different normal images, to know how "
-            "far such images lie from each other."
-        )
+    require_two(len(chosen), len(rows), f" of {name} in {store.path}")
     return NormalImages(store, chosen, len(rows) - len(chosen))
 
 
 def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
     """(n,) bool: which images of a target are normal images of their category themselves."""
     names, known = target.array("category").astype(object), np.zeros(len(target), bool)
-    for name, own in normals.items():
+    for name, images in normals.items():
         rows = np.flatnonzero(names == name)
-        known[rows] = are_among(mean_tokens(target, rows), mean_tokens(own.store, own.rows))
+        known[rows] = are_among(mean_tokens(target, rows), mean_tokens(images.store, images.rows))
     return known
 
 
@@ -228,8 +217,13 @@ def score_few_shot(
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")
         require_fusible(detector, score)
-    if alone is not None:
-        _require_same(alone, banks, store)
+    expected = (store.fingerprint, banks.origin, None)
+    if alone and (alone.record.store, alone.record.bank, alone.record.detector) != expected:
+        raise SpgError(
+            f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
+            "another target, other normal images or other settings of the bank. Score again with "
+            "--bank alone."
+        )
     names, done = store.array("category").astype(object), 0
 
     def judge_batch(tokens: dict[str, Tensor]) -> Judged:
@@ -237,45 +231,82 @@ def score_few_shot(
         rows = np.arange(done, done + len(next(iter(tokens.values()))))
         done = int(rows[-1]) + 1
         if alone:
-            said = alone.table.iloc[rows]
-            top, known = said["score"].to_numpy(), said[KNOWN].to_numpy()
-            found = Distances(alone.patches(rows), top, known)
+            table = alone.table.iloc[rows]
+            top, known = table["score"].to_numpy(), table[KNOWN].to_numpy()
+            distances = Distances(alone.patches(rows), top, known)
         else:
-            found = _distances(banks, names[rows], tokens)
+            distances = _distances(banks, names[rows], tokens)
         if detector is None:
-            return judge_alone(found)
-        return judge_fused(detector, found, tokens, store.spec.backbone, banks.params.weight)
+            return judge_alone(distances)
+        return judge_fused(detector, distances, tokens, store.spec.backbone, banks.params.weight)
 
     record = _record(detector, banks, store)
     return write_scores(store, path, judge_batch, record, device=device, progress=progress)
 
 
-def _require_same(alone: Scores, banks: Banks, store: FeatureStore) -> None:
-    said = alone.record
-    if (said.store, said.bank, said.detector) != (store.fingerprint, banks.origin, None):
+def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
+    """Of a batch whose images may be of several categories (names)."""
+    each = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
+    parts = [
+        banks.of[str(names[rows[0]])].distances({k: v[rows] for k, v in tokens.items()})
+        for rows in each
+    ]
+    back = np.argsort(np.concatenate(each))
+    return Distances(
+        {k: torch.cat([part.patches[k] for part in parts])[back] for k in parts[0].patches},
+        np.concatenate([part.top for part in parts])[back].astype(np.float64),
+        np.concatenate([part.known for part in parts])[back],
+    )
+
+
+def judge_fused(
+    detector: Detector,
+    distances: Distances,
+    tokens: dict[str, Tensor],
+    seen: BackboneSpec,
+    weight: float,
+) -> Judged:
+    """The additive decision with the bank's distance as one more component of patches and image.
+
+    Parameters
+    ----------
+    distances : Distances
+        Of the same images.
+    tokens, seen
+        As for `judge`.
+    weight : float
+        Of the bank.
+    """
+    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
+    judged = judge(detector, tokens, grids, seen, detector.record.rule)
+    patches = {
+        name: values + weight * distances.patches[name] for name, values in judged.patches.items()
+    }
+    share = weight * distances.top
+    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
+    return Judged(patches, columns | {KNOWN: distances.known})
+
+
+def judge_alone(distances: Distances) -> Judged:
+    """The bank's distance and nothing else."""
+    return Judged(
+        distances.patches,
+        {"score": distances.top, "share_bank": distances.top, KNOWN: distances.known},
+    )
+
+
+def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
+    """Refuse, with an `SpgError`, to add a bank to the published rule."""
+    if (rule := detector.rule(score).rule) != "additive":
         raise SpgError(
-            f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
-            "another target, other normal images or other settings of the bank. Score again with "
-            "--bank alone."
+            "A bank is one more addend of the additive decision, and the score.rule is "
+            f"{rule}. Use a detector with score.rule: additive, or the bank alone "
+            "(--bank alone)."
         )
 
 
-def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
-    """Of a batch whose images may be of several categories."""
-    patches: dict[str, Tensor] = {}
-    top, known = np.empty(len(names)), np.empty(len(names), bool)
-    for name in dict.fromkeys(names):
-        rows = np.flatnonzero(names == name)
-        found = banks.of[str(name)].distances({k: v[rows] for k, v in tokens.items()})
-        top[rows], known[rows] = found.top, found.known
-        for layer, values in found.patches.items():
-            all_of = patches.setdefault(layer, values.new_empty((len(names), *values.shape[1:])))
-            all_of[torch.from_numpy(rows)] = values
-    return Distances(patches, top, known)
-
-
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:
-    stores = (store, *stores_of(banks.rows))
+    stores = (store, *(images.store for images in banks.rows.values()))
     licences = {licence for each in stores for licence in each.spec.licences}
     judged: dict[str, object] = {"method": BANK}
     if detector is not None:

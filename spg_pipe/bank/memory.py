@@ -21,10 +21,11 @@ from spg_pipe.bank.normal_patches import (
     are_among,
     batch_of,
     read_normals,
+    require_two,
 )
 from spg_pipe.bank.search import Search, highest_products, search_among
 from spg_pipe.decision.model import Scale, coarse_maps, top_mean
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
@@ -35,7 +36,7 @@ CORESET = 10_000
 APART = 16
 """Normal images, evenly spread, that say how far such images lie from each other; at most."""
 _SMALLEST = 1e-6
-"""Deviation of distances below which normal images have the same patches."""
+"""Deviation of distances, at least: normal images may have the same patches."""
 
 
 class Distances(NamedTuple):
@@ -83,7 +84,6 @@ class MemoryBank:
         size: int,
         params: BankParams,
         *,
-        coreset: int = CORESET,
         device: str = "cpu",
         batch: int = BATCH,
         progress: Progress | None = None,
@@ -98,8 +98,6 @@ class MemoryBank:
             At least 2; copies are left out.
         size : int
             S: side of the maps, pixels.
-        coreset : int
-            Patches of a layer that are kept, at most.
 
         Raises
         ------
@@ -107,12 +105,12 @@ class MemoryBank:
             If there are fewer than two different images, or fewer patches than neighbours.
         """
         read = read_normals(tokens_of, images, batch=batch, progress=progress)
-        _require_two(read, images)
+        require_two(len(read.images), images)
         grids, n, k = read.grids, len(read.images), params.neighbours
-        held_out = any(len(patches) > coreset for patches in read.patches.values())
+        held_out = any(len(patches) > CORESET for patches in read.patches.values())
         apart = _apart(n, held_out)
         without = apart if held_out else None
-        banks = {layer: _bank(read, layer, without, k, coreset).to(device) for layer in grids}
+        banks = {layer: _bank(read, layer, without, k).to(device) for layer in grids}
         search = {layer: search_among(kept, device) for layer, kept in banks.items()}
         rest = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
@@ -120,10 +118,13 @@ class MemoryBank:
                 if held_out:
                     products = search[layer](patches, k)
                 else:
-                    own = read.own(layer, image)
-                    products = highest_products(patches, banks[layer], k, without=own)
+                    without_it = read.own(layer, image)
+                    products = highest_products(patches, banks[layer], k, without=without_it)
                 rest[layer][number] = 1 - products.mean(dim=1)
-        scales = {layer: _scale_of(distances, n) for layer, distances in rest.items()}
+        scales = {
+            layer: Scale(float(values.mean()), max(float(values.std()), _SMALLEST))
+            for layer, values in rest.items()
+        }
         standard = {
             layer: to_grid((rest[layer] - scale.mean) / scale.deviation, grids[layer])
             for layer, scale in scales.items()
@@ -144,7 +145,6 @@ class MemoryBank:
         rows: np.ndarray,
         params: BankParams,
         *,
-        coreset: int = CORESET,
         device: str = "cpu",
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
@@ -154,23 +154,15 @@ class MemoryBank:
             return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
 
         size, step = store.image_size, batch_of(store)
-        return cls.of(
-            tokens_of, len(rows), size, params, coreset=coreset, device=device, batch=step
-        )
-
-    def standard(self, layer: str, tokens: Tensor) -> Tensor:
-        """Distances (B, N) of patches to the bank, of tokens (B, 1 + N, D), standardised."""
-        patches = unit(tokens[:, 1:])
-        products = self.search[layer](patches.flatten(0, 1), self.params.neighbours)
-        scale = self.scales[layer]
-        return ((1 - products.mean(dim=1) - scale.mean) / scale.deviation).view(patches.shape[:2])
+        return cls.of(tokens_of, len(rows), size, params, device=device, batch=step)
 
     def distances(self, tokens: dict[str, Tensor]) -> Distances:
         """Of images, layer → (B, 1 + N, D) float32."""
-        patches = {
-            layer: to_grid(self.standard(layer, tokens[layer]), grid)
-            for layer, grid in self.grids.items()
-        }
+        patches = {}
+        for layer, (h, w) in self.grids.items():
+            queries, scale = unit(tokens[layer][:, 1:]).flatten(0, 1), self.scales[layer]
+            away = 1 - self.search[layer](queries, self.params.neighbours).mean(dim=1)
+            patches[layer] = ((away - scale.mean) / scale.deviation).view(-1, h, w)
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
         return Distances(patches, self.tops(patches), are_among(mean, self.means))
 
@@ -178,16 +170,6 @@ class MemoryBank:
         """`Distances.top` of standardised distances."""
         maps = coarse_maps(patches, self.size)
         return top_mean(maps, self.params.top_share) - self.map_top
-
-
-def _scale_of(distances: Tensor, images: int) -> Scale:
-    scale = Scale(float(distances.mean()), float(distances.std()))
-    if scale.deviation < _SMALLEST:
-        raise UnsuitableError(
-            f"The {images} normal images have the same patches, so they do not tell how far such "
-            "images lie apart. Give other ones."
-        )
-    return scale
 
 
 def _apart(images: int, held_out: bool) -> np.ndarray:
@@ -202,9 +184,7 @@ def _apart(images: int, held_out: bool) -> np.ndarray:
     return np.linspace(0, images - 1, chosen).round().astype(np.int64)
 
 
-def _bank(
-    read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int, coreset: int
-) -> Tensor:
+def _bank(read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int) -> Tensor:
     """Unit tokens (m, D) of a bank, without the images that are held out of it."""
     patches = read.patches[layer]
     if held_out is not None:
@@ -212,8 +192,8 @@ def _bank(
         for image in held_out.tolist():
             inside[read.own(layer, image)] = False
         patches = patches[inside]
-        if len(patches) > coreset:
-            patches = patches[farthest_first(patches, coreset)]
+        if len(patches) > CORESET:
+            patches = patches[farthest_first(patches, CORESET)]
     share = len(read.patches[layer]) // len(read.images)
     compared = len(patches) - (share if held_out is None else 0)
     if compared < neighbours:
@@ -222,17 +202,3 @@ def _bank(
             f"bank.neighbours is {neighbours}. Lower bank.neighbours, or give more normal images."
         )
     return patches
-
-
-def _require_two(read: NormalPatches, images: int) -> None:
-    if len(read.images) > 1:
-        return
-    found = (
-        f"The {images} normal images are copies of each other"
-        if images > 1
-        else f"There is {images} normal image"
-    )
-    raise UnsuitableError(
-        f"{found}; a bank needs at least two different ones, to know how far such images lie from "
-        "each other. Give some more."
-    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.errors import UnsuitableError, counted
 from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
@@ -70,6 +71,16 @@ def are_among(means: Tensor, known: Tensor) -> np.ndarray:
     exact = "donot_use_mm_for_euclid_dist"
     away = torch.cdist(means, known, compute_mode=exact).amin(dim=1)
     return (away <= SAME * means.norm(dim=1)).numpy()
+
+
+def require_two(different: int, images: int, whose: str = "") -> None:
+    """Refuse, with an `UnsuitableError`, fewer than two different normal images."""
+    if different < 2:
+        copies = ", all copies of each other" if images > 1 else ""
+        raise UnsuitableError(
+            f"Found {counted(images, 'normal image')}{whose}{copies}; a bank needs at least two "
+            "different ones, to know how far such images lie from each other. Give some more."
+        )
 
 
 def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:

@@ -17,19 +17,16 @@ _PRODUCTS = 1 << 24
 def search_among(vectors: Tensor, device: str = "cpu") -> Search:
     """A search among vectors (n, D) float32.
 
-    FAISS on the CPU; on a CUDA device FAISS where it was built for GPUs, otherwise one product in
-    PyTorch: a bank is small enough for it, and both are exact.
+    FAISS on the CPU; elsewhere one product in PyTorch, for which a bank is small enough. Both are
+    exact.
     """
     import faiss
 
-    place = torch.device(device)
-    if place.type != "cpu" and not hasattr(faiss, "StandardGpuResources"):
-        moved = vectors.to(place)
+    if torch.device(device).type != "cpu":
+        moved = vectors.to(device)
         return lambda queries, k: highest_products(queries, moved, k)
     index: Any = faiss.IndexFlatIP(vectors.shape[1])
-    if place.type != "cpu":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), place.index or 0, index)
-    index.add(np.ascontiguousarray(vectors.cpu().numpy()))
+    index.add(np.ascontiguousarray(vectors.numpy()))
 
     def search(queries: Tensor, k: int) -> Tensor:
         found, _ = index.search(np.ascontiguousarray(queries.cpu().numpy()), k)

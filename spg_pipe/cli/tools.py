@@ -145,9 +145,12 @@ def datasets(options: Options) -> None:
         rows.append(row | {"on_disk": d.root.is_dir()})
         missing = "" if d.root.is_dir() else "  (not on disk)"
         lines.append(f"{d.name:16} {d.layout:7} {d.split:6} {d.root}{missing}")
-    layouts = LAYOUTS.values()
+    layouts, shown = LAYOUTS.values(), ("name", "summary", "sketch", "own_images")
     lines += [f"\nLayout {each.name}: {each.summary}\n{each.sketch}" for each in layouts]
-    content = {"datasets": rows, "layouts": [layout.described() for layout in layouts]}
+    content = {
+        "datasets": rows,
+        "layouts": [{k: getattr(each, k) for k in shown} for each in layouts],
+    }
     options.console().result(content, "\n".join(lines))
 
 

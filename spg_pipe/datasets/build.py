@@ -1,7 +1,5 @@
 """From a root folder to a Manifest: scan, choose categories, look into every file once."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +10,7 @@ from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
-from spg_pipe.datasets.manifest import Manifest, to_frame
-from spg_pipe.datasets.skipped import Skipped, skipped_note
+from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_note, to_frame
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
 
@@ -112,7 +109,10 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
             f"Dataset {name} in {root} has no category {listed(unknown)}. It has: "
             f"{', '.join(existing)}."
         )
-    entries = sorted((entry for part in parts for entry in part.entries), key=_order)
+    entries = sorted(
+        (entry for part in parts for entry in part.entries),
+        key=lambda entry: (entry.category, entry.defect != GOOD, entry.defect, entry.path),
+    )
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
@@ -171,20 +171,11 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
             )
 
 
-def _order(entry: Entry) -> tuple[str, bool, str, str]:
-    return (entry.category, entry.defect != GOOD, entry.defect, entry.path)
-
-
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:
     """One message tells all problems."""
-    lines = "".join(f"\n  {fault}" for fault in faults[:5])
-    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    leave = (
-        ": no image is left"
-        if skip_bad
-        else ", or leave them out with --skip-bad, which also finds files that are cut off"
-    )
+    lines = "".join(f"\n  {line}" for line in first_of(faults))
+    leave = ", or leave them out with --skip-bad, which also finds files that are cut off"
     return (
-        f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:{lines}{more}\n"
-        f"Repair or remove them{leave}."
+        f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:{lines}\n"
+        f"Repair or remove them{': no image is left' if skip_bad else leave}."
     )

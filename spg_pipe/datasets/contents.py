@@ -1,7 +1,5 @@
 """Looking into an image's files: their hash and size, and whether they can be read at all."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +8,7 @@ from pathlib import Path
 
 from spg_pipe.datasets.images import read_image, read_mask, reason_of, stored_size
 from spg_pipe.datasets.layouts.listing import Entry, source_id
-from spg_pipe.datasets.skipped import Skipped
+from spg_pipe.datasets.manifest import Skipped
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.machine import cpu_workers
 

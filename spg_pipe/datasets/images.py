@@ -5,8 +5,6 @@ preprocessing (docs/method.md §1) differ by up to 0.016 in normalised units, so
 of the specification, not a detail.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -75,18 +73,10 @@ def read_image(path: Path, *, exif: bool) -> np.ndarray:
 def read_mask(path: Path, *, exif: bool) -> np.ndarray:
     """Decode a mask file: every value above 0 is a defect.
 
+    (H, W), uint8 in {0, 1}; errors as of `read_image`.
+
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
-    mask counts by its index (as VisA's do), unless its colours say otherwise (`_palette_mask`).
-
-    Returns
-    -------
-    ndarray, (H, W)
-        uint8 in {0, 1}.
-
-    Raises
-    ------
-    SpgError
-        As for `read_image`.
+    mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
     """
     return _decode(path, "mask", lambda image: _to_binary(_oriented(image, exif)))
 
@@ -94,23 +84,15 @@ def read_mask(path: Path, *, exif: bool) -> np.ndarray:
 def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
     """Size of an encoded image as `read_image` would return it, from its header alone.
 
-    Parameters
-    ----------
-    file
-        The whole file. (Only a PNG with EXIF behind its pixels must be decoded.)
-    exif
-        As for `read_image`.
-
-    Returns
-    -------
-    height, width : int
-        In pixels.
+    (Height, width) in pixels. `file` is the whole file, `exif` as for `read_image`.
     """
     with Image.open(BytesIO(file)) as image:
         width, height = image.size
-        # Pillow has turned a TIFF's size already.
-        turned = exif and image.format != "TIFF" and _orientation(image, file) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+        # Pillow has turned a TIFF's size already. It decodes every PNG to look for an orientation,
+        # 20 ms at 900 pixels, because that may stand behind the pixels.
+        may = image.format != "PNG" or any(tag in file for tag in _PNG_ORIENTATION)
+        tags = image.getexif() if exif and image.format != "TIFF" and may else {}
+    return (width, height) if tags.get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -119,17 +101,8 @@ def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     The 0/255 mask is resized by Pillow's antialiased bilinear filter in 8 bits; a pixel is a
     defect where the result is above one half. (A float resize differs in 0.2 % of the pixels.)
 
-    Parameters
-    ----------
-    mask
-        (H, W), any integer or bool dtype; above 0 is a defect.
-    size
-        S for (S, S), or (height, width).
-
-    Returns
-    -------
-    ndarray, (S, S) or (height, width)
-        uint8 in {0, 1}.
+    From (H, W), any integer or bool dtype, above 0 a defect, to (S, S), or (height, width) if
+    `size` says so: uint8 in {0, 1}.
     """
     return (soft_mask(mask, size) > 127).astype(np.uint8)  # v / 255 > 0.5
 
@@ -144,17 +117,8 @@ def soft_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 def preprocess(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     """Turn an image into a backbone's input (docs/method.md §1).
 
-    Parameters
-    ----------
-    image
-        (H, W, 3), uint8 or uint16; an integer type is scaled by its range.
-    spec
-        Size, order, filter and normalisation.
-
-    Returns
-    -------
-    ndarray, (3, S, S)
-        float32, C-contiguous, normalised.
+    From (H, W, 3), uint8 or uint16, scaled by the type's range, to (3, S, S): float32,
+    C-contiguous, normalised.
     """
     resized = _resize_float(image, spec) if spec.order == "float" else _resize_uint8(image, spec)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
@@ -198,15 +162,11 @@ def _decode(path: Path, what: str, convert: Callable[[Image.Image], T]) -> T:
         raise SpgError(
             f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
         ) from None
-    except Image.DecompressionBombError as error:
-        raise SpgError(
-            f"The {what} {path} is too large: {error} Cut it into tiles; or, if it should not be "
-            f"that large, remove it."
-        ) from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise SpgError(
-            f"The {what} {path} cannot be read ({reason_of(error)}). It is expected to "
-            f"be a complete image file: copy it again from its source, or remove it."
+            f"The {what} {path} cannot be read ({reason_of(error)}). It is expected to be a "
+            f"complete image file of less than {2e-6 * (Image.MAX_IMAGE_PIXELS or 0):.0f} "
+            f"megapixels: copy it again from its source, cut it into tiles, or remove it."
         ) from error
 
 
@@ -215,18 +175,6 @@ def reason_of(error: BaseException) -> str:
     if "cannot identify" in str(error):
         return "not an image that Pillow knows"
     return str(error) or type(error).__name__
-
-
-def _orientation(image: Image.Image, file: bytes) -> int:
-    """EXIF orientation of an opened image, its pixels decoded only if that is needed.
-
-    A PNG may carry EXIF behind its pixels, so Pillow decodes every PNG to look. That takes 20 ms
-    at 900 pixels; not needed when nothing of that kind follows them.
-    """
-    pixels = file.find(b"IDAT")
-    late = any(file.rfind(tag) > pixels for tag in _PNG_ORIENTATION)
-    exif = image.getexif() if image.format != "PNG" or late else Image.Image.getexif(image)
-    return int(exif.get(ExifTags.Base.Orientation, 1))
 
 
 def _oriented(image: Image.Image, exif: bool) -> Image.Image:
@@ -261,28 +209,15 @@ def _grey16(values: np.ndarray, path: Path) -> np.ndarray:
 
 def _to_binary(image: Image.Image) -> np.ndarray:
     mode = image.mode
-    if mode == "P":
-        defect = _palette_mask(image)
-    elif mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         values = np.asarray(image.convert("LA" if mode in ("LA", "La") else "RGBA"))
         defect = (values[:, :, :-1].max(axis=2) > 0) & (values[:, :, -1] > 0)
     elif len(image.getbands()) > 1:
         defect = np.asarray(image.convert("RGB")).max(axis=2) > 0
-    else:  # 1, L, I;16*, I, F
+    else:  # 1, L, P, I;16*, I, F
         defect = np.asarray(image) > 0
+        if mode == "P" and max((image.getpalette("RGB") or [0])[:3]) > 0:
+            # Some programs sort a black-and-white palette by frequency: index 0 is not black.
+            lit = np.asarray(image.convert("RGB")).max(axis=2) > 0
+            defect = defect if lit.all() else lit
     return defect.astype(np.uint8)
-
-
-def _palette_mask(image: Image.Image) -> np.ndarray:
-    """Index above 0, unless index 0 is a colour while another used index is black.
-
-    Some programs sort a black-and-white palette by frequency, so that index 0 is not black.
-    """
-    index = np.asarray(image)
-    palette = np.zeros((256, 3), np.uint8)
-    flat = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    palette[: len(flat)] = flat
-    coloured = palette.max(axis=1) > 0
-    if coloured[0] and not coloured[np.unique(index)].all():
-        return coloured[index]
-    return index > 0

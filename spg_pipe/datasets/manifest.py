@@ -4,19 +4,18 @@ One row an image, in an order that depends on names alone, so that two machines 
 files write the same bytes. Paths are relative; the folder they start from is not part of it.
 """
 
-from __future__ import annotations
-
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.record import Record, damaged, parse_record
-from spg_pipe.datasets.skipped import Skipped
-from spg_pipe.errors import SpgError
+from spg_pipe.datasets.walk import Inside
+from spg_pipe.errors import SpgError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
+_NAMED = 5
+"""Of images that were left out: how many a note names."""
 
 
 class MaskState(IntEnum):
@@ -49,6 +50,52 @@ COLUMNS = {
     "sha256": "string",  # hex, of the file's bytes
     "mask_sha256": "string",  # likewise; "" if there is none
 }
+
+
+class Skipped(Record):
+    """An image that could not be used, alone or with its mask. Paths are relative to the root."""
+
+    path: Inside
+    mask: Inside
+    """Empty if it has none."""
+    sha256: str
+    """Of the bytes of the image and its mask, one after the other; empty if they cannot be read."""
+    reason: str
+    """What is wrong, as the end of a sentence that begins with the path."""
+
+    @classmethod
+    def of(cls, root: Path, path: str, mask: str, reason: str) -> Self:
+        """The record of an image below `root`, with the content that it has now."""
+        sha256 = _content_hash(root, path, mask)
+        return cls(path=path, mask=mask, sha256=sha256, reason=reason)
+
+    def unchanged(self, root: Path) -> bool:
+        """Whether the files below `root` are still those that could not be used."""
+        return _content_hash(root, self.path, self.mask) == self.sha256
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+def skipped_note(skipped: Sequence[Skipped]) -> str:
+    """What was left out, in a line: the first few images, each with its reason."""
+    return f"{counted(len(skipped), 'image')} left out (skip_bad): {'; '.join(first_of(skipped))}"
+
+
+def first_of(skipped: Sequence[Skipped]) -> list[str]:
+    """The first few images, each with its reason, and how many more there are."""
+    more = [f"and {len(skipped) - _NAMED} more"] if len(skipped) > _NAMED else []
+    return [*map(str, skipped[:_NAMED]), *more]
+
+
+def _content_hash(root: Path, path: str, mask: str) -> str:
+    files = [root / name for name in (path, mask) if name]
+    if not all(file.is_file() for file in files):  # a pipe or a device would never end
+        return ""
+    try:
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except OSError:
+        return ""
 
 
 class ManifestRecord(Record):
@@ -91,7 +138,7 @@ class Manifest:
     """`mvtec`, `visa`, `folder` or `synthetic`."""
     root: Path
     """Where the relative paths start. Neither saved nor part of the fingerprint."""
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     """One row an image; columns and types as in `COLUMNS`."""
     licences: tuple[str, ...]
     """The licence of each set of images, for example `VisA: CC BY 4.0`."""
@@ -124,7 +171,7 @@ class Manifest:
         mask = self.table["mask"].iloc[index]
         return self.root / mask if mask else None
 
-    def spread(self, limit: int) -> Manifest:
+    def spread(self, limit: int) -> Self:
         """At most `limit` images, evenly spread over categories and labels.
 
         Each category and label keeps its share, and at least one image if `limit` is not smaller
@@ -142,7 +189,7 @@ class Manifest:
             selection={**self.selection, "limit": limit, "of": len(self)},
         )
 
-    def without(self, paths: Collection[str]) -> Manifest:
+    def without(self, paths: Collection[str]) -> Self:
         """The same without some images, as if their files were not there."""
         table = self.table[~self.table["path"].isin(list(paths))].reset_index(drop=True)
         return replace(self, table=table)
@@ -176,7 +223,7 @@ class Manifest:
         write_bytes(path, file.getbuffer())
 
     @classmethod
-    def load(cls, path: Path, root: Path) -> Manifest:
+    def load(cls, path: Path, root: Path) -> Self:
         """Read a manifest; `root` is the folder where its relative paths start.
 
         SpgError if the file is missing, damaged, of another format, or was edited.
@@ -227,19 +274,19 @@ def _spaced(rows: Sequence[int], count: int) -> list[int]:
     return [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
 
 
-def to_frame(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
+def to_frame(rows: Sequence[dict[str, object]]) -> "pd.DataFrame":
     """Rows with the keys of `COLUMNS` as a table with its types."""
     import pyarrow as pa
 
     return pa.Table.from_pylist(list(rows), schema=_schema()).to_pandas()
 
 
-def _schema() -> pa.Schema:
+def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     types = {"string": pa.string(), "uint8": pa.uint8(), "int32": pa.int32()}
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
 
 
-def _rows_sha256(table: pd.DataFrame) -> str:
+def _rows_sha256(table: "pd.DataFrame") -> str:
     return fingerprint({name: table[name].tolist() for name in COLUMNS})

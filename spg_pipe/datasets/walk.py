@@ -3,9 +3,6 @@
 Names only, no pixels.
 """
 
-from __future__ import annotations
-
-import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NamedTuple
 
@@ -28,43 +25,36 @@ def is_image(path: Path) -> bool:
 
 
 class Files(NamedTuple):
-    """The files of a folder: images sorted by name, and how many others there are."""
+    """The files of a folder, each list sorted."""
 
     images: list[Path]
-    others: int
+    others: list[Path]
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders in `folder`, sorted by name; none if it does not exist."""
-    if not folder.is_dir():
-        return []
+    """Visible folders in `folder`, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def files_in(folder: Path) -> Files:
-    """Files directly in `folder`; none if it does not exist."""
-    if not folder.is_dir():
-        return Files([], 0)
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    images = [p for p in files if is_image(p)]
-    return Files(images, len(files) - len(images))
-
-
 def files_below(folder: Path) -> Files:
-    """Files in `folder` and its visible subfolders; links are followed, never round in a circle."""
-    images, others = [], 0
-    seen: set[str] = set()
-    for where, names, _ in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            names.clear()
+    """Files in `folder` and its visible subfolders; none if it does not exist.
+
+    Links are followed, never round in a circle. OSError if a folder cannot be read.
+    """
+    files = Files([], [])
+    seen: set[Path] = set()
+    waiting = [folder] if folder.is_dir() else []
+    while waiting:
+        here = waiting.pop()
+        if (real := here.resolve()) in seen:
             continue
         seen.add(real)
-        names[:] = sorted(n for n in names if not n.startswith("."))
-        here = files_in(Path(where))
-        images += here.images
-        others += here.others
-    return Files(sorted(images), others)
+        for path in sorted(here.iterdir(), reverse=True):
+            if path.is_file():
+                (files.images if is_image(path) else files.others).append(path)
+            elif path.is_dir() and not path.name.startswith("."):
+                waiting.append(path)
+    return Files(sorted(files.images), sorted(files.others))
 
 
 def relative(path: Path, root: Path) -> str:

@@ -34,16 +34,7 @@ def overlay(
     Returns
     -------
     (H, W, 3) uint8
-
-    Raises
-    ------
-    ValueError
-        If the sizes differ, or `low` is not below `high`.
     """
-    if image.shape[:2] != anomaly_map.shape:
-        raise ValueError(f"image {image.shape} and map {anomaly_map.shape} differ in size")
-    if not low < high:
-        raise ValueError(f"the scale needs low < high, found {low} and {high}")
     share = np.clip((anomaly_map.astype(np.float32) - low) / (high - low), 0, 1)
     level = np.rint(share * 255).astype(np.uint8)
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -14,7 +14,7 @@ from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin, Selection
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.contrast import FOLDS, ClassSums, Dictionary, class_sums, direction
+from spg_pipe.guides.contrast import FOLDS, ClassSums, class_sums, direction, match
 from spg_pipe.guides.kinds import ContrastGuides, Guides, guides_of
 from spg_pipe.guides.layer import VIEWS, LayerGuides, SignedAtoms, View
 from spg_pipe.guides.trained.train import (
@@ -205,17 +205,18 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
     directions: dict[str, dict[View, Tensor]] = {}
     choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
     for layer, shape in store.spec.layers.items():
-        dictionary = Dictionary.of(saes, layer)
+        table, dead = saes.layers[layer].atoms.detach().cpu(), saes.dead[layer]
         pairs: dict[View, SignedAtoms] = {}
         directions[layer] = {}
         for view in VIEWS:
             final, *without_fold = [
-                dictionary.match(direction(sums, layer, view, chosen), atoms) for chosen in choices
+                match(direction(sums, layer, view, chosen), table, dead, atoms)
+                for chosen in choices
             ]
             if final is not None:
                 pairs[view] = final
                 # Without a fold a class may be missing: its images are then judged by all.
-                rows = [dictionary.side(pair or final) for pair in (final, *without_fold)]
+                rows = [(pair or final).side(table) for pair in (final, *without_fold)]
                 directions[layer][view] = torch.stack(rows)
         if "patches" not in pairs or not bool(pairs["patches"].codes.any()):
             raise SpgError(
@@ -223,7 +224,7 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
                 "so contrast guides have nothing to tell apart. Use guides.kind: trained, or an "
                 "auxiliary set whose defects leave some of the image free."
             )
-        layers[layer] = LayerGuides.of_contrast(pairs, dictionary.atoms, shape.grid)
+        layers[layer] = LayerGuides.of_contrast(pairs, table, shape.grid)
     return _Made(layers, [], directions)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from spg_pipe.guides.layer import SignedAtoms, View
 from spg_pipe.guides.model import unit
-from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
 
@@ -228,28 +227,10 @@ def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:
     return SignedAtoms(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
 
 
-@dataclass(frozen=True)
-class Dictionary:
-    """The atoms of one layer, of which only the living ones match anything."""
-
-    atoms: Tensor
-    """(C, D) of unit length, on the CPU."""
-    alive: Tensor
-    """(m,) int64"""
-
-    @classmethod
-    def of(cls, saes: SaeRun, layer: str) -> "Dictionary":
-        """Of a layer's SAE."""
-        alive = torch.nonzero(~saes.dead[layer])[:, 0]
-        return cls(saes.layers[layer].atoms.detach().cpu(), alive)
-
-    def match(self, target: Tensor | None, count: int) -> SignedAtoms | None:
-        """`signed_pursuit` among the living atoms; nothing for no target."""
-        if target is None:
-            return None
-        found = signed_pursuit(target, self.atoms[self.alive], count)
-        return SignedAtoms(self.alive[found.atom_ids], found.codes)
-
-    def side(self, pair: SignedAtoms) -> Tensor:
-        """(D,) anomaly minus normal guide: what a unit token is multiplied with."""
-        return (pair.codes[1] - pair.codes[0]) @ self.atoms[pair.atom_ids]
+def match(target: Tensor | None, atoms: Tensor, dead: Tensor, count: int) -> SignedAtoms | None:
+    """`signed_pursuit` among the atoms that are not dead, (C,) bool; nothing for no target."""
+    if target is None:
+        return None
+    alive = torch.nonzero(~dead)[:, 0]
+    pair = signed_pursuit(target, atoms[alive], count)
+    return SignedAtoms(alive[pair.atom_ids], pair.codes)

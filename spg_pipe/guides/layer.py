@@ -22,6 +22,10 @@ class SignedAtoms(NamedTuple):
     codes: Tensor
     """(2, m) float32 ≥ 0: normal, anomaly; of each atom one of them is 0."""
 
+    def side(self, atoms: Tensor) -> Tensor:
+        """(D,) anomaly minus normal guide of a dictionary (C, D)."""
+        return (self.codes[1] - self.codes[0]) @ atoms[self.atom_ids]
+
 
 class Pair(NamedTuple):
     """A normal and an anomaly guide."""

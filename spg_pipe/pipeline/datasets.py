@@ -13,8 +13,7 @@ from spg_pipe.recipe.params import Dataset, Direction, Params
 from spg_pipe.recipe.protocol import protocol
 
 if TYPE_CHECKING:
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.datasets.skipped import Skipped
+    from spg_pipe.datasets.manifest import Manifest, Skipped
 
 
 def datasets_of(params: Params, split: str | None) -> list[Dataset]:

@@ -153,7 +153,7 @@ def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | N
 
 def _say_notes(run: RecipeRun, store: "FeatureStore", manifest: "Manifest") -> None:
     """What a person should know of a new store."""
-    from spg_pipe.datasets.skipped import skipped_note
+    from spg_pipe.datasets.manifest import skipped_note
     from spg_pipe.store.masks import mask_notes
     from spg_pipe.store.reader import selection_note
 

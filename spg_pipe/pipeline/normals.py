@@ -33,8 +33,7 @@ def banks_for(
     SpgError
         If the images are no bank for this target, or one of the detectors cannot be added to it.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, says, seen_of
-    from spg_pipe.bank.fusion import require_fusible
+    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, says, seen_of
 
     for judge in filter(None, judges):
         require_fusible(judge, options)
@@ -76,7 +75,7 @@ def score_with_banks(
 
 def note_known(run: RecipeRun, scores: "Scores") -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
 
     say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 

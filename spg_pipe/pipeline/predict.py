@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.bank.few_shot import note_of_copies, note_of_known
-from spg_pipe.bank.fusion import KNOWN
+from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
 from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.decision.maps import SIGMA

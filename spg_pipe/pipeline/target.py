@@ -140,7 +140,7 @@ def evaluate(
 def _evaluate_one(
     run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
 ) -> Path:
-    from spg_pipe.bank.fusion import KNOWN
+    from spg_pipe.bank.few_shot import KNOWN
     from spg_pipe.detector.evaluate import evaluate_scores
     from spg_pipe.detector.scores import Scores
 

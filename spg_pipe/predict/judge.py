@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.bank.fusion import KNOWN
+from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.decision.heat_maps import eight_bit, overlay

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.fusion import require_fusible
+from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest

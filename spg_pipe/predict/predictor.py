@@ -10,8 +10,7 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import supervision_of
-from spg_pipe.bank.fusion import judge_alone, judge_fused
+from spg_pipe.bank.few_shot import judge_alone, judge_fused, supervision_of
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.datasets.images import preprocess

@@ -27,9 +27,9 @@ class Section(BaseModel):
 class DemoSet(Section):
     """A built-in demo set, written by the stage `demo_data`."""
 
-    name: Name
+    name: Literal["demo-mvtec", "demo-visa"]
     root: Path
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class SyntheticSet(Section):

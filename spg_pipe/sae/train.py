@@ -28,10 +28,8 @@ CONSTANTS = StepConstants()
 _CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
 _CURVE_POINTS = 400
 _ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
-_MANY_SILENT = 0.5
-"""Share of latents without an active token in an epoch that is worth a message."""
-_SILENT_BATCHES = 8
-"""Fewer say little: in a few batches many a sound latent has no token of its kind."""
+_MANY_DEAD = 0.5
+"""Share of dead latents that is worth a message."""
 
 
 class DivergedError(SpgError):
@@ -45,7 +43,7 @@ class Callbacks:
     progress: Callable[[str, int, int, float | None], None] = lambda layer, done, total, loss: None
     """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
     say: Callable[[str], None] = lambda message: None
-    """A layer's latents mostly stay silent, or it came out worse than none."""
+    """A layer's latents are mostly dead, or it came out worse than none."""
 
 
 class SaeResult(NamedTuple):
@@ -147,7 +145,6 @@ class Fit:
         self.budget = params.tokens or params.epochs * self.epoch_tokens
         """Tokens to see; the run ends with the batch that reaches it."""
         self.tokens = self.step = self.next_point = 0
-        self.warned = False
         self.curve = ""
 
     @property
@@ -171,29 +168,6 @@ class Fit:
         share = float(dead.float().mean())
         self.curve += f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
         callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
-        if note := self.silent_note():
-            callbacks.say(note)
-
-    def silent_note(self) -> str | None:
-        """Said once, when most latents are silent for an epoch, or for a quarter of the run.
-
-        Never of a run of less than twice `_SILENT_BATCHES`.
-        """
-        some = _SILENT_BATCHES * -(-self.tokens // self.step)
-        window = max(min(self.epoch_tokens, self.budget // 4), some)
-        if self.warned or self.tokens < 2 * window:
-            return None
-        counter = self.trainer.counter
-        per_age = self.tokens / self.step if counter.rule == "steps" else 1
-        share = float((counter.age * per_age > window).float().mean())
-        if share <= _MANY_SILENT:
-            return None
-        self.warned = True
-        return (
-            f"Layer {self.layer}: {share:.0%} of the latents had no active token among the last "
-            f"{window:,} (after {min(self.tokens, self.budget):,} of {self.budget:,}). "
-            "Lower sae.dict_size, or raise sae.k."
-        )
 
 
 def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
@@ -214,7 +188,7 @@ def _state(fits: Mapping[str, Fit]) -> Saved:
         for layer, fit in fits.items()
         for name, value in fit.trainer.state().items()
     }
-    names = ("tokens", "step", "next_point", "warned", "curve")
+    names = ("tokens", "step", "next_point", "curve")
     return tensors, {
         layer: {name: getattr(fit, name) for name in names} for layer, fit in fits.items()
     }
@@ -233,10 +207,16 @@ def _judged(
         prefixes=params.prefixes,
         progress=lambda done, total: callbacks.progress(f"{fit.layer} measured", done, total, None),
     )
-    if not np.isfinite(quality.r2) or bool(quality.dead.all()):
+    dead = float(quality.dead.float().mean())
+    if not np.isfinite(quality.r2) or dead == 1:
         raise DivergedError(
-            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, "
-            f"{float(quality.dead.float().mean()):.0%} of the latents dead). {_ADVICE}"
+            f"Layer {fit.layer}: training went wrong (R² {quality.r2:.3g}, {dead:.0%} of the "
+            f"latents dead). {_ADVICE}"
+        )
+    if dead > _MANY_DEAD:
+        callbacks.say(
+            f"Layer {fit.layer}: {dead:.0%} of the latents are dead, no token activates them. "
+            "Lower sae.dict_size, or raise sae.k."
         )
     if quality.r2 < 0:
         callbacks.say(

@@ -19,7 +19,7 @@ from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.regions import vanished_regions
 from spg_pipe.store.ahead import in_order
-from spg_pipe.store.format import LayerShape, StoreSpec
+from spg_pipe.store.format import LayerShape, StoreSpec, large_arrays
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import StoreWriter
 
@@ -123,31 +123,10 @@ def _spec(
     ).sealed()
 
 
-@dataclass(frozen=True)
-class _Computed:
-    """Of a batch or of a shard."""
-
-    tokens: dict[str, np.ndarray]
-    """Layer → (B, N, D) in the store's dtype."""
-    prefix: dict[str, np.ndarray]
-    """Layer → (B, P, D)."""
-    masks: np.ndarray
-    """(B, S, S) uint8; all zero where there is none: `mask_state` tells which."""
-
-    def put(self, place: int, batch: "_Computed") -> None:
-        """Copy a batch to its place."""
-        rows = slice(place, place + len(batch.masks))
-        for layer, tokens in batch.tokens.items():
-            self.tokens[layer][rows] = tokens
-            self.prefix[layer][rows] = batch.prefix[layer]
-        self.masks[rows] = batch.masks
-
-    def write(self, writer: StoreWriter, shard: int) -> None:
-        """Write a shard, of which the last may be short."""
-        images = len(writer.spec.shard_rows(shard))
-        tokens = {layer: tokens[:images] for layer, tokens in self.tokens.items()}
-        prefix = {layer: prefix[:images] for layer, prefix in self.prefix.items()}
-        writer.write_shard(shard, tokens, prefix, self.masks[:images])
+Arrays = dict[str, np.ndarray]
+"""Parts of the store's large arrays by their names, of a batch or a shard of B images: tokens
+(B, N, D) and prefix tokens (B, P, D) in the store's dtype, masks (B, S, S) uint8, which are all
+zero where there is none: `mask_state` tells which."""
 
 
 class _Run:
@@ -179,19 +158,19 @@ class _Run:
                 if on_cpu
                 else map(self._compute, in_order(pool, self._decode, batches, 2 * workers))
             )
-            # One shard is written while the next is filled, never more: memory.
-            filling, spare = self._room(), self._room()
+            filled: list[Arrays] = []
             writing: Future[None] | None = None
-            for batch, (result, vanished) in zip(batches, results, strict=True):
-                shard, place = divmod(batch.start, spec.shard_images)
-                filling.put(place, result)
+            for batch, (arrays, vanished) in zip(batches, results, strict=True):
+                filled.append(arrays)
                 lost[batch.start : batch.stop] = vanished
                 done += len(batch)
+                shard = batch.start // spec.shard_images
                 if batch.stop == spec.shard_rows(shard).stop:
+                    # One shard is written while the next is filled, never more: memory.
                     if writing is not None:
                         writing.result()
-                    writing = disk.submit(filling.write, self._writer, shard)
-                    filling, spare = spare, filling
+                    writing = disk.submit(self._write, shard, filled)
+                    filled = []
                     give_memory_back()
                 if progress:
                     progress(done, spec.images)
@@ -220,16 +199,22 @@ class _Run:
 
     def _compute(
         self, decoded: tuple[torch.Tensor, list[tuple[np.ndarray, int]]]
-    ) -> tuple[_Computed, tuple[int, ...]]:
+    ) -> tuple[Arrays, tuple[int, ...]]:
         images, with_masks = decoded
         output = forward(self._backbone, images.to(self._device), self._at_once)
-        tokens, prefix = {}, {}
+        masks, lost = zip(*with_masks, strict=True)
+        arrays = {"mask": np.stack(masks)}
         for layer in list(output):
             value = output.pop(layer)  # its memory is free as soon as it is cast
-            tokens[layer] = self._cast(value.patches, layer)
-            prefix[layer] = self._cast(value.prefix, layer)
-        masks, lost = zip(*with_masks, strict=True)
-        return _Computed(tokens, prefix, np.stack(masks)), lost
+            arrays[f"tokens_{layer}"] = self._cast(value.patches, layer)
+            arrays[f"prefix_{layer}"] = self._cast(value.prefix, layer)
+        return arrays, lost
+
+    def _write(self, shard: int, batches: list[Arrays]) -> None:
+        """Write a shard; its batches are used up, array after array, for memory."""
+        names = large_arrays(self._spec)
+        joined = {name: np.concatenate([batch.pop(name) for batch in batches]) for name in names}
+        self._writer.write_shard(shard, joined)
 
     def _cast(self, values: torch.Tensor, layer: str) -> np.ndarray:
         """Tokens in the store's dtype; one that does not fit is an error, never an infinity."""
@@ -242,16 +227,6 @@ class _Run:
                 "and extract with --replace."
             )
         return stored.cpu().numpy()
-
-    def _room(self) -> _Computed:
-        """Memory for a shard, used again and again."""
-        spec, images = self._spec, self._spec.shard_images
-        tokens, prefix = {}, {}
-        for layer, shape in spec.layers.items():
-            tokens[layer] = np.empty((images, shape.patches, shape.dim), spec.dtype)
-            prefix[layer] = np.empty((images, len(shape.prefix), shape.dim), spec.dtype)
-        side = spec.backbone.preprocess.size
-        return _Computed(tokens, prefix, np.empty((images, side, side), np.uint8))
 
 
 def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:

@@ -18,10 +18,11 @@ class StoreFiles:
 
     def __init__(self, place: Path | str) -> None:
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
 
         self._fs, self._root = url_to_fs(str(place))
         plain = Path(place) if "://" not in str(place) else Path(self._root)
-        self.local = plain if "file" in _protocols(self._fs) else None
+        self.local = plain if isinstance(self._fs, LocalFileSystem) else None
         """The folder, or None for a store elsewhere."""
         self.place = self.local if self.local is not None else str(place)
 
@@ -52,8 +53,3 @@ class StoreFiles:
             return zarr.open_group(self.local, mode="r")
         store = zarr.storage.FsspecStore.from_url(str(self.place), read_only=True)
         return zarr.open_group(store, mode="r")
-
-
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

@@ -1,7 +1,7 @@
 """What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
-from spg_pipe.datasets.skipped import Skipped
+from spg_pipe.datasets.manifest import Skipped
 
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
@@ -102,10 +102,6 @@ class StoreSpec(Record):
         """The bytes of one image's tokens as an inner chunk of a shard."""
         return image if self.compressor == "none" else _zstd().encode(image)
 
-    def decode_tokens(self, chunk: bytes) -> bytes:
-        """The inverse of `encode_tokens`."""
-        return chunk if self.compressor == "none" else bytes(_zstd().decode(chunk))
-
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """One image's mask (S, S) uint8 as an inner chunk of a shard."""
@@ -190,7 +186,7 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
     )
 
 
-def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[str]) -> None:
+def write_small(root: Path, name: str, values: np.ndarray, dimension: str) -> None:
     """Write a small array as one chunk, replacing one of the same name."""
     import zarr
 
@@ -202,7 +198,7 @@ def write_small(root: Path, name: str, values: np.ndarray, dimensions: Iterable[
         shape=values.shape,
         chunks=values.shape,
         dtype=str if is_text else values.dtype,
-        dimension_names=tuple(dimensions),
+        dimension_names=(dimension,),
         overwrite=True,
         config={"write_empty_chunks": True},
     )

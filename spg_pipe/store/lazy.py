@@ -1,8 +1,7 @@
 """A store as Dask arrays or as an xarray Dataset: checked first, read when it is computed."""
 
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -88,13 +87,14 @@ def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da
 
     if chunk_images is not None and chunk_images < 1:
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
-    images = _image_chunks(store.spec, chunk_images)
+    images = chunk_images or _image_chunks(store.spec)
     group, large = store.files.group(), large_arrays(store.spec)
-    raw = {f"tokens_{layer}": layer for layer in store.layers} if store.raw else {}
     lazy = {}
     for name in (*large, *small_arrays(store.spec)):
         array = group[name]
-        source = _LayerTokens(Path(store.path), store.spec, raw[name]) if name in raw else array
+        kind, _, layer = name.partition("_")
+        is_raw = store.raw and kind == "tokens"
+        source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
         chunks = (images, *array.shape[1:]) if name in large else array.shape
         # The fingerprint stands for the content: equal names mean equal numbers to Dask.
         token = tokenize(str(store.path), store.fingerprint, chunks)
@@ -107,46 +107,13 @@ def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da
     return lazy
 
 
-def _image_chunks(spec: StoreSpec, chunk_images: int | None) -> tuple[int, ...]:
-    """Images of every chunk, in order: no default chunk crosses a shard's border."""
-    if chunk_images is not None:
-        return _parts(spec.images, chunk_images)
-    itemsize = np.dtype(spec.dtype).itemsize
-    widest = max(shape.patches * shape.dim * itemsize for shape in spec.layers.values())
+def _image_chunks(spec: StoreSpec) -> tuple[int, ...]:
+    """Images of every chunk, in order: none crosses a shard's border."""
+    widest = max(spec.image_bytes(layer) for layer in spec.layers)
     most = max(1, _CHUNK_BYTES // max(widest, spec.backbone.preprocess.size**2))
-    pieces = -(-spec.shard_images // most)
-    size = -(-spec.shard_images // pieces)
-    shards = (len(spec.shard_rows(shard)) for shard in range(spec.shards))
-    return tuple(part for images in shards for part in _parts(images, size))
-
-
-def _parts(images: int, size: int) -> tuple[int, ...]:
-    return tuple(min(size, images - start) for start in range(0, images, size))
-
-
-class _LayerTokens:
-    """The tokens of one layer as the array that Dask slices: local and uncompressed."""
-
-    def __init__(self, root: Path, spec: StoreSpec, layer: str) -> None:
-        shape = spec.layers[layer]
-        self._key = (root, spec, layer)
-        self.shape = (spec.images, shape.patches, shape.dim)
-        self.dtype = np.dtype(spec.dtype)
-        self.ndim = len(self.shape)
-
-    @cached_property
-    def _reader(self) -> RawTokens:
-        return RawTokens(*self._key)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens the files itself: a reader's descriptors mean nothing there.
-        return _LayerTokens, self._key
-
-    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
-        first, *rest = key
-        rows = np.arange(self.shape[0])[first]
-        images = np.atleast_1d(rows)
-        out = np.empty((len(images), *self.shape[1:]), self.dtype)
-        if len(images):
-            self._reader.read(images, out)
-        return out[:, *rest] if rows.ndim else out[0][*rest]
+    size = -(-spec.shard_images // -(-spec.shard_images // most))
+    return tuple(
+        min(size, len(rows) - start)
+        for rows in map(spec.shard_rows, range(spec.shards))
+        for start in range(0, len(rows), size)
+    )

@@ -11,7 +11,6 @@ from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.errors import counted, listed
 from spg_pipe.store.reader import FeatureStore
 
-_BATCH = 64
 _NAMED = 3
 
 
@@ -30,11 +29,8 @@ class MaskLosses:
 def mask_losses(store: FeatureStore) -> MaskLosses:
     """Look through the given masks of a store, and at its count of lost regions."""
     given = np.flatnonzero(store.array("mask_state") == MaskState.GIVEN)
-    blank = [
-        batch[~store.masks(batch).any(axis=(1, 2))]
-        for batch in (given[start : start + _BATCH] for start in range(0, len(given), _BATCH))
-    ]
-    rows = np.concatenate([given[:0], *blank])
+    blank = [row for row in given if not store.masks(np.array([row])).any()]
+    rows = np.array(blank, np.int64)
     lost = store.array("lost_regions")
     # A mask that loses no region and is blank had none.
     return MaskLosses(rows[lost[rows] == 0], rows[lost[rows] > 0], int(lost.sum()))

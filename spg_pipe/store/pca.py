@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +13,19 @@ from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 DEFAULT_IMAGES = "6"
 MOST_IMAGES = 64
 _PERCENTILES = (1, 99)
 """Of each component: a few extreme tokens must not make all others grey."""
 _NO_VARIANCE = 1e-9
-"""Share of the largest component's variance below which a component is rounding."""
+"""Share of the tokens' variance below which a component is rounding."""
 _GREY = 0.5
-_CELL, _GAP, _HEADER, _CAPTION = 2.0, 0.06, 0.3, 0.22
-"""Inches: side of a picture, between pictures, heading of a column, caption above a row."""
-_DPI = 150
-_FONT_POINTS = 7
-
-
-@dataclass(frozen=True)
-class TokenColours:
-    """One layer of some images."""
-
-    rgb: np.ndarray
-    """(n, h, w, 3) float32 in [0, 1]; a component without variance is 0.5 everywhere."""
-    explained: tuple[float, ...]
-    """Share of the tokens' variance in each of the three components."""
+_CELL = 2.2
+"""Inches: side of a picture with its caption."""
+_CAPTION = 36
+"""Letters that fit above a picture."""
 
 
 def draw_pca(
@@ -65,7 +54,13 @@ def draw_pca(
         If the file cannot be meant, a row or the layer is not in the store, or the tokens are
         not finite.
     """
-    _check_file(store, file)
+    if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
+        raise SpgError(
+            f"--pca {file}: expected the name of a picture that ends in .png, in a folder that is "
+            "there."
+        )
+    if store.files.local and file.resolve().is_relative_to(store.files.local.resolve()):
+        raise SpgError(f"--pca {file} lies inside the store. Name a file outside it.")
     rows = chosen_rows(images if images is not None else DEFAULT_IMAGES, len(store))
     if layer is not None and layer not in store.layers:
         raise SpgError(
@@ -74,22 +69,13 @@ def draw_pca(
         )
     layers = store.layers if layer is None else (layer,)
     colours = {name: token_colours(store, name, rows) for name in layers}
-    write_bytes(file, _png(store, rows, colours))
-    return {
-        "file": str(file),
-        "images": rows.tolist(),
-        "explained": {name: sum(one.explained) for name, one in colours.items()},
+    shares = {name: share for name, (_, share) in colours.items()}
+    pixels = {
+        f"layer {name}, {rgb.shape[1]}×{rgb.shape[2]}, {share:.0%} of variance": rgb
+        for name, (rgb, share) in colours.items()
     }
-
-
-def _check_file(store: FeatureStore, file: Path) -> None:
-    if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
-        raise SpgError(
-            f"--pca {file}: expected the name of a picture that ends in .png, in a folder that is "
-            "there."
-        )
-    if store.files.local and file.resolve().is_relative_to(store.files.local.resolve()):
-        raise SpgError(f"--pca {file} lies inside the store. Name a file outside it.")
+    write_bytes(file, _png(store, rows, pixels))
+    return {"file": str(file), "images": rows.tolist(), "explained": shares}
 
 
 def chosen_rows(text: str, images: int) -> np.ndarray:
@@ -97,15 +83,12 @@ def chosen_rows(text: str, images: int) -> np.ndarray:
 
     Raises SpgError if it is neither, or a row is not one of the store's `images`.
     """
-    parts = [part.strip() for part in text.split(",")]
-    is_list = len(parts) > 1
-    if is_list and not parts[-1]:
-        parts.pop()  # `5,` is the image 5 alone
-    numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
+    parts = text.removesuffix(",").split(",")  # `5,` is the image 5 alone
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
     if len(numbers) == len(parts) <= MOST_IMAGES:
-        if is_list and max(numbers) < images:
+        if "," in text and max(numbers) < images:
             return np.array(numbers)
-        if not is_list and 1 <= numbers[0] <= MOST_IMAGES:
+        if "," not in text and 1 <= numbers[0] <= MOST_IMAGES:
             return np.linspace(0, images - 1, min(numbers[0], images)).round().astype(int)
     raise SpgError(
         f"--images {text}: expected up to {MOST_IMAGES} row numbers with commas between them, for "
@@ -113,7 +96,7 @@ def chosen_rows(text: str, images: int) -> np.ndarray:
     )
 
 
-def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenColours:
+def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Colours of the patch tokens of some images: their common principal components.
 
     Red, green and blue are the components in falling order, each scaled from its 1st to its 99th
@@ -123,6 +106,13 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenCol
     Parameters
     ----------
     rows : (n,) int
+
+    Returns
+    -------
+    (n, h, w, 3) float32 in [0, 1]
+        A component without variance is 0.5 everywhere.
+    float
+        Share of the tokens' variance in the three components.
 
     Raises
     ------
@@ -144,14 +134,12 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> TokenCol
     pca = PCA(min(3, *tokens.shape), svd_solver="covariance_eigh")
     with np.errstate(invalid="ignore", divide="ignore"):  # shares of no variance at all
         values = pca.fit_transform(tokens)
-    variances = pca.explained_variance_
-    real = variances > max(_NO_VARIANCE * variances[0], 0.0)
+    real = pca.explained_variance_ratio_ > _NO_VARIANCE
     rgb = np.full((len(tokens), 3), _GREY, np.float32)
     for component in np.flatnonzero(real):
         rgb[:, component] = _scaled(values[:, component])
-    shares = np.zeros(3)
-    shares[: len(real)][real] = pca.explained_variance_ratio_[real]
-    return TokenColours(rgb.reshape(len(rows), *shape.grid, 3), tuple(shares.tolist()))
+    share = float(pca.explained_variance_ratio_[real].sum())
+    return rgb.reshape(len(rows), *shape.grid, 3), share
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -161,60 +149,39 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _png(store: FeatureStore, rows: np.ndarray, colours: dict[str, TokenColours]) -> bytes:
+def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -> bytes:
+    """The picture of `pixels`: heading of a column → (n, h, w, 3) in [0, 1]."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    width = len(colours) * (_CELL + _GAP) + _GAP
-    height = _HEADER + len(rows) * (_CELL + _CAPTION) + _GAP
+    masks, paths = store.files.group()["mask"], store.array("path")
+    given = store.array("mask_state") == MaskState.GIVEN
     stream = io.BytesIO()
-    style: dict[Any, Any] = {"text.parse_math": False, "font.size": _FONT_POINTS}
+    style: dict[Any, Any] = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7}
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(width, height))
-        _paint(figure, store, rows, colours)
-        figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+        size = (_CELL * len(pixels), _CELL * len(rows))
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        cells = figure.subplots(len(rows), len(pixels), squeeze=False)
+        for column, heading, images in zip(cells.T, pixels, pixels.values(), strict=True):
+            for axes, row, image in zip(column, rows.tolist(), images, strict=True):
+                # One mask at a time: `store.masks` would unpack those of the whole store.
+                mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
+                caption = f"{row}: {paths[row]}"
+                short = caption if len(caption) <= _CAPTION else f"…{caption[1 - _CAPTION :]}"
+                _paint(axes, image, mask, short)
+            column[0].set_title(f"{heading}\n{column[0].get_title()}")
+        figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
-def _paint(
-    figure: "Figure", store: FeatureStore, rows: np.ndarray, colours: dict[str, TokenColours]
-) -> None:
-    width, height = figure.get_size_inches()
-    size = store.image_size
-    masks = store.files.group()["mask"]
-    given = store.array("mask_state") == MaskState.GIVEN
-    paths = store.array("path")
-    letters = int((width - 2 * _GAP) * 72 / (0.62 * _FONT_POINTS))
-    for column, (layer, one) in enumerate(colours.items()):
-        grid = store.spec.layers[layer].grid
-        text = f"layer {layer}, {grid[0]}×{grid[1]}, {sum(one.explained):.0%} of variance"
-        left = _GAP + column * (_CELL + _GAP)
-        figure.text(left / width, 1 - 0.5 * _HEADER / height, text, va="center")
-    for number, row in enumerate(rows.tolist()):
-        top = _HEADER + number * (_CELL + _CAPTION)
-        caption = _short(f"{row}: {paths[row]}", letters)
-        figure.text(_GAP / width, 1 - (top + 0.5 * _CAPTION) / height, caption, va="center")
-        # One mask at a time: `store.masks` would unpack those of the whole store.
-        mask = np.pad(masks[row], 1) if given[row] else np.zeros(0)
-        for column, one in enumerate(colours.values()):
-            left = _GAP + column * (_CELL + _GAP)
-            bottom = height - top - _CAPTION - _CELL
-            axes = figure.add_axes(
-                (left / width, bottom / height, _CELL / width, _CELL / height),
-                xticks=[],
-                yticks=[],
-            )
-            extent = (0, size, size, 0)
-            axes.imshow(one.rgb[number], extent=extent, interpolation="nearest", aspect="auto")
-            if mask.any():
-                centres = np.arange(size + 2) - 0.5
-                for colour, line in (("black", 1.6), ("white", 0.7)):
-                    axes.contour(centres, centres, mask, [0.5], colors=colour, linewidths=line)
-                axes.set(xlim=(0, size), ylim=(size, 0))
-
-
-def _short(text: str, letters: int) -> str:
-    """A caption that fits: its end is what tells images apart."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return shown if len(shown) <= letters else f"…{shown[-letters + 1 :]}"
+def _paint(axes: "Axes", image: np.ndarray, mask: np.ndarray, caption: str) -> None:
+    size = len(mask)
+    axes.imshow(image, extent=(0, size, size, 0), interpolation="nearest")
+    axes.set(title=caption, xticks=[], yticks=[])
+    if mask.any():
+        centres = np.arange(size + 2) - 0.5
+        for colour, line in (("black", 1.6), ("white", 0.7)):
+            padded = np.pad(mask, 1)
+            axes.contour(centres, centres, padded, [0.5], colors=colour, linewidths=line)
+        axes.set(xlim=(0, size), ylim=(size, 0))

@@ -1,8 +1,8 @@
 """Open a finished store and read it."""
 
 import json
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from spg_pipe.store.format import (
     is_damaged_store,
 )
 from spg_pipe.store.shards import data_files, parse_entries
-from spg_pipe.store.tokens import PlainTokens, RawTokens, TokenReader, Unchanged
+from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,11 +94,8 @@ class FeatureStore:
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size; empty if all are."""
         listed = {entry.name for entry in self.entries}
-        faults = [
-            f"{SHARD_INDEX} does not list {name}"
-            for name in data_files(self.spec)
-            if name not in listed
-        ]
+        unlisted = [name for name in data_files(self.spec) if name not in listed]
+        faults = [f"{SHARD_INDEX} does not list {name}" for name in unlisted]
         for entry in self.entries:
             size = self.files.size(entry.name)
             if size != entry.bytes:
@@ -166,11 +163,12 @@ class FeatureStore:
         return rows.astype(np.int64)
 
     @cached_property
-    def _readers(self) -> dict[str, TokenReader]:
-        if self.raw and self.files.local is not None:
-            folder = self.files.local
-            return {layer: RawTokens(folder, self.spec, layer) for layer in self.layers}
-        return {layer: PlainTokens(self._group[f"tokens_{layer}"]) for layer in self.layers}
+    def _readers(self) -> dict[str, Callable[[np.ndarray, np.ndarray], None]]:
+        """Layer → what fills memory (n, N, D) with the tokens of some images."""
+        folder = self.files.local
+        if self.raw and folder is not None:
+            return {layer: RawTokens(folder, self.spec, layer).read for layer in self.layers}
+        return {layer: partial(read_plain, self._group[f"tokens_{layer}"]) for layer in self.layers}
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Patch tokens of some images.
@@ -192,7 +190,7 @@ class FeatureStore:
             shape = self.spec.layers[layer]
             out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
-            self._readers[layer].read(rows, out)
+            self._readers[layer](rows, out)
             self._unchanged.require()
         return out
 

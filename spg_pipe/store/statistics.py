@@ -1,6 +1,7 @@
 """Mean, deviation and checksums of the tokens, gathered shard by shard while they are written."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -34,23 +35,12 @@ class ShardStatistics:
         return cls(total, squares, [crc32c(image) for image in tokens])
 
 
-@dataclass
-class LayerStatistics:
-    """Of one layer, from its shards in any order."""
+def mean_std(shards: Mapping[int, ShardStatistics], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (D,) float64 over all `tokens` patch tokens of one layer.
 
-    shards: dict[int, ShardStatistics] = field(default_factory=dict)
-
-    def mean_std(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation (D,) float64 over all `tokens` patch tokens.
-
-        Shards are added in order, so that a resumed run gives the same bits.
-        """
-        ordered = [self.shards[shard] for shard in sorted(self.shards)]
-        mean = np.sum([shard.total for shard in ordered], axis=0) / tokens
-        squares = np.sum([shard.squares for shard in ordered], axis=0) / tokens
-        return mean, np.sqrt(np.maximum(squares - mean**2, 0.0))
-
-    def checksums(self) -> np.ndarray:
-        """(images,) uint32, in the store's order."""
-        ordered = [self.shards[shard].checksums for shard in sorted(self.shards)]
-        return np.array([value for values in ordered for value in values], dtype=np.uint32)
+    Shards are added in order, so that a resumed run gives the same bits.
+    """
+    ordered = [shards[shard] for shard in sorted(shards)]
+    mean = np.sum([shard.total for shard in ordered], axis=0) / tokens
+    squares = np.sum([shard.squares for shard in ordered], axis=0) / tokens
+    return mean, np.sqrt(np.maximum(squares - mean**2, 0.0))

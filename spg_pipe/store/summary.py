@@ -28,7 +28,8 @@ def summary(store: FeatureStore) -> dict[str, Any]:
     table = store.table
     states = table["mask_state"].value_counts().to_dict()
     backbone = store.spec.backbone
-    sample = _sample(len(store))
+    images = np.random.default_rng(0).permutation(len(store))[:NORM_IMAGES]
+    sample = np.sort(images)  # always the same of a store of this size
     return {
         "kind": "feature store",
         "dataset": store.spec.dataset,
@@ -38,9 +39,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "anomalous": int((table["label"] == 1).sum()),
         "unknown": int((table["label"] == 255).sum()),
         "masks": {
-            "empty": states.get(0, 0),
-            "given": states.get(1, 0),
-            "missing": states.get(2, 0),
+            name: states.get(state, 0) for state, name in enumerate(("empty", "given", "missing"))
         },
         "categories": table["category"].value_counts(sort=False).to_dict(),
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
@@ -114,16 +113,5 @@ def largest_dims(mean: np.ndarray, std: np.ndarray) -> dict[str, float]:
 
 def token_norms(store: FeatureStore, layer: str, images: np.ndarray) -> np.ndarray:
     """Lengths of the patch tokens of some images, (images · N,) float64; one image at a time."""
-    shape = store.spec.layers[layer]
-    norms = np.empty((len(images), shape.patches))
-    tokens = np.empty((1, shape.patches, shape.dim), store.spec.dtype)
-    for row, image in enumerate(images):
-        store.tokens(layer, np.array([image]), out=tokens)
-        norms[row] = np.linalg.norm(tokens[0].astype(np.float64), axis=1)
-    return norms.ravel()
-
-
-def _sample(images: int) -> np.ndarray:
-    """Rows of at most `NORM_IMAGES` images, always the same of a store of this size."""
-    chosen = np.random.default_rng(0).permutation(images)[:NORM_IMAGES]
-    return np.sort(chosen)
+    tokens = (store.tokens(layer, np.array([image]))[0] for image in images)
+    return np.concatenate([np.linalg.norm(each.astype(np.float64), axis=1) for each in tokens])

@@ -1,11 +1,11 @@
-"""Two readers of one layer's tokens that give the same bits: positional reads, and zarr-python."""
+"""Two readers of one layer's tokens that give the same bits: positional, and zarr-python."""
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,22 +17,6 @@ READ_THREADS = 4
 """Reads under way at once: enough for a disk's queue, harmless where the page cache answers."""
 _PIECE_BYTES = 4 * 1024**2
 """Smaller requests are not worth a thread of their own."""
-
-
-class TokenReader(Protocol):
-    """How the tokens of one layer are read."""
-
-    def read(self, images: np.ndarray, out: np.ndarray) -> None:
-        """Read patch tokens of some images.
-
-        Parameters
-        ----------
-        images : (n,) int
-            Image rows, in any order.
-        out : (n, N, D)
-            In the store's dtype; each image's part must be contiguous.
-        """
-        ...
 
 
 class Unchanged:
@@ -62,39 +46,62 @@ class Unchanged:
         self._stamp = stamp
 
 
-class PlainTokens:
-    """The tokens of one layer as Zarr gives them, whatever the codec and wherever they lie.
+def read_plain(array: Any, images: np.ndarray, out: np.ndarray) -> None:
+    """Read tokens of one layer as Zarr gives them, whatever the codec and wherever they lie.
 
-    For compressed and for remote stores, and the reference that `RawTokens` is held to.
+    For compressed and for remote stores, and the reference that `RawTokens.read` is held to.
     """
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def read(self, images: np.ndarray, out: np.ndarray) -> None:
-        """See `TokenReader.read`."""
-        start = 0
-        # Zarr reads a slice of neighbours at once; its fancy indexing is 10 times slower.
-        for run in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
-            out[start : start + len(run)] = self._array[int(run[0]) : int(run[-1]) + 1]
-            start += len(run)
+    start = 0
+    # Zarr reads a slice of neighbours at once; its fancy indexing is 10 times slower.
+    for run in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
+        out[start : start + len(run)] = array[int(run[0]) : int(run[-1]) + 1]
+        start += len(run)
 
 
 class RawTokens:
-    """The token shards of one layer in a local, uncompressed store.
+    """The token shards of one layer in a local, uncompressed store; an array that Dask slices.
 
     Reading an image is one `preadv` into the destination (docs/store.md, "Files"): no copy in
     Python, and threads read at the same time.
     """
 
     def __init__(self, root: Path, spec: StoreSpec, layer: str) -> None:
-        self._root, self._layer = root, layer
+        self._root, self._spec, self._layer = root, spec, layer
         self._shard_images, self._image_bytes = spec.shard_images, spec.image_bytes(layer)
         self._unchanged = Unchanged(root, spec.fingerprint)
         self._files: dict[int, int] = {}
+        shape = spec.layers[layer]
+        self.shape, self.ndim = (spec.images, shape.patches, shape.dim), 3
+        self.dtype = np.dtype(spec.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens the files itself: descriptors mean nothing there.
+        return RawTokens, (self._root, self._spec, self._layer)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+        first, *rest = key
+        rows = np.arange(self.shape[0])[first]
+        images = np.atleast_1d(rows)
+        out = np.empty((len(images), *self.shape[1:]), self.dtype)
+        if len(images):
+            self.read(images, out)
+        return out[:, *rest] if rows.ndim else out[0][*rest]
 
     def read(self, images: np.ndarray, out: np.ndarray) -> None:
-        """See `TokenReader.read`; SpgError if a shard cannot be read, or the store was replaced."""
+        """Read patch tokens of some images.
+
+        Parameters
+        ----------
+        images : (n,) int
+            Image rows, in any order.
+        out : (n, N, D)
+            In the store's dtype; each image's part must be contiguous.
+
+        Raises
+        ------
+        SpgError
+            If a shard cannot be read, or the store was replaced.
+        """
         pieces = self._pieces(images, packed=out.flags.c_contiguous)
         if len(pieces) == 1 or len(images) * self._image_bytes <= _PIECE_BYTES:
             self._read_pieces(pieces, out)

@@ -3,26 +3,27 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from spg_pipe.artefacts.files import write_json
+from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, listed
 from spg_pipe.store.format import (
+    DAMAGED_METADATA,
     IMAGE_TABLE,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
     encode_mask,
+    is_damaged_store,
     large_arrays,
     read_attributes,
     write_small,
 )
-from spg_pipe.store.place import acquire, make_room, refuse_what_is_no_store, writer_lock
 from spg_pipe.store.shards import (
     ShardEntry,
     chunk_file,
@@ -36,7 +37,10 @@ from spg_pipe.store.shards import (
     write_file,
     write_shard,
 )
-from spg_pipe.store.statistics import LayerStatistics, ShardStatistics
+from spg_pipe.store.statistics import ShardStatistics, mean_std
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
@@ -74,15 +78,15 @@ class StoreWriter:
         self.path, self.spec, self.manifest = path, spec, manifest
         self._replace = replace
         self._entries: list[ShardEntry] = []
-        self._stats = {name: LayerStatistics() for name in spec.layers}
-        self._lock = writer_lock(path)
+        self._stats: dict[str, dict[int, ShardStatistics]] = {name: {} for name in spec.layers}
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
         self.up_to_date = self._is_up_to_date()
-        if self.up_to_date and self._is_current():
+        if self.up_to_date and self._says(_REFRESHED):
             return self
         refuse_what_is_no_store(self.path)
-        acquire(self._lock, self.path)
+        self._lock = locked(self.path)
         try:
             self._begin()
         except BaseException:
@@ -94,38 +98,40 @@ class StoreWriter:
         if isinstance(error, SpgError) and not self._entries and not self.up_to_date:
             # Without a single finished shard there is nothing to go on with.
             shutil.rmtree(self.path)
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _begin(self) -> None:
         """Go on with what is there, or make room and declare the arrays."""
         self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
-        wanted, there = self.spec.attributes(), read_attributes(self.path) or {}
         if self.up_to_date:
+            wanted = self.spec.attributes()
             _change_attributes(self.path, {name: wanted[name] for name in _REFRESHED})
-            return
-        begun = self._is_begun(there)
-        recorded = self._recorded() if begun else []
-        if begun and self._arrays_are_declared():
-            if there.get("complete"):
-                _change_attributes(self.path, {"complete": False})
+        elif self._is_begun:
+            recorded = self._recorded()
+            _change_attributes(self.path, {"complete": False})
             self._recover(recorded)
             self._sweep()
-            return
-        if self.path.exists():
-            make_room(self.path, self.spec, self.manifest, replace=self._replace or begun)
-        create_arrays(self.path, self.spec)
+        else:
+            if not self._replace:
+                _refuse_other_content(self.path, self.spec, self.manifest)
+            with fresh_folder(self.path) as folder:
+                create_arrays(folder, self.spec)
 
-    def _is_begun(self, there: Mapping[str, object]) -> bool:
-        """Whether a store of this content is there, all of its attributes as they were written."""
-        wanted = self.spec.attributes()
-        names = set(wanted) - self.spec.BESIDE | {"fingerprint"}
+    def _says(self, names: Iterable[str]) -> bool:
+        """Whether the attributes of what is there with these names are the wanted ones."""
+        there, wanted = read_attributes(self.path) or {}, self.spec.attributes()
         return all(there.get(name) == wanted[name] for name in names)
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether a store of this content is there, all of its attributes as they were written."""
+        return self._says(set(self.spec.attributes()) - self.spec.BESIDE | {"fingerprint"})
 
     def _is_up_to_date(self) -> bool:
         """Whether this store is complete and has all its files: by size or, to replace what is
         damaged, by reading every byte."""
-        there = read_attributes(self.path) or {}
-        if not self._is_begun(there) or not there.get("complete"):
+        if not self._is_begun or not (read_attributes(self.path) or {}).get("complete"):
             return False
         entries = self._recorded()
         if not set(data_files(self.spec)) <= {entry.name for entry in entries}:
@@ -134,20 +140,6 @@ class StoreWriter:
             return all(self._is_intact(entry) for entry in entries)
         paths = [(self.path / entry.name, entry.bytes) for entry in entries]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-    def _is_current(self) -> bool:
-        """Whether a finished store says what is to be said beside its content."""
-        there, wanted = read_attributes(self.path) or {}, self.spec.attributes()
-        return all(there.get(name) == wanted[name] for name in _REFRESHED)
-
-    def _arrays_are_declared(self) -> bool:
-        """Whether `create_arrays` came to its end; a kill may leave some arrays undeclared."""
-        try:
-            for name in large_arrays(self.spec):
-                json.loads((self.path / name / "zarr.json").read_text())
-        except (OSError, ValueError):
-            return False
-        return True
 
     def _recorded(self) -> list[ShardEntry]:
         """shards.json; a damaged one counts as empty where the store may be written anew."""
@@ -173,7 +165,7 @@ class StoreWriter:
             for layer, statistics in self._stats.items():
                 array: Any = zarr.open_array(self.path / f"tokens_{layer}", mode="r")
                 tokens = np.asarray(array[rows.start : rows.stop])
-                statistics.shards[shard] = ShardStatistics.of(tokens)
+                statistics[shard] = ShardStatistics.of(tokens)
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: unrecorded and temporary files, small arrays."""
@@ -198,34 +190,30 @@ class StoreWriter:
         done = {entry.name for entry in self._entries}
         return [s for s in range(self.spec.shards) if not set(shard_files(self.spec, s)) <= done]
 
-    def write_shard(
-        self,
-        shard: int,
-        tokens: dict[str, np.ndarray],
-        prefix: dict[str, np.ndarray],
-        masks: np.ndarray,
-    ) -> None:
-        """Write all arrays' parts of one shard, then record it.
+    def write_shard(self, shard: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write one shard of all large arrays, then record it.
 
         Parameters
         ----------
-        tokens, prefix : dict of layer → (n, N, D) and (n, P, D) in the store's dtype
-        masks : (n, S, S) uint8
+        arrays : dict
+            `tokens_<layer>` (n, N, D) and `prefix_<layer>` (n, P, D) in the store's dtype; `mask`
+            (n, S, S) uint8.
         """
         rows, places = self.spec.shard_rows(shard), self.spec.shard_images
         entries = []
         for layer in self.spec.layers:
-            chunks = [self.spec.encode_tokens(raw_bytes(image)) for image in tokens[layer]]
+            tokens, prefix = arrays[f"tokens_{layer}"], arrays[f"prefix_{layer}"]
+            chunks = [self.spec.encode_tokens(raw_bytes(image)) for image in tokens]
             name = chunk_file(f"tokens_{layer}", shard)
             entries.append(write_shard(self.path, name, chunks, rows, places))
             # A chunk of prefix tokens is always full: the last one ends with fill values.
-            padded = np.full((places, *prefix[layer].shape[1:]), np.nan, self.spec.dtype)
-            padded[: len(rows)] = prefix[layer]
+            padded = np.full((places, *prefix.shape[1:]), np.nan, self.spec.dtype)
+            padded[: len(rows)] = prefix
             name = chunk_file(f"prefix_{layer}", shard)
             entries.append(write_file(self.path, name, rows, raw_bytes(padded)))
-            self._stats[layer].shards[shard] = ShardStatistics.of(tokens[layer])
-        encoded, name = [encode_mask(mask) for mask in masks], chunk_file("mask", shard)
-        entries.append(write_shard(self.path, name, encoded, rows, places))
+            self._stats[layer][shard] = ShardStatistics.of(tokens)
+        masks, name = [encode_mask(mask) for mask in arrays["mask"]], chunk_file("mask", shard)
+        entries.append(write_shard(self.path, name, masks, rows, places))
         self._entries += entries
         save_entries(self.path, self._entries)
 
@@ -241,10 +229,9 @@ class StoreWriter:
 
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        lost = ("lost_regions", ("image",), lost_regions)
         small = []
-        for name, dimensions, values in [lost, *self._small_arrays()]:
-            write_small(self.path, name, values, dimensions)
+        for name, dimension, values in self._small_arrays(lost_regions):
+            write_small(self.path, name, values, dimension)
             small.append(file_entry(self.path, f"{name}/c/0", range(self.spec.images)))
         save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
@@ -256,19 +243,78 @@ class StoreWriter:
             zarr.consolidate_metadata(group.store)
         _change_attributes(self.path, {"complete": True})
 
-    def _small_arrays(self) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
-        table = self.manifest.table
-        arrays: list[tuple[str, tuple[str, ...], np.ndarray]] = [
-            (name, ("image",), table[name].to_numpy(dtype)) for name, dtype in IMAGE_TABLE.items()
-        ]
+    def _small_arrays(self, lost_regions: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Name, dimension and values of each."""
+        yield "lost_regions", "image", lost_regions
+        for name, dtype in IMAGE_TABLE.items():
+            yield name, "image", self.manifest.table[name].to_numpy(dtype)
         for layer, shape in self.spec.layers.items():
-            mean, std = self._stats[layer].mean_std(self.spec.images * shape.patches)
-            arrays += [
-                (f"mean_{layer}", (f"dim_{layer}",), mean),
-                (f"std_{layer}", (f"dim_{layer}",), std),
-                (f"checksum_{layer}", ("image",), self._stats[layer].checksums()),
-            ]
-        return arrays
+            shards = self._stats[layer]
+            mean, std = mean_std(shards, self.spec.images * shape.patches)
+            yield f"mean_{layer}", f"dim_{layer}", mean
+            yield f"std_{layer}", f"dim_{layer}", std
+            checksums = [value for shard in sorted(shards) for value in shards[shard].checksums]
+            yield f"checksum_{layer}", "image", np.array(checksums, np.uint32)
+
+
+def locked(path: Path) -> "FileLock":
+    """The operating system's lock on a store's place, taken at once: `.<store>.lock` beside it.
+
+    It ends with its process, however that dies. The empty file stays: removing a locked file would
+    let two processes lock two files of the same name. Raises SpgError if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise SpgError(
+            f"Another process is writing {path}. Wait for it to end, stop it, or write "
+            "to another place with --out."
+        ) from error
+    return lock
+
+
+def refuse_what_is_no_store(path: Path) -> None:
+    """Raise SpgError if something else than a store is in the place."""
+    there = read_attributes(path) or {}
+    if {"schema", "fingerprint"} <= set(there) or is_damaged_store(path):
+        return
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise SpgError(
+            f"{path} exists and is not a feature store. Choose another place or remove it."
+        )
+
+
+def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
+    """Raise SpgError if a store is in the place, with what differs."""
+    if is_damaged_store(path):
+        raise SpgError(f"{path} is a store, but {DAMAGED_METADATA}")
+    there, wanted = read_attributes(path), spec.attributes()
+    if not there:
+        return
+    words = []
+    for name in [name for name in wanted if name not in spec.BESIDE]:
+        old, new = there.get(name), wanted[name]
+        if old == new:
+            continue
+        if name == "manifest":
+            words.append("its images, masks or labels are others")
+        elif isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+            words.append(f"{name} differs ({', '.join(keys)})")
+        else:
+            words.append(f"{name}: found {old!r}, expected {new!r}")
+    here = set(manifest.table["path"])
+    repaired = [bad["path"] for bad in there.get("skipped") or () if bad["path"] in here]
+    if repaired:
+        words.append(f"it left out what is no longer left out: {listed(repaired)}")
+    raise SpgError(
+        f"{path} holds a store of other content ({'; '.join(words) or 'another fingerprint'}). "
+        "Use --replace to write it anew, or choose another place."
+    )
 
 
 def _change_attributes(path: Path, changes: Mapping[str, object]) -> None:

@@ -20,6 +20,8 @@ from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
 from spg_pipe.datasets.paint.demo import RECORD, Sample, samples, write_demo
 from spg_pipe.datasets.paint.drawn import DRAWINGS, paint
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.data import DemoSet as RecipeDemoSet
+from spg_pipe.recipe.params import validated
 
 NAMES = sorted(DEMO_SETS)
 
@@ -186,11 +188,13 @@ def test_a_failure_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_names_and_negative_seeds_are_told(tmp_path: Path) -> None:
-    with pytest.raises(SpgError, match="demo-mvtec, demo-visa"):
-        write_demo("demo", tmp_path / "set")
-    with pytest.raises(SpgError, match="must be 0 or more"):
-        write_demo("demo-visa", tmp_path / "set", seed=-1)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"name": "demo"}, "'demo-mvtec' or 'demo-visa'"), ({"seed": -1}, "seed.*equal to 0")],
+)
+def test_unknown_names_and_negative_seeds_are_told(setting: dict, message: str) -> None:
+    with pytest.raises(SpgError, match=message):
+        validated(RecipeDemoSet, {"name": "demo-visa", "root": "set"} | setting, "--set")
 
 
 def test_another_photograph_of_the_same_name_is_refused() -> None:

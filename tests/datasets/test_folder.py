@@ -94,7 +94,7 @@ def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
     manifest = scanned("mine", "folder", root)
     assert manifest.table["mask"].tolist() == ["", ""]
     assert manifest.notes == (
-        "rods: 2 masks without a use, ignored: ground_truth/bent/9_mask.png, good/1_mask.png",
+        "rods: 2 masks without a use, ignored: good/1_mask.png, ground_truth/bent/9_mask.png",
         "rods: 1 defect image without a mask, left out of pixel metrics",
         "rods: 1 file ignored: not an image file",
     )

@@ -149,7 +149,7 @@ def test_a_union_names_its_sets_in_notes_and_errors(tmp_path):
     write_mvtec(tmp_path / "one", ("plate",))
     (tmp_path / "one" / "plate" / "test" / "good" / "list.txt").write_text("")
     union = scanned("aux", "mvtec", tmp_path, sets=["one"])
-    assert union.notes == ("one: 1 file ignored: not an image file",)
+    assert union.notes == ("one: plate: 1 file ignored: not an image file",)
     with pytest.raises(SpgError, match=r"No folder for dataset aux at .*/three"):
         scanned("aux", "mvtec", tmp_path, sets=["one", "three"])
     with pytest.raises(SpgError, match=r"no category plate\. It has: one/plate"):

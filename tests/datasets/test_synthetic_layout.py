@@ -42,7 +42,7 @@ def test_an_edited_or_other_record_is_refused(change: dict, message: str, tmp_pa
 
 
 def test_a_synthetic_set_is_no_plain_folder(tmp_path: Path) -> None:
-    with pytest.raises(SpgError, match=r"this is a synthetic set\. Use the layout synthetic"):
+    with pytest.raises(SpgError, match=r"this is the synthetic layout\. Use the layout synthetic"):
         scanned("aux", "folder", a_set(tmp_path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from spg_pipe.decision import heat_maps
 
@@ -44,17 +43,6 @@ def test_colour_of_the_photograph_does_not_mix_with_the_map() -> None:
     np.testing.assert_array_equal(
         heat_maps.overlay(red, level), heat_maps.overlay(grey(1, 1, round(0.299 * 200)), level)
     )
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.6, 0.5)])
-def test_an_empty_scale_is_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="low < high"):
-        heat_maps.overlay(grey(2, 2), np.zeros((2, 2), np.float32), low=low, high=high)
-
-
-def test_a_map_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="differ in size"):
-        heat_maps.overlay(grey(2, 3), np.zeros((3, 2), np.float32))
 
 
 def test_sixteen_bits_are_scaled_by_the_type_s_range() -> None:

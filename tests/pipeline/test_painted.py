@@ -40,7 +40,6 @@ from spg_pipe.report.tables import caption
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.linear import logistic_regression
 from spg_pipe.study.held_out import Candidate
 from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.methods import entries
@@ -137,7 +136,6 @@ def test_few_shot_scores_say_both(
 def test_baselines_and_compare_say_so(
     folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert logistic_regression(store, 0).supervision == SEES
     run = run_of(folder, monkeypatch)
     first = list(islice(entries(run, {"painted": store, "other": store}, 2), 4))
     assert [one.supervision for one in first] == [SEES] * 4

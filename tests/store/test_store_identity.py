@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,49 +49,64 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
     assert backbone.calls == 1 + left
 
 
-@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "mask", "shards.json"])
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        *[
+            pytest.param("write_shard", 4, id="tokens_1"),
+            pytest.param("write_shard", 5, id="tokens_2"),
+        ],
+        *[pytest.param("write_file", 4, id="prefix_2"), pytest.param("write_shard", 6, id="mask")],
+        pytest.param("save_entries", 2, id="shards.json"),
+    ],
+)
 def test_a_kill_between_two_files_of_a_shard_is_mended(
     tiny_store: FeatureStore,
     tiny_manifest: Manifest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    stop_at: str,
+    function: str,
+    call: int,
 ) -> None:
-    calls = 0
-    names = {
-        "tokens_1": "write_shard",
-        "tokens_2": "write_shard",
-        "prefix_2": "write_file",
-        "mask": "write_shard",
-        "shards.json": "save_entries",
-    }
-    true = getattr(writer_module, names[stop_at])
     # In the second shard: after the files of the first are recorded.
-    last = {"tokens_1": 4, "tokens_2": 5, "prefix_2": 4, "mask": 6, "shards.json": 2}[stop_at]
+    true, calls = getattr(writer_module, function), iter(range(1, 99))
 
-    def stops(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == last:
+    def stops(*given: Any) -> object:
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return true(*args, **kwargs)
+        return true(*given)
 
-    monkeypatch.setattr(writer_module, names[stop_at], stops)
+    monkeypatch.setattr(writer_module, function, stops)
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     assert files(extracted(tiny_manifest, tmp_path / "a.zarr").path) == files(tiny_store.path)
 
 
-@pytest.mark.parametrize("missing", ["mask", "tokens_2", "prefix_1"])
-def test_a_kill_while_the_arrays_are_declared_is_mended(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, missing: str
+def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tmp_path / "a.zarr"
-    with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=1))
-    shutil.rmtree(place / missing)
-    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
+    place, declare = tmp_path / "a.zarr", writer_module.create_arrays
+
+    def stops(*given: Any) -> None:
+        declare(*given)
+        raise KeyboardInterrupt
+
+    for old in (False, True):
+        before = files(extracted(tiny_manifest, place, dtype="float32").path) if old else {}
+        monkeypatch.setattr(writer_module, "create_arrays", stops)
+        with pytest.raises(KeyboardInterrupt):
+            extracted(tiny_manifest, place, replace=True)
+        monkeypatch.undo()
+        assert files(place) == before
+        assert (
+            sorted(path.name for path in tmp_path.iterdir())
+            == [".a.zarr.lock", "a.zarr"][: 1 + old]
+        )
+    assert files(extracted(tiny_manifest, place, replace=True).path) == files(tiny_store.path)
 
 
 def test_a_kill_before_the_completeness_mark_is_mended(

@@ -1,7 +1,5 @@
 """The known layouts."""
 
-from __future__ import annotations
-
 from spg_pipe.datasets.layouts.folder import FOLDER
 from spg_pipe.datasets.layouts.mvtec import MVTEC
 from spg_pipe.datasets.layouts.synthetic import SYNTHETIC

@@ -13,18 +13,16 @@ Rules
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
-from __future__ import annotations
-
 import re
+from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
 
 from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
 from spg_pipe.datasets.layouts.synthetic import RECORD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.datasets.walk import files_below, files_in, relative, subfolders
+from spg_pipe.datasets.walk import files_below, is_image, relative, subfolders
 from spg_pipe.errors import SpgError, listed
 
 MASK_FOLDERS = ("ground_truth", "masks")
@@ -33,14 +31,8 @@ NOT_DEFECTS = frozenset(
 )
 """Names that say `good` in other words; case, hyphens and surrounding space do not matter."""
 
-
-class _Class(NamedTuple):
-    """Images that share a label, with the mask found for each (None: none)."""
-
-    defect: str
-    label: int
-    pairs: dict[Path, Path | None]
-    extra_masks: list[Path]
+_Places = defaultdict[tuple[str, ...], list[Path]]
+"""Names of the folders down to a file → the files there."""
 
 
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:
@@ -50,19 +42,14 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     """
     _refuse_other_layouts(root)
     folders = {f.resolve().name: f for f in _category_folders(root)}
-    entries: list[Entry] = []
-    notes: list[str] = []
-    for name, folder in folders.items():
-        if select(name):
-            classes = _classes(folder)
-            entries += [entry for kind in classes for entry in _entries(root, name, kind)]
-            notes += [f"{name}: {note}" for note in _notes(root, folder, classes)]
-    if not entries and any(select(name) for name in folders):
+    chosen = [_scan_category(root, name, f) for name, f in folders.items() if select(name)]
+    entries = [entry for category in chosen for entry in category.entries]
+    if chosen and not entries:
         raise SpgError(
             f"No images in {root}: expected image files, in it or in subfolders such as good/ "
             f"and one folder for each defect."
         )
-    return Scan(entries, sorted(folders), notes)
+    return Scan(entries, sorted(folders), [note for category in chosen for note in category.notes])
 
 
 FOLDER = Layout(
@@ -90,13 +77,12 @@ def _refuse_other_layouts(root: Path) -> None:
                 f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
                 f"folder. Use the layout mvtec with the root {start}."
             )
-    if (root / RECORD).is_file():
-        raise SpgError(
-            f"{root} holds {RECORD}: this is a synthetic set. Use the layout synthetic, or "
-            "name a folder of your own images."
-        )
-    if (root / "split_csv").is_dir():
-        raise SpgError(f"{root} holds split_csv/: this is the visa layout. Use the layout visa.")
+    for sign, layout in ((RECORD, "synthetic"), ("split_csv", "visa")):
+        if (root / sign).exists():
+            raise SpgError(
+                f"{root} holds {sign}: this is the {layout} layout. Use the layout {layout}, or "
+                f"name a folder of your own images."
+            )
 
 
 def _category_folders(root: Path) -> list[Path]:
@@ -109,7 +95,7 @@ def _category_folders(root: Path) -> list[Path]:
     if not inner or (root / GOOD).is_dir():
         return [root]
     loose = [f.name for f in folders if f not in inner]
-    if loose or files_in(root).images:
+    if loose or any(is_image(path) for path in root.iterdir()):
         what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
         raise SpgError(
             f"{root} is ambiguous: {inner[0].name}/good makes {inner[0].name} a category, but "
@@ -117,18 +103,6 @@ def _category_folders(root: Path) -> list[Path]:
             f"not belong there."
         )
     return inner
-
-
-def _classes(folder: Path) -> list[_Class]:
-    """All images of one category, by class."""
-    kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
-    labelled = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS)) or any(
-        _split_beside(files_below(kind).images)[1] for kind in kinds
-    )
-    _refuse_other_names_of_good(folder, kinds, labelled=labelled)
-    if not labelled:
-        return _loose(folder, files_below(folder).images)
-    return _loose(folder, files_in(folder).images) + [_class(folder, kind) for kind in kinds]
 
 
 def _refuse_other_names_of_good(folder: Path, kinds: Sequence[Path], *, labelled: bool) -> None:
@@ -143,81 +117,59 @@ def _refuse_other_names_of_good(folder: Path, kinds: Sequence[Path], *, labelled
             )
 
 
-def _loose(folder: Path, files: Sequence[Path]) -> list[_Class]:
-    """Images outside of class folders: a defect where a mask lies beside, else unlabelled."""
-    pairs, _ = _pair(files, folder, [])
-    return [
-        _Class("defect", LABEL_ANOMALOUS, {i: m for i, m in pairs.items() if m}, []),
-        _Class("", LABEL_UNKNOWN, {i: None for i, m in pairs.items() if not m}, []),
-    ]
+def _by_place(folder: Path, files: Sequence[Path]) -> tuple[_Places, _Places]:
+    """Images and masks by subfolder; a mask is at the same place in a mask folder, or beside."""
+    stems = {(path.parent, path.stem) for path in files}
+    images, masks = _Places(list), _Places(list)
+    for path in files:
+        place = path.relative_to(folder).parts[:-1]
+        if place and place[0] in MASK_FOLDERS:
+            masks[place[1:] or place].append(path)
+        elif (
+            path.stem.endswith("_mask") and (path.parent, path.stem.removesuffix("_mask")) in stems
+        ):
+            masks[place].append(path)
+        else:
+            images[place].append(path)
+    return images, masks
 
 
-def _class(folder: Path, kind: Path) -> _Class:
-    """One class folder: good, or a defect with masks in a mask folder or beside the images."""
-    masks = [folder / name / kind.name for name in MASK_FOLDERS]
-    pairs, extra = _pair(files_below(kind).images, kind, masks)
-    if kind.name == GOOD:
-        useless = [mask for mask in pairs.values() if mask]
-        return _Class(GOOD, LABEL_NORMAL, dict.fromkeys(pairs), useless + extra)
-    return _Class(kind.name, LABEL_ANOMALOUS, pairs, extra)
-
-
-def _pair(
-    files: Sequence[Path], base: Path, mask_roots: Sequence[Path]
-) -> tuple[dict[Path, Path | None], list[Path]]:
-    """Images below `base` with their masks, beside them or at the same place in a mask folder."""
-    images, beside = _split_beside(files)
-    masks = {m: m.parent.relative_to(base) for m in beside}
-    for mask_root in mask_roots:
-        masks |= {m: m.parent.relative_to(mask_root) for m in files_below(mask_root).images}
-    pairs: dict[Path, Path | None] = dict.fromkeys(images)
-    used: set[Path] = set()
-    for parent in {image.parent for image in images}:
-        here = parent.relative_to(base)
-        matched, _ = match_masks(
-            [i for i in images if i.parent == parent], [m for m, at in masks.items() if at == here]
-        )
-        pairs.update(matched)
-        used.update(matched.values())
-    return pairs, [m for m in masks if m not in used]
-
-
-def _split_beside(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Images, and masks named `<stem>_mask` after an image of the same folder."""
-    stems = {(p.parent, p.stem) for p in files}
-    masks = [
-        p
-        for p in files
-        if p.stem.endswith("_mask") and (p.parent, p.stem.removesuffix("_mask")) in stems
-    ]
-    is_mask = set(masks)
-    return [p for p in files if p not in is_mask], masks
-
-
-def _entries(root: Path, category: str, kind: _Class) -> list[Entry]:
-    return [
-        Entry(
-            path=relative(image, root),
-            category=category,
-            defect=kind.defect,
-            label=kind.label,
-            mask=relative(mask, root) if mask else "",
-        )
-        for image, mask in kind.pairs.items()
-    ]
-
-
-def _notes(root: Path, folder: Path, classes: Sequence[_Class]) -> list[str]:
-    masks = [m for kind in classes for m in kind.pairs.values() if m]
-    lossy = sum(m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for m in masks)
-    extra = [relative(m, root) for kind in classes for m in kind.extra_masks]
-    defects = [m for k in classes if k.label == LABEL_ANOMALOUS for m in k.pairs.values()]
-    unlabelled = sum(len(k.pairs) for k in classes if k.label == LABEL_UNKNOWN)
+def _scan_category(root: Path, category: str, folder: Path) -> Scan:
+    """All images of one category, with their labels and masks."""
+    files = files_below(folder)
+    images, masks = _by_place(folder, files.images)
+    kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
+    named = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS))
+    labelled = named or bool(masks.keys() - {()})
+    _refuse_other_names_of_good(folder, kinds, labelled=labelled)
+    entries: list[Entry] = []
+    unused = {mask for paths in masks.values() for mask in paths}
+    for place, paths in images.items():
+        pairs = match_masks(paths, masks[place])
+        for image in paths:
+            mask = pairs.get(image)
+            defect, label = "", LABEL_UNKNOWN
+            if place and labelled:
+                defect = place[0]
+                label = LABEL_NORMAL if defect == GOOD else LABEL_ANOMALOUS
+            elif mask:
+                defect, label = "defect", LABEL_ANOMALOUS
+            if label == LABEL_NORMAL:
+                mask = None
+            unused.discard(mask)
+            where = relative(mask, root) if mask else ""
+            entries.append(Entry(relative(image, root), category, defect, label, where))
+    given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
+    lossy = sum(mask.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for mask in given)
+    extra = sorted(relative(mask, root) for mask in unused)
+    without = sum(e.label == LABEL_ANOMALOUS and not e.mask for e in entries)
+    unlabelled = sum(entry.label == LABEL_UNKNOWN for entry in entries)
     noise = "whose compression noise counts as defect (every value above 0 does)"
-    return [
+    notes = [
         *noted(lossy, "mask", f"stored as JPEG, {noise}: use PNG"),
         *noted(extra, "mask", "without a use, ignored"),
-        *noted(defects.count(None), "defect image", "without a mask, left out of pixel metrics"),
+        *noted(without, "defect image", "without a mask, left out of pixel metrics"),
         *noted(unlabelled, "image", "without a label"),
-        *noted(files_below(folder).others, "file", NO_IMAGE),
+        *noted(len(files.others), "file", NO_IMAGE),
     ]
+    return Scan(entries, [category], [f"{category}: {note}" for note in notes])

@@ -1,7 +1,5 @@
 """What a layout is, and what its scanner finds. Names only, no pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +81,3 @@ class Layout:
     """For a person's own images, not a benchmark's: their EXIF orientation may count."""
     splits: bool = True
     """Whether there is a training split; without, `test` and `all` both mean every image."""
-
-    def described(self) -> dict[str, str | bool]:
-        """What a person should know of it, as plain values."""
-        return {name: getattr(self, name) for name in ("name", "summary", "sketch", "own_images")}

@@ -4,31 +4,16 @@ A mask belongs to the image of its name, never to the image of its position: a s
 is missing would shift every later pair.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, MaskState
-from spg_pipe.datasets.walk import files_in, relative, subfolders
+from spg_pipe.datasets.walk import files_below, relative, subfolders
 from spg_pipe.errors import SpgError, counted, listed
 
 GOOD = "good"
-
-
-class _Part(NamedTuple):
-    """What lies in `train` or `test` of one category."""
-
-    entries: list[Entry]
-    extra_masks: list[str]
-    """Of no image."""
-    stray: int
-    """Images beside the defect folders."""
-    others: int
-    """Files that are no images."""
 
 
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
@@ -39,15 +24,14 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     folders = [f for f in subfolders(root) if (f / "test").is_dir() or (f / "train").is_dir()]
     if not folders:
         raise SpgError(_no_category(root))
-    names = ("train", "test") if split == "all" else (split,)
-    scanned = {f.name: [_scan_part(root, f, n) for n in names] for f in folders if select(f.name)}
-    parts = [part for of_category in scanned.values() for part in of_category]
-    entries = [entry for part in parts for entry in part.entries]
+    splits = ("train", "test") if split == "all" else (split,)
+    chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
+    entries = [entry for category in chosen.values() for entry in category.entries]
     missing = [
-        f"{entry.path} (expected {category}/ground_truth/{entry.defect}/{stem}_mask.png)"
+        f"{entry.path} (expected {entry.category}/ground_truth/{entry.defect}/{stem}_mask.png)"
         for entry in entries
         if entry.mask_state == MaskState.MISSING
-        for category, stem in [(entry.category, PurePosixPath(entry.path).stem)]
+        for stem in [PurePosixPath(entry.path).stem]
     ]
     if missing:
         raise SpgError(
@@ -55,23 +39,12 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
             f"{listed(missing)}. Masks are matched by name. Put the masks there; or, where none "
             f"exist, use the `folder` layout, in which a defect image may lack its mask."
         )
-    empty = [
-        name for name, of_category in scanned.items() if not any(p.entries for p in of_category)
-    ]
-    extra_masks = [mask for part in parts for mask in part.extra_masks]
+    empty = [name for name, category in chosen.items() if not category.entries]
     ignored = [folder.name for folder in subfolders(root) if folder not in folders]
-    notes = [
-        *noted(extra_masks, "mask", "without an image, ignored"),
-        *noted(
-            sum(part.stray for part in parts),
-            "image",
-            "beside the defect folders, not inside one, ignored",
-        ),
-        *noted(sum(part.others for part in parts), "file", NO_IMAGE),
-        *noted(ignored, "folder", "without train/ and test/, ignored"),
-    ]
+    notes = [note for category in chosen.values() for note in category.notes]
+    notes += noted(ignored, "folder", "without train/ and test/, ignored")
     if empty:
-        notes.append(f"no {' or '.join(names)} images in: {listed(empty)}")
+        notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     return Scan(entries, [folder.name for folder in folders], notes)
 
 
@@ -88,13 +61,11 @@ ROOT/<category>/ground_truth/<defect>/000_mask.png""",
 )
 
 
-def match_masks(
-    images: Sequence[Path], masks: Sequence[Path]
-) -> tuple[dict[Path, Path], list[Path]]:
+def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Pair images and masks of one defect by name: `<stem>_mask.*`, or the same stem.
 
-    Image → mask, for the images that have one; and masks that belong to no image. SpgError if two
-    images share a stem, or two masks fit one image.
+    Image → mask, for the images that have one. SpgError if two images share a stem, or two masks
+    fit one image.
     """
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for mask in masks:
@@ -116,24 +87,28 @@ def match_masks(
             )
         if fitting:
             pairs[image] = fitting[0]
-    used = set(pairs.values())
-    return pairs, [m for m in masks if m not in used]
+    return pairs
 
 
-def _scan_part(root: Path, category: Path, part: str) -> _Part:
-    """The images of `train` or `test` of one category, with the masks of their names."""
-    stray, others = files_in(category / part)
-    truth = category / "ground_truth"
-    kinds = {folder.name for folder in subfolders(category / part)}
-    if part == "test":
-        kinds |= {folder.name for folder in subfolders(truth)}
+def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
+    """The images of one category, with the masks of their names."""
+    files = files_below(category)
+    images: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    masks: dict[str, list[Path]] = defaultdict(list)
+    stray = 0
+    for path in files.images:
+        match path.relative_to(category).parts:
+            case "ground_truth", kind, _:
+                masks[kind].append(path)
+            case part, kind, _ if part in splits:
+                images[part, kind].append(path)
+            case part, *_ if part in splits:
+                stray += 1
     entries: list[Entry] = []
-    extra_masks: list[str] = []
-    for kind in sorted(kinds):
-        images, no_images = files_in(category / part / kind)
-        others += no_images
-        pairs, unused = match_masks(images, files_in(truth / kind).images if kind != GOOD else [])
-        extra_masks += [relative(mask, root) for mask in unused]
+    unused = set() if "test" not in splits else {m for k in masks if k != GOOD for m in masks[k]}
+    for (part, kind), paths in images.items():
+        pairs = match_masks(paths, masks[kind]) if kind != GOOD else {}
+        unused -= set(pairs.values())
         entries += [
             Entry(
                 path=relative(image, root),
@@ -143,9 +118,19 @@ def _scan_part(root: Path, category: Path, part: str) -> _Part:
                 mask=relative(pairs[image], root) if image in pairs else "",
                 train=part == "train",
             )
-            for image in images
+            for image in paths
         ]
-    return _Part(entries, extra_masks, len(stray), others)
+    others = sum(path.relative_to(category).parts[0] in splits for path in files.others)
+    notes = [
+        *noted(
+            [relative(mask, root) for mask in sorted(unused)],
+            "mask",
+            "without an image, ignored",
+        ),
+        *noted(stray, "image", "not directly in a defect folder, ignored"),
+        *noted(others, "file", NO_IMAGE),
+    ]
+    return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
 
 def _no_category(root: Path) -> str:

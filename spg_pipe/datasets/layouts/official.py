@@ -4,8 +4,6 @@ Counts are those of the official releases (MVTec AD: 3629 training and 1725 test
 8659 and 2162 in its one-class split). A subset on disk is fine; every difference becomes a note.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,23 +139,18 @@ def _compared(
         )
     if unknown := [c for c in wanted if c not in known]:
         notes.append(f"not among the categories of {name}: {listed(unknown)}")
-    compared = [c for c in wanted if c in known]
-    if different := [n for c in compared for n in _differences(c, known[c], entries, split)]:
-        notes += different
-    elif compared:
+    counted = {"train": COUNTED[:1], "test": COUNTED[1:]}.get(split, COUNTED)
+    compared = [category for category in wanted if category in known]
+    different = []
+    for category in compared:
+        images = [entry for entry in entries if entry.category == category]
+        tests = [entry.label == LABEL_NORMAL for entry in images if not entry.train]
+        numbers = (len(images) - len(tests), sum(tests), len(tests) - sum(tests))
+        different += [
+            f"{category}: {there} {what} images, official {official}"
+            for what, there, official in zip(COUNTED, numbers, known[category], strict=True)
+            if what in counted and there != official
+        ]
+    if compared and not different:
         notes.append(f"{name}: image counts as in the official release (split: {split})")
-    return notes
-
-
-def _differences(
-    category: str, official: Sequence[int], entries: Sequence[Entry], split: str
-) -> list[str]:
-    images = [e for e in entries if e.category == category]
-    tests = [e.label == LABEL_NORMAL for e in images if not e.train]
-    on_disk = (len(images) - len(tests), sum(tests), len(tests) - sum(tests))
-    compared = {"train": COUNTED[:1], "test": COUNTED[1:]}.get(split, COUNTED)
-    return [
-        f"{category}: {there} {what} images, official {count}"
-        for what, there, count in zip(COUNTED, on_disk, official, strict=True)
-        if what in compared and there != count
-    ]
+    return notes + different

@@ -4,8 +4,6 @@ The record names every image, so a folder that looks alike is not taken for a sy
 file that nobody recorded is not taken for an image.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, Self
 

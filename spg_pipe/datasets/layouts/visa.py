@@ -4,8 +4,6 @@ The split file says which images belong to which split and which mask belongs to
 values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,7 +69,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
         *noted(len(names - {row.image for row in rows}), "image", _NOT_NAMED),
-        *noted(sum(here.others for here in files), "file", NO_IMAGE),
+        *noted(sum(len(here.others) for here in files), "file", NO_IMAGE),
     ]
     return Scan(entries, on_disk, notes)
 

@@ -1,7 +1,5 @@
 """What every painter of defects is given and returns, and how that gets on an image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +20,7 @@ class Canvas:
     """Values from 0 to 1 in these units."""
     grey: bool = False
     """Its channels are the same: so are those of its defects."""
-    other: Canvas | None = None
+    other: "Canvas | None" = None
     """Where foreign texture may come from; None: the image itself."""
 
     @property

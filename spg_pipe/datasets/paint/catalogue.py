@@ -1,7 +1,5 @@
 """What the demo sets hold: layout, categories, photographs and kinds of defects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ the photograph, and its local contrast is scaled to about that of the photograph
 `demo_contrast` measures how well this hides it).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

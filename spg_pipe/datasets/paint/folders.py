@@ -1,7 +1,5 @@
 """Folders of painted images: whether a set is made already, without losing anything else there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +66,7 @@ def _foreign(root: Path, own: Collection[str]) -> list[str]:
     ]
 
 
-def save_image(levels: np.ndarray, path: Path) -> None:
+def save_image(levels: "np.ndarray", path: Path) -> None:
     """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, without loss unless it is a `.JPG`."""
     from PIL import Image
 

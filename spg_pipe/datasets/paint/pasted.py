@@ -6,8 +6,6 @@ a 16-bit file gets defects of its own contrast. Sizes are shares of the shorter 
 size become S×S before a backbone sees them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

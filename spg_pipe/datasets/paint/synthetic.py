@@ -1,7 +1,5 @@
 """Writing a synthetic set: normal images as they are, and copies with one painted defect each."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +106,7 @@ def _recorded(root: Path, head: SyntheticRecord) -> tuple[bool, dict[str, str]]:
     return record.model_copy(update=blank) == head, record.files_sha256
 
 
-def _head(source: Manifest, normal: pd.DataFrame, made: SyntheticSet) -> SyntheticRecord:
+def _head(source: Manifest, normal: "pd.DataFrame", made: SyntheticSet) -> SyntheticRecord:
     """The record but for the images: all that determines them."""
     return SyntheticRecord(
         generator=GENERATOR,
@@ -126,7 +124,7 @@ def _head(source: Manifest, normal: pd.DataFrame, made: SyntheticSet) -> Synthet
     )
 
 
-def _normal(source: Manifest) -> pd.DataFrame:
+def _normal(source: Manifest) -> "pd.DataFrame":
     """Rows of the source's normal images: those so labelled, or all where nothing has a label.
 
     Column `number` counts them within their category.
@@ -144,7 +142,7 @@ def _normal(source: Manifest) -> pd.DataFrame:
 
 
 def _paint_copies(
-    source: Manifest, normal: pd.DataFrame, settings: Settings, folder: Path, row: int
+    source: Manifest, normal: "pd.DataFrame", settings: Settings, folder: Path, row: int
 ) -> list[str]:
     """Write a normal image and its copies with defects; the paths of all of them."""
     import numpy as np
@@ -163,7 +161,7 @@ def _paint_copies(
     other = source.root / normal["path"].iloc[int(rng.integers(len(normal)))]
     image = canvas_of(levels, canvas_of(read_image(other, exif=source.exif)))
 
-    def save(levels: np.ndarray, path: str) -> None:
+    def save(levels: "np.ndarray", path: str) -> None:
         save_image(levels[..., 0] if image.grey else levels, folder / path)
 
     written = [f"images/{category}/{GOOD}/{number:05d}.png"]

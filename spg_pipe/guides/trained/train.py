@@ -262,15 +262,21 @@ def training_notes(store: FeatureStore) -> list[str]:
             f"{counted(left_out, 'image')} of {len(store)} left out of guide training: a defect "
             "without a mask, or no label"
         )
-    losses = mask_losses(store)
-    if blank := len(losses.empty) + len(losses.vanished):
+    blank, why = _blank(store)
+    if blank:
         notes.append(
-            f"{counted(blank, 'anomalous image')} without an anomalous pixel at "
-            f"{store.image_size}×{store.image_size} in training, where every pixel counts as "
-            f"normal (mask empty: {len(losses.empty)}, vanished in resizing: "
-            f"{len(losses.vanished)})"
+            f"{counted(blank, 'anomalous image')} without an anomalous pixel {why} in training, "
+            "where every pixel counts as normal"
         )
     return notes
+
+
+def _blank(store: FeatureStore) -> tuple[int, str]:
+    """How many masks have no anomalous pixel, at what size, and how they came to that."""
+    losses, size = mask_losses(store), store.image_size
+    empty, vanished = len(losses.empty), len(losses.vanished)
+    why = f"at {size}×{size} (mask empty: {empty}, vanished in resizing: {vanished})"
+    return empty + vanished, why
 
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:
@@ -293,12 +299,10 @@ def check_images(store: FeatureStore) -> None:
             f"{store.path} has no anomalous image with a mask; guides need some. "
             "Use a labelled auxiliary dataset."
         )
-    losses = mask_losses(store)
-    blank, size = len(losses.empty) + len(losses.vanished), store.image_size
+    blank, why = _blank(store)
     if blank == (labels == 1).sum():
         raise SpgError(
             f"{store.path}: none of the {blank} anomalous images with a mask has an anomalous "
-            f"pixel at {size}×{size} (mask empty: {len(losses.empty)}, vanished in resizing: "
-            f"{len(losses.vanished)}), so guides have no defect to learn. Correct the masks "
-            "(values above 0 are defect), or extract at a larger backbone.image_size."
+            f"pixel {why}, so guides have no defect to learn. Correct the masks (values above 0 "
+            "are defect), or extract at a larger backbone.image_size."
         )

@@ -249,15 +249,11 @@ class Params(Section):
         """
         if aux not in (None, *self.auxiliaries):
             known = ", ".join(self.auxiliaries) or "none"
-            raise SpgError(
-                f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml."
-            )
-        update = {
-            "auxiliaries": self.auxiliaries if aux is None else (aux,),
-            "directions": tuple(way for way in self.directions if aux in (None, way.aux)),
-            "seeds": self.seeds if seed is None else (seed,),
-        }
-        return self.model_copy(update=update)
+            raise SpgError(f"--aux {aux}: the auxiliaries are {known}. Add it in params.yaml.")
+        auxiliaries = self.auxiliaries if aux is None else (aux,)
+        ways = tuple(way for way in self.directions if way.aux in auxiliaries)
+        update = {"auxiliaries": auxiliaries, "directions": ways}
+        return self.model_copy(update=update if seed is None else update | {"seeds": (seed,)})
 
 
 def load_params(path: Path = DEFAULT_PARAMS) -> Params:
@@ -327,9 +323,7 @@ def _describe(fault: Any) -> str:
         # Rules of this module between several parameters: they say themselves what was found.
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
-    message = fault["msg"]
-    if not place:
-        message = "expected sections such as `backbone:`"
+    message = fault["msg"] if place else "expected sections such as `backbone:`"
     if fault["type"] == "tuple_type":
         message = f"expected a list, for instance [{fault['input']}]"
     if fault["type"] == "too_short":
@@ -348,9 +342,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _known_fields(location: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Params
-    for part in location:
-        if isinstance(part, int):
-            continue
+    for part in (part for part in location if isinstance(part, str)):
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

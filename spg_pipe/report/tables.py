@@ -5,9 +5,10 @@ The page and the terminal show the same cells: `plain` prints a `Table`, the tem
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
+from typing import Any
 
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
 from spg_pipe.metrics.tables import ZERO_SHOT
@@ -162,6 +163,14 @@ def _seeds(table: MetricsTable) -> str:
 def cell(row: MetricsRow, name: str) -> str:
     """A metric as text, with its deviation over seeds where there is one."""
     return digits(row.metrics[name], row.deviations.get(name, math.nan))
+
+
+def figure(row: Mapping[str, Any], name: str) -> str:
+    """A metric of a flat row as text, with its deviation over seeds and its interval, if it has
+    them; "–" where the row lacks it."""
+    text = digits(row.get(name, math.nan), row.get(f"{name}_std", math.nan))
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return text if low is None else f"{text} [{low:.3f}, {high:.3f}]"
 
 
 def digits(value: float, deviation: float = math.nan) -> str:

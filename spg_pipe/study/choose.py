@@ -4,11 +4,12 @@ See docs/recipes.md, "Choosing". How settings are judged is in `held_out` and `h
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from spg_pipe.artefacts.files import write_text
@@ -22,13 +23,26 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Params
-from spg_pipe.report.tables import Table, digits, plain
+from spg_pipe.report.tables import Table, figure, plain
 from spg_pipe.sae.quality import seeds_stability
 from spg_pipe.sae.run import SaeRun, read_quality
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.held_out import Candidate, Judgement, best, judge_candidates, mean_of, merit
+from spg_pipe.study.held_out import (
+    FIGURES,
+    Candidate,
+    Judged,
+    best,
+    judge_candidates,
+    known_mean,
+)
 from spg_pipe.study.held_out_banks import judge_banks
-from spg_pipe.study.settings import Setting, combinations, train_missing_saes
+from spg_pipe.study.settings import (
+    Result,
+    Setting,
+    combinations,
+    require_default_method,
+    train_missing_saes,
+)
 
 _SECTIONS = ("sae", "guides", "decision")
 _BANK = "bank"
@@ -43,18 +57,6 @@ _HEADS = {
 }
 
 
-class Choice(NamedTuple):
-    """What was chosen for one auxiliary set."""
-
-    values: Mapping[str, Any]
-    """`guides.atoms` → 32."""
-    rows: Sequence[Mapping[str, Any]]
-    """A row for each setting and held-out part, then their mean; means over seeds."""
-    table: str
-    path: Path
-    """The recipe with these values, for this auxiliary set and its directions."""
-
-
 class _Round(NamedTuple):
     """The settings of one round, the zero-shot ones or those of the bank, and how they did."""
 
@@ -63,7 +65,7 @@ class _Round(NamedTuple):
     table: str
 
 
-def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Choice:
+def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
     Settings of `bank` come second, with what was chosen of the others. SAEs that are missing are
@@ -76,8 +78,9 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Choice:
 
     Returns
     -------
-    Choice
-        Its rows are also written to choices/<name>/<aux>-….csv, its recipe beside it.
+    Result
+        A row for each setting and held-out part, then their mean; means over seeds. Also written to
+        choices/<name>/<aux>-….csv, beside the recipe with these values for this auxiliary set.
 
     Raises
     ------
@@ -96,7 +99,8 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Choice:
     banks = {key: values for key, values in axes.items() if key.partition(".")[0] == _BANK}
     zero_shot = {key: values for key, values in axes.items() if key not in banks}
     settings = combinations(run, zero_shot, "choose", _SECTIONS)
-    _require_closed_form(settings)
+    for setting in settings:
+        require_default_method(setting.run.params, "choose")
     combinations(run, banks, "choose", (_BANK,))  # a value that is not valid is said at once
     for seed in run.params.seeds:
         train_missing_saes(settings, aux, seed)
@@ -111,24 +115,15 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Choice:
             if not zero_shot:
                 raise
             run.console.say(f"Nothing of bank is chosen on {aux}: {error}")
-    values = {key: value for each in rounds for key, value in each.chosen.values.items()}
-    chosen = Setting(values, rounds[-1].chosen.run)
+    chosen = Setting(
+        {k: v for each in rounds for k, v in each.chosen.values.items()}, rounds[-1].chosen.run
+    )
     rows = [row for each in rounds for row in each.rows]
     table, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
     write_csv(table, rows)
     write_text(recipe, _recipe(chosen.run.params, aux, table))
     run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
-    return Choice(values, rows, "\n\n".join(each.table for each in rounds), recipe)
-
-
-def _require_closed_form(settings: Sequence[Setting]) -> None:
-    for params in (setting.run.params for setting in settings):
-        if params.guides.kind != "contrast" or params.score.rule != "additive":
-            raise SpgError(
-                "choose is for guides.kind: contrast with score.rule: additive, which are made in "
-                f"closed form; found {params.guides.kind} and {params.score.rule}. Compare other "
-                "settings with `spg-pipe sweep`."
-            )
+    return Result(rows, "\n\n".join(each.table for each in rounds), recipe, chosen.values)
 
 
 def _round(
@@ -141,30 +136,37 @@ def _round(
     """Judge settings, with `normals` those of a bank of so many images."""
     seeds = run.params.seeds
     saes = [[checked_sae(each.run, store, aux, seed) for seed in seeds] for each in settings]
-    means = _judge(run, aux, store, settings, saes, normals)
+    parts = _judge(run, aux, store, settings, saes, normals)
+    means = known_mean(list(parts.values()))
+    merits = known_mean(means, axis=1)
     supervision = seen_in(store.synthetic)
     if normals is not None:
         supervision += f"; {says([normals])}"
     rows: list[Mapping[str, Any]] = []
     lines, describe = [], cache(_dictionaries)
-    for setting, judgement, paths in zip(settings, means, map(tuple, saes), strict=True):
+    for number, (setting, paths) in enumerate(zip(settings, map(tuple, saes), strict=True)):
         about = {**setting.values, "supervision": supervision}
-        rows += [about | {"part": part} | each._asdict() for part, each in judgement.items()]
-        mean = mean_of(list(judgement.values()))._asdict() | {"merit": merit(judgement)}
+        for part, figures in parts.items():
+            rows.append(about | {"part": part} | _named(figures[number]))
+        mean = _named(means[number]) | {"merit": float(merits[number])}
         if any(key.startswith("sae.") for key in setting.values):
             mean |= describe(paths)
         rows.append(about | {"part": "mean"} | mean)
         lines.append((", ".join(map(str, setting.values.values())), mean))
     caption = (
-        f"Auxiliary {aux}, each of {', '.join(means[0])} held out in turn; supervision: "
+        f"Auxiliary {aux}, each of {', '.join(parts)} held out in turn; supervision: "
         f"{supervision}; means over parts and seeds {', '.join(map(str, seeds))}, maps at a "
         "quarter of the size."
     )
     lines.sort(key=lambda line: -line[1]["merit"])
     shown = [key for key in _HEADS if key in lines[0][1]]
     columns = (", ".join(settings[0].values), *(_HEADS[key] for key in shown))
-    cells = tuple((values, *(digits(mean[key]) for key in shown)) for values, mean in lines)
-    return _Round(settings[best(means)], rows, plain(Table(caption, columns, cells)))
+    cells = tuple((values, *(figure(mean, key) for key in shown)) for values, mean in lines)
+    return _Round(settings[best(merits)], rows, plain(Table(caption, columns, cells)))
+
+
+def _named(figures: np.ndarray) -> dict[str, float]:
+    return dict(zip(FIGURES, figures.tolist(), strict=True))
 
 
 def _judge(
@@ -174,41 +176,32 @@ def _judge(
     settings: Sequence[Setting],
     saes: Sequence[Sequence[Path]],
     normals: int | None,
-) -> list[Judgement]:
+) -> Judged:
     """Of every setting, means over seeds; `saes` are setting by setting, seed by seed."""
     load, device, by_seed = cache(SaeRun.load), choose_device(run.device), []
-    unit = "settings" if normals is None else "parts"
     for seed, paths in zip(run.params.seeds, zip(*saes, strict=True), strict=True):
         candidates = [
             Candidate(load(path), each.run.params.guides.atoms, each.run.params.decision)
             for path, each in zip(paths, settings, strict=True)
         ]
-        with run.console.progress(f"choose {aux} seed {seed}", unit) as update:
-            if normals is None:
-                judged = judge_candidates(store, candidates, device=device, progress=update)
-            else:  # these settings differ in the bank alone
-                banks = [each.run.params.bank for each in settings]
-                draw = {"normals": normals, "seed": seed}
-                judged = judge_banks(
-                    store, candidates[0], banks, **draw, device=device, progress=update
-                )
-        by_seed.append(judged)
-    return [
-        {part: mean_of([judgement[part] for judgement in of_seeds]) for part in of_seeds[0]}
-        for of_seeds in zip(*by_seed, strict=True)
-    ]
+        judge: Callable[..., Judged] = partial(judge_candidates, store, candidates)
+        if normals is not None:  # these settings differ in the bank alone
+            banks = [each.run.params.bank for each in settings]
+            judge = partial(judge_banks, store, candidates[0], banks, normals=normals, seed=seed)
+        with run.console.progress(f"choose {aux} seed {seed}", "parts") as update:
+            by_seed.append(judge(device=device, progress=update))
+    return {part: known_mean([judged[part] for judged in by_seed]) for part in by_seed[0]}
 
 
 def _dictionaries(folders: tuple[Path, ...]) -> dict[str, float]:
     """R², dead share and, of several seeds, stability: means over layers and seeds."""
     layers = [layer for folder in folders for layer in read_quality(folder).values()]
-    means = {
+    alike = seeds_stability([SaeRun.load(folder) for folder in folders])
+    return {
         "r2": statistics.fmean(layer.r2 for layer in layers),
         "dead_share": statistics.fmean(layer.dead_share for layer in layers),
+        **({"stability": statistics.fmean(alike.values())} if alike else {}),
     }
-    if alike := seeds_stability([SaeRun.load(folder) for folder in folders]):
-        means["stability"] = statistics.fmean(alike.values())
-    return means
 
 
 def _recipe(params: Params, aux: str, table: Path) -> str:

@@ -5,38 +5,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import Cell, MetricsTable, write_csv
+from spg_pipe.metrics import MetricsTable, write_csv
 from spg_pipe.metrics.bootstrap import CategoryImages, Interval, intervals, pixel_histograms
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
-from spg_pipe.recipe.params import MetricParams
-from spg_pipe.report.tables import LABELS, Table, digits, plain
+from spg_pipe.recipe.params import Direction, MetricParams, Params
+from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import MUTUAL, Entry, Ready, Stores, entries
+from spg_pipe.study.methods import MUTUAL, Entry, Judge, Stores, entries
 from spg_pipe.study.runner import Job, run_jobs
+from spg_pipe.study.settings import Result, require_default_method
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3")
-
-
-class Comparison(NamedTuple):
-    """What was found."""
-
-    rows: list[dict[str, Cell]]
-    """A row for each method and direction: mean and deviation over seeds, interval, costs."""
-    table: str
-    path: Path
 
 
 class Judged(NamedTuple):
@@ -45,12 +39,12 @@ class Judged(NamedTuple):
     table: MetricsTable
     intervals: dict[str, Interval]
     making: Cost
-    """In the judging process; what `artefacts` cost comes to it."""
+    """In the judging process; what `detector` cost comes to it."""
     scoring: Cost
-    artefacts: tuple[str, ...]
+    detector: DetectorOrigin | None
 
 
-def compare(run: RecipeRun, *, normals: int = 4) -> Comparison:
+def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     """Every method on every direction of the recipe, from finished stores.
 
     SAEs and guides that are missing are made. Few-shot methods take images of the target's train
@@ -59,27 +53,31 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Comparison:
 
     Returns
     -------
-    Comparison
-        Its rows are also written to compare/<name>.csv.
+    Result
+        A row for each method and direction: mean and deviation over seeds, interval, costs. Also
+        written to compare/<name>.csv.
     """
-    _check(run)
+    _check(run.params)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     ways, stores = run.params.directions, _stores(run)
     compared = {entry.name: entry for entry in entries(run, stores, normals)}
-    jobs = [*making_jobs(run, stores), *_judging_jobs(run, list(compared.values()), stores)]
+    slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
+    judging = [_judging_job(run, entry, stores) for entry in slowest_first]
+    jobs = [*making_jobs(run, stores), *judging]
     costs = MakingCosts.load(run.paths.comparison_costs)
     judged: dict[str, dict[str, Judged]] = {}
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
         if name in compared:
             judged[name] = result
         else:
-            costs = costs.add(result, run.paths.comparison_costs)
+            costs = MakingCosts(costs=costs.costs | result)
+            write_record(run.paths.comparison_costs, costs)
         run.console.say(f"{number} of {len(jobs)} done: {name}")
-    by_way = [_lines(way.aux, way.target, compared.values(), judged, costs) for way in ways]
-    rows, path = [line.row for lines in by_way for line in lines], run.paths.comparison
+    by_way = [_rows(way, compared.values(), judged, costs) for way in ways]
+    rows, path = [row for of_way in by_way for row in of_way], run.paths.comparison
     write_csv(path, rows)
     run.console.say(f"Comparison {run.params.name} → {path}")
-    return Comparison(rows, "\n\n".join(plain(_table(lines)) for lines in by_way), path)
+    return Result(rows, "\n\n".join(plain(_table(of_way)) for of_way in by_way), path)
 
 
 def _stores(run: RecipeRun) -> Stores:
@@ -89,16 +87,10 @@ def _stores(run: RecipeRun) -> Stores:
     return dict(sorted(stores.items(), key=lambda item: -len(item[1])))
 
 
-def _check(run: RecipeRun) -> None:
-    params = run.params
+def _check(params: Params) -> None:
     if not params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to compare.")
-    if params.guides.kind != "contrast" or params.score.rule != "additive":
-        raise SpgError(
-            "compare sets spg-plus, guides.kind: contrast with score.rule: additive, beside the "
-            f"published method; found {params.guides.kind} and {params.score.rule}. Use a recipe "
-            "with the default method, or `spg-pipe sweep` for other settings."
-        )
+    require_default_method(params, "compare")
     if params.metrics.resolution != "model":
         raise SpgError(
             f"compare judges maps at the model's size; found metrics.resolution: "
@@ -106,24 +98,22 @@ def _check(run: RecipeRun) -> None:
         )
 
 
-def _judging_jobs(run: RecipeRun, compared: Sequence[Entry], stores: Stores) -> Iterator[Job]:
-    """A job for each entry; mutual scoring, the slowest, first."""
-    first: dict[tuple[str, str | None], int | None] = {}
-    for entry in compared:
-        first.setdefault((entry.method, entry.aux), entry.seed)
-    for entry in sorted(compared, key=lambda entry: entry.method != MUTUAL):
-        targets = {}
-        for target in entry.targets:
-            scores = run.paths.compared(entry.method, entry.aux, target, entry.seed)
-            targets[target] = Path(stores[target].path), scores
-        bootstrap = first[entry.method, entry.aux] == entry.seed
-        work = partial(judge, entry.make, targets, run.params.metrics, bootstrap=bootstrap)
-        after = [guides_job(entry.guides, str(entry.aux))] if entry.guides else []
-        yield Job(entry.name, work, (*after, *([entry.beside] if entry.beside else [])))
+def _judging_job(run: RecipeRun, entry: Entry, stores: Stores) -> Job:
+    targets = {
+        target: (
+            Path(stores[target].path),
+            run.paths.compared(entry.method, entry.aux, target, entry.seed),
+        )
+        for target in entry.targets
+    }
+    bootstrap = entry.seed in (None, run.params.seeds[0])
+    work = partial(judge, entry.make, targets, run.params.metrics, bootstrap=bootstrap)
+    guides = guides_job(entry.guides, str(entry.aux)) if entry.guides else None
+    return Job(entry.name, work, tuple(name for name in (guides, entry.beside) if name))
 
 
 def judge(
-    make: Callable[[], Ready],
+    make: Callable[[], Judge],
     targets: Mapping[str, tuple[Path, Path]],
     metrics: MetricParams,
     *,
@@ -136,17 +126,17 @@ def judge(
     """
     start, scored = idle_memory(), {}
     with measured(start) as making:
-        made = make()
-    for target, (path, place) in targets.items():
+        score = make()
+    for target, (path, out) in targets.items():
         store = FeatureStore(path)
         with measured(start) as scoring:
-            scores = made.score(store, place)
+            scores = score(store, out)
         scored[target] = scores, store, scoring
     judged = {}
     for target, (scores, store, scoring) in scored.items():
         table = evaluate_scores(scores, store, metrics).table
         drawn = score_intervals(scores, store) if bootstrap else {}
-        judged[target] = Judged(table, drawn, making, scoring, made.artefacts)
+        judged[target] = Judged(table, drawn, making, scoring, scores.record.detector)
     return judged
 
 
@@ -169,67 +159,71 @@ def score_intervals(scores: Scores, store: FeatureStore) -> dict[str, Interval]:
     return intervals(categories)
 
 
-class _Line(NamedTuple):
-    """A method on a direction: of the CSV, and of the terminal's table."""
-
-    row: dict[str, Cell]
-    cells: tuple[str, ...]
-
-
-def _lines(
-    aux: str,
-    target: str,
+def _rows(
+    way: Direction,
     compared: Iterable[Entry],
     judged: Mapping[str, Mapping[str, Judged]],
     costs: MakingCosts,
-) -> list[_Line]:
-    """Of one direction."""
+) -> list[Mapping[str, Any]]:
+    """Of one direction, a row for each method."""
     methods: dict[str, list[Entry]] = {}
     for entry in compared:
-        if entry.aux in (None, aux) and target in entry.targets:
+        if entry.aux in (None, way.aux) and way.target in entry.targets:
             methods.setdefault(entry.method, []).append(entry)
-    lines = []
-    for seeds in methods.values():
-        results = [(entry, judged[entry.name][target]) for entry in seeds]
-        scoring = []
-        for entry, result in results:  # with the cost of the scores that it went on from
-            before = [judged[entry.beside][target].scoring] if entry.beside else []
-            scoring.append(one_after_another([*before, result.scoring]))
-        lines.append(_line(aux, results, scoring, costs))
-    return lines
+    return [_row(way, entries_of, judged, costs) for entries_of in methods.values()]
 
 
-def _line(
-    aux: str, seeds: Sequence[tuple[Entry, Judged]], scoring: Sequence[Cost], costs: MakingCosts
-) -> _Line:
-    """Of one method: means over seeds, the interval of the first, and the largest memory."""
-    (entry, first), context = seeds[0], seeds[0][1].table.context
-    row: dict[str, Cell] = {"auxiliary": aux, "dataset": context.dataset, "split": context.split}
-    row |= {"method": entry.method, "supervision": entry.supervision}
-    for name in ("backbone", "method_protocol", "protocol", "resolution"):
-        row[name] = getattr(context, name)
-    row["seeds"] = ";".join(str(one.seed) for one, _ in seeds if one.seed is not None)
-    cells = [entry.method, entry.supervision]
+def _row(
+    way: Direction,
+    seeds: Sequence[Entry],
+    judged: Mapping[str, Mapping[str, Judged]],
+    costs: MakingCosts,
+) -> Mapping[str, Any]:
+    results = [judged[entry.name][way.target] for entry in seeds]
+    names = [[name for name in (entry.beside, entry.name) if name] for entry in seeds]
+    scoring = [one_after_another([judged[n][way.target].scoring for n in each]) for each in names]
+    making = [costs.of(each.detector, each.making) for each in results]
+    context = results[0].table.context
+    return {
+        "auxiliary": way.aux,
+        "dataset": context.dataset,
+        "split": context.split,
+        "method": seeds[0].method,
+        "supervision": seeds[0].supervision,
+        "backbone": context.backbone,
+        "method_protocol": context.method_protocol,
+        "protocol": context.protocol,
+        "resolution": context.resolution,
+        "seeds": ";".join(str(entry.seed) for entry in seeds if entry.seed is not None),
+        **_figures(results),
+        **_spent("making", making),
+        **_spent("scoring", scoring),
+    }
+
+
+def _figures(seeds: Sequence[Judged]) -> dict[str, float]:
+    """Means and deviations over seeds, and the interval of the first."""
+    figures = {}
     for metric in METRICS:
-        values = np.array([one.table.mean.metrics.get(metric, math.nan) for _, one in seeds])
-        deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        row[metric], row[f"{metric}_std"] = float(values.mean()), deviation
-        cells.append(digits(float(values.mean()), deviation))
-        if interval := first.intervals.get(metric):
-            row[f"{metric}_low"], row[f"{metric}_high"] = interval
-            cells[-1] += f" [{interval.low:.3f}, {interval.high:.3f}]"
-    making = [costs.of(one.artefacts, one.making) for _, one in seeds]
-    for name, each in (("making", making), ("scoring", scoring)):
-        seconds = float(np.mean([cost.seconds for cost in each]))
-        mebibytes = float(np.max([cost.mebibytes for cost in each]))
-        row |= {f"{name}_seconds": seconds, f"{name}_mib": mebibytes}
-        cells.append("–" if math.isnan(seconds) else f"{seconds:.1f} / {mebibytes:.0f}")
-    return _Line(row, tuple(cells))
+        values = np.array([each.table.mean.metrics.get(metric, math.nan) for each in seeds])
+        figures[metric] = float(values.mean())
+        figures[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        if interval := seeds[0].intervals.get(metric):
+            figures[f"{metric}_low"], figures[f"{metric}_high"] = interval
+    return figures
 
 
-def _table(lines: Sequence[_Line]) -> Table:
+def _spent(work: str, seeds: Sequence[Cost]) -> dict[str, float]:
+    """Mean time and largest memory."""
+    return {
+        f"{work}_seconds": float(np.mean([cost.seconds for cost in seeds])),
+        f"{work}_mib": float(np.max([cost.mebibytes for cost in seeds])),
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Of one direction."""
-    row = lines[0].row
+    row = rows[0]
     caption = (
         f"{row['auxiliary']} → {row['dataset']} ({row['split']} split); {row['backbone']}; metrics "
         f"protocol {row['protocol']}, resolution {row['resolution']}; mean ± deviation over seeds "
@@ -238,6 +232,19 @@ def _table(lines: Sequence[_Line]) -> Table:
         "scoring: tokens to maps and image scores of the target. Each is the time of one process, "
         "and the peak of memory of its own beyond an idle process with its libraries."
     )
-    heads = ("Method", "Supervision", *(LABELS[metric] for metric in METRICS))
-    columns = (*heads, "Making, s / MiB", "Scoring, s / MiB")
-    return Table(caption, columns, tuple(line.cells for line in lines))
+    columns = ("Method", "Supervision", *(LABELS[metric] for metric in METRICS))
+    cells = tuple(
+        (
+            row["method"],
+            row["supervision"],
+            *(figure(row, metric) for metric in METRICS),
+            *(_cost_cell(row, work) for work in ("making", "scoring")),
+        )
+        for row in rows
+    )
+    return Table(caption, (*columns, "Making, s / MiB", "Scoring, s / MiB"), cells)
+
+
+def _cost_cell(row: Mapping[str, Any], work: str) -> str:
+    seconds, mebibytes = row[f"{work}_seconds"], row[f"{work}_mib"]
+    return "–" if math.isnan(seconds) else f"{seconds:.1f} / {mebibytes:.0f}"

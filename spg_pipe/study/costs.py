@@ -4,7 +4,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 from pydantic import Field
 
-from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.artefacts.record import Record, read_record
+from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.errors import SpgError
 from spg_pipe.store.extract import give_memory_back
 
@@ -50,16 +51,13 @@ class MakingCosts(Record):
         except SpgError:
             return cls()
 
-    def add(self, made: Mapping[str, Cost], path: Path) -> "MakingCosts":
-        """With what was just made, also in its file."""
-        costs = MakingCosts(costs=self.costs | dict(made))
-        write_record(path, costs)
-        return costs
-
-    def of(self, artefacts: Sequence[str], beside: Cost) -> Cost:
-        """Making all of some artefacts, and what is made beside them; NaN if one of them was made
+    def of(self, detector: DetectorOrigin | None, beside: Cost) -> Cost:
+        """Making a detector and its SAE, and what is made beside them; NaN if one of them was made
         elsewhere, unmeasured."""
-        return one_after_another([*(self.costs.get(key, Cost()) for key in artefacts), beside])
+        made = [detector.fingerprint] if detector else []
+        if detector and detector.sae.params:  # axes are not made
+            made.append(detector.sae.fingerprint)
+        return one_after_another([*(self.costs.get(key, Cost()) for key in made), beside])
 
 
 def idle_memory() -> int:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,34 +43,20 @@ class Candidate:
     decision: DecisionParams
 
 
-class Figures(NamedTuple):
-    """How well some images were judged; NaN where it is undefined."""
-
-    image_auroc: float
-    pixel_auroc: float
-    pixel_ap: float
+FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
+Judged = dict[str, np.ndarray]
+"""Held-out part → (candidates, 3) `FIGURES` by what was made from the others; NaN: undefined."""
 
 
-Judgement = dict[str, Figures]
-"""Held-out part → how well it was judged by what was made from the others."""
+def known_mean(values: object, axis: int = 0) -> np.ndarray:
+    """Means along an axis over the values that are not NaN; NaN where there is none."""
+    array = np.asarray(values, dtype=float)
+    count = (~np.isnan(array)).sum(axis=axis)
+    total = np.nansum(array, axis=axis)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
 
 
-def mean_of(figures: Sequence[Figures]) -> Figures:
-    """Each mean over those where it is defined; NaN if there is none."""
-    return Figures(*(_known_mean(column) for column in zip(*figures, strict=True)))
-
-
-def merit(judgement: Judgement) -> float:
-    """Mean of the image AUROC, the pixel AUROC and the pixel AP, as far as they are defined."""
-    return _known_mean(mean_of(list(judgement.values())))
-
-
-def _known_mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def best(judgements: Sequence[Judgement]) -> int:
+def best(merits: np.ndarray) -> int:
     """The candidate to take: the first of those that no other beats by `TOLERANCE`.
 
     Raises
@@ -79,13 +64,12 @@ def best(judgements: Sequence[Judgement]) -> int:
     UnsuitableError
         If there is nothing to judge by.
     """
-    merits = [merit(judgement) for judgement in judgements]
-    if any(math.isnan(value) for value in merits):
+    if np.isnan(merits).any():
         raise UnsuitableError(
             "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
             "can be chosen on this set. Its masks may be too thin: use a larger image_size."
         )
-    return next(n for n, value in enumerate(merits) if value >= max(merits) - TOLERANCE)
+    return int(np.argmax(merits >= merits.max() - TOLERANCE))
 
 
 def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray]:
@@ -129,25 +113,32 @@ def judge_candidates(
     candidates: Sequence[Candidate],
     *,
     device: str = "cpu",
-    progress: Progress | None = None,
-) -> list[Judgement]:
+    progress: Progress = lambda done, total: None,
+) -> Judged:
     """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
-    to do. `progress` is told how many candidates of all are done.
+    to do. `progress` is told how many parts of all are done.
 
     Raises
     ------
     SpgError
         As `look_at_parts`.
     """
-    shared = look_at_parts(store, candidates, device)
-    judgements = []
-    for number, candidate in enumerate(candidates, 1):
-        judgements.append({part: _judge(shared, candidate, part) for part in shared.parts})
-        if progress:
-            progress(number, len(candidates))
-    return judgements
+    shared, judged = look_at_parts(store, candidates, device), Judged()
+    for number, part in enumerate(shared.parts, 1):
+        judged[part] = np.stack([_judge(shared, candidate, part) for candidate in candidates])
+        progress(number, len(shared.parts))
+    return judged
+
+
+def _judge(shared: "PartsSeen", candidate: Candidate, part: str) -> np.ndarray:
+    decision, which = shared.decide(candidate, part)
+    grids, figures = partial(shared.measured.log_odds, decision, which), []
+    for rows in shared.categories(part):
+        auroc = shared.image_auroc(rows, shared.image_scores(decision, which, rows))
+        figures.append([auroc, *shared.pixel_metrics(rows, grids)])
+    return known_mean(figures)
 
 
 @dataclass(frozen=True)
@@ -180,6 +171,34 @@ class PartsSeen:
         """(rows.sum(),) of some images (n,) bool, without the decision's bias."""
         values = self.measured.image_values(decision, which, np.flatnonzero(rows))
         return np.sum(list(decision.shares(values).values()), axis=0)
+
+    def image_auroc(self, rows: np.ndarray, scores: np.ndarray) -> float:
+        """Of some images (n,) bool, by their scores (rows.sum(),)."""
+        return image_metrics(self.measured.labels[rows], scores).auroc
+
+    def pixel_metrics(
+        self, rows: np.ndarray, grids: Callable[[np.ndarray], dict[str, Tensor]]
+    ) -> tuple[float, float]:
+        """AUROC and AP of one category's held-out images; NaN where no mask is known.
+
+        Parameters
+        ----------
+        rows : (n,) bool
+        grids : callable
+            Of an image (1,) → layer → (1, h, w): log odds of its patches.
+        """
+        known = [image for image in np.flatnonzero(rows).tolist() if image in self.regions]
+        if not known:
+            return math.nan, math.nan
+
+        def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
+            for image in known:
+                regions, patches = self.regions[image], grids(np.array([image]))
+                maps = anomaly_maps(patches, self.measured.size, at=regions.shape, log_odds=True)
+                yield maps[0], regions
+
+        pixel = accumulate(pairs, "histogram")
+        return pixel.auroc, pixel.ap
 
 
 def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> PartsSeen:
@@ -229,45 +248,6 @@ def _directions(
                 "so nothing can be chosen on it. Add another auxiliary category."
             )
     return directions
-
-
-def _judge(shared: PartsSeen, candidate: Candidate, part: str) -> Figures:
-    decision, which = shared.decide(candidate, part)
-    grids, figures = partial(shared.measured.log_odds, decision, which), []
-    for rows in shared.categories(part):
-        auroc = image_auroc(shared, rows, shared.image_scores(decision, which, rows))
-        figures.append(Figures(auroc, *judge_pixels(shared, rows, grids)))
-    return mean_of(figures)
-
-
-def image_auroc(shared: PartsSeen, rows: np.ndarray, scores: np.ndarray) -> float:
-    """Of some images (n,) bool, by their scores (rows.sum(),)."""
-    return image_metrics(shared.measured.labels[rows], scores).auroc
-
-
-def judge_pixels(
-    shared: PartsSeen, rows: np.ndarray, grids: Callable[[np.ndarray], dict[str, Tensor]]
-) -> tuple[float, float]:
-    """Pixel AUROC and AP of one category's held-out images; NaN where no mask is known.
-
-    Parameters
-    ----------
-    rows : (n,) bool
-    grids : callable
-        Of an image (1,) → layer → (1, h, w): log odds of its patches.
-    """
-    known = [image for image in np.flatnonzero(rows).tolist() if image in shared.regions]
-    if not known:
-        return math.nan, math.nan
-
-    def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
-        for image in known:
-            regions, patches = shared.regions[image], grids(np.array([image]))
-            maps = anomaly_maps(patches, shared.measured.size, at=regions.shape, log_odds=True)
-            yield maps[0], regions
-
-    pixel = accumulate(pairs, "histogram")
-    return pixel.auroc, pixel.ap
 
 
 def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:

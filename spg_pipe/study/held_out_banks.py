@@ -20,14 +20,11 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 from spg_pipe.study.held_out import (
     Candidate,
-    Figures,
-    Judgement,
+    Judged,
     PartsSeen,
     Progress,
-    image_auroc,
-    judge_pixels,
+    known_mean,
     look_at_parts,
-    mean_of,
 )
 
 _BATCH = 16
@@ -41,9 +38,9 @@ def judge_banks(
     normals: int,
     seed: int,
     device: str = "cpu",
-    progress: Progress | None = None,
-) -> list[Judgement]:
-    """Judge every setting of a bank on every held-out part.
+    progress: Progress = lambda done, total: None,
+) -> Judged:
+    """Judge every setting of a bank on every held-out part that has enough normal images.
 
     Parameters
     ----------
@@ -67,8 +64,7 @@ def judge_banks(
             "settings of bank on an auxiliary set with real defects, or leave bank.* out of "
             "`choose`."
         )
-    shared = look_at_parts(store, [candidate], device)
-    judgements: list[Judgement] = [{} for _ in banks]
+    shared, judged = look_at_parts(store, [candidate], device), Judged()
     for number, part in enumerate(shared.parts, 1):
         decided = shared.decide(candidate, part)
         each = [
@@ -76,17 +72,15 @@ def judge_banks(
             for target in _targets(store, shared, part, normals, seed)
         ]
         if each:
-            for judgement, of_bank in zip(judgements, zip(*each, strict=True), strict=True):
-                judgement[part] = mean_of(of_bank)
-        if progress:
-            progress(number, len(shared.parts))
-    if not judgements[0]:
+            judged[part] = known_mean(each)
+        progress(number, len(shared.parts))
+    if not judged:
         raise UnsuitableError(
             f"No part of {store.path} has a category with more than {normals} normal images, so "
             "no setting of a bank can be judged on it. Choose with fewer --normals, or on another "
             "auxiliary set."
         )
-    return judgements
+    return judged
 
 
 def _targets(
@@ -113,8 +107,8 @@ def _judge_category(
     target: tuple[np.ndarray, np.ndarray],
     banks: Sequence[BankParams],
     device: str,
-) -> list[Figures]:
-    """Figures of every setting; those that differ in weight and share alone have one search."""
+) -> np.ndarray:
+    """(banks, 3) figures; settings that differ in weight and share alone have one search."""
     (decision, which), (rows, drawn) = decided, target
     images, by_guides = np.flatnonzero(rows), shared.image_scores(decision, which, rows)
 
@@ -136,16 +130,16 @@ def _judge_category(
         def fused(image: np.ndarray) -> dict[str, Tensor]:
             at = np.searchsorted(images, image)
             odds = shared.measured.log_odds(decision, which, image)
-            return {layer: own + weight * patches[layer][at] for layer, own in odds.items()}
+            return {layer: values + weight * patches[layer][at] for layer, values in odds.items()}
 
-        return judge_pixels(shared, rows, fused)
+        return shared.pixel_metrics(rows, fused)
 
-    def figures(bank: BankParams) -> Figures:
-        total = by_guides + bank.weight * tops(bank.neighbours, bank.top_share)
-        auroc = image_auroc(shared, rows, total)
-        return Figures(auroc, *pixels(bank.neighbours, bank.weight))
-
-    return [figures(bank) for bank in banks]
+    figures = []
+    for params in banks:
+        scores = by_guides + params.weight * tops(params.neighbours, params.top_share)
+        auroc = shared.image_auroc(rows, scores)
+        figures.append([auroc, *pixels(params.neighbours, params.weight)])
+    return np.array(figures)
 
 
 def _distances(

@@ -15,9 +15,9 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import GuideParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.free import free_dictionary
+from spg_pipe.study.baselines import free_dictionary
 from spg_pipe.study.costs import Cost, idle_memory, measured
-from spg_pipe.study.methods import FREE, PLUS, TRAINED, Stores, auxiliaries
+from spg_pipe.study.methods import FREE, PLUS, TRAINED, Stores, auxiliaries, guides_path
 from spg_pipe.study.runner import Job
 from spg_pipe.study.settings import is_there
 
@@ -55,24 +55,22 @@ def _make_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) ->
     """All seeds in one pass: each has a share of its time, and the memory of all."""
     with measured(idle_memory()) as cost:
         if method == PLUS:
-            paths = train_guides_together([run], aux, seeds)
-            detectors = [Detector.load(path) for path in paths]
+            train_guides_together([run], aux, seeds)
         else:
-            detectors = _train_guides(run, method, aux, seeds)
-    each = Cost(cost.seconds / len(detectors), cost.mebibytes)
-    return {detector.fingerprint: each for detector in detectors}
+            _train_guides(run, method, aux, seeds)
+    each = Cost(cost.seconds / len(seeds), cost.mebibytes)
+    paths = [guides_path(run, method, aux, seed) for seed in seeds]
+    return {Detector.load(path).fingerprint: each for path in paths}
 
 
-def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> list[Detector]:
+def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> None:
     """Guides as published; all seeds see the images in one order, and so share a pass an epoch."""
     store, device = checked_store(run, find_dataset(run.params, aux)), choose_device(run.device)
     plans = [_plan(run, store, method, aux, seed) for seed in seeds]
     with run.console.progress(guides_job(method, aux)) as update:
         made = make_detectors(store, plans, device=device, cache=run.cache, progress=update)
-    detectors = [detector for detector, _ in made]
-    for seed, detector in zip(seeds, detectors, strict=True):
-        detector.save(run.paths.compared(method, None, aux, seed))
-    return detectors
+    for seed, (detector, _) in zip(seeds, made, strict=True):
+        detector.save(guides_path(run, method, aux, seed))
 
 
 def _plan(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> DetectorPlan:
@@ -89,11 +87,11 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
     if method == PLUS:
         return is_there(partial(checked_detector, run, aux, seed))
     try:
-        record = Detector.load(run.paths.compared(method, None, aux, seed)).record
+        record = Detector.load(guides_path(run, method, aux, seed)).record
         plan = _plan(run, store, method, aux, seed)
     except SpgError:
         return False
-    held = (record.store, record.sae.fingerprint, record.seed, record.guides)
-    wanted = (store.fingerprint, plan.saes.record.fingerprint, seed, plan.guides)
-    method_held = (record.detection, record.protocol.name)
-    return held == wanted and method_held == (plan.method.detection, plan.method.protocol)
+    wanted = (plan.saes.record.fingerprint, seed, plan.guides, plan.method.detection)
+    held = (record.sae.fingerprint, record.seed, record.guides, record.detection)
+    made_as = (record.store, record.protocol.name)
+    return held == wanted and made_as == (store.fingerprint, plan.method.protocol)

@@ -1,13 +1,13 @@
 """What `compare` compares, and what each method was allowed to see.
 
-A new baseline is a module in `baselines`, and a few lines in `entries`.
+A new baseline is a function in `baselines`, and a few lines in `entries`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +19,19 @@ from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
 from spg_pipe.pipeline.features import extract, load_backbone
+from spg_pipe.pipeline.normals import say_known
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.pipeline.target import say_known
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.dissimilarity import dissimilarity
-from spg_pipe.study.baselines.linear import logistic_regression
-from spg_pipe.study.baselines.mahalanobis import mahalanobis
-from spg_pipe.study.baselines.mutual import mutual_scoring, transductive
-from spg_pipe.study.baselines.patchwise import Baseline, score_patchwise
+from spg_pipe.study.baselines import (
+    Values,
+    dissimilarity,
+    logistic_regression,
+    mahalanobis,
+    mutual_scoring,
+    score_patchwise,
+    transductive,
+)
 
 PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
@@ -38,13 +42,8 @@ Stores = Mapping[str, FeatureStore]
 """Name of a dataset → its store."""
 
 
-class Ready(NamedTuple):
-    """A method that is ready to judge."""
-
-    score: Callable[[FeatureStore, Path], Scores]
-    """Judges a target and writes scores to a path."""
-    artefacts: tuple[str, ...] = ()
-    """Fingerprints of what jobs of their own made for it: their cost is part of its cost."""
+Judge = Callable[[FeatureStore, Path], Scores]
+"""A method that is ready: judges a target and writes scores to a path."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Entry:
     aux: str | None
     """The auxiliary set that it is made from; None: with any it would be the same."""
     targets: tuple[str, ...]
-    make: Callable[[], Ready]
+    make: Callable[[], Judge]
     """In the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
@@ -80,29 +79,20 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
     normals : int
         Images of a target's train split that few-shot methods see; they are extracted here.
     """
-    device, directions = choose_device(run.device), run.params.directions
+    device, ways = choose_device(run.device), run.params.directions
     for aux in auxiliaries(run, stores):
-        supervision = seen_in(stores[aux].synthetic)
-        targets = tuple(way.target for way in directions if way.aux == aux)
-        path = Path(stores[aux].path)
+        seen, path = seen_in(stores[aux].synthetic), Path(stores[aux].path)
+        targets = tuple(way.target for way in ways if way.aux == aux)
         for seed in run.params.seeds:
-            logistic = partial(by_baseline, device, partial(logistic_regression, seed=seed), [path])
-            for method, make, guides in (
-                (PLUS, partial(by_detector, device, run.paths.detector(aux, seed)), PLUS),
-                *(
-                    (
-                        name,
-                        partial(by_detector, device, run.paths.compared(name, None, aux, seed)),
-                        name,
-                    )
-                    for name in TRAINED
-                ),
-                ("logistic regression", logistic, None),
-            ):
-                yield Entry(method, supervision, seed, aux, targets, make, guides)
-    every = tuple(dict.fromkeys(way.target for way in directions))
-    unlike = partial(by_baseline, device, dissimilarity, [])
-    yield Entry("intra-image dissimilarity", "nothing", None, None, every, unlike)
+            for method in (PLUS, *TRAINED):
+                make = partial(by_detector, device, guides_path(run, method, aux, seed))
+                yield Entry(method, seen, seed, aux, targets, make, guides=method)
+            fit = partial(logistic_regression, seed=seed)
+            about = ("logistic regression", seen, seed, aux, targets)
+            yield _baseline(device, fit, [path], *about)
+    every = tuple(dict.fromkeys(way.target for way in ways))
+    unlike = ("intra-image dissimilarity", "nothing", None, None, every)
+    yield _baseline(device, dissimilarity, [], *unlike)
     backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
     for target in every:
         yield from _few_shot(run, target, stores, normals, backbone)
@@ -113,9 +103,32 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
             )
             continue
         seed = run.params.seeds[0]  # by far the slowest, and its seed only draws the others
-        baseline = partial(mutual_scoring, seed=seed)
-        make = partial(by_baseline, device, baseline, [Path(stores[target].path)])
-        yield Entry(MUTUAL, transductive(stores[target]), seed, None, (target,), make)
+        fit, path = partial(mutual_scoring, seed=seed), Path(stores[target].path)
+        mutual = (MUTUAL, transductive(stores[target]), seed, None, (target,))
+        yield _baseline(device, fit, [path], *mutual)
+
+
+def _baseline(
+    device: str,
+    fit: Callable[..., Values],
+    stores: Sequence[Path],
+    method: str,
+    supervision: str,
+    seed: int | None,
+    aux: str | None,
+    targets: tuple[str, ...],
+) -> Entry:
+    """An entry that is judged by a baseline, made from some stores."""
+    about = {"method": method, "supervision": supervision, "seed": seed, "auxiliary": aux or ""}
+    make = partial(by_baseline, device, fit, stores, about)
+    return Entry(method, supervision, seed, aux, targets, make)
+
+
+def guides_path(run: RecipeRun, method: str, aux: str, seed: int) -> Path:
+    """Where the detector of a method is: the recipe's own, or one for the comparison alone."""
+    if method == PLUS:
+        return run.paths.detector(aux, seed)
+    return run.paths.compared(method, None, aux, seed)
 
 
 def auxiliaries(run: RecipeRun, stores: Stores) -> list[str]:
@@ -129,27 +142,26 @@ def _few_shot(
     store, device = stores[target], choose_device(run.device)
     try:
         paths = _normal_images(run, target, store, normals, backbone)
-        found = few_shot.normals_of([FeatureStore(path) for path in paths], store)
+        images = few_shot.normals_of([FeatureStore(path) for path in paths], store)
     except UnsuitableError as error:
         run.console.say(f"No few-shot methods on {target}: {error}")
         return
-    counts = few_shot.seen_of(found)
-    if copies := sum(one.copies for one in found.values()):
+    counts = few_shot.seen_of(images)
+    if copies := sum(each.copies for each in images.values()):
         run.console.say(f"{target}: {few_shot.note_of_copies(copies, copies + sum(counts))}")
-    known = store.table["path"][few_shot.known_images(found, store)].tolist()
+    known = store.table["path"][few_shot.known_images(images, store)].tolist()
     say_known(run, known, len(store), f" of few-shot methods on {target}")
-    supervision, place = few_shot.says(counts), Path(store.path)
-    bank = partial(by_bank, run, place, paths)
-    alone = Entry(few_shot.BANK, supervision, None, None, (target,), bank)
+    seen, path = few_shot.says(counts), Path(store.path)
+    bank = partial(by_bank, run, path, paths)
+    alone = Entry(few_shot.BANK, seen, None, None, (target,), bank)
     yield alone
-    gaussian = partial(by_baseline, device, mahalanobis, [place, *paths])
-    yield Entry("Mahalanobis", supervision, None, None, (target,), gaussian)
+    gaussian = ("Mahalanobis", seen, None, None, (target,))
+    yield _baseline(device, mahalanobis, [path, *paths], *gaussian)
     distances = run.paths.compared(few_shot.BANK, None, target, None)
     for way in (way for way in run.params.directions if way.target == target):
-        both = f"{seen_in(stores[way.aux].synthetic)}; {supervision}"
+        both = f"{seen_in(stores[way.aux].synthetic)}; {seen}"
         for seed in run.params.seeds:
-            detector = run.paths.detector(way.aux, seed)
-            make = partial(by_bank, run, place, paths, detector, distances)
+            make = partial(bank, detector=run.paths.detector(way.aux, seed), distances=distances)
             name = f"{PLUS} + {few_shot.BANK}"
             yield Entry(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
 
@@ -166,23 +178,25 @@ def _normal_images(
     if not dataset.root.is_dir():
         raise UnsuitableError(f"the images of {dataset.name} are not here ({dataset.root}).")
     names_on_disk(dataset)  # refuses a split that is not there before the backbone is loaded
-    categories = sorted(set(store.array("category").tolist()))
     paths = (
-        extract(run, dataset, limit=normals, categories=[one], backbone=backbone())
-        for one in categories
+        extract(run, dataset, limit=normals, categories=[category], backbone=backbone())
+        for category in sorted(set(store.array("category").tolist()))
     )
     return tuple(dict.fromkeys(paths))
 
 
-def by_detector(device: str, path: Path) -> Ready:
+def by_detector(device: str, path: Path) -> Judge:
     """A detector of the recipe, or one that was made for the comparison alone (`making`)."""
-    detector = Detector.load(path)
-    return Ready(partial(score_store, detector, device=device), _made_for(detector))
+    return partial(score_store, Detector.load(path), device=device)
 
 
-def by_baseline(device: str, make: Callable[..., Baseline], stores: Sequence[Path]) -> Ready:
-    """A baseline that is made from some stores."""
-    return Ready(partial(score_patchwise, make(*map(FeatureStore, stores)), device=device))
+def by_baseline(
+    device: str, fit: Callable[..., Values], stores: Sequence[Path], about: Mapping[str, Any]
+) -> Judge:
+    """A baseline that is made from some stores; `about` is what its scores say of it."""
+    given = [FeatureStore(path) for path in stores]
+    made_from = {Path(store.path).name: store.fingerprint for store in given}
+    return partial(score_patchwise, fit(*given), device=device, made_from=made_from, **about)
 
 
 def by_bank(
@@ -191,7 +205,7 @@ def by_bank(
     normals: Sequence[Path],
     detector: Path | None = None,
     distances: Path | None = None,
-) -> Ready:
+) -> Judge:
     """Nearest neighbours in a few normal images, alone or as one more addend of a detector.
 
     `distances` are the scores of the bank alone.
@@ -200,10 +214,4 @@ def by_bank(
     banks = few_shot.banks_of(stores, FeatureStore(target), run.params.bank, device=device)
     loaded = Detector.load(detector) if detector else None
     alone = Scores.load(distances) if distances else None
-    score = partial(few_shot.score_few_shot, loaded, banks, alone=alone, device=device)
-    return Ready(score, _made_for(loaded) if loaded else ())
-
-
-def _made_for(detector: Detector) -> tuple[str, ...]:
-    saes = detector.record.sae
-    return (detector.fingerprint, *([saes.fingerprint] if saes.params else []))  # axes: not made
+    return partial(few_shot.score_few_shot, loaded, banks, alone=alone, device=device)

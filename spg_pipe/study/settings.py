@@ -1,8 +1,9 @@
-"""A recipe with other values of some of its settings: what `choose` and `sweep` run."""
+"""What the studies share: a recipe with other values of some settings, and a result."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
@@ -11,7 +12,7 @@ from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_sae
-from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.params import Params, parse_params
 
 
 class Setting(NamedTuple):
@@ -26,6 +27,18 @@ class Setting(NamedTuple):
         """As messages name it."""
         named = ", ".join(f"{key} = {short(value)}" for key, value in self.values.items())
         return named or "the recipe as it is"
+
+
+class Result(NamedTuple):
+    """What a study found."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """What its CSV file holds."""
+    table: str
+    path: Path
+    """The file that it wrote last."""
+    values: Mapping[str, Any] = {}
+    """What `choose` took: `guides.atoms` → 32."""
 
 
 def combinations(
@@ -46,33 +59,43 @@ def combinations(
         If a key is none, or a combination is not valid.
     """
     for key in axes:
-        section = key.partition(".")[0]
-        if section != key and section in axes:
-            raise SpgError(f"{what}: {section} and {key} both set it; give one of them.")
-        if section not in sections:
+        name = key.partition(".")[0]
+        if name != key and name in axes:
+            raise SpgError(f"{what}: {name} and {key} both set it; give one of them.")
+        if name not in sections:
             expected = ", ".join(sections)
             raise SpgError(f"{what}: {key}: expected one of {expected}, and a parameter.")
     settings = []
-    each = [list({repr(value): value for value in values}.values()) for values in axes.values()]
-    for chosen in itertools.product(*each):
+    for chosen in itertools.product(*axes.values()):
         setting = Setting(dict(zip(axes, chosen, strict=True)), run)
         content = run.params.model_dump(mode="json")
         for key, value in setting.values.items():
-            _set(content, key, value, what)
+            *sections, last = key.split(".")
+            section = content
+            for name in sections:
+                if not isinstance(section.get(name), dict):
+                    raise SpgError(f"{what}: {key}: {name} is no section.")
+                section = section[name]
+            section[last] = value
         params = parse_params(content, f"{what} {setting.name}")
         settings.append(setting._replace(run=run.with_params(params)))
     return settings
 
 
-def _set(content: dict[str, Any], key: str, value: Any, what: str) -> None:
-    *sections, last = key.split(".")
-    if not sections and not isinstance(value, dict):
-        raise SpgError(f"{what}: {key}: a whole section needs values such as {{alias: NAME}}.")
-    for name in sections:
-        if not isinstance(content.get(name), dict):
-            raise SpgError(f"{what}: {key}: {name} is no section.")
-        content = content[name]
-    content[last] = value
+def require_default_method(params: Params, command: str) -> None:
+    """Refuse other settings than those that a command is for.
+
+    Raises
+    ------
+    SpgError
+        If guides are not made in closed form, or the rule is not additive.
+    """
+    if params.guides.kind != "contrast" or params.score.rule != "additive":
+        raise SpgError(
+            f"{command} is for the default method, guides.kind: contrast with score.rule: "
+            f"additive; found {params.guides.kind} and {params.score.rule}. Use `spg-pipe sweep` "
+            "for other settings."
+        )
 
 
 def short(value: Any) -> str:
@@ -84,7 +107,7 @@ def short(value: Any) -> str:
 
 def train_missing_saes(settings: Sequence[Setting], aux: str, seed: int) -> None:
     """Every SAE that the settings need and that is not there yet, one after the other."""
-    for run in {one.run.paths.sae(aux, seed): one.run for one in settings}.values():
+    for run in {each.run.paths.sae(aux, seed): each.run for each in settings}.values():
         store = checked_store(run, find_dataset(run.params, aux))
         if not is_there(partial(checked_sae, run, store, aux, seed)):
             train_sae(run, aux, seed)

@@ -4,15 +4,14 @@ Every step goes through the stage functions and the artefacts' usual paths; what
 is not made again.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import MetricsRow, MetricsTable, flat_rows, seeds_mean, write_csv
+from spg_pipe.metrics import MetricsTable, flat_rows, seeds_mean, write_csv
 from spg_pipe.pipeline.checked import checked_detector, checked_scores
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -21,24 +20,22 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.target import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
 from spg_pipe.recipe.params import Params
-from spg_pipe.report.tables import LABELS, Table, digits, plain
-from spg_pipe.study.settings import Setting, combinations, is_there, short, train_missing_saes
+from spg_pipe.report.tables import LABELS, Table, figure, plain
+from spg_pipe.study.settings import (
+    Result,
+    Setting,
+    combinations,
+    is_there,
+    short,
+    train_missing_saes,
+)
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro_0.3", "pixel_pro_fast")
 _SECTIONS = ("backbone", "method", "sae", "guides", "decision", "score", "metrics")
 """What may vary; everything else says which data there is."""
 
 
-class SweepResult(NamedTuple):
-    """What a sweep found."""
-
-    rows: Sequence[Mapping[str, Any]]
-    """A row for each setting and direction: means over categories and seeds."""
-    table: str
-    path: Path
-
-
-def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
+def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> Result:
     """Run every setting of the recipe's `sweep`, in all directions, with all seeds.
 
     `one_at_a_time` see `settings_of`; rows then have a `setting` in words. The result is also
@@ -47,18 +44,17 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> SweepResult:
     settings, params = settings_of(run, one_at_a_time=one_at_a_time), run.params
     for aux in dict.fromkeys(way.aux for way in params.directions):
         _train(settings, aux)
-    found: list[tuple[Mapping[str, Any], MetricsTable]] = []
+    rows: list[Mapping[str, Any]] = []
     for number, setting in enumerate(settings, 1):
         run.console.say(f"Setting {number} of {len(settings)}: {setting.name}")
         values = {"setting": setting.name} if one_at_a_time else setting.values
         for way in params.directions:
             _need_store(setting.run, way.target)
             seeds = [_metrics(setting.run, way.aux, way.target, seed) for seed in params.seeds]
-            found.append((values, seeds_mean(seeds)))
-    rows = [{**values, **flat_rows(table)[-1]} for values, table in found]
+            rows.append({**values, **flat_rows(seeds_mean(seeds))[-1]})
     write_csv(run.paths.sweep, rows)
     run.console.say(f"Sweep {params.name} → {run.paths.sweep}")
-    return SweepResult(rows, plain(_table(params, found)), run.paths.sweep)
+    return Result(rows, plain(_table(params, list(values), rows)), run.paths.sweep)
 
 
 def settings_of(run: RecipeRun, *, one_at_a_time: bool = False) -> list[Setting]:
@@ -112,27 +108,14 @@ def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> MetricsTable:
     dataset = find_dataset(run.params, target)
     scores = run.paths.scores(aux, dataset, seed)
     if not is_there(lambda: (checked_scores(run, dataset, aux, seed), Scores.load(scores))):
-        score(run, target, aux=aux, seed=seed)
-    return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
+        score(run.narrowed(aux, seed), target)
+    return read_metrics(evaluate(run.narrowed(aux, seed), target)[0])
 
 
-def _table(params: Params, found: Sequence[tuple[Mapping[str, Any], MetricsTable]]) -> Table:
-    contexts = [table.context for _, table in found]
-    shown = [name for name in _SHOWN if any(name in table.mean.metrics for _, table in found)]
-
-    def figure(mean: MetricsRow, name: str) -> str:
-        return digits(*(values.get(name, math.nan) for values in (mean.metrics, mean.deviations)))
-
-    lines = tuple(
-        (
-            ", ".join(map(short, values.values())),
-            f"{table.context.auxiliary} → {table.context.dataset}",
-            *(figure(table.mean, name) for name in shown),
-        )
-        for values, table in found
-    )
+def _table(params: Params, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = [name for name in _SHOWN if any(name in row for row in rows)]
     method, method_protocol, protocol = (
-        " and ".join(dict.fromkeys(getattr(context, name) for context in contexts))
+        " and ".join(dict.fromkeys(row[name] for row in rows))
         for name in ("method", "method_protocol", "protocol")
     )
     caption = (
@@ -140,5 +123,13 @@ def _table(params: Params, found: Sequence[tuple[Mapping[str, Any], MetricsTable
         f"{method_protocol}, metrics protocol {protocol}, seeds "
         f"{', '.join(map(str, params.seeds))}."
     )
-    columns = (", ".join(found[0][0]), "Auxiliary → target", *(LABELS[name] for name in shown))
-    return Table(caption, columns, lines)
+    cells = tuple(
+        (
+            ", ".join(short(row[name]) for name in names),
+            f"{row['auxiliary']} → {row['dataset']}",
+            *(figure(row, name) for name in shown),
+        )
+        for row in rows
+    )
+    columns = (", ".join(names), "Auxiliary → target", *(LABELS[name] for name in shown))
+    return Table(caption, columns, cells)

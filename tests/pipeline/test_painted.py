@@ -38,7 +38,6 @@ from spg_pipe.report.tables import caption
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines.linear import logistic_regression
 from spg_pipe.study.held_out import Candidate
 from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.methods import entries
@@ -129,7 +128,6 @@ def test_scores_metrics_tables_and_few_shot_say_so(
 def test_baselines_and_compare_say_so(
     folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert logistic_regression(store, 0).supervision == SEES
     run = run_of(folder, monkeypatch)
     first = list(islice(entries(run, {"painted": store, "other": store}, 2), 4))
     assert [one.supervision for one in first] == [SEES] * 4
@@ -181,9 +179,9 @@ def test_score_notes_the_detectors_own_images(
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
     pipeline.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, **options)
+    pipeline.score(run, "target", normals=normals, **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, alone=True, store=place)
+    pipeline.score(run, "target", normals=normals, alone=True, store=place)
     assert "this is not zero-shot" not in capsys.readouterr().err
 
 

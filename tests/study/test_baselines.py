@@ -16,12 +16,15 @@ from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
-from spg_pipe.study.baselines.dissimilarity import dissimilarity
-from spg_pipe.study.baselines.free import free_dictionary
-from spg_pipe.study.baselines.linear import logistic_regression
-from spg_pipe.study.baselines.mahalanobis import mahalanobis
-from spg_pipe.study.baselines.mutual import mutual_scoring
-from spg_pipe.study.baselines.patchwise import Baseline, score_patchwise
+from spg_pipe.study.baselines import (
+    Values,
+    dissimilarity,
+    free_dictionary,
+    logistic_regression,
+    mahalanobis,
+    mutual_scoring,
+    score_patchwise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +40,10 @@ def unit_tokens(store: FeatureStore, layer: str, images: list[int]) -> np.ndarra
     return tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
 
 
-def values_of(baseline: Baseline, store: FeatureStore, images: list[int]) -> dict[str, np.ndarray]:
+def values_of(judge: Values, store: FeatureStore, images: list[int]) -> dict[str, np.ndarray]:
     rows = np.array(images)
     return {
-        layer: baseline.values(TokenKey(layer), image_tokens(store, layer, rows), rows)
-        .double()
-        .numpy()
+        layer: judge(TokenKey(layer), image_tokens(store, layer, rows), rows).double().numpy()
         for layer in store.layers
     }
 
@@ -71,22 +72,19 @@ def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
 def test_images_of_the_target_judge_each_other_but_never_themselves(
     tiny_store: FeatureStore,
 ) -> None:
-    baseline = mutual_scoring(tiny_store, seed=0, images=15)
-    found = values_of(baseline, tiny_store, [4])["2"][0]
+    found = values_of(mutual_scoring(tiny_store, seed=0), tiny_store, [4])["2"][0]
     x = unit_tokens(tiny_store, "2", list(range(16)))
     distances = [1 - (x[4] @ x[other].T).max(axis=1) for other in range(16) if other != 4]
     nearest = np.sort(distances, axis=0)[: int(0.3 * 15)]
     np.testing.assert_allclose(found, nearest.mean(axis=0), atol=1e-5)
-    assert "transductive" in baseline.supervision
 
 
 def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(
     tiny_store: FeatureStore,
 ) -> None:
-    baseline = logistic_regression(tiny_store, seed=0)
-    assert (baseline.supervision, baseline.auxiliary) == ("labelled auxiliary set", "parts")
+    judge = logistic_regression(tiny_store, seed=0)
     masks = tiny_store.masks(np.arange(16)).reshape(16, 4, 8, 4, 8).mean(axis=(2, 4))
-    values = values_of(baseline, tiny_store, list(range(16)))["1"]
+    values = values_of(judge, tiny_store, list(range(16)))["1"]
     taught = (tiny_store.array("mask_state") != 2)[:, None]
     defective, normal = (c.reshape(16, 16) & taught for c in (masks > 0.5, masks == 0))
     assert values[defective].mean() > 0 > values[normal].mean()
@@ -104,7 +102,8 @@ def test_free_guides_are_any_vectors(tiny_store: FeatureStore) -> None:
 def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
-    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s")
+    about = {"method": "intra-image dissimilarity", "supervision": "nothing"}
+    scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s", **about)
     assert scores.record.supervision == "nothing"
     table = evaluate_scores(scores, tiny_store, MetricParams()).table
     assert table.context.method == "intra-image dissimilarity"

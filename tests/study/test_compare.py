@@ -16,6 +16,7 @@ from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
 from spg_pipe import pipeline
+from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features
 from spg_pipe.pipeline.checked_store import checked_store
@@ -24,8 +25,9 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import making, methods
-from spg_pipe.study.compare import Comparison, compare
+from spg_pipe.study.compare import compare
 from spg_pipe.study.costs import Cost, MakingCosts
+from spg_pipe.study.settings import Result
 
 ZERO_SHOT = {
     "spg-plus": "labelled auxiliary set",
@@ -41,7 +43,7 @@ def run_of(**changes: Any) -> RecipeRun:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("compare")
     write_mvtec(folder / "left")
     write_mvtec(folder / "right", ("bottle",), seed=1, good=3, per_defect=2)
@@ -53,11 +55,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison
         return folder, compare(run, normals=2)
 
 
-def rows_of(comparison: Comparison) -> dict[str, dict[str, Any]]:
+def rows_of(comparison: Result) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in comparison.rows}
 
 
-def test_every_method_says_what_it_saw(compared: tuple[Path, Comparison]) -> None:
+def test_every_method_says_what_it_saw(compared: tuple[Path, Result]) -> None:
     sees = {name: row["supervision"] for name, row in rows_of(compared[1]).items()}
     assert {name: sees[name] for name in ZERO_SHOT} == ZERO_SHOT
     others = {name: what for name, what in sees.items() if name not in ZERO_SHOT}
@@ -74,7 +76,7 @@ def test_every_method_says_what_it_saw(compared: tuple[Path, Comparison]) -> Non
 
 
 def test_rows_are_means_over_seeds_inside_their_intervals(
-    compared: tuple[Path, Comparison],
+    compared: tuple[Path, Result],
 ) -> None:
     for name, row in rows_of(compared[1]).items():
         for work in ("making", "scoring"):
@@ -90,7 +92,7 @@ def test_rows_are_means_over_seeds_inside_their_intervals(
 
 
 def test_the_recipes_row_is_what_its_own_stages_give(
-    compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
+    compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, comparison = compared
     monkeypatch.chdir(folder)
@@ -103,7 +105,7 @@ def test_the_recipes_row_is_what_its_own_stages_give(
 
 
 def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
-    compared: tuple[Path, Comparison],
+    compared: tuple[Path, Result],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -124,7 +126,7 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
 
 @pytest.mark.parametrize("method", methods.TRAINED)
 def test_trained_guides_of_other_inputs_or_settings_are_made_again(
-    method: str, compared: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
+    method: str, compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(compared[0])
     same, other = run_of(), run_of(method={"detection": "mean_tokens"})
@@ -137,15 +139,22 @@ def test_trained_guides_of_other_inputs_or_settings_are_made_again(
     assert not making._is_made(same, target, method, "left", 1)
 
 
-def test_what_was_made_elsewhere_has_no_making_cost(tmp_path: Path) -> None:
-    path = tmp_path / "costs.json"
-    MakingCosts().add({"sae": Cost(30.0, 700.0), "guides": Cost(2.0, 50.0)}, path)
-    costs, loading = MakingCosts.load(path), Cost(0.5, 800.0)
-    assert costs.of(("sae", "guides"), loading) == Cost(32.5, 800.0)
-    unknown = costs.of(("sae", "elsewhere"), loading)
+def test_what_was_made_elsewhere_has_no_making_cost(
+    compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(compared[0])
+    run, loading = run_of(), Cost(0.5, 800.0)
+    origin = Detector.load(run.paths.detector("left", 1)).record.origin
+    kept = MakingCosts.load(run.paths.comparison_costs).costs
+    guides, sae = kept[origin.fingerprint], kept[origin.sae.fingerprint]
+    whole = Cost(guides.seconds + sae.seconds + 0.5, 800.0)
+    assert MakingCosts(costs=kept).of(origin, loading) == whole
+    del kept[origin.sae.fingerprint]
+    unknown = MakingCosts(costs=kept).of(origin, loading)
     assert np.isnan([unknown.seconds, unknown.mebibytes]).all()
-    path.write_text("{")
-    assert np.isnan(MakingCosts.load(path).of(("sae",), loading).seconds)
+    assert MakingCosts().of(None, loading) == loading
+    (tmp_path / "costs.json").write_text("{")
+    assert MakingCosts.load(tmp_path / "costs.json").costs == {}
 
 
 def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(

@@ -22,31 +22,34 @@ from spg_pipe.study import held_out, held_out_banks
 from spg_pipe.study.held_out import (
     TOLERANCE,
     Candidate,
-    Figures,
-    Judgement,
     best,
     held_out_parts,
     judge_candidates,
+    known_mean,
     look_at_parts,
-    merit,
 )
 from spg_pipe.study.held_out_banks import judge_banks
 
 
-def judged(*merits: float) -> list[Judgement]:
-    return [{"x": Figures(math.nan, value, value)} for value in merits]
+@pytest.mark.parametrize(
+    ("merits", "taken"),
+    [
+        ((0.8, 0.8 + TOLERANCE / 2, 0.7), 0),
+        ((0.8, 0.8 + 2 * TOLERANCE, 0.7), 1),
+        ((0.7, 0.9, 0.9 + TOLERANCE / 2), 1),
+    ],
+)
+def test_the_first_is_kept_unless_another_is_clearly_better(
+    merits: tuple[float, ...], taken: int
+) -> None:
+    assert best(np.array(merits)) == taken
 
 
-def test_the_first_is_kept_unless_another_is_clearly_better() -> None:
-    assert best(judged(0.8, 0.8 + TOLERANCE / 2, 0.7)) == 0
-    assert best(judged(0.8, 0.8 + 2 * TOLERANCE, 0.7)) == 1
-    assert best(judged(0.7, 0.9, 0.9 + TOLERANCE / 2)) == 1
-
-
-def test_merit_is_the_mean_of_what_is_defined() -> None:
-    parts = {"a": Figures(0.6, 0.9, 0.3), "b": Figures(math.nan, 0.7, 0.1)}
-    assert merit(parts) == pytest.approx((0.6 + 0.8 + 0.2) / 3)
-    assert merit({"b": parts["b"]}) == pytest.approx((0.7 + 0.1) / 2)
+def test_a_mean_is_of_what_is_defined_and_nothing_is_chosen_by_nothing() -> None:
+    means = known_mean([[0.6, 0.9, math.nan], [math.nan, 0.7, math.nan]])
+    np.testing.assert_allclose(means, [0.6, 0.8, math.nan])
+    with pytest.raises(UnsuitableError, match="nothing can be chosen"):
+        best(means)
 
 
 def test_parts_are_categories_where_there_are_several(tiny_store: FeatureStore) -> None:
@@ -101,12 +104,11 @@ def test_candidates_are_judged_as_they_would_be_alone(
         for decision in (DecisionParams(), none)
     ]
     together = judge_candidates(tiny_store, candidates)
-    for candidate, found in zip(candidates, together, strict=True):
-        (alone,) = judge_candidates(tiny_store, [candidate])
-        assert list(found) == list(alone) == ["bolt", "nut"]
-        for part, figures in found.items():
-            assert figures == pytest.approx(alone[part], abs=1e-6)
-    assert len(set(map(merit, together))) > 1
+    assert list(together) == ["bolt", "nut"]
+    for number, candidate in enumerate(candidates):
+        for part, figures in judge_candidates(tiny_store, [candidate]).items():
+            np.testing.assert_allclose(together[part][number], figures[0], atol=1e-6)
+    assert len(np.unique(together["bolt"], axis=0)) > 1
 
 
 def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
@@ -127,14 +129,14 @@ def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
         drawn.append(set(rows.tolist()))
         return made(store, rows, *given, **options)
 
-    auroc = held_out_banks.image_auroc
+    auroc = held_out.PartsSeen.image_auroc
 
     def image_auroc(shared: Any, rows: np.ndarray, scores: np.ndarray) -> float:
         judged.append(set(np.flatnonzero(rows).tolist()))
         return auroc(shared, rows, scores)
 
     monkeypatch.setattr(held_out_banks.MemoryBank, "of_store", of_store)
-    monkeypatch.setattr(held_out_banks, "image_auroc", image_auroc)
+    monkeypatch.setattr(held_out.PartsSeen, "image_auroc", image_auroc)
     one = Candidate(tiny_sae, 6, DecisionParams())
     banks = [
         BankParams(neighbours=n, weight=w, top_share=t)
@@ -151,10 +153,10 @@ def test_a_banks_normals_are_not_judged_and_its_settings_are_judged_as_alone(
         assert (labels[list(bank)] == 0).all(), part
         assert own - bank in judged
     assert all(rows <= set(range(8)) or rows <= set(range(8, 16)) for rows in judged)
-    for params, found in zip(banks, together, strict=True):
-        (alone,) = judge_banks(tiny_store, one, [params], **options)
-        assert alone == found
-    assert len(set(map(merit, together))) > 2
+    for number, params in enumerate(banks):
+        for part, figures in judge_banks(tiny_store, one, [params], **options).items():
+            np.testing.assert_array_equal(together[part][number], figures[0])
+    assert len(np.unique(together["bolt"], axis=0)) > 2
 
 
 def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
@@ -162,22 +164,21 @@ def test_a_bank_without_weight_is_the_zero_shot_decision_on_the_same_images(
 ) -> None:
     """The guides' part of a fused score is made without the part, as in `judge_candidates`."""
     one = Candidate(tiny_sae, 6, DecisionParams())
-    (none,) = judge_banks(tiny_store, one, [BankParams(weight=0)], normals=2, seed=5)
+    banks = [BankParams(weight=0), BankParams(weight=4)]
+    judged = judge_banks(tiny_store, one, banks, normals=2, seed=5)
     shared = look_at_parts(tiny_store, [one], "cpu")
-    assert list(none) == ["bolt", "nut"]
-    for part, found in none.items():
+    assert list(judged) == ["bolt", "nut"]
+    for part, (none, some) in judged.items():
         (category,) = shared.categories(part)
         ((rows, drawn),) = held_out_banks._targets(tiny_store, shared, part, 2, 5)
         assert sorted([*np.flatnonzero(rows), *drawn]) == np.flatnonzero(category).tolist()
         # The zero-shot way, on the same images, without what is made for banks.
         decision, which = shared.decide(one, part)
         odds = partial(shared.measured.log_odds, decision, which)
-        pixels = held_out.judge_pixels(shared, rows, odds)
         scores = shared.image_scores(decision, which, rows)
-        expected = (held_out.image_auroc(shared, rows, scores), *pixels)
-        assert tuple(found) == pytest.approx(expected)
-    (some,) = judge_banks(tiny_store, one, [BankParams(weight=4)], normals=2, seed=5)
-    assert some != none
+        expected = (shared.image_auroc(rows, scores), *shared.pixel_metrics(rows, odds))
+        assert tuple(none) == pytest.approx(expected)
+        assert tuple(some) != tuple(none)
 
 
 def test_a_copy_is_drawn_for_no_bank(

@@ -120,8 +120,8 @@ def test_cosines_are_pytorchs(seed: int, scale: float) -> None:
 
 def test_products_with_tokens_have_the_gradient_of_a_product() -> None:
     tokens, guides = random(3, 5, 7).double(), random(2, 7).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda g: model.token_products(tokens, g), guides)
-    torch.testing.assert_close(model.token_products(tokens, guides), tokens @ guides.t())
+    assert torch.autograd.gradcheck(lambda g: model.TokenProducts.apply(tokens, g), guides)
+    torch.testing.assert_close(model.TokenProducts.apply(tokens, guides), tokens @ guides.t())
 
 
 def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:

@@ -29,7 +29,8 @@ def build_timm_cnn(request: Request) -> Network:
             f"{info.alias} gives feature grids, which have no final norm: use `norm: pre`."
         )
     strides = _strides(skeleton(info), info.alias)
-    layers = request.layers or _default_layers(strides)
+    usual = tuple(layer for layer in ("s8", "s16") if layer in strides)
+    layers = request.layers or usual or (list(strides)[-1],)
     unknown = [layer for layer in layers if layer not in strides]
     if unknown:
         raise SpgError(
@@ -78,11 +79,6 @@ def _strides(plan: Any, name: str) -> dict[str, int]:
     if not entries or not hasattr(plan, "forward_intermediates"):
         raise SpgError(f"{name} offers no intermediate feature grids: choose another timm model.")
     return {f"s{entry['reduction']}": index for index, entry in enumerate(entries)}
-
-
-def _default_layers(strides: dict[str, int]) -> tuple[str, ...]:
-    wanted = tuple(layer for layer in ("s8", "s16") if layer in strides)
-    return wanted or (list(strides)[-1],)
 
 
 def _to_tokens(grid: Tensor, layer: str, spec: BackboneSpec) -> LayerTokens:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
@@ -30,6 +28,9 @@ def build_timm_vit(request: Request) -> Network:
     check_image_size(request.image_size, patch_size, info.alias)
     layers = request.blocks(len(plan.blocks))
     norm = _resolve_norm(request, has_norm=not isinstance(plan.norm, nn.Identity))
+    stands_in: Prefix = "mean"
+    if request.protocol == "spg" and "siglip" in info.model:
+        stands_in = "zeros"  # the published code's
     model, weights = load_model(request, **options)
     spec = request.spec(
         weights,
@@ -38,7 +39,8 @@ def build_timm_vit(request: Request) -> Network:
         patch_size=patch_size,
         preprocess=preprocess_for(info.model, request.image_size),
         pos_embed="native",
-        prefix=_resolve_prefix(request, plan),
+        # A prefix may be registers alone: then there is no class token among them.
+        prefix=stands_in if getattr(plan, "cls_token", None) is None else "cls",
     )
     side = request.image_size // patch_size
 
@@ -52,19 +54,18 @@ def build_timm_vit(request: Request) -> Network:
             stop_early=True,
             intermediates_only=True,
         )
-        return [_to_tokens(output, spec.prefix, side) for output in outputs]
+        tokens = []
+        for output in outputs:
+            values, extra = output if isinstance(output, tuple) else (output, None)
+            patches = values.contiguous().float()
+            if extra is not None and spec.prefix == "cls":
+                cls = extra[:, :1].contiguous().float()
+            else:
+                cls = stand_in(patches, spec.prefix)
+            tokens.append(LayerTokens(patches, cls, (side, side)))
+        return tokens
 
     return Network(spec, request.device, blocks_of(spec), run)
-
-
-def _to_tokens(output: Tensor | tuple[Tensor, Tensor], prefix: Prefix, side: int) -> LayerTokens:
-    patches, tokens = output if isinstance(output, tuple) else (output, None)
-    patches = patches.contiguous().float()
-    if tokens is not None and prefix == "cls":
-        cls = tokens[:, :1].contiguous().float()
-    else:
-        cls = stand_in(patches, prefix)
-    return LayerTokens(patches, cls, (side, side))
 
 
 def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:
@@ -78,13 +79,3 @@ def _resolve_norm(request: Request, *, has_norm: bool) -> Norm:
     if not has_norm or (request.protocol == "spg" and "dinov2" in request.info.model):
         return "pre"
     return request.info.norm
-
-
-def _resolve_prefix(request: Request, plan: Any) -> Prefix:
-    """The class token, else the published code's zeros for SigLIP in protocol spg, else the mean.
-
-    A prefix may be registers alone: then there is no class token among them.
-    """
-    if getattr(plan, "cls_token", None) is not None:
-        return "cls"
-    return "zeros" if request.protocol == "spg" and "siglip" in request.info.model else "mean"

@@ -143,10 +143,24 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return manifest_of(write_folder(tmp_path_factory.mktemp("large") / "parts", size=(96, 112)))
 
 
+@pytest.fixture(scope="module")
+def whole(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return extracted(manifest, tmp_path_factory.mktemp("stores") / "whole.zarr")
+
+
+@pytest.fixture(scope="module")
+def both(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    backbone = tiled(TinyBackbone(), [32, 80])
+    return extracted(manifest, tmp_path_factory.mktemp("stores") / "both.zarr", backbone=backbone)
+
+
 def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
-    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
+    manifest: Manifest,
+    whole: FeatureStore,
+    both: FeatureStore,
+    tiny_detector: Detector,
+    tmp_path: Path,
 ) -> None:
-    whole = extracted(manifest, tmp_path / "whole.zarr")
     store = extracted(manifest, tmp_path / "tiles.zarr", backbone=tiled(TinyBackbone(), [80]))
     assert store.image_size == 80
     assert store.masks(np.arange(2)).shape == (2, 80, 80)
@@ -156,20 +170,13 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
     scores = score_store(tiny_detector, store, tmp_path / "scores")
     assert scores.maps(np.arange(3)).shape == (3, 80, 80)
     assert np.isfinite(scores.table["score"]).all()
-    both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
     scores = score_store(tiny_detector, both, tmp_path / "scores-both")
     assert list(scores.patches(np.arange(1))) == ["1@32", "2@32", "1@80", "2@80"]
+    other = tiled(TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE)), [96])
+    with pytest.raises(SpgError, match="another backbone"):  # tiles of another size
+        tiny_detector.check_backbone(other.spec, "this store")
     with pytest.raises(SpgError, match=r"holds images in tiles .tiny@80 in tiles of 32"):
         train_sae(store, SAE, METHOD, seed=1)
-
-
-def test_a_store_of_other_tiles_than_the_detectors_is_refused(
-    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
-) -> None:
-    other = TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE))
-    store = extracted(manifest, tmp_path / "o.zarr", backbone=tiled(other, [96]))
-    with pytest.raises(SpgError, match="another backbone"):
-        score_store(tiny_detector, store, tmp_path / "scores-o")
 
 
 def test_predict_gives_maps_of_tiles_at_the_images_own_size(
@@ -214,9 +221,9 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)
 
 
-def test_logistic_regression_judges_every_side(manifest: Manifest, tmp_path: Path) -> None:
-    whole = extracted(manifest, tmp_path / "whole.zarr")
-    both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
+def test_logistic_regression_judges_every_side(
+    whole: FeatureStore, both: FeatureStore, tmp_path: Path
+) -> None:
     about = {"method": "logistic regression", "supervision": "labelled auxiliary set"}
     scores = score_patchwise(logistic_regression(whole, 1), both, tmp_path / "scores", **about)
     assert list(scores.patches(np.arange(1))) == list(both.layers)

@@ -75,25 +75,25 @@ def test_norm_post_applies_the_final_norm_to_a_middle_layer_too(dinov3):
         middle = model.norm(outputs[3])
     tokens = load_backbone(DINOV3, image_size=64, layers=[4, 12], weights=weights)(images)
     torch.testing.assert_close(tokens["4"].patches, middle[:, 5:])
+    spec = load_backbone(DINOV3, image_size=64, protocol="spg", weights=weights).spec
+    assert spec.norm == "post"  # of DINOv2 it is "pre"
+    assert (spec.preprocess.order, spec.preprocess.interpolation) == ("float", "bilinear")
     with torch.no_grad():
         last = model.forward_features(images)
     torch.testing.assert_close(tokens["12"].patches, last[:, 5:])
     torch.testing.assert_close(tokens["12"].prefix, last[:, :1])
 
 
-def test_the_default_is_the_last_layer_after_the_norm(plain):
-    spec = load_backbone(PLAIN, weights=plain[1]).spec
-    assert (spec.layers, spec.norm, spec.patch_size) == (("6",), "post", 16)
-    assert spec.preprocess.size == 160
-
-
 def test_position_embeddings_are_resized_as_timm_does(plain):
     model, weights = plain
     images = random_images(96)
-    tokens = load_backbone(PLAIN, image_size=96, weights=weights)(images)["6"]
+    default, small = (load_backbone(PLAIN, image_size=s, weights=weights) for s in (None, 96))
     with torch.no_grad():
         expected = model.forward_features(images)
-    torch.testing.assert_close(tokens.patches, expected[:, 1:])
+    torch.testing.assert_close(small(images)["6"].patches, expected[:, 1:])
+    spec = default.spec  # the last layer after the norm
+    assert (spec.layers, spec.norm, spec.patch_size) == (("6",), "post", 16)
+    assert spec.preprocess.size == 160
 
 
 def test_an_image_alone_has_the_tokens_it_has_in_a_batch(plain):
@@ -103,22 +103,25 @@ def test_an_image_alone_has_the_tokens_it_has_in_a_batch(plain):
     torch.testing.assert_close(batch.patches[1:2], alone.patches)
 
 
-def test_without_a_class_token_the_mean_patch_token_stands_in(tmp_path):
-    model = random_model("test_vit3")
-    assert model.num_prefix_tokens == 1  # a register, which must not pass for a class token
+@pytest.mark.parametrize(
+    ("name", "size", "block", "width", "prefixes"),
+    [
+        ("test_vit3", 160, 9, 96, 1),  # a register, which must not pass for a class token
+        ("vit_medium_patch16_gap_240", 64, 2, 64, 0),
+    ],
+)
+def test_without_a_class_token_the_mean_patch_token_stands_in(
+    name, size, block, width, prefixes, tmp_path, monkeypatch
+):
+    if not prefixes:
+        make_smaller(monkeypatch, name, embed_dim=width, depth=2, num_heads=1)
+    model = random_model(name)
+    assert model.num_prefix_tokens == prefixes
     assert model.cls_token is None
     weights = save_weights(model, tmp_path / "w.safetensors")
-    tokens = load_backbone("test_vit3", weights=weights)(random_images(160))["9"]
-    torch.testing.assert_close(tokens.prefix[:, 0], tokens.patches.mean(dim=1))
-
-
-def test_a_model_without_any_prefix_token_works(tmp_path):
-    weights = save_weights(random_model("vit_medium_patch16_gap_240"), tmp_path / "w.safetensors")
-    backbone = load_backbone(
-        "vit_medium_patch16_gap_240", image_size=64, layers=[2], weights=weights
-    )
-    tokens = backbone(random_images(64))["2"]
-    assert tokens.patches.shape == (2, 16, 512)
+    backbone = load_backbone(name, image_size=size, layers=[block], weights=weights)
+    tokens = backbone(random_images(size))[str(block)]
+    assert tokens.patches.shape == (2, (size // 16) ** 2, width)
     torch.testing.assert_close(tokens.prefix[:, 0], tokens.patches.mean(dim=1))
 
 
@@ -145,19 +148,12 @@ def test_dinov2_drops_registers_and_protocol_spg_takes_it_before_the_norm(tmp_pa
     torch.testing.assert_close(default(images)["12"].prefix, model.norm(expected)[:, :1])
 
 
-def test_protocol_spg_leaves_dinov3_after_the_norm(dinov3):
-    spec = load_backbone(DINOV3, image_size=64, protocol="spg", weights=dinov3[1]).spec
-    assert spec.norm == "post"
-    assert (spec.preprocess.order, spec.preprocess.interpolation) == ("float", "bilinear")
-
-
-def test_beit_resizes_its_relative_positions(tmp_path):
+def test_beit_resizes_its_relative_positions(tmp_path, monkeypatch):
     name = "beit_base_patch16_224"
-    torch.manual_seed(0)
+    make_smaller(monkeypatch, name, depth=1)
     model = timm.create_model(name, num_classes=0)
     weights = save_weights(model, tmp_path / "w.safetensors")
     backbone = load_backbone(name, image_size=64, layers=[1], norm="pre", weights=weights)
-    weights.unlink()  # pytest keeps its folders
     assert backbone(random_images(64))["1"].patches.shape == (2, 16, 768)
 
 

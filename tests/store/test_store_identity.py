@@ -49,34 +49,34 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
     assert backbone.calls == 1 + left
 
 
-@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "mask", "shards.json"])
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        *[
+            pytest.param("write_shard", 4, id="tokens_1"),
+            pytest.param("write_shard", 5, id="tokens_2"),
+        ],
+        *[pytest.param("write_file", 4, id="prefix_2"), pytest.param("write_shard", 6, id="mask")],
+        pytest.param("save_entries", 2, id="shards.json"),
+    ],
+)
 def test_a_kill_between_two_files_of_a_shard_is_mended(
     tiny_store: FeatureStore,
     tiny_manifest: Manifest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    stop_at: str,
+    function: str,
+    call: int,
 ) -> None:
-    calls = 0
-    names = {
-        "tokens_1": "write_shard",
-        "tokens_2": "write_shard",
-        "prefix_2": "write_file",
-        "mask": "write_shard",
-        "shards.json": "save_entries",
-    }
-    true = getattr(writer_module, names[stop_at])
     # In the second shard: after the files of the first are recorded.
-    last = {"tokens_1": 4, "tokens_2": 5, "prefix_2": 4, "mask": 6, "shards.json": 2}[stop_at]
+    true, calls = getattr(writer_module, function), iter(range(1, 99))
 
-    def stops(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == last:
+    def stops(*given: Any) -> object:
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return true(*args, **kwargs)
+        return true(*given)
 
-    monkeypatch.setattr(writer_module, names[stop_at], stops)
+    monkeypatch.setattr(writer_module, function, stops)
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TinyBackbone, extracted, files
@@ -12,6 +13,8 @@ from tiny import TinyBackbone, extracted, files
 from benchmarks import kill_extract
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.store import shards
+from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import locked
 
 
@@ -40,24 +43,17 @@ def test_a_second_writer_is_refused_while_the_first_lives(
             extracted(tiny_manifest, place)
         assert not place.exists()
         other.kill()
-    store = extracted(tiny_manifest, place)
-    assert len(store) == 16
-
-
-def test_a_finished_store_is_read_while_it_is_locked(
-    tiny_manifest: Manifest, tmp_path: Path
-) -> None:
-    place = tmp_path / "a.zarr"
     extracted(tiny_manifest, place)
-    lock = locked(place)
+    lock = locked(place)  # a finished store is read while it is locked
     backbone = TinyBackbone()
     assert len(extracted(tiny_manifest, place, backbone=backbone)) == 16
     assert backbone.calls == 1
     lock.release()
 
 
-def test_what_a_killed_writer_left_is_swept_away(tiny_manifest: Manifest, tmp_path: Path) -> None:
-    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
+def test_what_a_killed_writer_left_is_swept_away(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
+) -> None:
     place = tmp_path / "a.zarr"
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=3), workers=1)
@@ -65,28 +61,27 @@ def test_what_a_killed_writer_left_is_swept_away(tiny_manifest: Manifest, tmp_pa
     (place / "tokens_1" / "c" / "2" / "0" / ".0.4194303.tmp").write_bytes(b"half")
     (place / "label" / "c").mkdir(parents=True)
     (place / "label" / "c" / "0").write_bytes(b"half")
-    assert files(extracted(tiny_manifest, place).path) == whole
+    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
 
 
 def test_a_full_disk_is_one_message_and_the_store_resumes(
-    tiny_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from spg_pipe.store import shards
+    true, calls = shards.write_bytes, iter(range(99))
 
-    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
-    true, calls = shards.write_bytes, 0
-
-    def full(*arguments: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 7:  # in the second shard: a shard has five files and an entry
-            raise OSError(28, "No space left on device", str(arguments[0]))
-        true(*arguments)  # type: ignore[arg-type]
+    def full(*given: Any) -> None:
+        if next(calls) > 6:  # in the second shard: a shard has five files and an entry
+            raise OSError(28, "No space left on device", str(given[0]))
+        true(*given)
 
     monkeypatch.setattr(shards, "write_bytes", full)
     with pytest.raises(SpgError, match=r"cannot be written.*No space left.*--out.*goes on"):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     backbone = TinyBackbone()
-    assert files(extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone).path) == whole
+    again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
+    assert files(again.path) == files(tiny_store.path)
     assert backbone.calls < 6  # the first shard was kept

@@ -25,19 +25,24 @@ Copy = Callable[[Path], Path]
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("file", "content", "message"),
     [
-        ("complete", False, r"not finished.*spg-pipe extract.* goes on"),
-        ("schema", 99, "of schema 99; this version reads schema 2"),
+        ("zarr.json", {"complete": False}, r"not finished.*spg-pipe extract.* goes on"),
+        ("zarr.json", {"schema": 99}, "of schema 99; this version reads schema 2"),
+        ("shards.json", "{", r"shards\.json is damaged"),
+        ("shards.json", '{"files": [{"name": 1}]}', r"shards\.json is damaged"),
+        ("shards.json", "[]", r"shards\.json is damaged"),
+        ("shards.json", '{"files": []}', r"shards\.json does not list tokens_1/c/0/0/0"),
     ],
 )
-def test_an_unfinished_store_and_one_of_another_schema_are_refused(
-    tiny_store: FeatureStore, copy_of: Copy, name: str, value: object, message: str
+def test_an_unfinished_store_one_of_another_schema_and_a_damaged_index_are_refused(
+    tiny_store: FeatureStore, copy_of: Copy, file: str, content: object, message: str
 ) -> None:
     place = copy_of(tiny_store.path)
-    metadata = json.loads((place / "zarr.json").read_text())
-    metadata["attributes"][name] = value
-    (place / "zarr.json").write_text(json.dumps(metadata))
+    if isinstance(content, dict):
+        metadata = json.loads((place / file).read_text())
+        content = json.dumps(metadata | {"attributes": metadata["attributes"] | content})
+    (place / file).write_text(str(content))
     with pytest.raises(SpgError, match=message) as error:
         FeatureStore(place)
     assert str(place) in str(error.value)
@@ -63,23 +68,6 @@ def test_a_damaged_file_is_refused_by_its_name_and_images(
     assert f"expected {len(data)} bytes" in message
     assert ("is missing" if damage == "deleted" else "has ") in message
     assert "--replace" in message
-
-
-def test_an_unlisted_shard_is_refused(tiny_store: FeatureStore, copy_of: Copy) -> None:
-    place = copy_of(tiny_store.path)
-    index = json.loads((place / "shards.json").read_text())
-    index["files"] = [f for f in index["files"] if f["name"] != "tokens_2/c/2/0/0"]
-    (place / "shards.json").write_text(json.dumps(index))
-    with pytest.raises(SpgError, match="does not list tokens_2/c/2/0/0"):
-        FeatureStore(place)
-
-
-@pytest.mark.parametrize("content", ["{", '{"files": [{"name": 1}]}', "[]"])
-def test_a_damaged_index_is_refused(tiny_store: FeatureStore, copy_of: Copy, content: str) -> None:
-    place = copy_of(tiny_store.path)
-    (place / "shards.json").write_text(content)
-    with pytest.raises(SpgError, match=r"shards\.json is damaged"):
-        FeatureStore(place)
 
 
 @pytest.mark.parametrize(

@@ -97,12 +97,8 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
         train_missing_saes(settings, aux, seed)
     store = checked_store(run, find_dataset(run.params, aux))
     chosen, rows, tables = Setting({}, run), list[Mapping[str, Any]](), []
-    for values, sections, images in (
-        (zero_shot, _SECTIONS, None),
-        (banks, (_BANK,), normals),
-    ):
-        if not values:
-            continue
+    rounds = ((zero_shot, _SECTIONS, None), (banks, (_BANK,), normals))
+    for values, sections, images in (each for each in rounds if each[0]):
         try:
             settings = combinations(chosen.run, values, "choose", sections)
             taken, of_round, table = _round(run, aux, store, settings, images)

@@ -67,10 +67,10 @@ MUTANTS = {
     "dead one step early": Mutant("sae", "sae/trainer.py", "self.age > limit", "self.age >= limit"),
     "no renormalisation": Mutant("sae", "sae/trainer.py", "self.sae.renormalise()", "pass"),
     "DINOv3 resized in 8 bits": Mutant(
-        "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'
+        "preprocess", "backbones/timm_models.py", 'size, "float",', 'size, "uint8",'
     ),
     "DINOv3 bicubic": Mutant(
-        "preprocess", "backbones/timm_common.py", '"float", "bilinear"', '"float", "bicubic"'
+        "preprocess", "backbones/timm_models.py", '"float", "bilinear"', '"float", "bicubic"'
     ),
     "CLIP resized as floats": Mutant(
         "preprocess", "backbones/openclip.py", 'size, "uint8",', 'size, "float",'

@@ -48,7 +48,6 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
 
     def pairs(record: SaeRecord) -> Pairs:
         return {
-            "seed": (seed, record.seed),
             "method.protocol": (run.params.method.protocol, record.protocol.name),
             "sae": (run.params.sae, record.sae),
             "feature store": (store.fingerprint, record.store),
@@ -72,7 +71,7 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
 
     def pairs(record: DetectorRecord) -> Pairs:
         store = _where_here(run, lambda: checked_store(run, aux).fingerprint, record.store)
-        return _fitted(run.params, seed, record.origin, record.rule) | {"feature store": store}
+        return _fitted(run.params, record.origin, record.rule) | {"feature store": store}
 
     def sae() -> Path:
         store = _first(lambda: checked_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
@@ -104,12 +103,8 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
         if record.detector is None or record.rule is None:
             return {"detector": ("one of the recipe", None)}
         store = _where_here(run, lambda: checked_store(run, dataset).fingerprint, record.store)
-        return _fitted(params, seed, record.detector, record.rule) | {
+        return _fitted(params, record.detector, record.rule) | {
             "score": (params.score.model_dump(include=keys), record.rule.model_dump(include=keys)),
-            "auxiliary": (aux, record.auxiliary),
-            "part of the dataset": (None, record.selection),
-            "normal images of the target": (None, record.bank and record.bank.normals),
-            "dataset": (dataset.name, record.dataset),
             "split": (dataset.split, record.split),
             "feature store": store,
             "detector": _where_here(run, detector, record.detector.fingerprint),
@@ -191,18 +186,16 @@ def _where_here(run: RecipeRun, fingerprint: Callable[[], str], held: str) -> tu
 
 
 def _fitted(
-    params: Params, seed: int, origin: "DetectorOrigin", rule: "Rule"
+    params: Params, origin: "DetectorOrigin", rule: "Rule"
 ) -> dict[str, tuple[object, object]]:
     """What a recipe and a detector say about fitting, under the names that messages use."""
     from spg_pipe.guides.kinds import guides_of
 
     pairs: dict[str, tuple[object, object]] = {
-        "seed": (seed, origin.seed),
         "method.protocol": (params.method.protocol, origin.protocol.name),
         "sae": (params.sae, origin.sae.params),
         "guides": (guides_of(params.guides), origin.guides),
         "method.detection": (params.method.detection, origin.detection),
-        "part of the auxiliary dataset": (None, origin.auxiliary.selection),
     }
     if params.score.rule == "additive":
         weights = rule.weights if rule.rule == "additive" else None

@@ -235,14 +235,14 @@ def test_a_store_without_an_anomalous_pixel_is_refused(
 def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
     tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    true = trainer_module.detection_loss
+    true = torch.nn.functional.cross_entropy
     calls: list[int] = []
 
     def spoiled(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         calls.append(1)  # two layers a step, four steps an epoch
         return true(similarity, labels) * (float("nan") if len(calls) == 12 else 1)
 
-    monkeypatch.setattr(trainer_module, "detection_loss", spoiled)
+    monkeypatch.setattr(trainer_module.F, "cross_entropy", spoiled)
     monkeypatch.setattr(
         train_module.Training,
         "_every",

@@ -1,9 +1,8 @@
-"""Losses of the guides: detection, segmentation (focal + dice) and sparsity."""
+"""The loss that compares a map with its mask: focal + dice."""
 
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.guides.trained.pixels import PixelTarget, Region
@@ -23,18 +22,6 @@ class Segmentation(NamedTuple):
     def total(self) -> Tensor:
         """focal + dice(anomaly) + dice(normal)."""
         return self.focal + self.dice_anomaly + self.dice_normal
-
-
-def detection_loss(similarity: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with raw cosines as logits (no temperature).
-
-    Parameters
-    ----------
-    similarity : (B, 2)
-        Cosines with the global-normal and the global-anomaly guide.
-    labels : (B,) int64
-    """
-    return F.cross_entropy(similarity, labels)
 
 
 def segmentation_loss(logits: Tensor, target: PixelTarget) -> Segmentation:
@@ -121,8 +108,3 @@ def _focal_pixels(pt: Tensor) -> tuple[Tensor, Tensor]:
     log, rest = pt.log(), 1 - pt
     slope = torch.div(rest, pt, out=pt).sub_(log, alpha=2).mul_(rest)
     return -log.mul_(rest).mul_(rest).sum(), slope
-
-
-def sparsity_loss(codes: Tensor) -> Tensor:
-    """Mean over guides of ‖e‖₁ for effective codes (4, C)."""
-    return codes.abs().sum(dim=1).mean()

@@ -10,8 +10,8 @@ import yaml
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
-from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline import features
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -30,7 +30,7 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
     run = run_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     choice = choose(run, "left")
     means = {
         (row["sae.k"], row["decision.top_share"]): row["merit"]
@@ -80,7 +80,7 @@ def test_settings_of_a_bank_are_chosen_after_the_others_and_written_with_them(
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"), good=4)
     run = run_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     choice = choose(run, "left", normals=2)
     assert list(choice.values) == ["guides.atoms", "bank.weight"]
     recipe = parse_params(yaml.safe_load(choice.path.read_text()), "chosen")
@@ -99,7 +99,7 @@ def test_too_few_normal_images_leave_the_bank_as_it_is_and_choose_the_rest(
     write_mvtec(Path("left"))
     run = run_of({"guides.atoms": [2, 4], "bank.weight": [1.0, 0.0]})
     run = replace(run, console=Console(1))
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     choice = choose(run, "left")
     assert list(choice.values) == ["guides.atoms"]
     assert "Nothing of bank is chosen on left: No part of" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_what_is_not_too_few_images_stops_a_choice(
     monkeypatch.chdir(tmp_path)
     write_mvtec(Path("left"), good=4)
     run = run_of({"guides.atoms": [2, 4], "bank.neighbours": [1, 1000]})
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     with pytest.raises(SpgError, match=r"Lower bank\.neighbours"):
         choose(run, "left", normals=2)
     assert not list(Path("artifacts").glob("choices/**/*.*"))

@@ -24,7 +24,6 @@ from spg_pipe.cli.options import (
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
-from spg_pipe.pipeline.datasets import datasets_of
 from spg_pipe.pipeline.run import require_runs, targets_of
 
 app = typer.Typer(
@@ -52,11 +51,11 @@ def demo(
 @shared("skip_bad", *RECIPE)
 def prepare(options: Options, split: SplitOption = None) -> None:
     """List a dataset's images and masks with their content hashes (Manifest)."""
-    from spg_pipe.pipeline import features, synthetic
+    from spg_pipe.pipeline import datasets, features, synthetic
 
     run = options.run()
     features.write_demo_sets(run)
-    chosen = datasets_of(run.params, split)
+    chosen = datasets.datasets_of(run.params, split)
     synthetic.synthesise_sets(run, chosen)
     paths = [features.prepare(run, dataset) for dataset in chosen]
     run.console.result({"manifests": paths, "skipped": features.skipped_in(paths)})
@@ -82,10 +81,10 @@ def extract(
     Without --split, every dataset of the recipe. An interrupted extract goes on where it stopped.
     With --limit or --categories the store gets a place of its own: name it with --store later.
     """
-    from spg_pipe.pipeline import features, synthetic
+    from spg_pipe.pipeline import datasets, features, synthetic
 
     run = options.run()
-    chosen = datasets_of(run.params, split)
+    chosen = datasets.datasets_of(run.params, split)
     wanted = names_of("--categories", categories, "bottle,screw")
     if (out or wanted) and len(chosen) != 1:
         raise SpgError("--out and --categories are of one dataset: add --split NAME.")

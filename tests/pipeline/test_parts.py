@@ -110,18 +110,23 @@ def test_options_that_leave_nothing_out_give_the_datasets_own_store(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_part_is_refused_in_the_place_of_the_whole(run: RecipeRun, backbone: Backbone) -> None:
-    own = run.paths.store("left")
-    with pytest.raises(SpgError, match=r"place of the whole dataset left.*--out"):
-        extract(run, backbone, limit=4, out=own)
-    assert not own.exists()
+WHOLE = Path("artifacts/features/left-efficientnet-lite0-64.zarr")
 
 
-def test_unknown_categories_are_named_with_their_nearest(
-    run: RecipeRun, backbone: Backbone
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 4, "out": WHOLE}, r"place of the whole dataset left.*--out"),
+        ({"categories": ["screw", "botle"]}, r"no category botle\. It has: bott"),
+        ({"out": Path("left/bottle/s.zarr")}, r"among the images of left.*outside"),
+    ],
+)
+def test_what_extract_refuses_is_not_begun(
+    run: RecipeRun, backbone: Backbone, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SpgError, match=r"no category botle\. It has: bott"):
-        extract(run, backbone, categories=["screw", "botle"])
+    with pytest.raises(SpgError, match=message):
+        extract(run, backbone, **options)
+    assert not list(Path().rglob("*.zarr"))
 
 
 def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_wholes(
@@ -142,12 +147,6 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
     assert targets.read_metrics(metrics).mean.counts.images == 3
     with pytest.raises(SpgError, match="spg-pipe extract --split right"):
         targets.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
-
-
-def test_no_store_among_the_images(run: RecipeRun, backbone: Backbone) -> None:
-    with pytest.raises(SpgError, match=r"among the images of left.*outside"):
-        extract(run, backbone, out=Path("left/bottle/s.zarr"))
-    assert not list(Path("left").rglob("*.zarr"))
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])
@@ -171,6 +170,7 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(
     run: RecipeRun, backbone: Backbone
 ) -> None:
     whole = truncate(BAD)
+    features.prepare(skipping(True), left(run))  # stale in the end: it hides no store
     extract(skipping(True), backbone)
     other = BAD.with_name("002.png")
     other.write_bytes(whole)  # one more
@@ -184,16 +184,6 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(
     with pytest.raises(SpgError, match=r"no longer left out: bottle/test/good/001\.png.*--replace"):
         extract(run, backbone)
     place = extract(run, backbone, replace=True)
-    assert checked_store(run, left(run)).path == place
-
-
-def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
-    run: RecipeRun, backbone: Backbone
-) -> None:
-    whole = truncate(BAD)
-    features.prepare(skipping(True), left(run))
-    BAD.write_bytes(whole)
-    place = extract(run, backbone)
     assert checked_store(run, left(run)).path == place
 
 

@@ -94,20 +94,16 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> Sco
     return _require(run, path, ScoresRecord, pairs, command, detector)
 
 
-def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
+def checked_metrics(run: RecipeRun, way: Direction, seed: int) -> tuple[Path, Path]:
     """The metrics of a direction by the recipe's `metrics` section, and the scores behind them."""
-    dataset = run.params.dataset(direction.target)
-    scores = checked_scores(run, dataset, direction.aux, seed)
-    folder = run.paths.scores(direction.aux, dataset, seed)
-    path = run.paths.metrics(direction.aux, dataset, seed)
-    command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
+    scores = checked_scores(run, run.params.dataset(way.target), way.aux, seed).fingerprint
+    folder = run.paths.scores(way.aux, way.target, seed)
+    path = run.paths.metrics(way.aux, way.target, seed)
+    command = f"evaluate --split {way.target} --aux {way.aux} --seed {seed}"
     if not path.is_file():
         raise refused(f"There are no metrics of {folder}: {path} does not exist.", command)
-    held = read_metrics(path).provenance
-    pairs = {
-        "scores": (scores.fingerprint, held.scores),
-        "metrics": (run.params.metrics, held.metrics),
-    }
+    held, metrics = read_metrics(path).provenance, run.params.metrics
+    pairs = {"scores": (scores, held.scores), "metrics": (metrics, held.metrics)}
     if faults := differences(pairs):
         raise refused(made_otherwise(path, faults), command)
     return path, folder
@@ -130,12 +126,7 @@ def _require(
         if not faults:
             return record
         fault = made_otherwise(path, faults)
-    try:
-        _first(inputs, command)
-    except NotThereError:
-        raise
-    except SpgError as error:
-        run.console.detail(f"not checked what comes before: {error}")
+    _first(inputs, command)
     raise refused(fault, command)
 
 

@@ -27,12 +27,8 @@ def checked_store(
 ) -> FeatureStore:
     """The store of a dataset, which may be one of the recipe's by name, or that of `--store`.
 
-    Raises
-    ------
-    NotThereError
-        If there is none, or it was made from other settings, images or weights.
-    SpgError
-        If it is damaged, or the named one is of another dataset or split.
+    A `NotThereError` if there is none, or it was made from other settings, images or weights; an
+    `SpgError` if it is damaged, or the named one is of another dataset or split.
     """
     if isinstance(dataset, str):
         dataset = run.params.dataset(dataset)
@@ -41,10 +37,7 @@ def checked_store(
         held = f"{store.spec.dataset}/{store.spec.split}"
         wanted = f"{dataset.name}/{dataset.split}"
         if held != wanted:
-            raise SpgError(
-                f"{given} holds {held}, not {wanted}. Name the dataset that it holds, "
-                "or another store."
-            )
+            raise SpgError(f"{given} holds {held}, not {wanted}. Name that, or another store.")
         if store.selection:
             run.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
         return store

@@ -67,8 +67,6 @@ def extract(
 
     Parameters
     ----------
-    path : Path
-        The store's folder.
     replace : bool
         Replace a store of other content in the same place.
     workers : int

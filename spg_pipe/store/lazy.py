@@ -30,8 +30,6 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 
     Parameters
     ----------
-    path : Path or str
-        A finished store's folder, or a URL that fsspec knows.
     chunk_images : int, optional
         Images a chunk. Without it a chunk is a shard or, where a shard has more than 128 MB, one
         of the nearly equal parts of a shard that have not; the same for all arrays.
@@ -48,45 +46,12 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
         `chunk_images` is not positive.
     """
-    return _dask_arrays(FeatureStore(path), chunk_images)
-
-
-def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
-    """A store as an xarray Dataset: what `xarray.open_zarr` gives, checked and in larger chunks.
-
-    Parameters
-    ----------
-    path, chunk_images
-        As in `open_dask`, which also says how the arrays are read.
-
-    Returns
-    -------
-    xarray.Dataset
-        Variables with the dimensions of docs/store.md and the store's attributes. Tokens, prefix
-        tokens and masks are Dask arrays; the small arrays are read at once.
-
-    Raises
-    ------
-    SpgError
-        As `open_dask`.
-    """
-    import xarray as xr
-
-    store = FeatureStore(path)
-    group, large = store.files.group(), large_arrays(store.spec)
-    variables = {
-        name: (group[name].metadata.dimension_names, lazy if name in large else group[name][...])
-        for name, lazy in _dask_arrays(store, chunk_images).items()
-    }
-    return xr.Dataset(variables, attrs=store.spec.attributes())
-
-
-def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da.Array"]:
     import dask.array as da
     from dask.base import tokenize
 
     if chunk_images is not None and chunk_images < 1:
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
+    store = FeatureStore(path)
     images = chunk_images or _image_chunks(store.spec)
     group, large = store.files.group(), large_arrays(store.spec)
     lazy = {}
@@ -97,14 +62,28 @@ def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da
         source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
         chunks = (images, *array.shape[1:]) if name in large else array.shape
         # The fingerprint stands for the content: equal names mean equal numbers to Dask.
-        token = tokenize(str(store.path), store.fingerprint, chunks)
-        lazy[name] = da.from_array(
-            source,
-            chunks=chunks,
-            name=f"{name}-{token}",
-            meta=np.empty((0,) * array.ndim, array.dtype),
-        )
+        label = f"{name}-{tokenize(str(store.path), store.fingerprint, chunks)}"
+        meta = np.empty((0,) * array.ndim, array.dtype)
+        lazy[name] = da.from_array(source, chunks=chunks, name=label, meta=meta)
     return lazy
+
+
+def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
+    """A store as an xarray Dataset: what `xarray.open_zarr` gives, checked and in larger chunks.
+
+    Its variables have the dimensions of docs/store.md and the store's attributes. Tokens, prefix
+    tokens and masks are Dask arrays, as `open_dask` reads them; the small arrays are read at once.
+    Parameters and errors are those of `open_dask`.
+    """
+    import xarray as xr
+
+    store = FeatureStore(path)
+    group, large = store.files.group(), large_arrays(store.spec)
+    variables = {
+        name: (group[name].metadata.dimension_names, lazy if name in large else group[name][...])
+        for name, lazy in open_dask(path, chunk_images=chunk_images).items()
+    }
+    return xr.Dataset(variables, attrs=store.spec.attributes())
 
 
 def _image_chunks(spec: StoreSpec) -> tuple[int, ...]:

@@ -175,7 +175,6 @@ class FeatureStore:
 
         Parameters
         ----------
-        layer : str
         images : (n,) int
             Image rows, in any order.
         out : (n, N, D), optional

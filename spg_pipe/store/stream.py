@@ -59,12 +59,7 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Shuffled batches of labelled images; the short last batch is kept.
 
-    Parameters
-    ----------
-    sources : dict of layer → TokenSource
-        Of one store.
-    start : int
-        Batches of the epoch to leave out.
+    The first `start` batches of the epoch are left out.
     """
     first = next(iter(sources.values()))
     store, device = first.store, first.device
@@ -106,8 +101,6 @@ def token_batches(
 
     Parameters
     ----------
-    source : TokenSource
-        One layer of a store.
     start : int
         Batches of the epoch to leave out.
     batch_images : int, optional

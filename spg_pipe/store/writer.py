@@ -29,7 +29,6 @@ from spg_pipe.store.shards import (
     chunk_file,
     crc32c,
     data_files,
-    file_entry,
     parse_entries,
     raw_bytes,
     save_entries,
@@ -56,12 +55,8 @@ class StoreWriter:
 
     Parameters
     ----------
-    path : Path
-        The store's folder.
     spec : StoreSpec
         Its fingerprint decides whether a store that is already there is this one.
-    manifest : Manifest
-        The images, in the store's order.
     replace : bool
         Remove a store of another fingerprint instead of refusing. In a store of this fingerprint,
         check every byte and write damaged shards anew.
@@ -229,10 +224,11 @@ class StoreWriter:
 
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        small = []
+        small, rows = [], range(self.spec.images)
         for name, dimension, values in self._small_arrays(lost_regions):
             write_small(self.path, name, values, dimension)
-            small.append(file_entry(self.path, f"{name}/c/0", range(self.spec.images)))
+            chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
+            small.append(write_file(self.path, chunk, rows, (self.path / chunk).read_bytes()))
         save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
         group.attrs.update(self.spec.attributes())

@@ -67,6 +67,8 @@ def extract(
 
     Parameters
     ----------
+    path : Path
+        The store's folder.
     replace : bool
         Replace a store of other content in the same place.
     workers : int

@@ -10,7 +10,10 @@ from spg_pipe.store.format import group_attributes
 class StoreFiles:
     """The files of a store by their names below it.
 
-    `place` is a folder, or any URL that fsspec knows (`s3://…`, `https://…`, `memory://…`).
+    Parameters
+    ----------
+    place : Path or str
+        A folder, or any URL that fsspec knows (`s3://…`, `https://…`, `memory://…`).
     """
 
     def __init__(self, place: Path | str) -> None:

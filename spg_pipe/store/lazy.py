@@ -30,6 +30,8 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 
     Parameters
     ----------
+    path : Path or str
+        A finished store's folder, or a URL that fsspec knows.
     chunk_images : int, optional
         Images a chunk. Without it a chunk is a shard or, where a shard has more than 128 MB, one
         of the nearly equal parts of a shard that have not; the same for all arrays.
@@ -71,9 +73,21 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
 def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
     """A store as an xarray Dataset: what `xarray.open_zarr` gives, checked and in larger chunks.
 
-    Its variables have the dimensions of docs/store.md and the store's attributes. Tokens, prefix
-    tokens and masks are Dask arrays, as `open_dask` reads them; the small arrays are read at once.
-    Parameters and errors are those of `open_dask`.
+    Parameters
+    ----------
+    path, chunk_images
+        As in `open_dask`, which also says how the arrays are read.
+
+    Returns
+    -------
+    xarray.Dataset
+        Variables with the dimensions of docs/store.md and the store's attributes. Tokens, prefix
+        tokens and masks are Dask arrays; the small arrays are read at once.
+
+    Raises
+    ------
+    SpgError
+        As `open_dask`.
     """
     import xarray as xr
 

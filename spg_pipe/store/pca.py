@@ -35,8 +35,16 @@ def draw_pca(
 
     Parameters
     ----------
+    file : Path
+        A PNG; an earlier one is replaced, nothing else is written.
     images : str, optional
         Rows of the store with commas between them, or how many, evenly spread (6).
+    layer : str, optional
+        This layer alone.
+
+    Parameters
+    ----------
+    rows : (n,) int
 
     Returns
     -------

@@ -175,6 +175,7 @@ class FeatureStore:
 
         Parameters
         ----------
+        layer : str
         images : (n,) int
             Image rows, in any order.
         out : (n, N, D), optional

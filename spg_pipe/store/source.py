@@ -20,6 +20,9 @@ class TokenSource:
 
     Parameters
     ----------
+    store : FeatureStore
+    layer : str
+    device : str
     cache : "auto" | "device" | "host" | "none"
         Hold the whole layer in the device's memory or in the host's, or read it anew each time.
         `auto`: on a GPU its memory if the layer fits in half of what is free, then the host's;

@@ -59,7 +59,14 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Shuffled batches of labelled images; the short last batch is kept.
 
-    The first `start` batches of the epoch are left out.
+    Parameters
+    ----------
+    sources : dict of layer → TokenSource
+        Of one store.
+    source : TokenSource
+        One layer of a store.
+    start : int
+        Batches of the epoch to leave out.
     """
     first = next(iter(sources.values()))
     store, device = first.store, first.device

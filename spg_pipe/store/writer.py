@@ -55,8 +55,12 @@ class StoreWriter:
 
     Parameters
     ----------
+    path : Path
+        The store's folder.
     spec : StoreSpec
         Its fingerprint decides whether a store that is already there is this one.
+    manifest : Manifest
+        The images, in the store's order.
     replace : bool
         Remove a store of another fingerprint instead of refusing. In a store of this fingerprint,
         check every byte and write damaged shards anew.

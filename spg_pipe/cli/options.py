@@ -71,10 +71,7 @@ class Options:
     def run(self) -> RecipeRun:
         """The recipe with these options on top.
 
-        Raises
-        ------
-        SpgError
-            If the recipe or an option is not valid.
+        An `SpgError` if the recipe or an option is not valid.
         """
         recipe = load_params(self.params)
         content = recipe.model_dump(mode="json")
@@ -131,10 +128,7 @@ def bank_alone(normals: object, use: BankUse) -> bool:
 def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
     """Of a command without a recipe: the defaults with `--set bank.KEY=VALUE` on top.
 
-    Raises
-    ------
-    SpgError
-        If a parameter is unknown or out of range, or there are no normal images.
+    An `SpgError` if a parameter is unknown or out of range, or there are no normal images.
     """
     content: dict[str, Any] = {"bank": {}, "name": "bank"}
     content |= {"datasets": [], "auxiliaries": [], "directions": []}
@@ -149,13 +143,7 @@ def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
 
 
 def names_of(option: str, value: str | None, example: str) -> list[str] | None:
-    """The names that an option lists; None without it.
-
-    Raises
-    ------
-    SpgError
-        If one of them is empty.
-    """
+    """The names that an option lists; None without it; an `SpgError` if one of them is empty."""
     if value is None:
         return None
     names = [part.strip() for part in value.split(",")]
@@ -170,10 +158,7 @@ def names_of(option: str, value: str | None, example: str) -> list[str] | None:
 def sides_of(tiles: str | None) -> list[int] | None:
     """The sides that `--tiles` lists; None without it.
 
-    Raises
-    ------
-    UsageError
-        If one of them is no positive number.
+    A `UsageError` if one of them is no positive number.
     """
     if tiles is None:
         return None

@@ -71,10 +71,6 @@ def class_sums(
     """One pass over a labelled store.
 
     Patches count where the mask is known, whole images wherever the label is.
-
-    Parameters
-    ----------
-    progress : callable (images done, images in all), optional
     """
     labels = store.array("label").astype(np.int64)
     teaches = np.zeros(len(store), bool)

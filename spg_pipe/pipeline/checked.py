@@ -2,7 +2,7 @@
 
 There is no search. What does not fit is named with both values and the command that mends it. Where
 an input of a missing artefact is itself missing or does not fit, that is told instead: it comes
-first.
+first. Errors are `NotThereError`, or `DamagedError` for what is no whole artefact.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,7 @@ _Record = TypeVar("_Record", "SaeRecord", "DetectorRecord", "ScoresRecord")
 
 
 def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> Path:
-    """The SAE of the recipe's `sae` section, trained on this store.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there is none that fits.
-    """
+    """The SAE of the recipe's `sae` section, trained on this store."""
     from spg_pipe.sae.run import SaeRecord
 
     given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
@@ -61,11 +55,6 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
     """The detector of the recipe's sections, made from `aux`: what it says of itself.
 
     Its training data need not be here; where the store is, the detector must be made from it.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there is none that fits.
     """
     from spg_pipe.detector.record import DetectorRecord
 
@@ -85,11 +74,6 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
     """The zero-shot scores of a target by the recipe's sections: what they say of themselves.
 
     Where the target's store or the detector is, the scores must have been made from it.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there are none that fit.
     """
     from spg_pipe.detector.record import ScoresRecord
 
@@ -116,13 +100,7 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
 
 
 def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
-    """The metrics of a direction by the recipe's `metrics` section, and the scores behind them.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there are none that fit.
-    """
+    """The metrics of a direction by the recipe's `metrics` section, and the scores behind them."""
     from spg_pipe.detector.metrics_file import read_metrics
 
     dataset = run.params.dataset(direction.target)

@@ -24,10 +24,7 @@ def datasets_of(params: Params, split: str | None) -> list[Dataset]:
 def find_dataset(params: Params, split: str, *, option: str = "--split") -> Dataset:
     """A dataset by what `--split` or a like option says: `visa`, `visa/train`, or a folder.
 
-    Raises
-    ------
-    SpgError
-        If it is none of these.
+    An `SpgError` if it is none of these.
     """
     name, _, part = split.partition("/")
     known = [dataset.name for dataset in params.datasets]
@@ -107,10 +104,7 @@ def names_on_disk(dataset: Dataset) -> list[str]:
 def find_direction(params: Params, target: str) -> Direction:
     """The recipe's direction with this target.
 
-    Raises
-    ------
-    SpgError
-        If the recipe has none, or several: `narrowed` says which.
+    An `SpgError` if the recipe has none, or several: `narrowed` says which.
     """
     fits = [way for way in params.directions if way.target == target]
     if len(fits) == 1:

@@ -28,10 +28,8 @@ def banks_for(
 ) -> "Banks":
     """A memory bank for each category of a target; see `score` for `normals`.
 
-    Raises
-    ------
-    SpgError
-        If the images are no bank for this target, or one of the detectors cannot be added to it.
+    An `SpgError` if the images are no bank for this target, or one of the detectors cannot be added
+    to it.
     """
     from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, says, seen_of
 

@@ -45,10 +45,7 @@ class RecipeRun:
 def image_size(params: Params) -> int:
     """S: as the recipe says, or the backbone's default.
 
-    Raises
-    ------
-    SpgError
-        If the backbone is unknown.
+    An `SpgError` if the backbone is unknown.
     """
     from spg_pipe.backbones.load import resolve
 
@@ -75,11 +72,8 @@ def targets_of(
 ) -> list[tuple[RecipeRun, str]]:
     """Targets to score, each with its run: what `--split` names, or the recipe's directions.
 
-    Raises
-    ------
-    SpgError
-        If there is none, or a given store, detector or scores folder does not exist or would
-        serve several.
+    An `SpgError` if there is none, or a given store, detector or scores folder does not exist or
+    would serve several.
     """
     _require_there(given)
     if split is not None:

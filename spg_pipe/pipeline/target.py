@@ -42,10 +42,8 @@ def score(
     alone : bool
         The normal images judge without a detector: once, not for each seed.
 
-    Raises
-    ------
-    SpgError
-        If the normal images are no bank for this target, or the detector cannot be added to one.
+    An `SpgError` if the normal images are no bank for this target, or the detector cannot be added
+    to one.
     """
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
@@ -220,10 +218,7 @@ def report(run: RecipeRun) -> Path:
 
     A seed or direction without them is named on the page.
 
-    Raises
-    ------
-    SpgError
-        If there is nothing to report: no metrics that the active recipe makes.
+    An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
     from spg_pipe.report.build import build_report
 

@@ -68,10 +68,7 @@ def judge_images(
 ) -> Iterator[JudgedImage]:
     """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
 
-    Raises
-    ------
-    SpgError
-        If an image cannot be read.
+    An `SpgError` if an image cannot be read.
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.inputs_per_image)

@@ -31,11 +31,8 @@ class NormalFolder:
 def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     """The normal images of a folder: without labels, or those in `good/` (layout `folder`).
 
-    Raises
-    ------
-    SpgError
-        If a bank cannot be added to the detector's decision, or the folder is missing or holds an
-        anomalous image, several categories, or a file that is no image.
+    An `SpgError` if a bank cannot be added to the detector's decision, or the folder is missing or
+    holds an anomalous image, several categories, or a file that is no image.
     """
     folder = given.path
     if not folder.is_dir():
@@ -73,10 +70,7 @@ def with_normals(
     Of many images only a part of their tokens is held in memory, and up to 16 are read a second
     time.
 
-    Raises
-    ------
-    SpgError
-        If an image cannot be read, or no bank can be made of them.
+    An `SpgError` if an image cannot be read, or no bank can be made of them.
     """
     spec = predictor.backbone.spec
 

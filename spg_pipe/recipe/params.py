@@ -224,13 +224,7 @@ class Params(Section):
         return self
 
     def dataset(self, name: str) -> Dataset:
-        """The dataset of that name.
-
-        Raises
-        ------
-        SpgError
-            If params.yaml has none of that name.
-        """
+        """The dataset of that name; an `SpgError` if params.yaml has none of that name."""
         for dataset in self.datasets:
             if dataset.name == name:
                 return dataset
@@ -242,10 +236,7 @@ class Params(Section):
     def narrowed(self, aux: str | None = None, seed: int | None = None) -> "Params":
         """The recipe of one auxiliary set, or of one seed, where they are named.
 
-        Raises
-        ------
-        SpgError
-            If the auxiliary set is none of the recipe's.
+        An `SpgError` if the auxiliary set is none of the recipe's.
         """
         if aux not in (None, *self.auxiliaries):
             known = ", ".join(self.auxiliaries) or "none"
@@ -259,11 +250,8 @@ class Params(Section):
 def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     """Read and validate a recipe.
 
-    Raises
-    ------
-    SpgError
-        If the file is missing, is not YAML, names a key twice, or a parameter is unknown or out
-        of range; every fault is named by its place.
+    An `SpgError` if the file is missing, is not YAML, names a key twice, or a parameter is unknown
+    or out of range; every fault is named by its place.
     """
     try:
         text = path.read_text()
@@ -280,10 +268,7 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
 def parse_yaml(text: str, source: str) -> Any:
     """The content of a YAML text, read as DVC reads it; `source` is named in errors.
 
-    Raises
-    ------
-    SpgError
-        If it is no YAML, or a section names a key twice.
+    An `SpgError` if it is no YAML, or a section names a key twice.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -19,7 +19,9 @@ from spg_pipe.errors import SpgError
 def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:
     root = a_set(tmp_path)
     (root / RECORD).unlink()
-    with pytest.raises(SpgError, match="is no synthetic set: it has no"):
+    with pytest.raises(
+        SpgError, match=r"synthetic\.json does not exist\. Expected: the synthetic set"
+    ):
         scanned("aux", "synthetic", root)
     with pytest.raises(SpgError, match=r"ROOT/synthetic\.json"):
         scanned("aux", "synthetic", tmp_path / "none")

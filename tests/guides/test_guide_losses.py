@@ -14,8 +14,7 @@ from torch import Tensor
 from benchmarks.reference.guides import dice, focal, literal_losses
 from spg_pipe.guides import model
 from spg_pipe.guides.kinds import TrainedGuides
-from spg_pipe.guides.trained.losses import segmentation_loss
-from spg_pipe.guides.trained.pixels import PixelTarget, Region
+from spg_pipe.guides.trained.losses import PixelTarget, Region, segmentation_loss
 from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 

@@ -31,7 +31,7 @@ from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import effective_codes, initial_codes
 from spg_pipe.guides.trained import train as train_module
 from spg_pipe.guides.trained import trainer as trainer_module
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget
 from spg_pipe.guides.trained.trainer import Constants, GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.sae.model import SparseAutoencoder

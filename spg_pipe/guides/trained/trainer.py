@@ -16,8 +16,7 @@ from spg_pipe.guides.model import (
     lengths,
     unit,
 )
-from spg_pipe.guides.trained.losses import segmentation_loss
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget, segmentation_loss
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.trainer import BETAS, adam_state, restore_adam

@@ -6,9 +6,11 @@ Anomalous images with a mask are ranked by `qualities`; the others by their scor
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from scipy.ndimage import binary_dilation
+from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
@@ -17,11 +19,7 @@ from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.report.inputs import DirectionRuns
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.reader import FeatureStore
 
 SHOWN = 3
 """Images of a kind and category."""
@@ -89,8 +87,6 @@ def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
 
 def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
     """Step-wise average precision of cells (n,) of which a share (n,) in [0, 1] is positive."""
-    from sklearn.metrics import average_precision_score
-
     if share.sum() == 0:
         return float("nan")
     share = share.astype(np.float64).clip(0, 1)  # float32 sums of pixels may exceed 1
@@ -199,8 +195,6 @@ def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
     """
-    from scipy.ndimage import binary_dilation
-
     out = image.copy()
     inside = mask > 0
     for colour in _RINGS:

@@ -3,17 +3,18 @@
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
 
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DEFAULT_IMAGES = "6"
 MOST_IMAGES = 64
@@ -41,6 +42,10 @@ def draw_pca(
         Rows of the store with commas between them, or how many, evenly spread (6).
     layer : str, optional
         This layer alone.
+
+    Parameters
+    ----------
+    rows : (n,) int
 
     Returns
     -------
@@ -103,10 +108,6 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     percentile over all tokens of `rows`. A component's sign is such that its largest loading is
     positive. All these tokens are in memory at once, in float64.
 
-    Parameters
-    ----------
-    rows : (n,) int
-
     Returns
     -------
     (n, h, w, 3) float32 in [0, 1]
@@ -119,8 +120,6 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     SpgError
         If the tokens are not finite.
     """
-    from sklearn.decomposition import PCA
-
     shape = store.spec.layers[layer]
     tokens = store.tokens(layer, rows).astype(np.float64).reshape(-1, shape.dim)
     if not np.isfinite(tokens).all():
@@ -151,9 +150,6 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -> bytes:
     """The picture of `pixels`: heading of a column → (n, h, w, 3) in [0, 1]."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     masks, paths = store.files.group()["mask"], store.array("path")
     given = store.array("mask_state") == MaskState.GIVEN
     stream = io.BytesIO()
@@ -163,14 +159,15 @@ def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -
         size = (_CELL * len(pixels), _CELL * len(rows))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         cells = figure.subplots(len(rows), len(pixels), squeeze=False)
-        for column, heading, images in zip(cells.T, pixels, pixels.values(), strict=True):
-            for axes, row, image in zip(column, rows.tolist(), images, strict=True):
-                # One mask at a time: `store.masks` would unpack those of the whole store.
-                mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
-                caption = f"{row}: {paths[row]}"
-                short = caption if len(caption) <= _CAPTION else f"…{caption[1 - _CAPTION :]}"
-                _paint(axes, image, mask, short)
-            column[0].set_title(f"{heading}\n{column[0].get_title()}")
+        for number, row in enumerate(rows.tolist()):
+            # One mask at a time: `store.masks` would unpack those of the whole store.
+            mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
+            caption = f"{row}: {paths[row]}"
+            if len(caption) > _CAPTION:
+                caption = f"…{caption[1 - _CAPTION :]}"
+            for axes, (heading, images) in zip(cells[number], pixels.items(), strict=True):
+                title = caption if number else f"{heading}\n{caption}"
+                _paint(axes, images[number], mask, title)
         figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
@@ -182,6 +179,5 @@ def _paint(axes: "Axes", image: np.ndarray, mask: np.ndarray, caption: str) -> N
     if mask.any():
         centres = np.arange(size + 2) - 0.5
         for colour, line in (("black", 1.6), ("white", 0.7)):
-            padded = np.pad(mask, 1)
-            axes.contour(centres, centres, padded, [0.5], colors=colour, linewidths=line)
+            axes.contour(centres, centres, np.pad(mask, 1), [0.5], colors=colour, linewidths=line)
         axes.set(xlim=(0, size), ylim=(size, 0))

@@ -5,9 +5,11 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import zarr
+from filelock import FileLock, Timeout
 
 from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
@@ -29,7 +31,6 @@ from spg_pipe.store.shards import (
     chunk_file,
     crc32c,
     data_files,
-    file_entry,
     parse_entries,
     raw_bytes,
     save_entries,
@@ -38,9 +39,6 @@ from spg_pipe.store.shards import (
     write_shard,
 )
 from spg_pipe.store.statistics import ShardStatistics, mean_std
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
@@ -153,8 +151,6 @@ class StoreWriter:
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
-        import zarr
-
         recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
             names = shard_files(self.spec, shard)
@@ -225,14 +221,13 @@ class StoreWriter:
         lost_regions : (images,) uint32
             Defect regions of each mask that vanished when it was resized to S×S.
         """
-        import zarr
-
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        small = []
+        small, rows = [], range(self.spec.images)
         for name, dimension, values in self._small_arrays(lost_regions):
             write_small(self.path, name, values, dimension)
-            small.append(file_entry(self.path, f"{name}/c/0", range(self.spec.images)))
+            chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
+            small.append(write_file(self.path, chunk, rows, (self.path / chunk).read_bytes()))
         save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
         group.attrs.update(self.spec.attributes())
@@ -263,8 +258,6 @@ def locked(path: Path) -> "FileLock":
     It ends with its process, however that dies. The empty file stays: removing a locked file would
     let two processes lock two files of the same name. Raises SpgError if another process holds it.
     """
-    from filelock import FileLock, Timeout
-
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

@@ -68,17 +68,19 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
     judging = [_judging_job(run, entry, stores) for entry in slowest_first]
     jobs = [*making_jobs(run, stores), *judging]
-    costs = MakingCosts.load(run.paths.comparison_costs)
+    path = run.paths.comparison
+    trained = path.with_name(f"{path.stem}-costs.json")
+    costs = MakingCosts.load(trained)
     judged: dict[str, dict[str, Judged]] = {}
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
         if name in compared:
             judged[name] = result
         else:
             costs = MakingCosts(costs=costs.costs | result)
-            write_record(run.paths.comparison_costs, costs)
+            write_record(trained, costs)
         run.console.say(f"{number} of {len(jobs)} done: {name}")
     by_way = [_rows(way, compared.values(), judged, costs) for way in ways]
-    rows, path = [row for of_way in by_way for row in of_way], run.paths.comparison
+    rows = [row for of_way in by_way for row in of_way]
     write_csv(path, rows)
     run.console.say(f"Comparison {run.params.name} → {path}")
     return Result(rows, "\n\n".join(plain(_table(of_way)) for of_way in by_way), path)

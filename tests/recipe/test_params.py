@@ -167,7 +167,7 @@ def test_a_dataset_is_found_by_name_or_the_names_are_listed() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), ("a: [", "not valid YAML"), (b"\xff\xfe\x00", "not valid YAML")],
+    [(None, "cannot be read"), ("a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read")],
 )
 def test_a_file_that_cannot_be_read_is_one_message(
     tmp_path: Path, content: str | bytes | None, message: str

@@ -144,7 +144,7 @@ def test_what_was_made_elsewhere_has_no_making_cost(
     monkeypatch.chdir(compared[0])
     run, loading = run_of(), Cost(0.5, 800.0)
     origin = Detector.load(run.paths.detector("left", 1)).record.origin
-    kept = MakingCosts.load(run.paths.comparison_costs).costs
+    kept = MakingCosts.load(run.paths.comparison.with_name(f"{run.params.name}-costs.json")).costs
     guides, sae = kept[origin.fingerprint], kept[origin.sae.fingerprint]
     whole = Cost(guides.seconds + sae.seconds + 0.5, 800.0)
     assert MakingCosts(costs=kept).of(origin, loading) == whole

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.spg import one_score_below
@@ -68,6 +67,8 @@ def image_metrics(labels: np.ndarray, scores: np.ndarray, protocol: str = "exact
 def _defined(
     truth: np.ndarray, scores: np.ndarray, protocol: str
 ) -> tuple[float, float, float, float]:
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
     precision, recall, thresholds = precision_recall_curve(truth, scores)
     both = precision + recall
     f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)

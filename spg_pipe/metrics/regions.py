@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
     Gives the labels, (H, W) int32, 0 outside regions, 1 … n inside; and n.
     """
+    from scipy import ndimage
+
     labels, n = ndimage.label(mask != 0, structure=np.ones((3, 3), dtype=bool))
     return labels, int(n)
 

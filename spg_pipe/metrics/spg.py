@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import auc
 
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.accumulators import SortAccumulator, SortedScores
@@ -66,6 +65,8 @@ def spg_pro(accumulator: SortAccumulator) -> SpgPro:
     SpgError : all scores are equal, there is no normal pixel, or fewer than two thresholds have
         a false-positive rate below 0.3. The reference stops with a ValueError there.
     """
+    from sklearn.metrics import auc
+
     scores, n_regions = accumulator.sorted(), accumulator.counts.regions
     thresholds, n_normal = _thresholds(scores), len(scores.normal)
     if n_normal == 0:

@@ -158,6 +158,13 @@ def files(root: Path) -> dict[str, bytes]:
     }
 
 
+def flip(path: Path, byte: int = 100, bit: int = 1) -> None:
+    """Flip a bit of a file, as a failing disk does."""
+    data = bytearray(path.read_bytes())
+    data[byte] ^= bit
+    path.write_bytes(data)
+
+
 def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

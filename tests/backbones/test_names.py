@@ -46,12 +46,15 @@ def test_every_alias_names_a_model_that_its_library_has():
 def test_aliases_are_unique_and_short_forms_mean_the_published_models():
     aliases = [info.alias for info in list_backbones()]
     assert len(set(aliases)) == len(aliases)
-    assert find_alias("dinov3").model == "vit_large_patch16_dinov3.lvd1689m"
+    published = {
+        "dinov3": "vit_large_patch16_dinov3.lvd1689m",
+        "dinov2": "vit_large_patch14_dinov2.lvd142m",
+        "openclip": "ViT-L-14-336-quickgelu/openai",
+        "siglip": "vit_large_patch16_siglip_384.webli",
+        "siglip2": "vit_large_patch16_siglip_512.v2_webli",
+    }
+    assert {name: find_alias(name).model for name in published} == published
     assert find_alias("dinov3").layers == ("24",)
-    assert find_alias("dinov2").model == "vit_large_patch14_dinov2.lvd142m"
-    assert find_alias("openclip").model == "ViT-L-14-336-quickgelu/openai"
-    assert find_alias("siglip").model == "vit_large_patch16_siglip_384.webli"
-    assert find_alias("siglip2").model == "vit_large_patch16_siglip_512.v2_webli"
     assert [a for a in aliases if "dinov3-" in a and "convnext" not in a] == [
         f"dinov3-{size}" for size in ("small", "small-plus", "base", "large", "huge-plus", "7b")
     ]
@@ -94,23 +97,22 @@ def test_weights_whose_package_is_missing_are_not_called_installed(monkeypatch):
     assert state["dinov3-large"] == (False, False)
 
 
-def test_an_unknown_name_suggests_close_ones():
-    with pytest.raises(SpgError, match=r"'dinov33'.*Did you mean .*dinov3"):
-        load_backbone("dinov33")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dinov33", r"'dinov33'.*Did you mean .*dinov3"),
+        ("vit_tiny_patch16_224.nothing", r"vit_tiny_patch16_224\.augreg_in21k"),
+    ],
+)
+def test_an_unknown_name_or_tag_suggests_known_ones(name, message):
+    with pytest.raises(SpgError, match=message):
+        load_backbone(name)
 
 
-def test_an_unknown_tag_lists_the_known_ones():
-    with pytest.raises(SpgError, match=r"vit_tiny_patch16_224\.augreg_in21k"):
-        load_backbone("vit_tiny_patch16_224.nothing")
-
-
-def test_a_spec_survives_json():
+def test_a_spec_survives_json_and_a_damaged_one_is_refused():
     spec = load_backbone("efficientnet-lite0", image_size=96).spec
-    assert BackboneSpec.model_validate_json(json.dumps(spec.content()), strict=True) == spec
-
-
-def test_a_damaged_spec_is_refused():
-    spec = load_backbone("efficientnet-lite0", image_size=96).spec.content()
-    for broken in ({}, {**spec, "extra": 1}, {**spec, "preprocess": {"size": 3}}):
+    content = spec.content()
+    assert BackboneSpec.model_validate_json(json.dumps(content), strict=True) == spec
+    for broken in ({}, {**content, "extra": 1}, {**content, "preprocess": {"size": 3}}):
         with pytest.raises(ValidationError):
             BackboneSpec.model_validate(broken)

@@ -7,7 +7,6 @@ import json
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from backbones.helpers import make_clip_shallower, random_images, save_weights
 from spg_pipe.backbones import load_backbone
@@ -27,27 +26,22 @@ def tiny(tmp_path_factory):
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
     model = open_clip.create_model(NAME).eval()
-    weights = folder / "clip.safetensors"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
-    return model, weights
+    return model, save_weights(model, folder / "clip.safetensors")
 
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
     """Weights of the tiny model count as published, so that its name resolves."""
     cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.3, 0.2), "url": "", "hf_hub": ""}
-    known_tags = open_clip.list_pretrained_tags_by_model
-    known_cfg = open_clip.get_pretrained_cfg
-    monkeypatch.setattr(
-        open_clip,
-        "list_pretrained_tags_by_model",
-        lambda model: ["none"] if model == NAME else known_tags(model),
-    )
-    monkeypatch.setattr(
-        open_clip,
-        "get_pretrained_cfg",
-        lambda model, tag: cfg if model == NAME else known_cfg(model, tag),
-    )
+    for name, answer in (("list_pretrained_tags_by_model", ["none"]), ("get_pretrained_cfg", cfg)):
+        known = getattr(open_clip, name)
+        monkeypatch.setattr(
+            open_clip,
+            name,
+            lambda model, *tag, known=known, answer=answer: (
+                answer if model == NAME else known(model, *tag)
+            ),
+        )
 
 
 def load(weights, **options):
@@ -96,12 +90,9 @@ def test_the_native_position_embedding_is_what_open_clip_loads_at_that_size(tiny
 
 def test_a_towers_own_state_dict_loads_too(tiny, tmp_path):
     model, weights = tiny
-    save_file(
-        {k: v.contiguous() for k, v in model.visual.state_dict().items()},
-        tmp_path / "v.safetensors",
-    )
+    tower = save_weights(model.visual, tmp_path / "v.safetensors")
     images = random_images(32)
-    got, expected = (load(w)(images)["3"].patches for w in (tmp_path / "v.safetensors", weights))
+    got, expected = (load(path)(images)["3"].patches for path in (tower, weights))
     assert torch.equal(got, expected)
 
 

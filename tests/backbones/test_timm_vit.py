@@ -15,16 +15,19 @@ DINOV2_REG = "vit_small_patch14_reg4_dinov2"
 PLAIN = "test_vit"  # 6 blocks, 64 wide, learned positions of a 10 × 10 grid
 
 
+def saved_model(name, factory):
+    model = random_model(name)
+    return model, save_weights(model, factory.mktemp("weights") / "w.safetensors")
+
+
 @pytest.fixture(scope="module")
 def dinov3(tmp_path_factory):
-    model = random_model(DINOV3)
-    return model, save_weights(model, tmp_path_factory.mktemp("weights") / "dinov3.safetensors")
+    return saved_model(DINOV3, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    model = random_model(PLAIN)
-    return model, save_weights(model, tmp_path_factory.mktemp("weights") / "plain.safetensors")
+    return saved_model(PLAIN, tmp_path_factory)
 
 
 def block_outputs(model, images):
@@ -45,9 +48,8 @@ def test_shapes_at_any_multiple_of_the_patch_size(dinov3, size):
     assert list(tokens) == ["3", "12"]
     side = size // 16
     for layer in tokens.values():
-        assert layer.grid == (side, side)
-        assert layer.patches.shape == (2, side * side, 192)
-        assert layer.prefix.shape == (2, 1, 192)
+        shapes = (layer.grid, layer.patches.shape, layer.prefix.shape)
+        assert shapes == ((side, side), (2, side * side, 192), (2, 1, 192))
         assert layer.patches.dtype == layer.prefix.dtype == torch.float32
         assert not layer.patches.requires_grad
 
@@ -70,13 +72,11 @@ def test_layers_are_counted_from_one_and_keep_the_order_asked_for(dinov3):
 def test_norm_post_applies_the_final_norm_to_a_middle_layer_too(dinov3):
     model, weights = dinov3
     images = random_images(64)
-    outputs = block_outputs(model, images)
     with torch.no_grad():
-        middle = model.norm(outputs[3])
+        middle = model.norm(block_outputs(model, images)[3])
+        last = model.forward_features(images)
     tokens = load_backbone(DINOV3, image_size=64, layers=[4, 12], weights=weights)(images)
     torch.testing.assert_close(tokens["4"].patches, middle[:, 5:])
-    with torch.no_grad():
-        last = model.forward_features(images)
     torch.testing.assert_close(tokens["12"].patches, last[:, 5:])
     torch.testing.assert_close(tokens["12"].prefix, last[:, :1])
 
@@ -103,22 +103,20 @@ def test_an_image_alone_has_the_tokens_it_has_in_a_batch(plain):
     torch.testing.assert_close(batch.patches[1:2], alone.patches)
 
 
-def test_without_a_class_token_the_mean_patch_token_stands_in(tmp_path):
-    model = random_model("test_vit3")
-    assert model.num_prefix_tokens == 1  # a register, which must not pass for a class token
-    assert model.cls_token is None
+@pytest.mark.parametrize(
+    ("name", "registers", "size", "width"),
+    # A register must not pass for a class token; the other has no prefix token at all.
+    [("test_vit3", 1, 160, 96), ("vit_medium_patch16_gap_240", 0, 64, 512)],
+)
+def test_without_a_class_token_the_mean_patch_token_stands_in(
+    name, registers, size, width, tmp_path
+):
+    model = random_model(name)
+    assert (model.cls_token, model.num_prefix_tokens) == (None, registers)
     weights = save_weights(model, tmp_path / "w.safetensors")
-    tokens = load_backbone("test_vit3", weights=weights)(random_images(160))["9"]
-    torch.testing.assert_close(tokens.prefix[:, 0], tokens.patches.mean(dim=1))
-
-
-def test_a_model_without_any_prefix_token_works(tmp_path):
-    weights = save_weights(random_model("vit_medium_patch16_gap_240"), tmp_path / "w.safetensors")
-    backbone = load_backbone(
-        "vit_medium_patch16_gap_240", image_size=64, layers=[2], weights=weights
-    )
-    tokens = backbone(random_images(64))["2"]
-    assert tokens.patches.shape == (2, 16, 512)
+    backbone = load_backbone(name, image_size=size, layers=[2], weights=weights)
+    tokens = backbone(random_images(size))["2"]
+    assert tokens.patches.shape == (2, (size // 16) ** 2, width)
     torch.testing.assert_close(tokens.prefix[:, 0], tokens.patches.mean(dim=1))
 
 
@@ -134,13 +132,14 @@ def test_dinov2_drops_registers_and_protocol_spg_takes_it_before_the_norm(tmp_pa
     weights = save_weights(model, tmp_path / "w.safetensors")
     images = random_images(70)
     expected = block_outputs(model, images)[11]
-    name = "dinov2-reg-small"
-    spg = load_backbone(name, image_size=70, protocol="spg", weights=weights)
-    default = load_backbone(name, image_size=70, weights=weights)
+    spg, default = (
+        load_backbone("dinov2-reg-small", image_size=70, protocol=protocol, weights=weights)
+        for protocol in ("spg", "default")
+    )
     assert (spg.spec.norm, default.spec.norm) == ("pre", "post")
     assert spg.spec.layers == ("12",)
-    assert default.spec.preprocess.order == "uint8"
-    assert default.spec.preprocess.interpolation == "bicubic"
+    preprocessing = default.spec.preprocess
+    assert (preprocessing.order, preprocessing.interpolation) == ("uint8", "bicubic")
     torch.testing.assert_close(spg(images)["12"].patches, expected[:, 5:])
     torch.testing.assert_close(default(images)["12"].prefix, model.norm(expected)[:, :1])
 
@@ -151,13 +150,11 @@ def test_protocol_spg_leaves_dinov3_after_the_norm(dinov3):
     assert (spec.preprocess.order, spec.preprocess.interpolation) == ("float", "bilinear")
 
 
-def test_beit_resizes_its_relative_positions(tmp_path):
+def test_beit_resizes_its_relative_positions(tmp_path, monkeypatch):
     name = "beit_base_patch16_224"
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0)
-    weights = save_weights(model, tmp_path / "w.safetensors")
+    make_smaller(monkeypatch, name, depth=1)
+    weights = save_weights(timm.create_model(name, num_classes=0), tmp_path / "w.safetensors")
     backbone = load_backbone(name, image_size=64, layers=[1], norm="pre", weights=weights)
-    weights.unlink()  # pytest keeps its folders
     assert backbone(random_images(64))["1"].patches.shape == (2, 16, 768)
 
 

@@ -49,38 +49,43 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
     assert backbone.calls == 1 + left
 
 
-@pytest.mark.parametrize("stop_at", ["tokens_1", "tokens_2", "prefix_2", "mask", "shards.json"])
-def test_a_kill_between_two_files_of_a_shard_is_mended(
+@pytest.mark.parametrize(
+    ("writes", "call", "left"),
+    [
+        # In the second shard: after the files of the first are recorded.
+        ("write_shard", 4, 3),
+        ("write_shard", 5, 3),
+        ("write_file", 4, 3),
+        ("write_shard", 6, 3),
+        ("save_entries", 2, 3),
+        # Before the mark of completeness: every shard is there.
+        ("_change_attributes", 1, 0),
+    ],
+)
+def test_a_kill_between_two_files_is_mended(
     tiny_store: FeatureStore,
     tiny_manifest: Manifest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    stop_at: str,
+    writes: str,
+    call: int,
+    left: int,
 ) -> None:
-    calls = 0
-    names = {
-        "tokens_1": "write_shard",
-        "tokens_2": "write_shard",
-        "prefix_2": "write_file",
-        "mask": "write_shard",
-        "shards.json": "save_entries",
-    }
-    true = getattr(writer_module, names[stop_at])
-    # In the second shard: after the files of the first are recorded.
-    last = {"tokens_1": 4, "tokens_2": 5, "prefix_2": 4, "mask": 6, "shards.json": 2}[stop_at]
+    true, before = getattr(writer_module, writes), iter(range(1, call))
 
     def stops(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == last:
+        if next(before, None) is None:
             raise KeyboardInterrupt
         return true(*args, **kwargs)
 
-    monkeypatch.setattr(writer_module, names[stop_at], stops)
+    monkeypatch.setattr(writer_module, writes, stops)
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
-    assert files(extracted(tiny_manifest, tmp_path / "a.zarr").path) == files(tiny_store.path)
+    backbone = TinyBackbone()
+    again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
+    assert files(again.path) == files(tiny_store.path)
+    assert backbone.calls == 1 + left  # the first call only asks for the shapes
 
 
 def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
@@ -102,43 +107,9 @@ def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
             extracted(tiny_manifest, place, replace=True)
         monkeypatch.undo()
         assert files(place) == before
-        assert (
-            sorted(path.name for path in tmp_path.iterdir())
-            == [".a.zarr.lock", "a.zarr"][: 1 + old]
-        )
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == [".a.zarr.lock", "a.zarr"][: 1 + old]
     assert files(extracted(tiny_manifest, place, replace=True).path) == files(tiny_store.path)
-
-
-def test_a_kill_before_the_completeness_mark_is_mended(
-    tiny_store: FeatureStore,
-    tiny_manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(writer_module, "_change_attributes", stop)
-    with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, tmp_path / "a.zarr")
-    monkeypatch.undo()
-    backbone = TinyBackbone()
-    again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
-    assert backbone.calls == 1  # shapes only: every shard was there
-    assert files(again.path) == files(tiny_store.path)
-
-
-def test_a_damaged_shard_is_written_again_on_resume(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
-    place = tmp_path / "a.zarr"
-    with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5), workers=1)
-    shard = place / "tokens_1/c/0/0/0"
-    data = bytearray(shard.read_bytes())
-    data[100] ^= 1
-    shard.write_bytes(data)
-    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
 
 
 def test_a_finished_store_is_returned_without_work(

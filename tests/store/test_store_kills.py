@@ -7,31 +7,36 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import TinyBackbone, extracted, files
+from tiny import TinyBackbone, extracted, files, flip
 
 from benchmarks import kill_extract
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store.writer import locked
+from spg_pipe.store import shards
+from spg_pipe.store.reader import FeatureStore
 
 
 @pytest.mark.slow
-def test_a_killed_extract_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    # A few moments here; `python -m benchmarks.kill_extract` tries twenty.
-    assert kill_extract.run(2, seed=1, folder=tmp_path) == 0
+def test_a_killed_extract_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One moment and half the images; `python -m benchmarks.kill_extract` tries twenty.
+    monkeypatch.setattr(kill_extract, "IMAGES", 30)
+    assert kill_extract.run(1, seed=10, folder=tmp_path) == 0
 
 
-def test_a_second_writer_is_refused_while_the_first_lives(
+def test_a_second_writer_waits_for_no_lock_and_reads_what_is_finished(
     tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
-    place = tmp_path / "a.zarr"
+    place, finished = tmp_path / "a.zarr", tmp_path / "finished.zarr"
+    extracted(tiny_manifest, finished)
     code = (
         "import sys; from pathlib import Path; from spg_pipe.store.writer import locked;"
-        "lock = locked(Path(sys.argv[1])); "
+        "locks = [locked(Path(name)) for name in sys.argv[1:]]; "
         "print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, place, finished], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with other:
         assert other.stdout is not None
@@ -39,47 +44,37 @@ def test_a_second_writer_is_refused_while_the_first_lives(
         with pytest.raises(SpgError, match=r"Another process is writing .*a\.zarr.*--out"):
             extracted(tiny_manifest, place)
         assert not place.exists()
+        backbone = TinyBackbone()
+        assert len(extracted(tiny_manifest, finished, backbone=backbone)) == 16
+        assert backbone.calls == 1
         other.kill()
-    store = extracted(tiny_manifest, place)
-    assert len(store) == 16
+    assert len(extracted(tiny_manifest, place)) == 16
 
 
-def test_a_finished_store_is_read_while_it_is_locked(
-    tiny_manifest: Manifest, tmp_path: Path
+def test_what_a_killed_writer_left_and_a_damaged_shard_are_mended(
+    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
     place = tmp_path / "a.zarr"
-    extracted(tiny_manifest, place)
-    lock = locked(place)
-    backbone = TinyBackbone()
-    assert len(extracted(tiny_manifest, place, backbone=backbone)) == 16
-    assert backbone.calls == 1
-    lock.release()
-
-
-def test_what_a_killed_writer_left_is_swept_away(tiny_manifest: Manifest, tmp_path: Path) -> None:
-    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
-    place = tmp_path / "a.zarr"
     with pytest.raises(KeyboardInterrupt):
-        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=3), workers=1)
-    (place / "tokens_1" / "c" / "2" / "0").mkdir(parents=True)
-    (place / "tokens_1" / "c" / "2" / "0" / ".0.4194303.tmp").write_bytes(b"half")
-    (place / "label" / "c").mkdir(parents=True)
-    (place / "label" / "c" / "0").write_bytes(b"half")
-    assert files(extracted(tiny_manifest, place).path) == whole
+        extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5), workers=1)
+    flip(place / "tokens_1/c/0/0/0")
+    for name in ("tokens_1/c/2/0/.0.4194303.tmp", "label/c/0"):
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes(b"half")
+    assert files(extracted(tiny_manifest, place).path) == files(tiny_store.path)
 
 
 def test_a_full_disk_is_one_message_and_the_store_resumes(
-    tiny_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_store: FeatureStore,
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from spg_pipe.store import shards
-
-    whole = files(extracted(tiny_manifest, tmp_path / "whole.zarr").path)
-    true, calls = shards.write_bytes, 0
+    true = shards.write_bytes
+    left = iter(range(7))  # to the second shard: a shard has five files and an entry
 
     def full(*arguments: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 7:  # in the second shard: a shard has five files and an entry
+        if next(left, None) is None:
             raise OSError(28, "No space left on device", str(arguments[0]))
         true(*arguments)  # type: ignore[arg-type]
 
@@ -88,5 +83,6 @@ def test_a_full_disk_is_one_message_and_the_store_resumes(
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     backbone = TinyBackbone()
-    assert files(extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone).path) == whole
+    again = extracted(tiny_manifest, tmp_path / "a.zarr", backbone=backbone)
+    assert files(again.path) == files(tiny_store.path)
     assert backbone.calls < 6  # the first shard was kept

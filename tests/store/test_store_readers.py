@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TinyBackbone, extracted, files
+from tiny import TinyBackbone, extracted, files, flip
 
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.store import tokens
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
@@ -44,37 +46,24 @@ def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None
 def test_many_images_are_read_by_several_threads(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spg_pipe.store import tokens
-
-    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
     rows = np.random.default_rng(0).integers(0, 16, 200)
     expected = tiny_store.tokens("1", rows)
-    out = np.empty_like(expected)
-    RawTokens(Path(tiny_store.path), tiny_store.spec, "1").read(rows, out)
-    assert np.array_equal(out, expected)
+    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
+    assert np.array_equal(tiny_store.tokens("1", rows), expected)
 
 
 def test_a_shard_that_shrank_after_opening_is_an_error(
-    tiny_store: FeatureStore, tmp_path: Path
+    tiny_store: FeatureStore, copy_of: Callable[[Path], Path]
 ) -> None:
-    import shutil
-
-    store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
+    store = FeatureStore(copy_of(tiny_store.path))
     shard = store.path / "tokens_1/c/1/0/0"
     shard.write_bytes(shard.read_bytes()[:500])
-    out = np.empty((16, 16, 12), np.float16)
-    copied = RawTokens(Path(store.path), store.spec, "1")
-
-    def read_by_the_store(rows: np.ndarray, out: np.ndarray) -> None:
+    rows, out = np.arange(16), np.empty((16, 16, 12), np.float16)
+    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
         store.tokens("1", rows, out=out)
-
-    for read in (read_by_the_store, copied.read):
-        with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
-            read(np.arange(16), out)
     shard.unlink()
-    gone = RawTokens(Path(store.path), store.spec, "1")
     with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 cannot be read.*--replace"):
-        gone.read(np.arange(16), out)
+        RawTokens(store.path, store.spec, "1").read(rows, out)
 
 
 def test_a_store_behind_a_url_is_read_like_a_local_one(tiny_store: FeatureStore) -> None:
@@ -102,18 +91,9 @@ def test_a_compressed_store_holds_the_same_tokens(
         checksum = f"checksum_{layer}"
         assert np.array_equal(store.array(checksum), tiny_store.array(checksum))
     assert store.fingerprint != tiny_store.fingerprint
-    shard = store.path / "tokens_1/c/1/0/0"
-    damaged = bytearray(shard.read_bytes())
-    damaged[40] ^= 8
-    shard.write_bytes(damaged)
+    flip(store.path / "tokens_1/c/1/0/0", 40, 8)
     result = verify(store.path)
     assert any("image 6 " in fault for fault in result.faults), result.faults
-
-
-def replaced(store: FeatureStore, manifest: Manifest) -> None:
-    """Other tokens in the same place, as `extract --replace` writes them."""
-    backbone = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
-    extracted(manifest, Path(store.path), backbone=backbone, replace=True)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -126,18 +106,18 @@ def test_a_store_that_is_replaced_while_it_is_open_is_refused(
     used.tokens("1", rows)
     stream = token_batches(TokenSource(used, "1"), seed=1, epoch=0, batch_tokens=16)
     next(stream)
-    replaced(used, tiny_manifest)
+    # Other tokens in the same place, as `extract --replace` writes them.
+    backbone = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
+    extracted(tiny_manifest, Path(path), backbone=backbone, replace=True)
     for store in (used, fresh):
-        for read in (store.tokens, store.cls):
+        for read, arguments in (
+            *((read, ("2", rows)) for read in (store.tokens, store.cls)),
+            *((store.array, (name,)) for name in ("label", "mean_1")),
+            (store.masks, (rows,)),
+            (used.tokens, ("1", rows)),
+        ):
             with pytest.raises(SpgError, match=r"was replaced.*again"):
-                read("2", rows)
-        for array in ("label", "mean_1"):
-            with pytest.raises(SpgError, match=r"was replaced.*again"):
-                store.array(array)
-        with pytest.raises(SpgError, match=r"was replaced.*again"):
-            store.masks(rows)
-    with pytest.raises(SpgError, match=r"was replaced.*again"):
-        used.tokens("1", rows)
+                read(*arguments)
 
 
 @pytest.mark.parametrize("plain", [False, True])

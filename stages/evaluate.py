@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun, aux: str, target: str, seed: int) -> None:
     """Scores → Metrics."""
-    pipeline.evaluate(run, target, aux=aux, seed=seed)
+    pipeline.evaluate(run.narrowed(aux, seed), target)
 
 
 if __name__ == "__main__":

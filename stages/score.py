@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun, aux: str, target: str, seed: int) -> None:
     """Detector + FeatureStore → Scores."""
-    pipeline.score(run, target, aux=aux, seed=seed)
+    pipeline.score(run.narrowed(aux, seed), target)
 
 
 if __name__ == "__main__":

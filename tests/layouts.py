@@ -4,8 +4,6 @@
 the number and the size of the images. Import as `from layouts import write_mvtec`.
 """
 
-from __future__ import annotations
-
 import csv
 import zlib
 from collections.abc import Sequence
@@ -75,13 +73,13 @@ def write_mvtec(
         rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
         for split, number in (("train", train), ("test", good)):
             for i in range(number):
-                _save(texture(size, rng), root / category / split / "good" / f"{i:03d}.png")
+                save(texture(size, rng), root / category / split / "good" / f"{i:03d}.png")
         for defect in defects:
             for i in range(per_defect):
                 image, mask = painted(texture(size, rng), rng)
-                _save(image, root / category / "test" / defect / f"{i:03d}.png")
+                save(image, root / category / "test" / defect / f"{i:03d}.png")
                 where = root / category / "ground_truth" / defect
-                _save(mask * np.uint8(255), where / f"{i:03d}_mask.png")
+                save(mask * np.uint8(255), where / f"{i:03d}_mask.png")
     return root
 
 
@@ -105,15 +103,13 @@ def write_visa(
         data = f"{category}/Data"
         for i in range(train + good):
             image = f"{data}/Images/Normal/{i:04d}.JPG"
-            _save(texture(size, rng), root / image)
+            save(texture(size, rng), root / image)
             rows.append((category, "train" if i < train else "test", "normal", image, ""))
         for i in range(anomalous):
-            image, mask = (
-                f"{data}/{p}" for p in (f"Images/Anomaly/{i:03d}.JPG", f"Masks/Anomaly/{i:03d}.png")
-            )
+            image, mask = f"{data}/Images/Anomaly/{i:03d}.JPG", f"{data}/Masks/Anomaly/{i:03d}.png"
             pixels, defect = painted(texture(size, rng), rng)
-            _save(pixels, root / image)
-            _save(defect * np.uint8(i % 3 + 1), root / mask)
+            save(pixels, root / image)
+            save(defect * np.uint8(i % 3 + 1), root / mask)
             rows.append((category, "test", "anomaly", image, mask))
     write_split_file(root, rows)
     return root
@@ -130,6 +126,7 @@ def write_split_file(root: Path, rows: Sequence[Sequence[str]]) -> Path:
     return path
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
+def save(pixels: np.ndarray, path: Path) -> None:
+    """Write an image into a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".JPG" else {}))

@@ -3,8 +3,6 @@
 Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixtures on top of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from layouts import painted, scanned, texture
-from PIL import Image
+from layouts import painted, save, scanned, texture
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
@@ -93,12 +90,12 @@ def write_folder(
         rng = np.random.default_rng([seed, number])
         base = root / category
         for i in range(good):
-            _save(texture(size, rng), base / "good" / f"{i:02d}.png")
+            save(texture(size, rng), base / "good" / f"{i:02d}.png")
         for i in range(masked + missing):
             image, mask = painted(texture(size, rng), rng)
-            _save(image, base / "dent" / f"{i:02d}.png")
+            save(image, base / "dent" / f"{i:02d}.png")
             if i < masked:
-                _save(mask * np.uint8(255), base / "ground_truth" / "dent" / f"{i:02d}_mask.png")
+                save(mask * np.uint8(255), base / "ground_truth" / "dent" / f"{i:02d}_mask.png")
     return root
 
 
@@ -163,8 +160,3 @@ def flip(path: Path, byte: int = 100, bit: int = 1) -> None:
     data = bytearray(path.read_bytes())
     data[byte] ^= bit
     path.write_bytes(data)
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)

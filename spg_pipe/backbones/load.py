@@ -116,17 +116,13 @@ def _build(request: Request) -> Backbone:
 
     # Convolutions in TF32 would give a GPU's tokens three digits fewer than a CPU's.
     torch.backends.cudnn.allow_tf32 = False
-    if request.info.family == "timm-cnn":
-        from spg_pipe.backbones.timm_cnn import build_timm_cnn
+    if request.info.family == "open_clip":
+        from spg_pipe.backbones.openclip import build_open_clip
 
-        return build_timm_cnn(request)
-    if request.info.family == "timm-vit":
-        from spg_pipe.backbones.timm_vit import build_timm_vit
+        return build_open_clip(request)
+    from spg_pipe.backbones.timm_models import build_timm_cnn, build_timm_vit
 
-        return build_timm_vit(request)
-    from spg_pipe.backbones.openclip import build_open_clip
-
-    return build_open_clip(request)
+    return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
 
 
 def resolve(name: str) -> BackboneInfo:
@@ -138,7 +134,7 @@ def resolve(name: str) -> BackboneInfo:
 
         return resolve_open_clip(name.removeprefix("open_clip:"))
 
-    from spg_pipe.backbones.timm_common import resolve_timm
+    from spg_pipe.backbones.timm_models import resolve_timm
 
     return resolve_timm(name.removeprefix("timm:"))
 

@@ -178,10 +178,14 @@ def _refuse_other_towers(
     info: BackboneInfo, architecture: Mapping[str, Any], published: Mapping[str, Any], norm: Norm
 ) -> None:
     vision = architecture["vision_cfg"]
+    trunk = vision.get("timm_model_name") or "NAME"
+    if "siglip" in trunk:  # three sets of weights share their architectures
+        is_second, is_i18n = "SigLIP2" in info.model, "i18n" in info.model
+        trunk += ".v2_webli" if is_second else ".webli_i18n" if is_i18n else ".webli"
     if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
         raise SpgError(
             f"The image tower of {info.model} is not open_clip's own ViT: use a timm backbone "
-            f"instead (timm:{_timm_trunk(info.model, vision)})."
+            f"instead (timm:{trunk})."
         )
     if vision.get("attentional_pool") and norm == "post":
         raise SpgError(
@@ -194,12 +198,3 @@ def _refuse_other_towers(
             f"The weights {info.model} were trained with QuickGELU, which this model name does "
             f"not use, so its tokens would be wrong: use open_clip:{right}."
         )
-
-
-def _timm_trunk(model: str, vision: Mapping[str, Any]) -> str:
-    """Name of the same tower in timm; SigLIP's three sets of weights share their architectures."""
-    trunk = vision.get("timm_model_name") or "NAME"
-    if "siglip" not in trunk:
-        return str(trunk)
-    tag = "v2_webli" if "SigLIP2" in model else "webli_i18n" if "i18n" in model else "webli"
-    return f"{trunk}.{tag}"

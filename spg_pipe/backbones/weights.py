@@ -122,11 +122,9 @@ def read_state_dict(path: Path) -> StateDict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load and safetensors share no error class; whatever they say, the file is at fault.
-        archive = "TorchScript" in str(error)
-        reason = "a TorchScript archive" if archive else _first_line(error)
         raise SpgError(
-            f"Cannot read weights from {path.name}: {reason}. Expected .safetensors, or a .pth "
-            "that holds only tensors (it is read with weights_only=True, never unpickled)."
+            f"Cannot read weights from {path.name}: {_first_line(error)}. Expected .safetensors, "
+            "or a .pth of tensors alone (it is read with weights_only=True, never unpickled)."
         ) from error
     return _unwrap(content, path.name)
 

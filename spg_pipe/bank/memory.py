@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.bank.coreset import farthest_first
 from spg_pipe.bank.normal_patches import (
     BATCH,
     Grids,
@@ -23,7 +22,7 @@ from spg_pipe.bank.normal_patches import (
     read_normals,
     require_two,
 )
-from spg_pipe.bank.search import Search, highest_products, search_among
+from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
 from spg_pipe.decision.model import Scale, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit

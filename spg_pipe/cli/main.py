@@ -1,20 +1,23 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from spg_pipe.cli import targets, tools
+from spg_pipe.cli import tools
 from spg_pipe.cli.options import (
     RECIPE,
-    AuxOption,
+    BankOption,
     CategoriesOption,
     Options,
-    SeedOption,
     SplitOption,
     StoreOption,
     TilesOption,
+    bank_alone,
+    bank_params,
     names_of,
     shared,
     sides_of,
@@ -22,7 +25,7 @@ from spg_pipe.cli.options import (
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.pipeline.datasets import datasets_of
-from spg_pipe.pipeline.run import training_runs
+from spg_pipe.pipeline.run import require_runs, targets_of
 
 app = typer.Typer(
     name="spg-pipe",
@@ -37,8 +40,7 @@ app = typer.Typer(
 @app.command()
 @shared("quiet")
 def demo(
-    options: Options,
-    folder: Annotated[Path, typer.Option("--folder", help="Where it runs.")] = Path("demo_run"),
+    options: Options, folder: Annotated[Path, Option(help="Where it runs.")] = Path("demo_run")
 ) -> None:
     """Run the whole pipeline on the built-in demo; a second run recomputes nothing."""
     from spg_pipe.pipeline.demo import run_demo
@@ -67,13 +69,12 @@ def extract(
     split: SplitOption = None,
     tiles: TilesOption = None,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="Only so many images, spread over all kinds."),
+        int | None, Option(min=1, help="Only so many images, spread over all kinds.")
     ] = None,
     categories: CategoriesOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the store here.")] = None,
+    out: Annotated[Path | None, Option(help="Write the store here.")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a store of other content in the same place.")
+        bool, Option("--replace", help="Replace a store of other content in the same place.")
     ] = False,
 ) -> None:
     """Run the frozen backbone over a dataset and store its tokens (FeatureStore).
@@ -109,13 +110,8 @@ def extract(
 
 
 @app.command("train-sae")
-@shared("backbone", "device", "cache", *RECIPE)
-def train_sae(
-    options: Options,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
-    store: StoreOption = None,
-) -> None:
+@shared("backbone", "aux", "seed", "device", "cache", *RECIPE)
+def train_sae(options: Options, store: StoreOption = None) -> None:
     """Fit sparse autoencoders on the auxiliary sets' tokens (SparseAutoencoder).
 
     A killed run goes on from its last checkpoint when the same command is given again.
@@ -123,25 +119,18 @@ def train_sae(
     from spg_pipe import pipeline
 
     run = options.run()
-    runs = training_runs(run.params, aux, seed, store)
-    paths = [
-        pipeline.train_sae(run, name, each, store=store)
-        for name, seeds in runs.items()
-        for each in seeds
-    ]
+    require_runs(run.params, store)
+    each = itertools.product(run.params.auxiliaries, run.params.seeds)
+    paths = [pipeline.train_sae(run, aux, seed, store=store) for aux, seed in each]
     run.console.result({"saes": paths})
 
 
 @app.command("train-guides")
-@shared("backbone", "device", "cache", *RECIPE)
+@shared("backbone", "aux", "seed", "device", "cache", *RECIPE)
 def train_guides(
     options: Options,
-    aux: AuxOption = None,
-    seed: SeedOption = None,
     store: StoreOption = None,
-    sae: Annotated[
-        Path | None, typer.Option("--sae", help="An SAE's folder, instead of the recipe's.")
-    ] = None,
+    sae: Annotated[Path | None, Option(help="An SAE's folder, instead of the recipe's.")] = None,
 ) -> None:
     """Fit the guides with the auxiliary sets' masks (Detector).
 
@@ -150,13 +139,113 @@ def train_guides(
     from spg_pipe import pipeline
 
     run = options.run()
-    paths = []
-    for name, seeds in training_runs(run.params, aux, seed, store or sae).items():
-        paths += pipeline.train_guides_together([run], name, seeds, store=store, sae=sae)
+    require_runs(run.params, store or sae)
+    paths, seeds = [], run.params.seeds
+    for aux in run.params.auxiliaries:
+        paths += pipeline.train_guides_together([run], aux, seeds, store=store, sae=sae)
     run.console.result({"detectors": paths})
 
 
-for command in (*targets.COMMANDS, *tools.COMMANDS):
+@app.command()
+@shared("backbone", "aux", "seed", "device", *RECIPE)
+def score(
+    options: Options,
+    split: SplitOption = None,
+    detector: Annotated[
+        Path | None, Option(help="A detector's folder, instead of the recipe's.")
+    ] = None,
+    store: StoreOption = None,
+    normals: Annotated[
+        str | None, Option(help="Few-shot: normal images: a store, NAME/train, or a folder.")
+    ] = None,
+    bank: BankOption = None,
+) -> None:
+    """Apply a detector to a target's tokens (Scores).
+
+    `--split visa` takes the detector of the recipe's direction whose target is visa.
+    """
+    from spg_pipe import pipeline
+
+    alone, run = bank_alone(normals, bank), options.run()
+    if normals is not None and split is None:
+        raise SpgError("--normals are normal images of one target: name it with --split.")
+    if alone and (detector or options.aux or options.seed is not None):
+        raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
+    paths = []
+    for each, target in targets_of(run, split, detector or store):
+        paths += pipeline.score(
+            each, target, detector=detector, store=store, normals=normals, alone=alone
+        )
+    run.console.result({"scores": paths})
+
+
+@app.command()
+@shared("backbone", "aux", "seed", *RECIPE)
+def evaluate(
+    options: Options,
+    split: SplitOption = None,
+    scores: Annotated[Path | None, Option(help="A scores folder, instead of the recipe's.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Judge scores with masks and labels: a table per category (Metrics)."""
+    from spg_pipe import pipeline
+    from spg_pipe.metrics import flat_rows
+
+    run = options.run()
+    written: dict[str, Any] = {}
+    tables = []
+    for each, target in targets_of(run, split, scores or store):
+        paths = pipeline.evaluate(each, target, scores=scores, store=store)
+        read = [pipeline.read_metrics(path) for path in paths]
+        written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
+        tables += pipeline.tables_of(run.params, read)
+    run.console.result(written, "\n\n".join(tables))
+
+
+@app.command()
+@shared(*RECIPE)
+def report(options: Options) -> None:
+    """Write a static HTML page: tables, curves, the best and the worst maps."""
+    from spg_pipe import pipeline
+
+    run = options.run()
+    path = pipeline.report(run)
+    run.console.result({"report": path}, f"Report: {path}")
+
+
+@app.command()
+@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+def predict(
+    options: Options,
+    detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
+    source: Annotated[Path, Argument(metavar="IMAGE|FOLDER")],
+    out: Annotated[Path, Option(help="Where scores.csv and overlays/ go.")] = Path("predictions"),
+    normals: Annotated[
+        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
+    ] = None,
+    bank: BankOption = None,
+    tiles: TilesOption = None,
+) -> None:
+    """Score your own images and draw heat maps at their original resolution."""
+    from spg_pipe.pipeline.predict import predict_folder
+    from spg_pipe.predict.normals import NormalFolder
+
+    console = options.console()
+    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
+    outcome = predict_folder(
+        detector,
+        source,
+        out,
+        tiles=sides_of(tiles) or (),
+        weights=options.weights,
+        device=options.device,
+        console=console,
+        normals=NormalFolder(normals, settings, alone) if normals else None,
+    )
+    console.result(outcome.content, outcome.text)
+
+
+for command in tools.COMMANDS:
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

@@ -7,7 +7,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import typer
+from typer import Option
 
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
@@ -24,31 +24,20 @@ from spg_pipe.recipe.params import (
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
+Cache = Literal["auto", "device", "host", "none"]
+"""Where tokens wait between epochs: what `TokenSource` takes. It changes no result."""
 TilesOption = Annotated[
     str | None,
-    typer.Option(
-        "--tiles",
-        metavar="SIDE,SIDE",
-        help="Resize images to this side, pixels, and look at overlapping tiles; several: at each.",
-    ),
+    Option(metavar="SIDE,SIDE", help="Images at this side, pixels, or several, in tiles."),
 ]
 SplitOption = Annotated[
-    str | None,
-    typer.Option("--split", help="A dataset (its test split), NAME/train, or a folder."),
+    str | None, Option(help="A dataset (its test split), NAME/train, a folder.")
 ]
-AuxOption = Annotated[str | None, typer.Option("--aux", help="Auxiliary dataset of the recipe.")]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="One seed [default: the recipe's].")
-]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="A feature store, instead of the recipe's.")
-]
-CategoriesOption = Annotated[
-    str | None, typer.Option("--categories", help="Only these, comma-separated: bottle,screw.")
-]
+AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
+StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
+CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
 BankOption = Annotated[
-    BankUse,
-    typer.Option("--bank", help="With --normals: with the guides, or alone [default: fused]."),
+    BankUse, Option(help="With --normals: with the guides, or alone [default: fused].")
 ]
 
 
@@ -56,42 +45,24 @@ BankOption = Annotated[
 class Options:
     """What several commands share; each takes those that `shared` names."""
 
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="Alias or model name; see `spg-pipe backbones`."),
-    ] = None
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", help="Local weights (.safetensors, .pth) of the backbone."),
-    ] = None
-    image_size: Annotated[
-        int | None,
-        typer.Option("--image-size", min=1, help="S, pixels; a multiple of the patch size."),
-    ] = None
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Comma-separated, from 1: 6,8 or s16,s32.")
-    ] = None
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out, on record, images that cannot be used.")
-    ] = False
-    params: Annotated[Path, typer.Option("--params", help="The active recipe.")] = DEFAULT_PARAMS
+    backbone: Annotated[str | None, Option(help="A name; see `spg-pipe backbones`.")] = None
+    weights: Annotated[Path | None, Option(help="Local weights (.safetensors, .pth).")] = None
+    image_size: Annotated[int | None, Option(min=1, help="Pixels; patches must fit.")] = None
+    layers: Annotated[str | None, Option(help="Comma-separated, from 1: 6,8 or s16,s32.")] = None
+    skip_bad: Annotated[bool, Option("--skip-bad", help="Leave out unusable images.")] = False
+    params: Annotated[Path, Option(help="The active recipe.")] = DEFAULT_PARAMS
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."
-        ),
+        Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; repeatable."),
     ] = None
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")] = "auto"
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Decoding threads [default: all cores].")
-    ] = None
-    cache: Annotated[
-        Literal["auto", "device", "host", "none"],
-        typer.Option("--cache", help="Where tokens wait between epochs; changes no result."),
-    ] = "auto"
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+    aux: AuxOption = None
+    seed: Annotated[int | None, Option(min=0, help="One seed [default: the recipe's].")] = None
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
+    cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
+    verbose: Annotated[bool, Option("-v", "--verbose", help="Say more.")] = False
+    quiet: Annotated[bool, Option("-q", "--quiet", help="Say nothing but errors.")] = False
+    as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False
 
     def console(self) -> Console:
         """How much is said, and how."""
@@ -100,10 +71,7 @@ class Options:
     def run(self) -> RecipeRun:
         """The recipe with these options on top.
 
-        Raises
-        ------
-        SpgError
-            If the recipe or an option is not valid.
+        An `SpgError` if the recipe or an option is not valid.
         """
         recipe = load_params(self.params)
         content = recipe.model_dump(mode="json")
@@ -117,7 +85,7 @@ class Options:
             content["extract"]["skip_bad"] = True
         for item in self.overrides or []:
             _override(content, item, self.params)
-        params = parse_params(content, OPTIONS)
+        params = parse_params(content, OPTIONS).narrowed(self.aux, self.seed)
         return RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
 
 
@@ -151,13 +119,7 @@ def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def bank_alone(normals: object, use: BankUse) -> bool:
-    """Whether normal images judge without the guides.
-
-    Raises
-    ------
-    SpgError
-        If there are none.
-    """
+    """Whether normal images judge without the guides; an `SpgError` if there are none."""
     if use is not None and normals is None:
         raise SpgError(f"--bank {use} says what normal images are used for: add --normals.")
     return use == "alone"
@@ -166,10 +128,7 @@ def bank_alone(normals: object, use: BankUse) -> bool:
 def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
     """Of a command without a recipe: the defaults with `--set bank.KEY=VALUE` on top.
 
-    Raises
-    ------
-    SpgError
-        If a parameter is unknown or out of range, or there are no normal images.
+    An `SpgError` if a parameter is unknown or out of range, or there are no normal images.
     """
     content: dict[str, Any] = {"bank": {}, "name": "bank"}
     content |= {"datasets": [], "auxiliaries": [], "directions": []}
@@ -184,13 +143,7 @@ def bank_params(normals: object, overrides: list[str] | None) -> BankParams:
 
 
 def names_of(option: str, value: str | None, example: str) -> list[str] | None:
-    """The names that an option lists; None without it.
-
-    Raises
-    ------
-    SpgError
-        If one of them is empty.
-    """
+    """The names that an option lists; None without it; an `SpgError` if one of them is empty."""
     if value is None:
         return None
     names = [part.strip() for part in value.split(",")]
@@ -205,10 +158,7 @@ def names_of(option: str, value: str | None, example: str) -> list[str] | None:
 def sides_of(tiles: str | None) -> list[int] | None:
     """The sides that `--tiles` lists; None without it.
 
-    Raises
-    ------
-    UsageError
-        If one of them is no positive number.
+    A `UsageError` if one of them is no positive number.
     """
     if tiles is None:
         return None

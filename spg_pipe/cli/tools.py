@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from spg_pipe.cli.options import RECIPE, CategoriesOption, Options, names_of, shared
+from spg_pipe.cli.options import (
+    RECIPE,
+    AuxOption,
+    CategoriesOption,
+    Options,
+    names_of,
+    shared,
+)
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.data import KINDS
@@ -17,19 +25,15 @@ from spg_pipe.recipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_p
 def inspect(
     options: Options,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
+        Path, Argument(metavar="PATH", help="A store, SAE, detector or scores folder.")
     ],
     pca: Annotated[
-        Path | None,
-        typer.Option("--pca", metavar="FILE", help="Draw a store's tokens as colours: a PNG."),
+        Path | None, Option(metavar="FILE", help="Draw a store's tokens as colours: a PNG.")
     ] = None,
     images: Annotated[
-        str | None,
-        typer.Option("--images", help="With --pca: rows, 0,5,7, or how many [default: 6]."),
+        str | None, Option(help="With --pca: rows, 0,5,7, or how many [default: 6].")
     ] = None,
-    layer: Annotated[
-        str | None, typer.Option("--layer", help="With --pca: one layer [default: all].")
-    ] = None,
+    layer: Annotated[str | None, Option(help="With --pca: one layer [default: all].")] = None,
 ) -> None:
     """Say what an artefact holds."""
     from spg_pipe.pipeline.inspection import as_text
@@ -46,8 +50,7 @@ def inspect(
 
 @shared("quiet", "as_json")
 def verify(
-    options: Options,
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A feature store.")],
+    options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
 ) -> None:
     """Re-read every byte of a store; name each damaged image and shard."""
     from spg_pipe.store.verify import require_intact
@@ -75,11 +78,11 @@ def recipe_list(options: Options) -> None:
 def recipe_use(
     options: Options,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
+        str, Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
     ],
-    mvtec: Annotated[Path | None, typer.Option("--mvtec", help="Folder of MVTec AD.")] = None,
-    visa: Annotated[Path | None, typer.Option("--visa", help="Folder of VisA.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of other data.")] = None,
+    mvtec: Annotated[Path | None, Option(help="Folder of MVTec AD.")] = None,
+    visa: Annotated[Path | None, Option(help="Folder of VisA.")] = None,
+    data: Annotated[Path | None, Option(help="Folder of other data.")] = None,
 ) -> None:
     """Write params.yaml from a recipe, with the folders of your data filled in."""
     from spg_pipe.artefacts.files import write_text
@@ -154,50 +157,32 @@ def datasets(options: Options) -> None:
 @shared("skip_bad", "workers", "quiet", "as_json")
 def synthesise(
     options: Options,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of normal images.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new set's folder.")],
-    layout: Annotated[
-        str, typer.Option("--layout", help="The source's: folder, mvtec or visa.")
-    ] = "folder",
-    split: Annotated[
-        str, typer.Option("--split", help="The source's: its normal images are taken.")
-    ] = "all",
+    source: Annotated[Path, Argument(metavar="SOURCE", help="A folder of normal images.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="The new set's folder.")],
+    layout: Annotated[str, Option(help="The source's: folder, mvtec or visa.")] = "folder",
+    split: Annotated[str, Option(help="The source's: its normal images are taken.")] = "all",
     categories: CategoriesOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other defects.")] = 0,
-    per_image: Annotated[
-        int, typer.Option("--per-image", min=1, help="Anomalous copies of each normal image.")
-    ] = 1,
-    kinds: Annotated[str, typer.Option("--kinds", help="Kinds of defects, in turn.")] = ",".join(
-        KINDS
-    ),
+    seed: Annotated[int, Option(min=0, help="Another seed, other defects.")] = 0,
+    per_image: Annotated[int, Option(min=1, help="Anomalous copies of each normal image.")] = 1,
+    kinds: Annotated[str, Option(help="Kinds of defects, in turn.")] = ",".join(KINDS),
 ) -> None:
     """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
     from spg_pipe import pipeline
 
-    content = {
-        "name": "synthetic",
-        "root": out,
-        "source": source,
-        "layout": layout,
-        "split": split,
-        "categories": names_of("--categories", categories, "bottle,screw"),
-        "per_image": per_image,
-        "kinds": names_of("--kinds", kinds, ",".join(KINDS)),
-        "seed": seed,
-    }
-    console = options.console()
-    made = validated(SyntheticSet, content, OPTIONS)
-    console.result(
-        pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
-    )
+    content: dict[str, object] = {"layout": layout, "split": split, "seed": seed}
+    content |= {"name": "synthetic", "root": out, "source": source, "per_image": per_image}
+    content["categories"] = names_of("--categories", categories, "bottle,screw")
+    content["kinds"] = names_of("--kinds", kinds, ",".join(KINDS))
+    made, console = validated(SyntheticSet, content, OPTIONS), options.console()
+    result = pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
+    console.result(result)
 
 
 @shared("device", "cache", *RECIPE)
 def sweep(
     options: Options,
     one_at_a_time: Annotated[
-        bool,
-        typer.Option("--one-at-a-time", help="Change one setting at a time: an ablation."),
+        bool, Option("--one-at-a-time", help="Change one setting at a time: an ablation.")
     ] = False,
 ) -> None:
     """Run every combination of the recipe's `sweep:` and compare them in one table."""
@@ -211,19 +196,14 @@ def sweep(
 @shared("device", "cache", *RECIPE)
 def choose(
     options: Options,
-    aux: Annotated[
-        str | None, typer.Option("--aux", help="Auxiliary dataset [default: all of the recipe].")
-    ] = None,
-    normals: Annotated[
-        int, typer.Option("--normals", min=2, help="Normal images of a bank, for `bank.…`.")
-    ] = 4,
+    aux: AuxOption = None,
+    normals: Annotated[int, Option(min=2, help="Normal images of a bank, for `bank.…`.")] = 4,
 ) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
-    from spg_pipe.pipeline.run import auxiliaries_of
     from spg_pipe.study.choose import choose
 
     run = options.run()
-    names = auxiliaries_of(run.params, aux)
+    names = run.params.narrowed(aux).auxiliaries
     choices = [choose(run, name, normals=normals) for name in names]
     content = [{"chosen": c.values, "recipe": c.path, "rows": c.rows} for c in choices]
     tables = "\n\n".join(choice.table for choice in choices)
@@ -233,10 +213,7 @@ def choose(
 @shared("device", "cache", *RECIPE)
 def compare(
     options: Options,
-    normals: Annotated[
-        int,
-        typer.Option("--normals", min=2, help="Normal target images that few-shot methods see."),
-    ] = 4,
+    normals: Annotated[int, Option(min=2, help="Normal images of few-shot methods.")] = 4,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
     from spg_pipe.study.compare import compare

@@ -1,6 +1,6 @@
 """Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import CHUNK_IMAGES, Progress, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
-    CurvePoint,
+    Curve,
     MetricsTable,
     PixelMetrics,
     Regions,
@@ -23,7 +23,6 @@ from spg_pipe.metrics import (
     accumulate,
     category_metrics,
     chosen_accumulator,
-    curve_points,
     flat_rows,
     with_mean,
     write_csv,
@@ -32,6 +31,8 @@ from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 
 _CURVE_GRID = 200
+Curves = dict[str, Mapping[str, Curve]]
+"""Category → "roc", "pr" and "pro" → the curve of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Evaluation:
     """The table of one target, and its curves for plotting."""
 
     table: MetricsTable
-    curves: list[CurvePoint]
+    curves: Curves
     provenance: Provenance
 
     def save(self, path: Path) -> None:
@@ -53,9 +54,13 @@ class Evaluation:
             "method": context.method,
             "supervision": context.supervision,
         }
-        files = {"categories": [point._asdict() for point in self.curves]}
-        for kind in ("roc", "pr", "pro"):
-            files[kind] = [{"x": x, "y": y} for x, y in _mean_curve(self.curves, kind)]
+        files = {kind: _points(_mean_curve(self.curves, kind)) for kind in ("roc", "pr", "pro")}
+        files["categories"] = [
+            {"category": category, "curve": kind} | point
+            for category, curves in self.curves.items()
+            for kind, curve in curves.items()
+            for point in _points(curve)
+        ]
         for name, points in files.items():
             file = path.parent / "curves" / f"{path.stem}-{name}.csv"
             write_csv(file, [point | named for point in points])
@@ -96,7 +101,7 @@ def evaluate_scores(
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
     masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
     images = scores.table
-    rows, curves, done = [], list[CurvePoint](), 0
+    rows, curves, done = [], Curves(), 0
     lost = store.array("lost_regions")
     for category in dict.fromkeys(images["category"]):
         chosen = np.flatnonzero(images["category"] == category)
@@ -114,7 +119,7 @@ def evaluate_scores(
         )
         rows.append(row)
         if pixel is not None:
-            curves += curve_points(category, pixel)
+            curves[category] = pixel.curves
         done += len(chosen)
         if progress:
             progress(done, len(images))
@@ -183,18 +188,21 @@ def _provenance(record: ScoresRecord, params: MetricParams) -> Provenance:
     )
 
 
-def _mean_curve(curves: list[CurvePoint], kind: str) -> list[tuple[float, float]]:
+def _points(curve: Curve) -> list[dict[str, object]]:
+    return [{"x": float(x), "y": float(y)} for x, y in zip(curve.x, curve.y, strict=True)]
+
+
+def _mean_curve(curves: Curves, kind: str) -> Curve:
     """The mean over categories of a curve, on a common grid of x."""
     grid = np.linspace(0, 1, _CURVE_GRID + 1)
-    lines = []
-    for category in dict.fromkeys(point.category for point in curves):
-        points = [p for p in curves if p.curve == kind and p.category == category]
-        points.sort(key=lambda point: point.x)
-        if points:
-            x, y = [p.x for p in points], [p.y for p in points]
-            lines.append(np.interp(grid, x, y, right=np.nan))
+    lines = [
+        np.interp(grid, curve.x, curve.y, right=np.nan)
+        for curve in (each[kind] for each in curves.values())
+        if len(curve.x)
+    ]
     if not lines:
-        return [(0.0, float("nan")), (1.0, float("nan"))]
+        return Curve(np.array([0.0, 1.0]), np.full(2, np.nan))
     mean = np.mean(lines, axis=0)
     # PRO of protocol spg ends below FPR 0.3: beyond it there is no curve to show.
-    return [(float(x), float(y)) for x, y in zip(grid, mean, strict=True) if not np.isnan(y)]
+    known = ~np.isnan(mean)
+    return Curve(grid[known], mean[known])

@@ -79,10 +79,6 @@ class DetectorPlan:
         """Plans with the same value are made in one pass over the store."""
         return self.run.stream if self.run else (self.guides.kind,)
 
-    def settings(self) -> dict[str, object]:
-        """What a checkpoint's name tells apart; contrast guides have none."""
-        return self.run.settings() if self.run else {}
-
 
 @dataclass(frozen=True)
 class _Made:

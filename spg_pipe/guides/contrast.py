@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,10 +71,6 @@ def class_sums(
     """One pass over a labelled store.
 
     Patches count where the mask is known, whole images wherever the label is.
-
-    Parameters
-    ----------
-    progress : callable (images done, images in all), optional
     """
     labels = store.array("label").astype(np.int64)
     teaches = np.zeros(len(store), bool)
@@ -122,19 +119,9 @@ def _folds(store: FeatureStore) -> np.ndarray:
     """
     if sources := store.spec.sources:
         originals = [sources.get(path, path) for path in store.array("path").tolist()]
-        number = {one: n for n, one in enumerate(dict.fromkeys(originals))}
-        return np.array([number[one] % FOLDS for one in originals])
-    kinds = [
-        f"{category}\0{label}\0{defect}"
-        for category, label, defect in zip(
-            store.array("category"), store.array("label"), store.array("defect"), strict=True
-        )
-    ]
-    folds = np.zeros(len(kinds), np.int64)
-    for kind in dict.fromkeys(kinds):
-        rows = np.flatnonzero(np.array(kinds) == kind)
-        folds[rows] = np.arange(len(rows)) % FOLDS
-    return folds
+        return pd.factorize(np.array(originals, object))[0] % FOLDS
+    kinds = store.table.groupby(["category", "label", "defect"], dropna=False)
+    return kinds.cumcount().to_numpy() % FOLDS
 
 
 def direction(

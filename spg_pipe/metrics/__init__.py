@@ -9,8 +9,9 @@
 """
 
 from spg_pipe.metrics.accumulators import HistogramAccumulator, SortAccumulator
+from spg_pipe.metrics.curves import Curve
 from spg_pipe.metrics.image_level import image_metrics
-from spg_pipe.metrics.pixel import CurvePoint, PixelMetrics, curve_points
+from spg_pipe.metrics.pixel import PixelMetrics
 from spg_pipe.metrics.protocols import accumulate, chosen_accumulator
 from spg_pipe.metrics.regions import Regions, label_regions, vanished_regions
 from spg_pipe.metrics.tables import (
@@ -28,7 +29,7 @@ from spg_pipe.metrics.tables import (
 
 __all__ = [
     "Cell",
-    "CurvePoint",
+    "Curve",
     "HistogramAccumulator",
     "MetricsRow",
     "MetricsTable",
@@ -40,7 +41,6 @@ __all__ = [
     "accumulate",
     "category_metrics",
     "chosen_accumulator",
-    "curve_points",
     "flat_rows",
     "image_metrics",
     "label_regions",

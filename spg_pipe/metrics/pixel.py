@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -138,21 +137,3 @@ def _ap_range(groups: Groups, fp_best: np.ndarray, tied: np.ndarray) -> tuple[fl
     low = inside - fp * np.log1p(inside / (tp - inside + fp + 0.5))
     low = np.where(tied[hit], high, low)
     return float(low.sum() / groups.n_anomalous), float(high.sum() / groups.n_anomalous)
-
-
-class CurvePoint(NamedTuple):
-    """A point of a category's curve."""
-
-    category: str
-    curve: str  # "roc", "pr" or "pro"
-    x: float  # in [0, 1]
-    y: float
-
-
-def curve_points(category: str, pixel_metrics: PixelMetrics) -> list[CurvePoint]:
-    """The curves of a category, in the order in which they are drawn."""
-    return [
-        CurvePoint(category, name, float(x), float(y))
-        for name, curve in pixel_metrics.curves.items()
-        for x, y in zip(curve.x, curve.y, strict=True)
-    ]

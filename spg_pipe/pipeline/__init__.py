@@ -12,7 +12,6 @@ from spg_pipe.pipeline.features import (
     with_tiles,
     write_demo_sets,
 )
-from spg_pipe.pipeline.normals import score_few_shot
 from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import train_guides, train_guides_together, train_sae
@@ -25,7 +24,6 @@ __all__ = [
     "read_metrics",
     "report",
     "score",
-    "score_few_shot",
     "skipped_in",
     "synthesise",
     "synthesise_set",

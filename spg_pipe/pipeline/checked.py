@@ -2,7 +2,7 @@
 
 There is no search. What does not fit is named with both values and the command that mends it. Where
 an input of a missing artefact is itself missing or does not fit, that is told instead: it comes
-first.
+first. Errors are `NotThereError`, or `DamagedError` for what is no whole artefact.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,7 @@ _Record = TypeVar("_Record", "SaeRecord", "DetectorRecord", "ScoresRecord")
 
 
 def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> Path:
-    """The SAE of the recipe's `sae` section, trained on this store.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there is none that fits.
-    """
+    """The SAE of the recipe's `sae` section, trained on this store."""
     from spg_pipe.sae.run import SaeRecord
 
     given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
@@ -48,7 +42,6 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
 
     def pairs(record: SaeRecord) -> Pairs:
         return {
-            "seed": (seed, record.seed),
             "method.protocol": (run.params.method.protocol, record.protocol.name),
             "sae": (run.params.sae, record.sae),
             "feature store": (store.fingerprint, record.store),
@@ -62,17 +55,12 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
     """The detector of the recipe's sections, made from `aux`: what it says of itself.
 
     Its training data need not be here; where the store is, the detector must be made from it.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there is none that fits.
     """
     from spg_pipe.detector.record import DetectorRecord
 
     def pairs(record: DetectorRecord) -> Pairs:
         store = _where_here(run, lambda: checked_store(run, aux).fingerprint, record.store)
-        return _fitted(run.params, seed, record.origin, record.rule) | {"feature store": store}
+        return _fitted(run.params, record.origin, record.rule) | {"feature store": store}
 
     def sae() -> Path:
         store = _first(lambda: checked_store(run, aux), f"train-sae --aux {aux} --seed {seed}")
@@ -86,11 +74,6 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
     """The zero-shot scores of a target by the recipe's sections: what they say of themselves.
 
     Where the target's store or the detector is, the scores must have been made from it.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there are none that fit.
     """
     from spg_pipe.detector.record import ScoresRecord
 
@@ -104,12 +87,8 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
         if record.detector is None or record.rule is None:
             return {"detector": ("one of the recipe", None)}
         store = _where_here(run, lambda: checked_store(run, dataset).fingerprint, record.store)
-        return _fitted(params, seed, record.detector, record.rule) | {
+        return _fitted(params, record.detector, record.rule) | {
             "score": (params.score.model_dump(include=keys), record.rule.model_dump(include=keys)),
-            "auxiliary": (aux, record.auxiliary),
-            "part of the dataset": (None, record.selection),
-            "normal images of the target": (None, record.bank and record.bank.normals),
-            "dataset": (dataset.name, record.dataset),
             "split": (dataset.split, record.split),
             "feature store": store,
             "detector": _where_here(run, detector, record.detector.fingerprint),
@@ -121,13 +100,7 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
 
 
 def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
-    """The metrics of a direction by the recipe's `metrics` section, and the scores behind them.
-
-    Raises
-    ------
-    NotThereError, DamagedError
-        If there are none that fit.
-    """
+    """The metrics of a direction by the recipe's `metrics` section, and the scores behind them."""
     from spg_pipe.detector.metrics_file import read_metrics
 
     dataset = run.params.dataset(direction.target)
@@ -191,18 +164,16 @@ def _where_here(run: RecipeRun, fingerprint: Callable[[], str], held: str) -> tu
 
 
 def _fitted(
-    params: Params, seed: int, origin: "DetectorOrigin", rule: "Rule"
+    params: Params, origin: "DetectorOrigin", rule: "Rule"
 ) -> dict[str, tuple[object, object]]:
     """What a recipe and a detector say about fitting, under the names that messages use."""
     from spg_pipe.guides.kinds import guides_of
 
     pairs: dict[str, tuple[object, object]] = {
-        "seed": (seed, origin.seed),
         "method.protocol": (params.method.protocol, origin.protocol.name),
         "sae": (params.sae, origin.sae.params),
         "guides": (guides_of(params.guides), origin.guides),
         "method.detection": (params.method.detection, origin.detection),
-        "part of the auxiliary dataset": (None, origin.auxiliary.selection),
     }
     if params.score.rule == "additive":
         weights = rule.weights if rule.rule == "additive" else None

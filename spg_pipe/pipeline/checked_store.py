@@ -114,10 +114,9 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
     CLS (docs/method.md §5). Local weights count by their content, as long as the file is here.
     """
     from spg_pipe.backbones.load import resolve
-    from spg_pipe.backbones.names import find_alias
 
     recipe, published = params.backbone, params.method.protocol == "spg"
-    info, view = find_alias(recipe.alias) or resolve(recipe.alias), spec.untiled
+    info, view = resolve(recipe.alias), spec.untiled
     held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
     held |= {"image_size": view.preprocess.size, "layers": list(view.layers)}
     wanted = held | {"alias": info.alias, "image_size": image_size(params)}

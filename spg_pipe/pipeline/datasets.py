@@ -24,25 +24,20 @@ def datasets_of(params: Params, split: str | None) -> list[Dataset]:
 def find_dataset(params: Params, split: str, *, option: str = "--split") -> Dataset:
     """A dataset by what `--split` or a like option says: `visa`, `visa/train`, or a folder.
 
-    Raises
-    ------
-    SpgError
-        If it is none of these.
+    An `SpgError` if it is none of these.
     """
     name, _, part = split.partition("/")
-    known = {dataset.name for dataset in params.datasets}
+    known = [dataset.name for dataset in params.datasets]
     if name in known and part in ("", "test", "train", "all"):
         dataset = params.dataset(name)
         return dataset.model_copy(update={"split": part or dataset.split})
     folder = Path(split)
     if folder.is_dir():
         label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")
-        return Dataset.model_validate(
-            {"name": label or "images", "layout": "folder", "root": folder, "split": "all"}
-        )
+        return Dataset(name=label or "images", layout="folder", root=folder, split="all")
     raise SpgError(
         f"{option} {split}: there is no such dataset in the recipe "
-        f"(its datasets: {', '.join(sorted(known)) or 'none'}) and no such folder. Name one of "
+        f"(its datasets: {', '.join(known) or 'none'}) and no such folder. Name one of "
         "these, append /train or /test, give a folder of images, or switch the recipe, as with "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
@@ -53,7 +48,7 @@ def split_name(params: Params, dataset: Dataset) -> str:
     if dataset in params.datasets:
         return dataset.name
     # A folder that happens to be called as a dataset of the recipe is none of its splits.
-    listed = any((one.name, one.root) == (dataset.name, dataset.root) for one in params.datasets)
+    listed = (dataset.name, dataset.root) in [(row.name, row.root) for row in params.datasets]
     return f"{dataset.name}/{dataset.split}" if listed else shlex.quote(str(dataset.root))
 
 
@@ -106,21 +101,16 @@ def names_on_disk(dataset: Dataset) -> list[str]:
     return list_images(dataset)
 
 
-def find_direction(params: Params, target: str, aux: str | None = None) -> Direction:
+def find_direction(params: Params, target: str) -> Direction:
     """The recipe's direction with this target.
 
-    Raises
-    ------
-    SpgError
-        If the recipe has none, or several and `aux` does not say which.
+    An `SpgError` if the recipe has none, or several: `narrowed` says which.
     """
-    fits = [d for d in params.directions if d.target == target and aux in (None, d.aux)]
+    fits = [way for way in params.directions if way.target == target]
     if len(fits) == 1:
         return fits[0]
     listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
-    if fits:
-        raise SpgError(f"Several directions have target {target!r} ({listed}); add --aux NAME.")
     raise SpgError(
-        f"No direction of the recipe has target {target!r}. Its directions: {listed}. "
-        "Name a detector with --detector, or add the direction to params.yaml."
+        f"{len(fits)} of the recipe's directions ({listed}) have target {target!r}. Choose "
+        "one with --aux, name a detector with --detector, or add the direction to params.yaml."
     )

@@ -16,10 +16,7 @@ from spg_pipe.recipe.ready_made import fill_recipe, recipes_folder
 def run_demo(folder: Path, console: Console) -> None:
     """Run recipes/demo.yaml with DVC in `folder` and print a table per direction.
 
-    Raises
-    ------
-    SpgError
-        If the pipeline fails; its own messages come first.
+    An `SpgError` if the pipeline fails; its own messages come first.
     """
     checkout = recipes_folder().parent
     _lay_out(folder, checkout)

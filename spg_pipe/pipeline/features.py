@@ -98,10 +98,8 @@ def extract(
         At most so many images, spread over all kinds, and only of these categories. The store of
         a part of the dataset gets its own place, and says what it is.
 
-    Raises
-    ------
-    SpgError
-        For missing images, categories or weights, and as `_place` and `store.extract.extract`.
+    An `SpgError` for missing images, categories or weights, and as `_place` and
+    `store.extract.extract`.
     """
     from spg_pipe.backbones.tiling import tiled
     from spg_pipe.datasets.manifest import Manifest

@@ -14,10 +14,7 @@ def inspect(path: Path) -> dict[str, Any]:
     dict
         `kind` and what belongs to it; plain values.
 
-    Raises
-    ------
-    SpgError
-        If the path is no artefact of this project.
+    An `SpgError` if the path is no artefact of this project.
     """
     from spg_pipe.store.reader import FeatureStore
     from spg_pipe.store.summary import summary

@@ -1,113 +1,90 @@
-"""Few-shot: a target's store and a few of its normal images → Scores."""
+"""Few-shot: a few normal images of a target → memory banks → Scores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import NotThereError
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import extract
-from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.pipeline.target import detectors_for, evaluate_command, note_known
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
 
 if TYPE_CHECKING:
     from spg_pipe.bank.few_shot import Banks
     from spg_pipe.detector.model import Detector
+    from spg_pipe.detector.scores import Scores
     from spg_pipe.store.reader import FeatureStore
 
 
-def score_few_shot(
+def banks_for(
     run: RecipeRun,
-    target: str,
     normals: str,
-    *,
-    alone: bool = False,
-    aux: str | None = None,
-    seed: int | None = None,
-    detector: Path | None = None,
-    store: Path | None = None,
-) -> list[Path]:
-    """FeatureStores of the target and of normal images, and a Detector → Scores.
+    target: "FeatureStore",
+    judges: "Sequence[Detector | None]",
+    options: ScoreParams | None,
+) -> "Banks":
+    """A memory bank for each category of a target; see `score` for `normals`.
 
-    They lie in few-shot/, never in the place of zero-shot scores.
-
-    Parameters
-    ----------
-    normals : str
-        A store, or as `--split`: a dataset's split or a folder of images, whose tokens are
-        computed if they are not there.
-    alone : bool
-        The bank judges without a detector: once, not for each seed.
-
-    Raises
-    ------
-    SpgError
-        If the normal images are no bank for this target, or the detector cannot be added to one.
+    An `SpgError` if the images are no bank for this target, or one of the detectors cannot be added
+    to it.
     """
     from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, says, seen_of
 
-    if alone and (detector or aux or seed is not None):
-        raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
-    dataset = find_dataset(run.params, target)
-    features = checked_store(run, dataset, store)
-    judges: list[Detector | None] = [None]
-    options: ScoreParams | None = run.params.score
-    if not alone:
-        detectors, options = detectors_for(run, dataset, aux, seed, detector)
-        judges = [*detectors.values()]
-        for each in detectors.values():
-            require_fusible(each, options)
-    normal = _store_of_normals(run, normals)
-    banks = banks_of([normal], features, run.params.bank, device=choose_device(run.device))
-    run.console.say(f"{says(seen_of(banks.rows))}, from {normal.path}")
+    for judge in filter(None, judges):
+        require_fusible(judge, options)
+    store = _store_of_normals(run, normals)
+    banks = banks_of([store], target, run.params.bank, device=choose_device(run.device))
+    run.console.say(f"{says(seen_of(banks.rows))}, from {store.path}")
     if copies := sum(images.copies for images in banks.rows.values()):
         run.console.say(note_of_copies(copies, copies + sum(seen_of(banks.rows))))
-    written = []
-    for judge in judges:
-        path = _score_one(run, dataset, features, banks, judge, options)
-        command = evaluate_command(run, dataset, path, store)
-        run.console.say(f"Few-shot scores of {dataset.name} → {path}; judge them with {command}")
-        written.append(path)
-    return written
+    return banks
 
 
-def _score_one(
+def score_with_banks(
     run: RecipeRun,
     dataset: Dataset,
-    features: "FeatureStore",
+    store: "FeatureStore",
     banks: "Banks",
     judge: "Detector | None",
     options: ScoreParams | None,
 ) -> Path:
     """Scores of the banks, alone or added to a detector."""
-    from spg_pipe.bank.few_shot import score_few_shot as score_store
+    from spg_pipe.bank.few_shot import score_few_shot
 
-    if judge is not None:
-        note_own_images(run, judge, dataset, features)
     content = {
         "detector": judge.fingerprint if judge else None,
-        "store": features.fingerprint,
+        "store": store.fingerprint,
         "normals": banks.origin.normals,
         "bank": run.params.bank.model_dump(mode="json"),
         "score": options and options.model_dump(mode="json"),
     }
-    trained_on, seed = (judge.record.auxiliary.dataset, judge.record.seed) if judge else ("", None)
-    path = run.paths.few_shot(trained_on, dataset.name, seed, content)
+    aux, seed = (judge.record.auxiliary.dataset, judge.record.seed) if judge else ("", None)
+    path, device = run.paths.few_shot(aux, dataset.name, seed, content), choose_device(run.device)
     with run.console.progress(f"score {dataset.name}") as update:
-        scores = score_store(
-            judge,
-            banks,
-            features,
-            path,
-            score=options,
-            device=choose_device(run.device),
-            progress=update,
+        scores = score_few_shot(
+            judge, banks, store, path, score=options, device=device, progress=update
         )
     note_known(run, scores)
     return path
+
+
+def note_known(run: RecipeRun, scores: "Scores") -> None:
+    """Say which scored images are normal images of the bank themselves."""
+    from spg_pipe.bank.few_shot import KNOWN
+
+    say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
+
+
+def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = "") -> None:
+    """Say which images of a target are normal images themselves, if there are such."""
+    from spg_pipe.bank.few_shot import note_of_known
+
+    if paths:
+        so = f"and metrics{where} are too good. Use normal images of another split."
+        run.console.say(note_of_known(paths, images, so))
 
 
 def _store_of_normals(run: RecipeRun, normals: str) -> "FeatureStore":

@@ -34,10 +34,10 @@ def note_own_images(
     known = content_ids(files) | set(store.spec.sources.values())
     if note := detector.own_images_note(dataset.name, known):
         run.console.say(note)
-    elif own := _own_categories(run, detector, dataset, store):
+    elif categories := _own_categories(run, detector, dataset, store):
         run.console.say(
-            f"Note: the defects of {detector.record.auxiliary.dataset} were painted on "
-            f"normal images of {', '.join(own)} from {dataset.root}, the folder of {dataset.name} "
+            f"Note: the defects of {detector.record.auxiliary.dataset} were painted on normal "
+            f"images of {', '.join(categories)} from {dataset.root}, the folder of {dataset.name} "
             "itself; this is not zero-shot."
         )
 

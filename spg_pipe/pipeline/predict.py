@@ -14,10 +14,9 @@ from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import SCORES
 from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import Prediction, as_row, judge_images
+from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
-from spg_pipe.predict.results import write_results
 from spg_pipe.recipe.machine import choose_device
 
 

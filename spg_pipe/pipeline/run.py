@@ -32,6 +32,10 @@ class RecipeRun:
         """This run with other settings, whose artefacts lie beside the recipe's."""
         return replace(self, params=params, base=self.base or self.params)
 
+    def narrowed(self, aux: str | None = None, seed: int | None = None) -> "RecipeRun":
+        """This run with one auxiliary set, or one seed, where they are named."""
+        return self.with_params(self.params.narrowed(aux, seed))
+
     def changes(self, section: str) -> bool:
         """Whether an option changed a section of the recipe."""
         base = self.base or self.params
@@ -41,55 +45,20 @@ class RecipeRun:
 def image_size(params: Params) -> int:
     """S: as the recipe says, or the backbone's default.
 
-    Raises
-    ------
-    SpgError
-        If the backbone is unknown.
+    An `SpgError` if the backbone is unknown.
     """
     from spg_pipe.backbones.load import resolve
-    from spg_pipe.backbones.names import find_alias
 
-    if params.backbone.image_size is not None:
-        return params.backbone.image_size
-    alias = params.backbone.alias
-    return (find_alias(alias) or resolve(alias)).image_size
+    return params.backbone.image_size or resolve(params.backbone.alias).image_size
 
 
-def training_runs(
-    params: Params, aux: str | None, seed: int | None, given: Path | None
-) -> dict[str, list[int]]:
-    """Auxiliary → seeds to train: as named, or all of the recipe.
-
-    Raises
-    ------
-    SpgError
-        If `aux` is no auxiliary of the recipe, or a given store or SAE does not exist or would
-        serve several runs.
-    """
+def require_runs(params: Params, given: Path | None) -> None:
+    """Refuse, with an `SpgError`, to train nothing, or several runs from one given store or SAE."""
     _require_there(given)
-    names = auxiliaries_of(params, aux)
-    seeds = [seed] if seed is not None else list(params.seeds)
-    if not names:
+    if not params.auxiliaries:
         raise SpgError("The recipe has no auxiliaries: nothing to train on. Add one.")
-    if given is not None and (count := len(names) * len(seeds)) > 1:
+    if given is not None and (count := len(params.auxiliaries) * len(params.seeds)) > 1:
         raise SpgError(f"{given} serves one run, the recipe has {count}: add --aux and --seed.")
-    return dict.fromkeys(names, seeds)
-
-
-def auxiliaries_of(params: Params, aux: str | None) -> list[str]:
-    """The auxiliary set that is named, or all of the recipe.
-
-    Raises
-    ------
-    SpgError
-        If it is none of the recipe's.
-    """
-    if aux is None:
-        return list(params.auxiliaries)
-    if aux not in params.auxiliaries:
-        known = ", ".join(params.auxiliaries) or "none"
-        raise SpgError(f"--aux {aux}: the recipe's auxiliaries are {known}. Add it in params.yaml.")
-    return [aux]
 
 
 def _require_there(given: Path | None) -> None:
@@ -99,27 +68,21 @@ def _require_there(given: Path | None) -> None:
 
 
 def targets_of(
-    params: Params, split: str | None, aux: str | None, given: Path | None = None
-) -> list[tuple[str, str | None]]:
-    """(target, auxiliary) pairs to score: what `--split` names, or the recipe's directions.
+    run: RecipeRun, split: str | None, given: Path | None = None
+) -> list[tuple[RecipeRun, str]]:
+    """Targets to score, each with its run: what `--split` names, or the recipe's directions.
 
-    Raises
-    ------
-    SpgError
-        If there is none, or a given store, detector or scores folder does not exist or would
-        serve several.
+    An `SpgError` if there is none, or a given store, detector or scores folder does not exist or
+    would serve several.
     """
     _require_there(given)
     if split is not None:
-        return [(split, aux)]
-    found: list[tuple[str, str | None]] = [
-        (d.target, d.aux) for d in params.directions if aux in (None, d.aux)
-    ]
-    if not found:
+        return [(run, split)]
+    if not run.params.directions:
         raise SpgError(
             "The recipe has no such direction. Add one under `directions:` in params.yaml, "
             "or name a target with --split."
         )
     if given is not None:
         raise SpgError(f"{given} belongs to one target: name it with --split.")
-    return found
+    return [(run.narrowed(way.aux), way.target) for way in run.params.directions]

@@ -1,7 +1,7 @@
 """Detectors on targets: scores → metrics → report."""
 
+import itertools
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
+from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
@@ -17,7 +18,6 @@ from spg_pipe.recipe.params import Dataset, Params, ScoreParams
 if TYPE_CHECKING:
     from spg_pipe.datasets.manifest import Manifest
     from spg_pipe.detector.model import Detector
-    from spg_pipe.detector.scores import Scores
     from spg_pipe.metrics import MetricsTable
     from spg_pipe.store.reader import FeatureStore
 
@@ -26,60 +26,89 @@ def score(
     run: RecipeRun,
     target: str,
     *,
-    aux: str | None = None,
-    seed: int | None = None,
     detector: Path | None = None,
     store: Path | None = None,
+    normals: str | None = None,
+    alone: bool = False,
 ) -> list[Path]:
-    """Detector + FeatureStore of the target → Scores, for one seed or for all of the recipe."""
-    from spg_pipe.detector.scores import score_store
+    """Detector + FeatureStore of the target → Scores, for all seeds of the recipe.
 
+    Parameters
+    ----------
+    normals : str, optional
+        Few-shot: a store of normal images, or as `--split` a dataset's split or a folder, whose
+        tokens are computed if they are not there. The scores lie in few-shot/, never in the place
+        of zero-shot ones.
+    alone : bool
+        The normal images judge without a detector: once, not for each seed.
+
+    An `SpgError` if the normal images are no bank for this target, or the detector cannot be added
+    to one.
+    """
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
+    judges: list[Detector | None] = [None]
+    options: ScoreParams | None = run.params.score
+    if not alone:
+        detectors, options = _detectors_for(run, dataset, detector)
+        judges = [*detectors]
+    banks = banks_for(run, normals, features, judges, options) if normals else None
     written = []
-    detectors, options = detectors_for(run, dataset, aux, seed, detector)
-    for folder, loaded in detectors.items():
-        trained_on = loaded.record.auxiliary.dataset
-        if trained_on == dataset.name:
-            run.console.say(
-                f"Note: {folder} was trained on {trained_on} itself; this is not zero-shot."
-            )
-        note_own_images(run, loaded, dataset, features)
-        given = {"store": features.fingerprint} if store else {}
-        if detector is not None:
-            given["detector"] = loaded.fingerprint
-        path = run.paths.scores(trained_on, dataset, loaded.record.seed, given)
-        device = choose_device(run.device)
-        with run.console.progress(f"score {dataset.name}") as update:
-            score_store(loaded, features, path, score=options, device=device, progress=update)
+    for judge in judges:
+        if judge is not None:
+            note_own_images(run, judge, dataset, features)
+        if banks is not None:
+            path = score_with_banks(run, dataset, features, banks, judge, options)
+        elif judge is not None:
+            given = {"store": features.fingerprint} if store else {}
+            given |= {"detector": judge.fingerprint} if detector else {}
+            path = _score_one(run, dataset, features, judge, options, given)
         run.console.say(f"Scores of {dataset.name} → {path}")
-        if store is not None:  # `evaluate` alone would take the scores of the dataset's own store
-            run.console.say(f"Judge them with {evaluate_command(run, dataset, path, store)}")
+        if banks or store:  # `evaluate` alone would take the recipe's own scores
+            run.console.say(f"Judge them with {_evaluate_command(run, dataset, path, store)}")
         written.append(path)
     return written
 
 
-def detectors_for(
-    run: RecipeRun, dataset: Dataset, aux: str | None, seed: int | None, named: Path | None
-) -> "tuple[dict[Path, Detector], ScoreParams | None]":
-    """The detectors that judge a target, by their folders, and how they score.
+def _score_one(
+    run: RecipeRun,
+    dataset: Dataset,
+    store: "FeatureStore",
+    judge: "Detector",
+    options: ScoreParams | None,
+    given: dict[str, str],
+) -> Path:
+    """Zero-shot scores of one detector."""
+    from spg_pipe.detector.scores import score_store
+
+    aux, device = judge.record.auxiliary.dataset, choose_device(run.device)
+    if aux == dataset.name:
+        run.console.say(f"Note: the detector was trained on {aux} itself; this is not zero-shot.")
+    path = run.paths.scores(aux, dataset, judge.record.seed, given)
+    with run.console.progress(f"score {dataset.name}") as update:
+        score_store(judge, store, path, score=options, device=device, progress=update)
+    return path
+
+
+def _detectors_for(
+    run: RecipeRun, dataset: Dataset, named: Path | None
+) -> "tuple[list[Detector], ScoreParams | None]":
+    """The detectors that judge a target, and how they score.
 
     None: a named detector keeps its own rule, as in `predict`, unless an option changes it.
     """
     from spg_pipe.detector.model import Detector
 
     if named is not None:
-        options = run.params.score if run.changes("score") else None
-        return {named: Detector.load(named)}, options
-    source = find_direction(run.params, dataset.name, aux).aux
-    seeds = [seed] if seed is not None else run.params.seeds
-    for each in seeds:
-        checked_detector(run, source, each)
-    folders = [run.paths.detector(source, each) for each in seeds]
-    return {folder: Detector.load(folder) for folder in folders}, run.params.score
+        return [Detector.load(named)], run.params.score if run.changes("score") else None
+    aux = find_direction(run.params, dataset.name).aux
+    for seed in run.params.seeds:
+        checked_detector(run, aux, seed)
+    folders = [run.paths.detector(aux, seed) for seed in run.params.seeds]
+    return [Detector.load(folder) for folder in folders], run.params.score
 
 
-def evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
+def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
     """The command that judges scores which are not at the recipe's place."""
     inputs = {"scores": scores} | ({"store": store} if store else {})
     options = "".join(f" --{name} {shlex.quote(str(path))}" for name, path in inputs.items())
@@ -90,24 +119,20 @@ def evaluate(
     run: RecipeRun,
     target: str,
     *,
-    aux: str | None = None,
-    seed: int | None = None,
     scores: Path | None = None,
     store: Path | None = None,
 ) -> list[Path]:
-    """Scores → Metrics, for one seed or for all of the recipe, or of one named folder."""
+    """Scores → Metrics, for all seeds of the recipe, or of one named folder."""
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
-    if scores is not None:
-        chosen = [scores]
-    else:
-        source = find_direction(run.params, dataset.name, aux).aux
-        seeds = [seed] if seed is not None else run.params.seeds
-        for each in seeds:
-            checked_scores(run, dataset, source, each)
-        chosen = [run.paths.scores(source, dataset, each) for each in seeds]
+    folders = [scores] if scores else []
+    if scores is None:
+        aux = find_direction(run.params, dataset.name).aux
+        for seed in run.params.seeds:
+            checked_scores(run, dataset, aux, seed)
+            folders.append(run.paths.scores(aux, dataset, seed))
     given = scores is not None or store is not None
-    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in chosen]
+    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in folders]
 
 
 def _evaluate_one(
@@ -119,20 +144,15 @@ def _evaluate_one(
 
     params = run.params.metrics
     loaded = Scores.load(folder)
-    held = f"{loaded.record.dataset}/{loaded.record.split}"
-    if held != f"{dataset.name}/{dataset.split}":
-        raise SpgError(
-            f"{folder} holds scores of {held}, not of {dataset.name}/{dataset.split}. "
-            "Name their dataset with --split."
-        )
     if loaded.record.store != store.fingerprint:
+        held = f"{loaded.record.dataset}/{loaded.record.split}"
         raise SpgError(
-            f"{folder} holds scores of another store than {store.path}. Name the one that was "
-            "scored with --store, or run `spg-pipe score` again."
+            f"{folder} holds scores of {held} from another store than {store.path}. Name their "
+            "dataset with --split and the store that was scored with --store, or run `spg-pipe "
+            "score` again."
         )
-    manifest = None
-    if params.resolution == "original":
-        manifest = _manifest_of_store(run, dataset, store)
+    original = params.resolution == "original"
+    manifest = _manifest_of_store(run, dataset, store) if original else None
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.record.auxiliary, loaded.record.seed
@@ -148,22 +168,6 @@ def _evaluate_one(
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place
-
-
-def note_known(run: RecipeRun, scores: "Scores") -> None:
-    """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.few_shot import KNOWN
-
-    say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
-
-
-def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = "") -> None:
-    """Say which images of a target are normal images themselves, if there are such."""
-    from spg_pipe.bank.few_shot import note_of_known
-
-    if paths:
-        so = f"and metrics{where} are too good. Use normal images of another split."
-        run.console.say(note_of_known(paths, images, so))
 
 
 def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> "Manifest":
@@ -214,27 +218,19 @@ def report(run: RecipeRun) -> Path:
 
     A seed or direction without them is named on the page.
 
-    Raises
-    ------
-    SpgError
-        If there is nothing to report: no metrics that the active recipe makes.
+    An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
     from spg_pipe.report.build import build_report
 
     params, paths = run.params, run.paths
-    if not params.directions:
-        raise SpgError("The recipe has no directions, so there is nothing to report.")
     runs, missing = {}, []
-    for direction in params.directions:
-        for seed in params.seeds:
-            try:
-                found = checked_metrics(run, direction, seed)
-            except SpgError as error:
-                missing.append(str(error))
-            else:
-                runs[direction.aux, direction.target, seed] = found
+    for way, seed in itertools.product(params.directions, params.seeds):
+        try:
+            runs[way.aux, way.target, seed] = checked_metrics(run, way, seed)
+        except SpgError as error:
+            missing.append(str(error))
     if not runs:
-        raise SpgError(missing[0])
+        raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
     with run.console.progress("report", "categories") as update:

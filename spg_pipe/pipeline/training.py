@@ -120,9 +120,8 @@ def _train_together(
     path, device = run.paths.detector(aux, seed, given), choose_device(run.device)
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"
     if several:  # the pass has a name of its own
-        shared = [features.fingerprint, run.params.method.model_dump(mode="json")]
-        content = {"pass": shared, "runs": [plan.settings() for _, plan in jobs]}
-        path = with_suffix_hash(path, fingerprint(content))
+        paths = [str(owner.paths.detector(aux, plan.seed, given)) for owner, plan in jobs]
+        path = with_suffix_hash(path, fingerprint(paths))
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = make_detectors(

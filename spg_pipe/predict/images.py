@@ -35,11 +35,8 @@ def read_images(source: Path, out: Path) -> Images:
     Images in folders of masks are left out, and the heat maps of an earlier run into `out`,
     finished or not.
 
-    Raises
-    ------
-    SpgError
-        If there is none, `out` is the folder that holds them, or a result in `out` would replace
-        what is not one.
+    An `SpgError` if there is none, `out` is the folder that holds them, or a result in `out` would
+    replace what is not one.
     """
     if source.is_file():
         root, paths, masks = source.parent, {source}, set[Path]()

@@ -1,15 +1,22 @@
-"""Images → predictions and anomaly maps, one image at a time."""
+"""Images → predictions and anomaly maps, one image at a time → scores.csv and heat maps."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
+from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
+from spg_pipe.metrics import write_csv
+from spg_pipe.predict.files import SCORES, whole_result
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.predictor import Predictor
 
@@ -61,10 +68,7 @@ def judge_images(
 ) -> Iterator[JudgedImage]:
     """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
 
-    Raises
-    ------
-    SpgError
-        If an image cannot be read.
+    An `SpgError` if an image cannot be read.
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.inputs_per_image)
@@ -100,3 +104,29 @@ def judge_images(
             yield JudgedImage(prediction, pixels, anomaly_map)
         if progress:
             progress(start + len(paths), len(images.paths))
+
+
+def write_results(
+    judged: Iterable[JudgedImage], images: Images, out: Path, shown: tuple[float, float]
+) -> list[Prediction]:
+    """Write scores.csv and overlays/ of all images below `out`.
+
+    Files of an earlier result are replaced when all images are done, never before; after an error
+    `out` is as it was.
+
+    Parameters
+    ----------
+    shown : (low, high)
+        Values of the maps that get the darkest and the brightest colour.
+    """
+    predictions: list[Prediction] = []
+    with whole_result(out, images.overlays) as folder:
+        for prediction, pixels, anomaly_map in judged:
+            data = io.BytesIO()
+            low, high = shown
+            picture = overlay(eight_bit(pixels), anomaly_map, low=low, high=high)
+            Image.fromarray(picture).save(data, format="PNG")
+            write_bytes(folder / prediction.overlay, data.getvalue())
+            predictions.append(prediction)
+        write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
+    return predictions

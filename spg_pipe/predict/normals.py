@@ -31,11 +31,8 @@ class NormalFolder:
 def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     """The normal images of a folder: without labels, or those in `good/` (layout `folder`).
 
-    Raises
-    ------
-    SpgError
-        If a bank cannot be added to the detector's decision, or the folder is missing or holds an
-        anomalous image, several categories, or a file that is no image.
+    An `SpgError` if a bank cannot be added to the detector's decision, or the folder is missing or
+    holds an anomalous image, several categories, or a file that is no image.
     """
     folder = given.path
     if not folder.is_dir():
@@ -47,18 +44,14 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     normals = build_manifest(
         Dataset(name="normals", layout="folder", root=folder), exif_of_own_images=exif
     )
-    anomalous = normals.table[normals.table["label"] == LABEL_ANOMALOUS]
-    if len(anomalous):
-        raise SpgError(
-            f"--normals {folder} holds {len(anomalous)} images of defects (the first: "
-            f"{anomalous['path'].iloc[0]}). A bank is made of normal images alone: name the folder "
-            "that has them, for instance its good/."
-        )
+    defects = normals.table["path"][normals.table["label"] == LABEL_ANOMALOUS].tolist()
     categories = sorted(normals.table["category"].unique())
-    if len(categories) > 1:
+    if defects or len(categories) > 1:
+        first = f" (the first: {defects[0]})" if defects else ""
         raise SpgError(
-            f"--normals {folder} holds several categories ({', '.join(categories)}). Name the "
-            "folder of the one that is to be inspected."
+            f"--normals {folder} holds {len(defects)} images of defects{first} and the categories "
+            f"{', '.join(categories)}. A bank is made of normal images of one category alone: name "
+            "the folder that has them, for instance its good/."
         )
     if not given.alone:
         require_fusible(detector)
@@ -77,10 +70,7 @@ def with_normals(
     Of many images only a part of their tokens is held in memory, and up to 16 are read a second
     time.
 
-    Raises
-    ------
-    SpgError
-        If an image cannot be read, or no bank can be made of them.
+    An `SpgError` if an image cannot be read, or no bank can be made of them.
     """
     spec = predictor.backbone.spec
 

@@ -98,10 +98,7 @@ def load_predictor(
     weights : Path, optional
         A file of the backbone's weights.
 
-    Raises
-    ------
-    SpgError
-        If the backbone cannot be loaded or is not the detector's, or a side does not fit.
+    An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
     check_sides(tiles, spec)

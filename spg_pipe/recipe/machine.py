@@ -8,10 +8,7 @@ from spg_pipe.errors import SpgError
 def choose_device(device: str) -> str:
     """`auto` becomes cuda where there is one, otherwise cpu.
 
-    Raises
-    ------
-    SpgError
-        If the device does not exist here.
+    An `SpgError` if the device does not exist here.
     """
     import torch
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import Dataset, DemoSet, Direction, Name, Positive, Section, SyntheticSet
@@ -25,18 +25,12 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 class BackboneParams(Section):
     """Which frozen backbone, at which size; empty values mean the backbone's own."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # layers may be numbers
     alias: str = "efficientnet-lite0"
     image_size: Positive | None = None
     layers: tuple[str, ...] | None = None
     norm: Literal["post", "pre"] | None = None
     weights: Path | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _layers_are_names(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("layers"), list | tuple):
-            data = data | {"layers": tuple(str(layer) for layer in data["layers"])}
-        return data
 
 
 class ExtractParams(Section):
@@ -230,13 +224,7 @@ class Params(Section):
         return self
 
     def dataset(self, name: str) -> Dataset:
-        """The dataset of that name.
-
-        Raises
-        ------
-        SpgError
-            If params.yaml has none of that name.
-        """
+        """The dataset of that name; an `SpgError` if params.yaml has none of that name."""
         for dataset in self.datasets:
             if dataset.name == name:
                 return dataset
@@ -245,15 +233,25 @@ class Params(Section):
             f"Dataset {name!r} is not in params.yaml, which has: {known}. Add it under `datasets:`."
         )
 
+    def narrowed(self, aux: str | None = None, seed: int | None = None) -> "Params":
+        """The recipe of one auxiliary set, or of one seed, where they are named.
+
+        An `SpgError` if the auxiliary set is none of the recipe's.
+        """
+        if aux not in (None, *self.auxiliaries):
+            known = ", ".join(self.auxiliaries) or "none"
+            raise SpgError(f"--aux {aux}: the auxiliaries are {known}. Add it in params.yaml.")
+        auxiliaries = self.auxiliaries if aux is None else (aux,)
+        ways = tuple(way for way in self.directions if way.aux in auxiliaries)
+        update = {"auxiliaries": auxiliaries, "directions": ways}
+        return self.model_copy(update=update if seed is None else update | {"seeds": (seed,)})
+
 
 def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     """Read and validate a recipe.
 
-    Raises
-    ------
-    SpgError
-        If the file is missing, is not YAML, names a key twice, or a parameter is unknown or out
-        of range; every fault is named by its place.
+    An `SpgError` if the file is missing, is not YAML, names a key twice, or a parameter is unknown
+    or out of range; every fault is named by its place.
     """
     try:
         text = path.read_text()
@@ -270,10 +268,7 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
 def parse_yaml(text: str, source: str) -> Any:
     """The content of a YAML text, read as DVC reads it; `source` is named in errors.
 
-    Raises
-    ------
-    SpgError
-        If it is no YAML, or a section names a key twice.
+    An `SpgError` if it is no YAML, or a section names a key twice.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -313,9 +308,7 @@ def _describe(fault: Any) -> str:
         # Rules of this module between several parameters: they say themselves what was found.
         message = str(fault["ctx"]["error"])
         return f"{place}: {message}" if place else message
-    message = fault["msg"]
-    if not place:
-        message = "expected sections such as `backbone:`"
+    message = fault["msg"] if place else "expected sections such as `backbone:`"
     if fault["type"] == "tuple_type":
         message = f"expected a list, for instance [{fault['input']}]"
     if fault["type"] == "too_short":
@@ -334,9 +327,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _known_fields(location: tuple[Any, ...]) -> list[str]:
     model: type[BaseModel] = Params
-    for part in location:
-        if isinstance(part, int):
-            continue
+    for part in (part for part in location if isinstance(part, str)):
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

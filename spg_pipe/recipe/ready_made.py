@@ -14,10 +14,7 @@ _COMMENT = re.compile(r"# (?!spg-pipe )")
 def recipes_folder() -> Path:
     """recipes/ of the checkout: beside the working directory's dvc.yaml, or of this package.
 
-    Raises
-    ------
-    SpgError
-        If there is none, for instance in an installation without a checkout.
+    An `SpgError` if there is none, for instance in an installation without a checkout.
     """
     for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         if (root / "recipes").is_dir() and (root / "dvc.yaml").is_file():
@@ -45,10 +42,7 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
     folders : dict
         Place (`data`, `mvtec`, `visa`) → folder.
 
-    Raises
-    ------
-    SpgError
-        If the recipe is unknown, a place is not filled, or a folder does not exist.
+    An `SpgError` if the recipe is unknown, a place is not filled, or a folder does not exist.
     """
     path = recipes_folder() / f"{name}.yaml"
     if not path.is_file():

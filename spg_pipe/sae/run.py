@@ -11,7 +11,7 @@ from torch import Tensor
 from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions
-from spg_pipe.artefacts.record import Record, damaged, read_record, write_record
+from spg_pipe.artefacts.record import Record, read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
@@ -151,17 +151,12 @@ class SaeRun:
         record = read_sae_record(path)
         tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
         params, layers, dead = record.sae or SaeParams(), {}, {}
-        try:
-            for layer in record.layers:
-                weights = below(tensors, f"{layer}.")
-                dead[layer] = weights.pop("dead").bool()
-                latents, dim = weights["encoder"].shape
-                sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
-                sae.load_state_dict(weights)
-                layers[layer] = sae
-        except (KeyError, RuntimeError) as error:
-            fault = f"sae.safetensors does not hold what config.json says ({error})"
-            raise damaged(path, WHAT, fault, COMMAND) from error
+        for layer in record.layers:
+            weights = below(tensors, f"{layer}.")
+            dead[layer] = weights.pop("dead").bool()
+            latents, dim = weights["encoder"].shape
+            layers[layer] = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
+            layers[layer].load_state_dict(weights)
         return cls(layers, dead, record)
 
 

@@ -89,11 +89,12 @@ def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
     images = chunk_images or _image_chunks(store.spec)
     group, large = store.files.group(), large_arrays(store.spec)
-    raw = {f"tokens_{layer}": layer for layer in store.layers} if store.raw else {}
     lazy = {}
     for name in (*large, *small_arrays(store.spec)):
         array = group[name]
-        source = RawTokens(Path(store.path), store.spec, raw[name]) if name in raw else array
+        kind, _, layer = name.partition("_")
+        is_raw = store.raw and kind == "tokens"
+        source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
         chunks = (images, *array.shape[1:]) if name in large else array.shape
         # The fingerprint stands for the content: equal names mean equal numbers to Dask.
         token = tokenize(str(store.path), store.fingerprint, chunks)

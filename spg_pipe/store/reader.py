@@ -94,11 +94,8 @@ class FeatureStore:
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size; empty if all are."""
         listed = {entry.name for entry in self.entries}
-        faults = [
-            f"{SHARD_INDEX} does not list {name}"
-            for name in data_files(self.spec)
-            if name not in listed
-        ]
+        unlisted = [name for name in data_files(self.spec) if name not in listed]
+        faults = [f"{SHARD_INDEX} does not list {name}" for name in unlisted]
         for entry in self.entries:
             size = self.files.size(entry.name)
             if size != entry.bytes:

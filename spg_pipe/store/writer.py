@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -83,7 +83,7 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         self.up_to_date = self._is_up_to_date()
-        if self.up_to_date and self._is_current():
+        if self.up_to_date and self._says(_REFRESHED):
             return self
         refuse_what_is_no_store(self.path)
         self._lock = locked(self.path)
@@ -104,13 +104,12 @@ class StoreWriter:
     def _begin(self) -> None:
         """Go on with what is there, or make room and declare the arrays."""
         self.up_to_date = self._is_up_to_date()  # another process may have finished it meanwhile
-        wanted, there = self.spec.attributes(), read_attributes(self.path) or {}
         if self.up_to_date:
+            wanted = self.spec.attributes()
             _change_attributes(self.path, {name: wanted[name] for name in _REFRESHED})
-        elif self._is_begun(there):
+        elif self._is_begun:
             recorded = self._recorded()
-            if there.get("complete"):
-                _change_attributes(self.path, {"complete": False})
+            _change_attributes(self.path, {"complete": False})
             self._recover(recorded)
             self._sweep()
         else:
@@ -119,17 +118,20 @@ class StoreWriter:
             with fresh_folder(self.path) as folder:
                 create_arrays(folder, self.spec)
 
-    def _is_begun(self, there: Mapping[str, object]) -> bool:
-        """Whether a store of this content is there, all of its attributes as they were written."""
-        wanted = self.spec.attributes()
-        names = set(wanted) - self.spec.BESIDE | {"fingerprint"}
+    def _says(self, names: Iterable[str]) -> bool:
+        """Whether the attributes of what is there with these names are the wanted ones."""
+        there, wanted = read_attributes(self.path) or {}, self.spec.attributes()
         return all(there.get(name) == wanted[name] for name in names)
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether a store of this content is there, all of its attributes as they were written."""
+        return self._says(set(self.spec.attributes()) - self.spec.BESIDE | {"fingerprint"})
 
     def _is_up_to_date(self) -> bool:
         """Whether this store is complete and has all its files: by size or, to replace what is
         damaged, by reading every byte."""
-        there = read_attributes(self.path) or {}
-        if not self._is_begun(there) or not there.get("complete"):
+        if not self._is_begun or not (read_attributes(self.path) or {}).get("complete"):
             return False
         entries = self._recorded()
         if not set(data_files(self.spec)) <= {entry.name for entry in entries}:
@@ -138,11 +140,6 @@ class StoreWriter:
             return all(self._is_intact(entry) for entry in entries)
         paths = [(self.path / entry.name, entry.bytes) for entry in entries]
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
-
-    def _is_current(self) -> bool:
-        """Whether a finished store says what is to be said beside its content."""
-        there, wanted = read_attributes(self.path) or {}, self.spec.attributes()
-        return all(there.get(name) == wanted[name] for name in _REFRESHED)
 
     def _recorded(self) -> list[ShardEntry]:
         """shards.json; a damaged one counts as empty where the store may be written anew."""

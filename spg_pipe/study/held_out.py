@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
-from spg_pipe.decision.fit import fit_measured
+from spg_pipe.decision.fit import Measured, fit_measured, measure
 from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.decision.measured import Measured, measure
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match

@@ -19,8 +19,8 @@ from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
 from spg_pipe.pipeline.features import extract, load_backbone
+from spg_pipe.pipeline.normals import say_known
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.pipeline.target import say_known
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.baselines import (

@@ -108,8 +108,8 @@ def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> MetricsTable:
     dataset = find_dataset(run.params, target)
     scores = run.paths.scores(aux, dataset, seed)
     if not is_there(lambda: (checked_scores(run, dataset, aux, seed), Scores.load(scores))):
-        score(run, target, aux=aux, seed=seed)
-    return read_metrics(evaluate(run, target, aux=aux, seed=seed)[0])
+        score(run.narrowed(aux, seed), target)
+    return read_metrics(evaluate(run.narrowed(aux, seed), target)[0])
 
 
 def _table(params: Params, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:

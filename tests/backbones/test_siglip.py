@@ -142,9 +142,9 @@ def test_the_published_zeros_pin_the_detection_loss_at_log_2(tower, tiny_manifes
 @pytest.mark.parametrize("protocol", ["default", "spg"])
 def test_a_store_of_the_other_protocol_is_not_taken(tower, protocol):
     options = {"alias": "siglip-base", "image_size": 64, "weights": str(tower[1])}
-    recipe = {"name": "x", "datasets": [], "auxiliaries": [], "directions": []}
-    recipe |= {"backbone": options, "method": {"protocol": protocol}}
+    lists = {"datasets": [], "auxiliaries": [], "directions": []}
+    recipe = {"name": "x", **lists, "backbone": options, "method": {"protocol": protocol}}
     params = parse_params(recipe, "test")
-    for made in ("default", "spg"):
-        backbone = load_backbone("siglip-base", image_size=64, protocol=made, weights=tower[1])
-        assert (not backbone_differences(backbone.spec, params)) == (made == protocol)
+    for other in ("default", "spg"):
+        made = load_backbone("siglip-base", image_size=64, protocol=other, weights=tower[1])
+        assert bool(backbone_differences(made.spec, params)) == (other != protocol)

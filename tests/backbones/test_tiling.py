@@ -166,17 +166,11 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
     assert np.isfinite(scores.table["score"]).all()
     scores = score_store(tiny_detector, both, tmp_path / "scores-both")
     assert list(scores.patches(np.arange(1))) == ["1@32", "2@32", "1@80", "2@80"]
+    other = tiled(TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE)), [96])
+    with pytest.raises(SpgError, match="another backbone"):  # tiles of another size
+        tiny_detector.check_backbone(other.spec, "this store")
     with pytest.raises(SpgError, match=r"holds images in tiles .tiny@80 in tiles of 32"):
         train_sae(store, SAE, METHOD, seed=1)
-
-
-def test_a_store_of_other_tiles_than_the_detectors_is_refused(
-    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
-) -> None:
-    other = TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE))
-    store = extracted(manifest, tmp_path / "o.zarr", backbone=tiled(other, [96]))
-    with pytest.raises(SpgError, match="another backbone"):
-        score_store(tiny_detector, store, tmp_path / "scores-o")
 
 
 def test_predict_gives_maps_of_tiles_at_the_images_own_size(

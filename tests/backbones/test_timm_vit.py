@@ -72,28 +72,30 @@ def test_layers_are_counted_from_one_and_keep_the_order_asked_for(dinov3):
 def test_norm_post_applies_the_final_norm_to_a_middle_layer_too(dinov3):
     model, weights = dinov3
     images = random_images(64)
+    outputs = block_outputs(model, images)
     with torch.no_grad():
-        middle = model.norm(block_outputs(model, images)[3])
-        last = model.forward_features(images)
+        middle = model.norm(outputs[3])
     tokens = load_backbone(DINOV3, image_size=64, layers=[4, 12], weights=weights)(images)
     torch.testing.assert_close(tokens["4"].patches, middle[:, 5:])
+    spec = load_backbone(DINOV3, image_size=64, protocol="spg", weights=weights).spec
+    assert spec.norm == "post"  # of DINOv2 it is "pre"
+    assert (spec.preprocess.order, spec.preprocess.interpolation) == ("float", "bilinear")
+    with torch.no_grad():
+        last = model.forward_features(images)
     torch.testing.assert_close(tokens["12"].patches, last[:, 5:])
     torch.testing.assert_close(tokens["12"].prefix, last[:, :1])
-
-
-def test_the_default_is_the_last_layer_after_the_norm(plain):
-    spec = load_backbone(PLAIN, weights=plain[1]).spec
-    assert (spec.layers, spec.norm, spec.patch_size) == (("6",), "post", 16)
-    assert spec.preprocess.size == 160
 
 
 def test_position_embeddings_are_resized_as_timm_does(plain):
     model, weights = plain
     images = random_images(96)
-    tokens = load_backbone(PLAIN, image_size=96, weights=weights)(images)["6"]
+    default, small = (load_backbone(PLAIN, image_size=s, weights=weights) for s in (None, 96))
     with torch.no_grad():
         expected = model.forward_features(images)
-    torch.testing.assert_close(tokens.patches, expected[:, 1:])
+    torch.testing.assert_close(small(images)["6"].patches, expected[:, 1:])
+    spec = default.spec  # the last layer after the norm
+    assert (spec.layers, spec.norm, spec.patch_size) == (("6",), "post", 16)
+    assert spec.preprocess.size == 160
 
 
 def test_an_image_alone_has_the_tokens_it_has_in_a_batch(plain):
@@ -104,18 +106,23 @@ def test_an_image_alone_has_the_tokens_it_has_in_a_batch(plain):
 
 
 @pytest.mark.parametrize(
-    ("name", "registers", "size", "width"),
-    # A register must not pass for a class token; the other has no prefix token at all.
-    [("test_vit3", 1, 160, 96), ("vit_medium_patch16_gap_240", 0, 64, 512)],
+    ("name", "size", "block", "width", "prefixes"),
+    [
+        ("test_vit3", 160, 9, 96, 1),  # a register, which must not pass for a class token
+        ("vit_medium_patch16_gap_240", 64, 2, 64, 0),
+    ],
 )
 def test_without_a_class_token_the_mean_patch_token_stands_in(
-    name, registers, size, width, tmp_path
+    name, size, block, width, prefixes, tmp_path, monkeypatch
 ):
+    if not prefixes:
+        make_smaller(monkeypatch, name, embed_dim=width, depth=2, num_heads=1)
     model = random_model(name)
-    assert (model.cls_token, model.num_prefix_tokens) == (None, registers)
+    assert model.num_prefix_tokens == prefixes
+    assert model.cls_token is None
     weights = save_weights(model, tmp_path / "w.safetensors")
-    backbone = load_backbone(name, image_size=size, layers=[2], weights=weights)
-    tokens = backbone(random_images(size))["2"]
+    backbone = load_backbone(name, image_size=size, layers=[block], weights=weights)
+    tokens = backbone(random_images(size))[str(block)]
     assert tokens.patches.shape == (2, (size // 16) ** 2, width)
     torch.testing.assert_close(tokens.prefix[:, 0], tokens.patches.mean(dim=1))
 
@@ -144,16 +151,11 @@ def test_dinov2_drops_registers_and_protocol_spg_takes_it_before_the_norm(tmp_pa
     torch.testing.assert_close(default(images)["12"].prefix, model.norm(expected)[:, :1])
 
 
-def test_protocol_spg_leaves_dinov3_after_the_norm(dinov3):
-    spec = load_backbone(DINOV3, image_size=64, protocol="spg", weights=dinov3[1]).spec
-    assert spec.norm == "post"
-    assert (spec.preprocess.order, spec.preprocess.interpolation) == ("float", "bilinear")
-
-
 def test_beit_resizes_its_relative_positions(tmp_path, monkeypatch):
     name = "beit_base_patch16_224"
     make_smaller(monkeypatch, name, depth=1)
-    weights = save_weights(timm.create_model(name, num_classes=0), tmp_path / "w.safetensors")
+    model = timm.create_model(name, num_classes=0)
+    weights = save_weights(model, tmp_path / "w.safetensors")
     backbone = load_backbone(name, image_size=64, layers=[1], norm="pre", weights=weights)
     assert backbone(random_images(64))["1"].patches.shape == (2, 16, 768)
 

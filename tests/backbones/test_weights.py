@@ -90,12 +90,6 @@ def test_weights_of_another_patch_size_are_not_resampled(model, tmp_path):
         tokens_from(path)
 
 
-def test_the_transformers_naming_is_named_as_such(tmp_path):
-    save_file({"embeddings.cls_token": torch.zeros(1, 1, 64)}, tmp_path / "w.safetensors")
-    with pytest.raises(SpgError, match="Hugging Face transformers"):
-        tokens_from(tmp_path / "w.safetensors")
-
-
 class Payload:
     """Unpickling it would run code."""
 
@@ -110,6 +104,8 @@ def test_a_file_that_is_no_state_dict_is_one_message(content, suffix, tmp_path, 
     path.write_bytes(content)
     with pytest.raises(SpgError, match=f"Cannot read weights from w{suffix}"):
         tokens_from(path)
+    with pytest.raises(SpgError, match=rf"No weight file 'absent{suffix}'"):
+        tokens_from(tmp_path / f"absent{suffix}")
     assert "unpickled" not in capsys.readouterr().out
 
 
@@ -120,18 +116,16 @@ def test_a_file_that_is_no_state_dict_is_one_message(content, suffix, tmp_path, 
         ({}, "holds no state dict"),
         ({"epoch": 3}, "holds no state dict"),
         ([torch.zeros(2)], "holds no state dict"),
+        ({"embeddings.cls_token": torch.zeros(1, 1, 64)}, "Hugging Face transformers"),
     ],
 )
-def test_a_pth_of_anything_but_tensors_by_name_is_refused(content, message, tmp_path, capsys):
+def test_a_pth_without_tensors_by_timms_names_is_refused_and_never_unpickled(
+    content, message, tmp_path, capsys
+):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(SpgError, match=message):
         tokens_from(tmp_path / "w.pth")
     assert "unpickled" not in capsys.readouterr().out
-
-
-def test_an_absent_file_is_named(tmp_path):
-    with pytest.raises(SpgError, match=r"No weight file 'absent\.pth'"):
-        tokens_from(tmp_path / "absent.pth")
 
 
 def test_metas_own_dinov2_file_loads(tmp_path):

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from spg_pipe.bank import search
-from spg_pipe.bank.coreset import PROJECTED, farthest_first
-from spg_pipe.bank.search import search_among
+from spg_pipe.bank.search import PROJECTED, farthest_first, search_among
 
 
 def random_tokens(count: int, width: int, seed: int = 0) -> torch.Tensor:

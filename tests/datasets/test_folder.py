@@ -63,46 +63,49 @@ def test_good_and_defect_folders_with_optional_masks(tmp_path):
     )
 
 
-def test_masks_beside_the_images_make_the_folders_classes(tmp_path):
-    root = put(tmp_path / "rods", "bent/1.jpg", "bent/1_mask.png", "torn/2.jpg")
-    assert rows(scanned("mine", "folder", root)) == [
-        ("bent/1.jpg", "bent/1_mask.png", 1, "rods", "bent", 1),
-        ("torn/2.jpg", "", 2, "rods", "torn", 1),
-    ]
-
-
-def test_an_image_in_the_root_with_a_mask_beside_it_is_a_defect(tmp_path):
-    root = put(tmp_path / "rods", "1.jpg", "1_mask.png", "2.jpg", "lonely_mask.png")
-    assert rows(scanned("mine", "folder", root)) == [
-        ("2.jpg", "", 2, "rods", "", 255),
-        ("lonely_mask.png", "", 2, "rods", "", 255),
-        ("1.jpg", "1_mask.png", 1, "rods", "defect", 1),
-    ]
-
-
-def test_a_defect_folder_alone_is_no_label_without_good_or_masks(tmp_path):
-    root = put(tmp_path / "rods", "bent/1.jpg")
-    assert scanned("mine", "folder", root).table["label"].tolist() == [255]
-    put(root, "good/0.jpg")
-    assert scanned("mine", "folder", root).table["label"].tolist() == [0, 1]
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (  # masks beside the images make the folders classes
+            ("bent/1.jpg", "bent/1_mask.png", "torn/2.jpg"),
+            [("bent/1.jpg", "bent/1_mask.png", 1, "bent", 1), ("torn/2.jpg", "", 2, "torn", 1)],
+        ),
+        (  # an image in the root with a mask beside it is a defect
+            ("1.jpg", "1_mask.png", "2.jpg", "lonely_mask.png"),
+            [
+                ("2.jpg", "", 2, "", 255),
+                ("lonely_mask.png", "", 2, "", 255),
+                ("1.jpg", "1_mask.png", 1, "defect", 1),
+            ],
+        ),
+        # a defect folder alone is no label without good or masks
+        (("bent/1.jpg",), [("bent/1.jpg", "", 2, "", 255)]),
+        (
+            ("bent/1.jpg", "good/0.jpg"),
+            [("good/0.jpg", "", 0, "good", 0), ("bent/1.jpg", "", 2, "bent", 1)],
+        ),
+        # a folder called ok is any folder while nothing names classes
+        (("ok/1.png", "may/2.png"), [("may/2.png", "", 2, "", 255), ("ok/1.png", "", 2, "", 255)]),
+    ],
+)
+def test_a_class_is_what_something_says_is_one(tmp_path, names, expected):
+    manifest = scanned("mine", "folder", put(tmp_path / "rods", *names))
+    assert [(*row[:3], *row[4:]) for row in rows(manifest)] == expected
+    assert {row[3] for row in rows(manifest)} == {"rods"}
 
 
 def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
     names = ("good/1.png", "good/1_mask.png", "bent/2.png", "ground_truth/bent/9_mask.png")
-    root = put(tmp_path / "rods", *names)
+    root = put(tmp_path / "rods", *names, "torn/3.png", "masks/torn/3.jpg")
     (root / "bent" / "read.me").write_text("")
     manifest = scanned("mine", "folder", root)
-    assert manifest.table["mask"].tolist() == ["", ""]
-    assert manifest.notes == (
+    assert manifest.table["mask"].tolist() == ["", "", "masks/torn/3.jpg"]
+    assert "1 mask stored as JPEG" in manifest.notes[0]
+    assert manifest.notes[1:] == (
         "rods: 2 masks without a use, ignored: good/1_mask.png, ground_truth/bent/9_mask.png",
         "rods: 1 defect image without a mask, left out of pixel metrics",
         "rods: 1 file ignored: not an image file",
     )
-
-
-def test_jpeg_masks_are_warned_about(tmp_path):
-    root = put(tmp_path / "rods", "good/0.png", "bent/1.png", "masks/bent/1.jpg")
-    assert "1 mask stored as JPEG" in scanned("mine", "folder", root).notes[0]
 
 
 def test_subfolders_that_each_hold_good_are_categories(tmp_path):
@@ -160,29 +163,21 @@ def test_a_mask_drawn_on_the_unturned_image_is_an_error_that_explains(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "labelled"),
     [
-        *("normal", "OK", "defect_free", "Defect-free", "goods", "pass"),
-        *("Good", "GOOD", "good ", " good", "good_"),
+        *((name, True) for name in ("normal", "OK", "Defect-free", "goods", "pass", " good")),
+        *((name, False) for name in ("Good", "GOOD", "good ", "good_")),
     ],
 )
-def test_normal_images_under_another_name_are_not_taken_for_defects(tmp_path, name):
-    put(tmp_path, f"{name}/1.png", "bent/2.png", "masks/bent/2.png")
-    with pytest.raises(SpgError, match=f"The folder '{name}' .*belong in a folder called `good`"):
-        scanned("mine", "folder", tmp_path)
-
-
-def test_good_in_other_letters_is_refused_where_nothing_else_names_classes(tmp_path):
-    put(tmp_path / "one", "Good/1.png", "bent/2.png")
-    put(tmp_path / "several", "rod/Good/1.png", "nut/good/2.png")
-    for root in ("one", "several"):
-        with pytest.raises(SpgError, match="The folder 'Good' in"):
+def test_normal_images_under_another_name_are_not_taken_for_defects(tmp_path, name, labelled):
+    masks = ["masks/bent/2.png"] if labelled else []
+    put(tmp_path / "one", f"{name}/1.png", "bent/2.png", *masks)
+    put(tmp_path / "several", f"rod/{name}/1.png", "rod/bent/2.png", "nut/good/2.png")
+    for root in ("one", "several")[: 1 if labelled else 2]:
+        with pytest.raises(
+            SpgError, match=f"The folder '{name}' .*belong in a folder called `good`"
+        ):
             scanned("mine", "folder", tmp_path / root)
-
-
-def test_a_folder_called_ok_is_any_folder_while_nothing_names_classes(tmp_path):
-    put(tmp_path, "ok/1.png", "may/2.png")
-    assert scanned("mine", "folder", tmp_path).table["label"].tolist() == [255, 255]
 
 
 def test_other_layouts_are_recognised(tmp_path):

@@ -1,6 +1,5 @@
 """Synthetic sets: what is painted, what is recorded, what is refused."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -123,13 +122,6 @@ def test_a_set_reads_back_with_labels_kinds_masks_and_what_it_is(tmp_path: Path)
     assert len(part) == 9
 
 
-def test_kinds_take_turns_over_the_images(tmp_path: Path) -> None:
-    synthesised(source_of(tmp_path / "parts"), tmp_path / "set")
-    defects = scanned("aux", "synthetic", tmp_path / "set").table["defect"].value_counts()
-    assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
-    assert set(KINDS) == set(PAINTERS)
-
-
 def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     colour = texture((30, 40), rng)
@@ -145,8 +137,8 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     Image.fromarray(colour).save(root / "turned.jpg", exif=tag)
     source = scanned("mine", "folder", root)
     synthesised(source, tmp_path / "set")
-    record = json.loads((tmp_path / "set" / RECORD).read_text())
-    copies = {source: path for path, source in record["images"].items() if "/good/" in path}
+    images = read_synthetic(tmp_path / "set").images
+    copies = {source: path for path, source in images.items() if "/good/" in path}
     assert set(copies) == {"alpha.png", "deep.png", "palette.gif", "turned.jpg"}
     for name, copy in copies.items():
         before = read_image(root / name, exif=True)
@@ -157,23 +149,24 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     assert len(scanned("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
 
 
-def test_any_layout_is_a_source_and_only_its_normal_images_are_taken(tmp_path: Path) -> None:
+def test_the_normal_images_of_any_layout_are_the_source_and_kinds_take_turns(
+    tmp_path: Path,
+) -> None:
     visa = scanned("visa", "visa", write_visa(tmp_path / "visa"), split="train")
     synthesised(visa, tmp_path / "a")
     assert len(scanned("aux", "synthetic", tmp_path / "a")) == 8
     source = source_of(tmp_path / "parts")
     assert set(source.table["label"]) == {0, 1}
     synthesised(source, tmp_path / "b")
-    taken = json.loads((tmp_path / "b" / RECORD).read_text())["source"]["images"]
+    taken = read_synthetic(tmp_path / "b").source.images
     assert len(taken) == 6
     assert all("/test/good/" in path for path in taken)
-
-
-def test_a_source_without_normal_images_is_refused(tmp_path: Path) -> None:
-    write_mvtec(tmp_path / "parts", good=0)
-    source = scanned("parts", "mvtec", tmp_path / "parts")
+    defects = scanned("aux", "synthetic", tmp_path / "b").table["defect"].value_counts()
+    assert defects.to_dict() == {"good": 6, "perlin": 2, "cut_paste": 2, "scar": 2}
+    assert set(KINDS) == set(PAINTERS)
+    bad = scanned("parts", "mvtec", write_mvtec(tmp_path / "bad", good=0))
     with pytest.raises(SpgError, match="no normal images in its test split"):
-        synthesised(source, tmp_path / "set")
+        synthesised(bad, tmp_path / "set")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "tiny"])
@@ -202,17 +195,8 @@ def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
     ],
 )
 def test_settings_out_of_range_are_told(setting: dict, message: str) -> None:
-    made = {"name": "set", "root": "set", "source": "parts"}
     with pytest.raises(SpgError, match=message):
-        validated(SyntheticSet, made | setting, "--set")
-
-
-def test_the_same_set_is_left_alone(tmp_path: Path) -> None:
-    source = source_of(tmp_path / "parts")
-    synthesised(source, tmp_path / "set")
-    before = (tmp_path / "set" / RECORD).stat().st_mtime_ns
-    assert not synthesised(source, tmp_path / "set")
-    assert (tmp_path / "set" / RECORD).stat().st_mtime_ns == before
+        validated(SyntheticSet, {"name": "set", "root": "a", "source": "b"} | setting, "--set")
 
 
 @pytest.mark.parametrize("change", ["seed", "source", "changed file", "missing file"])
@@ -230,6 +214,9 @@ def test_another_or_damaged_set_is_replaced(change: str, tmp_path: Path) -> None
     assert synthesised(source, tmp_path / "set")
     synthesised(source, tmp_path / "fresh")
     assert files(tmp_path / "set") == files(tmp_path / "fresh")
+    before = (tmp_path / "set" / RECORD).stat().st_mtime_ns
+    assert not synthesised(source, tmp_path / "set")  # the same again is left alone
+    assert (tmp_path / "set" / RECORD).stat().st_mtime_ns == before
 
 
 def test_a_folder_of_other_things_is_refused_and_untouched(tmp_path: Path) -> None:
@@ -264,14 +251,13 @@ def test_links_and_empty_folders_do_not_vanish_with_a_set(what: str, tmp_path: P
 
 
 def test_a_link_to_the_sets_folder_stays_a_link(tmp_path: Path) -> None:
-    root, link = a_set(tmp_path), tmp_path / "link"
+    root, link, inside = a_set(tmp_path), tmp_path / "link", tmp_path / "inside"
     link.symlink_to(root)
+    inside.symlink_to(tmp_path / "parts")
     source = scanned("parts", "mvtec", tmp_path / "parts")
     assert synthesised(source, link, seed=1)
     assert link.is_symlink()
     assert read_synthetic(root).settings.seed == 1
-    inside = tmp_path / "inside"
-    inside.symlink_to(tmp_path / "parts")
     with pytest.raises(SpgError, match="among the source's images"):
         synthesised(source, inside / "set")
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from layouts import scanned
 from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
-from spg_pipe.decision.fit import fit_weights
-from spg_pipe.decision.measured import measure
+from spg_pipe.decision.fit import fit_weights, measure
 from spg_pipe.decision.model import MAP_TOP
 from spg_pipe.detector.make import make_detector, make_detectors
 from spg_pipe.detector.model import Detector

@@ -14,12 +14,7 @@ from torch import Tensor
 from benchmarks.reference.guides import dice, focal, literal_losses
 from spg_pipe.guides import model
 from spg_pipe.guides.kinds import TrainedGuides
-from spg_pipe.guides.trained.losses import (
-    detection_loss,
-    segmentation_loss,
-    sparsity_loss,
-)
-from spg_pipe.guides.trained.pixels import PixelTarget, Region
+from spg_pipe.guides.trained.losses import PixelTarget, Region, segmentation_loss
 from spg_pipe.guides.trained.trainer import GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 
@@ -124,8 +119,8 @@ def test_cosines_are_pytorchs(seed: int, scale: float) -> None:
 
 def test_products_with_tokens_have_the_gradient_of_a_product() -> None:
     tokens, guides = random(3, 5, 7).double(), random(2, 7).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda g: model.token_products(tokens, g), guides)
-    torch.testing.assert_close(model.token_products(tokens, guides), tokens @ guides.t())
+    assert torch.autograd.gradcheck(lambda g: model.TokenProducts.apply(tokens, g), guides)
+    torch.testing.assert_close(model.TokenProducts.apply(tokens, guides), tokens @ guides.t())
 
 
 def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:
@@ -191,13 +186,6 @@ def test_the_protocol_decides_whose_mean_token_is_used(protocol: str, same: bool
     tokens[1] *= -1
     after = trainer.losses(trainer.batch(tokens, labels, masks)).detection
     assert after.equal(before) == same
-
-
-def test_detection_takes_raw_cosines_as_logits() -> None:
-    similarity = torch.tensor([[0.2, -0.1], [0.0, 0.5]])
-    labels = torch.tensor([1, 1])
-    expected = -F.log_softmax(similarity, dim=1)[:, 1].mean()
-    torch.testing.assert_close(detection_loss(similarity, labels), expected)
 
 
 def pixels(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -298,8 +286,3 @@ def test_saturated_patches_lose_no_accuracy_in_float32(width: int) -> None:
         mine = torch.autograd.grad(ours.total, trainer.codes)[0].double()
         assert abs(ours.segmentation.item() - exact.segmentation.item()) < 2e-6 * 4
         assert float((mine - gradient).abs().max()) < 2e-6 * max(1, float(gradient.abs().max()))
-
-
-def test_sparsity_is_the_mean_l1_norm_of_the_guides() -> None:
-    codes = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.5, 0.0], [0.0, 0.5]])
-    assert float(sparsity_loss(codes)) == 1.0

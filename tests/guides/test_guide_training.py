@@ -31,7 +31,7 @@ from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import effective_codes, initial_codes
 from spg_pipe.guides.trained import train as train_module
 from spg_pipe.guides.trained import trainer as trainer_module
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget
 from spg_pipe.guides.trained.trainer import Constants, GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.sae.model import SparseAutoencoder
@@ -235,14 +235,14 @@ def test_a_store_without_an_anomalous_pixel_is_refused(
 def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
     tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    true = trainer_module.detection_loss
+    true = torch.nn.functional.cross_entropy
     calls: list[int] = []
 
     def spoiled(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         calls.append(1)  # two layers a step, four steps an epoch
         return true(similarity, labels) * (float("nan") if len(calls) == 12 else 1)
 
-    monkeypatch.setattr(trainer_module, "detection_loss", spoiled)
+    monkeypatch.setattr(trainer_module.F, "cross_entropy", spoiled)
     monkeypatch.setattr(
         train_module.Training,
         "_every",

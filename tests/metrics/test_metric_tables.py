@@ -18,7 +18,6 @@ from spg_pipe.metrics import (
     RowContext,
     accumulate,
     category_metrics,
-    curve_points,
     flat_rows,
     image_metrics,
     seeds_mean,
@@ -201,10 +200,3 @@ def test_flat_rows_of_seeds_have_deviations_and_the_seeds() -> None:
     *_, mean = flat_rows(seeds_mean([seed_table(1), seed_table(2)]))
     assert (mean["seed"], mean["seeds"]) == (None, [1, 2])
     assert "pixel_ap_std" in mean
-
-
-def test_curves_become_points() -> None:
-    mask = np.eye(8, dtype=np.uint8)
-    points = curve_points("a", accumulate(lambda: [(mask.astype(np.float32), mask)], "sort"))
-    assert {point.curve for point in points} == {"roc", "pr", "pro"}
-    assert points[0] == ("a", "roc", 0.0, 0.0)

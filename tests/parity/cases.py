@@ -11,12 +11,7 @@ The contract of a kind K (metrics, sae, guide, preprocess, clip):
   role "param", and makes one `compare(...)` for every array and scalar of role "out" that the
   case has. A comparison is named after its array or scalar, with a suffix for a part of it:
   "train_W", "train_W[3]", "cont.pixel_auroc".
-- `tests/parity/test_K_parity.py` calls the same function and asserts that all are ok::
-
-      @pytest.mark.parametrize("case", cases("K"), ids=str)
-      def test_K_agrees_with_the_reference(case):
-          assert_agrees(case, compare_case(case))
-
+- `tests/parity/test_parity.py` calls it for every case and asserts that all comparisons are ok.
 - `tests/parity_table.py DIR` prints all kinds' comparisons, and what nobody compared.
 
 Import as `from parity.cases import cases, compare`: tests/ is on the path under pytest (it has no

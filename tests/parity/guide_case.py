@@ -32,8 +32,7 @@ from spg_pipe.guides.model import (
     effective_codes,
     to_grid,
 )
-from spg_pipe.guides.trained.losses import segmentation_loss
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget, segmentation_loss
 from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideLosses, GuideTrainer
 from spg_pipe.recipe.params import MethodParams, ScoreParams
 

@@ -26,79 +26,76 @@ class Mutant(NamedTuple):
     new: str
 
 
+_BY_FILE: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("guide", "guides/model.py"): {
+        "τ = 0.08": ("TAU = 0.07", "TAU = 0.08"),
+        "aligned corners": ("align_corners=False", "align_corners=True"),
+    },
+    ("guide", "decision/maps.py"): {
+        "σ = 5": ("SIGMA = 4.0", "SIGMA = 5.0"),
+        "blur's kernel": ("_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
+        "blur's border": ('mode="reflect"', 'mode="nearest"'),
+    },
+    ("guide", "guides/trained/trainer.py"): {
+        "sparsity 2e-3": ("sparsity: float = 1e-3", "sparsity: float = 2e-3"),
+        "guides' lr": ("= 1e-2", "= 2e-2"),
+        "EMA decay": ("= 0.999", "= 0.99"),
+    },
+    ("guide", "recipe/protocol.py"): {
+        "EMA warm-up in spg": ('"spg", "steps", True, False', '"spg", "steps", True, True'),
+    },
+    ("guide", "recipe/params.py"): {
+        "image score": ('ImageScore = "max"', 'ImageScore = "cls"'),
+    },
+    ("guide", "decision/rules.py"): {
+        "top share": ("= 0.1\n", "= 0.2\n"),
+        "log-mean-exp τ": ("= 1.0\n", "= 2.0\n"),
+        "α of the mix": ("= 0.5\n", "= 0.6\n"),
+    },
+    ("guide", "guides/trained/losses.py"): {
+        "focal smoothing": ("_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"),
+        "dice smoothing": ("_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"),
+    },
+    ("sae", "sae/trainer.py"): {
+        "Adam's betas": ("(0.5, 0.999)", "(0.9, 0.999)"),
+        "SAE's lr": ("lr: float = 1e-3", "lr: float = 2e-3"),
+        "AuxK coefficient": ("= 1 / 32", "= 1 / 16"),
+        "AuxK without stop-gradient": ("x - x_hat.detach()", "x - x_hat"),
+        "activity threshold": ("ACTIVE_ABOVE = 1e-3", "ACTIVE_ABOVE = 1e-2"),
+        "dead one step early": ("self.age > limit", "self.age >= limit"),
+        "no renormalisation": ("self.sae.renormalise()", "pass"),
+    },
+    ("preprocess", "backbones/timm_models.py"): {
+        "DINOv3 resized in 8 bits": ('size, "float",', 'size, "uint8",'),
+        "DINOv3 bicubic": ('"float", "bilinear"', '"float", "bicubic"'),
+    },
+    ("preprocess", "backbones/openclip.py"): {
+        "CLIP resized as floats": ('size, "uint8",', 'size, "float",'),
+        "CLIP bilinear": ('"uint8", "bicubic"', '"uint8", "bilinear"'),
+    },
+    ("preprocess", "datasets/images.py"): {
+        "masks' filter": ("Resampling.BILINEAR", "Resampling.BOX"),
+        "masks' threshold": ("> 127", "> 0"),
+    },
+    ("clip", "backbones/openclip.py"): {
+        "CLIP without projection": ("joined @ tower.proj if", "joined if"),
+        "CLIP before the last norm": ('= spec.norm == "post"', "= False"),
+        "position embedding's filter": ('else "bilinear",', 'else "bicubic",'),
+    },
+    ("metrics", "metrics/spg.py"): {
+        "PRO's thresholds": ("STEPS = 200", "STEPS = 100"),
+        "PRO's FPR": ("MAX_FPR = 0.3", "MAX_FPR = 0.2"),
+        "F1's threshold": ("return max(lower, default=", "return max([], default="),
+    },
+    ("metrics", "metrics/regions.py"): {
+        "4-connected regions": ("structure=np.ones((3, 3), dtype=bool)", "structure=None"),
+    },
+}
+"""Kind and file → name → the text that is changed, and what to."""
 MUTANTS = {
-    "τ = 0.08": Mutant("guide", "guides/model.py", "TAU = 0.07", "TAU = 0.08"),
-    "σ = 5": Mutant("guide", "decision/maps.py", "SIGMA = 4.0", "SIGMA = 5.0"),
-    "sparsity 2e-3": Mutant(
-        "guide",
-        "guides/trained/trainer.py",
-        "sparsity: float = 1e-3",
-        "sparsity: float = 2e-3",
-    ),
-    "guides' lr": Mutant("guide", "guides/trained/trainer.py", "= 1e-2", "= 2e-2"),
-    "EMA decay": Mutant("guide", "guides/trained/trainer.py", "= 0.999", "= 0.99"),
-    "EMA warm-up in spg": Mutant(
-        "guide", "recipe/protocol.py", '"spg", "steps", True, False', '"spg", "steps", True, True'
-    ),
-    "image score": Mutant("guide", "recipe/params.py", 'ImageScore = "max"', 'ImageScore = "cls"'),
-    "top share": Mutant("guide", "decision/rules.py", "= 0.1\n", "= 0.2\n"),
-    "log-mean-exp τ": Mutant("guide", "decision/rules.py", "= 1.0\n", "= 2.0\n"),
-    "α of the mix": Mutant("guide", "decision/rules.py", "= 0.5\n", "= 0.6\n"),
-    "blur's kernel": Mutant("guide", "decision/maps.py", "_TRUNCATE = 4.0", "_TRUNCATE = 3.0"),
-    "blur's border": Mutant("guide", "decision/maps.py", 'mode="reflect"', 'mode="nearest"'),
-    "focal smoothing": Mutant(
-        "guide", "guides/trained/losses.py", "_FOCAL_SMOOTH = 1e-5", "_FOCAL_SMOOTH = 1e-4"
-    ),
-    "dice smoothing": Mutant(
-        "guide", "guides/trained/losses.py", "_DICE_SMOOTH = 1.0", "_DICE_SMOOTH = 0.0"
-    ),
-    "aligned corners": Mutant(
-        "guide", "guides/model.py", "align_corners=False", "align_corners=True"
-    ),
-    "Adam's betas": Mutant("sae", "sae/trainer.py", "(0.5, 0.999)", "(0.9, 0.999)"),
-    "SAE's lr": Mutant("sae", "sae/trainer.py", "lr: float = 1e-3", "lr: float = 2e-3"),
-    "AuxK coefficient": Mutant("sae", "sae/trainer.py", "= 1 / 32", "= 1 / 16"),
-    "AuxK without stop-gradient": Mutant(
-        "sae", "sae/trainer.py", "x - x_hat.detach()", "x - x_hat"
-    ),
-    "activity threshold": Mutant(
-        "sae", "sae/trainer.py", "ACTIVE_ABOVE = 1e-3", "ACTIVE_ABOVE = 1e-2"
-    ),
-    "dead one step early": Mutant("sae", "sae/trainer.py", "self.age > limit", "self.age >= limit"),
-    "no renormalisation": Mutant("sae", "sae/trainer.py", "self.sae.renormalise()", "pass"),
-    "DINOv3 resized in 8 bits": Mutant(
-        "preprocess", "backbones/timm_common.py", 'size, "float",', 'size, "uint8",'
-    ),
-    "DINOv3 bicubic": Mutant(
-        "preprocess", "backbones/timm_common.py", '"float", "bilinear"', '"float", "bicubic"'
-    ),
-    "CLIP resized as floats": Mutant(
-        "preprocess", "backbones/openclip.py", 'size, "uint8",', 'size, "float",'
-    ),
-    "CLIP bilinear": Mutant(
-        "preprocess", "backbones/openclip.py", '"uint8", "bicubic"', '"uint8", "bilinear"'
-    ),
-    "masks' filter": Mutant(
-        "preprocess", "datasets/images.py", "Resampling.BILINEAR", "Resampling.BOX"
-    ),
-    "masks' threshold": Mutant("preprocess", "datasets/images.py", "> 127", "> 0"),
-    "CLIP without projection": Mutant(
-        "clip", "backbones/openclip.py", "joined @ tower.proj if", "joined if"
-    ),
-    "CLIP before the last norm": Mutant(
-        "clip", "backbones/openclip.py", '= spec.norm == "post"', "= False"
-    ),
-    "position embedding's filter": Mutant(
-        "clip", "backbones/openclip.py", 'else "bilinear",', 'else "bicubic",'
-    ),
-    "PRO's thresholds": Mutant("metrics", "metrics/spg.py", "STEPS = 200", "STEPS = 100"),
-    "PRO's FPR": Mutant("metrics", "metrics/spg.py", "MAX_FPR = 0.3", "MAX_FPR = 0.2"),
-    "4-connected regions": Mutant(
-        "metrics", "metrics/regions.py", "structure=np.ones((3, 3), dtype=bool)", "structure=None"
-    ),
-    "F1's threshold": Mutant(
-        "metrics", "metrics/spg.py", "return max(lower, default=", "return max([], default="
-    ),
+    name: Mutant(kind, file, old, new)
+    for (kind, file), edits in _BY_FILE.items()
+    for name, (old, new) in edits.items()
 }
 
 

@@ -1,7 +1,5 @@
 """Detectors of painted auxiliary sets say what they saw, and whether it was the target itself."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,24 +110,18 @@ def test_a_detector_says_on_how_many_images_its_defects_were_painted(
     assert not tiny_detector.record.painted_on
 
 
-def test_scores_metrics_and_tables_say_so(
+def test_scores_metrics_tables_and_few_shot_say_so(
     detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
 ) -> None:
     judged = target("other")
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.record.supervision == SEES
-    found = evaluate_scores(scores, judged, MetricParams())
-    assert found.table.context.supervision == SEES
-    assert found.provenance.supervision == SEES
-    assert SEES in caption(found.table)
-
-
-def test_few_shot_scores_say_both(
-    detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
-) -> None:
-    judged = target("other")
+    evaluation = evaluate_scores(scores, judged, MetricParams())
+    assert evaluation.table.context.supervision == SEES
+    assert evaluation.provenance.supervision == SEES
+    assert SEES in caption(evaluation.table)
     banks = banks_of([target("other", "train")], judged, BankParams())
-    scores = score_few_shot(detector, banks, judged, tmp_path / "scores")
+    scores = score_few_shot(detector, banks, judged, tmp_path / "few_shot")
     assert scores.record.supervision == f"{SEES}; few-shot: 2 normal images of the target"
 
 
@@ -187,9 +179,9 @@ def test_score_notes_the_detectors_own_images(
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
     pipeline.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, **options)
+    pipeline.score(run, "target", normals=normals, **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score_few_shot(run, "target", normals, alone=True, store=place)
+    pipeline.score(run, "target", normals=normals, alone=True, store=place)
     assert "this is not zero-shot" not in capsys.readouterr().err
 
 
@@ -276,16 +268,3 @@ def test_sets_inside_a_union_are_made(folder: Path, monkeypatch: pytest.MonkeyPa
     run = run_of(folder, monkeypatch, synthetic_sets=sets, datasets=[absolute, other])
     pipeline.synthesise_sets(run, [run.params.dataset("painted")])
     assert [path.name for path in Path("union").iterdir()] == ["three"]
-
-
-@pytest.mark.parametrize("option", ["--categories", "--kinds"])
-def test_lists_of_names_are_read_as_everywhere(
-    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pipeline.test_parts import command
-
-    given = ["synthesise", str(folder / "parts"), str(folder / "new"), "--layout", "mvtec"]
-    code, _, err = command(capsys, *given, option, "scar,,")
-    assert code == 1
-    assert f"{option} 'scar,,': expected names with commas between them" in " ".join(err.split())
-    assert not (folder / "new").exists()

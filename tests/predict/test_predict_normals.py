@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -190,53 +189,42 @@ def test_copies_among_the_normals_are_said_and_not_counted(
     assert rows_of(tmp_path / "out") == without
 
 
-def broken(folder: Path) -> None:
-    path = folder / "bolt" / "good" / "01.png"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def copied(folder: Path) -> None:
+def spoil(folder: Path, how: str) -> None:
+    """Make a folder of three normal images one that is no bank."""
     good = folder / "bolt" / "good"
+    if how == "missing":
+        shutil.rmtree(folder)
+    elif how == "truncated":
+        (good / "01.png").write_bytes((good / "01.png").read_bytes()[:-100])
+    elif how == "defects":
+        write_folder(folder, ("bolt",), good=3, masked=1, missing=0)
+    elif how == "two products":
+        shutil.copytree(folder / "bolt", folder / "nut")
     for name in ("01.png", "02.png"):
-        shutil.copy(good / "00.png", good / name)
-
-
-def with_defects(folder: Path) -> None:
-    write_folder(folder, ("bolt",), good=3, masked=1, missing=0)
-
-
-def of_two_products(folder: Path) -> None:
-    shutil.copytree(folder / "bolt", folder / "nut")
-
-
-def single(folder: Path) -> None:
-    for name in ("01.png", "02.png"):
-        (folder / "bolt" / "good" / name).unlink()
+        if how == "copies":
+            shutil.copy(good / "00.png", good / name)
+        elif how == "one image":
+            (good / name).unlink()
 
 
 @pytest.mark.parametrize(
-    ("spoil", "options", "message"),
+    ("how", "options", "message"),
     [
-        (shutil.rmtree, [], "is no folder. Give a folder with a few normal images"),
-        (broken, [], "01.png"),
-        (with_defects, [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
-        (of_two_products, [], "several categories (bolt, nut)"),
-        (copied, [], "Found 3 normal images, all copies of each other"),
-        (single, [], "Found 1 normal image; a bank needs at least two"),
-        (None, ["--set", "sae.k=3"], "a detector keeps its own settings"),
-        (None, ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
-        (None, ["--set", "bank.neighbours=0"], "bank.neighbours"),
+        ("missing", [], "is no folder. Give a folder with a few normal images"),
+        ("truncated", [], "01.png"),
+        ("defects", [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
+        ("two products", [], "the categories bolt, nut"),
+        ("copies", [], "Found 3 normal images, all copies of each other"),
+        ("one image", [], "Found 1 normal image; a bank needs at least two"),
+        ("", ["--set", "sae.k=3"], "a detector keeps its own settings"),
+        ("", ["--set", "bank.weigth=3"], "did you mean 'weight'?"),
+        ("", ["--set", "bank.neighbours=0"], "bank.neighbours"),
     ],
 )
 def test_what_makes_no_bank_is_refused_with_nothing_written(
-    predict: Command,
-    tmp_path: Path,
-    spoil: Callable[[Path], Any] | None,
-    options: list[str],
-    message: str,
+    predict: Command, tmp_path: Path, how: str, options: list[str], message: str
 ) -> None:
-    if spoil:
-        spoil(tmp_path / "normals")
+    spoil(tmp_path / "normals", how)
     before = files(tmp_path)
     code, _, err = predict(*options)
     assert code == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import astuple
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from spg_pipe.recipe.params import (
     parse_params,
     parse_yaml,
 )
-from spg_pipe.recipe.protocol import protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL: dict[str, Any] = {
@@ -48,19 +46,6 @@ def fault(content: Any) -> str:
     with pytest.raises(SpgError) as error:
         parse_params(content, "params.yaml")
     return str(error.value)
-
-
-def test_a_minimal_recipe_takes_the_documented_defaults() -> None:
-    params = parse_params(MINIMAL, "params.yaml")
-    assert params.method == MethodParams(protocol="default", detection="cls")
-    sae = SaeParams(dict_size=4096, k=32, epochs=50, batch_images=16, activation="topk")
-    assert params.sae == sae
-    assert (sae.input_norm, sae.prefixes) == ("none", ())
-    guides = GuideParams(kind="contrast", atoms=32, epochs=15)
-    assert params.guides == guides
-    assert guides.top_k is None
-    assert params.score == ScoreParams(rule="additive", image_score="max")
-    assert params.seeds == (111,)
 
 
 @pytest.mark.parametrize(
@@ -297,14 +282,6 @@ def test_the_paper_recipes_are_the_published_experiment() -> None:
         }
         assert {dataset.split for dataset in params.datasets} == {"test"}
         assert params.seeds == (111,)
-
-
-def test_the_protocols_resolve_into_their_settings() -> None:
-    # In the order of `Protocol`: dead latents, EMA, dice of one image, mean token, EXIF.
-    spg = ("spg", "steps", True, False, True, True, False)
-    default = ("default", "tokens", False, True, False, False, True)
-    assert astuple(protocol("spg")) == spg
-    assert astuple(protocol("default")) == default
 
 
 @settings(max_examples=30)

@@ -69,8 +69,8 @@ def _made(params: Params, root: Path, *, extract: bool) -> World:
     for seed in params.seeds:
         pipeline.train_sae(run, "aux", seed)
         pipeline.train_guides(run, "aux", seed)
-        pipeline.score(run, "target", aux="aux", seed=seed)
-        pipeline.evaluate(run, "target", aux="aux", seed=seed)
+        pipeline.score(run.narrowed("aux", seed), "target")
+        pipeline.evaluate(run.narrowed("aux", seed), "target")
     return World(params, run.paths, root)
 
 

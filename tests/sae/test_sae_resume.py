@@ -60,50 +60,45 @@ def killed_after(steps: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("steps", [1, 5, 7, 13, 21])
-@pytest.mark.parametrize("batches", [{}, {"batch_images": None, "batch_tokens": 50}])
-@pytest.mark.parametrize("dense_entries", [0, 2**22])
+OF_TOKENS = {"batch_images": None, "batch_tokens": 50}
+BATCH_TOPK = {"activation": "batch_topk", "input_norm": "l2"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "protocol", "dense_entries"),
+    [
+        *((steps, {}, "default", 0) for steps in (1, 7, 13, 21)),
+        *((steps, OF_TOKENS, "default", 2**22) for steps in (1, 5, 13, 21)),
+        (7, {}, "spg", 0),
+        (7, BATCH_TOPK, "default", 2**22),
+        (7, {"prefixes": (8, 16)}, "spg", 2**22),
+    ],
+)
 def test_a_killed_run_that_goes_on_has_the_bits_of_an_unbroken_one(
     tiny_store: FeatureStore,
     tmp_path: Path,
     steps: int,
-    batches: dict[str, Any],
+    changes: dict[str, Any],
+    protocol: str,
     dense_entries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
-    settings = params(**batches)
-    unbroken = train_sae(tiny_store, settings, METHOD, seed=1)
-    checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=0)
-    with killed_after(steps), pytest.raises(KilledError):
-        train_sae(tiny_store, settings, METHOD, seed=1, checkpoints=checkpoints)
-    taken: list[int] = []
-    true = SaeTrainer.step
-    monkeypatch.setattr(SaeTrainer, "step", lambda *args: (taken.append(1), true(*args))[1])
-    resumed = train_sae(tiny_store, settings, METHOD, seed=1, checkpoints=checkpoints)
-    assert same(resumed, unbroken)
-    in_all = sum(quality.steps for quality in unbroken.quality.layers.values())
-    # The step that ends a layer leaves no checkpoint, so it may be taken again.
-    assert in_all - steps <= len(taken) <= in_all - steps + 1
-
-
-@pytest.mark.parametrize("protocol", ["default", "spg"])
-@pytest.mark.parametrize(
-    "chosen", [{"activation": "batch_topk", "input_norm": "l2"}, {"prefixes": (8, 16)}]
-)
-def test_every_kind_of_sae_goes_on_after_a_kill(
-    tiny_store: FeatureStore, tmp_path: Path, protocol: str, chosen: dict[str, Any]
-) -> None:
-    settings = params(**chosen)
-    method = METHOD.model_copy(update={"protocol": protocol})
+    settings, method = params(**changes), METHOD.model_copy(update={"protocol": protocol})
     unbroken = train_sae(tiny_store, settings, method, seed=1)
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=0, say=said.append)
-    with killed_after(7), pytest.raises(KilledError):
+    with killed_after(steps), pytest.raises(KilledError):
         train_sae(tiny_store, settings, method, seed=1, checkpoints=checkpoints)
+    taken: list[int] = []
+    true = SaeTrainer.step
+    monkeypatch.setattr(SaeTrainer, "step", lambda *args: (taken.append(1), true(*args))[1])
     resumed = train_sae(tiny_store, settings, method, seed=1, checkpoints=checkpoints)
     assert same(resumed, unbroken)
     assert said[0].startswith("Going on from the checkpoint")
+    in_all = sum(quality.steps for quality in unbroken.quality.layers.values())
+    # The step that ends a layer leaves no checkpoint, so it may be taken again.
+    assert in_all - steps <= len(taken) <= in_all - steps + 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TinyBackbone, extracted, files, flip
@@ -14,6 +15,7 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import shards
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.writer import locked
 
 
 @pytest.mark.slow
@@ -25,18 +27,17 @@ def test_a_killed_extract_resumes_to_the_same_bytes(
     assert kill_extract.run(1, seed=10, folder=tmp_path) == 0
 
 
-def test_a_second_writer_waits_for_no_lock_and_reads_what_is_finished(
+def test_a_second_writer_is_refused_while_the_first_lives(
     tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
-    place, finished = tmp_path / "a.zarr", tmp_path / "finished.zarr"
-    extracted(tiny_manifest, finished)
+    place = tmp_path / "a.zarr"
     code = (
         "import sys; from pathlib import Path; from spg_pipe.store.writer import locked;"
-        "locks = [locked(Path(name)) for name in sys.argv[1:]]; "
+        "lock = locked(Path(sys.argv[1])); "
         "print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, place, finished], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with other:
         assert other.stdout is not None
@@ -44,11 +45,13 @@ def test_a_second_writer_waits_for_no_lock_and_reads_what_is_finished(
         with pytest.raises(SpgError, match=r"Another process is writing .*a\.zarr.*--out"):
             extracted(tiny_manifest, place)
         assert not place.exists()
-        backbone = TinyBackbone()
-        assert len(extracted(tiny_manifest, finished, backbone=backbone)) == 16
-        assert backbone.calls == 1
         other.kill()
-    assert len(extracted(tiny_manifest, place)) == 16
+    extracted(tiny_manifest, place)
+    lock = locked(place)  # a finished store is read while it is locked
+    backbone = TinyBackbone()
+    assert len(extracted(tiny_manifest, place, backbone=backbone)) == 16
+    assert backbone.calls == 1
+    lock.release()
 
 
 def test_what_a_killed_writer_left_and_a_damaged_shard_are_mended(
@@ -70,13 +73,12 @@ def test_a_full_disk_is_one_message_and_the_store_resumes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    true = shards.write_bytes
-    left = iter(range(7))  # to the second shard: a shard has five files and an entry
+    true, calls = shards.write_bytes, iter(range(99))
 
-    def full(*arguments: object) -> None:
-        if next(left, None) is None:
-            raise OSError(28, "No space left on device", str(arguments[0]))
-        true(*arguments)  # type: ignore[arg-type]
+    def full(*given: Any) -> None:
+        if next(calls) > 6:  # in the second shard: a shard has five files and an entry
+            raise OSError(28, "No space left on device", str(given[0]))
+        true(*given)
 
     monkeypatch.setattr(shards, "write_bytes", full)
     with pytest.raises(SpgError, match=r"cannot be written.*No space left.*--out.*goes on"):

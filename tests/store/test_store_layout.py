@@ -129,30 +129,29 @@ def test_tokens_are_the_backbones_own_in_float16(
     tiny_store: FeatureStore, tiny_manifest: Manifest
 ) -> None:
     rows = np.array([0, 5, 15])
-    images = [read_image(tiny_manifest.image_path(i), exif=tiny_manifest.exif) for i in rows]
-    batch = np.stack([preprocess(image, SPEC.preprocess) for image in images])
-    for layer, expected in TinyBackbone()(torch.from_numpy(batch)).items():
-        patches, prefix = expected.patches.numpy(), expected.prefix[:, 0].numpy()
-        np.testing.assert_allclose(tiny_store.tokens(layer, rows), patches, atol=1e-3)
-        np.testing.assert_allclose(tiny_store.cls(layer, rows), prefix, atol=1e-3)
+    pixels = [read_image(tiny_manifest.image_path(i), exif=tiny_manifest.exif) for i in rows]
+    batch = np.stack([preprocess(image, SPEC.preprocess) for image in pixels])
+    for layer, (patches, prefix, _) in TinyBackbone()(torch.from_numpy(batch)).items():
+        np.testing.assert_allclose(tiny_store.tokens(layer, rows), patches.numpy(), atol=1e-3)
+        np.testing.assert_allclose(tiny_store.cls(layer, rows), prefix[:, 0].numpy(), atol=1e-3)
 
 
-def test_masks_labels_and_states_follow_the_manifest(
+def test_masks_labels_and_states_follow_the_manifest_and_a_missing_mask_is_never_normal(
     tiny_store: FeatureStore, tiny_manifest: Manifest
 ) -> None:
     table = tiny_store.table
     for column in table.columns:
         assert table[column].tolist() == tiny_manifest.table[column].tolist(), column
-    for image, stored in enumerate(tiny_store.masks(np.arange(len(tiny_store)))):
+    missing = table[table["mask_state"] == 2]
+    assert missing["path"].tolist() == ["bolt/dent/03.png", "nut/dent/03.png"]
+    assert (missing["label"] == 1).all()
+    for image in range(len(tiny_store)):
+        stored = tiny_store.masks(np.array([image]))[0]
         path = tiny_manifest.mask_path(image)
         expected = np.zeros((SIZE, SIZE), np.uint8)
         if path is not None:
             expected = resize_mask(read_mask(path, exif=tiny_manifest.exif), SIZE)
         assert np.array_equal(stored, expected)
-    # An image without its mask is missing, never normal.
-    missing = table[table["mask_state"] == 2]
-    assert missing["path"].tolist() == ["bolt/dent/03.png", "nut/dent/03.png"]
-    assert (missing["label"] == 1).all()
 
 
 def test_means_and_deviations_are_over_all_patch_tokens(tiny_store: FeatureStore) -> None:
@@ -170,8 +169,8 @@ def test_an_image_lies_at_a_fixed_offset_of_its_uncompressed_shard(
     for image in (0, 5, 6, 15):
         shard, place = divmod(image, 6)
         data = (tiny_store.path / f"tokens_1/c/{shard}/0/0").read_bytes()
-        found = np.frombuffer(data[place * image_bytes :][:image_bytes], "<f2").reshape(16, 12)
-        assert np.array_equal(found, tiny_store.tokens("1", np.array([image]))[0])
+        tokens = np.frombuffer(data[place * image_bytes :][:image_bytes], "<f2").reshape(16, 12)
+        assert np.array_equal(tokens, tiny_store.tokens("1", np.array([image]))[0])
 
 
 def test_shards_json_lists_every_chunk_file_with_its_size(tiny_store: FeatureStore) -> None:

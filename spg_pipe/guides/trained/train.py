@@ -16,7 +16,7 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget
 from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideLosses, GuideTrainer
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol

@@ -10,14 +10,13 @@ from torch import Tensor
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import (
     TAU,
+    TokenProducts,
     detection_feature,
     effective_codes,
     lengths,
-    token_products,
     unit,
 )
-from spg_pipe.guides.trained.losses import detection_loss, segmentation_loss, sparsity_loss
-from spg_pipe.guides.trained.pixels import PixelTarget
+from spg_pipe.guides.trained.losses import PixelTarget, segmentation_loss
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.trainer import BETAS, adam_state, restore_adam
@@ -144,15 +143,15 @@ class GuideTrainer:
         guides = effective @ self.atoms
         # A token an image: the published operations cost nothing here and give its very bits.
         similarity = F.cosine_similarity(batch.feature[:, None], guides[None, :2], dim=-1)
-        detection = detection_loss(similarity, batch.labels)
+        detection = F.cross_entropy(similarity, batch.labels)  # raw cosines: no temperature
         # One product over all tokens, CLS too: leaving it out would copy the batch.
-        products = token_products(batch.tokens, unit(guides[2:]))
+        products = TokenProducts.apply(batch.tokens, unit(guides[2:]))
         cosine = products[:, 1:] / batch.lengths[:, 1:, None]
         logits = ((cosine[..., 1] - cosine[..., 0]) / self.constants.tau).unflatten(1, self.grid)
         segmentation = segmentation_loss(logits, batch.target).total
         sparsity = detection.new_zeros(())
         if self.top_k is None:
-            sparsity = self.constants.sparsity * sparsity_loss(effective)
+            sparsity = self.constants.sparsity * effective.abs().sum(dim=1).mean()
         return GuideLosses(detection + segmentation + sparsity, detection, segmentation, sparsity)
 
     def step(self, batch: LayerBatch) -> GuideLosses:

@@ -111,8 +111,6 @@ def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
     assert files(extracted(tiny_manifest, place, replace=True).path) == files(tiny_store.path)
 
 
-
-
 def test_a_finished_store_is_returned_without_work(
     tiny_store: FeatureStore, tiny_manifest: Manifest
 ) -> None:

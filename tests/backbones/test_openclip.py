@@ -112,7 +112,7 @@ def test_clip_is_preprocessed_as_published():
         ("openclip", {"layers": [25]}, "from 1 to 24"),
         ("open_clip:ViT-L-14-336/openai", {}, "open_clip:ViT-L-14-336-quickgelu/openai"),
         ("open_clip:ViT-L-14-336-quickgelu/other", {}, "one of: openai"),
-        ("open_clip:ViT-nothing/openai", {}, "no model 'ViT-nothing'"),
+        ("open_clip:ViT-nothing/openai", {}, "no weights 'openai' for 'ViT-nothing'"),
         ("open_clip:RN50/openai", {}, "not open_clip's own ViT"),
         ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", {}, "norm: pre"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from spg_pipe.backbones.names import BackboneInfo, find_alias
 from spg_pipe.backbones.spec import BackboneSpec, Norm
@@ -61,7 +61,7 @@ def load_backbone(
     *,
     image_size: int | None = None,
     layers: Sequence[str | int] | None = None,
-    norm: str | None = None,
+    norm: Norm | None = None,
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
     device: str = "cpu",
@@ -106,8 +106,7 @@ def load_backbone(
     info = resolve(name)
     size = info.image_size if image_size is None else image_size
     chosen = info.layers if layers is None else _layer_names(layers)
-    how = cast("Norm | None", norm)
-    return _build(Request(info, size, chosen, how, protocol, weights, device))
+    return _build(Request(info, size, chosen, norm, protocol, weights, device))
 
 
 def _build(request: Request) -> Backbone:
@@ -116,17 +115,13 @@ def _build(request: Request) -> Backbone:
 
     # Convolutions in TF32 would give a GPU's tokens three digits fewer than a CPU's.
     torch.backends.cudnn.allow_tf32 = False
-    if request.info.family == "timm-cnn":
-        from spg_pipe.backbones.timm_cnn import build_timm_cnn
+    if request.info.family == "open_clip":
+        from spg_pipe.backbones.openclip import build_open_clip
 
-        return build_timm_cnn(request)
-    if request.info.family == "timm-vit":
-        from spg_pipe.backbones.timm_vit import build_timm_vit
+        return build_open_clip(request)
+    from spg_pipe.backbones.timm_models import build_timm_cnn, build_timm_vit
 
-        return build_timm_vit(request)
-    from spg_pipe.backbones.openclip import build_open_clip
-
-    return build_open_clip(request)
+    return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
 
 
 def resolve(name: str) -> BackboneInfo:
@@ -138,7 +133,7 @@ def resolve(name: str) -> BackboneInfo:
 
         return resolve_open_clip(name.removeprefix("open_clip:"))
 
-    from spg_pipe.backbones.timm_common import resolve_timm
+    from spg_pipe.backbones.timm_models import resolve_timm
 
     return resolve_timm(name.removeprefix("timm:"))
 

@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import yaml
 
 from spg_pipe.artefacts.files import write_text
@@ -57,14 +56,6 @@ _HEADS = {
 }
 
 
-class _Round(NamedTuple):
-    """The settings of one round, the zero-shot ones or those of the bank, and how they did."""
-
-    chosen: Setting
-    rows: list[Mapping[str, Any]]
-    table: str
-
-
 def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
@@ -105,25 +96,25 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
     for seed in run.params.seeds:
         train_missing_saes(settings, aux, seed)
     store = checked_store(run, find_dataset(run.params, aux))
-    rounds = [_round(run, aux, store, settings)] if zero_shot else []
-    if banks:
-        base = rounds[0].chosen.run if rounds else run
+    chosen, rows, tables = Setting({}, run), list[Mapping[str, Any]](), []
+    rounds = ((zero_shot, _SECTIONS, None), (banks, (_BANK,), normals))
+    for values, sections, images in (each for each in rounds if each[0]):
         try:
-            of_bank = combinations(base, banks, "choose", (_BANK,))
-            rounds.append(_round(run, aux, store, of_bank, normals))
+            settings = combinations(chosen.run, values, "choose", sections)
+            taken, of_round, table = _round(run, aux, store, settings, images)
         except UnsuitableError as error:
-            if not zero_shot:
+            if not rows:
                 raise
             run.console.say(f"Nothing of bank is chosen on {aux}: {error}")
-    chosen = Setting(
-        {k: v for each in rounds for k, v in each.chosen.values.items()}, rounds[-1].chosen.run
-    )
-    rows = [row for each in rounds for row in each.rows]
-    table, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
-    write_csv(table, rows)
-    write_text(recipe, _recipe(chosen.run.params, aux, table))
+        else:
+            chosen = Setting({**chosen.values, **taken.values}, taken.run)
+            rows += of_round
+            tables.append(table)
+    figures, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
+    write_csv(figures, rows)
+    write_text(recipe, _recipe(chosen.run.params, aux, figures))
     run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
-    return Result(rows, "\n\n".join(each.table for each in rounds), recipe, chosen.values)
+    return Result(rows, "\n\n".join(tables), recipe, chosen.values)
 
 
 def _round(
@@ -131,42 +122,38 @@ def _round(
     aux: str,
     store: FeatureStore,
     settings: Sequence[Setting],
-    normals: int | None = None,
-) -> _Round:
-    """Judge settings, with `normals` those of a bank of so many images."""
+    normals: int | None,
+) -> tuple[Setting, list[Mapping[str, Any]], str]:
+    """The best of some settings, rows of all and their table; with `normals` those of a bank."""
     seeds = run.params.seeds
     saes = [[checked_sae(each.run, store, aux, seed) for seed in seeds] for each in settings]
     parts = _judge(run, aux, store, settings, saes, normals)
     means = known_mean(list(parts.values()))
     merits = known_mean(means, axis=1)
-    supervision = seen_in(store.synthetic)
-    if normals is not None:
-        supervision += f"; {says([normals])}"
-    rows: list[Mapping[str, Any]] = []
-    lines, describe = [], cache(_dictionaries)
+    supervision = seen_in(store.synthetic) + ("" if normals is None else f"; {says([normals])}")
+    rows, describe = list[Mapping[str, Any]](), cache(_dictionaries)
     for number, (setting, paths) in enumerate(zip(settings, map(tuple, saes), strict=True)):
         about = {**setting.values, "supervision": supervision}
-        for part, figures in parts.items():
-            rows.append(about | {"part": part} | _named(figures[number]))
-        mean = _named(means[number]) | {"merit": float(merits[number])}
+        for part, figures in (*parts.items(), ("mean", means)):
+            named = zip(FIGURES, figures[number].tolist(), strict=True)
+            rows.append(about | {"part": part} | dict(named))
+        rows[-1] = {**rows[-1], "merit": float(merits[number])}
         if any(key.startswith("sae.") for key in setting.values):
-            mean |= describe(paths)
-        rows.append(about | {"part": "mean"} | mean)
-        lines.append((", ".join(map(str, setting.values.values())), mean))
+            rows[-1] = {**rows[-1], **describe(paths)}
+    shown_rows = sorted((row for row in rows if "merit" in row), key=lambda row: -row["merit"])
+    names = list(settings[0].values)
+    shown = [key for key in _HEADS if key in shown_rows[0]]
+    cells = tuple(
+        (", ".join(str(row[name]) for name in names), *(figure(row, key) for key in shown))
+        for row in shown_rows
+    )
     caption = (
         f"Auxiliary {aux}, each of {', '.join(parts)} held out in turn; supervision: "
         f"{supervision}; means over parts and seeds {', '.join(map(str, seeds))}, maps at a "
         "quarter of the size."
     )
-    lines.sort(key=lambda line: -line[1]["merit"])
-    shown = [key for key in _HEADS if key in lines[0][1]]
-    columns = (", ".join(settings[0].values), *(_HEADS[key] for key in shown))
-    cells = tuple((values, *(figure(mean, key) for key in shown)) for values, mean in lines)
-    return _Round(settings[best(merits)], rows, plain(Table(caption, columns, cells)))
-
-
-def _named(figures: np.ndarray) -> dict[str, float]:
-    return dict(zip(FIGURES, figures.tolist(), strict=True))
+    columns = (", ".join(names), *(_HEADS[key] for key in shown))
+    return settings[best(merits)], rows, plain(Table(caption, columns, cells))
 
 
 def _judge(

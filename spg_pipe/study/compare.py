@@ -1,7 +1,7 @@
 """`spg-pipe compare`: methods × targets in one table: what each saw, how it did, what it cost."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics import MetricsTable, write_csv
+from spg_pipe.metrics import Cell, MetricsTable, write_csv
 from spg_pipe.metrics.bootstrap import CategoryImages, Interval, intervals, pixel_histograms
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -26,7 +26,7 @@ from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import MUTUAL, Entry, Judge, Stores, entries
+from spg_pipe.study.methods import MUTUAL, Entry, Stores, entries
 from spg_pipe.study.runner import Job, run_jobs
 from spg_pipe.study.settings import Result, require_default_method
 
@@ -59,7 +59,11 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     """
     _check(run.params)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
-    ways, stores = run.params.directions, _stores(run)
+    ways = run.params.directions
+    names = dict.fromkeys(name for way in ways for name in (way.aux, way.target))
+    every = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
+    # Those with most images first: their jobs take longest.
+    stores = dict(sorted(every.items(), key=lambda item: -len(item[1])))
     compared = {entry.name: entry for entry in entries(run, stores, normals)}
     slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
     judging = [_judging_job(run, entry, stores) for entry in slowest_first]
@@ -80,13 +84,6 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     return Result(rows, "\n\n".join(plain(_table(of_way)) for of_way in by_way), path)
 
 
-def _stores(run: RecipeRun) -> Stores:
-    """Of every auxiliary set and target, those with most images first: their jobs take longest."""
-    names = dict.fromkeys(n for way in run.params.directions for n in (way.aux, way.target))
-    stores = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
-    return dict(sorted(stores.items(), key=lambda item: -len(item[1])))
-
-
 def _check(params: Params) -> None:
     if not params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to compare.")
@@ -99,35 +96,30 @@ def _check(params: Params) -> None:
 
 
 def _judging_job(run: RecipeRun, entry: Entry, stores: Stores) -> Job:
-    targets = {
-        target: (
-            Path(stores[target].path),
-            run.paths.compared(entry.method, entry.aux, target, entry.seed),
-        )
-        for target in entry.targets
-    }
+    outs = [run.paths.compared(entry.method, entry.aux, t, entry.seed) for t in entry.targets]
+    paths = {t: (Path(stores[t].path), out) for t, out in zip(entry.targets, outs, strict=True)}
     bootstrap = entry.seed in (None, run.params.seeds[0])
-    work = partial(judge, entry.make, targets, run.params.metrics, bootstrap=bootstrap)
+    work = partial(judge, entry, paths, run.params.metrics, bootstrap=bootstrap)
     guides = guides_job(entry.guides, str(entry.aux)) if entry.guides else None
     return Job(entry.name, work, tuple(name for name in (guides, entry.beside) if name))
 
 
 def judge(
-    make: Callable[[], Judge],
-    targets: Mapping[str, tuple[Path, Path]],
+    entry: Entry,
+    paths: Mapping[str, tuple[Path, Path]],
     metrics: MetricParams,
     *,
     bootstrap: bool,
 ) -> dict[str, Judged]:
     """Make a method once, and judge every target by it: in a process of its own.
 
-    `targets` are a target's feature store and where its scores go; with `bootstrap` intervals over
+    `paths` are a target's feature store and where its scores go; with `bootstrap` intervals over
     images are drawn, too.
     """
     start, scored = idle_memory(), {}
     with measured(start) as making:
-        score = make()
-    for target, (path, out) in targets.items():
+        score = entry.make(entry)
+    for target, (path, out) in paths.items():
         store = FeatureStore(path)
         with measured(start) as scoring:
             scores = score(store, out)
@@ -179,12 +171,13 @@ def _row(
     judged: Mapping[str, Mapping[str, Judged]],
     costs: MakingCosts,
 ) -> Mapping[str, Any]:
+    """Of one method: means over seeds, the interval of the first, and the largest memory."""
     results = [judged[entry.name][way.target] for entry in seeds]
     names = [[name for name in (entry.beside, entry.name) if name] for entry in seeds]
     scoring = [one_after_another([judged[n][way.target].scoring for n in each]) for each in names]
     making = [costs.of(each.detector, each.making) for each in results]
     context = results[0].table.context
-    return {
+    row: dict[str, Cell] = {
         "auxiliary": way.aux,
         "dataset": context.dataset,
         "split": context.split,
@@ -195,30 +188,17 @@ def _row(
         "protocol": context.protocol,
         "resolution": context.resolution,
         "seeds": ";".join(str(entry.seed) for entry in seeds if entry.seed is not None),
-        **_figures(results),
-        **_spent("making", making),
-        **_spent("scoring", scoring),
     }
-
-
-def _figures(seeds: Sequence[Judged]) -> dict[str, float]:
-    """Means and deviations over seeds, and the interval of the first."""
-    figures = {}
     for metric in METRICS:
-        values = np.array([each.table.mean.metrics.get(metric, math.nan) for each in seeds])
-        figures[metric] = float(values.mean())
-        figures[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        if interval := seeds[0].intervals.get(metric):
-            figures[f"{metric}_low"], figures[f"{metric}_high"] = interval
-    return figures
-
-
-def _spent(work: str, seeds: Sequence[Cost]) -> dict[str, float]:
-    """Mean time and largest memory."""
-    return {
-        f"{work}_seconds": float(np.mean([cost.seconds for cost in seeds])),
-        f"{work}_mib": float(np.max([cost.mebibytes for cost in seeds])),
-    }
+        values = np.array([each.table.mean.metrics.get(metric, math.nan) for each in results])
+        row[metric] = float(values.mean())
+        row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        if interval := results[0].intervals.get(metric):
+            row[f"{metric}_low"], row[f"{metric}_high"] = interval
+    for work, spent in (("making", making), ("scoring", scoring)):
+        row[f"{work}_seconds"] = float(np.mean([cost.seconds for cost in spent]))
+        row[f"{work}_mib"] = float(np.max([cost.mebibytes for cost in spent]))
+    return row
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -233,18 +213,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "and the peak of memory of its own beyond an idle process with its libraries."
     )
     columns = ("Method", "Supervision", *(LABELS[metric] for metric in METRICS))
-    cells = tuple(
-        (
-            row["method"],
-            row["supervision"],
-            *(figure(row, metric) for metric in METRICS),
-            *(_cost_cell(row, work) for work in ("making", "scoring")),
-        )
-        for row in rows
-    )
-    return Table(caption, (*columns, "Making, s / MiB", "Scoring, s / MiB"), cells)
-
-
-def _cost_cell(row: Mapping[str, Any], work: str) -> str:
-    seconds, mebibytes = row[f"{work}_seconds"], row[f"{work}_mib"]
-    return "–" if math.isnan(seconds) else f"{seconds:.1f} / {mebibytes:.0f}"
+    cells = []
+    for row in rows:
+        spent = [(row[f"{work}_seconds"], row[f"{work}_mib"]) for work in ("making", "scoring")]
+        costs = ["–" if math.isnan(s) else f"{s:.1f} / {mib:.0f}" for s, mib in spent]
+        figures = [figure(row, metric) for metric in METRICS]
+        cells.append((row["method"], row["supervision"], *figures, *costs))
+    return Table(caption, (*columns, "Making, s / MiB", "Scoring, s / MiB"), tuple(cells))

@@ -52,25 +52,24 @@ def _make_sae(run: RecipeRun, aux: str, seed: int) -> Costs:
 
 
 def _make_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> Costs:
-    """All seeds in one pass: each has a share of its time, and the memory of all."""
+    """All seeds in one pass: each has a share of its time, and the memory of all.
+
+    Guides as published see the images in one order, and so share a pass an epoch.
+    """
     with measured(idle_memory()) as cost:
         if method == PLUS:
             train_guides_together([run], aux, seeds)
         else:
-            _train_guides(run, method, aux, seeds)
+            store = checked_store(run, find_dataset(run.params, aux))
+            plans = [_plan(run, store, method, aux, seed) for seed in seeds]
+            device, cache = choose_device(run.device), run.cache
+            with run.console.progress(guides_job(method, aux)) as update:
+                made = make_detectors(store, plans, device=device, cache=cache, progress=update)
+            for seed, (detector, _) in zip(seeds, made, strict=True):
+                detector.save(guides_path(run, method, aux, seed))
     each = Cost(cost.seconds / len(seeds), cost.mebibytes)
     paths = [guides_path(run, method, aux, seed) for seed in seeds]
     return {Detector.load(path).fingerprint: each for path in paths}
-
-
-def _train_guides(run: RecipeRun, method: str, aux: str, seeds: Sequence[int]) -> None:
-    """Guides as published; all seeds see the images in one order, and so share a pass an epoch."""
-    store, device = checked_store(run, find_dataset(run.params, aux)), choose_device(run.device)
-    plans = [_plan(run, store, method, aux, seed) for seed in seeds]
-    with run.console.progress(guides_job(method, aux)) as update:
-        made = make_detectors(store, plans, device=device, cache=run.cache, progress=update)
-    for seed, (detector, _) in zip(seeds, made, strict=True):
-        detector.save(guides_path(run, method, aux, seed))
 
 
 def _plan(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: int) -> DetectorPlan:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,8 +56,8 @@ class Entry:
     aux: str | None
     """The auxiliary set that it is made from; None: with any it would be the same."""
     targets: tuple[str, ...]
-    make: Callable[[], Judge]
-    """In the process that judges."""
+    make: Callable[["Entry"], Judge]
+    """Makes the method of this entry, in the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
     beside: str | None = None
@@ -87,12 +86,11 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
             for method in (PLUS, *TRAINED):
                 make = partial(by_detector, device, guides_path(run, method, aux, seed))
                 yield Entry(method, seen, seed, aux, targets, make, guides=method)
-            fit = partial(logistic_regression, seed=seed)
-            about = ("logistic regression", seen, seed, aux, targets)
-            yield _baseline(device, fit, [path], *about)
+            fit = partial(by_baseline, device, partial(logistic_regression, seed=seed), [path])
+            yield Entry("logistic regression", seen, seed, aux, targets, fit)
     every = tuple(dict.fromkeys(way.target for way in ways))
-    unlike = ("intra-image dissimilarity", "nothing", None, None, every)
-    yield _baseline(device, dissimilarity, [], *unlike)
+    unlike = partial(by_baseline, device, dissimilarity, [])
+    yield Entry("intra-image dissimilarity", "nothing", None, None, every, unlike)
     backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
     for target in every:
         yield from _few_shot(run, target, stores, normals, backbone)
@@ -103,25 +101,9 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
             )
             continue
         seed = run.params.seeds[0]  # by far the slowest, and its seed only draws the others
-        fit, path = partial(mutual_scoring, seed=seed), Path(stores[target].path)
-        mutual = (MUTUAL, transductive(stores[target]), seed, None, (target,))
-        yield _baseline(device, fit, [path], *mutual)
-
-
-def _baseline(
-    device: str,
-    fit: Callable[..., Values],
-    stores: Sequence[Path],
-    method: str,
-    supervision: str,
-    seed: int | None,
-    aux: str | None,
-    targets: tuple[str, ...],
-) -> Entry:
-    """An entry that is judged by a baseline, made from some stores."""
-    about = {"method": method, "supervision": supervision, "seed": seed, "auxiliary": aux or ""}
-    make = partial(by_baseline, device, fit, stores, about)
-    return Entry(method, supervision, seed, aux, targets, make)
+        path = Path(stores[target].path)
+        fit = partial(by_baseline, device, partial(mutual_scoring, seed=seed), [path])
+        yield Entry(MUTUAL, transductive(stores[target]), seed, None, (target,), fit)
 
 
 def guides_path(run: RecipeRun, method: str, aux: str, seed: int) -> Path:
@@ -139,7 +121,7 @@ def auxiliaries(run: RecipeRun, stores: Stores) -> list[str]:
 def _few_shot(
     run: RecipeRun, target: str, stores: Stores, normals: int, backbone: Callable[[], Backbone]
 ) -> Iterator[Entry]:
-    store, device = stores[target], choose_device(run.device)
+    store = stores[target]
     try:
         paths = _normal_images(run, target, store, normals, backbone)
         images = few_shot.normals_of([FeatureStore(path) for path in paths], store)
@@ -155,8 +137,8 @@ def _few_shot(
     bank = partial(by_bank, run, path, paths)
     alone = Entry(few_shot.BANK, seen, None, None, (target,), bank)
     yield alone
-    gaussian = ("Mahalanobis", seen, None, None, (target,))
-    yield _baseline(device, mahalanobis, [path, *paths], *gaussian)
+    gaussian = partial(by_baseline, choose_device(run.device), mahalanobis, [path, *paths])
+    yield Entry("Mahalanobis", seen, None, None, (target,), gaussian)
     distances = run.paths.compared(few_shot.BANK, None, target, None)
     for way in (way for way in run.params.directions if way.target == target):
         both = f"{seen_in(stores[way.aux].synthetic)}; {seen}"
@@ -185,24 +167,34 @@ def _normal_images(
     return tuple(dict.fromkeys(paths))
 
 
-def by_detector(device: str, path: Path) -> Judge:
+def by_detector(device: str, path: Path, _entry: Entry) -> Judge:
     """A detector of the recipe, or one that was made for the comparison alone (`making`)."""
     return partial(score_store, Detector.load(path), device=device)
 
 
 def by_baseline(
-    device: str, fit: Callable[..., Values], stores: Sequence[Path], about: Mapping[str, Any]
+    device: str, fit: Callable[..., Values], paths: Sequence[Path], entry: Entry
 ) -> Judge:
-    """A baseline that is made from some stores; `about` is what its scores say of it."""
-    given = [FeatureStore(path) for path in stores]
-    made_from = {Path(store.path).name: store.fingerprint for store in given}
-    return partial(score_patchwise, fit(*given), device=device, made_from=made_from, **about)
+    """A baseline that is made from the stores at some paths."""
+    stores = [FeatureStore(path) for path in paths]
+    return partial(
+        score_patchwise,
+        fit(*stores),
+        device=device,
+        method=entry.method,
+        supervision=entry.supervision,
+        seed=entry.seed,
+        auxiliary=entry.aux or "",
+        made_from={Path(store.path).name: store.fingerprint for store in stores},
+    )
 
 
 def by_bank(
     run: RecipeRun,
     target: Path,
     normals: Sequence[Path],
+    _entry: Entry,
+    *,
     detector: Path | None = None,
     distances: Path | None = None,
 ) -> Judge:

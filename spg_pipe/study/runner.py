@@ -89,7 +89,13 @@ def run_jobs(
                 running[pool.submit(job.work)] = (job.name, pool)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, pool = running[future]
-                result = _result(future, name)
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    raise SpgError(
+                        f"The process of {name} ended without a result. If it was killed for its "
+                        "memory, run fewer side by side: OMP_NUM_THREADS=1."
+                    ) from error
                 pool.shutdown()
                 del running[future]
                 yield name, result
@@ -99,16 +105,6 @@ def run_jobs(
                 process.terminate()
         for _, pool in running.values():
             pool.shutdown()
-
-
-def _result(future: Future[Any], name: str) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise SpgError(
-            f"The process of {name} ended without a result. If it was killed for its memory, run "
-            "fewer side by side: OMP_NUM_THREADS=1."
-        ) from error
 
 
 def _context() -> BaseContext:

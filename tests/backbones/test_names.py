@@ -63,7 +63,7 @@ def test_aliases_are_unique_and_short_forms_mean_the_published_models():
     ids=lambda info: info.alias,
 )
 def test_a_siglip_alias_says_what_timm_builds(info):
-    from spg_pipe.backbones.timm_common import skeleton
+    from spg_pipe.backbones.timm_models import skeleton
 
     model = skeleton(info, dynamic_img_size=True)
     depth, width = len(model.blocks), model.embed_dim

@@ -65,7 +65,7 @@ _BY_FILE: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "dead one step early": ("self.age > limit", "self.age >= limit"),
         "no renormalisation": ("self.sae.renormalise()", "pass"),
     },
-    ("preprocess", "backbones/timm_common.py"): {
+    ("preprocess", "backbones/timm_models.py"): {
         "DINOv3 resized in 8 bits": ('size, "float",', 'size, "uint8",'),
         "DINOv3 bicubic": ('"float", "bilinear"', '"float", "bicubic"'),
     },

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from parity.cases import Case, Comparison, compare
-from spg_pipe.backbones import openclip, timm_common
+from spg_pipe.backbones import openclip, timm_models
 from spg_pipe.backbones.names import find_alias
 from spg_pipe.datasets.images import (
     Preprocess,
@@ -25,7 +25,7 @@ def dinov3(size: int) -> Preprocess:
     """What the backbone `dinov3` asks for at `size` pixels."""
     info = find_alias("dinov3")
     assert info is not None
-    return timm_common.preprocess_for(info.model, size)
+    return timm_models.preprocess_for(info.model, size)
 
 
 def clip(size: int) -> Preprocess:

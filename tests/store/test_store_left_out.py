@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ BAD = "bolt/good/02.png"
 def folder(tmp_path: Path) -> Path:
     """16 images, one of them truncated."""
     root = write_folder(tmp_path / "parts")
-    (tmp_path / "whole.png").write_bytes((root / BAD).read_bytes())
-    (root / BAD).write_bytes((root / BAD).read_bytes()[:-200])
+    whole = shutil.copy(root / BAD, tmp_path / "whole.png")
+    (root / BAD).write_bytes(whole.read_bytes()[:-200])
     return root
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -13,24 +15,26 @@ from tiny import TinyBackbone, extracted, files
 
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.store import tokens
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 from spg_pipe.store.stream import token_batches
-from spg_pipe.store.tokens import RawTokens
 from spg_pipe.store.verify import require_intact, verify
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_store: FeatureStore) -> FeatureStore:
+    return FeatureStore(tiny_store.path, plain=True)
+
+
 @given(images=st.lists(st.integers(0, 15), max_size=40))
-def test_the_raw_reader_gives_the_bits_of_zarr(tiny_store: FeatureStore, images: list[int]) -> None:
-    plain = FeatureStore(tiny_store.path, plain=True)
+def test_the_raw_reader_gives_the_bits_of_zarr(
+    tiny_store: FeatureStore, plain: FeatureStore, images: list[int]
+) -> None:
+    assert (tiny_store.raw, plain.raw) == (True, False)
     rows = np.array(images, dtype=np.int64)
     for layer in tiny_store.layers:
-        expected = plain.tokens(layer, rows)
-        out = np.empty_like(expected)
-        if images:
-            RawTokens(Path(tiny_store.path), tiny_store.spec, layer).read(rows, out)
-        assert np.array_equal(out, expected)
-        assert np.array_equal(tiny_store.tokens(layer, rows), expected)
+        assert np.array_equal(tiny_store.tokens(layer, rows), plain.tokens(layer, rows))
 
 
 def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None:
@@ -44,37 +48,24 @@ def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None
 def test_many_images_are_read_by_several_threads(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spg_pipe.store import tokens
-
-    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
     rows = np.random.default_rng(0).integers(0, 16, 200)
     expected = tiny_store.tokens("1", rows)
-    out = np.empty_like(expected)
-    RawTokens(Path(tiny_store.path), tiny_store.spec, "1").read(rows, out)
-    assert np.array_equal(out, expected)
+    monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
+    assert np.array_equal(FeatureStore(tiny_store.path).tokens("1", rows), expected)
 
 
 def test_a_shard_that_shrank_after_opening_is_an_error(
     tiny_store: FeatureStore, tmp_path: Path
 ) -> None:
-    import shutil
-
     store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
     shard = store.path / "tokens_1/c/1/0/0"
     shard.write_bytes(shard.read_bytes()[:500])
-    out = np.empty((16, 16, 12), np.float16)
-    copied = RawTokens(Path(store.path), store.spec, "1")
-
-    def read_by_the_store(rows: np.ndarray, out: np.ndarray) -> None:
-        store.tokens("1", rows, out=out)
-
-    for read in (read_by_the_store, copied.read):
-        with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
-            read(np.arange(16), out)
+    with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 ends at byte 500.*--replace"):
+        store.tokens("1", np.arange(16))
     shard.unlink()
-    gone = RawTokens(Path(store.path), store.spec, "1")
+    gone = FeatureStore(store.path, check_files=False)
     with pytest.raises(SpgError, match=r"tokens_1/c/1/0/0 cannot be read.*--replace"):
-        gone.read(np.arange(16), out)
+        gone.tokens("1", np.arange(16))
 
 
 def test_a_store_behind_a_url_is_read_like_a_local_one(tiny_store: FeatureStore) -> None:
@@ -110,12 +101,6 @@ def test_a_compressed_store_holds_the_same_tokens(
     assert any("image 6 " in fault for fault in result.faults), result.faults
 
 
-def replaced(store: FeatureStore, manifest: Manifest) -> None:
-    """Other tokens in the same place, as `extract --replace` writes them."""
-    backbone = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
-    extracted(manifest, Path(store.path), backbone=backbone, replace=True)
-
-
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_store_that_is_replaced_while_it_is_open_is_refused(
     tiny_manifest: Manifest, tmp_path: Path, plain: bool
@@ -126,7 +111,8 @@ def test_a_store_that_is_replaced_while_it_is_open_is_refused(
     used.tokens("1", rows)
     stream = token_batches(TokenSource(used, "1"), seed=1, epoch=0, batch_tokens=16)
     next(stream)
-    replaced(used, tiny_manifest)
+    other = TinyBackbone(scale=2.0, weights_sha256="1" * 64)
+    extracted(tiny_manifest, path, backbone=other, replace=True)
     for store in (used, fresh):
         for read in (store.tokens, store.cls):
             with pytest.raises(SpgError, match=r"was replaced.*again"):
@@ -140,7 +126,6 @@ def test_a_store_that_is_replaced_while_it_is_open_is_refused(
         used.tokens("1", rows)
 
 
-@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -152,9 +137,9 @@ def test_a_store_that_is_replaced_while_it_is_open_is_refused(
     ],
 )
 def test_rows_that_are_not_there_are_refused(
-    tiny_store: FeatureStore, rows: list[object], message: str, plain: bool
+    tiny_store: FeatureStore, plain: FeatureStore, rows: list[object], message: str
 ) -> None:
-    store = FeatureStore(tiny_store.path, plain=plain)
-    for read in (store.masks, lambda r: store.tokens("1", r), lambda r: store.cls("1", r)):
-        with pytest.raises(SpgError, match=message):
-            read(np.array(rows))
+    for store in (tiny_store, plain):
+        for read in (store.masks, partial(store.tokens, "1"), partial(store.cls, "1")):
+            with pytest.raises(SpgError, match=message):
+                read(np.array(rows))

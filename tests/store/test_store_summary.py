@@ -41,14 +41,15 @@ def test_dimensions_that_carry_nothing_are_counted(unusual_store: FeatureStore) 
     assert counts == {"zero_dims": 1, "constant_dims": 2, "near_constant_dims": 1}
 
 
-def test_counts_where_no_dimension_varies() -> None:
-    counts = dimension_counts(np.array([0.0, 2.0, -1.0]), np.zeros(3))
-    assert counts == {"zero_dims": 1, "constant_dims": 3, "near_constant_dims": 0}
-
-
-def test_rounded_sums_of_squares_count_as_constant() -> None:
-    counts = dimension_counts(np.array([500.0, 0.0, 1.0]), np.array([5e-6, 5e-6, 1.0]))
-    assert counts == {"zero_dims": 0, "constant_dims": 1, "near_constant_dims": 1}
+@pytest.mark.parametrize(
+    ("mean", "std", "counts"),
+    [
+        ([0.0, 2.0, -1.0], [0.0, 0.0, 0.0], (1, 3, 0)),  # nothing varies
+        ([500.0, 0.0, 1.0], [5e-6, 5e-6, 1.0], (0, 1, 1)),  # a rounded sum of squares
+    ],
+)
+def test_counts_of_dimensions(mean: list[float], std: list[float], counts: tuple[int, ...]) -> None:
+    assert tuple(dimension_counts(np.array(mean), np.array(std)).values()) == counts
 
 
 def test_massive_dimensions_are_named_with_their_share(unusual_store: FeatureStore) -> None:
@@ -63,34 +64,28 @@ def test_massive_dimensions_are_named_with_their_share(unusual_store: FeatureSto
     assert largest_dims(np.zeros(4), np.zeros(4)) == {}
 
 
-def test_norms_are_those_of_the_tokens(tiny_store: FeatureStore) -> None:
-    tokens = tiny_store.tokens("1", np.arange(16)).astype(np.float64).reshape(-1, 12)
-    norms = np.sqrt((tokens**2).sum(axis=1))
-    found = summary(tiny_store)["layers"]["1"]["token_norms"]
-    expected = {"mean": norms.mean(), "p05": np.quantile(norms, 0.05)}
-    expected |= {"p95": np.quantile(norms, 0.95), "sampled_images": 16}
-    assert found == pytest.approx(expected)
-
-
-def test_norms_of_a_large_store_are_of_a_fixed_sample_read_image_by_image(
+def test_norms_are_those_of_the_tokens_in_a_large_store_of_a_fixed_sample(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "NORM_IMAGES", 5)
-    asked: list[int] = []
+    tokens = tiny_store.tokens("1", np.arange(16)).astype(np.float64).reshape(-1, 12)
+    norms = np.sqrt((tokens**2).sum(axis=1))
+    expected = {"mean": norms.mean(), "p05": np.quantile(norms, 0.05)}
+    expected |= {"p95": np.quantile(norms, 0.95), "sampled_images": 16}
+    assert summary(tiny_store)["layers"]["1"]["token_norms"] == pytest.approx(expected)
+    asked: list[list[int]] = []
     read = FeatureStore.tokens
 
-    def watched(self: FeatureStore, layer: str, images: np.ndarray, **more: object) -> np.ndarray:
-        assert len(images) == 1
-        asked.append(int(images[0]))
-        return read(self, layer, images, **more)  # type: ignore[arg-type]
+    def watched(self: FeatureStore, layer: str, images: np.ndarray) -> np.ndarray:
+        asked.append(images.tolist())
+        return read(self, layer, images)
 
     monkeypatch.setattr(FeatureStore, "tokens", watched)
+    monkeypatch.setattr(module, "NORM_IMAGES", 5)
     first = summary(tiny_store)
     assert first["layers"]["2"]["token_norms"]["sampled_images"] == 5
-    rows = asked[:5]
-    assert len(set(rows)) == 5
-    assert asked == rows * 2  # the same images of both layers
-    assert max(rows) > 5  # spread, not the first ones
+    rows = [row for (row,) in asked]  # image by image
+    assert rows[:5] == rows[5:]  # the same images of both layers
+    assert len(set(rows)) == 5 < max(rows)  # spread, not the first ones
     assert summary(tiny_store) == first
 
 

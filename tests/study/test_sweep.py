@@ -47,17 +47,11 @@ def test_a_sweep_equals_its_settings_one_by_one(
 ) -> None:
     monkeypatch.chdir(folder)
     result = sweep(run_of({"sweep": SWEEP, "seeds": [1, 2]}))
-    found = {tuple(row[place] for place in SWEEP): row for row in result.rows}
-    assert len(found) == len(result.rows) == 8
-    one = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**PUBLISHED["guides"], "top_k": 8}}
-    alone = run_of(
-        {
-            **one,
-            "score": {"rule": "published", "image_score": "cls"},
-            "name": "alone",
-            "seeds": [1, 2],
-        }
-    )
+    rows = {tuple(row[key] for key in SWEEP): row for row in result.rows}
+    assert len(rows) == len(result.rows) == 8
+    values = {"sae": {**RECIPE["sae"], "k": 2}, "guides": {**PUBLISHED["guides"], "top_k": 8}}
+    score = {"rule": "published", "image_score": "cls"}
+    alone = run_of({**values, "score": score, "name": "alone", "seeds": [1, 2]})
     for seed in (1, 2):
         pipeline.train_sae(alone, "left", seed)
     pipeline.train_guides_together([alone], "left", [1, 2])
@@ -65,35 +59,33 @@ def test_a_sweep_equals_its_settings_one_by_one(
     tables = [
         pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")
     ]
-    row = found[2, 8, "cls"]
+    row = rows[2, 8, "cls"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
         assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
     assert "2, 8, cls" in result.table
     assert result.path.read_text().startswith("sae.k,guides.top_k,score.image_score,")
 
 
-def test_a_second_sweep_makes_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_sweep_makes_nothing_again_but_damaged_scores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    recipe = {"sweep": {"sae.k": [2, 4], "score.image_score": ["max", "cls"]}, "seeds": [1]}
-    first = sweep(run_of(recipe))
+    run = run_of({"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]})
+    first = sweep(run)
 
     def never(*_args: object, **_options: object) -> None:
         raise AssertionError("made again")
 
     monkeypatch.setattr(settings, "train_sae", never)
-    for name in ("extract", "train_guides_together", "score"):
+    for name in ("extract", "train_guides_together"):
         monkeypatch.setattr(module, name, never)
-    assert sweep(run_of(recipe)).table == first.table
-
-
-def test_a_sweep_makes_damaged_scores_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    recipe = {"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]}
-    first = sweep(run_of(recipe))
-    for place in Path("artifacts/scores/mended").iterdir():
-        chunk = next(place.glob("maps.zarr/*/c/0/0/0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "score", never)
+        assert sweep(run).table == first.table
+    for path in Path("artifacts/scores/mended").iterdir():
+        chunk = next(path.glob("maps.zarr/*/c/0/0/0"))
         chunk.write_bytes(chunk.read_bytes()[:50])
-    assert sweep(run_of(recipe)).table == first.table
+    assert sweep(run).table == first.table
 
 
 ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
@@ -162,28 +154,15 @@ def test_whole_sections_may_vary() -> None:
 
 def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    done = spg(
-        "sweep", "--params", "recipe.json", "--set", "sweep={sae.k: [2, 4]}", "--json", cwd=folder
-    )
+    options = ("sweep", "--params", "recipe.json", "--set")
+    done = spg(*options, "sweep={sae.k: [2, 4]}", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert [row["sae.k"] for row in json.loads(done.stdout)["rows"]] == [2, 4]
-    again = spg(
-        "sweep", "--params", "recipe.json", "--set", "sweep.sae.k=[2, 4]", "--json", cwd=folder
-    )
-    assert again.stdout == done.stdout
-    alone = spg(
-        "sweep",
-        "--one-at-a-time",
-        "--params",
-        "recipe.json",
-        "--set",
-        "sweep.sae.k=[2]",
-        cwd=folder,
-    )
+    alone = spg(*options, "sweep.sae.k=[2]", "--one-at-a-time", cwd=folder)
     assert alone.returncode == 0, alone.stderr
     assert "the recipe as it is" in alone.stdout
     assert "sae.k = 2" in alone.stdout
-    bare = spg("sweep", "--params", "recipe.json", "--set", "sweep.sae.k=2", cwd=folder)
+    bare = spg(*options, "sweep.sae.k=2", cwd=folder)
     assert "sweep.sae.k: expected a list, for instance [2]; found 2" in bare.stderr
 
 

@@ -29,12 +29,7 @@ def look_into(
 ) -> Iterator[Row | Skipped]:
     """What is known of each entry and its files, or what is wrong with them, in order.
 
-    Parameters
-    ----------
-    decode
-        Decode every image and mask as a whole: a header says nothing of a truncated file.
-    workers
-        Threads for decoding; default: one a core, at most 8.
+    `decode` every image and mask as a whole: a header says nothing of a truncated file.
     """
 
     def look(entry: Entry) -> Row | Skipped:

@@ -72,9 +72,7 @@ def test_without_the_option_a_bad_image_stops_the_scan_by_its_name(tree: Path) -
         scanned("m", "mvtec", tree)
 
 
-def test_pixels_are_decoded_with_the_option_only(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pixels_are_decoded_with_the_option_only(tree, monkeypatch):
     seen: list[str] = []
     for name in ("read_image", "read_mask"):
         monkeypatch.setattr(contents_module, name, lambda path, exif: seen.append(path.name))

@@ -19,7 +19,9 @@ from spg_pipe.errors import SpgError
 def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:
     root = a_set(tmp_path)
     (root / RECORD).unlink()
-    with pytest.raises(SpgError, match="is no synthetic set: it has no"):
+    with pytest.raises(
+        SpgError, match=r"synthetic\.json does not exist\. Expected: the synthetic set"
+    ):
         scanned("aux", "synthetic", root)
     with pytest.raises(SpgError, match=r"ROOT/synthetic\.json"):
         scanned("aux", "synthetic", tmp_path / "none")
@@ -67,9 +69,7 @@ def renamed(record: dict, path: str) -> None:
         (lambda record: record["images"].popitem(), True, "not named both with an image and with"),
     ],
 )
-def test_a_record_that_is_edited_or_not_whole_is_refused(
-    change: Callable[[dict], object], sealed: bool, message: str, tmp_path: Path
-) -> None:
+def test_a_record_that_is_edited_or_not_whole_is_refused(change, sealed, message, tmp_path):
     root = a_set(tmp_path)
     rewrite(root, change, sealed=sealed)
     with pytest.raises(SpgError, match=message):

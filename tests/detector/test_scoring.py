@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
+from scipy.special import logsumexp
 from tiny import SIZE, SPEC, files, keyed
 
 import spg_pipe.detector.scores as scores_module
@@ -23,18 +22,11 @@ from spg_pipe.decision.rules import Published, image_scores
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.errors import DamagedError
 from spg_pipe.pipeline.inspection import inspect
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
-
-
-@pytest.fixture(scope="module")
-def scores(
-    tiny_store: FeatureStore, tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactory
-) -> Scores:
-    return score_store(tiny_detector, tiny_store, tmp_path_factory.mktemp("scores") / "run")
 
 
 def random_maps(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,27 +42,16 @@ def random_maps(*shape: int, seed: int = 0) -> np.ndarray:
 def test_image_scores_are_their_formulas(seed: int, share: float, tau: float, alpha: float) -> None:
     maps, cls = random_maps(3, 9, 11, seed=seed), random_maps(3, seed=seed + 1)
     flat = maps.reshape(3, -1).astype(np.float64)
-
-    def found(name: str, **options: float) -> np.ndarray:
-        return image_scores(maps, cls, name, **options)
-
-    assert np.array_equal(found("max"), maps.max(axis=(1, 2)))
-    assert np.array_equal(found("cls"), cls)
-    count = max(1, int(share * 99))
-    top = np.sort(flat, axis=1)[:, -count:].mean(axis=1)
-    np.testing.assert_allclose(found("top_mean", top_share=share), top, rtol=1e-5)
-    lme = tau * np.log(np.exp((flat - flat.max(1, keepdims=True)) / tau).mean(1)) + flat.max(1)
-    np.testing.assert_allclose(found("log_mean_exp", lme_tau=tau), lme, rtol=1e-5)
-    mix = alpha * cls + (1 - alpha) * flat.max(axis=1)
-    np.testing.assert_allclose(found("mix", alpha=alpha), mix, rtol=1e-5)
-
-
-def test_a_log_mean_exp_lies_between_the_mean_and_the_maximum() -> None:
-    maps = random_maps(2, 16, 16)
-    for tau in (1e-3, 1.0, 100.0):
-        score = image_scores(maps, np.zeros(2, np.float32), "log_mean_exp", lme_tau=tau)
-        assert (score <= maps.max(axis=(1, 2)) + 1e-6).all()
-        assert (score >= maps.mean(axis=(1, 2)) - 1e-4).all()
+    top = np.sort(flat, axis=1)[:, -max(1, int(share * 99)) :].mean(axis=1)
+    for name, options, expected in (
+        ("max", {}, flat.max(axis=1)),
+        ("cls", {}, cls),
+        ("top_mean", {"top_share": share}, top),
+        ("log_mean_exp", {"lme_tau": tau}, tau * (logsumexp(flat / tau, axis=1) - np.log(99))),
+        ("mix", {"alpha": alpha}, alpha * cls + (1 - alpha) * flat.max(axis=1)),
+    ):
+        found = image_scores(maps, cls, name, **options)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
 
 
 def test_the_table_is_the_stores_with_scores_added(
@@ -89,29 +70,23 @@ def test_the_table_is_the_stores_with_scores_added(
         np.testing.assert_allclose(scores.maps(np.array([image])), maps, atol=1e-6)
 
 
-def test_patch_probabilities_are_kept_on_their_grids_in_float32(
-    scores: Scores, tiny_store: FeatureStore
-) -> None:
+def test_patch_probabilities_are_kept_on_their_grids_in_float32(scores: Scores) -> None:
     group = zarr.open_group(scores.path / "maps.zarr", mode="r")
-    assert group["probability_1"].shape == (16, 4, 4)
-    assert group["probability_2"].shape == (16, 2, 2)
-    assert group["probability_1"].dtype == np.float32
-    assert group["probability_1"].metadata.dimension_names == ("image", "row_1", "column_1")
+    first, second = group["probability_1"], group["probability_2"]
+    assert (first.shape, second.shape, first.dtype) == ((16, 4, 4), (16, 2, 2), np.float32)
+    assert first.metadata.dimension_names == ("image", "row_1", "column_1")
     found = scores.patches(np.array([9, 3, 3]))
-    assert np.array_equal(found["2"].numpy(), group["probability_2"][...][[9, 3, 3]])
+    assert np.array_equal(found["2"].numpy(), second[...][[9, 3, 3]])
 
 
-def test_a_folder_of_scores_loads_again(scores: Scores) -> None:
-    loaded = Scores.load(scores.path)
-    assert_frame_equal(loaded.table, scores.table, check_dtype=False)
-    assert loaded.record == scores.record
-
-
-def test_a_second_scoring_gives_the_same_bytes(
+def test_a_second_scoring_gives_the_same_bytes_which_load_as_they_were(
     scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector, tmp_path: Path
 ) -> None:
     score_store(tiny_detector, tiny_store, tmp_path / "again")
     assert files(tmp_path / "again") == files(scores.path)
+    loaded = Scores.load(tmp_path / "again")
+    assert_frame_equal(loaded.table, scores.table, check_dtype=False)
+    assert loaded.record == scores.record
 
 
 def test_the_batch_size_does_not_move_a_score(
@@ -146,29 +121,17 @@ def test_scores_say_what_they_came_from(
     assert record.method_protocol == "default"
 
 
-def test_maps_at_another_size_are_the_blurred_ones_resized(scores: Scores) -> None:
-    images = np.array([2, 5])
-    expected = F.interpolate(
-        torch.from_numpy(scores.maps(images))[:, None], (40, 48), mode="bilinear"
-    )[:, 0]
-    found = scores.maps(images, (40, 48))
-    assert found.shape == (2, 40, 48)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-
-
 def test_images_in_memory_are_scored_as_a_store_is(
     scores: Scores, tiny_store: FeatureStore, tiny_detector: Detector
 ) -> None:
     images = np.arange(4)
     tokens = {layer: image_tokens(tiny_store, layer, images) for layer in ("1", "2")}
-    judged = judge(
-        tiny_detector, tokens, {"1": (4, 4), "2": (2, 2)}, SPEC, tiny_detector.record.rule
-    )
-    maps, columns = anomaly_maps(judged.patches, SIZE), judged.columns
-    assert list(columns) == ["score", "score_cls", "score_map_max"]
-    for name, values in columns.items():
+    grids = {"1": (4, 4), "2": (2, 2)}
+    judged = judge(tiny_detector, tokens, grids, SPEC, tiny_detector.record.rule)
+    assert list(judged.columns) == ["score", "score_cls", "score_map_max"]
+    for name, values in judged.columns.items():
         np.testing.assert_allclose(values, scores.table[name][:4], atol=1e-6)
-    np.testing.assert_allclose(maps, scores.maps(images), atol=1e-6)
+    np.testing.assert_allclose(anomaly_maps(judged.patches, SIZE), scores.maps(images), atol=1e-6)
 
 
 CHUNK = "maps.zarr/probability_1/c/0/0/0"
@@ -194,35 +157,19 @@ def flip(path: Path) -> None:
         (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
         (lambda place: edited(place, seed=9), "does not give its fingerprint"),
         (lambda place: edited(place, files_sha256=None), "not a whole scores: files_sha256"),
-        (lambda place: (place / "config.json").write_text("[]"), r"\[\], expected an object"),
     ],
 )
 def test_scores_that_are_not_as_written_are_refused(
-    scores: Scores, tmp_path: Path, damage: Callable[[Path], object], fault: str
+    scores: Scores, copy_of: Callable[[Path], Path], damage: Callable[[Path], object], fault: str
 ) -> None:
-    place = shutil.copytree(scores.path, tmp_path / "copy")
-    assert Scores.load(place).record == Scores.load(scores.path).record
+    place = copy_of(scores.path)
+    assert Scores.load(place).record == scores.record
     damage(place)
-    with pytest.raises(DamagedError, match=fault) as error:
-        Scores.load(place)
-    with pytest.raises(DamagedError, match=fault):
-        inspect(place)
+    for read in (Scores.load, inspect):
+        with pytest.raises(DamagedError, match=fault) as error:
+            read(place)
     assert str(place) in str(error.value)
     assert "again" in str(error.value)
-
-
-def test_another_artefact_is_not_taken_for_scores(tiny_detector: Detector, tmp_path: Path) -> None:
-    tiny_detector.save(tmp_path / "detector")
-    with pytest.raises(SpgError, match=r"is of a detector\. Expected: scores"):
-        Scores.load(tmp_path / "detector")
-
-
-@pytest.mark.parametrize("name", ["config.json", "scores.parquet"])
-def test_a_folder_that_is_not_whole_is_refused(scores: Scores, tmp_path: Path, name: str) -> None:
-    place = shutil.copytree(scores.path, tmp_path / "copy")
-    (place / name).unlink()
-    with pytest.raises(SpgError, match="copy"):
-        Scores.load(place)
 
 
 def test_a_crash_while_scoring_leaves_the_old_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,83 +10,68 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_table import compare_kind
 from parity_table import main as print_table
 
-from parity import guide_case, sae_case, variants
-from parity.cases import OWN_CASES, oracle_folder, uncompared
+from parity.cases import KINDS, OWN_CASES, Case, cases, oracle_folder, uncompared
 from parity.mutants import MUTANTS
 
-COMPARE = {"sae": sae_case.compare_case, "guide": guide_case.compare_case}
-VARIANTS = {
-    "lean sae": ("sae", variants.lean_sae),
-    "other sae": ("sae", variants.other_sae),
-    "lean guide": ("guide", variants.lean_guide),
-    "other guide": ("guide", variants.other_guide),
+LAST_STEP_ONLY = {
+    "sae": ("train_W", "train_D", "train_stats"),
+    "guide": ("adam_codes", "ema_codes"),
+}
+ABSENT = {
+    "sae": ("z", "pre", "topk_idx", "topk_val_raw", "auxk_idx", "auxk_val", "recon_error"),
+    "guide": ("score_map", "codes_eff", "sim", "local_prob", "anomaly_map_gauss_batchquirk"),
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_cases_of_other_shapes_are_compared_in_full(name: str, tmp_path: Path) -> None:
-    kind, make = VARIANTS[name]
-    case = variants.write_case(tmp_path, kind, make())
-    comparisons = COMPARE[kind](case)
+def lean(kind: str, folder: Path, **wrong: np.ndarray) -> Case:
+    """The tiny case without intermediate arrays and with the last training step only."""
+    (case,) = cases(kind, OWN_CASES)
+    entry = json.loads((OWN_CASES / "README.json").read_text())["files"][case.name]
+    arrays = {name: case.array(name) for name in case.arrays if name not in ABSENT[kind]}
+    for name in LAST_STEP_ONLY[kind]:
+        arrays[f"{name}_last"] = arrays.pop(name)[-1]
+        entry["arrays"][f"{name}_last"] = entry["arrays"].pop(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / entry["file"], **(arrays | wrong))
+    (folder / "README.json").write_text(json.dumps({"files": {case.name: entry}}))
+    return cases(kind, folder)[0]
+
+
+@pytest.mark.parametrize("kind", ABSENT)
+def test_a_lean_case_is_compared_in_full_and_a_wrong_number_in_any_result_is_noticed(
+    kind: str, tmp_path: Path
+) -> None:
+    case = lean(kind, tmp_path)
+    comparisons = compare_kind(case)
     assert [c for c in comparisons if not c.ok] == []
     assert uncompared(case, comparisons) == []
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_wrong_number_in_any_result_is_noticed(name: str, tmp_path: Path) -> None:
-    kind, make = VARIANTS[name]
-    arrays, scalars = make()
-    for result in sorted(set(arrays) - variants.INPUTS[kind]):
-        wrong = arrays[result].copy()
+    for result in [name for name in case.outputs() if case.has(name)]:
+        wrong = case.array(result).copy()
         if wrong.dtype == bool:
             wrong.flat[0] = not wrong.flat[0]
         else:
-            wrong.flat[0] = wrong.flat[0] + np.asarray(1e-3 * max(1, abs(wrong).max()) + 1).astype(
-                wrong.dtype
-            )
-        case = variants.write_case(tmp_path / result, kind, (arrays | {result: wrong}, scalars))
-        bad = [c.array for c in COMPARE[kind](case) if not c.ok]
-        assert bad == [result]
+            wrong.flat[0] += np.asarray(1e-3 * max(1, abs(wrong).max()) + 1).astype(wrong.dtype)
+        changed = lean(kind, tmp_path / result, **{result: wrong})
+        assert [c.array for c in compare_kind(changed) if not c.ok] == [result]
 
 
-def test_one_batch_repeated_and_batches_a_step_are_told_apart(tmp_path: Path) -> None:
-    arrays, scalars = variants.tiny("sae")
-    split = variants.write_case(tmp_path / "rows", "sae", (arrays, scalars))
-    axis = arrays | {"train_x": arrays["train_x"].reshape(5, 2, 16, 32)}
-    stacked = variants.write_case(tmp_path / "axis", "sae", (axis, scalars))
-    repeated = variants.write_case(
-        tmp_path / "one", "sae", (arrays | {"train_x": arrays["train_x"][:2]}, scalars)
-    )
-    for one, other in zip(sae_case.batches(split), sae_case.batches(stacked), strict=True):
-        assert one.equal(other)
-    first = sae_case.batches(split)[0]
-    assert [batch.equal(first) for batch in sae_case.batches(repeated)] == [True] * 5
-
-
-def test_the_table_takes_relative_and_absolute_folders(
+def test_the_table_takes_relative_and_absolute_folders_and_fails_on_a_wrong_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variants.write_case(tmp_path / "cases", "sae", variants.lean_sae())
+    case = lean("sae", tmp_path / "cases")
     monkeypatch.chdir(tmp_path)
     for folder in ("cases", str(tmp_path / "cases")):
         assert print_table(["parity_table.py", folder]) == 0
         assert "1 cases, 0 failures, 0 results not compared" in capsys.readouterr().out
         monkeypatch.setenv("SPG_ORACLE", folder)
         assert (oracle_folder() / "README.json").is_file()
-
-
-def test_the_table_fails_on_a_wrong_number_and_on_a_folder_without_cases(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arrays, scalars = variants.lean_sae()
-    wrong = (arrays | {"grad_W": arrays["grad_W"] + np.float32(1e-4)}, scalars)
-    variants.write_case(tmp_path / "cases", "sae", wrong)
-    assert print_table(["parity_table.py", str(tmp_path / "cases")]) == 1
-    assert "1 failures" in capsys.readouterr().out
-    assert print_table(["parity_table.py", str(tmp_path)]) == 1
-    assert "no README.json" in capsys.readouterr().out
+    lean("sae", tmp_path / "wrong", grad_W=case.array("grad_W") + np.float32(1e-4))
+    for folder, message in (("wrong", "1 failures"), (".", "no README.json")):
+        assert print_table(["parity_table.py", folder]) == 1
+        assert message in capsys.readouterr().out
 
 
 def test_every_changed_constant_of_the_code_turns_parity_red() -> None:
@@ -99,11 +85,4 @@ def test_every_changed_constant_of_the_code_turns_parity_red() -> None:
 
 
 def test_the_project_has_its_own_copy_of_every_kind() -> None:
-    assert {path.name for path in OWN_CASES.iterdir()} >= {
-        "README.json",
-        "sae_tiny.npz",
-        "guide_tiny.npz",
-        "metrics.npz",
-        "preprocess.npz",
-        "clip_tiny.npz",
-    }
+    assert {case.kind for case in cases(folder=OWN_CASES)} == set(KINDS)

@@ -79,11 +79,6 @@ def mask_of(image: str) -> str:
 
 def read_synthetic(root: Path) -> SyntheticRecord:
     """What a synthetic set says of itself; SpgError without a whole record of this format."""
-    if not (root / RECORD).is_file():
-        raise SpgError(
-            f"{root} is no synthetic set: it has no {RECORD}. Make one with "
-            f"`{AGAIN} SOURCE {root}`, or name the layout that these images are in."
-        )
     return read_record(root / RECORD, SyntheticRecord, KIND, AGAIN)
 
 

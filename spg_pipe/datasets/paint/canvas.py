@@ -1,6 +1,5 @@
 """What every painter of defects is given and returns, and how that gets on an image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,9 +45,6 @@ class Paint(NamedTuple):
     """(h, w, 3) float, the image's units: the defect's own appearance, everywhere in the window."""
     alpha: np.ndarray
     """(h, w) float in [0, 1]: how much of it covers the image."""
-
-
-Painter = Callable[[Canvas, np.random.Generator], Paint]
 
 
 def blended(canvas: Canvas, paint: Paint) -> np.ndarray:

@@ -68,23 +68,9 @@ class Sample:
 def write_demo(name: str, root: Path, *, seed: int = 0) -> None:
     """Generate a built-in demo set.
 
-    The set appears as a whole. A root that already holds this set (same version, same seed, all
-    files unchanged) is left alone; one that holds another version or seed, or a damaged copy, is
-    replaced.
-
-    Parameters
-    ----------
-    name
-        A key of `DEMO_SETS`.
-    root
-        The dataset's folder: missing, empty, or a demo set of this name.
-    seed
-        Of the generator, not negative: the same seed gives the same bytes.
-
-    Raises
-    ------
-    SpgError
-        The root holds something else.
+    The set appears as a whole, the same seed gives the same bytes. A root that already holds this
+    set (same version, same seed, all files unchanged) is left alone; one that holds another version
+    or seed, or a damaged copy, is replaced. SpgError if it holds anything else.
     """
     demo, root = DEMO_SETS[name], Path(root).resolve()  # a link to a folder stays one
     head = DemoRecord(name=name, version=DEMO_VERSION, seed=seed, licence=demo.licence, files={})

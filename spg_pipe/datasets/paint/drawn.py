@@ -37,19 +37,8 @@ class Drawing(NamedTuple):
 def paint(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Put one drawn defect, with the image's local colour and contrast, anywhere on an image.
 
-    Parameters
-    ----------
-    image
-        (H, W, 3) float32 in [0, 1].
-    kind
-        A key of `DRAWINGS`.
-
-    Returns
-    -------
-    painted : (H, W, 3) float32 in [0, 1]
-        Equal to `image` wherever the mask is not set.
-    mask : (H, W) bool
-        The pixels that the painter touched.
+    From (H, W, 3) float32 in [0, 1] to the same, and (H, W) bool: the pixels that the painter
+    touched. All others are equal.
     """
     canvas = Canvas(image)
     size = round(_WINDOW * canvas.side)

@@ -1,6 +1,6 @@
 """Folders of painted images: whether a set is made already, without losing anything else there."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,22 +18,15 @@ def is_made(
 ) -> bool:
     """Whether a folder holds the very set that would be made.
 
+    SpgError if there is something in the folder that is not of a set of this kind.
+
     Parameters
     ----------
-    root
-        Missing, empty, or the folder of a set of this kind.
-    what
-        The kind of set, for the errors.
-    name
-        Of the set's record in the folder.
+    what, name
+        The kind of set, for the errors, and the file name of its record.
     recorded
         Reads the record: whether it is of the same settings and sources, and path → SHA-256 of the
         set's files. Raises SpgError where it cannot be read.
-
-    Raises
-    ------
-    SpgError
-        There is something in the folder that is not a set's of this kind.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -45,7 +38,15 @@ def is_made(
         raise SpgError(
             f"{root} is not empty and holds no {what} that this version reads. {_ADVICE}"
         ) from error
-    if foreign := _foreign(root, {*files, name}):
+    known = {*files, name}
+    # What would vanish with the set: files, empty folders, links to any.
+    foreign = [
+        below
+        for path in sorted(root.rglob("*"))
+        if (below := path.relative_to(root).as_posix()) not in known
+        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
+    ]
+    if foreign:
         raise SpgError(f"{root} holds what is not of the {what}: {listed(foreign)}. {_ADVICE}")
     if not same:
         return False
@@ -54,16 +55,6 @@ def is_made(
     except OSError:  # a file that cannot be read is made again
         return False
     return {path: sha256 for path, sha256 in digests.items() if path != name} == files
-
-
-def _foreign(root: Path, own: Collection[str]) -> list[str]:
-    """What lies in a set's folder and would vanish with it: files, empty folders, links to any."""
-    return [
-        name
-        for path in sorted(root.rglob("*"))
-        if (name := path.relative_to(root).as_posix()) not in own
-        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
-    ]
 
 
 def save_image(levels: "np.ndarray", path: Path) -> None:

@@ -12,7 +12,6 @@ from scipy import ndimage
 from spg_pipe.datasets.paint.canvas import (
     Canvas,
     Paint,
-    Painter,
     bilinear,
     blended,
     on_image,
@@ -44,21 +43,11 @@ def canvas_of(levels: np.ndarray, other: Canvas | None = None) -> Canvas:
 
 
 def paint(image: Canvas, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect on an image.
+    """Put one defect on an image at least `LEAST_SIDE` pixels high and wide.
 
-    Parameters
-    ----------
-    image
-        At least `LEAST_SIDE` pixels high and wide.
-    kind
-        A key of `PAINTERS`.
-
-    Returns
-    -------
-    painted : (H, W, 3), dtype of the image
-        Differs from the image in every pixel of the mask, and in no other.
-    mask : (H, W) bool
-        Where the change is visible on average over a few pixels (`VISIBLE`); never empty.
+    The painted image, (H, W, 3) of the same dtype, and its mask, (H, W) bool: where the change is
+    visible on average over a few pixels (`VISIBLE`), never empty. Images differ there and nowhere
+    else.
     """
     for _ in range(_TRIES):
         defect = PAINTERS[kind](image, rng)
@@ -115,11 +104,7 @@ def _scar(image: Canvas, rng: np.random.Generator) -> Paint:
     return _pasted(image, length, width, rng)
 
 
-PAINTERS: dict[str, Painter] = {
-    "perlin": _perlin_spot,
-    "cut_paste": _cut_paste,
-    "scar": _scar,
-}
+PAINTERS = {"perlin": _perlin_spot, "cut_paste": _cut_paste, "scar": _scar}
 """Kind of defect → its painter."""
 
 
@@ -179,17 +164,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def perlin(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Smooth noise between random gradients on a lattice (Perlin, "Improving noise", 2002).
 
-    Parameters
-    ----------
-    shape
-        Height and width in pixels.
-    cells
-        Lattice cells along each axis: how many hills and valleys there are.
-
-    Returns
-    -------
-    ndarray, (H, W)
-        float64 in [-1, 1], 0 at the lattice's corners.
+    `shape` is (H, W) in pixels, `cells` the hills and valleys along each axis. (H, W) float64 in
+    [-1, 1], 0 at the lattice's corners.
     """
     angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
     gradients = np.sin(angles), np.cos(angles)

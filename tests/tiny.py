@@ -158,3 +158,10 @@ def files(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def flip(path: Path, byte: int = 100, bit: int = 1) -> None:
+    """Flip a bit of a file, as a failing disk does."""
+    data = bytearray(path.read_bytes())
+    data[byte] ^= bit
+    path.write_bytes(data)

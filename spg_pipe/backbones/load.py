@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from spg_pipe.backbones.names import BackboneInfo, find_alias
 from spg_pipe.backbones.spec import BackboneSpec, Norm
@@ -61,7 +61,7 @@ def load_backbone(
     *,
     image_size: int | None = None,
     layers: Sequence[str | int] | None = None,
-    norm: str | None = None,
+    norm: Norm | None = None,
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
     device: str = "cpu",
@@ -106,8 +106,7 @@ def load_backbone(
     info = resolve(name)
     size = info.image_size if image_size is None else image_size
     chosen = info.layers if layers is None else _layer_names(layers)
-    how = cast("Norm | None", norm)
-    return _build(Request(info, size, chosen, how, protocol, weights, device))
+    return _build(Request(info, size, chosen, norm, protocol, weights, device))
 
 
 def _build(request: Request) -> Backbone:

@@ -82,24 +82,19 @@ def resize_pos_embed(visual: VisionTransformer, side: int, how: PosEmbed) -> Non
 def resolve_open_clip(name: str) -> BackboneInfo:
     """Describe ``NAME/PRETRAINED``, e.g. ``ViT-B-32-quickgelu/openai``; SpgError if unknown."""
     model, _, tag = name.partition("/")
-    architecture = open_clip.get_model_config(model)
-    if architecture is None:
-        raise SpgError(
-            f"open_clip has no model {model!r}. `open_clip:NAME/PRETRAINED` takes the names of "
-            "`open_clip.list_pretrained()`, e.g. open_clip:ViT-B-32-quickgelu/openai."
-        )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
         raise SpgError(
-            f"open_clip has no weights {tag!r} for {model}. Write open_clip:{model}/PRETRAINED "
-            f"with one of: {', '.join(tags) or 'none are published'}."
+            f"open_clip has no weights {tag!r} for {model!r}. Write open_clip:NAME/PRETRAINED with "
+            "names of `open_clip.list_pretrained()`, e.g. open_clip:ViT-B-32-quickgelu/openai; for "
+            f"{model!r} one of: {', '.join(tags) or 'none are published'}."
         )
     return BackboneInfo(
         alias=f"open_clip:{name}",
         family="open_clip",
         model=name,
         licence="not stated by open_clip; see the model's page",
-        image_size=int(architecture["vision_cfg"].get("image_size", 224)),
+        image_size=int(open_clip.get_model_config(model)["vision_cfg"].get("image_size", 224)),
         note="an open_clip model",
     )
 

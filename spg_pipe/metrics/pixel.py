@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 
 import numpy as np
 
@@ -23,12 +24,7 @@ class Counts:
     regions: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.images + other.images,
-            self.pixels + other.pixels,
-            self.anomalous_pixels + other.anomalous_pixels,
-            self.regions + other.regions,
-        )
+        return Counts(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

@@ -151,39 +151,26 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
     import zarr
     from zarr.codecs import ZstdCodec
 
-    group = zarr.create_group(root, attributes=spec.attributes())
+    group, count = zarr.create_group(root, attributes=spec.attributes()), spec.shard_images
+    zstd = ZstdCodec(level=ZSTD_LEVEL)
+
+    def declare(name: str, axes: dict[str, int], *, sharded: bool, **options: Any) -> None:
+        image = tuple(axes.values())
+        chunks, shards = ((1, *image), (count, *image)) if sharded else ((count, *image), None)
+        shape, names = (spec.images, *image), ("image", *axes)
+        options |= {"shape": shape, "chunks": chunks, "shards": shards, "dimension_names": names}
+        group.create_array(name, **options)
+
+    values: dict[str, Any] = {"dtype": spec.dtype, "fill_value": np.nan}
     for name, shape in spec.layers.items():
-        group.create_array(
-            f"tokens_{name}",
-            shape=(spec.images, shape.patches, shape.dim),
-            chunks=(1, shape.patches, shape.dim),
-            shards=(spec.shard_images, shape.patches, shape.dim),
-            dtype=spec.dtype,
-            compressors=ZstdCodec(level=ZSTD_LEVEL) if spec.compressor == "zstd" else None,
-            filters=None,
-            fill_value=np.nan,
-            dimension_names=("image", f"patch_{name}", f"dim_{name}"),
-        )
-        group.create_array(
-            f"prefix_{name}",
-            shape=(spec.images, len(shape.prefix), shape.dim),
-            chunks=(spec.shard_images, len(shape.prefix), shape.dim),
-            dtype=spec.dtype,
-            compressors=None,
-            fill_value=np.nan,
-            dimension_names=("image", f"prefix_token_{name}", f"dim_{name}"),
-        )
+        axes = {f"patch_{name}": shape.patches, f"dim_{name}": shape.dim}
+        packed = zstd if spec.compressor == "zstd" else None
+        declare(f"tokens_{name}", axes, sharded=True, compressors=packed, filters=None, **values)
+        axes = {f"prefix_token_{name}": len(shape.prefix), f"dim_{name}": shape.dim}
+        declare(f"prefix_{name}", axes, sharded=False, compressors=None, **values)
     size = spec.backbone.preprocess.size
-    group.create_array(
-        "mask",
-        shape=(spec.images, size, size),
-        chunks=(1, size, size),
-        shards=(spec.shard_images, size, size),
-        dtype="uint8",
-        compressors=ZstdCodec(level=ZSTD_LEVEL),
-        fill_value=0,
-        dimension_names=("image", "y", "x"),
-    )
+    axes = {"y": size, "x": size}
+    declare("mask", axes, sharded=True, compressors=zstd, dtype="uint8", fill_value=0)
 
 
 def write_small(root: Path, name: str, values: np.ndarray, dimension: str) -> None:

@@ -48,7 +48,26 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         If the store is missing, unfinished, changed or incomplete, as `FeatureStore` says, or if
         `chunk_images` is not positive.
     """
-    return _dask_arrays(FeatureStore(path), chunk_images)
+    import dask.array as da
+    from dask.base import tokenize
+
+    if chunk_images is not None and chunk_images < 1:
+        raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
+    store = FeatureStore(path)
+    images = chunk_images or _image_chunks(store.spec)
+    group, large = store.files.group(), large_arrays(store.spec)
+    lazy = {}
+    for name in (*large, *small_arrays(store.spec)):
+        array = group[name]
+        kind, _, layer = name.partition("_")
+        is_raw = store.raw and kind == "tokens"
+        source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
+        chunks = (images, *array.shape[1:]) if name in large else array.shape
+        # The fingerprint stands for the content: equal names mean equal numbers to Dask.
+        label = f"{name}-{tokenize(str(store.path), store.fingerprint, chunks)}"
+        meta = np.empty((0,) * array.ndim, array.dtype)
+        lazy[name] = da.from_array(source, chunks=chunks, name=label, meta=meta)
+    return lazy
 
 
 def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dataset":
@@ -76,35 +95,9 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     group, large = store.files.group(), large_arrays(store.spec)
     variables = {
         name: (group[name].metadata.dimension_names, lazy if name in large else group[name][...])
-        for name, lazy in _dask_arrays(store, chunk_images).items()
+        for name, lazy in open_dask(path, chunk_images=chunk_images).items()
     }
     return xr.Dataset(variables, attrs=store.spec.attributes())
-
-
-def _dask_arrays(store: FeatureStore, chunk_images: int | None) -> dict[str, "da.Array"]:
-    import dask.array as da
-    from dask.base import tokenize
-
-    if chunk_images is not None and chunk_images < 1:
-        raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
-    images = chunk_images or _image_chunks(store.spec)
-    group, large = store.files.group(), large_arrays(store.spec)
-    lazy = {}
-    for name in (*large, *small_arrays(store.spec)):
-        array = group[name]
-        kind, _, layer = name.partition("_")
-        is_raw = store.raw and kind == "tokens"
-        source = RawTokens(Path(store.path), store.spec, layer) if is_raw else array
-        chunks = (images, *array.shape[1:]) if name in large else array.shape
-        # The fingerprint stands for the content: equal names mean equal numbers to Dask.
-        token = tokenize(str(store.path), store.fingerprint, chunks)
-        lazy[name] = da.from_array(
-            source,
-            chunks=chunks,
-            name=f"{name}-{token}",
-            meta=np.empty((0,) * array.ndim, array.dtype),
-        )
-    return lazy
 
 
 def _image_chunks(spec: StoreSpec) -> tuple[int, ...]:

@@ -42,6 +42,10 @@ def draw_pca(
     layer : str, optional
         This layer alone.
 
+    Parameters
+    ----------
+    rows : (n,) int
+
     Returns
     -------
     dict
@@ -103,10 +107,6 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     percentile over all tokens of `rows`. A component's sign is such that its largest loading is
     positive. All these tokens are in memory at once, in float64.
 
-    Parameters
-    ----------
-    rows : (n,) int
-
     Returns
     -------
     (n, h, w, 3) float32 in [0, 1]
@@ -163,14 +163,15 @@ def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -
         size = (_CELL * len(pixels), _CELL * len(rows))
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         cells = figure.subplots(len(rows), len(pixels), squeeze=False)
-        for column, heading, images in zip(cells.T, pixels, pixels.values(), strict=True):
-            for axes, row, image in zip(column, rows.tolist(), images, strict=True):
-                # One mask at a time: `store.masks` would unpack those of the whole store.
-                mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
-                caption = f"{row}: {paths[row]}"
-                short = caption if len(caption) <= _CAPTION else f"…{caption[1 - _CAPTION :]}"
-                _paint(axes, image, mask, short)
-            column[0].set_title(f"{heading}\n{column[0].get_title()}")
+        for number, row in enumerate(rows.tolist()):
+            # One mask at a time: `store.masks` would unpack those of the whole store.
+            mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
+            caption = f"{row}: {paths[row]}"
+            if len(caption) > _CAPTION:
+                caption = f"…{caption[1 - _CAPTION :]}"
+            for axes, (heading, images) in zip(cells[number], pixels.items(), strict=True):
+                title = caption if number else f"{heading}\n{caption}"
+                _paint(axes, images[number], mask, title)
         figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
@@ -182,6 +183,5 @@ def _paint(axes: "Axes", image: np.ndarray, mask: np.ndarray, caption: str) -> N
     if mask.any():
         centres = np.arange(size + 2) - 0.5
         for colour, line in (("black", 1.6), ("white", 0.7)):
-            padded = np.pad(mask, 1)
-            axes.contour(centres, centres, padded, [0.5], colors=colour, linewidths=line)
+            axes.contour(centres, centres, np.pad(mask, 1), [0.5], colors=colour, linewidths=line)
         axes.set(xlim=(0, size), ylim=(size, 0))

@@ -6,7 +6,6 @@ then the index's crc32c (little-endian uint32). Without a compressor image i of 
 starts at i·N·D·itemsize.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,9 +88,8 @@ def write_shard(
     root: Path, name: str, chunks: Sequence[bytes | memoryview], rows: range, shard_images: int
 ) -> ShardEntry:
     """Write one shard atomically from the encoded images of `rows`, in order."""
-    return write_file(
-        root, name, rows, *chunks, shard_index([len(c) for c in chunks], shard_images)
-    )
+    index = shard_index([len(chunk) for chunk in chunks], shard_images)
+    return write_file(root, name, rows, *chunks, index)
 
 
 def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -> ShardEntry:
@@ -102,16 +100,6 @@ def write_file(root: Path, name: str, rows: range, *parts: bytes | memoryview) -
         checksum = google_crc32c.extend(checksum, bytes(part))
     size = sum(len(part) for part in parts)
     return ShardEntry(name=name, bytes=size, crc32c=int(checksum), images=(rows.start, rows.stop))
-
-
-def file_entry(root: Path, name: str, rows: range) -> ShardEntry:
-    """The entry of a file that Zarr has put in place; it is made durable first."""
-    with (root / name).open("rb") as stream:
-        os.fsync(stream.fileno())
-        data = stream.read()
-    return ShardEntry(
-        name=name, bytes=len(data), crc32c=crc32c(data), images=(rows.start, rows.stop)
-    )
 
 
 def save_entries(root: Path, entries: Sequence[ShardEntry]) -> None:

@@ -63,6 +63,8 @@ def image_batches(
     ----------
     sources : dict of layer → TokenSource
         Of one store.
+    source : TokenSource
+        One layer of a store.
     start : int
         Batches of the epoch to leave out.
     """
@@ -106,8 +108,6 @@ def token_batches(
 
     Parameters
     ----------
-    source : TokenSource
-        One layer of a store.
     start : int
         Batches of the epoch to leave out.
     batch_images : int, optional

@@ -29,7 +29,6 @@ from spg_pipe.store.shards import (
     chunk_file,
     crc32c,
     data_files,
-    file_entry,
     parse_entries,
     raw_bytes,
     save_entries,
@@ -229,10 +228,11 @@ class StoreWriter:
 
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
-        small = []
+        small, rows = [], range(self.spec.images)
         for name, dimension, values in self._small_arrays(lost_regions):
             write_small(self.path, name, values, dimension)
-            small.append(file_entry(self.path, f"{name}/c/0", range(self.spec.images)))
+            chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
+            small.append(write_file(self.path, chunk, rows, (self.path / chunk).read_bytes()))
         save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
         group.attrs.update(self.spec.attributes())

@@ -41,9 +41,7 @@ def small_sets(monkeypatch: pytest.MonkeyPatch) -> dict[str, DemoSet]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(
-    name: str, small_sets: dict[str, DemoSet], tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(name, small_sets, tmp_path):
     for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
         write_demo(name, tmp_path / folder, seed=seed)
     first, again, other = (files(tmp_path / folder) for folder in "abc")
@@ -54,9 +52,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_layout_reads_back_with_every_mask(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layout_reads_back_with_every_mask(name, tmp_path, monkeypatch):
     demo = small(name, 2)
     monkeypatch.setattr(demo_module, "DEMO_SETS", {name: demo})
     write_demo(name, tmp_path / "set")
@@ -82,9 +78,7 @@ def test_layout_reads_back_with_every_mask(
             assert 0.01 < mask.mean() < 0.2
 
 
-def test_visa_masks_number_the_kinds_and_jpeg_stays_close_to_what_was_painted(
-    small_sets: dict[str, DemoSet], tmp_path: Path
-) -> None:
+def test_visa_masks_number_the_kinds_and_jpeg_stays_close_to_what_was_painted(small_sets, tmp_path):
     write_demo("demo-visa", tmp_path)
     data = tmp_path / "coins" / "Data"
     masks = sorted((data / "Masks" / "Anomaly").iterdir())
@@ -155,9 +149,7 @@ def test_the_same_set_is_left_alone_another_seed_replaced_and_another_set_refuse
         write_demo("demo-visa", tmp_path / "set")
 
 
-def test_a_failure_leaves_nothing_behind(
-    small_sets: dict[str, DemoSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_nothing_behind(small_sets, tmp_path, monkeypatch):
     def fail(folder: Path, *names: str) -> None:
         raise OSError("disk full")
 

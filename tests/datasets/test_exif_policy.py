@@ -1,7 +1,5 @@
 """The recipe's protocol decides about EXIF orientation, in manifests and in stores that fit."""
 
-from pathlib import Path
-
 import pytest
 from tiny import extracted, manifest_of
 
@@ -13,9 +11,7 @@ from spg_pipe.recipe.params import parse_params
 
 
 @pytest.mark.parametrize("protocol", ["default", "spg"])
-def test_a_store_of_the_other_exif_policy_does_not_fit(
-    protocol: str, tiny_images: Path, tmp_path: Path
-) -> None:
+def test_a_store_of_the_other_exif_policy_does_not_fit(protocol, tiny_images, tmp_path):
     content = {
         "name": "mini",
         "artifacts": str(tmp_path),

@@ -2,19 +2,11 @@
 
 import numpy as np
 import pytest
-from layouts import scanned
+from layouts import put, scanned
 from PIL import Image
 
 from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.errors import SpgError
-
-
-def put(root, *names, size=(7, 5), value=0):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", size, value).save(path)
-    return root
 
 
 def rows(manifest):

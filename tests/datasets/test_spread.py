@@ -14,9 +14,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 
 @given(SIZES, st.data())
-def test_each_category_and_label_keeps_its_share_and_at_least_one_image(
-    sizes: list[int], data: st.DataObject
-) -> None:
+def test_each_category_and_label_keeps_its_share_and_at_least_one_image(sizes, data):
     groups = [(str(name), 0) for name, size in enumerate(sizes) for _ in range(size)]
     limit = data.draw(st.integers(1, len(groups)))
     rows = _spread_rows(groups, limit)

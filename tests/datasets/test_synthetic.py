@@ -149,9 +149,7 @@ def test_normal_copies_have_the_pixels_that_the_source_is_read_with(tmp_path: Pa
     assert len(scanned("aux", "synthetic", tmp_path / "set", skip_bad=True)) == 8
 
 
-def test_the_normal_images_of_any_layout_are_the_source_and_kinds_take_turns(
-    tmp_path: Path,
-) -> None:
+def test_the_normal_images_of_any_layout_are_the_source_and_kinds_take_turns(tmp_path):
     visa = scanned("visa", "visa", write_visa(tmp_path / "visa"), split="train")
     synthesised(visa, tmp_path / "a")
     assert len(scanned("aux", "synthetic", tmp_path / "a")) == 8
@@ -170,9 +168,7 @@ def test_the_normal_images_of_any_layout_are_the_source_and_kinds_take_turns(
 
 
 @pytest.mark.parametrize("fault", ["truncated", "tiny"])
-def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(
-    fault: str, tmp_path: Path
-) -> None:
+def test_a_source_image_that_cannot_be_used_leaves_nothing_behind(fault, tmp_path):
     source = source_of(tmp_path / "parts")
     victim = tmp_path / "parts" / "screw" / "test" / "good" / "001.png"
     if fault == "truncated":

@@ -69,9 +69,7 @@ def renamed(record: dict, path: str) -> None:
         (lambda record: record["images"].popitem(), True, "not named both with an image and with"),
     ],
 )
-def test_a_record_that_is_edited_or_not_whole_is_refused(
-    change: Callable[[dict], object], sealed: bool, message: str, tmp_path: Path
-) -> None:
+def test_a_record_that_is_edited_or_not_whole_is_refused(change, sealed, message, tmp_path):
     root = a_set(tmp_path)
     rewrite(root, change, sealed=sealed)
     with pytest.raises(SpgError, match=message):

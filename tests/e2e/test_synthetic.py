@@ -3,37 +3,39 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from layouts import write_mvtec
-from PIL import Image
+from layouts import save, texture, write_mvtec
+from pipeline.test_parts import command
 
-from e2e.helpers import edit_params, must, one_message, pipeline_folder, run_stages, spg
-
-pytestmark = pytest.mark.slow
+from e2e.helpers import edit_params, must, pipeline_folder, run_stages, spg
 
 QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "backbone.image_size": 64}
 
 
-def test_the_command_makes_a_set_of_a_folder_and_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_makes_a_set_of_a_folder_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
-        (tmp_path / "good").mkdir(exist_ok=True)
-        Image.linear_gradient("L").resize((60, 50)).save(tmp_path / "good" / name)
-    arguments = ("synthesise", "good", "set", "--per-image", 3, "--kinds", "scar,perlin")
-    made = json.loads(must(spg(*arguments, "--json", cwd=tmp_path)))
+        save(texture((50, 60), np.random.default_rng(0)), Path("good") / name)
+
+    def synthesise(*arguments: str) -> tuple[int, str, str]:
+        code, out, err = command(capsys, "synthesise", *arguments)
+        return code, out, " ".join(err.split())
+
+    given = ("good", "set", "--per-image", "3", "--kinds", "scar,perlin")
+    made = json.loads(synthesise(*given, "--json")[1])
     assert made == {"root": "set", "written": True, "normal": 2, "anomalous": 6}
-    again = spg(*arguments, cwd=tmp_path)
-    assert "already in set" in again.stderr
-    assert "kinds.1: Input should be" in one_message(
-        spg("synthesise", "good", "set", "--kinds", "scar,dent", cwd=tmp_path)
-    )
-    assert "is no folder" in one_message(spg("synthesise", "bad", "set", cwd=tmp_path))
-    (tmp_path / "good" / "b.png").write_bytes(b"no image")
-    assert "b.png cannot be read" in one_message(spg("synthesise", "good", "new", cwd=tmp_path))
-    assert not (tmp_path / "new").exists()
-    less = json.loads(must(spg("synthesise", "good", "new", "--skip-bad", "--json", cwd=tmp_path)))
-    assert less["normal"] == 1
+    assert "already in set" in synthesise(*given)[2]
+    code, _, said = synthesise("good", "set", "--kinds", "scar,dent")
+    assert (code, "kinds.1: Input should be" in said) == (1, True)
+    assert "is no folder" in synthesise("bad", "set")[2]
+    Path("good/b.png").write_bytes(b"no image")
+    assert "b.png cannot be read" in synthesise("good", "new")[2]
+    assert not Path("new").exists()
+    assert json.loads(synthesise("good", "new", "--skip-bad", "--json")[1])["normal"] == 1
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_a_synthetic_set_and_the_report_says_so(tmp_path: Path) -> None:
     folder = pipeline_folder(tmp_path / "project")
     write_mvtec(folder / "parts", ["bolt"], train=6)

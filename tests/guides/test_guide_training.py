@@ -15,20 +15,16 @@ from tiny import (
     SAE,
     codes_of,
     extracted,
-    keyed,
     manifest_of,
     plan_of,
     vectors_of,
     write_folder,
 )
 
-from spg_pipe.backbones.spec import TokenKey
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
-from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.layer import LayerGuides
-from spg_pipe.guides.model import effective_codes, initial_codes
+from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.trained import train as train_module
 from spg_pipe.guides.trained import trainer as trainer_module
 from spg_pipe.guides.trained.losses import PixelTarget
@@ -78,21 +74,25 @@ def train(
     )
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("protocol", "decay"), [("default", 0.999), ("default", 0.2), ("spg", 0.999)]
 )
 def test_the_average_follows_its_rule(protocol: str, decay: float) -> None:
     ours = trainer(protocol, ema_decay=decay)
+=======
+@pytest.mark.parametrize("protocol", ["default", "spg"])
+def test_the_average_follows_its_rule(protocol: str) -> None:
+    ours = trainer(protocol)
+    assert ours.ema.equal(initial_codes(20, 1))
+    expected = None
+>>>>>>> main
     for t in range(6):
         before = ours.ema.clone()
         ours.step(ours.batch(*batch(t)))
         share = decay if protocol == "spg" else min(decay, (1 + t) / (10 + t))
         expected = share * before + (1 - share) * ours.codes.detach()
         torch.testing.assert_close(ours.ema, ours.codes.detach() if t == 0 else expected)
-
-
-def test_before_the_first_step_the_result_is_the_initial_codes() -> None:
-    assert trainer().ema.equal(initial_codes(20, 1))
 
 
 def test_steps_lower_the_loss_and_leave_dead_codes_alone() -> None:
@@ -152,12 +152,6 @@ def test_the_guides_are_made_of_living_atoms(tiny_store: FeatureStore, tiny_sae:
         torch.testing.assert_close(codes_of(guides) @ guides.atoms, vectors_of(guides))
         assert guides.atoms.equal(tiny_sae.layers[layer].atoms.detach()[guides.atom_ids])
         assert guides.grid == tiny_store.spec.layers[layer].grid
-
-
-def test_top_k_guides_have_at_most_k_atoms(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
-    detector, _ = train(tiny_store, tiny_sae, top_k=3)
-    for guides in detector.layers.values():
-        assert ((codes_of(guides) > 0).sum(dim=1) <= 3).all()
 
 
 @pytest.mark.parametrize(("protocol", "changed"), [("spg", True), ("default", False)])
@@ -229,6 +223,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
     with pytest.raises(SpgError, match=message):
         train(tiny_store, tiny_sae)
     assert len(calls) <= 16  # no longer than the epoch
+<<<<<<< HEAD
 
 
 def test_guides_that_lost_every_code_still_make_a_detector() -> None:
@@ -241,3 +236,5 @@ def test_guides_that_lost_every_code_still_make_a_detector() -> None:
     patches, cls = Detector({"x": guides}, record).probabilities(keyed({"x": batch()[0]}))
     assert patches[TokenKey("x")].unique().tolist() == [0.5]
     assert cls.tolist() == [0.5, 0.5]
+=======
+>>>>>>> main

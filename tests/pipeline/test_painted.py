@@ -20,7 +20,6 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
-from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, class_sums
 from spg_pipe.guides.kinds import ContrastGuides
 from spg_pipe.pipeline.console import Console
@@ -30,7 +29,6 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
-    DecisionParams,
     MetricParams,
     parse_params,
 )
@@ -38,8 +36,6 @@ from spg_pipe.report.tables import caption
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.held_out import Candidate
-from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.methods import entries
 
 SEES = "synthetic defects on 12 normal images"
@@ -81,8 +77,14 @@ def target(folder: Path, tmp_path: Path) -> Callable[..., FeatureStore]:
     return target
 
 
-def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RecipeRun:
+@pytest.fixture
+def at_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
+    return folder
+
+
+def run_of(**changes: Any) -> RecipeRun:
+    """A recipe of the sets in the current folder."""
     rows = [
         {"name": "painted", "layout": "synthetic", "root": "syn", "sets": ["a"]},
         {"name": "target", "layout": "mvtec", "root": "parts"},
@@ -97,9 +99,7 @@ def run_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Rec
     return RecipeRun(parse_params(recipe | changes, "test"), Console(1), "cpu")
 
 
-def test_a_detector_says_on_how_many_images_its_defects_were_painted(
-    detector: Detector, tiny_detector: Detector
-) -> None:
+def test_a_detector_says_on_how_many_images_its_defects_were_painted(detector, tiny_detector):
     assert detector.record.auxiliary.synthetic == Painted(
         normal_images=12, categories=("bottle", "screw")
     )
@@ -110,9 +110,7 @@ def test_a_detector_says_on_how_many_images_its_defects_were_painted(
     assert not tiny_detector.record.painted_on
 
 
-def test_scores_metrics_tables_and_few_shot_say_so(
-    detector: Detector, target: Callable[..., FeatureStore], tmp_path: Path
-) -> None:
+def test_scores_metrics_tables_and_few_shot_say_so(detector, target, tmp_path):
     judged = target("other")
     scores = score_store(detector, judged, tmp_path / "scores")
     assert scores.record.supervision == SEES
@@ -125,10 +123,8 @@ def test_scores_metrics_tables_and_few_shot_say_so(
     assert scores.record.supervision == f"{SEES}; few-shot: 2 normal images of the target"
 
 
-def test_baselines_and_compare_say_so(
-    folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_of(folder, monkeypatch)
+def test_baselines_and_compare_say_so(at_root, store):
+    run = run_of()
     first = list(islice(entries(run, {"painted": store, "other": store}, 2), 4))
     assert [one.supervision for one in first] == [SEES] * 4
 
@@ -141,17 +137,8 @@ def test_baselines_and_compare_say_so(
         ("other", "test", ""),
     ],
 )
-def test_a_target_that_was_painted_on_is_told(
-    folder: Path,
-    detector: Detector,
-    target: Callable[..., FeatureStore],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    root: str,
-    split: str,
-    note: str,
-) -> None:
-    judged, run = target(root, split), run_of(folder, monkeypatch)
+def test_a_target_that_was_painted_on_is_told(at_root, detector, target, capsys, root, split, note):
+    judged, run = target(root, split), run_of()
     dataset = run.params.dataset("other" if root == "other" else "target")
     note_own_images(run, detector, dataset, judged)
     said = " ".join(capsys.readouterr().err.split())
@@ -165,17 +152,10 @@ def test_a_target_that_was_painted_on_is_told(
     assert capsys.readouterr().err == ""
 
 
-def test_score_notes_the_detectors_own_images(
-    folder: Path,
-    detector: Detector,
-    target: Callable[..., FeatureStore],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_score_notes_the_detectors_own_images(at_root, detector, target, tmp_path, capsys):
     place, normals = Path(target("parts").path), str(target("parts", "train").path)
     detector.save(tmp_path / "detector")
-    run = run_of(folder, monkeypatch, artifacts=str(tmp_path / "artifacts"))
+    run = run_of(artifacts=str(tmp_path / "artifacts"))
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
     pipeline.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
@@ -186,37 +166,29 @@ def test_score_notes_the_detectors_own_images(
 
 
 @pytest.mark.parametrize(("own", "root"), [(True, "parts"), (False, "other")])
-def test_predict_says_what_was_painted_and_whether_these_images_were(
-    folder: Path,
-    detector: Detector,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    own: bool,
-    root: str,
-) -> None:
+def test_predict_says_what_was_painted_and_on_which(
+    folder, detector, tmp_path, monkeypatch, capsys, own, root
+):
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     detector.save(tmp_path / "detector")
-    options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(1)}
     images = folder / root
-    outcome = predict_folder(tmp_path / "detector", images, tmp_path / "out", **options)
+
+    def predicted(normals: NormalFolder | None) -> tuple[Any, str]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        how = {"weights": None, "device": "cpu", "console": Console(1), "normals": normals}
+        return predict_folder(tmp_path / "detector", images, out, **how), capsys.readouterr().err
+
+    outcome, said = predicted(None)
     assert outcome.content["supervision"] == SEES
     assert SEES in outcome.text
-    assert ("of which 12 were taken from" in capsys.readouterr().err) == own
+    assert ("of which 12 were taken from" in said) == own
     normals = NormalFolder(next(images.glob("*/train/good")), BankParams())
-    outcome = predict_folder(
-        tmp_path / "detector", images, tmp_path / "fused", normals=normals, **options
-    )
-    said = str(outcome.content["supervision"])
-    assert said.startswith(f"{SEES}; few-shot: ")
-    assert {row["supervision"] for row in outcome.content["predictions"]} == {said}
-    capsys.readouterr()
-    normals = replace(normals, alone=True)
-    outcome = predict_folder(
-        tmp_path / "detector", images, tmp_path / "alone", normals=normals, **options
-    )
+    content = predicted(normals)[0].content
+    assert str(content["supervision"]).startswith(f"{SEES}; few-shot: ")
+    assert {row["supervision"] for row in content["predictions"]} == {content["supervision"]}
+    outcome, said = predicted(replace(normals, alone=True))
     assert str(outcome.content["supervision"]).startswith("few-shot: ")
-    assert "not zero-shot" not in capsys.readouterr().err
+    assert "not zero-shot" not in said
 
 
 def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStore) -> None:
@@ -231,40 +203,18 @@ def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStor
         assert len(np.unique(folds[rows.index])) >= 3
 
 
-def test_no_bank_is_chosen_where_it_would_hold_the_originals(
-    store: FeatureStore, sae: SaeRun
-) -> None:
-    one = Candidate(sae, 4, DecisionParams())
-    with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
-        judge_banks(store, one, [BankParams()], normals=2, seed=0)
-
-
-def test_a_store_made_before_learns_its_sources_without_new_tokens(
-    folder: Path, tmp_path: Path
-) -> None:
-    manifest = scanned("painted", "synthetic", folder / "syn" / "a")
-    old = extracted(replace(manifest, sources={}), tmp_path / "old.zarr")
-    assert old.synthetic == {}
-    shard = next((tmp_path / "old.zarr" / "tokens_1").rglob("c/0/0/0"))
-    before = shard.stat().st_mtime_ns
-    new = extracted(manifest, tmp_path / "old.zarr")
-    assert new.spec.sources == manifest.own_sources
-    assert new.fingerprint == old.fingerprint
-    assert shard.stat().st_mtime_ns == before
-
-
-def test_sets_inside_a_union_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_inside_a_union_are_made(at_root):
     names = ("one", "two", "three")
     sets = [PAINTED | {"name": name, "root": f"./union/{name}"} for name in names]
     union = {"name": "painted", "layout": "synthetic", "root": "union", "sets": ["one", "two"]}
     other = {"name": "other", "layout": "mvtec", "root": "other"}
-    run = run_of(folder, monkeypatch, synthetic_sets=sets, datasets=[union, other])
+    run = run_of(synthetic_sets=sets, datasets=[union, other])
     pipeline.synthesise_sets(run, [run.params.dataset("other")])
     assert not Path("union").exists()
     pipeline.synthesise_sets(run, [run.params.dataset("painted")])
     assert sorted(path.name for path in Path("union").iterdir()) == ["one", "two"]
     shutil.rmtree("union")
-    absolute = union | {"root": str(folder / "union" / "three"), "sets": []}
-    run = run_of(folder, monkeypatch, synthetic_sets=sets, datasets=[absolute, other])
+    absolute = union | {"root": str(at_root / "union" / "three"), "sets": []}
+    run = run_of(synthetic_sets=sets, datasets=[absolute, other])
     pipeline.synthesise_sets(run, [run.params.dataset("painted")])
     assert [path.name for path in Path("union").iterdir()] == ["three"]

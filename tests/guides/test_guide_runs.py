@@ -143,7 +143,6 @@ def test_a_killed_training_resumes_to_the_same_bits(
         assert_same(fit, expected)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("spoil", [None, "other settings", "damage"])
 def test_a_finished_training_is_not_repeated_and_a_checkpoint_of_no_use_is_ignored(
     tiny_store: FeatureStore,
@@ -172,45 +171,6 @@ def test_a_finished_training_is_not_repeated_and_a_checkpoint_of_no_use_is_ignor
     assert ("training starts anew" if spoil else "Going on from the checkpoint") in said[0]
     assert len(seen) == (12 if spoil else 0)
     for fit, whole in zip(fits, together[chosen], strict=True):
-=======
-def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
-    tiny_store: FeatureStore,
-    runs: list[GuideRun],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As `compare` trains them: each seed with an SAE of its own, images in one order."""
-    plans = [plan_of(run.saes, run.seed).ordered_by(5) for run in runs[:2]]
-
-    def saved(made: list[tuple[Detector, Any]], name: str) -> list[dict[str, bytes]]:
-        for number, (detector, curve) in enumerate(made):
-            detector.save(tmp_path / f"{name}{number}", str(curve))
-        return [files(tmp_path / f"{name}{number}") for number in range(len(made))]
-
-    alone = saved([make_detectors(tiny_store, [plan])[0] for plan in plans], "alone")
-    assert alone[0] != alone[1]
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
-    with monkeypatch.context() as patch:
-        killed_after(6, patch)
-        with pytest.raises(KilledError):
-            make_detectors(tiny_store, plans, checkpoints=places)
-    seen: list[int] = []
-    made = make_detectors(
-        tiny_store, plans, checkpoints=places, progress=lambda done, *_: seen.append(done)
-    )
-    assert len(seen) == 12 - 6
-    assert saved(made, "together") == alone
-
-
-def test_a_finished_training_is_not_repeated(
-    tiny_store: FeatureStore, runs: list[GuideRun], together: list[GuideFit], tmp_path: Path
-) -> None:
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
-    fit_guides(tiny_store, runs, METHOD, checkpoints=places)
-    fits, seen = resumed(tiny_store, runs, METHOD, places)
-    assert seen == []
-    for fit, whole in zip(fits, together, strict=True):
->>>>>>> main
         assert_same(fit, whole)
 
 

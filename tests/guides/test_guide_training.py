@@ -74,19 +74,12 @@ def train(
     )
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("protocol", "decay"), [("default", 0.999), ("default", 0.2), ("spg", 0.999)]
 )
 def test_the_average_follows_its_rule(protocol: str, decay: float) -> None:
     ours = trainer(protocol, ema_decay=decay)
-=======
-@pytest.mark.parametrize("protocol", ["default", "spg"])
-def test_the_average_follows_its_rule(protocol: str) -> None:
-    ours = trainer(protocol)
     assert ours.ema.equal(initial_codes(20, 1))
-    expected = None
->>>>>>> main
     for t in range(6):
         before = ours.ema.clone()
         ours.step(ours.batch(*batch(t)))
@@ -223,18 +216,3 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_its_place_and_advice(
     with pytest.raises(SpgError, match=message):
         train(tiny_store, tiny_sae)
     assert len(calls) <= 16  # no longer than the epoch
-<<<<<<< HEAD
-
-
-def test_guides_that_lost_every_code_still_make_a_detector() -> None:
-    codes = -torch.ones(4, 20)
-    dead = torch.zeros(20, dtype=torch.bool)
-    assert not effective_codes(codes, dead).any()
-    guides = LayerGuides.of_codes(codes, ("cls", "patches"), trainer().atoms, dead, None, (3, 3))
-    assert guides.atom_ids.shape == (0,)
-    record = DetectorRecord.model_construct(detection="cls", guides=GUIDES)
-    patches, cls = Detector({"x": guides}, record).probabilities(keyed({"x": batch()[0]}))
-    assert patches[TokenKey("x")].unique().tolist() == [0.5]
-    assert cls.tolist() == [0.5, 0.5]
-=======
->>>>>>> main

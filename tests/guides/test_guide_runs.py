@@ -198,29 +198,6 @@ def test_a_finished_training_is_not_repeated(
         assert_same(fit, whole)
 
 
-@pytest.mark.parametrize("spoil", ["other settings", "damage"])
-def test_a_checkpoint_of_no_use_is_ignored_with_a_message(
-    tiny_store: FeatureStore,
-    runs: list[GuideRun],
-    together: list[GuideFit],
-    tmp_path: Path,
-    spoil: str,
-) -> None:
-    said: list[str] = []
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0, say=said.append)
-    fit_guides(tiny_store, runs[1:3], METHOD, checkpoints=places)
-    assert said == []
-    if spoil == "damage":
-        content = bytearray(places.path.read_bytes())
-        content[-20] ^= 1
-        places.path.write_bytes(content)
-    chosen = slice(1, 3) if spoil == "damage" else slice(0, 1)
-    fits = fit_guides(tiny_store, runs[chosen], METHOD, checkpoints=places)
-    assert "training starts anew" in said[0]
-    for fit, whole in zip(fits, together[chosen], strict=True):
-        assert_same(fit, whole)
-
-
 def test_the_fingerprint_of_a_training_holds_what_determines_it(
     tiny_store: FeatureStore, runs: list[GuideRun]
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny import METHOD, SAE
 
-from spg_pipe.artefacts import checkpoint
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import sparse
@@ -116,13 +115,3 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
     result = train_sae(tiny_store, settings, method, seed=seed, checkpoints=checkpoints)
     assert "starts anew" in said[0]
     assert same(result, train_sae(tiny_store, settings, method, seed=seed))
-
-
-def test_checkpoints_come_at_intervals_only(
-    tiny_store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[Path] = []
-    monkeypatch.setattr(checkpoint, "_write", lambda path, *_: written.append(path))
-    checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=1e9)
-    train_sae(tiny_store, params(), METHOD, seed=1, checkpoints=checkpoints)
-    assert written == []

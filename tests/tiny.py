@@ -119,6 +119,11 @@ METHOD = MethodParams()
 SCORE = ScoreParams(rule="published")
 
 
+def sae_params(**changes: Any) -> SaeParams:
+    """`SAE` with some settings changed, validated."""
+    return SaeParams.model_validate(SAE.model_dump() | changes)
+
+
 def plan_of(saes: SaeRun, seed: int = 111, **changes: Any) -> DetectorPlan:
     """A detector of trained guides and the published rule, unless changed."""
     given = {"guides": GUIDES, "method": METHOD, "score": SCORE, "constants": CONSTANTS} | changes

@@ -3,8 +3,7 @@
 Shapes: n normal images, B judged ones, N patches an image, D token width, m patches kept.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +57,8 @@ class MemoryBank:
     """Layer → search among the tokens that were kept."""
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
-    apart: dict[str, Tensor]
-    """Layer → (k, h, w): distances of k of the normal images to others, standardised."""
+    map_top: float
+    """Mean of the highest of their maps, from which `Distances.top` is measured."""
     grids: dict[str, tuple[int, int]]
     size: int
     """S: side of the maps, pixels."""
@@ -127,16 +126,8 @@ class MemoryBank:
             layer: to_grid((rest[layer] - scale.mean) / scale.deviation, grids[layer])
             for layer, scale in scales.items()
         }
-        return cls(search, scales, standard, grids, size, params, read.means, images - n)
-
-    @cached_property
-    def map_top(self) -> float:
-        """Mean of the highest of normal images' maps, from which `Distances.top` is measured."""
-        return float(top_mean(coarse_maps(self.apart, self.size), self.params.top_share).mean())
-
-    def with_top_share(self, share: float) -> "MemoryBank":
-        """The same distances, and another share of their map that judges the image."""
-        return replace(self, params=self.params.model_copy(update={"top_share": share}))
+        top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
+        return cls(search, scales, top, grids, size, params, read.means, images - n)
 
     @classmethod
     def of_store(

@@ -194,17 +194,13 @@ def sweep(
 
 
 @shared("device", "cache", *RECIPE)
-def choose(
-    options: Options,
-    aux: AuxOption = None,
-    normals: Annotated[int, Option(min=2, help="Normal images of a bank, for `bank.…`.")] = 4,
-) -> None:
+def choose(options: Options, aux: AuxOption = None) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
     from spg_pipe.study.choose import choose
 
     run = options.run()
     names = run.params.narrowed(aux).auxiliaries
-    choices = [choose(run, name, normals=normals) for name in names]
+    choices = [choose(run, name) for name in names]
     content = [{"chosen": c.values, "recipe": c.path, "rows": c.rows} for c in choices]
     tables = "\n\n".join(choice.table for choice in choices)
     run.console.result(dict(zip(names, content, strict=True)), tables)

@@ -187,9 +187,8 @@ def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         return np.repeat(_grey16(np.asarray(image), path)[:, :, None], 3, axis=2)
-    if mode in ("P", "PA", "La", "RGBa"):
-        # Palettes with transparency and premultiplied colours reach RGB by way of alpha.
-        image = image.convert("LA" if mode == "La" else "RGBA")
+    if mode in ("P", "PA"):
+        image = image.convert("RGBA")  # by way of alpha: transparent entries keep their colours
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -209,8 +208,8 @@ def _grey16(values: np.ndarray, path: Path) -> np.ndarray:
 
 def _to_binary(image: Image.Image) -> np.ndarray:
     mode = image.mode
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        values = np.asarray(image.convert("LA" if mode in ("LA", "La") else "RGBA"))
+    if mode in ("LA", "PA", "RGBA"):
+        values = np.asarray(image.convert("RGBA"))
         defect = (values[:, :, :-1].max(axis=2) > 0) & (values[:, :, -1] > 0)
     elif len(image.getbands()) > 1:
         defect = np.asarray(image.convert("RGB")).max(axis=2) > 0

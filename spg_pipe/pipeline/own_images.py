@@ -28,7 +28,7 @@ def note_own_images(
     """
     if not detector.record.painted_on:
         return
-    from spg_pipe.datasets.contents import content_ids
+    from spg_pipe.datasets.layouts.listing import content_ids
 
     files = [dataset.root / path for path in store.table["path"][store.table["label"] != 1]]
     known = content_ids(files) | set(store.spec.sources.values())

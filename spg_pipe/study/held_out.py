@@ -8,7 +8,6 @@ store serves all candidates.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.decision.fit import Measured, fit_measured, measure
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match
 from spg_pipe.guides.layer import VIEWS, View
 from spg_pipe.metrics import Regions, accumulate, image_metrics
@@ -60,11 +59,11 @@ def best(merits: np.ndarray) -> int:
 
     Raises
     ------
-    UnsuitableError
+    SpgError
         If there is nothing to judge by.
     """
     if np.isnan(merits).any():
-        raise UnsuitableError(
+        raise SpgError(
             "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
             "can be chosen on this set. Its masks may be too thin: use a larger image_size."
         )
@@ -131,12 +130,26 @@ def judge_candidates(
     return judged
 
 
-def _judge(shared: "PartsSeen", candidate: Candidate, part: str) -> np.ndarray:
-    decision, which = shared.decide(candidate, part)
-    grids, figures = partial(shared.measured.log_odds, decision, which), []
-    for rows in shared.categories(part):
-        auroc = shared.image_auroc(rows, shared.image_scores(decision, which, rows))
-        figures.append([auroc, *shared.pixel_metrics(rows, grids)])
+def _judge(seen: "PartsSeen", candidate: Candidate, part: str) -> np.ndarray:
+    """(3,) `FIGURES`, means over the part's categories."""
+    measured, figures = seen.measured, []
+    decision, which = seen.decide(candidate, part)
+    for category in np.unique(measured.categories[seen.parts[part]]):
+        rows = np.flatnonzero(seen.parts[part] & (measured.categories == category))
+        values = decision.shares(measured.image_values(decision, which, rows))
+        scores = np.sum(list(values.values()), axis=0)
+        auroc = image_metrics(measured.labels[rows], scores).auroc
+        known = [image for image in rows.tolist() if image in seen.regions]
+
+        def pairs(known: list[int] = known) -> Iterator[tuple[np.ndarray, Regions]]:
+            for image in known:
+                regions = seen.regions[image]
+                patches = measured.log_odds(decision, which, np.array([image]))
+                maps = anomaly_maps(patches, measured.size, at=regions.shape, log_odds=True)
+                yield maps[0], regions
+
+        pixel = accumulate(pairs, "histogram") if known else None
+        figures.append([auroc, *((pixel.auroc, pixel.ap) if pixel else (math.nan, math.nan))])
     return known_mean(figures)
 
 
@@ -160,44 +173,6 @@ class PartsSeen:
         params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
         fit = fit_measured(self.measured, params, final=which, honest=which, among=among)
         return fit.decision, which
-
-    def categories(self, part: str) -> list[np.ndarray]:
-        """(n,) bool of each category's images in a part."""
-        rows, names = self.parts[part], self.measured.categories
-        return [rows & (names == name) for name in np.unique(names[rows])]
-
-    def image_scores(self, decision: Decision, which: int, rows: np.ndarray) -> np.ndarray:
-        """(rows.sum(),) of some images (n,) bool, without the decision's bias."""
-        values = self.measured.image_values(decision, which, np.flatnonzero(rows))
-        return np.sum(list(decision.shares(values).values()), axis=0)
-
-    def image_auroc(self, rows: np.ndarray, scores: np.ndarray) -> float:
-        """Of some images (n,) bool, by their scores (rows.sum(),)."""
-        return image_metrics(self.measured.labels[rows], scores).auroc
-
-    def pixel_metrics(
-        self, rows: np.ndarray, grids: Callable[[np.ndarray], dict[str, Tensor]]
-    ) -> tuple[float, float]:
-        """AUROC and AP of one category's held-out images; NaN where no mask is known.
-
-        Parameters
-        ----------
-        rows : (n,) bool
-        grids : callable
-            Of an image (1,) → layer → (1, h, w): log odds of its patches.
-        """
-        known = [image for image in np.flatnonzero(rows).tolist() if image in self.regions]
-        if not known:
-            return math.nan, math.nan
-
-        def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
-            for image in known:
-                regions, patches = self.regions[image], grids(np.array([image]))
-                maps = anomaly_maps(patches, self.measured.size, at=regions.shape, log_odds=True)
-                yield maps[0], regions
-
-        pixel = accumulate(pairs, "histogram")
-        return pixel.auroc, pixel.ap
 
 
 def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> PartsSeen:

@@ -37,7 +37,6 @@ from spg_pipe.predict.predictor import Predictor
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.baselines import logistic_regression, score_patchwise
 
 
 def images(side: int, count: int = 2) -> Tensor:
@@ -137,33 +136,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return manifest_of(write_folder(tmp_path_factory.mktemp("large") / "parts", size=(96, 112)))
 
 
-@pytest.fixture(scope="module")
-def whole(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return extracted(manifest, tmp_path_factory.mktemp("stores") / "whole.zarr")
-
-
-@pytest.fixture(scope="module")
-def both(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    backbone = tiled(TinyBackbone(), [32, 80])
-    return extracted(manifest, tmp_path_factory.mktemp("stores") / "both.zarr", backbone=backbone)
-
-
 def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
-    manifest: Manifest,
-    whole: FeatureStore,
-    both: FeatureStore,
-    tiny_detector: Detector,
-    tmp_path: Path,
+    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
 ) -> None:
     store = extracted(manifest, tmp_path / "tiles.zarr", backbone=tiled(TinyBackbone(), [80]))
     assert store.image_size == 80
     assert store.masks(np.arange(2)).shape == (2, 80, 80)
     # Nine tiles or more an image: a shard and a batch hold so many images fewer.
     assert (store.spec.shard_images, store.spec.batch_images) == (1, 1)
-    assert store.fingerprint != whole.fingerprint
     scores = score_store(tiny_detector, store, tmp_path / "scores")
     assert scores.maps(np.arange(3)).shape == (3, 80, 80)
     assert np.isfinite(scores.table["score"]).all()
+    both = extracted(manifest, tmp_path / "both.zarr", backbone=tiled(TinyBackbone(), [32, 80]))
     scores = score_store(tiny_detector, both, tmp_path / "scores-both")
     assert list(scores.patches(np.arange(1))) == ["1@32", "2@32", "1@80", "2@80"]
     other = tiled(TinyBackbone(preprocess=replace(SPEC.preprocess, size=2 * SIZE)), [96])
@@ -213,12 +197,3 @@ def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
     shares = sum(values for name, values in found.items() if name.startswith("share_"))
     decision = detector.decision
     np.testing.assert_allclose(found["score"], decision.bias + shares, rtol=1e-6)
-
-
-def test_logistic_regression_judges_every_side(
-    whole: FeatureStore, both: FeatureStore, tmp_path: Path
-) -> None:
-    about = {"method": "logistic regression", "supervision": "labelled auxiliary set"}
-    scores = score_patchwise(logistic_regression(whole, 1), both, tmp_path / "scores", **about)
-    assert list(scores.patches(np.arange(1))) == list(both.layers)
-    assert np.isfinite(scores.table["score"]).all()

@@ -75,12 +75,11 @@ def test_products_are_taken_in_blocks_and_without_what_is_left_out(
 ) -> None:
     sizes: list[int] = []
     topk = torch.Tensor.topk
-
-    def spied(values: torch.Tensor, k: int, dim: int) -> object:
-        sizes.append(values.numel())
-        return topk(values, k, dim=dim)
-
-    monkeypatch.setattr(torch.Tensor, "topk", spied)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "topk",
+        lambda values, k, dim: sizes.append(values.numel()) or topk(values, k, dim=dim),
+    )
     monkeypatch.setattr(search, "_PRODUCTS", 130)
     vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
     found = search.highest_products(queries, vectors, 4, without=slice(5, 12))

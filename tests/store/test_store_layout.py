@@ -187,15 +187,6 @@ def test_shards_json_lists_every_chunk_file_with_its_size(tiny_store: FeatureSto
     assert {f"mask/c/{shard}/0/0" for shard in range(3)} <= set(on_disk)
 
 
-def test_no_path_of_this_machine_and_no_time_is_stored(tiny_store: FeatureStore) -> None:
-    for path in tiny_store.path.rglob("*.json"):
-        text = path.read_text()
-        assert str(tiny_store.path.parent) not in text
-        assert "/tmp" not in text  # noqa: S108 - the string is looked for, not used
-    keys = set(json.loads((tiny_store.path / "zarr.json").read_text())["attributes"])
-    assert not {key for key in keys if "time" in key or "date" in key or "host" in key}
-
-
 def test_a_store_opens_by_a_relative_path(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

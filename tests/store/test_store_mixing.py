@@ -43,11 +43,6 @@ def test_one_window_of_all_images_is_a_shuffle_of_all_tokens() -> None:
     assert found.categories == pytest.approx(found.categories_expected, rel=0.03)
 
 
-def test_small_windows_mix_less() -> None:
-    wide, narrow = measured(window_images=30), measured()
-    assert wide.effective_images > 1.8 * narrow.effective_images
-
-
 def test_whole_images_mix_least() -> None:
     found = measured(batch_tokens=None, batch_images=4)
     assert found.images == found.effective_images == 4
@@ -64,8 +59,3 @@ def test_what_is_measured_is_what_is_streamed(tiny_store: FeatureStore) -> None:
     unit = {"batch_tokens": 32, "batch_images": None, "window_images": 4}
     found = measure_mixing(tiny_store.array("category"), 16, **unit, seed=4)
     assert found.images == pytest.approx(np.mean(distinct))
-
-
-def test_a_unit_is_needed() -> None:
-    with pytest.raises(ValueError, match="batch_images or batch_tokens"):
-        measured(batch_tokens=None)

@@ -97,8 +97,7 @@ def test_a_compressed_store_holds_the_same_tokens(
     damaged = bytearray(shard.read_bytes())
     damaged[40] ^= 8
     shard.write_bytes(damaged)
-    result = verify(store.path)
-    assert any("image 6 " in fault for fault in result.faults), result.faults
+    assert "image 6 " in " ".join(verify(store.path))
 
 
 @pytest.mark.parametrize("plain", [False, True])

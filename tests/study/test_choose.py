@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 from layouts import write_mvtec
@@ -23,9 +21,7 @@ def run_of(axes: dict[str, list[object]], **changes: object) -> RecipeRun:
     return RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
 
 
-def test_the_choice_is_a_recipe_for_its_auxiliary_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_choice_is_a_recipe_for_its_auxiliary_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
     run = run_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
@@ -67,8 +63,6 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(
         ({"guides.atoms": [4]}, {"score": {"rule": "published"}}, "spg-pipe sweep"),
     ],
 )
-def test_what_cannot_be_chosen_is_refused_by_name(
-    axes: dict[str, list[object]], changes: dict[str, object], message: str
-) -> None:
+def test_what_cannot_be_chosen_is_refused_by_name(axes, changes, message):
     with pytest.raises(SpgError, match=message):
         choose(run_of(axes, **changes), "left")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ from tiny import extracted, manifest_of, write_folder
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import class_sums
 from spg_pipe.recipe.params import DecisionParams, MapWeights
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study import held_out
 from spg_pipe.study.held_out import (
     TOLERANCE,
@@ -34,26 +31,24 @@ from spg_pipe.study.held_out import (
         ((0.7, 0.9, 0.9 + TOLERANCE / 2), 1),
     ],
 )
-def test_the_first_is_kept_unless_another_is_clearly_better(
-    merits: tuple[float, ...], taken: int
-) -> None:
+def test_the_first_is_kept_unless_another_is_clearly_better(merits, taken):
     assert best(np.array(merits)) == taken
 
 
-def test_a_mean_is_of_what_is_defined_and_nothing_is_chosen_by_nothing() -> None:
+def test_a_mean_is_of_what_is_defined_and_nothing_is_chosen_by_nothing():
     means = known_mean([[0.6, 0.9, math.nan], [math.nan, 0.7, math.nan]])
     np.testing.assert_allclose(means, [0.6, 0.8, math.nan])
     with pytest.raises(SpgError, match="nothing can be chosen"):
         best(means)
 
 
-def test_parts_are_categories_where_there_are_several(tiny_store: FeatureStore) -> None:
+def test_parts_are_categories_where_there_are_several(tiny_store):
     parts = held_out_parts(tiny_store, class_sums(tiny_store))
     assert list(parts) == ["bolt", "nut"]
     assert (parts["bolt"] ^ parts["nut"]).all()
 
 
-def test_one_category_is_parted_by_folds_or_kinds(tmp_path: Path) -> None:
+def test_one_category_is_parted_by_folds_or_kinds(tmp_path):
     folder = write_folder(tmp_path / "one", ("bolt",), masked=6, missing=0)
     store = extracted(manifest_of(folder), tmp_path / "one.zarr")
     labels = store.array("label")
@@ -64,9 +59,7 @@ def test_one_category_is_parted_by_folds_or_kinds(tmp_path: Path) -> None:
     assert all((labels[rows] == 1).any() for rows in parts.values())
 
 
-def test_an_image_does_not_see_itself(
-    tiny_store: FeatureStore, tiny_sae: SaeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_does_not_see_itself(tiny_store, tiny_sae, monkeypatch):
     """Part `bolt` is judged by guides, scales and weights without any image of `bolt`."""
     true, given = held_out.direction, []
 
@@ -89,9 +82,7 @@ def test_an_image_does_not_see_itself(
     assert [rows.tobytes() for rows in fitted] == [(~bolt).tobytes(), bolt.tobytes()]
 
 
-def test_candidates_are_judged_as_they_would_be_alone(
-    tiny_store: FeatureStore, tiny_sae: SaeRun
-) -> None:
+def test_candidates_are_judged_as_they_would_be_alone(tiny_store, tiny_sae):
     none = DecisionParams(map=MapWeights(dissimilarity=0))
     candidates = [
         Candidate(tiny_sae, atoms, decision)
@@ -106,7 +97,7 @@ def test_candidates_are_judged_as_they_would_be_alone(
     assert len(np.unique(together["bolt"], axis=0)) > 1
 
 
-def test_too_few_images_to_hold_some_out_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
     folder = write_folder(tmp_path / "one", ("bolt",), masked=1, missing=0)
     store = extracted(manifest_of(folder), tmp_path / "one.zarr")
     with pytest.raises(SpgError, match="too few to hold some out"):

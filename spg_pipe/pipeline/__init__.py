@@ -12,7 +12,7 @@ from spg_pipe.pipeline.features import (
     with_tiles,
     write_demo_sets,
 )
-from spg_pipe.pipeline.synthetic import synthesise, synthesise_set, synthesise_sets
+from spg_pipe.pipeline.synthetic import synthesise, synthesise_sets
 from spg_pipe.pipeline.target import evaluate, read_metrics, report, score, tables_of
 from spg_pipe.pipeline.training import train_guides, train_guides_together, train_sae
 
@@ -26,7 +26,6 @@ __all__ = [
     "score",
     "skipped_in",
     "synthesise",
-    "synthesise_set",
     "synthesise_sets",
     "tables_of",
     "train_guides",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.pipeline.datasets import names_on_disk, scan, split_name
+from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.protocol import protocol
@@ -83,13 +83,14 @@ def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
 
 def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
     """Whether images came, went or changed since extract, without hashing the recipe's again."""
+    from spg_pipe.datasets.build import list_images
     from spg_pipe.datasets.manifest import Manifest
 
     if not dataset.root.is_dir():
         return []
     bad = [image for image in store.spec.skipped if image.unchanged(dataset.root)]
     left_out = [image.path for image in bad]
-    names = [name for name in names_on_disk(dataset) if name not in left_out]
+    names = [name for name in list_images(dataset) if name not in left_out]
     held = store.array("path").tolist()
     if held != names:
         other = sorted(set(held) ^ set(names))

@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun, dataset: str) -> None:
     """Normal images → a set with painted defects and their masks."""
-    synthetic.synthesise_set(run, dataset)
+    synthetic.synthesise_sets(run, name=dataset)
 
 
 if __name__ == "__main__":

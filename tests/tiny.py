@@ -119,6 +119,11 @@ METHOD = MethodParams()
 SCORE = ScoreParams(rule="published")
 
 
+def sae_params(**changes: Any) -> SaeParams:
+    """`SAE` with some settings changed, validated."""
+    return SaeParams.model_validate(SAE.model_dump() | changes)
+
+
 def plan_of(saes: SaeRun, seed: int = 111, **changes: Any) -> DetectorPlan:
     """A detector of trained guides and the published rule, unless changed."""
     given = {"guides": GUIDES, "method": METHOD, "score": SCORE, "constants": CONSTANTS} | changes
@@ -153,3 +158,10 @@ def files(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def flip(path: Path, byte: int = 100, bit: int = 1) -> None:
+    """Flip a bit of a file, as a failing disk does."""
+    data = bytearray(path.read_bytes())
+    data[byte] ^= bit
+    path.write_bytes(data)

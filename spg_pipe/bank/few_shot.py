@@ -21,7 +21,7 @@ from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
 from spg_pipe.detector.scores import Progress, Scores, write_scores
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError, UnsuitableError, listed
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
 
@@ -90,10 +90,9 @@ def note_of_copies(copies: int, images: int) -> str:
 
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
     """What is said if some of the images to be judged (`paths`) are normal images themselves."""
-    named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
-        f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
-        f"methods have nothing against them, {so}"
+        f"Note: {len(paths)} of the {images} images are among the normal ones "
+        f"({listed(paths, 3)}): few-shot methods have nothing against them, {so}"
     )
 
 

@@ -3,7 +3,7 @@
 Shapes: n normal images, B judged ones, N patches an image, D token width, m patches kept.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -57,8 +57,6 @@ class MemoryBank:
     """Layer → search among the tokens that were kept."""
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
-    apart: dict[str, Tensor]
-    """Layer → (k, h, w): distances of k of the normal images to others, standardised."""
     map_top: float
     """Mean of the highest of their maps, from which `Distances.top` is measured."""
     grids: dict[str, tuple[int, int]]
@@ -129,13 +127,7 @@ class MemoryBank:
             for layer, scale in scales.items()
         }
         top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
-        return cls(search, scales, standard, top, grids, size, params, read.means, images - n)
-
-    def with_top_share(self, share: float) -> "MemoryBank":
-        """The same distances, and another share of their map that judges the image."""
-        top = top_mean(coarse_maps(self.apart, self.size), share)
-        params = self.params.model_copy(update={"top_share": share})
-        return replace(self, params=params, map_top=float(top.mean()))
+        return cls(search, scales, top, grids, size, params, read.means, images - n)
 
     @classmethod
     def of_store(

@@ -91,20 +91,10 @@ def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:
     return torch.cat([_means(image_tokens(store, layer, part)) for part in parts])
 
 
-def different_images(
-    store: FeatureStore, rows: np.ndarray, at_most: int | None = None
-) -> np.ndarray:
-    """Of some images (n,) of a store those that are no copy of one before: (k,) int64, in order.
-
-    Parameters
-    ----------
-    at_most : int, optional
-        No more than so many; what comes after them is not read.
-    """
+def different_images(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
+    """Of some images (n,) of a store those that are no copy of one before: (k,) int64, in order."""
     chosen, known = list[int](), list[Tensor]()
     for row in rows.tolist():
-        if at_most is not None and len(chosen) == at_most:
-            break
         mean = mean_tokens(store, np.array([row]))
         if not are_among(mean, torch.cat(known) if known else mean[:0])[0]:
             chosen.append(row)

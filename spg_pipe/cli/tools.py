@@ -53,15 +53,18 @@ def verify(
     options: Options, store: Annotated[Path, Argument(metavar="STORE", help="A feature store.")]
 ) -> None:
     """Re-read every byte of a store; name each damaged image and shard."""
+    from spg_pipe.store.reader import FeatureStore
     from spg_pipe.store.verify import require_intact
     from spg_pipe.store.verify import verify as check
 
     console = options.console()
     with console.progress("verify", "files") as update:
-        result = check(store, update)
-    console.result({"files": result.files, "images": result.images, "faults": result.faults})
-    require_intact(store, result)
-    console.say(f"{store}: {result.files} files and {result.images} images are intact")
+        faults = check(store, update)
+    opened = FeatureStore(store, check_files=False)
+    files, images = len(opened.entries), len(opened)
+    console.result({"files": files, "images": images, "faults": faults})
+    require_intact(store, faults)
+    console.say(f"{store}: {files} files and {images} images are intact")
 
 
 @shared("as_json")
@@ -194,17 +197,13 @@ def sweep(
 
 
 @shared("device", "cache", *RECIPE)
-def choose(
-    options: Options,
-    aux: AuxOption = None,
-    normals: Annotated[int, Option(min=2, help="Normal images of a bank, for `bank.…`.")] = 4,
-) -> None:
+def choose(options: Options, aux: AuxOption = None) -> None:
     """Choose among the recipe's `choose:` on held-out parts of the auxiliary sets alone."""
     from spg_pipe.study.choose import choose
 
     run = options.run()
     names = run.params.narrowed(aux).auxiliaries
-    choices = [choose(run, name, normals=normals) for name in names]
+    choices = [choose(run, name) for name in names]
     content = [{"chosen": c.values, "recipe": c.path, "rows": c.rows} for c in choices]
     tables = "\n\n".join(choice.table for choice in choices)
     run.console.result(dict(zip(names, content, strict=True)), tables)

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from spg_pipe.backbones.load import resolve
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.backbones.weights import weights_from_file
+from spg_pipe.datasets.build import list_images
 from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.pipeline.datasets import names_on_disk, scan, split_name
+from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.protocol import protocol
@@ -77,7 +78,7 @@ def _image_faults(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> list
         return []
     bad = [image for image in store.spec.skipped if image.unchanged(dataset.root)]
     left_out = [image.path for image in bad]
-    names = [name for name in names_on_disk(dataset) if name not in left_out]
+    names = [name for name in list_images(dataset) if name not in left_out]
     held = store.array("path").tolist()
     if held != names:
         other = sorted(set(held) ^ set(names))

@@ -73,7 +73,7 @@ def scan(
     part = dataset
     if categories is not None:
         part = dataset.model_copy(update={"categories": tuple(categories)})
-        if names_on_disk(part) == names_on_disk(dataset):
+        if list_images(part) == list_images(dataset):
             part = dataset  # all that there are: the dataset itself
     with run.console.progress(f"prepare {dataset.name}") as update:
         manifest = build_manifest(
@@ -88,11 +88,6 @@ def scan(
         notes = (*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)")
         manifest = replace(manifest, selection={"categories": sorted(categories)}, notes=notes)
     return manifest if limit is None else manifest.spread(limit)
-
-
-def names_on_disk(dataset: Dataset) -> list[str]:
-    """Relative paths of a dataset's images, in a store's order."""
-    return list_images(dataset)
 
 
 def find_direction(params: Params, target: str) -> Direction:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from spg_pipe.datasets.contents import content_ids
+from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.synthetic import reads

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.contents import content_ids
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
+from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector

@@ -9,34 +9,21 @@ from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
 
 
-def synthesise_sets(run: RecipeRun, datasets: Sequence[Dataset]) -> None:
-    """Make those of the recipe's synthetic sets that the datasets read, where they are missing."""
-    for made in run.params.synthetic_sets:
-        if any(reads(dataset, made) for dataset in datasets):
-            synthesise_set(run, made.name)
+def synthesise_sets(
+    run: RecipeRun, datasets: Sequence[Dataset] = (), name: str | None = None
+) -> None:
+    """Make the recipe's synthetic sets that the datasets read, or the one of this name."""
+    params = run.params
+    exif, skip_bad = protocol(params.method.protocol).exif_of_own_images, params.extract.skip_bad
+    for made in params.synthetic_sets:
+        if made.name == name or any(reads(dataset, made) for dataset in datasets):
+            synthesise(made, run.console, exif, skip_bad=skip_bad, workers=run.workers)
 
 
 def reads(dataset: Dataset, made: SyntheticSet) -> bool:
     """Whether a dataset is a synthetic set, or a union with it."""
     roots = [dataset.root / part for part in dataset.sets] or [dataset.root]
     return made.root.resolve() in {root.resolve() for root in roots}
-
-
-def synthesise_set(run: RecipeRun, name: str) -> None:
-    """Make a synthetic set of the recipe.
-
-    Raises
-    ------
-    SpgError
-        If the recipe has none of that name; otherwise as `synthesise`.
-    """
-    params = run.params
-    made = next((made for made in params.synthetic_sets if made.name == name), None)
-    if made is None:
-        known = ", ".join(made.name for made in params.synthetic_sets) or "none"
-        raise SpgError(f"Synthetic set {name!r} is not among the recipe's synthetic_sets: {known}.")
-    exif, skip_bad = protocol(params.method.protocol).exif_of_own_images, params.extract.skip_bad
-    synthesise(made, run.console, exif, skip_bad=skip_bad, workers=run.workers)
 
 
 def synthesise(

@@ -1,5 +1,6 @@
 """A store's folder, on this machine or behind a URL."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import zarr
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from spg_pipe.store.format import group_attributes
+from spg_pipe.store.format import REMAKE, SHARD_INDEX
+
+DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
 
 
 class StoreFiles:
@@ -42,8 +45,8 @@ class StoreFiles:
     def attributes(self) -> Mapping[str, Any] | None:
         """The group's attributes, or None where there is no readable group."""
         try:
-            return group_attributes(self.read("zarr.json"))
-        except OSError:
+            return dict(json.loads(self.read("zarr.json"))["attributes"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def group(self) -> Any:
@@ -52,3 +55,14 @@ class StoreFiles:
             return zarr.open_group(self.local, mode="r")
         store = zarr.storage.FsspecStore.from_url(str(self.place), read_only=True)
         return zarr.open_group(store, mode="r")
+
+
+def read_attributes(root: Path) -> Mapping[str, Any] | None:
+    """The attributes of a local group, or None where there is no readable one."""
+    return StoreFiles(root).attributes()
+
+
+def is_damaged_store(root: Path) -> bool:
+    """Whether a folder holds a store's data without its metadata."""
+    has_data = (root / SHARD_INDEX).is_file() and any(root.glob("tokens_*"))
+    return has_data and read_attributes(root) is None

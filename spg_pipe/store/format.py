@@ -1,7 +1,5 @@
 """What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -186,31 +184,3 @@ def write_small(root: Path, name: str, values: np.ndarray, dimension: str) -> No
         config={"write_empty_chunks": True},
     )
     array[...] = values.astype(object) if is_text else values
-
-
-def group_attributes(metadata: bytes) -> Mapping[str, Any] | None:
-    """The attributes in the bytes of a group's zarr.json, or None where it is none."""
-    try:
-        return dict(json.loads(metadata)["attributes"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def read_attributes(root: Path) -> Mapping[str, Any] | None:
-    """The group's attributes, or None where there is no readable group."""
-    try:
-        return group_attributes((root / "zarr.json").read_bytes())
-    except OSError:
-        return None
-
-
-DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
-
-
-def is_damaged_store(root: Path) -> bool:
-    """Whether a folder holds a store's data without its metadata."""
-    return (
-        read_attributes(root) is None
-        and (root / SHARD_INDEX).is_file()
-        and any(root.glob("tokens_*"))
-    )

@@ -11,9 +11,8 @@ import pandas as pd
 
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import SpgError
-from spg_pipe.store.files import StoreFiles
+from spg_pipe.store.files import DAMAGED_METADATA, StoreFiles, is_damaged_store
 from spg_pipe.store.format import (
-    DAMAGED_METADATA,
     IMAGE_TABLE,
     REMAKE,
     SCHEMA_VERSION,
@@ -21,7 +20,6 @@ from spg_pipe.store.format import (
     StoreSpec,
     decode_mask,
     encode_mask,
-    is_damaged_store,
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.format import REMAKE, StoreSpec, read_attributes
+from spg_pipe.store.files import read_attributes
+from spg_pipe.store.format import REMAKE, StoreSpec
 from spg_pipe.store.shards import chunk_file
 
 READ_THREADS = 4

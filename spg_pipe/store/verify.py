@@ -1,7 +1,6 @@
 """Re-read every byte of a store and name what is wrong."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,10 @@ from spg_pipe.store.shards import ShardEntry, crc32c
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found."""
-
-    files: int
-    images: int
-    faults: tuple[str, ...]
-    """One line a fault, naming the file and, where tokens are hit, the image."""
-
-
-def verify(path: Path | str, progress: Progress | None = None) -> Verification:
+def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
     """Check every file against shards.json and every image against its checksum.
+
+    Returns the faults, each naming the file and, where tokens are hit, the image.
 
     Raises
     ------
@@ -43,7 +34,7 @@ def verify(path: Path | str, progress: Progress | None = None) -> Verification:
             faults += _bad_images(store, entry)
         if progress:
             progress(done, len(entries))
-    return Verification(len(entries), len(store), tuple(faults))
+    return faults
 
 
 def _bad_images(store: FeatureStore, entry: ShardEntry) -> list[str]:
@@ -64,11 +55,9 @@ def _bad_images(store: FeatureStore, entry: ShardEntry) -> list[str]:
     return faults
 
 
-def require_intact(path: Path | str, result: Verification) -> None:
+def require_intact(path: Path | str, faults: list[str]) -> None:
     """Raise one SpgError that lists the faults, if there are any."""
-    if result.faults:
+    if faults:
         raise SpgError(
-            f"{path} is damaged:\n  "
-            + "\n  ".join(result.faults)
-            + f"\nMake it again with {REMAKE}."
+            f"{path} is damaged:\n  " + "\n  ".join(faults) + f"\nMake it again with {REMAKE}."
         )

@@ -14,16 +14,14 @@ from filelock import FileLock, Timeout
 from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
+from spg_pipe.store.files import DAMAGED_METADATA, is_damaged_store, read_attributes
 from spg_pipe.store.format import (
-    DAMAGED_METADATA,
     IMAGE_TABLE,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
     encode_mask,
-    is_damaged_store,
     large_arrays,
-    read_attributes,
     write_small,
 )
 from spg_pipe.store.shards import (

@@ -1,19 +1,18 @@
 """`spg-pipe choose`: settings chosen on an auxiliary set alone → a recipe with them.
 
-See docs/recipes.md, "Choosing". How settings are judged is in `held_out` and `held_out_banks`.
+See docs/recipes.md, "Choosing". How settings are judged is in `held_out`.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from spg_pipe.artefacts.files import write_text
-from spg_pipe.bank.few_shot import says
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError
 from spg_pipe.metrics import write_csv
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.pipeline.checked import checked_sae
@@ -34,7 +33,6 @@ from spg_pipe.study.held_out import (
     judge_candidates,
     known_mean,
 )
-from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.settings import (
     Result,
     Setting,
@@ -44,7 +42,6 @@ from spg_pipe.study.settings import (
 )
 
 _SECTIONS = ("sae", "guides", "decision")
-_BANK = "bank"
 _HEADS = {
     "image_auroc": "Image AUROC",
     "pixel_auroc": "Pixel AUROC",
@@ -56,16 +53,10 @@ _HEADS = {
 }
 
 
-def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
+def choose(run: RecipeRun, aux: str) -> Result:
     """Judge every combination of the recipe's `choose` on held-out parts of an auxiliary set.
 
-    Settings of `bank` come second, with what was chosen of the others. SAEs that are missing are
-    trained.
-
-    Parameters
-    ----------
-    normals : int
-        Normal images of a category that make its bank.
+    SAEs that are missing are trained.
 
     Returns
     -------
@@ -77,83 +68,58 @@ def choose(run: RecipeRun, aux: str, *, normals: int = 4) -> Result:
     ------
     SpgError
         If the recipe has no `choose`, does not use contrast guides and the additive rule, or the
-        auxiliary set cannot be parted. A set with too few normal images for a bank is an error
-        only if there is nothing else to choose; otherwise a note says that nothing of `bank` is
-        chosen.
+        auxiliary set cannot be parted.
     """
-    axes = run.params.choose
+    axes, seeds = run.params.choose, run.params.seeds
     if not axes:
         raise SpgError(
             "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
             "there is nothing to choose from. The recipe spg-plus has one."
         )
-    banks = {key: values for key, values in axes.items() if key.partition(".")[0] == _BANK}
-    zero_shot = {key: values for key, values in axes.items() if key not in banks}
-    settings = combinations(run, zero_shot, "choose", _SECTIONS)
+    settings = combinations(run, axes, "choose", _SECTIONS)
     for setting in settings:
         require_default_method(setting.run.params, "choose")
-    combinations(run, banks, "choose", (_BANK,))  # a value that is not valid is said at once
-    for seed in run.params.seeds:
+    for seed in seeds:
         train_missing_saes(settings, aux, seed)
     store = checked_store(run, find_dataset(run.params, aux))
-    chosen, rows, tables = Setting({}, run), list[Mapping[str, Any]](), []
-    rounds = ((zero_shot, _SECTIONS, None), (banks, (_BANK,), normals))
-    for values, sections, images in (each for each in rounds if each[0]):
-        try:
-            settings = combinations(chosen.run, values, "choose", sections)
-            taken, of_round, table = _round(run, aux, store, settings, images)
-        except UnsuitableError as error:
-            if not rows:
-                raise
-            run.console.say(f"Nothing of bank is chosen on {aux}: {error}")
-        else:
-            chosen = Setting({**chosen.values, **taken.values}, taken.run)
-            rows += of_round
-            tables.append(table)
-    figures, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
-    write_csv(figures, rows)
-    write_text(recipe, _recipe(chosen.run.params, aux, figures))
-    run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
-    return Result(rows, "\n\n".join(tables), recipe, chosen.values)
-
-
-def _round(
-    run: RecipeRun,
-    aux: str,
-    store: FeatureStore,
-    settings: Sequence[Setting],
-    normals: int | None,
-) -> tuple[Setting, list[Mapping[str, Any]], str]:
-    """The best of some settings, rows of all and their table; with `normals` those of a bank."""
-    seeds = run.params.seeds
     saes = [[checked_sae(each.run, store, aux, seed) for seed in seeds] for each in settings]
-    parts = _judge(run, aux, store, settings, saes, normals)
+    parts = _judge(run, aux, store, settings, saes)
     means = known_mean(list(parts.values()))
     merits = known_mean(means, axis=1)
-    supervision = seen_in(store.synthetic) + ("" if normals is None else f"; {says([normals])}")
     rows, describe = list[Mapping[str, Any]](), cache(_dictionaries)
     for number, (setting, paths) in enumerate(zip(settings, map(tuple, saes), strict=True)):
-        about = {**setting.values, "supervision": supervision}
+        about = {**setting.values, "supervision": seen_in(store.synthetic)}
         for part, figures in (*parts.items(), ("mean", means)):
             named = zip(FIGURES, figures[number].tolist(), strict=True)
             rows.append(about | {"part": part} | dict(named))
         rows[-1] = {**rows[-1], "merit": float(merits[number])}
-        if any(key.startswith("sae.") for key in setting.values):
+        if any(key.startswith("sae.") for key in axes):
             rows[-1] = {**rows[-1], **describe(paths)}
-    shown_rows = sorted((row for row in rows if "merit" in row), key=lambda row: -row["merit"])
-    names = list(settings[0].values)
-    shown = [key for key in _HEADS if key in shown_rows[0]]
+    chosen = settings[best(merits)]
+    figures_path, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
+    write_csv(figures_path, rows)
+    write_text(recipe, _recipe(chosen.run.params, aux, figures_path))
+    run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
+    return Result(rows, plain(_table(run, aux, list(parts), rows)), recipe, chosen.values)
+
+
+def _table(
+    run: RecipeRun, aux: str, parts: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> Table:
+    """The means, the best first."""
+    names = list(run.params.choose)
+    means = sorted((row for row in rows if "merit" in row), key=lambda row: -row["merit"])
+    shown = [key for key in _HEADS if key in means[0]]
     cells = tuple(
         (", ".join(str(row[name]) for name in names), *(figure(row, key) for key in shown))
-        for row in shown_rows
+        for row in means
     )
     caption = (
         f"Auxiliary {aux}, each of {', '.join(parts)} held out in turn; supervision: "
-        f"{supervision}; means over parts and seeds {', '.join(map(str, seeds))}, maps at a "
-        "quarter of the size."
+        f"{means[0]['supervision']}; means over parts and seeds "
+        f"{', '.join(map(str, run.params.seeds))}, maps at a quarter of the size."
     )
-    columns = (", ".join(names), *(_HEADS[key] for key in shown))
-    return settings[best(merits)], rows, plain(Table(caption, columns, cells))
+    return Table(caption, (", ".join(names), *(_HEADS[key] for key in shown)), cells)
 
 
 def _judge(
@@ -162,7 +128,6 @@ def _judge(
     store: FeatureStore,
     settings: Sequence[Setting],
     saes: Sequence[Sequence[Path]],
-    normals: int | None,
 ) -> Judged:
     """Of every setting, means over seeds; `saes` are setting by setting, seed by seed."""
     load, device, by_seed = cache(SaeRun.load), choose_device(run.device), []
@@ -171,12 +136,8 @@ def _judge(
             Candidate(load(path), each.run.params.guides.atoms, each.run.params.decision)
             for path, each in zip(paths, settings, strict=True)
         ]
-        judge: Callable[..., Judged] = partial(judge_candidates, store, candidates)
-        if normals is not None:  # these settings differ in the bank alone
-            banks = [each.run.params.bank for each in settings]
-            judge = partial(judge_banks, store, candidates[0], banks, normals=normals, seed=seed)
         with run.console.progress(f"choose {aux} seed {seed}", "parts") as update:
-            by_seed.append(judge(device=device, progress=update))
+            by_seed.append(judge_candidates(store, candidates, device=device, progress=update))
     return {part: known_mean([judged[part] for judged in by_seed]) for part in by_seed[0]}
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.bank import few_shot
+from spg_pipe.datasets.build import list_images
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
-from spg_pipe.pipeline.datasets import find_dataset, names_on_disk
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.normals import say_known
 from spg_pipe.pipeline.run import RecipeRun
@@ -159,7 +160,7 @@ def _normal_images(
     dataset = find_dataset(run.params, f"{target}/train")
     if not dataset.root.is_dir():
         raise UnsuitableError(f"the images of {dataset.name} are not here ({dataset.root}).")
-    names_on_disk(dataset)  # refuses a split that is not there before the backbone is loaded
+    list_images(dataset)  # refuses a split that is not there before the backbone is loaded
     paths = (
         extract(run, dataset, limit=normals, categories=[category], backbone=backbone())
         for category in sorted(set(store.array("category").tolist()))

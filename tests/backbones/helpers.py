@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models import _registry
 from torch import Tensor, nn
+
+from spg_pipe.backbones import load_backbone
 
 
 def random_model(name: str, seed: int = 0) -> nn.Module:
@@ -24,9 +27,10 @@ def random_model(name: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def save_weights(model: nn.Module, path: Path) -> Path:
-    """Write the model's state dict as safetensors."""
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+def save_weights(model: nn.Module, path: Path, **changes: Tensor) -> Path:
+    """Write the model's state dict as safetensors, with changed or added tensors."""
+    state = model.state_dict() | changes
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
 
@@ -50,6 +54,15 @@ def make_clip_shallower(patch: pytest.MonkeyPatch, blocks: int) -> None:
         return config and config | {name: config[name] | {"layers": blocks} for name in towers}
 
     patch.setattr(open_clip, "get_model_config", shallow)
+
+
+def same_tokens(name: str, files: Sequence[Path], size: int, layer: str) -> None:
+    """Assert that files of weights give the same tokens of random images."""
+    images = random_images(size)
+    loaded = (load_backbone(name, image_size=size, weights=path) for path in files)
+    got, expected = (backbone(images)[layer] for backbone in loaded)
+    torch.testing.assert_close(got.patches, expected.patches)
+    torch.testing.assert_close(got.prefix, expected.prefix)
 
 
 def random_images(size: int, batch: int = 2, seed: int = 0) -> Tensor:

@@ -23,10 +23,7 @@ def unreachable(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        (
-            "dinov3",
-            ["dinov3-large", "DINOv3 License", "gated", "HF_TOKEN", "timm/vit_large_patch16"],
-        ),
+        ("dinov3", ["dinov3-large", "License", "gated", "HF_TOKEN", "timm/vit_large_patch16"]),
         ("dinov2-small", ["Apache-2.0", "timm/vit_small_patch14_dinov2.lvd142m"]),
         ("dinov3-convnext-tiny", ["DINOv3 License", "gated"]),
         ("openclip", ["MIT", "timm/vit_large_patch14_clip_336.openai"]),

@@ -33,18 +33,15 @@ def tiny(tmp_path_factory):
 def published(monkeypatch):
     """Weights of the tiny model count as published, so that its name resolves."""
     cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.3, 0.2), "url": "", "hf_hub": ""}
-    known_tags = open_clip.list_pretrained_tags_by_model
-    known_cfg = open_clip.get_pretrained_cfg
-    monkeypatch.setattr(
-        open_clip,
-        "list_pretrained_tags_by_model",
-        lambda model: ["none"] if model == NAME else known_tags(model),
-    )
-    monkeypatch.setattr(
-        open_clip,
-        "get_pretrained_cfg",
-        lambda model, tag: cfg if model == NAME else known_cfg(model, tag),
-    )
+    for name, answer in (("list_pretrained_tags_by_model", ["none"]), ("get_pretrained_cfg", cfg)):
+        known = getattr(open_clip, name)
+        monkeypatch.setattr(
+            open_clip,
+            name,
+            lambda model, *tag, known=known, answer=answer: (
+                answer if model == NAME else known(model, *tag)
+            ),
+        )
 
 
 def load(weights, **options):

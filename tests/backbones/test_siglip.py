@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny import METHOD, SAE, extracted, plan_of, vectors_of
 
-from backbones.helpers import make_smaller, random_images, random_model, save_weights
+from backbones.helpers import (
+    make_smaller,
+    random_images,
+    random_model,
+    same_tokens,
+    save_weights,
+)
 from spg_pipe.backbones import load_backbone
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.detector.make import make_detector
@@ -43,11 +49,7 @@ def literal(model, images):
     if side != 32:
         table = F.interpolate(table, (side, side), mode="bicubic", antialias=True)
     x = (x + table).flatten(2).transpose(1, 2)
-    outputs = []
-    for block in model.blocks:
-        x = block(x)
-        outputs.append(x)
-    return outputs
+    return [x := block(x) for block in model.blocks]
 
 
 @pytest.mark.parametrize("size", [64, 112, 512])
@@ -67,17 +69,16 @@ def test_the_tokens_are_all_patches_after_the_last_norm_at_any_size(tower, size)
     assert (tokens.prefix[:, 0] - pooled).abs().max() > 0.1  # not the attention-pooled token
 
 
+@torch.no_grad()
 def test_a_middle_block_is_normed_too_or_taken_as_it_is(tower):
     model, weights = tower
     images = random_images(64)
     block = literal(model, images)[4]
     options = {"image_size": 64, "layers": [5], "weights": weights}
-    post, pre = (load_backbone("siglip-base", norm=n, **options) for n in ("post", "pre"))
-    torch.testing.assert_close(pre(images)["5"].patches, block, rtol=1e-4, atol=1e-4)
-    with torch.no_grad():
-        normed = model.norm(block)
-    torch.testing.assert_close(post(images)["5"].patches, normed, rtol=1e-4, atol=1e-4)
-    assert (post.spec.norm, pre.spec.norm) == ("post", "pre")
+    for norm, expected in (("pre", block), ("post", model.norm(block))):
+        backbone = load_backbone("siglip-base", norm=norm, **options)
+        assert backbone.spec.norm == norm
+        torch.testing.assert_close(backbone(images)["5"].patches, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_protocol_spg_has_zeros_for_cls_and_says_so(tower):
@@ -101,13 +102,9 @@ def test_the_preprocessing_is_siglips_own(tower):
 def test_open_clips_file_of_the_tower_loads_too(tower, tmp_path):
     model, weights = tower
     nested = {f"visual.trunk.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    save_file({**nested, "logit_scale": torch.ones(())}, tmp_path / "open_clip.safetensors")
-    images = random_images(64)
-    got, expected = (
-        load_backbone("siglip-base", image_size=64, weights=path)(images)["12"].patches
-        for path in (tmp_path / "open_clip.safetensors", weights)
-    )
-    assert torch.equal(got, expected)
+    theirs = tmp_path / "open_clip.safetensors"
+    save_file({**nested, "logit_scale": torch.ones(())}, theirs)
+    same_tokens("siglip-base", (theirs, weights), 64, "12")
     key = "visual.trunk.patch_embed.proj.weight"
     nested[key] = nested[key][:, :, :14, :14].contiguous()
     save_file(nested, tmp_path / "patch14.safetensors")

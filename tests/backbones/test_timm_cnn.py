@@ -16,11 +16,12 @@ from spg_pipe.errors import SpgError
 def test_efficientnet_lite0_gives_the_documented_grids_at_448():
     backbone = load_backbone("efficientnet-lite0", layers=["s32", "s8", "s16"])
     tokens = backbone(random_images(448, batch=1))
-    shapes = {name: (layer.grid, layer.patches.shape) for name, layer in tokens.items()}
-    assert list(shapes) == ["s32", "s8", "s16"]
-    assert shapes["s8"] == ((56, 56), (1, 3136, 40))
-    assert shapes["s16"] == ((28, 28), (1, 784, 112))
-    assert shapes["s32"] == ((14, 14), (1, 196, 320))
+    shapes = [(name, layer.grid, layer.patches.shape) for name, layer in tokens.items()]
+    assert shapes == [
+        ("s32", (14, 14), (1, 196, 320)),
+        ("s8", (56, 56), (1, 3136, 40)),
+        ("s16", (28, 28), (1, 784, 112)),
+    ]
     assert backbone.spec.patch_size == 32
     for layer in tokens.values():
         torch.testing.assert_close(layer.prefix[:, 0], layer.patches.mean(dim=1))
@@ -48,14 +49,6 @@ def test_the_packaged_weights_recognise_a_cat():
     with torch.no_grad():
         logits = model(torch.from_numpy(image)[None])
     assert int(logits.argmax()) in (281, 282, 285)  # ImageNet: tabby, tiger cat, Egyptian cat
-
-
-def test_efficientnet_lite0_is_deterministic():
-    images = random_images(96)
-    first, second = (
-        load_backbone("efficientnet-lite0", image_size=96)(images)["s16"].patches for _ in range(2)
-    )
-    assert torch.equal(first, second)
 
 
 def test_the_defaults_need_no_download():

@@ -15,16 +15,19 @@ DINOV2_REG = "vit_small_patch14_reg4_dinov2"
 PLAIN = "test_vit"  # 6 blocks, 64 wide, learned positions of a 10 × 10 grid
 
 
+def saved_model(name, factory):
+    model = random_model(name)
+    return model, save_weights(model, factory.mktemp("weights") / "w.safetensors")
+
+
 @pytest.fixture(scope="module")
 def dinov3(tmp_path_factory):
-    model = random_model(DINOV3)
-    return model, save_weights(model, tmp_path_factory.mktemp("weights") / "dinov3.safetensors")
+    return saved_model(DINOV3, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    model = random_model(PLAIN)
-    return model, save_weights(model, tmp_path_factory.mktemp("weights") / "plain.safetensors")
+    return saved_model(PLAIN, tmp_path_factory)
 
 
 def block_outputs(model, images):
@@ -45,9 +48,8 @@ def test_shapes_at_any_multiple_of_the_patch_size(dinov3, size):
     assert list(tokens) == ["3", "12"]
     side = size // 16
     for layer in tokens.values():
-        assert layer.grid == (side, side)
-        assert layer.patches.shape == (2, side * side, 192)
-        assert layer.prefix.shape == (2, 1, 192)
+        shapes = (layer.grid, layer.patches.shape, layer.prefix.shape)
+        assert shapes == ((side, side), (2, side * side, 192), (2, 1, 192))
         assert layer.patches.dtype == layer.prefix.dtype == torch.float32
         assert not layer.patches.requires_grad
 
@@ -137,13 +139,14 @@ def test_dinov2_drops_registers_and_protocol_spg_takes_it_before_the_norm(tmp_pa
     weights = save_weights(model, tmp_path / "w.safetensors")
     images = random_images(70)
     expected = block_outputs(model, images)[11]
-    name = "dinov2-reg-small"
-    spg = load_backbone(name, image_size=70, protocol="spg", weights=weights)
-    default = load_backbone(name, image_size=70, weights=weights)
+    spg, default = (
+        load_backbone("dinov2-reg-small", image_size=70, protocol=protocol, weights=weights)
+        for protocol in ("spg", "default")
+    )
     assert (spg.spec.norm, default.spec.norm) == ("pre", "post")
     assert spg.spec.layers == ("12",)
-    assert default.spec.preprocess.order == "uint8"
-    assert default.spec.preprocess.interpolation == "bicubic"
+    preprocessing = default.spec.preprocess
+    assert (preprocessing.order, preprocessing.interpolation) == ("uint8", "bicubic")
     torch.testing.assert_close(spg(images)["12"].patches, expected[:, 5:])
     torch.testing.assert_close(default(images)["12"].prefix, model.norm(expected)[:, :1])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backbones.helpers import random_images, random_model, save_weights
+from backbones.helpers import random_images, random_model, same_tokens, save_weights
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.weights import state_sha256
 from spg_pipe.errors import SpgError
@@ -43,9 +43,9 @@ def test_a_pth_gives_the_same_tokens_nested_or_prefixed(model, tokens, tmp_path,
 
 
 def test_a_classifier_in_the_file_is_left_out(model, tokens, tmp_path):
-    state = {**model.state_dict(), "head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
-    save_file(state, tmp_path / "w.safetensors")
-    assert torch.equal(tokens_from(tmp_path / "w.safetensors"), tokens)
+    head = {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
+    path = save_weights(model, tmp_path / "w.safetensors", **head)
+    assert torch.equal(tokens_from(path), tokens)
 
 
 def test_the_spec_holds_the_hash_and_the_name_of_the_file(model, tmp_path):
@@ -84,10 +84,10 @@ def test_missing_unexpected_and_misshapen_names_are_told(model, tmp_path):
 
 
 def test_weights_of_another_patch_size_are_not_resampled(model, tmp_path):
-    state = {**model.state_dict(), "patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)}
-    save_file(state, tmp_path / "w.safetensors")
+    other = {"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)}
+    path = save_weights(model, tmp_path / "w.safetensors", **other)
     with pytest.raises(SpgError, match=r"\(64, 3, 14, 14\), expected \(64, 3, 16, 16\)"):
-        tokens_from(tmp_path / "w.safetensors")
+        tokens_from(path)
 
 
 class Payload:
@@ -140,15 +140,10 @@ def test_metas_own_dinov2_file_loads(tmp_path):
         "mask_token": torch.zeros(1, 384),
         **state,
     }
-    torch.save(original, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
+    metas = tmp_path / "dinov2_vits14_reg4_pretrain.pth"
+    torch.save(original, metas)
     ours = save_weights(model, tmp_path / "w.safetensors")
-    images = random_images(56)
-    got, expected = (
-        load_backbone("dinov2-reg-small", image_size=56, weights=path)(images)["12"]
-        for path in (tmp_path / "dinov2_vits14_reg4_pretrain.pth", ours)
-    )
-    torch.testing.assert_close(got.patches, expected.patches)
-    torch.testing.assert_close(got.prefix, expected.prefix)
+    same_tokens("dinov2-reg-small", (metas, ours), 56, "12")
 
 
 def to_metas_dinov3(model, bias: float):
@@ -169,15 +164,10 @@ def to_metas_dinov3(model, bias: float):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_dinov3_qkvb", "vit_small_patch16_dinov3"])
 def test_metas_own_dinov3_file_loads(name, tmp_path, capsys):
-    model = random_model(name)
-    torch.save(to_metas_dinov3(model, bias=0.0), tmp_path / "dinov3.pth")
+    model, metas = random_model(name), tmp_path / "dinov3.pth"
+    torch.save(to_metas_dinov3(model, bias=0.0), metas)
     ours = save_weights(model, tmp_path / "w.safetensors")
-    images = random_images(64)
-    got, expected = (
-        load_backbone(name, image_size=64, weights=path)(images)["12"].patches
-        for path in (tmp_path / "dinov3.pth", ours)
-    )
-    torch.testing.assert_close(got, expected)
+    same_tokens(name, (metas, ours), 64, "12")
     assert not capsys.readouterr().out
 
 

@@ -49,9 +49,7 @@ def test_the_search_on_the_cpu_is_exact(k: int) -> None:
     np.testing.assert_allclose(found.numpy(), expected(vectors, queries, k), atol=1e-5)
 
 
-def test_another_device_than_the_cpu_multiplies(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_device_than_the_cpu_multiplies(monkeypatch):
     """`meta` stands for a device that is no CPU: FAISS must not be asked, the product is."""
     import faiss
 
@@ -70,17 +68,14 @@ def test_another_device_than_the_cpu_multiplies(
     assert moved == ["meta"]
 
 
-def test_products_are_taken_in_blocks_and_without_what_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_products_are_taken_in_blocks_and_without_what_is_left_out(monkeypatch):
     sizes: list[int] = []
     topk = torch.Tensor.topk
-
-    def spied(values: torch.Tensor, k: int, dim: int) -> object:
-        sizes.append(values.numel())
-        return topk(values, k, dim=dim)
-
-    monkeypatch.setattr(torch.Tensor, "topk", spied)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "topk",
+        lambda values, k, dim: sizes.append(values.numel()) or topk(values, k, dim=dim),
+    )
     monkeypatch.setattr(search, "_PRODUCTS", 130)
     vectors, queries = random_tokens(40, 6), random_tokens(10, 6, seed=1)
     found = search.highest_products(queries, vectors, 4, without=slice(5, 12))

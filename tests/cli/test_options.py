@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from e2e.helpers import one_message, spg
+from pipeline.test_parts import command
 
 from spg_pipe.cli.options import Options
 from spg_pipe.errors import SpgError
@@ -26,78 +27,62 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def refused(recipe: Path, *overrides: str, layers: str | None = None) -> str:
-    with pytest.raises(SpgError) as error:
-        Options(params=recipe, overrides=list(overrides), layers=layers).run()
-    return str(error.value)
-
-
 def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
     run = Options(params=recipe, overrides=["sae.k=3", "sae.epochs=2"], layers="s8, s16").run()
     assert (run.params.sae.k, run.params.sae.epochs) == (3, 2)
     assert run.params.backbone.layers == ("s8", "s16")
-    assert [name for name in ("sae", "backbone", "guides") if run.changes(name)] == [
-        "sae",
-        "backbone",
-    ]
-
-
-def test_an_unknown_section_names_the_file_in_use_and_the_nearest_section(recipe: Path) -> None:
-    message = refused(recipe, "sea.k=3")
-    said = f"--set sea.k=3: {recipe} has no section 'sea' (lists are edited in the file itself)"
-    assert message == f"{said}; did you mean 'sae'?"
-
-
-def test_a_sweep_without_values_is_refused_in_plain_words(recipe: Path) -> None:
-    message = refused(recipe, "sweep={sae.k: []}")
-    assert "sweep.sae.k: expected at least 1 value; found []" in message
-
-
-def test_a_list_cannot_be_reached_by_set(recipe: Path) -> None:
-    assert f"{recipe} has no section 'datasets'" in refused(recipe, "datasets.0.root=b")
-
-
-def test_faults_of_options_are_counted_as_theirs(recipe: Path) -> None:
-    assert refused(recipe, "sae.k=0").startswith("the command's options have 1 error:\n  sae.k: ")
-    assert refused(recipe, "sae.k=0", "sae.kk=3").startswith("the command's options have 2 errors:")
-
-
-@pytest.mark.parametrize("layers", ["", " ", "6,,8", "6,"])
-def test_layers_without_a_name_are_refused(recipe: Path, layers: str) -> None:
-    assert "expected names with commas between them" in refused(recipe, layers=layers)
+    changed = [name for name in ("sae", "backbone", "guides") if run.changes(name)]
+    assert changed == ["sae", "backbone"]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("overrides", "message"),
     [
-        ["--set", "sae.k"],
-        ["--set", "sae.k=[1"],
+        (["sea.k=3"], "--set sea.k=3: FILE has no section 'sea' (lists are edited in the file"),
+        (["sea.k=3"], "itself); did you mean 'sae'?"),
+        (["datasets.0.root=b"], "FILE has no section 'datasets'"),
+        (["sweep={sae.k: []}"], "sweep.sae.k: expected at least 1 value; found []"),
+        (["sae.k=0"], "the command's options have 1 error:\n  sae.k: "),
+        (["sae.k=0", "sae.kk=3"], "the command's options have 2 errors:"),
+        ("", "expected names with commas between them"),
+        (" ", "expected names with commas between them"),
+        ("6,,8", "expected names with commas between them"),
+        ("6,", "expected names with commas between them"),
     ],
 )
-def test_options_that_cannot_be_read_are_wrong_usage(recipe: Path, options: list[str]) -> None:
-    done = spg("train-sae", "--params", recipe, *options, cwd=recipe.parent)
+def test_what_set_and_layers_cannot_mean_is_said_in_plain_words(recipe, overrides, message):
+    given = {"layers" if isinstance(overrides, str) else "overrides": overrides}
+    with pytest.raises(SpgError) as error:
+        Options(params=recipe, **given).run()  # type: ignore[arg-type]
+    assert message.replace("FILE", str(recipe)) in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["sae.k", "sae.k=[1"])
+def test_options_that_cannot_be_read_are_wrong_usage(recipe: Path, override: str) -> None:
+    done = spg("train-sae", "--params", recipe, "--set", override, cwd=recipe.parent)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: {options[-2]} {options[-1]}")
+    assert done.stderr.startswith(f"Error: --set {override}")
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("name", "option"),
     [
-        ["evaluate", "--scores", "nope"],
-        ["score", "--detector", "nope"],
-        ["train-guides", "--sae", "nope"],
-        ["train-sae", "--store", "nope"],
+        ("evaluate", "--scores"),
+        ("score", "--detector"),
+        ("train-guides", "--sae"),
+        ("train-sae", "--store"),
     ],
 )
-def test_what_is_named_and_does_not_exist_is_said_first(recipe: Path, command: list[str]) -> None:
+def test_what_is_named_and_does_not_exist_is_said_first(recipe, monkeypatch, capsys, name, option):
     content = RECIPE | {
         "datasets": [{"name": n, "layout": "folder", "root": n} for n in "ab"],
         "directions": [{"aux": "a", "target": "b"}],
         "seeds": [1, 2],
     }
     recipe.write_text(yaml.safe_dump(content))
-    done = spg(*command, "--params", recipe, cwd=recipe.parent)
-    assert one_message(done).startswith("Error: nope does not exist.")
+    monkeypatch.chdir(recipe.parent)
+    code, _, err = command(capsys, name, option, "nope", "--params", str(recipe))
+    assert (code, err.startswith("Error: nope does not exist.")) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +95,8 @@ def test_what_is_named_and_does_not_exist_is_said_first(recipe: Path, command: l
     ],
 )
 def test_a_recipe_in_force_says_the_command_that_it_is_made_for(
-    tmp_path: Path, recipe_name: str, options: list[str], advice: str
-) -> None:
+    tmp_path, recipe_name, options, advice
+):
     data = ["--mvtec", ".", "--visa", "."] if recipe_name != "demo" else []
     done = spg("recipe", "use", recipe_name, *data, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import pytest
 from layouts import scanned, write_mvtec
 from PIL import Image
 
-from spg_pipe.datasets import contents as contents_module
+from spg_pipe.datasets import build as build_module
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 
@@ -75,7 +75,7 @@ def test_without_the_option_a_bad_image_stops_the_scan_by_its_name(tree: Path) -
 def test_pixels_are_decoded_with_the_option_only(tree, monkeypatch):
     seen: list[str] = []
     for name in ("read_image", "read_mask"):
-        monkeypatch.setattr(contents_module, name, lambda path, exif: seen.append(path.name))
+        monkeypatch.setattr(build_module, name, lambda path, exif: seen.append(path.name))
     scanned("m", "mvtec", tree)
     assert seen == []
     scanned("m", "mvtec", tree, skip_bad=True)

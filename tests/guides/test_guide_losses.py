@@ -136,13 +136,6 @@ def test_guides_of_zeros_have_cosine_zero_and_a_finite_gradient() -> None:
     assert ours.codes.isfinite().all()
 
 
-@given(seed=st.integers(0, 2**31), tau=st.sampled_from([0.01, 0.07, 1.0]))
-def test_the_anomaly_probability_is_the_softmaxs_second_entry(seed: int, tau: float) -> None:
-    similarity = torch.tanh(random(20, 2, seed=seed)).double()
-    expected = torch.softmax(similarity / tau, dim=-1)[:, 1]
-    torch.testing.assert_close(model.anomaly_probability(similarity, tau), expected)
-
-
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 4), (28, 28)])
 @pytest.mark.parametrize("size", [(28, 28), (15, 40), (9, 3)])
 def test_upsampling_is_pytorchs_bilinear(grid: tuple[int, int], size: tuple[int, int]) -> None:
@@ -166,15 +159,6 @@ def test_upsampling_in_inference_mode_does_not_spoil_later_training() -> None:
 def test_patches_are_row_major() -> None:
     grid = model.to_grid(torch.arange(6.0)[None], (2, 3))
     assert grid.tolist() == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
-
-
-def test_the_detection_feature_is_the_class_token_or_the_mean_patch() -> None:
-    tokens = random(3, 5, 4)
-    assert model.detection_feature(tokens, "cls").equal(tokens[:, 0])
-    mean = model.detection_feature(tokens, "mean_tokens")
-    torch.testing.assert_close(mean, tokens[:, 1:].mean(dim=1))
-    first = model.detection_feature(tokens, "mean_tokens", first_image=True)
-    assert first.equal(mean[:1].expand(3, 4))
 
 
 @pytest.mark.parametrize(("protocol", "same"), [("spg", True), ("default", False)])
@@ -219,15 +203,6 @@ def test_focal_and_dice_have_the_values_and_gradients_of_their_formulas(
         ]
         torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(found.total, sum(found))
-
-
-def test_the_closed_gradient_of_the_segmentation_is_the_numerical_one() -> None:
-    mask = torch.zeros(2, 9, 12, dtype=torch.float64)
-    mask[1, 2:6, 3:8] = 1
-    target = PixelTarget.of(mask, (3, 4))
-    logits = random(2, 3, 4).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, target).focal, logits)
-    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, target).total, logits)
 
 
 def test_the_whole_batch_at_once_gives_what_image_by_image_does() -> None:

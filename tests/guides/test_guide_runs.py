@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import GUIDES, METHOD, SAE, files, plan_of
+from tiny import GUIDES, METHOD, SAE
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
-from spg_pipe.detector.make import make_detectors
-from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.trained import train as train_module
 from spg_pipe.guides.trained.train import GuideFit, GuideRun, fit_guides, run_fingerprint
 from spg_pipe.guides.trained.trainer import Constants
-from spg_pipe.recipe.params import MethodParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
@@ -114,21 +111,6 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "image_batches", stopping)
 
 
-def resumed(
-    store: FeatureStore, runs: list[GuideRun], method: MethodParams, places: Checkpoints
-) -> tuple[list[GuideFit], list[int]]:
-    """What a training with these checkpoints gives, and images done after each of its batches."""
-    seen: list[int] = []
-    fits = fit_guides(
-        store,
-        runs,
-        method,
-        checkpoints=places,
-        progress=lambda done, total, loss: seen.append(done),
-    )
-    return fits, seen
-
-
 @pytest.mark.parametrize(
     ("protocol", "batches"), [*(("default", n) for n in (1, 3, 4, 6, 11)), ("spg", 6)]
 )
@@ -151,62 +133,26 @@ def test_a_killed_training_resumes_to_the_same_bits(
         with pytest.raises(KilledError):
             fit_guides(tiny_store, some, method, checkpoints=places)
     assert places.path.exists()
-    fits, seen = resumed(tiny_store, some, method, places)
+    seen: list[int] = []
+    fits = fit_guides(
+        tiny_store, some, method, checkpoints=places, progress=lambda done, *_: seen.append(done)
+    )
     assert len(seen) == 12 - batches
     assert seen[-1] == 3 * 14
     for fit, expected in zip(fits, whole, strict=True):
         assert_same(fit, expected)
 
 
-def test_seeds_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
-    tiny_store: FeatureStore,
-    runs: list[GuideRun],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As `compare` trains them: each seed with an SAE of its own, images in one order."""
-    plans = [plan_of(run.saes, run.seed).ordered_by(5) for run in runs[:2]]
-
-    def saved(made: list[tuple[Detector, Any]], name: str) -> list[dict[str, bytes]]:
-        for number, (detector, curve) in enumerate(made):
-            detector.save(tmp_path / f"{name}{number}", str(curve))
-        return [files(tmp_path / f"{name}{number}") for number in range(len(made))]
-
-    alone = saved([make_detectors(tiny_store, [plan])[0] for plan in plans], "alone")
-    assert alone[0] != alone[1]
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
-    with monkeypatch.context() as patch:
-        killed_after(6, patch)
-        with pytest.raises(KilledError):
-            make_detectors(tiny_store, plans, checkpoints=places)
-    seen: list[int] = []
-    made = make_detectors(
-        tiny_store, plans, checkpoints=places, progress=lambda done, *_: seen.append(done)
-    )
-    assert len(seen) == 12 - 6
-    assert saved(made, "together") == alone
-
-
-def test_a_finished_training_is_not_repeated(
-    tiny_store: FeatureStore, runs: list[GuideRun], together: list[GuideFit], tmp_path: Path
-) -> None:
-    places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0)
-    fit_guides(tiny_store, runs, METHOD, checkpoints=places)
-    fits, seen = resumed(tiny_store, runs, METHOD, places)
-    assert seen == []
-    for fit, whole in zip(fits, together, strict=True):
-        assert_same(fit, whole)
-
-
-@pytest.mark.parametrize("spoil", ["other settings", "damage"])
-def test_a_checkpoint_of_no_use_is_ignored_with_a_message(
+@pytest.mark.parametrize("spoil", [None, "other settings", "damage"])
+def test_a_finished_training_is_not_repeated_and_a_checkpoint_of_no_use_is_ignored(
     tiny_store: FeatureStore,
     runs: list[GuideRun],
     together: list[GuideFit],
     tmp_path: Path,
-    spoil: str,
+    spoil: str | None,
 ) -> None:
     said: list[str] = []
+    seen: list[int] = []
     places = Checkpoints(checkpoint_path(tmp_path / "detector"), seconds=0, say=said.append)
     fit_guides(tiny_store, runs[1:3], METHOD, checkpoints=places)
     assert said == []
@@ -214,9 +160,16 @@ def test_a_checkpoint_of_no_use_is_ignored_with_a_message(
         content = bytearray(places.path.read_bytes())
         content[-20] ^= 1
         places.path.write_bytes(content)
-    chosen = slice(1, 3) if spoil == "damage" else slice(0, 1)
-    fits = fit_guides(tiny_store, runs[chosen], METHOD, checkpoints=places)
-    assert "training starts anew" in said[0]
+    chosen = slice(0, 1) if spoil == "other settings" else slice(1, 3)
+    fits = fit_guides(
+        tiny_store,
+        runs[chosen],
+        METHOD,
+        checkpoints=places,
+        progress=lambda done, *_: seen.append(done),
+    )
+    assert ("training starts anew" if spoil else "Going on from the checkpoint") in said[0]
+    assert len(seen) == (12 if spoil else 0)
     for fit, whole in zip(fits, together[chosen], strict=True):
         assert_same(fit, whole)
 

@@ -43,25 +43,19 @@ def test_pro_is_the_references(maps: np.ndarray, masks: np.ndarray) -> None:
     assert got.n_thresholds == n_thresholds
 
 
-def test_a_constant_map_is_an_error_that_says_so() -> None:
-    masks = np.zeros((2, 5, 5), dtype=np.uint8)
-    masks[0, 1, 1] = 1
-    maps = np.full((2, 5, 5), 0.25, dtype=np.float32)
-    with pytest.raises(SpgError, match=r"all 50 scores are 0\.25"):
-        accumulate(lambda: zip(maps, masks, strict=True), protocol="spg")
-    with pytest.raises(SpgError, match="all 0 scores"):
-        accumulate(lambda: [], protocol="spg")
-
-
-def test_a_map_without_low_false_positive_rates_is_an_error_that_says_so() -> None:
-    mask = np.zeros((4, 4), dtype=np.uint8)
-    mask[0, 0] = 1
-    binary = np.ones((4, 4), dtype=np.float32)
+def test_maps_without_a_curve_are_errors_that_say_so() -> None:
+    mask, everywhere = np.zeros((5, 5), dtype=np.uint8), np.ones((5, 5), dtype=np.uint8)
+    mask[1, 1] = 1
+    constant, binary = np.full((5, 5), 0.25, np.float32), np.ones((5, 5), np.float32)
     binary[3] = 0.0
-    with pytest.raises(SpgError, match="0 of 200 thresholds"):
-        spg_pro(filled(binary[None], mask[None]))
-    with pytest.raises(SpgError, match="no normal pixel"):
-        spg_pro(filled(binary[None], np.ones((1, 4, 4), dtype=np.uint8)))
+    for images, message in (
+        ([(constant, mask), (constant, mask)], r"all 50 scores are 0\.25"),
+        ([], "all 0 scores"),
+        ([(binary, mask)], "0 of 200 thresholds"),
+        ([(binary, everywhere)], "no normal pixel"),
+    ):
+        with pytest.raises(SpgError, match=message):
+            accumulate(lambda images=images: images, protocol="spg")
 
 
 def test_without_regions_fast_is_zero_and_slow_is_nan() -> None:
@@ -77,9 +71,8 @@ def test_a_perfect_binary_map_scores_zero_fast_and_nan_slow() -> None:
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[2:5, 2:5] = 1
     got = accumulate(lambda: [(mask.astype(np.float32), mask)], protocol="spg")
-    assert got.pro["fast"] == 0
+    assert (got.auroc, got.pro["fast"]) == (1.0, 0)
     assert np.isnan(got.pro["slow"])
-    assert got.auroc == 1.0
 
 
 def test_f1_threshold_is_one_distinct_score_lower_and_selects_the_same_pixels() -> None:

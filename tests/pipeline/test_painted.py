@@ -19,7 +19,6 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
-from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, class_sums
 from spg_pipe.guides.kinds import ContrastGuides
 from spg_pipe.pipeline import synthetic, targets
@@ -30,7 +29,6 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
-    DecisionParams,
     MetricParams,
     parse_params,
 )
@@ -38,8 +36,6 @@ from spg_pipe.report.tables import caption
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.held_out import Candidate
-from spg_pipe.study.held_out_banks import judge_banks
 from spg_pipe.study.methods import entries
 
 SEES = "synthetic defects on 12 normal images"
@@ -205,12 +201,6 @@ def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStor
     assert set(folds.tolist()) == set(range(FOLDS))
     for _, rows in store.table.groupby("defect"):
         assert len(np.unique(folds[rows.index])) >= 3
-
-
-def test_no_bank_is_chosen_where_it_would_hold_the_originals(store, sae):
-    one = Candidate(sae, 4, DecisionParams())
-    with pytest.raises(SpgError, match=r"is a synthetic set.*leave bank\.\* out"):
-        judge_banks(store, one, [BankParams()], normals=2, seed=0)
 
 
 def test_sets_inside_a_union_are_made(at_root):

@@ -80,9 +80,7 @@ def truncate(path: Path) -> bytes:
         ),
     ],
 )
-def test_a_part_is_no_ones_whole_dataset(
-    run: RecipeRun, backbone: Backbone, options: dict[str, Any], note: str
-) -> None:
+def test_a_part_is_no_ones_whole_dataset(run, backbone, options, note):
     part = extract(run, backbone, **options)
     assert part != run.paths.store("left")
     held = FeatureStore(part)
@@ -99,9 +97,7 @@ def test_a_part_is_no_ones_whole_dataset(
     assert checked_store(run, left(run)).path == whole
 
 
-def test_options_that_leave_nothing_out_give_the_datasets_own_store(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_options_that_leave_nothing_out_give_the_datasets_own_store(run, backbone):
     names = names_of("--categories", "screw, bottle, screw", "bottle,screw")
     assert names == ["screw", "bottle"]
     place = extract(run, backbone, limit=8, categories=names)
@@ -110,28 +106,25 @@ def test_options_that_leave_nothing_out_give_the_datasets_own_store(
     assert checked_store(run, left(run)).path == place
 
 
-WHOLE = Path("artifacts/features/left-efficientnet-lite0-64.zarr")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 4, "out": WHOLE}, r"place of the whole dataset left.*--out"),
-        ({"categories": ["screw", "botle"]}, r"no category botle\. It has: bott"),
+        ({"limit": 4, "out": "the whole's"}, r"place of the whole dataset left.*--out"),
         ({"out": Path("left/bottle/s.zarr")}, r"among the images of left.*outside"),
+        ({"categories": ["screw", "botle"]}, r"no category botle\. It has: bott"),
     ],
 )
-def test_what_extract_refuses_is_not_begun(
-    run: RecipeRun, backbone: Backbone, options: dict[str, Any], message: str
-) -> None:
+def test_places_and_categories_that_cannot_be_are_refused(run, backbone, options, message):
+    if options.get("out") == "the whole's":
+        options = options | {"out": run.paths.store("left")}
     with pytest.raises(SpgError, match=message):
         extract(run, backbone, **options)
     assert not list(Path().rglob("*.zarr"))
 
 
 def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_wholes(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+    run, backbone
+):
     aux = extract(run, backbone, limit=6)
     target = extract(run, backbone, "right", categories=["bottle"], limit=3)
     sae = training.train_sae(run, "left", 111, store=aux)
@@ -150,9 +143,7 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])
-def test_a_store_without_bad_images_is_the_datasets_own(
-    run: RecipeRun, backbone: Backbone, prepared: bool | None
-) -> None:
+def test_a_store_without_bad_images_is_the_datasets_own(run, backbone, prepared):
     truncate(BAD)
     if prepared is not None:  # headers alone do not find a truncated image
         features.prepare(skipping(prepared), left(run))
@@ -166,9 +157,7 @@ def test_a_store_without_bad_images_is_the_datasets_own(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_store_from_which_images_are_missing_otherwise_is_refused(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_a_store_from_which_images_are_missing_otherwise_is_refused(run, backbone):
     whole = truncate(BAD)
     features.prepare(skipping(True), left(run))  # stale in the end: it hides no store
     extract(skipping(True), backbone)
@@ -187,9 +176,15 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_folder_with_a_bad_image_is_found_by_its_content(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(run, backbone):
+    whole = truncate(BAD)
+    features.prepare(skipping(True), left(run))
+    BAD.write_bytes(whole)
+    place = extract(run, backbone)
+    assert checked_store(run, left(run)).path == place
+
+
+def test_a_folder_with_a_bad_image_is_found_by_its_content(run, backbone):
     folder = Path("line")
     shutil.copytree("left/bottle/test", folder)
     truncate(folder / "good" / "001.png")
@@ -209,9 +204,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 @pytest.mark.parametrize(("name", "holder"), [("prepare", "manifests"), ("extract", "stores")])
-def test_commands_say_what_was_left_out(
-    run: RecipeRun, capsys: pytest.CaptureFixture[str], name: str, holder: str
-) -> None:
+def test_commands_say_what_was_left_out(run, capsys, name, holder):
     truncate(BAD)
     code, out, _ = command(capsys, name, "--split", "left", "--skip-bad", "--json")
     assert code == 0

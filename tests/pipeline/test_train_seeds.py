@@ -20,28 +20,31 @@ from spg_pipe.sae import train as train_module
 from spg_pipe.sae.trainer import StepConstants
 
 
-def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
+    """A run with a store and trained guides."""
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
     recipe = RECIPE | {"guides": {"kind": "trained", "epochs": 1}}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
     features.extract(run, run.params.dataset("left"))
+    return run
+
+
+def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(run, monkeypatch):
     training.train_sae(run, "left", 1)
     sparse = run.params.guides.model_copy(update={"top_k": 2})
     runs = [run, run.with_params(run.params.model_copy(update={"guides": sparse}))]
     single = [files(training.train_guides(each, "left", 1)) for each in runs]
     assert single[0] != single[1]
-    folder = run.paths.detector("left", 1).parent
+    detector = run.paths.detector("left", 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", lambda _: True)
         patch.setattr(Training, "end_epoch", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             training.train_guides_together(runs, "left", [1])
-    name = run.paths.detector("left", 1).name
-    (checkpoint,) = folder.glob(f".{name}-*.checkpoint")
+    (checkpoint,) = detector.parent.glob(f".{detector.name}-*.checkpoint")
 
     steps: list[int] = []
     true = Training.step
@@ -52,13 +55,7 @@ def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     assert not checkpoint.exists()
 
 
-def test_a_run_that_went_wrong_leaves_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_mvtec(tmp_path / "left")
-    run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
-    features.extract(run, run.params.dataset("left"))
+def test_a_run_that_went_wrong_leaves_no_checkpoint(run, monkeypatch):
     monkeypatch.setattr(Checkpoints, "due", lambda _: True)
     monkeypatch.setattr(train_module, "CONSTANTS", StepConstants(lr=1e30))
     written: list[Path] = []

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from report.conftest import World
 from spg_pipe.detector.scores import Scores
 from spg_pipe.report.examples import choose, fit, outline, qualities, weighted_precision
 from spg_pipe.store.reader import FeatureStore
@@ -20,7 +19,7 @@ from spg_pipe.store.reader import FeatureStore
         lambda cells: any(share for _, share in cells)
     )
 )
-def test_weighted_precision_is_that_of_the_pixels(cells: list[tuple[int, int]]) -> None:
+def test_weighted_precision_is_that_of_the_pixels(cells):
     """A cell of 3 pixels with n defects counts as 3 pixels of one score."""
     scores = np.array([score for score, _ in cells], np.float32)
     share = np.array([count for _, count in cells]) / 3
@@ -31,7 +30,7 @@ def test_weighted_precision_is_that_of_the_pixels(cells: list[tuple[int, int]]) 
     assert np.isnan(weighted_precision(scores, np.zeros(len(cells))))
 
 
-def test_anomalous_images_with_a_mask_have_a_quality_between_0_and_1(world: World) -> None:
+def test_anomalous_images_with_a_mask_have_a_quality_between_0_and_1(world):
     scores = Scores.load(world.paths.scores("aux", "target", 111))
     store = FeatureStore(world.paths.store("target"))
     quality, anomalous = qualities(scores, store), scores.table["label"] == 1
@@ -74,9 +73,7 @@ NAN = np.nan
     ],
     ids=["by map quality", "none is both", "without masks by score", "unlabelled by score"],
 )
-def test_which_images_are_shown(
-    labels: list[int], scores: list[float], quality: list[float], expected: dict[str, list[int]]
-) -> None:
+def test_which_images_are_shown(labels, scores, quality, expected):
     shown: dict[str, list[int]] = {}
     for example in choose(table(labels, scores), "screw", np.array(quality)):
         shown.setdefault(example.kind, []).append(example.image)
@@ -88,7 +85,7 @@ def grey(height: int, width: int, value: int = 128) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
-def test_outline_leaves_the_region_itself_alone() -> None:
+def test_outline_leaves_the_region_itself_alone():
     mask = np.zeros((9, 9), np.uint8)
     mask[3:6, 3:6] = 1
     image = grey(9, 9)
@@ -104,7 +101,5 @@ def test_outline_leaves_the_region_itself_alone() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"), [((100, 50), (64, 32)), ((10, 20), (10, 20)), ((4000, 3), (64, 1))]
 )
-def test_fit_keeps_the_aspect_ratio_and_never_enlarges(
-    size: tuple[int, int], expected: tuple[int, int]
-) -> None:
+def test_fit_keeps_the_aspect_ratio_and_never_enlarges(size, expected):
     assert fit(grey(*size), 64).shape == (*expected, 3)

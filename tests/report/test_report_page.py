@@ -79,7 +79,7 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_page_is_complete_and_needs_nothing_from_elsewhere(folder: Path) -> None:
+def test_page_is_complete_and_needs_nothing_from_elsewhere(folder):
     page = Page(folder / "index.html")
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
@@ -97,7 +97,7 @@ def test_page_is_complete_and_needs_nothing_from_elsewhere(folder: Path) -> None
     assert files <= linked
 
 
-def test_page_names_protocols_seeds_data_and_artefacts(world: World, folder: Path) -> None:
+def test_page_names_protocols_seeds_data_and_artefacts(world, folder):
     text = Page(folder / "index.html").text
     assert "method protocol default; metrics protocol exact" in text
     assert "resolution model; accumulator sort; seeds 111, 112: mean ± sample" in text
@@ -141,13 +141,7 @@ OF_PUBLISHED = (
         ("published", OF_TRAINED + OF_PUBLISHED, (*OF_CONTRAST, *OF_ADDITIVE, "log odds")),
     ],
 )
-def test_every_statement_is_of_the_kind_of_guides_and_rule(
-    recipe: str,
-    said: tuple[str, ...],
-    unsaid: tuple[str, ...],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:
+def test_every_statement_is_of_the_kind_of_guides_and_rule(recipe, said, unsaid, request, tmp_path):
     page = built(request.getfixturevalue(recipe), tmp_path / "out")
     text = page.text + " ".join(page.alts)
     assert [sentence for sentence in said if sentence not in text] == []
@@ -158,19 +152,19 @@ def test_every_statement_is_of_the_kind_of_guides_and_rule(
     assert ("Guide losses" in curves) == ("losses of the guides" in text) == drawn
 
 
-def test_the_image_score_is_told_as_it_is_weighed() -> None:
+def test_the_image_score_is_told_as_it_is_weighed():
     said = image_score_in_words(Published(image_score="mix"))
     assert "0.5 × the detection feature's probability + 0.5 × the map's maximum" in said
 
 
-def test_metrics_hold_the_figures_of_their_kind_alone(world: World, published: World) -> None:
+def test_metrics_hold_the_figures_of_their_kind_alone(world, published):
     for recipe, kind in ((world, "contrast"), (published, "trained")):
         text = recipe.paths.metrics("aux", "target", 111).read_text()
         assert json.loads(text)["provenance"]["guides"]["kind"] == kind
         assert ("epochs" in text) == (kind == "trained")
 
 
-def test_names_from_outside_are_escaped(folder: Path) -> None:
+def test_names_from_outside_are_escaped(folder):
     page = Page(folder / "index.html")
     assert TRICKY in page.text
     assert "<own>" in page.text
@@ -182,8 +176,8 @@ def test_names_from_outside_are_escaped(folder: Path) -> None:
 
 
 def test_same_artefacts_give_the_same_bytes_and_an_old_report_is_replaced_as_a_whole(
-    world: World, folder: Path, tmp_path: Path
-) -> None:
+    world, folder, tmp_path
+):
     shutil.copytree(folder, tmp_path / "again")
     (tmp_path / "again" / "maps" / "stale.jpg").write_bytes(b"")
     built(world, tmp_path / "again")
@@ -196,9 +190,7 @@ def test_same_artefacts_give_the_same_bytes_and_an_old_report_is_replaced_as_a_w
     assert not any(str(world.root).encode() in content for content in contents[0].values())
 
 
-def test_of_one_seed_nothing_deviates_and_an_undefined_metric_is_a_dash(
-    world: World, tmp_path: Path
-) -> None:
+def test_of_one_seed_nothing_deviates_and_an_undefined_metric_is_a_dash(world, tmp_path):
     page = built(world.changed(seeds=(111,)), tmp_path / "out")
     assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
     assert "Image AUROC, Image AP, Image F1-max of only-defects" in page.text
@@ -206,9 +198,7 @@ def test_of_one_seed_nothing_deviates_and_an_undefined_metric_is_a_dash(
     assert "stability between seeds" not in page.text
 
 
-def test_the_page_and_the_terminal_show_the_same_cells(
-    world: World, folder: Path, tmp_path: Path
-) -> None:
+def test_the_page_and_the_terminal_show_the_same_cells(world, folder, tmp_path):
     assert '<th scope="col">published</th>' not in (folder / "index.html").read_text()
     figure = {"aux": "aux", "target": "target", "image_auroc": 91.4, "source": "arXiv <1>"}
     params = world.changed(published=(figure,)).params
@@ -226,7 +216,7 @@ def test_the_page_and_the_terminal_show_the_same_cells(
     assert [[row[column] for column in columns] for row in page.rows[start : start + 5]] == terminal
 
 
-def test_what_is_gone_is_named_and_the_rest_is_shown(world: World, tmp_path: Path) -> None:
+def test_what_is_gone_is_named_and_the_rest_is_shown(world, tmp_path):
     """Photographs, the target's store, an SAE with its detector, metrics of a seed or direction."""
     poorer = world.copied(tmp_path)
     shutil.rmtree(poorer.paths.store("target"))
@@ -255,7 +245,7 @@ def test_what_is_gone_is_named_and_the_rest_is_shown(world: World, tmp_path: Pat
     assert any(link.endswith("-map.jpg") for link in page.links)
 
 
-def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path) -> None:
+def test_a_photograph_that_cannot_be_read_is_named(world, tmp_path):
     shutil.copytree(world.root / "target", tmp_path / "target")
     broken = tmp_path / "target" / "only-defects" / "test" / "crack" / "000.png"
     broken.write_bytes(b"not an image")
@@ -266,7 +256,7 @@ def test_a_photograph_that_cannot_be_read_is_named(world: World, tmp_path: Path)
     assert said in page.text
 
 
-def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> None:
+def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder):
     page = Page(folder / "index.html")
     maps = [link for link in set(page.links) if link.endswith("-map.jpg")]
     assert len(maps) == 4 + 1 + 2  # 4 anomalous, the false alarm; 2 of the other category
@@ -275,19 +265,19 @@ def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder: Path) -> No
             assert heat_map.size == (64, 48)
 
 
-def test_a_folder_that_is_no_report_is_not_replaced(world: World, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_report_is_not_replaced(world, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SpgError, match="not a report"):
         built(world, tmp_path)
     assert (tmp_path / "thesis.tex").is_file()
 
 
-def test_without_curves_there_is_no_figure() -> None:
+def test_without_curves_there_is_no_figure():
     assert figures.pixel_curves([], "none") is None
     assert figures.training_curves([], "none") is None
 
 
-def test_the_quality_of_saes_and_their_stability_are_told(folder: Path) -> None:
+def test_the_quality_of_saes_and_their_stability_are_told(folder):
     text = Page(folder / "index.html").text
     assert "Almost dead" in text
     assert len(re.findall(r"Layer s\d+: stability between seeds [01]\.\d{3}", text)) == 2

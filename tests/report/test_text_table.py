@@ -42,7 +42,7 @@ def only(category: int) -> MetricsTable:
     return with_mean(table.context, [table.categories[category]])
 
 
-def test_caption_names_everything_a_number_stands_on() -> None:
+def test_caption_names_everything_a_number_stands_on():
     caption = " ".join(text_table(table_of()).partition("\n\n")[0].split())
     assert caption == (
         "Target visa (test split); auxiliary mvtec; backbone vit@448; method protocol spg; metrics "
@@ -50,7 +50,7 @@ def test_caption_names_everything_a_number_stands_on() -> None:
     )
 
 
-def test_columns_and_undefined_cells() -> None:
+def test_columns_and_undefined_cells():
     text = text_table(table_of())
     head = next(line for line in text.splitlines() if line.startswith("Category"))
     of_images, of_pixels = ("Image AUROC", "Image AP", "Image F1-max"), ("Pixel AUROC", "Pixel AP")
@@ -61,7 +61,7 @@ def test_columns_and_undefined_cells() -> None:
     assert one_class.split()[1:4] == ["–", "–", "–"]
 
 
-def test_columns_are_aligned() -> None:
+def test_columns_are_aligned():
     """Cells of a column end at the same place of the terminal, where 蝋 takes two."""
     figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
     table = seeds_mean([table_of(seed=seed, noise=0.9) for seed in (111, 112)])
@@ -77,7 +77,7 @@ def test_columns_are_aligned() -> None:
     assert len(ends.pop()) == 7
 
 
-def test_mean_says_over_how_many_categories() -> None:
+def test_mean_says_over_how_many_categories():
     text = text_table(table_of())
     assert "mean over 1 to 2 categories" in text
     assert "Mean over 1 of 2 categories: Image AUROC, Image AP, Image F1-max." in text
@@ -88,7 +88,7 @@ def test_mean_says_over_how_many_categories() -> None:
     assert "Mean over 0" not in undefined
 
 
-def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
+def test_what_pixel_metrics_left_out_stands_below_the_table():
     table = table_of()
     rows = [
         replace(row, counts=replace(row.counts, images_without_mask=1, vanished_regions=2))
@@ -101,7 +101,7 @@ def test_what_pixel_metrics_left_out_stands_below_the_table() -> None:
     assert "Vanished" not in text_table(table_of())
 
 
-def test_several_seeds_show_mean_and_deviation() -> None:
+def test_several_seeds_show_mean_and_deviation():
     tables = [table_of(seed=seed, noise=0.9) for seed in (111, 112, 113)]
     text = text_table(seeds_mean(tables))
     values = [table.mean.metrics["pixel_auroc"] for table in tables]
@@ -109,7 +109,7 @@ def test_several_seeds_show_mean_and_deviation() -> None:
     assert "seeds 111, 112, 113: mean ± sample standard deviation" in " ".join(text.split())
 
 
-def test_published_figures_may_be_shares_or_per_cent_and_have_a_line_and_a_source() -> None:
+def test_published_figures_may_be_shares_or_per_cent_and_have_a_line_and_a_source():
     figure = PublishedFigure(
         aux="mvtec", target="visa", image_auroc=80.2, pixel_auroc=0.96, source="a paper"
     )
@@ -119,7 +119,7 @@ def test_published_figures_may_be_shares_or_per_cent_and_have_a_line_and_a_sourc
     assert "Published: a paper." in lines
 
 
-def test_overview_has_a_line_a_direction() -> None:
+def test_overview_has_a_line_a_direction():
     figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
     table = overview_table([(table_of("spg"), figure), (table_of("spg"), None)])
     assert table.columns == (

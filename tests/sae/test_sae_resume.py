@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import METHOD, SAE
+from tiny import METHOD, sae_params
 
-from spg_pipe.artefacts import checkpoint
 from spg_pipe.artefacts.checkpoint import Checkpoints
-from spg_pipe.recipe.params import SaeParams
 from spg_pipe.sae import sparse
 from spg_pipe.sae import train as train_module
 from spg_pipe.sae.train import SaeResult, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 from spg_pipe.store.reader import FeatureStore
-
-
-def params(**changes: Any) -> SaeParams:
-    return SaeParams.model_validate(SAE.model_dump() | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +78,7 @@ def test_a_killed_run_that_goes_on_has_the_bits_of_an_unbroken_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sparse, "DENSE_ENTRIES", dense_entries)
-    settings, method = params(**changes), METHOD.model_copy(update={"protocol": protocol})
+    settings, method = sae_params(**changes), METHOD.model_copy(update={"protocol": protocol})
     unbroken = train_sae(tiny_store, settings, method, seed=1)
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=0, say=said.append)
@@ -111,18 +105,8 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=0, say=said.append)
     with killed_after(5), pytest.raises(KilledError):
-        train_sae(tiny_store, params(), METHOD, seed=1, checkpoints=checkpoints)
-    settings, method = params(**changes), METHOD.model_copy(update={"protocol": protocol})
+        train_sae(tiny_store, sae_params(), METHOD, seed=1, checkpoints=checkpoints)
+    settings, method = sae_params(**changes), METHOD.model_copy(update={"protocol": protocol})
     result = train_sae(tiny_store, settings, method, seed=seed, checkpoints=checkpoints)
     assert "starts anew" in said[0]
     assert same(result, train_sae(tiny_store, settings, method, seed=seed))
-
-
-def test_checkpoints_come_at_intervals_only(
-    tiny_store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[Path] = []
-    monkeypatch.setattr(checkpoint, "_write", lambda path, *_: written.append(path))
-    checkpoints = Checkpoints(tmp_path / "checkpoint", seconds=1e9)
-    train_sae(tiny_store, params(), METHOD, seed=1, checkpoints=checkpoints)
-    assert written == []

@@ -70,7 +70,7 @@ def test_five_steps_of_any_size_have_the_bits_of_the_dense_ones(
 ) -> None:
     # Adam divides a nearly zero gradient by itself: an error in its last bits becomes a whole step
     # of 1e-3. Tokens near a few prototypes leave latents dead, so that AuxK takes part.
-    for seed in range(4):
+    for seed in range(2):
         start = rows(torch.randn(latents, dim, generator=torch.Generator().manual_seed(seed)))
         reference = DenseSae(start, start, k=k, dead_after=2 * 2 * patches)
         ours = trainer(reference)

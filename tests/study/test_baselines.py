@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -48,7 +46,7 @@ def values_of(judge: Values, store: FeatureStore, images: list[int]) -> dict[str
     }
 
 
-def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store: FeatureStore) -> None:
+def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store):
     found = values_of(dissimilarity(), tiny_store, [3, 8])
     for layer, values in found.items():
         x = unit_tokens(tiny_store, layer, [3, 8])
@@ -56,9 +54,7 @@ def test_dissimilarity_is_the_distance_from_the_mean_patch(tiny_store: FeatureSt
         np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
-def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
-    tiny_store: FeatureStore, normals: FeatureStore
-) -> None:
+def test_mahalanobis_is_that_of_scikit_learn_for_each_category(tiny_store, normals):
     from sklearn.covariance import LedoitWolf
 
     found = values_of(mahalanobis(tiny_store, normals), tiny_store, [2, 12])
@@ -69,9 +65,7 @@ def test_mahalanobis_is_that_of_scikit_learn_for_each_category(
         np.testing.assert_allclose(found["1"][place], np.sqrt(squared / 12), rtol=1e-3)
 
 
-def test_images_of_the_target_judge_each_other_but_never_themselves(
-    tiny_store: FeatureStore,
-) -> None:
+def test_images_of_the_target_judge_each_other_but_never_themselves(tiny_store):
     found = values_of(mutual_scoring(tiny_store, seed=0), tiny_store, [4])["2"][0]
     x = unit_tokens(tiny_store, "2", list(range(16)))
     distances = [1 - (x[4] @ x[other].T).max(axis=1) for other in range(16) if other != 4]
@@ -79,9 +73,7 @@ def test_images_of_the_target_judge_each_other_but_never_themselves(
     np.testing.assert_allclose(found, nearest.mean(axis=0), atol=1e-5)
 
 
-def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(
-    tiny_store: FeatureStore,
-) -> None:
+def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(tiny_store):
     judge = logistic_regression(tiny_store, seed=0)
     masks = tiny_store.masks(np.arange(16)).reshape(16, 4, 8, 4, 8).mean(axis=(2, 4))
     values = values_of(judge, tiny_store, list(range(16)))["1"]
@@ -90,7 +82,7 @@ def test_logistic_regression_tells_the_classes_that_it_was_fitted_on(
     assert values[defective].mean() > 0 > values[normal].mean()
 
 
-def test_free_guides_are_any_vectors(tiny_store: FeatureStore) -> None:
+def test_free_guides_are_any_vectors(tiny_store):
     guides = TrainedGuides(epochs=1)
     axes = free_dictionary(tiny_store)
     detector, _ = make_detector(tiny_store, plan_of(axes, 3, guides=guides))
@@ -99,9 +91,7 @@ def test_free_guides_are_any_vectors(tiny_store: FeatureStore) -> None:
         assert (guide.atoms.abs().sum(dim=1) == 1).all()
 
 
-def test_scores_of_a_method_name_it_and_are_judged_as_all_others(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_scores_of_a_method_name_it_and_are_judged_as_all_others(tiny_store, tmp_path):
     about = {"method": "intra-image dissimilarity", "supervision": "nothing"}
     scores = score_patchwise(dissimilarity(), tiny_store, tmp_path / "s", **about)
     assert scores.record.supervision == "nothing"

@@ -58,7 +58,7 @@ def rows_of(comparison: Result) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in comparison.rows}
 
 
-def test_every_method_says_what_it_saw(compared: tuple[Path, Result]) -> None:
+def test_every_method_says_what_it_saw(compared):
     sees = {name: row["supervision"] for name, row in rows_of(compared[1]).items()}
     assert {name: sees[name] for name in ZERO_SHOT} == ZERO_SHOT
     others = {name: what for name, what in sees.items() if name not in ZERO_SHOT}
@@ -74,9 +74,7 @@ def test_every_method_says_what_it_saw(compared: tuple[Path, Result]) -> None:
         assert what.split()[0] in compared[1].table
 
 
-def test_rows_are_means_over_seeds_inside_their_intervals(
-    compared: tuple[Path, Result],
-) -> None:
+def test_rows_are_means_over_seeds_inside_their_intervals(compared):
     for name, row in rows_of(compared[1]).items():
         for work in ("making", "scoring"):
             assert row[f"{work}_seconds"] > 0, name
@@ -90,9 +88,7 @@ def test_rows_are_means_over_seeds_inside_their_intervals(
             assert low - 1e-3 <= row["pixel_auroc"] <= high + 1e-3, name
 
 
-def test_the_recipes_row_is_what_its_own_stages_give(
-    compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipes_row_is_what_its_own_stages_give(compared, monkeypatch):
     folder, comparison = compared
     monkeypatch.chdir(folder)
     run = run_of()
@@ -104,10 +100,8 @@ def test_the_recipes_row_is_what_its_own_stages_give(
 
 
 def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
-    compared: tuple[Path, Result],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    compared, monkeypatch, capsys
+):
     folder, first = compared
     monkeypatch.chdir(folder)
     again = compare(replace(run_of(seeds=[1]), console=Console(1)), normals=2)
@@ -124,9 +118,7 @@ def test_a_second_run_makes_nothing_again_and_still_knows_what_it_cost(
 
 
 @pytest.mark.parametrize("method", methods.TRAINED)
-def test_trained_guides_of_other_inputs_or_settings_are_made_again(
-    method: str, compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trained_guides_of_other_inputs_or_settings_are_made_again(method, compared, monkeypatch):
     monkeypatch.chdir(compared[0])
     same, other = run_of(), run_of(method={"detection": "mean_tokens"})
     store, target = (
@@ -138,9 +130,7 @@ def test_trained_guides_of_other_inputs_or_settings_are_made_again(
     assert not making._is_made(same, target, method, "left", 1)
 
 
-def test_what_was_made_elsewhere_has_no_making_cost(
-    compared: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_was_made_elsewhere_has_no_making_cost(compared, monkeypatch, tmp_path):
     monkeypatch.chdir(compared[0])
     run, loading = run_of(), Cost(0.5, 800.0)
     origin = Detector.load(run.paths.detector("left", 1)).record.origin
@@ -156,9 +146,7 @@ def test_what_was_made_elsewhere_has_no_making_cost(
     assert MakingCosts.load(tmp_path / "costs.json").costs == {}
 
 
-def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_method_is_judged_once_on_a_target_if_the_auxiliary_set_does_not_matter(monkeypatch):
     def none(*_args: object) -> None:
         raise UnsuitableError("no train split")
 
@@ -203,9 +191,7 @@ def few_shot_of(entries: list[Any]) -> list[Any]:
     return [entry for entry in entries if entry.method in FEW_SHOT]
 
 
-def test_few_shot_methods_take_each_product_by_itself_from_a_train_split(
-    listed: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_shot_methods_take_each_product_by_itself_from_a_train_split(listed, capsys):
     entries = listed()
     assert {entry.method for entry in entries} == {*ZERO_SHOT, *FEW_SHOT}
     for entry in few_shot_of(entries):
@@ -225,9 +211,7 @@ def test_few_shot_methods_take_each_product_by_itself_from_a_train_split(
     assert "No few-shot methods on right" in capsys.readouterr().err
 
 
-def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
-    listed: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(listed, monkeypatch):
     loaded: list[str] = []
     load = features.load_backbone
 
@@ -261,8 +245,6 @@ def test_the_backbone_is_loaded_once_and_what_is_damaged_stops_a_comparison(
         ({"metrics": {"resolution": "original"}}, "metrics.resolution=model"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_any_work(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_compared_is_refused_before_any_work(changes, message):
     with pytest.raises(SpgError, match=message):
         compare(run_of(**changes))

@@ -38,7 +38,7 @@ def products() -> tuple[int, float]:
     return torch.get_num_threads(), float((x.sin() * x.cos()).sum())
 
 
-def test_a_job_starts_when_what_it_needs_is_done_and_those_listed_first_go_first() -> None:
+def test_a_job_starts_when_what_it_needs_is_done_and_those_listed_first_go_first():
     jobs = [
         Job("last", partial(interval, 0.0), after=("second", "first", "made yesterday")),
         Job("first", partial(interval, 0.2)),
@@ -52,7 +52,7 @@ def test_a_job_starts_when_what_it_needs_is_done_and_those_listed_first_go_first
     assert alone == ["first", "second", "last"]
 
 
-def test_every_job_has_one_thread_so_that_the_number_of_cores_changes_no_bit() -> None:
+def test_every_job_has_one_thread_so_that_the_number_of_cores_changes_no_bit():
     jobs = [Job(str(number), products) for number in range(3)]
     side_by_side = [result for _, result in run_jobs(jobs, "cpu", workers=3)]
     one_by_one = [result for _, result in run_jobs(jobs, "cpu", workers=1)]
@@ -60,7 +60,7 @@ def test_every_job_has_one_thread_so_that_the_number_of_cores_changes_no_bit() -
     assert len(set(side_by_side + one_by_one)) == 1
 
 
-def test_a_failure_arrives_as_it_was_raised_and_stops_the_others() -> None:
+def test_a_failure_arrives_as_it_was_raised_and_stops_the_others():
     jobs = [Job("long", partial(time.sleep, 60)), Job("bad", partial(refuse, "no masks"))]
     start = time.monotonic()
     with pytest.raises(SpgError, match="no masks") as caught:
@@ -70,12 +70,12 @@ def test_a_failure_arrives_as_it_was_raised_and_stops_the_others() -> None:
     assert "in refuse" in str(caught.value.__cause__)
 
 
-def test_a_killed_process_is_named() -> None:
+def test_a_killed_process_is_named():
     with pytest.raises(SpgError, match="process of guides ended without a result"):
         list(run_jobs([Job("guides", partial(os._exit, 7))], "cpu", workers=1))
 
 
-def test_whoever_stops_listening_stops_the_jobs() -> None:
+def test_whoever_stops_listening_stops_the_jobs():
     running = run_jobs([Job("own", os.getpid), Job("long", partial(time.sleep, 60))], "cpu", 2)
     first = next(running)
     others = psutil.Process().children(recursive=True)
@@ -86,8 +86,8 @@ def test_whoever_stops_listening_stops_the_jobs() -> None:
 
 
 def test_a_job_runs_the_code_that_started_it_whatever_lies_in_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     other = tmp_path / "spg_pipe"
     other.mkdir()
     (other / "__init__.py").write_text("raise SystemExit('another copy')")
@@ -106,12 +106,12 @@ def test_a_job_runs_the_code_that_started_it_whatever_lies_in_the_working_folder
     assert str(tmp_path) in done.stdout
 
 
-def test_a_gpu_has_one_job_at_a_time() -> None:
+def test_a_gpu_has_one_job_at_a_time():
     assert workers_for("cuda:1") == 1
     assert workers_for("cpu") == torch.get_num_threads()
 
 
-def test_a_cost_is_the_time_and_the_peak_beyond_the_start() -> None:
+def test_a_cost_is_the_time_and_the_peak_beyond_the_start():
     start = idle_memory()
     with measured(start) as first:
         assert math.isnan(first.seconds)

@@ -42,9 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_sweep_equals_its_settings_one_by_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_equals_its_settings_one_by_one(folder, monkeypatch):
     monkeypatch.chdir(folder)
     result = sweep(run_of({"sweep": SWEEP, "seeds": [1, 2]}))
     rows = {tuple(row[key] for key in SWEEP): row for row in result.rows}
@@ -64,9 +62,7 @@ def test_a_sweep_equals_its_settings_one_by_one(
     assert result.path.read_text().startswith("sae.k,guides.top_k,score.image_score,")
 
 
-def test_a_second_sweep_makes_nothing_again_but_damaged_scores(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_sweep_makes_nothing_again_but_damaged_scores(folder, monkeypatch):
     monkeypatch.chdir(folder)
     run = run_of({"name": "mended", "sweep": {"sae.k": [2, 4]}, "seeds": [1]})
     first = sweep(run)
@@ -89,7 +85,7 @@ def test_a_second_sweep_makes_nothing_again_but_damaged_scores(
 ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
 
 
-def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -> None:
+def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own():
     recipe = RECIPE | {"sweep": ABLATION}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
     assert run.params.decision.image.cls == 1.0
@@ -113,9 +109,7 @@ def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own() -
         assert one.run.params == parse_params(content, "test")
 
 
-def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(folder, monkeypatch):
     monkeypatch.chdir(folder)
     recipe = RECIPE | {"name": "ablated", "seeds": [1], "sweep": ABLATION}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
@@ -139,18 +133,18 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(
         ({"sae": [{"k": 8}], "sae.k": [4]}, "sae and sae.k both set it"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_says_why(axes: dict[str, Any], fault: str) -> None:
+def test_a_sweep_that_makes_no_sense_says_why(axes, fault):
     with pytest.raises(SpgError, match=fault):
         settings_of(run_of({"sweep": axes}))
 
 
-def test_whole_sections_may_vary() -> None:
+def test_whole_sections_may_vary():
     aliases = ["dinov3", "openclip"]
     settings = settings_of(run_of({"sweep": {"backbone": [{"alias": a} for a in aliases]}}))
     assert [one.run.params.backbone.alias for one in settings] == aliases
 
 
-def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Path) -> None:
+def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder):
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
     options = ("sweep", "--params", "recipe.json", "--set")
     done = spg(*options, "sweep={sae.k: [2, 4]}", "--json", cwd=folder)
@@ -164,9 +158,7 @@ def test_the_command_prints_the_table_and_takes_a_sweep_as_an_option(folder: Pat
     assert "sweep.sae.k: expected a list, for instance [2]; found 2" in bare.stderr
 
 
-def test_both_metric_protocols_fit_in_one_table(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_metric_protocols_fit_in_one_table(folder, monkeypatch):
     monkeypatch.chdir(folder)
     recipe = {"name": "both", "sweep": {"metrics.protocol": ["exact", "spg"]}, "seeds": [1]}
     table = sweep(run_of(recipe)).table

@@ -6,7 +6,6 @@ the photograph, and its local contrast is scaled to about that of the photograph
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -25,13 +24,9 @@ _COLOUR_SIGMA = (30.0, 30.0, 0.0)
 """Width in pixels of the neighbourhood whose mean colour a defect takes; not across channels."""
 
 
-class Drawing(NamedTuple):
-    """A defect before it takes the photograph's colour and contrast."""
-
-    alpha: np.ndarray
-    """(W, W) float in [0, 1]: how much of it covers the photograph; 0 at the window's border."""
-    relief: np.ndarray
-    """(W, W) float: its brightness; only the shape counts, not the scale."""
+Drawing = tuple[np.ndarray, np.ndarray]
+"""A defect before it takes the photograph's colour and contrast, twice (W, W) float: how much of it
+covers the photograph, in [0, 1], 0 at the window's border; its brightness, on any scale."""
 
 
 def paint(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +63,7 @@ def lint(size: int, rng: np.random.Generator) -> Drawing:
     on = (row >= 0) & (row < size) & (column >= 0) & (column < size)
     drawn = np.zeros((size, size))
     drawn[row[on], column[on]] = shade[on]
-    return Drawing(_blob(size, rng), ndimage.gaussian_filter(drawn, 1.1))
+    return _blob(size, rng), ndimage.gaussian_filter(drawn, 1.1)
 
 
 def scratches(size: int, rng: np.random.Generator) -> Drawing:
@@ -81,7 +76,7 @@ def scratches(size: int, rng: np.random.Generator) -> Drawing:
         half_length = rng.uniform(0.1, 0.25) * size
         within = np.abs(along - rng.uniform(-0.3, 0.3) * size) < half_length
         relief += rng.choice([-1.0, 1.0]) * line * within
-    return Drawing(_blob(size, rng), relief)
+    return _blob(size, rng), relief
 
 
 def spatter(size: int, rng: np.random.Generator) -> Drawing:
@@ -89,7 +84,7 @@ def spatter(size: int, rng: np.random.Generator) -> Drawing:
     _, across = turned((size, size), rng.uniform(0, np.pi))
     lanes = np.abs(across / 14 - np.floor(across / 14) - 0.5) < 0.33
     splashes = ((_noise(size, 2.2, rng) > 0.3) & lanes).astype(float)
-    return Drawing(_blob(size, rng), -ndimage.gaussian_filter(splashes, 0.8))
+    return _blob(size, rng), -ndimage.gaussian_filter(splashes, 0.8)
 
 
 def blisters(size: int, rng: np.random.Generator) -> Drawing:
@@ -104,7 +99,7 @@ def blisters(size: int, rng: np.random.Generator) -> Drawing:
         y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
         shading = -0.7 * (y + x) + 1.2 * (np.hypot(y + 0.4, x + 0.4) < 0.25)
         part[...] = np.where(np.hypot(y, x) < 1, shading, part)
-    return Drawing(_blob(size, rng), relief)
+    return _blob(size, rng), relief
 
 
 def crackle(size: int, rng: np.random.Generator) -> Drawing:
@@ -117,13 +112,13 @@ def crackle(size: int, rng: np.random.Generator) -> Drawing:
     gap = (distance[:, 1] - distance[:, 0]).reshape(size, size)
     shade = rng.normal(0, 0.08, len(seeds))[nearest[:, 0]].reshape(size, size)
     relief = ndimage.gaussian_filter(shade, 0.7) - np.exp(-((gap / 2.2) ** 2))
-    return Drawing(_blob(size, rng), relief + 0.03 * _noise(size, 1.0, rng))
+    return _blob(size, rng), relief + 0.03 * _noise(size, 1.0, rng)
 
 
 def tidemark(size: int, rng: np.random.Generator) -> Drawing:
     """A dried liquid: the bright winding rims that it left."""
     level = _noise(size, 7, rng)
-    return Drawing(_blob(size, rng), np.exp(-(((level - 0.3) / 0.18) ** 2)))
+    return _blob(size, rng), np.exp(-(((level - 0.3) / 0.18) ** 2))
 
 
 DRAWINGS: dict[str, Callable[[int, np.random.Generator], Drawing]] = {

@@ -21,7 +21,7 @@ from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
 from spg_pipe.detector.scores import Progress, Scores, write_scores
-from spg_pipe.errors import SpgError, UnsuitableError
+from spg_pipe.errors import SpgError, UnsuitableError, listed
 from spg_pipe.recipe.params import BankParams, ScoreParams
 from spg_pipe.store.reader import FeatureStore
 
@@ -90,10 +90,9 @@ def note_of_copies(copies: int, images: int) -> str:
 
 def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
     """What is said if some of the images to be judged (`paths`) are normal images themselves."""
-    named = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
     return (
-        f"Note: {len(paths)} of the {images} images are among the normal ones ({named}): few-shot "
-        f"methods have nothing against them, {so}"
+        f"Note: {len(paths)} of the {images} images are among the normal ones "
+        f"({listed(paths, 3)}): few-shot methods have nothing against them, {so}"
     )
 
 
@@ -104,7 +103,13 @@ def banks_of(
     *,
     device: str = "cpu",
 ) -> Banks:
-    """A bank for each category of a target, from the images that `normals_of` finds."""
+    """A bank for each category of a target, from the images that `normals_of` finds.
+
+    Raises
+    ------
+    SpgError
+        As `normals_of` and `MemoryBank.of`.
+    """
     rows = normals_of(stores, target)
     banks = {
         name: MemoryBank.of_store(images.store, images.rows, params, device=device)
@@ -260,7 +265,17 @@ def judge_fused(
     seen: BackboneSpec,
     weight: float,
 ) -> Judged:
-    """The additive decision with the bank's distance as one more component of patches and image."""
+    """The additive decision with the bank's distance as one more component of patches and image.
+
+    Parameters
+    ----------
+    distances : Distances
+        Of the same images.
+    tokens, seen
+        As for `judge`.
+    weight : float
+        Of the bank, in the map and in the image score.
+    """
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
     judged = judge(detector, tokens, grids, seen, detector.record.rule)
     patches = {

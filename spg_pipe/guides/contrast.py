@@ -37,14 +37,11 @@ class LayerSums:
     All tokens are scaled to unit length first.
     """
 
-    normal: Tensor
-    """(n, D) float32: sum of the patches without a defect."""
-    normal_count: Tensor
-    """(n,) float32."""
-    anomalous: Tensor
-    """(n, D) float32: sum of the patches, each weighted by the defect's share of its area."""
-    anomalous_count: Tensor
-    """(n,) float32: sum of those weights."""
+    patches: Tensor
+    """(n, 2, D) float32: sums of the patches without a defect, and of all, each weighted by the
+    defect's share of its area."""
+    counts: Tensor
+    """(n, 2) float32: sums of their weights."""
     cls: Tensor
     """(n, D) float32."""
     mean_tokens: Tensor
@@ -71,16 +68,19 @@ def class_sums(
     """One pass over a labelled store.
 
     Patches count where the mask is known, whole images wherever the label is.
+
+    Parameters
+    ----------
+    progress : callable (images done, images in all), optional
     """
     labels = store.array("label").astype(np.int64)
-    teaches = np.zeros(len(store), bool)
-    teaches[labelled_images(store)] = True
+    taught = labelled_images(store)
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in store.layers}
     grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
             masks = torch.from_numpy(store.masks(images)).to(device).float()[:, None]
-            known = torch.from_numpy(teaches[images]).to(device)
+            known = torch.from_numpy(np.isin(images, taught)).to(device)
             for layer, values in tokens.items():
                 share = F.adaptive_avg_pool2d(masks, grids[layer]).flatten(1)
                 parts[layer].append(_sums(values, share, known))
@@ -98,18 +98,11 @@ def _sums(tokens: Tensor, share: Tensor, known: Tensor) -> tuple[Tensor, ...]:
     """A batch's rows of `LayerSums`, of tokens (B, 1 + N, D) and shares (B, N) of defects."""
     scale = 1 / tokens.norm(dim=-1).clamp_min(1e-8)
     # A patch that is partly defective is neither normal nor wholly anomalous.
-    normal = (share == 0) & known[:, None]
-    anomalous = share * known[:, None]
-    weights = torch.stack([normal.float(), anomalous, torch.ones_like(share)], 1)
+    normal = ((share == 0) & known[:, None]).float()
+    weights = torch.stack([normal, share * known[:, None], torch.ones_like(share)], 1)
     sums = (weights * scale[:, None, 1:]) @ tokens[:, 1:]
-    return (
-        sums[:, 0],
-        normal.float().sum(1),
-        sums[:, 1],
-        anomalous.sum(1),
-        tokens[:, 0] * scale[:, :1],
-        unit(sums[:, 2]),
-    )
+    cls = tokens[:, 0] * scale[:, :1]
+    return sums[:, :2], weights[:, :2].sum(2), cls, unit(sums[:, 2])
 
 
 def _folds(store: FeatureStore) -> np.ndarray:
@@ -160,19 +153,15 @@ def _mean(
     sums: ClassSums, layer: str, view: View, rows: np.ndarray, anomalous: bool
 ) -> Tensor | None:
     """(D,) float64 mean of one class of one category, or None where it has none."""
-    found = sums.layers[layer]
+    values = sums.layers[layer]
     if view == "patches":
         chosen = torch.from_numpy(rows)
-        total, count = (
-            (found.anomalous, found.anomalous_count)
-            if anomalous
-            else (found.normal, found.normal_count)
-        )
-        number = count[chosen].double().sum()
-        return total[chosen].double().sum(0) / number if number > 0 else None
+        count = values.counts[chosen, int(anomalous)].double().sum()
+        total = values.patches[chosen, int(anomalous)].double().sum(0)
+        return total / count if count > 0 else None
     rows = rows & (sums.labels == int(anomalous))
-    values: Tensor = getattr(found, view)
-    return values[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
+    images: Tensor = getattr(values, view)
+    return images[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
 
 
 def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:

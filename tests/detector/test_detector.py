@@ -247,3 +247,6 @@ def test_only_used_atoms_are_kept() -> None:
     guides = LayerGuides.of_codes(codes, ("cls", "patches"), atoms, dead, None, (2, 2))
     assert guides.atom_ids.tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
     assert vectors_of(guides).equal(effective_codes(codes, dead) @ atoms)
+    lost = LayerGuides.of_codes(-codes.abs(), ("cls", "patches"), atoms, dead, None, (2, 2))
+    assert lost.atom_ids.shape == (0,)
+    assert not vectors_of(lost).any()

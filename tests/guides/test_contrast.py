@@ -44,11 +44,11 @@ def test_sums_are_those_of_unit_tokens_weighted_by_what_is_defective(
         taught = row["mask_state"] != 2  # a defect without a mask says nothing about patches
         seen.add((int(row["label"]), bool(taught)))
         normal = (share == 0) & taught
-        np.testing.assert_allclose(found.normal[image], tokens[normal].sum(0), atol=1e-5)
-        assert found.normal_count[image] == normal.sum()
+        np.testing.assert_allclose(found.patches[image, 0], tokens[normal].sum(0), atol=1e-5)
+        assert found.counts[image, 0] == normal.sum()
         anomalous = (tokens * share[:, None] * taught).sum(0)
-        np.testing.assert_allclose(found.anomalous[image], anomalous, atol=1e-5)
-        assert found.anomalous_count[image] == pytest.approx((share * taught).sum(), abs=1e-5)
+        np.testing.assert_allclose(found.patches[image, 1], anomalous, atol=1e-5)
+        assert found.counts[image, 1] == pytest.approx((share * taught).sum(), abs=1e-5)
         mean = tokens.mean(0)
         np.testing.assert_allclose(found.mean_tokens[image], mean / np.linalg.norm(mean), atol=1e-5)
         cls = tiny_store.cls(layer, np.array([image]))[0].astype(np.float64)
@@ -100,8 +100,8 @@ def test_only_the_chosen_images_teach(sums: ClassSums) -> None:
     chosen = sums.folds != 0
     before = direction(sums, "1", "patches", chosen)
     layer = sums.layers["1"]
-    noise = torch.where(torch.from_numpy(chosen)[:, None], layer.normal, layer.normal + 5)
-    changed = replace(sums, layers={"1": replace(layer, normal=noise)})
+    noise = torch.where(torch.from_numpy(chosen)[:, None, None], layer.patches, layer.patches + 5)
+    changed = replace(sums, layers={"1": replace(layer, patches=noise)})
     after, everything = (direction(changed, "1", "patches", c) for c in (chosen, None))
     assert before is not None
     assert after is not None

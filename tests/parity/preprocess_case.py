@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,18 +22,12 @@ from spg_pipe.datasets.images import (
 )
 
 
-def dinov3(size: int) -> Preprocess:
-    """What the backbone `dinov3` asks for at `size` pixels."""
-    info = find_alias("dinov3")
+def wanted(alias: Literal["dinov3", "openclip"], size: int) -> Preprocess:
+    """What the backbone asks for at `size` pixels."""
+    info = find_alias(alias)
     assert info is not None
-    return timm_models.preprocess_for(info.model, size)
-
-
-def clip(size: int) -> Preprocess:
-    """What the backbone `openclip` asks for at `size` pixels."""
-    info = find_alias("openclip")
-    assert info is not None
-    return openclip.preprocess_for(info.model, size)
+    family = {"dinov3": timm_models, "openclip": openclip}[alias]
+    return family.preprocess_for(info.model, size)
 
 
 def compare_case(case: Case) -> list[Comparison]:
@@ -51,10 +46,10 @@ def _results(case: Case, folder: Path) -> dict[str, np.ndarray]:
     if case.has("image_rgb"):
         image = read_image(_written(case, "image_rgb", folder), exif=False)
         if case.has("dinov3_pixel_values"):
-            got["dinov3_pixel_values"] = preprocess(image, dinov3(size))
+            got["dinov3_pixel_values"] = preprocess(image, wanted("dinov3", size))
         if case.has("clip_pixel_values"):
             clip_size = int(case.scalar("clip_size"))
-            got["clip_pixel_values"] = preprocess(image, clip(clip_size))
+            got["clip_pixel_values"] = preprocess(image, wanted("openclip", clip_size))
     if case.has("mask_raw"):
         mask = read_mask(_written(case, "mask_raw", folder), exif=False)
         if case.has("mask_resized"):

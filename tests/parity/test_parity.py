@@ -45,7 +45,7 @@ def test_masks_agree_exactly_and_a_grey_file_is_its_rgb_version(case: Case, tmp_
     if not case.has("image_gray"):
         pytest.skip(f"{case} has no image_gray")
     grey = Image.fromarray(case.array("image_gray"))
-    spec = preprocess_case.dinov3(int(case.scalar("size")))
+    spec = preprocess_case.wanted("dinov3", int(case.scalar("size")))
     values = []
     for name, image in (("grey", grey), ("rgb", grey.convert("RGB"))):
         image.save(tmp_path / f"{name}.png")

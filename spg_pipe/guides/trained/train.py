@@ -41,24 +41,10 @@ class GuideRun:
     constants: Constants = PUBLISHED
 
     @property
-    def order(self) -> int:
-        """Seed of the images' order."""
-        return self.seed if self.guides.order_seed is None else self.guides.order_seed
-
-    @property
     def stream(self) -> tuple[int, int, int]:
-        """Runs with the same value see the same batches, and can be fitted together."""
-        return self.order, self.guides.epochs, self.constants.batch_images
-
-    def settings(self) -> dict[str, object]:
-        """All that sets it apart from others on its store: part of a checkpoint's fingerprint."""
-        return {
-            "sae": self.saes.record.fingerprint,
-            # The same settings elsewhere make a dictionary of other bits.
-            "dictionary": self.saes.digest(),
-            "guides": self.guides.content() | asdict(self.constants),
-            "seed": self.seed,
-        }
+        """Order of the images, epochs, images a batch: what runs that are fitted together share."""
+        order = self.seed if self.guides.order_seed is None else self.guides.order_seed
+        return order, self.guides.epochs, self.constants.batch_images
 
 
 class GuideFit(NamedTuple):
@@ -138,7 +124,16 @@ def run_fingerprint(store: FeatureStore, runs: Sequence[GuideRun], method: Metho
         "store": store.fingerprint,
         "method": method.model_dump(mode="json"),
         "protocol": protocol(method.protocol).to_dict(),
-        "runs": [run.settings() for run in runs],
+        "runs": [
+            {
+                "sae": run.saes.record.fingerprint,
+                # The same settings elsewhere make a dictionary of other bits.
+                "dictionary": run.saes.digest(),
+                "guides": run.guides.content() | asdict(run.constants),
+                "seed": run.seed,
+            }
+            for run in runs
+        ],
     }
     return fingerprint(content)
 

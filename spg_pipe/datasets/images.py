@@ -67,7 +67,7 @@ def read_image(path: Path, *, exif: bool) -> np.ndarray:
     SpgError
         The file is missing, damaged, truncated, too large or of a kind without a clear range.
     """
-    return _decode(path, "image", lambda image: _to_rgb(_oriented(image, exif), path))
+    return _decode(path, "image", exif, lambda image: _to_rgb(image, path))
 
 
 def read_mask(path: Path, *, exif: bool) -> np.ndarray:
@@ -78,7 +78,7 @@ def read_mask(path: Path, *, exif: bool) -> np.ndarray:
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
     mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
     """
-    return _decode(path, "mask", lambda image: _to_binary(_oriented(image, exif)))
+    return _decode(path, "mask", exif, _to_binary)
 
 
 def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
@@ -151,10 +151,12 @@ def _resize_uint8(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     return np.divide(channels_first, 255, dtype=np.float32, order="C")
 
 
-def _decode(path: Path, what: str, convert: Callable[[Image.Image], T]) -> T:
-    """Open, decode fully and convert; every failure becomes a message that names the file."""
+def _decode(path: Path, what: str, exif: bool, convert: Callable[[Image.Image], T]) -> T:
+    """Open, decode fully, turn and convert; every failure becomes a message that names the file."""
     try:
         with Image.open(path) as image:
+            if exif:
+                ImageOps.exif_transpose(image, in_place=True)
             return convert(image)
     except SpgError:
         raise
@@ -175,12 +177,6 @@ def reason_of(error: BaseException) -> str:
     if "cannot identify" in str(error):
         return "not an image that Pillow knows"
     return str(error) or type(error).__name__
-
-
-def _oriented(image: Image.Image, exif: bool) -> Image.Image:
-    if exif:
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
 
 
 def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:

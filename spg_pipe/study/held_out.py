@@ -6,7 +6,7 @@ store serves all candidates.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,70 +113,10 @@ def judge_candidates(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Judged:
-    """Judge every candidate on every held-out part.
+    """Judge every candidate on every held-out part; one pass over the store serves all.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
     to do. `progress` is told how many parts of all are done.
-
-    Raises
-    ------
-    SpgError
-        As `look_at_parts`.
-    """
-    shared, judged = look_at_parts(store, candidates, device), Judged()
-    for number, part in enumerate(shared.parts, 1):
-        judged[part] = np.stack([_judge(shared, candidate, part) for candidate in candidates])
-        progress(number, len(shared.parts))
-    return judged
-
-
-def _judge(seen: "PartsSeen", candidate: Candidate, part: str) -> np.ndarray:
-    """(3,) `FIGURES`, means over the part's categories."""
-    measured, figures = seen.measured, []
-    decision, which = seen.decide(candidate, part)
-    for category in np.unique(measured.categories[seen.parts[part]]):
-        rows = np.flatnonzero(seen.parts[part] & (measured.categories == category))
-        values = decision.shares(measured.image_values(decision, which, rows))
-        scores = np.sum(list(values.values()), axis=0)
-        auroc = image_metrics(measured.labels[rows], scores).auroc
-        known = [image for image in rows.tolist() if image in seen.regions]
-
-        def pairs(known: list[int] = known) -> Iterator[tuple[np.ndarray, Regions]]:
-            for image in known:
-                regions = seen.regions[image]
-                patches = measured.log_odds(decision, which, np.array([image]))
-                maps = anomaly_maps(patches, measured.size, at=regions.shape, log_odds=True)
-                yield maps[0], regions
-
-        pixel = accumulate(pairs, "histogram") if known else None
-        figures.append([auroc, *((pixel.auroc, pixel.ap) if pixel else (math.nan, math.nan))])
-    return known_mean(figures)
-
-
-@dataclass(frozen=True)
-class PartsSeen:
-    """What guides that were made without each part say of every image."""
-
-    parts: dict[str, np.ndarray]
-    """Name → (n,) bool: held out together."""
-    measured: Measured
-    regions: dict[int, Regions]
-    """Image → its mask's at S/4."""
-    guides: dict[tuple[int, int, str], tuple[int, frozenset[View]]]
-    """SAE, atoms and part → which of the sets of guides, and the views that they have."""
-
-    def decide(self, candidate: Candidate, part: str) -> tuple[Decision, int]:
-        """A candidate's decision, made without a part, and which of the sets of guides are its."""
-        which, views = self.guides[id(candidate.saes), candidate.atoms, part]
-        without = {str(view): 0.0 for view in VIEWS if view not in views}
-        image = candidate.decision.image.model_copy(update=without)
-        params, among = candidate.decision.model_copy(update={"image": image}), ~self.parts[part]
-        fit = fit_measured(self.measured, params, final=which, honest=which, among=among)
-        return fit.decision, which
-
-
-def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: str) -> PartsSeen:
-    """One pass over the store for all candidates and parts.
 
     Raises
     ------
@@ -196,12 +136,57 @@ def look_at_parts(store: FeatureStore, candidates: Sequence[Candidate], device: 
         layer: {view: torch.stack([each[layer][view] for each in made.values()]) for view in VIEWS}
         for layer in store.layers
     }
-    guides = {}
-    for which, (key, layers) in enumerate(made.items()):
-        views = (view for view in VIEWS if any(bool(by[view].any()) for by in layers.values()))
-        guides[key] = which, frozenset(views)
     measured = measure(store, directions, device=device)
-    return PartsSeen(parts, measured, _coarse_masks(store), guides)
+    regions, places, judged = _coarse_masks(store), list(made), Judged()
+    for number, (part, rows) in enumerate(parts.items(), 1):
+        figures = []
+        for candidate in candidates:
+            key = (id(candidate.saes), candidate.atoms, part)
+            which = places.index(key)
+            params = _without_lacking(candidate.decision, made[key])
+            fit = fit_measured(measured, params, final=which, honest=which, among=~rows)
+            figures.append(_judge(measured, regions, fit.decision, which, rows))
+        judged[part] = np.stack(figures)
+        progress(number, len(parts))
+    return judged
+
+
+def _without_lacking(
+    params: DecisionParams, directions: Mapping[str, Mapping[View, Tensor]]
+) -> DecisionParams:
+    """No weight on image components whose views no layer has."""
+    layers = directions.values()
+    lacking = [view for view in VIEWS if not any(bool(by[view].any()) for by in layers)]
+    image = params.image.model_copy(update={str(view): 0.0 for view in lacking})
+    return params.model_copy(update={"image": image})
+
+
+def _judge(
+    measured: Measured,
+    regions: Mapping[int, Regions],
+    decision: Decision,
+    which: int,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """(3,) `FIGURES` of the chosen images (n,) bool, means over categories."""
+    figures = []
+    for category in np.unique(measured.categories[chosen]):
+        rows = np.flatnonzero(chosen & (measured.categories == category))
+        values = decision.shares(measured.image_values(decision, which, rows))
+        scores = np.sum(list(values.values()), axis=0)
+        auroc = image_metrics(measured.labels[rows], scores).auroc
+        known = [image for image in rows.tolist() if image in regions]
+
+        def pairs(known: list[int] = known) -> Iterator[tuple[np.ndarray, Regions]]:
+            for image in known:
+                patches = measured.log_odds(decision, which, np.array([image]))
+                at = regions[image].shape
+                maps = anomaly_maps(patches, measured.size, at=at, log_odds=True)
+                yield maps[0], regions[image]
+
+        pixel = accumulate(pairs, "histogram") if known else None
+        figures.append([auroc, *((pixel.auroc, pixel.ap) if pixel else (math.nan, math.nan))])
+    return known_mean(figures)
 
 
 def _directions(

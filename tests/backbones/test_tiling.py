@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,15 +27,12 @@ from spg_pipe.backbones.tiling import blend, tiled
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
-from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import judge_images
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.sae.run import SaeRun
 from spg_pipe.sae.train import train_sae
-from spg_pipe.store.reader import FeatureStore
 
 
 def images(side: int, count: int = 2) -> Tensor:
@@ -65,9 +61,7 @@ def test_weights_of_all_tiles_add_up_to_one(places: list[int]) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 4, 100])
 @pytest.mark.parametrize("side", [32, 80])
-def test_a_network_that_sees_one_patch_at_a_time_gives_the_same_in_tiles(
-    side: int, at_once: int
-) -> None:
+def test_a_network_that_sees_one_patch_at_a_time_gives_the_same_in_tiles(side, at_once):
     pixels = images(side)
     found = tiled(TinyBackbone(), [side], at_once=at_once)(pixels)
     expected = TinyBackbone()(pixels)
@@ -137,8 +131,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
-    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
-) -> None:
+    manifest, tiny_detector, tmp_path
+):
     store = extracted(manifest, tmp_path / "tiles.zarr", backbone=tiled(TinyBackbone(), [80]))
     assert store.image_size == 80
     assert store.masks(np.arange(2)).shape == (2, 80, 80)
@@ -157,9 +151,7 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
         train_sae(store, SAE, METHOD, seed=1)
 
 
-def test_predict_gives_maps_of_tiles_at_the_images_own_size(
-    manifest: Manifest, tiny_detector: Detector, tmp_path: Path
-) -> None:
+def test_predict_gives_maps_of_tiles_at_the_images_own_size(manifest, tiny_detector, tmp_path):
     images = read_images(manifest.root / "bolt" / "good", tmp_path / "out")
     predictor = Predictor(tiny_detector, tiled(TinyBackbone(), [80]))
     judged = list(judge_images(predictor, images))
@@ -168,9 +160,7 @@ def test_predict_gives_maps_of_tiles_at_the_images_own_size(
     np.testing.assert_allclose([image.prediction.score for image in judged], many, rtol=1e-6)
 
 
-def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(
-    tiny_store: FeatureStore, tiny_sae: SaeRun
-) -> None:
+def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(tiny_store, tiny_sae):
     detector = make_detector(tiny_store, additive_plan(tiny_sae))[0]
 
     def columns(backbone: Backbone, pixels: Tensor) -> dict[str, np.ndarray]:

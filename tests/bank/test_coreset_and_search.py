@@ -49,9 +49,7 @@ def test_the_search_on_the_cpu_is_exact(k: int) -> None:
     np.testing.assert_allclose(found.numpy(), expected(vectors, queries, k), atol=1e-5)
 
 
-def test_another_device_than_the_cpu_multiplies(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_device_than_the_cpu_multiplies(monkeypatch):
     """`meta` stands for a device that is no CPU: FAISS must not be asked, the product is."""
     import faiss
 
@@ -70,9 +68,7 @@ def test_another_device_than_the_cpu_multiplies(
     assert moved == ["meta"]
 
 
-def test_products_are_taken_in_blocks_and_without_what_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_products_are_taken_in_blocks_and_without_what_is_left_out(monkeypatch):
     sizes: list[int] = []
     topk = torch.Tensor.topk
     monkeypatch.setattr(

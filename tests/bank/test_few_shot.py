@@ -56,9 +56,7 @@ def detector(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
     return make_detector(tiny_store, additive_plan(tiny_sae))[0]
 
 
-def test_an_image_is_judged_by_normal_images_of_its_own_category(
-    tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
-) -> None:
+def test_an_image_is_judged_by_normal_images_of_its_own_category(tiny_store, normals, tmp_path):
     banks = banks_of([normals], tiny_store, PARAMS)
     scores = score_few_shot(None, banks, tiny_store, tmp_path / "s")
     names = tiny_store.table["category"].to_numpy()
@@ -73,8 +71,8 @@ def test_an_image_is_judged_by_normal_images_of_its_own_category(
 
 
 def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
-    tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
-) -> None:
+    tiny_store, normals, detector, tmp_path
+):
     banks = banks_of([normals], tiny_store, PARAMS)
     alone = score_few_shot(None, banks, tiny_store, tmp_path / "alone")
     fused = score_few_shot(detector, banks, tiny_store, tmp_path / "fused")
@@ -95,9 +93,7 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
         score_few_shot(detector, others, tiny_store, tmp_path / "never", alone=alone)
 
 
-def test_scores_and_their_rows_say_what_was_seen(
-    tiny_store: FeatureStore, normals: FeatureStore, detector: Detector, tmp_path: Path
-) -> None:
+def test_scores_and_their_rows_say_what_was_seen(tiny_store, normals, detector, tmp_path):
     banks = banks_of([normals], tiny_store, PARAMS)
     seen = "few-shot: 3 normal images of each category of the target"
     expected = {
@@ -120,9 +116,7 @@ def test_how_many_images_were_seen_is_said_exactly() -> None:
     assert says([4, 7, 5]) == "few-shot: 4 to 7 normal images of each category of the target"
 
 
-def test_copies_are_not_counted_and_two_different_images_are_needed(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_copies_are_not_counted_and_two_different_images_are_needed(tiny_store, tmp_path):
     copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
     banks = banks_of([copied], tiny_store, PARAMS)
     assert says(seen_of(banks.rows)) == "few-shot: 3 normal images of each category of the target"
@@ -134,18 +128,14 @@ def test_copies_are_not_counted_and_two_different_images_are_needed(
         normals_of([single], tiny_store)
 
 
-def test_two_stores_of_one_category_are_refused_by_name(
-    tiny_store: FeatureStore, normals: FeatureStore, tmp_path: Path
-) -> None:
+def test_two_stores_of_one_category_are_refused_by_name(tiny_store, normals, tmp_path):
     other = store_of_normals(tmp_path, "nut", seed=9)
     message = rf"{normals.path} and {other.path} both have normal images of nut"
     with pytest.raises(SpgError, match=message):
         normals_of([normals, other], tiny_store)
 
 
-def test_one_category_serves_another_name_and_several_need_their_own(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_one_category_serves_another_name_and_several_need_their_own(tiny_store, tmp_path):
     washer = store_of_normals(tmp_path / "washer", "washer")
     one = extracted(manifest_of(write_folder(tmp_path / "b", ("bolt",))), tmp_path / "b.zarr")
     assert list(banks_of([washer], one, PARAMS).of) == ["bolt"]
@@ -158,9 +148,7 @@ def test_one_category_serves_another_name_and_several_need_their_own(
     assert banks.origin.normals not in (bolt.fingerprint, nut.fingerprint)
 
 
-def test_what_cannot_be_a_bank_of_this_target_is_refused(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_what_cannot_be_a_bank_of_this_target_is_refused(tiny_store, tmp_path):
     with pytest.raises(SpgError, match=r"has 8 anomalous images \(the first: bolt/dent/00\.png\)"):
         banks_of([tiny_store], tiny_store, PARAMS)
     folder = write_folder(tmp_path / "other", masked=0, missing=0)
@@ -172,17 +160,15 @@ def test_what_cannot_be_a_bank_of_this_target_is_refused(
 
 
 def test_the_published_rule_has_nothing_to_add_a_bank_to(
-    tiny_store: FeatureStore, normals: FeatureStore, tiny_detector: Detector, tmp_path: Path
-) -> None:
+    tiny_store, normals, tiny_detector, tmp_path
+):
     banks = banks_of([normals], tiny_store, PARAMS)
     with pytest.raises(SpgError, match=r"score\.rule is published.*--bank alone"):
         score_few_shot(tiny_detector, banks, tiny_store, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
-def test_scored_images_that_are_normals_of_the_bank_are_marked(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_scored_images_that_are_normals_of_the_bank_are_marked(tiny_store, tmp_path):
     folder = write_folder(tmp_path / "same", good=2, masked=0, missing=0)
     same = extracted(manifest_of(folder), tmp_path / "same.zarr")  # as the store's first two
     scores = score_few_shot(None, banks_of([same], tiny_store, PARAMS), tiny_store, tmp_path / "s")

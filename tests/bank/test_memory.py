@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -52,8 +50,8 @@ def nearest(x: np.ndarray, known: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_distances_are_in_deviations_of_normal_images_from_each_other(
-    tiny_store: FeatureStore, normals: FeatureStore, neighbours: int
-) -> None:
+    tiny_store, normals, neighbours
+):
     bank = bank_of(normals, neighbours=neighbours, top_share=0.1)
     found = bank.distances(tokens_of(tiny_store, [0, 5]))
     apart = {}
@@ -70,9 +68,7 @@ def test_distances_are_in_deviations_of_normal_images_from_each_other(
     assert not found.known.any()
 
 
-def test_a_coreset_is_smaller_and_judged_by_its_own_scale(
-    tiny_store: FeatureStore, normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_coreset_is_smaller_and_judged_by_its_own_scale(tiny_store, normals, monkeypatch):
     kept: list[int] = []
     search = memory.search_among
     monkeypatch.setattr(
@@ -94,9 +90,7 @@ def aligned(count: int) -> normal_patches.TokensOf:
 
 
 @pytest.mark.parametrize("coreset", [256, 10_000])
-def test_other_normal_images_have_mean_0_deviation_1_and_no_top(
-    coreset: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_normal_images_have_mean_0_deviation_1_and_no_top(coreset, monkeypatch):
     """Also with a coreset, which lies nearer to the images that it was chosen from."""
     monkeypatch.setattr(memory, "CORESET", coreset)
     tokens = aligned(80)
@@ -110,9 +104,7 @@ def test_other_normal_images_have_mean_0_deviation_1_and_no_top(
     assert own.known.all()  # those that only gave the scale, too
 
 
-def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(monkeypatch):
     tokens, covered = aligned(80), list[int]()
 
     def first(patches: torch.Tensor, keep: int) -> torch.Tensor:
@@ -136,9 +128,7 @@ def test_copies_are_left_out_and_do_not_change_the_scale(normals: FeatureStore) 
     assert bank.map_top == without.map_top
 
 
-def test_of_very_many_patches_each_image_gives_its_share(
-    normals: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_very_many_patches_each_image_gives_its_share(normals, monkeypatch):
     monkeypatch.setattr(normal_patches, "CANDIDATES", 30)
     reads: list[list[int]] = []
 
@@ -162,9 +152,7 @@ def test_of_very_many_patches_each_image_gives_its_share(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_an_image_is_known_again_in_another_batch_and_a_near_one_is_not(
-    normals: FeatureStore, tmp_path: Path, dtype: str
-) -> None:
+def test_an_image_is_known_again_in_another_batch_and_a_near_one_is_not(normals, tmp_path, dtype):
     folder = write_folder(tmp_path / "p", ("bolt",), good=6, masked=0, missing=0, seed=7)
     stores = [
         extracted(manifest_of(folder), tmp_path / f"{n}.zarr", dtype=dtype, batch_images=n)
@@ -176,9 +164,7 @@ def test_an_image_is_known_again_in_another_batch_and_a_near_one_is_not(
     assert not are_among(one * (1 + 8e-4), one).any()  # as near as photographs in tiles come
 
 
-def test_an_image_of_the_bank_itself_is_known_again(
-    tiny_store: FeatureStore, normals: FeatureStore
-) -> None:
+def test_an_image_of_the_bank_itself_is_known_again(tiny_store, normals):
     bank = bank_of(normals, np.array([0, 2, 3]), coreset=10)
     known = bank.distances(tokens_of(normals, [0, 1, 2, 3])).known
     assert np.flatnonzero(known).tolist() == [0, 2, 3]
@@ -194,8 +180,6 @@ def test_an_image_of_the_bank_itself_is_known_again(
         ([0, 1], {"coreset": 2, "neighbours": 3}, "or give more normal images"),
     ],
 )
-def test_what_makes_no_bank_is_refused(
-    normals: FeatureStore, rows: list[int], params: dict[str, int], message: str
-) -> None:
+def test_what_makes_no_bank_is_refused(normals, rows, params, message):
     with pytest.raises(SpgError, match=message):
         bank_of(normals, np.array(rows), **params)

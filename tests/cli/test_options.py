@@ -50,9 +50,7 @@ def test_an_override_changes_its_section_and_nothing_else(recipe: Path) -> None:
         ("6,", "expected names with commas between them"),
     ],
 )
-def test_what_set_and_layers_cannot_mean_is_said_in_plain_words(
-    recipe: Path, overrides: list[str] | str, message: str
-) -> None:
+def test_what_set_and_layers_cannot_mean_is_said_in_plain_words(recipe, overrides, message):
     given = {"layers" if isinstance(overrides, str) else "overrides": overrides}
     with pytest.raises(SpgError) as error:
         Options(params=recipe, **given).run()  # type: ignore[arg-type]
@@ -75,13 +73,7 @@ def test_options_that_cannot_be_read_are_wrong_usage(recipe: Path, override: str
         ("train-sae", "--store"),
     ],
 )
-def test_what_is_named_and_does_not_exist_is_said_first(
-    recipe: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    option: str,
-) -> None:
+def test_what_is_named_and_does_not_exist_is_said_first(recipe, monkeypatch, capsys, name, option):
     content = RECIPE | {
         "datasets": [{"name": n, "layout": "folder", "root": n} for n in "ab"],
         "directions": [{"aux": "a", "target": "b"}],
@@ -103,8 +95,8 @@ def test_what_is_named_and_does_not_exist_is_said_first(
     ],
 )
 def test_a_recipe_in_force_says_the_command_that_it_is_made_for(
-    tmp_path: Path, recipe_name: str, options: list[str], advice: str
-) -> None:
+    tmp_path, recipe_name, options, advice
+):
     data = ["--mvtec", ".", "--visa", "."] if recipe_name != "demo" else []
     done = spg("recipe", "use", recipe_name, *data, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -119,8 +119,8 @@ CHAIN = ("store", "sae", "detector", "scores", "metrics")
     ],
 )
 def test_options_lead_to_another_place_from_the_first_artefact_that_they_determine(
-    project: MakeRun, section: dict[str, Any], first: str | None
-) -> None:
+    project, section, first
+):
     def places(run: RecipeRun) -> dict[str, Path]:
         given = [("left",), *[("left", 111)] * 2, *[("left", "right", 111)] * 2]
         return {n: getattr(run.paths, n)(*a) for n, a in zip(CHAIN, given, strict=True)}
@@ -158,9 +158,7 @@ def test_named_inputs_and_other_splits_have_places_of_their_own(project: MakeRun
         ({"score": {"rule": "published"}}, r"score\.rule is additive, not published.*spg-pipe sc"),
     ],
 )
-def test_an_edited_recipe_says_what_differs_and_the_first_command(
-    project: MakeRun, section: dict[str, Any], message: str
-) -> None:
+def test_an_edited_recipe_says_what_differs_and_the_first_command(project, section, message):
     with pytest.raises(NotThereError, match=message):
         pipeline.evaluate(project(**section, options=False), "right")
 
@@ -183,9 +181,7 @@ def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> No
         ("right", "right/*/Data/Images/*/*", "feature store"),
     ],
 )
-def test_scores_of_an_older_detector_or_store_are_not_taken(
-    project: MakeRun, name: str, images: str, held: str
-) -> None:
+def test_scores_of_an_older_detector_or_store_are_not_taken(project, name, images, held):
     run = project()
     change_an_image(images)
     pipeline.extract(run, run.params.dataset(name), replace=True)
@@ -279,9 +275,7 @@ def test_a_config_that_is_none_is_called_damaged(project: MakeRun, content: str)
         ('"scores": "[0-9a-f]{64}"', f'"scores": "{"0" * 64}"', r"scores.*spg-pipe evaluate"),
     ],
 )
-def test_metrics_that_are_none_or_of_other_scores_are_not_reported(
-    project: MakeRun, pattern: str, text: str, message: str
-) -> None:
+def test_metrics_that_are_none_or_of_other_scores_are_not_reported(project, pattern, text, message):
     run = project()
     path = run.paths.metrics("left", "right", 111)
     edited, count = re.subn(pattern, text, path.read_text(), count=1, flags=re.DOTALL)

@@ -35,9 +35,7 @@ def run(tmp_path: Path) -> RecipeRun:
     return RecipeRun(parse_params(content, "the test's recipe"), Console(), device="cpu", workers=1)
 
 
-def test_extract_and_train_guides_say_what_they_left_out(
-    run: RecipeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_extract_and_train_guides_say_what_they_left_out(run, capsys):
     (dataset,) = run.params.datasets
     store = pipeline.extract(run, dataset, backbone=TinyBackbone())
     said = capsys.readouterr().err
@@ -59,9 +57,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_resumed_run_counts_only_its_own_work(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_run_counts_only_its_own_work(clock, capsys):
     with Console().progress("train-sae", "tokens") as update:
         clock[0] += 20
         update(9_000, 10_000, 0.5)

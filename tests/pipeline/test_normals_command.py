@@ -58,9 +58,7 @@ def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
     return Path(place)
 
 
-def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(here, capsys):
     zero_shot = pipeline.score(here, "right")[0]
     before = Scores.load(zero_shot).record.fingerprint
     place = scored(capsys, "--split", "right", "--normals", "right/train")
@@ -81,9 +79,7 @@ def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(
     assert "0.914" in command(capsys, "evaluate", "--split", "right")[1]
 
 
-def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(here, capsys):
     first = scored(capsys, "--split", "right", "--normals", "right/train")
     store = next(Path("artifacts/features").glob("right-train-*.zarr"))
     assert scored(capsys, "--split", "right", "--normals", str(store)) == first
@@ -93,9 +89,7 @@ def test_the_same_normals_by_name_folder_or_store_and_other_settings_apart(
     assert share[1] == pytest.approx(3 / BankParams().weight * share[0])
 
 
-def test_a_bank_alone_needs_no_detector(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_bank_alone_needs_no_detector(here, capsys, tmp_path):
     shutil.move("artifacts/detectors", tmp_path)
     try:
         place = scored(capsys, "--split", "right", "--normals", "right/train", "--bank", "alone")
@@ -109,9 +103,7 @@ def test_a_bank_alone_needs_no_detector(
     assert "".join(said.split()) in "".join(out.split())  # lines may break at any hyphen
 
 
-def test_scored_images_among_the_normals_are_reported_each_time(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_scored_images_among_the_normals_are_reported_each_time(here, capsys, tmp_path):
     folder = tmp_path / "seen"
     for category in ("bottle", "screw"):
         shutil.copytree(f"right/{category}/test/good", folder / category / "good")
@@ -123,9 +115,7 @@ def test_scored_images_among_the_normals_are_reported_each_time(
     assert note in command(capsys, "evaluate", "--split", "right", "--scores", str(place))[2]
 
 
-def test_copies_among_the_normals_are_said_and_not_counted(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_copies_among_the_normals_are_said_and_not_counted(here, capsys, tmp_path):
     for category in ("bottle", "screw"):
         good = tmp_path / "seen" / category / "good"
         shutil.copytree(f"right/{category}/train/good", good)
@@ -158,8 +148,8 @@ def test_copies_among_the_normals_are_said_and_not_counted(
     ],
 )
 def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
-    here: RecipeRun, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
+    here, capsys, options, message
+):
     before = sorted(Path("artifacts").glob("few-shot/*/*"))
     code, _, err = command(capsys, "score", *options)
     assert code == 1

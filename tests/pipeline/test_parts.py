@@ -80,9 +80,7 @@ def truncate(path: Path) -> bytes:
         ),
     ],
 )
-def test_a_part_is_no_ones_whole_dataset(
-    run: RecipeRun, backbone: Backbone, options: dict[str, Any], note: str
-) -> None:
+def test_a_part_is_no_ones_whole_dataset(run, backbone, options, note):
     part = extract(run, backbone, **options)
     assert part != run.paths.store("left")
     held = FeatureStore(part)
@@ -99,9 +97,7 @@ def test_a_part_is_no_ones_whole_dataset(
     assert checked_store(run, left(run)).path == whole
 
 
-def test_options_that_leave_nothing_out_give_the_datasets_own_store(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_options_that_leave_nothing_out_give_the_datasets_own_store(run, backbone):
     names = names_of("--categories", "screw, bottle, screw", "bottle,screw")
     assert names == ["screw", "bottle"]
     place = extract(run, backbone, limit=8, categories=names)
@@ -110,23 +106,25 @@ def test_options_that_leave_nothing_out_give_the_datasets_own_store(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_part_is_refused_in_the_place_of_the_whole(run: RecipeRun, backbone: Backbone) -> None:
-    own = run.paths.store("left")
-    with pytest.raises(SpgError, match=r"place of the whole dataset left.*--out"):
-        extract(run, backbone, limit=4, out=own)
-    assert not own.exists()
-
-
-def test_unknown_categories_are_named_with_their_nearest(
-    run: RecipeRun, backbone: Backbone
-) -> None:
-    with pytest.raises(SpgError, match=r"no category botle\. It has: bott"):
-        extract(run, backbone, categories=["screw", "botle"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 4, "out": "the whole's"}, r"place of the whole dataset left.*--out"),
+        ({"out": Path("left/bottle/s.zarr")}, r"among the images of left.*outside"),
+        ({"categories": ["screw", "botle"]}, r"no category botle\. It has: bott"),
+    ],
+)
+def test_places_and_categories_that_cannot_be_are_refused(run, backbone, options, message):
+    if options.get("out") == "the whole's":
+        options = options | {"out": run.paths.store("left")}
+    with pytest.raises(SpgError, match=message):
+        extract(run, backbone, **options)
+    assert not list(Path().rglob("*.zarr"))
 
 
 def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_wholes(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+    run, backbone
+):
     aux = extract(run, backbone, limit=6)
     target = extract(run, backbone, "right", categories=["bottle"], limit=3)
     sae = pipeline.train_sae(run, "left", 111, store=aux)
@@ -144,16 +142,8 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
         pipeline.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
 
 
-def test_no_store_among_the_images(run: RecipeRun, backbone: Backbone) -> None:
-    with pytest.raises(SpgError, match=r"among the images of left.*outside"):
-        extract(run, backbone, out=Path("left/bottle/s.zarr"))
-    assert not list(Path("left").rglob("*.zarr"))
-
-
 @pytest.mark.parametrize("prepared", [None, False, True])
-def test_a_store_without_bad_images_is_the_datasets_own(
-    run: RecipeRun, backbone: Backbone, prepared: bool | None
-) -> None:
+def test_a_store_without_bad_images_is_the_datasets_own(run, backbone, prepared):
     truncate(BAD)
     if prepared is not None:  # headers alone do not find a truncated image
         pipeline.prepare(skipping(prepared), left(run))
@@ -167,9 +157,7 @@ def test_a_store_without_bad_images_is_the_datasets_own(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_store_from_which_images_are_missing_otherwise_is_refused(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_a_store_from_which_images_are_missing_otherwise_is_refused(run, backbone):
     whole = truncate(BAD)
     extract(skipping(True), backbone)
     other = BAD.with_name("002.png")
@@ -187,9 +175,7 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(run, backbone):
     whole = truncate(BAD)
     pipeline.prepare(skipping(True), left(run))
     BAD.write_bytes(whole)
@@ -197,9 +183,7 @@ def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(
     assert checked_store(run, left(run)).path == place
 
 
-def test_a_folder_with_a_bad_image_is_found_by_its_content(
-    run: RecipeRun, backbone: Backbone
-) -> None:
+def test_a_folder_with_a_bad_image_is_found_by_its_content(run, backbone):
     folder = Path("line")
     shutil.copytree("left/bottle/test", folder)
     truncate(folder / "good" / "001.png")
@@ -219,9 +203,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 @pytest.mark.parametrize(("name", "holder"), [("prepare", "manifests"), ("extract", "stores")])
-def test_commands_say_what_was_left_out(
-    run: RecipeRun, capsys: pytest.CaptureFixture[str], name: str, holder: str
-) -> None:
+def test_commands_say_what_was_left_out(run, capsys, name, holder):
     truncate(BAD)
     code, out, _ = command(capsys, name, "--split", "left", "--skip-bad", "--json")
     assert code == 0

@@ -31,9 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
     return run
 
 
-def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
-    run: RecipeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(run, monkeypatch):
     pipeline.train_sae(run, "left", 1)
     sparse = run.params.guides.model_copy(update={"top_k": 2})
     runs = [run, run.with_params(run.params.model_copy(update={"guides": sparse}))]
@@ -57,9 +55,7 @@ def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(
     assert not checkpoint.exists()
 
 
-def test_a_run_that_went_wrong_leaves_no_checkpoint(
-    run: RecipeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_went_wrong_leaves_no_checkpoint(run, monkeypatch):
     monkeypatch.setattr(Checkpoints, "due", lambda _: True)
     monkeypatch.setattr(train_module, "CONSTANTS", StepConstants(lr=1e30))
     written: list[Path] = []

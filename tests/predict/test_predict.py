@@ -77,9 +77,7 @@ def run(tiny_detector: Detector) -> Run:
     return run
 
 
-def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
-    images: Path, out: Path, run: Run
-) -> None:
+def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(images, out, run):
     results = run(images, out)
     assert [row.path for row in results] == ["a.png", "b.png", "more/c.png"]
     assert list(files(out)) == [*(f"overlays/{row.path}.png" for row in results), "scores.csv"]
@@ -93,8 +91,8 @@ def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(
 
 @pytest.mark.parametrize(("protocol", "size"), [("default", (30, 20)), ("spg", (20, 30))])
 def test_exif_turns_an_image_unless_the_detectors_protocol_is_spg(
-    tmp_path: Path, out: Path, run: Run, protocol: str, size: tuple[int, int]
-) -> None:
+    tmp_path, out, run, protocol, size
+):
     exif = Image.Exif()
     exif[0x0112] = 6
     source = photograph(tmp_path / "turned.jpg", (20, 30), exif=exif)
@@ -142,9 +140,7 @@ def test_masks_are_not_taken_for_images_but_counted(images: Path, out: Path, run
     assert len(run(images / "masks", out)) == 1
 
 
-def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
-    images: Path, out: Path, run: Run
-) -> None:
+def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(images, out, run):
     whole = (images / "more" / "c.png").read_bytes()
     corrupt(images / "more" / "c.png")
     with pytest.raises(SpgError, match=r"c\.png"):
@@ -172,9 +168,7 @@ def test_a_failed_run_leaves_an_earlier_result_and_other_files_alone(
 
 
 @pytest.mark.parametrize("stop", range(1, 9))
-def test_files_that_stop_moving_midway_move_back(
-    images: Path, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
+def test_files_that_stop_moving_midway_move_back(images, out, run, monkeypatch, stop):
     """Two heat maps and the scores go aside, three heat maps and the scores come in: 7 moves."""
     late = (images / "more" / "c.png").rename(images.parent / "c.png")
     run(images, out)
@@ -203,9 +197,7 @@ def test_files_that_stop_moving_midway_move_back(
     assert sorted(out.rglob("*")) == folders
 
 
-def test_older_files_that_cannot_be_moved_back_are_kept(
-    images: Path, out: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_older_files_that_cannot_be_moved_back_are_kept(images, out, run, monkeypatch):
     run(images, out)
     before = set(files(out).values())
     rename = Path.replace
@@ -233,9 +225,7 @@ def test_older_files_that_cannot_be_moved_back_are_kept(
         ("", "mine", "out is a file"),
     ],
 )
-def test_what_is_no_result_is_not_replaced(
-    images: Path, out: Path, run: Run, name: str, content: str, message: str
-) -> None:
+def test_what_is_no_result_is_not_replaced(images, out, run, name, content, message):
     taken = out / name
     taken.parent.mkdir(parents=True)
     taken.write_text(content)
@@ -246,9 +236,7 @@ def test_what_is_no_result_is_not_replaced(
     assert files(out.parent) == before
 
 
-def test_the_command_says_what_the_scores_depend_on(
-    images: Path, out: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_what_the_scores_depend_on(images, out, tiny_detector, monkeypatch):
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     saved = images.parent / "detector"
     tiny_detector.save(saved)

@@ -78,8 +78,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(("alone", "sides"), [(False, []), (True, []), (False, [64])])
 def test_the_scores_are_those_of_score_on_the_same_images(
-    predict: Command, detector: Path, tmp_path: Path, images: Path, alone: bool, sides: list[int]
-) -> None:
+    predict, detector, tmp_path, images, alone, sides
+):
     from tiny import extracted, manifest_of
 
     options = ["--bank", "alone"] if alone else ["--set", "bank.weight=0.5"]
@@ -133,9 +133,7 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_heat_maps_begin_to_shine_above_what_normal_images_have(
-    detector: Path, images: Path, alone: bool
-) -> None:
+def test_heat_maps_begin_to_shine_above_what_normal_images_have(detector, images, alone):
     given = NormalFolder(images.parent / "normals", BankParams(weight=0.5), alone)
     predictor = Predictor(Detector.load(detector), TinyBackbone())
     predictor = with_normals(predictor, read_normals(given, predictor.detector), given)
@@ -147,9 +145,7 @@ def test_heat_maps_begin_to_shine_above_what_normal_images_have(
     assert (low - start[0], high - start[1]) == pytest.approx((top, 3 * top), abs=1e-3)
 
 
-def test_images_that_are_normals_themselves_are_named(
-    predict: Command, images: Path, tmp_path: Path
-) -> None:
+def test_images_that_are_normals_themselves_are_named(predict, images, tmp_path):
     code, _, err = predict(normals=images / "bolt" / "good")
     assert code == 0
     assert "Note: 2 of the 4 images are among the normal ones" in err
@@ -162,9 +158,7 @@ def test_images_that_are_normals_themselves_are_named(
 
 
 @pytest.mark.parametrize(("sides", "expected"), [([], [3]), ([48], [1, 2, 3])])
-def test_images_in_many_tiles_are_read_one_by_one(
-    detector: Path, images: Path, sides: list[int], expected: list[int]
-) -> None:
+def test_images_in_many_tiles_are_read_one_by_one(detector, images, sides, expected):
     backbone, done = TinyBackbone(), list[int]()
     predictor = Predictor(Detector.load(detector), tiled(backbone, sides) if sides else backbone)
     given = NormalFolder(images.parent / "normals", BankParams())
@@ -173,9 +167,7 @@ def test_images_in_many_tiles_are_read_one_by_one(
     assert done == expected
 
 
-def test_copies_among_the_normals_are_said_and_not_counted(
-    predict: Command, tmp_path: Path
-) -> None:
+def test_copies_among_the_normals_are_said_and_not_counted(predict, tmp_path):
     good = tmp_path / "normals" / "bolt" / "good"
     code, _, err = predict()
     assert code == 0
@@ -222,8 +214,8 @@ def spoil(folder: Path, how: str) -> None:
     ],
 )
 def test_what_makes_no_bank_is_refused_with_nothing_written(
-    predict: Command, tmp_path: Path, how: str, options: list[str], message: str
-) -> None:
+    predict, tmp_path, how, options, message
+):
     spoil(tmp_path / "normals", how)
     before = files(tmp_path)
     code, _, err = predict(*options)
@@ -239,9 +231,7 @@ def test_options_of_a_bank_need_normal_images(predict: Command, options: list[st
     assert "--normals" in err
 
 
-def test_a_detector_of_the_published_rule_takes_a_bank_alone(
-    predict: Command, tiny_detector: Detector, tmp_path: Path
-) -> None:
+def test_a_detector_of_the_published_rule_takes_a_bank_alone(predict, tiny_detector, tmp_path):
     published = tmp_path / "published"
     tiny_detector.save(published)
     code, _, err = predict(detector=published)

@@ -139,9 +139,7 @@ def test_a_dataset_is_found_by_name_or_the_names_are_listed() -> None:
         (b"sae:\n  k: 3\n  'k': 4\n", r'duplicate key "k" with value "4"[^!]*line 3'),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_message(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_one_message(tmp_path, content, message):
     path = tmp_path / "params.yaml"
     if content is not None:
         path.write_bytes(content)

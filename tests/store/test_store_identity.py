@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import TinyBackbone, extracted, files, manifest_of
 
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.reader import FeatureStore
 
 
-def test_a_second_extract_elsewhere_gives_the_same_bytes(
-    tiny_store: FeatureStore, tiny_images: Path, tmp_path: Path
-) -> None:
+def test_a_second_extract_elsewhere_gives_the_same_bytes(tiny_store, tiny_images, tmp_path):
     moved = shutil.copytree(tiny_images, tmp_path / "moved" / tiny_images.name)
     for path in moved.rglob("*.png"):
         os.utime(path, (time.time() - 9e6,) * 2)
@@ -31,8 +27,8 @@ def test_a_second_extract_elsewhere_gives_the_same_bytes(
 
 @pytest.mark.parametrize("calls", [1, 2, 4, 5])
 def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, calls: int
-) -> None:
+    tiny_store, tiny_manifest, tmp_path, calls
+):
     place = tmp_path / "stopped.zarr"
     with pytest.raises(KeyboardInterrupt):
         # One worker, so that batches reach the backbone in their order.
@@ -59,13 +55,8 @@ def test_an_interrupted_extract_goes_on_and_ends_with_the_same_bytes(
     ],
 )
 def test_a_kill_between_two_files_of_a_shard_is_mended(
-    tiny_store: FeatureStore,
-    tiny_manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    function: str,
-    call: int,
-) -> None:
+    tiny_store, tiny_manifest, tmp_path, monkeypatch, function, call
+):
     # In the second shard: after the files of the first are recorded.
     true, calls = getattr(writer_module, function), iter(range(1, 99))
 
@@ -86,11 +77,8 @@ def test_a_kill_between_two_files_of_a_shard_is_mended(
 
 
 def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
-    tiny_store: FeatureStore,
-    tiny_manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tiny_store, tiny_manifest, tmp_path, monkeypatch
+):
     place, declare = tmp_path / "a.zarr", writer_module.create_arrays
 
     def stops(*given: Any) -> None:
@@ -111,9 +99,7 @@ def test_a_kill_while_the_arrays_are_declared_leaves_nothing_or_the_old_store(
     assert files(extracted(tiny_manifest, place, replace=True).path) == files(tiny_store.path)
 
 
-def test_a_finished_store_is_returned_without_work(
-    tiny_store: FeatureStore, tiny_manifest: Manifest
-) -> None:
+def test_a_finished_store_is_returned_without_work(tiny_store, tiny_manifest):
     before = {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")}
     for replace in (False, True):
         backbone = TinyBackbone()
@@ -123,9 +109,7 @@ def test_a_finished_store_is_returned_without_work(
         assert {p: p.stat().st_mtime_ns for p in tiny_store.path.rglob("*")} == before
 
 
-def test_the_fingerprint_follows_what_determines_the_content_alone(
-    tiny_store: FeatureStore,
-) -> None:
+def test_the_fingerprint_follows_what_determines_the_content_alone(tiny_store):
     spec = tiny_store.spec
     backbone = spec.backbone
     changes = [

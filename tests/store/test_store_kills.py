@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import TinyBackbone, extracted, files, flip
 
 from benchmarks import kill_extract
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import shards
-from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import locked
 
 
 @pytest.mark.slow
-def test_a_killed_extract_resumes_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_extract_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     # One moment and half the images; `python -m benchmarks.kill_extract` tries twenty.
     monkeypatch.setattr(kill_extract, "IMAGES", 30)
     assert kill_extract.run(1, seed=10, folder=tmp_path) == 0
 
 
-def test_a_second_writer_is_refused_while_the_first_lives(
-    tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_second_writer_is_refused_while_the_first_lives(tiny_manifest, tmp_path):
     place = tmp_path / "a.zarr"
     code = (
         "import sys; from pathlib import Path; from spg_pipe.store.writer import locked;"
@@ -55,8 +48,8 @@ def test_a_second_writer_is_refused_while_the_first_lives(
 
 
 def test_what_a_killed_writer_left_and_a_damaged_shard_are_mended(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+    tiny_store, tiny_manifest, tmp_path
+):
     place = tmp_path / "a.zarr"
     with pytest.raises(KeyboardInterrupt):
         extracted(tiny_manifest, place, backbone=TinyBackbone(fail_after=5), workers=1)
@@ -68,11 +61,8 @@ def test_what_a_killed_writer_left_and_a_damaged_shard_are_mended(
 
 
 def test_a_full_disk_is_one_message_and_the_store_resumes(
-    tiny_store: FeatureStore,
-    tiny_manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tiny_store, tiny_manifest, tmp_path, monkeypatch
+):
     true, calls = shards.write_bytes, iter(range(99))
 
     def full(*given: Any) -> None:

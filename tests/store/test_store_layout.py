@@ -13,7 +13,6 @@ import torch
 from tiny import SIZE, SPEC, TinyBackbone
 
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.store.reader import FeatureStore
 
 OUTSIDER = """
@@ -71,9 +70,7 @@ def seen(
     return json.loads(done.stdout), dict(np.load(out))
 
 
-def test_zarr_dask_and_xarray_read_the_numbers_of_our_reader(
-    tiny_store: FeatureStore, seen: tuple[dict, dict[str, np.ndarray]]
-) -> None:
+def test_zarr_dask_and_xarray_read_the_numbers_of_our_reader(tiny_store, seen):
     facts, arrays = seen
     everything = np.arange(len(tiny_store))
     for layer in ("1", "2"):
@@ -86,9 +83,7 @@ def test_zarr_dask_and_xarray_read_the_numbers_of_our_reader(
     assert facts["paths"] == tiny_store.table["path"].tolist()
 
 
-def test_dimensions_are_named_and_two_grids_live_side_by_side(
-    seen: tuple[dict, dict[str, np.ndarray]],
-) -> None:
+def test_dimensions_are_named_and_two_grids_live_side_by_side(seen):
     facts = seen[0]
     per_image = ("mask_state", "label", "height", "width", "category", "defect", "path")
     dims = {name: ["image"] for name in (*per_image, "checksum_1", "checksum_2", "lost_regions")}
@@ -106,9 +101,7 @@ def test_dimensions_are_named_and_two_grids_live_side_by_side(
     assert facts["sizes"].items() >= sizes.items()
 
 
-def test_the_attributes_say_what_the_store_holds(
-    tiny_store: FeatureStore, seen: tuple[dict, dict[str, np.ndarray]]
-) -> None:
+def test_the_attributes_say_what_the_store_holds(tiny_store, seen):
     attrs = seen[0]["attrs"]
     expected = {
         "complete": True,
@@ -125,9 +118,7 @@ def test_the_attributes_say_what_the_store_holds(
     assert "zarr" in attrs["versions"]
 
 
-def test_tokens_are_the_backbones_own_in_float16(
-    tiny_store: FeatureStore, tiny_manifest: Manifest
-) -> None:
+def test_tokens_are_the_backbones_own_in_float16(tiny_store, tiny_manifest):
     rows = np.array([0, 5, 15])
     pixels = [read_image(tiny_manifest.image_path(i), exif=tiny_manifest.exif) for i in rows]
     batch = np.stack([preprocess(image, SPEC.preprocess) for image in pixels])
@@ -137,8 +128,8 @@ def test_tokens_are_the_backbones_own_in_float16(
 
 
 def test_masks_labels_and_states_follow_the_manifest_and_a_missing_mask_is_never_normal(
-    tiny_store: FeatureStore, tiny_manifest: Manifest
-) -> None:
+    tiny_store, tiny_manifest
+):
     table = tiny_store.table
     for column in table.columns:
         assert table[column].tolist() == tiny_manifest.table[column].tolist(), column
@@ -162,9 +153,7 @@ def test_means_and_deviations_are_over_all_patch_tokens(tiny_store: FeatureStore
         np.testing.assert_allclose(tiny_store.array(f"std_{layer}"), flat.std(0), atol=1e-9)
 
 
-def test_an_image_lies_at_a_fixed_offset_of_its_uncompressed_shard(
-    tiny_store: FeatureStore,
-) -> None:
+def test_an_image_lies_at_a_fixed_offset_of_its_uncompressed_shard(tiny_store):
     image_bytes = 16 * 12 * 2
     for image in (0, 5, 6, 15):
         shard, place = divmod(image, 6)
@@ -187,9 +176,7 @@ def test_shards_json_lists_every_chunk_file_with_its_size(tiny_store: FeatureSto
     assert {f"mask/c/{shard}/0/0" for shard in range(3)} <= set(on_disk)
 
 
-def test_a_store_opens_by_a_relative_path(
-    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_opens_by_a_relative_path(tiny_store, monkeypatch):
     monkeypatch.chdir(tiny_store.path.parent)
     again = FeatureStore(Path(tiny_store.path.name))
     assert again.fingerprint == tiny_store.fingerprint

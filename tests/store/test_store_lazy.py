@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from pathlib import Path
 
 import dask.array as da
 import fsspec
@@ -14,7 +12,6 @@ import xarray as xr
 from tiny import extracted, files
 
 from spg_pipe import open_dask, open_xarray
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import lazy
 from spg_pipe.store.reader import FeatureStore
@@ -37,9 +34,7 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize("chunk_images", [None, 1, 4, 16])
-def test_dask_gives_the_bits_of_our_reader(
-    tiny_store: FeatureStore, chunk_images: int | None
-) -> None:
+def test_dask_gives_the_bits_of_our_reader(tiny_store, chunk_images):
     arrays = open_dask(tiny_store.path, chunk_images=chunk_images)
     for layer in tiny_store.layers:
         ours = tiny_store.tokens(layer, np.arange(16))
@@ -66,9 +61,7 @@ def test_xarray_gives_what_open_zarr_gives(tiny_store: FeatureStore) -> None:
     assert np.array_equal(anomalous.values, tiny_store.tokens("1", rows))
 
 
-def test_a_chunk_is_a_shard_or_an_even_part_of_a_large_one(
-    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chunk_is_a_shard_or_an_even_part_of_a_large_one(tiny_store, monkeypatch):
     def of_images() -> tuple[int, ...]:
         found = open_xarray(tiny_store.path).chunks["image"]  # fails unless all arrays agree
         assert {array.chunks[0] for array in open_dask(tiny_store.path).values()} == {
@@ -84,9 +77,7 @@ def test_a_chunk_is_a_shard_or_an_even_part_of_a_large_one(
     assert of_images() == (1,) * 16
 
 
-def test_default_chunks_hold_64_to_128_megabytes_of_the_largest_layer(
-    tiny_store: FeatureStore,
-) -> None:
+def test_default_chunks_hold_64_to_128_megabytes_of_the_largest_layer(tiny_store):
     wide = tiny_store.spec.layers["1"].model_copy(update={"grid": (28, 28), "dim": 1024})
     changes = {"layers": {"1": wide, "2": wide}, "images": 1000, "shard_images": 256}
     chunks = lazy._image_chunks(tiny_store.spec.model_copy(update=changes))
@@ -124,9 +115,7 @@ def test_tokens_travel_to_another_process_without_open_files(tiny_store: Feature
     assert not pickle.loads(pickle.dumps(reader))._files  # noqa: S301
 
 
-def test_names_in_dasks_graph_follow_the_content(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_names_in_dasks_graph_follow_the_content(tiny_store, tiny_manifest, tmp_path):
     assert open_dask(tiny_store.path)["mask"].name == open_dask(tiny_store.path)["mask"].name
     path = tmp_path / "store.zarr"
     extracted(tiny_manifest, path)
@@ -139,8 +128,8 @@ def test_names_in_dasks_graph_follow_the_content(
 
 @pytest.mark.parametrize("opener", [open_dask, open_xarray])
 def test_a_store_that_is_not_whole_is_refused_before_anything_is_read(
-    tiny_store: FeatureStore, copy_of: Callable[[Path], Path], opener: Callable, tmp_path: Path
-) -> None:
+    tiny_store, copy_of, opener, tmp_path
+):
     with pytest.raises(SpgError, match="not a feature store"):
         opener(tmp_path)
     path = copy_of(tiny_store.path)
@@ -153,9 +142,7 @@ def test_a_store_that_is_not_whole_is_refused_before_anything_is_read(
         opener(path)
 
 
-def test_a_remote_and_a_compressed_store_give_the_same(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_remote_and_a_compressed_store_give_the_same(tiny_store, tiny_manifest, tmp_path):
     memory = fsspec.filesystem("memory")
     for name, content in files(tiny_store.path).items():
         memory.pipe_file(f"/lazy/tiny.zarr/{name}", content)

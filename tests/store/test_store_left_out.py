@@ -29,9 +29,7 @@ def skipping(root: Path) -> Manifest:
     return scanned("parts", "folder", root, licence="CC0", skip_bad=True)
 
 
-def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_store_records_what_was_left_out_and_holds_no_row_for_it(folder, tmp_path):
     store = extracted(skipping(folder), tmp_path / "a.zarr")
     assert len(store) == 15
     assert BAD not in set(store.table["path"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +59,7 @@ def test_a_large_common_part_changes_no_colour(tiny_manifest: Manifest, tmp_path
     ],
     ids=["constant", "width 1", "width 2", "rank 1"],
 )
-def test_missing_components_are_grey(
-    tiny_manifest: Manifest, tmp_path: Path, tokens: Callable, varying: int
-) -> None:
+def test_missing_components_are_grey(tiny_manifest, tmp_path, tokens, varying):
     store = shaped_store(tiny_manifest, tmp_path / "store.zarr", tokens)
     rgb, share = token_colours(store, "1", np.array([0, 1, 2]))
     assert (rgb[..., varying:] == 0.5).all()
@@ -101,9 +98,7 @@ def test_what_is_neither_is_refused(text: str) -> None:
         chosen_rows(text, 16)
 
 
-def test_a_given_mask_is_outlined_over_the_nearest_tokens(
-    tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_given_mask_is_outlined_over_the_nearest_tokens(tiny_manifest, tmp_path):
     store = shaped_store(tiny_manifest, tmp_path / "grey.zarr", lambda row: np.ones((6, 3)))
     given = int(np.flatnonzero(store.array("mask_state") == 1)[0])
     cells = {}
@@ -123,9 +118,7 @@ def test_a_given_mask_is_outlined_over_the_nearest_tokens(
     assert cells[given].min() < 40
 
 
-def test_a_row_an_image_a_column_a_layer_the_same_bytes_and_nothing_else(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_a_row_an_image_a_column_a_layer_the_same_bytes_and_nothing_else(tiny_store, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tiny_store.path.rglob("*")}
     file, sizes, written = tmp_path / "x.PNG", [], []
     for images, layer in (("2", None), ("2", None), ("5", None), ("2", "2")):
@@ -176,13 +169,8 @@ def test_the_command_draws_and_says_what(tiny_store: FeatureStore, tmp_path: Pat
     ],
 )
 def test_bad_options_and_damaged_tokens_are_refused_and_nothing_is_written(
-    tiny_store: FeatureStore,
-    copy_of: Callable[[Path], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    message: str,
-) -> None:
+    tiny_store, copy_of, tmp_path, monkeypatch, options, message
+):
     monkeypatch.chdir(tmp_path)
     place = copy_of(tiny_store.path)
     shard = place / "tokens_1/c/0/0/0"

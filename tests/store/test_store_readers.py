@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TinyBackbone, extracted, files
 
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store import tokens
 from spg_pipe.store.reader import FeatureStore
@@ -28,9 +26,7 @@ def plain(tiny_store: FeatureStore) -> FeatureStore:
 
 
 @given(images=st.lists(st.integers(0, 15), max_size=40))
-def test_the_raw_reader_gives_the_bits_of_zarr(
-    tiny_store: FeatureStore, plain: FeatureStore, images: list[int]
-) -> None:
+def test_the_raw_reader_gives_the_bits_of_zarr(tiny_store, plain, images):
     assert (tiny_store.raw, plain.raw) == (True, False)
     rows = np.array(images, dtype=np.int64)
     for layer in tiny_store.layers:
@@ -45,18 +41,14 @@ def test_tokens_are_read_into_memory_with_gaps(tiny_store: FeatureStore) -> None
     assert (room[:, 0] == 7).all()
 
 
-def test_many_images_are_read_by_several_threads(
-    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_images_are_read_by_several_threads(tiny_store, monkeypatch):
     rows = np.random.default_rng(0).integers(0, 16, 200)
     expected = tiny_store.tokens("1", rows)
     monkeypatch.setattr(tokens, "_PIECE_BYTES", 1000)
     assert np.array_equal(FeatureStore(tiny_store.path).tokens("1", rows), expected)
 
 
-def test_a_shard_that_shrank_after_opening_is_an_error(
-    tiny_store: FeatureStore, tmp_path: Path
-) -> None:
+def test_a_shard_that_shrank_after_opening_is_an_error(tiny_store, tmp_path):
     store = FeatureStore(shutil.copytree(tiny_store.path, tmp_path / "copy.zarr"))
     shard = store.path / "tokens_1/c/1/0/0"
     shard.write_bytes(shard.read_bytes()[:500])
@@ -83,9 +75,7 @@ def test_a_store_behind_a_url_is_read_like_a_local_one(tiny_store: FeatureStore)
         FeatureStore("memory://bucket/tiny.zarr")
 
 
-def test_a_compressed_store_holds_the_same_tokens(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_compressed_store_holds_the_same_tokens(tiny_store, tiny_manifest, tmp_path):
     store = extracted(tiny_manifest, tmp_path / "zstd.zarr", compressor="zstd")
     rows = np.array([15, 0, 7, 8])
     for layer in store.layers:
@@ -101,9 +91,7 @@ def test_a_compressed_store_holds_the_same_tokens(
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_store_that_is_replaced_while_it_is_open_is_refused(
-    tiny_manifest: Manifest, tmp_path: Path, plain: bool
-) -> None:
+def test_a_store_that_is_replaced_while_it_is_open_is_refused(tiny_manifest, tmp_path, plain):
     path = extracted(tiny_manifest, tmp_path / "s.zarr").path
     used, fresh = FeatureStore(path, plain=plain), FeatureStore(path, plain=plain)
     rows = np.arange(16)
@@ -135,9 +123,7 @@ def test_a_store_that_is_replaced_while_it_is_open_is_refused(
         ([[1]], r"shape \(1, 1\)"),
     ],
 )
-def test_rows_that_are_not_there_are_refused(
-    tiny_store: FeatureStore, plain: FeatureStore, rows: list[object], message: str
-) -> None:
+def test_rows_that_are_not_there_are_refused(tiny_store, plain, rows, message):
     for store in (tiny_store, plain):
         for read in (store.masks, partial(store.tokens, "1"), partial(store.cls, "1")):
             with pytest.raises(SpgError, match=message):

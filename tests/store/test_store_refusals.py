@@ -15,7 +15,6 @@ import zarr
 from tiny import TinyBackbone, extracted, files, flip, manifest_of, write_folder
 
 from spg_pipe.backbones.base import LayerTokens
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import crc32c, raw_bytes, shard_index, write_shard
@@ -36,8 +35,8 @@ Copy = Callable[[Path], Path]
     ],
 )
 def test_an_unfinished_store_one_of_another_schema_and_a_damaged_index_are_refused(
-    tiny_store: FeatureStore, copy_of: Copy, file: str, content: object, message: str
-) -> None:
+    tiny_store, copy_of, file, content, message
+):
     place = copy_of(tiny_store.path)
     if isinstance(content, dict):
         metadata = json.loads((place / file).read_text())
@@ -66,9 +65,7 @@ every_kind = pytest.mark.parametrize(
 
 @every_kind
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "longer"])
-def test_a_damaged_file_is_refused_by_its_name_and_images(
-    tiny_store: FeatureStore, copy_of: Copy, name: str, damage: str
-) -> None:
+def test_a_damaged_file_is_refused_by_its_name_and_images(tiny_store, copy_of, name, damage):
     place = copy_of(tiny_store.path)
     size, shard = (place / name).stat().st_size, int(name.split("/")[2])
     harm(place / name, damage)
@@ -93,8 +90,8 @@ def test_what_is_no_store_is_refused(tmp_path: Path, content: str | None) -> Non
 
 
 def test_another_content_in_the_place_is_refused_unless_replaced(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, copy_of: Copy
-) -> None:
+    tiny_store, tiny_manifest, tmp_path, copy_of
+):
     place = copy_of(tiny_store.path)
     before = files(place)
     other = TinyBackbone(weights_sha256="1" * 64)
@@ -110,9 +107,7 @@ def test_another_content_in_the_place_is_refused_unless_replaced(
 
 @every_kind
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "flipped"])
-def test_replace_mends_a_damaged_store(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, copy_of: Copy, name: str, damage: str
-) -> None:
+def test_replace_mends_a_damaged_store(tiny_store, tiny_manifest, copy_of, name, damage):
     place = copy_of(tiny_store.path)
     harm(place / name, damage)
     extracted(tiny_manifest, place, replace=True)
@@ -120,9 +115,7 @@ def test_replace_mends_a_damaged_store(
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_something_that_is_no_store_is_never_removed(
-    tiny_manifest: Manifest, tmp_path: Path, replace: bool
-) -> None:
+def test_something_that_is_no_store_is_never_removed(tiny_manifest, tmp_path, replace):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     (tmp_path / "file").write_text("a file")
@@ -135,9 +128,7 @@ def test_something_that_is_no_store_is_never_removed(
 
 @pytest.mark.parametrize("scale", [1e6, float("nan")])
 @pytest.mark.filterwarnings("error")
-def test_tokens_that_do_not_fit_float16_name_their_layer(
-    tiny_manifest: Manifest, tmp_path: Path, scale: float
-) -> None:
+def test_tokens_that_do_not_fit_float16_name_their_layer(tiny_manifest, tmp_path, scale):
     with pytest.raises(SpgError, match=r"Layer 1 .* do not fit float16") as error:
         extracted(tiny_manifest, tmp_path / "a.zarr", backbone=TinyBackbone(scale))
     assert not (tmp_path / "a.zarr").exists()
@@ -163,9 +154,7 @@ def test_no_image_and_a_truncated_image_stop_the_extract(tmp_path: Path) -> None
         FeatureStore(tmp_path / "a.zarr")
 
 
-def test_verify_names_the_shard_and_the_image_of_a_flipped_bit(
-    tiny_store: FeatureStore, copy_of: Copy
-) -> None:
+def test_verify_names_the_shard_and_the_image_of_a_flipped_bit(tiny_store, copy_of):
     assert verify(tiny_store.path) == []
     require_intact(tiny_store.path, [])
     place = copy_of(tiny_store.path)
@@ -195,9 +184,7 @@ def test_the_index_is_zarrs_and_its_checksum_too(tiny_store: FeatureStore, copy_
 
 
 @pytest.mark.parametrize(("images", "shard_images"), [(1, 1), (3, 3), (1, 4), (7, 8)])
-def test_a_hand_written_shard_is_what_zarr_writes(
-    tmp_path: Path, images: int, shard_images: int
-) -> None:
+def test_a_hand_written_shard_is_what_zarr_writes(tmp_path, images, shard_images):
     tokens = np.random.default_rng(0).random((images, 5, 3), np.float32).astype(np.float16)
     array = zarr.create_array(
         tmp_path / "theirs",
@@ -219,8 +206,8 @@ def test_a_hand_written_shard_is_what_zarr_writes(
 
 @pytest.mark.parametrize("damage", ["edited", "truncated", "deleted", "index"])
 def test_a_store_with_damaged_metadata_is_named_and_written_anew(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, copy_of: Copy, damage: str
-) -> None:
+    tiny_store, tiny_manifest, copy_of, damage
+):
     place = copy_of(tiny_store.path)
     metadata = place / "zarr.json"
     if damage == "edited":
@@ -237,9 +224,7 @@ def test_a_store_with_damaged_metadata_is_named_and_written_anew(
     assert files(place) == files(tiny_store.path)
 
 
-def test_a_gpu_without_memory_gets_the_batch_in_halves(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_gpu_without_memory_gets_the_batch_in_halves(tiny_store, tiny_manifest, tmp_path):
     class Small(TinyBackbone):
         sizes: ClassVar[list[int]] = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,18 @@ from hypothesis import strategies as st
 from tiny import extracted
 from torch import Tensor
 
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
-from spg_pipe.store.ahead import read_ahead
-from spg_pipe.store.order import epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import TokenSource
+from spg_pipe.store.source import TokenSource, read_ahead
 from spg_pipe.store.stream import (
+    epoch_order,
     image_batches,
     image_tokens,
     labelled_images,
     ordered_batches,
     sources_of,
     token_batches,
+    windows,
 )
 
 UNITS = [{"batch_images": 3}, {"batch_images": 16}, {"batch_tokens": 10}, {"batch_tokens": 1000}]
@@ -41,9 +39,7 @@ def sorted_rows(tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)
 @pytest.mark.parametrize("layer", ["1", "2"])
-def test_an_epoch_gives_every_patch_token_exactly_once(
-    tiny_store: FeatureStore, layer: str, unit: dict[str, int]
-) -> None:
+def test_an_epoch_gives_every_patch_token_exactly_once(tiny_store, layer, unit):
     batches = list(token_batches(TokenSource(tiny_store, layer), seed=1, epoch=0, **unit))
     everything = tiny_store.tokens(layer, np.arange(16))
     expected = torch.from_numpy(everything.reshape(-1, everything.shape[-1]))
@@ -52,9 +48,7 @@ def test_an_epoch_gives_every_patch_token_exactly_once(
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)
-def test_the_order_depends_on_the_seed_and_the_epoch_alone(
-    tiny_store: FeatureStore, unit: dict[str, int]
-) -> None:
+def test_the_order_depends_on_the_seed_and_the_epoch_alone(tiny_store, unit):
     source = TokenSource(tiny_store, "1")
 
     def run(seed: int, epoch: int) -> Tensor:
@@ -66,9 +60,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone(
     assert not run(2, 0).equal(first)
 
 
-def test_a_batch_of_images_holds_whole_images_and_the_short_last_batch_is_kept(
-    tiny_store: FeatureStore,
-) -> None:
+def test_a_batch_of_images_holds_whole_images_and_the_short_last_batch_is_kept(tiny_store):
     order = epoch_order(np.arange(16), 7, 2)
     source = TokenSource(tiny_store, "2")
     batches = list(token_batches(source, seed=7, epoch=2, batch_images=5))
@@ -85,9 +77,7 @@ def test_a_batch_of_images_holds_whole_images_and_the_short_last_batch_is_kept(
     seed=st.integers(0, 2**31),
     epoch=st.integers(0, 1000),
 )
-def test_an_epochs_order_is_a_permutation_cut_into_windows(
-    count: int, window: int, seed: int, epoch: int
-) -> None:
+def test_an_epochs_order_is_a_permutation_cut_into_windows(count, window, seed, epoch):
     order = epoch_order(np.arange(count), seed, epoch)
     assert sorted(order.tolist()) == list(range(count))
     plan = windows(np.arange(count), seed, epoch, window)
@@ -133,9 +123,7 @@ def test_ordered_batches_follow_the_store(tiny_store: FeatureStore) -> None:
     window=st.integers(1, 20),
     epoch=st.integers(0, 3),
 )
-def test_an_epoch_goes_on_at_any_batch(
-    tiny_store: FeatureStore, unit: dict[str, int], start: int, window: int, epoch: int
-) -> None:
+def test_an_epoch_goes_on_at_any_batch(tiny_store, unit, start, window, epoch):
     source = TokenSource(tiny_store, "1")
     settings = unit | {"seed": 5, "epoch": epoch, "window_images": window}
     whole = list(token_batches(source, **settings))
@@ -146,18 +134,14 @@ def test_an_epoch_goes_on_at_any_batch(
 
 @pytest.mark.parametrize("cache", ["device", "host", "none"])
 @pytest.mark.parametrize("unit", UNITS, ids=str)
-def test_where_tokens_wait_does_not_change_a_batch(
-    tiny_store: FeatureStore, unit: dict[str, int], cache: str
-) -> None:
+def test_where_tokens_wait_does_not_change_a_batch(tiny_store, unit, cache):
     settings = unit | {"seed": 2, "epoch": 1, "window_images": 5}
     expected = list(token_batches(TokenSource(tiny_store, "2"), **settings))
     found = list(token_batches(TokenSource(tiny_store, "2", cache=cache), **settings))
     assert all(a.equal(b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_reader_that_fails_ahead_is_heard(
-    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_fails_ahead_is_heard(tiny_store, monkeypatch):
     true, calls = tiny_store.tokens, iter(range(9))
 
     def fails(*given: Any, **options: Any) -> np.ndarray:
@@ -186,9 +170,7 @@ def test_a_stream_loads_two_jobs_ahead_at_most() -> None:
 
 
 @pytest.mark.parametrize("how", ["plain", "compressed"])
-def test_every_way_of_reading_gives_the_same_batches(
-    tiny_store: FeatureStore, tiny_manifest: Manifest, tmp_path: Path, how: str
-) -> None:
+def test_every_way_of_reading_gives_the_same_batches(tiny_store, tiny_manifest, tmp_path, how):
     def batches(store: FeatureStore) -> Iterator[torch.Tensor]:
         options = {"seed": 3, "epoch": 1, "window_images": 7}
         for layer in store.layers:

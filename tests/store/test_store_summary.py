@@ -64,9 +64,7 @@ def test_massive_dimensions_are_named_with_their_share(unusual_store: FeatureSto
     assert largest_dims(np.zeros(4), np.zeros(4)) == {}
 
 
-def test_norms_are_those_of_the_tokens_in_a_large_store_of_a_fixed_sample(
-    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_norms_are_those_of_the_tokens_in_a_large_store_of_a_fixed_sample(tiny_store, monkeypatch):
     tokens = tiny_store.tokens("1", np.arange(16)).astype(np.float64).reshape(-1, 12)
     norms = np.sqrt((tokens**2).sum(axis=1))
     expected = {"mean": norms.mean(), "p05": np.quantile(norms, 0.05)}

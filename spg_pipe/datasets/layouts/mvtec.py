@@ -92,11 +92,11 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Pat
 
 def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     """The images of one category, with the masks of their names."""
-    files = files_below(category)
+    image_files, others = files_below(category)
     images: dict[tuple[str, str], list[Path]] = defaultdict(list)
     masks: dict[str, list[Path]] = defaultdict(list)
     stray = 0
-    for path in files.images:
+    for path in image_files:
         match path.relative_to(category).parts:
             case "ground_truth", kind, _:
                 masks[kind].append(path)
@@ -120,7 +120,7 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             )
             for image in paths
         ]
-    others = sum(path.relative_to(category).parts[0] in splits for path in files.others)
+    no_images = sum(path.relative_to(category).parts[0] in splits for path in others)
     notes = [
         *noted(
             [relative(mask, root) for mask in sorted(unused)],
@@ -128,7 +128,7 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             "without an image, ignored",
         ),
         *noted(stray, "image", "not directly in a defect folder, ignored"),
-        *noted(others, "file", NO_IMAGE),
+        *noted(no_images, "file", NO_IMAGE),
     ]
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 

@@ -9,9 +9,7 @@ import zarr
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from spg_pipe.store.format import REMAKE, SHARD_INDEX
-
-DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
+from spg_pipe.store.format import SHARD_INDEX
 
 
 class StoreFiles:

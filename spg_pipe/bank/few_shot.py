@@ -103,7 +103,13 @@ def banks_of(
     *,
     device: str = "cpu",
 ) -> Banks:
-    """A bank for each category of a target, from the images that `normals_of` finds."""
+    """A bank for each category of a target, from the images that `normals_of` finds.
+
+    Raises
+    ------
+    SpgError
+        As `normals_of` and `MemoryBank.of`.
+    """
     rows = normals_of(stores, target)
     banks = {
         name: MemoryBank.of_store(images.store, images.rows, params, device=device)
@@ -259,7 +265,17 @@ def judge_fused(
     seen: BackboneSpec,
     weight: float,
 ) -> Judged:
-    """The additive decision with the bank's distance as one more component of patches and image."""
+    """The additive decision with the bank's distance as one more component of patches and image.
+
+    Parameters
+    ----------
+    distances : Distances
+        Of the same images.
+    tokens, seen
+        As for `judge`.
+    weight : float
+        Of the bank, in the map and in the image score.
+    """
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
     judged = judge(detector, tokens, grids, seen, detector.record.rule)
     patches = {

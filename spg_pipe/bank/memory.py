@@ -155,12 +155,8 @@ class MemoryBank:
             away = 1 - self.search[layer](queries, self.params.neighbours).mean(dim=1)
             patches[layer] = ((away - scale.mean) / scale.deviation).view(-1, h, w)
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        return Distances(patches, self.tops(patches), are_among(mean, self.means))
-
-    def tops(self, patches: dict[str, Tensor]) -> np.ndarray:
-        """`Distances.top` of standardised distances."""
-        maps = coarse_maps(patches, self.size)
-        return top_mean(maps, self.params.top_share) - self.map_top
+        top = top_mean(coarse_maps(patches, self.size), self.params.top_share) - self.map_top
+        return Distances(patches, top, are_among(mean, self.means))
 
 
 def _apart(images: int, held_out: bool) -> np.ndarray:

@@ -93,13 +93,11 @@ def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:
 
 def different_images(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
     """Of some images (n,) of a store those that are no copy of one before: (k,) int64, in order."""
-    chosen, known = list[int](), list[Tensor]()
-    for row in rows.tolist():
-        mean = mean_tokens(store, np.array([row]))
-        if not are_among(mean, torch.cat(known) if known else mean[:0])[0]:
-            chosen.append(row)
-            known.append(mean)
-    return np.array(chosen, dtype=np.int64)
+    means, chosen = mean_tokens(store, rows), list[int]()
+    for number in range(len(rows)):
+        if not are_among(means[number : number + 1], means[chosen])[0]:
+            chosen.append(number)
+    return rows[chosen]
 
 
 def batch_of(store: FeatureStore) -> int:

@@ -4,7 +4,7 @@ Names only, no pixels.
 """
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import AfterValidator
 
@@ -24,24 +24,18 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
-class Files(NamedTuple):
-    """The files of a folder, each list sorted."""
-
-    images: list[Path]
-    others: list[Path]
-
-
 def subfolders(folder: Path) -> list[Path]:
     """Visible folders in `folder`, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def files_below(folder: Path) -> Files:
-    """Files in `folder` and its visible subfolders; none if it does not exist.
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and other files in `folder` and its visible subfolders, sorted; none if it is missing.
 
     Links are followed, never round in a circle. OSError if a folder cannot be read.
     """
-    files = Files([], [])
+    images: list[Path] = []
+    others: list[Path] = []
     seen: set[Path] = set()
     waiting = [folder] if folder.is_dir() else []
     while waiting:
@@ -51,10 +45,10 @@ def files_below(folder: Path) -> Files:
         seen.add(real)
         for path in sorted(here.iterdir(), reverse=True):
             if path.is_file():
-                (files.images if is_image(path) else files.others).append(path)
+                (images if is_image(path) else others).append(path)
             elif path.is_dir() and not path.name.startswith("."):
                 waiting.append(path)
-    return Files(sorted(files.images), sorted(files.others))
+    return sorted(images), sorted(others)
 
 
 def relative(path: Path, root: Path) -> str:

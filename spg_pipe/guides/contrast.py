@@ -68,16 +68,19 @@ def class_sums(
     """One pass over a labelled store.
 
     Patches count where the mask is known, whole images wherever the label is.
+
+    Parameters
+    ----------
+    progress : callable (images done, images in all), optional
     """
     labels = store.array("label").astype(np.int64)
-    teaches = np.zeros(len(store), bool)
-    teaches[labelled_images(store)] = True
+    taught = labelled_images(store)
     parts: dict[str, list[tuple[Tensor, ...]]] = {layer: [] for layer in store.layers}
     grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
             masks = torch.from_numpy(store.masks(images)).to(device).float()[:, None]
-            known = torch.from_numpy(teaches[images]).to(device)
+            known = torch.from_numpy(np.isin(images, taught)).to(device)
             for layer, values in tokens.items():
                 share = F.adaptive_avg_pool2d(masks, grids[layer]).flatten(1)
                 parts[layer].append(_sums(values, share, known))

@@ -136,8 +136,8 @@ def _by_place(folder: Path, files: Sequence[Path]) -> tuple[_Places, _Places]:
 
 def _scan_category(root: Path, category: str, folder: Path) -> Scan:
     """All images of one category, with their labels and masks."""
-    files = files_below(folder)
-    images, masks = _by_place(folder, files.images)
+    files, others = files_below(folder)
+    images, masks = _by_place(folder, files)
     kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
     named = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS))
     labelled = named or bool(masks.keys() - {()})
@@ -170,6 +170,6 @@ def _scan_category(root: Path, category: str, folder: Path) -> Scan:
         *noted(extra, "mask", "without a use, ignored"),
         *noted(without, "defect image", "without a mask, left out of pixel metrics"),
         *noted(unlabelled, "image", "without a label"),
-        *noted(len(files.others), "file", NO_IMAGE),
+        *noted(len(others), "file", NO_IMAGE),
     ]
     return Scan(entries, [category], [f"{category}: {note}" for note in notes])

@@ -92,11 +92,11 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Pat
 
 def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     """The images of one category, with the masks of their names."""
-    files = files_below(category)
+    image_files, others = files_below(category)
     images: dict[tuple[str, str], list[Path]] = defaultdict(list)
     masks: dict[str, list[Path]] = defaultdict(list)
     stray = 0
-    for path in files.images:
+    for path in image_files:
         match path.relative_to(category).parts:
             case "ground_truth", kind, _:
                 masks[kind].append(path)
@@ -120,7 +120,7 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             )
             for image in paths
         ]
-    others = sum(path.relative_to(category).parts[0] in splits for path in files.others)
+    no_images = sum(path.relative_to(category).parts[0] in splits for path in others)
     notes = [
         *noted(
             [relative(mask, root) for mask in sorted(unused)],
@@ -128,20 +128,18 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             "without an image, ignored",
         ),
         *noted(stray, "image", "not directly in a defect folder, ignored"),
-        *noted(others, "file", NO_IMAGE),
+        *noted(no_images, "file", NO_IMAGE),
     ]
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
 
 def _no_category(root: Path) -> str:
-    if (root / "test").is_dir() or (root / "train").is_dir():
-        return (
-            f"{root} is itself one category (it holds train/ or test/), but the mvtec layout "
-            f"starts one folder above: use {root.parent} as the root."
-        )
+    names = [folder.name for folder in subfolders(root)]
+    advice = "Check the root, or choose another layout (`spg-pipe datasets` shows them)"
+    if {"train", "test"} & {*names}:
+        advice = f"{root} is itself one category: use {root.parent} as the root"
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "
-        f"{listed([f.name for f in subfolders(root)]) or '(none)'}. Check the root, or choose "
-        f"another layout (`spg-pipe datasets` shows them)."
+        f"{listed(names) or '(none)'}. {advice}."
     )

@@ -89,7 +89,7 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """
     record = read_synthetic(root)
     files = record.files_sha256
-    on_disk = {relative(p, root) for p in files_below(root).images}
+    on_disk = {relative(p, root) for p in files_below(root)[0]}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "

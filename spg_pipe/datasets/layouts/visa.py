@@ -64,12 +64,12 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     absent = [name for name in objects if name not in on_disk]
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
     files = [files_below(root / name / "Data" / "Images") for name in wanted]
-    names = {relative(path, root) for here in files for path in here.images}
+    names = {relative(path, root) for images, _ in files for path in images}
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
         *noted(len(names - {row.image for row in rows}), "image", _NOT_NAMED),
-        *noted(sum(len(here.others) for here in files), "file", NO_IMAGE),
+        *noted(sum(len(others) for _, others in files), "file", NO_IMAGE),
     ]
     return Scan(entries, on_disk, notes)
 

@@ -119,31 +119,25 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
         has a mask. The normal image with the highest score. Up to 3 unlabelled images with the
         highest scores.
     """
-    inside = (table["category"] == category).to_numpy()
-    label, score = table["label"].to_numpy(), table["score"].to_numpy()
-    anomalous = inside & (label == LABEL_ANOMALOUS)
-    ranked = anomalous & ~np.isnan(quality)
-    names, value = ("best", "worst"), quality
-    if not ranked.any():
-        ranked, names, value = anomalous, ("highest", "lowest"), score
-    order = _descending(value, ranked)
+    rows = table.assign(quality=quality)[table["category"] == category]
+    by_score = rows.sort_values("score", ascending=False, kind="stable")
+    order, names = by_score[by_score["label"] == LABEL_ANOMALOUS], ("highest", "lowest")
+    if order["quality"].notna().any():
+        ranked = rows[(rows["label"] == LABEL_ANOMALOUS) & rows["quality"].notna()]
+        order = ranked.sort_values("quality", ascending=False, kind="stable")
+        names = ("best", "worst")
     best = order[: min(SHOWN, -(-len(order) // 2))]
-    chosen = [(names[0], row) for row in best]
-    chosen += [(names[1], row) for row in order[len(best) :][::-1][:SHOWN]]
-    normal = _descending(score, inside & (label == LABEL_NORMAL))
-    chosen += [("false-alarm", row) for row in normal[:1]]
-    unknown = _descending(score, inside & (label == LABEL_UNKNOWN))
-    chosen += [("unlabelled", row) for row in unknown[:SHOWN]]
-    paths = table["path"].to_numpy()
+    chosen = {
+        names[0]: best,
+        names[1]: order[len(best) :][::-1][:SHOWN],
+        "false-alarm": by_score[by_score["label"] == LABEL_NORMAL][:1],
+        "unlabelled": by_score[by_score["label"] == LABEL_UNKNOWN][:SHOWN],
+    }
     return [
-        Example(int(row), kind, str(paths[row]), float(score[row]), float(quality[row]))
-        for kind, row in chosen
+        Example(image, kind, row["path"], row["score"], row["quality"])
+        for kind, images in chosen.items()
+        for image, row in zip(images.index.tolist(), images.to_dict("records"), strict=True)
     ]
-
-
-def _descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    rows = np.flatnonzero(among)
-    return rows[np.argsort(-values[rows], kind="stable")]
 
 
 def draw(

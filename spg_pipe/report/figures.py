@@ -101,9 +101,8 @@ def _panel(
             (handles[name],) = axes.plot(_GRID, lines[name], linewidth=width, color=colour)
     whole = [y for y in lines.values() if not np.isnan(y).all()]
     if len(whole) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # x where no curve has a value
-            mean = np.nanmean(whole, axis=0)
+        known = np.ma.masked_invalid(whole)
+        mean = known.mean(axis=0).filled(np.nan)  # at some x no curve has a value
         (handles["mean"],) = axes.plot(_GRID, mean, linewidth=2.2, color="black")
     if kind == "roc":
         axes.plot([0, 1], [0, 1], linewidth=0.8, linestyle=":", color="#777777")

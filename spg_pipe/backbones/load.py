@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from spg_pipe.backbones.names import BackboneInfo, find_alias
-from spg_pipe.backbones.spec import BackboneSpec, Norm
+from spg_pipe.backbones.names import BackboneInfo, Request, find_alias
+from spg_pipe.backbones.spec import Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
-    from spg_pipe.backbones.weights import Weights
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `load_backbone` was asked for: names looked up, nothing else resolved."""
-
-    info: BackboneInfo
-    image_size: int
-    layers: tuple[str, ...]
-    """Empty: the family's default."""
-    norm: Norm | None
-    protocol: Literal["default", "spg"]
-    weights: Path | None
-    device: str
-
-    def blocks(self, depth: int) -> tuple[str, ...]:
-        """The layers of a ViT: those asked for, else the last block.
-
-        Raises SpgError unless every layer is a block number from 1 to `depth`.
-        """
-        layers = self.layers or (str(depth),)
-        for name in layers:
-            if not (name.isascii() and name.isdigit() and 1 <= int(name) <= depth):
-                raise SpgError(
-                    f"{self.info.alias} has no layer {name!r}: its layers are blocks, numbered "
-                    f"from 1 to {depth}."
-                )
-        return layers
-
-    def spec(self, weights: Weights, **resolved: Any) -> BackboneSpec:
-        """The specification: what was `resolved`, beside the names and the weights."""
-        return BackboneSpec(
-            alias=self.info.alias,
-            family=self.info.family,
-            model=self.info.model,
-            weights=weights.label,
-            weights_sha256=weights.sha256,
-            licence=self.info.licence,
-            **resolved,
-        )
 
 
 def load_backbone(
@@ -136,18 +94,6 @@ def resolve(name: str) -> BackboneInfo:
     from spg_pipe.backbones.timm_models import resolve_timm
 
     return resolve_timm(name.removeprefix("timm:"))
-
-
-def check_image_size(size: int, multiple: int, name: str) -> None:
-    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
-    if size > 0 and size % multiple == 0:
-        return
-    below = max(size // multiple, 1) * multiple
-    nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
-    raise SpgError(
-        f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
-        f"(its patch size or largest stride). Nearest valid: {nearest}."
-    )
 
 
 def _layer_names(layers: Sequence[str | int]) -> tuple[str, ...]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from spg_pipe.backbones.spec import Family, Norm
+from spg_pipe.backbones.spec import BackboneSpec, Family, Norm
 from spg_pipe.errors import SpgError
+
+if TYPE_CHECKING:
+    from spg_pipe.backbones.weights import Weights
 
 APACHE = "Apache-2.0"
 DINOV3_LICENCE = "DINOv3 License (Meta)"
@@ -127,6 +132,46 @@ _BACKBONES = (
 )
 
 _SHORT = {name: f"{name}-large" for name in ("dinov3", "dinov2", "dinov2-reg", "siglip", "siglip2")}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_backbone` was asked for: names looked up, nothing else resolved."""
+
+    info: BackboneInfo
+    image_size: int
+    layers: tuple[str, ...]
+    """Empty: the family's default."""
+    norm: Norm | None
+    protocol: Literal["default", "spg"]
+    weights: Path | None
+    device: str
+
+    def blocks(self, depth: int) -> tuple[str, ...]:
+        """The layers of a ViT: those asked for, else the last block.
+
+        Raises SpgError unless every layer is a block number from 1 to `depth`.
+        """
+        layers = self.layers or (str(depth),)
+        for name in layers:
+            if not (name.isascii() and name.isdigit() and 1 <= int(name) <= depth):
+                raise SpgError(
+                    f"{self.info.alias} has no layer {name!r}: its layers are blocks, numbered "
+                    f"from 1 to {depth}."
+                )
+        return layers
+
+    def spec(self, weights: Weights, **resolved: Any) -> BackboneSpec:
+        """The specification: what was `resolved`, beside the names and the weights."""
+        return BackboneSpec(
+            alias=self.info.alias,
+            family=self.info.family,
+            model=self.info.model,
+            weights=weights.label,
+            weights_sha256=weights.sha256,
+            licence=self.info.licence,
+            **resolved,
+        )
 
 
 def list_backbones() -> list[BackboneInfo]:

@@ -12,10 +12,10 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from spg_pipe.backbones.base import LayerTokens, Network, blocks_of
-from spg_pipe.backbones.load import Request, check_image_size
-from spg_pipe.backbones.names import BackboneInfo
-from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed
-from spg_pipe.backbones.weights import Weights, load_strictly, weights_for
+from spg_pipe.backbones.hub import weights_for
+from spg_pipe.backbones.names import BackboneInfo, Request
+from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed, check_image_size
+from spg_pipe.backbones.weights import Weights, load_strictly
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.datasets.images import Preprocess
+from spg_pipe.errors import SpgError
 
 Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]
@@ -136,3 +137,15 @@ class BackboneSpec(Record):
         """Values by the names of their tokens → by key, in the same order."""
         keys = {key.name: key for key in self.token_keys}
         return {keys[name]: value for name, value in values.items()}
+
+
+def check_image_size(size: int, multiple: int, name: str) -> None:
+    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
+    if size > 0 and size % multiple == 0:
+        return
+    below = max(size // multiple, 1) * multiple
+    nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
+    raise SpgError(
+        f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
+        f"(its patch size or largest stride). Nearest valid: {nearest}."
+    )

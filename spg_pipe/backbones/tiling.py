@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone, LayerTokens, forward, joined, place_images
-from spg_pipe.backbones.load import check_image_size
-from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey
+from spg_pipe.backbones.spec import BackboneSpec, Tiles, TokenKey, check_image_size
 from spg_pipe.errors import SpgError
 
 MOST = 4096

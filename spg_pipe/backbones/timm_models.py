@@ -14,10 +14,10 @@ from timm.models import PretrainedCfg, is_model_in_modules
 from torch import Tensor, nn
 
 from spg_pipe.backbones.base import LayerTokens, Network, blocks_of, stand_in
-from spg_pipe.backbones.load import Request, check_image_size
-from spg_pipe.backbones.names import BackboneInfo, unknown_name
-from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix
-from spg_pipe.backbones.weights import StateDict, Weights, load_strictly, weights_for
+from spg_pipe.backbones.hub import weights_for
+from spg_pipe.backbones.names import BackboneInfo, Request, unknown_name
+from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix, check_image_size
+from spg_pipe.backbones.weights import StateDict, Weights, load_strictly
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 

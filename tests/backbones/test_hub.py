@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spg_pipe.backbones import load_backbone, weights
+from spg_pipe.backbones import hub, load_backbone
 from spg_pipe.errors import SpgError
 
 
@@ -46,7 +46,7 @@ def test_a_refused_download_is_the_same_message(monkeypatch):
     def refuse(*_):
         raise PermissionError("403 Client Error: access to this model is restricted")
 
-    monkeypatch.setattr(weights, "_fetch", refuse)
+    monkeypatch.setattr(hub, "_fetch", refuse)
     with pytest.raises(SpgError, match=r"403 Client Error.*\n.*hf auth login"):
         load_backbone("dinov3")
 

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.store.format import REMAKE, SHARD_INDEX
-
-DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
+from spg_pipe.store.format import SHARD_INDEX
 
 
 class StoreFiles:

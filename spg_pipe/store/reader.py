@@ -10,7 +10,7 @@ import numpy as np
 
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import SpgError
-from spg_pipe.store.files import DAMAGED_METADATA, StoreFiles, is_damaged_store
+from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     IMAGE_TABLE,
     REMAKE,
@@ -68,13 +68,11 @@ class FeatureStore:
         self._unchanged = Unchanged(self.files.local, self.fingerprint)
 
     def _spec(self) -> StoreSpec:
-        attributes, local = self.files.attributes(), self.files.local
-        if attributes is None and local is not None and is_damaged_store(local):
-            raise SpgError(f"{self.path} is a store, but {DAMAGED_METADATA}")
+        attributes = self.files.attributes()
         if attributes is None or "schema" not in attributes:
             raise SpgError(
-                f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "
-                "or check the path."
+                f"{self.path} is not a feature store, or its zarr.json is damaged. Check the path, "
+                f"or make it with `spg-pipe extract`; a damaged store with {REMAKE}."
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(

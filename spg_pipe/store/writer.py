@@ -12,9 +12,10 @@ import numpy as np
 from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
-from spg_pipe.store.files import DAMAGED_METADATA, is_damaged_store, read_attributes
+from spg_pipe.store.files import is_damaged_store, read_attributes
 from spg_pipe.store.format import (
     IMAGE_TABLE,
+    REMAKE,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
@@ -289,7 +290,7 @@ def refuse_what_is_no_store(path: Path) -> None:
 def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
     """Raise SpgError if a store is in the place, with what differs."""
     if is_damaged_store(path):
-        raise SpgError(f"{path} is a store, but {DAMAGED_METADATA}")
+        raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
     there, wanted = read_attributes(path), spec.attributes()
     if not there:
         return

@@ -110,11 +110,7 @@ def fit_guides(
             looked = training.step(batch)
             if progress and looked:
                 done = min(training.batch * batch_images, images)
-                progress(
-                    epoch * images + done,
-                    epochs * images,
-                    training.sums[:, 0].mean() / training.batch,
-                )
+                progress(epoch * images + done, epochs * images, training.loss)
             if checkpoints and checkpoints.due():
                 checkpoints.save(key, *training.saved())
         training.end_epoch()
@@ -177,8 +173,13 @@ class Training:
         self._every = 1 if device == "cpu" else 16
         """Steps between two looks at the losses: a GPU would have to be waited for each time."""
 
+    @property
+    def loss(self) -> float:
+        """Mean total loss of this epoch so far."""
+        return float(self.sums[:, 0].mean() / self.batch)
+
     def step(self, batch: ImageBatch) -> bool:
-        """A step of every run and layer; whether `sums` now count this batch.
+        """A step of every run and layer; whether `loss` now counts this batch.
 
         Raises
         ------

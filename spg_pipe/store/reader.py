@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import SpgError
@@ -22,9 +23,6 @@ from spg_pipe.store.format import (
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class FeatureStore:
@@ -220,8 +218,6 @@ class FeatureStore:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """One row an image: path, category, defect, label, mask_state, height, width."""
-        import pandas as pd
-
         return pd.DataFrame({name: self.array(name) for name in IMAGE_TABLE})
 
 

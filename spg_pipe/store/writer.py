@@ -5,9 +5,11 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import zarr
+from filelock import FileLock, Timeout
 
 from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
@@ -36,9 +38,6 @@ from spg_pipe.store.shards import (
     write_shard,
 )
 from spg_pipe.store.statistics import ShardStatistics, mean_std
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
@@ -151,8 +150,6 @@ class StoreWriter:
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
-        import zarr
-
         recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
             names = shard_files(self.spec, shard)
@@ -223,8 +220,6 @@ class StoreWriter:
         lost_regions : (images,) uint32
             Defect regions of each mask that vanished when it was resized to S×S.
         """
-        import zarr
-
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
         small, rows = [], range(self.spec.images)
@@ -262,8 +257,6 @@ def locked(path: Path) -> "FileLock":
     It ends with its process, however that dies. The empty file stays: removing a locked file would
     let two processes lock two files of the same name. Raises SpgError if another process holds it.
     """
-    from filelock import FileLock, Timeout
-
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:

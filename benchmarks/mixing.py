@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.store.order import epoch_order, windows
+from spg_pipe.store.stream import epoch_order, windows
 
 CATEGORIES = np.repeat([f"category {number:02d}" for number in range(15)], 115)
 PATCHES, BATCH_TOKENS = 784, 8192

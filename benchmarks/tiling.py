@@ -106,21 +106,21 @@ def recipe(root: Path) -> dict[str, Any]:
 
 def measure(root: Path, images: int) -> dict[str, float]:
     """Extract, score and evaluate the large images in each view."""
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import features, targets, training
 
     write_images(root / "data" / "large", images)
     found: dict[str, dict[str, Any]] = {}
     for name, sides in VIEWS.items():
         run = _run(root, sides)
-        pipeline.write_demo_sets(run)
+        features.write_demo_sets(run)
         for dataset in run.params.datasets:
-            pipeline.extract(run, dataset, replace=dataset.name == "large")
+            features.extract(run, dataset, replace=dataset.name == "large")
         if not found:
-            pipeline.train_saes(run, AUXILIARY, [111])
-            pipeline.train_guides_together([run], AUXILIARY, [111])
-        (scores,) = pipeline.score(run, "large")
-        (metrics,) = pipeline.evaluate(run, "large")
-        found[name] = dict(pipeline.read_metrics(metrics).mean.metrics)
+            training.train_sae(run, AUXILIARY, 111)
+            training.train_guides_together([run], AUXILIARY, [111])
+        (scores,) = targets.score(run, "large")
+        (metrics,) = targets.evaluate(run, "large")
+        found[name] = dict(targets.read_metrics(metrics).mean.metrics)
         found[name]["step"] = border_step(scores, images)
         row = found[name] | {task: _in_process(root, task, sides) for task in TASKS}
         found[name] = row
@@ -164,7 +164,7 @@ def border_step(scores: Path, images: int) -> float:
 
 def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     """Do one of `TASKS` on the large images in this process; its peak in MiB."""
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import features
     from spg_pipe.pipeline.console import Console
     from spg_pipe.pipeline.predict import predict_folder
 
@@ -172,7 +172,7 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     with tempfile.TemporaryDirectory(dir=root) as out:
         if name == "extract":
             large = run.params.dataset("large")
-            pipeline.extract(run, large, out=Path(out) / "large.zarr")
+            features.extract(run, large, out=Path(out) / "large.zarr")
         else:
             predict_folder(
                 run.paths.detector(AUXILIARY, 111),

@@ -1,13 +1,13 @@
 """Stage `demo_data`: Write a built-in demo set."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import features
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun, dataset: str) -> None:
     """Write a built-in demo set."""
-    pipeline.write_demo_sets(run, dataset)
+    features.write_demo_sets(run, dataset)
 
 
 if __name__ == "__main__":

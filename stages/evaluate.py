@@ -1,13 +1,13 @@
 """Stage `evaluate`: Scores → Metrics."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import targets
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun, aux: str, target: str, seed: int) -> None:
     """Scores → Metrics."""
-    pipeline.evaluate(run.narrowed(aux, seed), target)
+    targets.evaluate(run.narrowed(aux, seed), target)
 
 
 if __name__ == "__main__":

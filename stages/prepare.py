@@ -1,13 +1,13 @@
 """Stage `prepare`: Raw folder → Manifest."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import features
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun, dataset: str) -> None:
     """Raw folder → Manifest."""
-    pipeline.prepare(run, run.params.dataset(dataset))
+    features.prepare(run, run.params.dataset(dataset))
 
 
 if __name__ == "__main__":

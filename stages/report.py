@@ -1,13 +1,13 @@
 """Stage `report`: Metrics and Scores → static HTML."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import targets
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun) -> None:
     """Metrics and Scores → static HTML."""
-    pipeline.report(run)
+    targets.report(run)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Stage `score`: Detector + FeatureStore → Scores."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import targets
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun, aux: str, target: str, seed: int) -> None:
     """Detector + FeatureStore → Scores."""
-    pipeline.score(run.narrowed(aux, seed), target)
+    targets.score(run.narrowed(aux, seed), target)
 
 
 if __name__ == "__main__":

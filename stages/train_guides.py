@@ -1,13 +1,13 @@
 """Stage `train_guides`: FeatureStore + SparseAutoencoder → Detector."""
 
-from spg_pipe import pipeline
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.pipeline import training
 from spg_pipe.pipeline.run import RecipeRun
 
 
 def main(run: RecipeRun, aux: str, seed: int) -> None:
     """FeatureStore + SparseAutoencoder → Detector."""
-    pipeline.train_guides(run, aux, seed)
+    training.train_guides(run, aux, seed)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load as deserialised
+from safetensors.torch import save
+from torch import Tensor
 
 from spg_pipe.artefacts.files import clear_leftovers, write_bytes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _KIND = "spg-pipe checkpoint 2"
 _DIGEST_BYTES = 32
@@ -39,8 +41,6 @@ def checkpoint_path(artefact: Path) -> Path:
 
 def machine(device: str) -> dict[str, str]:
     """What may change the last bits of a run beside its inputs and settings, in words."""
-    import torch
-
     if device.startswith("cuda"):
         return {"GPU": torch.cuda.get_device_name(device), "torch": torch.__version__}
     return {
@@ -61,8 +61,6 @@ def below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
 
 
 def _write(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: str) -> None:
-    from safetensors.torch import save
-
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     content = save(ready, {"kind": _KIND, "fingerprint": fingerprint, "state": state})
     # Safetensors alone would not notice a flipped bit.
@@ -71,8 +69,6 @@ def _write(path: Path, fingerprint: str, tensors: "dict[str, Tensor]", state: st
 
 def _read(path: Path) -> tuple[str, "dict[str, Tensor]", State]:
     """Fingerprint, tensors and state of a whole checkpoint; a ValueError if it is not one."""
-    from safetensors.torch import load as deserialised
-
     written = path.read_bytes()
     digest, content = written[:_DIGEST_BYTES], written[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:

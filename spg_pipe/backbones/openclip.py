@@ -136,8 +136,7 @@ def preprocess_for(model: str, size: int) -> Preprocess:
     """
     name, _, tag = model.partition("/")
     published = open_clip.get_pretrained_cfg(name, tag)
-    mean, std = tuple(published["mean"]), tuple(published["std"])
-    return Preprocess(size, "uint8", "bicubic", mean, std)
+    return Preprocess(size, "uint8", "bicubic", tuple(published["mean"]), tuple(published["std"]))
 
 
 def build_tower(architecture: Mapping[str, Any]) -> VisionTransformer:

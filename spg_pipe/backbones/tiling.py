@@ -91,7 +91,10 @@ class TiledBackbone:
         for image in images.split(1):
             for side in self._tiles.sides:
                 at = side if len(self._tiles.sides) > 1 else None
-                for layer, tokens in self._whole(_resized(image, side), side).items():
+                view = image
+                if side != image.shape[-1]:
+                    view = F.interpolate(image, (side, side), mode="bilinear", antialias=True)
+                for layer, tokens in self._whole(view, side).items():
                     parts[TokenKey(layer, at).name].append(tokens)
         # An image at a time until here, for memory; a batch of one is not copied.
         return {layer: each[0] if len(each) == 1 else joined(each) for layer, each in parts.items()}
@@ -153,9 +156,3 @@ def blend(places: Sequence[int], length: int, total: int) -> Tensor:
     for place in places:
         sums[place : place + length] += ramp
     return torch.stack([ramp / sums[place : place + length] for place in places]).float()
-
-
-def _resized(image: Tensor, side: int) -> Tensor:
-    if image.shape[-1] == side:
-        return image
-    return F.interpolate(image, (side, side), mode="bilinear", antialias=True)

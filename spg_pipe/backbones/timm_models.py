@@ -243,8 +243,7 @@ def _pretrained_cfg(name: str) -> Any:
 def _to_timm_names(weights: Weights, model: nn.Module, name: str) -> StateDict:
     """Rename the authors' original naming to timm's with timm's own filter, if it has one."""
     _refuse_silent_changes(weights, model)
-    module = sys.modules[type(model).__module__]
-    convert = getattr(module, "checkpoint_filter_fn", None)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return weights.state
     try:

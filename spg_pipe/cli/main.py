@@ -24,7 +24,6 @@ from spg_pipe.cli.options import (
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
-from spg_pipe.pipeline.datasets import datasets_of
 from spg_pipe.pipeline.run import require_runs, targets_of
 
 app = typer.Typer(
@@ -52,14 +51,14 @@ def demo(
 @shared("skip_bad", *RECIPE)
 def prepare(options: Options, split: SplitOption = None) -> None:
     """List a dataset's images and masks with their content hashes (Manifest)."""
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import datasets, features, synthetic
 
     run = options.run()
-    pipeline.write_demo_sets(run)
-    chosen = datasets_of(run.params, split)
-    pipeline.synthesise_sets(run, chosen)
-    paths = [pipeline.prepare(run, dataset) for dataset in chosen]
-    run.console.result({"manifests": paths, "skipped": pipeline.skipped_in(paths)})
+    features.write_demo_sets(run)
+    chosen = datasets.datasets_of(run.params, split)
+    synthetic.synthesise_sets(run, chosen)
+    paths = [features.prepare(run, dataset) for dataset in chosen]
+    run.console.result({"manifests": paths, "skipped": features.skipped_in(paths)})
 
 
 @app.command()
@@ -82,20 +81,20 @@ def extract(
     Without --split, every dataset of the recipe. An interrupted extract goes on where it stopped.
     With --limit or --categories the store gets a place of its own: name it with --store later.
     """
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import datasets, features, synthetic
 
     run = options.run()
-    chosen = datasets_of(run.params, split)
+    chosen = datasets.datasets_of(run.params, split)
     wanted = names_of("--categories", categories, "bottle,screw")
     if (out or wanted) and len(chosen) != 1:
         raise SpgError("--out and --categories are of one dataset: add --split NAME.")
-    pipeline.write_demo_sets(run)
-    pipeline.synthesise_sets(run, chosen)
+    features.write_demo_sets(run)
+    synthetic.synthesise_sets(run, chosen)
     if sides := sides_of(tiles):
-        run = pipeline.with_tiles(run, chosen, sides)
-    backbone = pipeline.load_backbone(run)
+        run = features.with_tiles(run, chosen, sides)
+    backbone = features.load_backbone(run)
     paths = [
-        pipeline.extract(
+        features.extract(
             run,
             dataset,
             replace=replace,
@@ -106,7 +105,7 @@ def extract(
         )
         for dataset in chosen
     ]
-    run.console.result({"stores": paths, "skipped": pipeline.skipped_in(paths)})
+    run.console.result({"stores": paths, "skipped": features.skipped_in(paths)})
 
 
 @app.command("train-sae")
@@ -116,12 +115,12 @@ def train_sae(options: Options, store: StoreOption = None) -> None:
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import training
 
     run = options.run()
     require_runs(run.params, store)
     each = itertools.product(run.params.auxiliaries, run.params.seeds)
-    paths = [pipeline.train_sae(run, aux, seed, store=store) for aux, seed in each]
+    paths = [training.train_sae(run, aux, seed, store=store) for aux, seed in each]
     run.console.result({"saes": paths})
 
 
@@ -136,13 +135,13 @@ def train_guides(
 
     A killed run goes on from its last checkpoint when the same command is given again.
     """
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import training
 
     run = options.run()
     require_runs(run.params, store or sae)
     paths, seeds = [], run.params.seeds
     for aux in run.params.auxiliaries:
-        paths += pipeline.train_guides_together([run], aux, seeds, store=store, sae=sae)
+        paths += training.train_guides_together([run], aux, seeds, store=store, sae=sae)
     run.console.result({"detectors": paths})
 
 
@@ -164,7 +163,7 @@ def score(
 
     `--split visa` takes the detector of the recipe's direction whose target is visa.
     """
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import targets
 
     alone, run = bank_alone(normals, bank), options.run()
     if normals is not None and split is None:
@@ -173,7 +172,7 @@ def score(
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     paths = []
     for each, target in targets_of(run, split, detector or store):
-        paths += pipeline.score(
+        paths += targets.score(
             each, target, detector=detector, store=store, normals=normals, alone=alone
         )
     run.console.result({"scores": paths})
@@ -188,17 +187,17 @@ def evaluate(
     store: StoreOption = None,
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
-    from spg_pipe import pipeline
     from spg_pipe.metrics import flat_rows
+    from spg_pipe.pipeline import targets
 
     run = options.run()
     written: dict[str, Any] = {}
     tables = []
     for each, target in targets_of(run, split, scores or store):
-        paths = pipeline.evaluate(each, target, scores=scores, store=store)
-        read = [pipeline.read_metrics(path) for path in paths]
+        paths = targets.evaluate(each, target, scores=scores, store=store)
+        read = [targets.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
-        tables += pipeline.tables_of(run.params, read)
+        tables += targets.tables_of(run.params, read)
     run.console.result(written, "\n\n".join(tables))
 
 
@@ -206,10 +205,10 @@ def evaluate(
 @shared(*RECIPE)
 def report(options: Options) -> None:
     """Write a static HTML page: tables, curves, the best and the worst maps."""
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import targets
 
     run = options.run()
-    path = pipeline.report(run)
+    path = targets.report(run)
     run.console.result({"report": path}, f"Report: {path}")
 
 

@@ -170,14 +170,14 @@ def synthesise(
     kinds: Annotated[str, Option(help="Kinds of defects, in turn.")] = ",".join(KINDS),
 ) -> None:
     """Paint defects on normal images: an auxiliary set with masks, of layout synthetic."""
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import synthetic
 
     content: dict[str, object] = {"layout": layout, "split": split, "seed": seed}
     content |= {"name": "synthetic", "root": out, "source": source, "per_image": per_image}
     content["categories"] = names_of("--categories", categories, "bottle,screw")
     content["kinds"] = names_of("--kinds", kinds, ",".join(KINDS))
     made, console = validated(SyntheticSet, content, OPTIONS), options.console()
-    result = pipeline.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
+    result = synthetic.synthesise(made, console, skip_bad=options.skip_bad, workers=options.workers)
     console.result(result)
 
 

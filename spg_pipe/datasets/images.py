@@ -73,10 +73,18 @@ def read_image(path: Path, *, exif: bool) -> np.ndarray:
 def read_mask(path: Path, *, exif: bool) -> np.ndarray:
     """Decode a mask file: every value above 0 is a defect.
 
-    (H, W), uint8 in {0, 1}; errors as of `read_image`.
-
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
     mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
+
+    Returns
+    -------
+    ndarray, (H, W)
+        uint8 in {0, 1}.
+
+    Raises
+    ------
+    SpgError
+        As for `read_image`.
     """
     return _decode(path, "mask", exif, _to_binary)
 
@@ -92,7 +100,8 @@ def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
         # 20 ms at 900 pixels, because that may stand behind the pixels.
         may = image.format != "PNG" or any(tag in file for tag in _PNG_ORIENTATION)
         tags = image.getexif() if exif and image.format != "TIFF" and may else {}
-    return (width, height) if tags.get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+    turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -101,8 +110,17 @@ def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     The 0/255 mask is resized by Pillow's antialiased bilinear filter in 8 bits; a pixel is a
     defect where the result is above one half. (A float resize differs in 0.2 % of the pixels.)
 
-    From (H, W), any integer or bool dtype, above 0 a defect, to (S, S), or (height, width) if
-    `size` says so: uint8 in {0, 1}.
+    Parameters
+    ----------
+    mask
+        (H, W), any integer or bool dtype; above 0 is a defect.
+    size
+        S for (S, S), or (height, width).
+
+    Returns
+    -------
+    ndarray, (S, S) or (height, width)
+        uint8 in {0, 1}.
     """
     return (soft_mask(mask, size) > 127).astype(np.uint8)  # v / 255 > 0.5
 
@@ -117,8 +135,17 @@ def soft_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 def preprocess(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     """Turn an image into a backbone's input (docs/method.md §1).
 
-    From (H, W, 3), uint8 or uint16, scaled by the type's range, to (3, S, S): float32,
-    C-contiguous, normalised.
+    Parameters
+    ----------
+    image
+        (H, W, 3), uint8 or uint16; an integer type is scaled by its range.
+    spec
+        Size, order, filter and normalisation.
+
+    Returns
+    -------
+    ndarray, (3, S, S)
+        float32, C-contiguous, normalised.
     """
     resized = _resize_float(image, spec) if spec.order == "float" else _resize_uint8(image, spec)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.record import Record, damaged, parse_record
 from spg_pipe.datasets.walk import Inside
 from spg_pipe.errors import SpgError, counted
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
@@ -211,9 +211,6 @@ class Manifest:
 
         The file appears whole or not at all.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         # No pandas metadata: it names versions.
         rows = pa.Table.from_pandas(
             self.table[list(COLUMNS)], schema=_schema(), preserve_index=False
@@ -228,9 +225,6 @@ class Manifest:
 
         SpgError if the file is missing, damaged, of another format, or was edited.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not path.is_file():
             raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
         try:
@@ -276,14 +270,10 @@ def _spaced(rows: Sequence[int], count: int) -> list[int]:
 
 def to_frame(rows: Sequence[dict[str, object]]) -> "pd.DataFrame":
     """Rows with the keys of `COLUMNS` as a table with its types."""
-    import pyarrow as pa
-
     return pa.Table.from_pylist(list(rows), schema=_schema()).to_pandas()
 
 
 def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
     types = {"string": pa.string(), "uint8": pa.uint8(), "int32": pa.int32()}
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
 

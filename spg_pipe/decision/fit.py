@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import LABEL_UNKNOWN
@@ -252,8 +253,6 @@ def fit_weights(
     bias : float
     weights : (K,) float64
     """
-    from scipy.optimize import minimize
-
     share = np.where(labels == 1, 0.5 / (labels == 1).sum(), 0.5 / (labels == 0).sum())
     sign = np.where(labels == 1, 1.0, -1.0)
     unit = prior / np.linalg.norm(prior)

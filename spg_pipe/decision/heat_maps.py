@@ -7,6 +7,7 @@ never stretched to its own range: that would paint every normal image red somewh
 from functools import cache
 
 import numpy as np
+from matplotlib import colormaps
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform, readable in grey print and with colour-vision deficiencies."""
@@ -57,7 +58,5 @@ def colour_bar(width: int = 256, height: int = 16) -> np.ndarray:
 @cache
 def _palette() -> np.ndarray:
     """What each of 256 levels adds to the photograph: (256, 3) float32."""
-    from matplotlib import colormaps
-
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]
     return (colours * 255 * OPACITY).astype(np.float32)

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from spg_pipe.guides.model import interpolation, upsample
@@ -124,8 +125,6 @@ def _one_thread() -> Iterator[None]:
 @lru_cache(maxsize=64)
 def _axis_weights(cells: int, size: int, sigma: float, pixels: int) -> Tensor:
     """Weights (pixels, cells) float64 of one axis: cells → size, blurred there, → pixels."""
-    from scipy.ndimage import gaussian_filter1d
-
     weights = _interpolation(cells, size)
     if sigma > 0:
         # scipy's own filter over the columns: its kernel, its borders, its truncation.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spg_pipe.datasets.images import read_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import Regions
@@ -72,8 +73,6 @@ class JudgedMasks:
         if self._manifest is None:
             key: Hashable = (self._store.fingerprint, image)
             return _CACHE.get(key, lambda: self._store.masks(np.array([image]))[0])
-        from spg_pipe.datasets.images import read_mask
-
         exif = self._manifest.exif
         path = self._manifest.root / self._manifest.table["mask"].iloc[image]
         return _CACHE.get((exif, *_version(path)), lambda: read_mask(path, exif=exif))

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+import zarr
 from torch import Tensor
 
 from spg_pipe.artefacts.digests import file_digests, require_files
@@ -25,10 +27,6 @@ from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import zarr
 
 BATCH_IMAGES = 8
 """Images that are judged at a time."""
@@ -53,8 +51,6 @@ class Scores:
 
         Only the chunks that hold one of them are read.
         """
-        import zarr
-
         group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
         rows, where = np.unique(images, return_inverse=True)
         kind = _kind(self.record.log_odds)
@@ -86,8 +82,6 @@ class Scores:
     @classmethod
     def load(cls, path: Path) -> "Scores":
         """Read a folder that `score` wrote; an `SpgError` if it is missing or damaged."""
-        import pandas as pd
-
         path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
@@ -191,8 +185,6 @@ def write_scores(
 
 def _map_arrays(path: Path, store: FeatureStore, record: ScoresRecord) -> dict[str, "zarr.Array"]:
     """The arrays of maps.zarr by layer, (n, h, w) float32, still to be filled."""
-    import zarr
-
     group = zarr.create_group(path)
     arrays = {
         layer: group.create_array(

@@ -7,10 +7,14 @@ first. Errors are `NotThereError`, or `DamagedError` for what is no whole artefa
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from spg_pipe.artefacts.record import read_record
+from spg_pipe.decision.rules import Rule
+from spg_pipe.detector.metrics_file import read_metrics
+from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
 from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.guides.kinds import guides_of
 from spg_pipe.pipeline.checked_store import (
     Pairs,
     backbone_differences,
@@ -22,21 +26,15 @@ from spg_pipe.pipeline.checked_store import (
 from spg_pipe.pipeline.datasets import split_name
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
-
-if TYPE_CHECKING:
-    from spg_pipe.decision.rules import Rule
-    from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
-    from spg_pipe.sae.run import SaeRecord
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.sae.run import SaeRecord
+from spg_pipe.store.reader import FeatureStore
 
 _Checked = TypeVar("_Checked")
-_Record = TypeVar("_Record", "SaeRecord", "DetectorRecord", "ScoresRecord")
+_Record = TypeVar("_Record", SaeRecord, DetectorRecord, ScoresRecord)
 
 
-def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> Path:
+def checked_sae(run: RecipeRun, store: FeatureStore, aux: str, seed: int) -> Path:
     """The SAE of the recipe's `sae` section, trained on this store."""
-    from spg_pipe.sae.run import SaeRecord
-
     given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
     path = run.paths.sae(aux, seed, given)
 
@@ -51,12 +49,11 @@ def checked_sae(run: RecipeRun, store: "FeatureStore", aux: str, seed: int) -> P
     return path
 
 
-def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
+def checked_detector(run: RecipeRun, aux: str, seed: int) -> DetectorRecord:
     """The detector of the recipe's sections, made from `aux`: what it says of itself.
 
     Its training data need not be here; where the store is, the detector must be made from it.
     """
-    from spg_pipe.detector.record import DetectorRecord
 
     def pairs(record: DetectorRecord) -> Pairs:
         store = _where_here(run, lambda: checked_store(run, aux).fingerprint, record.store)
@@ -70,13 +67,11 @@ def checked_detector(run: RecipeRun, aux: str, seed: int) -> "DetectorRecord":
     return _require(run, path, DetectorRecord, pairs, command, sae)
 
 
-def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "ScoresRecord":
+def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> ScoresRecord:
     """The zero-shot scores of a target by the recipe's sections: what they say of themselves.
 
     Where the target's store or the detector is, the scores must have been made from it.
     """
-    from spg_pipe.detector.record import ScoresRecord
-
     params = run.params
     keys = {"rule"} if params.score.rule == "additive" else {"rule", "image_score"}
 
@@ -99,22 +94,16 @@ def checked_scores(run: RecipeRun, dataset: Dataset, aux: str, seed: int) -> "Sc
     return _require(run, path, ScoresRecord, pairs, command, detector)
 
 
-def checked_metrics(run: RecipeRun, direction: Direction, seed: int) -> tuple[Path, Path]:
+def checked_metrics(run: RecipeRun, way: Direction, seed: int) -> tuple[Path, Path]:
     """The metrics of a direction by the recipe's `metrics` section, and the scores behind them."""
-    from spg_pipe.detector.metrics_file import read_metrics
-
-    dataset = run.params.dataset(direction.target)
-    scores = checked_scores(run, dataset, direction.aux, seed)
-    folder = run.paths.scores(direction.aux, dataset, seed)
-    path = run.paths.metrics(direction.aux, dataset, seed)
-    command = f"evaluate --split {direction.target} --aux {direction.aux} --seed {seed}"
+    scores = checked_scores(run, run.params.dataset(way.target), way.aux, seed).fingerprint
+    folder = run.paths.scores(way.aux, way.target, seed)
+    path = run.paths.metrics(way.aux, way.target, seed)
+    command = f"evaluate --split {way.target} --aux {way.aux} --seed {seed}"
     if not path.is_file():
         raise refused(f"There are no metrics of {folder}: {path} does not exist.", command)
-    held = read_metrics(path).provenance
-    pairs = {
-        "scores": (scores.fingerprint, held.scores),
-        "metrics": (run.params.metrics, held.metrics),
-    }
+    held, metrics = read_metrics(path).provenance, run.params.metrics
+    pairs = {"scores": (scores, held.scores), "metrics": (metrics, held.metrics)}
     if faults := differences(pairs):
         raise refused(made_otherwise(path, faults), command)
     return path, folder
@@ -137,12 +126,7 @@ def _require(
         if not faults:
             return record
         fault = made_otherwise(path, faults)
-    try:
-        _first(inputs, command)
-    except NotThereError:
-        raise
-    except SpgError as error:
-        run.console.detail(f"not checked what comes before: {error}")
+    _first(inputs, command)
     raise refused(fault, command)
 
 
@@ -163,12 +147,8 @@ def _where_here(run: RecipeRun, fingerprint: Callable[[], str], held: str) -> tu
         return held, held
 
 
-def _fitted(
-    params: Params, origin: "DetectorOrigin", rule: "Rule"
-) -> dict[str, tuple[object, object]]:
+def _fitted(params: Params, origin: DetectorOrigin, rule: Rule) -> dict[str, tuple[object, object]]:
     """What a recipe and a detector say about fitting, under the names that messages use."""
-    from spg_pipe.guides.kinds import guides_of
-
     pairs: dict[str, tuple[object, object]] = {
         "method.protocol": (params.method.protocol, origin.protocol.name),
         "sae": (params.sae, origin.sae.params),

@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from spg_pipe.backbones.load import resolve
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.backbones.weights import weights_from_file
+from spg_pipe.datasets.build import list_images
+from spg_pipe.datasets.layouts.catalogue import honours_exif
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.protocol import protocol
-
-if TYPE_CHECKING:
-    from spg_pipe.backbones.spec import BackboneSpec
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.reader import FeatureStore, selection_note
 
 Pairs = Mapping[str, tuple[object, object]]
 """Full name of a setting or an input → its value as wanted, and as an artefact holds it."""
@@ -23,18 +25,12 @@ Pairs = Mapping[str, tuple[object, object]]
 
 def checked_store(
     run: RecipeRun, dataset: Dataset | str, given: Path | None = None
-) -> "FeatureStore":
+) -> FeatureStore:
     """The store of a dataset, which may be one of the recipe's by name, or that of `--store`.
 
-    Raises
-    ------
-    NotThereError
-        If there is none, or it was made from other settings, images or weights.
-    SpgError
-        If it is damaged, or the named one is of another dataset or split.
+    A `NotThereError` if there is none, or it was made from other settings, images or weights; an
+    `SpgError` if it is damaged, or the named one is of another dataset or split.
     """
-    from spg_pipe.store.reader import FeatureStore, selection_note
-
     if isinstance(dataset, str):
         dataset = run.params.dataset(dataset)
     if given is not None:
@@ -42,10 +38,7 @@ def checked_store(
         held = f"{store.spec.dataset}/{store.spec.split}"
         wanted = f"{dataset.name}/{dataset.split}"
         if held != wanted:
-            raise SpgError(
-                f"{given} holds {held}, not {wanted}. Name the dataset that it holds, "
-                "or another store."
-            )
+            raise SpgError(f"{given} holds {held}, not {wanted}. Name that, or another store.")
         if store.selection:
             run.console.say(f"Note: {given} is a part of {wanted}: {selection_note(store)}.")
         return store
@@ -61,9 +54,7 @@ def checked_store(
     return store
 
 
-def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
-    from spg_pipe.datasets.layouts.catalogue import honours_exif
-
+def _store_faults(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> list[str]:
     params, spec = run.params, store.spec
     exif_of_own_images = protocol(params.method.protocol).exif_of_own_images
     tiles, sides = spec.backbone.tiles, sorted(params.extract.tiles.get(dataset.name, ()))
@@ -81,11 +72,8 @@ def _store_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
     return faults or _image_faults(run, dataset, store)
 
 
-def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> list[str]:
+def _image_faults(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> list[str]:
     """Whether images came, went or changed since extract, without hashing the recipe's again."""
-    from spg_pipe.datasets.build import list_images
-    from spg_pipe.datasets.manifest import Manifest
-
     if not dataset.root.is_dir():
         return []
     bad = [image for image in store.spec.skipped if image.unchanged(dataset.root)]
@@ -108,14 +96,12 @@ def _image_faults(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> li
     return [f"images or masks in {dataset.root} have changed"]
 
 
-def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
+def backbone_differences(spec: BackboneSpec, params: Params) -> list[str]:
     """In what an artefact's backbone is not the one that a recipe names.
 
     A protocol changes tokens, too: CLIP's position embedding, DINOv2's norm, SigLIP's stand-in for
     CLS (docs/method.md §5). Local weights count by their content, as long as the file is here.
     """
-    from spg_pipe.backbones.load import resolve
-
     recipe, published = params.backbone, params.method.protocol == "spg"
     info, view = resolve(recipe.alias), spec.untiled
     held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
@@ -144,8 +130,6 @@ def backbone_differences(spec: "BackboneSpec", params: Params) -> list[str]:
 @lru_cache(maxsize=8)
 def _sha256(weights: Path, _size: int, _modified: int) -> str:
     """SHA-256 of a weight file's tensors, once a process for each state of the file."""
-    from spg_pipe.backbones.weights import weights_from_file
-
     return weights_from_file(weights).sha256
 
 

@@ -5,15 +5,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spg_pipe.datasets.build import build_manifest, list_images
+from spg_pipe.datasets.manifest import Manifest, Skipped
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 from spg_pipe.recipe.protocol import protocol
-
-if TYPE_CHECKING:
-    from spg_pipe.datasets.manifest import Manifest, Skipped
 
 
 def datasets_of(params: Params, split: str | None) -> list[Dataset]:
@@ -59,8 +57,8 @@ def scan(
     limit: int | None = None,
     categories: Sequence[str] | None = None,
     skip_bad: bool = False,
-    leave_out: "Sequence[Skipped]" = (),
-) -> "Manifest":
+    leave_out: Sequence[Skipped] = (),
+) -> Manifest:
     """Look at a dataset's folder: names, sizes and content hashes.
 
     Parameters
@@ -72,8 +70,6 @@ def scan(
     leave_out : sequence of Skipped
         Leave out these, which were found to be bad before, while their files are the same.
     """
-    from spg_pipe.datasets.build import build_manifest, list_images
-
     part = dataset
     if categories is not None:
         part = dataset.model_copy(update={"categories": tuple(categories)})

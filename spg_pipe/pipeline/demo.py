@@ -58,8 +58,8 @@ def _dvc(folder: Path, *arguments: str, quiet: bool) -> int:
 
 def _print_tables(folder: Path, console: Console) -> None:
     from spg_pipe.metrics import flat_rows
-    from spg_pipe.pipeline import read_metrics, tables_of
     from spg_pipe.pipeline.run import image_size
+    from spg_pipe.pipeline.targets import read_metrics, tables_of
     from spg_pipe.recipe.paths import Paths
 
     params = load_params(folder / "params.yaml")

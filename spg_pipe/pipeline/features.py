@@ -3,24 +3,24 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spg_pipe import backbones
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.tiling import tiled
+from spg_pipe.datasets.manifest import Manifest, skipped_note
+from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.datasets import scan
 from spg_pipe.pipeline.run import RecipeRun, image_size
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
-
-if TYPE_CHECKING:
-    from spg_pipe.backbones.base import Backbone
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store import extract as writing
+from spg_pipe.store.masks import mask_notes
+from spg_pipe.store.reader import FeatureStore, selection_note
 
 
 def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
     """Generate the recipe's built-in demo sets, or one of them, where they are not there yet."""
-    from spg_pipe.datasets.paint.demo import write_demo
-
     for demo in run.params.demo_sets:
         if name in (None, demo.name):
             write_demo(demo.name, demo.root, seed=demo.seed)
@@ -39,9 +39,6 @@ def prepare(run: RecipeRun, dataset: Dataset) -> Path:
 
 def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
     """Of each manifest or store that left out images: their paths, and why."""
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store.reader import FeatureStore
-
     left_out = {}
     for path in paths:
         holder = FeatureStore(path).spec if path.is_dir() else Manifest.load(path, path.parent)
@@ -50,12 +47,10 @@ def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
     return left_out
 
 
-def load_backbone(run: RecipeRun) -> "Backbone":
+def load_backbone(run: RecipeRun) -> Backbone:
     """The recipe's backbone on the run's device."""
-    from spg_pipe.backbones import load_backbone as load
-
     params = run.params
-    return load(
+    return backbones.load_backbone(
         params.backbone.alias,
         image_size=image_size(params),
         layers=params.backbone.layers,
@@ -80,7 +75,7 @@ def extract(
     replace: bool = False,
     from_manifest: bool = False,
     out: Path | None = None,
-    backbone: "Backbone | None" = None,
+    backbone: Backbone | None = None,
     limit: int | None = None,
     categories: Sequence[str] | None = None,
 ) -> Path:
@@ -101,10 +96,6 @@ def extract(
     An `SpgError` for missing images, categories or weights, and as `_place` and
     `store.extract.extract`.
     """
-    from spg_pipe.backbones.tiling import tiled
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.store import extract as writing
-
     params, device = run.params.extract, choose_device(run.device)
     how = writing.Extraction(params.batch_images, dtype=params.dtype, compressor=params.compressor)
     # First of all, because missing weights are the likeliest reason to stop.
@@ -133,7 +124,7 @@ def extract(
     return path
 
 
-def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | None) -> Path:
+def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Path | None) -> Path:
     """Where the store goes; neither among its images, nor a part in the place of the whole."""
     if out is not None and out.resolve().is_relative_to(dataset.root.resolve()):
         raise SpgError(
@@ -149,12 +140,8 @@ def _place(run: RecipeRun, dataset: Dataset, manifest: "Manifest", out: Path | N
     return path
 
 
-def _say_notes(run: RecipeRun, store: "FeatureStore", manifest: "Manifest") -> None:
+def _say_notes(run: RecipeRun, store: FeatureStore, manifest: Manifest) -> None:
     """What a person should know of a new store."""
-    from spg_pipe.datasets.manifest import skipped_note
-    from spg_pipe.store.masks import mask_notes
-    from spg_pipe.store.reader import selection_note
-
     notes = list(mask_notes(store))
     if manifest.selection:
         use = f"use it with --store {shlex.quote(str(store.path))}"

@@ -3,7 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.sae.run import read_quality, read_sae_record
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.summary import summary
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -16,9 +21,6 @@ def inspect(path: Path) -> dict[str, Any]:
 
     An `SpgError` if the path is no artefact of this project.
     """
-    from spg_pipe.store.reader import FeatureStore
-    from spg_pipe.store.summary import summary
-
     if (path / "zarr.json").is_file():
         return summary(FeatureStore(path))
     for file, kind, described in _KINDS:
@@ -31,16 +33,12 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _sae(path: Path) -> dict[str, Any]:
-    from spg_pipe.sae.run import read_quality, read_sae_record
-
     layers = read_quality(path)
     quality = {layer: figures.model_dump(mode="json") for layer, figures in layers.items()}
     return {"quality": quality, **read_sae_record(path).model_dump(mode="json")}
 
 
 def _detector(path: Path) -> dict[str, Any]:
-    from spg_pipe.detector.model import Detector
-
     detector = Detector.load(path)
     keys = {"auxiliary", "seed", "protocol", "detection", "guides", "rule", "licences"}
     backbone = detector.record.backbone
@@ -54,8 +52,6 @@ def _detector(path: Path) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    from spg_pipe.detector.scores import Scores
-
     keys = {"dataset", "split", "detector", "rule", "licences", "fingerprint"}
     scores = Scores.load(path)
     return {

@@ -2,8 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spg_pipe.bank.few_shot import (
+    KNOWN,
+    Banks,
+    banks_of,
+    note_of_copies,
+    note_of_known,
+    require_fusible,
+    says,
+    score_few_shot,
+    seen_of,
+)
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -11,28 +23,21 @@ from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
-
-if TYPE_CHECKING:
-    from spg_pipe.bank.few_shot import Banks
-    from spg_pipe.detector.model import Detector
-    from spg_pipe.detector.scores import Scores
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.reader import FeatureStore
 
 
 def banks_for(
     run: RecipeRun,
     normals: str,
-    target: "FeatureStore",
-    judges: "Sequence[Detector | None]",
+    target: FeatureStore,
+    judges: Sequence[Detector | None],
     options: ScoreParams | None,
-) -> "Banks":
+) -> Banks:
     """A memory bank for each category of a target; see `score` for `normals`.
 
     An `SpgError` if the images are no bank for this target, or one of the detectors cannot be added
     to it.
     """
-    from spg_pipe.bank.few_shot import banks_of, note_of_copies, require_fusible, says, seen_of
-
     for judge in filter(None, judges):
         require_fusible(judge, options)
     store = _store_of_normals(run, normals)
@@ -46,14 +51,12 @@ def banks_for(
 def score_with_banks(
     run: RecipeRun,
     dataset: Dataset,
-    store: "FeatureStore",
-    banks: "Banks",
-    judge: "Detector | None",
+    store: FeatureStore,
+    banks: Banks,
+    judge: Detector | None,
     options: ScoreParams | None,
 ) -> Path:
     """Scores of the banks, alone or added to a detector."""
-    from spg_pipe.bank.few_shot import score_few_shot
-
     content = {
         "detector": judge.fingerprint if judge else None,
         "store": store.fingerprint,
@@ -71,26 +74,20 @@ def score_with_banks(
     return path
 
 
-def note_known(run: RecipeRun, scores: "Scores") -> None:
+def note_known(run: RecipeRun, scores: Scores) -> None:
     """Say which scored images are normal images of the bank themselves."""
-    from spg_pipe.bank.few_shot import KNOWN
-
     say_known(run, scores.table["path"][scores.table[KNOWN]].tolist(), len(scores.table))
 
 
 def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = "") -> None:
     """Say which images of a target are normal images themselves, if there are such."""
-    from spg_pipe.bank.few_shot import note_of_known
-
     if paths:
         so = f"and metrics{where} are too good. Use normal images of another split."
         run.console.say(note_of_known(paths, images, so))
 
 
-def _store_of_normals(run: RecipeRun, normals: str) -> "FeatureStore":
+def _store_of_normals(run: RecipeRun, normals: str) -> FeatureStore:
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
-    from spg_pipe.store.reader import FeatureStore
-
     if (Path(normals) / "zarr.json").is_file():
         return FeatureStore(Path(normals))
     dataset = find_dataset(run.params, normals, option="--normals")

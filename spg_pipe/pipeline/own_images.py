@@ -1,19 +1,17 @@
 """Whether a detector's defects were painted on normal images of the target itself."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spg_pipe.datasets.layouts.listing import content_ids
+from spg_pipe.detector.model import Detector
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.synthetic import reads
 from spg_pipe.recipe.params import Dataset
-
-if TYPE_CHECKING:
-    from spg_pipe.detector.model import Detector
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.reader import FeatureStore
 
 
 def note_own_images(
-    run: RecipeRun, detector: "Detector", dataset: Dataset, store: "FeatureStore"
+    run: RecipeRun, detector: Detector, dataset: Dataset, store: FeatureStore
 ) -> None:
     """Say so where a target is known to the painted auxiliary set of a detector.
 
@@ -28,8 +26,6 @@ def note_own_images(
     """
     if not detector.record.painted_on:
         return
-    from spg_pipe.datasets.layouts.listing import content_ids
-
     files = [dataset.root / path for path in store.table["path"][store.table["label"] != 1]]
     known = content_ids(files) | set(store.spec.sources.values())
     if note := detector.own_images_note(dataset.name, known):
@@ -43,7 +39,7 @@ def note_own_images(
 
 
 def _own_categories(
-    run: RecipeRun, detector: "Detector", dataset: Dataset, store: "FeatureStore"
+    run: RecipeRun, detector: Detector, dataset: Dataset, store: FeatureStore
 ) -> list[str]:
     """Categories of the target whose folder the detector's synthetic sets were made from."""
     params, auxiliary = run.params, detector.record.auxiliary

@@ -4,26 +4,24 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.detector.make import DetectorPlan, make_detectors
+from spg_pipe.guides.trained.train import training_notes
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
-
-if TYPE_CHECKING:
-    from spg_pipe.detector.make import DetectorPlan
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import Callbacks, DivergedError
+from spg_pipe.sae.train import train_sae as train
+from spg_pipe.store.reader import FeatureStore
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it."""
-    from spg_pipe.sae.train import Callbacks, DivergedError
-    from spg_pipe.sae.train import train_sae as train
-
     features, device = checked_store(run, aux, store), choose_device(run.device)
     path = run.paths.sae(aux, seed, {"store": features.fingerprint} if store else None)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
@@ -86,10 +84,6 @@ def train_guides_together(
     list of Path
         Setting by setting, seed by seed.
     """
-    from spg_pipe.detector.make import DetectorPlan
-    from spg_pipe.guides.trained.train import training_notes
-    from spg_pipe.sae.run import SaeRun
-
     features = checked_store(runs[0], aux, store)
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     jobs = []
@@ -108,14 +102,12 @@ def train_guides_together(
 
 
 def _train_together(
-    jobs: "list[tuple[RecipeRun, DetectorPlan]]",
-    features: "FeatureStore",
+    jobs: list[tuple[RecipeRun, DetectorPlan]],
+    features: FeatureStore,
     aux: str,
     given: Mapping[str, str],
 ) -> None:
     """One pass an epoch; its checkpoint lies beside the first detector."""
-    from spg_pipe.detector.make import make_detectors
-
     run, seed = jobs[0][0], jobs[0][1].seed
     path, device = run.paths.detector(aux, seed, given), choose_device(run.device)
     several = "" if len(jobs) == 1 else f", {len(jobs)} runs"

@@ -255,13 +255,11 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     """
     try:
         text = path.read_text()
-    except FileNotFoundError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SpgError(
-            f"{path} does not exist here. Run in the project's folder, write one with "
+            f"{path} cannot be read ({error}). Run in the project's folder, write one with "
             "`spg-pipe recipe use NAME`, or name a file with --params."
         ) from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise SpgError(f"{path} is not valid YAML: {error}") from error
     return parse_params(parse_yaml(text, str(path)), str(path))
 
 

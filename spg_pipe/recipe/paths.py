@@ -20,24 +20,16 @@ Given = Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Paths:
-    """The artefacts of one recipe.
-
-    Parameters
-    ----------
-    params : Params
-        The recipe with a command's options.
-    image_size : int
-        The backbone's S, resolved.
-    base : Params, optional
-        The recipe without options, whose artefacts have names without digits.
-    digest : callable
-        The fingerprint of plain values.
-    """
+    """The artefacts of one recipe."""
 
     params: Params
+    """The recipe with a command's options."""
     image_size: int
+    """The backbone's S, resolved."""
     base: Params | None = None
+    """The recipe without options, whose artefacts have names without digits."""
     digest: Callable[[object], str] = field(default=str, repr=False)
+    """The fingerprint of plain values."""
 
     def manifest(self, row: Row) -> Path:
         """manifests/<dataset>-<split>.parquet"""
@@ -100,11 +92,6 @@ class Paths:
     def comparison(self) -> Path:
         """compare/<configuration>.csv"""
         return self.params.artifacts / "compare" / f"{self.params.name}.csv"
-
-    @property
-    def comparison_costs(self) -> Path:
-        """compare/<configuration>-costs.json"""
-        return self.params.artifacts / "compare" / f"{self.params.name}-costs.json"
 
     def compared(self, method: str, aux: str | None, target: str, seed: int | None) -> Path:
         """compare/<configuration>/<method>/[<auxiliary>--]<target>-<backbone>-<size>[-s<seed>]/"""

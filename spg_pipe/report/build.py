@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
@@ -158,8 +160,6 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _render(**content: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("spg_pipe", "report"),
         autoescape=True,

@@ -6,9 +6,11 @@ Anomalous images with a mask are ranked by `qualities`; the others by their scor
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from scipy.ndimage import binary_dilation
+from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
@@ -17,11 +19,7 @@ from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.report.inputs import DirectionRuns
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.reader import FeatureStore
 
 SHOWN = 3
 """Images of a kind and category."""
@@ -89,8 +87,6 @@ def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
 
 def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
     """Step-wise average precision of cells (n,) of which a share (n,) in [0, 1] is positive."""
-    from sklearn.metrics import average_precision_score
-
     if share.sum() == 0:
         return float("nan")
     share = share.astype(np.float64).clip(0, 1)  # float32 sums of pixels may exceed 1
@@ -123,31 +119,25 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
         has a mask. The normal image with the highest score. Up to 3 unlabelled images with the
         highest scores.
     """
-    inside = (table["category"] == category).to_numpy()
-    label, score = table["label"].to_numpy(), table["score"].to_numpy()
-    anomalous = inside & (label == LABEL_ANOMALOUS)
-    ranked = anomalous & ~np.isnan(quality)
-    names, value = ("best", "worst"), quality
-    if not ranked.any():
-        ranked, names, value = anomalous, ("highest", "lowest"), score
-    order = _descending(value, ranked)
+    rows = table.assign(quality=quality)[table["category"] == category]
+    by_score = rows.sort_values("score", ascending=False, kind="stable")
+    order, names = by_score[by_score["label"] == LABEL_ANOMALOUS], ("highest", "lowest")
+    if order["quality"].notna().any():
+        ranked = rows[(rows["label"] == LABEL_ANOMALOUS) & rows["quality"].notna()]
+        order = ranked.sort_values("quality", ascending=False, kind="stable")
+        names = ("best", "worst")
     best = order[: min(SHOWN, -(-len(order) // 2))]
-    chosen = [(names[0], row) for row in best]
-    chosen += [(names[1], row) for row in order[len(best) :][::-1][:SHOWN]]
-    normal = _descending(score, inside & (label == LABEL_NORMAL))
-    chosen += [("false-alarm", row) for row in normal[:1]]
-    unknown = _descending(score, inside & (label == LABEL_UNKNOWN))
-    chosen += [("unlabelled", row) for row in unknown[:SHOWN]]
-    paths = table["path"].to_numpy()
+    chosen = {
+        names[0]: best,
+        names[1]: order[len(best) :][::-1][:SHOWN],
+        "false-alarm": by_score[by_score["label"] == LABEL_NORMAL][:1],
+        "unlabelled": by_score[by_score["label"] == LABEL_UNKNOWN][:SHOWN],
+    }
     return [
-        Example(int(row), kind, str(paths[row]), float(score[row]), float(quality[row]))
-        for kind, row in chosen
+        Example(image, kind, row["path"], row["score"], row["quality"])
+        for kind, images in chosen.items()
+        for image, row in zip(images.index.tolist(), images.to_dict("records"), strict=True)
     ]
-
-
-def _descending(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    rows = np.flatnonzero(among)
-    return rows[np.argsort(-values[rows], kind="stable")]
 
 
 def draw(
@@ -199,8 +189,6 @@ def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
     """
-    from scipy.ndimage import binary_dilation
-
     out = image.copy()
     inside = mask > 0
     for colour in _RINGS:

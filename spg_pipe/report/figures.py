@@ -4,20 +4,20 @@ import io
 import itertools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    from spg_pipe.sae.run import LayerQuality
+from spg_pipe.sae.run import LayerQuality
 
 PANELS = {
     "roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
@@ -90,8 +90,6 @@ def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]
 def _panel(
     axes: "Axes", kind: str, lines: dict[str, np.ndarray], names: Sequence[str]
 ) -> "dict[str, Line2D]":
-    from matplotlib import colormaps
-
     title, x_label, y_label = PANELS[kind]
     axes.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
     axes.set_box_aspect(1)
@@ -103,9 +101,8 @@ def _panel(
             (handles[name],) = axes.plot(_GRID, lines[name], linewidth=width, color=colour)
     whole = [y for y in lines.values() if not np.isnan(y).all()]
     if len(whole) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # x where no curve has a value
-            mean = np.nanmean(whole, axis=0)
+        known = np.ma.masked_invalid(whole)
+        mean = known.mean(axis=0).filled(np.nan)  # at some x no curve has a value
         (handles["mean"],) = axes.plot(_GRID, mean, linewidth=2.2, color="black")
     if kind == "roc":
         axes.plot([0, 1], [0, 1], linewidth=0.8, linestyle=":", color="#777777")
@@ -173,8 +170,6 @@ def _line(axes: "Axes", x: "pd.Series", y: "pd.Series", colour: str, label: str 
 
 def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:
     """Ticks such as 0.5 and 20: matplotlib writes powers of ten as mathematics, which is off."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -182,9 +177,6 @@ def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:
 
 def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:
     """A figure's SVG without date, version or random identifiers."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Only measures text with the font that lacks a glyph; the reader's browser draws it.

@@ -7,25 +7,22 @@ replaced or removed since; the page then says so.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from spg_pipe.artefacts.record import AnyRecord, read_record
 from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.metrics_file import MetricsRecord, read_metrics
 from spg_pipe.detector.record import DetectorOrigin, DetectorRecord
+from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.recipe.params import Dataset, Direction, Params, PublishedFigure
 from spg_pipe.recipe.paths import Paths
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from spg_pipe.detector.scores import Scores
-    from spg_pipe.sae.run import LayerQuality
-    from spg_pipe.store.reader import FeatureStore
-
+from spg_pipe.sae.quality import seeds_stability
+from spg_pipe.sae.run import LayerQuality, SaeRecord, SaeRun, read_quality
+from spg_pipe.store.reader import FeatureStore
 
 RunFiles = dict[tuple[str, str, int], tuple[Path, Path]]
 """(auxiliary, target, seed) → metrics file and the scores folder that it was computed from."""
@@ -99,8 +96,6 @@ class AuxiliaryRun:
 
 def read_directions(params: Params, paths: Paths, files: RunFiles) -> list[DirectionRuns]:
     """Every direction of the recipe that has metrics."""
-    from spg_pipe.store.reader import FeatureStore
-
     directions = []
     for way in params.directions:
         seeds = [seed for seed in params.seeds if (way.aux, way.target, seed) in files]
@@ -126,8 +121,6 @@ def read_directions(params: Params, paths: Paths, files: RunFiles) -> list[Direc
 
 
 def _seed_run(path: Path, folder: Path, seed: int) -> SeedRun:
-    from spg_pipe.detector.scores import Scores
-
     scores = Scores.load(folder)
     detector, rule = scores.record.detector, scores.record.rule
     if detector is None or rule is None:
@@ -145,8 +138,6 @@ def read_auxiliaries(
 
 
 def _auxiliary(paths: Paths, aux: str, seed: int, origin: DetectorOrigin) -> AuxiliaryRun:
-    from spg_pipe.sae.run import SaeRecord, read_quality
-
     guides, sae = paths.detector(aux, seed), paths.sae(aux, seed)
     detector = _record(guides, DetectorRecord, origin.fingerprint)
     trained = _record(sae, SaeRecord, origin.sae.fingerprint)
@@ -172,8 +163,6 @@ def _record(folder: Path, model: type[AnyRecord], wanted: str) -> AnyRecord | No
 
 def _curve(path: Path) -> "pd.DataFrame | None":
     """A CSV file, if it is there; a category or a layer may be called 001 or NA."""
-    import pandas as pd
-
     if not path.is_file():
         return None
     return pd.read_csv(path, dtype={"category": str, "layer": str}, keep_default_na=False)
@@ -181,7 +170,4 @@ def _curve(path: Path) -> "pd.DataFrame | None":
 
 def stability(runs: Sequence[AuxiliaryRun]) -> dict[str, float]:
     """Layer → how alike the dictionaries of an auxiliary's seeds are; empty for a single one."""
-    from spg_pipe.sae.quality import seeds_stability
-    from spg_pipe.sae.run import SaeRun
-
     return seeds_stability([SaeRun.load(run.sae) for run in runs if run.sae])

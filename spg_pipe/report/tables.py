@@ -10,6 +10,11 @@ from dataclasses import dataclass, replace
 from textwrap import fill
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.recipe.params import PublishedFigure
@@ -223,11 +228,6 @@ def _left_out(table: MetricsTable) -> Sequence[str]:
 
 def plain(table: Table) -> str:
     """A table with aligned columns; no final newline."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
     grid = Grid(box=box.HORIZONTALS, show_edge=False, pad_edge=False, header_style="")
     for number, column in enumerate(table.columns):
         grid.add_column(Text(column), justify="right" if number else "left", no_wrap=True)

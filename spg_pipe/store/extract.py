@@ -18,9 +18,9 @@ from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_m
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.regions import vanished_regions
-from spg_pipe.store.ahead import in_order
 from spg_pipe.store.format import LayerShape, StoreSpec, large_arrays
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import in_order
 from spg_pipe.store.writer import StoreWriter
 
 Progress = Callable[[int, int], None]

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.store.format import REMAKE, SHARD_INDEX
+import zarr
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-DAMAGED_METADATA = f"its zarr.json is missing or damaged: write it anew with {REMAKE}."
+from spg_pipe.store.format import SHARD_INDEX
 
 
 class StoreFiles:
@@ -20,9 +22,6 @@ class StoreFiles:
     """
 
     def __init__(self, place: Path | str) -> None:
-        from fsspec.core import url_to_fs
-        from fsspec.implementations.local import LocalFileSystem
-
         self._fs, self._root = url_to_fs(str(place))
         plain = Path(place) if "://" not in str(place) else Path(self._root)
         self.local = plain if isinstance(self._fs, LocalFileSystem) else None
@@ -50,8 +49,6 @@ class StoreFiles:
 
     def group(self) -> Any:
         """The store as a Zarr group, for reading."""
-        import zarr
-
         if self.local is not None:
             return zarr.open_group(self.local, mode="r")
         store = zarr.storage.FsspecStore.from_url(str(self.place), read_only=True)

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
+import zarr
+from numcodecs.zstd import Zstd
 from pydantic import Field
+from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
@@ -112,8 +115,6 @@ def decode_mask(encoded: bytes, size: int) -> np.ndarray:
 
 
 def _zstd() -> Any:
-    from numcodecs.zstd import Zstd
-
     return Zstd(level=ZSTD_LEVEL, checksum=False)
 
 
@@ -146,9 +147,6 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
     Tokens are sharded by `shard_images` with one image an inner chunk and no compressor, so that
     an image's bytes lie at a fixed offset of its shard (docs/store.md).
     """
-    import zarr
-    from zarr.codecs import ZstdCodec
-
     group, count = zarr.create_group(root, attributes=spec.attributes()), spec.shard_images
     zstd = ZstdCodec(level=ZSTD_LEVEL)
 
@@ -173,8 +171,6 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
 
 def write_small(root: Path, name: str, values: np.ndarray, dimension: str) -> None:
     """Write a small array as one chunk, replacing one of the same name."""
-    import zarr
-
     group = zarr.open_group(root, mode="r+")
     is_text = values.dtype.kind in "OUT"
     # An array of zeros equals its fill value: without this Zarr would leave its chunk out.

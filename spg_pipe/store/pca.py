@@ -3,17 +3,18 @@
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
 
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.errors import SpgError
 from spg_pipe.store.reader import FeatureStore
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DEFAULT_IMAGES = "6"
 MOST_IMAGES = 64
@@ -119,8 +120,6 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     SpgError
         If the tokens are not finite.
     """
-    from sklearn.decomposition import PCA
-
     shape = store.spec.layers[layer]
     tokens = store.tokens(layer, rows).astype(np.float64).reshape(-1, shape.dim)
     if not np.isfinite(tokens).all():
@@ -151,9 +150,6 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -> bytes:
     """The picture of `pixels`: heading of a column → (n, h, w, 3) in [0, 1]."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     masks, paths = store.files.group()["mask"], store.array("path")
     given = store.array("mask_state") == MaskState.GIVEN
     stream = io.BytesIO()

@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import SpgError
-from spg_pipe.store.files import DAMAGED_METADATA, StoreFiles, is_damaged_store
+from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     IMAGE_TABLE,
     REMAKE,
@@ -22,9 +23,6 @@ from spg_pipe.store.format import (
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class FeatureStore:
@@ -68,13 +66,11 @@ class FeatureStore:
         self._unchanged = Unchanged(self.files.local, self.fingerprint)
 
     def _spec(self) -> StoreSpec:
-        attributes, local = self.files.attributes(), self.files.local
-        if attributes is None and local is not None and is_damaged_store(local):
-            raise SpgError(f"{self.path} is a store, but {DAMAGED_METADATA}")
+        attributes = self.files.attributes()
         if attributes is None or "schema" not in attributes:
             raise SpgError(
-                f"{self.path} is not a feature store. Make it with `spg-pipe extract`, "
-                "or check the path."
+                f"{self.path} is not a feature store, or its zarr.json is damaged. Check the path, "
+                f"or make it with `spg-pipe extract`; a damaged store with {REMAKE}."
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
@@ -222,8 +218,6 @@ class FeatureStore:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """One row an image: path, category, defect, label, mask_state, height, width."""
-        import pandas as pd
-
         return pd.DataFrame({name: self.array(name) for name in IMAGE_TABLE})
 
 

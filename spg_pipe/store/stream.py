@@ -14,12 +14,39 @@ import torch
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import LABEL_UNKNOWN, MaskState
-from spg_pipe.store.order import Window, epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
 
 WINDOW_IMAGES = 96
 """Images whose tokens are mixed: how near batches come to a global shuffle is in docs/store.md."""
+
+
+def epoch_order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """A permutation (n,) of image rows (n,) that depends on its arguments alone."""
+    return images[np.random.default_rng([seed, epoch]).permutation(len(images))]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Images whose tokens are shuffled together."""
+
+    images: np.ndarray
+    """(n,) rows in the store."""
+    seed: tuple[int, int, int]
+    """Seed, epoch and number of the window: of the permutation of its tokens."""
+
+    def permutation(self, tokens: int) -> np.ndarray:
+        """An order of the window's tokens, (tokens,) int64, the same on every device."""
+        return np.random.default_rng(self.seed).permutation(tokens)
+
+
+def windows(images: np.ndarray, seed: int, epoch: int, window_images: int) -> list[Window]:
+    """An epoch as windows of shuffled images; the last may be short."""
+    order = epoch_order(images, seed, epoch)
+    return [
+        Window(part, (seed, epoch, number))
+        for number, part in enumerate(_slices(order, window_images))
+    ]
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,12 @@ def summary(store: FeatureStore) -> dict[str, Any]:
     """
     table = store.table
     states = table["mask_state"].value_counts().to_dict()
-    backbone = store.spec.backbone
+    spec, backbone = store.spec, store.spec.backbone
     images = np.random.default_rng(0).permutation(len(store))[:NORM_IMAGES]
     sample = np.sort(images)  # always the same of a store of this size
     return {
         "kind": "feature store",
-        "dataset": store.spec.dataset,
-        "split": store.spec.split,
-        "images": len(store),
+        **spec.model_dump(include={"dataset", "split", "images"}),
         "normal": int((table["label"] == 0).sum()),
         "anomalous": int((table["label"] == 1).sum()),
         "unknown": int((table["label"] == 255).sum()),
@@ -46,12 +44,11 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "image_size": store.image_size,
         "weights": f"{backbone.weights}, sha256 {backbone.weights_sha256[:16]}…",
         "layers": {layer: _layer(store, layer, sample) for layer in store.layers},
-        "dtype": store.spec.dtype,
-        "shards": store.spec.shards,
+        "dtype": spec.dtype,
+        "shards": spec.shards,
         "megabytes": round(sum(entry.bytes for entry in store.entries) / 1e6, 1),
-        "licences": list(store.spec.licences),
-        "notes": list(store.spec.notes),
-        "skipped": [str(bad) for bad in store.spec.skipped],
+        **spec.model_dump(mode="json", include={"licences", "notes"}),
+        "skipped": [str(bad) for bad in spec.skipped],
         "fingerprint": store.fingerprint,
     }
 

@@ -10,10 +10,8 @@ from spg_pipe.store.format import REMAKE
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import ShardEntry, crc32c
 
-Progress = Callable[[int, int], None]
 
-
-def verify(path: Path | str, progress: Progress | None = None) -> list[str]:
+def verify(path: Path | str, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Check every file against shards.json and every image against its checksum.
 
     Returns the faults, each naming the file and, where tokens are hit, the image.

@@ -5,16 +5,19 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import zarr
+from filelock import FileLock, Timeout
 
 from spg_pipe.artefacts.files import fresh_folder, write_json
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
-from spg_pipe.store.files import DAMAGED_METADATA, is_damaged_store, read_attributes
+from spg_pipe.store.files import is_damaged_store, read_attributes
 from spg_pipe.store.format import (
     IMAGE_TABLE,
+    REMAKE,
     SHARD_INDEX,
     StoreSpec,
     create_arrays,
@@ -35,9 +38,6 @@ from spg_pipe.store.shards import (
     write_shard,
 )
 from spg_pipe.store.statistics import ShardStatistics, mean_std
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 _REFRESHED = ("skipped", "selection", "notes", "sources")
 """Attributes of a finished store that follow the dataset: which images are left out, what a person
@@ -150,8 +150,6 @@ class StoreWriter:
 
     def _recover(self, entries: list[ShardEntry]) -> None:
         """Keep the shards that are recorded and whole; the others are written again."""
-        import zarr
-
         recorded = {entry.name: entry for entry in entries}
         for shard in range(self.spec.shards):
             names = shard_files(self.spec, shard)
@@ -222,8 +220,6 @@ class StoreWriter:
         lost_regions : (images,) uint32
             Defect regions of each mask that vanished when it was resized to S×S.
         """
-        import zarr
-
         if self.missing_shards:
             raise SpgError(f"{self.path}: shards {self.missing_shards} are missing.")
         small, rows = [], range(self.spec.images)
@@ -261,8 +257,6 @@ def locked(path: Path) -> "FileLock":
     It ends with its process, however that dies. The empty file stays: removing a locked file would
     let two processes lock two files of the same name. Raises SpgError if another process holds it.
     """
-    from filelock import FileLock, Timeout
-
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -289,7 +283,7 @@ def refuse_what_is_no_store(path: Path) -> None:
 def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> None:
     """Raise SpgError if a store is in the place, with what differs."""
     if is_damaged_store(path):
-        raise SpgError(f"{path} is a store, but {DAMAGED_METADATA}")
+        raise SpgError(f"{path} is a store with a damaged zarr.json: write it anew with {REMAKE}.")
     there, wanted = read_attributes(path), spec.attributes()
     if not there:
         return

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from spg_pipe.backbones.spec import TokenKey
@@ -93,8 +95,6 @@ def logistic_regression(store: FeatureStore, seed: int) -> Values:
     SpgError
         If no patch has a defect, or all have.
     """
-    from sklearn.linear_model import LogisticRegression
-
     sides: dict[str, tuple[Tensor, float]] = {}
     for layer in store.layers:
         drawn, shares = _draw(store, layer, seed)
@@ -164,8 +164,6 @@ def mahalanobis(target: FeatureStore, *normals: FeatureStore) -> Values:
 
 def _fit(store: FeatureStore, rows: np.ndarray, layer: str) -> tuple[Tensor, Tensor]:
     """Mean (D,) and L/√D (D, D), where L Lᵀ is the inverse covariance."""
-    from sklearn.covariance import LedoitWolf
-
     tokens = unit(torch.from_numpy(store.tokens(layer, rows)).float())
     fitted = LedoitWolf().fit(tokens.flatten(0, 1).double().numpy())
     root = np.linalg.cholesky(fitted.precision_)  # P = L Lᵀ: a distance is the length of x L

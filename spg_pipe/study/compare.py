@@ -21,7 +21,7 @@ from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
-from spg_pipe.recipe.params import Direction, MetricParams, Params
+from spg_pipe.recipe.params import Direction, MetricParams
 from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
@@ -57,7 +57,14 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
         A row for each method and direction: mean and deviation over seeds, interval, costs. Also
         written to compare/<name>.csv.
     """
-    _check(run.params)
+    if not run.params.directions:
+        raise SpgError("The recipe has no directions, so there is nothing to compare.")
+    require_default_method(run.params, "compare")
+    if run.params.metrics.resolution != "model":
+        raise SpgError(
+            f"compare judges maps at the model's size; found metrics.resolution: "
+            f"{run.params.metrics.resolution}. Add --set metrics.resolution=model."
+        )
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     ways = run.params.directions
     names = dict.fromkeys(name for way in ways for name in (way.aux, way.target))
@@ -68,31 +75,22 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
     judging = [_judging_job(run, entry, stores) for entry in slowest_first]
     jobs = [*making_jobs(run, stores), *judging]
-    costs = MakingCosts.load(run.paths.comparison_costs)
+    path = run.paths.comparison
+    trained = path.with_name(f"{path.stem}-costs.json")
+    costs = MakingCosts.load(trained)
     judged: dict[str, dict[str, Judged]] = {}
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
         if name in compared:
             judged[name] = result
         else:
             costs = MakingCosts(costs=costs.costs | result)
-            write_record(run.paths.comparison_costs, costs)
+            write_record(trained, costs)
         run.console.say(f"{number} of {len(jobs)} done: {name}")
     by_way = [_rows(way, compared.values(), judged, costs) for way in ways]
-    rows, path = [row for of_way in by_way for row in of_way], run.paths.comparison
+    rows = [row for of_way in by_way for row in of_way]
     write_csv(path, rows)
     run.console.say(f"Comparison {run.params.name} → {path}")
     return Result(rows, "\n\n".join(plain(_table(of_way)) for of_way in by_way), path)
-
-
-def _check(params: Params) -> None:
-    if not params.directions:
-        raise SpgError("The recipe has no directions, so there is nothing to compare.")
-    require_default_method(params, "compare")
-    if params.metrics.resolution != "model":
-        raise SpgError(
-            f"compare judges maps at the model's size; found metrics.resolution: "
-            f"{params.metrics.resolution}. Add --set metrics.resolution=model."
-        )
 
 
 def _judging_job(run: RecipeRun, entry: Entry, stores: Stores) -> Job:

@@ -17,7 +17,7 @@ from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import extract
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.pipeline.target import evaluate, read_metrics, score
+from spg_pipe.pipeline.targets import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
 from spg_pipe.recipe.params import Params
 from spg_pipe.report.tables import LABELS, Table, figure, plain

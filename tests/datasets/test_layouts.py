@@ -87,7 +87,7 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
 
 def test_a_root_that_is_no_mvtec_layout_says_what_it_holds(tmp_path):
     tree = write_mvtec(tmp_path / "data", ("rod",))
-    with pytest.raises(SpgError, match=r"rod is itself one category .* use .*data as the root"):
+    with pytest.raises(SpgError, match=r"rod is itself one category: use .*data as the root"):
         scanned("m", "mvtec", tree / "rod")
     with pytest.raises(SpgError, match=r"No category of the mvtec layout .* folders data\. Check"):
         scanned("m", "mvtec", tmp_path)

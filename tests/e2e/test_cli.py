@@ -81,11 +81,11 @@ def test_report_and_inspect_and_verify(project: Path) -> None:
     page = project / "artifacts" / "report" / "mini" / "index.html"
     assert "candle" in page.read_text()
     store = project / "artifacts" / "features" / "left-efficientnet-lite0-64.zarr"
-    # As processes: the installed script, imports that no other command made, a real stdout.
+    # As a process: the installed script, imports that no other command made, a real stdout.
     held = json.loads(must(spg_process("inspect", store, "--json", cwd=project)))
     assert held["images"] == 8
     assert held["layers"]["s8"]["patches"] == 64
-    must(spg_process("verify", store, cwd=project))
+    must(spg("verify", store, cwd=project))
 
 
 def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> None:

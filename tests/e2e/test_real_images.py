@@ -16,29 +16,23 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
         pytest.skip("SPG_REAL_DATA is not set: no real images here (.ci/run sets it)")
     folder = pipeline_folder(tmp_path / "project")
     must(spg("recipe", "use", "real-lite0", "--data", data, cwd=folder))
-    edit_params(
-        folder,
-        {
-            "name": "real-short",
-            "seeds": [111],
-            "datasets": [
-                {
-                    "name": "bottle",
-                    "layout": "mvtec",
-                    "root": f"{data}/mvtec",
-                    "split": "test",
-                    "categories": ["bottle"],
-                },
-                {"name": "cookies", "layout": "mvtec", "root": f"{data}/cookies", "split": "test"},
-            ],
-            "auxiliaries": ["bottle"],
-            "directions": [{"aux": "bottle", "target": "cookies"}],
-            "backbone.image_size": 224,
-            "sae.dict_size": 512,
-            "sae.tokens": 60_000,
-            "guides.epochs": 8,
-        },
-    )
+    sets = {"bottle": "mvtec", "cookies": "cookies"}
+    changes = {
+        "name": "real-short",
+        "seeds": [111],
+        "datasets": [
+            {"name": name, "layout": "mvtec", "root": f"{data}/{root}", "split": "test"}
+            for name, root in sets.items()
+        ],
+        "auxiliaries": ["bottle"],
+        "directions": [{"aux": "bottle", "target": "cookies"}],
+        "backbone.image_size": 224,
+        "sae.dict_size": 512,
+        "sae.tokens": 60_000,
+        "guides.epochs": 8,
+    }
+    changes["datasets"][0]["categories"] = ["bottle"]
+    edit_params(folder, changes)
     run_stages(folder)
     (path,) = (folder / "artifacts" / "metrics" / "real-short").glob("*.json")
     mean = json.loads(path.read_text())["mean"]

@@ -13,10 +13,10 @@ import torch
 from layouts import write_mvtec, write_visa
 from safetensors.torch import save_file
 
-from spg_pipe import pipeline
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import DamagedError, NotThereError, SpgError
+from spg_pipe.pipeline import features, targets, training
 from spg_pipe.pipeline.checked import (
     checked_detector,
     checked_metrics,
@@ -54,16 +54,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         run = RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu")
         for dataset in run.params.datasets:
-            pipeline.extract(run, dataset)
+            features.extract(run, dataset)
         _train(run)
-        pipeline.score(run, "right")
-        pipeline.evaluate(run, "right")
+        targets.score(run, "right")
+        targets.evaluate(run, "right")
     return folder
 
 
 def _train(run: RecipeRun) -> None:
-    pipeline.train_sae(run, "left", 111)
-    pipeline.train_guides(run, "left", 111)
+    training.train_sae(run, "left", 111)
+    training.train_guides(run, "left", 111)
 
 
 @pytest.fixture
@@ -160,12 +160,12 @@ def test_named_inputs_and_other_splits_have_places_of_their_own(project: MakeRun
 )
 def test_an_edited_recipe_says_what_differs_and_the_first_command(project, section, message):
     with pytest.raises(NotThereError, match=message):
-        pipeline.evaluate(project(**section, options=False), "right")
+        targets.evaluate(project(**section, options=False), "right")
 
 
 def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> None:
     with pytest.raises(NotThereError) as error:
-        pipeline.evaluate(project(sae={"k": 2}), "right")
+        targets.evaluate(project(sae={"k": 2}), "right")
     said = re.sub(r"-[0-9a-f]{8} ", "-DIGITS ", str(error.value))
     assert said == (
         "artifacts/sae/mini/left-efficientnet-lite0-64-s111-DIGITS does not exist. Run `spg-pipe "
@@ -184,13 +184,13 @@ def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> No
 def test_scores_of_an_older_detector_or_store_are_not_taken(project, name, images, held):
     run = project()
     change_an_image(images)
-    pipeline.extract(run, run.params.dataset(name), replace=True)
+    features.extract(run, run.params.dataset(name), replace=True)
     if name == "left":
         _train(run)
     with pytest.raises(SpgError, match=held + r" is \w{8}, not \w{8}.*spg-pipe score"):
-        pipeline.evaluate(run, "right")
-    pipeline.score(run, "right")
-    pipeline.evaluate(run, "right")
+        targets.evaluate(run, "right")
+    targets.score(run, "right")
+    targets.evaluate(run, "right")
 
 
 def change_an_image(pattern: str) -> None:
@@ -210,7 +210,7 @@ def test_local_weights_count_by_their_tensors(project: MakeRun, tmp_path: Path) 
     left = run.params.dataset("left")
     with pytest.raises(SpgError, match="does not exist"):
         checked_store(run, left)  # the packaged weights' store is another
-    made = pipeline.extract(run, left)
+    made = features.extract(run, left)
     save_file(dict(reversed(state.items())), path)
     assert checked_store(run, left).path == made
     changed = next(name for name, tensor in state.items() if tensor.dtype == torch.float32)
@@ -238,7 +238,7 @@ def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: Ma
     run = project()
     left = run.params.dataset("left")
     change_an_image("left/*/test/good/*")
-    pipeline.prepare(run, left)
+    features.prepare(run, left)
     with pytest.raises(SpgError, match=r"have changed.*spg-pipe extract"):
         checked_store(run, left)
 
@@ -246,11 +246,11 @@ def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: Ma
 def test_the_report_shows_no_numbers_of_other_settings(project: MakeRun) -> None:
     other = project(sae={"k": 2})
     _train(other)
-    pipeline.score(other, "right")
+    targets.score(other, "right")
     with pytest.raises(SpgError, match=r"no metrics .*spg-pipe evaluate"):
-        pipeline.report(other)
-    pipeline.evaluate(other, "right")
-    page = pipeline.report(other).read_text()
+        targets.report(other)
+    targets.evaluate(other, "right")
+    page = targets.report(other).read_text()
     assert "k = 2" in page
     assert "k = 4" not in page
 
@@ -262,9 +262,9 @@ def test_a_config_that_is_none_is_called_damaged(project: MakeRun, content: str)
     with pytest.raises(
         DamagedError, match=r"is not a whole scores.*run `spg-pipe score --split right"
     ):
-        pipeline.evaluate(run, "right")
-    pipeline.score(run, "right")
-    pipeline.evaluate(run, "right")
+        targets.evaluate(run, "right")
+    targets.score(run, "right")
+    targets.evaluate(run, "right")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_metrics_that_are_none_or_of_other_scores_are_not_reported(project, patt
     assert count == 1
     path.write_text(edited)
     with pytest.raises(SpgError, match=message):
-        pipeline.report(run)
+        targets.report(run)
 
 
 @pytest.mark.parametrize(

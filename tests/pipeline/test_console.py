@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from tiny import SAE, TinyBackbone, write_folder
 
-from spg_pipe import pipeline
-from spg_pipe.pipeline import console
+from spg_pipe.pipeline import console, features, training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -37,16 +36,16 @@ def run(tmp_path: Path) -> RecipeRun:
 
 def test_extract_and_train_guides_say_what_they_left_out(run, capsys):
     (dataset,) = run.params.datasets
-    store = pipeline.extract(run, dataset, backbone=TinyBackbone())
+    store = features.extract(run, dataset, backbone=TinyBackbone())
     said = capsys.readouterr().err
     assert "note: 1 given mask without a single anomalous pixel" in said
     assert "bolt/dent/00.png" in said
-    sae = pipeline.train_sae(run, "parts", 111, store=store)
+    sae = training.train_sae(run, "parts", 111, store=store)
     capsys.readouterr()
-    pipeline.train_guides(run, "parts", 111, store=store, sae=sae)
+    training.train_guides(run, "parts", 111, store=store, sae=sae)
     said = capsys.readouterr().err
     assert "note: 2 images of 16 left out of guide training: a defect without a mask" in said
-    assert "note: 1 anomalous image without an anomalous pixel at 32×32 (mask" in said
+    assert "note: 1 given mask without a single anomalous pixel" in said
 
 
 @pytest.fixture

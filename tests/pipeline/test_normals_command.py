@@ -12,9 +12,9 @@ import yaml
 from layouts import write_mvtec
 
 from pipeline.test_parts import RECIPE, command
-from spg_pipe import pipeline
 from spg_pipe.cli.options import Options
 from spg_pipe.detector.scores import Scores
+from spg_pipe.pipeline import features, targets, training
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import BankParams
 
@@ -33,11 +33,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("params.yaml").write_text(yaml.safe_dump(RECIPE | {"published": [published]}))
         run = run_here()
         for name in ("left", "right"):
-            pipeline.extract(run, run.params.dataset(name))
-        pipeline.train_sae(run, "left", 111)
-        pipeline.train_guides(run, "left", 111)
-        pipeline.score(run, "right")
-        pipeline.evaluate(run, "right")
+            features.extract(run, run.params.dataset(name))
+        training.train_sae(run, "left", 111)
+        training.train_guides(run, "left", 111)
+        targets.score(run, "right")
+        targets.evaluate(run, "right")
     return folder
 
 
@@ -59,7 +59,7 @@ def scored(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
 
 
 def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(here, capsys):
-    zero_shot = pipeline.score(here, "right")[0]
+    zero_shot = targets.score(here, "right")[0]
     before = Scores.load(zero_shot).record.fingerprint
     place = scored(capsys, "--split", "right", "--normals", "right/train")
     assert place.parent == Path("artifacts/few-shot/mini")
@@ -74,8 +74,8 @@ def test_few_shot_scores_and_metrics_have_places_and_labels_of_their_own(here, c
     ((metrics, rows),) = json.loads(out).items()
     assert Path(metrics).parent == place.parent
     assert all(row["supervision"].endswith(SEES) for row in rows)
-    own = pipeline.evaluate(here, "right")  # of the recipe: still zero-shot
-    assert pipeline.read_metrics(own[0]).context.supervision == "labelled auxiliary set"
+    own = targets.evaluate(here, "right")  # of the recipe: still zero-shot
+    assert targets.read_metrics(own[0]).context.supervision == "labelled auxiliary set"
     assert "0.914" in command(capsys, "evaluate", "--split", "right")[1]
 
 

@@ -13,7 +13,6 @@ from layouts import scanned, synthesised, write_mvtec
 from tiny import METHOD, SAE, TinyBackbone, additive_plan, extracted
 
 from pipeline.test_parts import RECIPE
-from spg_pipe import pipeline
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector
@@ -22,6 +21,7 @@ from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
 from spg_pipe.guides.contrast import FOLDS, class_sums
 from spg_pipe.guides.kinds import ContrastGuides
+from spg_pipe.pipeline import synthetic, targets
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
@@ -157,11 +157,11 @@ def test_score_notes_the_detectors_own_images(at_root, detector, target, tmp_pat
     detector.save(tmp_path / "detector")
     run = run_of(artifacts=str(tmp_path / "artifacts"))
     options: dict[str, Any] = {"detector": tmp_path / "detector", "store": place}
-    pipeline.score(run, "target", **options)
+    targets.score(run, "target", **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score(run, "target", normals=normals, **options)
+    targets.score(run, "target", normals=normals, **options)
     assert "this is not zero-shot" in capsys.readouterr().err
-    pipeline.score(run, "target", normals=normals, alone=True, store=place)
+    targets.score(run, "target", normals=normals, alone=True, store=place)
     assert "this is not zero-shot" not in capsys.readouterr().err
 
 
@@ -209,12 +209,12 @@ def test_sets_inside_a_union_are_made(at_root):
     union = {"name": "painted", "layout": "synthetic", "root": "union", "sets": ["one", "two"]}
     other = {"name": "other", "layout": "mvtec", "root": "other"}
     run = run_of(synthetic_sets=sets, datasets=[union, other])
-    pipeline.synthesise_sets(run, [run.params.dataset("other")])
+    synthetic.synthesise_sets(run, [run.params.dataset("other")])
     assert not Path("union").exists()
-    pipeline.synthesise_sets(run, [run.params.dataset("painted")])
+    synthetic.synthesise_sets(run, [run.params.dataset("painted")])
     assert sorted(path.name for path in Path("union").iterdir()) == ["one", "two"]
     shutil.rmtree("union")
     absolute = union | {"root": str(at_root / "union" / "three"), "sets": []}
     run = run_of(synthetic_sets=sets, datasets=[absolute, other])
-    pipeline.synthesise_sets(run, [run.params.dataset("painted")])
+    synthetic.synthesise_sets(run, [run.params.dataset("painted")])
     assert [path.name for path in Path("union").iterdir()] == ["three"]

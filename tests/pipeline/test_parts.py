@@ -14,11 +14,11 @@ from layouts import write_mvtec
 from typer.testing import CliRunner
 
 from pipeline.test_checked import RECIPE as CHECKED
-from spg_pipe import pipeline
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.cli.main import app
 from spg_pipe.cli.options import Options, names_of
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline import features, targets, training
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console, exit_code
 from spg_pipe.pipeline.datasets import find_dataset
@@ -37,7 +37,7 @@ Extract = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return pipeline.load_backbone(RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu"))
+    return features.load_backbone(RecipeRun(parse_params(RECIPE, "test"), Console(0), "cpu"))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def skipping(skip_bad: bool) -> RecipeRun:
 
 def extract(run: RecipeRun, backbone: Backbone, name: str = "left", **options: Any) -> Path:
     dataset = find_dataset(run.params, name)
-    return pipeline.extract(run, dataset, backbone=backbone, **options)
+    return features.extract(run, dataset, backbone=backbone, **options)
 
 
 def left(run: RecipeRun) -> Any:
@@ -127,26 +127,26 @@ def test_later_commands_use_a_part_by_name_and_never_take_its_artefacts_for_the_
 ):
     aux = extract(run, backbone, limit=6)
     target = extract(run, backbone, "right", categories=["bottle"], limit=3)
-    sae = pipeline.train_sae(run, "left", 111, store=aux)
-    detector = pipeline.train_guides(run, "left", 111, store=aux, sae=sae)
-    (scores,) = pipeline.score(run, "right", detector=detector, store=target)
+    sae = training.train_sae(run, "left", 111, store=aux)
+    detector = training.train_guides(run, "left", 111, store=aux, sae=sae)
+    (scores,) = targets.score(run, "right", detector=detector, store=target)
     original = Options(overrides=["metrics.resolution=original"], device="cpu", quiet=True).run()
-    assert len(pipeline.evaluate(original, "right", scores=scores, store=target)) == 1
+    assert len(targets.evaluate(original, "right", scores=scores, store=target)) == 1
     for name in ("left", "right"):
         shutil.rmtree(Path(name))  # nothing but artefacts is left to compare with
     with pytest.raises(SpgError, match="spg-pipe train-guides"):
-        pipeline.score(run, "right", store=target)
-    (metrics,) = pipeline.evaluate(run, "right", scores=scores, store=target)
-    assert pipeline.read_metrics(metrics).mean.counts.images == 3
+        targets.score(run, "right", store=target)
+    (metrics,) = targets.evaluate(run, "right", scores=scores, store=target)
+    assert targets.read_metrics(metrics).mean.counts.images == 3
     with pytest.raises(SpgError, match="spg-pipe extract --split right"):
-        pipeline.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
+        targets.evaluate(run, "right", scores=scores)  # there is no store of the whole of right
 
 
 @pytest.mark.parametrize("prepared", [None, False, True])
 def test_a_store_without_bad_images_is_the_datasets_own(run, backbone, prepared):
     truncate(BAD)
     if prepared is not None:  # headers alone do not find a truncated image
-        pipeline.prepare(skipping(prepared), left(run))
+        features.prepare(skipping(prepared), left(run))
     with pytest.raises(SpgError, match=BAD.name):
         extract(run, backbone)
     place = extract(skipping(True), backbone)
@@ -159,6 +159,7 @@ def test_a_store_without_bad_images_is_the_datasets_own(run, backbone, prepared)
 
 def test_a_store_from_which_images_are_missing_otherwise_is_refused(run, backbone):
     whole = truncate(BAD)
+    features.prepare(skipping(True), left(run))  # stale in the end: it hides no store
     extract(skipping(True), backbone)
     other = BAD.with_name("002.png")
     other.write_bytes(whole)  # one more
@@ -177,7 +178,7 @@ def test_a_store_from_which_images_are_missing_otherwise_is_refused(run, backbon
 
 def test_a_stale_manifest_does_not_hide_the_store_of_the_repaired_images(run, backbone):
     whole = truncate(BAD)
-    pipeline.prepare(skipping(True), left(run))
+    features.prepare(skipping(True), left(run))
     BAD.write_bytes(whole)
     place = extract(run, backbone)
     assert checked_store(run, left(run)).path == place

@@ -9,10 +9,10 @@ from layouts import write_mvtec
 from tiny import files
 
 from pipeline.test_checked import RECIPE
-from spg_pipe import pipeline
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.trained.train import Training
+from spg_pipe.pipeline import features, training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -27,15 +27,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecipeRun:
     write_mvtec(tmp_path / "left")
     recipe = RECIPE | {"guides": {"kind": "trained", "epochs": 1}}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     return run
 
 
 def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(run, monkeypatch):
-    pipeline.train_sae(run, "left", 1)
+    training.train_sae(run, "left", 1)
     sparse = run.params.guides.model_copy(update={"top_k": 2})
     runs = [run, run.with_params(run.params.model_copy(update={"guides": sparse}))]
-    single = [files(pipeline.train_guides(each, "left", 1)) for each in runs]
+    single = [files(training.train_guides(each, "left", 1)) for each in runs]
     assert single[0] != single[1]
     detector = run.paths.detector("left", 1)
 
@@ -43,13 +43,13 @@ def test_settings_in_one_pass_are_killed_resumed_and_equal_to_single_trainings(r
         patch.setattr(Checkpoints, "due", lambda _: True)
         patch.setattr(Training, "end_epoch", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pipeline.train_guides_together(runs, "left", [1])
+            training.train_guides_together(runs, "left", [1])
     (checkpoint,) = detector.parent.glob(f".{detector.name}-*.checkpoint")
 
     steps: list[int] = []
     true = Training.step
     monkeypatch.setattr(Training, "step", lambda self, b: steps.append(1) or true(self, b))
-    paths = pipeline.train_guides_together(runs, "left", [1])
+    paths = training.train_guides_together(runs, "left", [1])
     assert steps == []  # the one epoch's steps were done before the kill
     assert [files(path) for path in paths] == single
     assert not checkpoint.exists()
@@ -64,6 +64,6 @@ def test_a_run_that_went_wrong_leaves_no_checkpoint(run, monkeypatch):
         Checkpoints, "save", lambda self, *args: written.append(self.path) or true(self, *args)
     )
     with pytest.raises(SpgError, match="Layer"):
-        pipeline.train_sae(run, "left", 1)
+        training.train_sae(run, "left", 1)
     assert written
     assert not written[0].exists()

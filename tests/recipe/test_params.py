@@ -132,9 +132,9 @@ def test_a_dataset_is_found_by_name_or_the_names_are_listed() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist"),
+        (None, "cannot be read"),
         (b"a: [", "not valid YAML"),
-        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
         (b"name: a\nsae: {k: 3}\nname: b\n", r'duplicate key "name" with value "b"[^!]*line 3'),
         (b"sae:\n  k: 3\n  'k': 4\n", r'duplicate key "k" with value "4"[^!]*line 3'),
     ],

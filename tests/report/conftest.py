@@ -59,18 +59,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def _made(params: Params, root: Path, *, extract: bool) -> World:
-    from spg_pipe import pipeline
+    from spg_pipe.pipeline import features, targets, training
     from spg_pipe.pipeline.console import Console
 
     run = RecipeRun(params, Console(verbosity=0), device="cpu", workers=1)
     for dataset in params.datasets if extract else ():
-        pipeline.prepare(run, dataset)
-        pipeline.extract(run, dataset, from_manifest=True)
+        features.prepare(run, dataset)
+        features.extract(run, dataset, from_manifest=True)
     for seed in params.seeds:
-        pipeline.train_sae(run, "aux", seed)
-        pipeline.train_guides(run, "aux", seed)
-        pipeline.score(run.narrowed("aux", seed), "target")
-        pipeline.evaluate(run.narrowed("aux", seed), "target")
+        training.train_sae(run, "aux", seed)
+        training.train_guides(run, "aux", seed)
+        targets.score(run.narrowed("aux", seed), "target")
+        targets.evaluate(run.narrowed("aux", seed), "target")
     return World(params, run.paths, root)
 
 

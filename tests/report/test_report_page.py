@@ -16,7 +16,7 @@ from report.conftest import TRICKY, World
 from spg_pipe.decision.rules import Published
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import seeds_mean
-from spg_pipe.pipeline import read_metrics
+from spg_pipe.pipeline.targets import read_metrics
 from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
 from spg_pipe.report.kinds import image_score_in_words

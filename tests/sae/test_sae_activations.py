@@ -35,7 +35,7 @@ def test_every_activation_learns_and_comes_back_from_disk(
         for length in ({"tokens": 1}, {"epochs": 30})
     )
     for layer, quality in trained.quality.layers.items():
-        assert quality.r2 > begun.quality.layers[layer].r2 + 0.02
+        assert quality.r2 > begun.quality.layers[layer].r2 + 0.05
     assert trained.quality.layers["1"].l0 == pytest.approx(SAE.k, rel=0.3)
     trained.run.save(tmp_path / "sae", trained.quality, trained.curve)
     loaded = SaeRun.load(tmp_path / "sae")

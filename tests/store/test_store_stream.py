@@ -15,17 +15,17 @@ from tiny import extracted
 from torch import Tensor
 
 from spg_pipe.errors import SpgError
-from spg_pipe.store.ahead import read_ahead
-from spg_pipe.store.order import epoch_order, windows
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import TokenSource
+from spg_pipe.store.source import TokenSource, read_ahead
 from spg_pipe.store.stream import (
+    epoch_order,
     image_batches,
     image_tokens,
     labelled_images,
     ordered_batches,
     sources_of,
     token_batches,
+    windows,
 )
 
 UNITS = [{"batch_images": 3}, {"batch_images": 16}, {"batch_tokens": 10}, {"batch_tokens": 1000}]

@@ -7,8 +7,8 @@ import yaml
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
-from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline import features
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -25,7 +25,7 @@ def test_the_choice_is_a_recipe_for_its_auxiliary_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_mvtec(tmp_path / "left")
     run = run_of({"sae.k": [4, 2], "guides.atoms": [3], "decision.top_share": [0.05, 0.5]})
-    pipeline.extract(run, run.params.dataset("left"))
+    features.extract(run, run.params.dataset("left"))
     choice = choose(run, "left")
     means = {
         (row["sae.k"], row["decision.top_share"]): row["merit"]

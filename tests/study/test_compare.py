@@ -15,10 +15,9 @@ import pytest
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
-from spg_pipe import pipeline
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, UnsuitableError
-from spg_pipe.pipeline import features
+from spg_pipe.pipeline import features, targets
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import find_dataset
@@ -51,7 +50,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         patch.chdir(folder)
         run = run_of()
         for name in ("left", "right"):
-            pipeline.extract(run, run.params.dataset(name))
+            features.extract(run, run.params.dataset(name))
         return folder, compare(run, normals=2)
 
 
@@ -93,8 +92,8 @@ def test_the_recipes_row_is_what_its_own_stages_give(compared, monkeypatch):
     folder, comparison = compared
     monkeypatch.chdir(folder)
     run = run_of()
-    pipeline.score(run, "right")
-    tables = [pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(run, "right")]
+    targets.score(run, "right")
+    tables = [targets.read_metrics(path).mean.metrics for path in targets.evaluate(run, "right")]
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap"):
         expected = np.mean([table[metric] for table in tables])
         assert rows_of(comparison)["spg-plus"][metric] == pytest.approx(expected, abs=1e-9)
@@ -135,7 +134,7 @@ def test_what_was_made_elsewhere_has_no_making_cost(compared, monkeypatch, tmp_p
     monkeypatch.chdir(compared[0])
     run, loading = run_of(), Cost(0.5, 800.0)
     origin = Detector.load(run.paths.detector("left", 1)).record.origin
-    kept = MakingCosts.load(run.paths.comparison_costs).costs
+    kept = MakingCosts.load(run.paths.comparison.with_name(f"{run.params.name}-costs.json")).costs
     guides, sae = kept[origin.fingerprint], kept[origin.sae.fingerprint]
     whole = Cost(guides.seconds + sae.seconds + 0.5, 800.0)
     assert MakingCosts(costs=kept).of(origin, loading) == whole
@@ -181,7 +180,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     def entries_of(**changes: Any) -> list[Any]:
         run = replace(run_of(**changes), console=Console(1))
         for name in STORES:
-            pipeline.extract(run, run.params.dataset(name), replace=True)
+            features.extract(run, run.params.dataset(name), replace=True)
         stores = {name: checked_store(run, find_dataset(run.params, name)) for name in STORES}
         return list(methods.entries(run, stores, 2))
 

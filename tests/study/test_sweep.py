@@ -11,8 +11,8 @@ from e2e.helpers import spg
 from layouts import write_mvtec, write_visa
 from pipeline.test_checked import RECIPE
 
-from spg_pipe import pipeline
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline import targets, training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -51,12 +51,10 @@ def test_a_sweep_equals_its_settings_one_by_one(folder, monkeypatch):
     score = {"rule": "published", "image_score": "cls"}
     alone = run_of({**values, "score": score, "name": "alone", "seeds": [1, 2]})
     for seed in (1, 2):
-        pipeline.train_sae(alone, "left", seed)
-    pipeline.train_guides_together([alone], "left", [1, 2])
-    pipeline.score(alone, "right")
-    tables = [
-        pipeline.read_metrics(path).mean.metrics for path in pipeline.evaluate(alone, "right")
-    ]
+        training.train_sae(alone, "left", seed)
+    training.train_guides_together([alone], "left", [1, 2])
+    targets.score(alone, "right")
+    tables = [targets.read_metrics(path).mean.metrics for path in targets.evaluate(alone, "right")]
     row = rows[2, 8, "cls"]
     for name in ("image_auroc", "pixel_auroc", "pixel_ap"):
         assert row[name] == pytest.approx(sum(t[name] for t in tables) / 2, nan_ok=True)
@@ -117,8 +115,8 @@ def test_an_ablation_is_the_recipe_and_its_variants_in_one_table(folder, monkeyp
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
     rows = {row["setting"]: row for row in sweep(run, one_at_a_time=True).rows}
     assert len(rows) == 4
-    pipeline.score(run, "right")
-    table = pipeline.read_metrics(pipeline.evaluate(run, "right")[0])
+    targets.score(run, "right")
+    table = targets.read_metrics(targets.evaluate(run, "right")[0])
     assert rows["the recipe as it is"]["pixel_ap"] == pytest.approx(table.mean.metrics["pixel_ap"])
     assert len({row["pixel_auroc"] for row in rows.values()}) > 1
     assert not any("sae.k" in row for row in rows.values())

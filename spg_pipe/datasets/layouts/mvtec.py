@@ -121,12 +121,9 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             for image in paths
         ]
     no_images = sum(path.relative_to(category).parts[0] in splits for path in others)
+    extra = sorted(relative(mask, root) for mask in unused)
     notes = [
-        *noted(
-            [relative(mask, root) for mask in sorted(unused)],
-            "mask",
-            "without an image, ignored",
-        ),
+        *noted(extra, "mask", "without an image, ignored"),
         *noted(stray, "image", "not directly in a defect folder, ignored"),
         *noted(no_images, "file", NO_IMAGE),
     ]
@@ -134,14 +131,12 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
 
 
 def _no_category(root: Path) -> str:
-    if (root / "test").is_dir() or (root / "train").is_dir():
-        return (
-            f"{root} is itself one category (it holds train/ or test/), but the mvtec layout "
-            f"starts one folder above: use {root.parent} as the root."
-        )
+    names = [folder.name for folder in subfolders(root)]
+    advice = "Check the root, or choose another layout (`spg-pipe datasets` shows them)"
+    if {"train", "test"} & {*names}:
+        advice = f"{root} is itself one category: use {root.parent} as the root"
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "
-        f"{listed([f.name for f in subfolders(root)]) or '(none)'}. Check the root, or choose "
-        f"another layout (`spg-pipe datasets` shows them)."
+        f"{listed(names) or '(none)'}. {advice}."
     )

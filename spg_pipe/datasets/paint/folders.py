@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.errors import SpgError, listed
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _ADVICE = "It is left alone. Name another folder, or move it away first."
 

@@ -1,15 +1,17 @@
 """Writing a synthetic set: normal images as they are, and copies with one painted defect each."""
 
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import write_record
+from spg_pipe.datasets.build import Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
@@ -23,19 +25,15 @@ from spg_pipe.datasets.layouts.synthetic import (
 )
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
 from spg_pipe.datasets.paint.folders import is_made, save_image
+from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import SyntheticSet
 from spg_pipe.recipe.machine import cpu_workers
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GENERATOR = 1
 """Raised whenever the same seed gives other images."""
 _THREADS = 8
 """At most: each holds two decoded images."""
-
-Progress = Callable[[int, int], None]
 
 
 def write_synthetic(
@@ -145,10 +143,6 @@ def _paint_copies(
     source: Manifest, normal: "pd.DataFrame", settings: Settings, folder: Path, row: int
 ) -> list[str]:
     """Write a normal image and its copies with defects; the paths of all of them."""
-    import numpy as np
-
-    from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
-
     path, category, number = normal[["path", "category", "number"]].iloc[row]
     rng = np.random.default_rng([settings.seed, zlib.crc32(path.encode())])
     levels = read_image(source.root / path, exif=source.exif)

@@ -3,9 +3,15 @@
 import itertools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
+from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.detector import metrics_file
+from spg_pipe.detector.evaluate import evaluate_scores
+from spg_pipe.detector.model import Detector
+from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
@@ -14,12 +20,9 @@ from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
-
-if TYPE_CHECKING:
-    from spg_pipe.datasets.manifest import Manifest
-    from spg_pipe.detector.model import Detector
-    from spg_pipe.metrics import MetricsTable
-    from spg_pipe.store.reader import FeatureStore
+from spg_pipe.report.build import build_report
+from spg_pipe.report.tables import text_table
+from spg_pipe.store.reader import FeatureStore
 
 
 def score(
@@ -73,14 +76,12 @@ def score(
 def _score_one(
     run: RecipeRun,
     dataset: Dataset,
-    store: "FeatureStore",
-    judge: "Detector",
+    store: FeatureStore,
+    judge: Detector,
     options: ScoreParams | None,
     given: dict[str, str],
 ) -> Path:
     """Zero-shot scores of one detector."""
-    from spg_pipe.detector.scores import score_store
-
     aux, device = judge.record.auxiliary.dataset, choose_device(run.device)
     if aux == dataset.name:
         run.console.say(f"Note: the detector was trained on {aux} itself; this is not zero-shot.")
@@ -92,13 +93,11 @@ def _score_one(
 
 def _detectors_for(
     run: RecipeRun, dataset: Dataset, named: Path | None
-) -> "tuple[list[Detector], ScoreParams | None]":
+) -> tuple[list[Detector], ScoreParams | None]:
     """The detectors that judge a target, and how they score.
 
     None: a named detector keeps its own rule, as in `predict`, unless an option changes it.
     """
-    from spg_pipe.detector.model import Detector
-
     if named is not None:
         return [Detector.load(named)], run.params.score if run.changes("score") else None
     aux = find_direction(run.params, dataset.name).aux
@@ -136,12 +135,8 @@ def evaluate(
 
 
 def _evaluate_one(
-    run: RecipeRun, dataset: Dataset, folder: Path, store: "FeatureStore", *, given: bool
+    run: RecipeRun, dataset: Dataset, folder: Path, store: FeatureStore, *, given: bool
 ) -> Path:
-    from spg_pipe.bank.few_shot import KNOWN
-    from spg_pipe.detector.evaluate import evaluate_scores
-    from spg_pipe.detector.scores import Scores
-
     params = run.params.metrics
     loaded = Scores.load(folder)
     if loaded.record.store != store.fingerprint:
@@ -170,10 +165,8 @@ def _evaluate_one(
     return place
 
 
-def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") -> "Manifest":
+def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> Manifest:
     """The manifest that a store was made from: as prepared, or by looking at the folder again."""
-    from spg_pipe.datasets.manifest import Manifest
-
     prepared, spec = run.paths.manifest(dataset), store.spec
     if prepared.exists():
         manifest = Manifest.load(prepared, root=dataset.root)
@@ -190,19 +183,13 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: "FeatureStore") 
     return manifest
 
 
-def read_metrics(path: Path) -> "MetricsTable":
+def read_metrics(path: Path) -> MetricsTable:
     """The table of a metrics file."""
-    from spg_pipe.detector import metrics_file
-
     return metrics_file.read_metrics(path).table
 
 
-def tables_of(params: Params, runs: "list[MetricsTable]") -> list[str]:
+def tables_of(params: Params, runs: list[MetricsTable]) -> list[str]:
     """Tables for the terminal of one direction: each seed's, and their mean ± deviation."""
-    from spg_pipe.bank.few_shot import FEW_SHOT
-    from spg_pipe.metrics import seeds_mean
-    from spg_pipe.report.tables import text_table
-
     context, figures = runs[0].context, {(p.aux, p.target): p for p in params.published}
     published = figures.get((context.auxiliary or "", context.dataset))
     if FEW_SHOT in context.supervision:  # published figures are zero-shot
@@ -220,8 +207,6 @@ def report(run: RecipeRun) -> Path:
 
     An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
-    from spg_pipe.report.build import build_report
-
     params, paths = run.params, run.paths
     runs, missing = {}, []
     for way, seed in itertools.product(params.directions, params.seeds):

@@ -92,17 +92,7 @@ def read_mask(path: Path, *, exif: bool) -> np.ndarray:
 def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
     """Size of an encoded image as `read_image` would return it, from its header alone.
 
-    Parameters
-    ----------
-    file
-        The whole file. (Only a PNG with an orientation must be decoded.)
-    exif
-        As for `read_image`.
-
-    Returns
-    -------
-    height, width : int
-        In pixels.
+    (Height, width) in pixels. `file` is the whole file, `exif` as for `read_image`.
     """
     with Image.open(BytesIO(file)) as image:
         width, height = image.size

@@ -15,9 +15,13 @@ class RecipeRun:
     """A recipe, and how this run works on it."""
 
     params: Params
+    """The recipe with a command's options."""
     console: Console
+    """Where messages and progress go."""
     device: str = "auto"
+    """As torch names it, or auto: CUDA where there is one."""
     workers: int | None = None
+    """Threads that decode images; None: one for each core."""
     cache: str = "auto"
     """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
     base: Params | None = None

@@ -26,9 +26,11 @@ class Prediction:
     """The result for one image."""
 
     path: str
+    """Of the image, relative to the folder that was given."""
     score: float
     """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
     height: int
+    """Pixels of the original image, as the width."""
     width: int
     peak_row: int
     """Row of the map's maximum, pixels of the original image."""
@@ -68,7 +70,17 @@ def judge_images(
 ) -> Iterator[JudgedImage]:
     """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
 
-    An `SpgError` if an image cannot be read.
+    Parameters
+    ----------
+    batch_images : int
+        Images of any sizes; each is preprocessed to the detector's image size.
+    progress : callable (done, total), optional
+        Called after every batch.
+
+    Raises
+    ------
+    SpgError
+        If an image cannot be read.
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.inputs_per_image)

@@ -56,17 +56,25 @@ class Dataset(Section):
     """A dataset split on disk."""
 
     name: Name
+    """As artefacts, directions and `--split` call it."""
     layout: Literal["mvtec", "visa", "folder", "synthetic"]
+    """How labels and masks are read from the names of files (docs/datasets.md)."""
     root: Path
+    """Its folder; from the working directory if it is relative."""
     split: Literal["test", "train", "all"] = "test"
+    """The part of the layout; layouts without a training split know `test` and `all`."""
     sets: tuple[str, ...] = ()
     """Subfolders of `root` that form a union; categories are prefixed by their set."""
     categories: tuple[str, ...] | None = None
+    """These alone; default: all that there are."""
     licence: str | None = None
+    """Stated in every artefact that is made from it; default: what the layout's files say."""
 
 
 class Direction(Section):
     """Everything is fitted on `aux` and applied unchanged to `target`."""
 
     aux: Name
+    """The labelled auxiliary set."""
     target: Name
+    """The set that is scored with what was fitted."""

@@ -59,7 +59,8 @@ def make_clip_shallower(patch: pytest.MonkeyPatch, blocks: int) -> None:
 def same_tokens(name: str, files: Sequence[Path], size: int, layer: str) -> None:
     """Assert that files of weights give the same tokens of random images."""
     images = random_images(size)
-    loaded = (load_backbone(name, image_size=size, weights=path) for path in files)
+    options = {"image_size": size, "layers": [layer]}
+    loaded = (load_backbone(name, weights=path, **options) for path in files)
     got, expected = (backbone(images)[layer] for backbone in loaded)
     torch.testing.assert_close(got.patches, expected.patches)
     torch.testing.assert_close(got.prefix, expected.prefix)

@@ -74,6 +74,7 @@ def test_the_table_takes_relative_and_absolute_folders_and_fails_on_a_wrong_numb
         assert message in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_changed_constant_of_the_code_turns_parity_red() -> None:
     script = Path(__file__).with_name("mutants.py")
     environment = {k: v for k, v in os.environ.items() if k != "SPG_ORACLE"}

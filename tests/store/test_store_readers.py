@@ -25,7 +25,7 @@ def plain(tiny_store: FeatureStore) -> FeatureStore:
     return FeatureStore(tiny_store.path, plain=True)
 
 
-@given(images=st.lists(st.integers(0, 15), max_size=40))
+@given(images=st.lists(st.integers(0, 15), max_size=12))
 def test_the_raw_reader_gives_the_bits_of_zarr(tiny_store, plain, images):
     assert (tiny_store.raw, plain.raw) == (True, False)
     rows = np.array(images, dtype=np.int64)

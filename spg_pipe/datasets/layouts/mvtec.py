@@ -121,12 +121,9 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             for image in paths
         ]
     no_images = sum(path.relative_to(category).parts[0] in splits for path in others)
+    extra = sorted(relative(mask, root) for mask in unused)
     notes = [
-        *noted(
-            [relative(mask, root) for mask in sorted(unused)],
-            "mask",
-            "without an image, ignored",
-        ),
+        *noted(extra, "mask", "without an image, ignored"),
         *noted(stray, "image", "not directly in a defect folder, ignored"),
         *noted(no_images, "file", NO_IMAGE),
     ]

@@ -1,7 +1,6 @@
 """Writing a synthetic set: normal images as they are, and copies with one painted defect each."""
 
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import write_record
+from spg_pipe.datasets.build import Progress
 from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
@@ -34,8 +34,6 @@ GENERATOR = 1
 """Raised whenever the same seed gives other images."""
 _THREADS = 8
 """At most: each holds two decoded images."""
-
-Progress = Callable[[int, int], None]
 
 
 def write_synthetic(

@@ -21,7 +21,7 @@ from spg_pipe.guides.trained.trainer import PUBLISHED, Constants, GuideLosses, G
 from spg_pipe.recipe.params import MethodParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.masks import mask_losses
+from spg_pipe.store.masks import mask_losses, mask_notes
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ImageBatch, image_batches, labelled_images, sources_of
 
@@ -251,27 +251,13 @@ class Training:
 
 def training_notes(store: FeatureStore) -> list[str]:
     """What training on a store leaves out, and what teaches no defect: a sentence each."""
-    notes = []
+    notes = mask_notes(store)
     if left_out := len(store) - len(labelled_images(store)):
         notes.append(
             f"{counted(left_out, 'image')} of {len(store)} left out of guide training: a defect "
             "without a mask, or no label"
         )
-    blank, why = _blank(store)
-    if blank:
-        notes.append(
-            f"{counted(blank, 'anomalous image')} without an anomalous pixel {why} in training, "
-            "where every pixel counts as normal"
-        )
     return notes
-
-
-def _blank(store: FeatureStore) -> tuple[int, str]:
-    """How many masks have no anomalous pixel, at what size, and how they came to that."""
-    losses, size = mask_losses(store), store.image_size
-    empty, vanished = len(losses.empty), len(losses.vanished)
-    why = f"at {size}×{size} (mask empty: {empty}, vanished in resizing: {vanished})"
-    return empty + vanished, why
 
 
 def check_sae(store: FeatureStore, saes: SaeRun) -> None:
@@ -294,10 +280,12 @@ def check_images(store: FeatureStore) -> None:
             f"{store.path} has no anomalous image with a mask; guides need some. "
             "Use a labelled auxiliary dataset."
         )
-    blank, why = _blank(store)
-    if blank == (labels == 1).sum():
+    losses, size = mask_losses(store), store.image_size
+    empty, vanished = len(losses.empty), len(losses.vanished)
+    if empty + vanished == (labels == 1).sum():
         raise SpgError(
-            f"{store.path}: none of the {blank} anomalous images with a mask has an anomalous "
-            f"pixel {why}, so guides have no defect to learn. Correct the masks (values above 0 "
+            f"{store.path}: none of the {empty + vanished} anomalous images with a mask has an "
+            f"anomalous pixel at {size}×{size} (mask empty: {empty}, vanished in resizing: "
+            f"{vanished}), so guides have no defect to learn. Correct the masks (values above 0 "
             "are defect), or extract at a larger backbone.image_size."
         )

@@ -123,6 +123,7 @@ def load_strictly(
 
 
 def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds Python objects besides tensors"
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -188,8 +188,8 @@ def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool)
     """One message tells all problems."""
     lines = "\n  ".join(first_of(faults))
     leave = (
-        ", or leave them out with --skip-bad (prepare, extract, synthesise), which also finds files "
-        "that are cut off"
+        ", or leave them out with --skip-bad (prepare, extract, synthesise), which also finds "
+        "files that are cut off"
     )
     return (
         f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:\n  {lines}\n"

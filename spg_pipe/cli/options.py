@@ -31,7 +31,7 @@ TilesOption = Annotated[
     Option(metavar="SIDE,SIDE", help="Images at this side, pixels, or several, in tiles."),
 ]
 SplitOption = Annotated[
-    str | None, Option(help="A dataset (its test split), NAME/train, a folder.")
+    str | None, Option(help="A dataset (the recipe's split of it), NAME/train, a folder.")
 ]
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]

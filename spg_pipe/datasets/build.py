@@ -1,5 +1,6 @@
 """From a root folder to a Manifest: scan, choose categories, look into every file once."""
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -118,8 +119,10 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     parts = [_scan(dataset, layout, part) for part in sets]
     existing = [category for part in parts for category in part.categories]
     if unknown := [category for category in dataset.categories or () if category not in existing]:
+        close = [c for other in unknown for c in difflib.get_close_matches(other, existing, n=1)]
+        hint = f" Did you mean {listed(close)}?" if close else ""
         raise SpgError(
-            f"Dataset {name} in {root} has no category {listed(unknown)}. It has: "
+            f"Dataset {name} in {root} has no category {listed(unknown)}.{hint} It has: "
             f"{', '.join(existing)}."
         )
     entries = sorted(

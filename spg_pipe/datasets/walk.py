@@ -32,22 +32,20 @@ def subfolders(folder: Path) -> list[Path]:
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images and other files in `folder` and its visible subfolders, sorted; none if it is missing.
 
-    Links are followed, never round in a circle. OSError if a folder cannot be read.
+    Links are followed, but not into a folder that they are in. OSError if a folder cannot be read.
     """
     images: list[Path] = []
     others: list[Path] = []
-    seen: set[Path] = set()
-    waiting = [folder] if folder.is_dir() else []
+    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
     while waiting:
-        here = waiting.pop()
-        if (real := here.resolve()) in seen:
+        here, above = waiting.pop()
+        if (real := here.resolve()) in above or not here.is_dir():
             continue
-        seen.add(real)
-        for path in sorted(here.iterdir(), reverse=True):
+        for path in here.iterdir():
             if path.is_file():
                 (images if is_image(path) else others).append(path)
             elif path.is_dir() and not path.name.startswith("."):
-                waiting.append(path)
+                waiting.append((path, above | {real}))
     return sorted(images), sorted(others)
 
 

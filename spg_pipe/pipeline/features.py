@@ -11,7 +11,7 @@ from spg_pipe.datasets.manifest import Manifest, skipped_note
 from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.datasets import scan
-from spg_pipe.pipeline.run import RecipeRun, image_size
+from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.store import extract as writing
@@ -21,6 +21,7 @@ from spg_pipe.store.reader import FeatureStore, selection_note
 
 def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
     """Generate the recipe's built-in demo sets, or one of them, where they are not there yet."""
+    require_set(run.params, "demo_sets", name)
     for demo in run.params.demo_sets:
         if name in (None, demo.name):
             write_demo(demo.name, demo.root, seed=demo.seed)

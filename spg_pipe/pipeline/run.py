@@ -65,6 +65,16 @@ def require_runs(params: Params, given: Path | None) -> None:
         raise SpgError(f"{given} serves one run, the recipe has {count}: add --aux and --seed.")
 
 
+def require_set(params: Params, section: str, name: str | None) -> None:
+    """Refuse, with an `SpgError`, a name that no set of the section `demo_sets`, … has."""
+    known = [made.name for made in getattr(params, section)]
+    if name not in (None, *known):
+        raise SpgError(
+            f"{name!r} is not among the recipe's {section}: {', '.join(known) or 'none'}. "
+            f"Name one of them, or add it in params.yaml."
+        )
+
+
 def _require_there(given: Path | None) -> None:
     """Before anything is said about how it is to be used."""
     if given is not None and not given.exists():
@@ -83,9 +93,10 @@ def targets_of(
     if split is not None:
         return [(run, split)]
     if not run.params.directions:
+        of = f" from {', '.join(run.params.auxiliaries)}" if run.changes("directions") else ""
         raise SpgError(
-            "The recipe has no such direction. Add one under `directions:` in params.yaml, "
-            "or name a target with --split."
+            f"The recipe has no direction{of}. Add one under `directions:` in params.yaml, "
+            f"or name a target with --split."
         )
     if given is not None:
         raise SpgError(f"{given} belongs to one target: name it with --split.")

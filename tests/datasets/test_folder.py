@@ -195,5 +195,6 @@ def test_links_that_go_round_in_a_circle_end(tmp_path):
     (root / "in" / "loop").symlink_to(root, target_is_directory=True)
     put(tmp_path / "elsewhere", "2.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "again").symlink_to("in", target_is_directory=True)
     manifest = scanned("mine", "folder", root)
-    assert manifest.table["path"].tolist() == ["in/1.png", "linked/2.png"]
+    assert manifest.table["path"].tolist() == ["again/1.png", "in/1.png", "linked/2.png"]

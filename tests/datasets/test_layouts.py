@@ -147,6 +147,29 @@ def test_other_images_are_noted_under_a_benchmarks_own_name_only(tmp_path, layou
     assert "".join(notes).startswith(note)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "licence"),
+    [
+        ("bottle/license.txt", "Copyright MVTec Software GmbH", "MVTec AD: CC BY-NC-SA 4.0"),
+        ("README", "The MVTec AD dataset", "MVTec AD: CC BY-NC-SA 4.0"),
+        ("rod/readme.txt", "The MVTec AD dataset", "inspection: not stated"),
+        ("bottle/license.txt", "free", "inspection: as stated in bottle/license.txt"),
+    ],
+)
+def test_a_text_of_the_dataset_that_names_mvtec_makes_it_mvtec_ad(tmp_path, file, text, licence):
+    tree = write_mvtec(tmp_path / "inspection", ("bottle", "rod"))
+    (tree / file).write_text(text)
+    assert scanned("inspection", "mvtec", tree).licences[0].startswith(licence)
+
+
+def test_a_linked_split_has_the_images_of_the_other(tmp_path):
+    tree = write_mvtec(tmp_path, ("rod",), train=3, good=0, defects=())
+    (tree / "rod/test").mkdir(exist_ok=True)
+    (tree / "rod/test/good").symlink_to("../train/good")
+    for split, images in (("train", 3), ("test", 3), ("all", 6)):
+        assert len(scanned("m", "mvtec", tree, split=split)) == images
+
+
 def test_a_licence_file_is_pointed_to(tmp_path):
     tree = write_mvtec(tmp_path, ("rod",))
     (tree / "rod" / "license.txt").write_text("do what you like")
@@ -212,11 +235,18 @@ def test_visa_images_and_masks_that_are_missing_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("cup", "test", "odd", "cup/a.png", ""), "line 2, label 'odd': .*'normal' or 'anomaly'"),
-        (("cup", "val", "normal", "cup/a.png", ""), "line 2, split 'val': .*'train' or 'test'"),
-        (("cup", "test", "normal", "", ""), "line 2, image '': .*at least 1 character"),
-        (("cup", "test", "normal", "../a.png", ""), "outside the dataset's folder"),
-        (("cup", "test", "anomaly", "cup/a.png", "/m.png"), "mask '/m.png': .*/m.png is outside"),
+        (
+            ("cup", "test", "odd", "cup/a.png", ""),
+            "line 2: the label 'odd' is neither normal nor anomaly",
+        ),
+        (
+            ("cup", "val", "normal", "cup/a.png", ""),
+            "line 2: the split 'val' is neither train nor test",
+        ),
+        (("cup", "test", "normal", "", ""), "line 2: the image '' is empty or outside"),
+        (("", "test", "normal", "cup/a.png", ""), "line 2: the object '' is empty"),
+        (("cup", "test", "normal", "../a.png", ""), "a.png' is empty or outside the dataset's f"),
+        (("cup", "test", "anomaly", "cup/a.png", "/m.png"), "the mask '/m.png' is outside"),
     ],
 )
 def test_a_malformed_line_of_the_split_file_is_named(tmp_path, row, message):

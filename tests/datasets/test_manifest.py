@@ -134,7 +134,9 @@ def test_a_union_prefixes_categories_and_paths_with_the_set(tmp_path):
     assert len(only.licences) == 1
     with pytest.raises(SpgError, match=r"No folder for dataset aux at .*/three"):
         scanned("aux", "mvtec", tmp_path, sets=["one", "three"])
-    with pytest.raises(SpgError, match=r"no category plate\. It has: one/plate"):
+    with pytest.raises(
+        SpgError, match=r"no category plate\. Did you mean one/plate\? It has: one/plate"
+    ):
         scanned("aux", "mvtec", tmp_path, sets=["one"], categories=["plate"])
 
 

@@ -19,13 +19,14 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Painted
 from spg_pipe.detector.scores import score_store
+from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, class_sums
 from spg_pipe.guides.kinds import ContrastGuides
-from spg_pipe.pipeline import synthetic, targets
+from spg_pipe.pipeline import features, synthetic, targets
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.predict import predict_folder
-from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.pipeline.run import RecipeRun, targets_of
 from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
     BankParams,
@@ -218,3 +219,19 @@ def test_sets_inside_a_union_are_made(at_root):
     run = run_of(synthetic_sets=sets, datasets=[absolute, other])
     synthetic.synthesise_sets(run, [run.params.dataset("painted")])
     assert [path.name for path in Path("union").iterdir()] == ["three"]
+
+
+def test_a_set_that_the_recipe_does_not_have_is_refused_with_those_it_has():
+    run = run_of()
+    with pytest.raises(SpgError, match="'pointed' is not among the recipe's synthetic_sets: paint"):
+        synthetic.synthesise_sets(run, name="pointed")
+    with pytest.raises(SpgError, match="'demo' is not among the recipe's demo_sets: none"):
+        features.write_demo_sets(run, "demo")
+
+
+def test_no_direction_is_told_from_none_of_the_auxiliary_set_that_was_asked_for():
+    with pytest.raises(SpgError, match=r"has no direction\. Add"):
+        targets_of(run_of(directions=[]), None)
+    run = run_of(auxiliaries=["painted", "target"])
+    with pytest.raises(SpgError, match=r"has no direction from target\. Add"):
+        targets_of(run.narrowed("target"), None)

@@ -16,6 +16,7 @@ from spg_pipe.recipe.data import Dataset
 
 COUNTED = ("training", "normal test", "anomalous test")
 """What a category's three numbers of images are of."""
+_LICENCE_FILES = ("license", "licence", "copying")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def recognised(
     """The licence of a set of images, and how it differs from the benchmark that it is.
 
     Category names as common as `tile` prove nothing in a layout that many datasets share: MVTec AD
-    must also be in the name of the dataset or of its folder, or have three such categories. The
-    visa layout is VisA's own.
+    must also be in the name of the dataset or of its folder or in a licence or readme file, or have
+    three such categories. The visa layout is VisA's own.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def recognised(
     benchmark = BENCHMARKS.get(dataset.layout)
     official = [c for c in scan.categories if benchmark and c in benchmark.categories]
     named = "mvtec" in f"{name} {root.resolve().name}".lower() or dataset.layout == "visa"
-    if benchmark and official and (named or len(official) >= 3):
+    if benchmark and official and (named or len(official) >= 3 or _says_mvtec(root, official)):
         notes = _compared(benchmark, official, wanted, scan.entries, dataset.split)
         return f"{benchmark.name}: {benchmark.licence}", notes
     notes = []
@@ -112,13 +113,24 @@ def recognised(
     return f"{name}: {scan.licence or _stated_licence(root, wanted)}", notes
 
 
+def _documents(root: Path, categories: Sequence[str], names: tuple[str, ...]) -> list[Path]:
+    """Text files of the dataset, then of its categories, whose names start with one of `names`."""
+    folders = (root, *(root / category for category in categories))
+    files = [path for folder in folders for path in sorted(folder.glob("*"))]
+    named = [path for path in files if path.name.lower().startswith(names)]
+    return [p for p in named if p.suffix.lower() in ("", ".txt", ".md") and p.is_file()]
+
+
+def _says_mvtec(root: Path, categories: Sequence[str]) -> bool:
+    """Whether a licence or readme file names MVTec."""
+    files = _documents(root, categories, (*_LICENCE_FILES, "readme"))
+    return any(b"mvtec" in path.read_bytes().lower() for path in files)
+
+
 def _stated_licence(root: Path, categories: Sequence[str]) -> str:
     """The first licence file of the dataset or of one of its categories."""
-    for folder in (root, *(root / category for category in categories)):
-        for path in sorted(folder.glob("*")):
-            named = path.name.lower().startswith(("license", "licence", "copying"))
-            if named and path.suffix.lower() in ("", ".txt", ".md") and path.is_file():
-                return f"as stated in {relative(path, root)} of the dataset"
+    for path in _documents(root, categories, _LICENCE_FILES):
+        return f"as stated in {relative(path, root)} of the dataset"
     return "not stated"
 
 

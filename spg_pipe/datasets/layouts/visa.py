@@ -18,6 +18,14 @@ from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
 _NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
+_FAULTS = {
+    "object": "is empty",
+    "split": "is neither train nor test",
+    "label": "is neither normal nor anomaly",
+    "image": "is empty or outside the dataset's folder",
+    "mask": "is outside the dataset's folder",
+}
+"""What a value of each column can be that it must not."""
 
 
 class _Row(BaseModel):
@@ -109,9 +117,10 @@ def _read_split_file(root: Path) -> list[_Row]:
             ]
     except ValidationError as error:
         fault = error.errors()[0]
+        column = str(fault["loc"][0])
         raise SpgError(
-            f"{path}, line {reader.line_num}, {fault['loc'][0]} {fault['input']!r}: "
-            f"{fault['msg']}. {archive}, or correct the line."
+            f"{path}, line {reader.line_num}: the {column} {fault['input']!r} {_FAULTS[column]}. "
+            f"{archive}, or correct the line."
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error

@@ -187,7 +187,10 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:
     """One message tells all problems."""
     lines = "\n  ".join(first_of(faults))
-    leave = ", or leave them out with --skip-bad, which also finds files that are cut off"
+    leave = (
+        ", or leave them out with --skip-bad (prepare, extract, synthesise), which also finds "
+        "files that are cut off"
+    )
     return (
         f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:\n  {lines}\n"
         f"Repair or remove them{': no image is left' if skip_bad else leave}."

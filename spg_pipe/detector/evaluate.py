@@ -9,7 +9,7 @@ import numpy as np
 from spg_pipe.artefacts.files import versions
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
-from spg_pipe.detector.judged_masks import JudgedMasks
+from spg_pipe.detector.mask_regions import MaskRegions
 from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
 from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import CHUNK_IMAGES, Progress, Scores
@@ -99,7 +99,7 @@ def evaluate_scores(
         )
     if params.resolution == "original" and manifest is None:
         raise SpgError("metrics.resolution: original needs the dataset's images and manifest.")
-    masks = JudgedMasks(store, manifest if params.resolution == "original" else None)
+    masks = MaskRegions(store, manifest if params.resolution == "original" else None)
     images = scores.table
     rows, curves, done = [], Curves(), 0
     lost = store.array("lost_regions")
@@ -149,7 +149,7 @@ def _pixel_metrics(
     store: FeatureStore,
     images: np.ndarray,
     params: MetricParams,
-    masks: JudgedMasks,
+    masks: MaskRegions,
 ) -> PixelMetrics | None:
     """Of the images whose mask is known; None where there is none. One map is held at a time."""
     states = store.array("mask_state")[images]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spg_pipe.errors import SpgError
-from spg_pipe.metrics.spg import one_score_below
+from spg_pipe.metrics.published import one_score_below
 
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
 

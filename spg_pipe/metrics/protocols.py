@@ -10,7 +10,7 @@ import numpy as np
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics.accumulators import HistogramAccumulator, Mask, SortAccumulator
 from spg_pipe.metrics.pixel import PixelMetrics
-from spg_pipe.metrics.spg import spg_metrics
+from spg_pipe.metrics.published import spg_metrics
 
 PROTOCOLS = ("exact", "spg")
 ACCUMULATORS = ("sort", "histogram")

@@ -101,5 +101,6 @@ def find_direction(params: Params, target: str) -> Direction:
     listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
     raise SpgError(
         f"{len(fits)} of the recipe's directions ({listed}) have target {target!r}. Choose "
-        "one with --aux, name a detector with --detector, or add the direction to params.yaml."
+        "one with --aux, name a detector (score --detector) or scores (evaluate --scores), or add "
+        "the direction to params.yaml."
     )

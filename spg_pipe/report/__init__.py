@@ -1,1 +1,1 @@
-"""The HTML report, tables for the terminal, and heat maps."""
+"""The HTML page of a recipe's results, and tables for the terminal."""

@@ -1,6 +1,7 @@
 """Images → frozen backbone → feature store: the only stage that decodes an image."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,12 +90,21 @@ def extract(
             if not writer.up_to_date:
                 _Run(writer, backbone, device).run(workers, progress)
     except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "Choose a place with --out where you may write")
         raise SpgError(
-            f"{path} cannot be written: {error}. Make room, or choose a place with --out where "
-            "you may write, and run the same command again: it goes on with the shards that are "
-            "finished."
+            f"{path} cannot be written: {error}. {advice}, or mend this one and run the same "
+            "command again: it goes on with the shards that are finished, if there are any."
         ) from error
     return FeatureStore(path)
+
+
+_NO_ROOM = "Make room, choose another place with --out"
+_IN_THE_WAY = "A file is where a folder is needed: choose another place with --out"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _IN_THE_WAY),
+}
+"""Error numbers of a failed writing → what to do."""
 
 
 def _spec(

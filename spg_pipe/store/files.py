@@ -42,10 +42,16 @@ class StoreFiles:
 
     def attributes(self) -> Mapping[str, Any] | None:
         """The group's attributes, or None where there is no readable group."""
+        attributes = self.metadata().get("attributes")
+        return attributes if isinstance(attributes, dict) else None
+
+    def metadata(self, name: str = "zarr.json") -> Mapping[str, Any]:
+        """What a zarr.json says, of the group or of an array; empty where it cannot be read."""
         try:
-            return dict(json.loads(self.read("zarr.json"))["attributes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            content = json.loads(self.read(name))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def group(self) -> Any:
         """The store as a Zarr group, for reading."""

@@ -9,6 +9,7 @@ from numcodecs.zstd import Zstd
 from pydantic import Field
 from zarr.codecs import ZstdCodec
 
+from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.artefacts.record import Record
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
@@ -167,6 +168,8 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
     size = spec.backbone.preprocess.size
     axes = {"y": size, "x": size}
     declare("mask", axes, sharded=True, compressors=zstd, dtype="uint8", fill_value=0)
+    for path in root.rglob("zarr.json"):
+        write_bytes(path, path.read_bytes())  # written again: Zarr syncs nothing
 
 
 def write_small(root: Path, name: str, values: np.ndarray, dimension: str) -> None:

@@ -43,10 +43,6 @@ def draw_pca(
     layer : str, optional
         This layer alone.
 
-    Parameters
-    ----------
-    rows : (n,) int
-
     Returns
     -------
     dict
@@ -107,6 +103,10 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     Red, green and blue are the components in falling order, each scaled from its 1st to its 99th
     percentile over all tokens of `rows`. A component's sign is such that its largest loading is
     positive. All these tokens are in memory at once, in float64.
+
+    Parameters
+    ----------
+    rows : (n,) int
 
     Returns
     -------

@@ -20,6 +20,8 @@ from spg_pipe.store.format import (
     StoreSpec,
     decode_mask,
     encode_mask,
+    large_arrays,
+    small_arrays,
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
@@ -87,7 +89,8 @@ class FeatureStore:
         return parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
 
     def file_faults(self) -> list[str]:
-        """Files that are not listed, not there or of another size; empty if all are."""
+        """Files that are not listed, not there or of another size, and arrays that Zarr cannot
+        read; empty if all are well."""
         listed = {entry.name for entry in self.entries}
         unlisted = [name for name in data_files(self.spec) if name not in listed]
         faults = [f"{SHARD_INDEX} does not list {name}" for name in unlisted]
@@ -99,7 +102,22 @@ class FeatureStore:
                     f"{entry.name} (images {entry.images[0]}…{entry.images[1] - 1}) {found}, "
                     f"expected {entry.bytes} bytes"
                 )
-        return faults
+        return faults + self._metadata_faults()
+
+    def _metadata_faults(self) -> list[str]:
+        """Arrays whose zarr.json is not what the group's own says of them."""
+        group = self.files.metadata()
+        if not {"zarr_format": 3, "node_type": "group"}.items() <= group.items():
+            return ["zarr.json is damaged: it is of no Zarr group"]
+        consolidated = group.get("consolidated_metadata")
+        arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+        return [
+            f"{name}/zarr.json is missing or damaged, or not as the store's zarr.json says"
+            for name in (*large_arrays(self.spec), *small_arrays(self.spec))
+            if not isinstance(arrays, dict)
+            or not arrays.get(name)
+            or self.files.metadata(f"{name}/zarr.json") != arrays[name]
+        ]
 
     def __len__(self) -> int:
         return self.spec.images

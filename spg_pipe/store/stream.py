@@ -90,8 +90,6 @@ def image_batches(
     ----------
     sources : dict of layer → TokenSource
         Of one store.
-    source : TokenSource
-        One layer of a store.
     start : int
         Batches of the epoch to leave out.
     """

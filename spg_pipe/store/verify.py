@@ -40,7 +40,10 @@ def _bad_images(store: FeatureStore, entry: ShardEntry) -> list[str]:
     for layer in store.layers:
         if not entry.name.startswith(f"tokens_{layer}/"):
             continue
-        checksums, paths = store.array(f"checksum_{layer}"), store.array("path")
+        try:
+            checksums, paths = store.array(f"checksum_{layer}"), store.array("path")
+        except (RuntimeError, ValueError, KeyError):  # damaged themselves, and named for that
+            continue
         for row in range(*entry.images):
             try:
                 damaged = crc32c(store.tokens(layer, np.array([row]))) != checksums[row]

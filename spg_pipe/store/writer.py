@@ -5,13 +5,15 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 import zarr
 from filelock import FileLock, Timeout
 
-from spg_pipe.artefacts.files import fresh_folder, write_json
+from spg_pipe.artefacts.files import fresh_folder, write_bytes, write_json
+from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError, listed
 from spg_pipe.store.files import is_damaged_store, read_attributes
@@ -25,11 +27,11 @@ from spg_pipe.store.format import (
     large_arrays,
     write_small,
 )
+from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import (
     ShardEntry,
     chunk_file,
     crc32c,
-    data_files,
     parse_entries,
     raw_bytes,
     save_entries,
@@ -106,7 +108,7 @@ class StoreWriter:
             _change_attributes(self.path, {name: wanted[name] for name in _REFRESHED})
         elif self._is_begun:
             recorded = self._recorded()
-            _change_attributes(self.path, {"complete": False})
+            self._declare_again()
             self._recover(recorded)
             self._sweep()
         else:
@@ -122,21 +124,30 @@ class StoreWriter:
 
     @property
     def _is_begun(self) -> bool:
-        """Whether a store of this content is there, all of its attributes as they were written."""
-        return self._says(set(self.spec.attributes()) - self.spec.BESIDE | {"fingerprint"})
+        """Whether a store of this content is there, its attributes whole."""
+        text = json.dumps(read_attributes(self.path))
+        try:
+            there = parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
+        except SpgError:
+            return False
+        return there.fingerprint == self.spec.fingerprint
+
+    def _declare_again(self) -> None:
+        """Metadata as they were at the beginning: not complete, and none missing or damaged."""
+        with TemporaryDirectory() as folder:
+            create_arrays(Path(folder), self.spec)
+            for name in ("zarr.json", *(f"{a}/zarr.json" for a in large_arrays(self.spec))):
+                write_bytes(self.path / name, (Path(folder) / name).read_bytes())
 
     def _is_up_to_date(self) -> bool:
-        """Whether this store is complete and has all its files: by size or, to replace what is
-        damaged, by reading every byte."""
+        """Whether this store is complete and has all its files and metadata: by size or, to
+        replace what is damaged, by reading every byte."""
         if not self._is_begun or not (read_attributes(self.path) or {}).get("complete"):
             return False
         entries = self._recorded()
-        if not set(data_files(self.spec)) <= {entry.name for entry in entries}:
+        if not entries or FeatureStore(self.path, check_files=False).file_faults():
             return False
-        if self._replace:
-            return all(self._is_intact(entry) for entry in entries)
-        paths = [(self.path / entry.name, entry.bytes) for entry in entries]
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+        return not self._replace or all(self._is_intact(entry) for entry in entries)
 
     def _recorded(self) -> list[ShardEntry]:
         """shards.json; a damaged one counts as empty where the store may be written anew."""
@@ -227,9 +238,10 @@ class StoreWriter:
             write_small(self.path, name, values, dimension)
             chunk = f"{name}/c/0"  # written again: Zarr syncs nothing
             small.append(write_file(self.path, chunk, rows, (self.path / chunk).read_bytes()))
+            declared = self.path / name / "zarr.json"
+            write_bytes(declared, declared.read_bytes())
         save_entries(self.path, [*self._entries, *small])
         group = zarr.open_group(self.path, mode="r+")
-        group.attrs.update(self.spec.attributes())
         with warnings.catch_warnings():
             # shards.json is ours, and Zarr v3's consolidated metadata is not yet standardised:
             # both are known (docs/store.md).
@@ -304,7 +316,7 @@ def _refuse_other_content(path: Path, spec: StoreSpec, manifest: Manifest) -> No
     if repaired:
         words.append(f"it left out what is no longer left out: {listed(repaired)}")
     raise SpgError(
-        f"{path} holds a store of other content ({'; '.join(words) or 'another fingerprint'}). "
+        f"{path} holds a store of other content ({'; '.join(words) or 'changed attributes'}). "
         "Use --replace to write it anew, or choose another place."
     )
 

@@ -10,7 +10,7 @@ from parity.cases import Case, Comparison, compare
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import accumulate, image_metrics, label_regions
 from spg_pipe.metrics.accumulators import SortAccumulator
-from spg_pipe.metrics.spg import spg_pro
+from spg_pipe.metrics.published import spg_pro
 
 
 def compare_case(case: Case) -> list[Comparison]:

@@ -82,7 +82,7 @@ _BY_FILE: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "CLIP before the last norm": ('= spec.norm == "post"', "= False"),
         "position embedding's filter": ('else "bilinear",', 'else "bicubic",'),
     },
-    ("metrics", "metrics/spg.py"): {
+    ("metrics", "metrics/published.py"): {
         "PRO's thresholds": ("STEPS = 200", "STEPS = 100"),
         "PRO's FPR": ("MAX_FPR = 0.3", "MAX_FPR = 0.2"),
         "F1's threshold": ("return max(lower, default=", "return max([], default="),

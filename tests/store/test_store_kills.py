@@ -71,7 +71,9 @@ def test_a_full_disk_is_one_message_and_the_store_resumes(
         true(*given)
 
     monkeypatch.setattr(shards, "write_bytes", full)
-    with pytest.raises(SpgError, match=r"cannot be written.*No space left.*--out.*goes on"):
+    with pytest.raises(
+        SpgError, match=r"cannot be written.*No space left.*Make room.*--out.*goes on"
+    ):
         extracted(tiny_manifest, tmp_path / "a.zarr")
     monkeypatch.undo()
     backbone = TinyBackbone()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +224,57 @@ def test_a_store_with_damaged_metadata_is_named_and_written_anew(
         extracted(tiny_manifest, place)
     extracted(tiny_manifest, place, replace=True)
     assert files(place) == files(tiny_store.path)
+
+
+@pytest.mark.parametrize("name", ["tokens_1", "prefix_2", "label"])
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "emptied", "other"])
+@pytest.mark.parametrize(("redo", "lost"), [(False, True), (True, True), (True, False)])
+def test_damaged_metadata_of_an_array_is_named_and_mended(
+    tiny_store, tiny_manifest, copy_of, name, damage, redo, lost
+):
+    place = copy_of(tiny_store.path)
+    metadata = place / name / "zarr.json"
+    if damage == "emptied":
+        metadata.write_text("")
+    elif damage == "other":
+        metadata.write_text((place / "mask/zarr.json").read_text())
+    else:
+        harm(metadata, damage)
+    if lost:
+        (place / "tokens_1/c/1/0/0").unlink()
+    fault = f"{name}/zarr.json is missing or damaged"
+    assert any(fault in line for line in verify(place))
+    with pytest.raises(SpgError, match="--replace" if lost else fault):
+        FeatureStore(place)
+    extracted(tiny_manifest, place, replace=redo)
+    assert verify(place) == []
+    assert files(place) == files(tiny_store.path)
+
+
+def test_other_words_for_the_same_weights_are_no_other_content(tiny_store, tiny_manifest, copy_of):
+    place = copy_of(tiny_store.path)
+    labels = {"alias": "mine", "weights": "file: mine.pth", "licence": "asked"}
+    backbone = TinyBackbone(**labels)
+    extracted(tiny_manifest, place, backbone=backbone)
+    assert backbone.calls == 1
+    assert files(place) == files(tiny_store.path)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, r"Make room.*goes on"),
+        (errno.EROFS, r"\. Choose a place with --out where you may write"),
+        (errno.EEXIST, r"A file is where a folder is needed"),
+    ],
+)
+def test_the_advice_fits_the_error(tiny_manifest, tmp_path, monkeypatch, code, advice):
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("spg_pipe.store.writer.write_shard", fails)
+    with pytest.raises(SpgError, match=advice):
+        extracted(tiny_manifest, tmp_path / "s.zarr")
 
 
 def test_a_gpu_without_memory_gets_the_batch_in_halves(tiny_store, tiny_manifest, tmp_path):

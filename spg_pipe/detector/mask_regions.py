@@ -39,7 +39,7 @@ class RegionCache:
 _CACHE = RegionCache()
 
 
-class JudgedMasks:
+class MaskRegions:
     """A store's masks at S×S, or with a manifest at the images' own sizes.
 
     Parameters

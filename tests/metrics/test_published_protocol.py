@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.reference import evaluate as reference
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import SortAccumulator, accumulate
-from spg_pipe.metrics.spg import one_score_below, spg_pro
+from spg_pipe.metrics.published import one_score_below, spg_pro
 
 
 def filled(maps: np.ndarray, masks: np.ndarray) -> SortAccumulator:

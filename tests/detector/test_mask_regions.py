@@ -11,13 +11,13 @@ from tiny import SIZE, manifest_of, write_folder
 
 import spg_pipe.metrics.regions as regions_module
 from spg_pipe.datasets.manifest import Manifest, MaskState
-from spg_pipe.detector.judged_masks import JudgedMasks, RegionCache
+from spg_pipe.detector.mask_regions import MaskRegions, RegionCache
 from spg_pipe.metrics import Regions
 from spg_pipe.store.reader import FeatureStore
 
 
 def test_at_the_models_size_they_are_the_stores(tiny_store: FeatureStore) -> None:
-    judged = JudgedMasks(tiny_store)
+    judged = MaskRegions(tiny_store)
     for image, mask in enumerate(tiny_store.masks(np.arange(len(tiny_store)))):
         regions, expected = judged.regions(image), Regions.of(mask)
         assert (regions.shape, regions.count) == ((SIZE, SIZE), expected.count)
@@ -29,9 +29,9 @@ def test_a_mask_is_labelled_once_for_every_detector(
     tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masked = np.flatnonzero(tiny_store.array("mask_state") == MaskState.GIVEN).tolist()
-    first = [JudgedMasks(tiny_store).regions(image) for image in masked]
+    first = [MaskRegions(tiny_store).regions(image) for image in masked]
     monkeypatch.setattr(regions_module, "label_regions", lambda _: 1 / 0)
-    again = JudgedMasks(FeatureStore(tiny_store.path))
+    again = MaskRegions(FeatureStore(tiny_store.path))
     assert [again.regions(image) for image in masked] == first
 
 
@@ -40,19 +40,19 @@ def test_a_mask_file_that_was_corrected_is_labelled_again(
 ) -> None:
     manifest = manifest_of(write_folder(tmp_path / "parts"))
     image = int(np.flatnonzero(manifest.table["mask_state"] == MaskState.GIVEN)[0])
-    assert JudgedMasks(tiny_store, manifest).regions(image).count > 0
+    assert MaskRegions(tiny_store, manifest).regions(image).count > 0
     path = manifest.root / manifest.table["mask"][image]
     before = np.asarray(Image.open(path))
     corrected = np.zeros_like(before)
     corrected[:2, :5] = corrected[9, 9] = 255
     path.unlink()
     Image.fromarray(corrected).save(path)
-    found = JudgedMasks(tiny_store, manifest).regions(image)
+    found = MaskRegions(tiny_store, manifest).regions(image)
     np.testing.assert_array_equal(found.places(), np.flatnonzero(corrected))
 
 
 def test_without_a_mask_no_file_is_read(tiny_store: FeatureStore, tiny_manifest: Manifest) -> None:
-    judged = JudgedMasks(tiny_store, tiny_manifest)
+    judged = MaskRegions(tiny_store, tiny_manifest)
     normal = int(np.flatnonzero(tiny_store.array("mask_state") != MaskState.GIVEN)[0])
     row = tiny_manifest.table.iloc[normal]
     assert judged.regions(normal).shape == (row["height"], row["width"])

@@ -214,7 +214,9 @@ def test_every_setting_is_varied_by_a_recipe_an_ablation_or_an_example_of_the_do
         for path in (ROOT / "recipes").glob("*.yaml")
     ]
     axes = {place for recipe in recipes for place in (*recipe.sweep, *recipe.choose)}
-    pages = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    pages = "".join(
+        page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    )
     defaults = parse_params(MINIMAL, "params.yaml")
     every = list(leaves_of(Params))
     assert len(every) <= 40

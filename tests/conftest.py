@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         threads = max(1, (os.cpu_count() or 1) // processes)
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    # PyTorch says so once a process about a feature that spg_pipe/sae/ops.py uses on purpose.
+    # PyTorch says so once a process about a feature that spg_pipe/sae/sparse.py uses on purpose.
     config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta")
 
 

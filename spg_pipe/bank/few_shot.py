@@ -92,7 +92,7 @@ def note_of_known(paths: Sequence[str], images: int, so: str) -> str:
     """What is said if some of the images to be judged (`paths`) are normal images themselves."""
     return (
         f"Note: {len(paths)} of the {images} images are among the normal ones "
-        f"({listed(paths, 3)}): few-shot methods have nothing against them, {so}"
+        f"({listed(paths, 3)}): few-shot methods find their own images normal, {so}"
     )
 
 

@@ -21,6 +21,7 @@ from spg_pipe.pipeline.checked_store import (
     checked_store,
     differences,
     made_otherwise,
+    named_input,
     refused,
 )
 from spg_pipe.pipeline.datasets import split_name
@@ -35,7 +36,7 @@ _Record = TypeVar("_Record", SaeRecord, DetectorRecord, ScoresRecord)
 
 def checked_sae(run: RecipeRun, store: FeatureStore, aux: str, seed: int) -> Path:
     """The SAE of the recipe's `sae` section, trained on this store."""
-    given = {} if store.path == run.paths.store(aux) else {"store": store.fingerprint}
+    given = named_input("store", store.path, run.paths.store(aux), store.fingerprint)
     path = run.paths.sae(aux, seed, given)
 
     def pairs(record: SaeRecord) -> Pairs:

@@ -80,9 +80,10 @@ def _image_faults(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> list
     left_out = [image.path for image in bad]
     names = [name for name in list_images(dataset) if name not in left_out]
     held = store.array("path").tolist()
+    if other := sorted(set(held) ^ set(names)):
+        return [f"the images in {dataset.root} are others ({other[0]})"]
     if held != names:
-        other = sorted(set(held) ^ set(names))
-        return [f"the images in {dataset.root} are others ({', '.join(other[:1])})"]
+        return [f"labels or order of the images in {dataset.root} have changed"]
     prepared = run.paths.manifest(dataset)
     if dataset not in run.params.datasets:
         manifest = scan(run, dataset, leave_out=bad)  # the names alone say little
@@ -131,6 +132,12 @@ def backbone_differences(spec: BackboneSpec, params: Params) -> list[str]:
 def _sha256(weights: Path, _size: int, _modified: int) -> str:
     """SHA-256 of a weight file's tensors, once a process for each state of the file."""
     return weights_from_file(weights).sha256
+
+
+def named_input(kind: str, named: Path | str | None, own: Path, fingerprint: str) -> dict[str, str]:
+    """What paths say of an input that an option names: nothing where it is the recipe's own."""
+    same = named is None or Path(named).resolve() == own.resolve()
+    return {} if same else {kind: fingerprint}
 
 
 def differences(pairs: Pairs, within: str = "") -> list[str]:

@@ -9,7 +9,8 @@ from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.datasets.manifest import Manifest, skipped_note
 from spg_pipe.datasets.paint.demo import write_demo
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import scan
 from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
@@ -123,6 +124,21 @@ def extract(
     run.console.say(f"{dataset.name}: {len(store)} images → {path}")
     _say_notes(run, store, manifest)
     return path
+
+
+def stored(run: RecipeRun, dataset: Dataset) -> FeatureStore:
+    """The store of a dataset, checked; made or finished where it is not there.
+
+    One that was made otherwise is replaced only of a folder that the recipe does not list, which
+    may have got or lost images since; else a `NotThereError` names the command.
+    """
+    replace = dataset not in run.params.datasets
+    try:
+        return checked_store(run, dataset)
+    except NotThereError as error:
+        if "--replace" in error.command and not replace:
+            raise
+        return FeatureStore(extract(run, dataset, replace=replace))
 
 
 def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Path | None) -> Path:

@@ -16,10 +16,8 @@ from spg_pipe.bank.few_shot import (
 )
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
-from spg_pipe.errors import NotThereError
-from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
-from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
@@ -90,9 +88,4 @@ def _store_of_normals(run: RecipeRun, normals: str) -> FeatureStore:
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
     if (Path(normals) / "zarr.json").is_file():
         return FeatureStore(Path(normals))
-    dataset = find_dataset(run.params, normals, option="--normals")
-    try:
-        return checked_store(run, dataset)
-    except NotThereError:
-        # A folder that the recipe does not list may have got or lost images since.
-        return FeatureStore(extract(run, dataset, replace=dataset not in run.params.datasets))
+    return stored(run, find_dataset(run.params, normals, option="--normals"))

@@ -13,7 +13,7 @@ from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
-from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
 from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
 from spg_pipe.pipeline.own_images import note_own_images
@@ -51,6 +51,7 @@ def score(
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
     judges: list[Detector | None] = [None]
+    given: dict[str, str] = {}
     options: ScoreParams | None = run.params.score
     if not alone:
         detectors, options = _detectors_for(run, dataset, detector)
@@ -63,11 +64,12 @@ def score(
         if banks is not None:
             path = score_with_banks(run, dataset, features, banks, judge, options)
         elif judge is not None:
-            given = {"store": features.fingerprint} if store else {}
-            given |= {"detector": judge.fingerprint} if detector else {}
+            own = run.paths.store(dataset)
+            given = named_input("store", store, own, features.fingerprint)
+            given |= _given_detector(run, judge, detector)
             path = _score_one(run, dataset, features, judge, options, given)
         run.console.say(f"Scores of {dataset.name} → {path}")
-        if banks or store:  # `evaluate` alone would take the recipe's own scores
+        if banks or given:  # `evaluate` alone would take the recipe's own scores
             run.console.say(f"Judge them with {_evaluate_command(run, dataset, path, store)}")
         written.append(path)
     return written
@@ -96,15 +98,23 @@ def _detectors_for(
 ) -> tuple[list[Detector], ScoreParams | None]:
     """The detectors that judge a target, and how they score.
 
-    None: a named detector keeps its own rule, as in `predict`, unless an option changes it.
+    None: a named detector that is not the recipe's keeps its own rule, as in `predict`, unless an
+    option changes it.
     """
     if named is not None:
-        return [Detector.load(named)], run.params.score if run.changes("score") else None
+        judge = Detector.load(named)
+        keeps_its_rule = _given_detector(run, judge, named) and not run.changes("score")
+        return [judge], None if keeps_its_rule else run.params.score
     aux = find_direction(run.params, dataset.name).aux
     for seed in run.params.seeds:
         checked_detector(run, aux, seed)
     folders = [run.paths.detector(aux, seed) for seed in run.params.seeds]
     return [Detector.load(folder) for folder in folders], run.params.score
+
+
+def _given_detector(run: RecipeRun, judge: Detector, named: Path | None) -> dict[str, str]:
+    own = run.paths.detector(judge.record.auxiliary.dataset, judge.record.seed)
+    return named_input("detector", named, own, judge.fingerprint)
 
 
 def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Path | None) -> str:
@@ -130,13 +140,10 @@ def evaluate(
         for seed in run.params.seeds:
             checked_scores(run, dataset, aux, seed)
             folders.append(run.paths.scores(aux, dataset, seed))
-    given = scores is not None or store is not None
-    return [_evaluate_one(run, dataset, folder, features, given=given) for folder in folders]
+    return [_evaluate_one(run, dataset, folder, features) for folder in folders]
 
 
-def _evaluate_one(
-    run: RecipeRun, dataset: Dataset, folder: Path, store: FeatureStore, *, given: bool
-) -> Path:
+def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, store: FeatureStore) -> Path:
     params = run.params.metrics
     loaded = Scores.load(folder)
     if loaded.record.store != store.fingerprint:
@@ -151,15 +158,16 @@ def _evaluate_one(
     with run.console.progress(f"evaluate {dataset.name}") as update:
         result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.record.auxiliary, loaded.record.seed
-    inputs = {"scores": loaded.record.fingerprint} if given else {}
     if KNOWN in loaded.table or trained is None:
-        content = inputs | params.model_dump(mode="json")
+        content = {"scores": loaded.record.fingerprint} | params.model_dump(mode="json")
         few_shot = run.paths.few_shot(aux, dataset.name, trained, content)
         place = few_shot.with_name(f"{few_shot.name}.json")
         if KNOWN in loaded.table:
             note_known(run, loaded)
     else:
-        place = run.paths.metrics(aux, dataset, trained, inputs)
+        own = run.paths.scores(aux, dataset, trained)
+        given = named_input("scores", folder, own, loaded.record.fingerprint)
+        place = run.paths.metrics(aux, dataset, trained, given)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place

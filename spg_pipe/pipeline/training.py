@@ -10,7 +10,7 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.detector.make import DetectorPlan, make_detectors
 from spg_pipe.guides.trained.train import training_notes
 from spg_pipe.pipeline.checked import checked_sae
-from spg_pipe.pipeline.checked_store import checked_store
+from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.paths import with_suffix_hash
@@ -23,7 +23,8 @@ from spg_pipe.store.reader import FeatureStore
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
     """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it."""
     features, device = checked_store(run, aux, store), choose_device(run.device)
-    path = run.paths.sae(aux, seed, {"store": features.fingerprint} if store else None)
+    given = named_input("store", store, run.paths.store(aux), features.fingerprint)
+    path = run.paths.sae(aux, seed, given)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         callbacks = Callbacks(
@@ -90,9 +91,10 @@ def train_guides_together(
     for run, seed in itertools.product(runs, seeds):
         saes = loaded(sae or checked_sae(run, features, aux, seed))
         jobs.append((run, DetectorPlan.of(run.params, saes, seed)))
-    given = {"store": features.fingerprint} if store else {}
+    given = named_input("store", store, runs[0].paths.store(aux), features.fingerprint)
     if sae:
-        given["sae"] = loaded(sae).record.fingerprint
+        own = runs[0].paths.sae(aux, seeds[0], given)
+        given |= named_input("sae", sae, own, loaded(sae).record.fingerprint)
     for stream in dict.fromkeys(plan.stream for _, plan in jobs):
         together = [(run, plan) for run, plan in jobs if plan.stream == stream]
         _train_together(together, features, aux, given)

@@ -42,7 +42,7 @@ class Prediction:
     parts: dict[str, str | float | bool]
     """What the score is made of: the other columns of `Judged`. Where normal images of the target
     were used also `supervision`, how many, and `among_normals`: the image is one of these itself,
-    so that the bank has nothing against it."""
+    so that the bank finds it normal."""
 
 
 def as_row(prediction: Prediction) -> dict[str, str | int | float | bool]:

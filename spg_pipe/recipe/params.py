@@ -203,8 +203,8 @@ class Params(Section):
     sweep: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
     """SECTION.KEY → values that `spg-pipe sweep` compares, in every combination."""
     choose: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
-    """The same of `sae`, `guides`, `decision` and `bank`, judged on the auxiliary set by `spg-pipe
-    choose`. The first of values that do equally well is taken."""
+    """The same of `sae`, `guides` and `decision`, judged on the auxiliary set by `spg-pipe choose`.
+    The first of values that do equally well is taken."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Params":

@@ -141,11 +141,12 @@ _REPORT = (*_METRICS, "seeds", "datasets", "directions", "published")
 def _settings(params: Params, sections: Sequence[str], rows: Sequence[Row]) -> list[object]:
     """What determines an artefact: sections of a recipe, and what it says of datasets.
 
-    Images that cannot be used are a matter of the files, not of the settings. How the published
-    rule makes an image score is no part of what is fitted.
+    Images that cannot be used are a matter of the files, not of the settings; `batch_images` says
+    how tokens are computed, and changes at most their last bits. How the published rule makes an
+    image score is no part of what is fitted.
     """
     used = {name for name in sections if name != "decision" or params.score.rule == "additive"}
-    fixed = {"extract": {"skip_bad", "tiles"}}
+    fixed = {"extract": {"batch_images", "skip_bad", "tiles"}}
     settings: list[object] = [params.model_dump(mode="json", include=used, exclude=fixed)]
     settings += [params.method.protocol, "guides" in used and params.score.rule]
     for row in rows:

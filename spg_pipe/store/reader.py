@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spg_pipe.artefacts.record import parse_record
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     IMAGE_TABLE,
@@ -80,9 +80,10 @@ class FeatureStore:
                 f"schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
             )
         if not attributes.get("complete"):
-            raise SpgError(
+            raise NotThereError(
                 f"{self.path} is not finished: an extract was interrupted. Run the same "
-                "`spg-pipe extract` again; it goes on where it stopped."
+                "`spg-pipe extract` again; it goes on where it stopped.",
+                command="extract",
             )
         text = json.dumps(attributes)
         return parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")

@@ -70,8 +70,8 @@ def idle_memory() -> int:
 def _own_memory() -> int:
     """Bytes of memory that this process holds for itself.
 
-    On Linux resident memory without mapped files: the pages of a store that it reads in place are
-    the system's cache. Elsewhere all of its resident memory, which is never less.
+    On Linux resident memory without mapped files: code of libraries that the work is the first to
+    run would count as the work's. Elsewhere all of its resident memory, which is never less.
     """
     held = psutil.Process().memory_info()
     return int(held.rss - getattr(held, "shared", 0))

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from spg_pipe.detector.scores import Scores
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.metrics import MetricsTable, flat_rows, seeds_mean, write_csv
 from spg_pipe.pipeline.checked import checked_detector, checked_scores
-from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
-from spg_pipe.pipeline.features import extract
+from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import evaluate, read_metrics, score
 from spg_pipe.pipeline.training import train_guides_together
@@ -49,7 +48,7 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> Result:
         run.console.say(f"Setting {number} of {len(settings)}: {setting.name}")
         values = {"setting": setting.name} if one_at_a_time else setting.values
         for way in params.directions:
-            _need_store(setting.run, way.target)
+            _need_store(setting, way.target)
             seeds = [_metrics(setting.run, way.aux, way.target, seed) for seed in params.seeds]
             rows.append({**values, **flat_rows(seeds_mean(seeds))[-1]})
     write_csv(run.paths.sweep, rows)
@@ -87,7 +86,7 @@ def _train(settings: Sequence[Setting], aux: str) -> None:
     for setting in settings:
         by_store.setdefault(setting.run.paths.store(aux), []).append(setting)
     for group in by_store.values():
-        _need_store(group[0].run, aux)
+        _need_store(group[0], aux)
         for seed in group[0].run.params.seeds:
             train_missing_saes(group, aux, seed)
             runs = {one.run.paths.detector(aux, seed): one.run for one in group}.values()
@@ -98,10 +97,11 @@ def _train(settings: Sequence[Setting], aux: str) -> None:
                 train_guides_together(missing, aux, [seed])
 
 
-def _need_store(run: RecipeRun, name: str) -> None:
-    dataset = find_dataset(run.params, name)
-    if not is_there(partial(checked_store, run, dataset)):
-        extract(run, dataset)
+def _need_store(setting: Setting, name: str) -> None:
+    try:
+        stored(setting.run, find_dataset(setting.run.params, name))
+    except NotThereError as error:  # its options are not those of the sweep alone
+        raise SpgError(f"{setting.name}: {error}") from error
 
 
 def _metrics(run: RecipeRun, aux: str, target: str, seed: int) -> MetricsTable:

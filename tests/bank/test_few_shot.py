@@ -178,4 +178,4 @@ def test_scored_images_that_are_normals_of_the_bank_are_marked(tiny_store, tmp_p
     assert tiny_store.table["path"][found].tolist() == marked
     note = note_of_known(marked, 16, "so.")
     assert note.startswith("Note: 4 of the 16 images are among the normal ones (bolt/good/00.png,")
-    assert note.endswith(" and 1 more): few-shot methods have nothing against them, so.")
+    assert note.endswith(" and 1 more): few-shot methods find their own images normal, so.")

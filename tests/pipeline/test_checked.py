@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
+from spg_pipe.study.sweep import sweep
 
 RECIPE: dict[str, Any] = {
     "name": "mini",
@@ -97,6 +99,30 @@ def test_everything_of_the_recipe_is_at_its_place(project: MakeRun) -> None:
     assert metrics.name == "left--right-efficientnet-lite0-64-s111.json"
 
 
+def test_a_named_input_counts_only_where_it_is_not_the_recipes_own(project, capsys):
+    run = dataclasses.replace(project(), console=Console(1))
+    paths = run.paths
+    left, right, sae = paths.store("left"), paths.store("right"), paths.sae("left", 111)
+    detector, scores = paths.detector("left", 111), paths.scores("left", "right", 111)
+    assert training.train_sae(run, "left", 111, store=left) == sae
+    assert training.train_guides(run, "left", 111, store=left.absolute(), sae=sae) == detector
+    assert targets.score(run, "right", detector=detector, store=right) == [scores]
+    assert "Judge them with" not in capsys.readouterr().err
+    metrics = targets.evaluate(run, "right", scores=scores, store=right)[0]
+    assert checked_metrics(run, run.params.directions[0], 111) == (metrics, scores)
+    for path in (left, right, sae, detector):
+        shutil.copytree(path, Path("moved") / path)
+    moved = Path("moved")
+    assert training.train_sae(run, "left", 111, store=moved / left) != sae
+    assert training.train_guides(run, "left", 111, sae=moved / sae) != detector
+    for given in ({"detector": moved / detector}, {"store": moved / right}):
+        capsys.readouterr()
+        (other,) = targets.score(run, "right", **given)
+        assert other != scores
+        assert f"evaluate --split right --scores {other}" in capsys.readouterr().err
+        assert targets.evaluate(run, "right", scores=other, store=given.get("store")) != [metrics]
+
+
 CHAIN = ("store", "sae", "detector", "scores", "metrics")
 
 
@@ -114,7 +140,7 @@ CHAIN = ("store", "sae", "detector", "scores", "metrics")
         ({"score": {"image_score": "cls"}}, "scores"),
         ({"metrics": {"protocol": "spg"}}, "metrics"),
         ({"bank": {"neighbours": 2}}, None),
-        ({"extract": {"skip_bad": True}}, None),
+        ({"extract": {"skip_bad": True, "batch_images": 2}}, None),
         ({"extract": {"tiles": {"right": [128]}}}, "scores"),
     ],
 )
@@ -232,6 +258,32 @@ def test_a_store_of_other_images_is_not_taken(project: MakeRun) -> None:
         run = project(datasets=datasets, options=False)
         with pytest.raises(SpgError, match=r"images in .* are others.*--replace`"):
             checked_store(run, run.params.dataset(name))
+
+
+def test_a_changed_label_is_called_that(project: MakeRun) -> None:
+    run, table = project(), Path("right/split_csv/1cls.csv")
+    text = table.read_text()
+    image = "candle/Data/Images/Normal/0002.JPG"
+    assert f"normal,{image}" in text
+    table.write_text(text.replace(f"normal,{image}", f"anomaly,{image}"))
+    with pytest.raises(NotThereError, match=r"labels or order .* have changed.*--replace`"):
+        checked_store(run, run.params.dataset("right"))
+
+
+def test_a_store_that_is_needed_is_finished_but_never_replaced(project: MakeRun) -> None:
+    run = project()
+    left = run.params.dataset("left")
+    metadata = run.paths.store(left) / "zarr.json"
+    whole = metadata.read_text()
+    metadata.write_text(whole.replace('"complete": true', '"complete": false'))
+    assert metadata.read_text() != whole
+    assert features.stored(run, left).fingerprint == checked_store(run, left).fingerprint
+    change_an_image("left/*/test/good/*")
+    features.prepare(run, left)
+    swept = run.with_params(run.params.model_copy(update={"sweep": {"sae.k": (2,)}}))
+    for needs in (lambda: features.stored(run, left), lambda: sweep(swept)):
+        with pytest.raises(SpgError, match=r"have changed.*`spg-pipe extract --split left --rep"):
+            needs()
 
 
 def test_a_prepared_manifest_of_changed_images_makes_the_store_stale(project: MakeRun) -> None:

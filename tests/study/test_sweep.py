@@ -12,7 +12,7 @@ from layouts import write_mvtec, write_visa
 from pipeline.test_checked import RECIPE
 
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline import targets, training
+from spg_pipe.pipeline import features, targets, training
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
@@ -71,8 +71,8 @@ def test_a_second_sweep_makes_nothing_again_but_damaged_scores(folder, monkeypat
         raise AssertionError("made again")
 
     monkeypatch.setattr(settings, "train_sae", never)
-    for name in ("extract", "train_guides_together"):
-        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(features, "extract", never)
+    monkeypatch.setattr(module, "train_guides_together", never)
     with monkeypatch.context() as patch:
         patch.setattr(module, "score", never)
         assert sweep(run).table == first.table

@@ -111,7 +111,10 @@ def test_options_that_leave_nothing_out_give_the_datasets_own_store(run, backbon
     [
         ({"limit": 4, "out": "the whole's"}, r"place of the whole dataset left.*--out"),
         ({"out": Path("left/bottle/s.zarr")}, r"among the images of left.*outside"),
-        ({"categories": ["screw", "botle"]}, r"no category botle\. It has: bott"),
+        (
+            {"categories": ["screw", "botle"]},
+            r"no category botle\. Did you mean bottle\? It has: bott",
+        ),
     ],
 )
 def test_places_and_categories_that_cannot_be_are_refused(run, backbone, options, message):

@@ -43,3 +43,11 @@ def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
     must(dvc("checkout", "--force", STAGE, cwd=folder))
     assert files(store) == first
     assert "up to date" in must(dvc("repro", STAGE, cwd=folder))
+
+    # By hand, over hard links: refused with the difference, replaced where that is asked for.
+    changed = ("--split", "demo-mvtec", "--out", PLACE, "--set", "extract.dtype=float32")
+    assert "--replace" in spg("extract", *changed, cwd=folder).stderr
+    assert files(store) == first
+    must(spg("extract", *changed, "--replace", cwd=folder))
+    assert FeatureStore(store).spec.dtype == "float32"
+    require_intact(store, verify(store))

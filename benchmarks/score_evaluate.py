@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from spg_pipe.detector.record import Auxiliary, DetectorRecord, SaeOrigin
 from spg_pipe.detector.scores import score_store
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.metrics.tables import MetricsRow
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.recipe.protocol import protocol
@@ -113,12 +112,12 @@ def made_up(dim: int, dict_size: int) -> tuple[LiteralModel, Detector]:
     return LiteralModel(atoms, atoms, codes, dead, K), Detector({LAYER: layer}, record)
 
 
-def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> Mapping[str, float]:
+def pipeline(detector: Detector, store: FeatureStore, folder: Path) -> MetricsRow:
     """Both stages with all that they write; the mean row."""
     scores = score_store(detector, store, folder / "scores")
     evaluation = evaluate_scores(scores, store, MetricParams())
     evaluation.save(folder / "metrics.json")
-    return evaluation.table.mean.metrics
+    return evaluation.table.mean
 
 
 def recipe(model: LiteralModel, store: FeatureStore) -> dict[str, float]:
@@ -137,21 +136,19 @@ def measure(images: int = 200, rounds: int = 3) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         store = write_store(folder, images, DIM)
-        found: dict[str, dict[str, float]] = {}
-
-        def kept(name: str, work: partial[dict[str, float]]) -> None:
-            found[name] = work()
-
+        rows: list[MetricsRow] = []
+        reference: dict[str, float] = {}
         work = {
-            "ours": partial(kept, "ours", partial(pipeline, detector, store, folder)),
-            "reference": partial(kept, "reference", partial(recipe, model, store)),
+            "ours": lambda: rows.append(pipeline(detector, store, folder)),
+            "reference": lambda: reference.update(recipe(model, store)),
         }
         seconds = medians(work, rounds, warm=0)
+    row = rows[-1]
     names = ("auroc", "ap", "f1_max")
-    difference = max(abs(found["ours"][f"pixel_{n}"] - found["reference"][n]) for n in names)
+    difference = max(abs(row.metrics[f"pixel_{name}"] - reference[name]) for name in names)
     for name, value in seconds.items():
         print(f"{name:10} {value:8.2f} s, {1000 * value / images:7.1f} ms an image")
-    print(f"accumulator {found['ours']['accumulator']}; metrics differ by {difference:.1e}")
+    print(f"accumulator {row.accumulator}; metrics differ by {difference:.1e}")
     return {
         "score_evaluate": seconds["reference"] / seconds["ours"],
         "score_evaluate_difference": difference,

@@ -250,3 +250,24 @@ def test_only_used_atoms_are_kept() -> None:
     lost = LayerGuides.of_codes(-codes.abs(), ("cls", "patches"), atoms, dead, None, (2, 2))
     assert lost.atom_ids.shape == (0,)
     assert not vectors_of(lost).any()
+
+
+def test_guides_that_lost_every_code_tell_nothing_apart(
+    tiny_store: FeatureStore, tiny_detector: Detector
+) -> None:
+    codes, dead = -torch.ones(4, 20), torch.zeros(20, dtype=torch.bool)
+    layers = {
+        layer: LayerGuides.of_codes(
+            codes,
+            ("cls", "patches"),
+            torch.eye(20, guides.atoms.shape[1]),
+            dead,
+            None,
+            guides.grid,
+        )
+        for layer, guides in tiny_detector.layers.items()
+    }
+    detector = Detector(layers, tiny_detector.record)
+    patches, cls = detector.probabilities(keyed(tokens_of(tiny_store, [0, 4])))
+    assert all(values.unique().tolist() == [0.5] for values in patches.values())
+    assert cls.tolist() == [0.5, 0.5]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.reference.sae import DenseSae, rows
 from spg_pipe.sae import sparse
-from spg_pipe.sae.model import SparseAutoencoder, sae_input
+from spg_pipe.sae.model import SparseAutoencoder, sae_input, topk_code
 from spg_pipe.sae.trainer import (
     ACTIVE_ABOVE,
     DeadCounter,
@@ -85,6 +85,30 @@ def test_five_steps_of_any_size_have_the_bits_of_the_dense_ones(
         assert died > 0
         torch.testing.assert_close(ours.sae.encoder, reference.encoder, atol=2e-6, rtol=0)
         torch.testing.assert_close(ours.sae.dictionary, reference.dictionary, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("auxk", [2, 7, 512])
+def test_auxk_has_the_dense_formulas_value_and_gradients(auxk: int) -> None:
+    x = tokens(1, 20, 8)[0].double()
+    sae = SparseAutoencoder(8, 24, 3).double()
+    sae.dictionary.data *= 1.7  # rows are normalised in the forward pass only
+    dead = torch.zeros(24, dtype=torch.bool)
+    dead[::3] = True
+    residual = (x - sae(x).x_hat).detach()
+    losses = auxk_loss(x @ sae.encoder.t(), sae.atoms, residual, dead, auxk)
+    gradients = torch.autograd.grad(losses.mean(), [sae.encoder, sae.dictionary])
+
+    encoder, dictionary = (
+        p.detach().clone().requires_grad_() for p in (sae.encoder, sae.dictionary)
+    )
+    guess = topk_code((x @ encoder.t()) * dead, min(auxk, 24)) @ rows(dictionary)
+    expected = (residual - guess).pow(2).mean(dim=1)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected.mean(), [encoder, dictionary])
+    )
+    assert gradients[0][dead].abs().sum() > 0  # dead latents do learn, through the encoder too
+    assert not gradients[0][~dead].any()
 
 
 def test_auxk_of_a_residual_that_is_not_finite_counts_as_nothing() -> None:

@@ -27,6 +27,9 @@ demo: $(STAMP)  ## the whole pipeline on the built-in demo: a table per category
 test: $(STAMP)  ## all tests that run without a GPU
 	$(BIN)/python -m pytest -q -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+fuzz: $(STAMP)  ## damaged recipes, detectors, stores and images: 5,000 of each
+	$(BIN)/python -m pytest -q tests/fuzz --hypothesis-profile=fuzz
+
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; says so where there is none
 	$(BIN)/python -m pytest -q -m gpu
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spg_pipe.store.reader import FeatureStore
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile("project")
 
 

@@ -35,7 +35,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextlib.contextmanager
 def nothing_outside(folder: Path) -> Iterator[None]:
-    """Fail if the block starts a process, contacts a host or writes outside the folder, or hangs."""
+    """Fail if the block starts a process, contacts a host, writes outside the folder, or hangs."""
     if not getattr(sys, "_spg_fuzz_hook", False):
         sys.addaudithook(_hook)  # it cannot be removed
         sys._spg_fuzz_hook = True  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ SMALL = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml and two miniature datasets; every stage has run once."""
     folder = _small_project(tmp_path_factory.mktemp("mini"))
-    for command in ("prepare", "extract", "train-sae", "train-guides", "score"):
+    for command in ("prepare", "extract", "train-sae", "train-guides", "score", "evaluate"):
         must(spg(command, "--quiet", cwd=folder))
     return folder
 

@@ -52,6 +52,11 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(others)
 
 
+def mask_files(mask: Path) -> list[Path]:
+    """The files of a mask, sorted: the mask itself, or those of its folder."""
+    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+
+
 def relative(path: Path, root: Path) -> str:
     """A path as manifests write it: below the root, with `/` between folders."""
     return path.relative_to(root).as_posix()

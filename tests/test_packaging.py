@@ -10,9 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from lowest import PYPROJECT, lowest_versions, requirements
-
 from e2e.helpers import must, spg
+from lowest import PYPROJECT, lowest_versions, requirements
 
 ROOT = PYPROJECT.parent
 DECLARED = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["package-data"]["spg_pipe"]

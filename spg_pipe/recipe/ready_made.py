@@ -21,7 +21,7 @@ def recipes_folder() -> Path:
             return root / "recipes"
     raise SpgError(
         "The recipes and dvc.yaml belong to the project's checkout, and none was found here; an "
-        "installed package has none. Run the command in a clone, or in the unpacked source archive. "
+        "installed package has none. Run the command in a clone or the unpacked source archive. "
         "A recipe of your own needs neither: write it (the README shows one), name it by --params."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -155,3 +156,51 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
     assert code == 1
     assert re.search(message, " ".join(err.split())), err
     assert sorted(Path("artifacts").glob("few-shot/*/*")) == before
+
+
+@pytest.mark.parametrize(
+    ("move", "message"),
+    [
+        (("bottle", "crack"), "normals has 1 anomalous images"),
+        (("bottle", None), "There are no normal images of bottle; the normal images are of screw"),
+    ],
+)
+def test_what_is_no_normal_image_is_refused_before_it_has_tokens(
+    here, capsys, tmp_path, move, message
+):
+    folder = tmp_path / "normals"
+    for category in ("bottle", "screw"):
+        shutil.copytree(f"right/{category}/train/good", folder / category / "good")
+    category, defect = move
+    if defect:
+        shutil.copytree(f"right/{category}/test/{defect}", folder / category / defect)
+    else:
+        shutil.rmtree(folder / category)
+        (folder / "nut" / "good").mkdir(parents=True)
+        shutil.copy(folder / "screw" / "good" / "000.png", folder / "nut" / "good")
+    before = sorted(Path("artifacts/features").iterdir())
+    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(folder))
+    assert code == 1
+    assert message in " ".join(err.split())
+    assert sorted(Path("artifacts/features").iterdir()) == before
+
+
+def test_the_command_that_judges_scores_works_with_the_recipe_that_was_named(
+    here, capsys, tmp_path
+):
+    recipe = tmp_path / "my recipe.yaml"
+    shutil.copy("params.yaml", recipe)
+    options = ["--params", str(recipe), "--set", "bank.weight=3"]
+    code, _, err = command(
+        capsys, "score", "--split", "right", "--normals", "right/train", *options
+    )
+    assert code == 0, err
+    advice = re.search(r"Judge them with `spg-pipe (.*)`", err)
+    assert advice is not None
+    words = shlex.split(advice[1])
+    assert words[-4:] == options
+    Path("params.yaml").rename("hidden.yaml")
+    try:
+        assert command(capsys, *words)[0] == 0
+    finally:
+        Path("hidden.yaml").rename("params.yaml")

@@ -23,8 +23,8 @@ from spg_pipe.recipe.params import (
     ScoreParams,
     load_params,
     parse_params,
-    parse_yaml,
 )
+from spg_pipe.recipe.reader import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = ({"name": name, "layout": "folder", "root": name} for name in "ab")
@@ -125,7 +125,7 @@ def test_a_recipe_is_frozen_and_survives_yaml() -> None:
 def test_a_dataset_is_found_by_name_or_the_names_are_listed() -> None:
     params = parse_params(MINIMAL, "params.yaml")
     assert params.dataset("b").root == Path("b")
-    with pytest.raises(SpgError, match=r"'visa' is not in params.yaml, which has: a, b"):
+    with pytest.raises(SpgError, match=r"'visa' is not in the recipe, which has: a, b"):
         params.dataset("visa")
 
 

@@ -100,7 +100,9 @@ def changed_values(draw: st.DrawFn) -> bytes:
             target = target[part]
         action = draw(st.sampled_from(["replace", "replace", "wrap", "drop", "rename"]))
         value = target.pop(key) if isinstance(target, dict) else target[key]
-        new = {"replace": draw(st.sampled_from(HOSTILE)), "wrap": [value]}.get(action, value)
+        new = {"replace": copy.deepcopy(draw(st.sampled_from(HOSTILE))), "wrap": [value]}.get(
+            action, value
+        )
         if isinstance(target, list):
             target[key] = new
         elif action != "drop":

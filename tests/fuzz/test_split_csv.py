@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from e2e.helpers import must, spg
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import write_visa
@@ -54,6 +55,7 @@ def visa(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]
     row = {"name": "v", "layout": "visa", "root": "v", "split": "all"}
     recipe = {"name": "x", "datasets": [row], "auxiliaries": [], "directions": []}
     (folder / "params.yaml").write_text(yaml.safe_dump(recipe))
+    must(spg("prepare", cwd=folder))  # imports, too, which run a program of the system
     return folder, list(csv.reader((folder / "v" / SPLIT_FILE).open()))
 
 

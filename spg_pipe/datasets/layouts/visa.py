@@ -21,11 +21,11 @@ _NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
 _Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Without control characters, which no path holds and a terminal obeys."""
 _FAULTS = {
-    "object": "is empty, outside the dataset's folder or no name",
+    "object": "is empty or no folder of the dataset",
     "split": "is neither train nor test",
     "label": "is neither normal nor anomaly",
-    "image": "is empty, outside the dataset's folder or no path",
-    "mask": "is outside the dataset's folder or no path",
+    "image": "is empty or outside the dataset's folder, or no path",
+    "mask": "is outside the dataset's folder, or no path",
 }
 """What a value of each column can be that it must not."""
 

@@ -3,7 +3,6 @@
 What comes out is small, and of plain values alone, whatever the text says.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.nodes import Node, ScalarNode
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, printable
 
 _CHARACTERS = 100_000
 """Of a recipe; the longest of the project has 2,000."""
@@ -28,8 +27,6 @@ _DEPTH = 20
 """Lists and sections within each other; the project's recipes have 4."""
 _VALUES = 10_000
 """Counted as often as aliases repeat them: 500 bytes of aliases can stand for 10^9 values."""
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""No path holds them, and a terminal obeys them: control characters but tab and newline."""
 
 
 def read_text(path: Path) -> str:
@@ -96,7 +93,7 @@ class _Constructor(SafeConstructor):
             value = super().construct_object(node, deep)
             if isinstance(value, int) and value.bit_length() > 63:
                 raise ValueError(value)
-            if isinstance(node, ScalarNode) and _CONTROLS.search(node.value):
+            if isinstance(node, ScalarNode) and printable(node.value) != node.value:
                 raise ValueError(value)
         except YAMLError:
             raise

@@ -162,7 +162,10 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
     ("move", "message"),
     [
         (("bottle", "crack"), "normals has 1 anomalous images"),
-        (("bottle", None), "There are no normal images of bottle; the normal images are of nut, screw"),
+        (
+            ("bottle", None),
+            "There are no normal images of bottle; the normal images are of nut, screw",
+        ),
     ],
 )
 def test_what_is_no_normal_image_is_refused_before_it_has_tokens(

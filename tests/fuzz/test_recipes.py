@@ -18,52 +18,23 @@ from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Params, load_params
 from spg_pipe.recipe.paths import Paths
 
-TEXTS = [
-    path.read_text().replace("{data}", "d").replace("{mvtec}", "m").replace("{visa}", "v")
-    for path in sorted((ROOT / "recipes").glob("*.yaml"))
-]
+TEXTS = [path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))]
 CONTENTS = [yaml.safe_load(text) for text in TEXTS]
+STRINGS = r"""x; touch P;|$(touch P)|`touch P`|'|"|\|${name}|{name}| |..|../../etc|/|~|a/../b|--help
+http://example.org/x|open_clip:hf-hub:a/b|local-dir:/|111|0x6f|1e3|no|2001-99-99"""
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 10**12, 10**30, 1e308, -0.5, float("nan"), float("inf"), 111.0),
-    *(
-        "",
-        " ",
-        "x; touch P;",
-        "$(touch P)",
-        "`touch P`",
-        "a\nb",
-        "'",
-        '"',
-        "\\",
-        "${name}",
-        "{name}",
-    ),
-    *(
-        "..",
-        "../../etc",
-        "/",
-        "~",
-        "a/../../b",
-        "x" * 5000,
-        "\x1b[2J",
-        "\0",
-        "é\u2028",
-        "-",
-        "--help",
-    ),
-    *("http://example.org/x", "open_clip:hf-hub:a/b", "local-dir:/", "111", "0x6f", "1e3", "no"),
+    *("", "x" * 5000, "\x1b[2J", "\0", "é\u2028", "a\nb", *STRINGS.replace("\n", "|").split("|")),
     *([], {}, [[]], [1, "a", None], {"a": {"b": {}}}, {"; touch P;": 1}, {1: 2}, [{}] * 50),
 ]
 """Values in the place of any other."""
-LAUGHS = [b", ".join([b"*a%d" % (n - 1)] * 9) for n in range(1, 9)]
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
 FRAGMENTS = [
     *(b"\nname: 2001-99-99\n", b"\nname: !!int x\n", b"\nname: !!python/name:os.system\n"),
     *(b"&a [*a]", b"[" * 3000, b"{a: " * 300, b"9" * 5000, b"0x" + b"f" * 5000, b"\nname: *a\n"),
     *(b"\xff\xfe", b"\x00", b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"\\ud800"', b"!<tag> ", b"|\n"),
     *(b"%YAML 1.1\n---\n", b"%YAML 9.9\n---\n", b"\n...\n---\n", b">-\n", b"<<: *a\n", b"<<: 3\n"),
-    *(b"- ", b"? ", b"\t", b"\r", b": ", b"#", b"@"),
-    b"\na0: &a0 [x]\n"
-    + b"".join(b"a%d: &a%d [%s]\n" % (n, n, text) for n, text in enumerate(LAUGHS, 1)),
+    *(b"- ", b"? ", b"\t", b"\r", b": ", b"#", b"@", f"\na0: &a0 [x]\n{LAUGHS}".encode()),
 ]
 """Bytes that are put anywhere."""
 
@@ -78,12 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def places_of(content: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where values are: keys and indices."""
-    inner = content.items() if isinstance(content, dict) else enumerate(content)
-    found = []
-    for key, value in inner:
-        found.append((*here, key))
-        found += places_of(value, (*here, key)) if isinstance(value, dict | list) else []
-    return found
+    keys = list(content if isinstance(content, dict) else range(len(content)))
+    deeper = [key for key in keys if isinstance(content[key], dict | list)]
+    below = [place for key in deeper for place in places_of(content[key], (*here, key))]
+    return [(*here, key) for key in keys] + below
 
 
 @st.composite
@@ -91,18 +60,14 @@ def changed_values(draw: st.DrawFn) -> bytes:
     """A recipe of the project in which one to three values are others, or are gone."""
     content = copy.deepcopy(draw(st.sampled_from(CONTENTS)))
     for _ in range(draw(st.integers(1, 3))):
-        places = places_of(content)
-        if not places:
-            break
-        *above, key = draw(st.sampled_from(places))
+        *above, key = draw(st.sampled_from(places_of(content) or [("name",)]))
         target = content
         for part in above:
             target = target[part]
         action = draw(st.sampled_from(["replace", "replace", "wrap", "drop", "rename"]))
-        value = target.pop(key) if isinstance(target, dict) else target[key]
-        new = {"replace": copy.deepcopy(draw(st.sampled_from(HOSTILE))), "wrap": [value]}.get(
-            action, value
-        )
+        value = target.pop(key, None) if isinstance(target, dict) else target[key]
+        hostile = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
+        new = {"replace": hostile, "wrap": [value]}.get(action, value)
         if isinstance(target, list):
             target[key] = new
         elif action != "drop":
@@ -116,8 +81,8 @@ def changed_bytes(draw: st.DrawFn) -> bytes:
     data = draw(st.sampled_from(TEXTS)).encode()
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.sampled_from([0, 0, 1, 10, 200])))
-        data = data[:start] + draw(st.sampled_from(FRAGMENTS) | st.binary(max_size=6)) + data[end:]
+        rest = data[start + draw(st.sampled_from([0, 0, 1, 10, 200])) :]
+        data = data[:start] + draw(st.sampled_from(FRAGMENTS) | st.binary(max_size=6)) + rest
     return data
 
 

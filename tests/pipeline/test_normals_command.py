@@ -159,33 +159,27 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
 
 
 @pytest.mark.parametrize(
-    ("move", "message"),
+    ("copied", "message"),
     [
-        (("bottle", "crack"), "normals has 1 anomalous images"),
-        (
-            ("bottle", None),
-            "There are no normal images of bottle; the normal images are of nut, screw",
-        ),
+        ({"bottle": "test/crack", "screw": "train/good"}, "normals has 1 anomalous images"),
+        ({"nut": "train/good", "screw": "train/good"}, "There are no normal images of bottle; the"),
     ],
 )
 def test_what_is_no_normal_image_is_refused_before_it_has_tokens(
-    here, capsys, tmp_path, move, message
+    here, capsys, tmp_path, copied, message
 ):
-    folder = tmp_path / "normals"
-    for category in ("bottle", "screw"):
-        shutil.copytree(f"right/{category}/train/good", folder / category / "good")
-    category, defect = move
-    if defect:
-        shutil.copytree(f"right/{category}/test/{defect}", folder / category / defect)
-    else:
-        shutil.rmtree(folder / category)
-        (folder / "nut" / "good").mkdir(parents=True)
-        shutil.copy(folder / "screw" / "good" / "000.png", folder / "nut" / "good")
+    for category, part in copied.items():
+        kind = Path(part).name
+        source = f"right/{'bottle' if category == 'nut' else category}/{part}"
+        shutil.copytree(source, tmp_path / "normals" / category / kind)
+        shutil.copytree(
+            "right/screw/train/good", tmp_path / "normals" / category / "good", dirs_exist_ok=True
+        )
     before = sorted(Path("artifacts/features").iterdir())
-    code, _, err = command(capsys, "score", "--split", "right", "--normals", str(folder))
-    assert code == 1
+    options = ("--split", "right", "--normals", str(tmp_path / "normals"))
+    code, _, err = command(capsys, "score", *options)
+    assert (code, sorted(Path("artifacts/features").iterdir())) == (1, before)
     assert message in " ".join(err.split())
-    assert sorted(Path("artifacts/features").iterdir()) == before
 
 
 def test_the_command_that_judges_scores_works_with_the_recipe_that_was_named(

@@ -65,7 +65,7 @@ def predict_folder(
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
-        console.say(f"  {licence}")
+        console.say(_one_line(f"  {licence}"))
     painted = detector.record.painted_on and not (normals and normals.alone)
     if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
         console.say(note)
@@ -84,6 +84,11 @@ def predict_folder(
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)
+
+
+def _one_line(text: str) -> str:
+    """With a line's end in a name or a licence written out: no file can forge another line."""
+    return text.replace("\n", "\\n")
 
 
 def _outcome(
@@ -119,6 +124,6 @@ def _outcome(
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
     ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [f"{prediction.score:.4f}  {prediction.path}" for prediction in ranked]
+    scores = [_one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
     text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

@@ -45,8 +45,8 @@ def file_notes(seen: Sequence[Seen]) -> list[str]:
         "with a colour profile of other greys than sRGB's, converted to it": [
             path for path, image in images if image.toned
         ],
-        "with an EXIF orientation that is ignored here, so that a mask drawn on the upright picture "
-        "does not fit (save them upright, without the tag)": [
+        "with an EXIF orientation that is ignored here, so that a mask drawn on the upright "
+        "picture does not fit (save them upright, without the tag)": [
             path for path, image in images if image.orientation > 1 and not image.turned
         ],
         "turned by an EXIF orientation that the mask has not, which fits if that was drawn on the "

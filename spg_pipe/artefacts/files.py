@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, naming
 
 _VERSIONED = ("spg-pipe", "torch", "timm", "open_clip_torch", "zarr", "numpy", "scipy", "pillow")
 
@@ -69,18 +70,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder."""
+    """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder.
+
+    An OSError names `path`, or the folder that cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.writelines(parts)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            with temporary.open("wb") as stream:
+                stream.writelines(parts)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse early, with an OSError that names the folder, a `path` that cannot be made later.
+
+    By writing a file without a name: permissions do not tell of a read-only or a full disk.
+    """
+    folder = next(above for above in path.absolute().parents if above.exists())
+    with naming(folder, folder), tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"0")
 
 
 def _sync_folder(path: Path) -> None:
@@ -105,20 +120,30 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     clear_leftovers(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        if path.is_dir():
-            # Moved aside, not removed: a kill between the two renames loses nothing.
-            path.rename(old)
-        temporary.rename(path)
+        with naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            if path.is_dir():
+                # Moved aside, not removed: a kill between the two renames loses nothing.
+                path.rename(old)
+            temporary.rename(path)
     except BaseException:
         if old.is_dir() and not path.exists():
             old.rename(path)
         raise
     finally:
         for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True)
+            _remove(rest)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, of a link nothing but the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def clear_leftovers(path: Path) -> None:
@@ -130,10 +155,8 @@ def clear_leftovers(path: Path) -> None:
             continue
         if end == "old" and not path.exists():
             rest.rename(path)
-        elif rest.is_dir():
-            shutil.rmtree(rest, ignore_errors=True)
         else:
-            rest.unlink(missing_ok=True)
+            _remove(rest)
 
 
 def _runs_elsewhere(process: int) -> bool:

@@ -1,0 +1,79 @@
+"""What the files of a set say when they are seen together: white of 16 bits, and notes."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from spg_pipe.datasets.images import Header, read_header
+from spg_pipe.datasets.layouts.listing import noted
+from spg_pipe.datasets.samples import white_of
+from spg_pipe.errors import counted, listed
+
+_THREADS = 4
+"""Each may hold a whole decoded image."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image and its mask, as their headers describe them."""
+
+    path: str
+    """Of the image, for notes."""
+    image: Header
+    mask: str = ""
+    masks: tuple[Header, ...] = ()
+    """Of the mask's file, or the files of its folder; empty if there is no mask."""
+
+
+def white_in(seen: Sequence[Seen]) -> int | None:
+    """White of the images that do not say it (`read_image`), by the highest value of all."""
+    return white_of(max((one.image.peak or 0 for one in seen), default=0))
+
+
+def file_notes(seen: Sequence[Seen]) -> list[str]:
+    """What a person should know of the files: a sentence each, none if all is well."""
+    images = [(one.path, one.image) for one in seen]
+    kinds = {
+        "with further pages or frames, of which only the first is looked at": [
+            f"{path} ({image.pages})" for path, image in images if image.pages > 1
+        ],
+        "with EXIF data that cannot be read, taken as upright": [
+            path for path, image in images if image.orientation == 0
+        ],
+        "with a colour profile of other greys than sRGB's, converted to it": [
+            path for path, image in images if image.toned
+        ],
+        "with an EXIF orientation that is ignored here, so that a mask drawn on the upright "
+        "picture does not fit (save them upright, without the tag)": [
+            path for path, image in images if image.orientation > 1 and not image.turned
+        ],
+        "turned by an EXIF orientation that the mask has not, which fits if that was drawn on the "
+        "upright picture": [
+            one.path for one in seen if one.image.turned and not all(m.turned for m in one.masks)
+        ],
+    }
+    lossy = [one.mask for one in seen if any(mask.lossy for mask in one.masks)]
+    noise = "stored with loss, as in JPEG, whose noise counts as defect (all above 0 does; use PNG)"
+    of_images = [noted(paths, "image", what) for what, paths in kinds.items()]
+    return [*chain(*of_images), *noted(lossy, "mask", noise), *_note_of_white(seen)]
+
+
+def _note_of_white(seen: Sequence[Seen]) -> list[str]:
+    peaks = {one.path: one.image.peak for one in seen if one.image.peak is not None}
+    if (white := white_in(seen)) is None:
+        return []
+    alone = "" if len(peaks) > 1 else ", by one image alone, which says little of its camera"
+    return [
+        f"{counted(len(peaks), '16-bit image')} whose files do not say which value is white, and "
+        f"with values up to {max(peaks.values())}: {white} ({white.bit_length()} bits) is taken "
+        f"for white{alone}; if that is wrong, save them with white at 65535: {listed([*peaks])}"
+    ]
+
+
+def look_at(files: Sequence[tuple[str, Path]], *, exif: bool) -> list[Seen]:
+    """The headers of images, by their names for notes. SpgError for one that cannot be used."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        headers = pool.map(lambda file: read_header(file[1], "image", exif=exif), files)
+        return [Seen(name, header) for (name, _), header in zip(files, headers, strict=True)]

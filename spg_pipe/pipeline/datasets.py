@@ -99,8 +99,12 @@ def scan(
 def require_in_project(params: Params) -> None:
     """Refuse, with an `SpgError`, places to write to outside of this folder, which DVC has not."""
     here = Path.cwd()
-    made = (*params.demo_sets, *params.synthetic_sets)
-    for what, path in [("artifacts", params.artifacts), *((each.name, each.root) for each in made)]:
+    places = [
+        ("artifacts", params.artifacts),
+        *((each.name, each.root) for each in params.demo_sets),
+    ]
+    places += [(each.name, each.root) for each in params.synthetic_sets]
+    for what, path in places:
         if not Path(os.path.normpath(here / path)).is_relative_to(here):
             raise SpgError(
                 f"The place of {what}, {path}, is outside of {here}, where DVC keeps nothing. "

@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from spg_pipe.datasets.images import Header, read_header
-from spg_pipe.datasets.layouts.listing import noted
 from spg_pipe.datasets.samples import white_of
+from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import counted, listed
 
 _THREADS = 4

@@ -11,6 +11,7 @@ from pipeline.test_parts import command
 
 from spg_pipe.cli.options import Options
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import load_params
 
 RECIPE = {
     "name": "mine",
@@ -117,3 +118,21 @@ def test_a_recipe_whose_sets_are_missing_is_not_put_in_force(tmp_path: Path) -> 
     done = spg("recipe", "use", "spg-plus", "--data", "data", cwd=tmp_path)
     assert "needs data/neu_seg, data/crackforest, which are not there" in one_message(done)
     assert not (tmp_path / "params.yaml").exists()
+
+
+def test_what_is_missing_for_other_settings_names_them(recipe: Path) -> None:
+    done = spg("train-sae", "--params", recipe, "--set", "extract.dtype=float32", cwd=recipe.parent)
+    message = one_message(done)
+    assert "The options ask for other settings than the recipe: there extract.dtype is" in message
+    assert "float16, not float32. Its folder, a, is not here. Run `spg-pipe extract" in message
+    assert "other settings" not in one_message(
+        spg("train-sae", "--params", recipe, cwd=recipe.parent)
+    )
+
+
+def test_a_folder_with_quotes_in_its_name_is_filled_in(tmp_path: Path) -> None:
+    (tmp_path / 'a "b": \\ #c').mkdir()
+    folder = tmp_path / 'a "b": \\ #c'
+    done = spg("recipe", "use", "paper-dinov3", "--mvtec", folder, "--visa", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_params(tmp_path / "params.yaml").datasets[0].root == folder

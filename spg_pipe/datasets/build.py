@@ -10,8 +10,7 @@ from pathlib import Path
 
 from spg_pipe.datasets.images import read_image, read_mask, reason_of, stored_size
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
-from spg_pipe.datasets.layouts.mvtec import GOOD
+from spg_pipe.datasets.layouts.listing import GOOD, Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_note, to_frame
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
@@ -94,7 +93,7 @@ def build_manifest(
 
 
 def list_images(dataset: Dataset) -> list[str]:
-    """The relative paths that `build_manifest` would list, in its order, without opening a file."""
+    """The relative paths that `build_manifest` would list, in its order, without hashing a file."""
     return [entry.path for entry in _wanted(dataset)[0]]
 
 
@@ -132,7 +131,8 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
-            f"({', '.join(existing)}). Choose another split, or complete the copy."
+            f"({', '.join(existing)}). Choose another split, or complete the copy. Noticed: "
+            f"{'; '.join(note for part in parts for note in part.notes)}."
         )
     _require_plain_names(name, entries)
     # A dict keeps the order and drops repetitions.

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.datasets.layouts.listing import content_ids
+from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import SCORES
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
-from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.normals import NormalFolder, left_out_of, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.recipe.machine import choose_device
 
@@ -52,7 +51,11 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
+    for note in images.notes:
+        console.say(f"Note: {note}")
     manifest = read_normals(normals, detector) if normals else None
+    for note in left_out_of(manifest) if manifest else ():
+        console.say(f"Note: --normals: {note}")
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
@@ -68,9 +71,6 @@ def predict_folder(
     with console.progress("predict") as update:
         judged = judge_images(predictor, images, progress=update)
         predictions = write_results(judged, images, out, predictor.shown)
-    if images.masks:
-        folders = ", ".join(MASK_FOLDERS)
-        console.say(f"Note: {images.masks} files in folders of masks ({folders}) left out.")
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)

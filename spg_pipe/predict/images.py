@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
-from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image
+from spg_pipe.datasets.masks import sort_masks, told
+from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, OVERLAYS, walk
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.files import OVERLAYS, check_out, is_own_file
+from spg_pipe.predict.files import check_out, is_own_file
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Images:
     root: Path
     """The folder that their names are relative to."""
     paths: tuple[Path, ...]
-    masks: int = 0
-    """Images in folders of masks, left out."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and what could be masks."""
 
     def name(self, path: Path) -> str:
         """Of an image, as results show it."""
@@ -32,28 +32,37 @@ class Images:
 def read_images(source: Path, out: Path) -> Images:
     """An image, or all images below a folder, sorted.
 
-    Images in folders of masks are left out, and the heat maps of an earlier run into `out`,
-    finished or not.
+    Masks are left out, and the heat maps of earlier runs, finished or not.
 
-    An `SpgError` if there is none, `out` is the folder that holds them, or a result in `out` would
-    replace what is not one.
+    An `SpgError` if there is none, a folder cannot be read, `out` is the folder that holds them, or
+    a result in `out` would replace what is not one.
     """
     if source.is_file():
-        root, paths, masks = source.parent, {source}, set[Path]()
+        root, paths, notes = source.parent, [source], list[str]()
     elif source.is_dir():
-        root, paths = source, {p for p in source.rglob("*") if is_image(p) and p.is_file()}
-        masks = {path for path in paths if {*MASK_FOLDERS} & {*path.relative_to(source).parts[:-1]}}
+        root = source
         if source.resolve().is_relative_to(out.resolve()):
             raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
+        try:
+            walked = walk(source)
+        except OSError as error:
+            raise SpgError(
+                f"{error.filename or source} cannot be read ({error.strerror or error}). Check its "
+                f"permissions and whether its disk is there."
+            ) from error
+        sorting = sort_masks(source, walked.images)
+        left_out = told(source, sorting.masks, sorting.masks, " left out")
+        paths, notes = sorting.images, left_out + sorting.doubts + walked.notes(source)
     else:
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    earlier = {path for path in paths if is_own_file(path, out)}
-    images = Images(root, tuple(sorted(paths - masks - earlier)), len(masks))
+    earlier = [path for path in paths if is_own_file(path, out)]
+    images = Images(root, tuple(path for path in paths if path not in earlier), tuple(notes))
     if not images.paths:
         raise SpgError(
             f"{source} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))}) but "
-            f"{len(masks)} in folders of masks and {len(earlier)} heat maps of an earlier run in "
-            f"{out / OVERLAYS}. Give your own images, or another --out."
+            f"{len(earlier)} heat maps of an earlier run in {out / OVERLAYS}. "
+            f"{'; '.join(notes)}. Give your own images, a folder of them that was left out, or "
+            f"another --out."
         )
     check_out(out, images.overlays)
     return images

@@ -10,6 +10,7 @@ from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
+from spg_pipe.datasets.layouts.folder import UNLABELLED
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -56,6 +57,11 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     if not given.alone:
         require_fusible(detector)
     return normals
+
+
+def left_out_of(normals: Manifest) -> list[str]:
+    """What should be said of the folder of normal images; that they have no labels is no news."""
+    return [note for note in normals.notes if UNLABELLED not in note]
 
 
 def with_normals(

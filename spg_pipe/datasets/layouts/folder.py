@@ -2,37 +2,53 @@
 
 Rules
 -----
-- Subfolders are classes when something says so: a folder `good`, `ground_truth` or `masks`, or a
-  mask beside an image. Otherwise the images in them, at any depth, have no labels.
-- A class folder is searched at any depth. An image directly in the root has no label, unless its
-  mask lies beside it (then its defect is called `defect`).
+- Subfolders are classes when something says so: a folder of normal images (`good`, `OK`, …), a
+  folder of masks, or a mask beside an image. Otherwise the images in them have no labels.
+- A class folder is searched at any depth; folders such as `images/` and `train/` are no classes.
+  An image in none has no label, unless it has a mask (then its defect is called `defect`).
 - A defect image without a mask is MISSING: it counts for the image score only.
+- Where no folder says `good`, only masks label: an image whose mask is empty is normal, one
+  without a mask has no label.
 - The category is the folder's name. When every subfolder holds its own `good/`, each of them is a
   category instead.
-- `Good`, `ok`, `pass`, … are not taken for defects but refused: normal images are in `good`.
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
-from spg_pipe.datasets.layouts.synthetic import RECORD
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.datasets.walk import files_below, is_image, relative, subfolders
-from spg_pipe.errors import SpgError, listed
-
-MASK_FOLDERS = ("ground_truth", "masks")
-NOT_DEFECTS = frozenset(
-    {"goods", "normal", "nominal", "ok", "okay", "pass", "passed", "no_defect", "defect_free"}
+from spg_pipe.datasets.layouts.listing import (
+    GOOD,
+    Entry,
+    Layout,
+    Scan,
+    Select,
+    is_normal,
+    normal_notes,
+    noted,
 )
-"""Names that say `good` in other words; case, hyphens and surrounding space do not matter."""
+from spg_pipe.datasets.layouts.mvtec import split_folders
+from spg_pipe.datasets.layouts.visa import SPLIT_FILE
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
+from spg_pipe.datasets.masks import (
+    Place,
+    Sorting,
+    empty_masks,
+    is_mask_folder,
+    may_hold_masks,
+    pair,
+    place_of,
+    says_nothing,
+    sort_masks,
+    told,
+)
+from spg_pipe.datasets.walk import SYNTHETIC_RECORD, is_image, relative, subfolders, walk
+from spg_pipe.errors import SpgError, counted, listed
 
-_Places = defaultdict[tuple[str, ...], list[Path]]
-"""Names of the folders down to a file → the files there."""
+UNLABELLED = "without a label"
+"""What the note on such images says."""
+_DEPTH = 3
+"""Of folders such as `Data/Images/` above the classes, at most."""
 
 
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:
@@ -42,14 +58,28 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     """
     _refuse_other_layouts(root)
     folders = {f.resolve().name: f for f in _category_folders(root)}
-    chosen = [_scan_category(root, name, f) for name, f in folders.items() if select(name)]
-    entries = [entry for category in chosen for entry in category.entries]
+    chosen = {name: folder for name, folder in folders.items() if select(name)}
+    walked = walk(root, skip=[f for f in folders.values() if f not in chosen.values()])
+    sorting = sort_masks(root, walked.images)
+    scans = [_scan_category(root, name, folder, sorting) for name, folder in chosen.items()]
+    entries = [entry for scan in scans for entry in scan.entries]
+    used = {entry.mask for entry in entries}
+    masks = [relative(mask, root) for mask in sorting.masks]
+    unused = [m for m in masks if not {m, PurePosixPath(m).parent.as_posix()} & used]
+    outside = {*sorting.images} - {root / entry.path for entry in entries}
+    notes = [
+        *(note for scan in scans for note in scan.notes),
+        *noted([relative(i, root) for i in sorted(outside)], "image", "in no category, ignored"),
+        *noted(unused, "mask", "without a use, ignored"),
+        *sorting.doubts,
+        *walked.notes(root),
+    ]
     if chosen and not entries:
         raise SpgError(
             f"No images in {root}: expected image files, in it or in subfolders such as good/ "
-            f"and one folder for each defect."
+            f"and one folder for each defect. {'; '.join(notes) or 'It is empty'}."
         )
-    return Scan(entries, sorted(folders), [note for category in chosen for note in category.notes])
+    return Scan(entries, sorted(folders), notes)
 
 
 FOLDER = Layout(
@@ -58,9 +88,9 @@ FOLDER = Layout(
     "without labels, at any depth.",
     """\
 ROOT/*.jpg                                   (no labels)
-ROOT/good/*.jpg
+ROOT/good/*.jpg                              (or OK/, normal/, …)
 ROOT/<defect>/*.jpg
-ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/)
+ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/, GT/, …)
 ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
     scan_folder,
     own_images=True,
@@ -69,15 +99,20 @@ ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
 
 
 def _refuse_other_layouts(root: Path) -> None:
-    for folder in (root, *subfolders(root)):
-        official = any((folder / part / GOOD).is_dir() for part in ("train", "test"))
-        if official or ((folder / "test").is_dir() and (folder / "ground_truth").is_dir()):
-            start = root.resolve().parent if folder == root else root
+    below = subfolders(root)
+    for folder in (root, *below, *(inner for f in below for inner in subfolders(f))):
+        splits = split_folders(folder)
+        official = [s for s in splits if any(is_normal(f.name) for f in subfolders(s))]
+        if not official and "test" in splits.values() and (folder / "ground_truth").is_dir():
+            official = [s for s in splits if splits[s] == "test"]
+        if official:
+            start = folder.resolve().parent if folder == root else folder.parent
             raise SpgError(
-                f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
-                f"folder. Use the layout mvtec with the root {start}."
+                f"{folder} holds {listed([s.name for s in splits])}: this is the mvtec layout, not "
+                f"a plain folder. Use the layout mvtec with the root {start} (its category: "
+                f"{folder.resolve().name}), or name a folder of one split, as {official[0]}."
             )
-    for sign, layout in ((RECORD, "synthetic"), ("split_csv", "visa")):
+    for sign, layout in ((SYNTHETIC_RECORD, "synthetic"), (SPLIT_FILE, "visa")):
         if (root / sign).exists():
             raise SpgError(
                 f"{root} holds {sign}: this is the {layout} layout. Use the layout {layout}, or "
@@ -87,14 +122,13 @@ def _refuse_other_layouts(root: Path) -> None:
 
 def _category_folders(root: Path) -> list[Path]:
     """The root itself, or its subfolders when each of them holds its own good/."""
-    folders = [f for f in subfolders(root) if f.name not in MASK_FOLDERS]
-    if not (root / GOOD).is_dir():
-        for folder in folders:  # each of them may be a category
-            _refuse_other_names_of_good(folder, subfolders(folder), labelled=False)
-    inner = [f for f in folders if (f / GOOD).is_dir()]
-    if not inner or (root / GOOD).is_dir():
+    folders = [f for f in subfolders(root) if not is_mask_folder(f.name)]
+    inner = [f for f in folders if _holds_normal(f, _DEPTH)]
+    # `images/good` and `train/good` are of the root; `bolt/good` and `data/good` of two products.
+    if any(is_normal(f.name) for f in folders) or all(says_nothing(f.name) for f in inner):
         return [root]
-    loose = [f.name for f in folders if f not in inner]
+    rest = [f for f in folders if f not in inner and not may_hold_masks(f.name)]
+    loose = [f.name for f in rest if walk(f).images]
     if loose or any(is_image(path) for path in root.iterdir()):
         what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
         raise SpgError(
@@ -105,71 +139,66 @@ def _category_folders(root: Path) -> list[Path]:
     return inner
 
 
-def _refuse_other_names_of_good(folder: Path, kinds: Sequence[Path], *, labelled: bool) -> None:
-    """`Good` means good whatever else is there; `ok` may be any name until others are classes."""
-    for kind in kinds:
-        plain = re.sub(r"[\s_-]+", "_", kind.name.lower()).strip("_")
-        if kind.name != GOOD and (plain == GOOD or (labelled and plain in NOT_DEFECTS)):
-            raise SpgError(
-                f"The folder {kind.name!r} in {folder} would be taken for a defect or for images "
-                f"without a label: normal images belong in a folder called `{GOOD}`, spelt like "
-                f"this. Rename it."
-            )
+def _holds_normal(folder: Path, depth: int) -> bool:
+    """Whether a folder of normal images is in it, or in a folder such as `images/` in it."""
+    return depth > 0 and any(
+        is_normal(f.name) or (says_nothing(f.name) and _holds_normal(f, depth - 1))
+        for f in subfolders(folder)
+    )
 
 
-def _by_place(folder: Path, files: Sequence[Path]) -> tuple[_Places, _Places]:
-    """Images and masks by subfolder; a mask is at the same place in a mask folder, or beside."""
-    stems = {(path.parent, path.stem) for path in files}
-    images, masks = _Places(list), _Places(list)
-    for path in files:
-        place = path.relative_to(folder).parts[:-1]
-        if place and place[0] in MASK_FOLDERS:
-            masks[place[1:] or place].append(path)
-        elif (
-            path.stem.endswith("_mask") and (path.parent, path.stem.removesuffix("_mask")) in stems
-        ):
-            masks[place].append(path)
-        else:
-            images[place].append(path)
-    return images, masks
-
-
-def _scan_category(root: Path, category: str, folder: Path) -> Scan:
+def _scan_category(root: Path, category: str, folder: Path, sorting: Sorting) -> Scan:
     """All images of one category, with their labels and masks."""
-    files, others = files_below(folder)
-    images, masks = _by_place(folder, files)
-    kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
-    named = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS))
-    labelled = named or bool(masks.keys() - {()})
-    _refuse_other_names_of_good(folder, kinds, labelled=labelled)
-    entries: list[Entry] = []
-    unused = {mask for paths in masks.values() for mask in paths}
-    for place, paths in images.items():
-        pairs = match_masks(paths, masks[place])
-        for image in paths:
-            mask = pairs.get(image)
-            defect, label = "", LABEL_UNKNOWN
-            if place and labelled:
-                defect = place[0]
-                label = LABEL_NORMAL if defect == GOOD else LABEL_ANOMALOUS
-            elif mask:
-                defect, label = "defect", LABEL_ANOMALOUS
-            if label == LABEL_NORMAL:
-                mask = None
-            unused.discard(mask)
-            where = relative(mask, root) if mask else ""
-            entries.append(Entry(relative(image, root), category, defect, label, where))
-    given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
-    lossy = sum(mask.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for mask in given)
-    extra = sorted(relative(mask, root) for mask in unused)
-    without = sum(e.label == LABEL_ANOMALOUS and not e.mask for e in entries)
-    unlabelled = sum(entry.label == LABEL_UNKNOWN for entry in entries)
-    noise = "whose compression noise counts as defect (every value above 0 does)"
+    images = {i: place_of(folder, i) for i in sorting.images if i.is_relative_to(folder)}
+    places = {mask: _mask_place(root, folder, mask) for mask in sorting.masks}
+    masks = {mask: place for mask, place in places.items() if place is not None}
+    normal = {image for image, place in images.items() if place and is_normal(place[0])}
+    pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
+    by_folders = bool(normal)
+    if not by_folders:
+        empty = empty_masks([*pairs.values()])
+        normal = {image for image, mask in pairs.items() if mask in empty}
+    entries = []
+    for image, place in images.items():
+        defect, label = "", LABEL_UNKNOWN
+        if image in normal:
+            defect, label = GOOD, LABEL_NORMAL
+        elif image in pairs or (place and by_folders):
+            defect, label = place[0] if place else "defect", LABEL_ANOMALOUS
+        mask = pairs.get(image) if label == LABEL_ANOMALOUS else None
+        where = relative(mask, root) if mask else ""
+        entries.append(Entry(relative(image, root), category, defect, label, where))
     notes = [
-        *noted(lossy, "mask", f"stored as JPEG, {noise}: use PNG"),
-        *noted(extra, "mask", "without a use, ignored"),
-        *noted(without, "defect image", "without a mask, left out of pixel metrics"),
-        *noted(unlabelled, "image", "without a label"),
-        *noted(len(others), "file", NO_IMAGE),
+        *normal_notes(place[0] for place in images.values() if place),
+        *told(root, [m for m in masks if {m, m.parent} & {*pairs.values()}], sorting.masks),
+        *_notes(entries, by_folders),
     ]
     return Scan(entries, [category], [f"{category}: {note}" for note in notes])
+
+
+def _mask_place(root: Path, folder: Path, mask: Path) -> Place | None:
+    """Where in a category a mask's image is; None if that is another category."""
+    if mask.is_relative_to(folder):
+        return place_of(folder, mask, mask=True)
+    place = place_of(root, mask, mask=True)  # masks/<category>/<defect>/
+    return place[1:] if place[:1] == (folder.name,) else None
+
+
+def _notes(entries: Sequence[Entry], by_folders: bool) -> list[str]:
+    """What a category lacks. `by_folders`: some folder says which images are normal."""
+    given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
+    lossy = [str(m) for m in given if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
+    without = [e.path for e in entries if e.label == LABEL_ANOMALOUS and not e.mask]
+    noise = "whose compression noise counts as defect (every value above 0 does)"
+    notes = [
+        *noted(lossy, "mask", f"stored as JPEG, {noise}, use PNG"),
+        *noted(without, "defect image", "without a mask, left out of pixel metrics"),
+    ]
+    none = f"no folder is called {GOOD}, OK, normal or the like"
+    normal = [entry.path for entry in entries if entry.label == LABEL_NORMAL]
+    if normal and not by_folders:
+        notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")
+    if unlabelled := sum(entry.label == LABEL_UNKNOWN for entry in entries):
+        why = "" if by_folders else f": {none}" + (", so that masks alone label" if given else "")
+        notes.append(f"{counted(unlabelled, 'image')} {UNLABELLED}{why}")
+    return notes

@@ -1,6 +1,7 @@
 """What a layout is, and what its scanner finds. Names only, no pixels."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,11 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.datasets.manifest import LABEL_NORMAL, MaskState
+from spg_pipe.datasets.masks import plain, says_nothing
+from spg_pipe.datasets.walk import readable
 from spg_pipe.errors import counted, listed
 
+GOOD = "good"
+"""The defect of normal images."""
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""
-NO_IMAGE = "ignored: not an image file"
+_NORMAL = re.compile(
+    r"goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|io|gut"
+    r"|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
+)
+"""What people call normal images, as `masks.plain` writes it."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,22 @@ class Scan(NamedTuple):
     """As the layout's own record states it; empty if it has none."""
 
 
-def noted(items: Sequence[str] | int, noun: str, what: str) -> list[str]:
-    """The note `2 masks without a use: a, b`, of a number without names; none of nothing."""
-    if isinstance(items, int):
-        return [f"{counted(items, noun)} {what}"] if items else []
-    return [f"{counted(len(items), noun)} {what}: {listed(items)}"] if items else []
+def is_normal(name: str) -> bool:
+    """Whether a folder's name says that its images are normal: `good`, `OK`, `NODefect_images`."""
+    words = [word for word in plain(name).split("_") if not says_nothing(word)]
+    return bool(_NORMAL.fullmatch("_".join(words)))
+
+
+def normal_notes(names: Iterable[str]) -> list[str]:
+    """What was taken for `good`, of the names of all class folders."""
+    words = sorted({name for name in names if is_normal(name)} - {GOOD})
+    return noted(words, "folder name", f"taken for {GOOD}, normal images")
+
+
+def noted(items: Sequence[str], noun: str, what: str) -> list[str]:
+    """The note `2 masks without a use: a, b`; none of nothing."""
+    names = listed([readable(item) for item in items])
+    return [f"{counted(len(items), noun)} {what}: {names}"] if items else []
 
 
 @dataclass(frozen=True)

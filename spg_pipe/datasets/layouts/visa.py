@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.layouts.mvtec import GOOD
+from spg_pipe.datasets.layouts.listing import GOOD, Entry, Layout, Scan, Select, noted
+from spg_pipe.datasets.layouts.mvtec import split_folders
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.datasets.walk import Inside, files_below, inside, relative
+from spg_pipe.datasets.walk import Inside, inside, relative, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -71,13 +71,13 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             )
     absent = [name for name in objects if name not in on_disk]
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
-    files = [files_below(root / name / "Data" / "Images") for name in wanted]
-    names = {relative(path, root) for images, _ in files for path in images}
+    walks = [walk(root / name / "Data" / "Images") for name in wanted]
+    names = {relative(path, root) for walked in walks for path in walked.images}
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
-        *noted(len(names - {row.image for row in rows}), "image", _NOT_NAMED),
-        *noted(sum(len(others) for _, others in files), "file", NO_IMAGE),
+        *noted(sorted(names - {row.image for row in rows}), "image", _NOT_NAMED),
+        *(note for walked in walks for note in walked.notes(root)),
     ]
     return Scan(entries, on_disk, notes)
 
@@ -99,8 +99,7 @@ def _read_split_file(root: Path) -> list[_Row]:
     if not path.is_file():
         raise SpgError(
             f"The visa layout needs {path}, which is not there. The official archive of VisA "
-            f"holds it beside the categories. If your copy was converted into train/, test/ and "
-            f"ground_truth/ folders, use the mvtec layout instead."
+            f"holds it beside the categories. {_other_layout(root)}."
         )
     archive = "Take the file from the official archive of VisA"
     try:
@@ -124,6 +123,17 @@ def _read_split_file(root: Path) -> list[_Row]:
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error
+
+
+def _other_layout(root: Path) -> str:
+    """Which layout reads a folder without a split file."""
+    folders = subfolders(root)
+    converted = [folder for folder in folders if split_folders(folder)]
+    if converted or split_folders(root):
+        start = root if converted else root.resolve().parent
+        return f"This copy has train/ and test/: use the layout mvtec with the root {start}"
+    what = "reads Data/Images/ and Data/Masks/ too, without the splits"
+    return f"Without it, use the layout folder with the root {root}: it {what}"
 
 
 def _entry(row: _Row) -> Entry:

@@ -13,7 +13,7 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.build import Progress
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.layouts.mvtec import GOOD
+from spg_pipe.datasets.layouts.listing import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
     KIND,
     RECORD,

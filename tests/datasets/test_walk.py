@@ -1,0 +1,111 @@
+"""One walk for every caller: what counts as an image, and why the rest is left out."""
+
+import itertools
+import os
+import unicodedata
+
+import pytest
+from layouts import photos, put, scanned
+
+from spg_pipe.datasets.layouts.catalogue import LAYOUTS
+from spg_pipe.datasets.walk import SCORES_HEADER, walk
+from spg_pipe.errors import SpgError
+from spg_pipe.predict.images import read_images
+
+
+def left_out(walked):
+    return {
+        reason.name: [path.relative_to(walked.folder).as_posix() for path in paths]
+        for reason, paths in walked.left_out.items()
+    }
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An image in a folder, one behind a link, and one of everything that is left out."""
+    root = put(
+        tmp_path / "shots",
+        *("a.png", ".ipynb_checkpoints/a-checkpoint.png", "sub/.Trash-0/b.png", "._a.png"),
+        *("__MACOSX/a.png", "sub/@eaDir/a.png/thumb.png", "$RECYCLE.BIN/c.png"),
+        *("old/overlays/a.png.png", "overlays/d.png", "made/images/bolt/good/0.png"),
+    )
+    (root / "old" / "scores.csv").write_text(f"{SCORES_HEADER},score_cls\n")
+    (root / "made" / "synthetic.json").write_text("{}")
+    put(tmp_path / "disk", "b.png")
+    (root / "line2").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (root / "loop").symlink_to(".", target_is_directory=True)
+    (root / "gone.png").symlink_to("nowhere.png")
+    (root / "self").symlink_to("self")
+    os.mkfifo(root / "pipe.png")
+    (root / "sub" / "notes.txt").write_text("")
+    return root
+
+
+def test_everything_that_is_left_out_has_a_reason(tree):
+    walked = walk(tree)
+    names = [path.relative_to(tree).as_posix() for path in walked.images]
+    assert names == ["a.png", "line2/b.png", "overlays/d.png"]
+    assert left_out(walked) == {
+        "NO_IMAGE": ["old/scores.csv", "sub/notes.txt"],
+        "HIDDEN_FILE": ["._a.png"],
+        "HIDDEN_FOLDER": [".ipynb_checkpoints", "sub/.Trash-0"],
+        "TOOL": ["$RECYCLE.BIN", "__MACOSX", "sub/@eaDir"],
+        "HEAT_MAPS": ["old/overlays"],
+        "SYNTHETIC": ["made"],
+        "NOWHERE": ["gone.png", "self"],
+        "CIRCLE": ["loop"],
+        "SPECIAL": ["pipe.png"],
+    }
+
+
+def test_prepare_and_predict_see_the_same_and_say_the_same(tree, tmp_path):
+    prepared = scanned("mine", "folder", tree)
+    judged = read_images(tree, tmp_path / "out")
+    assert prepared.table["path"].tolist() == [judged.name(path) for path in judged.paths]
+    assert set(judged.notes) < set(prepared.notes)
+    assert "2 folders left out, hidden: .ipynb_checkpoints, sub/.Trash-0" in judged.notes
+    assert "1 folder left out, heat maps of an earlier predict: old/overlays" in judged.notes
+    assert len(judged.notes) == 9
+
+
+def test_links_to_links_do_not_multiply_without_end(tmp_path):
+    folders = [tmp_path / f"{number:02d}" for number in range(14)]
+    put(folders[-1], "a.png")
+    for outer, inner in itertools.pairwise(folders):
+        outer.mkdir()
+        for name in ("x", "y"):
+            (outer / name).symlink_to(inner, target_is_directory=True)
+    walked = walk(folders[0])
+    assert len(walked.images) == 16
+    assert left_out(walked).keys() == {"CIRCLE"}
+
+
+def test_a_name_is_one_name_in_both_unicode_forms(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Läsur_é") for form in ("NFC", "NFD"))
+    root = photos(tmp_path / "parts", f"{apart}/{composed}.png", "good/0.png")
+    put(root, f"ground_truth/{composed}/{apart}_mask.png")
+    table = scanned("mine", "folder", root).table
+    assert table["mask"].tolist() == ["", f"ground_truth/{composed}/{apart}_mask.png"]
+
+
+def test_names_that_are_not_text_can_be_told(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    assert walk(tmp_path).notes(tmp_path) == ["1 file left out, not an image file: caf?.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    put(tmp_path / "photos", "a.png")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(SpgError, match=r"photos cannot be read \(Permission denied\)"):
+        read_images(tmp_path / "photos", tmp_path / "out")
+    with pytest.raises(SpgError, match=r"photos cannot be read \(Permission denied\)"):
+        scanned("mine", "folder", tmp_path / "photos")
+
+
+def test_a_layout_is_in_the_catalogue_by_its_name():
+    assert all(name == layout.name for name, layout in LAYOUTS.items())

@@ -1,41 +1,28 @@
-"""Files of annotation tools: told by name what they are, because only masks are read."""
+"""Files of annotation tools: notes call them what they are, because only masks are read."""
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _HEAD = 4096
-"""Bytes that tell a format."""
-_FORMATS = {
-    "LabelMe": (".json", rb'"shapes"\s*:'),
-    "Supervisely": (".json", rb'"objects"\s*:\s*\['),
-    "COCO": (".json", rb'"(images|annotations|categories|licenses)"\s*:\s*\['),
-    "Pascal VOC": (".xml", rb"<annotation\b"),
-    "CVAT": (".xml", rb"<annotations\b"),
-    "YOLO": (".txt", rb"\A\s*\d+( +-?\d*\.?\d+){4,}\s*($|[\r\n])"),
-    "run lengths": (".csv", rb"EncodedPixels"),
-}
-"""Format → ending, in lower case, and what its files begin with or hold near the beginning."""
+"""Bytes of a file that tell its format."""
+_FORMATS = (
+    (".json", rb'"shapes"\s*:', "LabelMe"),
+    (".json", rb'"objects"\s*:\s*\[', "Supervisely"),
+    (".json", rb'"(images|annotations|categories|licenses)"\s*:\s*\[', "COCO"),
+    (".xml", rb"<annotation\b", "Pascal VOC"),
+    (".xml", rb"<annotations\b", "CVAT"),
+    (".txt", rb"\A\s*\d+( +-?\d*\.?\d+){4,}\s*($|[\r\n])", "YOLO"),
+    (".csv", rb"EncodedPixels", "run lengths"),
+)
+"""Ending, what stands near the file's beginning, and the format."""
 
 
-def by_format(files: Sequence[Path], other: str) -> dict[str, list[Path]]:
-    """Files by what is said of them: annotations of a format, or `other`. In the order given."""
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        name = _format(file)
-        groups[f"annotations ({name}) are not read, export masks as PNG" if name else other].append(
-            file
-        )
-    return groups
-
-
-def _format(file: Path) -> str | None:
-    ending = file.suffix.lower()
-    signs = {name: sign for name, (of, sign) in _FORMATS.items() if of == ending}
+def annotation_format(file: Path) -> str | None:
+    """The format of a file of annotations; None of any other file, or one that cannot be read."""
+    signs = [(sign, name) for ending, sign, name in _FORMATS if ending == file.suffix.lower()]
     head = b""
     if signs:
-        with suppress(OSError), file.open("rb") as stream:  # only a word in a note hangs on it
+        with suppress(OSError), file.open("rb") as stream:  # only a word of a note depends on it
             head = stream.read(_HEAD)
-    return next((name for name, sign in signs.items() if re.search(sign, head)), None)
+    return next((name for sign, name in signs if re.search(sign, head)), None)

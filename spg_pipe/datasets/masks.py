@@ -38,6 +38,7 @@ _MAYBE = re.compile(
 """A folder with such a word in its name may be one of masks."""
 _WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
+_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _PLAIN = re.compile(
     "images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|val(id|idation)?"
@@ -97,7 +98,7 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     Pixels are looked at of files that share their name with a neighbour, and of those whose mark
     may mean something else; of many alike only a few.
     """
-    names = {(file.parent, _form(file.stem)) for file in files}
+    names = {(file.parent, form(file.stem)) for file in files for form in (_form, _loose_form)}
     masks: dict[Path, str] = {}
     maybe: dict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -186,7 +187,8 @@ def _form(name: str) -> str:
 
 
 def _loose_form(name: str) -> str:
-    return _form(name).casefold()
+    """In any case, and `image_1` as `1`, whose mask may be `mask_1`."""
+    return _IMAGE.sub("", _form(name).casefold())
 
 
 def _rule(root: Path, file: Path, names: set[tuple[Path, str]]) -> tuple[str, bool]:
@@ -293,10 +295,19 @@ def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place) -> list[Path]
 
 def _one_of(image: Path, masks: Sequence[Path]) -> Path:
     """The mask of an image, or the folder of its masks."""
-    if len(set(masks)) > 1:
+    if len(set(masks)) > 1 and not _alike(masks):
         together = masks[0].parent / "masks" / image.stem
         raise SpgError(
             f"Several masks fit the image {image}: {listed([str(mask) for mask in masks])}. Keep "
             f"one of them; or, if each shows a part, move them into a folder {together}."
         )
     return masks[0]
+
+
+def _alike(masks: Sequence[Path]) -> bool:
+    """Whether masks mark the same pixels, as those that tools write by class and by object."""
+    try:
+        first, *others = (read_mask(mask, exif=False) for mask in masks)
+    except SpgError:
+        return False
+    return all(np.array_equal(first, other) for other in others)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from spg_pipe.datasets.annotations import annotation_format
 from spg_pipe.errors import counted, listed
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
@@ -31,7 +32,7 @@ SYNTHETIC_RECORD = "synthetic.json"
 # Thumbnails of Synology and Windows, archives of macOS, recycle bins.
 _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
-    | {"system volume information", "__pycache__"}
+    | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
 )
 _VISITS = 16
 """Of one folder by way of links, at most: links to links would multiply without end."""
@@ -41,6 +42,7 @@ class Reason(Enum):
     """Why a path is left out: what it is called, and what is said of it."""
 
     NO_IMAGE = "file", "not an image file"
+    NO_PICTURE = "file", "coordinates, not a picture"
     HIDDEN_FILE = "image", "hidden"
     HIDDEN_FOLDER = "folder", "hidden"
     TOOL = "folder", "made by a tool, not of images that were taken"
@@ -69,9 +71,17 @@ class Walk:
         lines = []
         for reason in Reason:
             noun, what = reason.value
-            paths = [p for p in self.left_out.get(reason, ()) if p.parent != documents]
-            names = listed([readable(relative(path, root)) for path in paths], 3)
-            lines += [f"{counted(len(paths), noun)} left out, {what}: {names}"] if paths else []
+            groups: dict[str, list[str]] = defaultdict(list)
+            for path in self.left_out.get(reason, ()):
+                if path.parent == documents:
+                    continue
+                kind = annotation_format(path) if reason is Reason.NO_IMAGE else None
+                why = f"{kind} annotations are not read, export masks as PNG" if kind else what
+                groups[why].append(readable(relative(path, root)))
+            lines += [
+                f"{counted(len(names), noun)} left out, {why}: {listed(names, 3)}"
+                for why, names in groups.items()
+            ]
         return lines
 
 
@@ -116,6 +126,8 @@ def walk(folder: Path, skip: Collection[Path] = ()) -> Walk:
 def _why_not_file(path: Path) -> Reason | None:
     if path.suffix.lower() not in IMAGE_EXTENSIONS:
         return Reason.NO_IMAGE
+    if path.parent.name.lower() == "xyz":  # of MVTec 3D-AD: TIFF with three floats a point
+        return Reason.NO_PICTURE
     return Reason.HIDDEN_FILE if path.name.startswith(".") else None
 
 

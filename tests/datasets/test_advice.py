@@ -54,8 +54,7 @@ def test_one_folder_beside_categories(tmp_path):
 )
 def test_names_that_fit_twice(tmp_path, more, words, moves):
     root = photos(tmp_path / "parts", "good/1.png", "dent/2.png")
-    put(root, *more[1:]) if more[0].endswith("jpg") else put(root, *more)
-    photos(root, *(name for name in more if name.endswith("jpg")))
+    put(photos(root, more[0]), more[1])
     refused(words, "folder", root)
     for old, new in moves.items():
         (root / old).rename(root / new)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
-from layouts import save, scanned
+from layouts import photos, put, save, scanned
 
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
@@ -90,21 +90,37 @@ def followed(layout, root):
     while (layout, root) not in tried:
         tried.append((layout, root))
         try:
-            return scanned("set", layout, root, split="all"), tried
+            return scanned("set", layout, root, split="all")
         except SpgError as error:
             message = str(error)
-        print(layout, root, '\n     ', message)
-        way = re.search(r"layout `?(\w+)`?(?: with the root (/.+?)(?:[.,:]? |[.]$)|[,.])", message)
-        if way := way or re.search(r"()use (/.+?) as the root|in (/.+?): use it as", message):
+        path = r"(/.+?)(?=: it |[.] [A-Z]|[.]$| [(]|, or)"
+        way = re.search(rf"the layout `?(\w+)`?(?: with the root {path}|[,.])", message, re.I)
+        if way := way or re.search(rf"()use {path[:6]} as the root|in (/.+?): use it as", message):
             layout, root = way[1] or layout, Path(way[2] or root)
     pytest.fail(f"a circle: {tried}\n{message}")
 
 
-@pytest.mark.parametrize("start", ["mvtec", "visa", "folder"])
 @pytest.mark.parametrize("row", CONVENTIONS, ids=[row["name"] for row in CONVENTIONS])
-def test_whatever_one_starts_with_messages_lead_to_the_images(tmp_path, row, start):
+def test_whatever_layout_one_starts_with_messages_lead_to_the_labels(tmp_path, row):
     root = write(tmp_path / "set", row)
-    manifest, tried = followed(start, root)
-    labels = {manifest.root / p: l for p, l in zip(manifest.table["path"], manifest.table["label"])}
     right = {root / path: label for path, (label, *_) in expected(row, root)[0].items()}
-    assert {p: l for p, l in labels.items() if p in right} == right
+    for layout in ("mvtec", "visa", "folder"):
+        table = (manifest := followed(layout, root)).table
+        labels = {manifest.root / p: n for p, n in zip(table["path"], table["label"], strict=True)}
+        assert {path: label for path, label in labels.items() if path in right} == right, layout
+
+
+def test_masks_beside_the_categories_and_labels_that_lie_too_deep_are_told(tmp_path):
+    root = photos(tmp_path / "set", "images/train/good/1.png", "images/test/dent/2.png")
+    put(root, "masks/test/dent/2.png")
+    manifest = scanned("set", "mvtec", root)
+    assert read(manifest) == {"images/test/dent/2.png": [1, "dent", ""]}
+    assert "1 folder of masks in no category, ignored (move it into its" in manifest.notes[-1]
+    (root / "masks").rename(root / "images" / "masks")
+    mask = "images/masks/test/dent/2.png"
+    assert read(scanned("set", "mvtec", root)) == {"images/test/dent/2.png": [1, "dent", mask]}
+    root = photos(tmp_path / "plant", "line 1/may/OK/1.png", "line 1/may/NG/2.png")
+    (note,) = scanned("set", "folder", root).notes
+    assert "2 images without a label: line 1/may/OK/ lies too deep" in note
+    (start,) = re.findall(r"use the layout folder with the root (/.+)$", note)
+    assert set(scanned("set", "folder", Path(start)).table["label"]) == {0, 1}

@@ -171,7 +171,7 @@ def _scan_category(root: Path, category: str, folder: Path, sorting: Sorting) ->
     notes = [
         *normal_notes(place[0] for place in images.values() if place),
         *told(root, [m for m in masks if {m, m.parent} & {*pairs.values()}], sorting.masks),
-        *_notes(entries, by_folders),
+        *_notes(root, entries, by_folders),
     ]
     return Scan(entries, [category], [f"{category}: {note}" for note in notes])
 
@@ -184,7 +184,7 @@ def _mask_place(root: Path, folder: Path, mask: Path) -> Place | None:
     return place[1:] if place[:1] == (folder.name,) else None
 
 
-def _notes(entries: Sequence[Entry], by_folders: bool) -> list[str]:
+def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
     """What a category lacks. `by_folders`: some folder says which images are normal."""
     given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
     lossy = [str(m) for m in given if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
@@ -195,6 +195,11 @@ def _notes(entries: Sequence[Entry], by_folders: bool) -> list[str]:
         *noted(without, "defect image", "without a mask, left out of pixel metrics"),
     ]
     none = f"no folder is called {GOOD}, OK, normal or the like"
+    above = [folder for entry in entries for folder in PurePosixPath(entry.path).parents]
+    deep = [folder for folder in above if is_normal(folder.name)]
+    if deep and not by_folders:
+        start = root / deep[0].parent.parent
+        none = f"{deep[0]}/ lies too deep, use the layout folder with the root {start}"
     normal = [entry.path for entry in entries if entry.label == LABEL_NORMAL]
     if normal and not by_folders:
         notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")

@@ -18,7 +18,7 @@ GOOD = "good"
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""
 _NORMAL = re.compile(
-    r"goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|io|gut"
+    r"goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|i_?o|gut"
     r"|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
 )
 """What people call normal images, as `masks.plain` writes it."""

@@ -19,7 +19,7 @@ from spg_pipe.datasets.layouts.listing import (
     noted,
 )
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, MaskState
-from spg_pipe.datasets.masks import pair, place_of, plain, sort_masks, told
+from spg_pipe.datasets.masks import is_mask_folder, may_hold_masks, pair, place_of, plain, says_nothing, sort_masks, told
 from spg_pipe.datasets.walk import is_image, relative, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
@@ -38,16 +38,21 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     files.
     """
     folders = [f for f in subfolders(root) if split_folders(f)]
+    masks = [folder for folder in folders if is_mask_folder(folder.name)]
+    if len(masks) < len(folders):  # else it is what a product is called
+        folders = [folder for folder in folders if folder not in masks]
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
     empty = [name for name, category in chosen.items() if not category.entries]
-    ignored = [folder.name for folder in subfolders(root) if folder not in folders]
+    ignored = [folder.name for folder in subfolders(root) if folder not in (*folders, *masks)]
+    beside = [folder.name for folder in masks if folder not in folders]
     loose = [path.name for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
     notes = [note for category in chosen.values() for note in category.notes]
     notes += noted(ignored, "folder", "without train/ and test/, ignored")
     notes += noted(loose, "image", "in no category, ignored")
+    notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
@@ -68,9 +73,11 @@ ROOT/<category>/ground_truth/<defect>/000/*.png    (or parts of one mask)""",
 
 
 def split_folders(category: Path) -> dict[Path, str]:
-    """The folders of a category that hold a split's images, each with the split."""
+    """The folders of a category that hold a split's images in classes, each with the split."""
     named = {folder: _SPLITS.get(plain(folder.name)) for folder in subfolders(category)}
-    return {folder: split for folder, split in named.items() if split}
+    splits = {folder: split for folder, split in named.items() if split}
+    inner = [folder.name for split in splits for folder in subfolders(split)]
+    return splits if any(not (may_hold_masks(n) or says_nothing(n)) for n in inner) else {}
 
 
 def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:

@@ -53,6 +53,8 @@ class Record(BaseModel):
         {"fingerprint", "versions", "tensors_sha256", "files_sha256"}
     )
     """Fields that do not determine the content: provenance, and digests of the files beside it."""
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are written only where they apply."""
 
     def content(self) -> dict[str, object]:
         """What determines the artefact, as JSON has it."""
@@ -120,7 +122,7 @@ def parse_record(
         record = model.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise damaged(path, what, _first_fault(error), command) from error
-    missing = sorted(set(model.model_fields) - record.model_fields_set)
+    missing = sorted(set(model.model_fields) - record.model_fields_set - model.OPTIONAL)
     if missing:
         raise damaged(path, what, f"{', '.join(missing)} is missing", command)
     if "fingerprint" in raw and raw["fingerprint"] != fingerprint(record.content()):

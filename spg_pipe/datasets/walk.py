@@ -160,6 +160,11 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not _why_not_folder(p))
 
 
+def mask_files(mask: Path) -> list[Path]:
+    """The files of a mask, sorted: the mask itself, or those of its folder."""
+    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+
+
 def relative(path: Path, root: Path) -> str:
     """A path as manifests write it: below the root, with `/` between folders."""
     return path.relative_to(root).as_posix()

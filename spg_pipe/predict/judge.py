@@ -66,6 +66,7 @@ def judge_images(
     predictor: Predictor,
     images: Images,
     *,
+    white: int | None = None,
     batch_images: int = BATCH,
     progress: Progress | None = None,
 ) -> Iterator[JudgedImage]:
@@ -73,6 +74,8 @@ def judge_images(
 
     Parameters
     ----------
+    white : int, optional
+        See `read_image`.
     batch_images : int
         Images of any sizes; each is preprocessed to the detector's image size.
     progress : callable (done, total), optional
@@ -88,7 +91,8 @@ def judge_images(
     overlays = images.overlays
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
-        batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]
+        exif = protocol.exif_of_own_images
+        batch = [read_image(path, exif=exif, white=white) for path in paths]
         judged = predictor.judge(batch)
         size, log_odds = spec.preprocess.size, predictor.log_odds
         maps = anomaly_maps(judged.patches, size, log_odds=log_odds)

@@ -1,6 +1,7 @@
 """A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.layouts.folder import UNLABELLED
+from spg_pipe.datasets.layouts.listing import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -60,8 +61,9 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
 
 
 def left_out_of(normals: Manifest) -> list[str]:
-    """What should be said of the folder of normal images; that they have no labels is no news."""
-    return [note for note in normals.notes if UNLABELLED not in note]
+    """What should be said of the folder of normal images, other than of what its files say."""
+    news = ("left out", "ignored", "taken for images", f"taken for {GOOD}")
+    return [note for note in normals.notes if any(words in note for words in news)]
 
 
 def with_normals(
@@ -82,7 +84,8 @@ def with_normals(
 
     def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
         paths = [normals.image_path(row) for row in rows.tolist()]
-        return predictor.tokens([read_image(path, exif=normals.exif) for path in paths])
+        read = partial(read_image, exif=normals.exif, white=normals.white)
+        return predictor.tokens([read(path) for path in paths])
 
     bank = MemoryBank.of(
         tokens_of,

@@ -122,6 +122,7 @@ def _spec(
         batch_images=max(1, how.batch_images // inputs),
         dtype=how.dtype,
         exif=manifest.exif,
+        white=manifest.white,
         compressor=how.compressor,
         licences=(*manifest.licences, backbone.spec.licence),
         notes=manifest.notes,
@@ -193,7 +194,8 @@ class _Run:
         how = self._spec.backbone.preprocess
         images = torch.empty(len(rows), 3, how.size, how.size)
         for image, row in zip(images.numpy(), rows, strict=True):
-            pixels = read_image(self._manifest.image_path(row), exif=self._manifest.exif)
+            path, manifest = self._manifest.image_path(row), self._manifest
+            pixels = read_image(path, exif=manifest.exif, white=manifest.white)
             image[...] = preprocess(pixels, how)
         return images, [self._mask(row) for row in rows]
 

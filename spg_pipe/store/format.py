@@ -44,6 +44,7 @@ class StoreSpec(Record):
         {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
         | {"versions", "complete"}
     )
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white"})
 
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: str
@@ -58,6 +59,8 @@ class StoreSpec(Record):
     dtype: Literal["float16", "float32"]
     """Of tokens and prefix tokens."""
     exif: bool
+    white: int | None = None
+    """As in the manifest."""
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens. `none` puts every image at a fixed offset; `zstd` is for archives."""
     fingerprint: str = ""

@@ -104,12 +104,12 @@ def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
     (root / "bent" / "read.me").write_text("")
     manifest = scanned("mine", "folder", root)
     assert manifest.table["mask"].tolist() == ["", "", "masks/torn/3.jpg"]
-    assert "1 mask stored as JPEG" in manifest.notes[1]
-    assert manifest.notes[2:] == (
+    assert manifest.notes[1:4] == (
         "rods: 1 defect image without a mask, left out of pixel metrics: bent/2.png",
         "2 masks without a use, ignored: good/1_mask.png, ground_truth/bent/9_mask.png",
         "1 file left out, not an image file: bent/read.me",
     )
+    assert "1 mask stored with loss, as in JPEG" in manifest.notes[4]
 
 
 def test_subfolders_that_each_hold_good_are_categories(tmp_path):

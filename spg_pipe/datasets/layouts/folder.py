@@ -45,8 +45,6 @@ from spg_pipe.datasets.masks import (
 from spg_pipe.datasets.walk import SYNTHETIC_RECORD, is_image, relative, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
-UNLABELLED = "without a label"
-"""What the note on such images says."""
 _DEPTH = 3
 """Of folders such as `Data/Images/` above the classes, at most."""
 
@@ -186,14 +184,8 @@ def _mask_place(root: Path, folder: Path, mask: Path) -> Place | None:
 
 def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
     """What a category lacks. `by_folders`: some folder says which images are normal."""
-    given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
-    lossy = [str(m) for m in given if m.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
     without = [e.path for e in entries if e.label == LABEL_ANOMALOUS and not e.mask]
-    noise = "whose compression noise counts as defect (every value above 0 does)"
-    notes = [
-        *noted(lossy, "mask", f"stored as JPEG, {noise}, use PNG"),
-        *noted(without, "defect image", "without a mask, left out of pixel metrics"),
-    ]
+    notes = noted(without, "defect image", "without a mask, left out of pixel metrics")
     none = f"no folder is called {GOOD}, OK, normal or the like"
     above = [folder for entry in entries for folder in PurePosixPath(entry.path).parents]
     deep = [folder for folder in above if is_normal(folder.name)]
@@ -204,6 +196,11 @@ def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
     if normal and not by_folders:
         notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")
     if unlabelled := sum(entry.label == LABEL_UNKNOWN for entry in entries):
-        why = "" if by_folders else f": {none}" + (", so that masks alone label" if given else "")
-        notes.append(f"{counted(unlabelled, 'image')} {UNLABELLED}{why}")
+        why = (
+            ""
+            if by_folders
+            else f": {none}"
+            + (", so that masks alone label" if any(entry.mask for entry in entries) else "")
+        )
+        notes.append(f"{counted(unlabelled, 'image')} without a label{why}")
     return notes

@@ -122,7 +122,7 @@ def test_masks_of_several_categories_may_share_a_folder(tmp_path):
 
 def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):
     root = photos(tmp_path / "rods", "good/1.png", "dent/2.png")
-    spots(root, "dent/2_mask.png", "dent/2_gt.png")
+    put(spots(root, "dent/2_mask.png"), "dent/2_gt.png")
     with pytest.raises(SpgError, match=r"Several masks fit .*folder .*dent/masks/2\.") as error:
         scanned("mine", "folder", root)
     folder = root / "dent" / "masks" / "2"

@@ -68,7 +68,7 @@ def test_mvtec_3d_ad_is_read_without_its_depth(tmp_path):
     }
     assert notes == [
         "pie: 1 mask, by the folder gt/: pie/test/hole/gt/1.png",
-        "pie: 1 image not directly in a defect folder, ignored: pie/test/hole/xyz/1.png",
+        "pie: 1 file left out, coordinates, not a picture: pie/test/hole/xyz/1.png",
     ]
 
 

@@ -119,7 +119,7 @@ def test_subfolders_that_each_hold_good_are_categories(tmp_path):
     assert manifest.table["category"].tolist() == ["nut", "rod", "rod"]
     assert len(scanned("mine", "folder", root, categories=["nut"])) == 1
     put(root, "bent/2.png")
-    with pytest.raises(SpgError, match=r"ambiguous: nut/good makes nut a category.*also bent with"):
+    with pytest.raises(SpgError, match=r"ambiguous: normal images in nut make it a category.*also bent with"):
         scanned("mine", "folder", root)
 
 

@@ -125,13 +125,15 @@ def _category_folders(root: Path) -> list[Path]:
     # `images/good` and `train/good` are of the root; `bolt/good` and `data/good` of two products.
     if any(is_normal(f.name) for f in folders) or all(says_nothing(f.name) for f in inner):
         return [root]
+    kinds = {kind.name for f in inner for kind in subfolders(f)}
+    inner = [f for f in folders if f in inner or _holds_only(f, kinds)]  # a day without an OK part
     rest = [f for f in folders if f not in inner and not may_hold_masks(f.name)]
     loose = [f.name for f in rest if walk(f).images]
     if loose or any(is_image(path) for path in root.iterdir()):
         what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
         raise SpgError(
-            f"{root} is ambiguous: {inner[0].name}/good makes {inner[0].name} a category, but "
-            f"there is {what}. Give the folder of one category as the root, or move what does "
+            f"{root} is ambiguous: normal images in {inner[0].name} make it a category, but there "
+            f"is {what}. Give the folder of one category as the root, or move what does "
             f"not belong there."
         )
     return inner
@@ -145,6 +147,12 @@ def _holds_normal(folder: Path, depth: int) -> bool:
     )
 
 
+def _holds_only(folder: Path, kinds: set[str]) -> bool:
+    """Whether all that is in a folder is in classes, which other categories have as well."""
+    own = {kind.name for kind in subfolders(folder)}
+    return bool(own) and own <= kinds and not any(map(is_image, folder.iterdir()))
+
+
 def _scan_category(root: Path, category: str, folder: Path, sorting: Sorting) -> Scan:
     """All images of one category, with their labels and masks."""
     images = {i: place_of(folder, i) for i in sorting.images if i.is_relative_to(folder)}
@@ -152,7 +160,7 @@ def _scan_category(root: Path, category: str, folder: Path, sorting: Sorting) ->
     masks = {mask: place for mask, place in places.items() if place is not None}
     normal = {image for image, place in images.items() if place and is_normal(place[0])}
     pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
-    by_folders = bool(normal)
+    by_folders = bool(normal) or folder != root  # categories are such by their normal images
     if not by_folders:
         empty = empty_masks([*pairs.values()])
         normal = {image for image, mask in pairs.items() if mask in empty}

@@ -1,4 +1,4 @@
-"""Files of annotation tools: notes call them what they are, because only masks are read."""
+"""Files that are no images: notes name those of annotation tools, because only masks are read."""
 
 import re
 from contextlib import suppress
@@ -18,11 +18,14 @@ _FORMATS = (
 """Ending, what stands near the file's beginning, and the format."""
 
 
-def annotation_format(file: Path) -> str | None:
-    """The format of a file of annotations; None of any other file, or one that cannot be read."""
+def what_it_is(file: Path) -> str:
+    """What a note says of a file that is no image; one that cannot be read is any file."""
     signs = [(sign, name) for ending, sign, name in _FORMATS if ending == file.suffix.lower()]
     head = b""
     if signs:
         with suppress(OSError), file.open("rb") as stream:  # only a word of a note depends on it
             head = stream.read(_HEAD)
-    return next((name for sign, name in signs if re.search(sign, head)), None)
+    for sign, name in signs:
+        if re.search(sign, head):
+            return f"{name} annotations, which are not read: export masks as PNG"
+    return "not an image file"

@@ -13,10 +13,11 @@ from spg_pipe.datasets.decoding import UnusableFileError, read_file
 from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
 from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
-from spg_pipe.datasets.layouts.listing import GOOD, Entry, Layout, Scan
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
-from spg_pipe.datasets.walk import mask_files
+from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.machine import cpu_workers
@@ -138,8 +139,8 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
-            f"({', '.join(existing)}). Choose another split, or complete the copy; or, of images of "
-            f"your own, use the layout folder with the root {root}. Noticed: "
+            f"({', '.join(existing)}). Choose another split, or complete the copy; or, of your own "
+            f"images, use the layout folder with the root {root}. Noticed: "
             f"{'; '.join(note for part in parts for note in part.notes)}."
         )
     _require_plain_names(name, entries)
@@ -189,10 +190,7 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
             f"Remove the repeated set, or the repeated line of the split file."
         )
     for path in times:
-        if path != (readable := path.encode(errors="replace").decode()):
-            raise SpgError(
-                f"Dataset {name}: the file name {readable!r} is not valid UTF-8. Rename the file."
-            )
+        utf8_name(Path(path))
 
 
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:

@@ -3,8 +3,9 @@
 Names only, no pixels. Nothing is left out without a reason, so that every caller can tell it.
 """
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -12,8 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.datasets.annotations import annotation_format
-from spg_pipe.errors import counted, listed
+from spg_pipe.datasets.annotations import what_it_is
+from spg_pipe.errors import SpgError, counted, listed, printable
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -24,12 +25,10 @@ _EXTENSIONS = """
 """
 IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
 """What counts as an image file, in lower case."""
-SCORES, OVERLAYS = "scores.csv", "overlays"
+SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
+"""What makes a folder a result of `predict` or a synthetic set."""
 SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
-"""What a result of `predict` holds, and what the first line of its scores begins with."""
-SYNTHETIC_RECORD = "synthetic.json"
-"""What makes a folder a synthetic set."""
-# Thumbnails of Synology and Windows, archives of macOS, recycle bins.
+"""What the first line of scores begins with."""
 _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
     | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
@@ -39,13 +38,11 @@ _VISITS = 16
 
 
 class Reason(Enum):
-    """Why a path is left out: what it is called, and what is said of it."""
+    """Why a path is left out: what it is called, and what is said of it, if not of each its own."""
 
-    NO_IMAGE = "file", "not an image file"
-    NO_PICTURE = "file", "coordinates, not a picture"
-    HIDDEN_FILE = "image", "hidden"
-    HIDDEN_FOLDER = "folder", "hidden"
-    TOOL = "folder", "made by a tool, not of images that were taken"
+    NO_IMAGE = "file", ""
+    COORDINATES = "folder", "coordinates, not pictures"
+    HIDDEN = "path", "hidden or of a tool"
     HEAT_MAPS = "folder", "heat maps of an earlier predict"
     SYNTHETIC = "folder", "a synthetic set of its own"
     NOWHERE = "link", "leads nowhere"
@@ -57,7 +54,6 @@ class Reason(Enum):
 class Walk:
     """What lies in a folder and the folders below it. All paths begin with the folder's."""
 
-    folder: Path
     images: list[Path]
     """Image files by their names, sorted."""
     left_out: Mapping[Reason, Sequence[Path]]
@@ -68,35 +64,35 @@ class Walk:
 
         A licence or a readme in the folder `documents` is no news.
         """
-        lines = []
+        groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for reason in Reason:
             noun, what = reason.value
-            groups: dict[str, list[str]] = defaultdict(list)
             for path in self.left_out.get(reason, ()):
-                if path.parent == documents:
-                    continue
-                kind = annotation_format(path) if reason is Reason.NO_IMAGE else None
-                why = f"{kind} annotations are not read, export masks as PNG" if kind else what
-                groups[why].append(readable(relative(path, root)))
-            lines += [
-                f"{counted(len(names), noun)} left out, {why}: {listed(names, 3)}"
-                for why, names in groups.items()
-            ]
-        return lines
+                if path.parent != documents:
+                    groups[noun, what or what_it_is(path)].append(path)
+        return [
+            note
+            for (noun, what), paths in groups.items()
+            for note in noted(paths, noun, f"left out, {what}", root)
+        ]
 
 
-def walk(folder: Path, skip: Collection[Path] = ()) -> Walk:
+def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
+    """The note `2 masks without a use: a, b`, of paths as from `root`; none of nothing."""
+    names = [item if isinstance(item, str) else relative(item, root) for item in items]
+    some = listed([printable(name) for name in names])
+    return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
+
+
+def walk(folder: Path) -> Walk:
     """Look through a folder and the visible folders below it; nothing if it is missing.
 
-    Links are followed, but not into a folder that they are in. OSError if a folder cannot be read.
-
-    Parameters
-    ----------
-    skip
-        Folders that are not asked for: not looked into, and not told of.
+    Links are followed, but not into a folder that they are in. OSError if a folder cannot be
+    read.
     """
     images: list[Path] = []
     left_out: dict[Reason, list[Path]] = defaultdict(list)
+    reason: Reason | None
     visits: Counter[Path] = Counter()
     waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
     while waiting:
@@ -105,37 +101,31 @@ def walk(folder: Path, skip: Collection[Path] = ()) -> Walk:
             continue
         above |= {here.resolve()}
         for path in sorted(here.iterdir()):
+            if is_image(path) and path.is_file():
+                images.append(path)
+                continue
             if path.is_file():
-                reason = _why_not_file(path)
-                if reason is None:
-                    images.append(path)
+                hidden = path.suffix.lower() in IMAGE_EXTENSIONS
+                reason = Reason.HIDDEN if hidden else Reason.NO_IMAGE
             elif path.is_dir():
                 real = path.resolve()
                 visits[real] += 1
                 circle = real in above or visits[real] > _VISITS
                 reason = Reason.CIRCLE if circle else _why_not_folder(path)
-                if reason is None and path not in skip:
+                if reason is None:
                     waiting.append((path, above))
             else:
                 reason = Reason.NOWHERE if path.is_symlink() else Reason.SPECIAL
             if reason:
                 left_out[reason].append(path)
-    return Walk(folder, sorted(images), {reason: sorted(left_out[reason]) for reason in left_out})
-
-
-def _why_not_file(path: Path) -> Reason | None:
-    if path.suffix.lower() not in IMAGE_EXTENSIONS:
-        return Reason.NO_IMAGE
-    if path.parent.name.lower() == "xyz":  # of MVTec 3D-AD: TIFF with three floats a point
-        return Reason.NO_PICTURE
-    return Reason.HIDDEN_FILE if path.name.startswith(".") else None
+    return Walk(sorted(images), {reason: sorted(left_out[reason]) for reason in left_out})
 
 
 def _why_not_folder(path: Path) -> Reason | None:
-    if path.name.startswith("."):
-        return Reason.HIDDEN_FOLDER
-    if path.name.lower() in _TOOL_FOLDERS:
-        return Reason.TOOL
+    if path.name.startswith(".") or path.name.lower() in _TOOL_FOLDERS:
+        return Reason.HIDDEN
+    if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
+        return Reason.COORDINATES
     if path.name == OVERLAYS and is_result(path.parent):
         return Reason.HEAT_MAPS
     return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None
@@ -143,15 +133,14 @@ def _why_not_folder(path: Path) -> Reason | None:
 
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file (by extension; hidden files are not)."""
-    return _why_not_file(path) is None
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
 def is_result(folder: Path) -> bool:
     """Whether a folder holds what `predict` writes, by the first line of its scores."""
-    scores = folder / SCORES
-    if not scores.is_file():
+    if not (folder / SCORES).is_file():
         return False
-    with scores.open("rb") as stream:
+    with (folder / SCORES).open("rb") as stream:
         return stream.read(len(SCORES_HEADER)) == SCORES_HEADER.encode()
 
 
@@ -170,9 +159,17 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def readable(name: str) -> str:
-    """A name as text that can be shown and stored, whatever its bytes are."""
-    return name.encode(errors="replace").decode()
+def utf8_name(path: Path) -> str:
+    """A path with `/` between folders as its bytes say in UTF-8, whatever the locale.
+
+    An `SpgError` names a path that is not UTF-8.
+    """
+    try:
+        return os.fsencode(path.as_posix()).decode()
+    except UnicodeError:
+        raise SpgError(
+            f"The file name '{printable(path.as_posix())}' is not valid UTF-8. Rename the file."
+        ) from None
 
 
 def inside(path: str) -> str:

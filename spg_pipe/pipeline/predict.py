@@ -16,7 +16,7 @@ from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
-from spg_pipe.predict.normals import NormalFolder, left_out_of, read_normals, with_normals
+from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.recipe.machine import choose_device
 
@@ -56,8 +56,9 @@ def predict_folder(
     for note in images.notes:
         console.say(f"Note: {note}")
     manifest = read_normals(normals, detector) if normals else None
-    for note in left_out_of(manifest) if manifest else ():
-        console.say(f"Note: --normals: {note}")
+    for note in manifest.notes if manifest else ():
+        if any(words in note for words in ("left out", "ignored", "taken for images")):
+            console.say(f"Note: --normals: {note}")
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
@@ -68,7 +69,7 @@ def predict_folder(
     predictor = load_predictor(detector, tiles, weights, choose_device(device))
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
-        console.say(f"  {licence}")
+        console.say(_one_line(f"  {licence}"))
     painted = detector.record.painted_on and not (normals and normals.alone)
     if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
         console.say(note)
@@ -84,6 +85,11 @@ def predict_folder(
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)
+
+
+def _one_line(text: str) -> str:
+    """With a line's end in a name or a licence written out: no file can forge another line."""
+    return text.replace("\n", "\\n")
 
 
 def _outcome(
@@ -119,6 +125,6 @@ def _outcome(
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
     ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [f"{prediction.score:.4f}  {prediction.path}" for prediction in ranked]
+    scores = [_one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
     text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

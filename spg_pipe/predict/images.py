@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from spg_pipe.datasets.masks import sort_masks, told
-from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, OVERLAYS, walk
+from spg_pipe.datasets.masks import mask_notes, sort_masks
+from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, utf8_name, walk
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.files import check_out, is_own_file
+from spg_pipe.predict.files import check_out, is_own_file, overlay_paths
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Images:
     """What was left out, and what could be masks."""
 
     def name(self, path: Path) -> str:
-        """Of an image, as results show it."""
-        return path.relative_to(self.root).as_posix()
+        """Of an image, as results show it; an `SpgError` if it is not UTF-8."""
+        return utf8_name(path.relative_to(self.root))
 
     @property
     def overlays(self) -> list[Path]:
         """Files of the images' heat maps, relative to the output folder."""
-        return [Path(OVERLAYS) / f"{self.name(path)}.png" for path in self.paths]
+        return overlay_paths([path.relative_to(self.root) for path in self.paths])
 
 
 def read_images(source: Path, out: Path) -> Images:
@@ -34,8 +34,9 @@ def read_images(source: Path, out: Path) -> Images:
 
     Masks are left out, and the heat maps of earlier runs, finished or not.
 
-    An `SpgError` if there is none, a folder cannot be read, `out` is the folder that holds them, or
-    a result in `out` would replace what is not one.
+    An `SpgError` if there is none, one's name is not UTF-8, `out` is the folder that holds them, or
+    a result in `out` would replace what is not one. An OSError if a folder cannot be read or
+    written.
     """
     if source.is_file():
         root, paths, notes = source.parent, [source], list[str]()
@@ -43,26 +44,21 @@ def read_images(source: Path, out: Path) -> Images:
         root = source
         if source.resolve().is_relative_to(out.resolve()):
             raise SpgError(f"--out {out} holds the images themselves. Choose a folder of its own.")
-        try:
-            walked = walk(source)
-        except OSError as error:
-            raise SpgError(
-                f"{error.filename or source} cannot be read ({error.strerror or error}). Check its "
-                f"permissions and whether its disk is there."
-            ) from error
+        walked = walk(source)
         sorting = sort_masks(source, walked.images)
-        left_out = told(source, sorting.masks, sorting.masks, " left out")
+        left_out = mask_notes(source, sorting.masks, sorting.masks, "left out, ")
         paths, notes = sorting.images, left_out + sorting.doubts + walked.notes(source)
     else:
         raise SpgError(f"{source} does not exist. Give an image or a folder of images.")
-    earlier = [path for path in paths if is_own_file(path, out)]
+    earlier = {path for path in paths if is_own_file(path, out)}
     images = Images(root, tuple(path for path in paths if path not in earlier), tuple(notes))
     if not images.paths:
         raise SpgError(
             f"{source} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))}) but "
-            f"{len(earlier)} heat maps of an earlier run in {out / OVERLAYS}. "
-            f"{'; '.join(notes)}. Give your own images, a folder of them that was left out, or "
-            f"another --out."
+            f"{'; '.join([*notes, f'{len(earlier)} heat maps of an earlier run in {out}'])}. Give "
+            f"your own images, the very folder that was left out, or another --out."
         )
+    for path in images.paths:
+        images.name(path)
     check_out(out, images.overlays)
     return images

@@ -11,7 +11,6 @@ from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.layouts.listing import GOOD
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -58,12 +57,6 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     if not given.alone:
         require_fusible(detector)
     return normals
-
-
-def left_out_of(normals: Manifest) -> list[str]:
-    """What should be said of the folder of normal images, other than of what its files say."""
-    news = ("left out", "ignored", "taken for images", f"taken for {GOOD}")
-    return [note for note in normals.notes if any(words in note for words in news)]
 
 
 def with_normals(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts import photos, put, save, scanned, synthesised, texture, write_split_file
-from pipeline.test_parts import command
 from PIL import Image
+from pipeline.test_parts import command
 
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
@@ -84,10 +84,9 @@ def test_files_that_cannot_be_used(tmp_path):
     assert len(scanned("parts", "folder", root, skip_bad=True)) == 2
     (root / "dent/2.png").unlink()
     assert len(scanned("parts", "folder", root)) == 2
-    latin = os.fsencode(root) + b"/dent/caf\xe9.png"
-    os.rename(root / "dent/3.png", latin)
-    refused(r"caf\?\.png' is not valid UTF-8.* Rename the file", "folder", root)
-    os.rename(latin, root / "dent/café.png")
+    latin = (root / "dent/3.png").rename(root / "dent" / os.fsdecode(b"caf\xe9.png"))
+    refused(r"caf.+\.png' is not valid UTF-8.* Rename the file", "folder", root)
+    latin.rename(root / "dent/café.png")
     assert len(scanned("parts", "folder", root)) == 2
 
 
@@ -103,11 +102,13 @@ def test_the_split_file_of_visa_and_an_incomplete_copy(tmp_path):
 
 def test_predict_and_its_folders(tmp_path):
     root = photos(tmp_path / "shots", "1.png", "masks/2.png")
-    with pytest.raises(SpgError, match="holds the images themselves. Choose a folder of its own"):
+    with pytest.raises(SpgError, match=r"holds the images themselves\. Choose a folder of its own"):
         read_images(root, tmp_path)
     assert len(read_images(root, tmp_path / "out").paths) == 1
     (root / "1.png").unlink()
-    with pytest.raises(SpgError, match="has no images .*a folder of them that was left out"):
+    with pytest.raises(
+        SpgError, match=r"(?s)has no images .*masks/2\.png.*the very folder that was left out"
+    ):
         read_images(root, tmp_path / "out")
     assert len(read_images(root / "masks", tmp_path / "out").paths) == 1
 
@@ -117,7 +118,7 @@ def test_synthesise_and_its_folders(tmp_path):
     for name in ("good/1.png", "good/2.png"):
         save(texture((48, 64), rng), tmp_path / "parts" / name)
     source = scanned("parts", "folder", tmp_path / "parts")
-    with pytest.raises(SpgError, match="lies among the source's images .*Name a folder outside"):
+    with pytest.raises(SpgError, match=r"lies among the source's images .*Name a folder outside"):
         synthesised(source, tmp_path / "parts/made")
     (tmp_path / "made").mkdir()
     (tmp_path / "made/mine.txt").write_text("")

@@ -52,10 +52,10 @@ def test_good_and_defect_folders_with_optional_masks(tmp_path):
         ("torn/6.png", "masks/torn/6.bmp", 1, "rods", "torn", 1),
     ]
     assert manifest.notes == (
-        "rods: 1 mask, by the folder ground_truth/ and the suffix _mask: "
+        "rods: 1 mask by the folder ground_truth/ and the suffix _mask: "
         "ground_truth/bent/3_mask.png",
-        "rods: 1 mask, by the folder ground_truth/: ground_truth/bent/deep/5.png",
-        "rods: 1 mask, by the folder masks/: masks/torn/6.bmp",
+        "rods: 1 mask by the folder ground_truth/: ground_truth/bent/deep/5.png",
+        "rods: 1 mask by the folder masks/: masks/torn/6.bmp",
         "rods: 1 defect image without a mask, left out of pixel metrics: bent/4.png",
         "rods: 1 image without a label",
     )
@@ -119,7 +119,9 @@ def test_subfolders_that_each_hold_good_are_categories(tmp_path):
     assert manifest.table["category"].tolist() == ["nut", "rod", "rod"]
     assert len(scanned("mine", "folder", root, categories=["nut"])) == 1
     put(root, "bent/2.png")
-    with pytest.raises(SpgError, match=r"ambiguous: normal images in nut make it a category.*also bent with"):
+    with pytest.raises(
+        SpgError, match=r"ambiguous: a folder good/ in nut makes.*1 image in none: bent/2"
+    ):
         scanned("mine", "folder", root)
 
 

@@ -45,8 +45,8 @@ def test_missing_masks_are_an_error_that_names_and_counts_them(tmp_path):
     with pytest.raises(
         SpgError,
         match=r"7 defect images .* without a mask: rod/test/bent/000\.png \(expected "
-        r"rod/ground_truth/bent/000_mask\.png\), .*004_mask\.png\) and 2 more, though the category "
-        r"has 1 mask: rod/ground_truth/bent/007_mask\.png\. Masks are matched by name",
+        r"rod/ground_truth/bent/000_mask\.png\), .*004_mask\.png\) and 2 more, but "
+        r"1 mask in the category: rod/ground_truth/bent/007_mask\.png\. Masks are matched by name",
     ):
         scanned("m", "mvtec", tree)
 
@@ -78,9 +78,9 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "scripts").mkdir()
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
-        "plate: 2 images in held_back/, neither train/ nor test/, ignored: "
+        "plate: 2 images in held_back, in no class of train/ or test/, ignored: "
         "plate/held_back/good/000.png, plate/held_back/good/001.png",
-        "rod: 1 image not directly in a defect folder, ignored: rod/test/stray.png",
+        "rod: 1 image in test, in no class of train/ or test/, ignored: rod/test/stray.png",
         "rod: 2 files left out, not an image file: rod/test/good/.DS_Store, "
         "rod/test/good/notes.txt",
         "1 folder without train/ and test/, ignored: scripts",
@@ -91,12 +91,12 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
 def test_a_root_that_is_no_mvtec_layout_says_what_it_holds(tmp_path):
     tree = write_mvtec(tmp_path / "data", ("rod",))
     with pytest.raises(
-        SpgError, match=r"rod is itself one category: use the layout mvtec with the root .*data\."
+        SpgError, match=r"rod is itself one category. Use the layout mvtec with the root .*data\."
     ):
         scanned("m", "mvtec", tree / "rod")
     with pytest.raises(
         SpgError,
-        match=r"No category of .* folders data\. There are categories in it: .* root .*data\.",
+        match=r"No category of .* folders data\. Use the layout folder with the root",
     ):
         scanned("m", "mvtec", tmp_path)
 

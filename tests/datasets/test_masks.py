@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from layouts import photos, put, save, scanned
 
-from spg_pipe.datasets.layouts.listing import is_normal
-from spg_pipe.datasets.masks import plain
+from spg_pipe.datasets.names import is_normal, plain
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
 
@@ -48,8 +47,8 @@ def rows(manifest):
         ("dent/2.jpg", "dent/2-seg.png", "the suffix -seg"),
         ("dent/2.jpg", "dent/2.mask.png", "the suffix .mask"),
         ("dent/2.jpg", "dent/mask_2.png", "the prefix mask_"),
-        ("dent/2.jpg", "dent/2.png", "the name of an image (.jpg) with the ending .png"),
-        ("dent/2.png", "dent/2.bmp", "the name of an image (.png) with the ending .bmp"),
+        ("dent/2.jpg", "dent/2.png", "the ending .png beside .jpg of the same name"),
+        ("dent/2.png", "dent/2.bmp", "the ending .bmp beside .png of the same name"),
     ],
 )
 def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
@@ -58,7 +57,7 @@ def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
     manifest = scanned("mine", "folder", root)
     given = mask.removesuffix("/000.png")
     assert rows(manifest) == {"good/1.png": ("", "good"), image: (given, image.split("/")[0])}
-    assert manifest.notes == (f"rods: 1 mask, by {rule}: {mask}",)
+    assert manifest.notes == (f"rods: 1 mask by {rule}: {mask}",)
     judged = read_images(root, tmp_path / "out")
     assert [judged.name(path) for path in judged.paths] == sorted(["good/1.png", image])
     assert judged.notes == (f"1 mask left out, by {rule}: {mask}",)
@@ -67,10 +66,13 @@ def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
 @pytest.mark.parametrize(
     ("name", "note"),
     [
-        ("label/3.png", "1 image could be masks by the folder label/, but do not look like masks"),
-        ("dent/2_seg.png", "by the suffix _seg, but do not look like masks: taken for images"),
-        ("dent/lonely_mask.png", "by the suffix _mask alone, but do not look like masks"),
-        ("dent/2.bmp", "2 images could be masks by their equal names, but do not look like"),
+        ("label/3.png", "1 image named like masks by the folder label/, but not like a mask to"),
+        ("dent/2_seg.png", "by the suffix _seg, but not like a mask to look at, taken for images"),
+        ("dent/lonely_mask.png", "named like masks by the suffix _mask alone, but not like a"),
+        (
+            "dent/2.bmp",
+            "2 images that differ in their endings alone, but not like a mask to look at",
+        ),
     ],
 )
 def test_a_photograph_that_is_named_like_a_mask_is_an_image_with_a_note(tmp_path, name, note):
@@ -88,17 +90,6 @@ def test_a_mask_without_an_image_is_no_image(tmp_path):
     assert "1 mask without a use, ignored: dent/9_mask.png" in manifest.notes
 
 
-def test_of_many_alike_a_few_are_looked_at_unless_these_differ(tmp_path):
-    names = [f"{number:02d}" for number in range(30)]
-    root = photos(tmp_path / "shots", *(f"{name}.jpg" for name in names))
-    put(root, *(f"{name}.png" for name in names))
-    assert len(read_images(root, tmp_path / "out").paths) == 30
-    photos(root, "00.png")
-    judged = read_images(root, tmp_path / "out")
-    assert len(judged.paths) == 31
-    assert "2 images could be masks by their equal names" in "".join(judged.notes)
-
-
 def test_where_no_folder_is_called_good_an_empty_mask_says_normal(tmp_path):
     root = photos(tmp_path / "steel", "train/1.png", "train/2.png", "test/3.png")
     put(root, "train/1_GT.png")
@@ -111,13 +102,6 @@ def test_where_no_folder_is_called_good_an_empty_mask_says_normal(tmp_path):
     }
     assert "1 image taken for normal, as their masks are empty and no folder" in manifest.notes[1]
     assert "1 image without a label: no folder is called good" in manifest.notes[2]
-
-
-def test_masks_of_several_categories_may_share_a_folder(tmp_path):
-    root = photos(tmp_path, "rod/good/1.png", "rod/dent/2.png", "nut/good/3.png", "nut/dent/2.png")
-    spots(root, "masks/rod/dent/2.png", "nut/masks/dent/2.png")
-    assert rows(scanned("mine", "folder", root))["rod/dent/2.png"][0] == "masks/rod/dent/2.png"
-    assert rows(scanned("mine", "folder", root))["nut/dent/2.png"][0] == "nut/masks/dent/2.png"
 
 
 def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):

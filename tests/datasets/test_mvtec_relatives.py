@@ -33,7 +33,8 @@ def test_masks_in_a_folder_of_the_images_name_are_one_mask(tmp_path):
     entries, notes = scan("mvtec", tmp_path)
     assert entries["box/test/logical/0.png"] == ("logical", 1, "box/ground_truth/logical/0")
     assert notes == [
-        "box: 1 image in validation/, neither train/ nor test/, ignored: box/validation/good/1.png"
+        "box: 1 image in validation, in no class of train/ or test/, ignored: "
+        "box/validation/good/1.png"
     ]
 
 
@@ -51,7 +52,7 @@ def test_mvtec_ad_2_is_read_as_far_as_it_is_labelled(tmp_path):
     mask = "can/test_public/ground_truth/bad/3_mask.png"
     assert entries["can/test_public/bad/3.png"] == ("bad", 1, mask)
     assert [note.partition(",")[0] for note in notes] == [
-        f"can: 1 image in {part}/" for part in ("test_private", "test_private_mixed", "validation")
+        f"can: 1 image in {part}" for part in ("test_private", "test_private_mixed", "validation")
     ]
     assert len(scan("mvtec", tmp_path, "test")[0]) == 2
 
@@ -67,8 +68,8 @@ def test_mvtec_3d_ad_is_read_without_its_depth(tmp_path):
         "pie/test/hole/rgb/1.png": ("hole", 1, "pie/test/hole/gt/1.png"),
     }
     assert notes == [
-        "pie: 1 mask, by the folder gt/: pie/test/hole/gt/1.png",
-        "pie: 1 file left out, coordinates, not a picture: pie/test/hole/xyz/1.png",
+        "pie: 1 mask by the folder gt/: pie/test/hole/gt/1.png",
+        "pie: 1 folder left out, coordinates, not pictures: pie/test/hole/xyz",
     ]
 
 
@@ -125,10 +126,12 @@ def test_advice_leads_to_the_images(tmp_path, tree, layout, inside):
 def test_the_advice_on_some_missing_masks_works(tmp_path):
     photos(tmp_path, "cell/test/good/0.png", "cell/test/dent/1.png", "cell/test/dent/2.png")
     put(tmp_path, "cell/ground_truth/dent/1_mask.png")
-    with pytest.raises(SpgError, match=r"1 defect image .*dent/2\.png .*has 1 mask: ") as error:
+    with pytest.raises(
+        SpgError, match=r"1 defect image .*dent/2\.png .*but 1 mask in the category: "
+    ) as error:
         scanned("cells", "mvtec", tmp_path)
     test = tmp_path / "cell" / "test"
-    assert f"layout folder with the root {test}" in str(error.value)
+    assert f"layout folder with the root {test}:" in str(error.value)
     (tmp_path / "cell" / "ground_truth").rename(test / "ground_truth")
     assert scanned("cells", "folder", test).table["mask"].tolist() == [
         "",

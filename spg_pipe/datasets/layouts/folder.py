@@ -14,39 +14,17 @@ Rules
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import (
-    GOOD,
-    Entry,
-    Layout,
-    Scan,
-    Select,
-    is_normal,
-    normal_notes,
-    noted,
-)
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.layouts.mvtec import split_folders
 from spg_pipe.datasets.layouts.visa import SPLIT_FILE
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.datasets.masks import (
-    Place,
-    Sorting,
-    empty_masks,
-    is_mask_folder,
-    may_hold_masks,
-    pair,
-    place_of,
-    says_nothing,
-    sort_masks,
-    told,
-)
-from spg_pipe.datasets.walk import SYNTHETIC_RECORD, is_image, relative, subfolders, walk
+from spg_pipe.datasets.masks import is_empty, mask_notes, pair, sort_masks, used_masks
+from spg_pipe.datasets.names import GOOD, Place, is_normal, place_of
+from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
-
-_DEPTH = 3
-"""Of folders such as `Data/Images/` above the classes, at most."""
 
 
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:
@@ -55,29 +33,33 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     SpgError if the folder holds none, looks like another layout, or its labels are ambiguous.
     """
     _refuse_other_layouts(root)
-    folders = {f.resolve().name: f for f in _category_folders(root)}
-    chosen = {name: folder for name, folder in folders.items() if select(name)}
-    walked = walk(root, skip=[f for f in folders.values() if f not in chosen.values()])
+    walked = walk(root)
     sorting = sort_masks(root, walked.images)
-    scans = [_scan_category(root, name, folder, sorting) for name, folder in chosen.items()]
+    images = {image: place_of(root, image) for image in sorting.images}
+    masks = {mask: place_of(root, mask, mask=True) for mask in sorting.masks}
+    inner = _categories(root, images)
+    categories = {c: (_below(c, images), _masks_of(root, c, masks)) for c in inner}
+    categories = categories or {root.resolve().name: (images, masks)}
+    scans = [
+        _scan_category(root, name, *files, sorting.masks, bool(inner))
+        for name, files in categories.items()
+        if select(name)
+    ]
     entries = [entry for scan in scans for entry in scan.entries]
-    used = {entry.mask for entry in entries}
-    masks = [relative(mask, root) for mask in sorting.masks]
-    unused = [m for m in masks if not {m, PurePosixPath(m).parent.as_posix()} & used]
-    outside = {*sorting.images} - {root / entry.path for entry in entries}
+    unasked = {m for name, files in categories.items() if not select(name) for m in files[1]}
+    used = used_masks(masks, [root / entry.mask for entry in entries if entry.mask])
     notes = [
         *(note for scan in scans for note in scan.notes),
-        *noted([relative(i, root) for i in sorted(outside)], "image", "in no category, ignored"),
-        *noted(unused, "mask", "without a use, ignored"),
+        *noted(sorted(masks.keys() - used - unasked), "mask", "without a use, ignored", root),
         *sorting.doubts,
         *walked.notes(root),
     ]
-    if chosen and not entries:
+    if scans and not entries:
         raise SpgError(
             f"No images in {root}: expected image files, in it or in subfolders such as good/ "
             f"and one folder for each defect. {'; '.join(notes) or 'It is empty'}."
         )
-    return Scan(entries, sorted(folders), notes)
+    return Scan(entries, [*categories], notes)
 
 
 FOLDER = Layout(
@@ -118,76 +100,67 @@ def _refuse_other_layouts(root: Path) -> None:
             )
 
 
-def _category_folders(root: Path) -> list[Path]:
-    """The root itself, or its subfolders when each of them holds its own good/."""
-    folders = [f for f in subfolders(root) if not is_mask_folder(f.name)]
-    inner = [f for f in folders if _holds_normal(f, _DEPTH)]
-    # `images/good` and `train/good` are of the root; `bolt/good` and `data/good` of two products.
-    if any(is_normal(f.name) for f in folders) or all(says_nothing(f.name) for f in inner):
-        return [root]
-    kinds = {kind.name for f in inner for kind in subfolders(f)}
-    inner = [f for f in folders if f in inner or _holds_only(f, kinds)]  # a day without an OK part
-    rest = [f for f in folders if f not in inner and not may_hold_masks(f.name)]
-    loose = [f.name for f in rest if walk(f).images]
-    if loose or any(is_image(path) for path in root.iterdir()):
-        what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
-        raise SpgError(
-            f"{root} is ambiguous: normal images in {inner[0].name} make it a category, but there "
-            f"is {what}. Give the folder of one category as the root, or move what does "
-            f"not belong there."
-        )
-    return inner
-
-
-def _holds_normal(folder: Path, depth: int) -> bool:
-    """Whether a folder of normal images is in it, or in a folder such as `images/` in it."""
-    return depth > 0 and any(
-        is_normal(f.name) or (says_nothing(f.name) and _holds_normal(f, depth - 1))
-        for f in subfolders(folder)
+def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
+    """The folders that hold their own good/, sorted; none if the root is the one category."""
+    inner = sorted({p[0] for p in images.values() if len(p) > 1 and is_normal(p[1])})
+    inner = [name for name in inner if not is_normal(name)]
+    kinds = {place[1:2] for place in images.values() if {*place[:1]} & {*inner}}
+    inner += sorted(  # a day without an OK part
+        name
+        for name in {*(place[0] for place in images.values() if place)} - {*inner}
+        if {place[1:2] for place in images.values() if place[:1] == (name,)} <= kinds - {()}
     )
+    loose = [image for image, place in images.items() if not {*place[:1]} & {*inner}]
+    if inner and loose:
+        raise SpgError(
+            f"{root} is ambiguous: a folder {GOOD}/ in {inner[0]} makes {inner[0]} a category, but "
+            f"there are {'; '.join(noted(loose, 'image', 'in none', root))}. Give the folder of "
+            f"one category as the root, or move what does not belong there."
+        )
+    return sorted(inner)
 
 
-def _holds_only(folder: Path, kinds: set[str]) -> bool:
-    """Whether all that is in a folder is in classes, which other categories have as well."""
-    own = {kind.name for kind in subfolders(folder)}
-    return bool(own) and own <= kinds and not any(map(is_image, folder.iterdir()))
+def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:
+    """The files of a category, with their places in it."""
+    return {file: place[1:] for file, place in files.items() if place[:1] == (category,)}
 
 
-def _scan_category(root: Path, category: str, folder: Path, sorting: Sorting) -> Scan:
-    """All images of one category, with their labels and masks."""
-    images = {i: place_of(folder, i) for i in sorting.images if i.is_relative_to(folder)}
-    places = {mask: _mask_place(root, folder, mask) for mask in sorting.masks}
-    masks = {mask: place for mask, place in places.items() if place is not None}
+def _masks_of(root: Path, category: str, masks: Mapping[Path, Place]) -> dict[Path, Place]:
+    """Masks in the category's folder, even one called `label`, and those in `masks/<category>/`."""
+    folder = root / category
+    inside = {m: place_of(folder, m, mask=True) for m in masks if m.is_relative_to(folder)}
+    return _below(category, masks) | inside
+
+
+def _scan_category(
+    root: Path,
+    category: str,
+    images: Mapping[Path, Place],
+    masks: Mapping[Path, Place],
+    rules: Mapping[Path, str],
+    by_folders: bool,
+) -> Scan:
+    """All images of one category, with their labels and masks.
+
+    `by_folders`: folders say which images are normal, even if this category has none.
+    """
     normal = {image for image, place in images.items() if place and is_normal(place[0])}
     pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
-    by_folders = bool(normal) or folder != root  # categories are such by their normal images
+    by_folders = by_folders or bool(normal)
     if not by_folders:
-        empty = empty_masks([*pairs.values()])
-        normal = {image for image, mask in pairs.items() if mask in empty}
+        normal = {image for image, mask in pairs.items() if is_empty(mask)}
     entries = []
     for image, place in images.items():
-        defect, label = "", LABEL_UNKNOWN
-        if image in normal:
-            defect, label = GOOD, LABEL_NORMAL
-        elif image in pairs or (place and by_folders):
-            defect, label = place[0] if place else "defect", LABEL_ANOMALOUS
-        mask = pairs.get(image) if label == LABEL_ANOMALOUS else None
-        where = relative(mask, root) if mask else ""
-        entries.append(Entry(relative(image, root), category, defect, label, where))
+        anomalous = image in pairs or (place and by_folders)
+        kind = (place[0] if place else "defect") if anomalous else ""
+        kind = GOOD if image in normal else kind
+        entries.append(entry_of(root, category, image, kind, pairs.get(image)))
     notes = [
-        *normal_notes(place[0] for place in images.values() if place),
-        *told(root, [m for m in masks if {m, m.parent} & {*pairs.values()}], sorting.masks),
+        *good_notes(place[0] for place in images.values() if place),
+        *mask_notes(root, used_masks(masks, pairs.values()), rules),
         *_notes(root, entries, by_folders),
     ]
     return Scan(entries, [category], [f"{category}: {note}" for note in notes])
-
-
-def _mask_place(root: Path, folder: Path, mask: Path) -> Place | None:
-    """Where in a category a mask's image is; None if that is another category."""
-    if mask.is_relative_to(folder):
-        return place_of(folder, mask, mask=True)
-    place = place_of(root, mask, mask=True)  # masks/<category>/<defect>/
-    return place[1:] if place[:1] == (folder.name,) else None
 
 
 def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
@@ -204,11 +177,7 @@ def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
     if normal and not by_folders:
         notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")
     if unlabelled := sum(entry.label == LABEL_UNKNOWN for entry in entries):
-        why = (
-            ""
-            if by_folders
-            else f": {none}"
-            + (", so that masks alone label" if any(entry.mask for entry in entries) else "")
-        )
+        alone = ", so that masks alone label" if any(entry.mask for entry in entries) else ""
+        why = "" if by_folders else f": {none}{alone}"
         notes.append(f"{counted(unlabelled, 'image')} without a label{why}")
     return notes

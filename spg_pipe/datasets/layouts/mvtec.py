@@ -8,26 +8,26 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import (
-    GOOD,
-    Entry,
-    Layout,
-    Scan,
-    Select,
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
+from spg_pipe.datasets.names import (
+    Place,
+    is_mask_folder,
     is_normal,
-    normal_notes,
-    noted,
+    may_hold_masks,
+    place_of,
+    plain,
+    says_nothing,
 )
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, MaskState
-from spg_pipe.datasets.masks import is_mask_folder, may_hold_masks, pair, place_of, plain, says_nothing, sort_masks, told
-from spg_pipe.datasets.walk import is_image, relative, subfolders, walk
+from spg_pipe.datasets.walk import is_image, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "test_public"), "test"
 )
 """Folder, as `plain` writes it → split. MVTec AD 2's public test images are labelled."""
-_OFFICIAL = ("the folder ground_truth/", "the folder ground_truth/ and the suffix _mask")
+_OFFICIAL = ("by the folder ground_truth/", "by the folder ground_truth/ and the suffix _mask")
 """How MVTec AD's own masks are told: no news."""
 
 
@@ -38,21 +38,20 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     files.
     """
     folders = [f for f in subfolders(root) if split_folders(f)]
-    masks = [folder for folder in folders if is_mask_folder(folder.name)]
-    if len(masks) < len(folders):  # else it is what a product is called
-        folders = [folder for folder in folders if folder not in masks]
+    products = [folder for folder in folders if not is_mask_folder(folder.name)]
+    beside = [f.name for f in folders if f not in (products or folders)]
+    folders = products or folders  # a product may be called mask
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
     empty = [name for name, category in chosen.items() if not category.entries]
-    ignored = [folder.name for folder in subfolders(root) if folder not in (*folders, *masks)]
-    beside = [folder.name for folder in masks if folder not in folders]
+    ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
     loose = [path.name for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
     notes = [note for category in chosen.values() for note in category.notes]
-    notes += noted(ignored, "folder", "without train/ and test/, ignored")
-    notes += noted(loose, "image", "in no category, ignored")
+    notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
     notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
+    notes += noted(loose, "image", "in no category, ignored")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
@@ -85,69 +84,39 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     walked = walk(category)
     sorting = sort_masks(category, walked.images)
     parts = {folder.name: split for folder, split in split_folders(category).items()}
-    images: dict[str, dict[Path, tuple[str, ...]]] = {split: {} for split in splits}
-    stray, unread = [], defaultdict(list)
+    images: dict[str, dict[Path, Place]] = {split: {} for split in splits}
+    unread = defaultdict(list)
     for image in sorting.images:
         part, place = image.relative_to(category).parts[0], place_of(category, image)
         if parts.get(part) in splits and len(place) == 1:
             images[parts[part]][image] = place
-        elif parts.get(part) in splits or image.parent == category:
-            stray.append(relative(image, root))
-        elif part not in parts:
-            unread[part].append(relative(image, root))
+        elif part not in parts or parts[part] in splits:
+            unread[part].append(image)
     masks = {mask: place_of(category, mask, mask=True) for mask in sorting.masks}
-    pairs = {
-        image: mask
-        for part in images.values()
-        for image, mask in pair(
-            {i: place for i, place in part.items() if not is_normal(place[0])}, masks
-        ).items()
-    }
-    entries = [
-        _entry(root, category.name, image, place[0], pairs.get(image), split == "train")
-        for split, part in images.items()
-        for image, place in part.items()
-    ]
-    used = {mask for mask in masks if mask in pairs.values() or mask.parent in pairs.values()}
+    entries, pairs = [], dict[Path, Path]()
+    for split, places in images.items():
+        pairs |= pair({i: at for i, at in places.items() if not is_normal(at[0])}, masks)
+        entries += [
+            entry_of(root, category.name, image, at[0], pairs.get(image), split == "train")
+            for image, at in places.items()
+        ]
+    used = used_masks(masks, pairs.values())
+    news = [mask for mask in used if sorting.masks[mask] not in _OFFICIAL]
     unused = [m for m in masks if m not in used and not any(map(is_normal, masks[m]))]
     notes = [
-        *normal_notes(place[0] for part in images.values() for place in part.values()),
-        *told(root, [m for m in used if sorting.masks[m] not in _OFFICIAL], sorting.masks),
+        *good_notes(place[0] for places in images.values() for place in places.values()),
+        *mask_notes(root, news, sorting.masks),
         *_without_masks(root, category, entries, masks),
-        *noted(
-            [relative(m, root) for m in unused if "test" in splits],
-            "mask",
-            "without an image, ignored",
-        ),
-        *noted(stray, "image", "not directly in a defect folder, ignored"),
-        *[
-            note
-            for part, paths in unread.items()
-            for note in noted(paths, "image", f"in {part}/, neither train/ nor test/, ignored")
-        ],
-        *sorting.doubts,
-        *walked.notes(root, documents=category),
+        *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
     ]
+    for part, paths in unread.items():
+        notes += noted(paths, "image", f"in {part}, in no class of train/ or test/, ignored", root)
+    notes += sorting.doubts + walked.notes(root, documents=category)
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
 
-def _entry(
-    root: Path, category: str, image: Path, kind: str, mask: Path | None, train: bool
-) -> Entry:
-    """The entry of an image in the folder `kind` of a split."""
-    normal = is_normal(kind)
-    return Entry(
-        path=relative(image, root),
-        category=category,
-        defect=GOOD if normal else kind,
-        label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
-        mask=relative(mask, root) if mask else "",
-        train=train,
-    )
-
-
 def _without_masks(
-    root: Path, category: Path, entries: Sequence[Entry], masks: Mapping[Path, tuple[str, ...]]
+    root: Path, category: Path, entries: Sequence[Entry], masks: Mapping[Path, Place]
 ) -> list[str]:
     """A note if a category has no masks at all; SpgError if it lacks some."""
     missing = [entry for entry in entries if entry.mask_state == MaskState.MISSING]
@@ -164,25 +133,19 @@ def _without_masks(
     test = category / PurePosixPath(missing[0].path).parts[1]
     raise SpgError(
         f"{counted(len(missing), 'defect image')} in {root} without a mask: {listed(expected)}, "
-        f"though the category has {counted(len(masks), 'mask')}: "
-        f"{listed([relative(mask, root) for mask in masks], 2)}. Masks are matched by name. Put "
-        f"the missing ones there. Or, where none exist, use the layout folder with the root "
-        f"{test}, and move the masks into it, as {test / 'ground_truth'}: there a defect image "
-        f"may lack its mask."
+        f"but {noted([*masks], 'mask', 'in the category', root)[0]}. Masks are matched by name. "
+        f"Put the missing ones there. Or, where none exist, move the others to "
+        f"{test / 'ground_truth'} and use the layout folder with the root {test}: there a defect "
+        f"image may lack its mask."
     )
 
 
 def _no_category(root: Path) -> str:
-    names = [folder.name for folder in subfolders(root)]
-    below = [folder for folder in subfolders(root) if any(map(split_folders, subfolders(folder)))]
-    advice = f"If these are images of your own, use the layout folder with the root {root}"
-    if split_folders(root):
-        above = root.resolve().parent
-        advice = f"{root} is itself one category: use the layout mvtec with the root {above}"
-    elif below:
-        advice = f"There are categories in it: use the layout mvtec with the root {below[0]}"
+    layout, start = ("mvtec", root.resolve().parent) if split_folders(root) else ("folder", root)
+    itself = f"{root} is itself one category. " if split_folders(root) else ""
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "
-        f"{listed(names) or '(none)'}. {advice}."
+        f"{listed([folder.name for folder in subfolders(root)]) or '(none)'}. {itself}Use the "
+        f"layout {layout} with the root {start}."
     )

@@ -189,8 +189,12 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
             f"Dataset {name} names {counted(len(twice), 'image')} more than once: {listed(twice)}. "
             f"Remove the repeated set, or the repeated line of the split file."
         )
-    for path in times:
-        utf8_name(Path(path))
+    for path in filter(None, (path for entry in entries for path in (entry.path, entry.mask))):
+        if path != utf8_name(path):
+            raise SpgError(
+                f"Dataset {name}: this process takes the file name {utf8_name(path)!r} for "
+                f"another, because its locale is not UTF-8. Run it again with PYTHONUTF8=1."
+            )
 
 
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:

@@ -193,13 +193,3 @@ def test_no_images_and_no_training_split_are_errors(tmp_path):
         scanned("mine", "folder", tmp_path)
     with pytest.raises(SpgError, match="knows no training split: use the split `test` or `all`"):
         scanned("mine", "folder", put(tmp_path, "1.png"), split="train")
-
-
-def test_links_that_go_round_in_a_circle_end(tmp_path):
-    root = put(tmp_path / "shots", "in/1.png")
-    (root / "in" / "loop").symlink_to(root, target_is_directory=True)
-    put(tmp_path / "elsewhere", "2.png")
-    (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (root / "again").symlink_to("in", target_is_directory=True)
-    manifest = scanned("mine", "folder", root)
-    assert manifest.table["path"].tolist() == ["again/1.png", "in/1.png", "linked/2.png"]

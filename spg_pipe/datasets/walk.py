@@ -151,7 +151,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 def mask_files(mask: Path) -> list[Path]:
     """The files of a mask, sorted: the mask itself, or those of its folder."""
-    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+    if not mask.is_dir():
+        return [mask]
+    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
 
 
 def relative(path: Path, root: Path) -> str:

@@ -22,8 +22,11 @@ _SECONDS_A_RATE = 3600
 """A rate is the mean of this time."""
 _CLOSED_PIPE = 128 + 13
 """The exit code that a shell gives a program that SIGPIPE ended."""
-_NO_MEMORY = re.compile("(out of|not enough|allocate) memory")
-"""How PyTorch says so, of a GPU and of the host."""
+_NO_MEMORY = re.compile(
+    "(out of|not enough|allocate) memory|could not create a (primitive|memory)|"
+    "start new thread|failed to map segment"
+)
+"""How PyTorch, oneDNN, Python and the loader of libraries say so, of a GPU and of the host."""
 _PLAIN = {
     **{"→": "->", "×": "x", "…": "...", "±": "+/-", "≤": "<=", "≥": ">=", "²": "2", "·": "*"},
     **{"–": "-", "−": "-", "─": "-", "’": "'", "σ": "sigma", "Σ": "Sigma", "τ": "tau"},
@@ -164,7 +167,7 @@ def exit_code(main: Callable[[], Any]) -> int:
         again = "Run the same command again: training and extracting go on from where they were."
         _print(f"Interrupted. {again}", sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         what = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2] or "host"

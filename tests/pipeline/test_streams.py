@@ -118,7 +118,18 @@ def too_large_for_torch() -> None:
     torch.empty(1 << 50)
 
 
-@pytest.mark.parametrize("command", [too_large_for_numpy, too_large_for_torch])
+def too_large_for_onednn() -> None:
+    raise RuntimeError("could not create a primitive")
+
+
+def too_large_for_the_loader() -> None:
+    raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [too_large_for_numpy, too_large_for_torch, too_large_for_onednn, too_large_for_the_loader],
+)
 def test_no_memory_is_a_message_that_says_what_to_lower(command, capsys):
     assert exit_code(command) == 1
     said = capsys.readouterr().err

@@ -110,7 +110,7 @@ class Console:
 
         live = self.bars and sys.stderr.isatty()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,}/{task.total:,} " + unit),
             TextColumn("{task.fields[rate]}"),
@@ -155,7 +155,10 @@ def exit_code(main: Callable[[], Any]) -> int:
     int
         0 done, 1 failed with a message, 2 wrong usage, 130 interrupted, 141 nobody reads on.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as with `2>&-`
+            setattr(sys, name, io.StringIO())
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be something else
             stream.reconfigure(errors="spg-plain")
     try:
@@ -183,7 +186,7 @@ def _code_of(main: Callable[[], Any]) -> int:
             main()
         finally:
             with _writing_to(sys.stdout):
-                print(end="", flush=True)  # also where there is no stdout
+                sys.stdout.flush()
     except SystemExit as stop:
         if stop.code == 130:  # Typer's for Ctrl-C, and it says nothing
             raise KeyboardInterrupt from stop

@@ -85,6 +85,21 @@ def closed_pipe() -> io.TextIOWrapper:
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_fault(monkeypatch, capfd, name):
+    monkeypatch.setattr(sys, name, None)
+
+    def command() -> None:
+        with Console().progress("work") as update:
+            update(1, 1)
+        Console().say("said")
+        Console().result({}, "result")
+
+    assert exit_code(command) == 0
+    out, err = capfd.readouterr()
+    assert (out, "said" in err) == (("", True) if name == "stdout" else ("result\n", False))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(monkeypatch, capfd, name):
     with closed_pipe() as stream:
         monkeypatch.setattr(sys, name, stream)

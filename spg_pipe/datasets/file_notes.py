@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from spg_pipe.datasets.images import Header, read_header
-from spg_pipe.datasets.layouts.listing import noted
 from spg_pipe.datasets.samples import white_of
+from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import counted, listed
 
 _THREADS = 4
@@ -47,11 +47,11 @@ def file_notes(seen: Sequence[Seen]) -> list[str]:
         ],
         "with an EXIF orientation that is ignored here, so that a mask drawn on the upright "
         "picture does not fit (save them upright, without the tag)": [
-            path for path, image in images if image.orientation > 1 and not image.turned
+            path for path, image in images if image.orientation > 1 and image.turn == 1
         ],
-        "turned by an EXIF orientation that the mask has not, which fits if that was drawn on the "
-        "upright picture": [
-            one.path for one in seen if one.image.turned and not all(m.turned for m in one.masks)
+        "turned by EXIF otherwise than the mask, which fits if that was drawn on the picture as "
+        "viewers show it": [
+            one.path for one in seen if any(mask.turn != one.image.turn for mask in one.masks)
         ],
     }
     lossy = [one.mask for one in seen if any(mask.lossy for mask in one.masks)]
@@ -64,11 +64,11 @@ def _note_of_white(seen: Sequence[Seen]) -> list[str]:
     peaks = {one.path: one.image.peak for one in seen if one.image.peak is not None}
     if (white := white_in(seen)) is None:
         return []
-    alone = "" if len(peaks) > 1 else ", by one image alone, which says little of its camera"
+    alone = "" if len(peaks) > 1 else " (but one image says little of its camera)"
     return [
-        f"{counted(len(peaks), '16-bit image')} whose files do not say which value is white, and "
-        f"with values up to {max(peaks.values())}: {white} ({white.bit_length()} bits) is taken "
-        f"for white{alone}; if that is wrong, save them with white at 65535: {listed([*peaks])}"
+        f"{counted(len(peaks), '16-bit image')} not saying which value is white: by the highest of "
+        f"all, {max(peaks.values())}, it is {white}, of {white.bit_length()} bits{alone}; if that "
+        f"is wrong, save them with white at 65535: {listed([*peaks])}"
     ]
 
 

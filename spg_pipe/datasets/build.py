@@ -255,7 +255,7 @@ def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]
     row["mask_sha256"], masks = _read(root, entry.mask, entry.mask_sha256, has, exif, decode)
     for size in (mask.size for mask in masks if mask.size != image.size):
         turns = image.orientation >= 5 and size == (width, height)
-        hint = (_TURNED if image.turned else _NOT_TURNED) if turns else ""
+        hint = (_TURNED if image.turn > 1 else _NOT_TURNED) if turns else ""
         # Width × height, as viewers show them.
         sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
         raise _UnusableError(f"is {sizes}{hint}")

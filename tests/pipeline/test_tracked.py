@@ -10,7 +10,7 @@ from dvc.fs import LocalFileSystem
 from e2e.helpers import one_message, run_stage, spg
 from layouts import write_mvtec
 
-from spg_pipe.datasets.walk import files_below
+from spg_pipe.datasets.walk import walk
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.datasets import require_tracked
 
@@ -35,7 +35,7 @@ def link(folder: Path, below: str) -> Path:
 def test_what_dvc_does_not_see_is_refused(tmp_path: Path, below: str, sees: bool) -> None:
     root = link(tmp_path, below)
     (root / ".cache").symlink_to(tmp_path)
-    ours = set(map(str, files_below(root)[0]))
+    ours = set(map(str, walk(root).images))
     assert (ours <= set(LocalFileSystem().find(str(root)))) is sees
     if sees:
         require_tracked(root)

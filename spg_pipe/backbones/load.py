@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from spg_pipe.backbones.names import BackboneInfo, Request, find_alias
-from spg_pipe.backbones.spec import Norm
+from spg_pipe.backbones.names import BackboneInfo, Request, find_alias, unknown_name
+from spg_pipe.backbones.spec import BackboneSpec, Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
+
+_SAY = partial(print, file=sys.stderr)
 
 
 def load_backbone(
@@ -23,6 +27,7 @@ def load_backbone(
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
     device: str = "cpu",
+    say: Callable[[str], None] = _SAY,
 ) -> Backbone:
     """Load a frozen backbone with its weights.
 
@@ -46,6 +51,8 @@ def load_backbone(
         A local state dict (.safetensors or .pth) instead of the published weights.
     device : str
         Where the network runs and its tokens stay, as torch names it.
+    say : callable
+        Told what is downloaded, and from where, before it is.
 
     Returns
     -------
@@ -64,7 +71,42 @@ def load_backbone(
     info = resolve(name)
     size = info.image_size if image_size is None else image_size
     chosen = info.layers if layers is None else _layer_names(layers)
-    return _build(Request(info, size, chosen, norm, protocol, weights, device))
+    return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
+
+
+def load_recorded(
+    spec: BackboneSpec,
+    protocol: Literal["default", "spg"],
+    *,
+    weights: Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Backbone:
+    """Load the backbone that a detector's record names; parameters as of `load_backbone`.
+
+    Raises
+    ------
+    SpgError
+        As `load_backbone`, and before any download if the name is not of the model on record: a
+        record that anybody may have written does not decide what is fetched.
+    """
+    info = resolve(spec.alias)
+    if (info.family, info.model) != (spec.family, spec.model):
+        raise SpgError(
+            f"The detector's record calls its backbone {spec.alias}, which is {info.model} "
+            f"({info.family}), and says that it is {spec.model} ({spec.family}). Ask its maker for "
+            "another copy, or train one with `spg-pipe train-guides`."
+        )
+    return load_backbone(
+        spec.alias,
+        image_size=spec.preprocess.size,
+        layers=spec.layers,
+        norm=spec.norm,
+        protocol=protocol,
+        weights=weights,
+        device=device,
+        say=say,
+    )
 
 
 def _build(request: Request) -> Backbone:
@@ -83,9 +125,15 @@ def _build(request: Request) -> Backbone:
 
 
 def resolve(name: str) -> BackboneInfo:
-    """What a name stands for, with its defaults; SpgError if nothing knows it."""
+    """What a name stands for, with its defaults; SpgError if nothing knows it.
+
+    Only aliases and the models that the installed libraries list themselves: an address of a hub
+    (`hf-hub:…`), a folder (`local-dir:…`) or a URL is no name. Nothing is contacted.
+    """
     if (info := find_alias(name)) is not None:
         return info
+    if ":" in name.removeprefix("timm:").removeprefix("open_clip:"):
+        raise unknown_name(name, [])
     if name.startswith("open_clip:"):
         from spg_pipe.backbones.openclip import resolve_open_clip
 

@@ -14,6 +14,7 @@ from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import MAP_TOP, Decision, coarse_maps, top_mean
 from spg_pipe.decision.rules import Published, Rule, image_scores
 from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
 
 Patches = dict[str, Tensor]
 """Name of tokens → (B, h, w) float32 on the CPU: probabilities, or log odds."""
@@ -52,8 +53,25 @@ def judge(
     Raises
     ------
     SpgError
-        If the rule is `additive` and the detector has no decision.
+        If the rule is `additive` and the detector has no decision, or a score is not finite.
     """
+    judged = _judge(detector, tokens, grids, seen, rule)
+    values = (judged.columns["score"], *judged.patches.values())
+    if not all(np.isfinite(np.asarray(value)).all() for value in values):
+        raise SpgError(
+            "Scores came out that are no numbers: the tokens, the backbone's weights or the "
+            "detector are damaged. `spg-pipe verify STORE` checks a store."
+        )
+    return judged
+
+
+def _judge(
+    detector: Detector,
+    tokens: Mapping[str, Tensor],
+    grids: Mapping[str, tuple[int, int]],
+    seen: BackboneSpec,
+    rule: Rule,
+) -> Judged:
     size = seen.preprocess.size
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)
     with torch.inference_mode():

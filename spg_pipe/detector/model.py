@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import components
@@ -20,7 +22,7 @@ from spg_pipe.decision.model import Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.layer import VIEWS, LayerGuides, Pair
+from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.model import (
     TAU,
     anomaly_probability,
@@ -119,7 +121,7 @@ class Detector:
         decision = self.decision
         patches, parts = {}, []
         for key, batch in tokens.items():
-            guides = self.layers[key.layer]
+            guides = self._guides(key, batch)
             directions = {
                 view: direction.to(batch.device)
                 for view, direction in guides.directions(as_cosines=not self.contrast).items()
@@ -156,7 +158,7 @@ class Detector:
         detection = self.record.detection
         patches, images = {}, []
         for key, batch in tokens.items():
-            guides = self.layers[key.layer]
+            guides = self._guides(key, batch)
             local = guides.pairs["patches"].vectors.to(batch.device)
             probability = anomaly_probability(similarity(batch[:, 1:], local), tau)
             patches[key] = to_grid(probability, grids[key] if grids else guides.grid)
@@ -167,6 +169,16 @@ class Detector:
             feature = detection_feature(batch, detection)
             images.append(anomaly_probability(similarity(feature, whole).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
+
+    def _guides(self, key: TokenKey, tokens: Tensor) -> LayerGuides:
+        """The guides for tokens (B, 1 + N, D); SpgError if they are of another width."""
+        guides = self.layers[key.layer]
+        if (found := tokens.shape[-1]) != (width := guides.atoms.shape[-1]):
+            raise SpgError(
+                f"Layer {key.name} has tokens of width {found}, and the detector's guides are of "
+                f"width {width}: it was not made with this backbone. Run `{_MAKE}` again."
+            )
+        return guides
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
         """Refuse tokens of another backbone with an `SpgError` that names every difference."""
@@ -186,10 +198,7 @@ class Detector:
         """Write detector.safetensors, config.json and the training curve as one folder."""
         tensors: dict[str, Tensor] = {}
         for layer, guides in self.layers.items():
-            tensors |= {f"{layer}.atom_ids": guides.atom_ids, f"{layer}.atoms": guides.atoms}
-            for view, pair in guides.pairs.items():
-                tensors[f"{layer}.{view}.vectors"] = pair.vectors
-                tensors[f"{layer}.{view}.codes"] = pair.codes
+            tensors |= {f"{layer}.{name}": values for name, values in guides.tensors().items()}
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "detector.safetensors", tensors)
             record = self.record.model_copy(update={"tensors_sha256": sha256})
@@ -211,27 +220,23 @@ class Detector:
         tensors = load_tensors(
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE
         )
-        try:
+        with reading(path, "detector", _MAKE):
             layers = {
-                layer: LayerGuides(
-                    {
-                        view: Pair(
-                            tensors[f"{layer}.{view}.vectors"][0],
-                            tensors[f"{layer}.{view}.vectors"][1],
-                            tensors[f"{layer}.{view}.codes"],
-                        )
-                        for view in VIEWS
-                        if f"{layer}.{view}.vectors" in tensors
-                    },
-                    tensors[f"{layer}.atom_ids"],
-                    tensors[f"{layer}.atoms"],
-                    grid,
-                )
+                layer: LayerGuides.of_tensors(below(tensors, f"{layer}."), grid)
                 for layer, grid in record.layers.items()
             }
-        except KeyError as error:
-            raise SpgError(
-                f"{path} is not a whole detector (it lacks {error}). Train it again with "
-                f"`{_MAKE}`, or copy it again."
-            ) from error
-        return cls(layers, record.model_copy(update={"tensors_sha256": ""}))
+            detector = cls(layers, record.model_copy(update={"tensors_sha256": ""}))
+            detector._require_whole(tensors)
+        return detector
+
+    def _require_whole(self, tensors: Mapping[str, Tensor]) -> None:
+        """ValueError if there are tensors of no layer, or guides that the decision cannot use."""
+        if unknown := [name for name in tensors if name.split(".")[0] not in self.layers]:
+            raise ValueError(f"the tensor {unknown[0]} is of no layer")
+        if isinstance(self.record.rule, Additive):
+            as_cosines = not self.contrast
+            directions = {
+                layer: guides.directions(as_cosines=as_cosines)
+                for layer, guides in self.layers.items()
+            }
+            self.record.rule.decision.require_terms(directions)

@@ -53,7 +53,7 @@ def predict_folder(
     detector = Detector.load(detector_path)
     images = read_images(source, out)
     manifest = read_normals(normals, detector) if normals else None
-    predictor = load_predictor(detector, tiles, weights, choose_device(device))
+    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(f"  {licence}")

@@ -1,6 +1,6 @@
 """What judges images: a detector, the backbone that it needs, perhaps a bank of normal images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,11 @@ class Predictor:
 
 
 def load_predictor(
-    detector: Detector, tiles: Sequence[int], weights: Path | None, device: str
+    detector: Detector,
+    tiles: Sequence[int],
+    weights: Path | None,
+    device: str,
+    say: Callable[[str], None],
 ) -> Predictor:
     """A detector with its backbone.
 
@@ -97,20 +101,16 @@ def load_predictor(
         images are taken whole.
     weights : Path, optional
         A file of the backbone's weights.
+    say : callable
+        Told of a download before it starts.
 
     An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
-    check_sides(tiles, spec)
-    backbone = backbones.load_backbone(
-        spec.alias,
-        image_size=spec.preprocess.size,
-        layers=spec.layers,
-        norm=spec.norm,
-        protocol=detector.record.protocol.name,
-        weights=weights,
-        device=device,
-    )
+    if tiles:
+        check_sides(tiles, spec)
+    name = detector.record.protocol.name
+    backbone = backbones.load_recorded(spec, name, weights=weights, device=device, say=say)
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

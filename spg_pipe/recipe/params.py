@@ -16,7 +16,7 @@ OPTIONS = "the command's options"
 _SHOWN = 100
 """Characters of a wrong value that an error shows: it may be a whole section."""
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Detection = Literal["cls", "mean_tokens"]
 ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)

@@ -1,40 +1,76 @@
 """What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.artefacts.record import Record
+from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size, Text
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
+
+if TYPE_CHECKING:
+    from spg_pipe.store.reader import FeatureStore
 
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
-REMAKE = "`spg-pipe extract --replace` and the same options"
+COMMAND = "spg-pipe extract --replace"
+REMAKE = f"`{COMMAND}` and the same options"
+MOST_VALUES = 2**31
+"""Of one image's tokens in a layer: 4 to 8 GB."""
+MOST_MASK_BYTES = 64 * LARGEST_SIDE**2
+"""Of a shard's masks."""
 
 
 class LayerShape(Record):
     """What one layer gives for every image."""
 
-    grid: tuple[int, int]
+    grid: tuple[Size, Size]
     """Patch rows and columns (h, w); patches are stored row-major."""
-    dim: int
+    dim: Annotated[int, Field(ge=1, le=2**20)]
     """Token width D."""
-    prefix: tuple[str, ...]
+    prefix: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     """Names of the prefix tokens: ``cls``, or ``mean`` or ``zeros`` in its place."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "LayerShape":
+        if self.patches * self.dim > MOST_VALUES:
+            raise ValueError(f"an image has {self.patches} × {self.dim} values, over {MOST_VALUES}")
+        return self
 
     @property
     def patches(self) -> int:
         """N = h·w."""
         return self.grid[0] * self.grid[1]
+
+
+class Selection(Record):
+    """The part of a dataset that options chose."""
+
+    categories: tuple[Text, ...] = ()
+    """Those alone; empty: all."""
+    limit: Count | None = None
+    """Images, of …"""
+    of: Count | None = None
+    """… so many."""
+
+    @classmethod
+    def of_store(cls, store: "FeatureStore") -> "Selection | None":
+        """None for a whole dataset."""
+        return cls.model_validate(store.selection) if store.selection else None
+
+    @classmethod
+    def checked(cls, selection: dict[str, object]) -> dict[str, object]:
+        """A selection as manifests have it, or ValueError."""
+        cls.model_validate(selection)
+        return selection
 
 
 class StoreSpec(Record):
@@ -46,35 +82,45 @@ class StoreSpec(Record):
     )
 
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
-    dataset: str
-    split: str
-    manifest: str
+    dataset: Name
+    split: Name
+    manifest: Name
     """The manifest's fingerprint: relative paths and content hashes."""
-    images: int
+    images: Annotated[int, Field(ge=1, le=10**9)]
     backbone: BackboneSpec
-    layers: dict[str, LayerShape]
-    shard_images: int
-    batch_images: int
+    layers: dict[LayerName, LayerShape]
+    shard_images: Annotated[int, Field(ge=1, le=10**6)]
+    batch_images: Annotated[int, Field(ge=1, le=10**6)]
     dtype: Literal["float16", "float32"]
     """Of tokens and prefix tokens."""
     exif: bool
     compressor: Literal["none", "zstd"] = "none"
     """Of the tokens. `none` puts every image at a fixed offset; `zstd` is for archives."""
-    fingerprint: str = ""
-    licences: tuple[str, ...]
+    fingerprint: Name = ""
+    licences: tuple[Text, ...]
     """Of the data and of the weights."""
     notes: tuple[str, ...]
     """What a person should know of the images."""
     skipped: tuple[Skipped, ...]
     """Images that were left out because they could not be used."""
-    selection: dict[str, object]
+    selection: Annotated[dict[str, object], AfterValidator(Selection.checked)]
     """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
     sources: dict[str, str]
     """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
-    layout: str
-    versions: dict[str, str]
+    layout: Name
+    versions: dict[Name, Name]
     complete: bool = False
     """Set last, once every file is in its place."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "StoreSpec":
+        self.backbone.require_layers(self.layers)
+        size = self.backbone.preprocess.size
+        if any(side > size for shape in self.layers.values() for side in shape.grid):
+            raise ValueError(f"a grid has more patches along a side than the image {size} pixels")
+        if self.shard_images * size**2 > MOST_MASK_BYTES:
+            raise ValueError(f"the masks of a shard have more than {MOST_MASK_BYTES:,} bytes")
+        return self
 
     def attributes(self) -> dict[str, Any]:
         """The group's attributes as JSON has them."""

@@ -1,18 +1,24 @@
 """Open a finished store and read it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.reading import MOST_BYTES, reading, shown
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.store.declared import declared, holds, require_values
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
+    COMMAND,
     IMAGE_TABLE,
     REMAKE,
     SCHEMA_VERSION,
@@ -20,11 +26,12 @@ from spg_pipe.store.format import (
     StoreSpec,
     decode_mask,
     encode_mask,
-    large_arrays,
-    small_arrays,
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
+
+_MOST_MISSING = 1000
+"""Files that an index does not list, of which one names so many at most."""
 
 
 class FeatureStore:
@@ -42,8 +49,9 @@ class FeatureStore:
     Raises
     ------
     SpgError
-        If it is missing, unfinished, of another schema, its attributes were changed, or a file
-        does not have the size that shards.json says.
+        If it is missing, unfinished, of another schema, its attributes were changed, a file does
+        not have the size that shards.json says, or an array is declared otherwise than they say.
+        By the methods too, where what they read is damaged or cannot be read.
     """
 
     def __init__(self, path: Path | str, *, plain: bool = False, check_files: bool = True) -> None:
@@ -51,8 +59,8 @@ class FeatureStore:
         self.path = self.files.place
         self.spec = self._spec()
         try:
-            listed = self.files.read(SHARD_INDEX)
-        except OSError as error:
+            listed = self.files.read(SHARD_INDEX, MOST_BYTES)
+        except FileNotFoundError as error:
             raise SpgError(
                 f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
             ) from error
@@ -76,8 +84,8 @@ class FeatureStore:
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
-                f"{self.path} is a store of schema {attributes['schema']}; this version reads "
-                f"schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
+                f"{self.path} is a store of schema {shown(attributes['schema'])}; this version "
+                f"reads schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
             )
         if not attributes.get("complete"):
             raise NotThereError(
@@ -86,15 +94,21 @@ class FeatureStore:
                 command="extract",
             )
         text = json.dumps(attributes)
-        return parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
+        return parse_record(text, self.path, StoreSpec, "store", COMMAND)
 
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size, and arrays that Zarr cannot
         read; empty if all are well."""
-        listed = {entry.name for entry in self.entries}
-        unlisted = [name for name in data_files(self.spec) if name not in listed]
-        faults = [f"{SHARD_INDEX} does not list {name}" for name in unlisted]
+        known, listed = self.known, Counter(entry.name for entry in self.entries)
+        faults = [f"{SHARD_INDEX} does not list {name}" for name in known if name not in listed]
         for entry in self.entries:
+            if known.get(entry.name) != entry.images or listed[entry.name] > 1:
+                first, end = entry.images
+                faults.append(
+                    f"{SHARD_INDEX} lists {entry.name} with images {first}…{end - 1}, which is no "
+                    "file of this store"
+                )
+                continue
             size = self.files.size(entry.name)
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
@@ -103,6 +117,11 @@ class FeatureStore:
                     f"expected {entry.bytes} bytes"
                 )
         return faults + self._metadata_faults()
+
+    @cached_property
+    def known(self) -> dict[str, tuple[int, int]]:
+        """Data files of this store → their images; not many more than are listed."""
+        return dict(islice(data_files(self.spec), len(self.entries) + _MOST_MISSING))
 
     def _metadata_faults(self) -> list[str]:
         """Arrays whose zarr.json is not what the group's own says of them."""
@@ -113,11 +132,22 @@ class FeatureStore:
         arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
         return [
             f"{name}/zarr.json is missing or damaged, or not as the store's zarr.json says"
-            for name in (*large_arrays(self.spec), *small_arrays(self.spec))
+            for name, expected in declared(self.spec).items()
             if not isinstance(arrays, dict)
-            or not arrays.get(name)
+            or not holds(arrays.get(name), expected)
             or self.files.metadata(f"{name}/zarr.json") != arrays[name]
         ]
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """One message for whatever the block raises while it reads a part of the store."""
+        try:
+            with reading(f"{self.path}/{name}", "store", COMMAND):
+                yield
+        except SpgError:
+            self._unchanged.require()  # a replaced store explains any fault
+            raise
+        self._unchanged.require()
 
     def __len__(self) -> int:
         return self.spec.images
@@ -152,14 +182,18 @@ class FeatureStore:
         return {"normal_images": normal_images, "categories": list(categories)}
 
     @cached_property
-    def _group(self) -> Any:
-        return self.files.group()
+    def group(self) -> Any:
+        """The store as a Zarr group, for reading."""
+        with self.reading("zarr.json"):
+            return self.files.group({entry.name: entry.bytes for entry in self.entries})
 
     def array(self, name: str) -> np.ndarray:
         """A copy of a small array, for instance `label` or `mean_<layer>`; read once."""
         if name not in self._arrays:
-            self._arrays[name] = np.asarray(self._group[name][...])
-            self._unchanged.require()
+            with self.reading(name):
+                values = np.asarray(self.group[name][...])
+                require_values(name, values)
+            self._arrays[name] = values
         return self._arrays[name].copy()
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
@@ -181,7 +215,7 @@ class FeatureStore:
         folder = self.files.local
         if self.raw and folder is not None:
             return {layer: RawTokens(folder, self.spec, layer).read for layer in self.layers}
-        return {layer: partial(read_plain, self._group[f"tokens_{layer}"]) for layer in self.layers}
+        return {layer: partial(read_plain, self.group[f"tokens_{layer}"]) for layer in self.layers}
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Patch tokens of some images.
@@ -203,8 +237,9 @@ class FeatureStore:
             shape = self.spec.layers[layer]
             out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
-            self._readers[layer](rows, out)
-            self._unchanged.require()
+            read = self._readers[layer]
+            with self.reading(f"tokens_{layer}"):
+                read(rows, out)
         return out
 
     @cached_property
@@ -229,9 +264,11 @@ class FeatureStore:
         over, and finding one of them through Zarr takes longer than decoding it."""
         kept: list[bytes] = []
         for start in range(0, len(self), self.spec.shard_images):
-            masks = np.asarray(self._group["mask"][start : start + self.spec.shard_images])
+            with self.reading("mask"):
+                masks = np.asarray(self.group["mask"][start : start + self.spec.shard_images])
+                if (masks > 1).any():
+                    raise ValueError("it holds a value that is neither 0 nor 1")
             kept += [encode_mask(mask) for mask in masks]
-        self._unchanged.require()
         return kept
 
     @cached_property

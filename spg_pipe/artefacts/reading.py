@@ -1,0 +1,127 @@
+"""Reading what anybody may have written: regular files alone, and one message for whatever fails.
+
+A library may raise anything for a damaged file. `reading` turns it into one message with the file
+and the cause, and tells a failure that passes (no permission, no file handles, a disk's error) from
+damage, which alone is mended by making the artefact again.
+"""
+
+import errno
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+from pydantic_core import from_json
+
+from spg_pipe.errors import DamagedError, SpgError
+
+MOST_BYTES = 128 * 1024**2
+"""Of a JSON file: what a million images need. More would take gigabytes of memory."""
+CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+"""Characters that change a terminal or that no text holds, for a class of a regular expression; a
+tab and a new line are none."""
+_LONGEST = 200
+_TOO_MANY = "Raise the limit of open files (`ulimit -n 4096`), or read fewer stores at once"
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Ask its owner for the permission to read it"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
+    errno.EIO: "Check the disk or the network drive",
+}
+"""Error numbers of a failed reading → what to do."""
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file, at most so many.
+
+    OSError as reading a file raises; ValueError for a folder, a pipe or a device, of which a read
+    may never end, and for a larger file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is a folder, a pipe or a device, not a file: move it away")
+    if most is not None and status.st_size > most:
+        raise ValueError(f"it has {status.st_size:,} bytes, expected at most {most:,}")
+    return path.read_bytes()
+
+
+def read_json(content: bytes | str) -> object:
+    """The value of a JSON text; ValueError for any other, for NaN, and for hundreds of levels."""
+    try:
+        return from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"it is not valid JSON ({error})") from error
+
+
+@contextmanager
+def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
+    """Turn whatever the block raises while it reads a file into one message.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file, or a URL.
+    what, command : str
+        The artefact's name in words ("detector"), and the command that makes it.
+
+    Raises
+    ------
+    SpgError
+        If there is no such file, or it cannot be read at present.
+    DamagedError
+        For everything else: its content is not what was written.
+    """
+    try:
+        yield
+    except SpgError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SpgError(
+            f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
+            f"`{command}`."
+        ) from error
+    except Exception as error:
+        if passes(error):
+            raise unreadable(path, error) from error
+        raise damaged(path, what, in_words(error), command) from error
+
+
+def passes(error: Exception) -> bool:
+    """Whether the system failed, not the file: the same reading may succeed another time."""
+    if isinstance(error, OSError):
+        return error.errno is not None or isinstance(error, TimeoutError)
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+def unreadable(path: Path | str, error: Exception) -> SpgError:
+    """The error of what may be well but cannot be read at present."""
+    number = error.errno if isinstance(error, OSError) else None
+    memory = isinstance(error, MemoryError)
+    advice = "Free memory" if memory else _ADVICE.get(number or 0, "Mend that")
+    return SpgError(
+        f"{path} cannot be read: {in_words(error)}. {advice}, and run the same command again."
+    )
+
+
+def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
+    """The error of an artefact's file that is there but is not what was written."""
+    return DamagedError(
+        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
+    )
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, in one line without control characters."""
+    if isinstance(error, UnpicklingError):
+        return "it is damaged, or holds Python objects besides tensors"
+    text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = error.strerror or ""  # without the path, which the message names
+    return shown(text.strip() or type(error).__name__)
+
+
+def shown(text: object) -> str:
+    """What a file says, as a message may show it: the first line, without control characters."""
+    lines = str(text).splitlines() or [""]
+    return re.sub(f"[{CONTROLS}]", "\ufffd", lines[0])[:_LONGEST]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spg_pipe.backbones.names import BackboneInfo, Request, find_alias, unknown_name
 from spg_pipe.backbones.spec import BackboneSpec, Norm
@@ -74,21 +74,12 @@ def load_backbone(
     return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
 
 
-def load_recorded(
-    spec: BackboneSpec,
-    protocol: Literal["default", "spg"],
-    *,
-    weights: Path | None,
-    device: str,
-    say: Callable[[str], None],
-) -> Backbone:
-    """Load the backbone that a detector's record names; parameters as of `load_backbone`.
+def load_recorded(spec: BackboneSpec, **how: Any) -> Backbone:
+    """Load the backbone that a detector's record names.
 
-    Raises
-    ------
-    SpgError
-        As `load_backbone`, and before any download if the name is not of the model on record: a
-        record that anybody may have written does not decide what is fetched.
+    `how` are the parameters of `load_backbone` that the record leaves open. An `SpgError` as it
+    raises; and before any download, if the name is not of the model on record: a record that
+    anybody may have written does not decide what is fetched.
     """
     info = resolve(spec.alias)
     if (info.family, info.model) != (spec.family, spec.model):
@@ -102,10 +93,7 @@ def load_recorded(
         image_size=spec.preprocess.size,
         layers=spec.layers,
         norm=spec.norm,
-        protocol=protocol,
-        weights=weights,
-        device=device,
-        say=say,
+        **how,
     )
 
 

@@ -29,6 +29,14 @@ class Judged:
     """`score` (B,) and what it is made of: with rule `published` score_cls and score_map_max, with
     rule `additive` a share_… for each component, which add up to the score less its bias."""
 
+    def __post_init__(self) -> None:
+        values = (self.columns["score"], *self.patches.values())
+        if not all(np.isfinite(np.asarray(value)).all() for value in values):
+            raise SpgError(
+                "Scores came out that are no numbers: the tokens, the backbone's weights or the "
+                "detector are damaged. `spg-pipe verify STORE` checks a store."
+            )
+
 
 def judge(
     detector: Detector,
@@ -55,23 +63,6 @@ def judge(
     SpgError
         If the rule is `additive` and the detector has no decision, or a score is not finite.
     """
-    judged = _judge(detector, tokens, grids, seen, rule)
-    values = (judged.columns["score"], *judged.patches.values())
-    if not all(np.isfinite(np.asarray(value)).all() for value in values):
-        raise SpgError(
-            "Scores came out that are no numbers: the tokens, the backbone's weights or the "
-            "detector are damaged. `spg-pipe verify STORE` checks a store."
-        )
-    return judged
-
-
-def _judge(
-    detector: Detector,
-    tokens: Mapping[str, Tensor],
-    grids: Mapping[str, tuple[int, int]],
-    seen: BackboneSpec,
-    rule: Rule,
-) -> Judged:
     size = seen.preprocess.size
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)
     with torch.inference_mode():

@@ -109,8 +109,8 @@ def load_predictor(
     spec = detector.record.backbone
     if tiles:
         check_sides(tiles, spec)
-    name = detector.record.protocol.name
-    backbone = backbones.load_recorded(spec, name, weights=weights, device=device, say=say)
+    how = {"protocol": detector.record.protocol.name, "weights": weights, "device": device}
+    backbone = backbones.load_recorded(spec, **how, say=say)
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

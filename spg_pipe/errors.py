@@ -1,6 +1,35 @@
 """The exceptions that a user sees, and the wording that their messages share."""
 
-from collections.abc import Sequence
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+LESS_MEMORY = (
+    "Close other programs, or lower what is held at once: extract.batch_images or "
+    "sae.batch_images, --workers, the sides of --tiles, the size of the images."
+)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or choose another place."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Check its owner and permissions."),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR), "A file is where a folder is to be: move it away."
+    ),
+    errno.EROFS: "Choose another place.",
+    errno.EISDIR: "A folder is where a file is to be: move it away.",
+    errno.ENOENT: "Check the path.",
+    errno.ENAMETOOLONG: "Shorten the name.",
+    errno.EFBIG: "Raise the limit on a file's size (`ulimit -f unlimited`).",
+    errno.EMFILE: "Raise the limit on open files (`ulimit -n 4096`).",
+    errno.ENOMEM: LESS_MEMORY,
+}
+"""Error numbers of the system → what to do."""
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""All but tab and newline, and marks of direction."""
+_OBEYED = re.compile(f"[{_CONTROLS}\ud800-\udfff\ufffe\uffff]")
+"""Also bytes that are no UTF-8, and what XML lacks."""
 
 
 class SpgError(Exception):
@@ -35,6 +64,45 @@ class UnsuitableError(SpgError):
 
     Where the purpose is one of several it may be left out, with a note.
     """
+
+
+def told(error: OSError, place: Path | None = None) -> str:
+    """What an error of the system says to a person: the cause, the place, what to do next.
+
+    `place` is named instead of the error's own file.
+    """
+    if error.errno is None or error.errno not in errno.errorcode:  # a library's own words
+        return str(error)
+    where = f": {place or error.filename}" if place or error.filename else ""
+    advice = _REMEDIES.get(error.errno, "Check the disk, or choose another place.")
+    return f"{os.strerror(error.errno)}{where}. {advice}"
+
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Have an error of the system name `path`, which the block makes under a temporary name.
+
+    Such an error may name the temporary file or, as on a full disk, none. Another name stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno is not None and (named is None or temporary.name in str(named)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def printable(text: str) -> str:
+    r"""Text from anywhere, with what a terminal obeys or XML lacks written out, as `\x1b`."""
+
+    def written_out(character: re.Match[str]) -> str:
+        code = ord(character[0])
+        # 0xdcNN is how Python holds the byte NN of a name that is not UTF-8.
+        known = chr(code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code)
+        return known.encode("unicode_escape").decode()
+
+    return _OBEYED.sub(written_out, text)
 
 
 def listed(items: Sequence[str], limit: int = 5) -> str:

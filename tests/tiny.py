@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from layouts import painted, save, scanned, texture
+from PIL import Image
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
@@ -97,6 +98,14 @@ def write_folder(
             if i < masked:
                 save(mask * np.uint8(255), base / "ground_truth" / "dent" / f"{i:02d}_mask.png")
     return root
+
+
+def photograph(path: Path, size: tuple[int, int] = (20, 30), **options: Any) -> Path:
+    """A noisy image of (height, width) pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
 
 
 def manifest_of(root: Path, name: str = "parts") -> Manifest:

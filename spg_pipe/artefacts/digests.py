@@ -13,13 +13,10 @@ from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.artefacts.reading import damaged, read_file, reading
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _LARGEST = 1e9
 """Of a tensor's values: beyond, products with tokens could overflow float32."""
-Expected = dict[str, tuple["torch.dtype", tuple[int, ...]]]
-"""Name of a tensor → its dtype and shape."""
 
 
 def file_digests(folder: Path, *names: str) -> dict[str, str]:
@@ -78,16 +75,6 @@ def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str,
                 if not (low >= -_LARGEST and high <= _LARGEST):
                     raise ValueError(f"the tensor {name} has values from {low:g} to {high:g}")
     return tensors
-
-
-def require_tensors(tensors: "Mapping[str, Tensor]", expected: Expected) -> None:
-    """ValueError unless there are exactly these tensors, of these dtypes and shapes."""
-    if others := sorted(set(tensors) ^ set(expected)):
-        raise ValueError(f"the tensor {others[0]} is missing, or not expected")
-    for name, wanted in expected.items():
-        values = (tensors[name].dtype, tuple(tensors[name].shape))
-        if values != wanted:
-            raise ValueError(f"the tensor {name} is {values}, expected {wanted}")
 
 
 def _content(folder: Path, name: str, sha256: str, what: str, command: str) -> bytes:

@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, naming
 
 _VERSIONED = ("spg-pipe", "torch", "timm", "open_clip_torch", "zarr", "numpy", "scipy", "pillow")
 
@@ -69,18 +70,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder."""
+    """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder.
+
+    An OSError names `path`, or the folder that cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.writelines(parts)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        try:
+            with temporary.open("wb") as stream:
+                stream.writelines(parts)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse early, with an OSError that names the folder, a `path` that cannot be made later.
+
+    By making a file without a name: permissions alone do not tell of a read-only disk.
+    """
+    folder = next(above for above in path.absolute().parents if above.exists())
+    with naming(folder, folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _sync_folder(path: Path) -> None:
@@ -105,13 +120,14 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     clear_leftovers(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        if path.is_dir():
-            # Moved aside, not removed: a kill between the two renames loses nothing.
-            path.rename(old)
-        temporary.rename(path)
+        with naming(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            if path.is_dir():
+                # Moved aside, not removed: a kill between the two renames loses nothing.
+                path.rename(old)
+            temporary.rename(path)
     except BaseException:
         if old.is_dir() and not path.exists():
             old.rename(path)

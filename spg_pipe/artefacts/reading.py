@@ -5,8 +5,6 @@ and the cause, and tells a failure that passes (no permission, no file handles, 
 damage, which alone is mended by making the artefact again.
 """
 
-import errno
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +13,11 @@ from pickle import UnpicklingError
 
 from pydantic_core import from_json
 
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.errors import LESS_MEMORY, DamagedError, SpgError, printable, told
 
 MOST_BYTES = 128 * 1024**2
 """Of a JSON file: what a million images need. More would take gigabytes of memory."""
-CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
-"""Characters that change a terminal or that no text holds, for a class of a regular expression; a
-tab and a new line are none."""
 _LONGEST = 200
-_TOO_MANY = "Raise the limit of open files (`ulimit -n 4096`), or read fewer stores at once"
-_ADVICE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Ask its owner for the permission to read it"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY),
-    errno.EIO: "Check the disk or the network drive",
-}
-"""Error numbers of a failed reading → what to do."""
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
@@ -56,21 +44,15 @@ def read_json(content: bytes | str) -> object:
 
 @contextmanager
 def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
-    """Turn whatever the block raises while it reads a file into one message.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file, or a URL.
-    what, command : str
-        The artefact's name in words ("detector"), and the command that makes it.
+    """Turn whatever the block raises while it reads a file or URL into one message.
 
     Raises
     ------
     SpgError
         If there is no such file, or it cannot be read at present.
     DamagedError
-        For everything else: its content is not what was written.
+        For everything else: its content is not what was written. The message names the artefact in
+        words (`what`: "detector") and the `command` that makes it.
     """
     try:
         yield
@@ -91,17 +73,19 @@ def passes(error: Exception) -> bool:
     """Whether the system failed, not the file: the same reading may succeed another time."""
     if isinstance(error, OSError):
         return error.errno is not None or isinstance(error, TimeoutError)
+    return _is_short_of_memory(error)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def unreadable(path: Path | str, error: Exception) -> SpgError:
     """The error of what may be well but cannot be read at present."""
-    number = error.errno if isinstance(error, OSError) else None
-    memory = isinstance(error, MemoryError)
-    advice = "Free memory" if memory else _ADVICE.get(number or 0, "Mend that")
-    return SpgError(
-        f"{path} cannot be read: {in_words(error)}. {advice}, and run the same command again."
-    )
+    cause = in_words(error) + (f". {LESS_MEMORY}" if _is_short_of_memory(error) else "")
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:
+        cause = told(OSError(error.errno, cause))
+    return SpgError(f"{path} cannot be read: {cause}")
 
 
 def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
@@ -112,16 +96,13 @@ def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedErr
 
 
 def in_words(error: Exception) -> str:
-    """What an error says, in one line without control characters."""
+    """What an error says, in one line that a terminal can show."""
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds Python objects besides tensors"
     text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = error.strerror or ""  # without the path, which the message names
     return shown(text.strip() or type(error).__name__)
 
 
 def shown(text: object) -> str:
-    """What a file says, as a message may show it: the first line, without control characters."""
-    lines = str(text).splitlines() or [""]
-    return re.sub(f"[{CONTROLS}]", "\ufffd", lines[0])[:_LONGEST]
+    """The first line of what a file says, as a message may show it."""
+    return printable((str(text).splitlines() or [""])[0])[:_LONGEST]

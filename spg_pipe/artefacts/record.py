@@ -7,7 +7,6 @@ place in it and the command that makes it again; no code meets a key that may be
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -23,15 +22,7 @@ from pydantic import (
 )
 
 from spg_pipe.artefacts.files import fingerprint, write_text
-from spg_pipe.artefacts.reading import (
-    CONTROLS,
-    MOST_BYTES,
-    damaged,
-    read_file,
-    read_json,
-    reading,
-    shown,
-)
+from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, reading, shown
 from spg_pipe.errors import SpgError
 
 
@@ -51,21 +42,7 @@ FigureOrNaN = Annotated[
 """A number that may be undefined: NaN in Python, null in JSON."""
 
 
-def _text(value: str) -> str:
-    if re.search(f"[{CONTROLS}]", value):
-        raise ValueError("it has control characters")
-    return value
-
-
-def _line(value: str) -> str:
-    if "\n" in value or "\t" in value:
-        raise ValueError("a single line is expected")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_text)]
-"""Words for people, which a terminal shows as they are."""
-Name = Annotated[Text, Field(max_length=500), AfterValidator(_line)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")]
 """One line of text: what something is called, a fingerprint."""
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}(@[0-9]{1,6})?$")]
 """A layer, perhaps at one side of several (`TokenKey.name`): part of the names of files."""
@@ -91,6 +68,8 @@ class Record(BaseModel):
         {"fingerprint", "versions", "tensors_sha256", "files_sha256"}
     )
     """Fields that do not determine the content: provenance, and digests of the files beside it."""
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are written only where they apply."""
 
     def content(self) -> dict[str, object]:
         """What determines the artefact, as JSON has it."""
@@ -150,7 +129,7 @@ def parse_record(
             record = model.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise ValueError(first_fault(error)) from error
-    missing = sorted(set(model.model_fields) - record.model_fields_set)
+    missing = sorted(set(model.model_fields) - record.model_fields_set - model.OPTIONAL)
     if missing:
         raise damaged(path, what, f"{', '.join(missing)} is missing", command)
     if "fingerprint" in raw and raw["fingerprint"] != fingerprint(record.content()):

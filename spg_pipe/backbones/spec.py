@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size, Text
+from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -113,7 +113,7 @@ class BackboneSpec(Record):
     """Where the weights came from, for people; never a folder of this machine."""
     weights_sha256: Name
     """Of the tensors, sorted by name; of the package's file for installed weights."""
-    licence: Text
+    licence: str
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""

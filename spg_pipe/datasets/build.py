@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from spg_pipe.datasets.images import read_image, read_mask, reason_of, stored_size
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.datasets.decoding import UnusableFileError, read_file
+from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
+from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
-from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_note, to_frame
+from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
+from spg_pipe.datasets.walk import mask_files
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.machine import cpu_workers
@@ -25,6 +29,9 @@ _DECODING_THREADS = 8
 _TURNED = (
     "; the image's EXIF orientation turns it by 90 degrees: draw the mask on the upright image, or "
     "remove the tag"
+)
+_NOT_TURNED = (
+    "; the image's EXIF orientation is ignored here: save the image upright, without the tag"
 )
 
 Row = dict[str, object]
@@ -42,7 +49,7 @@ def build_manifest(
 ) -> Manifest:
     """Find a dataset's images and masks and record their names, sizes and content hashes.
 
-    Only headers are read, not pixels, unless `skip_bad`; every file's bytes are hashed.
+    Every file's bytes are hashed; pixels are read of 16-bit images alone, unless `skip_bad`.
 
     Parameters
     ----------
@@ -50,10 +57,9 @@ def build_manifest(
         Whether layout `folder` honours EXIF orientation (docs/method.md §5).
     skip_bad
         Decode every image and mask, and leave out, on record (`Manifest.skipped`), an image that
-        cannot be used: unreadable, truncated, or with a mask that is so or has another size.
+        cannot be used: damaged, or with a mask that is so or has another size.
     leave_out
-        Images known to be bad, for instance a store's: as if they were not there, while their files
-        are the same.
+        Images known to be bad, as if they were not there, while their files are the same.
     workers
         Threads that decode for `skip_bad`; default: one a core, at most 8.
     progress
@@ -62,32 +68,33 @@ def build_manifest(
     Raises
     ------
     SpgError
-        Unknown category; a folder, image or mask that is missing; without
-        `skip_bad` a file that is no image or a mask whose size is not its image's, with it no
-        image that can be used.
+        Unknown category; a folder, image or mask that is missing or cannot be opened; without
+        `skip_bad` a file that cannot be used, with it no other; memory is short.
     """
     root, (entries, notes, stated) = dataset.root, _wanted(dataset)
     bad = {image.path for image in leave_out if image.unchanged(root)}
     entries = [entry for entry in entries if entry.path not in bad]
     exif = honours_exif(dataset.layout, exif_of_own_images)
-    outcomes: list[Row | Skipped] = []
+    outcomes = []
     for outcome in _look_into(root, entries, exif, skip_bad, workers):
         outcomes.append(outcome)
         if progress:
             progress(len(outcomes), len(entries))
-    rows = [outcome for outcome in outcomes if not isinstance(outcome, Skipped)]
+    used = [outcome for outcome in outcomes if not isinstance(outcome, Skipped)]
     skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, Skipped))
-    if not rows or (skipped and not skip_bad):
+    if not used or (skipped and not skip_bad):
         raise SpgError(_unusable(root, skipped, len(entries), skip_bad))
+    seen = [files for _, files in used]
     return Manifest(
         dataset=dataset.name,
         split=dataset.split,
         layout=dataset.layout,
         root=root,
-        table=to_frame(rows),
+        table=to_frame([row for row, _ in used]),
         licences=(f"{dataset.name}: {dataset.licence}",) if dataset.licence else stated,
-        notes=(*notes, skipped_note(skipped)) if skipped else tuple(notes),
+        notes=(*notes, *file_notes(seen), *skipped_notes(skipped)),
         exif=exif,
+        white=white_in(seen),
         skipped=skipped,
         sources={entry.path: entry.source for entry in entries if entry.source},
     )
@@ -202,13 +209,13 @@ def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool)
 
 def _look_into(
     root: Path, entries: Sequence[Entry], exif: bool, decode: bool, workers: int | None
-) -> Iterator[Row | Skipped]:
+) -> Iterator[tuple[Row, Seen] | Skipped]:
     """What is known of each entry and its files, or what is wrong with them, in order.
 
     `decode` every image and mask as a whole: a header says nothing of a truncated file.
     """
 
-    def look(entry: Entry) -> Row | Skipped:
+    def look(entry: Entry) -> tuple[Row, Seen] | Skipped:
         try:
             return _row(root, entry, exif, decode)
         except _UnusableError as fault:
@@ -223,10 +230,10 @@ class _UnusableError(Exception):
     """What is wrong with an image, as the end of a sentence that begins with its path."""
 
 
-def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> Row:
-    """The row of an image whose files can be used."""
-    sha256, size = _file(root, entry.path, entry.sha256, "", exif, decode)
-    height, width = size
+def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]:
+    """The row of an image whose files can be used, and what these say."""
+    sha256, (image,) = _read(root, entry.path, entry.sha256, "", exif, decode)
+    height, width = image.size
     row: Row = {
         "path": entry.path,
         "mask": entry.mask,
@@ -239,37 +246,40 @@ def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> Row:
         "sha256": sha256,
         "mask_sha256": "",
     }
-    if entry.mask:
-        has = f"has a mask, {entry.mask}, that "
-        digest, mask_size = _file(root, entry.mask, entry.mask_sha256, has, exif, decode)
-        row["mask_sha256"] = digest
-        if mask_size != size:
-            hint = _TURNED if exif and mask_size == (width, height) else ""
-            # Width × height, as viewers show them.
-            sizes = f"{width}×{height} pixels, but its mask {entry.mask} is "
-            raise _UnusableError(f"is {sizes}{mask_size[1]}×{mask_size[0]}{hint}")
-    return row
+    if not entry.mask:
+        return row, Seen(entry.path, image)
+    has = f"has a mask, {entry.mask}, that "
+    row["mask_sha256"], masks = _read(root, entry.mask, entry.mask_sha256, has, exif, decode)
+    for size in (mask.size for mask in masks if mask.size != image.size):
+        turns = image.orientation >= 5 and size == (width, height)
+        hint = (_TURNED if image.turned else _NOT_TURNED) if turns else ""
+        # Width × height, as viewers show them.
+        sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
+        raise _UnusableError(f"is {sizes}{hint}")
+    return row, Seen(entry.path, image, entry.mask, tuple(masks))
 
 
-def _file(
+def _read(
     root: Path, path: str, expected: str, has: str, exif: bool, decode: bool
-) -> tuple[str, tuple[int, int]]:
-    """SHA-256 and (height, width) of an image, or of a mask if `has` leads over to one."""
-    try:
-        content = (root / path).read_bytes()
-        size = stored_size(content, exif=exif)
-        if decode:
-            (read_mask if has else read_image)(root / path, exif=exif)
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        cause = error.__cause__ if isinstance(error, SpgError) and error.__cause__ else error
-        reason = cause.strerror if isinstance(cause, OSError) else None
-        # Without the place on this machine: it is recorded in artefacts.
-        reason = reason or reason_of(cause).replace(str(root / path), path)
-        raise _UnusableError(f"{has}cannot be read ({reason})") from error
-    sha256 = hashlib.sha256(content).hexdigest()
+) -> tuple[str, list[Header]]:
+    """SHA-256 and header of an image, or of a mask's file or files if `has` leads over to one."""
+    what, read = ("mask", read_mask) if has else ("image", read_image)
+    headers, digests = [], []
+    for file in mask_files(root / path):
+        content = read_file(file, what)
+        try:
+            headers.append(read_header(file, what, exif=exif, content=content))
+            if decode:
+                read(file, exif=exif, content=content)
+        except UnusableFileError as fault:
+            raise _UnusableError(f"{has}{fault.reason}") from fault
+        digests.append((file.name, hashlib.sha256(content).hexdigest()))
+    if not headers:
+        raise _UnusableError(f"{has}is a folder without an image")
+    sha256 = digests[0][1] if (root / path).is_file() else fingerprint(digests)
     if expected and sha256 != expected:
         raise _UnusableError(
             f"{has}was changed since its set was written (SHA-256 {sha256[:8]}…, expected "
             f"{expected[:8]}…)"
         )
-    return sha256, size
+    return sha256, headers

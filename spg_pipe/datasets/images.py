@@ -5,25 +5,16 @@ preprocessing (docs/method.md §1) differ by up to 0.016 in normalised units, so
 of the specification, not a detail.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-from spg_pipe.errors import SpgError
-
-T = TypeVar("T")
-# What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
-_PNG_ORIENTATION = (
-    b"eXIf",
-    b"Raw profile type exif",
-    b"tiff:Orientation",
-    b"XML:com.adobe.xmp\0\1",
-)
+from spg_pipe.datasets.decoding import Picture, UnusableFileError, opened
+from spg_pipe.datasets.samples import levels, tones_of, unstated_peak, with_tones
+from spg_pipe.datasets.walk import mask_files
 
 
 @dataclass(frozen=True)
@@ -42,36 +33,72 @@ class Preprocess:
     """Per-channel deviation to divide by, in units of [0, 1]."""
 
 
-def read_image(path: Path, *, exif: bool) -> np.ndarray:
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture."""
+
+    size: tuple[int, int]
+    """(Height, width) in pixels, as `read_image` and `read_mask` return it."""
+    orientation: int
+    """1 (upright) to 8, as EXIF counts, whether it is undone or not; 0 if it cannot be read."""
+    turned: bool
+    """It is undone."""
+    pages: int
+    """Pages or frames, of which the first is read."""
+    lossy: bool
+    """Its compression changes pixels."""
+    toned: bool
+    """Its colour profile changes grey levels."""
+    peak: int | None
+    """Of an image: the highest value, if it has 16 bits and does not say what is white."""
+
+
+def read_image(
+    path: Path, *, exif: bool, white: int | None = None, content: bytes | None = None
+) -> np.ndarray:
     """Decode an image file to RGB.
 
     Transparency is dropped (the colour below it stays), palettes are looked up, grey is repeated
-    three times, of several frames the first is taken. Pillow decodes 16-bit colour to 8 bits;
-    16-bit grey keeps its range.
+    three times, of several frames the first is taken. 16-bit grey keeps its range, 16-bit colour
+    is reduced to 8 bits. The value of white becomes the highest of the dtype; the grey levels of a
+    colour profile become sRGB's.
 
     Parameters
     ----------
     path
-        Any format that Pillow reads.
+        Of any of `decoding.FORMATS`.
     exif
         Turn the image as its EXIF orientation says. Benchmark layouts ignore it
-        (docs/method.md §5). A TIFF's own orientation tag is always obeyed, by Pillow.
+        (docs/method.md §5). A TIFF's own orientation tag is always obeyed.
+    white
+        The value of white in the image's set, where a 16-bit file does not say it itself; default
+        65535.
+    content
+        The file's bytes, if they were read before.
 
     Returns
     -------
     ndarray, (H, W, 3)
-        uint8, or uint16 for a 16-bit file.
+        uint8, or uint16 for 16-bit grey.
 
     Raises
     ------
+    UnusableFileError
+        The file is damaged, truncated, too large or of a kind without a clear range.
     SpgError
-        The file is missing, damaged, truncated, too large or of a kind without a clear range.
+        It is missing or cannot be opened, or memory is short.
     """
-    return _decode(path, "image", exif, lambda image: _to_rgb(image, path))
+    with opened(path, "image", content) as picture:
+        pixels = levels(picture, f"The image {path}", exif, white)
+        rgb = _eight_bit_rgb(picture.upright(exif)) if pixels is None else pixels
+        if rgb.ndim == 2:
+            rgb = np.repeat(rgb[:, :, None], 3, axis=2)
+        tones = tones_of(picture)
+        return rgb if tones is None else with_tones(rgb, tones)
 
 
-def read_mask(path: Path, *, exif: bool) -> np.ndarray:
-    """Decode a mask file: every value above 0 is a defect.
+def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.ndarray:
+    """Decode a mask file, or the union of a folder's mask files: every value above 0 is a defect.
 
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
     mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
@@ -84,24 +111,43 @@ def read_mask(path: Path, *, exif: bool) -> np.ndarray:
     Raises
     ------
     SpgError
+        As for `read_image`; for a folder also if its masks differ in size or there is none.
+    """
+    if path.is_dir():
+        masks = [read_mask(file, exif=exif) for file in mask_files(path)]
+        if len({mask.shape for mask in masks}) != 1:
+            reason = "holds masks of several sizes" if masks else "is a folder without an image"
+            raise UnusableFileError(f"The mask {path}", reason, "Complete or remove it.")
+        return np.maximum.reduce(masks)
+    with opened(path, "mask", content) as picture:
+        return _to_binary(picture, exif)
+
+
+def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = None) -> Header:
+    """What a file says of its picture; pixels are decoded of 16-bit images alone, for their peak.
+
+    Parameters
+    ----------
+    what
+        "image" or "mask".
+    exif, content
+        As for `read_image`.
+
+    Raises
+    ------
+    SpgError
         As for `read_image`.
     """
-    return _decode(path, "mask", exif, _to_binary)
-
-
-def stored_size(file: bytes, *, exif: bool) -> tuple[int, int]:
-    """Size of an encoded image as `read_image` would return it, from its header alone.
-
-    (Height, width) in pixels. `file` is the whole file, `exif` as for `read_image`.
-    """
-    with Image.open(BytesIO(file)) as image:
-        width, height = image.size
-        # Pillow has turned a TIFF's size already. It decodes every PNG to look for an orientation,
-        # 20 ms at 900 pixels, because that may stand behind the pixels.
-        may = image.format != "PNG" or any(tag in file for tag in _PNG_ORIENTATION)
-        tags = image.getexif() if exif and image.format != "TIFF" and may else {}
-    turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+    with opened(path, what, content) as picture:
+        return Header(
+            size=picture.size(exif),
+            orientation=picture.orientation,
+            turned=picture.turn(exif) > 1,
+            pages=picture.pages,
+            lossy=picture.lossy,
+            toned=tones_of(picture) is not None,
+            peak=unstated_peak(picture, exif) if what == "image" else None,
+        )
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -178,58 +224,14 @@ def _resize_uint8(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     return np.divide(channels_first, 255, dtype=np.float32, order="C")
 
 
-def _decode(path: Path, what: str, exif: bool, convert: Callable[[Image.Image], T]) -> T:
-    """Open, decode fully, turn and convert; every failure becomes a message that names the file."""
-    try:
-        with Image.open(path) as image:
-            if exif:
-                ImageOps.exif_transpose(image, in_place=True)
-            return convert(image)
-    except SpgError:
-        raise
-    except FileNotFoundError:
-        raise SpgError(
-            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
-        ) from None
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        raise SpgError(
-            f"The {what} {path} cannot be read ({reason_of(error)}). It is expected to be a "
-            f"complete image file of less than {2e-6 * (Image.MAX_IMAGE_PIXELS or 0):.0f} "
-            f"megapixels: copy it again from its source, cut it into tiles, or remove it."
-        ) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """What Pillow says of a file that it cannot read, in words for a person."""
-    if "cannot identify" in str(error):
-        return "not an image that Pillow knows"
-    return str(error) or type(error).__name__
-
-
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    mode = image.mode
-    if mode.startswith("I;16") or mode in ("I", "F"):
-        return np.repeat(_grey16(np.asarray(image), path)[:, :, None], 3, axis=2)
-    if mode in ("P", "PA"):
+def _eight_bit_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # by way of alpha: transparent entries keep their colours
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _grey16(values: np.ndarray, path: Path) -> np.ndarray:
-    """Grey values of a wide type as uint16: 16-bit integers as they are, floats from [0, 1]."""
-    low, high = values.min(), values.max()
-    limit = 1.0 if values.dtype.kind == "f" else 65535
-    if not (low >= 0 and high <= limit):  # also catches NaN
-        raise SpgError(
-            f"The image {path} has {values.dtype} values from {low:g} to {high:g}, of unknown "
-            f"scale; expected are 0 to {limit:g}. Convert it to an 8- or 16-bit image."
-        )
-    if values.dtype.kind == "f":
-        values = np.round(values * 65535.0)
-    return values.astype(np.uint16)
-
-
-def _to_binary(image: Image.Image) -> np.ndarray:
+def _to_binary(picture: Picture, exif: bool) -> np.ndarray:
+    image = picture.upright(exif)
     mode = image.mode
     if mode in ("LA", "PA", "RGBA"):
         values = np.asarray(image.convert("RGBA"))

@@ -15,11 +15,12 @@ from typing import ClassVar, Literal, Self
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
 from spg_pipe.artefacts.record import Record, parse_record
-from spg_pipe.datasets.walk import Inside
+from spg_pipe.datasets.walk import Inside, mask_files
 from spg_pipe.errors import SpgError, counted
 
 AGAIN = "spg-pipe prepare"
@@ -78,9 +79,10 @@ class Skipped(Record):
         return f"{self.path} {self.reason}"
 
 
-def skipped_note(skipped: Sequence[Skipped]) -> str:
-    """What was left out, in a line: the first few images, each with its reason."""
-    return f"{counted(len(skipped), 'image')} left out (skip_bad): {'; '.join(first_of(skipped))}"
+def skipped_notes(skipped: Sequence[Skipped]) -> list[str]:
+    """What was left out, in a line: the first few images, each with its reason; none of nothing."""
+    what = f"{counted(len(skipped), 'image')} left out (skip_bad)"
+    return [f"{what}: {'; '.join(first_of(skipped))}"] if skipped else []
 
 
 def first_of(skipped: Sequence[Skipped]) -> list[str]:
@@ -90,7 +92,7 @@ def first_of(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _content_hash(root: Path, path: str, mask: str) -> str:
-    files = [root / name for name in (path, mask) if name]
+    files = [root / path, *(mask_files(root / mask) if mask else ())]
     if not all(file.is_file() for file in files):  # a pipe or a device would never end
         return ""
     try:
@@ -108,12 +110,14 @@ class ManifestRecord(Record):
     BESIDE: ClassVar[frozenset[str]] = frozenset(
         {"fingerprint", "notes", "skipped", "selection", "sources"}
     )
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white"})
     kind: Literal["manifest"] = "manifest"
     format: Literal[2] = 2
     dataset: str
     split: str
     layout: str
     exif: bool
+    white: int | None = None
     licences: tuple[str, ...]
     rows_sha256: str
     """Of the canonical JSON of all rows."""
@@ -122,6 +126,12 @@ class ManifestRecord(Record):
     skipped: tuple[Skipped, ...]
     selection: dict[str, object]
     sources: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _as_json(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without `white` where it does not apply, so that those manifests keep their bytes."""
+        left_out = {"white"} if self.white is None else set()
+        return {name: value for name, value in plain(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +157,8 @@ class Manifest:
     """What a person should know: missing categories, other counts than the official ones."""
     exif: bool
     """Whether EXIF orientation is honoured, for image and mask alike (docs/method.md §5)."""
+    white: int | None = None
+    """White of 16-bit images whose files do not say it, by the values of the set; None: 65535."""
     skipped: tuple[Skipped, ...] = ()
     """Images that `skip_bad` left out. Not part of the fingerprint: the rows are the content."""
     selection: Mapping[str, object] = field(default_factory=dict)

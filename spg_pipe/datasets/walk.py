@@ -3,10 +3,13 @@
 Names only, no pixels.
 """
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from spg_pipe.errors import SpgError, printable
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -49,9 +52,27 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(others)
 
 
+def mask_files(mask: Path) -> list[Path]:
+    """The files of a mask, sorted: the mask itself, or those of its folder."""
+    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+
+
 def relative(path: Path, root: Path) -> str:
     """A path as manifests write it: below the root, with `/` between folders."""
     return path.relative_to(root).as_posix()
+
+
+def utf8_name(path: Path) -> str:
+    """A path with `/` between folders as its bytes say in UTF-8, whatever the locale.
+
+    An `SpgError` names a path that is not UTF-8.
+    """
+    try:
+        return os.fsencode(path.as_posix()).decode()
+    except UnicodeError:
+        raise SpgError(
+            f"The file name '{printable(path.as_posix())}' is not valid UTF-8. Rename the file."
+        ) from None
 
 
 def inside(path: str) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 from spg_pipe.artefacts.record import Figure, LayerName, Name, Record
 from spg_pipe.decision.components import Components
 from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.guides.layer import View
 from spg_pipe.recipe.params import MapWeights
 
 MAP_TOP = "map_top"
@@ -55,29 +54,6 @@ class Decision(Record):
     bias: Figure
     top_share: Annotated[float, Field(gt=0, le=1)]
     """Share of a map's pixels, the highest, that `map_top` is the mean of."""
-
-    def require_scales(self, layers: Iterable[str]) -> None:
-        """ValueError where a layer has no scale for a component of its patches."""
-        parts = [part for part, weight in self.map_weights.model_dump().items() if weight]
-        for layer in layers:
-            for part in parts:
-                if part not in self.scales.get(layer, ()):
-                    raise ValueError(f"the decision has no scale of {part} in layer {layer}")
-
-    def require_terms(self, directions: Mapping[str, Mapping[View, Tensor]]) -> None:
-        """ValueError where guides (layer → view → direction) do not give what is added up."""
-        if blind := [layer for layer, views in directions.items() if "patches" not in views]:
-            raise ValueError(f"the guides of layer {blind[0]} tell no patches apart")
-        seen = {
-            view
-            for layer, views in directions.items()
-            for view in ("dissimilarity", *views)
-            if f"image_{view}" in self.scales[layer]
-        }
-        if unseen := sorted(set(self.terms) - seen - {MAP_TOP}):
-            raise ValueError(f"nothing gives the decision's term {unseen[0]}")
-        if not self.terms:
-            raise ValueError("the decision has no terms")
 
     def grid(self, layer: str, guides: Tensor, dissimilarity: Tensor) -> Tensor:
         """Log odds of a layer's patches, from raw values of one shape."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from spg_pipe.datasets.images import read_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
+from spg_pipe.datasets.walk import mask_files
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import Regions
 from spg_pipe.store.reader import FeatureStore
@@ -89,10 +90,10 @@ class MaskRegions:
         return int(row["height"]), int(row["width"])
 
 
-def _version(path: Path) -> tuple[str, int, int]:
-    """A file as it is now: a mask that is corrected between two evaluations is read again."""
+def _version(path: Path) -> tuple[Hashable, ...]:
+    """A mask as it is now: one that is corrected between two evaluations is read again."""
     try:
-        found = path.stat()
+        stats = [(str(file), file.stat()) for file in mask_files(path)]
     except OSError:
-        return str(path), 0, 0  # reading it will say what is wrong
-    return str(path), found.st_mtime_ns, found.st_size
+        return (str(path),)  # reading it will say what is wrong
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)

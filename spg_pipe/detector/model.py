@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import components
-from spg_pipe.decision.model import Decision
+from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.layer import LayerGuides
+from spg_pipe.guides.layer import VIEWS, LayerGuides, Pair
 from spg_pipe.guides.model import (
     TAU,
     anomaly_probability,
@@ -198,7 +197,10 @@ class Detector:
         """Write detector.safetensors, config.json and the training curve as one folder."""
         tensors: dict[str, Tensor] = {}
         for layer, guides in self.layers.items():
-            tensors |= {f"{layer}.{name}": values for name, values in guides.tensors().items()}
+            tensors |= {f"{layer}.atom_ids": guides.atom_ids, f"{layer}.atoms": guides.atoms}
+            for view, pair in guides.pairs.items():
+                tensors[f"{layer}.{view}.vectors"] = pair.vectors
+                tensors[f"{layer}.{view}.codes"] = pair.codes
         with fresh_folder(path) as folder:
             sha256 = save_tensors(folder / "detector.safetensors", tensors)
             record = self.record.model_copy(update={"tensors_sha256": sha256})
@@ -222,21 +224,37 @@ class Detector:
         )
         with reading(path, "detector", _MAKE):
             layers = {
-                layer: LayerGuides.of_tensors(below(tensors, f"{layer}."), grid)
+                layer: LayerGuides(
+                    {
+                        view: Pair(
+                            tensors[f"{layer}.{view}.vectors"][0],
+                            tensors[f"{layer}.{view}.vectors"][1],
+                            tensors[f"{layer}.{view}.codes"],
+                        )
+                        for view in VIEWS
+                        if view == "patches" or f"{layer}.{view}.vectors" in tensors
+                    },
+                    tensors[f"{layer}.atom_ids"],
+                    tensors[f"{layer}.atoms"],
+                    grid,
+                )
                 for layer, grid in record.layers.items()
             }
             detector = cls(layers, record.model_copy(update={"tensors_sha256": ""}))
-            detector._require_whole(tensors)
+            detector._try()
         return detector
 
-    def _require_whole(self, tensors: Mapping[str, Tensor]) -> None:
-        """ValueError if there are tensors of no layer, or guides that the decision cannot use."""
-        if unknown := [name for name in tensors if name.split(".")[0] not in self.layers]:
-            raise ValueError(f"the tensor {unknown[0]} is of no layer")
+    def _try(self) -> None:
+        """Judge a made-up image, which fails where tensors and record do not fit each other."""
+        tokens = {}
+        for layer, guides in self.layers.items():
+            count, width = guides.atoms.shape
+            for pair in guides.pairs.values():
+                if (pair.codes.shape, *guides.atom_ids.shape) != ((2, count), count):
+                    raise ValueError(f"layer {layer} has codes or atom_ids of other atoms")
+            tokens[TokenKey(layer)] = torch.ones(1, 2, width)
+        grids = dict.fromkeys(tokens, (1, 1))
+        self.probabilities(tokens, grids)
         if isinstance(self.record.rule, Additive):
-            as_cosines = not self.contrast
-            directions = {
-                layer: guides.directions(as_cosines=as_cosines)
-                for layer, guides in self.layers.items()
-            }
-            self.record.rule.decision.require_terms(directions)
+            values = self.log_odds(tokens, grids)[1] | {MAP_TOP: np.zeros(1)}
+            np.concatenate(list(self.decision.shares(values).values()))

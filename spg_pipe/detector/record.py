@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.record import Count, LayerName, Name, Record, Seed, Size, Text
+from spg_pipe.artefacts.record import Count, LayerName, Name, Record, Seed, Size
 from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.decision.rules import Additive, Rule
+from spg_pipe.decision.rules import Rule
 from spg_pipe.guides.kinds import Guides
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.recipe.params import BankParams, Detection, SaeParams
@@ -20,7 +20,7 @@ class Painted(Record):
     """What a set is whose defects are painted."""
 
     normal_images: Count
-    categories: tuple[Text, ...]
+    categories: tuple[str, ...]
 
 
 class Auxiliary(Record):
@@ -81,7 +81,7 @@ class DetectorRecord(Record):
     sae: SaeOrigin
     backbone: BackboneSpec
     """Of single views: never in tiles."""
-    licences: tuple[Text, ...]
+    licences: tuple[str, ...]
     painted_on: tuple[Name, ...]
     """`source_id` of each normal image that the auxiliary set's defects were painted on."""
     fingerprint: Name = ""
@@ -93,8 +93,6 @@ class DetectorRecord(Record):
         if self.backbone.tiles is not None:
             raise ValueError("the backbone is in tiles, expected single views")
         self.backbone.require_layers(self.layers)
-        if isinstance(self.rule, Additive):
-            self.rule.decision.require_scales(self.layers)
         return self
 
     @property
@@ -130,7 +128,7 @@ class ScoresRecord(Record):
     """Fingerprint of the target's store."""
     method: Name
     """In words: kind of guides and rule, or a baseline's name."""
-    supervision: Text
+    supervision: str
     """What the method was allowed to see besides the images that it judges."""
     log_odds: bool
     """Patches hold log odds or another value of any range; else probabilities."""
@@ -144,7 +142,7 @@ class ScoresRecord(Record):
     bank: BankOrigin | None = None
     made_from: dict[Name, Name] = Field(default_factory=dict)
     """Of a baseline: fingerprints of its inputs."""
-    licences: tuple[Text, ...]
+    licences: tuple[str, ...]
     fingerprint: Name = ""
     versions: dict[Name, Name]
     files_sha256: dict[Name, Name] = Field(default_factory=dict)

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from spg_pipe.artefacts.digests import Expected, require_tensors
 from spg_pipe.guides.model import TAU, effective_codes, unit
 
 View = Literal["cls", "patches", "mean_tokens"]
@@ -98,34 +97,6 @@ class LayerGuides:
         none_dead = torch.zeros(len(atoms), dtype=torch.bool)
         whole = cls.of_codes(rows.flatten(0, 1), VIEWS, atoms, none_dead, None, grid)
         return cls({view: whole.pairs[view] for view in signed}, whole.atom_ids, whole.atoms, grid)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it but the grid, by the names that a detector's file gives them."""
-        tensors = {"atom_ids": self.atom_ids, "atoms": self.atoms}
-        for view, pair in self.pairs.items():
-            tensors |= {f"{view}.vectors": pair.vectors, f"{view}.codes": pair.codes}
-        return tensors
-
-    @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> "LayerGuides":
-        """What `tensors` gave; ValueError where a name, a dtype or a shape is another."""
-        views = [view for view in VIEWS if view == "patches" or f"{view}.vectors" in tensors]
-        atom_ids, atoms = tensors["atom_ids"], tensors["atoms"]
-        count, dim = len(atom_ids), atoms.shape[-1]
-        expected: Expected = {
-            "atom_ids": (torch.int64, (count,)),
-            "atoms": (torch.float32, (count, dim)),
-            **{f"{view}.vectors": (torch.float32, (2, dim)) for view in views},
-            **{f"{view}.codes": (torch.float32, (2, count)) for view in views},
-        }
-        require_tensors(tensors, expected)
-        if bool((atom_ids < 0).any()):
-            raise ValueError("atom_ids holds a negative number")
-        pairs = {}
-        for view in views:
-            normal, anomaly = tensors[f"{view}.vectors"]
-            pairs[view] = Pair(normal, anomaly, tensors[f"{view}.codes"])
-        return cls(pairs, atom_ids, atoms, grid)
 
     def directions(self, *, as_cosines: bool) -> dict[View, Tensor]:
         """View → (1, D): what a unit token is multiplied with, from normal to anomaly.

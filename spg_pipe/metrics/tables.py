@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, naming
 from spg_pipe.metrics.curves import LIMITS
 from spg_pipe.metrics.image_level import image_metrics
 from spg_pipe.metrics.pixel import Counts, PixelMetrics
@@ -299,8 +299,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    with naming(path, partial):
+        try:
+            partial.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _cell(value: object) -> object:

@@ -1,21 +1,64 @@
 """What a person sees: messages, progress, and results as text or JSON."""
 
+import codecs
+import io
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from spg_pipe.artefacts.files import jsonable
-from spg_pipe.errors import SpgError, UsageError
+from spg_pipe.errors import LESS_MEMORY, SpgError, UsageError, printable, told
 
 Update = Callable[..., None]
 _SECONDS_A_LINE = 10
 _SECONDS_A_DRAWING = 0.1
 _SECONDS_A_RATE = 3600
 """A rate is the mean of this time."""
+_CLOSED_PIPE = 128 + 13
+"""The exit code that a shell gives a program that SIGPIPE ended."""
+_NO_MEMORY = re.compile("(out of|not enough|allocate) memory")
+"""How PyTorch says so, of a GPU and of the host."""
+_PLAIN = {
+    **{"→": "->", "×": "x", "…": "...", "±": "+/-", "≤": "<=", "≥": ">=", "²": "2", "·": "*"},
+    **{"–": "-", "−": "-", "─": "-", "’": "'", "σ": "sigma", "Σ": "Sigma", "τ": "tau"},
+}
+"""Our own characters outside ASCII, for streams that cannot hold them."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What a stream prints for characters that its encoding lacks, and where it goes on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(_PLAIN.get(each, each) for each in error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("spg-plain", _plain)
+
+
+@contextmanager
+def _writing_to(stream: TextIO) -> Iterator[None]:
+    """End the command quietly if a reader such as `head` closed the pipe."""
+    try:
+        yield
+    except OSError as error:
+        # Python writes what is left once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(_CLOSED_PIPE) from None
+        error.filename = stream.name
+        raise
+
+
+def _print(text: str, stream: TextIO) -> None:
+    with _writing_to(stream):
+        print(printable(text), file=stream, flush=True)
 
 
 @dataclass
@@ -31,19 +74,22 @@ class Console:
     def say(self, message: str) -> None:
         """A line for a person; silent when quiet or in JSON mode."""
         if self.verbosity > 0 and not self.json:
-            print(message, file=sys.stderr, flush=True)
+            _print(message, sys.stderr)
 
     def detail(self, message: str) -> None:
         """A line that only -v shows."""
         if self.verbosity > 1 and not self.json:
-            print(message, file=sys.stderr, flush=True)
+            _print(message, sys.stderr)
 
     def result(self, content: Any, text: str | None = None) -> None:
         """The command's result: JSON for scripts, or a text for people."""
         if self.json:
-            print(json.dumps(jsonable(content), indent=2, allow_nan=False, default=str))
+            # In ASCII, and so valid on any stream.
+            _print(
+                json.dumps(jsonable(content), indent=2, allow_nan=False, default=str), sys.stdout
+            )
         elif text and self.verbosity > 0:
-            print(text)
+            _print(text, sys.stdout)
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Update]:
@@ -93,7 +139,7 @@ class Console:
                 if not live:
                     left = f"{rate}/s, {task.time_remaining:.0f} s left" if rate else ""
                     facts = (f"{description}: {done:,}/{total:,} {unit}", left, note)
-                    print(", ".join(filter(None, facts)), file=sys.stderr, flush=True)
+                    _print(", ".join(filter(None, facts)), sys.stderr)
 
             yield update
 
@@ -104,26 +150,41 @@ def exit_code(main: Callable[[], Any]) -> int:
     Returns
     -------
     int
-        0 done, 1 failed with a message, 2 wrong usage, 130 interrupted.
+        0 done, 1 failed with a message, 2 wrong usage, 130 interrupted, 141 nobody reads on.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be something else
+            stream.reconfigure(errors="spg-plain")
     try:
-        main()
+        return _code_of(main)
     except (SpgError, OSError) as error:
-        # Disk full, read-only folders and the like: the message of the system names the file.
-        print(f"Error: {error}", file=sys.stderr)
+        _print(f"Error: {told(error) if isinstance(error, OSError) else error}", sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Typer turns Ctrl-C into exit code 130 and says nothing.
-        if isinstance(stop, SystemExit) and stop.code != 130:
-            raise
+    except KeyboardInterrupt:
         again = "Run the same command again: training and extracting go on from where they were."
-        print(f"Interrupted. {again}", file=sys.stderr)
+        _print(f"Interrupted. {again}", sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
-        what = str(error).partition("\n")[0] or "host"
-        advice = "Lower extract.batch_images or sae.batch_images, or use --device cpu."
-        print(f"Error: out of memory ({what}). {advice}", file=sys.stderr)
+        what = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2] or "host"
+        gpu = " Or use --device cpu." if "CUDA" in what else ""
+        _print(f"Error: out of memory ({what}). {LESS_MEMORY}{gpu}", sys.stderr)
         return 1
+
+
+def _code_of(main: Callable[[], Any]) -> int:
+    """The exit code of a command that ends by itself, as Typer's do."""
+    try:
+        try:
+            main()
+        finally:
+            with _writing_to(sys.stdout):
+                print(end="", flush=True)  # also where there is no stdout
+    except SystemExit as stop:
+        if stop.code == 130:  # Typer's for Ctrl-C, and it says nothing
+            raise KeyboardInterrupt from stop
+        if isinstance(stop.code, str):  # a message
+            raise
+        return stop.code or 0
     return 0

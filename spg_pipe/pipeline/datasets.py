@@ -58,6 +58,7 @@ def scan(
     categories: Sequence[str] | None = None,
     skip_bad: bool = False,
     leave_out: Sequence[Skipped] = (),
+    tell: bool = False,
 ) -> Manifest:
     """Look at a dataset's folder: names, sizes and content hashes.
 
@@ -69,6 +70,8 @@ def scan(
         Leave out images that cannot be used; every image is decoded for it.
     leave_out : sequence of Skipped
         Leave out these, which were found to be bad before, while their files are the same.
+    tell : bool
+        Say what was noticed of the files.
     """
     part = dataset
     if categories is not None:
@@ -84,6 +87,8 @@ def scan(
             workers=run.workers,
             progress=update,
         )
+    for note in manifest.notes if tell else ():
+        run.console.say(f"  note: {note}")
     if part is not dataset and categories is not None:
         notes = (*manifest.notes, f"only {', '.join(sorted(categories))} (--categories)")
         manifest = replace(manifest, selection={"categories": sorted(categories)}, notes=notes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import tiled
-from spg_pipe.datasets.manifest import Manifest, skipped_note
+from spg_pipe.datasets.manifest import Manifest, skipped_notes
 from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.checked_store import checked_store
@@ -30,12 +30,10 @@ def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
 
 def prepare(run: RecipeRun, dataset: Dataset) -> Path:
     """Raw folder → Manifest."""
-    manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
+    manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad, tell=True)
     path = run.paths.manifest(dataset)
     manifest.save(path)
     run.console.say(f"{dataset.name}/{dataset.split}: {len(manifest)} images → {path}")
-    for note in manifest.notes:
-        run.console.say(f"  note: {note}")
     return path
 
 
@@ -109,7 +107,10 @@ def extract(
     if from_manifest:
         manifest = Manifest.load(run.paths.manifest(dataset), root=dataset.root)
     else:
-        manifest = scan(run, dataset, limit=limit, categories=categories, skip_bad=params.skip_bad)
+        skip_bad = params.skip_bad
+        manifest = scan(
+            run, dataset, limit=limit, categories=categories, skip_bad=skip_bad, tell=True
+        )
     path = _place(run, dataset, manifest, out)
     with run.console.progress(f"extract {dataset.name}") as update:
         store = writing.extract(
@@ -123,7 +124,7 @@ def extract(
             progress=update,
         )
     run.console.say(f"{dataset.name}: {len(store)} images → {path}")
-    _say_notes(run, store, manifest)
+    _say_notes(run, store, manifest, of_files=from_manifest)
     return path
 
 
@@ -158,13 +159,13 @@ def _place(run: RecipeRun, dataset: Dataset, manifest: Manifest, out: Path | Non
     return path
 
 
-def _say_notes(run: RecipeRun, store: FeatureStore, manifest: Manifest) -> None:
-    """What a person should know of a new store."""
+def _say_notes(run: RecipeRun, store: FeatureStore, manifest: Manifest, *, of_files: bool) -> None:
+    """What a person should know of a new store; what was skipped unless that was said."""
     notes = list(mask_notes(store))
     if manifest.selection:
         use = f"use it with --store {shlex.quote(str(store.path))}"
         notes.insert(0, f"{selection_note(store)}; {use}")
-    if manifest.skipped:
-        notes.append(skipped_note(manifest.skipped))
+    if of_files:
+        notes += skipped_notes(manifest.skipped)
     for note in notes:
         run.console.say(f"  note: {note}")

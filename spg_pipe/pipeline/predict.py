@@ -1,10 +1,12 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
+from spg_pipe.datasets.file_notes import file_notes, look_at, white_in
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.decision.maps import SIGMA
@@ -53,20 +55,28 @@ def predict_folder(
     detector = Detector.load(detector_path)
     images = read_images(source, out)
     manifest = read_normals(normals, detector) if normals else None
+    files = [(images.name(path), path) for path in images.paths]
+    if manifest:  # one set, so that both are read alike
+        files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
+    seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
+    white = white_in(seen)
+    for note in file_notes(seen):
+        console.say(f"Note: {note}")
     predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
-        console.say(f"  {licence}")
+        console.say(_one_line(f"  {licence}"))
     painted = detector.record.painted_on and not (normals and normals.alone)
     if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
         console.say(note)
     if normals and manifest:
+        manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
             predictor = with_normals(predictor, manifest, normals, progress=update)
         if predictor.bank and (copies := predictor.bank.copies):
             console.say(note_of_copies(copies, len(manifest)))
     with console.progress("predict") as update:
-        judged = judge_images(predictor, images, progress=update)
+        judged = judge_images(predictor, images, white=white, progress=update)
         predictions = write_results(judged, images, out, predictor.shown)
     if images.masks:
         folders = ", ".join(MASK_FOLDERS)
@@ -74,6 +84,11 @@ def predict_folder(
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     return _outcome(predictor, detector_path, out, predictions)
+
+
+def _one_line(text: str) -> str:
+    """With a line's end in a name or a licence written out: no file can forge another line."""
+    return text.replace("\n", "\\n")
 
 
 def _outcome(
@@ -109,6 +124,6 @@ def _outcome(
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
     ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [f"{prediction.score:.4f}  {prediction.path}" for prediction in ranked]
+    scores = [_one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
     text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
-from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.artefacts.files import fingerprint, require_writable
 from spg_pipe.detector.make import DetectorPlan, make_detectors
 from spg_pipe.guides.trained.train import training_notes
 from spg_pipe.pipeline.checked import checked_sae
@@ -25,6 +25,7 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
     features, device = checked_store(run, aux, store), choose_device(run.device)
     given = named_input("store", store, run.paths.store(aux), features.fingerprint)
     path = run.paths.sae(aux, seed, given)
+    require_writable(path)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         callbacks = Callbacks(
@@ -116,6 +117,7 @@ def _train_together(
     if several:  # the pass has a name of its own
         paths = [str(owner.paths.detector(aux, plan.seed, given)) for owner, plan in jobs]
         path = with_suffix_hash(path, fingerprint(paths))
+    require_writable(path)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
         results = make_detectors(

@@ -4,6 +4,7 @@ The folder may hold other files of a person, so it cannot be exchanged as an art
 new files wait in a hidden folder inside it, on the same file system, and are renamed into place.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,38 @@ from pathlib import Path
 
 import psutil
 
-from spg_pipe.errors import SpgError
+from spg_pipe.artefacts.files import require_writable
+from spg_pipe.errors import SpgError, naming
 
 SCORES = "scores.csv"
 OVERLAYS = "overlays"
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
 """What the first line of every scores.csv begins with; names of a score's parts follow."""
 _UNFINISHED = ".spg-predict."
+_NAME_BYTES = 240
+"""Of a heat map's name: a file system takes 255, of which its temporary name needs some."""
+_PATH_BYTES = 1024
+"""Of all names below the output folder, whose own are to fit into the system's 4096 as well."""
+
+
+def overlay_paths(images: Sequence[Path]) -> list[Path]:
+    """Files of the heat maps, relative to the output folder, of images relative to theirs.
+
+    An image's own path and `.png`. Where that is too long for a file, or the place of a folder that
+    another heat map needs, the name's beginning and 16 hex digits of the whole path's SHA-256: the
+    same in every run.
+    """
+
+    def fitting(path: Path) -> Path:
+        name, whole = os.fsencode(path.name), os.fsencode(path.as_posix())
+        if path not in folders and len(name) <= _NAME_BYTES and len(whole) <= _PATH_BYTES:
+            return path
+        start = os.fsdecode(name[: _NAME_BYTES // 2].decode(errors="ignore").encode())
+        return Path(OVERLAYS, f"{start}-{hashlib.sha256(whole).hexdigest()[:16]}.png")
+
+    plain = [Path(OVERLAYS, image.parent, f"{image.name}.png") for image in images]
+    folders = {folder for path in plain for folder in path.parents}
+    return [fitting(path) for path in plain]
 
 
 def is_own_file(path: Path, out: Path) -> bool:
@@ -31,10 +57,17 @@ def is_own_file(path: Path, out: Path) -> bool:
 def check_out(out: Path, overlays: Sequence[Path]) -> None:
     """Refuse to replace files that are not an earlier result: an `SpgError` names them.
 
-    `overlays` are to be written, relative to `out`, which need not exist.
+    Also folders that lead elsewhere by a link, and, with an OSError, an `out` that cannot be
+    written. `overlays` are to be written, relative to `out`, which need not exist.
     """
     advice = "Choose another --out, or move it away."
     scores = out / SCORES
+    for folder in sorted({out / above for name in overlays for above in name.parents} - {out}):
+        if folder.is_symlink():
+            raise SpgError(
+                f"{folder} is a link to {folder.readlink()}; heat maps would be written there. "
+                f"{advice}"
+            )
     for path in (out, out / OVERLAYS, scores, *(out / name for name in overlays)):
         expected = "folder" if path in (out, out / OVERLAYS) else "file"
         if path.exists() and path.is_dir() != (expected == "folder"):
@@ -54,6 +87,7 @@ def check_out(out: Path, overlays: Sequence[Path]) -> None:
             f"{out / taken[0]} would be replaced, but is not part of a result of predict: there "
             f"is no {SCORES} in {out}. {advice}"
         )
+    require_writable(scores)
 
 
 @contextmanager
@@ -61,16 +95,20 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
     """A folder for the new files; they move into `out` together when the block ends well.
 
     Otherwise, and that includes Ctrl-C, `out` is left as it was found. No other file of `out` is
-    touched. The block writes scores.csv and `overlays`, which are relative.
+    touched. The block writes scores.csv and `overlays`, which are relative, or some of these: the
+    earlier file of one that is missing is removed.
     """
     above = {folder for name in (*overlays, Path(SCORES)) for folder in (out / name).parents}
     made = sorted((folder for folder in above if not folder.exists()), reverse=True)
     waiting = out / f"{_UNFINISHED}{os.getpid()}"
     try:
-        _remove_abandoned(out)
-        (waiting / "new").mkdir(parents=True)
-        yield waiting / "new"
-        _exchange(out, [*overlays, Path(SCORES)], waiting / "new", waiting / "old")
+        with naming(out, waiting):
+            _remove_abandoned(out)
+            out.mkdir(parents=True, exist_ok=True)
+            waiting.mkdir()
+            (waiting / "new").mkdir()
+            yield waiting / "new"
+            _exchange(out, [*overlays, Path(SCORES)], waiting / "new", waiting / "old")
     except BaseException:
         _discard(waiting)
         for folder in made:
@@ -84,7 +122,11 @@ def _remove_abandoned(out: Path) -> None:
     """Remove what killed processes left, unless an older result waits there to be moved back."""
     for folder in out.glob(f"{_UNFINISHED}*"):
         number = folder.name.removeprefix(_UNFINISHED)
-        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+        if folder.is_symlink():
+            folder.unlink()
+        elif number.isdigit() and (
+            int(number) == os.getpid() or not psutil.pid_exists(int(number))
+        ):
             _discard(folder)
 
 
@@ -99,7 +141,8 @@ def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:
             if (out / name).exists():
                 _move(name, out, old)
         for name in names:
-            _move(name, new, out)
+            if (new / name).exists():  # a heat map may have failed
+                _move(name, new, out)
     except BaseException:
         for name in names:
             if (old / name).exists():

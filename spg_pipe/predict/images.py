@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
-from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image
+from spg_pipe.datasets.walk import IMAGE_EXTENSIONS, is_image, utf8_name
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.files import OVERLAYS, check_out, is_own_file
+from spg_pipe.predict.files import OVERLAYS, check_out, is_own_file, overlay_paths
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Images:
     """Images in folders of masks, left out."""
 
     def name(self, path: Path) -> str:
-        """Of an image, as results show it."""
-        return path.relative_to(self.root).as_posix()
+        """Of an image, as results show it; an `SpgError` if it is not UTF-8."""
+        return utf8_name(path.relative_to(self.root))
 
     @property
     def overlays(self) -> list[Path]:
         """Files of the images' heat maps, relative to the output folder."""
-        return [Path(OVERLAYS) / f"{self.name(path)}.png" for path in self.paths]
+        return overlay_paths([path.relative_to(self.root) for path in self.paths])
 
 
 def read_images(source: Path, out: Path) -> Images:
@@ -35,8 +35,8 @@ def read_images(source: Path, out: Path) -> Images:
     Images in folders of masks are left out, and the heat maps of an earlier run into `out`,
     finished or not.
 
-    An `SpgError` if there is none, `out` is the folder that holds them, or a result in `out` would
-    replace what is not one.
+    An `SpgError` if there is none, one's name is not UTF-8, `out` is the folder that holds them, or
+    a result in `out` would replace what is not one. An OSError if `out` cannot be written.
     """
     if source.is_file():
         root, paths, masks = source.parent, {source}, set[Path]()
@@ -55,5 +55,7 @@ def read_images(source: Path, out: Path) -> Images:
             f"{len(masks)} in folders of masks and {len(earlier)} heat maps of an earlier run in "
             f"{out / OVERLAYS}. Give your own images, or another --out."
         )
+    for path in images.paths:
+        images.name(path)
     check_out(out, images.overlays)
     return images

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
+from spg_pipe.datasets.walk import utf8_name
 from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
+from spg_pipe.errors import SpgError, counted, naming, told
 from spg_pipe.metrics import write_csv
 from spg_pipe.predict.files import SCORES, whole_result
 from spg_pipe.predict.images import Images
@@ -36,7 +38,7 @@ class Prediction:
     """Row of the map's maximum, pixels of the original image."""
     peak_column: int
     overlay: str
-    """File of the heat map, relative to the output folder."""
+    """File of the heat map, relative to the output folder; empty if it could not be written."""
     protocol: str
     """The method's protocol (docs/method.md §5)."""
     parts: dict[str, str | float | bool]
@@ -65,6 +67,7 @@ def judge_images(
     predictor: Predictor,
     images: Images,
     *,
+    white: int | None = None,
     batch_images: int = BATCH,
     progress: Progress | None = None,
 ) -> Iterator[JudgedImage]:
@@ -72,6 +75,8 @@ def judge_images(
 
     Parameters
     ----------
+    white : int, optional
+        See `read_image`.
     batch_images : int
         Images of any sizes; each is preprocessed to the detector's image size.
     progress : callable (done, total), optional
@@ -87,7 +92,8 @@ def judge_images(
     overlays = images.overlays
     for start in range(0, len(images.paths), step):
         paths = images.paths[start : start + step]
-        batch = [read_image(path, exif=protocol.exif_of_own_images) for path in paths]
+        exif = protocol.exif_of_own_images
+        batch = [read_image(path, exif=exif, white=white) for path in paths]
         judged = predictor.judge(batch)
         size, log_odds = spec.preprocess.size, predictor.log_odds
         maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
@@ -109,7 +115,7 @@ def judge_images(
                 width=width,
                 peak_row=int(row),
                 peak_column=int(column),
-                overlay=overlays[start + number].as_posix(),
+                overlay=utf8_name(overlays[start + number]),
                 protocol=protocol.name,
                 parts=parts,
             )
@@ -124,7 +130,8 @@ def write_results(
     """Write scores.csv and overlays/ of all images below `out`.
 
     Files of an earlier result are replaced when all images are done, never before; after an error
-    `out` is as it was.
+    `out` is as it was. But a heat map that cannot be written costs no score: an `SpgError` tells of
+    it when scores.csv is there.
 
     Parameters
     ----------
@@ -132,13 +139,25 @@ def write_results(
         Values of the maps that get the darkest and the brightest colour.
     """
     predictions: list[Prediction] = []
+    faults: list[OSError] = []
     with whole_result(out, images.overlays) as folder:
-        for prediction, pixels, anomaly_map in judged:
+        for file, (prediction, pixels, anomaly_map) in zip(images.overlays, judged, strict=True):
             data = io.BytesIO()
             low, high = shown
             picture = overlay(eight_bit(pixels), anomaly_map, low=low, high=high)
             Image.fromarray(picture).save(data, format="PNG")
-            write_bytes(folder / prediction.overlay, data.getvalue())
-            predictions.append(prediction)
+            try:
+                with naming(out / file, folder.parent):
+                    write_bytes(folder / file, data.getvalue())
+            except OSError as error:
+                faults.append(error)
+                predictions.append(replace(prediction, overlay=""))
+            else:
+                predictions.append(prediction)
         write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
+    if faults:
+        raise SpgError(
+            f"{out / SCORES} has the scores of all {counted(len(predictions), 'image')}, but "
+            f"{counted(len(faults), 'heat map')} could not be written. {told(faults[0])}"
+        )
     return predictions

@@ -1,6 +1,7 @@
 """A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def with_normals(
 
     def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
         paths = [normals.image_path(row) for row in rows.tolist()]
-        return predictor.tokens([read_image(path, exif=normals.exif) for path in paths])
+        read = partial(read_image, exif=normals.exif, white=normals.white)
+        return predictor.tokens([read(path) for path in paths])
 
     bank = MemoryBank.of(
         tokens_of,

@@ -15,7 +15,7 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.decision.maps import SHOWN, SIGMA
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, printable
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.paths import Paths
@@ -159,8 +159,14 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
+def _printable(value: object) -> object:
+    """What the page shows of a value; markup was made from such values."""
+    return printable(value) if type(value) is str else value
+
+
 def _render(**content: Any) -> str:
     environment = Environment(
+        finalize=_printable,
         loader=PackageLoader("spg_pipe", "report"),
         autoescape=True,
         undefined=StrictUndefined,

@@ -152,7 +152,8 @@ def draw(
     pictures = []
     for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
         row, stem = scores.table.iloc[example.image], f"{name}-{number}"
-        photograph = _photograph(direction.dataset.root / example.path, direction.exif)
+        path, white = direction.dataset.root / example.path, store.spec.white if store else None
+        photograph = _photograph(path, direction.exif, white)
         if photograph is not None:
             _save(photograph, folder / f"{stem}-image.jpg")
             under = photograph
@@ -170,10 +171,10 @@ def draw(
     return pictures
 
 
-def _photograph(path: Path, exif: bool) -> np.ndarray | None:
+def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:
     """A photograph at the page's size, (H, W, 3) uint8; None if it cannot be read."""
     try:
-        return fit(heat_maps.eight_bit(read_image(path, exif=exif)), LONGEST)
+        return fit(heat_maps.eight_bit(read_image(path, exif=exif, white=white)), LONGEST)
     except SpgError:
         return None
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from spg_pipe.errors import printable
 from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
 from spg_pipe.sae.run import LayerQuality
 
@@ -185,4 +186,5 @@ def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:
         paint(figure)
         metadata = {"Date": None, "Creator": None, "Title": title}
         figure.savefig(stream, format="svg", metadata=metadata)
-    return stream.getvalue()
+    # Names of categories may hold what XML may not.
+    return printable(stream.getvalue().decode()).encode()

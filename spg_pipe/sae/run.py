@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
-from spg_pipe.artefacts.digests import Expected, load_tensors, require_tensors, save_tensors
+from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import (
@@ -19,7 +18,6 @@ from spg_pipe.artefacts.record import (
     Name,
     Record,
     Seed,
-    Text,
     read_record,
     write_record,
 )
@@ -52,7 +50,7 @@ class SaeRecord(Record):
     tokens_seen: dict[LayerName, Count]
     """By layer."""
     backbone: BackboneSpec
-    licences: tuple[Text, ...]
+    licences: tuple[str, ...]
     """Of the images and the backbone's weights."""
     fingerprint: Name = ""
     versions: dict[Name, Name] = Field(default_factory=versions)
@@ -166,31 +164,18 @@ class SaeRun:
         """Read a stage's folder; SpgError if it is missing or damaged."""
         record = read_sae_record(path)
         tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
-        layers, dead = {}, {}
+        params, layers, dead = record.sae or SaeParams(), {}, {}
         with reading(path, WHAT, COMMAND):
             for layer in record.layers:
                 weights = below(tensors, f"{layer}.")
-                layers[layer] = _sae_of(weights, record.sae)
-                dead[layer] = weights["dead"].bool()
+                dead[layer] = weights.pop("dead").bool()
+                latents, dim = weights["encoder"].shape
+                if dead[layer].shape != (latents,) or params.k > latents:
+                    raise ValueError(f"layer {layer} has no dead mask for, or k over, its latents")
+                sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
+                sae.load_state_dict(weights)
+                layers[layer] = sae
         return cls(layers, dead, record)
-
-
-def _sae_of(weights: dict[str, Tensor], made: SaeParams | None) -> SparseAutoencoder:
-    """The SAE of one layer's tensors; ValueError where a name, a dtype or a shape is another."""
-    params, (latents, dim) = made or SaeParams(), weights["encoder"].shape
-    shape = (latents, dim)
-    expected: Expected = {
-        **dict.fromkeys(("encoder", "dictionary"), (torch.float32, shape)),
-        "dead": (torch.uint8, (latents,)),
-    }
-    if params.activation == "batch_topk":
-        expected |= {"threshold": (torch.float32, ())}
-    require_tensors(weights, expected)
-    if made is not None and latents != params.dict_size:
-        raise ValueError(f"there are {latents} latents, and dict_size is {params.dict_size}")
-    sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
-    sae.load_state_dict({name: values for name, values in weights.items() if name != "dead"})
-    return sae
 
 
 def read_sae_record(folder: Path) -> SaeRecord:

@@ -1,7 +1,6 @@
 """Images → frozen backbone → feature store: the only stage that decodes an image."""
 
 import ctypes
-import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, told
 from spg_pipe.metrics.regions import vanished_regions
 from spg_pipe.store.format import LayerShape, StoreSpec, large_arrays
 from spg_pipe.store.reader import FeatureStore
@@ -90,21 +89,11 @@ def extract(
             if not writer.up_to_date:
                 _Run(writer, backbone, device).run(workers, progress)
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "Choose a place with --out where you may write")
         raise SpgError(
-            f"{path} cannot be written: {error}. {advice}, or mend this one and run the same "
-            "command again: it goes on with the shards that are finished, if there are any."
+            f"The store cannot be written. {told(error, path)} --out names another place; the same "
+            "command goes on with the shards that are finished, if there are any."
         ) from error
     return FeatureStore(path)
-
-
-_NO_ROOM = "Make room, choose another place with --out"
-_IN_THE_WAY = "A file is where a folder is needed: choose another place with --out"
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), _IN_THE_WAY),
-}
-"""Error numbers of a failed writing → what to do."""
 
 
 def _spec(
@@ -122,6 +111,7 @@ def _spec(
         batch_images=max(1, how.batch_images // inputs),
         dtype=how.dtype,
         exif=manifest.exif,
+        white=manifest.white,
         compressor=how.compressor,
         licences=(*manifest.licences, backbone.spec.licence),
         notes=manifest.notes,
@@ -193,7 +183,8 @@ class _Run:
         how = self._spec.backbone.preprocess
         images = torch.empty(len(rows), 3, how.size, how.size)
         for image, row in zip(images.numpy(), rows, strict=True):
-            pixels = read_image(self._manifest.image_path(row), exif=self._manifest.exif)
+            path, manifest = self._manifest.image_path(row), self._manifest
+            pixels = read_image(path, exif=manifest.exif, white=manifest.white)
             image[...] = preprocess(pixels, how)
         return images, [self._mask(row) for row in rows]
 

@@ -12,6 +12,8 @@ from spg_pipe.errors import counted, listed
 from spg_pipe.store.reader import FeatureStore
 
 _NAMED = 3
+_COVERING = 0.9
+"""Share of an image that few defects cover."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,19 @@ class MaskLosses:
     """(n,) images whose whole mask was lost when it was resized to S×S."""
     regions: int
     """Regions that were lost so, in these and in other images."""
+    covering: np.ndarray
+    """(n,) images whose mask covers more than `_COVERING` of them."""
 
 
 def mask_losses(store: FeatureStore) -> MaskLosses:
     """Look through the given masks of a store, and at its count of lost regions."""
     given = np.flatnonzero(store.array("mask_state") == MaskState.GIVEN)
-    blank = [row for row in given if not store.masks(np.array([row])).any()]
-    rows = np.array(blank, np.int64)
+    shares = np.array([store.masks(np.array([row])).mean() for row in given])
+    rows = given[shares == 0]
     lost = store.array("lost_regions")
     # A mask that loses no region and is blank had none.
-    return MaskLosses(rows[lost[rows] == 0], rows[lost[rows] > 0], int(lost.sum()))
+    covering = given[shares > _COVERING]
+    return MaskLosses(rows[lost[rows] == 0], rows[lost[rows] > 0], int(lost.sum()), covering)
 
 
 def mask_notes(store: FeatureStore) -> list[str]:
@@ -45,6 +50,12 @@ def mask_notes(store: FeatureStore) -> list[str]:
             f"{counted(number, 'given mask')} without a single anomalous pixel, so every pixel "
             f"there counts as normal: of {_paths(store, losses.empty)}. Correct them (values above "
             "0 are defect) and extract again with --replace."
+        )
+    if number := len(losses.covering):
+        notes.append(
+            f"{counted(number, 'given mask')} covering more than {_COVERING:.0%} of the image, as "
+            f"if black were the defect: of {_paths(store, losses.covering)}. If so, invert them "
+            "(values above 0 are defect) and extract again with --replace."
         )
     if losses.regions:
         whole = len(losses.vanished)

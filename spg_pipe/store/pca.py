@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.datasets.manifest import MaskState
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, printable
 from spg_pipe.store.reader import FeatureStore
 
 DEFAULT_IMAGES = "6"
@@ -163,7 +163,7 @@ def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -
             # One mask at a time: `store.masks` would unpack those of the whole store.
             with store.reading("mask"):
                 mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
-            caption = f"{row}: {paths[row]}"
+            caption = printable(f"{row}: {paths[row]}")
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"
             for axes, (heading, images) in zip(cells[number], pixels.items(), strict=True):

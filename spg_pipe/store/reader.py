@@ -14,8 +14,7 @@ import pandas as pd
 
 from spg_pipe.artefacts.reading import MOST_BYTES, reading, shown
 from spg_pipe.artefacts.record import parse_record
-from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.store.declared import declared, holds, require_values
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
     COMMAND,
@@ -24,8 +23,10 @@ from spg_pipe.store.format import (
     SCHEMA_VERSION,
     SHARD_INDEX,
     StoreSpec,
+    array_forms,
     decode_mask,
     encode_mask,
+    require_values,
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
@@ -65,6 +66,7 @@ class FeatureStore:
                 f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
             ) from error
         self.entries = parse_entries(listed, f"{self.path}/{SHARD_INDEX}")
+        self._unchanged = Unchanged(self.files.local, self.fingerprint)
         faults = self.file_faults() if check_files else []
         if faults:
             more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
@@ -73,7 +75,6 @@ class FeatureStore:
         self.raw = uncompressed and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
-        self._unchanged = Unchanged(self.files.local, self.fingerprint)
 
     def _spec(self) -> StoreSpec:
         attributes = self.files.attributes()
@@ -124,19 +125,28 @@ class FeatureStore:
         return dict(islice(data_files(self.spec), len(self.entries) + _MOST_MISSING))
 
     def _metadata_faults(self) -> list[str]:
-        """Arrays whose zarr.json is not what the group's own says of them."""
+        """Arrays whose zarr.json is not what the group's own says of them, or the attributes."""
         group = self.files.metadata()
         if not {"zarr_format": 3, "node_type": "group"}.items() <= group.items():
             return ["zarr.json is damaged: it is of no Zarr group"]
         consolidated = group.get("consolidated_metadata")
         arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-        return [
+        forms = array_forms(self.spec)
+        faults = [
             f"{name}/zarr.json is missing or damaged, or not as the store's zarr.json says"
-            for name, expected in declared(self.spec).items()
+            for name in forms
             if not isinstance(arrays, dict)
-            or not holds(arrays.get(name), expected)
+            or not arrays.get(name)
             or self.files.metadata(f"{name}/zarr.json") != arrays[name]
         ]
+        try:
+            return faults or [
+                f"{name}/zarr.json declares another array than the store's attributes"
+                for name, form in forms.items()
+                if not form.fits(self.group[name])
+            ]
+        except DamagedError as error:
+            return [str(error)]
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -185,7 +195,9 @@ class FeatureStore:
     def group(self) -> Any:
         """The store as a Zarr group, for reading."""
         with self.reading("zarr.json"):
-            return self.files.group({entry.name: entry.bytes for entry in self.entries})
+            group = self.files.group({entry.name: entry.bytes for entry in self.entries})
+            _ = [group[name] for name in array_forms(self.spec)]  # what Zarr cannot read fails here
+            return group
 
     def array(self, name: str) -> np.ndarray:
         """A copy of a small array, for instance `label` or `mean_<layer>`; read once."""

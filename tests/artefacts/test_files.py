@@ -17,12 +17,14 @@ from spg_pipe.artefacts.files import (
     fingerprint,
     fresh_folder,
     jsonable,
+    require_writable,
     versions,
     write_bytes,
     write_json,
     write_text,
 )
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics import write_csv
 from spg_pipe.recipe.paths import with_suffix_hash
 
 JSON = st.recursive(
@@ -54,10 +56,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         write_json(path, {"new": 2})
+    assert error.value.filename == str(path)
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["/proc/a.json", "{}/" + "n" * 250, "{}/file/a.json"])
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    path = Path(place.format(tmp_path))
+    for write in (write_json, lambda path, rows: write_csv(path, [rows])):
+        with pytest.raises(OSError, match=r"\[Errno") as error:
+            write(path, {"a": 1})
+        assert error.value.filename in (str(path), str(path.parent))
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    require_writable(tmp_path / "not" / "there" / "yet.json")
+    require_writable(Path("relative.json"))
+    assert names(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError) as error:
+        require_writable(tmp_path / "file" / "below" / "a.json")
+    assert error.value.filename == str(tmp_path / "file")
 
 
 def test_a_file_is_durable_before_it_gets_its_name(
@@ -130,6 +154,18 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
     with pytest.raises(OSError, match="No space"), fresh_folder(place) as folder:
         (folder / "two").write_text("2")
     assert (names(place), names(place.parent)) == (["one"], ["run"])
+
+
+def test_a_folder_that_cannot_be_filled_is_named_and_what_was_read_keeps_its_name(place):
+    with pytest.raises(OSError, match="No space") as error, fresh_folder(place):
+        full()  # as a write without a name
+    assert error.value.filename == str(place)
+    with pytest.raises(FileNotFoundError) as error, fresh_folder(place) as folder:
+        (folder / "not" / "there").write_text("")
+    assert error.value.filename == str(place)
+    with pytest.raises(FileNotFoundError) as error, fresh_folder(place):
+        (place / "not-there").read_text()
+    assert error.value.filename == str(place / "not-there")
 
 
 def test_a_file_in_a_folders_place_is_not_removed(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_masks_of_good_images_and_unused_masks_are_noted(tmp_path):
     (root / "bent" / "read.me").write_text("")
     manifest = scanned("mine", "folder", root)
     assert manifest.table["mask"].tolist() == ["", "", "masks/torn/3.jpg"]
-    assert "1 mask stored as JPEG" in manifest.notes[0]
-    assert manifest.notes[1:] == (
+    assert "1 mask stored with loss, as in JPEG" in manifest.notes[-1]
+    assert manifest.notes[:-1] == (
         "rods: 2 masks without a use, ignored: good/1_mask.png, ground_truth/bent/9_mask.png",
         "rods: 1 defect image without a mask, left out of pixel metrics",
         "rods: 1 file ignored: not an image file",

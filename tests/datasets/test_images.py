@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from spg_pipe.datasets.images import read_image, read_mask, stored_size
+from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.datasets.walk import is_image
 from spg_pipe.errors import SpgError
 
@@ -44,7 +44,7 @@ def test_every_mode_becomes_rgb_as_pillow_converts_it(tmp_path, mode):
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "RGBX", "I;16B"])
 def test_modes_that_only_other_programs_write_become_rgb(tmp_path, monkeypatch, mode):
     path = saved(Image.fromarray(RGB), tmp_path / "image.png")
-    monkeypatch.setattr(Image, "open", lambda _: Image.new(mode, (7, 5)))
+    monkeypatch.setattr(Image, "open", lambda _, formats: Image.new(mode, (7, 5)))
     assert read_image(path, exif=False).shape == (5, 7, 3)
     assert read_mask(path, exif=False).shape == (5, 7)
 
@@ -157,9 +157,10 @@ def test_exif_orientation_is_honoured_or_ignored_as_asked(tmp_path, orientation)
         if path.suffix == ".png":
             assert np.array_equal(raw, RGB), path.name
             assert np.array_equal(upright, turns[orientation]), path.name
-        content = path.read_bytes()
-        assert stored_size(content, exif=False) == raw.shape[:2], path.name
-        assert stored_size(content, exif=True) == upright.shape[:2], path.name
+        for exif, pixels in ((False, raw), (True, upright)):
+            header = read_header(path, "image", exif=exif)
+            assert header.size == pixels.shape[:2], path.name
+            assert header.orientation == orientation, path.name
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
@@ -168,7 +169,7 @@ def test_a_tiff_is_turned_by_its_own_tag_once(tmp_path, orientation):
     exif[ORIENTATION] = orientation
     path = saved(Image.fromarray(RGB), tmp_path / "turned.tif", exif=exif)
     shapes = {read_image(path, exif=e).shape[:2] for e in (False, True)}
-    assert shapes == {stored_size(path.read_bytes(), exif=e) for e in (False, True)}
+    assert shapes == {read_header(path, "image", exif=e).size for e in (False, True)}
     assert shapes == {(7, 5) if orientation == 6 else (5, 7)}
 
 
@@ -236,7 +237,7 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path, suffix, read):
     ("content", "message"),
     [
         *(
-            (c, "cannot be read .not an image that Pillow")
+            (c, "cannot be read .not an image of a known format")
             for c in (b"", b"text", b"\x89PNG\r\n\x1a\n")
         ),
         (None, "does not exist"),
@@ -251,15 +252,6 @@ def test_a_file_that_is_no_image_or_missing_is_an_error_that_names_it(
         path.write_bytes(content)
     with pytest.raises(SpgError, match=rf"The (image|mask) .*fake\.png {message}"):
         read(path, exif=True)
-
-
-def test_a_decompression_bomb_is_refused_with_advice(tmp_path, monkeypatch):
-    path = saved(Image.fromarray(RGB), tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(
-        SpgError, match=r"bomb\.png cannot be read \(Image size .*cut it into tiles"
-    ):
-        read_image(path, exif=False)
 
 
 def test_image_files_are_known_by_their_extension():

@@ -1,9 +1,11 @@
 """The command line end to end on a miniature dataset, and what it says when input is bad."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ SMALL = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with params.yaml and two miniature datasets; every stage has run once."""
     folder = _small_project(tmp_path_factory.mktemp("mini"))
-    for command in ("prepare", "extract", "train-sae", "train-guides", "score"):
+    for command in ("prepare", "extract", "train-sae", "train-guides", "score", "evaluate"):
         must(spg(command, "--quiet", cwd=folder))
     return folder
 
@@ -102,6 +104,46 @@ def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> No
     text = spg_process("predict", detector, images[0], "--out", out, cwd=project)
     assert text.returncode == 0
     assert "licence" in text.stderr.lower()
+
+
+@pytest.fixture
+def nothing_fits() -> Iterator[None]:
+    """No file may get longer than a few bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+FILLED = [
+    ("prepare",),
+    ("extract", "--split", "left", "--limit", "2"),
+    ("train-sae", "--aux", "left", "--set", "sae.k=3"),
+    ("train-guides", "--aux", "left"),
+    ("score", "--split", "right"),
+    ("evaluate", "--split", "right"),
+    ("report",),
+    ("recipe", "use", "paper-dinov3", "--params", "new.yaml", "--mvtec", "left", "--visa", "right"),
+    ("synthesise", "left", "painted", "--layout", "mvtec"),
+    ("inspect", "STORE", "--pca", "tokens.png"),
+    ("predict", "DETECTOR", "left/bottle/test/good"),
+]
+
+
+@pytest.mark.parametrize("command", FILLED, ids=lambda command: command[0])
+def test_a_full_disk_is_one_message_that_names_the_place(project, nothing_fits, command):
+    artifacts = project / "artifacts"
+    places = {
+        "STORE": artifacts / "features" / "left-efficientnet-lite0-64.zarr",
+        "DETECTOR": next((artifacts / "detectors" / "mini").glob("left*")),
+    }
+    said = one_message(spg(*(places.get(part, part) for part in command), cwd=project))
+    assert "File too large: " in said
+    assert any(
+        place in said
+        for place in ("artifacts/", "new.yaml", "painted", "tokens.png", "predictions")
+    )
+    assert not re.search(r"\.tmp|\.old|\.partial|\.spg-predict|Errno", said), said
 
 
 def test_a_folder_of_images_is_extracted_and_scored(project: Path, tmp_path: Path) -> None:

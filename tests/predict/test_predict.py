@@ -7,36 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from tiny import TinyBackbone, files
+from tiny import TinyBackbone, files, photograph
 
-from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.predict import predict_folder
 from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import Prediction, judge_images, write_results
-from spg_pipe.predict.predictor import Predictor
-from spg_pipe.recipe.protocol import protocol as settings_of
+from spg_pipe.predict.judge import Prediction
 
 Run = Callable[..., list[Prediction]]
 UNFINISHED = {".tmp", ".partial"}
 """Files that are written, not moved."""
 HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol,score_cls,score_map_max"
-
-
-def photograph(path: Path, size: tuple[int, int] = (20, 30), **options: Any) -> Path:
-    """A noisy image of (height, width) pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
 
 
 def corrupt(path: Path) -> None:
@@ -56,25 +43,6 @@ def images(tmp_path: Path) -> Path:
 def out(tmp_path: Path) -> Path:
     """Where results go; not there yet, nor is the folder above it."""
     return tmp_path / "fresh" / "out"
-
-
-@pytest.fixture
-def run(tiny_detector: Detector) -> Run:
-    """Predict with the tiny detector, image by image."""
-
-    def run(
-        source: Path, out: Path, backbone: TinyBackbone | None = None, protocol: str = "default"
-    ) -> list[Prediction]:
-        detector = tiny_detector
-        if protocol == "spg":
-            record = detector.record.model_copy(update={"protocol": settings_of("spg")})
-            detector = replace(detector, record=record)
-        predictor = Predictor(detector, backbone or TinyBackbone())
-        images = read_images(source, out)
-        judged = judge_images(predictor, images, batch_images=1)
-        return write_results(judged, images, out, predictor.shown)
-
-    return run
 
 
 def test_every_image_has_a_row_and_a_heat_map_and_nothing_else_is_there(images, out, run):

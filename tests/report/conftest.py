@@ -13,8 +13,9 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.paths import Paths
 
-TRICKY = 'a<b>&"c$d$'
-"""A category that HTML, a URL, a shell and matplotlib each read differently."""
+TRICKY = 'a<b>&"c$d$\x1b[31m'
+"""A category that HTML, a URL, a shell, matplotlib and a terminal each read differently."""
+SHOWN = TRICKY.replace("\x1b", r"\x1b")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _recipe(root: Path) -> dict[str, object]:
         "seeds": (111, 112),
         "datasets": [
             {"name": "aux", "layout": "mvtec", "root": root / "aux", "licence": "CC BY-NC 4.0"},
-            {"name": "target", "layout": "mvtec", "root": root / "target", "licence": "<own>"},
+            {"name": "target", "layout": "mvtec", "root": root / "target", "licence": "<own>\x07"},
         ],
         "auxiliaries": ["aux"],
         "directions": [{"aux": "aux", "target": "target"}],

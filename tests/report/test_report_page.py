@@ -8,13 +8,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlparse
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
-from report.conftest import TRICKY, World
+from report.conftest import SHOWN, TRICKY, World
 from spg_pipe.decision.rules import Published
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, printable
 from spg_pipe.metrics import seeds_mean
 from spg_pipe.pipeline.targets import read_metrics
 from spg_pipe.report import figures
@@ -166,13 +167,19 @@ def test_metrics_hold_the_figures_of_their_kind_alone(world, published):
 
 def test_names_from_outside_are_escaped(folder):
     page = Page(folder / "index.html")
-    assert TRICKY in page.text
-    assert "<own>" in page.text
+    assert SHOWN in page.text
+    assert r"<own>\x07" in page.text
     source = (folder / "index.html").read_text(encoding="utf-8")
-    assert TRICKY not in source
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", source)
+    assert SHOWN not in source
     assert "<own>" not in source
-    drawn = (folder / "curves" / "aux--target-pixel.svg").read_text(encoding="utf-8")
-    assert 'a&lt;b&gt;&amp;"c$d$' in drawn
+
+
+def test_every_drawing_is_valid_xml(folder):
+    drawings = sorted((folder / "curves").glob("*.svg"))
+    assert [path.stem for path in drawings] == ["aux--target-pixel", "aux-training"]
+    texts = ["".join(ElementTree.parse(path).getroot().itertext()) for path in drawings]  # noqa: S314
+    assert SHOWN in texts[0]
 
 
 def test_same_artefacts_give_the_same_bytes_and_an_old_report_is_replaced_as_a_whole(
@@ -208,7 +215,9 @@ def test_the_page_and_the_terminal_show_the_same_cells(world, folder, tmp_path):
     lines = text_table(seeds_mean(seeds), params.published[0]).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("Category"))
     terminal = [re.split(" {2,}", line) for line in lines[start:] if set(line) != {"─"}][:5]
-    assert [row[0] for row in terminal[1:3]] == [TRICKY, "only-defects"]
+    assert [printable(row[0]) for row in terminal[1:3]] == [SHOWN, "only-defects"]
+    assert terminal[1][0] == TRICKY
+    terminal[1][0] = SHOWN
     assert terminal[4][:2] == ["published", "0.914"]
     assert any("±" in cell for cell in terminal[3])
     start = next(number for number, row in enumerate(page.rows) if row[:1] == ["Category"])

@@ -17,7 +17,7 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.verify import require_intact, verify
 
 PASSING = [
-    (errno.EACCES, "Permission denied.*permission to read"),
+    (errno.EACCES, "Permission denied.*owner and permissions"),
     (errno.EMFILE, "Too many open files.*ulimit"),
     (errno.EIO, "Input/output error.*Check the disk"),
 ]
@@ -83,7 +83,7 @@ HOSTILE = {
     "backbone.preprocess.std": ([0.0, 1.0, 1.0], "std"),
     "backbone.alias": ("open_clip:hf-hub:a/b", "alias"),
     "backbone.layers": (["../../x", "2"], "layers"),
-    "licences": (["\x1b]0;title\x07"], "control characters"),
+    "backbone.weights": ("\x1b]0;title\x07", "weights"),
     "selection": ({"limit": []}, "limit"),
 }
 

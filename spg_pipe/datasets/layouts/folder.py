@@ -16,7 +16,7 @@ Rules
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
 from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
@@ -159,14 +159,10 @@ def _scan_category(root: Path, category: str, folder: Path) -> Scan:
             unused.discard(mask)
             where = relative(mask, root) if mask else ""
             entries.append(Entry(relative(image, root), category, defect, label, where))
-    given = [PurePosixPath(entry.mask) for entry in entries if entry.mask]
-    lossy = sum(mask.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif") for mask in given)
     extra = sorted(relative(mask, root) for mask in unused)
     without = sum(e.label == LABEL_ANOMALOUS and not e.mask for e in entries)
     unlabelled = sum(entry.label == LABEL_UNKNOWN for entry in entries)
-    noise = "whose compression noise counts as defect (every value above 0 does)"
     notes = [
-        *noted(lossy, "mask", f"stored as JPEG, {noise}: use PNG"),
         *noted(extra, "mask", "without a use, ignored"),
         *noted(without, "defect image", "without a mask, left out of pixel metrics"),
         *noted(unlabelled, "image", "without a label"),

@@ -145,7 +145,8 @@ def _paint_copies(
     """Write a normal image and its copies with defects; the paths of all of them."""
     path, category, number = normal[["path", "category", "number"]].iloc[row]
     rng = np.random.default_rng([settings.seed, zlib.crc32(path.encode())])
-    levels = read_image(source.root / path, exif=source.exif)
+    read = partial(read_image, exif=source.exif, white=source.white)
+    levels = read(source.root / path)
     height, width = levels.shape[:2]
     if min(height, width) < LEAST_SIDE:
         raise SpgError(
@@ -153,7 +154,7 @@ def _paint_copies(
             f"needs {LEAST_SIDE}×{LEAST_SIDE}. Remove it, or name larger images."
         )
     other = source.root / normal["path"].iloc[int(rng.integers(len(normal)))]
-    image = canvas_of(levels, canvas_of(read_image(other, exif=source.exif)))
+    image = canvas_of(levels, canvas_of(read(other)))
 
     def save(levels: "np.ndarray", path: str) -> None:
         save_image(levels[..., 0] if image.grey else levels, folder / path)

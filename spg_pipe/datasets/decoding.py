@@ -1,0 +1,284 @@
+"""Opening picture files: which formats, how large, and which way up.
+
+The files may be a stranger's. Pillow looks at content, not at names, and some formats that it knows
+start other programs (EPS starts Ghostscript): only those of `FORMATS` are tried. What a header
+claims is checked before memory is asked for.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from spg_pipe.datasets import tiff
+from spg_pipe.errors import SpgError
+
+FORMATS = [
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "CUR",
+    "DCX",
+    "DDS",
+    "DIB",
+    "FITS",
+    "FLI",
+    "ICNS",
+    "ICO",
+    "IM",
+    "MSP",
+    "PCX",
+    "PSD",
+    "QOI",
+    "SGI",
+    "SUN",
+    "XBM",
+    "XPM",
+    "TGA",
+]
+"""Pillow's names of what `walk.IMAGE_EXTENSIONS` stand for, the usual ones first."""
+MEGAPIXELS = 100
+"""Of an image at most, unless `LIMIT` says otherwise: 10 kB of PNG can unfold to that."""
+LIMIT = "SPG_MAX_MEGAPIXELS"
+"""The environment variable that allows larger images."""
+_BYTES_A_PIXEL = 30
+"""That scoring an image takes."""
+_PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
+# What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
+_PNG_ORIENTATION = (
+    b"eXIf",
+    b"Raw profile type exif",
+    b"tiff:Orientation",
+    b"XML:com.adobe.xmp\0\1",
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Of Pillow's own warnings the first is a limit; the others tell of damage, without the file.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class UnusableFileError(SpgError):
+    """What a file holds cannot be used, at whatever try; `reason` ends a sentence about it.
+
+    Whatever may pass (no memory, no permission, a disk that is gone) is a plain SpgError.
+    """
+
+    def __init__(self, name: str, reason: str, advice: str) -> None:
+        super().__init__(f"{name} {reason}. {advice}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file that was opened; its pixels are decoded when they are asked for."""
+
+    image: Image.Image
+    content: bytes
+    tags: tiff.Tags
+    """Empty for other formats than TIFF."""
+
+    @cached_property
+    def orientation(self) -> int:
+        """1 (upright) to 8, as EXIF counts; 0 if its EXIF data cannot be read."""
+        # Pillow decodes every PNG to look for it, 20 ms at 900 pixels, because it may stand behind
+        # the pixels.
+        if self.image.format == "PNG" and not any(t in self.content for t in _PNG_ORIENTATION):
+            return 1
+        try:
+            turn = tiff.number(self._stored_orientation)
+        except MemoryError:
+            raise
+        except Exception:  # damaged EXIF data raise a dozen unrelated types
+            return 0
+        if turn in _TURNS:
+            return turn
+        return 0 if _is_cut_off(self.image.info.get("exif", b"")) else 1
+
+    @property
+    def _stored_orientation(self) -> object:
+        return self.image.getexif().get(ExifTags.Base.Orientation, 1)
+
+    def turn(self, exif: bool) -> int:
+        """The orientation that is undone: with `exif`, and a TIFF's own always."""
+        return self.orientation if exif or self.image.format == "TIFF" else 1
+
+    def size(self, exif: bool) -> tuple[int, int]:
+        """(Height, width) in pixels after turning, from the header alone."""
+        width, height = self.image.size
+        if self.tags:  # Pillow may have exchanged a TIFF's
+            width, height = (tiff.number(self.tags[tag]) for tag in (tiff.WIDTH, tiff.LENGTH))
+        return (width, height) if self.turn(exif) >= 5 else (height, width)
+
+    def upright(self, exif: bool) -> Image.Image:
+        """The decoded image, turned."""
+        turn = self.turn(exif)
+        # Pillow undoes a TIFF's orientation while it decodes, if that is stored as a number.
+        if isinstance(self.image, TiffImageFile) and self._stored_orientation in _TURNS:
+            turn = 1
+        self.image.load()
+        return self.image.transpose(_TURNS[turn]) if turn in _TURNS else self.image
+
+    @property
+    def pages(self) -> int:
+        """Pages or frames; 2 if there are several that cannot be counted."""
+        if self.image.format not in _PAGED or not getattr(self.image, "is_animated", False):
+            return 1
+        try:
+            return int(getattr(self.image, "n_frames", 2))
+        except Exception:  # a later page is damaged
+            return 2
+
+    @property
+    def lossy(self) -> bool:
+        """Whether its compression changes pixels."""
+        lossy_webp = self.image.format == "WEBP" and b"VP8 " in self.content[:64]
+        return self.image.format in ("JPEG", "MPO", "AVIF") or lossy_webp
+
+    def again(self) -> "Picture":
+        """The same, to be decoded in another way."""
+        return _open(self.content)
+
+
+@contextmanager
+def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Picture]:
+    """The picture in a file; whatever a library raises meanwhile becomes one message.
+
+    Parameters
+    ----------
+    what
+        "image" or "mask", for messages.
+    content
+        The whole file, if it was read before.
+
+    Raises
+    ------
+    UnusableFileError
+        The content is damaged, of no known format, or too large.
+    SpgError
+        The file cannot be opened, or memory is short: its content is not to blame.
+    """
+    name = f"The {what} {path}"
+    try:
+        picture = _open(read_file(path, what) if content is None else content)
+        with picture.image:
+            yield picture
+    except SpgError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise SpgError(
+                f"{name} cannot be read: there is not enough memory. Run the command again with "
+                f"fewer --workers, or with other programs closed. If it is the same file each "
+                f"time, that may be damaged: copy it again from its source, or remove it."
+            ) from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image of a known format" if unknown else str(error)
+        raise UnusableFileError(
+            name,
+            f"cannot be read ({reason or type(error).__name__})",
+            "It is expected to be a complete image file: copy it again from its source, or remove "
+            "it.",
+        ) from error
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """The bytes of an image or a mask. SpgError, which blames no content, if they cannot be had."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SpgError(
+            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
+        ) from None
+    except OSError as error:
+        raise SpgError(
+            f"The {what} {path} cannot be opened ({error.strerror or error}). Check its "
+            f"permissions and whether its disk is there, then run the command again."
+        ) from error
+
+
+def pixel_limit() -> int:
+    """Pixels of an image at most. SpgError if `LIMIT` is set to something else than a number."""
+    stated = os.environ.get(LIMIT, "").strip() or str(MEGAPIXELS)
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", stated):
+        raise SpgError(
+            f"The environment variable {LIMIT} is {stated!r}: expected is a whole number of "
+            f"megapixels, such as 400. Set it so, or unset it for {MEGAPIXELS}."
+        )
+    return int(stated) * 10**6
+
+
+def _require_size(width: int, height: int) -> None:
+    if width * height > pixel_limit():
+        raise Image.DecompressionBombError(f"{width * height} pixels")
+
+
+def _too_large(name: str, message: str) -> UnusableFileError:
+    """The error for more pixels than `pixel_limit`; they are the first number in a message."""
+    pixels = int(re.findall(r"\d+", message)[0])
+    return UnusableFileError(
+        name,
+        f"has {pixels} pixels, more than the {pixel_limit() // 10**6} million that are read; if "
+        f"you trust it and {pixels * _BYTES_A_PIXEL / 1e9:.1f} GB of memory are free, set the "
+        f"environment variable {LIMIT}={-(-pixels // 10**6)} and run the command again",
+        "Otherwise cut it into several files, or remove it.",
+    )
+
+
+def _is_cut_off(exif: bytes) -> bool:
+    """Whether EXIF data end before their first directory does, which Pillow only warns of."""
+    data = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    return start + 2 + 12 * int.from_bytes(data[start : start + 2], order) > len(data) > 0
+
+
+@cache
+def _formats() -> list[str]:
+    """The formats that this build of Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _open(content: bytes) -> Picture:
+    Image.MAX_IMAGE_PIXELS = pixel_limit()  # also for pictures within a file, as icons have them
+    try:
+        image: Image.Image = Image.open(BytesIO(content), formats=_formats())
+    except UnidentifiedImageError:
+        if not (tags := tiff.read_tags(content)):
+            raise
+        _require_size(*(tiff.number(tags.get(tag)) for tag in (tiff.WIDTH, tiff.LENGTH)))
+        image = Image.fromarray(tiff.packed_values(content, tags))
+        image.format = "TIFF"
+        return Picture(image, content, tags)
+    _require_size(*image.size)
+    if image.format == "FITS" and b"BZERO" in content[:28800]:
+        raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
+    return Picture(
+        image, content, tiff.tags_of(image.tag_v2) if isinstance(image, TiffImageFile) else {}
+    )

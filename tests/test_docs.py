@@ -29,7 +29,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
 ]
 STORE = "demo_run/artifacts/features/demo-mvtec-efficientnet-lite0-288.zarr"
-OTHERS_OPTIONS = {"--no-deps"}  # pip's
+OTHERS_OPTIONS = {"--no-deps", "--version"}  # pip's; spg-pipe's own, without a command
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -79,7 +79,7 @@ def named_command(words: list[str]) -> str | None:
 @every_page
 def test_every_command_line_names_a_command_and_its_own_options(page: Path) -> None:
     for words in command_lines(page.read_text()):
-        if words[0] in ("COMMAND", "--help"):
+        if words[0] in ("COMMAND", "--help", "--version"):
             continue
         name = named_command(words)
         assert name, f"{page.name}: spg-pipe {' '.join(words)}"

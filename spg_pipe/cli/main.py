@@ -1,6 +1,8 @@
 """The command line. Commands parse and call; torch and friends are imported when one runs."""
 
 import itertools
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,28 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        spg_pipe, torch = metadata.version("spg-pipe"), metadata.version("torch")
+        print(f"spg-pipe {spg_pipe} (Python {platform.python_version()}, torch {torch})")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool,
+        Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Print the versions of spg-pipe, Python and PyTorch.",
+        ),
+    ] = False,
+) -> None:
+    """Options without a command."""
 
 
 @app.command()

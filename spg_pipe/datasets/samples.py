@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from spg_pipe.datasets import tiff
-from spg_pipe.datasets.decoding import Picture, UnusableFileError
+from spg_pipe.datasets.decoding import Picture, UnusableFileError, open_picture
 
 FULL = 65535
 """White of 16 bits."""
@@ -37,9 +37,8 @@ def white_of(peak: int | None) -> int | None:
 def unstated_peak(picture: Picture, exif: bool) -> int | None:
     """The highest value of a 16-bit picture whose file does not say what is white; else None."""
     values = _integers(picture, exif)
-    if values is None or _stated_white(picture, values) is not None:
-        return None
-    return int(values.max())
+    unstated = values is not None and _stated_white(picture, values) is None
+    return int(values.max()) if values is not None and unstated else None
 
 
 def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.ndarray | None:
@@ -127,7 +126,7 @@ def _integers(picture: Picture, exif: bool) -> np.ndarray | None:
         return np.asarray(picture.upright(exif))
     if not (tiles := _other_byte_order(picture.image)):
         return None
-    low = picture.again()
+    low = open_picture(picture.content)
     vars(low.image)["tile"] = tiles
     high_bytes, low_bytes = (np.asarray(p.upright(exif))[:, :, :3] for p in (picture, low))
     return high_bytes.astype(np.uint16) << 8 | low_bytes

@@ -1,8 +1,7 @@
 """Reading what anybody may have written: regular files alone, and one message for whatever fails.
 
-A library may raise anything for a damaged file. `reading` turns it into one message with the file
-and the cause, and tells a failure that passes (no permission, no file handles, a disk's error) from
-damage, which alone is mended by making the artefact again.
+A failure that passes (no permission, no file handles, a disk's error) is told from damage, which
+alone is mended by making the artefact again.
 """
 
 import stat
@@ -21,11 +20,8 @@ _LONGEST = 200
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a regular file, at most so many.
-
-    OSError as reading a file raises; ValueError for a folder, a pipe or a device, of which a read
-    may never end, and for a larger file.
-    """
+    """The bytes of a regular file, at most so many; ValueError for a pipe, of which a read may
+    never end, for a folder, a device, and a larger file."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is a folder, a pipe or a device, not a file: move it away")
@@ -58,12 +54,12 @@ def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
         yield
     except SpgError:
         raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SpgError(
-            f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
-            f"`{command}`."
-        ) from error
     except Exception as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and error.errno is not None:
+            raise SpgError(
+                f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
+                f"`{command}`."
+            ) from error
         if passes(error):
             raise unreadable(path, error) from error
         raise damaged(path, what, in_words(error), command) from error
@@ -73,16 +69,14 @@ def passes(error: Exception) -> bool:
     """Whether the system failed, not the file: the same reading may succeed another time."""
     if isinstance(error, OSError):
         return error.errno is not None or isinstance(error, TimeoutError)
-    return _is_short_of_memory(error)
-
-
-def _is_short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def unreadable(path: Path | str, error: Exception) -> SpgError:
     """The error of what may be well but cannot be read at present."""
-    cause = in_words(error) + (f". {LESS_MEMORY}" if _is_short_of_memory(error) else "")
+    cause = in_words(error)
+    if isinstance(error, MemoryError):
+        cause += f". {LESS_MEMORY}"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:
         cause = told(OSError(error.errno, cause))
     return SpgError(f"{path} cannot be read: {cause}")

@@ -53,6 +53,8 @@ Size = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 """Pixels or patches along a side."""
 Figure = Annotated[float, Field(ge=-1e9, le=1e9)]
 """A number of a formula: sums and products of these and of tokens do not overflow."""
+Deviation = Annotated[float, Field(ge=1e-13, le=1e9)]
+"""Divides. A fit takes what is below 1e-12 for a constant, of deviation 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 

@@ -3,8 +3,8 @@
 Importing this package loads neither torch nor timm; `load_backbone` does.
 """
 
-from spg_pipe.backbones.load import load_backbone, load_recorded
+from spg_pipe.backbones.load import load_backbone
 from spg_pipe.backbones.names import BackboneInfo, list_backbones
 from spg_pipe.backbones.spec import BackboneSpec
 
-__all__ = ["BackboneInfo", "BackboneSpec", "list_backbones", "load_backbone", "load_recorded"]
+__all__ = ["BackboneInfo", "BackboneSpec", "list_backbones", "load_backbone"]

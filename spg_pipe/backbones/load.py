@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from spg_pipe.backbones.names import BackboneInfo, Request, find_alias, unknown_name
-from spg_pipe.backbones.spec import BackboneSpec, Norm
+from spg_pipe.backbones.names import BackboneInfo, Request, find_alias
+from spg_pipe.backbones.spec import Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
     from spg_pipe.backbones.base import Backbone
-
-_SAY = partial(print, file=sys.stderr)
 
 
 def load_backbone(
@@ -27,7 +23,7 @@ def load_backbone(
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
     device: str = "cpu",
-    say: Callable[[str], None] = _SAY,
+    say: Callable[[str], None] = print,
 ) -> Backbone:
     """Load a frozen backbone with its weights.
 
@@ -74,29 +70,6 @@ def load_backbone(
     return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
 
 
-def load_recorded(spec: BackboneSpec, **how: Any) -> Backbone:
-    """Load the backbone that a detector's record names.
-
-    `how` are the parameters of `load_backbone` that the record leaves open. An `SpgError` as it
-    raises; and before any download, if the name is not of the model on record: a record that
-    anybody may have written does not decide what is fetched.
-    """
-    info = resolve(spec.alias)
-    if (info.family, info.model) != (spec.family, spec.model):
-        raise SpgError(
-            f"The detector's record calls its backbone {spec.alias}, which is {info.model} "
-            f"({info.family}), and says that it is {spec.model} ({spec.family}). Ask its maker for "
-            "another copy, or train one with `spg-pipe train-guides`."
-        )
-    return load_backbone(
-        spec.alias,
-        image_size=spec.preprocess.size,
-        layers=spec.layers,
-        norm=spec.norm,
-        **how,
-    )
-
-
 def _build(request: Request) -> Backbone:
     """The backbone of its family, whose libraries are loaded here and not before."""
     import torch
@@ -115,13 +88,10 @@ def _build(request: Request) -> Backbone:
 def resolve(name: str) -> BackboneInfo:
     """What a name stands for, with its defaults; SpgError if nothing knows it.
 
-    Only aliases and the models that the installed libraries list themselves: an address of a hub
-    (`hf-hub:…`), a folder (`local-dir:…`) or a URL is no name. Nothing is contacted.
+    Names are what the installed libraries list, no address of a hub or folder: nobody is contacted.
     """
     if (info := find_alias(name)) is not None:
         return info
-    if ":" in name.removeprefix("timm:").removeprefix("open_clip:"):
-        raise unknown_name(name, [])
     if name.startswith("open_clip:"):
         from spg_pipe.backbones.openclip import resolve_open_clip
 

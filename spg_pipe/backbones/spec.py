@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
 from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
 from spg_pipe.datasets.images import Preprocess
@@ -26,16 +26,6 @@ Alias = Annotated[str, Field(pattern=r"^(timm:|open_clip:)?[A-Za-z0-9][A-Za-z0-9
 """What a backbone may be called: no hub's address and no folder (`hf-hub:…`, `local-dir:…`)."""
 
 
-def _usable(preprocess: Preprocess) -> Preprocess:
-    if not 1 <= preprocess.size <= LARGEST_SIDE:
-        raise ValueError(f"size is {preprocess.size}, expected 1 to {LARGEST_SIDE} pixels")
-    if not all(abs(mean) <= 1e6 for mean in preprocess.mean):
-        raise ValueError(f"mean is {preprocess.mean}, expected numbers within ±1e6")
-    if not all(1e-6 <= deviation <= 1e6 for deviation in preprocess.std):
-        raise ValueError(f"std is {preprocess.std}, expected numbers from 1e-6 to 1e6")
-    return preprocess
-
-
 class Tiles(Record):
     """How large images are cut (`backbones.tiling`)."""
 
@@ -45,12 +35,6 @@ class Tiles(Record):
     """Sides in pixels to which an image is resized before it is cut, rising."""
     overlap: Annotated[float, Field(ge=0, le=0.9)]
     """Least share of a tile's side that its neighbour sees, too, but for rounding to patches."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> Tiles:
-        if list(self.sides) != sorted(set(self.sides)) or self.sides[0] < self.size:
-            raise ValueError(f"sides are {self.sides}, expected rising ones from {self.size} on")
-        return self
 
     def starts(self, side: int, patch_size: int) -> list[int]:
         """First pixels of the tiles along one axis: evenly spread multiples of the patch size."""
@@ -101,7 +85,7 @@ class BackboneSpec(Record):
     or stage leaves it."""
     patch_size: Size
     """Pixels; the image size must be a multiple. CNN: the largest stride of `layers`."""
-    preprocess: Annotated[Preprocess, AfterValidator(_usable)]
+    preprocess: Preprocess
     """From a decoded image to the backbone's input."""
     pos_embed: PosEmbed
     """How position embeddings are resized: the library's own way, or bilinear without antialias
@@ -117,14 +101,6 @@ class BackboneSpec(Record):
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
-
-    @model_validator(mode="after")
-    def _agree(self) -> BackboneSpec:
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers repeat: {', '.join(self.layers)}")
-        if self.tiles is not None and self.tiles.sides[-1] != self.preprocess.size:
-            raise ValueError("the size of the preprocessing is not the largest side of the tiles")
-        return self
 
     def require_layers(self, names: Collection[str]) -> None:
         """ValueError unless these are the names of an image's tokens."""

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from spg_pipe.artefacts.record import Figure, LayerName, Name, Record
+from spg_pipe.artefacts.record import Deviation, Figure, LayerName, Name, Record
 from spg_pipe.decision.components import Components
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.recipe.params import MapWeights
@@ -21,10 +21,6 @@ MAP_TOP = "map_top"
 """The image component that is made from the map."""
 COARSE = 4
 """`map_top` looks at maps of S/4: with the blur of 4 pixels nothing is lost."""
-
-
-Deviation = Annotated[float, Field(ge=1e-13, le=1e9)]
-"""A fit takes what is below 1e-12 for a constant, of deviation 1."""
 
 
 class Scale(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
@@ -172,11 +173,9 @@ class Detector:
     def _guides(self, key: TokenKey, tokens: Tensor) -> LayerGuides:
         """The guides for tokens (B, 1 + N, D); SpgError if they are of another width."""
         guides = self.layers[key.layer]
-        if (found := tokens.shape[-1]) != (width := guides.atoms.shape[-1]):
-            raise SpgError(
-                f"Layer {key.name} has tokens of width {found}, and the detector's guides are of "
-                f"width {width}: it was not made with this backbone. Run `{_MAKE}` again."
-            )
+        if tokens.shape[-1] != guides.atoms.shape[-1]:
+            widths = f"{tokens.shape[-1]} wide, the guides {guides.atoms.shape[-1]}"
+            raise SpgError(f"Layer {key.name}: the tokens are {widths}. Run `{_MAKE}` again.")
         return guides
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
@@ -223,23 +222,14 @@ class Detector:
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE
         )
         with reading(path, "detector", _MAKE):
-            layers = {
-                layer: LayerGuides(
-                    {
-                        view: Pair(
-                            tensors[f"{layer}.{view}.vectors"][0],
-                            tensors[f"{layer}.{view}.vectors"][1],
-                            tensors[f"{layer}.{view}.codes"],
-                        )
-                        for view in VIEWS
-                        if view == "patches" or f"{layer}.{view}.vectors" in tensors
-                    },
-                    tensors[f"{layer}.atom_ids"],
-                    tensors[f"{layer}.atoms"],
-                    grid,
-                )
-                for layer, grid in record.layers.items()
-            }
+            layers = {}
+            for layer, grid in record.layers.items():
+                held, pairs = below(tensors, f"{layer}."), {}
+                for view in VIEWS:
+                    if view == "patches" or f"{view}.vectors" in held:
+                        normal, anomaly = held[f"{view}.vectors"]
+                        pairs[view] = Pair(normal, anomaly, held[f"{view}.codes"])
+                layers[layer] = LayerGuides(pairs, held["atom_ids"], held["atoms"], grid)
             detector = cls(layers, record.model_copy(update={"tensors_sha256": ""}))
             detector._try()
         return detector

@@ -153,7 +153,7 @@ class ScoresRecord(Record):
         return cls(
             dataset=store.spec.dataset,
             split=store.spec.split,
-            selection=Selection.of_store(store),
+            selection=Selection.of_manifest(store.selection),
             images=len(store),
             image_size=store.image_size,
             backbone=store.spec.backbone,

@@ -101,16 +101,21 @@ def load_predictor(
         images are taken whole.
     weights : Path, optional
         A file of the backbone's weights.
-    say : callable
-        Told of a download before it starts.
-
     An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
     if tiles:
         check_sides(tiles, spec)
-    how = {"protocol": detector.record.protocol.name, "weights": weights, "device": device}
-    backbone = backbones.load_recorded(spec, **how, say=say)
+    backbone = backbones.load_backbone(
+        spec.alias,
+        image_size=spec.preprocess.size,
+        layers=spec.layers,
+        norm=spec.norm,
+        protocol=detector.record.protocol.name,
+        weights=weights,
+        device=device,
+        say=say,
+    )
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

@@ -12,15 +12,7 @@ from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions
 from spg_pipe.artefacts.reading import reading
-from spg_pipe.artefacts.record import (
-    Count,
-    LayerName,
-    Name,
-    Record,
-    Seed,
-    read_record,
-    write_record,
-)
+from spg_pipe.artefacts.record import Count, Name, Record, Seed, read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
@@ -36,7 +28,7 @@ class SaeRecord(Record):
 
     kind: Literal["sparse autoencoder"] = "sparse autoencoder"
     format: Literal[2] = 2
-    layers: tuple[LayerName, ...]
+    layers: tuple[Name, ...]
     seed: Seed
     """Of the dictionary and of the batches' order."""
     sae: SaeParams | None
@@ -47,7 +39,7 @@ class SaeRecord(Record):
     dataset: Name
     split: Name
     images: Count
-    tokens_seen: dict[LayerName, Count]
+    tokens_seen: dict[Name, Count]
     """By layer."""
     backbone: BackboneSpec
     licences: tuple[str, ...]

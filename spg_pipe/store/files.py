@@ -15,9 +15,6 @@ from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json
 from spg_pipe.errors import SpgError
 from spg_pipe.store.format import COMMAND, SHARD_INDEX
 
-_ABSENT = (404, 410)
-"""Answers of a web server that has no such file."""
-
 
 class StoreFiles:
     """The files of a store by their names below it.
@@ -55,7 +52,7 @@ class StoreFiles:
         except (FileNotFoundError, NotADirectoryError) as error:
             # fsspec says so of any failed request for a file's size, too.
             cause = error.__cause__ if self.local is None else None
-            if isinstance(cause, Exception) and getattr(cause, "status", 0) not in _ABSENT:
+            if isinstance(cause, Exception) and getattr(cause, "status", 0) not in (404, 410):
                 raise unreadable(place, cause) from error
             raise FileNotFoundError(str(place)) from error
         except Exception as error:
@@ -139,9 +136,8 @@ class _WholeFiles(WrapperStore[Any]):
             return value
         if len(value) == size:
             raise SpgError(
-                f"{place}: {asked:,} bytes were asked for, and the server sent the whole file: it "
-                "does not know Range requests, which reading a part of a store needs. Copy the "
-                "store to this machine, or use a server that knows them (nginx, Caddy, S3)."
+                f"{place}: the server sent the whole file where {asked:,} bytes were asked for. "
+                "Use one that knows Range requests (nginx, Caddy, S3), or copy the store here."
             )
         fault = f"{len(value):,} bytes came, expected {asked:,}"
         raise damaged(place, "store", fault, COMMAND)

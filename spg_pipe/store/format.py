@@ -1,13 +1,13 @@
 """What a store is on the disk: its attributes and its arrays; docs/store.md is normative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 import numpy as np
 import zarr
 from numcodecs.zstd import Zstd
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.files import write_bytes
@@ -16,19 +16,14 @@ from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
 from spg_pipe.datasets.walk import inside
 
-if TYPE_CHECKING:
-    from spg_pipe.store.reader import FeatureStore
-
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
 COMMAND = "spg-pipe extract --replace"
 REMAKE = f"`{COMMAND}` and the same options"
-MOST_VALUES = 2**31
-"""Of one image's tokens in a layer: 4 to 8 GB."""
-MOST_MASK_BYTES = 64 * LARGEST_SIDE**2
-"""Of a shard's masks."""
+_MOST_VALUES = 64 * LARGEST_SIDE**2
+"""Of a shard's masks, and of an image's tokens in a layer."""
 
 
 class LayerShape(Record):
@@ -40,12 +35,6 @@ class LayerShape(Record):
     """Token width D."""
     prefix: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     """Names of the prefix tokens: ``cls``, or ``mean`` or ``zeros`` in its place."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> "LayerShape":
-        if self.patches * self.dim > MOST_VALUES:
-            raise ValueError(f"an image has {self.patches} × {self.dim} values, over {MOST_VALUES}")
-        return self
 
     @property
     def patches(self) -> int:
@@ -64,15 +53,9 @@ class Selection(Record):
     """… so many."""
 
     @classmethod
-    def of_store(cls, store: "FeatureStore") -> "Selection | None":
-        """None for a whole dataset."""
-        return cls.model_validate(store.selection) if store.selection else None
-
-    @classmethod
-    def checked(cls, selection: dict[str, object]) -> dict[str, object]:
-        """A selection as manifests have it, or ValueError."""
-        cls.model_validate(selection)
-        return selection
+    def of_manifest(cls, selection: Mapping[str, object]) -> "Selection | None":
+        """`Manifest.selection`; None for a whole dataset."""
+        return cls.model_validate(selection) if selection else None
 
 
 class StoreSpec(Record):
@@ -108,7 +91,7 @@ class StoreSpec(Record):
     """What a person should know of the images."""
     skipped: tuple[Skipped, ...]
     """Images that were left out because they could not be used."""
-    selection: Annotated[dict[str, object], AfterValidator(Selection.checked)]
+    selection: dict[str, object]
     """How options chose a part of the dataset (`Manifest.selection`); empty for all of it."""
     sources: dict[str, str]
     """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
@@ -120,11 +103,12 @@ class StoreSpec(Record):
     @model_validator(mode="after")
     def _agree(self) -> "StoreSpec":
         self.backbone.require_layers(self.layers)
-        size = self.backbone.preprocess.size
-        if any(side > size for shape in self.layers.values() for side in shape.grid):
-            raise ValueError(f"a grid has more patches along a side than the image {size} pixels")
-        if self.shard_images * size**2 > MOST_MASK_BYTES:
-            raise ValueError(f"the masks of a shard have more than {MOST_MASK_BYTES:,} bytes")
+        Selection.of_manifest(self.selection)
+        side, shapes = self.backbone.preprocess.size, self.layers.values()
+        tokens = max(shape.patches * shape.dim for shape in shapes)
+        sides = max(max(shape.grid) for shape in shapes)
+        if sides > side or max(tokens, self.shard_images * side**2) > _MOST_VALUES:
+            raise ValueError("its grids, widths, image size or shards are larger than can be")
         return self
 
     def attributes(self) -> dict[str, Any]:
@@ -247,19 +231,11 @@ def create_arrays(root: Path, spec: StoreSpec) -> None:
     zstd = ZstdCodec(level=ZSTD_LEVEL)
     packed = {"mask": zstd, "tokens": zstd if spec.compressor == "zstd" else None}
     for name in large_arrays(spec):
-        (shape, chunks, shards), axes = forms[name].layout, tuple(forms[name].axes)
-        kind = name.partition("_")[0]
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=chunks,
-            shards=shards,
-            dtype=forms[name].dtype,
-            fill_value=0 if name == "mask" else np.nan,
-            compressors=packed.get(kind),
-            filters=None,
-            dimension_names=axes,
-        )
+        form, compressors = forms[name], packed.get(name.partition("_")[0])
+        declared: Any = dict(zip(("shape", "chunks", "shards"), form.layout, strict=True))
+        declared |= {"dtype": form.dtype, "dimension_names": tuple(form.axes), "filters": None}
+        fill = 0 if name == "mask" else np.nan
+        group.create_array(name, fill_value=fill, compressors=compressors, **declared)
     for path in root.rglob("zarr.json"):
         write_bytes(path, path.read_bytes())  # written again: Zarr syncs nothing
 

@@ -92,7 +92,9 @@ def test_the_size_of_a_download_is_told_before_it_starts(unreachable, monkeypatc
         raise ConnectionError(f"fetched after {len(said)} lines")
 
     monkeypatch.setattr("huggingface_hub.utils.get_session", MagicMock())
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: Size(88_250_000))
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.get_hf_file_metadata", lambda *_, **__: Size(88_250_000)
+    )
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
     with pytest.raises(SpgError, match="fetched after 2 lines"):
         load_backbone("dinov2-small", say=said.append)

@@ -170,7 +170,7 @@ def test_score_notes_the_detectors_own_images(at_root, detector, target, tmp_pat
 def test_predict_says_what_was_painted_and_on_which(
     folder, detector, tmp_path, monkeypatch, capsys, own, root
 ):
-    monkeypatch.setattr("spg_pipe.backbones.load_recorded", lambda *_, **__: TinyBackbone())
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     detector.save(tmp_path / "detector")
     images = folder / root
 

@@ -205,7 +205,7 @@ def test_what_is_no_result_is_not_replaced(images, out, run, name, content, mess
 
 
 def test_the_command_says_what_the_scores_depend_on(images, out, tiny_detector, monkeypatch):
-    monkeypatch.setattr("spg_pipe.backbones.load_recorded", lambda *_, **__: TinyBackbone())
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     saved = images.parent / "detector"
     tiny_detector.save(saved)
     options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(0)}

@@ -57,7 +57,7 @@ def predict(
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
     """`spg-pipe predict` in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("spg_pipe.backbones.load_recorded", lambda *_, **__: TinyBackbone())
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
 
     def command(
         *options: str, normals: Path | None = tmp_path / "normals", detector: Path = detector

@@ -85,7 +85,7 @@ def test_a_server_with_ranges_gives_the_bits_of_a_local_store(server, tiny_store
 def test_a_server_without_ranges_is_one_message(server):
     server.ranges = False
     remote = FeatureStore(server.url)
-    message = rf"{server.url}/tokens_1/c/0/0/0: .*whole file.*Range requests.*Copy the store"
+    message = rf"{server.url}/tokens_1/c/0/0/0: .*whole file.*Range requests.*copy the store"
     with pytest.raises(SpgError, match=message):
         remote.tokens("1", ROWS)
     assert len(remote.table) == 16  # whole files are read

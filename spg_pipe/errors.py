@@ -11,14 +11,15 @@ LESS_MEMORY = (
     "Close other programs, or lower what is held at once: extract.batch_images or "
     "sae.batch_images, --workers, the sides of --tiles, the size of the images."
 )
+_ELSE = "or choose another place."
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or choose another place."),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Check its owner and permissions."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"Make room there, {_ELSE}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"Check its owner and permissions, {_ELSE}"),
     **dict.fromkeys(
-        (errno.EEXIST, errno.ENOTDIR), "A file is where a folder is to be: move it away."
+        (errno.EEXIST, errno.ENOTDIR), f"A file is in a folder's way: move it, {_ELSE}"
     ),
+    errno.EISDIR: f"A folder is in a file's way: move it, {_ELSE}",
     errno.EROFS: "Choose another place.",
-    errno.EISDIR: "A folder is where a file is to be: move it away.",
     errno.ENOENT: "Check the path.",
     errno.ENAMETOOLONG: "Shorten the name.",
     errno.EFBIG: "Raise the limit on a file's size (`ulimit -f unlimited`).",
@@ -74,7 +75,7 @@ def told(error: OSError, place: Path | None = None) -> str:
     if error.errno is None or error.errno not in errno.errorcode:  # a library's own words
         return str(error)
     where = f": {place or error.filename}" if place or error.filename else ""
-    advice = _REMEDIES.get(error.errno, "Check the disk, or choose another place.")
+    advice = _REMEDIES.get(error.errno, f"Check the disk, {_ELSE}")
     return f"{os.strerror(error.errno)}{where}. {advice}"
 
 

@@ -17,7 +17,7 @@ from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
-from spg_pipe.datasets.walk import mask_files
+from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.machine import cpu_workers
@@ -187,10 +187,11 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
             f"Dataset {name} names {counted(len(twice), 'image')} more than once: {listed(twice)}. "
             f"Remove the repeated set, or the repeated line of the split file."
         )
-    for path in times:
-        if path != (readable := path.encode(errors="replace").decode()):
+    for path in filter(None, (path for entry in entries for path in (entry.path, entry.mask))):
+        if path != utf8_name(path):
             raise SpgError(
-                f"Dataset {name}: the file name {readable!r} is not valid UTF-8. Rename the file."
+                f"Dataset {name}: this process takes the file name {utf8_name(path)!r} for "
+                f"another, because its locale is not UTF-8. Run it again with PYTHONUTF8=1."
             )
 
 

@@ -64,11 +64,11 @@ def _note_of_white(seen: Sequence[Seen]) -> list[str]:
     peaks = {one.path: one.image.peak for one in seen if one.image.peak is not None}
     if (white := white_in(seen)) is None:
         return []
-    alone = "" if len(peaks) > 1 else ", by one image alone, which says little of its camera"
+    alone = "" if len(peaks) > 1 else " (but one image says little of its camera)"
     return [
-        f"{counted(len(peaks), '16-bit image')} whose files do not say which value is white, and "
-        f"with values up to {max(peaks.values())}: {white} ({white.bit_length()} bits) is taken "
-        f"for white{alone}; if that is wrong, save them with white at 65535: {listed([*peaks])}"
+        f"{counted(len(peaks), '16-bit image')} not saying which value is white: by the highest of "
+        f"all, {max(peaks.values())}, it is {white}, of {white.bit_length()} bits{alone}; if that "
+        f"is wrong, save them with white at 65535: {listed([*peaks])}"
     ]
 
 

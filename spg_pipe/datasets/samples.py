@@ -75,10 +75,12 @@ def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.nda
         )
     if picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:  # of 8 bits Pillow inverts them
         values = top - np.minimum(values, top)
-    if top != FULL:
-        values = np.rint(np.minimum(values, top) * (FULL / top))
-    wide = values.astype(np.uint16)
-    return wide if wide.ndim == 2 else (wide >> 8).astype(np.uint8)
+    if values.ndim == 3 and top == FULL:
+        return (values >> 8).astype(np.uint8)  # as Pillow does
+    kind = np.uint16 if values.ndim == 2 else np.uint8
+    if top != np.iinfo(kind).max:
+        values = np.rint(np.minimum(values, top) * (np.iinfo(kind).max / top))
+    return values.astype(kind)
 
 
 def tones_of(picture: Picture) -> np.ndarray | None:

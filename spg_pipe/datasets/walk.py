@@ -54,7 +54,9 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def mask_files(mask: Path) -> list[Path]:
     """The files of a mask, sorted: the mask itself, or those of its folder."""
-    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+    if not mask.is_dir():
+        return [mask]
+    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
 
 
 def relative(path: Path, root: Path) -> str:
@@ -62,16 +64,16 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def utf8_name(path: Path) -> str:
-    """A path with `/` between folders as its bytes say in UTF-8, whatever the locale.
+def utf8_name(path: str) -> str:
+    """A file's name or path as its bytes say in UTF-8, whatever the locale.
 
-    An `SpgError` names a path that is not UTF-8.
+    An `SpgError` names one that is not UTF-8.
     """
     try:
-        return os.fsencode(path.as_posix()).decode()
+        return os.fsencode(path).decode()
     except UnicodeError:
         raise SpgError(
-            f"The file name '{printable(path.as_posix())}' is not valid UTF-8. Rename the file."
+            f"The file name '{printable(path)}' is not valid UTF-8. Rename the file."
         ) from None
 
 

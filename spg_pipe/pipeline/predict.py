@@ -60,7 +60,8 @@ def predict_folder(
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
     white = white_in(seen)
-    for note in file_notes(seen):
+    notes = file_notes(seen)
+    for note in notes:
         console.say(f"Note: {note}")
     predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
     console.say("Licences of what this detector was made from:")
@@ -83,7 +84,8 @@ def predict_folder(
         console.say(f"Note: {images.masks} files in folders of masks ({folders}) left out.")
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
-    return _outcome(predictor, detector_path, out, predictions)
+    outcome = _outcome(predictor, detector_path, out, predictions)
+    return outcome._replace(content=outcome.content | ({"notes": notes} if notes else {}))
 
 
 def _one_line(text: str) -> str:

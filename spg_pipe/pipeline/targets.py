@@ -20,7 +20,6 @@ from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
-from spg_pipe.report.build import build_report
 from spg_pipe.report.tables import text_table
 from spg_pipe.store.reader import FeatureStore
 
@@ -215,6 +214,9 @@ def report(run: RecipeRun) -> Path:
 
     An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
+    # Here, because `score` and `evaluate` draw nothing: they start without matplotlib.
+    from spg_pipe.report.build import build_report
+
     params, paths = run.params, run.paths
     runs, missing = {}, []
     for way, seed in itertools.product(params.directions, params.seeds):

@@ -21,7 +21,7 @@ class Images:
 
     def name(self, path: Path) -> str:
         """Of an image, as results show it; an `SpgError` if it is not UTF-8."""
-        return utf8_name(path.relative_to(self.root))
+        return utf8_name(path.relative_to(self.root).as_posix())
 
     @property
     def overlays(self) -> list[Path]:

@@ -115,7 +115,7 @@ def judge_images(
                 width=width,
                 peak_row=int(row),
                 peak_column=int(column),
-                overlay=utf8_name(overlays[start + number]),
+                overlay=utf8_name(overlays[start + number].as_posix()),
                 protocol=protocol.name,
                 parts=parts,
             )

@@ -183,7 +183,15 @@ def test_a_split_without_images_is_an_error(tmp_path):
 def test_a_file_name_that_is_no_text_is_refused(tree):
     raw = os.fsencode(tree / "screw/test/good") + b"/\xff.png"
     shutil.copy(tree / "screw/test/good/000.png", os.fsdecode(raw))
-    with pytest.raises(SpgError, match=r"not valid UTF-8\. Rename"):
+    with pytest.raises(SpgError, match=r"\\xff\.png' is not valid UTF-8\. Rename"):
+        scanned("m", "mvtec", tree)
+
+
+def test_a_file_name_that_the_locale_garbles_is_refused(tree, monkeypatch):
+    """As Python reads names where the locale is Latin-1."""
+    shutil.copy(tree / "screw/test/good/000.png", tree / "screw/test/good/Ã¼.png")
+    monkeypatch.setattr("os.fsencode", lambda name: str(name).encode("latin-1"))
+    with pytest.raises(SpgError, match=r"good/ü\.png' for another.*PYTHONUTF8=1"):
         scanned("m", "mvtec", tree)
 
 

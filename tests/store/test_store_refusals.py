@@ -265,7 +265,7 @@ def test_other_words_for_the_same_weights_are_no_other_content(tiny_store, tiny_
     [
         (errno.ENOSPC, r"s\.zarr\. Make room.*goes on"),
         (errno.EROFS, r"Choose another place\. --out names another place"),
-        (errno.EEXIST, r"A file is where a folder is to be"),
+        (errno.EEXIST, r"A file is in a folder's way"),
     ],
 )
 def test_the_advice_fits_the_error(tiny_manifest, tmp_path, monkeypatch, code, advice):

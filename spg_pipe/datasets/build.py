@@ -14,9 +14,9 @@ from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
 from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
-from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
+from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
@@ -101,7 +101,7 @@ def build_manifest(
 
 
 def list_images(dataset: Dataset) -> list[str]:
-    """The relative paths that `build_manifest` would list, in its order, without opening a file."""
+    """The relative paths that `build_manifest` would list, in its order, without hashing a file."""
     return [entry.path for entry in _wanted(dataset)[0]]
 
 
@@ -139,7 +139,9 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
-            f"({', '.join(existing)}). Choose another split, or complete the copy."
+            f"({', '.join(existing)}). Choose another split, or complete the copy; or, of your own "
+            f"images, use the layout folder with the root {root}. Noticed: "
+            f"{'; '.join(note for part in parts for note in part.notes)}."
         )
     _require_plain_names(name, entries)
     # A dict keeps the order and drops repetitions.
@@ -253,7 +255,7 @@ def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]
     row["mask_sha256"], masks = _read(root, entry.mask, entry.mask_sha256, has, exif, decode)
     for size in (mask.size for mask in masks if mask.size != image.size):
         turns = image.orientation >= 5 and size == (width, height)
-        hint = (_TURNED if image.turned else _NOT_TURNED) if turns else ""
+        hint = (_TURNED if image.turn > 1 else _NOT_TURNED) if turns else ""
         # Width × height, as viewers show them.
         sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
         raise _UnusableError(f"is {sizes}{hint}")

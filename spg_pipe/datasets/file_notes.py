@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from spg_pipe.datasets.images import Header, read_header
-from spg_pipe.datasets.layouts.listing import noted
 from spg_pipe.datasets.samples import white_of
+from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import counted, listed
 
 _THREADS = 4
@@ -47,11 +47,11 @@ def file_notes(seen: Sequence[Seen]) -> list[str]:
         ],
         "with an EXIF orientation that is ignored here, so that a mask drawn on the upright "
         "picture does not fit (save them upright, without the tag)": [
-            path for path, image in images if image.orientation > 1 and not image.turned
+            path for path, image in images if image.orientation > 1 and image.turn == 1
         ],
-        "turned by an EXIF orientation that the mask has not, which fits if that was drawn on the "
-        "upright picture": [
-            one.path for one in seen if one.image.turned and not all(m.turned for m in one.masks)
+        "turned by EXIF otherwise than the mask, which fits if that was drawn on the picture as "
+        "viewers show it": [
+            one.path for one in seen if any(mask.turn != one.image.turn for mask in one.masks)
         ],
     }
     lossy = [one.mask for one in seen if any(mask.lossy for mask in one.masks)]

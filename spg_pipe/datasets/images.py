@@ -42,8 +42,8 @@ class Header:
     """(Height, width) in pixels, as `read_image` and `read_mask` return it."""
     orientation: int
     """1 (upright) to 8, as EXIF counts, whether it is undone or not; 0 if it cannot be read."""
-    turned: bool
-    """It is undone."""
+    turn: int
+    """The orientation that is undone; 1 where none is."""
     pages: int
     """Pages or frames, of which the first is read."""
     lossy: bool
@@ -143,7 +143,7 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
         return Header(
             size=picture.size(exif),
             orientation=picture.orientation,
-            turned=picture.turn(exif) > 1,
+            turn=max(picture.turn(exif), 1),
             pages=picture.pages,
             lossy=picture.lossy,
             toned=tones_of(picture) is not None,

@@ -128,7 +128,9 @@ def test_a_union_prefixes_categories_and_paths_with_the_set(tmp_path):
     assert all((tmp_path / p).is_file() for p in union.table["path"])
     assert all((tmp_path / m).is_file() for m in union.table["mask"] if m)
     assert union.licences == ("two: as stated in LICENSE.txt of the dataset", "one: not stated")
-    assert union.notes == ("one: plate: 1 file ignored: not an image file",)
+    assert union.notes == (
+        "one: plate: 1 file left out, not an image file: plate/test/good/list.txt",
+    )
     only = scanned("aux", "mvtec", tmp_path, sets=["one", "two"], categories=["two/rod"])
     assert only.table["category"].unique().tolist() == ["two/rod"]
     assert len(only.licences) == 1

@@ -16,6 +16,11 @@ from spg_pipe.datasets.decoding import LIMIT, UnusableFileError
 from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
 
+# As spg_pipe sets them; pytest sets its own.
+pytestmark = [
+    pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 GOOD = "bottle/test/good/001.png"
 

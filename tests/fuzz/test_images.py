@@ -16,6 +16,11 @@ from spg_pipe.datasets.decoding import LIMIT
 from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
 
+# As spg_pipe sets them; pytest sets its own.
+pytestmark = [
+    pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 20, 3)).astype(np.uint8)
 
 

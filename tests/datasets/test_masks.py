@@ -105,7 +105,7 @@ def test_of_images_of_one_name_the_mask_folder_may_say_whose_its_masks_are(tmp_p
 
 def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):
     root = photos(tmp_path / "rods", "good/1.png", "dent/2.png")
-    put(root, "dent/2_mask.png", "dent/2_gt.png")
+    put(photos(root, "dent/2_mask.png"), "dent/2_gt.png")
     with pytest.raises(SpgError, match=r"Several masks fit .*folder .*dent/masks/2\.") as error:
         scanned("mine", "folder", root)
     folder = root / "dent" / "masks" / "2"

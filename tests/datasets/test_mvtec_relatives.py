@@ -33,7 +33,7 @@ CASES = {
         """pie/test/good/rgb/0.png good
         pie/test/hole/rgb/1.png hole pie/test/hole/gt/1.png
         pie/test/hole/xyz/1.png -""",
-        ["pie: 1 mask by the folder gt/: pie/test/hole/gt/1.png", "pie: 1 image in test, in no cl"],
+        ["pie: 1 mask by the folder gt/: pie/test/hole/gt/1.png", "pie: 1 folder left out, coord"],
     ),
     "no masks": (
         """cell/test/good/1.png good

@@ -102,3 +102,11 @@ def test_the_advice_on_some_missing_masks_works(tmp_path):
     (tmp_path / "cell" / "ground_truth").rename(test / "ground_truth")
     masks = scanned("cells", "folder", test).table["mask"].tolist()
     assert masks == ["", "ground_truth/dent/1_mask.png", ""]
+
+
+def test_without_masks_some_folder_says_what_is_normal(tmp_path):
+    photos(tmp_path, "cast/train/ok_front/0.png", "cast/test/ok_front/1.png", "cast/test/def/2.png")
+    with pytest.raises(SpgError, match="none of the folders def, ok_front is called good, OK"):
+        scanned("cast", "mvtec", tmp_path)
+    (tmp_path / "cast/test/ok_front").rename(tmp_path / "cast/test/good")
+    assert scanned("cast", "mvtec", tmp_path).table["defect"].tolist() == ["good", "def"]

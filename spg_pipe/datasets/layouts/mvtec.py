@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
-from spg_pipe.datasets.names import (
+from spg_pipe.datasets.names import GOOD, (
     Place,
     is_mask_folder,
     is_normal,
@@ -120,6 +120,13 @@ def _without_masks(
 ) -> list[str]:
     """A note if a category has no masks at all; SpgError if it lacks some."""
     missing = [entry for entry in entries if entry.mask_state == MaskState.MISSING]
+    kinds = [f.name for split in split_folders(category) for f in subfolders(split)]
+    if missing and not masks and not any(map(is_normal, kinds)):
+        raise SpgError(
+            f"Nothing says which images of {category} are normal: it has no masks, and none of the "
+            f"folders {listed(sorted({*kinds}))} is called {GOOD}, OK, normal or the like. Rename "
+            f"the folder of normal images `{GOOD}`."
+        )
     if not masks:
         what = "without a mask, as all in this category: left out of pixel metrics"
         return noted([entry.path for entry in missing], "defect image", what)

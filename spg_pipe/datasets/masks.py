@@ -25,6 +25,7 @@ from spg_pipe.errors import SpgError
 
 _WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
+_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _SIDE, _COLOURS = 256, 16
 """At most: pixels along a side that a look takes, and colours of a mask."""
@@ -47,7 +48,8 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     Pixels are looked at of files that share their name with a neighbour, and of those whose mark
     may mean something else.
     """
-    names = {(file.parent, _form(file.stem)) for file in files}
+    stems = {(file.parent, _form(file.stem)) for file in files}
+    names = stems | {(folder, _IMAGE.sub("", stem)) for folder, stem in stems}
     masks: dict[Path, str] = {}
     unlike: dict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -92,7 +94,8 @@ def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path
     for image, place in images.items():
         folders, name = tuple(map(_form, place)), _form(image.stem)
         at[folders, name].append(image)
-        named[name].append((folders, image))
+        for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
+            named[known].append((folders, image))
     pairs: dict[Path, Path] = {}
     for mask, place in masks.items():
         for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
@@ -102,7 +105,8 @@ def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path
                     f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
                     f"whose mask {mask} is. Rename one of them (and its mask)."
                 )
-            if owners and pairs.setdefault(owners[0], chosen) != chosen:
+            given = pairs.setdefault(owners[0], chosen) if owners else chosen
+            if given != chosen and not _alike(given, chosen):
                 together = mask.parent / "masks" / owners[0].stem
                 raise SpgError(
                     f"Several masks fit the image {owners[0]}: {pairs[owners[0]]}, {chosen}. Keep "
@@ -189,3 +193,11 @@ def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place) -> list[Path]
     n = len(place)
     fitting = [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
     return fitting if len(fitting) == 1 else []
+
+
+def _alike(mask: Path, other: Path) -> bool:
+    """Whether masks mark the same pixels, as those that tools write by class and by object."""
+    try:
+        return np.array_equal(read_mask(mask, exif=False), read_mask(other, exif=False))
+    except UnusableFileError:
+        return False

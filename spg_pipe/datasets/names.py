@@ -11,7 +11,7 @@ Place = tuple[str, ...]
 """Names of the folders that tell a file's class, outermost first."""
 
 _NORMAL = re.compile(
-    "goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|io|gut"
+    "goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|i_?o|gut"
     "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
 )
 _MASKS = re.compile("masks?|ground_?truths?")

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from spg_pipe.datasets.annotations import what_it_is
 from spg_pipe.errors import SpgError, counted, listed, printable
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
@@ -30,16 +31,17 @@ SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
 """What the first line of scores begins with."""
 _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
-    | {"system volume information", "__pycache__"}
+    | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
 )
 _VISITS = 16
 """Of one folder by way of links, at most: links to links would multiply without end."""
 
 
 class Reason(Enum):
-    """Why a path is left out: what it is called, and what is said of it."""
+    """Why a path is left out: what it is called, and what is said of it, if not of each its own."""
 
-    NO_IMAGE = "file", "not an image file"
+    NO_IMAGE = "file", ""
+    COORDINATES = "folder", "coordinates, not pictures"
     HIDDEN = "path", "hidden or of a tool"
     HEAT_MAPS = "folder", "heat maps of an earlier predict"
     SYNTHETIC = "folder", "a synthetic set of its own"
@@ -62,9 +64,17 @@ class Walk:
 
         A licence or a readme in the folder `documents` is no news.
         """
-        kept = {r: [p for p in ps if p.parent != documents] for r, ps in self.left_out.items()}
-        parts = [(*reason.value, kept[reason]) for reason in Reason if reason in kept]
-        return [n for noun, what, ps in parts for n in noted(ps, noun, f"left out, {what}", root)]
+        groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+        for reason in Reason:
+            noun, what = reason.value
+            for path in self.left_out.get(reason, ()):
+                if path.parent != documents:
+                    groups[noun, what or what_it_is(path)].append(path)
+        return [
+            note
+            for (noun, what), paths in groups.items()
+            for note in noted(paths, noun, f"left out, {what}", root)
+        ]
 
 
 def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
@@ -114,6 +124,8 @@ def walk(folder: Path) -> Walk:
 def _why_not_folder(path: Path) -> Reason | None:
     if path.name.startswith(".") or path.name.lower() in _TOOL_FOLDERS:
         return Reason.HIDDEN
+    if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
+        return Reason.COORDINATES
     if path.name == OVERLAYS and is_result(path.parent):
         return Reason.HEAT_MAPS
     return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None

@@ -92,7 +92,7 @@ def test_where_no_folder_is_called_good_an_empty_mask_says_normal(tmp_path):
 
 def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):
     root = photos(tmp_path / "rods", "good/1.png", "dent/2.png")
-    put(root, "dent/2_mask.png", "dent/2_gt.png")
+    put(photos(root, "dent/2_mask.png"), "dent/2_gt.png")
     with pytest.raises(SpgError, match=r"Several masks fit .*folder .*dent/masks/2\.") as error:
         scanned("mine", "folder", root)
     folder = root / "dent" / "masks" / "2"

@@ -15,7 +15,7 @@ Rules
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.layouts.mvtec import split_folders
@@ -37,10 +37,11 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     sorting = sort_masks(root, walked.images)
     images = {image: place_of(root, image) for image in sorting.images}
     masks = {mask: place_of(root, mask, mask=True) for mask in sorting.masks}
-    categories = {c: (_below(c, images), _below(c, masks)) for c in _categories(root, images)}
+    inner = _categories(root, images)
+    categories = {c: (_below(c, images), _masks_of(root, c, masks)) for c in inner}
     categories = categories or {root.resolve().name: (images, masks)}
     scans = [
-        _scan_category(root, name, *files, sorting.masks)
+        _scan_category(root, name, *files, sorting.masks, bool(inner))
         for name, files in categories.items()
         if select(name)
     ]
@@ -103,6 +104,12 @@ def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
     """The folders that hold their own good/, sorted; none if the root is the one category."""
     inner = sorted({p[0] for p in images.values() if len(p) > 1 and is_normal(p[1])})
     inner = [name for name in inner if not is_normal(name)]
+    kinds = {place[1:2] for place in images.values() if {*place[:1]} & {*inner}}
+    inner += sorted(  # a day without an OK part
+        name
+        for name in {*(place[0] for place in images.values() if place)} - {*inner}
+        if {place[1:2] for place in images.values() if place[:1] == (name,)} <= kinds - {()}
+    )
     loose = [image for image, place in images.items() if not {*place[:1]} & {*inner}]
     if inner and loose:
         raise SpgError(
@@ -110,12 +117,19 @@ def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
             f"there are {'; '.join(noted(loose, 'image', 'in none', root))}. Give the folder of "
             f"one category as the root, or move what does not belong there."
         )
-    return inner
+    return sorted(inner)
 
 
 def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:
     """The files of a category, with their places in it."""
     return {file: place[1:] for file, place in files.items() if place[:1] == (category,)}
+
+
+def _masks_of(root: Path, category: str, masks: Mapping[Path, Place]) -> dict[Path, Place]:
+    """Masks in the category's folder, even one called `label`, and those in `masks/<category>/`."""
+    folder = root / category
+    inside = {m: place_of(folder, m, mask=True) for m in masks if m.is_relative_to(folder)}
+    return _below(category, masks) | inside
 
 
 def _scan_category(
@@ -124,11 +138,15 @@ def _scan_category(
     images: Mapping[Path, Place],
     masks: Mapping[Path, Place],
     rules: Mapping[Path, str],
+    by_folders: bool,
 ) -> Scan:
-    """All images of one category, with their labels and masks."""
+    """All images of one category, with their labels and masks.
+
+    `by_folders`: folders say which images are normal, even if this category has none.
+    """
     normal = {image for image, place in images.items() if place and is_normal(place[0])}
     pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
-    by_folders = bool(normal)
+    by_folders = by_folders or bool(normal)
     if not by_folders:
         normal = {image for image, mask in pairs.items() if is_empty(mask)}
     entries = []
@@ -140,16 +158,21 @@ def _scan_category(
     notes = [
         *good_notes(place[0] for place in images.values() if place),
         *mask_notes(root, used_masks(masks, pairs.values()), rules),
-        *_notes(entries, by_folders),
+        *_notes(root, entries, by_folders),
     ]
     return Scan(entries, [category], [f"{category}: {note}" for note in notes])
 
 
-def _notes(entries: Sequence[Entry], by_folders: bool) -> list[str]:
+def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
     """What a category lacks. `by_folders`: some folder says which images are normal."""
     without = [e.path for e in entries if e.label == LABEL_ANOMALOUS and not e.mask]
     notes = noted(without, "defect image", "without a mask, left out of pixel metrics")
     none = f"no folder is called {GOOD}, OK, normal or the like"
+    above = [folder for entry in entries for folder in PurePosixPath(entry.path).parents]
+    deep = [folder for folder in above if is_normal(folder.name)]
+    if deep and not by_folders:
+        start = root / deep[0].parent.parent
+        none = f"{deep[0]}/ lies too deep, use the layout folder with the root {start}"
     normal = [entry.path for entry in entries if entry.label == LABEL_NORMAL]
     if normal and not by_folders:
         notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")

@@ -11,7 +11,15 @@ from pathlib import Path, PurePosixPath
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
-from spg_pipe.datasets.names import Place, is_normal, place_of, plain
+from spg_pipe.datasets.names import (
+    Place,
+    is_mask_folder,
+    is_normal,
+    may_hold_masks,
+    place_of,
+    plain,
+    says_nothing,
+)
 from spg_pipe.datasets.walk import is_image, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
@@ -30,15 +38,19 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     files.
     """
     folders = [f for f in subfolders(root) if split_folders(f)]
+    products = [folder for folder in folders if not is_mask_folder(folder.name)]
+    beside = [f.name for f in folders if f not in (products or folders)]
+    folders = products or folders  # a product may be called mask
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
     empty = [name for name, category in chosen.items() if not category.entries]
-    ignored = [folder.name for folder in subfolders(root) if folder not in folders]
+    ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
     loose = [path.name for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
     notes = [note for category in chosen.values() for note in category.notes]
-    notes += noted(ignored, "folder", "without train/ and test/, ignored")
+    notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
+    notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
     notes += noted(loose, "image", "in no category, ignored")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
@@ -60,9 +72,11 @@ ROOT/<category>/ground_truth/<defect>/000/*.png    (or parts of one mask)""",
 
 
 def split_folders(category: Path) -> dict[Path, str]:
-    """The folders of a category that hold a split's images, each with the split."""
+    """The folders of a category that hold a split's images in classes, each with the split."""
     named = {folder: _SPLITS.get(plain(folder.name)) for folder in subfolders(category)}
-    return {folder: split for folder, split in named.items() if split}
+    splits = {folder: split for folder, split in named.items() if split}
+    inner = [folder.name for split in splits for folder in subfolders(split)]
+    return splits if any(not (may_hold_masks(n) or says_nothing(n)) for n in inner) else {}
 
 
 def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:

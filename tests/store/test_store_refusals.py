@@ -30,9 +30,9 @@ Copy = Callable[[Path], Path]
     [
         ("zarr.json", {"complete": False}, r"not finished.*spg-pipe extract.* goes on"),
         ("zarr.json", {"schema": 99}, "of schema 99; this version reads schema 2"),
-        ("shards.json", "{", r"shards\.json is damaged"),
-        ("shards.json", '{"files": [{"name": 1}]}', r"shards\.json is damaged"),
-        ("shards.json", "[]", r"shards\.json is damaged"),
+        ("shards.json", "{", r"shards\.json is not a whole index"),
+        ("shards.json", '{"files": [{"name": 1}]}', r"shards\.json is not a whole index"),
+        ("shards.json", "[]", r"shards\.json is not a whole index"),
         ("shards.json", '{"files": []}', r"shards\.json does not list tokens_1/c/0/0/0"),
     ],
 )

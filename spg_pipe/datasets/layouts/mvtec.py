@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
-from spg_pipe.datasets.names import GOOD, (
+from spg_pipe.datasets.names import (
+    GOOD,
     Place,
     is_mask_folder,
     is_normal,

@@ -56,6 +56,15 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
+    parts = {
+        part: split for f in folders if f.name in chosen for part, split in split_folders(f).items()
+    }
+    deeper = [part for part in parts if parts[part] in splits and walk(part).images]
+    if deeper and not entries:
+        raise SpgError(
+            f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
+            f"with the root {deeper[0]}: it takes images at any depth."
+        )
     return Scan(entries, [folder.name for folder in folders], notes)
 
 
@@ -88,7 +97,8 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     images: dict[str, dict[Path, Place]] = {split: {} for split in splits}
     unread = defaultdict(list)
     for image in sorting.images:
-        part, place = image.relative_to(category).parts[0], place_of(category, image)
+        part = (*image.relative_to(category).parts[:-1], category.name)[0]
+        place = place_of(category, image)
         if parts.get(part) in splits and len(place) == 1:
             images[parts[part]][image] = place
         elif part not in parts or parts[part] in splits:
@@ -111,7 +121,9 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
         *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
     ]
     for part, paths in unread.items():
-        notes += noted(paths, "image", f"in {part}, in no class of train/ or test/, ignored", root)
+        notes += noted(
+            paths, "image", f"in {part}, not directly in a class of train/ or test/, ignored", root
+        )
     notes += sorting.doubts + walked.notes(root, documents=category)
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 

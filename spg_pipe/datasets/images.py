@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from spg_pipe.artefacts.record import Deviation, Figure, Size
 from spg_pipe.datasets.decoding import Picture, UnusableFileError, opened
 from spg_pipe.datasets.samples import levels, tone_curve, unstated_peak, with_tones
 from spg_pipe.datasets.walk import mask_files
@@ -21,15 +22,15 @@ from spg_pipe.datasets.walk import mask_files
 class Preprocess:
     """How an image becomes a backbone's input (docs/method.md §1)."""
 
-    size: int
+    size: Size
     """Side S of the square input in pixels; the aspect ratio is not kept."""
     order: Literal["float", "uint8"]
     """`float`: scale to [0, 1], then resize (DINOv3). `uint8`: resize 8-bit pixels first (CLIP)."""
     interpolation: Literal["bilinear", "bicubic"]
     """Filter of the resize, always with antialias."""
-    mean: tuple[float, float, float]
+    mean: tuple[Figure, Figure, Figure]
     """Per-channel mean that is subtracted, in units of [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
     """Per-channel deviation to divide by, in units of [0, 1]."""
 
 

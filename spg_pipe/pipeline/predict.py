@@ -67,7 +67,7 @@ def predict_folder(
     notes = file_notes(seen)
     for note in notes:
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, choose_device(device))
+    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(_one_line(f"  {licence}"))

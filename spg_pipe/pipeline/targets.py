@@ -120,7 +120,8 @@ def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Pat
     """The command that judges scores which are not at the recipe's place."""
     inputs = {"scores": scores} | ({"store": store} if store else {})
     options = "".join(f" --{name} {shlex.quote(str(path))}" for name, path in inputs.items())
-    return f"`spg-pipe evaluate --split {split_name(run.params, dataset)}{options}`"
+    split = split_name(run.params, dataset)
+    return f"`spg-pipe evaluate --split {split}{options}{run.options}`"
 
 
 def evaluate(
@@ -184,8 +185,8 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: FeatureStore) ->
     manifest = scan(run, dataset, limit=limit, categories=categories, leave_out=spec.skipped)
     if manifest.fingerprint() != spec.manifest:
         raise SpgError(
-            f"The images or masks in {dataset.root} are not those of {store.path}. "
-            "Run `spg-pipe extract --replace` and `spg-pipe score` again."
+            f"The images or masks in {dataset.root} are not those of {store.path}. Run `spg-pipe "
+            f"extract --replace{run.options}` and `spg-pipe score{run.options}` again."
         )
     return manifest
 

@@ -5,8 +5,19 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+ModelName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_:@-]+([./][A-Za-z0-9_:@-]+)*$", max_length=200)
+]
+"""Of a backbone; part of the paths of artefacts, which `..` would lead elsewhere."""
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A hundred times what any recipe here asks for; more would fill the memory or the disk."""
+LARGEST_SIDE = 16_384
+"""Of an image or tile, pixels: a square of more Pillow takes for an attack."""
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+LARGEST_SEED = 2**32 - 1
+"""That the generators of all libraries take."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 DefectKind = Literal["perlin", "cut_paste", "scar"]
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 """Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
@@ -29,7 +40,7 @@ class DemoSet(Section):
 
     name: Literal["demo-mvtec", "demo-visa"]
     root: Path
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class SyntheticSet(Section):
@@ -49,7 +60,7 @@ class SyntheticSet(Section):
     kinds: Annotated[tuple[DefectKind, ...], Field(min_length=1), AfterValidator(_each_once)] = (
         KINDS
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class Dataset(Section):

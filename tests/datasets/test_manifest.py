@@ -207,7 +207,7 @@ def test_loading_says_what_is_wrong_with_a_file(manifest, tmp_path):
 
     refused(r"no manifest at .*m\.parquet\. Make it with `spg-pipe prepare`")
     path.write_bytes(b"PAR1 is not enough")
-    refused(r"m\.parquet is not a whole manifest: it cannot be read")
+    refused(r"m\.parquet is not a whole manifest: .*Parquet")
     pd.DataFrame({"a": [1]}).to_parquet(path)
     refused("it is a Parquet file, but not of spg-pipe")
     manifest.save(path)

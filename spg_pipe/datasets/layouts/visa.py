@@ -12,17 +12,19 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
 from spg_pipe.datasets.names import GOOD
-from spg_pipe.datasets.walk import Inside, inside, noted, relative, walk
+from spg_pipe.datasets.walk import inside, noted, relative, walk
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
 _NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
+_Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Without control characters, which no path holds and a terminal obeys."""
 _FAULTS = {
-    "object": "is empty",
+    "object": "is empty or no folder of the dataset",
     "split": "is neither train nor test",
     "label": "is neither normal nor anomaly",
-    "image": "is empty or outside the dataset's folder",
-    "mask": "is outside the dataset's folder",
+    "image": "is empty or outside the dataset's folder, or no path",
+    "mask": "is outside the dataset's folder, or no path",
 }
 """What a value of each column can be that it must not."""
 
@@ -30,11 +32,11 @@ _FAULTS = {
 class _Row(BaseModel):
     """A line of the split file."""
 
-    object: Annotated[str, Field(min_length=1)]
+    object: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
     split: Literal["train", "test"]
     label: Literal["normal", "anomaly"]
-    image: Annotated[str, Field(min_length=1), AfterValidator(inside)]
-    mask: Inside
+    image: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
+    mask: Annotated[_Text, AfterValidator(inside)]
     """Of a normal image, and of a defect that has none, empty."""
 
 

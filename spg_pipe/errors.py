@@ -18,8 +18,6 @@ _REMEDIES = {
     **dict.fromkeys(
         (errno.EEXIST, errno.ENOTDIR), f"A file is in a folder's way: move it, {_ELSE}"
     ),
-    errno.EISDIR: f"A folder is in a file's way: move it, {_ELSE}",
-    errno.EROFS: "Choose another place.",
     errno.ENOENT: "Check the path.",
     errno.ENAMETOOLONG: "Shorten the name.",
     errno.EFBIG: "Raise the limit on a file's size (`ulimit -f unlimited`).",
@@ -28,9 +26,8 @@ _REMEDIES = {
 }
 """Error numbers of the system → what to do."""
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""All but tab and newline, and marks of direction."""
 _OBEYED = re.compile(f"[{_CONTROLS}\ud800-\udfff\ufffe\uffff]")
-"""Also bytes that are no UTF-8, and what XML lacks."""
+"""Controls but tab and newline, marks of direction, bytes that are no UTF-8, what XML lacks."""
 
 
 class SpgError(Exception):

@@ -139,8 +139,7 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
-            f"({', '.join(existing)}). Choose another split, or complete the copy; or, of your own "
-            f"images, use the layout folder with the root {root}. Noticed: "
+            f"({', '.join(existing)}). Choose another split, or complete the copy. Noticed: "
             f"{'; '.join(note for part in parts for note in part.notes)}."
         )
     _require_plain_names(name, entries)

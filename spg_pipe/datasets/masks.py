@@ -19,7 +19,7 @@ import numpy as np
 
 from spg_pipe.datasets.decoding import UnusableFileError
 from spg_pipe.datasets.images import read_image, read_mask
-from spg_pipe.datasets.names import Place, is_mask_folder, may_hold_masks
+from spg_pipe.datasets.names import Place, class_in, is_mask_folder, may_hold_masks
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
 
@@ -97,9 +97,11 @@ def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path
         for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
             named[known].append((folders, image))
     pairs: dict[Path, Path] = {}
+    classes = {class_in(part) for place in images.values() for part in place} - {""}
     for mask, place in masks.items():
+        kinds = classes & {class_in(p) for p in mask.parent.parts if may_hold_masks(p)}
         for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
-            owners = at.get((folders, name)) or _elsewhere(named.get(name, ()), folders)
+            owners = at.get((folders, name)) or _elsewhere(named.get(name, ()), folders, kinds)
             if len(owners) > 1:
                 raise SpgError(
                     f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
@@ -188,10 +190,17 @@ def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
         yield place[-1], place[:-1], mask.parent
 
 
-def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place) -> list[Path]:
-    """The image of a name whose folders begin or end with the mask's, if there is only one."""
+def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place, kinds: set[str]) -> list[Path]:
+    """The image of a name whose folders begin or end with the mask's, if there is only one.
+
+    And of one of `kinds`, if there are any: `dent_masks/` is of `dent/`.
+    """
     n = len(place)
-    fitting = [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
+    fitting = (
+        [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
+        if not kinds
+        else [i for p, i in images if kinds & {*map(class_in, p)}]
+    )
     return fitting if len(fitting) == 1 else []
 
 

@@ -55,6 +55,13 @@ def may_hold_masks(name: str) -> bool:
     return any(map(_PERHAPS_MASKS.fullmatch, plain(name).split("_")))
 
 
+@cache
+def class_in(name: str) -> str:
+    """What a folder's name says beside `masks`, `images`, …: `NG` of `NG_masks`; as `plain`."""
+    words = plain(name).split("_")
+    return "_".join(w for w in words if not (_NOTHING.fullmatch(w) or _PERHAPS_MASKS.fullmatch(w)))
+
+
 def place_of(folder: Path, file: Path, *, mask: bool = False) -> Place:
     """The folders between `folder` and a file that tell its class; of a mask its image's."""
     parts = file.relative_to(folder).parts[:-1]

@@ -45,7 +45,7 @@ class Reason(Enum):
     HIDDEN = "path", "hidden or of a tool"
     HEAT_MAPS = "folder", "heat maps of an earlier predict"
     SYNTHETIC = "folder", "a synthetic set of its own"
-    NOWHERE = "link", "leads nowhere"
+    NOWHERE = "link", "dangling"
     CIRCLE = "link", "to a folder that it lies in, or that many links lead to"
     SPECIAL = "entry", "neither a file nor a folder"
 

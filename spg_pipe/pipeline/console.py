@@ -45,11 +45,10 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("spg-plain", _plain)
 
 
-@contextmanager
-def _writing_to(stream: TextIO) -> Iterator[None]:
-    """End the command quietly if a reader such as `head` closed the pipe."""
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Print text from anywhere; end the command quietly if `head` or another closed the pipe."""
     try:
-        yield
+        print(printable(text), file=stream, end=end, flush=True)
     except OSError as error:
         # Python writes what is left once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -57,11 +56,6 @@ def _writing_to(stream: TextIO) -> Iterator[None]:
             raise SystemExit(_CLOSED_PIPE) from None
         error.filename = stream.name
         raise
-
-
-def _print(text: str, stream: TextIO) -> None:
-    with _writing_to(stream):
-        print(printable(text), file=stream, flush=True)
 
 
 @dataclass
@@ -86,12 +80,9 @@ class Console:
 
     def result(self, content: Any, text: str | None = None) -> None:
         """The command's result: JSON for scripts, or a text for people."""
-        if self.json:
-            # In ASCII, and so valid on any stream.
-            _print(
-                json.dumps(jsonable(content), indent=2, allow_nan=False, default=str), sys.stdout
-            )
-        elif text and self.verbosity > 0:
+        if self.json:  # in ASCII, and so valid on any stream
+            text = json.dumps(jsonable(content), indent=2, allow_nan=False, default=str)
+        if text and (self.json or self.verbosity > 0):
             _print(text, sys.stdout)
 
     @contextmanager
@@ -185,8 +176,7 @@ def _code_of(main: Callable[[], Any]) -> int:
         try:
             main()
         finally:
-            with _writing_to(sys.stdout):
-                sys.stdout.flush()
+            _print("", sys.stdout, end="")
     except SystemExit as stop:
         if stop.code == 130:  # Typer's for Ctrl-C, and it says nothing
             raise KeyboardInterrupt from stop

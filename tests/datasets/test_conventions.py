@@ -110,6 +110,12 @@ def test_whatever_layout_one_starts_with_messages_lead_to_the_labels(tmp_path, r
         assert {path: label for path, label in labels.items() if path in right} == right, layout
 
 
+def test_cameras_below_the_classes_of_mvtec(tmp_path):
+    root = photos(tmp_path / "set", "rod/test/good/cam 1/1.png", "rod/test/dent/cam 1/2.png")
+    for layout in ("mvtec", "visa", "folder"):
+        assert set(followed(layout, root).table["label"]) == {0, 1}
+
+
 def test_masks_beside_the_categories_and_labels_that_lie_too_deep_are_told(tmp_path):
     root = photos(tmp_path / "set", "images/train/good/1.png", "images/test/dent/2.png")
     put(root, "masks/test/dent/2.png")

@@ -22,7 +22,8 @@ def test_plain_images_at_any_depth_have_no_label(tmp_path):
         (path, "", 2, "shots", "", 255) for path in ("a.jpg", "b.png", "may/01/c.png")
     ]
     assert manifest.notes == (
-        "shots: 3 images without a label: no folder is called good, OK, normal or the like",
+        "shots: 3 images without a label: no folder is called good, OK, normal or the like "
+        "(there are: may)",
     )
     assert manifest.licences == ("mine: not stated",)
 

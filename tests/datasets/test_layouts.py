@@ -78,9 +78,10 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "scripts").mkdir()
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
-        "plate: 2 images in held_back, in no class of train/ or test/, ignored: "
+        "plate: 2 images in held_back, not directly in a class of train/ or test/, ignored: "
         "plate/held_back/good/000.png, plate/held_back/good/001.png",
-        "rod: 1 image in test, in no class of train/ or test/, ignored: rod/test/stray.png",
+        "rod: 1 image in test, not directly in a class of train/ or test/, ignored: "
+        "rod/test/stray.png",
         "rod: 2 files left out, not an image file: rod/test/good/.DS_Store, "
         "rod/test/good/notes.txt",
         "1 folder without train/ and test/, ignored: scripts",

@@ -25,6 +25,7 @@ def rows(manifest):
         ("dent/2.png", "Label/dent/2.png", "the folder Label/"),
         ("dent/2.png", "annotations/2.png", "the folder annotations/"),
         ("dent/2.png", "defect_masks/dent/2.png", "the folder defect_masks/"),
+        ("dent/2.png", "dent_masks/2.png", "the folder dent_masks/"),
         ("dent/images/2.png", "dent/masks/2.png", "the folder masks/"),
         ("dent/Data/Images/2.JPG", "dent/Data/Masks/2.png", "the folder Masks/"),
         ("dent/2.png", "masks/dent/2/000.png", "the folder masks/"),
@@ -88,6 +89,18 @@ def test_where_no_folder_is_called_good_an_empty_mask_says_normal(tmp_path):
     }
     assert "1 image taken for normal, as their masks are empty and no folder" in manifest.notes[1]
     assert "1 image without a label: no folder is called good" in manifest.notes[2]
+    assert len(manifest.notes) == 3
+
+
+def test_of_images_of_one_name_the_mask_folder_may_say_whose_its_masks_are(tmp_path):
+    names = ("good/2.png", "dent/2.png", "NG_images/2.png", "hole/3.png")
+    root = put(photos(tmp_path / "rods", *names), "dent_masks/2.png", "NG_masks/2.png", "gt/3.png")
+    assert {path: mask for path, (mask, _) in rows(scanned("mine", "folder", root)).items()} == {
+        "good/2.png": "",
+        "dent/2.png": "dent_masks/2.png",
+        "NG_images/2.png": "NG_masks/2.png",
+        "hole/3.png": "gt/3.png",
+    }
 
 
 def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):

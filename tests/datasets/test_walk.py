@@ -59,7 +59,7 @@ def test_prepare_and_predict_see_the_same_and_say_the_same(tree, tmp_path):
     judged = read_images(tree, tmp_path / "out")
     assert prepared.table["path"].tolist() == [judged.name(path) for path in judged.paths]
     assert set(judged.notes) < set(prepared.notes)
-    assert "2 links left out, leads nowhere: gone.png, self" in judged.notes
+    assert "2 links left out, dangling: gone.png, self" in judged.notes
     assert judged.notes[0] == "2 files left out, not an image file: caf\\xe9.txt, old/scores.csv"
     assert len(judged.notes) == 7
 

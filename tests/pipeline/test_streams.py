@@ -168,7 +168,10 @@ def test_another_fault_of_a_library_is_no_want_of_memory():
         (OSError(errno.ENOSPC, "x", "a/b"), "No space left on device: a/b. Make room there, or"),
         (OSError(errno.EDQUOT, "x", "a"), "Disk quota exceeded: a. Make room there, or choose"),
         (PermissionError(errno.EACCES, "x", "a"), "Permission denied: a. Check its owner and"),
-        (OSError(errno.EROFS, "x", "a"), "Read-only file system: a. Choose another place."),
+        (
+            OSError(errno.EROFS, "x", "a"),
+            "Read-only file system: a. Check the disk, or choose another",
+        ),
         (OSError(errno.EMFILE, "x", "a"), "Too many open files: a. Raise the limit on open files"),
         (OSError(errno.EIO, "x"), "Input/output error. Check the disk, or choose another place."),
         (OSError(errno.ENOMEM, "x"), "Cannot allocate memory. Close other programs, or lower"),

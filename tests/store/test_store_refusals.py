@@ -264,7 +264,7 @@ def test_other_words_for_the_same_weights_are_no_other_content(tiny_store, tiny_
     ("code", "advice"),
     [
         (errno.ENOSPC, r"s\.zarr\. Make room.*goes on"),
-        (errno.EROFS, r"Choose another place\. --out names another place"),
+        (errno.EROFS, r"Check the disk, or choose another place\. --out names another place"),
         (errno.EEXIST, r"A file is in a folder's way"),
     ],
 )

@@ -45,11 +45,11 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
         for name, files in categories.items()
         if select(name)
     ]
-    entries = [entry for scan in scans for entry in scan.entries]
+    entries = [entry for scan, _ in scans for entry in scan.entries]
     unasked = {m for name, files in categories.items() if not select(name) for m in files[1]}
-    used = used_masks(masks, [root / entry.mask for entry in entries if entry.mask])
+    used = {mask for _, masks_of_category in scans for mask in masks_of_category}
     notes = [
-        *(note for scan in scans for note in scan.notes),
+        *(note for scan, _ in scans for note in scan.notes),
         *noted(sorted(masks.keys() - used - unasked), "mask", "without a use, ignored", root),
         *sorting.doubts,
         *walked.notes(root),
@@ -139,8 +139,8 @@ def _scan_category(
     masks: Mapping[Path, Place],
     rules: Mapping[Path, str],
     by_folders: bool,
-) -> Scan:
-    """All images of one category, with their labels and masks.
+) -> tuple[Scan, set[Path]]:
+    """All images of one category, with their labels and masks; and the masks that have images.
 
     `by_folders`: folders say which images are normal, even if this category has none.
     """
@@ -155,29 +155,30 @@ def _scan_category(
         kind = (place[0] if place else "defect") if anomalous else ""
         kind = GOOD if image in normal else kind
         entries.append(entry_of(root, category, image, kind, pairs.get(image)))
+    used, folders = used_masks(masks, pairs.values()), {p[0] for p in images.values() if p}
     notes = [
-        *good_notes(place[0] for place in images.values() if place),
-        *mask_notes(root, used_masks(masks, pairs.values()), rules),
-        *_notes(root, entries, by_folders),
+        *good_notes(folders),
+        *mask_notes(root, used, rules),
+        *_notes(root, entries, None if by_folders else sorted(folders)),
     ]
-    return Scan(entries, [category], [f"{category}: {note}" for note in notes])
+    return Scan(entries, [category], [f"{category}: {note}" for note in notes]), used
 
 
-def _notes(root: Path, entries: Sequence[Entry], by_folders: bool) -> list[str]:
-    """What a category lacks. `by_folders`: some folder says which images are normal."""
+def _notes(root: Path, entries: Sequence[Entry], unclear: Sequence[str] | None) -> list[str]:
+    """What a category lacks. `unclear`: its folders, if none says which images are normal."""
     without = [e.path for e in entries if e.label == LABEL_ANOMALOUS and not e.mask]
     notes = noted(without, "defect image", "without a mask, left out of pixel metrics")
-    none = f"no folder is called {GOOD}, OK, normal or the like"
+    there = f" (there are: {listed(unclear)})" if unclear else ""
+    none = f"no folder is called {GOOD}, OK, normal or the like{there}"
     above = [folder for entry in entries for folder in PurePosixPath(entry.path).parents]
-    deep = [folder for folder in above if is_normal(folder.name)]
-    if deep and not by_folders:
+    if deep := [folder for folder in above if is_normal(folder.name)]:
         start = root / deep[0].parent.parent
         none = f"{deep[0]}/ lies too deep, use the layout folder with the root {start}"
     normal = [entry.path for entry in entries if entry.label == LABEL_NORMAL]
-    if normal and not by_folders:
+    if normal and unclear is not None:
         notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")
     if unlabelled := sum(entry.label == LABEL_UNKNOWN for entry in entries):
         alone = ", so that masks alone label" if any(entry.mask for entry in entries) else ""
-        why = "" if by_folders else f": {none}{alone}"
+        why = "" if unclear is None else f": {none}{alone}"
         notes.append(f"{counted(unlabelled, 'image')} without a label{why}")
     return notes

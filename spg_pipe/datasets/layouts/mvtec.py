@@ -12,6 +12,7 @@ from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
 from spg_pipe.datasets.names import (
+    GOOD,
     Place,
     is_mask_folder,
     is_normal,
@@ -55,6 +56,15 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
+    parts = {
+        part: split for f in folders if f.name in chosen for part, split in split_folders(f).items()
+    }
+    deeper = [part for part in parts if parts[part] in splits and walk(part).images]
+    if deeper and not entries:
+        raise SpgError(
+            f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
+            f"with the root {deeper[0]}: it takes images at any depth."
+        )
     return Scan(entries, [folder.name for folder in folders], notes)
 
 
@@ -87,7 +97,8 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     images: dict[str, dict[Path, Place]] = {split: {} for split in splits}
     unread = defaultdict(list)
     for image in sorting.images:
-        part, place = image.relative_to(category).parts[0], place_of(category, image)
+        part = (*image.relative_to(category).parts[:-1], category.name)[0]
+        place = place_of(category, image)
         if parts.get(part) in splits and len(place) == 1:
             images[parts[part]][image] = place
         elif part not in parts or parts[part] in splits:
@@ -110,7 +121,9 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
         *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
     ]
     for part, paths in unread.items():
-        notes += noted(paths, "image", f"in {part}, in no class of train/ or test/, ignored", root)
+        notes += noted(
+            paths, "image", f"in {part}, not directly in a class of train/ or test/, ignored", root
+        )
     notes += sorting.doubts + walked.notes(root, documents=category)
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
@@ -120,6 +133,13 @@ def _without_masks(
 ) -> list[str]:
     """A note if a category has no masks at all; SpgError if it lacks some."""
     missing = [entry for entry in entries if entry.mask_state == MaskState.MISSING]
+    kinds = [f.name for split in split_folders(category) for f in subfolders(split)]
+    if missing and not masks and not any(map(is_normal, kinds)):
+        raise SpgError(
+            f"Nothing says which images of {category} are normal: it has no masks, and none of the "
+            f"folders {listed(sorted({*kinds}))} is called {GOOD}, OK, normal or the like. Rename "
+            f"the folder of normal images `{GOOD}`."
+        )
     if not masks:
         what = "without a mask, as all in this category: left out of pixel metrics"
         return noted([entry.path for entry in missing], "defect image", what)

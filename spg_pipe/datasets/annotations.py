@@ -16,7 +16,9 @@ _FORMATS = (
     (".csv", rb"EncodedPixels", "run lengths"),
 )
 """Ending, what stands near the file's beginning, and the format."""
-_OTHER_PICTURES = frozenset([".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm", ".npy", ".raw"])
+_OTHER_PICTURES = frozenset(
+    {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm", ".npy", ".raw"}
+)
 
 
 def what_it_is(file: Path) -> str:

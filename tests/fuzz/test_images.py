@@ -38,7 +38,7 @@ def whole_files() -> list[bytes]:
     text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     animated: dict[str, object] = {"save_all": True, "append_images": [grey, grey]}
     plain = [saved(rgb, kind) for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "GIF")]
-    plain += [saved(rgb, kind) for kind in ("TGA", "SGI", "PCX", "ICO", "JPEG2000", "DDS", "IM")]
+    plain += [saved(rgb, kind) for kind in ("TGA", "SGI", "PCX", "ICO", "JPEG2000", "DDS")]
     plain += [saved(rgb.convert("1"), kind) for kind in ("XBM", "MSP", "TIFF")]
     return [
         *plain,

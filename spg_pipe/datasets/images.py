@@ -14,7 +14,7 @@ from PIL import Image
 
 from spg_pipe.artefacts.record import Deviation, Figure, Size
 from spg_pipe.datasets.decoding import Picture, UnusableFileError, opened
-from spg_pipe.datasets.samples import levels, tones_of, unstated_peak, with_tones
+from spg_pipe.datasets.samples import levels, tone_curve, unstated_peak, with_tones
 from spg_pipe.datasets.walk import mask_files
 
 
@@ -94,7 +94,7 @@ def read_image(
         rgb = _eight_bit_rgb(picture.upright(exif)) if pixels is None else pixels
         if rgb.ndim == 2:
             rgb = np.repeat(rgb[:, :, None], 3, axis=2)
-        tones = tones_of(picture)
+        tones = tone_curve(picture.image.info.get("icc_profile"))
         return rgb if tones is None else with_tones(rgb, tones)
 
 
@@ -146,7 +146,7 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
             turn=max(picture.turn(exif), 1),
             pages=picture.pages,
             lossy=picture.lossy,
-            toned=tones_of(picture) is not None,
+            toned=tone_curve(picture.image.info.get("icc_profile")) is not None,
             peak=unstated_peak(picture, exif) if what == "image" else None,
         )
 

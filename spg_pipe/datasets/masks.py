@@ -9,7 +9,6 @@
 """
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from spg_pipe.datasets.decoding import UnusableFileError
 from spg_pipe.datasets.images import read_image, read_mask
-from spg_pipe.datasets.names import Place, class_in, is_mask_folder, may_hold_masks
+from spg_pipe.datasets.names import Place, class_in, composed, is_mask_folder, may_hold_masks
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
 
@@ -135,7 +134,7 @@ def is_empty(mask: Path) -> bool:
 
 
 def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()
 
 
 def _rule(root: Path, file: Path, names: set[tuple[Path, str]]) -> tuple[str, bool]:

@@ -24,9 +24,14 @@ _NOTHING = re.compile(
 )
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), by which names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
 def plain(name: str) -> str:
     """A name in lower case, its words apart by `_`: `Ground-Truth` → `ground_truth`."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unicodedata.normalize("NFC", name))
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", composed(name))
     return re.sub(r"[\W_]+", "_", apart).strip("_").lower()
 
 

@@ -83,19 +83,15 @@ def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.nda
     return values.astype(kind)
 
 
-def tones_of(picture: Picture) -> np.ndarray | None:
-    """`tone_curve` of a picture's colour profile."""
-    profile = picture.image.info.get("icc_profile")
-    return tone_curve(profile) if isinstance(profile, bytes) else None
-
-
 @lru_cache(maxsize=32)
-def tone_curve(profile: bytes) -> np.ndarray | None:
+def tone_curve(profile: bytes | None) -> np.ndarray | None:
     """Where the grey levels of an ICC profile lie in sRGB: (256,) uint8.
 
     None if they are about where sRGB has them, and of a profile that is damaged or neither grey nor
-    RGB.
+    RGB, or is not there.
     """
+    if profile is None:
+        return None
     greys = np.arange(256, dtype=np.uint8)
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))

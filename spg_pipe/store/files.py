@@ -137,7 +137,8 @@ class _WholeFiles(WrapperStore[Any]):
         if len(value) == size:
             raise SpgError(
                 f"{place}: the server sent the whole file where {asked:,} bytes were asked for. "
-                "Use one that knows Range requests (nginx, Caddy, S3), or copy the store here."
+                "Use a web server that knows Range requests (nginx, Caddy, S3), or copy the store "
+                "to this machine."
             )
         fault = f"{len(value):,} bytes came, expected {asked:,}"
         raise damaged(place, "store", fault, COMMAND)

@@ -16,7 +16,7 @@ from spg_pipe.artefacts.files import fresh_folder, write_bytes, write_json
 from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError, listed
+from spg_pipe.errors import DamagedError, SpgError, listed
 from spg_pipe.store.files import is_damaged_store, read_attributes
 from spg_pipe.store.format import (
     COMMAND,
@@ -160,7 +160,7 @@ class StoreWriter:
                 return []
             with reading(path, "index of a store", COMMAND):
                 return parse_entries(read_file(path, MOST_BYTES), path)
-        except SpgError:
+        except DamagedError:
             if not self._replace:
                 raise
             return []

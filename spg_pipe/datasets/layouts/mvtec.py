@@ -48,11 +48,14 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
     empty = [name for name, category in chosen.items() if not category.entries]
     ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
-    loose = [path.name for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
+    there = sorted(root.iterdir())
+    loose = [path.name for path in there if is_image(path) and path.is_file()]
+    dangling = [path.name for path in there if not path.exists()]
     notes = [note for category in chosen.values() for note in category.notes]
     notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
     notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
     notes += noted(loose, "image", "in no category, ignored")
+    notes += noted(dangling, "link", "left out, dangling")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]

@@ -11,14 +11,13 @@ LESS_MEMORY = (
     "Close other programs, or lower what is held at once: extract.batch_images or "
     "sae.batch_images, --workers, the sides of --tiles, the size of the images."
 )
+_ELSE = "or choose another place."
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there, or choose another place."),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Check its owner and permissions."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"Make room there, {_ELSE}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"Check its owner and permissions, {_ELSE}"),
     **dict.fromkeys(
-        (errno.EEXIST, errno.ENOTDIR), "A file is where a folder is to be: move it away."
+        (errno.EEXIST, errno.ENOTDIR), f"A file is in a folder's way: move it, {_ELSE}"
     ),
-    errno.EROFS: "Choose another place.",
-    errno.EISDIR: "A folder is where a file is to be: move it away.",
     errno.ENOENT: "Check the path.",
     errno.ENAMETOOLONG: "Shorten the name.",
     errno.EFBIG: "Raise the limit on a file's size (`ulimit -f unlimited`).",
@@ -27,9 +26,8 @@ _REMEDIES = {
 }
 """Error numbers of the system → what to do."""
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""All but tab and newline, and marks of direction."""
 _OBEYED = re.compile(f"[{_CONTROLS}\ud800-\udfff\ufffe\uffff]")
-"""Also bytes that are no UTF-8, and what XML lacks."""
+"""Controls but tab and newline, marks of direction, bytes that are no UTF-8, what XML lacks."""
 
 
 class SpgError(Exception):
@@ -74,7 +72,7 @@ def told(error: OSError, place: Path | None = None) -> str:
     if error.errno is None or error.errno not in errno.errorcode:  # a library's own words
         return str(error)
     where = f": {place or error.filename}" if place or error.filename else ""
-    advice = _REMEDIES.get(error.errno, "Check the disk, or choose another place.")
+    advice = _REMEDIES.get(error.errno, f"Check the disk, {_ELSE}")
     return f"{os.strerror(error.errno)}{where}. {advice}"
 
 

@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun, dataset: str) -> None:
     """Raw folder → Manifest."""
-    features.prepare(run, run.params.dataset(dataset))
+    features.prepare(run, run.params.dataset(dataset), tracked=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the cores: a test that waits for the disk or a process leaves its core idle."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Long tests first: begun last, they would keep one process busy while the others wait.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -137,3 +137,11 @@ def put(root: Path, *names: str) -> Path:
     for name in names:
         save(np.zeros((5, 7), np.uint8), root / name)
     return root
+
+
+def photos(root: Path, *names: str) -> Path:
+    """Noisy images of these names, of the size of `put`, below `root`, which is returned."""
+    for name in names:
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        save(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8), root / name)
+    return root

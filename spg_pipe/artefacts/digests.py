@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.artefacts.record import damaged
+from spg_pipe.artefacts.reading import damaged, read_file, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LARGEST = 1e9
+"""Of a tensor's values: beyond, products with tokens could overflow float32."""
 
 
 def file_digests(folder: Path, *names: str) -> dict[str, str]:
@@ -59,20 +62,29 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> str:
 def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str, Tensor]":
     """Read tensors that `save_tensors` wrote, held against the digest that it returned.
 
-    Parameters and errors as of `require_files`.
+    Parameters and errors as of `require_files`; also damaged are tensors that hold NaN, an
+    infinity or a number beyond 1e9.
     """
     from safetensors.torch import load
 
-    return load(_content(path.parent, path.name, sha256, what, command))
+    with reading(path, what, command):
+        tensors = load(_content(path.parent, path.name, sha256, what, command))
+        for name, values in tensors.items():
+            if values.is_floating_point() and values.numel():
+                low, high = map(float, values.aminmax())  # NaN if any value is
+                if not (low >= -_LARGEST and high <= _LARGEST):
+                    raise ValueError(f"the tensor {name} has values from {low:g} to {high:g}")
+    return tensors
 
 
 def _content(folder: Path, name: str, sha256: str, what: str, command: str) -> bytes:
     """The bytes of a file with this digest."""
-    try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        fault = f"{name} cannot be read ({error.strerror})"
-        raise damaged(folder, what, fault, command) from error
+    with reading(folder / name, what, command):
+        try:
+            content = read_file(folder / name)
+        except FileNotFoundError as error:
+            fault = f"{name} cannot be read ({error.strerror})"
+            raise damaged(folder, what, fault, command) from error
     if (found := _sha256(content)) != sha256:
         fault = f"{name} is damaged (SHA-256 {found[:8]}…, expected {sha256[:8]}…)"
         raise damaged(folder, what, fault, command)

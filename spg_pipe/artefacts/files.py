@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,11 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 def require_writable(path: Path) -> None:
     """Refuse early, with an OSError that names the folder, a `path` that cannot be made later.
 
-    By making a file without a name: permissions alone do not tell of a read-only disk.
+    By writing a file without a name: permissions do not tell of a read-only or a full disk.
     """
     folder = next(above for above in path.absolute().parents if above.exists())
-    with naming(folder, folder), tempfile.TemporaryFile(dir=folder):
-        pass
+    with naming(folder, folder), tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"0")
 
 
 def _sync_folder(path: Path) -> None:
@@ -134,7 +134,16 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True)
+            _remove(rest)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, of a link nothing but the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def clear_leftovers(path: Path) -> None:
@@ -146,10 +155,8 @@ def clear_leftovers(path: Path) -> None:
             continue
         if end == "old" and not path.exists():
             rest.rename(path)
-        elif rest.is_dir():
-            shutil.rmtree(rest, ignore_errors=True)
         else:
-            rest.unlink(missing_ok=True)
+            _remove(rest)
 
 
 def _runs_elsewhere(process: int) -> bool:

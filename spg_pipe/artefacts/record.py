@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from spg_pipe.artefacts.files import fingerprint, write_text
-from spg_pipe.errors import DamagedError, SpgError
+from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, reading, shown
+from spg_pipe.errors import SpgError
 
 
 def _not_infinite(value: float) -> float:
@@ -39,6 +40,22 @@ FigureOrNaN = Annotated[
     PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
 ]
 """A number that may be undefined: NaN in Python, null in JSON."""
+
+
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")]
+"""One line of text: what something is called, a fingerprint."""
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}(@[0-9]{1,6})?$")]
+"""A layer, perhaps at one side of several (`TokenKey.name`): part of the names of files."""
+LARGEST_SIDE = 16_384
+"""Pixels: a mask of this side has 268 MB."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+"""Pixels or patches along a side."""
+Figure = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""A number of a formula: sums and products of these and of tokens do not overflow."""
+Deviation = Annotated[float, Field(ge=1e-13, le=1e9)]
+"""Divides. A fit takes what is below 1e-12 for a constant, of deviation 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Record(BaseModel):
@@ -94,34 +111,26 @@ def read_record(path: Path, model: type[AnyRecord], what: str, command: str) -> 
         If it is not JSON, of another format, has an unknown, missing or wrong value, or does not
         give its own fingerprint.
     """
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SpgError(
-            f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
-            f"`{command}`."
-        ) from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise damaged(path, what, f"it is not valid JSON ({error})", command) from error
-    return parse_record(text, path, model, what, command)
+    with reading(path, what, command):
+        content = read_file(path, MOST_BYTES)
+    return parse_record(content, path, model, what, command)
 
 
 def parse_record(
-    text: str, path: Path | str, model: type[AnyRecord], what: str, command: str
+    text: bytes | str, path: Path | str, model: type[AnyRecord], what: str, command: str
 ) -> AnyRecord:
     """A record from JSON that lies within a file, as `read_record` reads a whole one."""
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise damaged(path, what, f"it is not valid JSON ({error})", command) from error
+    with reading(path, what, command):
+        raw = read_json(text)
     if not isinstance(raw, dict):
-        fault = f"it holds {text.strip()[:40]}, expected an object with keys"
+        fault = f"it holds a {type(raw).__name__}, expected an object with keys"
         raise damaged(path, what, fault, command)
     _require_version(raw, path, model, what, command)
-    try:
-        record = model.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise damaged(path, what, _first_fault(error), command) from error
+    with reading(path, what, command):
+        try:
+            record = model.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ValueError(first_fault(error)) from error
     missing = sorted(set(model.model_fields) - record.model_fields_set - model.OPTIONAL)
     if missing:
         raise damaged(path, what, f"{', '.join(missing)} is missing", command)
@@ -131,23 +140,18 @@ def parse_record(
     return record
 
 
-def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
-    """The error of an artefact's file that is there but is not what was written."""
-    return DamagedError(
-        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
-    )
-
-
 def _require_version(
     raw: Mapping[str, object], path: Path | str, model: type[Record], what: str, command: str
 ) -> None:
     """Another kind or format explains every other difference, so it is told first."""
     kind, expected = raw.get("kind"), _literal(model, "kind")
     if isinstance(kind, str) and expected and kind not in expected:
-        raise SpgError(f"{path} is of a {kind}. Expected: {what}. Name another path.")
+        raise SpgError(f"{path} is of a {shown(kind)}. Expected: {what}. Name another path.")
     version, read = raw.get("format"), _literal(model, "format")
     if version is not None and read and version not in read:
-        fault = f"it has format {version}, and this version of spg-pipe reads format {read[0]}"
+        fault = (
+            f"it has format {shown(version)}, and this version of spg-pipe reads format {read[0]}"
+        )
         raise damaged(path, what, fault, command)
 
 
@@ -158,9 +162,9 @@ def _literal(model: type[Record], name: str) -> tuple[Any, ...]:
     return get_args(annotation) if getattr(annotation, "__origin__", None) is Literal else ()
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first fault in words: its place in the file, and what is wrong."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     reason = str(first["msg"])
     return f"{place}: {reason[:1].lower()}{reason[1:]}"

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from spg_pipe.artefacts.reading import in_words
 from spg_pipe.backbones.names import BackboneInfo, Request
 from spg_pipe.backbones.packaged import PACKAGES
 from spg_pipe.backbones.weights import (
     Weights,
-    first_line,
     read_state_dict,
     state_sha256,
     weights_from_file,
@@ -30,6 +30,8 @@ def weights_for(
     ----------
     repo : str, optional
         ``owner/name`` on the hub. What its client has in its cache needs no connection.
+        `request.say` is told of anything else before the hub is contacted, and its size before it
+        is fetched.
     files : sequence of str
         The first of these that the repository has is taken.
     url : str, optional
@@ -49,27 +51,33 @@ def weights_for(
         file = (url or "").rpartition("/")[2]
         raise _no_access(info, url, file, "no hub has published weights of this name")
     try:
-        state = read_state_dict(_fetch(repo, files))
+        state = read_state_dict(_fetch(request, repo, files))
     except SpgError:
         raise
     except Exception as error:
         # The hub's client raises its own, the HTTP library's and the system's errors alike.
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {in_words(error)}"
         raise _no_access(info, f"https://huggingface.co/{repo}", files[0], reason) from error
     return Weights(state, f"hub: {repo}", state_sha256(state))
 
 
-def _fetch(repo: str, files: Sequence[str]) -> Path:
+def _fetch(request: Request, repo: str, files: Sequence[str]) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import get_session
 
     for name in files:
         if isinstance(cached := try_to_load_from_cache(repo, name), str):
             return Path(cached)
-    get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)
+    alias, host = request.info.alias, constants.ENDPOINT
+    request.say(f"The weights of {alias} are not in the cache: asking {host} for {repo}.")
+    get_session().head(host, timeout=PROBE_TIMEOUT)
     for name in files:
         with contextlib.suppress(EntryNotFoundError):
+            size = get_hf_file_metadata(hf_hub_url(repo, name), timeout=PROBE_TIMEOUT).size
+            megabytes = f"{size / 1e6:,.0f} MB" if size else "of unknown size"
+            request.say(f"Downloading {name} of {repo} ({megabytes}) to {constants.HF_HUB_CACHE}.")
             return Path(hf_hub_download(repo, name))
     raise FileNotFoundError(f"it has no file {' or '.join(files)}")
 

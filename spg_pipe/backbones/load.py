@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ def load_backbone(
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
     device: str = "cpu",
+    say: Callable[[str], None] = print,
 ) -> Backbone:
     """Load a frozen backbone with its weights.
 
@@ -46,6 +47,8 @@ def load_backbone(
         A local state dict (.safetensors or .pth) instead of the published weights.
     device : str
         Where the network runs and its tokens stay, as torch names it.
+    say : callable
+        Told what is downloaded, and from where, before it is.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def load_backbone(
     info = resolve(name)
     size = info.image_size if image_size is None else image_size
     chosen = info.layers if layers is None else _layer_names(layers)
-    return _build(Request(info, size, chosen, norm, protocol, weights, device))
+    return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
 
 
 def _build(request: Request) -> Backbone:
@@ -83,7 +86,10 @@ def _build(request: Request) -> Backbone:
 
 
 def resolve(name: str) -> BackboneInfo:
-    """What a name stands for, with its defaults; SpgError if nothing knows it."""
+    """What a name stands for, with its defaults; SpgError if nothing knows it.
+
+    Names are what the installed libraries list, no address of a hub or folder: nobody is contacted.
+    """
     if (info := find_alias(name)) is not None:
         return info
     if name.startswith("open_clip:"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -146,6 +147,8 @@ class Request:
     protocol: Literal["default", "spg"]
     weights: Path | None
     device: str
+    say: Callable[[str], None]
+    """Told of a download before it starts."""
 
     def blocks(self, depth: int) -> tuple[str, ...]:
         """The layers of a ViT: those asked for, else the last block.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from spg_pipe.artefacts.record import Record
+from pydantic import Field
+
+from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
 from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
 
@@ -20,14 +22,18 @@ LABELS = frozenset({"alias", "weights", "licence"})
 """Fields of a specification that say the same in words: weights count by their hash."""
 
 
+Alias = Annotated[str, Field(pattern=r"^(timm:|open_clip:)?[A-Za-z0-9][A-Za-z0-9._/-]{0,200}$")]
+"""What a backbone may be called: no hub's address and no folder (`hf-hub:…`, `local-dir:…`)."""
+
+
 class Tiles(Record):
     """How large images are cut (`backbones.tiling`)."""
 
-    size: int
+    size: Size
     """Side of a tile, pixels: what the network itself sees."""
-    sides: tuple[int, ...]
+    sides: Annotated[tuple[Size, ...], Field(min_length=1)]
     """Sides in pixels to which an image is resized before it is cut, rising."""
-    overlap: float
+    overlap: Annotated[float, Field(ge=0, le=0.9)]
     """Least share of a tile's side that its neighbour sees, too, but for rounding to patches."""
 
     def starts(self, side: int, patch_size: int) -> list[int]:
@@ -66,18 +72,18 @@ class BackboneSpec(Record):
     it as JSON.
     """
 
-    alias: str
+    alias: Alias
     """The full name, e.g. ``dinov3-large`` (also where ``dinov3`` was asked for)."""
     family: Family
     """Which adapter computes the tokens."""
-    model: str
+    model: Name
     """Name in timm (with its tag) or in open_clip (``NAME/PRETRAINED``)."""
-    layers: tuple[str, ...]
+    layers: Annotated[tuple[LayerName, ...], Field(min_length=1)]
     """ViT: block numbers from 1 (``"24"``); CNN: grids by stride (``"s8"``)."""
     norm: Norm
     """``post``: after the backbone's final norm (CLIP: and its projection); ``pre``: as the block
     or stage leaves it."""
-    patch_size: int
+    patch_size: Size
     """Pixels; the image size must be a multiple. CNN: the largest stride of `layers`."""
     preprocess: Preprocess
     """From a decoded image to the backbone's input."""
@@ -87,14 +93,20 @@ class BackboneSpec(Record):
     prefix: Prefix
     """The token in front of the patches: ``cls``, the model's own; else what stands for it, the
     ``mean`` patch token or ``zeros`` (SigLIP in ``protocol: spg``)."""
-    weights: str
+    weights: Name
     """Where the weights came from, for people; never a folder of this machine."""
-    weights_sha256: str
+    weights_sha256: Name
     """Of the tensors, sorted by name; of the package's file for installed weights."""
     licence: str
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
+
+    def require_layers(self, names: Collection[str]) -> None:
+        """ValueError unless these are the names of an image's tokens."""
+        if set(names) != (ours := {key.name for key in self.token_keys}):
+            held, expected = (", ".join(sorted(each)) for each in (names, ours))
+            raise ValueError(f"the layers are {held}, expected the backbone's: {expected}")
 
     def differing(self, other: BackboneSpec) -> list[str]:
         """Names of the fields that make other tokens; labels of the same weights do not."""
@@ -140,12 +152,12 @@ class BackboneSpec(Record):
 
 
 def check_image_size(size: int, multiple: int, name: str) -> None:
-    """Raise SpgError unless `size` (pixels) is a positive multiple of `multiple` (pixels)."""
-    if size > 0 and size % multiple == 0:
+    """Raise SpgError unless `size` is a positive multiple of `multiple` up to 16,384 (pixels)."""
+    if 0 < size <= LARGEST_SIDE and size % multiple == 0:
         return
-    below = max(size // multiple, 1) * multiple
+    below = max(min(size, LARGEST_SIDE - multiple) // multiple, 1) * multiple
     nearest = f"{below}" if size < below else f"{below} or {below + multiple}"
     raise SpgError(
         f"Image size {size} does not fit {name}: it must be a multiple of {multiple} pixels "
-        f"(its patch size or largest stride). Nearest valid: {nearest}."
+        f"(its patch size or largest stride), at most {LARGEST_SIDE}. Nearest valid: {nearest}."
     )

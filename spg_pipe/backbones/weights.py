@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spg_pipe.artefacts.reading import in_words, passes, unreadable
 from spg_pipe.errors import SpgError
 
 StateDict = dict[str, Tensor]
@@ -72,9 +72,11 @@ def read_state_dict(path: Path) -> StateDict:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if passes(error):
+            raise unreadable(path, error) from error
         # torch.load and safetensors share no error class; whatever they say, the file is at fault.
         raise SpgError(
-            f"Cannot read weights from {path.name}: {first_line(error)}. Expected .safetensors, "
+            f"Cannot read weights from {path.name}: {in_words(error)}. Expected .safetensors, "
             "or a .pth of tensors alone (it is read with weights_only=True, never unpickled)."
         ) from error
     return _unwrap(content, path.name)
@@ -120,10 +122,3 @@ def load_strictly(
         raise SpgError(
             f"The weights ({label}) do not fit {type(model).__name__}: {' '.join(faults)} {hint}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, UnpicklingError):
-        return "it is damaged, or holds Python objects besides tensors"
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -4,12 +4,13 @@ Not zero-shot: every score, row and file of it says how many normal images it sa
 §9).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens, require_two
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
@@ -142,16 +144,32 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
                     "Give one of them, or one store with the images of both."
                 )
             found[name] = store, np.flatnonzero(names == name)
-    wanted = sorted(map(str, np.unique(target.array("category").astype(object))))
+    wanted = _require_all(target, found)
     if len(wanted) == len(found) == 1:
         found = {wanted[0]: next(iter(found.values()))}
-    if lacking := [name for name in wanted if name not in found]:
+    return {name: _different(name, *found[name]) for name in wanted}
+
+
+def require_serving(table: pd.DataFrame, source: Path, target: FeatureStore) -> None:
+    """Refuse normal images of which no bank for a target can be made, before they have tokens.
+
+    An `UnsuitableError` as of `normals_of`, as far as a manifest's columns say.
+    """
+    _require_normal(table, source)
+    _require_all(target, set(table["category"]))
+
+
+def _require_all(target: FeatureStore, names: Collection[str]) -> list[str]:
+    """The categories of a target, which must be among the names, or one as the name is."""
+    wanted = sorted(map(str, np.unique(target.array("category").astype(object))))
+    lacking = [name for name in wanted if name not in names]
+    if lacking and not len(wanted) == len(names) == 1:
         raise UnsuitableError(
             f"There are no normal images of {', '.join(lacking)}; the normal images are of "
-            f"{', '.join(found)}. A category is judged by normal images of its own: add them, or "
-            "score the categories apart (`spg-pipe extract --categories`)."
+            f"{', '.join(sorted(names))}. A category is judged by normal images of its own: add "
+            "them, or score the categories apart (`spg-pipe extract --categories`)."
         )
-    return {name: _different(name, *found[name]) for name in wanted}
+    return wanted
 
 
 def _different(name: str, store: FeatureStore, rows: np.ndarray) -> NormalImages:
@@ -177,11 +195,15 @@ def _check(store: FeatureStore, target: FeatureStore) -> None:
             f"({', '.join(differing) or 'layers'} differ). Extract the normal images with the same "
             "backbone, size and layers."
         )
-    if anomalous := np.flatnonzero(store.array("label") == 1).tolist():
-        first = store.table["path"].iloc[anomalous[0]]
+    _require_normal(store.table, store.path)
+
+
+def _require_normal(table: pd.DataFrame, source: Path | str) -> None:
+    anomalous = table["path"][table["label"] == LABEL_ANOMALOUS].tolist()
+    if anomalous:
         raise UnsuitableError(
-            f"{store.path} has {len(anomalous)} anomalous images (the first: {first}); a bank is "
-            "made of normal ones alone. Name a split or a folder of normal images."
+            f"{source} has {len(anomalous)} anomalous images (the first: {anomalous[0]}); a bank "
+            "is made of normal ones alone. Name a split or a folder of normal images."
         )
 
 

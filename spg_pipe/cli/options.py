@@ -1,7 +1,8 @@
 """Options that several commands share, declared once; they reach a command as one object."""
 
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer import Option
 from spg_pipe.errors import SpgError, UsageError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.data import LARGEST_SEED, LARGEST_SIDE
 from spg_pipe.recipe.params import (
     DEFAULT_PARAMS,
     OPTIONS,
@@ -19,8 +21,8 @@ from spg_pipe.recipe.params import (
     load_params,
     nearest,
     parse_params,
-    parse_yaml,
 )
+from spg_pipe.recipe.reader import parse_yaml
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
@@ -56,7 +58,9 @@ class Options:
         Option("--set", metavar="SECTION.KEY=VALUE", help="A setting; repeatable."),
     ] = None
     aux: AuxOption = None
-    seed: Annotated[int | None, Option(min=0, help="One seed [default: the recipe's].")] = None
+    seed: Annotated[
+        int | None, Option(min=0, max=LARGEST_SEED, help="One seed [default: the recipe's].")
+    ] = None
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
@@ -86,7 +90,15 @@ class Options:
         for item in self.overrides or []:
             _override(content, item, self.params)
         params = parse_params(content, OPTIONS).narrowed(self.aux, self.seed)
-        return RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
+        run = RecipeRun(params, self.console(), self.device, self.workers, self.cache, recipe)
+        return replace(run, options=self._as_text())
+
+    def _as_text(self) -> str:
+        """The options that make another command work on the same recipe, as a shell reads them."""
+        words = [] if self.params == DEFAULT_PARAMS else ["--params", str(self.params)]
+        words += ["--backbone", self.backbone] if self.backbone else []
+        words += [word for item in self.overrides or [] for word in ("--set", item)]
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
@@ -166,7 +178,7 @@ def sides_of(tiles: str | None) -> list[int] | None:
         sides = [int(part) for part in tiles.split(",")]
     except ValueError:
         sides = []
-    if not sides or min(sides) < 1:
+    if not sides or min(sides) < 1 or max(sides) > LARGEST_SIDE:
         raise UsageError(f"--tiles {tiles!r}: expected pixels with commas, for instance 448,2016.")
     return sides
 

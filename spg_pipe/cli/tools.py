@@ -102,11 +102,13 @@ def _what_next(params: Path) -> str:
     named = "" if params == DEFAULT_PARAMS else f" --params {shlex.quote(str(params))}"
     if load_params(params).sweep:
         return f"Run `spg-pipe sweep{named}`."
-    if not named:
+    if not named and Path("dvc.yaml").is_file():
         return "Run `dvc repro`."
+    same = " with the same option" if named else ""
+    why = f"reads {DEFAULT_PARAMS}" if named else "works in a clone of the project alone"
     return (
-        f"Run `spg-pipe extract{named}`, then train-sae, train-guides, score, evaluate and report "
-        f"with the same option; `dvc repro` reads {DEFAULT_PARAMS}."
+        f"Run `spg-pipe extract{named}`, then train-sae, train-guides, score, evaluate and report"
+        f"{same}; `dvc repro` {why}."
     )
 
 

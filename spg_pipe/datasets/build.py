@@ -14,10 +14,10 @@ from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
 from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
-from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
-from spg_pipe.datasets.walk import mask_files
+from spg_pipe.datasets.names import GOOD, composed
+from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.machine import cpu_workers
@@ -101,7 +101,7 @@ def build_manifest(
 
 
 def list_images(dataset: Dataset) -> list[str]:
-    """The relative paths that `build_manifest` would list, in its order, without opening a file."""
+    """The relative paths that `build_manifest` would list, in its order, without hashing a file."""
     return [entry.path for entry in _wanted(dataset)[0]]
 
 
@@ -125,7 +125,8 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
         )
     parts = [_scan(dataset, layout, part) for part in sets]
     existing = [category for part in parts for category in part.categories]
-    if unknown := [category for category in dataset.categories or () if category not in existing]:
+    known = {composed(category) for category in existing}
+    if unknown := [name for name in dataset.categories or () if composed(name) not in known]:
         close = [c for other in unknown for c in difflib.get_close_matches(other, existing, n=1)]
         hint = f" Did you mean {listed(close)}?" if close else ""
         raise SpgError(
@@ -139,7 +140,8 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
     if not entries:
         raise UnsuitableError(
             f"Dataset {name} in {root} has no images in its {split} split "
-            f"({', '.join(existing)}). Choose another split, or complete the copy."
+            f"({', '.join(existing)}). Choose another split, or complete the copy. Noticed: "
+            f"{'; '.join(note for part in parts for note in part.notes)}."
         )
     _require_plain_names(name, entries)
     # A dict keeps the order and drops repetitions.
@@ -155,7 +157,8 @@ def _scan(dataset: Dataset, layout: Layout, part: str) -> Scan:
     name, root, prefix = part or dataset.name, dataset.root / part, f"{part}/" if part else ""
 
     def select(category: str) -> bool:
-        return dataset.categories is None or prefix + category in dataset.categories
+        asked = map(composed, dataset.categories or ())
+        return dataset.categories is None or composed(prefix + category) in asked
 
     try:
         scan = layout.scan(root, dataset.split, select)
@@ -187,10 +190,11 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
             f"Dataset {name} names {counted(len(twice), 'image')} more than once: {listed(twice)}. "
             f"Remove the repeated set, or the repeated line of the split file."
         )
-    for path in times:
-        if path != (readable := path.encode(errors="replace").decode()):
+    for path in filter(None, (path for entry in entries for path in (entry.path, entry.mask))):
+        if path != utf8_name(path):
             raise SpgError(
-                f"Dataset {name}: the file name {readable!r} is not valid UTF-8. Rename the file."
+                f"Dataset {name}: this process takes the file name {utf8_name(path)!r} for "
+                f"another, because its locale is not UTF-8. Run it again with PYTHONUTF8=1."
             )
 
 
@@ -252,7 +256,7 @@ def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]
     row["mask_sha256"], masks = _read(root, entry.mask, entry.mask_sha256, has, exif, decode)
     for size in (mask.size for mask in masks if mask.size != image.size):
         turns = image.orientation >= 5 and size == (width, height)
-        hint = (_TURNED if image.turned else _NOT_TURNED) if turns else ""
+        hint = (_TURNED if image.turn > 1 else _NOT_TURNED) if turns else ""
         # Width × height, as viewers show them.
         sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
         raise _UnusableError(f"is {sizes}{hint}")

@@ -1,8 +1,8 @@
 """Opening picture files: which formats, how large, and which way up.
 
 The files may be a stranger's. Pillow looks at content, not at names, and some formats that it knows
-start other programs (EPS starts Ghostscript): only those of `FORMATS` are tried. What a header
-claims is checked before memory is asked for.
+start other programs (EPS starts Ghostscript): only those that a name may promise are tried. What a
+header claims is checked before memory is asked for.
 """
 
 import os
@@ -16,65 +16,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spg_pipe.datasets import tiff
+from spg_pipe.datasets.walk import IMAGE_EXTENSIONS
 from spg_pipe.errors import SpgError
 
-FORMATS = [
-    "PNG",
-    "JPEG",
-    "TIFF",
-    "BMP",
-    "GIF",
-    "WEBP",
-    "PPM",
-    "AVIF",
-    "JPEG2000",
-    "CUR",
-    "DCX",
-    "DDS",
-    "DIB",
-    "FITS",
-    "FLI",
-    "ICNS",
-    "ICO",
-    "IM",
-    "MSP",
-    "PCX",
-    "PSD",
-    "QOI",
-    "SGI",
-    "SUN",
-    "XBM",
-    "XPM",
-    "TGA",
-]
-"""Pillow's names of what `walk.IMAGE_EXTENSIONS` stand for, the usual ones first."""
 MEGAPIXELS = 100
 """Of an image at most, unless `LIMIT` says otherwise: 10 kB of PNG can unfold to that."""
 LIMIT = "SPG_MAX_MEGAPIXELS"
 """The environment variable that allows larger images."""
-_BYTES_A_PIXEL = 30
-"""That scoring an image takes."""
+_BYTES_A_PIXEL = 25
+"""Of memory, that scoring an image takes."""
 _PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
 # What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
-_PNG_ORIENTATION = (
-    b"eXIf",
-    b"Raw profile type exif",
-    b"tiff:Orientation",
-    b"XML:com.adobe.xmp\0\1",
-)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation", b"XML:com.adobe.xmp\0\1")
 
 # Of Pillow's own warnings the first is a limit; the others tell of damage, without the file.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -99,28 +55,24 @@ class Picture:
     image: Image.Image
     content: bytes
     tags: tiff.Tags
-    """Empty for other formats than TIFF."""
+    stored_size: tuple[int, int]
+    """(Width, height) before any turning."""
 
     @cached_property
     def orientation(self) -> int:
         """1 (upright) to 8, as EXIF counts; 0 if its EXIF data cannot be read."""
         # Pillow decodes every PNG to look for it, 20 ms at 900 pixels, because it may stand behind
         # the pixels.
-        if self.image.format == "PNG" and not any(t in self.content for t in _PNG_ORIENTATION):
+        if self.image.format == "PNG" and not any(tag in self.content for tag in _PNG_EXIF):
             return 1
         try:
-            turn = tiff.number(self._stored_orientation)
+            turn = tiff.number(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except MemoryError:
             raise
         except Exception:  # damaged EXIF data raise a dozen unrelated types
             return 0
-        if turn in _TURNS:
-            return turn
-        return 0 if _is_cut_off(self.image.info.get("exif", b"")) else 1
-
-    @property
-    def _stored_orientation(self) -> object:
-        return self.image.getexif().get(ExifTags.Base.Orientation, 1)
+        cut_off = _is_cut_off(self.image.info.get("exif", b""))
+        return turn if 2 <= turn <= 8 else int(not cut_off)
 
     def turn(self, exif: bool) -> int:
         """The orientation that is undone: with `exif`, and a TIFF's own always."""
@@ -128,19 +80,16 @@ class Picture:
 
     def size(self, exif: bool) -> tuple[int, int]:
         """(Height, width) in pixels after turning, from the header alone."""
-        width, height = self.image.size
-        if self.tags:  # Pillow may have exchanged a TIFF's
-            width, height = (tiff.number(self.tags[tag]) for tag in (tiff.WIDTH, tiff.LENGTH))
+        width, height = self.stored_size
         return (width, height) if self.turn(exif) >= 5 else (height, width)
 
     def upright(self, exif: bool) -> Image.Image:
-        """The decoded image, turned."""
-        turn = self.turn(exif)
-        # Pillow undoes a TIFF's orientation while it decodes, if that is stored as a number.
-        if isinstance(self.image, TiffImageFile) and self._stored_orientation in _TURNS:
-            turn = 1
+        """The decoded image, turned; to be called once."""
+        if (turn := self.turn(exif)) > 1:
+            self.image.getexif()[ExifTags.Base.Orientation] = turn  # whatever its type was
+            ImageOps.exif_transpose(self.image, in_place=True)
         self.image.load()
-        return self.image.transpose(_TURNS[turn]) if turn in _TURNS else self.image
+        return self.image
 
     @property
     def pages(self) -> int:
@@ -157,10 +106,6 @@ class Picture:
         """Whether its compression changes pixels."""
         lossy_webp = self.image.format == "WEBP" and b"VP8 " in self.content[:64]
         return self.image.format in ("JPEG", "MPO", "AVIF") or lossy_webp
-
-    def again(self) -> "Picture":
-        """The same, to be decoded in another way."""
-        return _open(self.content)
 
 
 @contextmanager
@@ -183,7 +128,7 @@ def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Pict
     """
     name = f"The {what} {path}"
     try:
-        picture = _open(read_file(path, what) if content is None else content)
+        picture = open_picture(read_file(path, what) if content is None else content)
         with picture.image:
             yield picture
     except SpgError:
@@ -205,6 +150,30 @@ def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Pict
             "It is expected to be a complete image file: copy it again from its source, or remove "
             "it.",
         ) from error
+
+
+def open_picture(content: bytes) -> Picture:
+    """The picture in a file's content. Raises whatever Pillow does; `opened` does not."""
+    Image.MAX_IMAGE_PIXELS = limit = pixel_limit()  # also of pictures within icons
+    try:
+        image: Image.Image | None = Image.open(BytesIO(content), formats=_formats())
+        tags: tiff.Tags = getattr(image, "tag_v2", {})
+    except UnidentifiedImageError:
+        image, tags = None, tiff.read_tags(content)
+        if not tags:
+            raise
+    size = image.size if image else (0, 0)
+    if tags:  # Pillow may have turned the size
+        size = (tiff.number(tags.get(tiff.WIDTH)), tiff.number(tags.get(tiff.LENGTH)))
+    if size[0] * size[1] > limit:
+        raise Image.DecompressionBombError(f"{size[0] * size[1]} pixels")
+    if image is None:
+        image = Image.fromarray(tiff.packed_values(content, tags))
+        image.format = "TIFF"
+        image.getexif()[ExifTags.Base.Orientation] = tags.get(tiff.ORIENTATION, 1)
+    elif image.format == "FITS" and b"BZERO" in content[:28800]:
+        raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
+    return Picture(image, content, tags, size)
 
 
 def read_file(path: Path, what: str) -> bytes:
@@ -233,11 +202,6 @@ def pixel_limit() -> int:
     return int(stated) * 10**6
 
 
-def _require_size(width: int, height: int) -> None:
-    if width * height > pixel_limit():
-        raise Image.DecompressionBombError(f"{width * height} pixels")
-
-
 def _too_large(name: str, message: str) -> UnusableFileError:
     """The error for more pixels than `pixel_limit`; they are the first number in a message."""
     pixels = int(re.findall(r"\d+", message)[0])
@@ -260,25 +224,7 @@ def _is_cut_off(exif: bytes) -> bool:
 
 @cache
 def _formats() -> list[str]:
-    """The formats that this build of Pillow knows."""
+    """Of the formats that this build of Pillow knows those that the endings of images stand for."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _open(content: bytes) -> Picture:
-    Image.MAX_IMAGE_PIXELS = pixel_limit()  # also for pictures within a file, as icons have them
-    try:
-        image: Image.Image = Image.open(BytesIO(content), formats=_formats())
-    except UnidentifiedImageError:
-        if not (tags := tiff.read_tags(content)):
-            raise
-        _require_size(*(tiff.number(tags.get(tag)) for tag in (tiff.WIDTH, tiff.LENGTH)))
-        image = Image.fromarray(tiff.packed_values(content, tags))
-        image.format = "TIFF"
-        return Picture(image, content, tags)
-    _require_size(*image.size)
-    if image.format == "FITS" and b"BZERO" in content[:28800]:
-        raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
-    return Picture(
-        image, content, tiff.tags_of(image.tag_v2) if isinstance(image, TiffImageFile) else {}
-    )
+    promised = {Image.EXTENSION.get(ending) for ending in IMAGE_EXTENSIONS}
+    return [name for name in Image.ID if name in promised]

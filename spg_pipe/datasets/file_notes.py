@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from spg_pipe.datasets.images import Header, read_header
-from spg_pipe.datasets.layouts.listing import noted
 from spg_pipe.datasets.samples import white_of
+from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import counted, listed
-from spg_pipe.recipe.machine import cpu_workers
 
 _THREADS = 4
-"""At most: each may hold a whole decoded image."""
+"""Each may hold a whole decoded image."""
 
 
 @dataclass(frozen=True)
@@ -34,57 +34,46 @@ def white_in(seen: Sequence[Seen]) -> int | None:
 
 def file_notes(seen: Sequence[Seen]) -> list[str]:
     """What a person should know of the files: a sentence each, none if all is well."""
-    headers = [(one.path, one.image) for one in seen]
-    paged = [f"{path} ({header.pages})" for path, header in headers if header.pages > 1]
-    damaged = [path for path, header in headers if header.orientation == 0]
-    toned = [path for path, header in headers if header.toned]
-    stored = [path for path, header in headers if header.orientation > 1 and not header.turned]
-    upright = [
-        one.path for one in seen if one.image.turned and any(not mask.turned for mask in one.masks)
-    ]
+    images = [(one.path, one.image) for one in seen]
+    kinds = {
+        "with further pages or frames, of which only the first is looked at": [
+            f"{path} ({image.pages})" for path, image in images if image.pages > 1
+        ],
+        "with EXIF data that cannot be read, taken as upright": [
+            path for path, image in images if image.orientation == 0
+        ],
+        "with a colour profile of other greys than sRGB's, converted to it": [
+            path for path, image in images if image.toned
+        ],
+        "with an EXIF orientation that is ignored here, so that a mask drawn on the upright "
+        "picture does not fit (save them upright, without the tag)": [
+            path for path, image in images if image.orientation > 1 and image.turn == 1
+        ],
+        "turned by EXIF otherwise than the mask, which fits if that was drawn on the picture as "
+        "viewers show it": [
+            one.path for one in seen if any(mask.turn != one.image.turn for mask in one.masks)
+        ],
+    }
     lossy = [one.mask for one in seen if any(mask.lossy for mask in one.masks)]
-    return [
-        *noted(
-            paged, "image", "with further pages or frames, of which only the first is looked at"
-        ),
-        *noted(damaged, "image", "with EXIF data that cannot be read, taken as upright"),
-        *noted(toned, "image", "with a colour profile of other greys than sRGB's, converted to it"),
-        *noted(
-            stored,
-            "image",
-            "with an EXIF orientation that is ignored here, read as stored, so that masks drawn on "
-            "the upright picture do not fit (save them upright, without the tag)",
-        ),
-        *noted(
-            upright,
-            "image",
-            "turned by an EXIF orientation that the mask has not, which fits if the mask was drawn "
-            "on the upright picture",
-        ),
-        *noted(
-            lossy,
-            "mask",
-            "stored with loss, as in JPEG, whose noise counts as defect (every value above 0 "
-            "does): use PNG",
-        ),
-        *_note_of_white(seen),
-    ]
+    noise = "stored with loss, as in JPEG, whose noise counts as defect (all above 0 does; use PNG)"
+    of_images = [noted(paths, "image", what) for what, paths in kinds.items()]
+    return [*chain(*of_images), *noted(lossy, "mask", noise), *_note_of_white(seen)]
 
 
 def _note_of_white(seen: Sequence[Seen]) -> list[str]:
     peaks = {one.path: one.image.peak for one in seen if one.image.peak is not None}
     if (white := white_in(seen)) is None:
         return []
-    alone = "" if len(peaks) > 1 else ", by one image alone, which says little of its camera"
+    alone = "" if len(peaks) > 1 else " (but one image says little of its camera)"
     return [
-        f"{counted(len(peaks), '16-bit image')} whose files do not say which value is white, and "
-        f"with values up to {max(peaks.values())}: {white} ({white.bit_length()} bits) is taken "
-        f"for white{alone}; if that is wrong, save them with white at 65535: {listed([*peaks])}"
+        f"{counted(len(peaks), '16-bit image')} not saying which value is white: by the highest of "
+        f"all, {max(peaks.values())}, it is {white}, of {white.bit_length()} bits{alone}; if that "
+        f"is wrong, save them with white at 65535: {listed([*peaks])}"
     ]
 
 
 def look_at(files: Sequence[tuple[str, Path]], *, exif: bool) -> list[Seen]:
     """The headers of images, by their names for notes. SpgError for one that cannot be used."""
-    with ThreadPoolExecutor(min(_THREADS, cpu_workers(None))) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         headers = pool.map(lambda file: read_header(file[1], "image", exif=exif), files)
         return [Seen(name, header) for (name, _), header in zip(files, headers, strict=True)]

@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from spg_pipe.artefacts.record import Deviation, Figure, Size
 from spg_pipe.datasets.decoding import Picture, UnusableFileError, opened
-from spg_pipe.datasets.samples import levels, tones_of, unstated_peak, with_tones
+from spg_pipe.datasets.samples import levels, tone_curve, unstated_peak, with_tones
 from spg_pipe.datasets.walk import mask_files
 
 
@@ -21,15 +22,15 @@ from spg_pipe.datasets.walk import mask_files
 class Preprocess:
     """How an image becomes a backbone's input (docs/method.md §1)."""
 
-    size: int
+    size: Size
     """Side S of the square input in pixels; the aspect ratio is not kept."""
     order: Literal["float", "uint8"]
     """`float`: scale to [0, 1], then resize (DINOv3). `uint8`: resize 8-bit pixels first (CLIP)."""
     interpolation: Literal["bilinear", "bicubic"]
     """Filter of the resize, always with antialias."""
-    mean: tuple[float, float, float]
+    mean: tuple[Figure, Figure, Figure]
     """Per-channel mean that is subtracted, in units of [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
     """Per-channel deviation to divide by, in units of [0, 1]."""
 
 
@@ -41,8 +42,8 @@ class Header:
     """(Height, width) in pixels, as `read_image` and `read_mask` return it."""
     orientation: int
     """1 (upright) to 8, as EXIF counts, whether it is undone or not; 0 if it cannot be read."""
-    turned: bool
-    """It is undone."""
+    turn: int
+    """The orientation that is undone; 1 where none is."""
     pages: int
     """Pages or frames, of which the first is read."""
     lossy: bool
@@ -93,7 +94,7 @@ def read_image(
         rgb = _eight_bit_rgb(picture.upright(exif)) if pixels is None else pixels
         if rgb.ndim == 2:
             rgb = np.repeat(rgb[:, :, None], 3, axis=2)
-        tones = tones_of(picture)
+        tones = tone_curve(picture.image.info.get("icc_profile"))
         return rgb if tones is None else with_tones(rgb, tones)
 
 
@@ -142,10 +143,10 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
         return Header(
             size=picture.size(exif),
             orientation=picture.orientation,
-            turned=picture.turn(exif) > 1,
+            turn=max(picture.turn(exif), 1),
             pages=picture.pages,
             lossy=picture.lossy,
-            toned=tones_of(picture) is not None,
+            toned=tone_curve(picture.image.info.get("icc_profile")) is not None,
             peak=unstated_peak(picture, exif) if what == "image" else None,
         )
 

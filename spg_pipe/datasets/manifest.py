@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
-from spg_pipe.artefacts.record import Record, damaged, parse_record
+from spg_pipe.artefacts.reading import damaged, reading
+from spg_pipe.artefacts.record import Record, parse_record
 from spg_pipe.datasets.walk import Inside, mask_files
 from spg_pipe.errors import SpgError, counted
 
@@ -239,15 +240,13 @@ class Manifest:
         """
         if not path.is_file():
             raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
-        try:
+        with reading(path, "manifest", AGAIN):
             arrow = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(path, "manifest", f"it cannot be read ({error})", AGAIN) from error
         raw = (arrow.schema.metadata or {}).get(b"spg")
         if raw is None:
             fault = "it is a Parquet file, but not of spg-pipe"
             raise damaged(path, "manifest", fault, AGAIN)
-        record = parse_record(raw.decode(), path, ManifestRecord, "manifest", AGAIN)
+        record = parse_record(raw, path, ManifestRecord, "manifest", AGAIN)
         if missing := [name for name in COLUMNS if name not in arrow.column_names]:
             raise damaged(path, "manifest", f"it has no column {', '.join(missing)}", AGAIN)
         table = arrow.replace_schema_metadata(None).to_pandas()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from spg_pipe.datasets import tiff
-from spg_pipe.datasets.decoding import Picture, UnusableFileError
+from spg_pipe.datasets.decoding import Picture, UnusableFileError, open_picture
 
 FULL = 65535
 """White of 16 bits."""
@@ -37,9 +37,8 @@ def white_of(peak: int | None) -> int | None:
 def unstated_peak(picture: Picture, exif: bool) -> int | None:
     """The highest value of a 16-bit picture whose file does not say what is white; else None."""
     values = _integers(picture, exif)
-    if values is None or _stated_white(picture, values) is not None:
-        return None
-    return int(values.max())
+    unstated = values is not None and _stated_white(picture, values) is None
+    return int(values.max()) if values is not None and unstated else None
 
 
 def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.ndarray | None:
@@ -76,25 +75,23 @@ def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.nda
         )
     if picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:  # of 8 bits Pillow inverts them
         values = top - np.minimum(values, top)
-    if top != FULL:
-        values = np.rint(np.minimum(values, top) * (FULL / top))
-    wide = values.astype(np.uint16)
-    return wide if wide.ndim == 2 else (wide >> 8).astype(np.uint8)
-
-
-def tones_of(picture: Picture) -> np.ndarray | None:
-    """`tone_curve` of a picture's colour profile."""
-    profile = picture.image.info.get("icc_profile")
-    return tone_curve(profile) if isinstance(profile, bytes) else None
+    if values.ndim == 3 and top == FULL:
+        return (values >> 8).astype(np.uint8)  # as Pillow does
+    kind = np.uint16 if values.ndim == 2 else np.uint8
+    if top != np.iinfo(kind).max:
+        values = np.rint(np.minimum(values, top) * (np.iinfo(kind).max / top))
+    return values.astype(kind)
 
 
 @lru_cache(maxsize=32)
-def tone_curve(profile: bytes) -> np.ndarray | None:
+def tone_curve(profile: bytes | None) -> np.ndarray | None:
     """Where the grey levels of an ICC profile lie in sRGB: (256,) uint8.
 
     None if they are about where sRGB has them, and of a profile that is damaged or neither grey nor
-    RGB.
+    RGB, or is not there.
     """
+    if profile is None:
+        return None
     greys = np.arange(256, dtype=np.uint8)
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
@@ -127,7 +124,7 @@ def _integers(picture: Picture, exif: bool) -> np.ndarray | None:
         return np.asarray(picture.upright(exif))
     if not (tiles := _other_byte_order(picture.image)):
         return None
-    low = picture.again()
+    low = open_picture(picture.content)
     vars(low.image)["tile"] = tiles
     high_bytes, low_bytes = (np.asarray(p.upright(exif))[:, :, :3] for p in (picture, low))
     return high_bytes.astype(np.uint16) << 8 | low_bytes

@@ -8,19 +8,23 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-OFFSETS, SAMPLES, COUNTS, MAX_SAMPLE, FORMAT = 273, 277, 279, 281, 339
-_KEPT = {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, OFFSETS, SAMPLES, COUNTS}
-_KEPT |= {MAX_SAMPLE, FORMAT}
+OFFSETS, ORIENTATION, SAMPLES, COUNTS, MAX_SAMPLE, FORMAT = 273, 274, 277, 279, 281, 339
 WHITE_IS_ZERO, LOWEST_BIT_FIRST, SIGNED = 0, 2, 2
 """Values of `PHOTOMETRIC`, `FILL_ORDER` and `FORMAT`."""
 
 Tags = Mapping[int, Any]
-"""Of the first page, by their numbers in TIFF 6.0, those that are named here."""
+"""Of the first page, by their numbers in TIFF 6.0; empty for other files."""
 
 
-def tags_of(directory: ImageFileDirectory_v2) -> Tags:
-    """The tags that are named here."""
-    return {tag: directory[tag] for tag in _KEPT if tag in directory}
+def read_tags(file: bytes) -> Tags:
+    """The tags of a TIFF, whatever its samples are."""
+    if file[:4] not in (b"II*\0", b"MM\0*"):
+        return {}
+    stream = BytesIO(file)
+    tags = ImageFileDirectory_v2(stream.read(8))
+    stream.seek(tags.next)
+    tags.load(stream)
+    return tags
 
 
 def number(value: object) -> int:
@@ -33,17 +37,6 @@ def number(value: object) -> int:
         return int(first.strip("\0 ") if isinstance(first, str) else first)
     except (TypeError, ValueError, ArithmeticError):
         return 0
-
-
-def read_tags(file: bytes) -> Tags:
-    """The tags of a TIFF, whatever its samples are; empty for another file."""
-    if file[:4] not in (b"II*\0", b"MM\0*"):
-        return {}
-    stream = BytesIO(file)
-    directory = ImageFileDirectory_v2(stream.read(8))
-    stream.seek(directory.next)
-    directory.load(stream)
-    return tags_of(directory)
 
 
 def packed_values(file: bytes, tags: Tags) -> np.ndarray:
@@ -65,8 +58,7 @@ def packed_values(file: bytes, tags: Tags) -> np.ndarray:
     rows = np.frombuffer(data, np.uint8, stride * height).reshape(height, stride)
     if bits == 16:
         return rows.view("<u2" if file[:1] == b"I" else ">u2").astype(np.uint16)
-    lowest_first = number(tags.get(FILL_ORDER)) == LOWEST_BIT_FIRST
-    order: Any = "little" if lowest_first else "big"
+    order: Any = "little" if number(tags.get(FILL_ORDER)) == LOWEST_BIT_FIRST else "big"
     single = np.unpackbits(rows, axis=1, count=width * bits, bitorder=order)
     values: np.ndarray = np.zeros((height, width), np.uint16)
     for bit in range(bits):

@@ -1,15 +1,20 @@
-"""Walking a folder of images: what counts as an image file, which folders are looked into.
+"""Walking a folder of images: which files in it count, and why the others do not, whoever asks.
 
-Names only, no pixels.
+Names only, no pixels. Nothing is left out without a reason, so that every caller can tell it.
 """
 
 import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.errors import SpgError, printable
+from spg_pipe.datasets.annotations import what_it_is
+from spg_pipe.errors import SpgError, counted, listed, printable
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -20,6 +25,110 @@ _EXTENSIONS = """
 """
 IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
 """What counts as an image file, in lower case."""
+SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
+"""What makes a folder a result of `predict` or a synthetic set."""
+SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
+"""What the first line of scores begins with."""
+_TOOL_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
+    | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
+)
+_VISITS = 16
+"""Of one folder by way of links, at most: links to links would multiply without end."""
+
+
+class Reason(Enum):
+    """Why a path is left out: what it is called, and what is said of it, if not of each its own."""
+
+    NO_IMAGE = "file", ""
+    COORDINATES = "folder", "coordinates, not pictures"
+    HIDDEN = "path", "hidden or of a tool"
+    HEAT_MAPS = "folder", "heat maps of an earlier predict"
+    SYNTHETIC = "folder", "a synthetic set of its own"
+    NOWHERE = "link", "dangling"
+    CIRCLE = "link", "to a folder that it lies in, or that many links lead to"
+    SPECIAL = "entry", "neither a file nor a folder"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What lies in a folder and the folders below it. All paths begin with the folder's."""
+
+    images: list[Path]
+    """Image files by their names, sorted."""
+    left_out: Mapping[Reason, Sequence[Path]]
+    """Everything else but folders that were looked into, sorted; no reason without paths."""
+
+    def notes(self, root: Path, *, documents: Path | None = None) -> list[str]:
+        """One line a reason: how many were left out, and some of their names, from `root` on.
+
+        A licence or a readme in the folder `documents` is no news.
+        """
+        groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+        for reason in Reason:
+            noun, what = reason.value
+            for path in self.left_out.get(reason, ()):
+                if path.parent != documents:
+                    groups[noun, what or what_it_is(path)].append(path)
+        return [
+            note
+            for (noun, what), paths in groups.items()
+            for note in noted(paths, noun, f"left out, {what}", root)
+        ]
+
+
+def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
+    """The note `2 masks without a use: a, b`, of paths as from `root`; none of nothing."""
+    names = [item if isinstance(item, str) else relative(item, root) for item in items]
+    some = listed([printable(name) for name in names])
+    return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
+
+
+def walk(folder: Path) -> Walk:
+    """Look through a folder and the visible folders below it; nothing if it is missing.
+
+    Links are followed, but not into a folder that they are in. OSError if a folder cannot be
+    read.
+    """
+    images: list[Path] = []
+    left_out: dict[Reason, list[Path]] = defaultdict(list)
+    reason: Reason | None
+    visits: Counter[Path] = Counter()
+    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
+    while waiting:
+        here, above = waiting.pop()
+        if not here.is_dir():
+            continue
+        above |= {here.resolve()}
+        for path in sorted(here.iterdir()):
+            if is_image(path) and path.is_file():
+                images.append(path)
+                continue
+            if path.is_file():
+                hidden = path.suffix.lower() in IMAGE_EXTENSIONS
+                reason = Reason.HIDDEN if hidden else Reason.NO_IMAGE
+            elif path.is_dir():
+                real = path.resolve()
+                visits[real] += 1
+                circle = real in above or visits[real] > _VISITS
+                reason = Reason.CIRCLE if circle else _why_not_folder(path)
+                if reason is None:
+                    waiting.append((path, above))
+            else:
+                reason = Reason.NOWHERE if path.is_symlink() else Reason.SPECIAL
+            if reason:
+                left_out[reason].append(path)
+    return Walk(sorted(images), {reason: sorted(left_out[reason]) for reason in left_out})
+
+
+def _why_not_folder(path: Path) -> Reason | None:
+    if path.name.startswith(".") or path.name.lower() in _TOOL_FOLDERS:
+        return Reason.HIDDEN
+    if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
+        return Reason.COORDINATES
+    if path.name == OVERLAYS and is_result(path.parent):
+        return Reason.HEAT_MAPS
+    return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None
 
 
 def is_image(path: Path) -> bool:
@@ -27,34 +136,24 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds what `predict` writes, by the first line of its scores."""
+    if not (folder / SCORES).is_file():
+        return False
+    with (folder / SCORES).open("rb") as stream:
+        return stream.read(len(SCORES_HEADER)) == SCORES_HEADER.encode()
+
+
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders in `folder`, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and other files in `folder` and its visible subfolders, sorted; none if it is missing.
-
-    Links are followed, but not into a folder that they are in. OSError if a folder cannot be read.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    waiting: list[tuple[Path, frozenset[Path]]] = [(folder, frozenset())]
-    while waiting:
-        here, above = waiting.pop()
-        if (real := here.resolve()) in above or not here.is_dir():
-            continue
-        for path in here.iterdir():
-            if path.is_file():
-                (images if is_image(path) else others).append(path)
-            elif path.is_dir() and not path.name.startswith("."):
-                waiting.append((path, above | {real}))
-    return sorted(images), sorted(others)
+    """Folders in `folder` that `walk` looks into, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _why_not_folder(p))
 
 
 def mask_files(mask: Path) -> list[Path]:
     """The files of a mask, sorted: the mask itself, or those of its folder."""
-    return sorted(filter(is_image, mask.iterdir())) if mask.is_dir() else [mask]
+    if not mask.is_dir():
+        return [mask]
+    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
 
 
 def relative(path: Path, root: Path) -> str:
@@ -62,16 +161,16 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def utf8_name(path: Path) -> str:
-    """A path with `/` between folders as its bytes say in UTF-8, whatever the locale.
+def utf8_name(path: str) -> str:
+    """A file's name or path as its bytes say in UTF-8, whatever the locale.
 
-    An `SpgError` names a path that is not UTF-8.
+    An `SpgError` names one that is not UTF-8.
     """
     try:
-        return os.fsencode(path.as_posix()).decode()
+        return os.fsencode(path).decode()
     except UnicodeError:
         raise SpgError(
-            f"The file name '{printable(path.as_posix())}' is not valid UTF-8. Rename the file."
+            f"The file name '{printable(path)}' is not valid UTF-8. Rename the file."
         ) from None
 
 

@@ -14,6 +14,8 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
+_BAND = 256
+"""Rows at once: floats of a whole large photograph would take 50 bytes a pixel."""
 
 
 def overlay(
@@ -36,10 +38,14 @@ def overlay(
     -------
     (H, W, 3) uint8
     """
-    share = np.clip((anomaly_map.astype(np.float32) - low) / (high - low), 0, 1)
-    level = np.rint(share * 255).astype(np.uint8)
-    grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.rint(_palette()[level] + grey[:, :, None] * (1 - OPACITY)).astype(np.uint8)
+    out = np.empty_like(image)
+    for start in range(0, len(image), _BAND):
+        band = slice(start, start + _BAND)
+        share = np.clip((anomaly_map[band].astype(np.float32) - low) / (high - low), 0, 1)
+        level = np.rint(share * 255).astype(np.uint8)
+        grey = image[band] @ np.array([0.299, 0.587, 0.114], np.float32)
+        out[band] = np.rint(_palette()[level] + grey[:, :, None] * (1 - OPACITY))
+    return out
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:

@@ -6,12 +6,13 @@ odds of "anomalous" on the auxiliary set. μ, σ, w and the bias come from the a
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
-from spg_pipe.artefacts.record import Record
+from spg_pipe.artefacts.record import Deviation, Figure, LayerName, Name, Record
 from spg_pipe.decision.components import Components
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.recipe.params import MapWeights
@@ -25,16 +26,16 @@ COARSE = 4
 class Scale(NamedTuple):
     """Mean and deviation of a value over the auxiliary set."""
 
-    mean: float
-    deviation: float
+    mean: Figure
+    deviation: Deviation
 
 
 class Term(Record):
     """One addend of the image score."""
 
-    weight: float
-    mean: float
-    deviation: float
+    weight: Figure
+    mean: Figure
+    deviation: Deviation
 
 
 class Decision(Record):
@@ -42,12 +43,12 @@ class Decision(Record):
 
     map_weights: MapWeights
     """Weights of the standardised components of a patch."""
-    scales: dict[str, dict[str, Scale]]
+    scales: dict[LayerName, dict[Name, Scale]]
     """Layer → component → scale; patches: as in `map_weights`; images: `image_` + view."""
-    terms: dict[str, Term]
+    terms: dict[Name, Term]
     """Image component → its term. Those of weight 0 are left out."""
-    bias: float
-    top_share: float
+    bias: Figure
+    top_share: Annotated[float, Field(gt=0, le=1)]
     """Share of a map's pixels, the highest, that `map_top` is the mean of."""
 
     def grid(self, layer: str, guides: Tensor, dissimilarity: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import MAP_TOP, Decision, coarse_maps, top_mean
 from spg_pipe.decision.rules import Published, Rule, image_scores
 from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
 
 Patches = dict[str, Tensor]
 """Name of tokens → (B, h, w) float32 on the CPU: probabilities, or log odds."""
@@ -27,6 +28,14 @@ class Judged:
     columns: dict[str, np.ndarray]
     """`score` (B,) and what it is made of: with rule `published` score_cls and score_map_max, with
     rule `additive` a share_… for each component, which add up to the score less its bias."""
+
+    def __post_init__(self) -> None:
+        values = (self.columns["score"], *self.patches.values())
+        if not all(np.isfinite(np.asarray(value)).all() for value in values):
+            raise SpgError(
+                "Scores came out that are no numbers: the tokens, the backbone's weights or the "
+                "detector are damaged. `spg-pipe verify STORE` checks a store."
+            )
 
 
 def judge(
@@ -52,7 +61,7 @@ def judge(
     Raises
     ------
     SpgError
-        If the rule is `additive` and the detector has no decision.
+        If the rule is `additive` and the detector has no decision, or a score is not finite.
     """
     size = seen.preprocess.size
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)

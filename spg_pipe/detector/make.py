@@ -12,7 +12,7 @@ from spg_pipe.artefacts.files import versions
 from spg_pipe.decision.fit import fit_decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.model import Detector
-from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin, Selection
+from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, ClassSums, class_sums, direction, match
 from spg_pipe.guides.kinds import ContrastGuides, Guides, guides_of
@@ -29,6 +29,7 @@ from spg_pipe.guides.trained.trainer import PUBLISHED, Constants
 from spg_pipe.recipe.params import DecisionParams, MethodParams, Params, ScoreParams
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.format import Selection
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 
@@ -241,7 +242,7 @@ def _record(
             split=store.spec.split,
             images=images,
             left_out=len(store) - images,
-            selection=Selection.of_store(store),
+            selection=Selection.of_manifest(store.selection),
             synthetic=Painted.model_validate(store.synthetic) if store.synthetic else None,
         ),
         store=store.fingerprint,

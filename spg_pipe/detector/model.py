@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import components
-from spg_pipe.decision.model import Decision
+from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
@@ -119,7 +121,7 @@ class Detector:
         decision = self.decision
         patches, parts = {}, []
         for key, batch in tokens.items():
-            guides = self.layers[key.layer]
+            guides = self._guides(key, batch)
             directions = {
                 view: direction.to(batch.device)
                 for view, direction in guides.directions(as_cosines=not self.contrast).items()
@@ -156,7 +158,7 @@ class Detector:
         detection = self.record.detection
         patches, images = {}, []
         for key, batch in tokens.items():
-            guides = self.layers[key.layer]
+            guides = self._guides(key, batch)
             local = guides.pairs["patches"].vectors.to(batch.device)
             probability = anomaly_probability(similarity(batch[:, 1:], local), tau)
             patches[key] = to_grid(probability, grids[key] if grids else guides.grid)
@@ -167,6 +169,14 @@ class Detector:
             feature = detection_feature(batch, detection)
             images.append(anomaly_probability(similarity(feature, whole).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
+
+    def _guides(self, key: TokenKey, tokens: Tensor) -> LayerGuides:
+        """The guides for tokens (B, 1 + N, D); SpgError if they are of another width."""
+        guides = self.layers[key.layer]
+        if tokens.shape[-1] != guides.atoms.shape[-1]:
+            widths = f"{tokens.shape[-1]} wide, the guides {guides.atoms.shape[-1]}"
+            raise SpgError(f"Layer {key.name}: the tokens are {widths}. Run `{_MAKE}` again.")
+        return guides
 
     def check_backbone(self, spec: BackboneSpec, what: str) -> None:
         """Refuse tokens of another backbone with an `SpgError` that names every difference."""
@@ -211,27 +221,30 @@ class Detector:
         tensors = load_tensors(
             path / "detector.safetensors", record.tensors_sha256, "detector", _MAKE
         )
-        try:
-            layers = {
-                layer: LayerGuides(
-                    {
-                        view: Pair(
-                            tensors[f"{layer}.{view}.vectors"][0],
-                            tensors[f"{layer}.{view}.vectors"][1],
-                            tensors[f"{layer}.{view}.codes"],
-                        )
-                        for view in VIEWS
-                        if f"{layer}.{view}.vectors" in tensors
-                    },
-                    tensors[f"{layer}.atom_ids"],
-                    tensors[f"{layer}.atoms"],
-                    grid,
-                )
-                for layer, grid in record.layers.items()
-            }
-        except KeyError as error:
-            raise SpgError(
-                f"{path} is not a whole detector (it lacks {error}). Train it again with "
-                f"`{_MAKE}`, or copy it again."
-            ) from error
-        return cls(layers, record.model_copy(update={"tensors_sha256": ""}))
+        with reading(path, "detector", _MAKE):
+            layers = {}
+            for layer, grid in record.layers.items():
+                held, pairs = below(tensors, f"{layer}."), {}
+                for view in VIEWS:
+                    if view == "patches" or f"{view}.vectors" in held:
+                        normal, anomaly = held[f"{view}.vectors"]
+                        pairs[view] = Pair(normal, anomaly, held[f"{view}.codes"])
+                layers[layer] = LayerGuides(pairs, held["atom_ids"], held["atoms"], grid)
+            detector = cls(layers, record.model_copy(update={"tensors_sha256": ""}))
+            detector._try()
+        return detector
+
+    def _try(self) -> None:
+        """Judge a made-up image, which fails where tensors and record do not fit each other."""
+        tokens = {}
+        for layer, guides in self.layers.items():
+            count, width = guides.atoms.shape
+            for pair in guides.pairs.values():
+                if (pair.codes.shape, *guides.atom_ids.shape) != ((2, count), count):
+                    raise ValueError(f"layer {layer} has codes or atom_ids of other atoms")
+            tokens[TokenKey(layer)] = torch.ones(1, 2, width)
+        grids = dict.fromkeys(tokens, (1, 1))
+        self.probabilities(tokens, grids)
+        if isinstance(self.record.rule, Additive):
+            values = self.log_odds(tokens, grids)[1] | {MAP_TOP: np.zeros(1)}
+            np.concatenate(list(self.decision.shares(values).values()))

@@ -1,50 +1,35 @@
 """What a detector and scores say of themselves: the JSON in their folders."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.files import versions
-from spg_pipe.artefacts.record import Record
+from spg_pipe.artefacts.record import Count, LayerName, Name, Record, Seed, Size
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.decision.rules import Rule
 from spg_pipe.guides.kinds import Guides
 from spg_pipe.metrics.tables import seen_in
 from spg_pipe.recipe.params import BankParams, Detection, SaeParams
 from spg_pipe.recipe.protocol import Protocol
+from spg_pipe.store.format import Selection
 from spg_pipe.store.reader import FeatureStore
-
-
-class Selection(Record):
-    """The part of a dataset that options chose."""
-
-    categories: tuple[str, ...] = ()
-    """Those alone; empty: all."""
-    limit: int | None = None
-    """Images, of …"""
-    of: int | None = None
-    """… so many."""
-
-    @classmethod
-    def of_store(cls, store: FeatureStore) -> "Selection | None":
-        """None for a whole dataset."""
-        return cls.model_validate(store.selection) if store.selection else None
 
 
 class Painted(Record):
     """What a set is whose defects are painted."""
 
-    normal_images: int
+    normal_images: Count
     categories: tuple[str, ...]
 
 
 class Auxiliary(Record):
     """The labelled set that guides were made from."""
 
-    dataset: str
-    split: str
-    images: int
-    left_out: int
+    dataset: Name
+    split: Name
+    images: Count
+    left_out: Count
     """Images without a label, or with a defect and no mask."""
     selection: Selection | None
     synthetic: Painted | None
@@ -58,18 +43,18 @@ class Auxiliary(Record):
 class SaeOrigin(Record):
     """The SAEs whose atoms guides are made of."""
 
-    fingerprint: str
+    fingerprint: Name
     params: SaeParams | None
     """None for axes in the place of learnt atoms (`study`)."""
-    tokens_seen: dict[str, int]
+    tokens_seen: dict[LayerName, Count]
     """Layer → tokens."""
 
 
 class DetectorOrigin(Record):
     """What scores say of the detector that judged."""
 
-    fingerprint: str
-    seed: int
+    fingerprint: Name
+    seed: Seed
     protocol: Protocol
     detection: Detection
     guides: Guides
@@ -82,26 +67,33 @@ class DetectorRecord(Record):
 
     kind: Literal["detector"] = "detector"
     format: Literal[2] = 2
-    layers: dict[str, tuple[int, int]]
+    layers: dict[LayerName, tuple[Size, Size]]
     """Layer → patch grid that its guides were made on."""
-    seed: int
+    seed: Seed
     protocol: Protocol
     detection: Detection
     """The feature that judges images by the published rule."""
     guides: Guides
     rule: Rule
     auxiliary: Auxiliary
-    store: str
+    store: Name
     """Fingerprint of the auxiliary set's store."""
     sae: SaeOrigin
     backbone: BackboneSpec
     """Of single views: never in tiles."""
     licences: tuple[str, ...]
-    painted_on: tuple[str, ...]
+    painted_on: tuple[Name, ...]
     """`source_id` of each normal image that the auxiliary set's defects were painted on."""
-    fingerprint: str = ""
-    versions: dict[str, str]
-    tensors_sha256: str = ""
+    fingerprint: Name = ""
+    versions: dict[Name, Name]
+    tensors_sha256: Name = ""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.backbone.tiles is not None:
+            raise ValueError("the backbone is in tiles, expected single views")
+        self.backbone.require_layers(self.layers)
+        return self
 
     @property
     def origin(self) -> DetectorOrigin:
@@ -114,7 +106,7 @@ class BankOrigin(Record):
     """The memory banks that judged, alone or with a detector."""
 
     params: BankParams
-    normals: str
+    normals: Name
     """Fingerprint of the normal images' tokens."""
 
 
@@ -123,37 +115,37 @@ class ScoresRecord(Record):
 
     kind: Literal["scores"] = "scores"
     format: Literal[2] = 2
-    dataset: str
-    split: str
+    dataset: Name
+    split: Name
     selection: Selection | None
-    images: int
-    image_size: int
+    images: Count
+    image_size: Size
     """S: side of the maps, pixels."""
     backbone: BackboneSpec
-    layers: tuple[str, ...]
+    layers: tuple[LayerName, ...]
     """Names of the tokens that were judged."""
-    store: str
+    store: Name
     """Fingerprint of the target's store."""
-    method: str
+    method: Name
     """In words: kind of guides and rule, or a baseline's name."""
     supervision: str
     """What the method was allowed to see besides the images that it judges."""
     log_odds: bool
     """Patches hold log odds or another value of any range; else probabilities."""
-    seed: int | None = None
+    seed: Seed | None = None
     """None for what needs no training."""
-    auxiliary: str = ""
+    auxiliary: Name = ""
     """The labelled dataset behind it, if any."""
     detector: DetectorOrigin | None = None
     rule: Rule | None = None
     """Of the detector."""
     bank: BankOrigin | None = None
-    made_from: dict[str, str] = Field(default_factory=dict)
+    made_from: dict[Name, Name] = Field(default_factory=dict)
     """Of a baseline: fingerprints of its inputs."""
     licences: tuple[str, ...]
-    fingerprint: str = ""
-    versions: dict[str, str]
-    files_sha256: dict[str, str] = Field(default_factory=dict)
+    fingerprint: Name = ""
+    versions: dict[Name, Name]
+    files_sha256: dict[Name, Name] = Field(default_factory=dict)
 
     @classmethod
     def of_store(cls, store: FeatureStore, **judged: Any) -> "ScoresRecord":
@@ -161,7 +153,7 @@ class ScoresRecord(Record):
         return cls(
             dataset=store.spec.dataset,
             split=store.spec.split,
-            selection=Selection.of_store(store),
+            selection=Selection.of_manifest(store.selection),
             images=len(store),
             image_size=store.image_size,
             backbone=store.spec.backbone,

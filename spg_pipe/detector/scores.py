@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spg_pipe.artefacts.digests import file_digests, require_files
 from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.decision.maps import SOFTENING, anomaly_maps
 from spg_pipe.decision.rules import Additive
@@ -51,13 +52,14 @@ class Scores:
 
         Only the chunks that hold one of them are read.
         """
-        group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
         rows, where = np.unique(images, return_inverse=True)
         kind = _kind(self.record.log_odds)
-        return {
-            layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[where])
-            for layer in self.record.layers
-        }
+        with reading(self.path / "maps.zarr", "scores", _MAKE):
+            group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
+            return {
+                layer: torch.from_numpy(np.asarray(group[f"{kind}_{layer}"].oindex[rows])[where])
+                for layer in self.record.layers
+            }
 
     def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
@@ -85,7 +87,12 @@ class Scores:
         path = Path(path)  # a library caller may give a string
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
-        return cls(path, pd.read_parquet(path / "scores.parquet"), record)
+        with reading(path / "scores.parquet", "scores", _MAKE):
+            table = pd.read_parquet(path / "scores.parquet")
+            labels = table[["path", "category", "label", "mask_state"]]
+            if len(labels) != record.images or not np.isfinite(table["score"]).all():
+                raise ValueError(f"it has no finite score for each of {record.images} images")
+        return cls(path, table, record)
 
 
 def score_store(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spg_pipe.artefacts.record import Record
+from spg_pipe.artefacts.record import Count, Record, Seed
 from spg_pipe.recipe.params import GuideParams
 
 
@@ -12,7 +12,7 @@ class ContrastGuides(Record):
     """The difference of class means in a few signed atoms, in closed form (docs/method.md §7)."""
 
     kind: Literal["contrast"] = "contrast"
-    atoms: int
+    atoms: Count
     """Atoms of each pair, at most."""
 
 
@@ -20,10 +20,10 @@ class TrainedGuides(Record):
     """Guides that were trained with masks, as published (docs/method.md §3)."""
 
     kind: Literal["trained"] = "trained"
-    epochs: int
-    top_k: int | None = None
+    epochs: Count
+    top_k: Count | None = None
     """Codes of a guide, at most, instead of a sparsity loss."""
-    order_seed: int | None = None
+    order_seed: Seed | None = None
     """Of the images' order where it is not the detector's own seed."""
 
 

@@ -17,6 +17,7 @@ from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.guides.kinds import guides_of
 from spg_pipe.pipeline.checked_store import (
     Pairs,
+    absent,
     backbone_differences,
     checked_store,
     differences,
@@ -119,7 +120,7 @@ def _require(
     inputs: Callable[[], object] = lambda: None,
 ) -> _Record:
     """The record of an artefact that fits; or raise what is wrong with it, or with its inputs."""
-    fault = f"{path} does not exist."
+    fault = absent(run, path)
     if (path / "config.json").is_file():
         what = str(model.model_fields["kind"].default)
         record = read_record(path / "config.json", model, what, f"spg-pipe {command}")

@@ -15,7 +15,7 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.datasets import scan, split_name
 from spg_pipe.pipeline.run import RecipeRun, image_size
-from spg_pipe.recipe.params import Dataset, Params
+from spg_pipe.recipe.params import Dataset, Params, Section
 from spg_pipe.recipe.protocol import protocol
 from spg_pipe.store.reader import FeatureStore, selection_note
 
@@ -45,8 +45,8 @@ def checked_store(
     path = run.paths.store(dataset)
     command = f"extract --split {split_name(run.params, dataset)}"
     if not path.exists():
-        absent = "" if dataset.root.exists() else f" Its folder, {dataset.root}, is not here."
-        raise refused(f"{path} does not exist.{absent}", command)
+        gone = "" if dataset.root.exists() else f" Its folder, {dataset.root}, is not here."
+        raise refused(f"{absent(run, path)}{gone}", command)
     store = FeatureStore(path)
     if faults := _store_faults(run, dataset, store):
         raise refused(made_otherwise(path, faults), f"{command} --replace")
@@ -157,6 +157,15 @@ def differences(pairs: Pairs, within: str = "") -> list[str]:
 
 def _plain(value: object) -> object:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def absent(run: RecipeRun, path: Path) -> str:
+    """What messages say of an artefact that is not there, and of settings that options change."""
+    base = run.base or run.params
+    changed = {name: (value, getattr(base, name)) for name, value in run.params}
+    faults = differences({k: pair for k, pair in changed.items() if isinstance(pair[0], Section)})
+    other = f" The options ask for other settings than the recipe: there {'; '.join(faults)}."
+    return f"{path} does not exist.{other if faults else ''}"
 
 
 def made_otherwise(path: Path, faults: list[str]) -> str:

@@ -22,8 +22,11 @@ _SECONDS_A_RATE = 3600
 """A rate is the mean of this time."""
 _CLOSED_PIPE = 128 + 13
 """The exit code that a shell gives a program that SIGPIPE ended."""
-_NO_MEMORY = re.compile("(out of|not enough|allocate) memory")
-"""How PyTorch says so, of a GPU and of the host."""
+_NO_MEMORY = re.compile(
+    "(out of|not enough|allocate) memory|could not create a (primitive|memory)|"
+    "start new thread|failed to map segment"
+)
+"""How PyTorch, oneDNN, Python and the loader of libraries say so, of a GPU and of the host."""
 _PLAIN = {
     **{"→": "->", "×": "x", "…": "...", "±": "+/-", "≤": "<=", "≥": ">=", "²": "2", "·": "*"},
     **{"–": "-", "−": "-", "─": "-", "’": "'", "σ": "sigma", "Σ": "Sigma", "τ": "tau"},
@@ -42,11 +45,10 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("spg-plain", _plain)
 
 
-@contextmanager
-def _writing_to(stream: TextIO) -> Iterator[None]:
-    """End the command quietly if a reader such as `head` closed the pipe."""
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Print text from anywhere; end the command quietly if `head` or another closed the pipe."""
     try:
-        yield
+        print(printable(text), file=stream, end=end, flush=True)
     except OSError as error:
         # Python writes what is left once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -54,11 +56,6 @@ def _writing_to(stream: TextIO) -> Iterator[None]:
             raise SystemExit(_CLOSED_PIPE) from None
         error.filename = stream.name
         raise
-
-
-def _print(text: str, stream: TextIO) -> None:
-    with _writing_to(stream):
-        print(printable(text), file=stream, flush=True)
 
 
 @dataclass
@@ -83,12 +80,9 @@ class Console:
 
     def result(self, content: Any, text: str | None = None) -> None:
         """The command's result: JSON for scripts, or a text for people."""
-        if self.json:
-            # In ASCII, and so valid on any stream.
-            _print(
-                json.dumps(jsonable(content), indent=2, allow_nan=False, default=str), sys.stdout
-            )
-        elif text and self.verbosity > 0:
+        if self.json:  # in ASCII, and so valid on any stream
+            text = json.dumps(jsonable(content), indent=2, allow_nan=False, default=str)
+        if text and (self.json or self.verbosity > 0):
             _print(text, sys.stdout)
 
     @contextmanager
@@ -107,7 +101,7 @@ class Console:
 
         live = self.bars and sys.stderr.isatty()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:,}/{task.total:,} " + unit),
             TextColumn("{task.fields[rate]}"),
@@ -152,7 +146,10 @@ def exit_code(main: Callable[[], Any]) -> int:
     int
         0 done, 1 failed with a message, 2 wrong usage, 130 interrupted, 141 nobody reads on.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as with `2>&-`
+            setattr(sys, name, io.StringIO())
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be something else
             stream.reconfigure(errors="spg-plain")
     try:
@@ -164,7 +161,7 @@ def exit_code(main: Callable[[], Any]) -> int:
         again = "Run the same command again: training and extracting go on from where they were."
         _print(f"Interrupted. {again}", sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         what = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2] or "host"
@@ -179,8 +176,7 @@ def _code_of(main: Callable[[], Any]) -> int:
         try:
             main()
         finally:
-            with _writing_to(sys.stdout):
-                print(end="", flush=True)  # also where there is no stdout
+            _print("", sys.stdout, end="")
     except SystemExit as stop:
         if stop.code == 130:  # Typer's for Ctrl-C, and it says nothing
             raise KeyboardInterrupt from stop

@@ -1,5 +1,6 @@
 """The recipe's datasets and directions by name, and what lies in their folders."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from spg_pipe.datasets.build import build_manifest, list_images
 from spg_pipe.datasets.manifest import Manifest, Skipped
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, listed
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Dataset, Direction, Params
 from spg_pipe.recipe.protocol import protocol
@@ -95,6 +96,40 @@ def scan(
     return manifest if limit is None else manifest.spread(limit)
 
 
+def require_in_project(params: Params) -> None:
+    """Refuse, with an `SpgError`, places to write to outside of this folder, which DVC has not."""
+    here = Path.cwd()
+    places = [
+        ("artifacts", params.artifacts),
+        *((each.name, each.root) for each in params.demo_sets),
+    ]
+    places += [(each.name, each.root) for each in params.synthetic_sets]
+    for what, path in places:
+        if not Path(os.path.normpath(here / path)).is_relative_to(here):
+            raise SpgError(
+                f"The place of {what}, {path}, is outside of {here}, where DVC keeps nothing. "
+                "Name a folder in it, which may be a link, or work without DVC."
+            )
+
+
+def require_tracked(folder: Path) -> None:
+    """Refuse a folder that a DVC stage depends on if some of its visible folders are links.
+
+    DVC sees what a link to a file holds, and what is in a folder that is a link itself, but does
+    not look into linked folders below it, which `datasets.walk` does. An `SpgError` names them.
+    """
+    linked = []
+    for here, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        linked += [str(path) for name in names if (path := Path(here, name)).is_symlink()]
+    if linked:
+        raise SpgError(
+            f"DVC does not look into linked folders, and would miss changes of the images there: "
+            f"{listed(linked)}. Put the folders themselves there, or make each the root of a "
+            "dataset; or work without DVC, as `spg-pipe extract` follows links."
+        )
+
+
 def find_direction(params: Params, target: str) -> Direction:
     """The recipe's direction with this target.
 
@@ -103,9 +138,9 @@ def find_direction(params: Params, target: str) -> Direction:
     fits = [way for way in params.directions if way.target == target]
     if len(fits) == 1:
         return fits[0]
-    listed = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
+    known = ", ".join(f"{d.aux} → {d.target}" for d in params.directions) or "none"
     raise SpgError(
-        f"{len(fits)} of the recipe's directions ({listed}) have target {target!r}. Choose "
+        f"{len(fits)} of the recipe's directions ({known}) have target {target!r}. Choose "
         "one with --aux, name a detector (score --detector) or scores (evaluate --scores), or add "
-        "the direction to params.yaml."
+        "the direction to the recipe."
     )

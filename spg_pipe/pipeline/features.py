@@ -11,7 +11,7 @@ from spg_pipe.datasets.manifest import Manifest, skipped_notes
 from spg_pipe.datasets.paint.demo import write_demo
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.pipeline.checked_store import checked_store
-from spg_pipe.pipeline.datasets import scan
+from spg_pipe.pipeline.datasets import require_tracked, scan
 from spg_pipe.pipeline.run import RecipeRun, image_size, require_set
 from spg_pipe.recipe.machine import choose_device, cpu_workers
 from spg_pipe.recipe.params import Dataset
@@ -28,8 +28,10 @@ def write_demo_sets(run: RecipeRun, name: str | None = None) -> None:
             write_demo(demo.name, demo.root, seed=demo.seed)
 
 
-def prepare(run: RecipeRun, dataset: Dataset) -> Path:
-    """Raw folder → Manifest."""
+def prepare(run: RecipeRun, dataset: Dataset, *, tracked: bool = False) -> Path:
+    """Raw folder → Manifest; `tracked` by DVC, as `require_tracked` says."""
+    if tracked:
+        require_tracked(dataset.root)
     manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad, tell=True)
     path = run.paths.manifest(dataset)
     manifest.save(path)
@@ -58,6 +60,7 @@ def load_backbone(run: RecipeRun) -> Backbone:
         protocol=params.method.protocol,
         weights=params.backbone.weights,
         device=choose_device(run.device),
+        say=run.console.say,
     )
 
 

@@ -10,13 +10,14 @@ from spg_pipe.bank.few_shot import (
     note_of_copies,
     note_of_known,
     require_fusible,
+    require_serving,
     says,
     score_few_shot,
     seen_of,
 )
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
-from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.datasets import find_dataset, scan
 from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
@@ -38,7 +39,7 @@ def banks_for(
     """
     for judge in filter(None, judges):
         require_fusible(judge, options)
-    store = _store_of_normals(run, normals)
+    store = _store_of_normals(run, normals, target)
     banks = banks_of([store], target, run.params.bank, device=choose_device(run.device))
     run.console.say(f"{says(seen_of(banks.rows))}, from {store.path}")
     if copies := sum(images.copies for images in banks.rows.values()):
@@ -84,8 +85,12 @@ def say_known(run: RecipeRun, paths: Sequence[str], images: int, where: str = ""
         run.console.say(note_of_known(paths, images, so))
 
 
-def _store_of_normals(run: RecipeRun, normals: str) -> FeatureStore:
+def _store_of_normals(run: RecipeRun, normals: str, target: FeatureStore) -> FeatureStore:
     """The store that is named, or that of a dataset's split or a folder; made if it is missing."""
     if (Path(normals) / "zarr.json").is_file():
         return FeatureStore(Path(normals))
-    return stored(run, find_dataset(run.params, normals, option="--normals"))
+    dataset = find_dataset(run.params, normals, option="--normals")
+    if not run.paths.store(dataset).exists():
+        manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
+        require_serving(manifest.table, dataset.root, target)
+    return stored(run, dataset)

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
 from spg_pipe.datasets.file_notes import file_notes, look_at, white_in
-from spg_pipe.datasets.layouts.folder import MASK_FOLDERS
 from spg_pipe.datasets.layouts.listing import content_ids
+from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import TAU
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import SCORES
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
@@ -54,15 +53,21 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
+    for note in images.notes:
+        console.say(f"Note: {note}")
     manifest = read_normals(normals, detector) if normals else None
+    for note in manifest.notes if manifest else ():
+        if any(words in note for words in ("left out", "ignored", "taken for images")):
+            console.say(f"Note: --normals: {note}")
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
     white = white_in(seen)
-    for note in file_notes(seen):
+    notes = file_notes(seen)
+    for note in notes:
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, choose_device(device))
+    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(_one_line(f"  {licence}"))
@@ -78,12 +83,10 @@ def predict_folder(
     with console.progress("predict") as update:
         judged = judge_images(predictor, images, white=white, progress=update)
         predictions = write_results(judged, images, out, predictor.shown)
-    if images.masks:
-        folders = ", ".join(MASK_FOLDERS)
-        console.say(f"Note: {images.masks} files in folders of masks ({folders}) left out.")
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
-    return _outcome(predictor, detector_path, out, predictions)
+    outcome = _outcome(predictor, detector_path, out, predictions)
+    return outcome._replace(content=outcome.content | ({"notes": notes} if notes else {}))
 
 
 def _one_line(text: str) -> str:

@@ -26,6 +26,8 @@ class RecipeRun:
     """Where tokens wait between epochs: auto, device, host or none; never changes a result."""
     base: Params | None = None
     """The recipe without options, whose artefacts have plain names; None: `params` itself."""
+    options: str = ""
+    """Those of the command that make another one work on the same recipe: ` --params FILE`."""
 
     @property
     def paths(self) -> Paths:
@@ -71,7 +73,7 @@ def require_set(params: Params, section: str, name: str | None) -> None:
     if name not in (None, *known):
         raise SpgError(
             f"{name!r} is not among the recipe's {section}: {', '.join(known) or 'none'}. "
-            f"Name one of them, or add it in params.yaml."
+            f"Name one of them, or add it in the recipe."
         )
 
 
@@ -95,7 +97,7 @@ def targets_of(
     if not run.params.directions:
         of = f" from {', '.join(run.params.auxiliaries)}" if run.changes("directions") else ""
         raise SpgError(
-            f"The recipe has no direction{of}. Add one under `directions:` in params.yaml, "
+            f"The recipe has no direction{of}. Add one under `directions:` in it, "
             f"or name a target with --split."
         )
     if given is not None:

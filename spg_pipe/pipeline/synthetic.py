@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.datasets import require_tracked
 from spg_pipe.pipeline.run import RecipeRun, require_set
 from spg_pipe.recipe.params import Dataset, SyntheticSet
 from spg_pipe.recipe.protocol import protocol
@@ -12,12 +13,14 @@ from spg_pipe.recipe.protocol import protocol
 def synthesise_sets(
     run: RecipeRun, datasets: Sequence[Dataset] = (), name: str | None = None
 ) -> None:
-    """Make the recipe's synthetic sets that the datasets read, or the one of this name."""
+    """Make the recipe's synthetic sets that the datasets read, or that a DVC stage names."""
     params = run.params
     require_set(params, "synthetic_sets", name)
     exif, skip_bad = protocol(params.method.protocol).exif_of_own_images, params.extract.skip_bad
     for made in params.synthetic_sets:
         if made.name == name or any(reads(dataset, made) for dataset in datasets):
+            if name is not None:
+                require_tracked(made.source)
             synthesise(made, run.console, exif, skip_bad=skip_bad, workers=run.workers)
 
 

@@ -20,7 +20,6 @@ from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
-from spg_pipe.report.build import build_report
 from spg_pipe.report.tables import text_table
 from spg_pipe.store.reader import FeatureStore
 
@@ -121,7 +120,8 @@ def _evaluate_command(run: RecipeRun, dataset: Dataset, scores: Path, store: Pat
     """The command that judges scores which are not at the recipe's place."""
     inputs = {"scores": scores} | ({"store": store} if store else {})
     options = "".join(f" --{name} {shlex.quote(str(path))}" for name, path in inputs.items())
-    return f"`spg-pipe evaluate --split {split_name(run.params, dataset)}{options}`"
+    split = split_name(run.params, dataset)
+    return f"`spg-pipe evaluate --split {split}{options}{run.options}`"
 
 
 def evaluate(
@@ -185,8 +185,8 @@ def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: FeatureStore) ->
     manifest = scan(run, dataset, limit=limit, categories=categories, leave_out=spec.skipped)
     if manifest.fingerprint() != spec.manifest:
         raise SpgError(
-            f"The images or masks in {dataset.root} are not those of {store.path}. "
-            "Run `spg-pipe extract --replace` and `spg-pipe score` again."
+            f"The images or masks in {dataset.root} are not those of {store.path}. Run `spg-pipe "
+            f"extract --replace{run.options}` and `spg-pipe score{run.options}` again."
         )
     return manifest
 
@@ -215,6 +215,9 @@ def report(run: RecipeRun) -> Path:
 
     An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
+    # Here, because `score` and `evaluate` draw nothing: they start without matplotlib.
+    from spg_pipe.report.build import build_report
+
     params, paths = run.params, run.paths
     runs, missing = {}, []
     for way, seed in itertools.product(params.directions, params.seeds):

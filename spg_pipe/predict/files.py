@@ -14,12 +14,9 @@ from pathlib import Path
 import psutil
 
 from spg_pipe.artefacts.files import require_writable
+from spg_pipe.datasets.walk import OVERLAYS, SCORES, SCORES_HEADER
 from spg_pipe.errors import SpgError, naming
 
-SCORES = "scores.csv"
-OVERLAYS = "overlays"
-HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
-"""What the first line of every scores.csv begins with; names of a score's parts follow."""
 _UNFINISHED = ".spg-predict."
 _NAME_BYTES = 240
 """Of a heat map's name: a file system takes 255, of which its temporary name needs some."""
@@ -76,10 +73,10 @@ def check_out(out: Path, overlays: Sequence[Path]) -> None:
     if scores.exists():
         with scores.open("rb") as stream:
             first = stream.readline(4096).strip().decode(errors="replace")
-        if not first.startswith(HEADER):
+        if not first.startswith(SCORES_HEADER):
             raise SpgError(
                 f"{scores} is not a result of predict and would be replaced: its first line is "
-                f"{first[:80]!r}, expected {HEADER!r} and further columns. {advice}"
+                f"{first[:80]!r}, expected {SCORES_HEADER!r} and further columns. {advice}"
             )
     elif taken := [name for name in overlays if (out / name).exists()]:
         # Without scores beside it, a heat map's name is no sign of who wrote the file.

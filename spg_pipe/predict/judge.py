@@ -13,12 +13,12 @@ from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.walk import utf8_name
+from spg_pipe.datasets.walk import SCORES, utf8_name
 from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.errors import SpgError, counted, naming, told
 from spg_pipe.metrics import write_csv
-from spg_pipe.predict.files import SCORES, whole_result
+from spg_pipe.predict.files import whole_result
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.predictor import Predictor
 
@@ -115,7 +115,7 @@ def judge_images(
                 width=width,
                 peak_row=int(row),
                 peak_column=int(column),
-                overlay=utf8_name(overlays[start + number]),
+                overlay=utf8_name(overlays[start + number].as_posix()),
                 protocol=protocol.name,
                 parts=parts,
             )

@@ -1,6 +1,6 @@
 """What judges images: a detector, the backbone that it needs, perhaps a bank of normal images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,11 @@ class Predictor:
 
 
 def load_predictor(
-    detector: Detector, tiles: Sequence[int], weights: Path | None, device: str
+    detector: Detector,
+    tiles: Sequence[int],
+    weights: Path | None,
+    device: str,
+    say: Callable[[str], None],
 ) -> Predictor:
     """A detector with its backbone.
 
@@ -97,11 +101,11 @@ def load_predictor(
         images are taken whole.
     weights : Path, optional
         A file of the backbone's weights.
-
     An `SpgError` if the backbone cannot be loaded or is not the detector's, or a side does not fit.
     """
     spec = detector.record.backbone
-    check_sides(tiles, spec)
+    if tiles:
+        check_sides(tiles, spec)
     backbone = backbones.load_backbone(
         spec.alias,
         image_size=spec.preprocess.size,
@@ -110,6 +114,7 @@ def load_predictor(
         protocol=detector.record.protocol.name,
         weights=weights,
         device=device,
+        say=say,
     )
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))

@@ -3,13 +3,35 @@
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+ModelName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_:@-]+([./][A-Za-z0-9_:@-]+)*$", max_length=200)
+]
+"""Of a backbone; part of the paths of artefacts, which `..` would lead elsewhere."""
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A hundred times what any recipe here asks for; more would fill the memory or the disk."""
+LARGEST_SIDE = 16_384
+"""Of an image or tile, pixels: a square of more Pillow takes for an attack."""
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+LARGEST_SEED = 2**32 - 1
+"""That the generators of all libraries take."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 DefectKind = Literal["perlin", "cut_paste", "scar"]
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 """Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
+
+
+def _no_url(value: object) -> object:
+    if "://" in str(value):
+        raise ValueError(
+            f"a folder of this machine is expected (DVC would ask a host); found {value}"
+        )
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_no_url)]
 
 
 def _each_once(kinds: tuple[DefectKind, ...]) -> tuple[DefectKind, ...]:
@@ -28,16 +50,16 @@ class DemoSet(Section):
     """A built-in demo set, written by the stage `demo_data`."""
 
     name: Literal["demo-mvtec", "demo-visa"]
-    root: Path
-    seed: Annotated[int, Field(ge=0)] = 0
+    root: Folder
+    seed: Seed = 0
 
 
 class SyntheticSet(Section):
     """Normal images with painted defects, written by the stage `synthesise`."""
 
     name: Name
-    root: Path
-    source: Path
+    root: Folder
+    source: Folder
     """Folder of normal images."""
     layout: Literal["mvtec", "visa", "folder"] = "folder"
     """The source's."""
@@ -49,7 +71,7 @@ class SyntheticSet(Section):
     kinds: Annotated[tuple[DefectKind, ...], Field(min_length=1), AfterValidator(_each_once)] = (
         KINDS
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class Dataset(Section):
@@ -59,7 +81,7 @@ class Dataset(Section):
     """As artefacts, directions and `--split` call it."""
     layout: Literal["mvtec", "visa", "folder", "synthetic"]
     """How labels and masks are read from the names of files (docs/datasets.md)."""
-    root: Path
+    root: Folder
     """Its folder; from the working directory if it is relative."""
     split: Literal["test", "train", "all"] = "test"
     """The part of the layout; layouts without a training split know `test` and `all`."""

@@ -8,7 +8,20 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.recipe.data import Dataset, DemoSet, Direction, Name, Positive, Section, SyntheticSet
+from spg_pipe.recipe.data import (
+    Dataset,
+    DemoSet,
+    Direction,
+    Folder,
+    ModelName,
+    Name,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    SyntheticSet,
+)
+from spg_pipe.recipe.reader import parse_yaml, read_text
 
 DEFAULT_PARAMS = Path("params.yaml")
 OPTIONS = "the command's options"
@@ -16,7 +29,9 @@ OPTIONS = "the command's options"
 _SHOWN = 100
 """Characters of a wrong value that an error shows: it may be a whole section."""
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+"""A million times another component is as good as alone."""
+Percent = Annotated[float, Field(ge=0, le=100)]
 Detection = Literal["cls", "mean_tokens"]
 ImageScore = Literal["max", "cls", "top_mean", "log_mean_exp", "mix"]
 AnySection = TypeVar("AnySection", bound=BaseModel)
@@ -26,8 +41,8 @@ class BackboneParams(Section):
     """Which frozen backbone, at which size; empty values mean the backbone's own."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # layers may be numbers
-    alias: str = "efficientnet-lite0"
-    image_size: Positive | None = None
+    alias: ModelName = "efficientnet-lite0"
+    image_size: Side | None = None
     layers: tuple[str, ...] | None = None
     norm: Literal["post", "pre"] | None = None
     weights: Path | None = None
@@ -42,7 +57,7 @@ class ExtractParams(Section):
     """Of the tokens: `zstd` saves a few per cent for an archive and costs the reading speed."""
     skip_bad: bool = False
     """Leave out images that cannot be used, on record, instead of stopping. Also of `prepare`."""
-    tiles: dict[Name, Annotated[tuple[Positive, ...], Field(min_length=1)]] = Field(default={})
+    tiles: dict[Name, Annotated[tuple[Side, ...], Field(min_length=1)]] = Field(default={})
     """Dataset → sides in pixels to which its images are resized, to be cut into overlapping tiles
     of `backbone.image_size`; one of that size itself adds a view of the whole image."""
 
@@ -61,7 +76,7 @@ class SaeParams(Section):
     dict_size: Positive = 4096
     k: Positive = 32
     epochs: Positive = 50
-    tokens: Positive | None = None
+    tokens: Annotated[int, Field(ge=1, le=10**11)] | None = None
     """A budget of tokens a layer instead of epochs: the run ends with the batch that reaches it."""
     batch_images: Positive | None = 16
     batch_tokens: Positive | None = None
@@ -174,8 +189,8 @@ class PublishedFigure(Section):
 
     aux: Name
     target: Name
-    image_auroc: float | None = None
-    pixel_auroc: float | None = None
+    image_auroc: Percent | None = None
+    pixel_auroc: Percent | None = None
     source: str
 
 
@@ -183,8 +198,8 @@ class Params(Section):
     """A whole recipe."""
 
     name: Name
-    artifacts: Path = Path("artifacts")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (111,)
+    artifacts: Folder = Path("artifacts")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (111,)
     demo_sets: tuple[DemoSet, ...] = ()
     synthetic_sets: tuple[SyntheticSet, ...] = ()
     datasets: tuple[Dataset, ...]
@@ -230,7 +245,7 @@ class Params(Section):
                 return dataset
         known = ", ".join(dataset.name for dataset in self.datasets)
         raise SpgError(
-            f"Dataset {name!r} is not in params.yaml, which has: {known}. Add it under `datasets:`."
+            f"Dataset {name!r} is not in the recipe, which has: {known}. Add it under `datasets:`."
         )
 
     def narrowed(self, aux: str | None = None, seed: int | None = None) -> "Params":
@@ -240,7 +255,7 @@ class Params(Section):
         """
         if aux not in (None, *self.auxiliaries):
             known = ", ".join(self.auxiliaries) or "none"
-            raise SpgError(f"--aux {aux}: the auxiliaries are {known}. Add it in params.yaml.")
+            raise SpgError(f"--aux {aux}: the auxiliaries are {known}. Add it in the recipe.")
         auxiliaries = self.auxiliaries if aux is None else (aux,)
         ways = tuple(way for way in self.directions if way.aux in auxiliaries)
         update = {"auxiliaries": auxiliaries, "directions": ways}
@@ -254,28 +269,13 @@ def load_params(path: Path = DEFAULT_PARAMS) -> Params:
     or out of range; every fault is named by its place.
     """
     try:
-        text = path.read_text()
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpgError(
             f"{path} cannot be read ({error}). Run in the project's folder, write one with "
             "`spg-pipe recipe use NAME`, or name a file with --params."
         ) from error
     return parse_params(parse_yaml(text, str(path)), str(path))
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The content of a YAML text, read as DVC reads it; `source` is named in errors.
-
-    An `SpgError` if it is no YAML, or a section names a key twice.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        fault = str(error).partition("\n\nTo suppress")[0]  # of the check of keys
-        raise SpgError(f"{source} is not valid YAML: {fault}") from error
 
 
 def parse_params(content: Any, source: str) -> Params:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spg_pipe.recipe.params import Dataset, Params
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import Dataset, DemoSet, Params, SyntheticSet
 
 Row = Dataset | str
 """A dataset, or the name of one that the recipe lists."""
@@ -163,3 +164,28 @@ def with_suffix_hash(path: Path, digest: str) -> Path:
     if path.suffix in (".zarr", ".json", ".parquet"):
         return path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
     return path.with_name(f"{path.name}-{digest[:8]}")
+
+
+def row_of(params: Params, stage: str) -> dict[str, str | int]:
+    """What a stage of dvc.yaml works on: `score@way0-111` → the first direction and seed 111.
+
+    An `SpgError` if the recipe has no such row.
+    """
+    group, _, key = stage.rpartition(":")[2].partition("@")
+    sets: dict[str, Sequence[DemoSet | SyntheticSet]]
+    sets = {"demo_data": params.demo_sets, "synthesise": params.synthetic_sets}
+    rows: dict[str, dict[str, str | int]] = {
+        f"data{number}": {"dataset": row.name}
+        for number, row in enumerate(sets.get(group, params.datasets))
+    }
+    for seed in params.seeds:
+        if group in ("train_sae", "train_guides"):
+            rows |= {f"{aux}-{seed}": {"aux": aux, "seed": seed} for aux in params.auxiliaries}
+        for number, way in enumerate(params.directions if group in ("score", "evaluate") else ()):
+            rows[f"way{number}-{seed}"] = {"aux": way.aux, "target": way.target, "seed": seed}
+    if key not in rows:
+        raise SpgError(
+            f"The recipe has no row for the stage {stage!r}. Write whole numbers as 111, without a "
+            "point or quotes, and run `dvc repro` again."
+        )
+    return rows[key]

@@ -1,11 +1,13 @@
 """Recipes: ready-made params.yaml files, with places for the folders of a user's data."""
 
+import json
 import re
 from itertools import takewhile
 from pathlib import Path
 
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.params import parse_params, parse_yaml
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.reader import parse_yaml, read_text
 
 _PLACE = re.compile(r"\{([a-z]+)\}")
 _COMMENT = re.compile(r"# (?!spg-pipe )")
@@ -30,7 +32,7 @@ def list_recipes() -> list[tuple[str, str]]:
     """Names and first comment lines of the recipes, sorted."""
     recipes = []
     for path in sorted(recipes_folder().glob("*.yaml")):
-        comments = takewhile(_COMMENT.match, path.read_text().splitlines())
+        comments = takewhile(_COMMENT.match, read_text(path).splitlines())
         recipes.append((path.stem, " ".join(line[2:] for line in comments)))
     return recipes
 
@@ -49,7 +51,7 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
     if not path.is_file():
         known = ", ".join(stem for stem, _ in list_recipes())
         raise SpgError(f"There is no recipe {name!r}. There are: {known}.")
-    text = path.read_text()
+    text = read_text(path)
     places = set(_PLACE.findall(text))
     if places != set(folders):
         needed = " ".join(f"--{place} DIR" for place in sorted(places)) or "no folders"
@@ -58,7 +60,8 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
     for place, folder in folders.items():
         if not folder.is_dir():
             raise SpgError(f"--{place} {folder}: there is no such folder.")
-        text = text.replace("{" + place + "}", folder.as_posix())
+        quoted = json.dumps(folder.as_posix(), ensure_ascii=False)[1:-1]  # as in YAML's quotes
+        text = text.replace("{" + place + "}", quoted)
     params = parse_params(parse_yaml(text, f"recipe {name}"), f"recipe {name}")
     absent = [
         str(data.root / part)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import below
 from spg_pipe.artefacts.digests import load_tensors, save_tensors
 from spg_pipe.artefacts.files import fresh_folder, versions
-from spg_pipe.artefacts.record import Record, read_record, write_record
+from spg_pipe.artefacts.reading import reading
+from spg_pipe.artefacts.record import Count, Name, Record, Seed, read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.protocol import Protocol
@@ -27,26 +28,31 @@ class SaeRecord(Record):
 
     kind: Literal["sparse autoencoder"] = "sparse autoencoder"
     format: Literal[2] = 2
-    layers: tuple[str, ...]
-    seed: int
+    layers: tuple[Name, ...]
+    seed: Seed
     """Of the dictionary and of the batches' order."""
     sae: SaeParams | None
     """None of the fixed axes that a study puts in the place of a dictionary."""
     protocol: Protocol
-    store: str
+    store: Name
     """Fingerprint of the store that it was trained on."""
-    dataset: str
-    split: str
-    images: int
-    tokens_seen: dict[str, int]
+    dataset: Name
+    split: Name
+    images: Count
+    tokens_seen: dict[Name, Count]
     """By layer."""
     backbone: BackboneSpec
     licences: tuple[str, ...]
     """Of the images and the backbone's weights."""
-    fingerprint: str = ""
-    versions: dict[str, str] = Field(default_factory=versions)
-    tensors_sha256: str = ""
+    fingerprint: Name = ""
+    versions: dict[Name, Name] = Field(default_factory=versions)
+    tensors_sha256: Name = ""
     """Of sae.safetensors."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SaeRecord":
+        self.backbone.require_layers(self.layers)
+        return self
 
     @classmethod
     def of(
@@ -151,12 +157,16 @@ class SaeRun:
         record = read_sae_record(path)
         tensors = load_tensors(path / "sae.safetensors", record.tensors_sha256, WHAT, COMMAND)
         params, layers, dead = record.sae or SaeParams(), {}, {}
-        for layer in record.layers:
-            weights = below(tensors, f"{layer}.")
-            dead[layer] = weights.pop("dead").bool()
-            latents, dim = weights["encoder"].shape
-            layers[layer] = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
-            layers[layer].load_state_dict(weights)
+        with reading(path, WHAT, COMMAND):
+            for layer in record.layers:
+                weights = below(tensors, f"{layer}.")
+                dead[layer] = weights.pop("dead").bool()
+                latents, dim = weights["encoder"].shape
+                if dead[layer].shape != (latents,) or params.k > latents:
+                    raise ValueError(f"layer {layer} has no dead mask for, or k over, its latents")
+                sae = SparseAutoencoder(dim, latents, params.k, activation=params.activation)
+                sae.load_state_dict(weights)
+                layers[layer] = sae
         return cls(layers, dead, record)
 
 

@@ -1,15 +1,19 @@
 """A store's folder, on this machine or behind a URL."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import zarr
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from spg_pipe.store.format import SHARD_INDEX
+from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, unreadable
+from spg_pipe.errors import SpgError
+from spg_pipe.store.format import COMMAND, SHARD_INDEX
 
 
 class StoreFiles:
@@ -19,46 +23,125 @@ class StoreFiles:
     ----------
     place : Path or str
         A folder, or any URL that fsspec knows (`s3://…`, `https://…`, `memory://…`).
+
+    Raises
+    ------
+    SpgError
+        By all methods too, with the address and the cause, where a file may be there but cannot be
+        read: no permission, no connection, no file handles.
     """
 
     def __init__(self, place: Path | str) -> None:
-        self._fs, self._root = url_to_fs(str(place))
+        self.local: Path | None = None
+        self.place = place
+        with self._access():
+            self._fs, self._root = url_to_fs(str(place))
         plain = Path(place) if "://" not in str(place) else Path(self._root)
         self.local = plain if isinstance(self._fs, LocalFileSystem) else None
         """The folder, or None for a store elsewhere."""
         self.place = self.local if self.local is not None else str(place)
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes; raises OSError where there is none."""
-        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+    @contextmanager
+    def _access(self, name: str = "") -> Iterator[None]:
+        """FileNotFoundError where there is no such file, SpgError for whatever else is raised."""
+        place = f"{self.place}/{name}" if name else self.place
+        try:
+            yield
+        except SpgError:
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # fsspec says so of any failed request for a file's size, too.
+            cause = error.__cause__ if self.local is None else None
+            if isinstance(cause, Exception) and getattr(cause, "status", 0) not in (404, 410):
+                raise unreadable(place, cause) from error
+            raise FileNotFoundError(str(place)) from error
+        except Exception as error:
+            if self.local is not None and not isinstance(error, OSError | MemoryError):
+                raise damaged(place, "store", str(error), COMMAND) from error
+            raise unreadable(place, error) from error
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """A file's bytes, at most so many; FileNotFoundError where there is none."""
+        with self._access(name):
+            if self.local is not None:
+                return read_file(self.local / name, most)
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
 
     def size(self, name: str) -> int | None:
         """A file's size in bytes, None where there is no such file."""
         try:
-            found = self._fs.info(f"{self._root}/{name}")
-        except OSError:
+            with self._access(name):
+                found = self._fs.info(f"{self._root}/{name}")
+                if found["type"] == "file" and found["size"] is None:
+                    raise ValueError("the server does not say how large it is")
+        except FileNotFoundError:
             return None
         return int(found["size"]) if found["type"] == "file" else None
 
     def attributes(self) -> Mapping[str, Any] | None:
-        """The group's attributes, or None where there is no readable group."""
+        """The group's attributes, or None where there is no group or a damaged one."""
         attributes = self.metadata().get("attributes")
         return attributes if isinstance(attributes, dict) else None
 
     def metadata(self, name: str = "zarr.json") -> Mapping[str, Any]:
-        """What a zarr.json says, of the group or of an array; empty where it cannot be read."""
+        """What a zarr.json says, of the group or of an array; empty where it is none."""
         try:
-            content = json.loads(self.read(name))
-        except (OSError, ValueError):
+            content = read_json(self.read(name, MOST_BYTES))
+        except (FileNotFoundError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def group(self) -> Any:
-        """The store as a Zarr group, for reading."""
-        if self.local is not None:
-            return zarr.open_group(self.local, mode="r")
-        store = zarr.storage.FsspecStore.from_url(str(self.place), read_only=True)
-        return zarr.open_group(store, mode="r")
+    def group(self, sizes: Mapping[str, int]) -> Any:
+        """The store as a Zarr group, for reading; `sizes` are those of its data files in bytes."""
+        inner: Any = (
+            LocalStore(self.local, read_only=True)
+            if self.local is not None
+            else FsspecStore.from_url(str(self.place), read_only=True)
+        )
+        return zarr.open_group(_WholeFiles(inner, str(self.place), sizes), mode="r")
+
+
+class _WholeFiles(WrapperStore[Any]):
+    """A Zarr store of which every listed file is there and every answer as long as asked for.
+
+    Zarr alone reads a missing file as fill values, and takes what a web server sends that does not
+    know `Range` for the part that it asked for.
+    """
+
+    def __init__(self, store: Any, place: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(store)
+        self._place, self._sizes = place, sizes
+
+    def _with_store(self, store: Any) -> "_WholeFiles":
+        return type(self)(store, self._place, self._sizes)
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """See Zarr's `Store`; raises SpgError."""
+        place = f"{self._place}/{key}"
+        try:
+            value = await self._store.get(key, prototype, byte_range)
+        except Exception as error:
+            raise unreadable(place, error) from error
+        size = self._sizes.get(key)
+        if size is None:  # metadata
+            return value
+        if value is None:
+            raise damaged(place, "store", "the file is missing", COMMAND)
+        asked = size
+        if isinstance(byte_range, RangeByteRequest):
+            asked = byte_range.end - byte_range.start
+        elif isinstance(byte_range, SuffixByteRequest):
+            asked = byte_range.suffix
+        if len(value) == asked:
+            return value
+        if len(value) == size:
+            raise SpgError(
+                f"{place}: the server sent the whole file where {asked:,} bytes were asked for. "
+                "Use a web server that knows Range requests (nginx, Caddy, S3), or copy the store "
+                "to this machine."
+            )
+        fault = f"{len(value):,} bytes came, expected {asked:,}"
+        raise damaged(place, "store", fault, COMMAND)
 
 
 def read_attributes(root: Path) -> Mapping[str, Any] | None:

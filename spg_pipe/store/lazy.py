@@ -55,7 +55,7 @@ def open_dask(path: Path | str, *, chunk_images: int | None = None) -> dict[str,
         raise SpgError(f"chunk_images is {chunk_images}, expected a number of images from 1 on.")
     store = FeatureStore(path)
     images = chunk_images or _image_chunks(store.spec)
-    group, large = store.files.group(), large_arrays(store.spec)
+    group, large = store.group, large_arrays(store.spec)
     lazy = {}
     for name in (*large, *small_arrays(store.spec)):
         array = group[name]
@@ -92,9 +92,9 @@ def open_xarray(path: Path | str, *, chunk_images: int | None = None) -> "xr.Dat
     import xarray as xr
 
     store = FeatureStore(path)
-    group, large = store.files.group(), large_arrays(store.spec)
+    group, large = store.group, large_arrays(store.spec)
     variables = {
-        name: (group[name].metadata.dimension_names, lazy if name in large else group[name][...])
+        name: (group[name].metadata.dimension_names, lazy if name in large else store.array(name))
         for name, lazy in open_dask(path, chunk_images=chunk_images).items()
     }
     return xr.Dataset(variables, attrs=store.spec.attributes())

@@ -150,7 +150,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -> bytes:
     """The picture of `pixels`: heading of a column → (n, h, w, 3) in [0, 1]."""
-    masks, paths = store.files.group()["mask"], store.array("path")
+    masks, paths = store.group["mask"], store.array("path")
     given = store.array("mask_state") == MaskState.GIVEN
     stream = io.BytesIO()
     style: dict[Any, Any] = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7}
@@ -161,7 +161,8 @@ def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -
         cells = figure.subplots(len(rows), len(pixels), squeeze=False)
         for number, row in enumerate(rows.tolist()):
             # One mask at a time: `store.masks` would unpack those of the whole store.
-            mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
+            with store.reading("mask"):
+                mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
             caption = printable(f"{row}: {paths[row]}")
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"

@@ -1,27 +1,32 @@
 """Open a finished store and read it."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.reading import MOST_BYTES, reading, shown
 from spg_pipe.artefacts.record import parse_record
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.store.files import StoreFiles
 from spg_pipe.store.format import (
+    COMMAND,
     IMAGE_TABLE,
     REMAKE,
     SCHEMA_VERSION,
     SHARD_INDEX,
     StoreSpec,
+    array_forms,
     decode_mask,
     encode_mask,
-    large_arrays,
-    small_arrays,
+    require_values,
 )
 from spg_pipe.store.shards import data_files, parse_entries
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
@@ -42,8 +47,9 @@ class FeatureStore:
     Raises
     ------
     SpgError
-        If it is missing, unfinished, of another schema, its attributes were changed, or a file
-        does not have the size that shards.json says.
+        If it is missing, unfinished, of another schema, its attributes were changed, a file does
+        not have the size that shards.json says, or an array is declared otherwise than they say.
+        By the methods too, where what they read is damaged or cannot be read.
     """
 
     def __init__(self, path: Path | str, *, plain: bool = False, check_files: bool = True) -> None:
@@ -51,12 +57,13 @@ class FeatureStore:
         self.path = self.files.place
         self.spec = self._spec()
         try:
-            listed = self.files.read(SHARD_INDEX)
-        except OSError as error:
+            listed = self.files.read(SHARD_INDEX, MOST_BYTES)
+        except FileNotFoundError as error:
             raise SpgError(
                 f"{self.path} has no {SHARD_INDEX}; make it again with {REMAKE}."
             ) from error
         self.entries = parse_entries(listed, f"{self.path}/{SHARD_INDEX}")
+        self._unchanged = Unchanged(self.files.local, self.fingerprint)
         faults = self.file_faults() if check_files else []
         if faults:
             more = f" (and {len(faults) - 1} more: `spg-pipe verify`)" if len(faults) > 1 else ""
@@ -65,7 +72,6 @@ class FeatureStore:
         self.raw = uncompressed and not plain
         """Whether tokens are read at their offsets, not through zarr-python."""
         self._arrays: dict[str, np.ndarray] = {}
-        self._unchanged = Unchanged(self.files.local, self.fingerprint)
 
     def _spec(self) -> StoreSpec:
         attributes = self.files.attributes()
@@ -76,8 +82,8 @@ class FeatureStore:
             )
         if attributes["schema"] != SCHEMA_VERSION:
             raise SpgError(
-                f"{self.path} is a store of schema {attributes['schema']}; this version reads "
-                f"schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
+                f"{self.path} is a store of schema {shown(attributes['schema'])}; this version "
+                f"reads schema {SCHEMA_VERSION}. Make it again with {REMAKE}."
             )
         if not attributes.get("complete"):
             raise NotThereError(
@@ -86,15 +92,17 @@ class FeatureStore:
                 command="extract",
             )
         text = json.dumps(attributes)
-        return parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
+        return parse_record(text, self.path, StoreSpec, "store", COMMAND)
 
     def file_faults(self) -> list[str]:
         """Files that are not listed, not there or of another size, and arrays that Zarr cannot
         read; empty if all are well."""
-        listed = {entry.name for entry in self.entries}
-        unlisted = [name for name in data_files(self.spec) if name not in listed]
-        faults = [f"{SHARD_INDEX} does not list {name}" for name in unlisted]
+        known, listed = self.known, Counter(entry.name for entry in self.entries)
+        faults = [f"{SHARD_INDEX} does not list {name}" for name in known if name not in listed]
         for entry in self.entries:
+            if known.get(entry.name) != entry.images or listed[entry.name] > 1:
+                faults.append(f"{SHARD_INDEX} lists {entry.name}, no file of this store, or twice")
+                continue
             size = self.files.size(entry.name)
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes"
@@ -104,20 +112,45 @@ class FeatureStore:
                 )
         return faults + self._metadata_faults()
 
+    @cached_property
+    def known(self) -> dict[str, tuple[int, int]]:
+        """Data files of this store → their images; not many more than are listed."""
+        return dict(islice(data_files(self.spec), len(self.entries) + 1000))
+
     def _metadata_faults(self) -> list[str]:
-        """Arrays whose zarr.json is not what the group's own says of them."""
+        """Arrays whose zarr.json is not what the group's own says of them, or the attributes."""
         group = self.files.metadata()
         if not {"zarr_format": 3, "node_type": "group"}.items() <= group.items():
             return ["zarr.json is damaged: it is of no Zarr group"]
         consolidated = group.get("consolidated_metadata")
         arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-        return [
+        forms = array_forms(self.spec)
+        faults = [
             f"{name}/zarr.json is missing or damaged, or not as the store's zarr.json says"
-            for name in (*large_arrays(self.spec), *small_arrays(self.spec))
+            for name in forms
             if not isinstance(arrays, dict)
             or not arrays.get(name)
             or self.files.metadata(f"{name}/zarr.json") != arrays[name]
         ]
+        try:
+            return faults or [
+                f"{name}/zarr.json declares another array than the store's attributes"
+                for name, form in forms.items()
+                if not form.fits(self.group[name])
+            ]
+        except DamagedError as error:
+            return [str(error)]
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """One message for whatever the block raises while it reads a part of the store."""
+        try:
+            with reading(f"{self.path}/{name}", "store", COMMAND):
+                yield
+        except SpgError:
+            self._unchanged.require()  # a replaced store explains any fault
+            raise
+        self._unchanged.require()
 
     def __len__(self) -> int:
         return self.spec.images
@@ -152,14 +185,20 @@ class FeatureStore:
         return {"normal_images": normal_images, "categories": list(categories)}
 
     @cached_property
-    def _group(self) -> Any:
-        return self.files.group()
+    def group(self) -> Any:
+        """The store as a Zarr group, for reading."""
+        with self.reading("zarr.json"):
+            group = self.files.group({entry.name: entry.bytes for entry in self.entries})
+            _ = [group[name] for name in array_forms(self.spec)]  # what Zarr cannot read fails here
+            return group
 
     def array(self, name: str) -> np.ndarray:
         """A copy of a small array, for instance `label` or `mean_<layer>`; read once."""
         if name not in self._arrays:
-            self._arrays[name] = np.asarray(self._group[name][...])
-            self._unchanged.require()
+            with self.reading(name):
+                values = np.asarray(self.group[name][...])
+                require_values(name, values)
+            self._arrays[name] = values
         return self._arrays[name].copy()
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
@@ -181,7 +220,7 @@ class FeatureStore:
         folder = self.files.local
         if self.raw and folder is not None:
             return {layer: RawTokens(folder, self.spec, layer).read for layer in self.layers}
-        return {layer: partial(read_plain, self._group[f"tokens_{layer}"]) for layer in self.layers}
+        return {layer: partial(read_plain, self.group[f"tokens_{layer}"]) for layer in self.layers}
 
     def tokens(self, layer: str, images: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Patch tokens of some images.
@@ -203,8 +242,9 @@ class FeatureStore:
             shape = self.spec.layers[layer]
             out = np.empty((len(rows), shape.patches, shape.dim), dtype=self.spec.dtype)
         if len(rows):
-            self._readers[layer](rows, out)
-            self._unchanged.require()
+            read = self._readers[layer]
+            with self.reading(f"tokens_{layer}"):
+                read(rows, out)
         return out
 
     @cached_property
@@ -229,9 +269,11 @@ class FeatureStore:
         over, and finding one of them through Zarr takes longer than decoding it."""
         kept: list[bytes] = []
         for start in range(0, len(self), self.spec.shard_images):
-            masks = np.asarray(self._group["mask"][start : start + self.spec.shard_images])
+            with self.reading("mask"):
+                masks = np.asarray(self.group["mask"][start : start + self.spec.shard_images])
+                if (masks > 1).any():
+                    raise ValueError("it holds a value that is neither 0 nor 1")
             kept += [encode_mask(mask) for mask in masks]
-        self._unchanged.require()
         return kept
 
     @cached_property

@@ -6,17 +6,17 @@ then the index's crc32c (little-endian uint32). Without a compressor image i of 
 starts at i·N·D·itemsize.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import google_crc32c
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field
 
 from spg_pipe.artefacts.files import write_bytes, write_json
-from spg_pipe.artefacts.record import Record
-from spg_pipe.errors import SpgError
-from spg_pipe.store.format import REMAKE, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
+from spg_pipe.artefacts.record import Count, Name, Record, parse_record
+from spg_pipe.store.format import COMMAND, SHARD_INDEX, StoreSpec, large_arrays, small_arrays
 
 _EMPTY = np.iinfo(np.uint64).max
 
@@ -24,11 +24,11 @@ _EMPTY = np.iinfo(np.uint64).max
 class ShardEntry(Record):
     """A finished file, as recorded in shards.json after it was renamed into place."""
 
-    name: str
+    name: Name
     """Path below the store."""
-    bytes: int
-    crc32c: int
-    images: tuple[int, int]
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    crc32c: Annotated[int, Field(ge=0, lt=2**32)]
+    images: tuple[Count, Count]
     """First image row and the row after the last."""
 
 
@@ -78,10 +78,14 @@ def shard_files(spec: StoreSpec, shard: int) -> list[str]:
     return [chunk_file(array, shard) for array in large_arrays(spec)]
 
 
-def data_files(spec: StoreSpec) -> list[str]:
-    """All data files of a finished store."""
-    shards = [name for shard in range(spec.shards) for name in shard_files(spec, shard)]
-    return [*shards, *(f"{name}/c/0" for name in small_arrays(spec))]
+def data_files(spec: StoreSpec) -> Iterator[tuple[str, tuple[int, int]]]:
+    """All data files of a finished store: path below it, first image row and row after the last."""
+    for shard in range(spec.shards):
+        rows = spec.shard_rows(shard)
+        for name in shard_files(spec, shard):
+            yield name, (rows.start, rows.stop)
+    for name in small_arrays(spec):
+        yield f"{name}/c/0", (0, spec.images)
 
 
 def write_shard(
@@ -109,9 +113,5 @@ def save_entries(root: Path, entries: Sequence[ShardEntry]) -> None:
 
 
 def parse_entries(content: bytes, name: Path | str) -> list[ShardEntry]:
-    """The entries in the bytes of a shards.json; SpgError, with its `name`, if damaged."""
-    try:
-        return list(ShardIndex.model_validate_json(content, strict=True).files)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]["msg"]
-        raise SpgError(f"{name} is damaged ({fault}). Make it again with {REMAKE}.") from error
+    """The entries in the bytes of a shards.json; DamagedError, with its `name`, if damaged."""
+    return list(parse_record(content, name, ShardIndex, "index of a store", COMMAND).files)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spg_pipe.artefacts.reading import unreadable
 from spg_pipe.errors import SpgError
 from spg_pipe.store.files import read_attributes
 from spg_pipe.store.format import REMAKE, StoreSpec
@@ -138,8 +139,10 @@ class RawTokens:
             while done < len(view):
                 try:
                     got = os.preadv(self._file(shard), [view[done:]], offset + done)
-                except OSError as error:
+                except FileNotFoundError as error:
                     raise self._fault(shard, f"cannot be read ({error})") from error
+                except OSError as error:
+                    raise unreadable(self._path(shard), error) from error
                 if got == 0:
                     end, expected = offset + done, offset + len(view)
                     raise self._fault(shard, f"ends at byte {end}, expected at least {expected}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, SpgError
 from spg_pipe.store.format import REMAKE
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.shards import ShardEntry, crc32c
@@ -23,7 +23,7 @@ def verify(path: Path | str, progress: Callable[[int, int], None] | None = None)
     """
     store = FeatureStore(path, check_files=False)
     faults = store.file_faults()
-    entries = store.entries
+    entries = [entry for entry in store.entries if entry.name in store.known]
     for done, entry in enumerate(entries, start=1):
         if store.files.size(entry.name) != entry.bytes:
             continue  # among the faults already
@@ -42,12 +42,12 @@ def _bad_images(store: FeatureStore, entry: ShardEntry) -> list[str]:
             continue
         try:
             checksums, paths = store.array(f"checksum_{layer}"), store.array("path")
-        except (RuntimeError, ValueError, KeyError):  # damaged themselves, and named for that
+        except DamagedError:  # and named for that
             continue
         for row in range(*entry.images):
             try:
                 damaged = crc32c(store.tokens(layer, np.array([row]))) != checksums[row]
-            except (RuntimeError, ValueError):  # of the codec, for bytes that are not its own
+            except DamagedError:
                 damaged = True
             if damaged:
                 faults.append(

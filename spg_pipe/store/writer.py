@@ -13,11 +13,13 @@ import zarr
 from filelock import FileLock, Timeout
 
 from spg_pipe.artefacts.files import fresh_folder, write_bytes, write_json
+from spg_pipe.artefacts.reading import MOST_BYTES, read_file, reading
 from spg_pipe.artefacts.record import parse_record
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.errors import SpgError, listed
+from spg_pipe.errors import DamagedError, SpgError, listed
 from spg_pipe.store.files import is_damaged_store, read_attributes
 from spg_pipe.store.format import (
+    COMMAND,
     IMAGE_TABLE,
     REMAKE,
     SHARD_INDEX,
@@ -113,7 +115,8 @@ class StoreWriter:
             self._sweep()
         else:
             if not self._replace:
-                _refuse_other_content(self.path, self.spec, self.manifest)
+                with reading(self.path, "store", COMMAND):
+                    _refuse_other_content(self.path, self.spec, self.manifest)
             with fresh_folder(self.path) as folder:
                 create_arrays(folder, self.spec)
 
@@ -127,7 +130,7 @@ class StoreWriter:
         """Whether a store of this content is there, its attributes whole."""
         text = json.dumps(read_attributes(self.path))
         try:
-            there = parse_record(text, self.path, StoreSpec, "store", "spg-pipe extract --replace")
+            there = parse_record(text, self.path, StoreSpec, "store", COMMAND)
         except SpgError:
             return False
         return there.fingerprint == self.spec.fingerprint
@@ -153,8 +156,11 @@ class StoreWriter:
         """shards.json; a damaged one counts as empty where the store may be written anew."""
         path = self.path / SHARD_INDEX
         try:
-            return parse_entries(path.read_bytes(), path) if path.exists() else []
-        except SpgError:
+            if not path.exists():
+                return []
+            with reading(path, "index of a store", COMMAND):
+                return parse_entries(read_file(path, MOST_BYTES), path)
+        except DamagedError:
             if not self._replace:
                 raise
             return []

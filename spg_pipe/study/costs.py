@@ -15,7 +15,7 @@ from pydantic import Field
 
 from spg_pipe.artefacts.record import Record, read_record
 from spg_pipe.detector.record import DetectorOrigin
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError
 from spg_pipe.store.extract import give_memory_back
 
 _SAMPLE_SECONDS = 0.005
@@ -45,10 +45,14 @@ class MakingCosts(Record):
 
     @classmethod
     def load(cls, path: Path) -> "MakingCosts":
-        """What cannot be read is as if it were not there."""
+        """A damaged table is as if it were not there."""
         try:
-            return read_record(path, cls, "table of costs", "spg-pipe compare")
-        except SpgError:
+            return (
+                cls()
+                if not path.exists()
+                else read_record(path, cls, "table of costs", "spg-pipe compare")
+            )
+        except DamagedError:
             return cls()
 
     def of(self, detector: DetectorOrigin | None, beside: Cost) -> Cost:

@@ -1,6 +1,7 @@
 """What the studies share: a recipe with other values of some settings, and a result."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_sae
 from spg_pipe.recipe.params import Params, parse_params
+
+_MOST = 10_000
+"""Combinations: each costs at least one pass over a store, or days in all."""
 
 
 class Setting(NamedTuple):
@@ -56,7 +60,7 @@ def combinations(
     Raises
     ------
     SpgError
-        If a key is none, or a combination is not valid.
+        If a key is none, a combination is not valid, or there are more than 10,000.
     """
     for key in axes:
         name = key.partition(".")[0]
@@ -65,6 +69,8 @@ def combinations(
         if name not in sections:
             expected = ", ".join(sections)
             raise SpgError(f"{what}: {key}: expected one of {expected}, and a parameter.")
+    if math.prod(map(len, axes.values())) > _MOST:
+        raise SpgError(f"{what}: more than {_MOST:,} combinations. List fewer values.")
     settings = []
     for chosen in itertools.product(*axes.values()):
         setting = Setting(dict(zip(axes, chosen, strict=True)), run)

@@ -168,6 +168,15 @@ def test_a_folder_that_cannot_be_filled_is_named_and_what_was_read_keeps_its_nam
     assert error.value.filename == str(place / "not-there")
 
 
+def test_of_a_link_in_a_folders_place_nothing_but_the_link_is_replaced(place: Path) -> None:
+    elsewhere = place.rename(place.with_name("elsewhere"))
+    place.symlink_to(elsewhere)
+    with fresh_folder(place) as folder:
+        (folder / "two").write_text("2")
+    assert (names(place), names(elsewhere)) == (["two"], ["one"])
+    assert sorted(names(place.parent)) == ["elsewhere", "run"]
+
+
 def test_a_file_in_a_folders_place_is_not_removed(tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.write_text("mine")

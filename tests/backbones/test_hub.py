@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
+from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import pytest
 
 from spg_pipe.backbones import hub, load_backbone
 from spg_pipe.errors import SpgError
+
+
+class Size(NamedTuple):
+    size: int
 
 
 @pytest.fixture
@@ -61,3 +68,34 @@ def test_a_refused_download_is_the_same_message(monkeypatch):
 def test_a_model_without_weights_on_a_hub_says_where_they_are(unreachable, name, page):
     with pytest.raises(SpgError, match=rf"no hub has published weights.*\n.*page: {page}"):
         load_backbone(name)
+
+
+def test_a_download_is_named_before_anybody_is_contacted(unreachable, monkeypatch):
+    said: list[str] = []
+
+    def contacted(*_: object) -> None:
+        raise ConnectionError(f"contacted after {len(said)} lines")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", contacted)
+    with pytest.raises(SpgError, match="contacted after 1 lines"):
+        load_backbone("dinov2-small", say=said.append)
+    host = r"http://127\.0\.0\.1:9 for timm/vit_small_patch14_dinov2\.lvd142m"
+    assert re.fullmatch(
+        rf"The weights of dinov2-small .*not in the cache: asking {host}\.", said[0]
+    )
+
+
+def test_the_size_of_a_download_is_told_before_it_starts(unreachable, monkeypatch):
+    said: list[str] = []
+
+    def fetched(*_: object) -> str:
+        raise ConnectionError(f"fetched after {len(said)} lines")
+
+    monkeypatch.setattr("huggingface_hub.utils.get_session", MagicMock())
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.get_hf_file_metadata", lambda *_, **__: Size(88_250_000)
+    )
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    with pytest.raises(SpgError, match="fetched after 2 lines"):
+        load_backbone("dinov2-small", say=said.append)
+    assert re.match(r"Downloading model\.safetensors of timm/vit_\S+ \(88 MB\) to /", said[1])

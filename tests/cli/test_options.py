@@ -11,6 +11,7 @@ from pipeline.test_parts import command
 
 from spg_pipe.cli.options import Options
 from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import load_params
 
 RECIPE = {
     "name": "mine",
@@ -89,6 +90,12 @@ def test_what_is_named_and_does_not_exist_is_said_first(recipe, monkeypatch, cap
     ("recipe_name", "options", "advice"),
     [
         ("demo", [], "Run `dvc repro`."),
+        (
+            "demo",
+            None,
+            "Run `spg-pipe extract`, then train-sae, train-guides, score, evaluate and ",
+        ),
+        ("demo", None, "report; `dvc repro` works in a clone of the project alone."),
         ("demo", ["--params", "my demo.yaml"], "Run `spg-pipe extract --params 'my demo.yaml'`,"),
         ("paper-ablation-guides", [], "Run `spg-pipe sweep`."),
         ("paper-ablation-guides", ["--params", "x.yaml"], "Run `spg-pipe sweep --params x.yaml`."),
@@ -98,9 +105,12 @@ def test_a_recipe_in_force_says_the_command_that_it_is_made_for(
     tmp_path, recipe_name, options, advice
 ):
     data = ["--mvtec", ".", "--visa", "."] if recipe_name != "demo" else []
-    done = spg("recipe", "use", recipe_name, *data, *options, cwd=tmp_path)
+    if options is not None:  # a clone
+        (tmp_path / "dvc.yaml").touch()
+    done = spg("recipe", "use", recipe_name, *data, *(options or []), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"is now the recipe {recipe_name}. {advice}" in done.stderr
+    assert f"is now the recipe {recipe_name}. Run " in done.stderr
+    assert advice in done.stderr
 
 
 def test_a_recipe_whose_sets_are_missing_is_not_put_in_force(tmp_path: Path) -> None:
@@ -108,3 +118,21 @@ def test_a_recipe_whose_sets_are_missing_is_not_put_in_force(tmp_path: Path) -> 
     done = spg("recipe", "use", "spg-plus", "--data", "data", cwd=tmp_path)
     assert "needs data/neu_seg, data/crackforest, which are not there" in one_message(done)
     assert not (tmp_path / "params.yaml").exists()
+
+
+def test_what_is_missing_for_other_settings_names_them(recipe: Path) -> None:
+    done = spg("train-sae", "--params", recipe, "--set", "extract.dtype=float32", cwd=recipe.parent)
+    message = one_message(done)
+    assert "The options ask for other settings than the recipe: there extract.dtype is" in message
+    assert "float16, not float32. Its folder, a, is not here. Run `spg-pipe extract" in message
+    assert "other settings" not in one_message(
+        spg("train-sae", "--params", recipe, cwd=recipe.parent)
+    )
+
+
+def test_a_folder_with_quotes_in_its_name_is_filled_in(tmp_path: Path) -> None:
+    (tmp_path / 'a "b": \\ #c').mkdir()
+    folder = tmp_path / 'a "b": \\ #c'
+    done = spg("recipe", "use", "paper-dinov3", "--mvtec", folder, "--visa", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_params(tmp_path / "params.yaml").datasets[0].root == folder

@@ -12,10 +12,16 @@ from layouts import scanned, write_mvtec
 from pictures import ORIENTATION, empty_png, exif_of, jpeg_with_exif, tiff
 from PIL import Image
 
+from spg_pipe.datasets import decoding
 from spg_pipe.datasets.decoding import LIMIT, UnusableFileError
 from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
 
+# As spg_pipe sets them; pytest sets its own.
+pytestmark = [
+    pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 GOOD = "bottle/test/good/001.png"
 
@@ -25,6 +31,12 @@ def jpeg(height: int = 4, width: int = 6) -> bytes:
     ramp = np.linspace(0, 255, height * width).reshape(height, width)
     Image.fromarray(ramp.astype(np.uint8)).save(buffer, "JPEG", quality=100)
     return buffer.getvalue()
+
+
+def test_picture_files_are_opened_in_one_place() -> None:
+    package = Path(decoding.__file__).parents[1]
+    opening = {p.name for p in package.rglob("*.py") if "Image.open(" in p.read_text()}
+    assert opening == {"decoding.py", "photographs.py"}  # the latter: scikit-image's, by SHA-256
 
 
 @pytest.mark.parametrize("content", [EPS, b"%PDF-1.4\n", b"\xd7\xcd\xc6\x9a" + bytes(40)])

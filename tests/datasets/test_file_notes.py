@@ -57,13 +57,15 @@ def test_a_turned_image_with_an_upright_mask_is_noted_where_exif_is_honoured(tmp
     image, mask = part(tmp_path, suffix="jpg")
     image.write_bytes(jpeg_with_exif(image.read_bytes(), exif_of(3, 1, b"\3\0")))
     mask.rename(image.with_name("0_mask.png"))
-    (note,) = (note for note in notes_of(tmp_path, "folder") if "orientation" in note)
-    assert note.startswith("1 image turned by an EXIF orientation that the mask has not")
+    (note,) = (note for note in notes_of(tmp_path, "folder") if "EXIF" in note)
+    assert note.startswith("1 image turned by EXIF otherwise than the mask")
     turned = Image.Exif()
     turned[ORIENTATION] = 3
     with Image.open(image.with_name("0_mask.png")) as stored:
         stored.copy().save(image.with_name("0_mask.png"), exif=turned)
-    assert not any("orientation" in note for note in notes_of(tmp_path, "folder"))
+    assert not any("EXIF" in note for note in notes_of(tmp_path, "folder"))
+    Image.new("L", (16, 16)).save(image)  # the mask alone is turned
+    assert any("otherwise than the mask" in note for note in notes_of(tmp_path, "folder"))
 
 
 def test_a_mask_turned_by_90_degrees_says_what_to_do_in_every_layout(tmp_path):

@@ -45,8 +45,8 @@ def test_missing_masks_are_an_error_that_names_and_counts_them(tmp_path):
     with pytest.raises(
         SpgError,
         match=r"7 defect images .* without a mask: rod/test/bent/000\.png \(expected "
-        r"rod/ground_truth/bent/000_mask\.png\), .*004_mask\.png\) and 2 more\. Masks are matched "
-        r"by name.*`folder` layout",
+        r"rod/ground_truth/bent/000_mask\.png\), .*004_mask\.png\) and 2 more, but "
+        r"1 mask in the category: rod/ground_truth/bent/007_mask\.png\. Masks are matched by name",
     ):
         scanned("m", "mvtec", tree)
 
@@ -76,20 +76,31 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "rod/test/good/notes.txt").write_text("")
     put(tree, "rod/test/stray.png")
     (tree / "scripts").mkdir()
+    (tree / "gone").symlink_to("nowhere")
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
-        "rod: 1 image not directly in a defect folder, ignored",
-        "rod: 2 files ignored: not an image file",
+        "plate: 2 images in held_back, not directly in a class of train/ or test/, ignored: "
+        "plate/held_back/good/000.png, plate/held_back/good/001.png",
+        "rod: 1 image in test, not directly in a class of train/ or test/, ignored: "
+        "rod/test/stray.png",
+        "rod: 2 files left out, not an image file: rod/test/good/.DS_Store, "
+        "rod/test/good/notes.txt",
         "1 folder without train/ and test/, ignored: scripts",
+        "1 link left out, dangling: gone",
         "no test images in: plate",
     )
 
 
 def test_a_root_that_is_no_mvtec_layout_says_what_it_holds(tmp_path):
     tree = write_mvtec(tmp_path / "data", ("rod",))
-    with pytest.raises(SpgError, match=r"rod is itself one category: use .*data as the root"):
+    with pytest.raises(
+        SpgError, match=r"rod is itself one category. Use the layout mvtec with the root .*data\."
+    ):
         scanned("m", "mvtec", tree / "rod")
-    with pytest.raises(SpgError, match=r"No category of the mvtec layout .* folders data\. Check"):
+    with pytest.raises(
+        SpgError,
+        match=r"No category of .* folders data\. Use the layout folder with the root",
+    ):
         scanned("m", "mvtec", tmp_path)
 
 
@@ -216,8 +227,8 @@ def test_what_the_visa_split_file_and_the_disk_do_not_share_is_noted(tmp_path):
     (tree / "cup/Data/Images/Normal/Thumbs.db").write_text("")
     assert scanned("cups", "visa", tree).notes == (
         "named in split_csv/1cls.csv but not on disk: lid",
-        "1 image not named in split_csv/1cls.csv, ignored",
-        "1 file ignored: not an image file",
+        "1 image not named in split_csv/1cls.csv, ignored: cup/Data/Images/Normal/9999.png",
+        "1 file left out, not an image file: cup/Data/Images/Normal/Thumbs.db",
     )
 
 
@@ -256,7 +267,9 @@ def test_a_malformed_line_of_the_split_file_is_named(tmp_path, row, message):
 
 
 def test_a_visa_root_without_its_split_file_or_categories_says_so(tmp_path):
-    with pytest.raises(SpgError, match=r"needs .*1cls\.csv, which is not there.*mvtec layout inst"):
+    with pytest.raises(
+        SpgError, match=r"needs .*1cls\.csv, which is not there.*layout folder with the root"
+    ):
         scanned("visa", "visa", tmp_path)
     path = write_split_file(tmp_path, [("cup", "test", "normal", "cup/a.png", "")])
     with pytest.raises(SpgError, match=r"No category .* is in .*at least one of cup\. Check"):

@@ -128,7 +128,9 @@ def test_a_union_prefixes_categories_and_paths_with_the_set(tmp_path):
     assert all((tmp_path / p).is_file() for p in union.table["path"])
     assert all((tmp_path / m).is_file() for m in union.table["mask"] if m)
     assert union.licences == ("two: as stated in LICENSE.txt of the dataset", "one: not stated")
-    assert union.notes == ("one: plate: 1 file ignored: not an image file",)
+    assert union.notes == (
+        "one: plate: 1 file left out, not an image file: plate/test/good/list.txt",
+    )
     only = scanned("aux", "mvtec", tmp_path, sets=["one", "two"], categories=["two/rod"])
     assert only.table["category"].unique().tolist() == ["two/rod"]
     assert len(only.licences) == 1
@@ -183,7 +185,15 @@ def test_a_split_without_images_is_an_error(tmp_path):
 def test_a_file_name_that_is_no_text_is_refused(tree):
     raw = os.fsencode(tree / "screw/test/good") + b"/\xff.png"
     shutil.copy(tree / "screw/test/good/000.png", os.fsdecode(raw))
-    with pytest.raises(SpgError, match=r"not valid UTF-8\. Rename"):
+    with pytest.raises(SpgError, match=r"\\xff\.png' is not valid UTF-8\. Rename"):
+        scanned("m", "mvtec", tree)
+
+
+def test_a_file_name_that_the_locale_garbles_is_refused(tree, monkeypatch):
+    """As Python reads names where the locale is Latin-1."""
+    shutil.copy(tree / "screw/test/good/000.png", tree / "screw/test/good/Ã¼.png")
+    monkeypatch.setattr("os.fsencode", lambda name: str(name).encode("latin-1"))
+    with pytest.raises(SpgError, match=r"good/ü\.png' for another.*PYTHONUTF8=1"):
         scanned("m", "mvtec", tree)
 
 
@@ -197,7 +207,7 @@ def test_loading_says_what_is_wrong_with_a_file(manifest, tmp_path):
 
     refused(r"no manifest at .*m\.parquet\. Make it with `spg-pipe prepare`")
     path.write_bytes(b"PAR1 is not enough")
-    refused(r"m\.parquet is not a whole manifest: it cannot be read")
+    refused(r"m\.parquet is not a whole manifest: .*Parquet")
     pd.DataFrame({"a": [1]}).to_parquet(path)
     refused("it is a Parquet file, but not of spg-pipe")
     manifest.save(path)

@@ -152,8 +152,8 @@ def test_where_files_do_not_say_it_the_highest_value_of_the_set_decides(tmp_path
     manifest = scanned("parts", "folder", root)
     assert manifest.white == 4095
     (note,) = (note for note in manifest.notes if "white" in note)
-    assert note.startswith("2 16-bit images whose files do not say which value is white")
-    assert "values up to 3900: 4095 (12 bits) is taken for white" in note
+    assert note.startswith("2 16-bit images not saying which value is white: by the highest of all")
+    assert "3900, it is 4095, of 12 bits; if that is wrong, save them with white at 65535" in note
     files = [(path, root / path) for path in manifest.table["path"]]
     assert white_in(look_at(files, exif=True)) == 4095  # as `predict` does
     dark = read_image(root / "0.png", exif=False, white=manifest.white)
@@ -162,7 +162,7 @@ def test_where_files_do_not_say_it_the_highest_value_of_the_set_decides(tmp_path
 
 def test_a_single_image_is_noted_as_such_and_a_full_range_is_not(tmp_path):
     alone = scanned("one", "folder", write_set(tmp_path / "one", [3900]))
-    assert "by one image alone" in "".join(alone.notes)
+    assert "one image says little of its camera" in "".join(alone.notes)
     full = scanned("full", "folder", write_set(tmp_path / "full", [900, 60000]))
     assert (full.white, [note for note in full.notes if "white" in note]) == (None, [])
 

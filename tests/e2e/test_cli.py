@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from layouts import write_mvtec, write_visa
+from layouts import save, write_mvtec, write_visa
 from PIL import Image
 
 from e2e.helpers import BIN, must, one_message, spg, spg_process
@@ -147,17 +148,21 @@ def test_a_full_disk_is_one_message_that_names_the_place(project, nothing_fits, 
 
 
 def test_a_folder_of_images_is_extracted_and_scored(project: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    for i in range(3):
+    folder = tmp_path / """my "best" one's"""
+    for i, kind in enumerate(("good", "good", "bent")):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        save(pixels, folder / kind / f"{i}.png")
     must(spg("extract", "--split", folder, "--quiet", cwd=project))
     detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
     arguments = ("--split", folder, "--detector", detector, "--json")
     (scores,) = json.loads(must(spg("score", *arguments, cwd=project)))["scores"]
     held = json.loads(must(spg("inspect", project / scores, "--json", cwd=project)))
     assert held["images"] == 3
+    # A command that it prints takes any name of a folder.
+    few = ("--split", folder, "--normals", folder / "good", "--bank", "alone")
+    scored = spg("score", *few, cwd=project)
+    (printed,) = re.findall(r"Judge them with `spg-pipe ([^`]+)`", " ".join(scored.stderr.split()))
+    assert "image" in must(spg(*shlex.split(printed), cwd=project))
 
 
 def test_large_images_are_looked_at_in_tiles(project: Path, tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ def test_options_without_artefacts_say_the_first_command(project: MakeRun) -> No
         targets.evaluate(project(sae={"k": 2}), "right")
     said = re.sub(r"-[0-9a-f]{8} ", "-DIGITS ", str(error.value))
     assert said == (
-        "artifacts/sae/mini/left-efficientnet-lite0-64-s111-DIGITS does not exist. Run `spg-pipe "
-        "train-sae --aux left --seed 111` with the same options first. Then `spg-pipe train-guides "
-        "--aux left --seed 111`. Then `spg-pipe score --split right --aux left --seed 111`."
+        "artifacts/sae/mini/left-efficientnet-lite0-64-s111-DIGITS does not exist. The options "
+        "ask for other settings than the recipe: there sae.k is 4, not 2. Run `spg-pipe train-sae "
+        "--aux left --seed 111` with the same options first. Then `spg-pipe train-guides --aux "
+        "left --seed 111`. Then `spg-pipe score --split right --aux left --seed 111`."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -155,3 +156,48 @@ def test_what_makes_no_few_shot_scores_is_refused_with_nothing_written(
     assert code == 1
     assert re.search(message, " ".join(err.split())), err
     assert sorted(Path("artifacts").glob("few-shot/*/*")) == before
+
+
+@pytest.mark.parametrize(
+    ("copied", "message"),
+    [
+        ({"bottle": "test/crack", "screw": "train/good"}, "normals has 1 anomalous images"),
+        ({"nut": "train/good", "screw": "train/good"}, "There are no normal images of bottle; the"),
+    ],
+)
+def test_what_is_no_normal_image_is_refused_before_it_has_tokens(
+    here, capsys, tmp_path, copied, message
+):
+    for category, part in copied.items():
+        kind = Path(part).name
+        source = f"right/{'bottle' if category == 'nut' else category}/{part}"
+        shutil.copytree(source, tmp_path / "normals" / category / kind)
+        shutil.copytree(
+            "right/screw/train/good", tmp_path / "normals" / category / "good", dirs_exist_ok=True
+        )
+    before = sorted(Path("artifacts/features").iterdir())
+    options = ("--split", "right", "--normals", str(tmp_path / "normals"))
+    code, _, err = command(capsys, "score", *options)
+    assert (code, sorted(Path("artifacts/features").iterdir())) == (1, before)
+    assert message in " ".join(err.split())
+
+
+def test_the_command_that_judges_scores_works_with_the_recipe_that_was_named(
+    here, capsys, tmp_path
+):
+    recipe = tmp_path / "my recipe.yaml"
+    shutil.copy("params.yaml", recipe)
+    options = ["--params", str(recipe), "--set", "bank.weight=3"]
+    code, _, err = command(
+        capsys, "score", "--split", "right", "--normals", "right/train", *options
+    )
+    assert code == 0, err
+    advice = re.search(r"Judge them with `spg-pipe (.*)`", err)
+    assert advice is not None
+    words = shlex.split(advice[1])
+    assert words[-4:] == options
+    Path("params.yaml").rename("hidden.yaml")
+    try:
+        assert command(capsys, *words)[0] == 0
+    finally:
+        Path("hidden.yaml").rename("params.yaml")

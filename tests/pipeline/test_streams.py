@@ -85,6 +85,21 @@ def closed_pipe() -> io.TextIOWrapper:
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_fault(monkeypatch, capfd, name):
+    monkeypatch.setattr(sys, name, None)
+
+    def command() -> None:
+        with Console().progress("work") as update:
+            update(1, 1)
+        Console().say("said")
+        Console().result({}, "result")
+
+    assert exit_code(command) == 0
+    out, err = capfd.readouterr()
+    assert (out, "said" in err) == (("", True) if name == "stdout" else ("result\n", False))
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(monkeypatch, capfd, name):
     with closed_pipe() as stream:
         monkeypatch.setattr(sys, name, stream)
@@ -118,7 +133,18 @@ def too_large_for_torch() -> None:
     torch.empty(1 << 50)
 
 
-@pytest.mark.parametrize("command", [too_large_for_numpy, too_large_for_torch])
+def too_large_for_onednn() -> None:
+    raise RuntimeError("could not create a primitive")
+
+
+def too_large_for_the_loader() -> None:
+    raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [too_large_for_numpy, too_large_for_torch, too_large_for_onednn, too_large_for_the_loader],
+)
 def test_no_memory_is_a_message_that_says_what_to_lower(command, capsys):
     assert exit_code(command) == 1
     said = capsys.readouterr().err
@@ -142,7 +168,10 @@ def test_another_fault_of_a_library_is_no_want_of_memory():
         (OSError(errno.ENOSPC, "x", "a/b"), "No space left on device: a/b. Make room there, or"),
         (OSError(errno.EDQUOT, "x", "a"), "Disk quota exceeded: a. Make room there, or choose"),
         (PermissionError(errno.EACCES, "x", "a"), "Permission denied: a. Check its owner and"),
-        (OSError(errno.EROFS, "x", "a"), "Read-only file system: a. Choose another place."),
+        (
+            OSError(errno.EROFS, "x", "a"),
+            "Read-only file system: a. Check the disk, or choose another",
+        ),
         (OSError(errno.EMFILE, "x", "a"), "Too many open files: a. Raise the limit on open files"),
         (OSError(errno.EIO, "x"), "Input/output error. Check the disk, or choose another place."),
         (OSError(errno.ENOMEM, "x"), "Cannot allocate memory. Close other programs, or lower"),

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.cli.main import app
+from spg_pipe.datasets.images import preprocess, read_image
 from spg_pipe.decision.maps import SHOWN, SOFTENING
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -205,6 +208,7 @@ def spoil(folder: Path, how: str) -> None:
         ("missing", [], "is no folder. Give a folder with a few normal images"),
         ("truncated", [], "01.png"),
         ("defects", [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
+        ("defects", [], "normals/bolt/good."),
         ("two products", [], "the categories bolt, nut"),
         ("copies", [], "Found 3 normal images, all copies of each other"),
         ("one image", [], "Found 1 normal image; a bank needs at least two"),
@@ -240,3 +244,30 @@ def test_a_detector_of_the_published_rule_takes_a_bank_alone(predict, tiny_detec
     assert predict("--bank", "alone", detector=published)[0] == 0
     rows = rows_of(tmp_path / "out")
     assert [row["score"] for row in rows] == [row["share_bank"] for row in rows]
+
+
+def to_12_bits(path: Path) -> None:
+    """Make an image grey, of 12 bits in a file of 16 that does not say so."""
+    with Image.open(path) as image:
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 16).save(path)
+
+
+def test_images_and_normals_of_12_bits_are_one_set_and_read_as_extract_reads_them(
+    predict: Command, images: Path, tmp_path: Path
+) -> None:
+    from tiny import extracted, manifest_of
+
+    for path in sorted((tmp_path / "normals").rglob("*.png")) + sorted(images.rglob("*.png")):
+        to_12_bits(path)
+    code, out, err = predict("--json")
+    assert code == 0, err
+    (note,) = json.loads(out)["notes"]
+    assert note.startswith("7 16-bit images not saying which value is white")
+    assert "it is 4095, of 12 bits" in note
+    manifest = manifest_of(images)
+    store = extracted(manifest, tmp_path / "parts.zarr", dtype="float32")
+    assert (manifest.white, store.spec.white) == (4095, 4095)
+    pixels = [read_image(manifest.image_path(row), exif=True, white=4095) for row in range(4)]
+    batch = np.stack([preprocess(image, TinyBackbone().spec.preprocess) for image in pixels])
+    tokens = TinyBackbone()(torch.from_numpy(batch))["1"].patches
+    np.testing.assert_allclose(store.array("mean_1"), tokens.numpy().mean(axis=(0, 1)), rtol=1e-4)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tiny import TinyBackbone, files, photograph
 
 from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.predict import predict_folder
 from spg_pipe.predict import judge
 from spg_pipe.predict.files import overlay_paths
 
@@ -118,6 +121,29 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(images, run, 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
     with pytest.raises(PermissionError):
         run(images, images.parent / "out", STOPPED)
+
+
+def test_an_image_that_is_too_large_is_named_before_the_work(
+    images, out, tiny_detector, monkeypatch
+):
+    class BegunError(Exception):
+        pass
+
+    def begin(*_: object, **__: object) -> None:
+        raise BegunError
+
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", begin)
+    tiny_detector.save(images.parent / "detector")
+    Image.new("L", (2500, 1000)).save(images / "large.png")
+    given = (images.parent / "detector", images, out)
+    options: Any = {"weights": None, "device": "cpu", "console": Console(0)}
+    monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "1")
+    with pytest.raises(SpgError, match=r"large\.png has 2500000 pixels.*SPG_MAX_MEGAPIXELS=3 "):
+        predict_folder(*given, **options)
+    assert not out.exists()
+    monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "3")  # as it says
+    with pytest.raises(BegunError):
+        predict_folder(*given, **options)
 
 
 @pytest.mark.parametrize("lost", [{"a.png.png"}, {"a.png.png", "b.png.png"}])

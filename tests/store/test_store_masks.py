@@ -51,3 +51,13 @@ def test_an_empty_mask_and_a_vanished_one_are_told_apart_counted_and_named(tmp_p
         "2 regions of masks vanished in resizing to 32×32, and with them 1 whole mask: of "
         "bolt/dent/04.png, bolt/dent/05.png"
     )
+
+
+def test_masks_that_cover_nearly_all_are_noted_as_perhaps_inverted(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "parts", ("bolt",), masked=2)
+    for path in sorted(root.rglob("*_mask.png"))[:1]:
+        Image.fromarray(255 - dot((9, 9)) * np.uint8(255)).save(path)
+    store = extracted(manifest_of(root), tmp_path / "a.zarr")
+    (note,) = (note for note in mask_notes(store) if "covering" in note)
+    assert note.startswith("1 given mask covering more than 90% of the image, as if black were")
+    assert "of bolt/dent/00.png. If so, invert them" in note

@@ -30,9 +30,9 @@ Copy = Callable[[Path], Path]
     [
         ("zarr.json", {"complete": False}, r"not finished.*spg-pipe extract.* goes on"),
         ("zarr.json", {"schema": 99}, "of schema 99; this version reads schema 2"),
-        ("shards.json", "{", r"shards\.json is damaged"),
-        ("shards.json", '{"files": [{"name": 1}]}', r"shards\.json is damaged"),
-        ("shards.json", "[]", r"shards\.json is damaged"),
+        ("shards.json", "{", r"shards\.json is not a whole index"),
+        ("shards.json", '{"files": [{"name": 1}]}', r"shards\.json is not a whole index"),
+        ("shards.json", "[]", r"shards\.json is not a whole index"),
         ("shards.json", '{"files": []}', r"shards\.json does not list tokens_1/c/0/0/0"),
     ],
 )
@@ -264,8 +264,8 @@ def test_other_words_for_the_same_weights_are_no_other_content(tiny_store, tiny_
     ("code", "advice"),
     [
         (errno.ENOSPC, r"s\.zarr\. Make room.*goes on"),
-        (errno.EROFS, r"Choose another place\. --out names another place"),
-        (errno.EEXIST, r"A file is where a folder is to be"),
+        (errno.EROFS, r"Check the disk, or choose another place\. --out names another place"),
+        (errno.EEXIST, r"A file is in a folder's way"),
     ],
 )
 def test_the_advice_fits_the_error(tiny_manifest, tmp_path, monkeypatch, code, advice):

@@ -2,37 +2,29 @@
 
 Rules
 -----
-- Subfolders are classes when something says so: a folder `good`, `ground_truth` or `masks`, or a
-  mask beside an image. Otherwise the images in them, at any depth, have no labels.
-- A class folder is searched at any depth. An image directly in the root has no label, unless its
-  mask lies beside it (then its defect is called `defect`).
+- Subfolders are classes when something says so: a folder of normal images (`good`, `OK`, …), a
+  folder of masks, or a mask beside an image. Otherwise the images in them have no labels.
+- A class folder is searched at any depth; folders such as `images/` and `train/` are no classes.
+  An image in none has no label, unless it has a mask (then its defect is called `defect`).
 - A defect image without a mask is MISSING: it counts for the image score only.
+- Where no folder says `good`, only masks label: an image whose mask is empty is normal, one
+  without a mask has no label.
 - The category is the folder's name. When every subfolder holds its own `good/`, each of them is a
   category instead.
-- `Good`, `ok`, `pass`, … are not taken for defects but refused: normal images are in `good`.
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.layouts.mvtec import GOOD, match_masks
-from spg_pipe.datasets.layouts.synthetic import RECORD
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
+from spg_pipe.datasets.layouts.mvtec import split_folders
+from spg_pipe.datasets.layouts.visa import SPLIT_FILE
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.datasets.walk import files_below, is_image, relative, subfolders
-from spg_pipe.errors import SpgError, listed
-
-MASK_FOLDERS = ("ground_truth", "masks")
-NOT_DEFECTS = frozenset(
-    {"goods", "normal", "nominal", "ok", "okay", "pass", "passed", "no_defect", "defect_free"}
-)
-"""Names that say `good` in other words; case, hyphens and surrounding space do not matter."""
-
-_Places = defaultdict[tuple[str, ...], list[Path]]
-"""Names of the folders down to a file → the files there."""
+from spg_pipe.datasets.masks import is_empty, mask_notes, pair, sort_masks, used_masks
+from spg_pipe.datasets.names import GOOD, Place, is_normal, place_of
+from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, subfolders, walk
+from spg_pipe.errors import SpgError, counted, listed
 
 
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:
@@ -41,15 +33,33 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     SpgError if the folder holds none, looks like another layout, or its labels are ambiguous.
     """
     _refuse_other_layouts(root)
-    folders = {f.resolve().name: f for f in _category_folders(root)}
-    chosen = [_scan_category(root, name, f) for name, f in folders.items() if select(name)]
-    entries = [entry for category in chosen for entry in category.entries]
-    if chosen and not entries:
+    walked = walk(root)
+    sorting = sort_masks(root, walked.images)
+    images = {image: place_of(root, image) for image in sorting.images}
+    masks = {mask: place_of(root, mask, mask=True) for mask in sorting.masks}
+    inner = _categories(root, images)
+    categories = {c: (_below(c, images), _masks_of(root, c, masks)) for c in inner}
+    categories = categories or {root.resolve().name: (images, masks)}
+    scans = [
+        _scan_category(root, name, *files, sorting.masks, bool(inner))
+        for name, files in categories.items()
+        if select(name)
+    ]
+    entries = [entry for scan, _ in scans for entry in scan.entries]
+    unasked = {m for name, files in categories.items() if not select(name) for m in files[1]}
+    used = {mask for _, masks_of_category in scans for mask in masks_of_category}
+    notes = [
+        *(note for scan, _ in scans for note in scan.notes),
+        *noted(sorted(masks.keys() - used - unasked), "mask", "without a use, ignored", root),
+        *sorting.doubts,
+        *walked.notes(root),
+    ]
+    if scans and not entries:
         raise SpgError(
             f"No images in {root}: expected image files, in it or in subfolders such as good/ "
-            f"and one folder for each defect."
+            f"and one folder for each defect. {'; '.join(notes) or 'It is empty'}."
         )
-    return Scan(entries, sorted(folders), [note for category in chosen for note in category.notes])
+    return Scan(entries, [*categories], notes)
 
 
 FOLDER = Layout(
@@ -58,9 +68,9 @@ FOLDER = Layout(
     "without labels, at any depth.",
     """\
 ROOT/*.jpg                                   (no labels)
-ROOT/good/*.jpg
+ROOT/good/*.jpg                              (or OK/, normal/, …)
 ROOT/<defect>/*.jpg
-ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/)
+ROOT/ground_truth/<defect>/<stem>_mask.png   (optional; or masks/<defect>/, GT/, …)
 ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
     scan_folder,
     own_images=True,
@@ -69,15 +79,20 @@ ROOT/<defect>/<stem>_mask.png                (or beside the image)""",
 
 
 def _refuse_other_layouts(root: Path) -> None:
-    for folder in (root, *subfolders(root)):
-        official = any((folder / part / GOOD).is_dir() for part in ("train", "test"))
-        if official or ((folder / "test").is_dir() and (folder / "ground_truth").is_dir()):
-            start = root.resolve().parent if folder == root else root
+    below = subfolders(root)
+    for folder in (root, *below, *(inner for f in below for inner in subfolders(f))):
+        splits = split_folders(folder)
+        official = [s for s in splits if any(is_normal(f.name) for f in subfolders(s))]
+        if not official and "test" in splits.values() and (folder / "ground_truth").is_dir():
+            official = [s for s in splits if splits[s] == "test"]
+        if official:
+            start = folder.resolve().parent if folder == root else folder.parent
             raise SpgError(
-                f"{folder} holds train/ or test/ folders: this is the mvtec layout, not a plain "
-                f"folder. Use the layout mvtec with the root {start}."
+                f"{folder} holds {listed([s.name for s in splits])}: this is the mvtec layout, not "
+                f"a plain folder. Use the layout mvtec with the root {start} (its category: "
+                f"{folder.resolve().name}), or name a folder of one split, as {official[0]}."
             )
-    for sign, layout in ((RECORD, "synthetic"), ("split_csv", "visa")):
+    for sign, layout in ((SYNTHETIC_RECORD, "synthetic"), (SPLIT_FILE, "visa")):
         if (root / sign).exists():
             raise SpgError(
                 f"{root} holds {sign}: this is the {layout} layout. Use the layout {layout}, or "
@@ -85,87 +100,85 @@ def _refuse_other_layouts(root: Path) -> None:
             )
 
 
-def _category_folders(root: Path) -> list[Path]:
-    """The root itself, or its subfolders when each of them holds its own good/."""
-    folders = [f for f in subfolders(root) if f.name not in MASK_FOLDERS]
-    if not (root / GOOD).is_dir():
-        for folder in folders:  # each of them may be a category
-            _refuse_other_names_of_good(folder, subfolders(folder), labelled=False)
-    inner = [f for f in folders if (f / GOOD).is_dir()]
-    if not inner or (root / GOOD).is_dir():
-        return [root]
-    loose = [f.name for f in folders if f not in inner]
-    if loose or any(is_image(path) for path in root.iterdir()):
-        what = f"also {listed(loose)} without a good/ folder" if loose else "also images beside it"
+def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
+    """The folders that hold their own good/, sorted; none if the root is the one category."""
+    inner = sorted({p[0] for p in images.values() if len(p) > 1 and is_normal(p[1])})
+    inner = [name for name in inner if not is_normal(name)]
+    kinds = {place[1:2] for place in images.values() if {*place[:1]} & {*inner}}
+    inner += sorted(  # a day without an OK part
+        name
+        for name in {*(place[0] for place in images.values() if place)} - {*inner}
+        if {place[1:2] for place in images.values() if place[:1] == (name,)} <= kinds - {()}
+    )
+    loose = [image for image, place in images.items() if not {*place[:1]} & {*inner}]
+    if inner and loose:
         raise SpgError(
-            f"{root} is ambiguous: {inner[0].name}/good makes {inner[0].name} a category, but "
-            f"there is {what}. Give the folder of one category as the root, or move what does "
-            f"not belong there."
+            f"{root} is ambiguous: a folder {GOOD}/ in {inner[0]} makes {inner[0]} a category, but "
+            f"there are {'; '.join(noted(loose, 'image', 'in none', root))}. Give the folder of "
+            f"one category as the root, or move what does not belong there."
         )
-    return inner
+    return sorted(inner)
 
 
-def _refuse_other_names_of_good(folder: Path, kinds: Sequence[Path], *, labelled: bool) -> None:
-    """`Good` means good whatever else is there; `ok` may be any name until others are classes."""
-    for kind in kinds:
-        plain = re.sub(r"[\s_-]+", "_", kind.name.lower()).strip("_")
-        if kind.name != GOOD and (plain == GOOD or (labelled and plain in NOT_DEFECTS)):
-            raise SpgError(
-                f"The folder {kind.name!r} in {folder} would be taken for a defect or for images "
-                f"without a label: normal images belong in a folder called `{GOOD}`, spelt like "
-                f"this. Rename it."
-            )
+def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:
+    """The files of a category, with their places in it."""
+    return {file: place[1:] for file, place in files.items() if place[:1] == (category,)}
 
 
-def _by_place(folder: Path, files: Sequence[Path]) -> tuple[_Places, _Places]:
-    """Images and masks by subfolder; a mask is at the same place in a mask folder, or beside."""
-    stems = {(path.parent, path.stem) for path in files}
-    images, masks = _Places(list), _Places(list)
-    for path in files:
-        place = path.relative_to(folder).parts[:-1]
-        if place and place[0] in MASK_FOLDERS:
-            masks[place[1:] or place].append(path)
-        elif (
-            path.stem.endswith("_mask") and (path.parent, path.stem.removesuffix("_mask")) in stems
-        ):
-            masks[place].append(path)
-        else:
-            images[place].append(path)
-    return images, masks
+def _masks_of(root: Path, category: str, masks: Mapping[Path, Place]) -> dict[Path, Place]:
+    """Masks in the category's folder, even one called `label`, and those in `masks/<category>/`."""
+    folder = root / category
+    inside = {m: place_of(folder, m, mask=True) for m in masks if m.is_relative_to(folder)}
+    return _below(category, masks) | inside
 
 
-def _scan_category(root: Path, category: str, folder: Path) -> Scan:
-    """All images of one category, with their labels and masks."""
-    files, others = files_below(folder)
-    images, masks = _by_place(folder, files)
-    kinds = [f for f in subfolders(folder) if f.name not in MASK_FOLDERS]
-    named = any((folder / name).is_dir() for name in (GOOD, *MASK_FOLDERS))
-    labelled = named or bool(masks.keys() - {()})
-    _refuse_other_names_of_good(folder, kinds, labelled=labelled)
-    entries: list[Entry] = []
-    unused = {mask for paths in masks.values() for mask in paths}
-    for place, paths in images.items():
-        pairs = match_masks(paths, masks[place])
-        for image in paths:
-            mask = pairs.get(image)
-            defect, label = "", LABEL_UNKNOWN
-            if place and labelled:
-                defect = place[0]
-                label = LABEL_NORMAL if defect == GOOD else LABEL_ANOMALOUS
-            elif mask:
-                defect, label = "defect", LABEL_ANOMALOUS
-            if label == LABEL_NORMAL:
-                mask = None
-            unused.discard(mask)
-            where = relative(mask, root) if mask else ""
-            entries.append(Entry(relative(image, root), category, defect, label, where))
-    extra = sorted(relative(mask, root) for mask in unused)
-    without = sum(e.label == LABEL_ANOMALOUS and not e.mask for e in entries)
-    unlabelled = sum(entry.label == LABEL_UNKNOWN for entry in entries)
+def _scan_category(
+    root: Path,
+    category: str,
+    images: Mapping[Path, Place],
+    masks: Mapping[Path, Place],
+    rules: Mapping[Path, str],
+    by_folders: bool,
+) -> tuple[Scan, set[Path]]:
+    """All images of one category, with their labels and masks; and the masks that have images.
+
+    `by_folders`: folders say which images are normal, even if this category has none.
+    """
+    normal = {image for image, place in images.items() if place and is_normal(place[0])}
+    pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
+    by_folders = by_folders or bool(normal)
+    if not by_folders:
+        normal = {image for image, mask in pairs.items() if is_empty(mask)}
+    entries = []
+    for image, place in images.items():
+        anomalous = image in pairs or (place and by_folders)
+        kind = (place[0] if place else "defect") if anomalous else ""
+        kind = GOOD if image in normal else kind
+        entries.append(entry_of(root, category, image, kind, pairs.get(image)))
+    used, folders = used_masks(masks, pairs.values()), {p[0] for p in images.values() if p}
     notes = [
-        *noted(extra, "mask", "without a use, ignored"),
-        *noted(without, "defect image", "without a mask, left out of pixel metrics"),
-        *noted(unlabelled, "image", "without a label"),
-        *noted(len(others), "file", NO_IMAGE),
+        *good_notes(folders),
+        *mask_notes(root, used, rules),
+        *_notes(root, entries, None if by_folders else sorted(folders)),
     ]
-    return Scan(entries, [category], [f"{category}: {note}" for note in notes])
+    return Scan(entries, [category], [f"{category}: {note}" for note in notes]), used
+
+
+def _notes(root: Path, entries: Sequence[Entry], unclear: Sequence[str] | None) -> list[str]:
+    """What a category lacks. `unclear`: its folders, if none says which images are normal."""
+    without = [e.path for e in entries if e.label == LABEL_ANOMALOUS and not e.mask]
+    notes = noted(without, "defect image", "without a mask, left out of pixel metrics")
+    there = f" (there are: {listed(unclear)})" if unclear else ""
+    none = f"no folder is called {GOOD}, OK, normal or the like{there}"
+    above = [folder for entry in entries for folder in PurePosixPath(entry.path).parents]
+    if deep := [folder for folder in above if is_normal(folder.name)]:
+        start = root / deep[0].parent.parent
+        none = f"{deep[0]}/ lies too deep, use the layout folder with the root {start}"
+    normal = [entry.path for entry in entries if entry.label == LABEL_NORMAL]
+    if normal and unclear is not None:
+        notes += noted(normal, "image", f"taken for normal, as their masks are empty and {none}")
+    if unlabelled := sum(entry.label == LABEL_UNKNOWN for entry in entries):
+        alone = ", so that masks alone label" if any(entry.mask for entry in entries) else ""
+        why = "" if unclear is None else f": {none}{alone}"
+        notes.append(f"{counted(unlabelled, 'image')} without a label{why}")
+    return notes

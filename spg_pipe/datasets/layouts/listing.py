@@ -1,18 +1,18 @@
 """What a layout is, and what its scanner finds. Names only, no pixels."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from spg_pipe.datasets.manifest import LABEL_NORMAL, MaskState
-from spg_pipe.errors import counted, listed
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
+from spg_pipe.datasets.names import GOOD, is_normal
+from spg_pipe.datasets.walk import noted, relative
 
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""
-NO_IMAGE = "ignored: not an image file"
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,25 @@ class Scan(NamedTuple):
     """As the layout's own record states it; empty if it has none."""
 
 
-def noted(items: Sequence[str] | int, noun: str, what: str) -> list[str]:
-    """The note `2 masks without a use: a, b`, of a number without names; none of nothing."""
-    if isinstance(items, int):
-        return [f"{counted(items, noun)} {what}"] if items else []
-    return [f"{counted(len(items), noun)} {what}: {listed(items)}"] if items else []
+def good_notes(names: Iterable[str]) -> list[str]:
+    """What was taken for `good`, of the names of all class folders."""
+    words = sorted({name for name in names if is_normal(name)} - {GOOD})
+    return noted(words, "folder name", f"taken for {GOOD}, normal images")
+
+
+def entry_of(
+    root: Path, category: str, image: Path, kind: str, mask: Path | None, train: bool = False
+) -> Entry:
+    """The entry of an image in a class folder called `kind`; empty: of no class."""
+    normal = is_normal(kind)
+    return Entry(
+        path=relative(image, root),
+        category=category,
+        defect=GOOD if normal else kind,
+        label=LABEL_NORMAL if normal else LABEL_ANOMALOUS if kind else LABEL_UNKNOWN,
+        mask=relative(mask, root) if mask and not normal else "",
+        train=train,
+    )
 
 
 @dataclass(frozen=True)

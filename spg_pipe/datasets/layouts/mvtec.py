@@ -1,142 +1,174 @@
-"""The `mvtec` layout: the official folders of MVTec AD, for any category names.
+"""The `mvtec` layout: the folders of MVTec AD, for any category names, and those of its relatives.
 
 A mask belongs to the image of its name, never to the image of its position: a single file that
 is missing would shift every later pair.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, MaskState
-from spg_pipe.datasets.walk import files_below, relative, subfolders
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
+from spg_pipe.datasets.names import (
+    GOOD,
+    Place,
+    is_mask_folder,
+    is_normal,
+    may_hold_masks,
+    place_of,
+    plain,
+    says_nothing,
+)
+from spg_pipe.datasets.walk import is_image, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
-GOOD = "good"
+_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
+    ("test", "testing", "test_public"), "test"
+)
+"""Folder, as `plain` writes it → split. MVTec AD 2's public test images are labelled."""
+_OFFICIAL = ("by the folder ground_truth/", "by the folder ground_truth/ and the suffix _mask")
+"""How MVTec AD's own masks are told: no news."""
 
 
 def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     """Find the images and masks of every wanted category; a `Layout.scan`.
 
-    SpgError if no category is there, a defect image has no mask, or a name fits two files.
+    SpgError if no category is there, some masks of a category are missing, or a name fits two
+    files.
     """
-    folders = [f for f in subfolders(root) if (f / "test").is_dir() or (f / "train").is_dir()]
+    folders = [f for f in subfolders(root) if split_folders(f)]
+    products = [folder for folder in folders if not is_mask_folder(folder.name)]
+    beside = [f.name for f in folders if f not in (products or folders)]
+    folders = products or folders  # a product may be called mask
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
-    entries = [entry for category in chosen.values() for entry in category.entries]
-    missing = [
-        f"{entry.path} (expected {entry.category}/ground_truth/{entry.defect}/{stem}_mask.png)"
-        for entry in entries
-        if entry.mask_state == MaskState.MISSING
-        for stem in [PurePosixPath(entry.path).stem]
-    ]
-    if missing:
-        raise SpgError(
-            f"{counted(len(missing), 'defect image')} in {root} without a mask: "
-            f"{listed(missing)}. Masks are matched by name. Put the masks there; or, where none "
-            f"exist, use the `folder` layout, in which a defect image may lack its mask."
-        )
     empty = [name for name, category in chosen.items() if not category.entries]
-    ignored = [folder.name for folder in subfolders(root) if folder not in folders]
+    ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
+    there = sorted(root.iterdir())
+    loose = [path.name for path in there if is_image(path) and path.is_file()]
+    dangling = [path.name for path in there if not path.exists()]
     notes = [note for category in chosen.values() for note in category.notes]
-    notes += noted(ignored, "folder", "without train/ and test/, ignored")
+    notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
+    notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
+    notes += noted(loose, "image", "in no category, ignored")
+    notes += noted(dangling, "link", "left out, dangling")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
+    entries = [entry for category in chosen.values() for entry in category.entries]
+    parts = {
+        part: split for f in folders if f.name in chosen for part, split in split_folders(f).items()
+    }
+    deeper = [part for part in parts if parts[part] in splits and walk(part).images]
+    if deeper and not entries:
+        raise SpgError(
+            f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
+            f"with the root {deeper[0]}: it takes images at any depth."
+        )
     return Scan(entries, [folder.name for folder in folders], notes)
 
 
 MVTEC = Layout(
     "mvtec",
-    "MVTec AD's official folders, for any category names; every defect image has a mask of its "
-    "name.",
+    "MVTec AD's official folders, for any category names; a mask has its image's name.",
     """\
 ROOT/<category>/train/good/000.png
 ROOT/<category>/test/good/000.png
 ROOT/<category>/test/<defect>/000.png
-ROOT/<category>/ground_truth/<defect>/000_mask.png""",
+ROOT/<category>/ground_truth/<defect>/000_mask.png
+ROOT/<category>/ground_truth/<defect>/000/*.png    (or parts of one mask)""",
     scan_mvtec,
 )
 
 
-def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
-    """Pair images and masks of one defect by name: `<stem>_mask.*`, or the same stem.
-
-    Image → mask, for the images that have one. SpgError if two images share a stem, or two masks
-    fit one image.
-    """
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for mask in masks:
-        by_stem[mask.stem].append(mask)
-    pairs: dict[Path, Path] = {}
-    owners: dict[str, Path] = {}
-    for image in images:
-        fitting = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
-        owner = owners.setdefault(image.stem, image)
-        if fitting and owner != image:
-            raise SpgError(
-                f"The images {owner} and {image} share one name, so it is unclear "
-                f"which of them a mask belongs to. Rename one of them (and its mask)."
-            )
-        if len(fitting) > 1:
-            raise SpgError(
-                f"Several masks fit the image {image}: {listed([str(m) for m in fitting])}. "
-                f"Keep one of them."
-            )
-        if fitting:
-            pairs[image] = fitting[0]
-    return pairs
+def split_folders(category: Path) -> dict[Path, str]:
+    """The folders of a category that hold a split's images in classes, each with the split."""
+    named = {folder: _SPLITS.get(plain(folder.name)) for folder in subfolders(category)}
+    splits = {folder: split for folder, split in named.items() if split}
+    inner = [folder.name for split in splits for folder in subfolders(split)]
+    return splits if any(not (may_hold_masks(n) or says_nothing(n)) for n in inner) else {}
 
 
 def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     """The images of one category, with the masks of their names."""
-    image_files, others = files_below(category)
-    images: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    masks: dict[str, list[Path]] = defaultdict(list)
-    stray = 0
-    for path in image_files:
-        match path.relative_to(category).parts:
-            case "ground_truth", kind, _:
-                masks[kind].append(path)
-            case part, kind, _ if part in splits:
-                images[part, kind].append(path)
-            case part, *_ if part in splits:
-                stray += 1
-    entries: list[Entry] = []
-    unused = set() if "test" not in splits else {m for k in masks if k != GOOD for m in masks[k]}
-    for (part, kind), paths in images.items():
-        pairs = match_masks(paths, masks[kind]) if kind != GOOD else {}
-        unused -= set(pairs.values())
+    walked = walk(category)
+    sorting = sort_masks(category, walked.images)
+    parts = {folder.name: split for folder, split in split_folders(category).items()}
+    images: dict[str, dict[Path, Place]] = {split: {} for split in splits}
+    unread = defaultdict(list)
+    for image in sorting.images:
+        part = (*image.relative_to(category).parts[:-1], category.name)[0]
+        place = place_of(category, image)
+        if parts.get(part) in splits and len(place) == 1:
+            images[parts[part]][image] = place
+        elif part not in parts or parts[part] in splits:
+            unread[part].append(image)
+    masks = {mask: place_of(category, mask, mask=True) for mask in sorting.masks}
+    entries, pairs = [], dict[Path, Path]()
+    for split, places in images.items():
+        pairs |= pair({i: at for i, at in places.items() if not is_normal(at[0])}, masks)
         entries += [
-            Entry(
-                path=relative(image, root),
-                category=category.name,
-                defect=kind,
-                label=LABEL_NORMAL if kind == GOOD else LABEL_ANOMALOUS,
-                mask=relative(pairs[image], root) if image in pairs else "",
-                train=part == "train",
-            )
-            for image in paths
+            entry_of(root, category.name, image, at[0], pairs.get(image), split == "train")
+            for image, at in places.items()
         ]
-    no_images = sum(path.relative_to(category).parts[0] in splits for path in others)
-    extra = sorted(relative(mask, root) for mask in unused)
+    used = used_masks(masks, pairs.values())
+    news = [mask for mask in used if sorting.masks[mask] not in _OFFICIAL]
+    unused = [m for m in masks if m not in used and not any(map(is_normal, masks[m]))]
     notes = [
-        *noted(extra, "mask", "without an image, ignored"),
-        *noted(stray, "image", "not directly in a defect folder, ignored"),
-        *noted(no_images, "file", NO_IMAGE),
+        *good_notes(place[0] for places in images.values() for place in places.values()),
+        *mask_notes(root, news, sorting.masks),
+        *_without_masks(root, category, entries, masks),
+        *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
     ]
+    for part, paths in unread.items():
+        notes += noted(
+            paths, "image", f"in {part}, not directly in a class of train/ or test/, ignored", root
+        )
+    notes += sorting.doubts + walked.notes(root, documents=category)
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
 
+def _without_masks(
+    root: Path, category: Path, entries: Sequence[Entry], masks: Mapping[Path, Place]
+) -> list[str]:
+    """A note if a category has no masks at all; SpgError if it lacks some."""
+    missing = [entry for entry in entries if entry.mask_state == MaskState.MISSING]
+    kinds = [f.name for split in split_folders(category) for f in subfolders(split)]
+    if missing and not masks and not any(map(is_normal, kinds)):
+        raise SpgError(
+            f"Nothing says which images of {category} are normal: it has no masks, and none of the "
+            f"folders {listed(sorted({*kinds}))} is called {GOOD}, OK, normal or the like. Rename "
+            f"the folder of normal images `{GOOD}`."
+        )
+    if not masks:
+        what = "without a mask, as all in this category: left out of pixel metrics"
+        return noted([entry.path for entry in missing], "defect image", what)
+    if not missing:
+        return []
+    expected = [
+        f"{entry.path} (expected {category.name}/ground_truth/{entry.defect}/"
+        f"{PurePosixPath(entry.path).stem}_mask.png)"
+        for entry in missing
+    ]
+    test = category / PurePosixPath(missing[0].path).parts[1]
+    raise SpgError(
+        f"{counted(len(missing), 'defect image')} in {root} without a mask: {listed(expected)}, "
+        f"but {noted([*masks], 'mask', 'in the category', root)[0]}. Masks are matched by name. "
+        f"Put the missing ones there. Or, where none exist, move the others to "
+        f"{test / 'ground_truth'} and use the layout folder with the root {test}: there a defect "
+        f"image may lack its mask."
+    )
+
+
 def _no_category(root: Path) -> str:
-    names = [folder.name for folder in subfolders(root)]
-    advice = "Check the root, or choose another layout (`spg-pipe datasets` shows them)"
-    if {"train", "test"} & {*names}:
-        advice = f"{root} is itself one category: use {root.parent} as the root"
+    layout, start = ("mvtec", root.resolve().parent) if split_folders(root) else ("folder", root)
+    itself = f"{root} is itself one category. " if split_folders(root) else ""
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "
-        f"{listed(names) or '(none)'}. {advice}."
+        f"{listed([folder.name for folder in subfolders(root)]) or '(none)'}. {itself}Use the "
+        f"layout {layout} with the root {start}."
     )

@@ -10,14 +10,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.record import Record, read_record
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, noted, source_id
-from spg_pipe.datasets.layouts.mvtec import GOOD
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, source_id
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.datasets.walk import files_below, relative
+from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, relative, walk
 from spg_pipe.errors import SpgError, counted, listed
 from spg_pipe.recipe.data import KINDS, DefectKind
 
-RECORD = "synthetic.json"
+RECORD = SYNTHETIC_RECORD
 KIND: Literal["synthetic set"] = "synthetic set"
 AGAIN = "spg-pipe synthesise"
 
@@ -89,7 +89,7 @@ def scan_synthetic(root: Path, _split: str, select: Select) -> Scan:
     """
     record = read_synthetic(root)
     files = record.files_sha256
-    on_disk = {relative(p, root) for p in files_below(root)[0]}
+    on_disk = {relative(path, root) for path in walk(root).images}
     if missing := [path for path in files if path not in on_disk]:
         raise SpgError(
             f"{root} is not a whole synthetic set: {counted(len(missing), 'file')} missing, "

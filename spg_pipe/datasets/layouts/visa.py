@@ -10,20 +10,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from spg_pipe.datasets.layouts.listing import NO_IMAGE, Entry, Layout, Scan, Select, noted
-from spg_pipe.datasets.layouts.mvtec import GOOD
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
-from spg_pipe.datasets.walk import Inside, files_below, inside, relative
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
+from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.walk import inside, noted, relative, walk
 from spg_pipe.errors import SpgError, counted, listed
 
 SPLIT_FILE = "split_csv/1cls.csv"
 _NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
+_Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Without control characters, which no path holds and a terminal obeys."""
 _FAULTS = {
-    "object": "is empty",
+    "object": "is empty or no folder of the dataset",
     "split": "is neither train nor test",
     "label": "is neither normal nor anomaly",
-    "image": "is empty or outside the dataset's folder",
-    "mask": "is outside the dataset's folder",
+    "image": "is empty or outside the dataset's folder, or no path",
+    "mask": "is outside the dataset's folder, or no path",
 }
 """What a value of each column can be that it must not."""
 
@@ -31,11 +32,11 @@ _FAULTS = {
 class _Row(BaseModel):
     """A line of the split file."""
 
-    object: Annotated[str, Field(min_length=1)]
+    object: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
     split: Literal["train", "test"]
     label: Literal["normal", "anomaly"]
-    image: Annotated[str, Field(min_length=1), AfterValidator(inside)]
-    mask: Inside
+    image: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
+    mask: Annotated[_Text, AfterValidator(inside)]
     """Of a normal image, and of a defect that has none, empty."""
 
 
@@ -58,7 +59,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
         )
     wanted = [name for name in on_disk if select(name)]
     rows = [row for row in rows if row.object in wanted]
-    entries = [_entry(row) for row in rows if split in ("all", row.split)]
+    entries = [_entry(root, row) for row in rows if split in ("all", row.split)]
     for what, paths in (
         ("image", [entry.path for entry in entries]),
         ("mask", [entry.mask for entry in entries if entry.mask]),
@@ -71,13 +72,17 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             )
     absent = [name for name in objects if name not in on_disk]
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
-    files = [files_below(root / name / "Data" / "Images") for name in wanted]
-    names = {relative(path, root) for images, _ in files for path in images}
+    walks = [walk(root / name / "Data") for name in wanted]
+    names = {relative(path, root) for walked in walks for path in walked.images}
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
-        *noted(len(names - {row.image for row in rows}), "image", _NOT_NAMED),
-        *noted(sum(len(others) for _, others in files), "file", NO_IMAGE),
+        *noted(
+            sorted(names - {path for row in rows for path in (row.image, row.mask)}),
+            "image",
+            _NOT_NAMED,
+        ),
+        *(note for walked in walks for note in walked.notes(root)),
     ]
     return Scan(entries, on_disk, notes)
 
@@ -99,8 +104,8 @@ def _read_split_file(root: Path) -> list[_Row]:
     if not path.is_file():
         raise SpgError(
             f"The visa layout needs {path}, which is not there. The official archive of VisA "
-            f"holds it beside the categories. If your copy was converted into train/, test/ and "
-            f"ground_truth/ folders, use the mvtec layout instead."
+            f"holds it beside the categories. Without it, use the layout folder with the root "
+            f"{root}: it reads Data/Images/ and Data/Masks/ too, without the splits."
         )
     archive = "Take the file from the official archive of VisA"
     try:
@@ -126,13 +131,7 @@ def _read_split_file(root: Path) -> list[_Row]:
         raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error
 
 
-def _entry(row: _Row) -> Entry:
-    normal = row.label == "normal"
-    return Entry(
-        path=row.image,
-        category=row.object,
-        defect=GOOD if normal else "anomaly",
-        label=LABEL_NORMAL if normal else LABEL_ANOMALOUS,
-        mask="" if normal else row.mask,
-        train=row.split == "train",
-    )
+def _entry(root: Path, row: _Row) -> Entry:
+    kind = GOOD if row.label == "normal" else "anomaly"
+    mask = root / row.mask if row.mask else None
+    return entry_of(root, row.object, root / row.image, kind, mask, row.split == "train")

@@ -17,8 +17,8 @@ import numpy as np
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import Record, read_record, write_record
-from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.visa import COLUMNS, SPLIT_FILE
+from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
 from spg_pipe.datasets.paint.drawn import paint
 from spg_pipe.datasets.paint.folders import is_made, save_image

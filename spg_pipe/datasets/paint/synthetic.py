@@ -13,7 +13,6 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.build import Progress
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.layouts.mvtec import GOOD
 from spg_pipe.datasets.layouts.synthetic import (
     KIND,
     RECORD,
@@ -24,6 +23,7 @@ from spg_pipe.datasets.layouts.synthetic import (
     read_synthetic,
 )
 from spg_pipe.datasets.manifest import LABEL_NORMAL, LABEL_UNKNOWN, Manifest
+from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.paint.folders import is_made, save_image
 from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
 from spg_pipe.errors import SpgError, counted

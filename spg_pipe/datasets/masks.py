@@ -1,0 +1,231 @@
+"""Which image files are masks, and whose: by the ways in which people keep them.
+
+- A folder of masks: `mask`, `ground_truth`, `GT`, `labels`, … at any depth.
+- A mark at the name of an image beside it: `x_mask`, `x_GT`, `x_label`, `mask_x`, …
+- The name of an image beside it with another ending, where one of the two looks like a mask.
+- A word that may mean something else (`label/`, `x_seg`) counts where the picture looks like one.
+- It belongs to the image of its name in the folder of its name. Folders that only say what is in
+  them (`images`, `train`) do not matter. Masks in a folder that is named like the image are one.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spg_pipe.datasets.decoding import UnusableFileError
+from spg_pipe.datasets.images import read_image, read_mask
+from spg_pipe.datasets.names import Place, class_in, composed, is_mask_folder, may_hold_masks
+from spg_pipe.datasets.walk import noted
+from spg_pipe.errors import SpgError
+
+_WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
+_SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
+_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
+_PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
+_SIDE, _COLOURS = 256, 16
+"""At most: pixels along a side that a look takes, and colours of a mask."""
+
+
+@dataclass(frozen=True)
+class Sorting:
+    """Image files of a folder, told apart. In the order in which they were given."""
+
+    images: list[Path]
+    masks: dict[Path, str]
+    """Mask → the rule by which it is one, for people."""
+    doubts: list[str]
+    """Notes on images that could be masks."""
+
+
+def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
+    """Tell masks from images, by the names below `root`, and by pixels where names do not do.
+
+    Pixels are looked at of files that share their name with a neighbour, and of those whose mark
+    may mean something else.
+    """
+    stems = {(file.parent, _form(file.stem)) for file in files}
+    names = stems | {(folder, _IMAGE.sub("", stem)) for folder, stem in stems}
+    masks: dict[Path, str] = {}
+    unlike: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        rule, sure = _rule(root, file, names)
+        if sure or (rule and _look(file)[0] < _PHOTO):
+            masks[file] = rule
+        elif rule:
+            unlike[f"named like masks {rule}"].append(file)
+    twins: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for file in files:
+        if file not in masks:
+            twins[file.parent, _form(file.stem)].append(file)
+    for same in twins.values():
+        if mask := _mask_among(same):
+            (image,) = {*same} - {mask}
+            masks[mask] = f"by the ending {mask.suffix} beside {image.suffix} of the same name"
+        elif len(same) > 1:
+            unlike["that differ in their endings alone"] += same
+    what = "but not like a mask to look at, taken for images"
+    doubts = [n for why in unlike for n in noted(unlike[why], "image", f"{why}, {what}", root)]
+    images = [file for file in files if file not in masks]
+    return Sorting(images, masks, doubts + _unnamed(root, images))
+
+
+def mask_notes(
+    root: Path, masks: Collection[Path], rules: Mapping[Path, str], what: str = ""
+) -> list[str]:
+    """One line a rule: how many masks are such by it, and some of their names below `root`."""
+    by_rule: dict[str, list[Path]] = defaultdict(list)
+    for mask in sorted(masks):
+        by_rule[rules[mask]].append(mask)
+    return [n for rule, some in by_rule.items() for n in noted(some, "mask", what + rule, root)]
+
+
+def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path, Path]:
+    """Image → its mask, or the folder of its masks, by name; images without one are left out.
+
+    SpgError if two images fit one mask, or two masks that are not in a folder of their own one
+    image.
+    """
+    at: dict[tuple[Place, str], list[Path]] = defaultdict(list)
+    named: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
+    for image, place in images.items():
+        folders, name = tuple(map(_form, place)), _form(image.stem)
+        at[folders, name].append(image)
+        for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
+            named[known].append((folders, image))
+    pairs: dict[Path, Path] = {}
+    classes = {class_in(part) for place in images.values() for part in place} - {""}
+    for mask, place in masks.items():
+        kinds = classes & {class_in(p) for p in mask.parent.parts if may_hold_masks(p)}
+        for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
+            owners = at.get((folders, name)) or _elsewhere(named.get(name, ()), folders, kinds)
+            if len(owners) > 1:
+                raise SpgError(
+                    f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
+                    f"whose mask {mask} is. Rename one of them (and its mask)."
+                )
+            given = pairs.setdefault(owners[0], chosen) if owners else chosen
+            if given != chosen and not _alike(given, chosen):
+                together = mask.parent / "masks" / owners[0].stem
+                raise SpgError(
+                    f"Several masks fit the image {owners[0]}: {pairs[owners[0]]}, {chosen}. Keep "
+                    f"one of them; or, if each shows a part, move them into a folder {together}."
+                )
+            if owners:
+                break
+    return pairs
+
+
+def used_masks(masks: Collection[Path], given: Collection[Path]) -> set[Path]:
+    """Masks that are given to an image, alone or in a folder."""
+    known = {*given}
+    return {mask for mask in masks if {mask, mask.parent} & known}
+
+
+def is_empty(mask: Path) -> bool:
+    """Whether a mask has no pixel of a defect; one that cannot be read is not empty."""
+    try:
+        return not read_mask(mask, exif=False).any()
+    except UnusableFileError:
+        return False
+
+
+def _form(name: str) -> str:
+    return composed(name).casefold()
+
+
+def _rule(root: Path, file: Path, names: set[tuple[Path, str]]) -> tuple[str, bool]:
+    """The rule by which a file's name makes it a mask, and whether that is sure; or nothing."""
+    folders = [part for part in file.relative_to(root).parts[:-1] if may_hold_masks(part)]
+    marked, sure = "", False
+    if mark := _SUFFIX.fullmatch(file.stem) or _PREFIX.fullmatch(file.stem):
+        sure = is_mask_folder(mark["word"]) or mark["word"].lower() == "gt"
+        marked = f"by the {'suffix' if mark.start('mark') else 'prefix'} {mark['mark']}"
+    if folders:
+        also = marked.replace("by ", " and ", 1)
+        return f"by the folder {folders[0]}/{also}", sure or any(map(is_mask_folder, folders))
+    if mark and (file.parent, _form(mark["stem"])) in names:
+        return marked, sure
+    return (f"{marked} alone", False) if sure else ("", False)
+
+
+_FEW, _TWO_TONED, _PHOTO = range(3)
+"""What a picture looks like: a mask, a mask with a JPEG's noise, a photograph."""
+
+
+def _look(file: Path) -> tuple[int, tuple[int, ...]]:
+    """What a picture looks like, and its shape. One that cannot be read is none of a mask."""
+    try:
+        pixels = read_image(file, exif=False)
+    except UnusableFileError:
+        return _PHOTO, ()
+    step = max(1, max(pixels.shape[:2]) // _SIDE)
+    part = pixels[::step, ::step].reshape(-1, 3).astype(np.int64)
+    colours = len(np.unique(part @ np.array([1 << 32, 1 << 16, 1])))
+    if colours <= min(_COLOURS, len(part) // 4):
+        return _FEW, pixels.shape
+    tones = part / np.iinfo(pixels.dtype).max
+    bright, dark = (tones > 0.85).mean(), (tones < 0.15).mean()
+    noisy = 1 - bright - dark < min(bright, 0.03)
+    return (_TWO_TONED if noisy else _PHOTO), pixels.shape
+
+
+def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
+    """A note on folders whose pictures look like masks of images of the same names elsewhere.
+
+    A mask's file is far smaller than its image's; of a folder with such files one is looked at.
+    """
+    same: dict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        same[_form(image.stem)].append(image)
+    small: dict[Path, Path] = {}
+    for files in (files for files in same.values() if len(files) > 1):
+        sizes = {file: file.stat().st_size for file in files}
+        for file in files:
+            if 2 * sizes[file] < max(sizes.values()):
+                small.setdefault(file.parent, file)
+    masks = {folder for folder, file in small.items() if _look(file)[0] == _FEW}
+    what = "like masks to look at, taken for images: if they are masks, call their folder masks/"
+    return noted([image for image in images if image.parent in masks], "image", what, root)
+
+
+def _mask_among(same: Sequence[Path]) -> Path | None:
+    """Which of two files of one name is the mask; None if that cannot be seen."""
+    looks = [_look(file) for file in same] if len(same) == 2 else []
+    if not looks or looks[0][1][:2] != looks[1][1][:2] or looks[0][0] == looks[1][0]:
+        return None
+    return min(zip(looks, same, strict=True))[1]
+
+
+def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
+    """Names that a mask's image may have, the image's place, and what is then its mask."""
+    mark = _SUFFIX.fullmatch(mask.stem) or _PREFIX.fullmatch(mask.stem)
+    yield _form(mask.stem), place, mask
+    yield _form(mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
+    if place:
+        yield place[-1], place[:-1], mask.parent
+
+
+def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place, kinds: set[str]) -> list[Path]:
+    """The image of a name whose folders begin or end with the mask's, if there is only one.
+
+    And of one of `kinds`, if there are any: `dent_masks/` is of `dent/`.
+    """
+    n = len(place)
+    fitting = (
+        [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
+        if not kinds
+        else [i for p, i in images if kinds & {*map(class_in, p)}]
+    )
+    return fitting if len(fitting) == 1 else []
+
+
+def _alike(mask: Path, other: Path) -> bool:
+    """Whether masks mark the same pixels, as those that tools write by class and by object."""
+    try:
+        return np.array_equal(read_mask(mask, exif=False), read_mask(other, exif=False))
+    except UnusableFileError:
+        return False

@@ -1,0 +1,122 @@
+"""Masks are recognised by how people keep them, and never taken for images without a word."""
+
+import pytest
+from layouts import photos, put, scanned
+from PIL import Image
+
+from spg_pipe.datasets.names import is_normal
+from spg_pipe.errors import SpgError
+from spg_pipe.predict.images import read_images
+
+
+def rows(manifest):
+    """Path → mask, defect, of all images."""
+    columns = manifest.table[["path", "mask", "defect"]].itertuples(index=False)
+    return {path: tuple(rest) for path, *rest in columns}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "rule"),
+    [
+        ("dent/2.jpg", "mask/dent/2.png", "the folder mask/"),
+        ("dent/2.png", "MASKS/dent/2_mask.png", "the folder MASKS/ and the suffix _mask"),
+        ("dent/2.png", "GroundTruth/dent/2.png", "the folder GroundTruth/"),
+        ("dent/2.png", "gt/dent/2.png", "the folder gt/"),
+        ("dent/2.png", "Label/dent/2.png", "the folder Label/"),
+        ("dent/2.png", "annotations/2.png", "the folder annotations/"),
+        ("dent/2.png", "defect_masks/dent/2.png", "the folder defect_masks/"),
+        ("dent/2.png", "dent_masks/2.png", "the folder dent_masks/"),
+        ("dent/images/2.png", "dent/masks/2.png", "the folder masks/"),
+        ("dent/Data/Images/2.JPG", "dent/Data/Masks/2.png", "the folder Masks/"),
+        ("dent/2.png", "masks/dent/2/000.png", "the folder masks/"),
+        ("dent/2.jpg", "masks/dent/2.jpg.png", "the folder masks/"),
+        ("Dent/2.PNG", "masks/dent/2.png", "the folder masks/"),
+        ("dent/2.png", "dent/2_mask.png", "the suffix _mask"),
+        ("dent/2.png", "dent/2_GT.png", "the suffix _GT"),
+        ("dent/2.jpg", "dent/2_label.bmp", "the suffix _label"),
+        ("dent/2.jpg", "dent/2-seg.png", "the suffix -seg"),
+        ("dent/2.jpg", "dent/2.mask.png", "the suffix .mask"),
+        ("dent/2.jpg", "dent/mask_2.png", "the prefix mask_"),
+        ("dent/2.jpg", "dent/2.png", "the ending .png beside .jpg of the same name"),
+        ("dent/2.png", "dent/2.bmp", "the ending .bmp beside .png of the same name"),
+    ],
+)
+def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
+    root = photos(tmp_path / "rods", "good/1.png", image)
+    put(root, mask)
+    manifest = scanned("mine", "folder", root)
+    given = mask.removesuffix("/000.png")
+    assert rows(manifest) == {"good/1.png": ("", "good"), image: (given, image.split("/")[0])}
+    assert manifest.notes == (f"rods: 1 mask by {rule}: {mask}",)
+    judged = read_images(root, tmp_path / "out")
+    assert [judged.name(path) for path in judged.paths] == sorted(["good/1.png", image])
+    assert judged.notes == (f"1 mask left out, by {rule}: {mask}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("label/3.png", "1 image named like masks by the folder label/, but not like a mask to"),
+        ("dent/2_seg.png", "by the suffix _seg, but not like a mask to look at, taken for images"),
+        ("dent/lonely_mask.png", "named like masks by the suffix _mask alone, but not like a"),
+        ("dent/2.bmp", "2 images that differ in their endings alone, but not like a mask"),
+    ],
+)
+def test_a_photograph_that_is_named_like_a_mask_is_an_image_with_a_note(tmp_path, name, note):
+    root = photos(tmp_path / "rods", "good/1.png", "dent/2.png", name)
+    judged = read_images(root, tmp_path / "out")
+    assert name in [judged.name(path) for path in judged.paths]
+    assert note in "".join(judged.notes)
+    assert note in "".join(scanned("mine", "folder", root).notes)
+
+
+def test_a_mask_without_an_image_is_no_image(tmp_path):
+    root = put(photos(tmp_path / "rods", "good/1.png", "dent/2.png"), "dent/9_mask.png")
+    manifest = scanned("mine", "folder", root)
+    assert list(rows(manifest)) == ["good/1.png", "dent/2.png"]
+    assert "1 mask without a use, ignored: dent/9_mask.png" in manifest.notes
+
+
+def test_where_no_folder_is_called_good_an_empty_mask_says_normal(tmp_path):
+    root = photos(tmp_path / "steel", "train/1.png", "train/2.png", "test/3.png")
+    put(root, "train/1_GT.png")
+    Image.new("L", (7, 5), 9).save(root / "train/2_GT.png")
+    manifest = scanned("mine", "folder", root)
+    assert rows(manifest) == {
+        "train/1.png": ("", "good"),
+        "test/3.png": ("", ""),
+        "train/2.png": ("train/2_GT.png", "defect"),
+    }
+    assert "1 image taken for normal, as their masks are empty and no folder" in manifest.notes[1]
+    assert "1 image without a label: no folder is called good" in manifest.notes[2]
+    assert len(manifest.notes) == 3
+
+
+def test_of_images_of_one_name_the_mask_folder_may_say_whose_its_masks_are(tmp_path):
+    names = ("good/2.png", "dent/2.png", "NG_images/2.png", "hole/3.png")
+    root = put(photos(tmp_path / "rods", *names), "dent_masks/2.png", "NG_masks/2.png", "gt/3.png")
+    assert {path: mask for path, (mask, _) in rows(scanned("mine", "folder", root)).items()} == {
+        "good/2.png": "",
+        "dent/2.png": "dent_masks/2.png",
+        "NG_images/2.png": "NG_masks/2.png",
+        "hole/3.png": "gt/3.png",
+    }
+
+
+def test_several_masks_of_an_image_are_an_error_whose_advice_works(tmp_path):
+    root = photos(tmp_path / "rods", "good/1.png", "dent/2.png")
+    put(photos(root, "dent/2_mask.png"), "dent/2_gt.png")
+    with pytest.raises(SpgError, match=r"Several masks fit .*folder .*dent/masks/2\.") as error:
+        scanned("mine", "folder", root)
+    folder = root / "dent" / "masks" / "2"
+    assert str(folder) in str(error.value)
+    folder.mkdir(parents=True)
+    for name in ("2_mask.png", "2_gt.png"):
+        (root / "dent" / name).rename(folder / name)
+    assert rows(scanned("mine", "folder", root))["dent/2.png"] == ("dent/masks/2", "dent")
+
+
+def test_words_for_normal():
+    yes = ("good", "OK", " Good", "Defect-free", "noDefect", "NODefect_images", "io", "nominal")
+    no = ("not good", "nok", "NG", "ko", "images", "positive", "bad", "goodish", "")
+    assert [name for name in (*yes, *no) if is_normal(name)] == [*yes]

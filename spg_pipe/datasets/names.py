@@ -19,7 +19,7 @@ _PERHAPS_MASKS = re.compile(
     "masks?|(ground)?truths?|gts?|labels?|labs?|ann(o|otation)?s?|seg(mentation)?s?"
 )
 _NOTHING = re.compile(
-    "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?"
+    "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|originals?"
     "|val(id|idation)?)(_|$))+|test_public|test_private(_mixed)?"
 )
 

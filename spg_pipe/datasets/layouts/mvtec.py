@@ -59,11 +59,14 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
-    parts = {
-        part: split for f in folders if f.name in chosen for part, split in split_folders(f).items()
-    }
-    deeper = [part for part in parts if parts[part] in splits and walk(part).images]
-    if deeper and not entries:
+    deeper = [
+        part
+        for folder in folders
+        if folder.name in chosen and not entries
+        for part, part_split in split_folders(folder).items()
+        if part_split in splits and walk(part).images
+    ]
+    if deeper:
         raise SpgError(
             f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
             f"with the root {deeper[0]}: it takes images at any depth."

@@ -49,7 +49,8 @@ def build_manifest(
 ) -> Manifest:
     """Find a dataset's images and masks and record their names, sizes and content hashes.
 
-    Every file's bytes are hashed; pixels are read of 16-bit images alone, unless `skip_bad`.
+    Every file's bytes are hashed; pixels are read of 16-bit images, and where names alone
+    do not tell masks, unless `skip_bad`.
 
     Parameters
     ----------
@@ -101,12 +102,15 @@ def build_manifest(
 
 
 def list_images(dataset: Dataset) -> list[str]:
-    """The relative paths that `build_manifest` would list, in its order, without hashing a file."""
+    """The relative paths that `build_manifest` would list, in its order, without hashing a file.
+
+    Some files are decoded, where names alone do not tell masks.
+    """
     return [entry.path for entry in _wanted(dataset)[0]]
 
 
 def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
-    """The images that are wanted, in order, with the scanners' notes and licences; names only."""
+    """The images that are wanted, in order, with the scanners' notes and licences."""
     name, root, split = dataset.name, dataset.root, dataset.split
     layout, sets = LAYOUTS[dataset.layout], dataset.sets or ("",)
     for folder in [root / part for part in sets]:

@@ -18,7 +18,15 @@ import numpy as np
 
 from spg_pipe.datasets.decoding import UnusableFileError
 from spg_pipe.datasets.images import read_image, read_mask
-from spg_pipe.datasets.names import Place, class_in, composed, is_mask_folder, may_hold_masks
+from spg_pipe.datasets.names import (
+    GOOD,
+    Place,
+    class_in,
+    composed,
+    is_mask_folder,
+    is_normal,
+    may_hold_masks,
+)
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
 
@@ -26,8 +34,8 @@ _WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
-_SIDE, _COLOURS = 256, 16
-"""At most: pixels along a side that a look takes, and colours of a mask."""
+_SIDE, _COLOURS, _SOME = 256, 16, 16
+"""At most: pixels along a side that a look takes, colours of a mask, files alike looked at."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +91,38 @@ def mask_notes(
     return [n for rule, some in by_rule.items() for n in noted(some, "mask", what + rule, root)]
 
 
-def pair(images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path, Path]:
+def pair(
+    root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]
+) -> dict[Path, Path]:
     """Image → its mask, or the folder of its masks, by name; images without one are left out.
+
+    Both are given with their places; folders above `root` say nothing.
 
     SpgError if two images fit one mask, or two masks that are not in a folder of their own one
     image.
     """
     at: dict[tuple[Place, str], list[Path]] = defaultdict(list)
+    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     named: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
     for image, place in images.items():
         folders, name = tuple(map(_form, place)), _form(image.stem)
         at[folders, name].append(image)
+        beside[image.parent, name].append(image)
         for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
             named[known].append((folders, image))
     pairs: dict[Path, Path] = {}
+    places = {folders for folders, _ in at}
     classes = {class_in(part) for place in images.values() for part in place} - {""}
     for mask, place in masks.items():
-        kinds = classes & {class_in(p) for p in mask.parent.parts if may_hold_masks(p)}
+        holds = {*mask.relative_to(root).parts[:-1]} - {*place}
+        kinds = classes & {class_in(part) for part in holds if may_hold_masks(part)}
         for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
-            owners = at.get((folders, name)) or _elsewhere(named.get(name, ()), folders, kinds)
+            form = _form(name)
+            if chosen != mask and (*folders, form) in places:
+                continue  # a class with masks, not an image with parts of its mask
+            same = beside.get((mask.parent, form)) if chosen == mask else None
+            owners = same or at.get((folders, form)) or []
+            owners = _called(name, owners or _elsewhere(named.get(form, ()), folders, kinds))
             if len(owners) > 1:
                 raise SpgError(
                     f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
@@ -123,6 +144,24 @@ def used_masks(masks: Collection[Path], given: Collection[Path]) -> set[Path]:
     """Masks that are given to an image, alone or in a folder."""
     known = {*given}
     return {mask for mask in masks if {mask, mask.parent} & known}
+
+
+def normal_folders(names: Collection[str], masks: Mapping[Path, Place]) -> set[str]:
+    """Those of a category's class folders that hold normal images, by their names.
+
+    Beside `good`, another word for it with masks that are not empty is the name of a defect.
+    """
+    normal = {name for name in names if is_normal(name)}
+    others = {name for name in normal if name != GOOD} if GOOD in normal else set()
+    of: dict[str, list[Path]] = defaultdict(list)
+    for mask, place in masks.items():
+        of["".join(place[:1])].append(mask)
+    return normal - {name for name in others if some_not_empty(of[name])}
+
+
+def some_not_empty(masks: Sequence[Path]) -> list[Path]:
+    """The masks, if of the first few one is not empty."""
+    return [*masks] if not all(map(is_empty, masks[:_SOME])) else []
 
 
 def is_empty(mask: Path) -> bool:
@@ -203,8 +242,8 @@ def _mask_among(same: Sequence[Path]) -> Path | None:
 def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
     """Names that a mask's image may have, the image's place, and what is then its mask."""
     mark = _SUFFIX.fullmatch(mask.stem) or _PREFIX.fullmatch(mask.stem)
-    yield _form(mask.stem), place, mask
-    yield _form(mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
+    yield mask.stem, place, mask
+    yield (mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
     if place:
         yield place[-1], place[:-1], mask.parent
 
@@ -221,6 +260,11 @@ def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place, kinds: set[st
         else [i for p, i in images if kinds & {*map(class_in, p)}]
     )
     return fitting if len(fitting) == 1 else []
+
+
+def _called(name: str, images: list[Path]) -> list[Path]:
+    """Of images whose names differ in case alone, those with this very name, if there are any."""
+    return [i for i in images if composed(i.stem) == composed(name)] or images
 
 
 def _alike(mask: Path, other: Path) -> bool:

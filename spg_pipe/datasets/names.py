@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -67,7 +68,23 @@ def class_in(name: str) -> str:
     return "_".join(w for w in words if not (_NOTHING.fullmatch(w) or _PERHAPS_MASKS.fullmatch(w)))
 
 
-def place_of(folder: Path, file: Path, *, mask: bool = False) -> Place:
-    """The folders between `folder` and a file that tell its class; of a mask its image's."""
-    parts = file.relative_to(folder).parts[:-1]
-    return tuple(p for p in parts if not (says_nothing(p) or (mask and may_hold_masks(p))))
+def place_of(folder: Path, file: Path) -> Place:
+    """The folders between `folder` and a file that tell its class."""
+    return tuple(p for p in file.relative_to(folder).parts[:-1] if not says_nothing(p))
+
+
+def mask_places(
+    folder: Path, masks: Iterable[Path], images: Mapping[Path, Place]
+) -> dict[Path, Place]:
+    """Mask → its image's folders below `folder`, as far as its own tell them.
+
+    A folder that may hold masks is left out, unless images have it and another one holds these.
+    """
+    classes = {part for place in images.values() for part in place}
+    places = {}
+    for mask in masks:
+        place = place_of(folder, mask)
+        maybe = [part for part in place if may_hold_masks(part)]
+        holds = [p for p in maybe if is_mask_folder(p) or p not in classes] or maybe[:1]
+        places[mask] = tuple(part for part in place if part not in holds)
+    return places

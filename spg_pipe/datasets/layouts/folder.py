@@ -2,8 +2,8 @@
 
 Rules
 -----
-- Subfolders are classes when something says so: a folder of normal images (`good`, `OK`, …), a
-  folder of masks, or a mask beside an image. Otherwise the images in them have no labels.
+- Subfolders are classes when one is of normal images (`good`, `OK`, …). Otherwise they only name
+  the defects of images with masks.
 - A class folder is searched at any depth; folders such as `images/` and `train/` are no classes.
   An image in none has no label, unless it has a mask (then its defect is called `defect`).
 - A defect image without a mask is MISSING: it counts for the image score only.
@@ -14,6 +14,7 @@ Rules
 - EXIF orientation is honoured unless the protocol ignores it, for image and mask alike.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +22,15 @@ from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry
 from spg_pipe.datasets.layouts.mvtec import split_folders
 from spg_pipe.datasets.layouts.visa import SPLIT_FILE
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
-from spg_pipe.datasets.masks import is_empty, mask_notes, pair, sort_masks, used_masks
-from spg_pipe.datasets.names import GOOD, Place, is_normal, place_of
+from spg_pipe.datasets.masks import (
+    is_empty,
+    mask_notes,
+    normal_folders,
+    pair,
+    sort_masks,
+    used_masks,
+)
+from spg_pipe.datasets.names import GOOD, Place, is_normal, mask_places, place_of
 from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
@@ -36,9 +44,9 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     walked = walk(root)
     sorting = sort_masks(root, walked.images)
     images = {image: place_of(root, image) for image in sorting.images}
-    masks = {mask: place_of(root, mask, mask=True) for mask in sorting.masks}
+    masks = mask_places(root, sorting.masks, images)
     inner = _categories(root, images)
-    categories = {c: (_below(c, images), _masks_of(root, c, masks)) for c in inner}
+    categories = {c: (_below(c, images), _masks_of(root, c, images, masks)) for c in inner}
     categories = categories or {root.resolve().name: (images, masks)}
     scans = [
         _scan_category(root, name, *files, sorting.masks, bool(inner))
@@ -102,16 +110,21 @@ def _refuse_other_layouts(root: Path) -> None:
 
 def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
     """The folders that hold their own good/, sorted; none if the root is the one category."""
-    inner = sorted({p[0] for p in images.values() if len(p) > 1 and is_normal(p[1])})
-    inner = [name for name in inner if not is_normal(name)]
-    kinds = {place[1:2] for place in images.values() if {*place[:1]} & {*inner}}
-    inner += sorted(  # a day without an OK part
+    below: dict[str, set[str]] = defaultdict(set)
+    for place in filter(None, images.values()):
+        below[place[0]].add("".join(place[1:2]))
+    inner = [
         name
-        for name in {*(place[0] for place in images.values() if place)} - {*inner}
-        if {place[1:2] for place in images.values() if place[:1] == (name,)} <= kinds - {()}
-    )
+        for name, kinds in sorted(below.items())
+        if any(map(is_normal, kinds))  # normal/{good,scratch} is a category, normal/ok/ is none
+        and (not is_normal(name) or any(kind and not is_normal(kind) for kind in kinds))
+    ]
+    if not inner:
+        return []
+    known = {kind for name in inner for kind in below[name]} - {""}
+    inner += [n for n in below if n not in inner and below[n] <= known]  # a day without OK parts
     loose = [image for image, place in images.items() if not {*place[:1]} & {*inner}]
-    if inner and loose:
+    if loose:
         raise SpgError(
             f"{root} is ambiguous: a folder {GOOD}/ in {inner[0]} makes {inner[0]} a category, but "
             f"there are {'; '.join(noted(loose, 'image', 'in none', root))}. Give the folder of "
@@ -125,11 +138,13 @@ def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:
     return {file: place[1:] for file, place in files.items() if place[:1] == (category,)}
 
 
-def _masks_of(root: Path, category: str, masks: Mapping[Path, Place]) -> dict[Path, Place]:
+def _masks_of(
+    root: Path, category: str, images: Mapping[Path, Place], masks: Mapping[Path, Place]
+) -> dict[Path, Place]:
     """Masks in the category's folder, even one called `label`, and those in `masks/<category>/`."""
     folder = root / category
-    inside = {m: place_of(folder, m, mask=True) for m in masks if m.is_relative_to(folder)}
-    return _below(category, masks) | inside
+    inside = [mask for mask in masks if mask.is_relative_to(folder)]
+    return _below(category, masks) | mask_places(folder, inside, _below(category, images))
 
 
 def _scan_category(
@@ -144,8 +159,10 @@ def _scan_category(
 
     `by_folders`: folders say which images are normal, even if this category has none.
     """
-    normal = {image for image, place in images.items() if place and is_normal(place[0])}
-    pairs = pair({i: place for i, place in images.items() if i not in normal}, masks)
+    folders = {place[0] for place in images.values() if place}
+    words = normal_folders(folders, masks)
+    normal = {image for image, place in images.items() if words & {*place[:1]}}
+    pairs = pair(root, {i: place for i, place in images.items() if i not in normal}, masks)
     by_folders = by_folders or bool(normal)
     if not by_folders:
         normal = {image for image, mask in pairs.items() if is_empty(mask)}
@@ -155,9 +172,9 @@ def _scan_category(
         kind = (place[0] if place else "defect") if anomalous else ""
         kind = GOOD if image in normal else kind
         entries.append(entry_of(root, category, image, kind, pairs.get(image)))
-    used, folders = used_masks(masks, pairs.values()), {p[0] for p in images.values() if p}
+    used = used_masks(masks, pairs.values())
     notes = [
-        *good_notes(folders),
+        *good_notes(words),
         *mask_notes(root, used, rules),
         *_notes(root, entries, None if by_folders else sorted(folders)),
     ]

@@ -1,4 +1,4 @@
-"""What a layout is, and what its scanner finds. Names only, no pixels."""
+"""What a layout is, and what its scanner finds."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -77,8 +77,8 @@ def good_notes(names: Iterable[str]) -> list[str]:
 def entry_of(
     root: Path, category: str, image: Path, kind: str, mask: Path | None, train: bool = False
 ) -> Entry:
-    """The entry of an image in a class folder called `kind`; empty: of no class."""
-    normal = is_normal(kind)
+    """The entry of an image of the defect `kind`, or `good`; empty: of no class."""
+    normal = kind == GOOD
     return Entry(
         path=relative(image, root),
         category=category,

@@ -10,12 +10,20 @@ from pathlib import Path, PurePosixPath
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
 from spg_pipe.datasets.manifest import MaskState
-from spg_pipe.datasets.masks import mask_notes, pair, sort_masks, used_masks
+from spg_pipe.datasets.masks import (
+    mask_notes,
+    normal_folders,
+    pair,
+    some_not_empty,
+    sort_masks,
+    used_masks,
+)
 from spg_pipe.datasets.names import (
     GOOD,
     Place,
     is_mask_folder,
     is_normal,
+    mask_places,
     may_hold_masks,
     place_of,
     plain,
@@ -109,22 +117,28 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             images[parts[part]][image] = place
         elif part not in parts or parts[part] in splits:
             unread[part].append(image)
-    masks = {mask: place_of(category, mask, mask=True) for mask in sorting.masks}
+    of_images = {image: at for places in images.values() for image, at in places.items()}
+    masks = mask_places(category, sorting.masks, of_images)
+    kinds = {f.name for split in split_folders(category) for f in subfolders(split)}
+    normal = normal_folders(kinds, masks)
     entries, pairs = [], dict[Path, Path]()
     for split, places in images.items():
-        pairs |= pair({i: at for i, at in places.items() if not is_normal(at[0])}, masks)
+        pairs |= pair(category, {i: at for i, at in places.items() if at[0] not in normal}, masks)
         entries += [
-            entry_of(root, category.name, image, at[0], pairs.get(image), split == "train")
-            for image, at in places.items()
+            entry_of(root, category.name, image, kind, pairs.get(image), split == "train")
+            for image, (name,) in places.items()
+            for kind in [GOOD if name in normal else name]
         ]
     used = used_masks(masks, pairs.values())
     news = [mask for mask in used if sorting.masks[mask] not in _OFFICIAL]
-    unused = [m for m in masks if m not in used and not any(map(is_normal, masks[m]))]
+    of_good = [m for m in masks if m not in used and {*masks[m]} & normal]
+    unused = [m for m in masks if m not in used and m not in of_good]
     notes = [
-        *good_notes(place[0] for places in images.values() for place in places.values()),
+        *good_notes({place[0] for place in of_images.values()} & normal),
         *mask_notes(root, news, sorting.masks),
         *_without_masks(root, category, entries, masks),
         *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
+        *noted(some_not_empty(of_good), "mask", "of normal images but not empty, ignored", root),
     ]
     for part, paths in unread.items():
         notes += noted(

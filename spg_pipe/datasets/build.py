@@ -3,20 +3,22 @@
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets.decoding import UnusableFileError, read_file
-from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
+from spg_pipe.datasets.file_notes import Seen, file_notes, peak_of
 from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
 from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.samples import white_of
 from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
@@ -85,6 +87,8 @@ def build_manifest(
     if not used or (skipped and not skip_bad):
         raise SpgError(_unusable(root, skipped, len(entries), skip_bad))
     seen = [files for _, files in used]
+    if peak := peak_of(seen):
+        peak = max(peak, _peak_beside(dataset, {entry.path for entry in entries}, exif))
     return Manifest(
         dataset=dataset.name,
         split=dataset.split,
@@ -92,12 +96,26 @@ def build_manifest(
         root=root,
         table=to_frame([row for row, _ in used]),
         licences=(f"{dataset.name}: {dataset.licence}",) if dataset.licence else stated,
-        notes=(*notes, *file_notes(seen), *skipped_notes(skipped)),
+        notes=(*notes, *file_notes(seen, peak), *skipped_notes(skipped)),
         exif=exif,
-        white=white_in(seen),
+        white=white_of(peak),
         skipped=skipped,
         sources={entry.path: entry.source for entry in entries if entry.source},
     )
+
+
+def _peak_beside(dataset: Dataset, known: Collection[str], exif: bool) -> int:
+    """The highest value in the dataset's other splits and categories, as in `Header.peak`.
+
+    So every part of a dataset is read alike. Files that cannot be used count as nothing.
+    """
+    whole = dataset.model_copy(update={"split": "all", "categories": None})
+    peaks = [0]
+    for entry in _wanted(whole)[0]:
+        if entry.path not in known:
+            with suppress(UnusableFileError):
+                peaks.append(read_header(dataset.root / entry.path, "image", exif=exif).peak or 0)
+    return max(peaks)
 
 
 def list_images(dataset: Dataset) -> list[str]:

@@ -16,6 +16,9 @@ _FORMATS = (
     (".csv", rb"EncodedPixels", "run lengths"),
 )
 """Ending, what stands near the file's beginning, and the format."""
+_OTHER_PICTURES = frozenset(
+    {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm", ".npy", ".raw"}
+)
 
 
 def what_it_is(file: Path) -> str:
@@ -28,4 +31,6 @@ def what_it_is(file: Path) -> str:
     for sign, name in signs:
         if re.search(sign, head):
             return f"{name} annotations, which are not read: export masks as PNG"
+    if file.suffix.lower() in _OTHER_PICTURES:
+        return "in a format that is not read: convert it to PNG"
     return "not an image file"

@@ -17,7 +17,7 @@ from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
-from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.names import GOOD, composed
 from spg_pipe.datasets.samples import white_of
 from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
@@ -143,7 +143,8 @@ def _wanted(dataset: Dataset) -> tuple[list[Entry], list[str], tuple[str, ...]]:
         )
     parts = [_scan(dataset, layout, part) for part in sets]
     existing = [category for part in parts for category in part.categories]
-    if unknown := [category for category in dataset.categories or () if category not in existing]:
+    known = {composed(category) for category in existing}
+    if unknown := [name for name in dataset.categories or () if composed(name) not in known]:
         close = [c for other in unknown for c in difflib.get_close_matches(other, existing, n=1)]
         hint = f" Did you mean {listed(close)}?" if close else ""
         raise SpgError(
@@ -174,7 +175,8 @@ def _scan(dataset: Dataset, layout: Layout, part: str) -> Scan:
     name, root, prefix = part or dataset.name, dataset.root / part, f"{part}/" if part else ""
 
     def select(category: str) -> bool:
-        return dataset.categories is None or prefix + category in dataset.categories
+        asked = map(composed, dataset.categories or ())
+        return dataset.categories is None or composed(prefix + category) in asked
 
     try:
         scan = layout.scan(root, dataset.split, select)

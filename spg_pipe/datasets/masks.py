@@ -9,7 +9,6 @@
 """
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from spg_pipe.datasets.decoding import UnusableFileError
 from spg_pipe.datasets.images import read_image, read_mask
-from spg_pipe.datasets.names import Place, class_in, is_mask_folder, may_hold_masks
+from spg_pipe.datasets.names import Place, class_in, composed, is_mask_folder, may_hold_masks
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
 
@@ -70,7 +69,8 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
             unlike["that differ in their endings alone"] += same
     what = "but not like a mask to look at, taken for images"
     doubts = [n for why in unlike for n in noted(unlike[why], "image", f"{why}, {what}", root)]
-    return Sorting([file for file in files if file not in masks], masks, doubts)
+    images = [file for file in files if file not in masks]
+    return Sorting(images, masks, doubts + _unnamed(root, images))
 
 
 def mask_notes(
@@ -134,7 +134,7 @@ def is_empty(mask: Path) -> bool:
 
 
 def _form(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return composed(name).casefold()
 
 
 def _rule(root: Path, file: Path, names: set[tuple[Path, str]]) -> tuple[str, bool]:
@@ -171,6 +171,25 @@ def _look(file: Path) -> tuple[int, tuple[int, ...]]:
     bright, dark = (tones > 0.85).mean(), (tones < 0.15).mean()
     noisy = 1 - bright - dark < min(bright, 0.03)
     return (_TWO_TONED if noisy else _PHOTO), pixels.shape
+
+
+def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
+    """A note on folders whose pictures look like masks of images of the same names elsewhere.
+
+    A mask's file is far smaller than its image's; of a folder with such files one is looked at.
+    """
+    same: dict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        same[_form(image.stem)].append(image)
+    small: dict[Path, Path] = {}
+    for files in (files for files in same.values() if len(files) > 1):
+        sizes = {file: file.stat().st_size for file in files}
+        for file in files:
+            if 2 * sizes[file] < max(sizes.values()):
+                small.setdefault(file.parent, file)
+    masks = {folder for folder, file in small.items() if _look(file)[0] == _FEW}
+    what = "like masks to look at, taken for images: if they are masks, call their folder masks/"
+    return noted([image for image in images if image.parent in masks], "image", what, root)
 
 
 def _mask_among(same: Sequence[Path]) -> Path | None:

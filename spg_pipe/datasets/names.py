@@ -19,14 +19,19 @@ _PERHAPS_MASKS = re.compile(
     "masks?|(ground)?truths?|gts?|labels?|labs?|ann(o|otation)?s?|seg(mentation)?s?"
 )
 _NOTHING = re.compile(
-    "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?"
+    "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|originals?"
     "|val(id|idation)?)(_|$))+|test_public|test_private(_mixed)?"
 )
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), by which names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
 def plain(name: str) -> str:
     """A name in lower case, its words apart by `_`: `Ground-Truth` → `ground_truth`."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unicodedata.normalize("NFC", name))
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", composed(name))
     return re.sub(r"[\W_]+", "_", apart).strip("_").lower()
 
 

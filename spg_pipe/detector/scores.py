@@ -88,7 +88,11 @@ class Scores:
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
         with reading(path / "scores.parquet", "scores", _MAKE):
-            return cls(path, pd.read_parquet(path / "scores.parquet"), record)
+            table = pd.read_parquet(path / "scores.parquet")
+            labels = table[["path", "category", "label", "mask_state"]]
+            if len(labels) != record.images or not np.isfinite(table["score"]).all():
+                raise ValueError(f"it has no finite score for each of {record.images} images")
+        return cls(path, table, record)
 
 
 def score_store(

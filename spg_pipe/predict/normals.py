@@ -11,7 +11,7 @@ from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.images import read_image
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, Manifest
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import Predictor
@@ -49,10 +49,12 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     categories = sorted(normals.table["category"].unique())
     if defects or len(categories) > 1:
         first = f" (the first: {defects[0]})" if defects else ""
+        good = normals.table["path"][normals.table["label"] == LABEL_NORMAL].tolist()
+        instance = f", for instance {(folder / good[0]).parent}" if good else ""
         raise SpgError(
             f"--normals {folder} holds {len(defects)} images of defects{first} and the categories "
             f"{', '.join(categories)}. A bank is made of normal images of one category alone: name "
-            "the folder that has them, for instance its good/."
+            f"the folder that has them{instance}."
         )
     if not given.alone:
         require_fusible(detector)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 ModelName = Annotated[
@@ -23,6 +23,17 @@ KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 """Kinds of painted defects: the keys of `datasets.paint.pasted.PAINTERS`."""
 
 
+def _no_url(value: object) -> object:
+    if "://" in str(value):
+        raise ValueError(
+            f"a folder of this machine is expected (DVC would ask a host); found {value}"
+        )
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_no_url)]
+
+
 def _each_once(kinds: tuple[DefectKind, ...]) -> tuple[DefectKind, ...]:
     if len(set(kinds)) < len(kinds):
         raise ValueError("each kind once is expected")
@@ -39,7 +50,7 @@ class DemoSet(Section):
     """A built-in demo set, written by the stage `demo_data`."""
 
     name: Literal["demo-mvtec", "demo-visa"]
-    root: Path
+    root: Folder
     seed: Seed = 0
 
 
@@ -47,8 +58,8 @@ class SyntheticSet(Section):
     """Normal images with painted defects, written by the stage `synthesise`."""
 
     name: Name
-    root: Path
-    source: Path
+    root: Folder
+    source: Folder
     """Folder of normal images."""
     layout: Literal["mvtec", "visa", "folder"] = "folder"
     """The source's."""
@@ -70,7 +81,7 @@ class Dataset(Section):
     """As artefacts, directions and `--split` call it."""
     layout: Literal["mvtec", "visa", "folder", "synthetic"]
     """How labels and masks are read from the names of files (docs/datasets.md)."""
-    root: Path
+    root: Folder
     """Its folder; from the working directory if it is relative."""
     split: Literal["test", "train", "all"] = "test"
     """The part of the layout; layouts without a training split know `test` and `all`."""

@@ -12,6 +12,7 @@ from spg_pipe.recipe.data import (
     Dataset,
     DemoSet,
     Direction,
+    Folder,
     ModelName,
     Name,
     Positive,
@@ -197,7 +198,7 @@ class Params(Section):
     """A whole recipe."""
 
     name: Name
-    artifacts: Path = Path("artifacts")
+    artifacts: Folder = Path("artifacts")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (111,)
     demo_sets: tuple[DemoSet, ...] = ()
     synthetic_sets: tuple[SyntheticSet, ...] = ()

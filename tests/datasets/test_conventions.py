@@ -48,7 +48,8 @@ def write(folder, row):
         if file.what in ("file", "depth"):
             path.write_text(row.get("texts", {}).get(file.path, ""))
         else:
-            save({"mask": mask, "empty": mask * 0}.get(file.what, pixels), path)
+            what = "mask" if file.path in row.get("masks", ()) else file.what
+            save({"mask": mask, "empty": mask * 0}.get(what, pixels), path)
     return folder / row.get("root", "")
 
 
@@ -108,6 +109,14 @@ def test_whatever_layout_one_starts_with_messages_lead_to_the_labels(tmp_path, r
         table = (manifest := followed(layout, root)).table
         labels = {manifest.root / p: n for p, n in zip(table["path"], table["label"], strict=True)}
         assert {path: label for path, label in labels.items() if path in right} == right, layout
+
+
+def test_what_looks_like_masks_is_matched_when_its_folder_is_called_so(tmp_path):
+    root = photos(tmp_path / "set", "good/1.png", "NG/2.png")
+    put(root, "binary/2.png")
+    assert "call their folder masks/: binary/2.png" in scanned("set", "folder", root).notes[-1]
+    (root / "binary").rename(root / "masks")
+    assert read(scanned("set", "folder", root))["NG/2.png"] == [1, "NG", "masks/2.png"]
 
 
 def test_cameras_below_the_classes_of_mvtec(tmp_path):

@@ -76,6 +76,7 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
     (tree / "rod/test/good/notes.txt").write_text("")
     put(tree, "rod/test/stray.png")
     (tree / "scripts").mkdir()
+    (tree / "gone").symlink_to("nowhere")
     (tree / "plate" / "test").rename(tree / "plate" / "held_back")
     assert scanned("m", "mvtec", tree).notes == (
         "plate: 2 images in held_back, not directly in a class of train/ or test/, ignored: "
@@ -85,6 +86,7 @@ def test_other_files_and_folders_are_ignored_and_counted(tmp_path):
         "rod: 2 files left out, not an image file: rod/test/good/.DS_Store, "
         "rod/test/good/notes.txt",
         "1 folder without train/ and test/, ignored: scripts",
+        "1 link left out, dangling: gone",
         "no test images in: plate",
     )
 

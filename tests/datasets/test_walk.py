@@ -81,3 +81,5 @@ def test_a_name_is_one_name_in_both_unicode_forms(tmp_path):
     put(root, f"ground_truth/{composed}/{apart}_mask.png")
     table = scanned("mine", "folder", root).table
     assert table["mask"].tolist() == ["", f"ground_truth/{composed}/{apart}_mask.png"]
+    put(tmp_path / "products", f"{apart}/good/0.png", "other/good/1.png")
+    assert len(scanned("mine", "folder", tmp_path / "products", categories=[composed])) == 1

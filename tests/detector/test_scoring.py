@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from hypothesis import given
@@ -17,6 +18,7 @@ from scipy.special import logsumexp
 from tiny import SIZE, SPEC, files, keyed
 
 import spg_pipe.detector.scores as scores_module
+from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.rules import Published, image_scores
 from spg_pipe.detector.judge import judge
@@ -142,6 +144,15 @@ def edited(place: Path, **content: object) -> None:
     (place / "config.json").write_text(json.dumps(config | content))
 
 
+def retabled(place: Path, **columns: object) -> None:
+    """Other columns in the table, None takes one away, with the digest of the new file."""
+    table = pd.read_parquet(place / "scores.parquet").assign(**columns)
+    table = table.drop(columns=[name for name, value in columns.items() if value is None])
+    table.to_parquet(place / "scores.parquet")
+    digests = json.loads((place / "config.json").read_text())["files_sha256"]
+    edited(place, files_sha256=digests | file_digests(place, "scores.parquet"))
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-10] ^= 1
@@ -157,6 +168,10 @@ def flip(path: Path) -> None:
         (lambda place: (place / CHUNK).unlink(), f"{CHUNK} cannot be read"),
         (lambda place: edited(place, seed=9), "does not give its fingerprint"),
         (lambda place: edited(place, files_sha256=None), "not a whole scores: files_sha256"),
+        (lambda place: retabled(place, score=np.nan), "no finite score for each of 16 images"),
+        (lambda place: retabled(place, score="high"), "not a whole scores"),
+        (lambda place: retabled(place, score=None), "it lacks 'score'"),
+        (lambda place: retabled(place, label=None), "label"),
     ],
 )
 def test_scores_that_are_not_as_written_are_refused(

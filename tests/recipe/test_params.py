@@ -63,6 +63,11 @@ def fault(content: Any) -> str:
         ({"datasets": [A, A]}, "dataset names repeat"),
         ({"seeds": []}, "seeds"),
         ({"name": "a/b"}, "name"),
+        ({"artifacts": "s3://a/b"}, "artifacts: a folder of this machine is expected"),
+        (
+            {"datasets": [A | {"root": "https://a.b/c"}, B]},
+            "datasets.0.root: a folder of this machine",
+        ),
     ],
 )
 def test_a_fault_is_named_by_its_place(sections: dict[str, Any], message: str) -> None:

@@ -131,6 +131,19 @@ def test_an_answer_that_is_cut_off_or_refused_later_names_the_file(server, name)
         _ = remote.tokens("1", ROWS), remote.masks(ROWS), remote.table
 
 
+def test_a_server_that_does_not_answer_in_time_is_one_message(server, monkeypatch):
+    remote = FeatureStore(server.url)
+
+    async def late(*_: object, **__: object) -> bytes:
+        raise TimeoutError
+
+    monkeypatch.setattr("fsspec.implementations.http.HTTPFileSystem._cat_file", late)
+    with pytest.raises(SpgError, match=rf"{server.url}/label/c/0 cannot be read: TimeoutError"):
+        remote.array("label")
+    with pytest.raises(SpgError, match=r"zarr\.json cannot be read: .*Timeout"):
+        FeatureStore(server.url)
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

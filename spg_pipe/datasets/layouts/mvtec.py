@@ -48,19 +48,25 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
     empty = [name for name, category in chosen.items() if not category.entries]
     ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
-    loose = [path.name for path in sorted(root.iterdir()) if is_image(path) and path.is_file()]
+    there = sorted(root.iterdir())
+    loose = [path.name for path in there if is_image(path) and path.is_file()]
+    dangling = [path.name for path in there if not path.exists()]
     notes = [note for category in chosen.values() for note in category.notes]
     notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
     notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
     notes += noted(loose, "image", "in no category, ignored")
+    notes += noted(dangling, "link", "left out, dangling")
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
-    parts = {
-        part: split for f in folders if f.name in chosen for part, split in split_folders(f).items()
-    }
-    deeper = [part for part in parts if parts[part] in splits and walk(part).images]
-    if deeper and not entries:
+    deeper = [
+        part
+        for folder in folders
+        if folder.name in chosen and not entries
+        for part, part_split in split_folders(folder).items()
+        if part_split in splits and walk(part).images
+    ]
+    if deeper:
         raise SpgError(
             f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
             f"with the root {deeper[0]}: it takes images at any depth."

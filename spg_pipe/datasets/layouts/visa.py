@@ -72,12 +72,16 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             )
     absent = [name for name in objects if name not in on_disk]
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
-    walks = [walk(root / name / "Data" / "Images") for name in wanted]
+    walks = [walk(root / name / "Data") for name in wanted]
     names = {relative(path, root) for walked in walks for path in walked.images}
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
-        *noted(sorted(names - {row.image for row in rows}), "image", _NOT_NAMED),
+        *noted(
+            sorted(names - {path for row in rows for path in (row.image, row.mask)}),
+            "image",
+            _NOT_NAMED,
+        ),
         *(note for walked in walks for note in walked.notes(root)),
     ]
     return Scan(entries, on_disk, notes)

@@ -22,8 +22,9 @@ def recipes_folder() -> Path:
         if (root / "recipes").is_dir() and (root / "dvc.yaml").is_file():
             return root / "recipes"
     raise SpgError(
-        "The recipes belong to the project's checkout, and none was found here. "
-        "Run the command in a clone of the project."
+        "The recipes and dvc.yaml belong to the project's checkout, and none was found here; an "
+        "installed package has none. Run the command in a clone or the unpacked source archive. "
+        "A recipe of your own needs neither: write it (the README shows one), name it by --params."
     )
 
 

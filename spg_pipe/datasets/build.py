@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -87,8 +87,7 @@ def build_manifest(
     if not used or (skipped and not skip_bad):
         raise SpgError(_unusable(root, skipped, len(entries), skip_bad))
     seen = [files for _, files in used]
-    if peak := peak_of(seen):
-        peak = max(peak, _peak_beside(dataset, {entry.path for entry in entries}, exif))
+    peak = _peak(dataset, seen, exif)
     return Manifest(
         dataset=dataset.name,
         split=dataset.split,
@@ -104,18 +103,19 @@ def build_manifest(
     )
 
 
-def _peak_beside(dataset: Dataset, known: Collection[str], exif: bool) -> int:
-    """The highest value in the dataset's other splits and categories, as in `Header.peak`.
+def _peak(dataset: Dataset, seen: Sequence[Seen], exif: bool) -> int:
+    """`peak_of` the whole dataset, so that each of its splits and categories is read alike.
 
-    So every part of a dataset is read alike. Files that cannot be used count as nothing.
+    Where no image that was seen has a peak, the others do not count, nor do unusable files.
     """
+    peak, known = peak_of(seen), {one.path for one in seen}
     whole = dataset.model_copy(update={"split": "all", "categories": None})
-    peaks = [0]
-    for entry in _wanted(whole)[0]:
+    for entry in _wanted(whole)[0] if peak else ():
         if entry.path not in known:
             with suppress(UnusableFileError):
-                peaks.append(read_header(dataset.root / entry.path, "image", exif=exif).peak or 0)
-    return max(peaks)
+                header = read_header(dataset.root / entry.path, "image", exif=exif)
+                peak = max(peak, header.peak or 0)
+    return peak
 
 
 def list_images(dataset: Dataset) -> list[str]:

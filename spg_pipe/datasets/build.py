@@ -70,8 +70,8 @@ def build_manifest(
     Raises
     ------
     SpgError
-        Unknown category; a folder, image or mask that is missing or cannot be opened; without
-        `skip_bad` a file that cannot be used, with it no other; memory is short.
+        Unknown category; a file or folder that is missing or cannot be opened; without `skip_bad` a
+        file that cannot be used, with it no other; memory is short.
     """
     root, (entries, notes, stated) = dataset.root, _wanted(dataset)
     bad = {image.path for image in leave_out if image.unchanged(root)}

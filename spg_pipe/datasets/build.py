@@ -77,11 +77,7 @@ def build_manifest(
     bad = {image.path for image in leave_out if image.unchanged(root)}
     entries = [entry for entry in entries if entry.path not in bad]
     exif = honours_exif(dataset.layout, exif_of_own_images)
-    outcomes = []
-    for outcome in _look_into(root, entries, exif, skip_bad, workers):
-        outcomes.append(outcome)
-        if progress:
-            progress(len(outcomes), len(entries))
+    outcomes = list(_look_into(root, entries, exif, skip_bad, workers, progress))
     used = [outcome for outcome in outcomes if not isinstance(outcome, Skipped)]
     skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, Skipped))
     if not used or (skipped and not skip_bad):
@@ -230,7 +226,12 @@ def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool)
 
 
 def _look_into(
-    root: Path, entries: Sequence[Entry], exif: bool, decode: bool, workers: int | None
+    root: Path,
+    entries: Sequence[Entry],
+    exif: bool,
+    decode: bool,
+    workers: int | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[Row, Seen] | Skipped]:
     """What is known of each entry and its files, or what is wrong with them, in order.
 
@@ -245,7 +246,10 @@ def _look_into(
 
     threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(look, entries)
+        for done, outcome in enumerate(pool.map(look, entries), start=1):
+            yield outcome
+            if progress:
+                progress(done, len(entries))
 
 
 class _UnusableError(Exception):

@@ -5,18 +5,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.datasets.decoding import UnusableFileError, read_file
-from spg_pipe.datasets.file_notes import Seen, file_notes, white_in
+from spg_pipe.datasets.file_notes import Seen, file_notes, peak_of
 from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
 from spg_pipe.datasets.names import GOOD, composed
+from spg_pipe.datasets.samples import white_of
 from spg_pipe.datasets.walk import mask_files, utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.recipe.data import Dataset
@@ -69,23 +71,20 @@ def build_manifest(
     Raises
     ------
     SpgError
-        Unknown category; a folder, image or mask that is missing or cannot be opened; without
-        `skip_bad` a file that cannot be used, with it no other; memory is short.
+        Unknown category; a file or folder that is missing or cannot be opened; without `skip_bad` a
+        file that cannot be used, with it no other; memory is short.
     """
     root, (entries, notes, stated) = dataset.root, _wanted(dataset)
     bad = {image.path for image in leave_out if image.unchanged(root)}
     entries = [entry for entry in entries if entry.path not in bad]
     exif = honours_exif(dataset.layout, exif_of_own_images)
-    outcomes = []
-    for outcome in _look_into(root, entries, exif, skip_bad, workers):
-        outcomes.append(outcome)
-        if progress:
-            progress(len(outcomes), len(entries))
+    outcomes = list(_look_into(root, entries, exif, skip_bad, workers, progress))
     used = [outcome for outcome in outcomes if not isinstance(outcome, Skipped)]
     skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, Skipped))
     if not used or (skipped and not skip_bad):
         raise SpgError(_unusable(root, skipped, len(entries), skip_bad))
     seen = [files for _, files in used]
+    peak = _peak(dataset, seen, exif)
     return Manifest(
         dataset=dataset.name,
         split=dataset.split,
@@ -93,12 +92,27 @@ def build_manifest(
         root=root,
         table=to_frame([row for row, _ in used]),
         licences=(f"{dataset.name}: {dataset.licence}",) if dataset.licence else stated,
-        notes=(*notes, *file_notes(seen), *skipped_notes(skipped)),
+        notes=(*notes, *file_notes(seen, peak), *skipped_notes(skipped)),
         exif=exif,
-        white=white_in(seen),
+        white=white_of(peak),
         skipped=skipped,
         sources={entry.path: entry.source for entry in entries if entry.source},
     )
+
+
+def _peak(dataset: Dataset, seen: Sequence[Seen], exif: bool) -> int:
+    """`peak_of` the whole dataset, so that each of its splits and categories is read alike.
+
+    Where no image that was seen has a peak, the others do not count, nor do unusable files.
+    """
+    peak, known = peak_of(seen), {one.path for one in seen}
+    whole = dataset.model_copy(update={"split": "all", "categories": None})
+    for entry in _wanted(whole)[0] if peak else ():
+        if entry.path not in known:
+            with suppress(UnusableFileError):
+                header = read_header(dataset.root / entry.path, "image", exif=exif)
+                peak = max(peak, header.peak or 0)
+    return peak
 
 
 def list_images(dataset: Dataset) -> list[str]:
@@ -216,7 +230,12 @@ def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool)
 
 
 def _look_into(
-    root: Path, entries: Sequence[Entry], exif: bool, decode: bool, workers: int | None
+    root: Path,
+    entries: Sequence[Entry],
+    exif: bool,
+    decode: bool,
+    workers: int | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[Row, Seen] | Skipped]:
     """What is known of each entry and its files, or what is wrong with them, in order.
 
@@ -231,7 +250,10 @@ def _look_into(
 
     threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(look, entries)
+        for done, outcome in enumerate(pool.map(look, entries), start=1):
+            yield outcome
+            if progress:
+                progress(done, len(entries))
 
 
 class _UnusableError(Exception):

@@ -7,7 +7,6 @@ header claims is checked before memory is asked for.
 
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ _BYTES_A_PIXEL = 25
 _PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
 # What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation", b"XML:com.adobe.xmp\0\1")
-
-# Of Pillow's own warnings the first is a limit; the others tell of damage, without the file.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnusableFileError(SpgError):
@@ -139,8 +134,8 @@ def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Pict
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise SpgError(
                 f"{name} cannot be read: there is not enough memory. Run the command again with "
-                f"fewer --workers, or with other programs closed. If it is the same file each "
-                f"time, that may be damaged: copy it again from its source, or remove it."
+                f"other programs closed. If it is the same file each time, that may be damaged: "
+                f"copy it again from its source, or remove it."
             ) from error
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image of a known format" if unknown else str(error)

@@ -27,13 +27,16 @@ class Seen:
     """Of the mask's file, or the files of its folder; empty if there is no mask."""
 
 
-def white_in(seen: Sequence[Seen]) -> int | None:
-    """White of the images that do not say it (`read_image`), by the highest value of all."""
-    return white_of(max((one.image.peak or 0 for one in seen), default=0))
+def peak_of(seen: Sequence[Seen]) -> int:
+    """The highest value of the 16-bit images that do not say what is white; 0 without such."""
+    return max((one.image.peak or 0 for one in seen), default=0)
 
 
-def file_notes(seen: Sequence[Seen]) -> list[str]:
-    """What a person should know of the files: a sentence each, none if all is well."""
+def file_notes(seen: Sequence[Seen], peak: int) -> list[str]:
+    """What a person should know of the files: a sentence each, none if all is well.
+
+    `peak` is that of the whole set, which may be more than was seen.
+    """
     images = [(one.path, one.image) for one in seen]
     kinds = {
         "with further pages or frames, of which only the first is looked at": [
@@ -57,17 +60,17 @@ def file_notes(seen: Sequence[Seen]) -> list[str]:
     lossy = [one.mask for one in seen if any(mask.lossy for mask in one.masks)]
     noise = "stored with loss, as in JPEG, whose noise counts as defect (all above 0 does; use PNG)"
     of_images = [noted(paths, "image", what) for what, paths in kinds.items()]
-    return [*chain(*of_images), *noted(lossy, "mask", noise), *_note_of_white(seen)]
+    return [*chain(*of_images), *noted(lossy, "mask", noise), *_note_of_white(seen, peak)]
 
 
-def _note_of_white(seen: Sequence[Seen]) -> list[str]:
+def _note_of_white(seen: Sequence[Seen], peak: int) -> list[str]:
     peaks = {one.path: one.image.peak for one in seen if one.image.peak is not None}
-    if (white := white_in(seen)) is None:
+    if (white := white_of(peak)) is None:
         return []
     alone = "" if len(peaks) > 1 else " (but one image says little of its camera)"
     return [
         f"{counted(len(peaks), '16-bit image')} not saying which value is white: by the highest of "
-        f"all, {max(peaks.values())}, it is {white}, of {white.bit_length()} bits{alone}; if that "
+        f"all, {peak}, it is {white}, of {white.bit_length()} bits{alone}; if that "
         f"is wrong, save them with white at 65535: {listed([*peaks])}"
     ]
 

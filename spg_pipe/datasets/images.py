@@ -67,7 +67,7 @@ def read_image(
     Parameters
     ----------
     path
-        Of any of `decoding.FORMATS`.
+        Of a format that `walk.IMAGE_EXTENSIONS` stand for.
     exif
         Turn the image as its EXIF orientation says. Benchmark layouts ignore it
         (docs/method.md §5). A TIFF's own orientation tag is always obeyed.

@@ -155,7 +155,7 @@ def _stated_white(picture: Picture, values: np.ndarray) -> int | None:
         top = tiff.number(tags.get(tiff.MAX_SAMPLE))
         if bits < 16:
             white = 2**bits - 1
-        elif top in (2**n - 1 for n in range(8, 16)):  # another number is a statistic
+        elif top in (2**n - 1 for n in range(8, 17)):  # another number is a statistic
             white = top
         elif bits == 16 and tiff.number(tags.get(tiff.FORMAT)) == tiff.SIGNED:
             white = FULL // 2
@@ -163,7 +163,7 @@ def _stated_white(picture: Picture, values: np.ndarray) -> int | None:
 
 
 def _significant_bits(png: bytes) -> int:
-    """What the chunk sBIT says of a PNG of 16 bits; 0 if it does not say less than 16."""
+    """What the chunk sBIT says of a PNG of 16 bits; 0 if it does not say."""
     at = png.find(b"sBIT", 0, png.find(b"IDAT"))
     bits = png[at + 4] if at > 0 else 0
-    return bits if 8 <= bits < 16 else 0
+    return bits if 8 <= bits <= 16 else 0

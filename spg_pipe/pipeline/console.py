@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def exit_code(main: Callable[[], Any]) -> int:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's may be something else
             stream.reconfigure(errors="spg-plain")
+    # Pillow's warnings name no file: the notes of a folder's files say the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return _code_of(main)
     except (SpgError, OSError) as error:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.file_notes import file_notes, look_at, white_in
+from spg_pipe.datasets.file_notes import file_notes, look_at, peak_of
 from spg_pipe.datasets.layouts.listing import content_ids
+from spg_pipe.datasets.samples import white_of
 from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
@@ -53,18 +54,18 @@ def predict_folder(
     """
     detector = Detector.load(detector_path)
     images = read_images(source, out)
-    for note in images.notes:
-        console.say(f"Note: {note}")
     manifest = read_normals(normals, detector) if normals else None
-    for note in manifest.notes if manifest else ():
-        if any(words in note for words in ("left out", "ignored", "taken for images")):
-            console.say(f"Note: --normals: {note}")
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
-    white = white_in(seen)
-    notes = file_notes(seen)
+    white = white_of(peak := peak_of(seen))
+    of_normals = [
+        f"--normals: {note}"
+        for note in (manifest.notes if manifest else ())
+        if any(words in note for words in ("left out", ", ignored", "taken for images"))
+    ]
+    notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
     predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)

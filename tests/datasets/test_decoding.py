@@ -95,7 +95,7 @@ def no_handles(*_: object, **__: object) -> bytes:
 @pytest.mark.parametrize(
     ("target", "name", "failure", "message"),
     [
-        (Image.Image, "load", no_memory, "not enough memory.* fewer --workers"),
+        (Image.Image, "load", no_memory, "not enough memory.* other programs"),
         (Path, "read_bytes", no_handles, r"cannot be opened \(Too many open files\).*permissions"),
     ],
 )

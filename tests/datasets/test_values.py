@@ -12,7 +12,7 @@ from pictures import MAX_SAMPLE, SAMPLE_FORMAT, packed, png, tiff
 from PIL import Image, ImageCms
 
 from spg_pipe.datasets.decoding import UnusableFileError
-from spg_pipe.datasets.file_notes import look_at, white_in
+from spg_pipe.datasets.file_notes import look_at, peak_of
 from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.datasets.samples import tone_curve, white_of
@@ -107,7 +107,7 @@ def test_what_a_file_says_of_its_values_is_honoured(tmp_path, case):
     image = read_image(path, exif=False)
     grey = image[:, :, 0] / np.iinfo(image.dtype).max
     assert np.abs(grey - RAMP).max() < 0.006, grey
-    assert white_in(look_at([("image", path)], exif=False)) is None
+    assert white_of(peak_of(look_at([("image", path)], exif=False))) is None
 
 
 def test_bits_that_are_not_decoded_are_refused_with_the_way_out(tmp_path):
@@ -155,9 +155,33 @@ def test_where_files_do_not_say_it_the_highest_value_of_the_set_decides(tmp_path
     assert note.startswith("2 16-bit images not saying which value is white: by the highest of all")
     assert "3900, it is 4095, of 12 bits; if that is wrong, save them with white at 65535" in note
     files = [(path, root / path) for path in manifest.table["path"]]
-    assert white_in(look_at(files, exif=True)) == 4095  # as `predict` does
+    assert peak_of(look_at(files, exif=True)) == 3900  # as `predict` does
     dark = read_image(root / "0.png", exif=False, white=manifest.white)
     assert dark.max() / np.iinfo(dark.dtype).max == pytest.approx(900 / 4095, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(of(3000).tobytes(), SHAPE, bits=16, extra=[(MAX_SAMPLE, 3, 65535)]),
+        png(of(3000), (b"sBIT", b"\x10")),
+    ],
+)
+def test_a_dark_picture_that_states_its_whole_range_stays_dark(tmp_path, content):
+    path = tmp_path / "dark.png"
+    path.write_bytes(content)
+    assert peak_of(look_at([("dark", path)], exif=False)) == 0
+    assert read_image(path, exif=False, white=4095).max() == 3000
+
+
+def test_every_part_of_a_dataset_is_read_alike(tmp_path):
+    # A glare in one test image, and a darker category: white is of them all.
+    for part, top in {"a/train/good": 4000, "a/test/good": 5000, "b/train/good": 900}.items():
+        write_set(tmp_path / "set" / part, [top])
+    parts: list[dict[str, object]] = [{"split": "train"}, {"split": "test"}, {"split": "all"}]
+    parts += [{"split": "train", "categories": ("b",)}]
+    whites = [scanned("set", "mvtec", tmp_path / "set", **part).white for part in parts]
+    assert whites == [16383] * 4
 
 
 def test_a_single_image_is_noted_as_such_and_a_full_range_is_not(tmp_path):

@@ -91,9 +91,7 @@ def mask_notes(
     return [n for rule, some in by_rule.items() for n in noted(some, "mask", what + rule, root)]
 
 
-def pair(
-    root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]
-) -> dict[Path, Path]:
+def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path, Path]:
     """Image → its mask, or the folder of its masks, by name; images without one are left out.
 
     Both are given with their places; folders above `root` say nothing.

@@ -114,6 +114,6 @@ def test_without_masks_some_folder_says_what_is_normal(tmp_path):
 
 def test_masks_of_normal_images_that_are_not_empty_are_told(tmp_path):
     root = photos(tmp_path / "set", "pen/train/good/1.png", "pen/test/good/2.png")
-    put(root, "pen/ground_truth/good/2_mask.png")
+    photos(root, "pen/ground_truth/good/2_mask.png")
     (note,) = scanned("set", "mvtec", root).notes
     assert "1 mask of normal images but not empty, ignored: pen/ground_truth/good/2_mask" in note

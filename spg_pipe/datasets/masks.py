@@ -10,14 +10,16 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from spg_pipe.datasets.decoding import UnusableFileError
-from spg_pipe.datasets.images import read_image, read_mask
+from spg_pipe.datasets.images import read_mask
+from spg_pipe.datasets.looks import Look, is_like_mask, look
 from spg_pipe.datasets.names import (
     GOOD,
     Place,
@@ -34,8 +36,12 @@ _WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
-_SIDE, _COLOURS, _SOME = 256, 16, 16
-"""At most: pixels along a side that a look takes, colours of a mask, files alike looked at."""
+_UNLIKE = "not like a mask to look at"
+_Item = TypeVar("_Item")
+_Seen = TypeVar("_Seen")
+_LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
+_SOME = 16
+"""Of many files alike, looked at."""
 
 
 @dataclass(frozen=True)
@@ -53,32 +59,44 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     """Tell masks from images, by the names below `root`, and by pixels where names do not do.
 
     Pixels are looked at of files that share their name with a neighbour, and of those whose mark
-    may mean something else.
+    may mean something else: of many alike in one folder, of a few.
     """
-    stems = {(file.parent, _form(file.stem)) for file in files}
-    names = stems | {(folder, _IMAGE.sub("", stem)) for folder, stem in stems}
+    products = _products(root, files)
+    at: dict[str, set[Path]] = defaultdict(set)
+    for file in files:
+        for stem in {_form(file.stem), _IMAGE.sub("", _form(file.stem))}:
+            at[stem].add(file.parent)
     masks: dict[Path, str] = {}
     unlike: dict[str, list[Path]] = defaultdict(list)
+    doubtful: dict[tuple[Path, str, bool], list[Path]] = defaultdict(list)
     for file in files:
-        rule, sure = _rule(root, file, names)
-        if sure or (rule and _look(file)[0] < _PHOTO):
+        folders = _holders(root, file, products)
+        rule, sure = _rule(file, folders, at)
+        if sure:
             masks[file] = rule
         elif rule:
-            unlike[f"named like masks {rule}"].append(file)
-    twins: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for file in files:
-        if file not in masks:
-            twins[file.parent, _form(file.stem)].append(file)
-    for same in twins.values():
-        if mask := _mask_among(same):
-            (image,) = {*same} - {mask}
-            masks[mask] = f"by the ending {mask.suffix} beside {image.suffix} of the same name"
-        elif len(same) > 1:
-            unlike["that differ in their endings alone"] += same
-    what = "but not like a mask to look at, taken for images"
-    doubts = [n for why in unlike for n in noted(unlike[why], "image", f"{why}, {what}", root)]
-    images = [file for file in files if file not in masks]
-    return Sorting(images, masks, doubts + _unnamed(root, images))
+            doubtful[file.parent, rule, bool(folders)].append(file)
+    for (folder, rule, alone), some in doubtful.items():
+        fits = not alone or any(_is_named_elsewhere(file, folder, at) for file in some)
+        for file, like in zip(some, _each(some, is_like_mask), strict=True):
+            if like and fits:
+                masks[file] = rule
+            else:
+                why = "no image elsewhere has their names" if like else _UNLIKE
+                unlike[f"named like masks {rule}, but {why}"].append(file)
+    by_ending, unclear = _by_endings([file for file in files if file not in masks])
+    if unclear:
+        unlike[f"that differ in their endings alone, but {_UNLIKE}"] = unclear
+    doubts = [
+        note
+        for why, some in unlike.items()
+        for note in noted(some, "image", f"{why}, taken for images", root)
+    ]
+    rules = masks | by_ending
+    images = [file for file in files if file not in rules]
+    return Sorting(
+        images, {f: rules[f] for f in files if f in rules}, doubts + _unnamed(root, images)
+    )
 
 
 def mask_notes(
@@ -174,40 +192,59 @@ def _form(name: str) -> str:
     return composed(name).casefold()
 
 
-def _rule(root: Path, file: Path, names: set[tuple[Path, str]]) -> tuple[str, bool]:
+def _each(items: Sequence[_Item], see: Callable[[_Item], _Seen]) -> list[_Seen]:
+    """What `see` says of each item; where it says one thing of the first few, of all."""
+    some = [see(item) for item in items[:_SOME]]
+    alike = len({*some}) == 1
+    return some + [some[0] if alike else see(item) for item in items[_SOME:]]
+
+
+def _products(root: Path, files: Sequence[Path]) -> set[Place]:
+    """Folders below `root` that are named like masks, but hold photographs of normal images."""
+    firsts: dict[Place, Path] = {}
+    for file in (file for file in files if not _mark(file)):
+        parts = file.relative_to(root).parts[:-1]
+        above = next((i for i, part in enumerate(parts) if is_normal(part)), 0)
+        for i, part in enumerate(parts[:above]):
+            if may_hold_masks(part):
+                firsts.setdefault(parts[: i + 1], file)
+    looks = {folder: look(file) for folder, file in firsts.items()}
+    return {folder for folder, (kind, shape) in looks.items() if kind is Look.PHOTO and shape}
+
+
+def _holders(root: Path, file: Path, products: Collection[Place]) -> list[str]:
+    """A file's folders that may hold masks, outermost first."""
+    parts = file.relative_to(root).parts[:-1]
+    return [
+        part
+        for i, part in enumerate(parts)
+        if may_hold_masks(part) and parts[: i + 1] not in products
+    ]
+
+
+def _is_named_elsewhere(file: Path, folder: Path, at: Mapping[str, set[Path]]) -> bool:
+    """Whether an image in another folder may be a mask's, by its name."""
+    names = {folder.name, *(name for name, *_ in _addresses(file, ()))}
+    return any(at.get(_form(name), set()) - {folder} for name in names)
+
+
+def _mark(file: Path) -> re.Match[str] | None:
+    """What in a file's name says that it is a mask, and the rest of the name."""
+    return _SUFFIX.fullmatch(file.stem) or _PREFIX.fullmatch(file.stem)
+
+
+def _rule(file: Path, folders: Sequence[str], at: Mapping[str, set[Path]]) -> tuple[str, bool]:
     """The rule by which a file's name makes it a mask, and whether that is sure; or nothing."""
-    folders = [part for part in file.relative_to(root).parts[:-1] if may_hold_masks(part)]
     marked, sure = "", False
-    if mark := _SUFFIX.fullmatch(file.stem) or _PREFIX.fullmatch(file.stem):
+    if mark := _mark(file):
         sure = is_mask_folder(mark["word"]) or mark["word"].lower() == "gt"
         marked = f"by the {'suffix' if mark.start('mark') else 'prefix'} {mark['mark']}"
     if folders:
         also = marked.replace("by ", " and ", 1)
         return f"by the folder {folders[0]}/{also}", sure or any(map(is_mask_folder, folders))
-    if mark and (file.parent, _form(mark["stem"])) in names:
+    if mark and file.parent in at.get(_form(mark["stem"]), ()):
         return marked, sure
     return (f"{marked} alone", False) if sure else ("", False)
-
-
-_FEW, _TWO_TONED, _PHOTO = range(3)
-"""What a picture looks like: a mask, a mask with a JPEG's noise, a photograph."""
-
-
-def _look(file: Path) -> tuple[int, tuple[int, ...]]:
-    """What a picture looks like, and its shape. One that cannot be read is none of a mask."""
-    try:
-        pixels = read_image(file, exif=False)
-    except UnusableFileError:
-        return _PHOTO, ()
-    step = max(1, max(pixels.shape[:2]) // _SIDE)
-    part = pixels[::step, ::step].reshape(-1, 3).astype(np.int64)
-    colours = len(np.unique(part @ np.array([1 << 32, 1 << 16, 1])))
-    if colours <= min(_COLOURS, len(part) // 4):
-        return _FEW, pixels.shape
-    tones = part / np.iinfo(pixels.dtype).max
-    bright, dark = (tones > 0.85).mean(), (tones < 0.15).mean()
-    noisy = 1 - bright - dark < min(bright, 0.03)
-    return (_TWO_TONED if noisy else _PHOTO), pixels.shape
 
 
 def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
@@ -224,22 +261,57 @@ def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
         for file in files:
             if 2 * sizes[file] < max(sizes.values()):
                 small.setdefault(file.parent, file)
-    masks = {folder for folder, file in small.items() if _look(file)[0] == _FEW}
+    masks = {folder for folder, file in small.items() if look(file)[0] is Look.FEW_COLOURS}
     what = "like masks to look at, taken for images: if they are masks, call their folder masks/"
     return noted([image for image in images if image.parent in masks], "image", what, root)
 
 
-def _mask_among(same: Sequence[Path]) -> Path | None:
+def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
+    """Masks that differ from their images in their endings, with the rule; and what is unclear."""
+    masks: dict[Path, str] = {}
+    unclear: list[Path] = []
+    for twins in _twins(files):
+        for same, mask in zip(twins, _each(twins, _mask_among), strict=True):
+            if mask is None:
+                unclear += same
+            else:
+                endings = f"{same[mask].suffix} beside {same[1 - mask].suffix}"
+                masks[same[mask]] = f"by the ending {endings} of the same name"
+    return masks, unclear
+
+
+def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
+    """Files of one folder and name but other endings; those of one folder and endings together."""
+    named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for file in files:
+        named[file.parent, _form(file.stem)].append(file)
+    twins: dict[tuple[Path, Place], list[list[Path]]] = defaultdict(list)
+    for files_of_name in named.values():
+        by_case: dict[str, list[Path]] = defaultdict(list)
+        for file in files_of_name:
+            by_case[composed(file.stem) if files_of_name[2:] else ""].append(file)
+        for same in by_case.values():
+            endings = tuple(file.suffix.lower() for file in same)
+            if len({*endings}) > 1:
+                twins[same[0].parent, endings].append(same)
+    return [*twins.values()]
+
+
+def _mask_among(same: Sequence[Path]) -> int | None:
     """Which of two files of one name is the mask; None if that cannot be seen."""
-    looks = [_look(file) for file in same] if len(same) == 2 else []
-    if not looks or looks[0][1][:2] != looks[1][1][:2] or looks[0][0] == looks[1][0]:
+    if len(same) != 2:
         return None
-    return min(zip(looks, same, strict=True))[1]
+    (first, shape), (second, other_shape) = map(look, same)
+    if shape[:2] != other_shape[:2] or first is second:
+        return None
+    mask = 0 if first.value < second.value else 1
+    backlit = (first, second)[mask] is Look.TWO_TONED and same[mask].suffix.lower() not in _LOSSY
+    return None if backlit else mask
 
 
 def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
     """Names that a mask's image may have, the image's place, and what is then its mask."""
-    mark = _SUFFIX.fullmatch(mask.stem) or _PREFIX.fullmatch(mask.stem)
+    mark = _mark(mask)
     yield mask.stem, place, mask
     yield (mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
     if place:

@@ -1,9 +1,11 @@
 """Masks are recognised by how people keep them, and never taken for images without a word."""
 
+import numpy as np
 import pytest
-from layouts import photos, put, scanned
+from layouts import photos, put, save, scanned
 from PIL import Image
 
+from spg_pipe.datasets import looks, masks
 from spg_pipe.datasets.names import is_normal
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.images import read_images
@@ -120,3 +122,57 @@ def test_words_for_normal():
     yes = ("good", "OK", " Good", "Defect-free", "noDefect", "NODefect_images", "io", "nominal")
     no = ("not good", "nok", "NG", "ko", "images", "positive", "bad", "goodish", "")
     assert [name for name in (*yes, *no) if is_normal(name)] == [*yes]
+
+
+def test_black_and_white_products_in_labels_are_images_with_a_note(tmp_path):
+    root = put(photos(tmp_path / "rods", "good/1.png"), "labels/7.png", "labels/8.png")
+    manifest = scanned("mine", "folder", root)
+    assert {path: defect for path, (_, defect) in rows(manifest).items()} == {
+        "good/1.png": "good",
+        "labels/7.png": "labels",
+        "labels/8.png": "labels",
+    }
+    assert "by the folder labels/, but no image elsewhere has their names" in "".join(
+        manifest.notes
+    )
+
+
+def test_a_back_lit_photograph_is_no_mask(tmp_path):
+    root = photos(tmp_path / "rods", "good/1.png", "good/2.jpg")
+    rng = np.random.default_rng(1)
+    pixels = np.where(np.arange(40) < 20, 5, 245)[:, None] + rng.integers(-4, 5, (40, 40))
+    save(pixels.astype(np.uint8), root / "good/2.bmp")
+    save(rng.integers(0, 255, (40, 40), dtype=np.uint8), root / "good/2.jpg")
+    manifest = scanned("mine", "folder", root)
+    assert {defect for _, defect in rows(manifest).values()} == {"good"}
+    assert "2 images that differ in their endings alone" in "".join(manifest.notes)
+
+
+def test_names_that_differ_in_case_are_no_twins_and_endings_are_told_by_exact_names(tmp_path):
+    root = photos(tmp_path / "rods", "good/1.png", "dent/A.png", "dent/B.jpg", "dent/b.jpg")
+    manifest = scanned("mine", "folder", put(root, "dent/a.png", "dent/b.png"))
+    assert {path: mask for path, (mask, _) in rows(manifest).items()} == {
+        "good/1.png": "",
+        "dent/A.png": "",
+        "dent/a.png": "",
+        "dent/B.jpg": "",
+        "dent/b.jpg": "dent/b.png",
+    }
+
+
+@pytest.mark.parametrize("mask", ["gt/{}.png", "dent/{}_seg.png", "dent/{}.png"])
+def test_of_many_files_alike_a_few_are_looked_at(tmp_path, monkeypatch, mask):
+    names = range(40)
+    root = photos(tmp_path / "rods", "good/1.png", *(f"dent/{n}.bmp" for n in names))
+    put(root, *(mask.format(n) for n in names))
+    seen = []
+
+    def look(file):
+        seen.append(file)
+        return looks.look(file)
+
+    monkeypatch.setattr(masks, "look", look)
+    monkeypatch.setattr(masks, "is_like_mask", lambda file: look(file)[0] is not looks.Look.PHOTO)
+    manifest = scanned("mine", "folder", root)
+    assert [bool(mask) for mask, _ in rows(manifest).values()] == [False] + [True] * 40
+    assert len(seen) <= 33

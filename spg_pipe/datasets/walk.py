@@ -111,7 +111,7 @@ def walk(folder: Path) -> Walk:
                 real = path.resolve()
                 visits[real] += 1
                 circle = real in above or visits[real] > _VISITS
-                reason = Reason.CIRCLE if circle else _why_not_folder(path)
+                reason = Reason.CIRCLE if circle else why_not_folder(path)
                 if reason is None:
                     waiting.append((path, above))
             else:
@@ -121,7 +121,8 @@ def walk(folder: Path) -> Walk:
     return Walk(sorted(images), {reason: sorted(left_out[reason]) for reason in left_out})
 
 
-def _why_not_folder(path: Path) -> Reason | None:
+def why_not_folder(path: Path) -> Reason | None:
+    """Why `walk` does not look into a folder, by its name or what it holds; None if it does."""
     if path.name.startswith(".") or path.name.lower() in _TOOL_FOLDERS:
         return Reason.HIDDEN
     if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
@@ -146,7 +147,7 @@ def is_result(folder: Path) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders in `folder` that `walk` looks into, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _why_not_folder(p))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not why_not_folder(p))
 
 
 def mask_files(mask: Path) -> list[Path]:

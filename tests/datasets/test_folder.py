@@ -1,11 +1,14 @@
 """The folder layout: a person's own images with as much labelling as there is."""
 
+import time
+
 import numpy as np
 import pytest
 from layouts import put, scanned
 from PIL import Image
 
 from spg_pipe.datasets.images import read_image, read_mask
+from spg_pipe.datasets.layouts.folder import _categories
 from spg_pipe.errors import SpgError
 
 
@@ -194,3 +197,15 @@ def test_no_images_and_no_training_split_are_errors(tmp_path):
         scanned("mine", "folder", tmp_path)
     with pytest.raises(SpgError, match="knows no training split: use the split `test` or `all`"):
         scanned("mine", "folder", put(tmp_path, "1.png"), split="train")
+
+
+def test_thousands_of_subfolders_are_no_load(tmp_path):
+    places = {
+        tmp_path / f"{n}{kind}": (f"part {n}", kind)
+        for n in range(8000)
+        for kind in ("good", "dent")
+        if (n, kind) != (0, "good")
+    }
+    start = time.process_time()
+    assert len(_categories(tmp_path, places)) == 8000
+    assert time.process_time() - start < 1

@@ -117,3 +117,11 @@ def test_masks_of_normal_images_that_are_not_empty_are_told(tmp_path):
     photos(root, "pen/ground_truth/good/2_mask.png")
     (note,) = scanned("set", "mvtec", root).notes
     assert "1 mask of normal images but not empty, ignored: pen/ground_truth/good/2_mask" in note
+
+
+def test_what_is_left_out_beside_the_categories_is_told(tmp_path):
+    root = photos(tmp_path / "set", "pen/test/good/2.png", ".git/1.png", "@eaDir/pen/1.png")
+    (root / "cap").symlink_to(tmp_path / "nowhere")
+    notes = scanned("set", "mvtec", root).notes
+    assert "2 paths left out, hidden or of a tool: .git, @eaDir" in notes
+    assert "1 link left out, dangling: cap" in notes

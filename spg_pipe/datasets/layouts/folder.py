@@ -122,15 +122,15 @@ def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
     if not inner:
         return []
     known = {kind for name in inner for kind in below[name]} - {""}
-    inner += [n for n in below if n not in inner and below[n] <= known]  # a day without OK parts
-    loose = [image for image, place in images.items() if not {*place[:1]} & {*inner}]
+    names = {*inner, *(n for n in below if below[n] <= known)}  # also a day without OK parts
+    loose = [image for image, place in images.items() if names.isdisjoint(place[:1])]
     if loose:
         raise SpgError(
             f"{root} is ambiguous: a folder {GOOD}/ in {inner[0]} makes {inner[0]} a category, but "
             f"there are {'; '.join(noted(loose, 'image', 'in none', root))}. Give the folder of "
             f"one category as the root, or move what does not belong there."
         )
-    return sorted(inner)
+    return sorted(names)
 
 
 def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:

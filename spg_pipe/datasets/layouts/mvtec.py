@@ -29,7 +29,7 @@ from spg_pipe.datasets.names import (
     plain,
     says_nothing,
 )
-from spg_pipe.datasets.walk import is_image, noted, subfolders, walk
+from spg_pipe.datasets.walk import Reason, Walk, is_image, noted, subfolders, walk, why_not_folder
 from spg_pipe.errors import SpgError, counted, listed
 
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
@@ -58,12 +58,16 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
     there = sorted(root.iterdir())
     loose = [path.name for path in there if is_image(path) and path.is_file()]
-    dangling = [path.name for path in there if not path.exists()]
+    left_out = defaultdict(list)
+    for path in there:
+        reason = why_not_folder(path) if path.is_dir() else None
+        if reason := reason if path.exists() else Reason.NOWHERE:
+            left_out[reason].append(path)
     notes = [note for category in chosen.values() for note in category.notes]
     notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
     notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
     notes += noted(loose, "image", "in no category, ignored")
-    notes += noted(dangling, "link", "left out, dangling")
+    notes += Walk([], left_out).notes(root)
     if empty:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]

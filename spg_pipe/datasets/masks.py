@@ -28,6 +28,7 @@ from spg_pipe.datasets.names import (
     is_mask_folder,
     is_normal,
     may_hold_masks,
+    plain,
 )
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
@@ -168,7 +169,8 @@ def normal_folders(names: Collection[str], masks: Mapping[Path, Place]) -> set[s
     Beside `good`, another word for it with masks that are not empty is the name of a defect.
     """
     normal = {name for name in names if is_normal(name)}
-    others = {name for name in normal if name != GOOD} if GOOD in normal else set()
+    good = {name for name in normal if plain(name) == GOOD}
+    others = normal - good if good else set()
     of: dict[str, list[Path]] = defaultdict(list)
     for mask, place in masks.items():
         of["".join(place[:1])].append(mask)

@@ -10,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets.decoding import UnusableFileError, read_file
 from spg_pipe.datasets.file_notes import Seen, file_notes, peak_of
-from spg_pipe.datasets.images import Header, read_header, read_image, read_mask
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
 from spg_pipe.datasets.names import GOOD, composed
-from spg_pipe.datasets.samples import white_of
-from spg_pipe.datasets.walk import mask_files, utf8_name
+from spg_pipe.datasets.walk import utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
+from spg_pipe.images.decoding import UnusableFileError
+from spg_pipe.images.files import mask_files, read_file
+from spg_pipe.images.reading import Header, read_header, read_image, read_mask
+from spg_pipe.images.samples import white_of
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.machine import cpu_workers
 

@@ -20,8 +20,9 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
 from spg_pipe.artefacts.record import Record, parse_record
-from spg_pipe.datasets.walk import Inside, mask_files
+from spg_pipe.datasets.walk import Inside
 from spg_pipe.errors import SpgError, counted
+from spg_pipe.images.files import mask_files
 
 AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255

@@ -15,16 +15,8 @@ from pydantic import AfterValidator
 
 from spg_pipe.datasets.annotations import what_it_is
 from spg_pipe.errors import SpgError, counted, listed, printable
+from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
-# A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
-# files that it can write or recognise but not decode.
-_EXTENSIONS = """
-    apng avif bmp bw cur dcx dds dib fit fits flc fli gif icns ico im j2k jfif jp2 jpe jpeg
-    jpf jpg jpx msp pbm pcx pfm pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp
-    xbm xpm
-"""
-IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
-"""What counts as an image file, in lower case."""
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
 """What makes a folder a result of `predict` or a synthetic set."""
 SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
@@ -132,11 +124,6 @@ def why_not_folder(path: Path) -> Reason | None:
     return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file (by extension; hidden files are not)."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
 def is_result(folder: Path) -> bool:
     """Whether a folder holds what `predict` writes, by the first line of its scores."""
     if not (folder / SCORES).is_file():
@@ -148,13 +135,6 @@ def is_result(folder: Path) -> bool:
 def subfolders(folder: Path) -> list[Path]:
     """Folders in `folder` that `walk` looks into, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not why_not_folder(p))
-
-
-def mask_files(mask: Path) -> list[Path]:
-    """The files of a mask, sorted: the mask itself, or those of its folder."""
-    if not mask.is_dir():
-        return [mask]
-    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
 
 
 def relative(path: Path, root: Path) -> str:

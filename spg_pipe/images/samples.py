@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from spg_pipe.datasets import tiff
-from spg_pipe.datasets.decoding import Picture, UnusableFileError, open_picture
+from spg_pipe.images import tiff
+from spg_pipe.images.decoding import Picture, UnusableFileError, open_picture
 
 FULL = 65535
 """White of 16 bits."""

@@ -17,9 +17,9 @@ from typing import Literal
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from spg_pipe.datasets import tiff
-from spg_pipe.datasets.walk import IMAGE_EXTENSIONS
 from spg_pipe.errors import SpgError
+from spg_pipe.images import tiff
+from spg_pipe.images.files import IMAGE_EXTENSIONS, read_file
 
 MEGAPIXELS = 100
 """Of an image at most, unless `LIMIT` says otherwise: 10 kB of PNG can unfold to that."""
@@ -169,21 +169,6 @@ def open_picture(content: bytes) -> Picture:
     elif image.format == "FITS" and b"BZERO" in content[:28800]:
         raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
     return Picture(image, content, tags, size)
-
-
-def read_file(path: Path, what: str) -> bytes:
-    """The bytes of an image or a mask. SpgError, which blames no content, if they cannot be had."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SpgError(
-            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
-        ) from None
-    except OSError as error:
-        raise SpgError(
-            f"The {what} {path} cannot be opened ({error.strerror or error}). Check its "
-            f"permissions and whether its disk is there, then run the command again."
-        ) from error
 
 
 def pixel_limit() -> int:

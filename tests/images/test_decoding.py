@@ -12,10 +12,10 @@ from layouts import scanned, write_mvtec
 from pictures import ORIENTATION, empty_png, exif_of, jpeg_with_exif, tiff
 from PIL import Image
 
-from spg_pipe.datasets import decoding
-from spg_pipe.datasets.decoding import LIMIT, UnusableFileError
-from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
+from spg_pipe.images import decoding
+from spg_pipe.images.decoding import LIMIT, UnusableFileError
+from spg_pipe.images.reading import read_header, read_image, read_mask
 
 # As spg_pipe sets them; pytest sets its own.
 pytestmark = [

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from threading import Lock
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from spg_pipe.errors import SpgError
@@ -27,9 +28,9 @@ LIMIT = "SPG_MAX_MEGAPIXELS"
 """The environment variable that allows larger images."""
 _BYTES_A_PIXEL = 25
 """Of memory, that scoring an image takes."""
-_PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
 # What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation", b"XML:com.adobe.xmp\0\1")
+_OPENING = Lock()
 
 
 class UnusableFileError(SpgError):
@@ -47,11 +48,15 @@ class UnusableFileError(SpgError):
 class Picture:
     """An image file that was opened; its pixels are decoded when they are asked for."""
 
-    image: Image.Image
+    name: str
+    """For messages: `The image parts/0.png`."""
+    exif: bool
+    """Whether its EXIF orientation is undone; a TIFF's own tag always is."""
     content: bytes
+    image: Image.Image
     tags: tiff.Tags
     stored_size: tuple[int, int]
-    """(Width, height) before any turning."""
+    """(Width, height) in pixels before any turning."""
 
     @cached_property
     def orientation(self) -> int:
@@ -61,56 +66,59 @@ class Picture:
         if self.image.format == "PNG" and not any(tag in self.content for tag in _PNG_EXIF):
             return 1
         try:
-            turn = tiff.number(self.image.getexif().get(ExifTags.Base.Orientation, 1))
+            tags = self.image.getexif()
+            turn = tiff.number(tags.get(ExifTags.Base.Orientation, 1))
         except MemoryError:
             raise
         except Exception:  # damaged EXIF data raise a dozen unrelated types
             return 0
-        cut_off = _is_cut_off(self.image.info.get("exif", b""))
-        return turn if 2 <= turn <= 8 else int(not cut_off)
+        # Of data that are cut off Pillow only warns, and finds nothing in them.
+        empty = not self.image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        return turn if 2 <= turn <= 8 else int(bool(tags) or empty)
 
-    def turn(self, exif: bool) -> int:
-        """The orientation that is undone: with `exif`, and a TIFF's own always."""
-        return self.orientation if exif or self.image.format == "TIFF" else 1
+    @property
+    def turn(self) -> int:
+        """The orientation that is undone; 1 where none is."""
+        return max(self.orientation, 1) if self.exif or self.image.format == "TIFF" else 1
 
-    def size(self, exif: bool) -> tuple[int, int]:
+    @property
+    def size(self) -> tuple[int, int]:
         """(Height, width) in pixels after turning, from the header alone."""
         width, height = self.stored_size
-        return (width, height) if self.turn(exif) >= 5 else (height, width)
+        return (width, height) if self.turn >= 5 else (height, width)
 
-    def upright(self, exif: bool) -> Image.Image:
-        """The decoded image, turned; to be called once."""
-        if (turn := self.turn(exif)) > 1:
-            self.image.getexif()[ExifTags.Base.Orientation] = turn  # whatever its type was
-            ImageOps.exif_transpose(self.image, in_place=True)
-        self.image.load()
-        return self.image
+    @cached_property
+    def upright(self) -> Image.Image:
+        """The image, decoded and turned. Errors as of `open_picture`."""
+        with _library(self.name):
+            if self.turn > 1:
+                # Whatever its type was.
+                self.image.getexif()[ExifTags.Base.Orientation] = self.turn
+                ImageOps.exif_transpose(self.image, in_place=True)
+            self.image.load()
+            return self.image
 
-    @property
-    def pages(self) -> int:
-        """Pages or frames; 2 if there are several that cannot be counted."""
-        if self.image.format not in _PAGED or not getattr(self.image, "is_animated", False):
-            return 1
-        try:
-            return int(getattr(self.image, "n_frames", 2))
-        except Exception:  # a later page is damaged
-            return 2
+    def values(self, *modes: str) -> np.ndarray:
+        """`upright` as an array of its own, (H, W) or (H, W, channels), any dtype.
 
-    @property
-    def lossy(self) -> bool:
-        """Whether its compression changes pixels."""
-        lossy_webp = self.image.format == "WEBP" and b"VP8 " in self.content[:64]
-        return self.image.format in ("JPEG", "MPO", "AVIF") or lossy_webp
+        Converted to each of Pillow's `modes` in turn. Errors as of `open_picture`.
+        """
+        image = self.upright
+        with _library(self.name):
+            for mode in modes:
+                image = image if image.mode == mode else image.convert(mode)
+            return np.array(image)
 
 
-@contextmanager
-def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Picture]:
-    """The picture in a file; whatever a library raises meanwhile becomes one message.
+def open_picture(path: Path, what: str, *, exif: bool, content: bytes | None = None) -> Picture:
+    """The picture in a file.
 
     Parameters
     ----------
     what
         "image" or "mask", for messages.
+    exif
+        Whether its EXIF orientation is undone.
     content
         The whole file, if it was read before.
 
@@ -121,15 +129,40 @@ def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Pict
     SpgError
         The file cannot be opened, or memory is short: its content is not to blame.
     """
-    name = f"The {what} {path}"
+    content = read_file(path, what) if content is None else content
+    return picture_in(content, f"The {what} {path}", exif)
+
+
+def picture_in(content: bytes, name: str, exif: bool) -> Picture:
+    """The picture in a file's content; as `open_picture`."""
+    with _library(name):
+        try:
+            image: Image.Image | None = _opened(content)
+            tags: tiff.Tags = getattr(image, "tag_v2", {})
+        except UnidentifiedImageError:
+            image, tags = None, tiff.read_tags(content)
+            if not tags:
+                raise
+        size = image.size if image else (0, 0)
+        if tags:  # Pillow may have turned the size
+            size = (tiff.number(tags.get(tiff.WIDTH)), tiff.number(tags.get(tiff.LENGTH)))
+        _require_few(size[0] * size[1], name)
+        if image is None:
+            image = Image.fromarray(tiff.packed_values(content, tags))
+            image.format = "TIFF"
+            image.getexif()[ExifTags.Base.Orientation] = tags.get(tiff.ORIENTATION, 1)
+        elif image.format == "FITS" and b"BZERO" in content[:28800]:
+            raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
+        return Picture(name, exif, content, image, tags, size)
+
+
+@contextmanager
+def _library(name: str) -> Iterator[None]:
+    """Whatever a library raises of a picture becomes one message; only calls of it stand within."""
     try:
-        picture = open_picture(read_file(path, what) if content is None else content)
-        with picture.image:
-            yield picture
+        yield
     except SpgError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, str(error)) from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise SpgError(
@@ -147,28 +180,17 @@ def opened(path: Path, what: str, content: bytes | None = None) -> Iterator[Pict
         ) from error
 
 
-def open_picture(content: bytes) -> Picture:
-    """The picture in a file's content. Raises whatever Pillow does; `opened` does not."""
-    Image.MAX_IMAGE_PIXELS = limit = pixel_limit()  # also of pictures within icons
-    try:
-        image: Image.Image | None = Image.open(BytesIO(content), formats=_formats())
-        tags: tiff.Tags = getattr(image, "tag_v2", {})
-    except UnidentifiedImageError:
-        image, tags = None, tiff.read_tags(content)
-        if not tags:
-            raise
-    size = image.size if image else (0, 0)
-    if tags:  # Pillow may have turned the size
-        size = (tiff.number(tags.get(tiff.WIDTH)), tiff.number(tags.get(tiff.LENGTH)))
-    if size[0] * size[1] > limit:
-        raise Image.DecompressionBombError(f"{size[0] * size[1]} pixels")
-    if image is None:
-        image = Image.fromarray(tiff.packed_values(content, tags))
-        image.format = "TIFF"
-        image.getexif()[ExifTags.Base.Orientation] = tags.get(tiff.ORIENTATION, 1)
-    elif image.format == "FITS" and b"BZERO" in content[:28800]:
-        raise ValueError("a FITS file with an offset, BZERO: convert it to PNG or TIFF")
-    return Picture(image, content, tags, size)
+def _opened(content: bytes) -> Image.Image:
+    """The header of a picture of a promised format, of whatever size.
+
+    Pillow's own limit on pixels, which is the whole process's, is lifted meanwhile alone.
+    """
+    with _OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(BytesIO(content), formats=_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def pixel_limit() -> int:
@@ -182,24 +204,16 @@ def pixel_limit() -> int:
     return int(stated) * 10**6
 
 
-def _too_large(name: str, message: str) -> UnusableFileError:
-    """The error for more pixels than `pixel_limit`; they are the first number in a message."""
-    pixels = int(re.findall(r"\d+", message)[0])
-    return UnusableFileError(
-        name,
-        f"has {pixels} pixels, more than the {pixel_limit() // 10**6} million that are read; if "
-        f"you trust it and {pixels * _BYTES_A_PIXEL / 1e9:.1f} GB of memory are free, set the "
-        f"environment variable {LIMIT}={-(-pixels // 10**6)} and run the command again",
-        "Otherwise cut it into several files, or remove it.",
-    )
-
-
-def _is_cut_off(exif: bytes) -> bool:
-    """Whether EXIF data end before their first directory does, which Pillow only warns of."""
-    data = exif.removeprefix(b"Exif\0\0")
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    start = int.from_bytes(data[4:8], order)
-    return start + 2 + 12 * int.from_bytes(data[start : start + 2], order) > len(data) > 0
+def _require_few(pixels: int, name: str) -> None:
+    """UnusableFileError for more pixels than `pixel_limit`."""
+    if pixels > (limit := pixel_limit()):
+        raise UnusableFileError(
+            name,
+            f"has {pixels} pixels, more than the {limit // 10**6} million that are read; if you "
+            f"trust it and {-(-pixels * _BYTES_A_PIXEL // 10**6)} MB of memory are free, set the "
+            f"environment variable {LIMIT}={-(-pixels // 10**6)} and run the command again",
+            "Otherwise cut it into several files, or remove it.",
+        )
 
 
 @cache

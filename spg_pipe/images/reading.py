@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spg_pipe.images.decoding import Picture, UnusableFileError, opened
+from spg_pipe.images.decoding import Picture, UnusableFileError, open_picture
 from spg_pipe.images.files import mask_files
 from spg_pipe.images.samples import levels, tone_curve, unstated_peak, with_tones
+
+_PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
+_LOSSY = frozenset({"JPEG", "MPO", "AVIF"})
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,15 @@ def read_image(
     SpgError
         It is missing or cannot be opened, or memory is short.
     """
-    with opened(path, "image", content) as picture:
-        pixels = levels(picture, f"The image {path}", exif, white)
-        rgb = _eight_bit_rgb(picture.upright(exif)) if pixels is None else pixels
-        if rgb.ndim == 2:
-            rgb = np.repeat(rgb[:, :, None], 3, axis=2)
-        tones = tone_curve(picture.image.info.get("icc_profile"))
-        return rgb if tones is None else with_tones(rgb, tones)
+    picture = open_picture(path, "image", exif=exif, content=content)
+    rgb = levels(picture, white)
+    if rgb is None:
+        # By way of alpha: a palette's transparent entries keep their colours.
+        rgb = picture.values(*(["RGBA"] if picture.image.mode in ("P", "PA") else []), "RGB")
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[:, :, None], 3, axis=2)
+    tones = tone_curve(picture.image.info.get("icc_profile"))
+    return rgb if tones is None else with_tones(rgb, tones)
 
 
 def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.ndarray:
@@ -100,8 +105,7 @@ def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.nda
             reason = "holds masks of several sizes" if masks else "is a folder without an image"
             raise UnusableFileError(f"The mask {path}", reason, "Complete or remove it.")
         return np.maximum.reduce(masks)
-    with opened(path, "mask", content) as picture:
-        return _to_binary(picture, exif)
+    return _to_binary(open_picture(path, "mask", exif=exif, content=content))
 
 
 def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = None) -> Header:
@@ -119,36 +123,40 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
     SpgError
         As for `read_image`.
     """
-    with opened(path, what, content) as picture:
-        return Header(
-            size=picture.size(exif),
-            orientation=picture.orientation,
-            turn=max(picture.turn(exif), 1),
-            pages=picture.pages,
-            lossy=picture.lossy,
-            toned=tone_curve(picture.image.info.get("icc_profile")) is not None,
-            peak=unstated_peak(picture, exif) if what == "image" else None,
-        )
+    picture = open_picture(path, what, exif=exif, content=content)
+    lossy_webp = picture.image.format == "WEBP" and b"VP8 " in picture.content[:64]
+    return Header(
+        size=picture.size,
+        orientation=picture.orientation,
+        turn=picture.turn,
+        pages=_pages(picture.image),
+        lossy=lossy_webp or picture.image.format in _LOSSY,
+        toned=tone_curve(picture.image.info.get("icc_profile")) is not None,
+        peak=unstated_peak(picture) if what == "image" else None,
+    )
 
 
-def _eight_bit_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # by way of alpha: transparent entries keep their colours
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def _pages(image: Image.Image) -> int:
+    """Pages or frames; 2 if there are several that cannot be counted."""
+    if image.format not in _PAGED or not getattr(image, "is_animated", False):
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 2))
+    except Exception:  # a later page is damaged
+        return 2
 
 
-def _to_binary(picture: Picture, exif: bool) -> np.ndarray:
-    image = picture.upright(exif)
-    mode = image.mode
-    if mode in ("LA", "PA", "RGBA"):
-        values = np.asarray(image.convert("RGBA"))
+def _to_binary(picture: Picture) -> np.ndarray:
+    image = picture.upright
+    if image.mode in ("LA", "PA", "RGBA"):
+        values = picture.values("RGBA")
         defect = (values[:, :, :-1].max(axis=2) > 0) & (values[:, :, -1] > 0)
     elif len(image.getbands()) > 1:
-        defect = np.asarray(image.convert("RGB")).max(axis=2) > 0
+        defect = picture.values("RGB").max(axis=2) > 0
     else:  # 1, L, P, I;16*, I, F
-        defect = np.asarray(image) > 0
-        if mode == "P" and max((image.getpalette("RGB") or [0])[:3]) > 0:
+        defect = picture.values() > 0
+        if image.mode == "P" and max((image.getpalette("RGB") or [0])[:3]) > 0:
             # Some programs sort a black-and-white palette by frequency: index 0 is not black.
-            lit = np.asarray(image.convert("RGB")).max(axis=2) > 0
+            lit = picture.values("RGB").max(axis=2) > 0
             defect = defect if lit.all() else lit
     return defect.astype(np.uint8)

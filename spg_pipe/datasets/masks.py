@@ -19,6 +19,7 @@ import numpy as np
 
 from spg_pipe.datasets.names import (
     GOOD,
+    MASK_WORD,
     Place,
     class_in,
     composed,
@@ -33,7 +34,7 @@ from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask
 
-_WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
+_WORD = rf"(?P<word>{MASK_WORD})"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)

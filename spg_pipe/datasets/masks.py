@@ -9,7 +9,7 @@
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,18 +285,16 @@ def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
 
 def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
     """Files of one folder and name but other endings; those of one folder and endings together."""
+    keys = [(file.parent, _form(file.stem)) for file in files]
+    times = Counter(keys)
     named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for file in files:
-        named[file.parent, _form(file.stem)].append(file)
+    for file, key in zip(files, keys, strict=True):  # of more than two the exact case tells
+        named[key if times[key] < 3 else (file.parent, composed(file.stem))].append(file)
     twins: dict[tuple[Path, Place], list[list[Path]]] = defaultdict(list)
-    for files_of_name in named.values():
-        by_case: dict[str, list[Path]] = defaultdict(list)
-        for file in files_of_name:
-            by_case[composed(file.stem) if files_of_name[2:] else ""].append(file)
-        for same in by_case.values():
-            endings = tuple(file.suffix.lower() for file in same)
-            if len({*endings}) > 1:
-                twins[same[0].parent, endings].append(same)
+    for same in named.values():
+        endings = tuple(file.suffix.lower() for file in same)
+        if len({*endings}) > 1:
+            twins[same[0].parent, endings].append(same)
     return [*twins.values()]
 
 

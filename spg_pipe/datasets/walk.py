@@ -76,7 +76,7 @@ class Walk:
         for reason in Reason:
             noun, what = reason.value
             for path in self.left_out.get(reason, ()):
-                if path.parent != documents:
+                if reason is not Reason.NO_IMAGE or path.parent != documents:
                     groups[noun, what or _what_it_is(path)].append(path)
         return [
             note
@@ -106,8 +106,8 @@ def _what_it_is(file: Path) -> str:
     return "in a format that is not read: convert it to PNG" if other else "not an image file"
 
 
-def walk(folder: Path) -> Walk:
-    """Look through a folder and the visible folders below it; nothing if it is missing.
+def walk(folder: Path, *, deep: bool = True) -> Walk:
+    """Look through a folder and, if `deep`, the visible ones below it; nothing if it is missing.
 
     Links are followed, but not into a folder that they are in. OSError if a folder cannot be
     read.
@@ -134,7 +134,7 @@ def walk(folder: Path) -> Walk:
                 visits[real] += 1
                 circle = real in above or visits[real] > _VISITS
                 reason = Reason.CIRCLE if circle else why_not_folder(path)
-                if reason is None:
+                if reason is None and deep:
                     waiting.append((path, above))
             else:
                 reason = Reason.NOWHERE if path.is_symlink() else Reason.SPECIAL

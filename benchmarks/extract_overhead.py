@@ -20,9 +20,10 @@ import torch
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.datasets.build import build_manifest
-from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.datasets.paint.demo import write_demo
+from spg_pipe.images.preprocess import preprocess, resize_mask
+from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 

@@ -14,7 +14,7 @@ from PIL import Image
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.build import build_manifest
-from spg_pipe.datasets.images import Preprocess
+from spg_pipe.images.preprocess import Preprocess
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore

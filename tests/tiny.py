@@ -17,12 +17,12 @@ from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.datasets.images import Preprocess
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.make import DetectorPlan
 from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.trained.trainer import Constants
+from spg_pipe.images.preprocess import Preprocess
 from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.extract import Extraction, extract

@@ -16,8 +16,8 @@ from spg_pipe.backbones.hub import weights_for
 from spg_pipe.backbones.names import BackboneInfo, Request
 from spg_pipe.backbones.spec import BackboneSpec, Norm, PosEmbed, check_image_size
 from spg_pipe.backbones.weights import Weights, load_strictly
-from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import Preprocess
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 

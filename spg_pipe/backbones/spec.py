@@ -10,8 +10,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 
 from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
-from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import Preprocess
 
 Family = Literal["timm-vit", "timm-cnn", "open_clip"]
 Norm = Literal["post", "pre"]

@@ -18,8 +18,8 @@ from spg_pipe.backbones.hub import weights_for
 from spg_pipe.backbones.names import BackboneInfo, Request, unknown_name
 from spg_pipe.backbones.spec import BackboneSpec, Norm, Prefix, check_image_size
 from spg_pipe.backbones.weights import StateDict, Weights, load_strictly
-from spg_pipe.datasets.images import Preprocess
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import Preprocess
 
 # Plain ViTs: one grid, a list of blocks, an optional class token. Everything else in timm is
 # treated as a pyramid of grids.

@@ -1,1 +1,1 @@
-"""Datasets: from folders of images and masks to a Manifest, and from files to arrays."""
+"""Datasets: from folders of images and masks to a Manifest."""

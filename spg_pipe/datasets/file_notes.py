@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from spg_pipe.datasets.images import Header, read_header
-from spg_pipe.datasets.samples import white_of
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import counted, listed
+from spg_pipe.images.reading import Header, read_header
+from spg_pipe.images.samples import white_of
 
 _THREADS = 4
 """Each may hold a whole decoded image."""

@@ -17,11 +17,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from spg_pipe.datasets.decoding import UnusableFileError
-from spg_pipe.datasets.images import read_mask
-from spg_pipe.datasets.looks import Look, is_like_mask, look
 from spg_pipe.datasets.names import (
     GOOD,
+    MASK_WORD,
     Place,
     class_in,
     composed,
@@ -32,8 +30,11 @@ from spg_pipe.datasets.names import (
 )
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
+from spg_pipe.images.decoding import UnusableFileError
+from spg_pipe.images.looks import Look, is_like_mask, look
+from spg_pipe.images.reading import read_mask
 
-_WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
+_WORD = rf"(?P<word>{MASK_WORD})"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)

@@ -16,9 +16,11 @@ _NORMAL = re.compile(
     "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
 )
 _MASKS = re.compile("masks?|ground_?truths?")
-_PERHAPS_MASKS = re.compile(
-    "masks?|(ground)?truths?|gts?|labels?|labs?|ann(o|otation)?s?|seg(mentation)?s?"
+MASK_WORD = (
+    "masks?|(?:ground[ _.-]?)?truths?|gts?|labels?|labs?|ann(?:o|otation)?s?|seg(?:mentation)?s?"
 )
+"""What the name of a mask, or of its folder, may say, in lower case."""
+_PERHAPS_MASKS = re.compile(MASK_WORD)
 _NOTHING = re.compile(
     "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|originals?"
     "|val(id|idation)?)(_|$))+|test_public|test_private(_mixed)?"

@@ -4,8 +4,10 @@ Names only, no pixels. Nothing is left out without a reason, so that every calle
 """
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -13,18 +15,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.datasets.annotations import what_it_is
 from spg_pipe.errors import SpgError, counted, listed, printable
+from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
-# A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
-# files that it can write or recognise but not decode.
-_EXTENSIONS = """
-    apng avif bmp bw cur dcx dds dib fit fits flc fli gif icns ico im j2k jfif jp2 jpe jpeg
-    jpf jpg jpx msp pbm pcx pfm pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp
-    xbm xpm
-"""
-IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
-"""What counts as an image file, in lower case."""
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
 """What makes a folder a result of `predict` or a synthetic set."""
 SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
@@ -33,6 +26,21 @@ _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
     | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
 )
+_OTHER_PICTURES = frozenset(
+    {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm", ".npy", ".raw"}
+)
+_ANNOTATIONS = (
+    (".json", rb'"shapes"\s*:', "LabelMe"),
+    (".json", rb'"objects"\s*:\s*\[', "Supervisely"),
+    (".json", rb'"(images|annotations|categories|licenses)"\s*:\s*\[', "COCO"),
+    (".xml", rb"<annotation\b", "Pascal VOC"),
+    (".xml", rb"<annotations\b", "CVAT"),
+    (".txt", rb"\A\s*\d+( +-?\d*\.?\d+){4,}\s*($|[\r\n])", "YOLO"),
+    (".csv", rb"EncodedPixels", "run lengths"),
+)
+"""Ending, what stands near the file's beginning, and the tool's format."""
+_HEAD = 4096
+"""Bytes of a file that tell its format."""
 _VISITS = 16
 """Of one folder by way of links, at most: links to links would multiply without end."""
 
@@ -69,7 +77,7 @@ class Walk:
             noun, what = reason.value
             for path in self.left_out.get(reason, ()):
                 if path.parent != documents:
-                    groups[noun, what or what_it_is(path)].append(path)
+                    groups[noun, what or _what_it_is(path)].append(path)
         return [
             note
             for (noun, what), paths in groups.items()
@@ -82,6 +90,20 @@ def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()
     names = [item if isinstance(item, str) else relative(item, root) for item in items]
     some = listed([printable(name) for name in names])
     return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
+
+
+def _what_it_is(file: Path) -> str:
+    """What a note says of a file that is no image; one that cannot be read is any file."""
+    ending = file.suffix.lower()
+    signs = [(sign, name) for of, sign, name in _ANNOTATIONS if of == ending]
+    head = b""
+    if signs:
+        with suppress(OSError), file.open("rb") as stream:  # only a word of a note depends on it
+            head = stream.read(_HEAD)
+    for name in (name for sign, name in signs if re.search(sign, head)):
+        return f"{name} annotations, which are not read: export masks as PNG"
+    other = ending in _OTHER_PICTURES
+    return "in a format that is not read: convert it to PNG" if other else "not an image file"
 
 
 def walk(folder: Path) -> Walk:
@@ -132,11 +154,6 @@ def why_not_folder(path: Path) -> Reason | None:
     return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file (by extension; hidden files are not)."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
 def is_result(folder: Path) -> bool:
     """Whether a folder holds what `predict` writes, by the first line of its scores."""
     if not (folder / SCORES).is_file():
@@ -148,13 +165,6 @@ def is_result(folder: Path) -> bool:
 def subfolders(folder: Path) -> list[Path]:
     """Folders in `folder` that `walk` looks into, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not why_not_folder(p))
-
-
-def mask_files(mask: Path) -> list[Path]:
-    """The files of a mask, sorted: the mask itself, or those of its folder."""
-    if not mask.is_dir():
-        return [mask]
-    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
 
 
 def relative(path: Path, root: Path) -> str:

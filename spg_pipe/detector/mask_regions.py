@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.datasets.images import read_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
-from spg_pipe.datasets.walk import mask_files
 from spg_pipe.errors import SpgError
+from spg_pipe.images.files import mask_files
+from spg_pipe.images.reading import read_mask
 from spg_pipe.metrics import Regions
 from spg_pipe.store.reader import FeatureStore
 

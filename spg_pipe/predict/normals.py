@@ -10,10 +10,10 @@ from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
-from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_image
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams

@@ -13,10 +13,10 @@ from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.few_shot import judge_alone, judge_fused, supervision_of
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
-from spg_pipe.datasets.images import preprocess
 from spg_pipe.decision.maps import SHOWN, shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
+from spg_pipe.images.preprocess import preprocess
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.store.extract import inputs_at_once
 

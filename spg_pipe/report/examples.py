@@ -12,12 +12,13 @@ import pandas as pd
 from scipy.ndimage import binary_dilation
 from sklearn.metrics import average_precision_score
 
-from spg_pipe.datasets.images import read_image, resize_mask
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
 from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import resize_mask
+from spg_pipe.images.reading import read_image
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.store.reader import FeatureStore
 

@@ -14,9 +14,10 @@ import torch
 from spg_pipe.artefacts.files import versions
 from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.spec import BackboneSpec
-from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError, told
+from spg_pipe.images.preprocess import preprocess, resize_mask
+from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.metrics.regions import vanished_regions
 from spg_pipe.store.format import LayerShape, StoreSpec, large_arrays
 from spg_pipe.store.reader import FeatureStore

@@ -19,10 +19,10 @@ from backbones.helpers import (
     save_weights,
 )
 from spg_pipe.backbones import load_backbone
-from spg_pipe.datasets.images import Preprocess
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import Preprocess
 from spg_pipe.pipeline.checked_store import backbone_differences
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.sae.train import train_sae

@@ -9,8 +9,8 @@ import torch
 from backbones.helpers import random_images
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.packaged import PACKAGES
-from spg_pipe.datasets.images import Preprocess, preprocess
 from spg_pipe.errors import SpgError
+from spg_pipe.images.preprocess import Preprocess, preprocess
 
 
 def test_efficientnet_lite0_gives_the_documented_grids_at_448():

@@ -1,1 +1,1 @@
-"""Manifests, layouts, images and masks."""
+"""Manifests, layouts and the walk through folders."""

@@ -12,7 +12,6 @@ from PIL import Image
 from tiny import files
 
 from benchmarks.demo_contrast import WIDTHS, contrast_auroc
-from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.paint import demo as demo_module
 from spg_pipe.datasets.paint import photographs
@@ -20,6 +19,7 @@ from spg_pipe.datasets.paint.catalogue import DEMO_SETS, DemoSet
 from spg_pipe.datasets.paint.demo import RECORD, Sample, samples, write_demo
 from spg_pipe.datasets.paint.drawn import DRAWINGS, paint
 from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.recipe.data import DemoSet as RecipeDemoSet
 from spg_pipe.recipe.params import validated
 

@@ -7,9 +7,9 @@ import pytest
 from layouts import put, scanned
 from PIL import Image
 
-from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.layouts.folder import _categories
 from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_image, read_mask
 
 
 def rows(manifest):

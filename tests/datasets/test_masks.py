@@ -5,9 +5,10 @@ import pytest
 from layouts import photos, put, save, scanned
 from PIL import Image
 
-from spg_pipe.datasets import looks, masks
+from spg_pipe.datasets import masks
 from spg_pipe.datasets.names import is_normal
 from spg_pipe.errors import SpgError
+from spg_pipe.images import looks
 from spg_pipe.predict.images import read_images
 
 

@@ -8,7 +8,6 @@ from layouts import painted, scanned, synthesised, texture, write_mvtec, write_v
 from PIL import Image
 from tiny import files
 
-from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.layouts.synthetic import RECORD, read_synthetic
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.datasets.paint.pasted import (
@@ -20,6 +19,7 @@ from spg_pipe.datasets.paint.pasted import (
     perlin,
 )
 from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.recipe.data import KINDS, SyntheticSet
 from spg_pipe.recipe.params import validated
 

@@ -13,13 +13,13 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import SCORE, SIZE, extracted, manifest_of, write_folder
 
-from spg_pipe.datasets.images import read_mask
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
 from spg_pipe.detector.metrics_file import read_metrics
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_mask
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 

@@ -12,9 +12,9 @@ from pictures import empty_png, exif_of, jpeg_with_exif, packed, png, tiff
 from PIL import Image, PngImagePlugin
 
 from fuzz.harness import nothing_outside
-from spg_pipe.datasets.decoding import LIMIT
-from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
+from spg_pipe.images.decoding import LIMIT
+from spg_pipe.images.reading import read_header, read_image, read_mask
 
 # As spg_pipe sets them; pytest sets its own.
 pytestmark = [

@@ -9,7 +9,7 @@ from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.openclip import load_visual, open_clip_vit
 from spg_pipe.backbones.spec import BackboneSpec, PosEmbed
 from spg_pipe.backbones.weights import Weights
-from spg_pipe.datasets.images import Preprocess
+from spg_pipe.images.preprocess import Preprocess
 
 
 def build_case(case: Case, pos_embed: PosEmbed = "bilinear") -> tuple[Backbone, torch.Tensor]:

@@ -73,7 +73,7 @@ _BY_FILE: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "CLIP resized as floats": ('size, "uint8",', 'size, "float",'),
         "CLIP bilinear": ('"uint8", "bicubic"', '"uint8", "bilinear"'),
     },
-    ("preprocess", "datasets/images.py"): {
+    ("preprocess", "images/preprocess.py"): {
         "masks' filter": ("Resampling.BILINEAR", "Resampling.BOX"),
         "masks' threshold": ("> 127", "> 0"),
     },

@@ -12,14 +12,8 @@ from PIL import Image
 from parity.cases import Case, Comparison, compare
 from spg_pipe.backbones import openclip, timm_models
 from spg_pipe.backbones.names import find_alias
-from spg_pipe.datasets.images import (
-    Preprocess,
-    preprocess,
-    read_image,
-    read_mask,
-    resize_mask,
-    soft_mask,
-)
+from spg_pipe.images.preprocess import Preprocess, preprocess, resize_mask, soft_mask
+from spg_pipe.images.reading import read_image, read_mask
 
 
 def wanted(alias: Literal["dinov3", "openclip"], size: int) -> Preprocess:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from parity import clip_case, preprocess_case, sae_case
 from parity.cases import OWN_CASES, Case, assert_agrees, cases
-from spg_pipe.datasets.images import preprocess, read_image
+from spg_pipe.images.preprocess import preprocess
+from spg_pipe.images.reading import read_image
 from spg_pipe.sae import sparse
 
 

@@ -17,10 +17,11 @@ from tiny import TinyBackbone, additive_plan, files, write_folder
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.cli.main import app
-from spg_pipe.datasets.images import preprocess, read_image
 from spg_pipe.decision.maps import SHOWN, SOFTENING
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
+from spg_pipe.images.preprocess import preprocess
+from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny import SIZE, SPEC, TinyBackbone
 
-from spg_pipe.datasets.images import preprocess, read_image, read_mask, resize_mask
+from spg_pipe.images.preprocess import preprocess, resize_mask
+from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.store.reader import FeatureStore
 
 OUTSIDER = """

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from tiny import SIZE, extracted, manifest_of, write_folder
 
-from spg_pipe.datasets.images import resize_mask
+from spg_pipe.images.preprocess import resize_mask
 from spg_pipe.store.masks import mask_losses, mask_notes
 from spg_pipe.store.reader import FeatureStore
 

@@ -29,8 +29,9 @@ from spg_pipe.datasets.names import (
     plain,
     says_nothing,
 )
-from spg_pipe.datasets.walk import Reason, Walk, is_image, noted, subfolders, walk, why_not_folder
+from spg_pipe.datasets.walk import Reason, Walk, noted, subfolders, walk, why_not_folder
 from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.images.files import is_image
 
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "test_public"), "test"

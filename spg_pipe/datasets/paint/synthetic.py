@@ -12,7 +12,6 @@ from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.build import Progress
-from spg_pipe.datasets.images import read_image
 from spg_pipe.datasets.layouts.synthetic import (
     KIND,
     RECORD,
@@ -27,6 +26,7 @@ from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.paint.folders import is_made, save_image
 from spg_pipe.datasets.paint.pasted import LEAST_SIDE, canvas_of, paint
 from spg_pipe.errors import SpgError, counted
+from spg_pipe.images.reading import read_image
 from spg_pipe.recipe.data import SyntheticSet
 from spg_pipe.recipe.machine import cpu_workers
 

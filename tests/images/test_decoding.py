@@ -12,10 +12,10 @@ from layouts import scanned, write_mvtec
 from pictures import ORIENTATION, empty_png, exif_of, jpeg_with_exif, tiff
 from PIL import Image
 
-from spg_pipe.datasets import decoding
-from spg_pipe.datasets.decoding import LIMIT, UnusableFileError
-from spg_pipe.datasets.images import read_header, read_image, read_mask
 from spg_pipe.errors import SpgError
+from spg_pipe.images import decoding, reading
+from spg_pipe.images.decoding import LIMIT, UnusableFileError
+from spg_pipe.images.reading import read_header, read_image, read_mask
 
 # As spg_pipe sets them; pytest sets its own.
 pytestmark = [
@@ -74,6 +74,24 @@ def test_95_megapixels_are_no_attack(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_header(path, "image", exif=False).size == (10000, 9500)
+
+
+def test_the_limit_is_no_setting_of_the_process_and_small_ones_tell_the_memory(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv(LIMIT, "1")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    (tmp_path / "x.png").write_bytes(empty_png(1100, 1000))
+    with pytest.raises(UnusableFileError, match=r"1100000 pixels.* and 28 MB of .*MEGAPIXELS=2 "):
+        read_image(tmp_path / "x.png", exif=False)
+    assert Image.MAX_IMAGE_PIXELS == 5
+
+
+def test_a_fault_of_the_code_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "levels", lambda *_: {}["a bug"])
+    (tmp_path / "x.png").write_bytes(empty_png(3, 3))
+    with pytest.raises(KeyError, match="a bug"):
+        read_image(tmp_path / "x.png", exif=False)
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-5", "1e9", "9" * 30])

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from spg_pipe.datasets import tiff
-from spg_pipe.datasets.decoding import Picture, UnusableFileError, open_picture
+from spg_pipe.images import tiff
+from spg_pipe.images.decoding import Picture, UnusableFileError, picture_in
 
 FULL = 65535
 """White of 16 bits."""
@@ -34,22 +34,20 @@ def white_of(peak: int | None) -> int | None:
     return fitting[0] if fitting else None
 
 
-def unstated_peak(picture: Picture, exif: bool) -> int | None:
+def unstated_peak(picture: Picture) -> int | None:
     """The highest value of a 16-bit picture whose file does not say what is white; else None."""
-    values = _integers(picture, exif)
+    values = _integers(picture)
     unstated = values is not None and _stated_white(picture, values) is None
     return int(values.max()) if values is not None and unstated else None
 
 
-def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.ndarray | None:
+def levels(picture: Picture, white: int | None) -> np.ndarray | None:
     """Values beyond 8 bits, turned and scaled: grey (H, W) uint16, or colour (H, W, 3) uint8.
 
     None of a picture of 8 bits.
 
     Parameters
     ----------
-    name
-        The picture's, for the error.
     white
         The value of white, where the file does not say it; None for 65535.
 
@@ -58,17 +56,17 @@ def levels(picture: Picture, name: str, exif: bool, white: int | None) -> np.nda
     UnusableFileError
         The values are of no clear range.
     """
-    values = _integers(picture, exif)
+    values = _integers(picture)
     if values is None and picture.image.mode != "F":
         return None
     if values is None:
-        values, top = np.asarray(picture.upright(exif)), 1.0
+        values, top = picture.values(), 1.0
     else:
         top = float(_stated_white(picture, values) or white or FULL)
     low, high, limit = values.min(), values.max(), 1.0 if top == 1 else FULL
     if not (low >= 0 and high <= limit):  # also catches NaN
         raise UnusableFileError(
-            name,
+            picture.name,
             f"has {values.dtype} values from {low:g} to {high:g}, of unknown scale; expected are 0 "
             f"to {limit:g}",
             "Convert it to an 8- or 16-bit image.",
@@ -114,19 +112,19 @@ def with_tones(pixels: np.ndarray, curve: np.ndarray) -> np.ndarray:
     return table[pixels]
 
 
-def _integers(picture: Picture, exif: bool) -> np.ndarray | None:
+def _integers(picture: Picture) -> np.ndarray | None:
     """Values beyond 8 bits as they are stored, turned: (H, W) int, or (H, W, 3) uint16; or None.
 
     Pillow reduces 16-bit colour to its high bytes; its low bytes are the high ones of the other
     byte order.
     """
     if picture.image.mode == "I" or picture.image.mode.startswith("I;16"):
-        return np.asarray(picture.upright(exif))
+        return picture.values()
     if not (tiles := _other_byte_order(picture.image)):
         return None
-    low = open_picture(picture.content)
+    low = picture_in(picture.content, picture.name, picture.exif)
     vars(low.image)["tile"] = tiles
-    high_bytes, low_bytes = (np.asarray(p.upright(exif))[:, :, :3] for p in (picture, low))
+    high_bytes, low_bytes = (p.values()[:, :, :3] for p in (picture, low))
     return high_bytes.astype(np.uint16) << 8 | low_bytes
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.datasets.decoding import UnusableFileError
-from spg_pipe.datasets.images import read_image
+from spg_pipe.images.decoding import UnusableFileError
+from spg_pipe.images.reading import read_image
 
 _SIDE, _COLOURS = 256, 16
 """At most: pixels along a side that a look takes, and colours of a mask."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spg_pipe.datasets.images import Preprocess, preprocess, resize_mask
+from spg_pipe.images.preprocess import Preprocess, preprocess, resize_mask
 
 ONES = (1.0, 1.0, 1.0)
 ZEROS = (0.0, 0.0, 0.0)

@@ -11,11 +11,11 @@ from layouts import scanned
 from pictures import MAX_SAMPLE, SAMPLE_FORMAT, packed, png, tiff
 from PIL import Image, ImageCms
 
-from spg_pipe.datasets.decoding import UnusableFileError
 from spg_pipe.datasets.file_notes import look_at, peak_of
-from spg_pipe.datasets.images import read_image, read_mask
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.datasets.samples import tone_curve, white_of
+from spg_pipe.images.decoding import UnusableFileError
+from spg_pipe.images.reading import read_image, read_mask
+from spg_pipe.images.samples import tone_curve, white_of
 
 RAMP = np.linspace(0, 1, 35).reshape(5, 7)
 """Grey of an odd width."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from spg_pipe.datasets.images import read_header, read_image, read_mask
-from spg_pipe.datasets.walk import is_image
 from spg_pipe.errors import SpgError
+from spg_pipe.images.files import is_image
+from spg_pipe.images.reading import read_header, read_image, read_mask
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
 GREY = RGB[:, :, 0]

@@ -1,0 +1,1 @@
+"""What one picture file is, and how its size, pixels and values are read."""

@@ -1,0 +1,42 @@
+"""Files of images and masks: their names and bytes."""
+
+from pathlib import Path
+
+from spg_pipe.errors import SpgError
+
+# A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
+# files that it can write or recognise but not decode.
+_EXTENSIONS = """
+    apng avif bmp bw cur dcx dds dib fit fits flc fli gif icns ico im j2k jfif jp2 jpe jpeg
+    jpf jpg jpx msp pbm pcx pfm pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp
+    xbm xpm
+"""
+IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _EXTENSIONS.split())
+"""What counts as an image file, in lower case."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file (by extension; hidden files are not)."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def mask_files(mask: Path) -> list[Path]:
+    """The files of a mask, sorted: the mask itself, or those of its folder."""
+    if not mask.is_dir():
+        return [mask]
+    return sorted(path for path in mask.iterdir() if is_image(path) and path.is_file())
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """The bytes of an image or a mask. SpgError, which blames no content, if they cannot be had."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SpgError(
+            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
+        ) from None
+    except OSError as error:
+        raise SpgError(
+            f"The {what} {path} cannot be opened ({error.strerror or error}). Check its "
+            f"permissions and whether its disk is there, then run the command again."
+        ) from error

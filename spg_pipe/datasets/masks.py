@@ -28,8 +28,7 @@ from spg_pipe.datasets.names import (
     may_hold_masks,
     plain,
 )
-from spg_pipe.datasets.walk import noted
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, noted
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.errors import SpgError, counted, listed, printable
+from spg_pipe.errors import SpgError, noted, printable
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
@@ -83,13 +83,6 @@ class Walk:
             for (noun, what), paths in groups.items()
             for note in noted(paths, noun, f"left out, {what}", root)
         ]
-
-
-def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
-    """The note `2 masks without a use: a, b`, of paths as from `root`; none of nothing."""
-    names = [item if isinstance(item, str) else relative(item, root) for item in items]
-    some = listed([printable(name) for name in names])
-    return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
 
 
 def _what_it_is(file: Path) -> str:

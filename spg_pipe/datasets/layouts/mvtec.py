@@ -29,8 +29,8 @@ from spg_pipe.datasets.names import (
     plain,
     says_nothing,
 )
-from spg_pipe.datasets.walk import noted, subfolders, walk
-from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.datasets.walk import subfolders, walk
+from spg_pipe.errors import SpgError, counted, listed, noted
 
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "test_public"), "test"

@@ -2,7 +2,8 @@
 
 - A folder of masks: `mask`, `ground_truth`, `GT`, `labels`, … at any depth.
 - A mark at the name of an image beside it: `x_mask`, `x_GT`, `x_label`, `mask_x`, …
-- The name of an image beside it with another ending, where one of the two looks like a mask.
+- The name of an image beside it with another ending or one more word (`x_scratch`), where it looks
+  like a mask and the image does not; or a name such as `mask` alone beside one image.
 - A word that may mean something else (`label/`, `x_seg`) counts where the picture looks like one.
 - It belongs to the image of its name in the folder of its name. Folders that only say what is in
   them (`images`, `train`) do not matter. Masks in a folder that is named like the image are one.
@@ -22,10 +23,15 @@ from spg_pipe.datasets.names import (
     Place,
     class_in,
     composed,
+    image_names,
     is_mask_folder,
+    is_mask_word,
     is_normal,
+    mark_of,
     may_hold_masks,
     plain,
+    says_nothing,
+    shorter,
 )
 from spg_pipe.datasets.walk import noted
 from spg_pipe.errors import SpgError
@@ -33,10 +39,7 @@ from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask
 
-_WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
-_SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _UNLIKE = "not like a mask to look at"
 _Item = TypeVar("_Item")
 _Seen = TypeVar("_Seen")
@@ -93,6 +96,7 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
         for why, some in unlike.items()
         for note in noted(some, "image", f"{why}, taken for images", root)
     ]
+    by_ending |= _by_longer_names([f for f in files if f not in masks and f not in by_ending])
     rules = masks | by_ending
     images = [file for file in files if file not in rules]
     return Sorting(
@@ -121,10 +125,12 @@ def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) 
     at: dict[tuple[Place, str], list[Path]] = defaultdict(list)
     beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     named: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
+    inside: dict[Path, list[Path]] = defaultdict(list)
     for image, place in images.items():
         folders, name = tuple(map(_form, place)), _form(image.stem)
         at[folders, name].append(image)
         beside[image.parent, name].append(image)
+        inside[image.parent].append(image)
         for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
             named[known].append((folders, image))
     pairs: dict[Path, Path] = {}
@@ -138,8 +144,11 @@ def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) 
             if chosen != mask and (*folders, form) in places:
                 continue  # a class with masks, not an image with parts of its mask
             same = beside.get((mask.parent, form)) if chosen == mask else None
+            if name == mask.stem and is_mask_word(name):
+                same = same or _only(inside[mask.parent])
             owners = same or at.get((folders, form)) or []
             owners = _called(name, owners or _elsewhere(named.get(form, ()), folders, kinds))
+            owners = _nearest(root, mask, owners)
             if len(owners) > 1:
                 raise SpgError(
                     f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
@@ -204,7 +213,7 @@ def _each(items: Sequence[_Item], see: Callable[[_Item], _Seen]) -> list[_Seen]:
 def _products(root: Path, files: Sequence[Path]) -> set[Place]:
     """Folders below `root` that are named like masks, but hold photographs of normal images."""
     firsts: dict[Place, Path] = {}
-    for file in (file for file in files if not _mark(file)):
+    for file in (file for file in files if not mark_of(file.stem)):
         parts = file.relative_to(root).parts[:-1]
         above = next((i for i, part in enumerate(parts) if is_normal(part)), 0)
         for i, part in enumerate(parts[:above]):
@@ -230,20 +239,17 @@ def _is_named_elsewhere(file: Path, folder: Path, at: Mapping[str, set[Path]]) -
     return any(at.get(_form(name), set()) - {folder} for name in names)
 
 
-def _mark(file: Path) -> re.Match[str] | None:
-    """What in a file's name says that it is a mask, and the rest of the name."""
-    return _SUFFIX.fullmatch(file.stem) or _PREFIX.fullmatch(file.stem)
-
-
 def _rule(file: Path, folders: Sequence[str], at: Mapping[str, set[Path]]) -> tuple[str, bool]:
     """The rule by which a file's name makes it a mask, and whether that is sure; or nothing."""
     marked, sure = "", False
-    if mark := _mark(file):
+    if mark := mark_of(file.stem):
         sure = is_mask_folder(mark["word"]) or mark["word"].lower() == "gt"
         marked = f"by the {'suffix' if mark.start('mark') else 'prefix'} {mark['mark']}"
     if folders:
         also = marked.replace("by ", " and ", 1)
         return f"by the folder {folders[0]}/{also}", sure or any(map(is_mask_folder, folders))
+    if is_mask_word(file.stem):
+        return f"by the name {file.stem}", False
     if mark and file.parent in at.get(_form(mark["stem"]), ()):
         return marked, sure
     return (f"{marked} alone", False) if sure else ("", False)
@@ -282,6 +288,22 @@ def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
     return masks, unclear
 
 
+def _by_longer_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Masks that are called like the image beside them and one more word: `7_scratch.png`."""
+    named = {(file.parent, _form(file.stem)): file for file in files}
+    alike: dict[tuple[Path, str], list[list[Path]]] = defaultdict(list)
+    for file in files:
+        for name in shorter(_form(file.stem)):
+            if image := named.get((file.parent, name)):
+                alike[file.parent, _form(file.stem)[len(name) :]].append([image, file])
+    return {
+        pair[1]: "by the name of the image beside it and one more word"
+        for pairs in alike.values()
+        for pair, mask in zip(pairs, _each(pairs, _mask_among), strict=True)
+        if mask == 1
+    }
+
+
 def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
     """Files of one folder and name but other endings; those of one folder and endings together."""
     named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
@@ -313,9 +335,7 @@ def _mask_among(same: Sequence[Path]) -> int | None:
 
 def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
     """Names that a mask's image may have, the image's place, and what is then its mask."""
-    mark = _mark(mask)
-    yield mask.stem, place, mask
-    yield (mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
+    yield from ((name, place, mask) for name in image_names(mask.stem))
     if place:
         yield place[-1], place[:-1], mask.parent
 
@@ -345,3 +365,17 @@ def _alike(mask: Path, other: Path) -> bool:
         return np.array_equal(read_mask(mask, exif=False), read_mask(other, exif=False))
     except UnusableFileError:
         return False
+
+
+def _nearest(root: Path, mask: Path, images: list[Path]) -> list[Path]:
+    """Of images of one name, those in the most folders of the mask's: `test/` is not `train/`."""
+    parts = {*mask.relative_to(root).parts[:-1]}
+    shared = [len(parts & {*image.relative_to(root).parts[:-1]}) for image in images]
+    return [image for image, n in zip(images, shared, strict=True) if n == max(shared)]
+
+
+def _only(images: list[Path]) -> list[Path]:
+    """The image of a folder, if there is one, or one that is called `image`, `rgb`, …."""
+    called = images[1:] and [image for image in images if says_nothing(image.stem)]
+    images = called or images
+    return [] if images[1:] else images

@@ -246,8 +246,8 @@ def _look_into(
     def look(entry: Entry) -> tuple[Row, Seen] | Skipped:
         try:
             return _row(root, entry, exif, decode)
-        except _UnusableError as fault:
-            return Skipped.of(root, entry.path, entry.mask, str(fault))
+        except UnusableFileError as fault:
+            return Skipped.of(root, entry.path, entry.mask, fault.reason)
 
     threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
     with ThreadPoolExecutor(threads) as pool:
@@ -255,10 +255,6 @@ def _look_into(
             yield outcome
             if progress:
                 progress(done, len(entries))
-
-
-class _UnusableError(Exception):
-    """What is wrong with an image, as the end of a sentence that begins with its path."""
 
 
 def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]:
@@ -286,7 +282,7 @@ def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]
         hint = (_TURNED if image.turn > 1 else _NOT_TURNED) if turns else ""
         # Width × height, as viewers show them.
         sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
-        raise _UnusableError(f"is {sizes}{hint}")
+        raise UnusableFileError(f"The image {entry.path}", f"is {sizes}{hint}")
     return row, Seen(entry.path, image, entry.mask, tuple(masks))
 
 
@@ -295,7 +291,7 @@ def _read(
 ) -> tuple[str, list[Header]]:
     """SHA-256 and header of an image, or of a mask's file or files if `has` leads over to one."""
     what, read = ("mask", read_mask) if has else ("image", read_image)
-    headers, digests = [], []
+    name, headers, digests = f"The image of {path}", [], []
     for file in mask_files(root / path):
         content = read_file(file, what)
         try:
@@ -303,14 +299,15 @@ def _read(
             if decode:
                 read(file, exif=exif, content=content)
         except UnusableFileError as fault:
-            raise _UnusableError(f"{has}{fault.reason}") from fault
+            raise UnusableFileError(name, f"{has}{fault.reason}") from fault
         digests.append((file.name, hashlib.sha256(content).hexdigest()))
     if not headers:
-        raise _UnusableError(f"{has}is a folder without an image")
+        raise UnusableFileError(name, f"{has}is a folder without an image")
     sha256 = digests[0][1] if (root / path).is_file() else fingerprint(digests)
     if expected and sha256 != expected:
-        raise _UnusableError(
+        raise UnusableFileError(
+            name,
             f"{has}was changed since its set was written (SHA-256 {sha256[:8]}…, expected "
-            f"{expected[:8]}…)"
+            f"{expected[:8]}…)",
         )
     return sha256, headers

@@ -22,7 +22,7 @@ from spg_pipe.artefacts.reading import damaged, reading
 from spg_pipe.artefacts.record import Record, parse_record
 from spg_pipe.datasets.walk import Inside
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.images.files import mask_files
+from spg_pipe.images.files import mask_files, read_file
 
 AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
@@ -62,7 +62,7 @@ class Skipped(Record):
     mask: Inside
     """Empty if it has none."""
     sha256: str
-    """Of the bytes of the image and its mask, one after the other; empty if they cannot be read."""
+    """Of the bytes of the image and its mask, one after the other; empty if one is missing."""
     reason: str
     """What is wrong, as the end of a sentence that begins with the path."""
 
@@ -93,13 +93,11 @@ def first_of(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _content_hash(root: Path, path: str, mask: str) -> str:
+    """SHA-256 of an image and its mask; empty if one is missing. SpgError if one cannot be read."""
     files = [root / path, *(mask_files(root / mask) if mask else ())]
     if not all(file.is_file() for file in files):  # a pipe or a device would never end
         return ""
-    try:
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    except OSError:
-        return ""
+    return hashlib.sha256(b"".join(read_file(file, "image") for file in files)).hexdigest()
 
 
 class ManifestRecord(Record):

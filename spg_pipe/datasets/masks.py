@@ -1,45 +1,38 @@
-"""Which image files are masks, and whose: by the ways in which people keep them.
+"""Which image files are masks: by the ways in which people keep them.
 
 - A folder of masks: `mask`, `ground_truth`, `GT`, `labels`, … at any depth.
 - A mark at the name of an image beside it: `x_mask`, `x_GT`, `x_label`, `mask_x`, …
 - The name of an image beside it with another ending or one more word (`x_scratch`), where it looks
   like a mask and the image does not; or a name such as `mask` alone beside one image.
 - A word that may mean something else (`label/`, `x_seg`) counts where the picture looks like one.
-- It belongs to the image of its name in the folder of its name. Folders that only say what is in
-  them (`images`, `train`) do not matter. Masks in a folder that is named like the image are one.
 """
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from spg_pipe.datasets.names import (
     GOOD,
     Place,
-    class_in,
     composed,
+    form,
     image_names,
     is_mask_folder,
     is_mask_word,
     is_normal,
+    known_as,
     mark_of,
     may_hold_masks,
     plain,
-    says_nothing,
     shorter,
 )
 from spg_pipe.datasets.walk import noted
-from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask
 
-_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _UNLIKE = "not like a mask to look at"
 _Item = TypeVar("_Item")
 _Seen = TypeVar("_Seen")
@@ -68,7 +61,7 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     products = _products(root, files)
     at: dict[str, set[Path]] = defaultdict(set)
     for file in files:
-        for stem in {_form(file.stem), _IMAGE.sub("", _form(file.stem))}:
+        for stem in known_as(file):
             at[stem].add(file.parent)
     masks: dict[Path, str] = {}
     unlike: dict[str, list[Path]] = defaultdict(list)
@@ -114,58 +107,6 @@ def mask_notes(
     return [n for rule, some in by_rule.items() for n in noted(some, "mask", what + rule, root)]
 
 
-def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path, Path]:
-    """Image → its mask, or the folder of its masks, by name; images without one are left out.
-
-    Both are given with their places; folders above `root` say nothing.
-
-    SpgError if two images fit one mask, or two masks that are not in a folder of their own one
-    image.
-    """
-    at: dict[tuple[Place, str], list[Path]] = defaultdict(list)
-    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    named: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
-    inside: dict[Path, list[Path]] = defaultdict(list)
-    for image, place in images.items():
-        folders, name = tuple(map(_form, place)), _form(image.stem)
-        at[folders, name].append(image)
-        beside[image.parent, name].append(image)
-        inside[image.parent].append(image)
-        for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
-            named[known].append((folders, image))
-    pairs: dict[Path, Path] = {}
-    places = {folders for folders, _ in at}
-    classes = {class_in(part) for place in images.values() for part in place} - {""}
-    for mask, place in masks.items():
-        holds = {*mask.relative_to(root).parts[:-1]} - {*place}
-        kinds = classes & {class_in(part) for part in holds if may_hold_masks(part)}
-        for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
-            form = _form(name)
-            if chosen != mask and (*folders, form) in places:
-                continue  # a class with masks, not an image with parts of its mask
-            same = beside.get((mask.parent, form)) if chosen == mask else None
-            if name == mask.stem and is_mask_word(name):
-                same = same or _only(inside[mask.parent])
-            owners = same or at.get((folders, form)) or []
-            owners = _called(name, owners or _elsewhere(named.get(form, ()), folders, kinds))
-            owners = _nearest(root, mask, owners)
-            if len(owners) > 1:
-                raise SpgError(
-                    f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
-                    f"whose mask {mask} is. Rename one of them (and its mask)."
-                )
-            given = pairs.setdefault(owners[0], chosen) if owners else chosen
-            if given != chosen and not _alike(given, chosen):
-                together = mask.parent / "masks" / owners[0].stem
-                raise SpgError(
-                    f"Several masks fit the image {owners[0]}: {pairs[owners[0]]}, {chosen}. Keep "
-                    f"one of them; or, if each shows a part, move them into a folder {together}."
-                )
-            if owners:
-                break
-    return pairs
-
-
 def used_masks(masks: Collection[Path], given: Collection[Path]) -> set[Path]:
     """Masks that are given to an image, alone or in a folder."""
     known = {*given}
@@ -197,10 +138,6 @@ def is_empty(mask: Path) -> bool:
         return not read_mask(mask, exif=False).any()
     except UnusableFileError:
         return False
-
-
-def _form(name: str) -> str:
-    return composed(name).casefold()
 
 
 def _each(items: Sequence[_Item], see: Callable[[_Item], _Seen]) -> list[_Seen]:
@@ -235,8 +172,8 @@ def _holders(root: Path, file: Path, products: Collection[Place]) -> list[str]:
 
 def _is_named_elsewhere(file: Path, folder: Path, at: Mapping[str, set[Path]]) -> bool:
     """Whether an image in another folder may be a mask's, by its name."""
-    names = {folder.name, *(name for name, *_ in _addresses(file, ()))}
-    return any(at.get(_form(name), set()) - {folder} for name in names)
+    names = {folder.name, *image_names(file.stem)}
+    return any(at.get(form(name), set()) - {folder} for name in names)
 
 
 def _rule(file: Path, folders: Sequence[str], at: Mapping[str, set[Path]]) -> tuple[str, bool]:
@@ -250,7 +187,7 @@ def _rule(file: Path, folders: Sequence[str], at: Mapping[str, set[Path]]) -> tu
         return f"by the folder {folders[0]}/{also}", sure or any(map(is_mask_folder, folders))
     if is_mask_word(file.stem):
         return f"by the name {file.stem}", False
-    if mark and file.parent in at.get(_form(mark["stem"]), ()):
+    if mark and file.parent in at.get(form(mark["stem"]), ()):
         return marked, sure
     return (f"{marked} alone", False) if sure else ("", False)
 
@@ -262,7 +199,7 @@ def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
     """
     same: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        same[_form(image.stem)].append(image)
+        same[form(image.stem)].append(image)
     small: dict[Path, Path] = {}
     for files in (files for files in same.values() if len(files) > 1):
         sizes = {file: file.stat().st_size for file in files}
@@ -290,12 +227,12 @@ def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
 
 def _by_longer_names(files: Sequence[Path]) -> dict[Path, str]:
     """Masks that are called like the image beside them and one more word: `7_scratch.png`."""
-    named = {(file.parent, _form(file.stem)): file for file in files}
+    named = {(file.parent, form(file.stem)): file for file in files}
     alike: dict[tuple[Path, str], list[list[Path]]] = defaultdict(list)
     for file in files:
-        for name in shorter(_form(file.stem)):
+        for name in shorter(form(file.stem)):
             if image := named.get((file.parent, name)):
-                alike[file.parent, _form(file.stem)[len(name) :]].append([image, file])
+                alike[file.parent, form(file.stem)[len(name) :]].append([image, file])
     return {
         pair[1]: "by the name of the image beside it and one more word"
         for pairs in alike.values()
@@ -308,7 +245,7 @@ def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
     """Files of one folder and name but other endings; those of one folder and endings together."""
     named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file in files:
-        named[file.parent, _form(file.stem)].append(file)
+        named[file.parent, form(file.stem)].append(file)
     twins: dict[tuple[Path, Place], list[list[Path]]] = defaultdict(list)
     for files_of_name in named.values():
         by_case: dict[str, list[Path]] = defaultdict(list)
@@ -331,51 +268,3 @@ def _mask_among(same: Sequence[Path]) -> int | None:
     mask = 0 if first.value < second.value else 1
     backlit = (first, second)[mask] is Look.TWO_TONED and same[mask].suffix.lower() not in _LOSSY
     return None if backlit else mask
-
-
-def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
-    """Names that a mask's image may have, the image's place, and what is then its mask."""
-    yield from ((name, place, mask) for name in image_names(mask.stem))
-    if place:
-        yield place[-1], place[:-1], mask.parent
-
-
-def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place, kinds: set[str]) -> list[Path]:
-    """The image of a name whose folders begin or end with the mask's, if there is only one.
-
-    And of one of `kinds`, if there are any: `dent_masks/` is of `dent/`.
-    """
-    n = len(place)
-    fitting = (
-        [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
-        if not kinds
-        else [i for p, i in images if kinds & {*map(class_in, p)}]
-    )
-    return fitting if len(fitting) == 1 else []
-
-
-def _called(name: str, images: list[Path]) -> list[Path]:
-    """Of images whose names differ in case alone, those with this very name, if there are any."""
-    return [i for i in images if composed(i.stem) == composed(name)] or images
-
-
-def _alike(mask: Path, other: Path) -> bool:
-    """Whether masks mark the same pixels, as those that tools write by class and by object."""
-    try:
-        return np.array_equal(read_mask(mask, exif=False), read_mask(other, exif=False))
-    except UnusableFileError:
-        return False
-
-
-def _nearest(root: Path, mask: Path, images: list[Path]) -> list[Path]:
-    """Of images of one name, those in the most folders of the mask's: `test/` is not `train/`."""
-    parts = {*mask.relative_to(root).parts[:-1]}
-    shared = [len(parts & {*image.relative_to(root).parts[:-1]}) for image in images]
-    return [image for image, n in zip(images, shared, strict=True) if n == max(shared)]
-
-
-def _only(images: list[Path]) -> list[Path]:
-    """The image of a folder, if there is one, or one that is called `image`, `rgb`, …."""
-    called = images[1:] and [image for image in images if says_nothing(image.stem)]
-    images = called or images
-    return [] if images[1:] else images

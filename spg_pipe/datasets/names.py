@@ -18,23 +18,36 @@ _NORMAL = re.compile(
     "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
 )
 _MASKS = re.compile("masks?|ground_?truths?")
-_PERHAPS_MASKS = re.compile(
-    "masks?|(ground)?truths?|gts?|labels?|labs?|ann(o|otation)?s?|seg(mentation)?s?"
+_MASK_WORD = (
+    "masks?|(?:ground[ _.-]?)?truths?|gts?|labels?|labs?|ann(?:o|otation)?s?|seg(?:mentation)?s?"
 )
+"""What the name of a mask, or of its folder, may say, in lower case."""
+_PERHAPS_MASKS = re.compile(_MASK_WORD)
 _NOTHING = re.compile(
     "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|originals?"
-    "|val(id|idation)?|un(labell?ed|annotated|sorted|classified))(_|$))+|test_public|test_private(_mixed)?"
+    "|val(id|idation)?|un(labell?ed|annotated|sorted|classified))(_|$))+"
+    "|test_public|test_private(_mixed)?"
 )
-_WORD = r"(?P<word>masks?|gts?|ground[ _.-]?truth|labels?|lab|seg(?:mentation)?|anno(?:tation)?s?)"
+_WORD = rf"(?P<word>{_MASK_WORD})"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
-_WHOLE = re.compile(_WORD, re.IGNORECASE)
+_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
 _LAST_WORD = re.compile(r"(?P<stem>.*[^ _.-])[ _.-]+[^\W\d_]+")
 
 
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC), by which names are compared."""
     return unicodedata.normalize("NFC", name)
+
+
+def form(name: str) -> str:
+    """A name as names of files are compared: composed, in any case."""
+    return composed(name).casefold()
+
+
+def known_as(file: Path) -> set[str]:
+    """Names of an image, as `form`, by which masks may call it: `mask_1` is of `image_1`."""
+    return {form(file.stem), _IMAGE.sub("", form(file.stem))}
 
 
 def plain(name: str) -> str:
@@ -81,8 +94,8 @@ def mark_of(stem: str) -> re.Match[str] | None:
 
 
 def is_mask_word(stem: str) -> bool:
-    """Whether a file is called `mask`, `label`, `gt`, … and nothing else."""
-    return bool(_WHOLE.fullmatch(stem))
+    """Whether a file is called `mask`, `label`, `gt`, … and nothing else that says something."""
+    return may_hold_masks(stem) and not class_in(stem)
 
 
 def shorter(stem: str) -> Iterator[str]:
@@ -91,12 +104,12 @@ def shorter(stem: str) -> Iterator[str]:
         yield (stem := match["stem"])
 
 
-def image_names(stem: str) -> Iterator[str]:
+def image_names(stem: str) -> Iterable[str]:
     """Names that the image of a mask may have, the likeliest first."""
-    for name in (stem, _without_ending(stem)):  # x.jpg.png
-        mark = mark_of(name)
-        yield from (name, *([mark["stem"], _without_ending(mark["stem"])] if mark else []))
-    yield from shorter(mark["stem"] if (mark := mark_of(stem)) else stem)
+    whole = [stem, _without_ending(stem)]  # x.jpg.png
+    marked = [mark["stem"] for name in whole if (mark := mark_of(name))]
+    names = [stem, *marked, *map(_without_ending, [stem, *marked])]
+    return dict.fromkeys([*names, *shorter(names[-1])])
 
 
 def _without_ending(name: str) -> str:
@@ -123,6 +136,6 @@ def mask_places(
         place = place_of(folder, mask)
         maybe = [part for part in place if may_hold_masks(part)]
         holds = [p for p in maybe if is_mask_folder(p) or p not in classes] or maybe[:1]
-        told = [part for part in holds if some_normal and is_normal(class_in(part))]
-        places[mask] = tuple(part for part in place if part not in holds or part in told)
+        holds = [p for p in holds if not (some_normal and is_normal(class_in(p)))]
+        places[mask] = tuple(part for part in place if part not in holds)
     return places

@@ -4,8 +4,10 @@ Names only, no pixels. Nothing is left out without a reason, so that every calle
 """
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -13,7 +15,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.datasets.annotations import what_it_is
 from spg_pipe.errors import SpgError, counted, listed, printable
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
@@ -25,6 +26,21 @@ _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
     | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
 )
+_OTHER_PICTURES = frozenset(
+    {".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm", ".npy", ".raw"}
+)
+_ANNOTATIONS = (
+    (".json", rb'"shapes"\s*:', "LabelMe"),
+    (".json", rb'"objects"\s*:\s*\[', "Supervisely"),
+    (".json", rb'"(images|annotations|categories|licenses)"\s*:\s*\[', "COCO"),
+    (".xml", rb"<annotation\b", "Pascal VOC"),
+    (".xml", rb"<annotations\b", "CVAT"),
+    (".txt", rb"\A\s*\d+( +-?\d*\.?\d+){4,}\s*($|[\r\n])", "YOLO"),
+    (".csv", rb"EncodedPixels", "run lengths"),
+)
+"""Ending, what stands near the file's beginning, and the tool's format."""
+_HEAD = 4096
+"""Bytes of a file that tell its format."""
 _VISITS = 16
 """Of one folder by way of links, at most: links to links would multiply without end."""
 
@@ -61,7 +77,7 @@ class Walk:
             noun, what = reason.value
             for path in self.left_out.get(reason, ()):
                 if path.parent != documents:
-                    groups[noun, what or what_it_is(path)].append(path)
+                    groups[noun, what or _what_it_is(path)].append(path)
         return [
             note
             for (noun, what), paths in groups.items()
@@ -74,6 +90,20 @@ def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()
     names = [item if isinstance(item, str) else relative(item, root) for item in items]
     some = listed([printable(name) for name in names])
     return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
+
+
+def _what_it_is(file: Path) -> str:
+    """What a note says of a file that is no image; one that cannot be read is any file."""
+    ending = file.suffix.lower()
+    signs = [(sign, name) for of, sign, name in _ANNOTATIONS if of == ending]
+    head = b""
+    if signs:
+        with suppress(OSError), file.open("rb") as stream:  # only a word of a note depends on it
+            head = stream.read(_HEAD)
+    for name in (name for sign, name in signs if re.search(sign, head)):
+        return f"{name} annotations, which are not read: export masks as PNG"
+    other = ending in _OTHER_PICTURES
+    return "in a format that is not read: convert it to PNG" if other else "not an image file"
 
 
 def walk(folder: Path) -> Walk:

@@ -39,7 +39,7 @@ class UnusableFileError(SpgError):
     Whatever may pass (no memory, no permission, a disk that is gone) is a plain SpgError.
     """
 
-    def __init__(self, name: str, reason: str, advice: str) -> None:
+    def __init__(self, name: str, reason: str, advice: str = "Repair or remove it.") -> None:
         super().__init__(f"{name} {reason}. {advice}")
         self.reason = reason
 

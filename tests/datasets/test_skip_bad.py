@@ -115,3 +115,16 @@ def test_known_bad_images_are_left_out_until_their_files_change(tree: Path) -> N
     no_image(tree / GOOD)
     with pytest.raises(SpgError, match=GOOD):
         scanned("m", "mvtec", tree, leave_out=bad)
+
+
+def test_a_bad_image_that_cannot_be_read_now_is_not_taken_for_the_same(tree, monkeypatch):
+    no_image(tree / GOOD)
+    (bad,) = scanned("m", "mvtec", tree, skip_bad=True).skipped
+    assert bad.unchanged(tree)
+
+    def no_permission(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", no_permission)
+    with pytest.raises(SpgError, match=r"001\.png cannot be opened \(Permission denied\)"):
+        bad.unchanged(tree)

@@ -5,7 +5,7 @@ import os
 import unicodedata
 
 import pytest
-from layouts import photos, put, scanned
+from layouts import photos, put, scanned, write_visa
 
 from spg_pipe.datasets.walk import SCORES_HEADER, walk
 from spg_pipe.predict.images import read_images
@@ -83,3 +83,12 @@ def test_a_name_is_one_name_in_both_unicode_forms(tmp_path):
     assert table["mask"].tolist() == ["", f"ground_truth/{composed}/{apart}_mask.png"]
     put(tmp_path / "products", f"{apart}/good/0.png", "other/good/1.png")
     assert len(scanned("mine", "folder", tmp_path / "products", categories=[composed])) == 1
+    visa = write_visa(tmp_path / "visa", [composed])
+    (visa / composed).rename(visa / apart)
+    folder, split_file = visa / apart / "Data/Images/Anomaly", visa / "split_csv/1cls.csv"
+    (folder / "000.JPG").rename(folder / f"{apart}.JPG")
+    text = split_file.read_text()
+    split_file.write_text(text.replace("Anomaly/000.JPG", f"Anomaly/{composed}.JPG"))
+    manifest = scanned("visa", "visa", visa, categories=[composed])
+    assert f"{apart}/Data/Images/Anomaly/{apart}.JPG" in manifest.table["path"].tolist()
+    assert (len(manifest), [note for note in manifest.notes if "not named" in note]) == (4, [])

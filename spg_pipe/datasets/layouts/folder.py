@@ -26,11 +26,11 @@ from spg_pipe.datasets.masks import (
     is_empty,
     mask_notes,
     normal_folders,
-    pair,
     sort_masks,
     used_masks,
 )
 from spg_pipe.datasets.names import GOOD, Place, is_normal, mask_places, place_of
+from spg_pipe.datasets.pairs import pair
 from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed
 
@@ -46,8 +46,7 @@ def scan_folder(root: Path, _split: str, select: Select) -> Scan:
     images = {image: place_of(root, image) for image in sorting.images}
     masks = mask_places(root, sorting.masks, images)
     inner = _categories(root, images)
-    categories = {c: (_below(c, images), _masks_of(root, c, images, masks)) for c in inner}
-    categories = categories or {root.resolve().name: (images, masks)}
+    categories = _divided(root, inner, images, masks)
     scans = [
         _scan_category(root, name, *files, sorting.masks, bool(inner))
         for name, files in categories.items()
@@ -133,18 +132,30 @@ def _categories(root: Path, images: Mapping[Path, Place]) -> list[str]:
     return sorted(names)
 
 
-def _below(category: str, files: Mapping[Path, Place]) -> dict[Path, Place]:
-    """The files of a category, with their places in it."""
-    return {file: place[1:] for file, place in files.items() if place[:1] == (category,)}
+def _divided(
+    root: Path, names: Sequence[str], images: Mapping[Path, Place], masks: Mapping[Path, Place]
+) -> dict[str, tuple[dict[Path, Place], dict[Path, Place]]]:
+    """Category → its images and masks, with their places in it; without names the root is one.
+
+    Its masks are in its folder, even one called `label`, and in `masks/<category>/`.
+    """
+    if not names:
+        return {root.resolve().name: (dict(images), dict(masks))}
+    of_images, of_masks = _by_category(images), _by_category(masks)
+    inside = defaultdict(list)
+    for mask in masks:
+        inside[mask.relative_to(root).parts[0]].append(mask)
+    for name in names:
+        of_masks[name] |= mask_places(root / name, inside[name], of_images[name])
+    return {name: (of_images[name], of_masks[name]) for name in names}
 
 
-def _masks_of(
-    root: Path, category: str, images: Mapping[Path, Place], masks: Mapping[Path, Place]
-) -> dict[Path, Place]:
-    """Masks in the category's folder, even one called `label`, and those in `masks/<category>/`."""
-    folder = root / category
-    inside = [mask for mask in masks if mask.is_relative_to(folder)]
-    return _below(category, masks) | mask_places(folder, inside, _below(category, images))
+def _by_category(files: Mapping[Path, Place]) -> dict[str, dict[Path, Place]]:
+    """The outermost folder of files' places → the files, with the rest of their places."""
+    inner = defaultdict[str, dict[Path, Place]](dict)
+    for file, place in files.items():
+        inner["".join(place[:1])][file] = place[1:]
+    return inner
 
 
 def _scan_category(

@@ -5,13 +5,14 @@ values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
 
 import csv
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
-from spg_pipe.datasets.names import GOOD
+from spg_pipe.datasets.names import GOOD, composed
 from spg_pipe.datasets.walk import inside, noted, relative, walk
 from spg_pipe.errors import SpgError, counted, listed
 
@@ -50,15 +51,26 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     images or masks that the split file names.
     """
     rows = _read_split_file(root)
-    objects = sorted({row.object for row in rows})
-    on_disk = [name for name in objects if (root / name).is_dir()]
+    as_here = _in_form_of(path.name for path in root.iterdir())
+    objects = {row.object: as_here(row.object) for row in rows}
+    on_disk = sorted({name for name in objects.values() if (root / name).is_dir()})
     if not on_disk:
         raise SpgError(
             f"No category of {root / SPLIT_FILE} is in {root}: expected a folder "
-            f"<category>/Data/Images for at least one of {listed(objects, 12)}. Check the root."
+            f"<category>/Data/Images for at least one of "
+            f"{listed(sorted(objects), 12)}. Check the root."
         )
     wanted = [name for name in on_disk if select(name)]
-    rows = [row for row in rows if row.object in wanted]
+    walks = [walk(root / name / "Data") for name in wanted]
+    names = {relative(path, root) for walked in walks for path in walked.images}
+    as_here = _in_form_of(names)
+    rows = [
+        row.model_copy(
+            update={"object": name, "image": as_here(row.image), "mask": as_here(row.mask)}
+        )
+        for row in rows
+        if (name := objects[row.object]) in wanted
+    ]
     entries = [_entry(root, row) for row in rows if split in ("all", row.split)]
     for what, paths in (
         ("image", [entry.path for entry in entries]),
@@ -70,10 +82,8 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
                 f"{listed(missing)}. The copy of the dataset is incomplete: unpack the archive "
                 f"again, or remove the whole category's folder to leave it out."
             )
-    absent = [name for name in objects if name not in on_disk]
+    absent = sorted(name for name, here in objects.items() if here not in on_disk)
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
-    walks = [walk(root / name / "Data") for name in wanted]
-    names = {relative(path, root) for walked in walks for path in walked.images}
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
@@ -129,6 +139,12 @@ def _read_split_file(root: Path) -> list[_Row]:
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error
+
+
+def _in_form_of(names: Iterable[str]) -> Callable[[str], str]:
+    """What finds a name among those on disk, where that may be in another Unicode form."""
+    known = {composed(name): name for name in names}
+    return lambda name: known.get(composed(name), name)
 
 
 def _entry(root: Path, row: _Row) -> Entry:

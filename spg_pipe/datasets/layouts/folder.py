@@ -26,11 +26,11 @@ from spg_pipe.datasets.masks import (
     is_empty,
     mask_notes,
     normal_folders,
-    pair,
     sort_masks,
     used_masks,
 )
 from spg_pipe.datasets.names import GOOD, Place, is_normal, mask_places, place_of
+from spg_pipe.datasets.pairs import pair
 from spg_pipe.datasets.walk import SYNTHETIC_RECORD, subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed, noted
 

@@ -13,7 +13,6 @@ from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.datasets.masks import (
     mask_notes,
     normal_folders,
-    pair,
     some_not_empty,
     sort_masks,
     used_masks,
@@ -29,6 +28,7 @@ from spg_pipe.datasets.names import (
     plain,
     says_nothing,
 )
+from spg_pipe.datasets.pairs import pair
 from spg_pipe.datasets.walk import subfolders, walk
 from spg_pipe.errors import SpgError, counted, listed, noted
 

@@ -1,17 +1,38 @@
 """What can be seen in one image's tokens: how far each patch lies along the guides' direction, and
-how unlike the rest of its image it is. Two dot products a token.
+how far it is from the most similar patch elsewhere in its image.
 
-Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width.
+Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width, m coordinates.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spg_pipe.guides.layer import View
-from spg_pipe.guides.model import lengths, unit
+from spg_pipe.guides.model import detection_feature, lengths
+
+REACH = 2
+"""A patch is not compared with those up to so many rows and columns away: a defect covers several
+patches, which are alike."""
+_CELLS = 2**22
+"""Distances at once, 16 MiB of them, whatever the size of the grid."""
+
+
+class Sides(NamedTuple):
+    """What the tokens of one layer are measured by."""
+
+    directions: Mapping[View, Tensor]
+    """View → (F, D): of `patches`, and of the detection feature if there are guides for it."""
+    basis: Tensor
+    """(D, m) orthonormal columns: the span of the guides' atoms."""
+
+    def to(self, device: str | torch.device) -> "Sides":
+        """On a device."""
+        moved = {view: rows.to(device) for view, rows in self.directions.items()}
+        return Sides(moved, self.basis.to(device))
 
 
 @dataclass(frozen=True)
@@ -20,32 +41,69 @@ class Components:
 
     guides: Tensor
     """(B, F, N): x·d of every unit patch token x with each of F directions."""
-    dissimilarity: Tensor
-    """(B, N): 1 − x·m, with m the mean of the image's own unit patch tokens."""
-    image: dict[str, Tensor]
-    """(B, F) of the views `cls` and `mean_tokens`, where the guides have them; (B, 1) of
-    `dissimilarity`: 1 − ‖m‖², the mean of the patches'."""
+    self_distance: Tensor
+    """(B, N): see `self_distance`."""
+    detection: Tensor | None
+    """(B, F): the same of the unit detection feature, where the guides have a direction for it."""
 
 
-def components(tokens: Tensor, directions: Mapping[View, Tensor]) -> Components:
+def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Components:
     """Of one layer's tokens.
 
     Parameters
     ----------
     tokens : (B, 1 + N, D) float32
-    directions : dict of view → (F, D)
-        `patches`, and `cls` or `mean_tokens` where there are guides for them.
+    grid : (h, w)
+        With h·w = N.
     """
-    scale = 1 / lengths(tokens)
-    patches = tokens[:, 1:]
-    mean = (scale[:, None, 1:] @ patches)[:, 0] / patches.shape[1]
+    directions, basis = sides
+    patches, scale = tokens[:, 1:], 1 / lengths(tokens[:, 1:])[..., None]
+    # One product for the guides and the coordinates: a token is read once.
     local = directions["patches"]
-    # One product for the guides and the image's own mean: a token is read once.
-    sides = torch.cat([local.expand(len(tokens), -1, -1), mean[:, None]], dim=1)
-    products = (sides @ patches.transpose(1, 2)) * scale[:, None, 1:]
-    image = {"dissimilarity": (1 - mean.square().sum(dim=1))[:, None]}
-    if "cls" in directions:
-        image["cls"] = (tokens[:, 0] * scale[:, :1]) @ directions["cls"].t()
-    if "mean_tokens" in directions:
-        image["mean_tokens"] = unit(mean) @ directions["mean_tokens"].t()
-    return Components(products[:, :-1], 1 - products[:, -1], image)
+    products = (patches @ torch.cat([local.t(), basis], dim=1)) * scale
+    along, coordinates = products.split([len(local), basis.shape[1]], dim=2)
+    detection = None
+    for view in directions.keys() - {"patches"}:
+        feature = detection_feature(tokens, view)
+        detection = (feature / lengths(feature)[:, None]) @ directions[view].t()
+    return Components(along.transpose(1, 2), self_distance(coordinates, grid), detection)
+
+
+def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
+    """½‖x − y‖² to the nearest patch y of the same image that is not a neighbour.
+
+    For whole unit tokens this would be 1 − cosine. Neighbours are patches at most `REACH` rows and
+    columns away, fewer in a grid too small for that; a single patch has distance 0.
+
+    Parameters
+    ----------
+    coordinates : (B, N, m) float32
+        Of unit tokens in an orthonormal basis.
+    grid : (h, w)
+
+    Returns
+    -------
+    (B, N) float32, ≥ 0
+    """
+    (h, w), patches = grid, coordinates.shape[1]
+    distances = coordinates.new_zeros(coordinates.shape[:2])
+    reach = min(REACH, max(h, w) // 2 - 1)
+    if reach < 0:
+        return distances
+    half = coordinates.square().sum(dim=2) / 2
+    images = max(1, _CELLS // patches**2)
+    rows = max(1, _CELLS // (patches * w)) if images == 1 else h
+    for first in range(0, len(coordinates), images):
+        some = slice(first, first + images)
+        for top in range(0, h, rows):
+            block = slice(top * w, (top + rows) * w)
+            alike = torch.baddbmm(
+                -half[some, None], coordinates[some, block], coordinates[some].transpose(1, 2)
+            )
+            by_place = alike.unflatten(2, (h, w)).unflatten(1, (-1, w))
+            for down in range(-reach, reach + 1):
+                row = by_place.diagonal(top + down, dim1=1, dim2=3)
+                for right in range(-reach, reach + 1):
+                    row.diagonal(right, dim1=1, dim2=2).fill_(-torch.inf)
+            distances[some, block] = half[some, block] - alike.amax(dim=2)
+    return distances.clamp_min(0)

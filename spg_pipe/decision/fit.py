@@ -14,10 +14,17 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import LABEL_UNKNOWN
-from spg_pipe.decision.components import Components, components
-from spg_pipe.decision.model import MAP_TOP, Decision, Scale, Term, coarse_maps, top_mean
+from spg_pipe.decision.components import Components, Sides, components
+from spg_pipe.decision.model import (
+    MAP_TOP,
+    Decision,
+    Scale,
+    Term,
+    coarse_maps,
+    of_images,
+    top_mean,
+)
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import to_grid
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.store.reader import FeatureStore
@@ -34,7 +41,7 @@ class Measured:
     """Components of n images by m sets of guides, and what is known of the images."""
 
     layers: dict[str, Components]
-    """guides (n, m, N), dissimilarity (n, N), image (n, m) each."""
+    """guides (n, m, N), self_distance (n, N), detection (n, m)."""
     grids: dict[str, tuple[int, int]]
     labels: np.ndarray
     """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
@@ -58,7 +65,7 @@ class Measured:
         chosen = torch.from_numpy(rows)
         return {
             layer: to_grid(
-                decision.grid(layer, raw.guides[chosen, which], raw.dissimilarity[chosen]),
+                decision.grid(layer, raw.guides[chosen, which], raw.self_distance[chosen]),
                 self.grids[layer],
             )
             for layer, raw in self.layers.items()
@@ -76,8 +83,8 @@ class Measured:
         layers = {
             layer: Components(
                 raw.guides[chosen, which],
-                raw.dissimilarity[chosen],
-                {view: values[chosen, which, None] for view, values in raw.image.items()},
+                raw.self_distance[chosen],
+                None if raw.detection is None else raw.detection[chosen, which, None],
             )
             for layer, raw in self.layers.items()
         }
@@ -86,7 +93,7 @@ class Measured:
 
 def measure(
     store: FeatureStore,
-    directions: Mapping[str, Mapping[View, Tensor]],
+    sides: Mapping[str, Sides],
     judges: np.ndarray | None = None,
     *,
     device: str = "cpu",
@@ -95,24 +102,24 @@ def measure(
 
     Parameters
     ----------
-    directions : dict of layer → view → (F, D)
+    sides : dict of layer → Sides
+        With directions (F, D).
     judges : (n, m) int, optional
         Which of the F each image is judged by. Default: all.
     """
-    sides = {
-        layer: {view: rows.to(device) for view, rows in views.items()}
-        for layer, views in directions.items()
-    }
-    parts: dict[str, list[Components]] = {layer: [] for layer in directions}
+    moved = {layer: each.to(device) for layer, each in sides.items()}
+    grids = {layer: store.spec.layers[layer].grid for layer in sides}
+    parts: dict[str, list[Components]] = {layer: [] for layer in sides}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
             chosen = None if judges is None else torch.from_numpy(judges[images]).to(device)
-            for layer, views in sides.items():
-                parts[layer].append(_picked(components(tokens[layer], views), chosen))
+            for layer, each in moved.items():
+                raw = components(tokens[layer], each, grids[layer])
+                parts[layer].append(_picked(raw, chosen))
     categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
     return Measured(
         {layer: _joined(each) for layer, each in parts.items()},
-        {layer: store.spec.layers[layer].grid for layer in directions},
+        grids,
         store.array("label").astype(np.int64),
         categories,
         store.image_size,
@@ -127,17 +134,16 @@ def _picked(raw: Components, chosen: Tensor | None) -> Components:
             values = values[torch.arange(len(values), device=values.device)[:, None], chosen]
         return values.cpu()
 
-    guides = pick(raw.guides)
-    image = {view: pick(v) for view, v in raw.image.items() if view != "dissimilarity"}
-    alike = raw.image["dissimilarity"].cpu().expand(guides.shape[:2])
-    return Components(guides, raw.dissimilarity.cpu(), {"dissimilarity": alike, **image})
+    detection = None if raw.detection is None else pick(raw.detection)
+    return Components(pick(raw.guides), raw.self_distance.cpu(), detection)
 
 
 def _joined(parts: Sequence[Components]) -> Components:
+    detections = [part.detection for part in parts if part.detection is not None]
     return Components(
         torch.cat([part.guides for part in parts]),
-        torch.cat([part.dissimilarity for part in parts]),
-        {view: torch.cat([part.image[view] for part in parts]) for view in parts[0].image},
+        torch.cat([part.self_distance for part in parts]),
+        torch.cat(detections) if len(detections) == len(parts) else None,
     )
 
 
@@ -151,7 +157,7 @@ class Fit(NamedTuple):
 
 def fit_decision(
     store: FeatureStore,
-    directions: Mapping[str, Mapping[View, Tensor]],
+    sides: Mapping[str, Sides],
     folds: np.ndarray | None,
     params: DecisionParams,
     *,
@@ -163,15 +169,16 @@ def fit_decision(
     ----------
     store : FeatureStore
         The auxiliary set.
-    directions : dict of layer → view → (1 + folds, D)
-        Row 0: the final guides'. Row 1 + f: those made without the images of fold f.
+    sides : dict of layer → Sides
+        With directions (1 + folds, D). Row 0: the final guides'. Row 1 + f: those made without the
+        images of fold f. The basis is the final guides' for all.
     folds : (n,) int, optional
         Each image's fold; without it row 0 judges every image, also those it was made from.
     """
     judges = np.zeros((len(store), 2), np.int64)
     if folds is not None:
         judges[:, 1] = folds + 1
-    return fit_measured(measure(store, directions, judges, device=device), params, honest=1)
+    return fit_measured(measure(store, sides, judges, device=device), params, honest=1)
 
 
 def fit_measured(
@@ -196,7 +203,7 @@ def fit_measured(
     chosen = judged if judged.any() else among
     rows = np.flatnonzero(chosen)
     scales = {
-        layer: _scales(raw, final, measured.categories, among, chosen)
+        layer: _scales(raw, final, measured.categories, among, chosen, params.top_share)
         for layer, raw in measured.layers.items()
     }
     start = Decision(
@@ -213,7 +220,7 @@ def fit_measured(
     if not prior:
         raise SpgError(
             f"The guides have nothing for the image components {', '.join(asked)}, so no image "
-            "could be scored. Give decision.image.map_top or decision.image.dissimilarity a weight."
+            "could be scored. Give decision.image.map_top or decision.image.self_distance a weight."
         )
     means = {name: _scale(by_final[name]) for name in prior}
     bias, fitted = 0.0, np.array(list(prior.values()))
@@ -276,10 +283,15 @@ def fit_weights(
 
 
 def _scales(
-    raw: Components, which: int, categories: np.ndarray, among: np.ndarray, chosen: np.ndarray
+    raw: Components,
+    which: int,
+    categories: np.ndarray,
+    among: np.ndarray,
+    chosen: np.ndarray,
+    share: float,
 ) -> dict[str, Scale]:
     """Of patches: each category's mean and deviation, averaged. Of images: over `chosen`."""
-    patches = {"guides": raw.guides[:, which], "dissimilarity": raw.dissimilarity}
+    patches = {"guides": raw.guides[:, which], "self_distance": raw.self_distance}
     scales = {}
     for name, values in patches.items():
         each = [
@@ -287,8 +299,9 @@ def _scales(
             for category in np.unique(categories[among])
         ]
         scales[name] = Scale(*(float(np.mean(column)) for column in zip(*each, strict=True)))
-    for view, image in raw.image.items():
-        scales[f"image_{view}"] = _scale(image[torch.from_numpy(chosen), which].numpy())
+    for name, image in of_images(raw, share).items():
+        column = which if name == "detection" else 0
+        scales[f"image_{name}"] = _scale(image[chosen, column])
     return scales
 
 

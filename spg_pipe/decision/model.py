@@ -44,20 +44,20 @@ class Decision(Record):
     map_weights: MapWeights
     """Weights of the standardised components of a patch."""
     scales: dict[LayerName, dict[Name, Scale]]
-    """Layer → component → scale; patches: as in `map_weights`; images: `image_` + view."""
+    """Layer → component → scale; patches: as in `map_weights`; images: `image_` + component."""
     terms: dict[Name, Term]
     """Image component → its term. Those of weight 0 are left out."""
     bias: Figure
     top_share: Annotated[float, Field(gt=0, le=1)]
-    """Share of a map's pixels, the highest, that `map_top` is the mean of."""
+    """Share of a map, the highest, that `map_top` and `self_distance` are the means of."""
 
-    def grid(self, layer: str, guides: Tensor, dissimilarity: Tensor) -> Tensor:
+    def grid(self, layer: str, guides: Tensor, self_distance: Tensor) -> Tensor:
         """Log odds of a layer's patches, from raw values of one shape."""
         total = guides.new_zeros(guides.shape)
         weights = self.map_weights
         for part, weight, values in (
             ("guides", weights.guides, guides),
-            ("dissimilarity", weights.dissimilarity, dissimilarity),
+            ("self_distance", weights.self_distance, self_distance),
         ):
             if weight:
                 scale = self.scales[layer][part]
@@ -74,12 +74,11 @@ class Decision(Record):
         """
         values: dict[str, list[np.ndarray]] = {}
         for layer, parts in layers:
-            for view, raw in parts.image.items():
-                scale = self.scales[layer].get(f"image_{view}")
+            for name, raw in of_images(parts, self.top_share).items():
+                scale = self.scales[layer].get(f"image_{name}")
                 if scale is not None:
-                    standard = (raw[:, 0].double().cpu().numpy() - scale.mean) / scale.deviation
-                    values.setdefault(view, []).append(standard)
-        return {view: np.mean(each, axis=0) for view, each in values.items()}
+                    values.setdefault(name, []).append((raw[:, 0] - scale.mean) / scale.deviation)
+        return {name: np.mean(each, axis=0) for name, each in values.items()}
 
     def shares(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What each component (B,) adds to the image score."""
@@ -89,6 +88,18 @@ class Decision(Record):
         }
 
 
+def of_images(raw: Components, share: float) -> dict[str, np.ndarray]:
+    """Image components of one layer that need no map, as they are, (B, F) float64 each.
+
+    `self_distance` (B, 1): mean of the highest share of the patches. `detection`: where the guides
+    have it.
+    """
+    values = {"self_distance": top_mean(raw.self_distance.cpu().numpy(), share)[:, None]}
+    if raw.detection is not None:
+        values["detection"] = raw.detection.cpu().numpy()
+    return {name: value.astype(np.float64) for name, value in values.items()}
+
+
 def coarse_maps(grids: Mapping[str, Tensor], size: int) -> np.ndarray:
     """Blurred maps at a `COARSE`th of S, (B, S/4, S/4), of layer → (B, h, w)."""
     side = max(1, size // COARSE)
@@ -96,7 +107,7 @@ def coarse_maps(grids: Mapping[str, Tensor], size: int) -> np.ndarray:
 
 
 def top_mean(maps: np.ndarray, share: float) -> np.ndarray:
-    """Mean (B,) of the ⌊share·pixels⌋ highest pixels of maps (B, H, W), at least one."""
+    """Mean (B,) of the ⌊share·pixels⌋ highest pixels of maps (B, …), at least one."""
     flat = maps.reshape(len(maps), -1)
     count = max(1, int(share * flat.shape[1]))
     return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)

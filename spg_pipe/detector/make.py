@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.artefacts.files import versions
+from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import fit_decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.model import Detector
@@ -16,7 +17,7 @@ from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrig
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import FOLDS, ClassSums, class_sums, direction, match
 from spg_pipe.guides.kinds import ContrastGuides, Guides, guides_of
-from spg_pipe.guides.layer import VIEWS, LayerGuides, SignedAtoms, View
+from spg_pipe.guides.layer import LayerGuides, SignedAtoms, View
 from spg_pipe.guides.trained.train import (
     GuideFit,
     GuideRun,
@@ -78,7 +79,7 @@ class DetectorPlan:
     @property
     def stream(self) -> tuple[int | str, ...]:
         """Plans with the same value are made in one pass over the store."""
-        return self.run.stream if self.run else (self.guides.kind,)
+        return self.run.stream if self.run else (self.guides.kind, self.method.detection)
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class _Made:
 
     layers: dict[str, LayerGuides]
     curve: Curve
-    directions: dict[str, dict[View, Tensor]]
-    """Layer → view → (1, D), or with folds (1 + FOLDS, D)."""
+    sides: dict[str, Sides]
+    """By layer; directions (1, D), or with folds (1 + FOLDS, D)."""
 
 
 def make_detector(
@@ -150,7 +151,7 @@ def make_detectors(
     for plan, guides in zip(plans, made, strict=True):
         rule: Rule = Published(image_score=plan.score.image_score)
         if plan.score.rule == "additive":
-            fit = fit_decision(store, guides.directions, folds, plan.decision, device=device)
+            fit = fit_decision(store, guides.sides, folds, plan.decision, device=device)
             if say:
                 for note in fit.notes:
                     say(note)
@@ -176,8 +177,11 @@ def _trained(fit: GuideFit, plan: DetectorPlan) -> _Made:
         for name, trainer in fit.trainers.items()
     }
     _require_guides(layers)
-    directions = {name: guides.directions(as_cosines=True) for name, guides in layers.items()}
-    return _Made(layers, fit.curve, directions)
+    sides = {
+        name: Sides(guides.directions(as_cosines=True), guides.basis)
+        for name, guides in layers.items()
+    }
+    return _Made(layers, fit.curve, sides)
 
 
 def _contrast(
@@ -188,7 +192,7 @@ def _contrast(
         check_sae(store, plan.saes)
     check_images(store)
     told = (lambda done, total: progress(done, total, None)) if progress else None
-    sums = class_sums(store, device, told)
+    sums = class_sums(store, plans[0].method.detection, device, told)
     made = [
         _contrast_guides(store, plan.saes, plan.guides.atoms, sums)
         for plan in plans
@@ -199,13 +203,13 @@ def _contrast(
 
 def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> _Made:
     layers: dict[str, LayerGuides] = {}
-    directions: dict[str, dict[View, Tensor]] = {}
+    sides: dict[str, Sides] = {}
     choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
     for layer, shape in store.spec.layers.items():
         table, dead = saes.layers[layer].atoms.detach().cpu(), saes.dead[layer]
         pairs: dict[View, SignedAtoms] = {}
-        directions[layer] = {}
-        for view in VIEWS:
+        directions: dict[View, Tensor] = {}
+        for view in sums.views:
             final, *without_fold = [
                 match(direction(sums, layer, view, chosen), table, dead, atoms)
                 for chosen in choices
@@ -214,7 +218,7 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
                 pairs[view] = final
                 # Without a fold a class may be missing: its images are then judged by all.
                 rows = [(pair or final).side(table) for pair in (final, *without_fold)]
-                directions[layer][view] = torch.stack(rows)
+                directions[view] = torch.stack(rows)
         if "patches" not in pairs or not bool(pairs["patches"].codes.any()):
             raise SpgError(
                 f"{store.path}, layer {layer}: no category has patches with and without a defect, "
@@ -222,7 +226,8 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
                 "auxiliary set whose defects leave some of the image free."
             )
         layers[layer] = LayerGuides.of_contrast(pairs, table, shape.grid)
-    return _Made(layers, [], directions)
+        sides[layer] = Sides(directions, layers[layer].basis)
+    return _Made(layers, [], sides)
 
 
 def _record(

@@ -17,7 +17,7 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.decision.components import components
+from spg_pipe.decision.components import Sides, components
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
@@ -122,14 +122,12 @@ class Detector:
         patches, parts = {}, []
         for key, batch in tokens.items():
             guides = self._guides(key, batch)
-            directions = {
-                view: direction.to(batch.device)
-                for view, direction in guides.directions(as_cosines=not self.contrast).items()
-            }
-            raw = components(batch, directions)
+            sides = Sides(guides.directions(as_cosines=not self.contrast), guides.basis)
+            grid = grids[key] if grids else guides.grid
+            raw = components(batch, sides.to(batch.device), grid)
             parts.append((key.layer, raw))
-            values = decision.grid(key.layer, raw.guides[:, 0], raw.dissimilarity)
-            patches[key] = to_grid(values, grids[key] if grids else guides.grid)
+            values = decision.grid(key.layer, raw.guides[:, 0], raw.self_distance)
+            patches[key] = to_grid(values, grid)
         return patches, decision.image_values(parts)
 
     def probabilities(

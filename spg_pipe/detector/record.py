@@ -66,7 +66,7 @@ class DetectorRecord(Record):
     """config.json of a detector."""
 
     kind: Literal["detector"] = "detector"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     layers: dict[LayerName, tuple[Size, Size]]
     """Layer → patch grid that its guides were made on."""
     seed: Seed
@@ -114,7 +114,7 @@ class ScoresRecord(Record):
     """config.json of a scores folder."""
 
     kind: Literal["scores"] = "scores"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     dataset: Name
     split: Name
     selection: Selection | None

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.guides.layer import SignedAtoms, View
-from spg_pipe.guides.model import unit
+from spg_pipe.guides.model import detection_feature, unit
+from spg_pipe.recipe.params import Detection
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
 
@@ -42,10 +43,8 @@ class LayerSums:
     defect's share of its area."""
     counts: Tensor
     """(n, 2) float32: sums of their weights."""
-    cls: Tensor
-    """(n, D) float32."""
-    mean_tokens: Tensor
-    """(n, D) float32: mean of the patches, scaled to unit length."""
+    detection: Tensor
+    """(n, D) float32: the images' detection features."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class ClassSums:
     """Sums of every layer, and which images belong together."""
 
     layers: dict[str, LayerSums]
+    detection: Detection
+    """Which feature of an image its layers hold."""
     categories: np.ndarray
     """(n,) int: number of each image's category."""
     labels: np.ndarray
@@ -61,9 +62,17 @@ class ClassSums:
     """(n,) int in 0 … FOLDS − 1: kinds of defects, or the images that defects were painted on, are
     spread over all folds."""
 
+    @property
+    def views(self) -> tuple[View, View]:
+        """What can have guides."""
+        return "patches", self.detection
+
 
 def class_sums(
-    store: FeatureStore, device: str = "cpu", progress: Progress | None = None
+    store: FeatureStore,
+    detection: Detection = "cls",
+    device: str = "cpu",
+    progress: Progress | None = None,
 ) -> ClassSums:
     """One pass over a labelled store.
 
@@ -71,6 +80,8 @@ def class_sums(
 
     Parameters
     ----------
+    detection : "cls" | "mean_tokens"
+        The images' feature, see `detection_feature`.
     progress : callable (images done, images in all), optional
     """
     labels = store.array("label").astype(np.int64)
@@ -83,7 +94,7 @@ def class_sums(
             known = torch.from_numpy(np.isin(images, taught)).to(device)
             for layer, values in tokens.items():
                 share = F.adaptive_avg_pool2d(masks, grids[layer]).flatten(1)
-                parts[layer].append(_sums(values, share, known))
+                parts[layer].append(_sums(values, share, known, detection))
             if progress:
                 progress(int(images[-1]) + 1, len(store))
     layers = {
@@ -91,18 +102,17 @@ def class_sums(
         for layer, found in parts.items()
     }
     categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
-    return ClassSums(layers, categories, labels, _folds(store))
+    return ClassSums(layers, detection, categories, labels, _folds(store))
 
 
-def _sums(tokens: Tensor, share: Tensor, known: Tensor) -> tuple[Tensor, ...]:
+def _sums(tokens: Tensor, share: Tensor, known: Tensor, detection: Detection) -> tuple[Tensor, ...]:
     """A batch's rows of `LayerSums`, of tokens (B, 1 + N, D) and shares (B, N) of defects."""
     scale = 1 / tokens.norm(dim=-1).clamp_min(1e-8)
     # A patch that is partly defective is neither normal nor wholly anomalous.
     normal = ((share == 0) & known[:, None]).float()
-    weights = torch.stack([normal, share * known[:, None], torch.ones_like(share)], 1)
+    weights = torch.stack([normal, share * known[:, None]], 1)
     sums = (weights * scale[:, None, 1:]) @ tokens[:, 1:]
-    cls = tokens[:, 0] * scale[:, :1]
-    return sums[:, :2], weights[:, :2].sum(2), cls, unit(sums[:, 2])
+    return sums, weights.sum(2), unit(detection_feature(tokens, detection))
 
 
 def _folds(store: FeatureStore) -> np.ndarray:
@@ -128,7 +138,7 @@ def direction(
 
     Parameters
     ----------
-    view : one of `VIEWS`
+    view : one of the sums' `views`
     chosen : (n,) bool, optional
         The images to learn from. Default: all.
 
@@ -160,8 +170,7 @@ def _mean(
         total = values.patches[chosen, int(anomalous)].double().sum(0)
         return total / count if count > 0 else None
     rows = rows & (sums.labels == int(anomalous))
-    images: Tensor = getattr(values, view)
-    return images[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
+    return values.detection[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
 
 
 def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:

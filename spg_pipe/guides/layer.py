@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,6 +56,11 @@ class LayerGuides:
     """(M, D) their dictionary rows."""
     grid: tuple[int, int]
     """Patch grid that the guides were made on; scoring accepts any."""
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """(D, m) orthonormal columns: the span of the atoms, m = min(M, D)."""
+        return torch.linalg.qr(self.atoms.t())[0]
 
     @classmethod
     def of_codes(

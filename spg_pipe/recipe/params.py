@@ -122,8 +122,8 @@ class MapWeights(Section):
     """Weights of a patch's standardised components; 0 switches one off."""
 
     guides: Weight = 1.0
-    dissimilarity: Weight = 0.25
-    """How unlike the mean patch of its own image a patch is."""
+    self_distance: Weight = 0.25
+    """How far the most similar patch elsewhere in the image is."""
 
 
 class ImageWeights(Section):
@@ -131,12 +131,10 @@ class ImageWeights(Section):
 
     map_top: Weight = 1.0
     """The highest share of the map."""
-    cls: Weight = 1.0
-    """The CLS token along the direction of its own guides."""
-    mean_tokens: Weight = 1.0
-    """The mean patch token along the direction of its own guides (`guides.kind: contrast`)."""
-    dissimilarity: Weight = 0.5
-    """How unlike each other the image's patches are."""
+    detection: Weight = 1.0
+    """The feature `method.detection` along the direction of its own guides."""
+    self_distance: Weight = 1.0
+    """The highest share of the patches' self-distances."""
 
 
 class DecisionParams(Section):
@@ -145,7 +143,7 @@ class DecisionParams(Section):
     map: MapWeights = MapWeights()
     image: ImageWeights = ImageWeights()
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Share of the map's pixels that `map_top` is the mean of."""
+    """Share of a map, the highest, that the components of an image are the means of."""
 
     @model_validator(mode="after")
     def _something(self) -> "DecisionParams":

@@ -131,13 +131,16 @@ def _judge(
 ) -> Judged:
     """Of every setting, means over seeds; `saes` are setting by setting, seed by seed."""
     load, device, by_seed = cache(SaeRun.load), choose_device(run.device), []
+    detection = run.params.method.detection
     for seed, paths in zip(run.params.seeds, zip(*saes, strict=True), strict=True):
         candidates = [
             Candidate(load(path), each.run.params.guides.atoms, each.run.params.decision)
             for path, each in zip(paths, settings, strict=True)
         ]
         with run.console.progress(f"choose {aux} seed {seed}", "parts") as update:
-            by_seed.append(judge_candidates(store, candidates, device=device, progress=update))
+            by_seed.append(
+                judge_candidates(store, candidates, detection, device=device, progress=update)
+            )
     return {part: known_mean([judged[part] for judged in by_seed]) for part in by_seed[0]}
 
 

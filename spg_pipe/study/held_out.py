@@ -2,7 +2,7 @@
 
 No target is looked at. Each part in turn is judged by guides, scales and weights made from the
 others; a part is a set of a union, a category, a kind of defect, or else a fold. One pass over the
-store serves all candidates.
+store serves all candidates that share a dictionary and a number of atoms.
 """
 
 import math
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import Measured, fit_measured, measure
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match
-from spg_pipe.guides.layer import VIEWS, View
+from spg_pipe.guides.layer import LayerGuides, SignedAtoms, View
 from spg_pipe.metrics import Regions, accumulate, image_metrics
-from spg_pipe.recipe.params import DecisionParams
+from spg_pipe.recipe.params import DecisionParams, Detection
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
@@ -109,11 +110,13 @@ def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray
 def judge_candidates(
     store: FeatureStore,
     candidates: Sequence[Candidate],
+    detection: Detection,
     *,
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Judged:
-    """Judge every candidate on every held-out part; one pass over the store serves all.
+    """Judge every candidate on every held-out part; one pass over the
+    store serves all of one dictionary and number of atoms.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
     to do. `progress` is told how many parts of all are done.
@@ -123,42 +126,24 @@ def judge_candidates(
     SpgError
         If the set cannot be parted, or without a part nothing is left to learn from.
     """
-    sums = class_sums(store, device)
+    sums = class_sums(store, detection, device)
     parts = held_out_parts(store, sums)
     makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
-    made = {
-        (*key, part): _directions(store, maker, sums, ~rows, part)
-        for key, maker in makers.items()
-        for part, rows in parts.items()
-    }
-    # A view that one of them lacks keeps its place, and is not used.
-    directions = {
-        layer: {view: torch.stack([each[layer][view] for each in made.values()]) for view in VIEWS}
-        for layer in store.layers
-    }
-    measured = measure(store, directions, device=device)
-    regions, places, judged = _coarse_masks(store), list(made), Judged()
-    for number, (part, rows) in enumerate(parts.items(), 1):
+    sides = {key: _sides(store, maker, sums, parts) for key, maker in makers.items()}
+    measured = {key: measure(store, each, device=device) for key, each in sides.items()}
+    regions, judged = _coarse_masks(store), Judged()
+    for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:
-            key = (id(candidate.saes), candidate.atoms, part)
-            which = places.index(key)
-            params = _without_lacking(candidate.decision, made[key])
-            fit = fit_measured(measured, params, final=which, honest=which, among=~rows)
-            figures.append(_judge(measured, regions, fit.decision, which, rows))
+            key, params = (id(candidate.saes), candidate.atoms), candidate.decision
+            if not any(bool(by.directions[detection][which].any()) for by in sides[key].values()):
+                image = params.image.model_copy(update={"detection": 0.0})
+                params = params.model_copy(update={"image": image})
+            fit = fit_measured(measured[key], params, final=which, honest=which, among=~rows)
+            figures.append(_judge(measured[key], regions, fit.decision, which, rows))
         judged[part] = np.stack(figures)
-        progress(number, len(parts))
+        progress(which + 1, len(parts))
     return judged
-
-
-def _without_lacking(
-    params: DecisionParams, directions: Mapping[str, Mapping[View, Tensor]]
-) -> DecisionParams:
-    """No weight on image components whose views no layer has."""
-    layers = directions.values()
-    lacking = [view for view in VIEWS if not any(bool(by[view].any()) for by in layers)]
-    image = params.image.model_copy(update={str(view): 0.0 for view in lacking})
-    return params.model_copy(update={"image": image})
 
 
 def _judge(
@@ -189,24 +174,37 @@ def _judge(
     return known_mean(figures)
 
 
-def _directions(
-    store: FeatureStore, maker: Candidate, sums: ClassSums, chosen: np.ndarray, part: str
-) -> dict[str, dict[View, Tensor]]:
-    """Layer → view → (D,) made from the chosen images; zeros where they lack a class."""
-    directions: dict[str, dict[View, Tensor]] = {}
-    for layer in store.layers:
+def _sides(
+    store: FeatureStore, maker: Candidate, sums: ClassSums, parts: Mapping[str, np.ndarray]
+) -> dict[str, Sides]:
+    """By layer, a direction (parts, D) made without each part; zeros where a class is missing.
+
+    The basis is that of guides made from all: its atoms know the labels of the part, but a patch's
+    distance to others of its image hardly depends on which atoms they are.
+    """
+    sides = {}
+    for layer, shape in store.spec.layers.items():
         atoms, dead = maker.saes.layers[layer].atoms.detach().cpu(), maker.saes.dead[layer]
-        directions[layer] = {}
-        for view in VIEWS:
-            pair = match(direction(sums, layer, view, chosen), atoms, dead, maker.atoms)
-            zeros = torch.zeros(atoms.shape[1])
-            directions[layer][view] = zeros if pair is None else pair.side(atoms)
-        if not bool(directions[layer]["patches"].any()):
-            raise SpgError(
-                f"{store.path}: without {part} no category has patches with and without a defect, "
-                "so nothing can be chosen on it. Add another auxiliary category."
-            )
-    return directions
+        pairs: dict[View, SignedAtoms] = {}
+        directions: dict[View, Tensor] = {}
+        for view in sums.views:
+            everything, *without = [
+                match(direction(sums, layer, view, chosen), atoms, dead, maker.atoms)
+                for chosen in (None, *(~rows for rows in parts.values()))
+            ]
+            if everything is not None:
+                pairs[view] = everything
+            none = atoms.new_zeros(atoms.shape[1])
+            rows = [none if pair is None else pair.side(atoms) for pair in without]
+            directions[view] = torch.stack(rows)
+        for part, row in zip(parts, directions["patches"], strict=True):
+            if not bool(row.any()):
+                raise SpgError(
+                    f"{store.path}: without {part} no category has patches with and without a "
+                    "defect, so nothing can be chosen on it. Add another auxiliary category."
+                )
+        sides[layer] = Sides(directions, LayerGuides.of_contrast(pairs, atoms, shape.grid).basis)
+    return sides
 
 
 def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:

@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size
+from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size, inside
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
-from spg_pipe.datasets.walk import inside
 
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"

@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def _accelerator() -> dict[str, str]:
-    """The GPU's name, and its driver if the extra `gpu` is installed; empty without CUDA."""
+    """The GPU's name, and its driver where the extra `gpu` can read it; empty without CUDA."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}
@@ -41,8 +41,9 @@ def _accelerator() -> dict[str, str]:
     if importlib.util.find_spec("pynvml"):
         import pynvml
 
-        pynvml.nvmlInit()
-        found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
+        with suppress(pynvml.NVMLError):  # on ROCm and in some containers its library is missing
+            pynvml.nvmlInit()
+            found["driver"] = pynvml.nvmlSystemGetDriverVersion()
     return found
 
 

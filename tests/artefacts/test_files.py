@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -211,6 +212,21 @@ def test_a_fingerprint_is_the_same_on_every_machine() -> None:
 
 def test_the_versions_are_of_what_can_move_a_number() -> None:
     assert {"spg-pipe", "torch", "timm", "zarr", "numpy", "scipy", "pillow"} <= set(versions())
+
+
+def test_a_gpu_is_named_and_its_driver_where_nvml_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pynvml = pytest.importorskip("pynvml", reason="the extra `gpu` is not installed")
+
+    def no_library() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "535.161")
+    for start, driver in ((lambda: None, "535.161"), (no_library, None)):
+        monkeypatch.setattr(pynvml, "nvmlInit", start)
+        said = versions()
+        assert (said["gpu"], said.get("driver")) == ("H200", driver)
 
 
 def test_a_hash_goes_before_the_extension() -> None:

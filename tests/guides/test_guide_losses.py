@@ -45,8 +45,10 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     images: int, side: int, zoom: int, seed: int, normal_only: bool
 ) -> None:
     size = side * zoom
-    tokens = random(images, 1 + side * side, 6, seed=seed)
-    atoms = F.normalize(random(10, 6, seed=seed + 1), dim=1)
+    # 32 dimensions keep cosines off ±1, where the log of a saturated map multiplies the rounding of
+    # float32 interpolation weights, in the literal losses and, by PyTorch's release, in ours.
+    tokens = random(images, 1 + side * side, 32, seed=seed)
+    atoms = F.normalize(random(10, 32, seed=seed + 1), dim=1)
     codes = 0.1 + 0.1 * random(4, 10, seed=seed + 2)
     dead = probabilities(10, seed=seed + 3) < 0.3
     labels = (probabilities(images, seed=seed + 4) < (0 if normal_only else 0.5)).long()
@@ -59,9 +61,9 @@ def test_all_losses_and_their_gradient_equal_the_literal_ones(
     leaf = codes.clone().requires_grad_()
     literal = literal_losses(leaf, dead, atoms, tokens, labels, masks.float(), (side, side))
     for mine, theirs in zip(ours, (sum(literal), *literal), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=4e-6, rtol=4e-6)
+        torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=2e-6)
     gradient = torch.autograd.grad(sum(literal), leaf)[0]
-    tolerance = 4e-6 * max(1.0, float(gradient.abs().max()))
+    tolerance = 1e-5 * max(1.0, float(gradient.abs().max()))
     mine = torch.autograd.grad(ours.total, trainer.codes)[0]
     torch.testing.assert_close(mine, gradient, atol=tolerance, rtol=0)
 

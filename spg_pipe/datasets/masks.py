@@ -1,43 +1,38 @@
-"""Which image files are masks, and whose: by the ways in which people keep them.
+"""Which image files are masks: by the ways in which people keep them.
 
 - A folder of masks: `mask`, `ground_truth`, `GT`, `labels`, … at any depth.
 - A mark at the name of an image beside it: `x_mask`, `x_GT`, `x_label`, `mask_x`, …
-- The name of an image beside it with another ending, where one of the two looks like a mask.
+- The name of an image beside it with another ending or one more word (`x_scratch`), where it looks
+  like a mask and the image does not; or a name such as `mask` alone beside one image.
 - A word that may mean something else (`label/`, `x_seg`) counts where the picture looks like one.
-- It belongs to the image of its name in the folder of its name. Folders that only say what is in
-  them (`images`, `train`) do not matter. Masks in a folder that is named like the image are one.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from spg_pipe.datasets.names import (
     GOOD,
-    MASK_WORD,
     Place,
-    class_in,
     composed,
+    form,
+    image_names,
     is_mask_folder,
+    is_mask_word,
     is_normal,
+    known_as,
+    mark_of,
     may_hold_masks,
     plain,
+    shorter,
 )
-from spg_pipe.datasets.walk import noted
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import noted
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask
 
-_WORD = rf"(?P<word>{MASK_WORD})"
-_SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
-_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _UNLIKE = "not like a mask to look at"
 _Item = TypeVar("_Item")
 _Seen = TypeVar("_Seen")
@@ -66,7 +61,7 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     products = _products(root, files)
     at: dict[str, set[Path]] = defaultdict(set)
     for file in files:
-        for stem in {_form(file.stem), _IMAGE.sub("", _form(file.stem))}:
+        for stem in known_as(file):
             at[stem].add(file.parent)
     masks: dict[Path, str] = {}
     unlike: dict[str, list[Path]] = defaultdict(list)
@@ -94,6 +89,7 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
         for why, some in unlike.items()
         for note in noted(some, "image", f"{why}, taken for images", root)
     ]
+    by_ending |= _by_longer_names([f for f in files if f not in masks and f not in by_ending])
     rules = masks | by_ending
     images = [file for file in files if file not in rules]
     return Sorting(
@@ -109,53 +105,6 @@ def mask_notes(
     for mask in sorted(masks):
         by_rule[rules[mask]].append(mask)
     return [n for rule, some in by_rule.items() for n in noted(some, "mask", what + rule, root)]
-
-
-def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) -> dict[Path, Path]:
-    """Image → its mask, or the folder of its masks, by name; images without one are left out.
-
-    Both are given with their places; folders above `root` say nothing.
-
-    SpgError if two images fit one mask, or two masks that are not in a folder of their own one
-    image.
-    """
-    at: dict[tuple[Place, str], list[Path]] = defaultdict(list)
-    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    named: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
-    for image, place in images.items():
-        folders, name = tuple(map(_form, place)), _form(image.stem)
-        at[folders, name].append(image)
-        beside[image.parent, name].append(image)
-        for known in {name, _IMAGE.sub("", name)}:  # image_1 may have mask_1
-            named[known].append((folders, image))
-    pairs: dict[Path, Path] = {}
-    places = {folders for folders, _ in at}
-    classes = {class_in(part) for place in images.values() for part in place} - {""}
-    for mask, place in masks.items():
-        holds = {*mask.relative_to(root).parts[:-1]} - {*place}
-        kinds = classes & {class_in(part) for part in holds if may_hold_masks(part)}
-        for name, folders, chosen in _addresses(mask, tuple(map(_form, place))):
-            form = _form(name)
-            if chosen != mask and (*folders, form) in places:
-                continue  # a class with masks, not an image with parts of its mask
-            same = beside.get((mask.parent, form)) if chosen == mask else None
-            owners = same or at.get((folders, form)) or []
-            owners = _called(name, owners or _elsewhere(named.get(form, ()), folders, kinds))
-            if len(owners) > 1:
-                raise SpgError(
-                    f"The images {owners[0]} and {owners[1]} share one name, so it is unclear "
-                    f"whose mask {mask} is. Rename one of them (and its mask)."
-                )
-            given = pairs.setdefault(owners[0], chosen) if owners else chosen
-            if given != chosen and not _alike(given, chosen):
-                together = mask.parent / "masks" / owners[0].stem
-                raise SpgError(
-                    f"Several masks fit the image {owners[0]}: {pairs[owners[0]]}, {chosen}. Keep "
-                    f"one of them; or, if each shows a part, move them into a folder {together}."
-                )
-            if owners:
-                break
-    return pairs
 
 
 def used_masks(masks: Collection[Path], given: Collection[Path]) -> set[Path]:
@@ -191,10 +140,6 @@ def is_empty(mask: Path) -> bool:
         return False
 
 
-def _form(name: str) -> str:
-    return composed(name).casefold()
-
-
 def _each(items: Sequence[_Item], see: Callable[[_Item], _Seen]) -> list[_Seen]:
     """What `see` says of each item; where it says one thing of the first few, of all."""
     some = [see(item) for item in items[:_SOME]]
@@ -205,7 +150,7 @@ def _each(items: Sequence[_Item], see: Callable[[_Item], _Seen]) -> list[_Seen]:
 def _products(root: Path, files: Sequence[Path]) -> set[Place]:
     """Folders below `root` that are named like masks, but hold photographs of normal images."""
     firsts: dict[Place, Path] = {}
-    for file in (file for file in files if not _mark(file)):
+    for file in (file for file in files if not mark_of(file.stem)):
         parts = file.relative_to(root).parts[:-1]
         above = next((i for i, part in enumerate(parts) if is_normal(part)), 0)
         for i, part in enumerate(parts[:above]):
@@ -227,25 +172,22 @@ def _holders(root: Path, file: Path, products: Collection[Place]) -> list[str]:
 
 def _is_named_elsewhere(file: Path, folder: Path, at: Mapping[str, set[Path]]) -> bool:
     """Whether an image in another folder may be a mask's, by its name."""
-    names = {folder.name, *(name for name, *_ in _addresses(file, ()))}
-    return any(at.get(_form(name), set()) - {folder} for name in names)
-
-
-def _mark(file: Path) -> re.Match[str] | None:
-    """What in a file's name says that it is a mask, and the rest of the name."""
-    return _SUFFIX.fullmatch(file.stem) or _PREFIX.fullmatch(file.stem)
+    names = {folder.name, *image_names(file.stem)}
+    return any(at.get(form(name), set()) - {folder} for name in names)
 
 
 def _rule(file: Path, folders: Sequence[str], at: Mapping[str, set[Path]]) -> tuple[str, bool]:
     """The rule by which a file's name makes it a mask, and whether that is sure; or nothing."""
     marked, sure = "", False
-    if mark := _mark(file):
+    if mark := mark_of(file.stem):
         sure = is_mask_folder(mark["word"]) or mark["word"].lower() == "gt"
         marked = f"by the {'suffix' if mark.start('mark') else 'prefix'} {mark['mark']}"
     if folders:
         also = marked.replace("by ", " and ", 1)
         return f"by the folder {folders[0]}/{also}", sure or any(map(is_mask_folder, folders))
-    if mark and file.parent in at.get(_form(mark["stem"]), ()):
+    if is_mask_word(file.stem):
+        return f"by the name {file.stem}", False
+    if mark and file.parent in at.get(form(mark["stem"]), ()):
         return marked, sure
     return (f"{marked} alone", False) if sure else ("", False)
 
@@ -257,7 +199,7 @@ def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
     """
     same: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        same[_form(image.stem)].append(image)
+        same[form(image.stem)].append(image)
     small: dict[Path, Path] = {}
     for files in (files for files in same.values() if len(files) > 1):
         sizes = {file: file.stat().st_size for file in files}
@@ -283,20 +225,34 @@ def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:
     return masks, unclear
 
 
+def _by_longer_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Masks that are called like the image beside them and one more word: `7_scratch.png`."""
+    named = {(file.parent, form(file.stem)): file for file in files}
+    alike: dict[tuple[Path, str], list[list[Path]]] = defaultdict(list)
+    for file in files:
+        for name in shorter(form(file.stem)):
+            if image := named.get((file.parent, name)):
+                alike[file.parent, form(file.stem)[len(name) :]].append([image, file])
+    return {
+        pair[1]: "by the name of the image beside it and one more word"
+        for pairs in alike.values()
+        for pair, mask in zip(pairs, _each(pairs, _mask_among), strict=True)
+        if mask == 1
+    }
+
+
 def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
     """Files of one folder and name but other endings; those of one folder and endings together."""
+    keys = [(file.parent, form(file.stem)) for file in files]
+    times = Counter(keys)
     named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for file in files:
-        named[file.parent, _form(file.stem)].append(file)
+    for file, key in zip(files, keys, strict=True):  # of more than two the exact case tells
+        named[key if times[key] < 3 else (file.parent, composed(file.stem))].append(file)
     twins: dict[tuple[Path, Place], list[list[Path]]] = defaultdict(list)
-    for files_of_name in named.values():
-        by_case: dict[str, list[Path]] = defaultdict(list)
-        for file in files_of_name:
-            by_case[composed(file.stem) if files_of_name[2:] else ""].append(file)
-        for same in by_case.values():
-            endings = tuple(file.suffix.lower() for file in same)
-            if len({*endings}) > 1:
-                twins[same[0].parent, endings].append(same)
+    for same in named.values():
+        endings = tuple(file.suffix.lower() for file in same)
+        if len({*endings}) > 1:
+            twins[same[0].parent, endings].append(same)
     return [*twins.values()]
 
 
@@ -310,39 +266,3 @@ def _mask_among(same: Sequence[Path]) -> int | None:
     mask = 0 if first.value < second.value else 1
     backlit = (first, second)[mask] is Look.TWO_TONED and same[mask].suffix.lower() not in _LOSSY
     return None if backlit else mask
-
-
-def _addresses(mask: Path, place: Place) -> Iterator[tuple[str, Place, Path]]:
-    """Names that a mask's image may have, the image's place, and what is then its mask."""
-    mark = _mark(mask)
-    yield mask.stem, place, mask
-    yield (mark["stem"] if mark else Path(mask.stem).stem), place, mask  # x.jpg.png
-    if place:
-        yield place[-1], place[:-1], mask.parent
-
-
-def _elsewhere(images: Sequence[tuple[Place, Path]], place: Place, kinds: set[str]) -> list[Path]:
-    """The image of a name whose folders begin or end with the mask's, if there is only one.
-
-    And of one of `kinds`, if there are any: `dent_masks/` is of `dent/`.
-    """
-    n = len(place)
-    fitting = (
-        [i for p, i in images if p[:n] == place or (n and p[-n:] == place)]
-        if not kinds
-        else [i for p, i in images if kinds & {*map(class_in, p)}]
-    )
-    return fitting if len(fitting) == 1 else []
-
-
-def _called(name: str, images: list[Path]) -> list[Path]:
-    """Of images whose names differ in case alone, those with this very name, if there are any."""
-    return [i for i in images if composed(i.stem) == composed(name)] or images
-
-
-def _alike(mask: Path, other: Path) -> bool:
-    """Whether masks mark the same pixels, as those that tools write by class and by object."""
-    try:
-        return np.array_equal(read_mask(mask, exif=False), read_mask(other, exif=False))
-    except UnusableFileError:
-        return False

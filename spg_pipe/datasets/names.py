@@ -1,10 +1,12 @@
-"""What names of folders say: normal images, masks, or nothing; in any case, words joined anyhow."""
+"""What names of folders and masks say; of folders in any case, words joined anyhow."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+
+from spg_pipe.images.files import is_image
 
 GOOD = "good"
 """The defect of normal images."""
@@ -16,20 +18,36 @@ _NORMAL = re.compile(
     "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
 )
 _MASKS = re.compile("masks?|ground_?truths?")
-MASK_WORD = (
+_MASK_WORD = (
     "masks?|(?:ground[ _.-]?)?truths?|gts?|labels?|labs?|ann(?:o|otation)?s?|seg(?:mentation)?s?"
 )
 """What the name of a mask, or of its folder, may say, in lower case."""
-_PERHAPS_MASKS = re.compile(MASK_WORD)
+_PERHAPS_MASKS = re.compile(_MASK_WORD)
 _NOTHING = re.compile(
     "((images?|imgs?|rgb|data|photos?|pictures?|jpegimages|train(ing)?|test(ing)?|originals?"
-    "|val(id|idation)?)(_|$))+|test_public|test_private(_mixed)?"
+    "|val(id|idation)?|un(labell?ed|annotated|sorted|classified))(_|$))+"
+    "|test_public|test_private(_mixed)?"
 )
+_WORD = rf"(?P<word>{_MASK_WORD})"
+_SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
+_PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
+_IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
+_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.-])[ _.-]+[^\W\d_]+")
 
 
 def composed(name: str) -> str:
     """A name in Unicode's composed form (NFC), by which names are compared."""
     return unicodedata.normalize("NFC", name)
+
+
+def form(name: str) -> str:
+    """A name as names of files are compared: composed, in any case."""
+    return composed(name).casefold()
+
+
+def known_as(file: Path) -> set[str]:
+    """Names of an image, as `form`, by which masks may call it: `mask_1` is of `image_1`."""
+    return {form(file.stem), _IMAGE.sub("", form(file.stem))}
 
 
 def plain(name: str) -> str:
@@ -70,6 +88,34 @@ def class_in(name: str) -> str:
     return "_".join(w for w in words if not (_NOTHING.fullmatch(w) or _PERHAPS_MASKS.fullmatch(w)))
 
 
+def mark_of(stem: str) -> re.Match[str] | None:
+    """What in a file's name says that it is a mask (`mark`, `word`), and the rest (`stem`)."""
+    return _SUFFIX.fullmatch(stem) or _PREFIX.fullmatch(stem)
+
+
+def is_mask_word(stem: str) -> bool:
+    """Whether a file is called `mask`, `label`, `gt`, … and nothing else that says something."""
+    return may_hold_masks(stem) and not class_in(stem)
+
+
+def shorter(stem: str) -> Iterator[str]:
+    """A name without its last words, if of letters: `7_deep_scratch` → `7_deep`, `7`."""
+    while match := _LAST_WORD.fullmatch(stem):
+        yield (stem := match["stem"])
+
+
+def image_names(stem: str) -> Iterable[str]:
+    """Names that the image of a mask may have, the likeliest first."""
+    whole = [stem, _without_ending(stem)]  # x.jpg.png
+    marked = [mark["stem"] for name in whole if (mark := mark_of(name))]
+    names = [stem, *marked, *map(_without_ending, [stem, *marked])]
+    return dict.fromkeys([*names, *shorter(names[-1])])
+
+
+def _without_ending(name: str) -> str:
+    return Path(name).stem if is_image(Path(name)) else name
+
+
 def place_of(folder: Path, file: Path) -> Place:
     """The folders between `folder` and a file that tell its class."""
     return tuple(p for p in file.relative_to(folder).parts[:-1] if not says_nothing(p))
@@ -80,13 +126,16 @@ def mask_places(
 ) -> dict[Path, Place]:
     """Mask → its image's folders below `folder`, as far as its own tell them.
 
-    A folder that may hold masks is left out, unless images have it and another one holds these.
+    A folder that may hold masks is left out, unless images have it and another one holds these; or
+    unless it says that they are of normal images, of which there are some.
     """
     classes = {part for place in images.values() for part in place}
+    some_normal = any(map(is_normal, classes))
     places = {}
     for mask in masks:
         place = place_of(folder, mask)
         maybe = [part for part in place if may_hold_masks(part)]
         holds = [p for p in maybe if is_mask_folder(p) or p not in classes] or maybe[:1]
+        holds = [p for p in holds if not (some_normal and is_normal(class_in(p)))]
         places[mask] = tuple(part for part in place if part not in holds)
     return places

@@ -20,7 +20,7 @@ SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
 COMMAND = "spg-pipe extract --replace"
-REMAKE = f"`{COMMAND}` and the same options"
+REMAKE = f"`{COMMAND}` and the same options (such as --split and --out)"
 _MOST_VALUES = 64 * LARGEST_SIDE**2
 """Of a shard's masks, and of an image's tokens in a layer."""
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets.file_notes import Seen, file_notes, peak_of
 from spg_pipe.datasets.layouts.catalogue import LAYOUTS, honours_exif
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
@@ -20,6 +19,7 @@ from spg_pipe.datasets.walk import utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.files import mask_files, read_file
+from spg_pipe.images.notes import Seen, file_notes, peak_of
 from spg_pipe.images.reading import Header, read_header, read_image, read_mask
 from spg_pipe.images.samples import white_of
 from spg_pipe.recipe.data import Dataset

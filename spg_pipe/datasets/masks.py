@@ -7,7 +7,7 @@
 - A word that may mean something else (`label/`, `x_seg`) counts where the picture looks like one.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from spg_pipe.datasets.names import (
     plain,
     shorter,
 )
-from spg_pipe.datasets.walk import noted
+from spg_pipe.errors import noted
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.looks import Look, is_like_mask, look
 from spg_pipe.images.reading import read_mask
@@ -250,18 +250,16 @@ def _is_mask_of(pair: Sequence[Path]) -> bool:
 
 def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:
     """Files of one folder and name but other endings; those of one folder and endings together."""
+    keys = [(file.parent, form(file.stem)) for file in files]
+    times = Counter(keys)
     named: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for file in files:
-        named[file.parent, form(file.stem)].append(file)
+    for file, key in zip(files, keys, strict=True):  # of more than two the exact case tells
+        named[key if times[key] < 3 else (file.parent, composed(file.stem))].append(file)
     twins: dict[tuple[Path, Place], list[list[Path]]] = defaultdict(list)
-    for files_of_name in named.values():
-        by_case: dict[str, list[Path]] = defaultdict(list)
-        for file in files_of_name:
-            by_case[composed(file.stem) if files_of_name[2:] else ""].append(file)
-        for same in by_case.values():
-            endings = tuple(file.suffix.lower() for file in same)
-            if len({*endings}) > 1:
-                twins[same[0].parent, endings].append(same)
+    for same in named.values():
+        endings = tuple(file.suffix.lower() for file in same)
+        if len({*endings}) > 1:
+            twins[same[0].parent, endings].append(same)
     return [*twins.values()]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from spg_pipe.errors import SpgError, counted, listed, printable
+from spg_pipe.errors import SpgError, noted, printable
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
@@ -76,20 +76,13 @@ class Walk:
         for reason in Reason:
             noun, what = reason.value
             for path in self.left_out.get(reason, ()):
-                if path.parent != documents:
+                if reason is not Reason.NO_IMAGE or path.parent != documents:
                     groups[noun, what or _what_it_is(path)].append(path)
         return [
             note
             for (noun, what), paths in groups.items()
             for note in noted(paths, noun, f"left out, {what}", root)
         ]
-
-
-def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
-    """The note `2 masks without a use: a, b`, of paths as from `root`; none of nothing."""
-    names = [item if isinstance(item, str) else relative(item, root) for item in items]
-    some = listed([printable(name) for name in names])
-    return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
 
 
 def _what_it_is(file: Path) -> str:
@@ -106,8 +99,8 @@ def _what_it_is(file: Path) -> str:
     return "in a format that is not read: convert it to PNG" if other else "not an image file"
 
 
-def walk(folder: Path) -> Walk:
-    """Look through a folder and the visible folders below it; nothing if it is missing.
+def walk(folder: Path, *, deep: bool = True) -> Walk:
+    """Look through a folder and, if `deep`, the visible ones below it; nothing if it is missing.
 
     Links are followed, but not into a folder that they are in. OSError if a folder cannot be
     read.
@@ -134,7 +127,7 @@ def walk(folder: Path) -> Walk:
                 visits[real] += 1
                 circle = real in above or visits[real] > _VISITS
                 reason = Reason.CIRCLE if circle else why_not_folder(path)
-                if reason is None:
+                if reason is None and deep:
                     waiting.append((path, above))
             else:
                 reason = Reason.NOWHERE if path.is_symlink() else Reason.SPECIAL

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.file_notes import file_notes, look_at, peak_of
 from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import TAU
+from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.images import read_images

@@ -130,7 +130,9 @@ def test_masks_beside_the_categories_and_labels_that_lie_too_deep_are_told(tmp_p
     put(root, "masks/test/dent/2.png")
     manifest = scanned("set", "mvtec", root)
     assert read(manifest) == {"images/test/dent/2.png": [1, "dent", ""]}
-    assert "1 folder of masks in no category, ignored (move it into its" in manifest.notes[-1]
+    assert (
+        "1 folder of masks in no category, ignored (move it into one): masks" in manifest.notes[-1]
+    )
     (root / "masks").rename(root / "images" / "masks")
     mask = "images/masks/test/dent/2.png"
     assert read(scanned("set", "mvtec", root)) == {"images/test/dent/2.png": [1, "dent", mask]}

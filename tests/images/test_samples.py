@@ -11,9 +11,9 @@ from layouts import scanned
 from pictures import MAX_SAMPLE, SAMPLE_FORMAT, packed, png, tiff
 from PIL import Image, ImageCms
 
-from spg_pipe.datasets.file_notes import look_at, peak_of
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.images.decoding import UnusableFileError
+from spg_pipe.images.notes import look_at, peak_of
 from spg_pipe.images.reading import read_image, read_mask
 from spg_pipe.images.samples import tone_curve, white_of
 

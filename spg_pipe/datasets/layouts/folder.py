@@ -31,8 +31,8 @@ from spg_pipe.datasets.masks import (
 )
 from spg_pipe.datasets.names import GOOD, Place, is_normal, mask_places, place_of
 from spg_pipe.datasets.pairs import pair
-from spg_pipe.datasets.walk import SYNTHETIC_RECORD, noted, subfolders, walk
-from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.datasets.walk import SYNTHETIC_RECORD, subfolders, walk
+from spg_pipe.errors import SpgError, counted, listed, noted
 
 
 def scan_folder(root: Path, _split: str, select: Select) -> Scan:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
 from spg_pipe.datasets.names import GOOD, is_normal
-from spg_pipe.datasets.walk import noted, relative
+from spg_pipe.datasets.walk import relative
+from spg_pipe.errors import noted
 
 Select = Callable[[str], bool]
 """Whether a category (by its name within the layout) is wanted."""

@@ -5,7 +5,7 @@ is missing would shift every later pair.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of, good_notes
@@ -29,9 +29,8 @@ from spg_pipe.datasets.names import (
     says_nothing,
 )
 from spg_pipe.datasets.pairs import pair
-from spg_pipe.datasets.walk import Reason, Walk, noted, subfolders, walk, why_not_folder
-from spg_pipe.errors import SpgError, counted, listed
-from spg_pipe.images.files import is_image
+from spg_pipe.datasets.walk import subfolders, walk
+from spg_pipe.errors import SpgError, counted, listed, noted
 
 _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "testing", "test_public"), "test"
@@ -47,36 +46,32 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     SpgError if no category is there, some masks of a category are missing, or a name fits two
     files.
     """
-    folders = [f for f in subfolders(root) if split_folders(f)]
-    products = [folder for folder in folders if not is_mask_folder(folder.name)]
-    beside = [f.name for f in folders if f not in (products or folders)]
-    folders = products or folders  # a product may be called mask
+    below = {folder: split_folders(folder) for folder in subfolders(root)}
+    with_splits = [folder for folder in below if below[folder]]
+    # A product may be called mask.
+    folders = [f for f in with_splits if not is_mask_folder(f.name)] or with_splits
     if not folders:
         raise SpgError(_no_category(root))
     splits = ("train", "test") if split == "all" else (split,)
-    chosen = {f.name: _scan_category(root, f, splits) for f in folders if select(f.name)}
-    empty = [name for name, category in chosen.items() if not category.entries]
-    ignored = {folder.name for folder in subfolders(root) if folder not in folders} - {*beside}
-    there = sorted(root.iterdir())
-    loose = [path.name for path in there if is_image(path) and path.is_file()]
-    left_out = defaultdict(list)
-    for path in there:
-        reason = why_not_folder(path) if path.is_dir() else None
-        if reason := reason if path.exists() else Reason.NOWHERE:
-            left_out[reason].append(path)
-    notes = [note for category in chosen.values() for note in category.notes]
-    notes += noted(sorted(ignored), "folder", "without train/ and test/, ignored")
-    notes += noted(beside, "folder", "of masks in no category, ignored (move it into its category)")
-    notes += noted(loose, "image", "in no category, ignored")
-    notes += Walk([], left_out).notes(root)
-    if empty:
+    chosen = {f.name: _scan_category(root, f, below[f], splits) for f in folders if select(f.name)}
+    ignored = [folder for folder in below if not below[folder]]
+    beside = [folder for folder in with_splits if folder not in folders]
+    there = walk(root, deep=False)
+    notes = [
+        *(note for category in chosen.values() for note in category.notes),
+        *noted(ignored, "folder", "without train/ and test/, ignored", root),
+        *noted(beside, "folder", "of masks in no category, ignored (move it into one)", root),
+        *noted(there.images, "image", "in no category, ignored", root),
+        *there.notes(root, documents=root),
+    ]
+    if empty := [name for name, category in chosen.items() if not category.entries]:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
     deeper = [
         part
         for folder in folders
         if folder.name in chosen and not entries
-        for part, part_split in split_folders(folder).items()
+        for part, part_split in below[folder].items()
         if part_split in splits and walk(part).images
     ]
     if deeper:
@@ -108,11 +103,13 @@ def split_folders(category: Path) -> dict[Path, str]:
     return splits if any(not (may_hold_masks(n) or says_nothing(n)) for n in inner) else {}
 
 
-def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
-    """The images of one category, with the masks of their names."""
+def _scan_category(
+    root: Path, category: Path, folders: Mapping[Path, str], splits: Sequence[str]
+) -> Scan:
+    """The images of one category, with the masks of their names; `folders` are its own splits'."""
     walked = walk(category)
     sorting = sort_masks(category, walked.images)
-    parts = {folder.name: split for folder, split in split_folders(category).items()}
+    parts = {folder.name: split for folder, split in folders.items()}
     images: dict[str, dict[Path, Place]] = {split: {} for split in splits}
     unread = defaultdict(list)
     for image in sorting.images:
@@ -124,7 +121,7 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
             unread[part].append(image)
     of_images = {image: at for places in images.values() for image, at in places.items()}
     masks = mask_places(category, sorting.masks, of_images)
-    kinds = {f.name for split in split_folders(category) for f in subfolders(split)}
+    kinds = sorted({kind.name for folder in folders for kind in subfolders(folder)})
     normal = normal_folders(kinds, masks)
     entries, pairs = [], dict[Path, Path]()
     for split, places in images.items():
@@ -141,28 +138,26 @@ def _scan_category(root: Path, category: Path, splits: Sequence[str]) -> Scan:
     notes = [
         *good_notes({place[0] for place in of_images.values()} & normal),
         *mask_notes(root, news, sorting.masks),
-        *_without_masks(root, category, entries, masks),
+        *_without_masks(root, category, entries, masks, kinds),
         *noted(unused if "test" in splits else (), "mask", "without an image, ignored", root),
         *noted(some_not_empty(of_good), "mask", "of normal images but not empty, ignored", root),
     ]
     for part, paths in unread.items():
-        notes += noted(
-            paths, "image", f"in {part}, not directly in a class of train/ or test/, ignored", root
-        )
+        where = f"in {part}, not directly in a class of train/ or test/, ignored"
+        notes += noted(paths, "image", where, root)
     notes += sorting.doubts + walked.notes(root, documents=category)
     return Scan(entries, [category.name], [f"{category.name}: {note}" for note in notes])
 
 
 def _without_masks(
-    root: Path, category: Path, entries: Sequence[Entry], masks: Mapping[Path, Place]
+    root: Path, category: Path, entries: Sequence[Entry], masks: Collection[Path], kinds: list[str]
 ) -> list[str]:
     """A note if a category has no masks at all; SpgError if it lacks some."""
     missing = [entry for entry in entries if entry.mask_state == MaskState.MISSING]
-    kinds = [f.name for split in split_folders(category) for f in subfolders(split)]
     if missing and not masks and not any(map(is_normal, kinds)):
         raise SpgError(
             f"Nothing says which images of {category} are normal: it has no masks, and none of the "
-            f"folders {listed(sorted({*kinds}))} is called {GOOD}, OK, normal or the like. Rename "
+            f"folders {listed(kinds)} is called {GOOD}, OK, normal or the like. Rename "
             f"the folder of normal images `{GOOD}`."
         )
     if not masks:
@@ -186,8 +181,9 @@ def _without_masks(
 
 
 def _no_category(root: Path) -> str:
-    layout, start = ("mvtec", root.resolve().parent) if split_folders(root) else ("folder", root)
-    itself = f"{root} is itself one category. " if split_folders(root) else ""
+    itself, layout, start = "", "folder", root
+    if split_folders(root):
+        itself, layout, start = f"{root} is itself one category. ", "mvtec", root.resolve().parent
     return (
         f"No category of the mvtec layout in {root}: expected <category>/test/good, "
         f"<category>/test/<defect> and <category>/ground_truth/<defect>. It holds the folders "

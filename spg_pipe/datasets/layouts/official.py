@@ -31,47 +31,33 @@ class Benchmark:
     """Numbers of images: `COUNTED`."""
 
 
+def _counts(table: str) -> dict[str, tuple[int, int, int]]:
+    """`bottle 209 20 63, …` → name → numbers of images (`COUNTED`)."""
+    rows = [row.split() for row in table.split(", ")]
+    return {name: (int(train), int(good), int(bad)) for name, train, good, bad in rows}
+
+
 MVTEC_AD = Benchmark(
     name="MVTec AD",
     licence="CC BY-NC-SA 4.0 (non-commercial)",
     source="its official page, https://www.mvtec.com/company/research/datasets/mvtec-ad",
-    categories={
-        "bottle": (209, 20, 63),
-        "cable": (224, 58, 92),
-        "capsule": (219, 23, 109),
-        "carpet": (280, 28, 89),
-        "grid": (264, 21, 57),
-        "hazelnut": (391, 40, 70),
-        "leather": (245, 32, 92),
-        "metal_nut": (220, 22, 93),
-        "pill": (267, 26, 141),
-        "screw": (320, 41, 119),
-        "tile": (230, 33, 84),
-        "toothbrush": (60, 12, 30),
-        "transistor": (213, 60, 40),
-        "wood": (247, 19, 60),
-        "zipper": (240, 32, 119),
-    },
+    categories=_counts(
+        "bottle 209 20 63, cable 224 58 92, capsule 219 23 109, carpet 280 28 89, grid 264 21 57, "
+        "hazelnut 391 40 70, leather 245 32 92, metal_nut 220 22 93, pill 267 26 141, "
+        "screw 320 41 119, tile 230 33 84, toothbrush 60 12 30, transistor 213 60 40, "
+        "wood 247 19 60, zipper 240 32 119"
+    ),
 )
 
 VISA = Benchmark(
     name="VisA",
     licence="CC BY 4.0",
     source="its official page, https://github.com/amazon-science/spot-diff (VisA_20220922.tar)",
-    categories={
-        "candle": (900, 100, 100),
-        "capsules": (542, 60, 100),
-        "cashew": (450, 50, 100),
-        "chewinggum": (453, 50, 100),
-        "fryum": (450, 50, 100),
-        "macaroni1": (900, 100, 100),
-        "macaroni2": (900, 100, 100),
-        "pcb1": (904, 100, 100),
-        "pcb2": (901, 100, 100),
-        "pcb3": (905, 101, 100),
-        "pcb4": (904, 101, 100),
-        "pipe_fryum": (450, 50, 100),
-    },
+    categories=_counts(
+        "candle 900 100 100, capsules 542 60 100, cashew 450 50 100, chewinggum 453 50 100, "
+        "fryum 450 50 100, macaroni1 900 100 100, macaroni2 900 100 100, pcb1 904 100 100, "
+        "pcb2 901 100 100, pcb3 905 101 100, pcb4 904 101 100, pipe_fryum 450 50 100"
+    ),
 )
 
 BENCHMARKS = {"mvtec": MVTEC_AD, "visa": VISA}

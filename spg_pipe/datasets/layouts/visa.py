@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
 from spg_pipe.datasets.names import GOOD, composed
-from spg_pipe.datasets.walk import inside, noted, relative, walk
-from spg_pipe.errors import SpgError, counted, listed
+from spg_pipe.datasets.walk import inside, relative, walk
+from spg_pipe.errors import SpgError, listed, noted
 
 SPLIT_FILE = "split_csv/1cls.csv"
 _NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
@@ -77,10 +77,10 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
         ("mask", [entry.mask for entry in entries if entry.mask]),
     ):
         if missing := [path for path in paths if not (root / path).is_file()]:
+            not_found = f"named in {root / SPLIT_FILE} not found in {root}"
             raise SpgError(
-                f"{counted(len(missing), what)} named in {root / SPLIT_FILE} not found in {root}: "
-                f"{listed(missing)}. The copy of the dataset is incomplete: unpack the archive "
-                f"again, or remove the whole category's folder to leave it out."
+                f"{noted(missing, what, not_found)[0]}. The copy of the dataset is incomplete: "
+                f"unpack the archive again, or remove the whole category's folder to leave it out."
             )
     absent = sorted(name for name, here in objects.items() if here not in on_disk)
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from spg_pipe.datasets.walk import noted
-from spg_pipe.errors import counted, listed
+from spg_pipe.errors import counted, listed, noted
 from spg_pipe.images.reading import Header, read_header
 from spg_pipe.images.samples import white_of
 

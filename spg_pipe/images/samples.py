@@ -116,10 +116,15 @@ def _integers(picture: Picture) -> np.ndarray | None:
     """Values beyond 8 bits as they are stored, turned: (H, W) int, or (H, W, 3) uint16; or None.
 
     Pillow reduces 16-bit colour to its high bytes; its low bytes are the high ones of the other
-    byte order.
+    byte order. It reduces grey with transparency, too: read as colour, that is its four bytes.
     """
     if picture.image.mode == "I" or picture.image.mode.startswith("I;16"):
         return picture.values()
+    stored = getattr(picture.image, "tile", [])
+    if stored and stored[0].args == "LA;16B":
+        vars(picture.image)["tile"] = [tile._replace(args="RGBA") for tile in stored]
+        grey = picture.values()[:, :, :2].astype(np.uint16)
+        return grey[:, :, 0] << 8 | grey[:, :, 1]
     if not (tiles := _other_byte_order(picture.image)):
         return None
     low = picture_in(picture.content, picture.name, picture.exif)

@@ -91,6 +91,7 @@ FILES = {
     "lower bits of a PNG": png(of(4095), (b"sBIT", b"\x0c")),
     "upper bits of a PNG": png(of(4095) << 4, (b"sBIT", b"\x0c")),
     "bits of a colour PNG": png(colour(4095), (b"sBIT", b"\x0c\x0c\x0c")),
+    "grey and opacity": png(np.dstack([of(4095), of(65535)[::-1]]), (b"sBIT", b"\x0c\x0c")),
     **{
         f"PGM to {top}": b"P5 7 5 %d\n" % top + of(top).astype(">u2").tobytes()
         for top in (1023, 4095, 65535)
@@ -110,10 +111,28 @@ def test_what_a_file_says_of_its_values_is_honoured(tmp_path, case):
     assert white_of(peak_of(look_at([("image", path)], exif=False))) is None
 
 
-def test_bits_that_are_not_decoded_are_refused_with_the_way_out(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(packed(of(1023), 10), SHAPE, bits=10, compression=5), "10 bits .*compression 5"),
+        (
+            tiff(RAMP.astype("<f2").tobytes(), SHAPE, bits=16, extra=[(SAMPLE_FORMAT, 3, 3)]),
+            "floating-point samples of 16 bits",
+        ),
+        (
+            tiff((of(255) - 128).astype("u1").tobytes(), SHAPE, extra=[(SAMPLE_FORMAT, 3, 2)]),
+            "signed samples of 8 bits",
+        ),
+        (
+            tiff(colour(65535).tobytes(), RGB_SHAPE, bits=16, photometric=2, extra=[(284, 3, 2)]),
+            "samples of 16 bits in separate planes",
+        ),
+    ],
+)
+def test_samples_that_are_not_decoded_are_refused_with_the_way_out(tmp_path, content, reason):
     path = tmp_path / "odd.tif"
-    path.write_bytes(tiff(packed(of(1023), 10), SHAPE, bits=10, compression=5))
-    message = r"odd\.tif cannot be read \(a TIFF with 10 bits .*compression 5.*`magick in\.tif out"
+    path.write_bytes(content)
+    message = rf"odd\.tif cannot be read \(a TIFF with {reason}.*`magick in\.tif out"
     with pytest.raises(UnusableFileError, match=message):
         read_image(path, exif=False)
 

@@ -115,9 +115,8 @@ def _says_mvtec(root: Path, categories: Sequence[str]) -> bool:
 
 def _stated_licence(root: Path, categories: Sequence[str]) -> str:
     """The first licence file of the dataset or of one of its categories."""
-    for path in _documents(root, categories, _LICENCE_FILES):
-        return f"as stated in {relative(path, root)} of the dataset"
-    return "not stated"
+    files = _documents(root, categories, _LICENCE_FILES)
+    return f"as stated in {relative(files[0], root)} of the dataset" if files else "not stated"
 
 
 def _compared(

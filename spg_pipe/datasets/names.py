@@ -15,8 +15,10 @@ Place = tuple[str, ...]
 
 _NORMAL = re.compile(
     "goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|i_?o|gut"
-    "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
+    "|(no|non|not|without)_?(defect(s|ive)?|anomal(y|ies|ous)|damaged?)|(defect|fault|anomaly)_free"
 )
+_PART = re.compile(r"\d+|copy|of|kopie")
+"""Of names of several folders of one class: `good_2`, `good - Copy`."""
 _MASKS = re.compile("masks?|ground_?truths?")
 _MASK_WORD = (
     "masks?|(?:ground[ _.-]?)?truths?|gts?|labels?|labs?|ann(?:o|otation)?s?|seg(?:mentation)?s?"
@@ -58,8 +60,8 @@ def plain(name: str) -> str:
 
 @cache
 def is_normal(name: str) -> bool:
-    """Whether a folder's images are normal: `good`, `OK`, `NODefect_images`."""
-    words = [word for word in plain(name).split("_") if not says_nothing(word)]
+    """Whether a folder's images are normal: `good`, `OK_2`, `NODefect_images`."""
+    words = [w for w in plain(name).split("_") if not (says_nothing(w) or _PART.fullmatch(w))]
     return bool(_NORMAL.fullmatch("_".join(words)))
 
 

@@ -35,8 +35,7 @@ _TURNED = {
 }
 """What an orientation does, by whether it is undone, and the remedy where the mask differs."""
 
-Row = dict[str, object]
-"""A row of the manifest's table: the keys of `manifest.COLUMNS`."""
+Row = dict[str, object]  # of the manifest's table
 Outcome = tuple[Row, Seen] | Skipped
 """What is known of an image and its files, or what is wrong with them."""
 

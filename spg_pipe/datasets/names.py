@@ -34,7 +34,7 @@ _WORD = rf"(?P<word>{_MASK_WORD})"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.-])[ _.-]+[^\W\d_]+")
+_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.(-])([ _.(-]+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{1,3})?")
 
 
 def composed(name: str) -> str:
@@ -101,7 +101,7 @@ def is_mask_word(stem: str) -> bool:
 
 
 def shorter(stem: str) -> Iterator[str]:
-    """A name without its last words, if of letters: `7_deep_scratch` → `7_deep`, `7`."""
+    """A name without its last words, if of letters: `7_deep_scratch_1` → `7_deep`, `7`."""
     while match := _LAST_WORD.fullmatch(stem):
         yield (stem := match["stem"])
 
@@ -110,8 +110,7 @@ def image_names(stem: str) -> Iterable[str]:
     """Names that the image of a mask may have, the likeliest first."""
     whole = [stem, _without_ending(stem)]  # x.jpg.png
     marked = [mark["stem"] for name in whole if (mark := mark_of(name))]
-    names = [stem, *marked, *map(_without_ending, [stem, *marked])]
-    return dict.fromkeys([*names, *shorter(names[-1])])
+    return dict.fromkeys([stem, *marked, *map(_without_ending, [stem, *marked])])
 
 
 def _without_ending(name: str) -> str:

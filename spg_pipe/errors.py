@@ -103,10 +103,15 @@ def printable(text: str) -> str:
     return _OBEYED.sub(written_out, text)
 
 
+def one_line(text: str) -> str:
+    """With a line's end in a name or a licence written out: no file can forge another line."""
+    return text.replace("\n", "\\n")
+
+
 def listed(items: Sequence[str], limit: int = 5) -> str:
     """The first few items and how many more there are, for messages."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return one_line(", ".join(items[:limit])) + more
 
 
 def counted(number: int, noun: str) -> str:

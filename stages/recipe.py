@@ -7,7 +7,9 @@ from spg_pipe.pipeline.datasets import require_in_project
 from spg_pipe.pipeline.run import RecipeRun
 
 CHECKED = Path("artifacts/.recipe-is-valid")
-"""What every other stage depends on; its content never changes, so that it makes none run again."""
+"""What every other stage depends on; its content never changes, so that it makes none run again.
+
+A fixed place, wherever the recipe has its artefacts: that is what is to be checked first."""
 
 
 def main(run: RecipeRun) -> None:

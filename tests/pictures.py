@@ -51,10 +51,13 @@ def packed(values: np.ndarray, bits: int) -> bytes:
 
 
 def png(values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits, grey (H, W) or RGB (H, W, 3); other chunks stand before the pixels."""
+    """A PNG of 16 bits; other chunks stand before the pixels.
+
+    Grey (H, W), grey and opacity (H, W, 2) or RGB (H, W, 3).
+    """
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     size = struct.pack(">II", values.shape[1], values.shape[0])
-    header = size + bytes([16, 2 if values.ndim == 3 else 0, 0, 0, 0])
+    header = size + bytes([16, {1: 0, 2: 4, 3: 2}[values[0, 0].size], 0, 0, 0])
     return png_of((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
 
 

@@ -12,7 +12,7 @@ from pickle import UnpicklingError
 
 from pydantic_core import from_json
 
-from spg_pipe.errors import LESS_MEMORY, DamagedError, SpgError, printable, told
+from spg_pipe.errors import LESS_MEMORY, DamagedError, NotThereError, SpgError, printable, told
 
 MOST_BYTES = 128 * 1024**2
 """Of a JSON file: what a million images need. More would take gigabytes of memory."""
@@ -44,8 +44,10 @@ def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
 
     Raises
     ------
+    NotThereError
+        If there is no such file.
     SpgError
-        If there is no such file, or it cannot be read at present.
+        If it cannot be read at present.
     DamagedError
         For everything else: its content is not what was written. The message names the artefact in
         words (`what`: "detector") and the `command` that makes it.
@@ -56,9 +58,10 @@ def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError) and error.errno is not None:
-            raise SpgError(
+            raise NotThereError(
                 f"{path} does not exist. Expected: the {what}. Check the path, or make it with "
-                f"`{command}`."
+                f"`{command}`.",
+                command=command,
             ) from error
         if passes(error):
             raise unreadable(path, error) from error
@@ -85,7 +88,8 @@ def unreadable(path: Path | str, error: Exception) -> SpgError:
 def damaged(path: Path | str, what: str, fault: str, command: str) -> DamagedError:
     """The error of an artefact's file that is there but is not what was written."""
     return DamagedError(
-        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again."
+        f"{path} is not a whole {what}: {fault}. Copy it again, or run `{command}` again with the "
+        "same options."
     )
 
 

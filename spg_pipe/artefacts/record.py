@@ -8,7 +8,7 @@ place in it and the command that makes it again; no code meets a key that may be
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -24,6 +24,17 @@ from pydantic import (
 from spg_pipe.artefacts.files import fingerprint, write_text
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, reading, shown
 from spg_pipe.errors import SpgError
+
+
+def inside(path: str) -> str:
+    """The path, if it stays below the dataset's folder; else ValueError."""
+    if PurePosixPath(path).is_absolute() or ".." in path.split("/"):
+        raise ValueError(f"{path} is outside the dataset's folder")
+    return path
+
+
+Inside = Annotated[str, AfterValidator(inside)]
+"""A relative path in a file that anybody may have written: below the dataset's folder, or empty."""
 
 
 def _not_infinite(value: float) -> float:

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
-from spg_pipe.bank.normal_patches import are_among, different_images, mean_tokens, require_two
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS
+from spg_pipe.bank.normal_patches import (
+    are_among,
+    different_images,
+    mean_tokens,
+    require_alike,
+    require_two,
+)
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
@@ -128,8 +133,8 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
     Raises
     ------
     UnsuitableError
-        If the stores hold anomalous images, lack a category, or have fewer than two different
-        images of one.
+        If the stores hold anomalous images, have another white than the target, lack a category, or
+        have fewer than two different images of one.
     SpgError
         If the stores are of another backbone than the target's, or two have the same category.
     """
@@ -150,13 +155,13 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
     return {name: _different(name, *found[name]) for name in wanted}
 
 
-def require_serving(table: pd.DataFrame, source: Path, target: FeatureStore) -> None:
+def require_serving(normals: Manifest, target: FeatureStore) -> None:
     """Refuse normal images of which no bank for a target can be made, before they have tokens.
 
     An `UnsuitableError` as of `normals_of`, as far as a manifest's columns say.
     """
-    _require_normal(table, source)
-    _require_all(target, set(table["category"]))
+    require_alike(normals.table, normals.white, normals.root, target)
+    _require_all(target, set(normals.table["category"]))
 
 
 def _require_all(target: FeatureStore, names: Collection[str]) -> list[str]:
@@ -195,16 +200,7 @@ def _check(store: FeatureStore, target: FeatureStore) -> None:
             f"({', '.join(differing) or 'layers'} differ). Extract the normal images with the same "
             "backbone, size and layers."
         )
-    _require_normal(store.table, store.path)
-
-
-def _require_normal(table: pd.DataFrame, source: Path | str) -> None:
-    anomalous = table["path"][table["label"] == LABEL_ANOMALOUS].tolist()
-    if anomalous:
-        raise UnsuitableError(
-            f"{source} has {len(anomalous)} anomalous images (the first: {anomalous[0]}); a bank "
-            "is made of normal ones alone. Name a split or a folder of normal images."
-        )
+    require_alike(store.table, store.spec.white, store.path, target)
 
 
 def score_few_shot(

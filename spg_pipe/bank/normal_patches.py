@@ -4,14 +4,18 @@ Shapes: n different normal images, N patches an image, p ≤ N of them that are 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS
 from spg_pipe.errors import UnsuitableError, counted
 from spg_pipe.guides.model import unit
+from spg_pipe.images.samples import FULL
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -150,3 +154,29 @@ def read_normals(
 def _means(tokens: Tensor) -> Tensor:
     """(B, D) on the CPU, of (B, 1 + N, D)."""
     return tokens[:, 1:].float().mean(dim=1).cpu()
+
+
+def require_alike(
+    table: pd.DataFrame, white: int | None, source: Path | str, target: FeatureStore
+) -> None:
+    """Refuse normal images, by a manifest's columns and `white`, that a target cannot be held to.
+
+    Raises
+    ------
+    UnsuitableError
+        Some are anomalous; or white is another value there, so that the same part would have other
+        grey levels and the distances would mean nothing.
+    """
+    anomalous = table["path"][table["label"] == LABEL_ANOMALOUS].tolist()
+    if anomalous:
+        raise UnsuitableError(
+            f"{source} has {len(anomalous)} anomalous images (the first: {anomalous[0]}); a bank "
+            "is made of normal ones alone. Name a split or a folder of normal images."
+        )
+    if white != target.spec.white:
+        raise UnsuitableError(
+            f"White is {white or FULL} in the normal images of {source}, and "
+            f"{target.spec.white or FULL} in {target.path}: where 16-bit files do not say it, the "
+            "highest value of their whole dataset decides. Take normal images of the target's own "
+            f"dataset (NAME/train), or save both with white at {FULL} and extract them again."
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spg_pipe.pipeline.console import Console, exit_code
+from spg_pipe.pipeline.datasets import require_in_project
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import DEFAULT_PARAMS, load_params
 from spg_pipe.recipe.paths import row_of
@@ -36,6 +37,8 @@ def run_stage(main: Callable[..., Any]) -> None:
 
     def call() -> None:
         params = load_params(given.pop("params"))
+        if stage:  # `dvc repro --single-item` runs a stage without the stage `recipe`
+            require_in_project(params)
         row = row_of(params, stage) if len(given) < len(names) else {}
         main(RecipeRun(params, Console()), **(row | given))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from spg_pipe.artefacts.files import fingerprint
@@ -15,10 +16,9 @@ from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan
 from spg_pipe.datasets.layouts.official import BENCHMARKS, recognised
 from spg_pipe.datasets.manifest import Manifest, Skipped, first_of, skipped_notes, to_frame
 from spg_pipe.datasets.names import GOOD, composed
-from spg_pipe.datasets.walk import utf8_name
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed
 from spg_pipe.images.decoding import UnusableFileError
-from spg_pipe.images.files import mask_files, read_file
+from spg_pipe.images.files import mask_files, read_file, utf8_name
 from spg_pipe.images.notes import Seen, file_notes, peak_of
 from spg_pipe.images.reading import Header, read_header, read_image, read_mask
 from spg_pipe.images.samples import white_of
@@ -29,16 +29,15 @@ Progress = Callable[[int, int], None]
 _HASH_THREADS = 2
 _DECODING_THREADS = 8
 """At most: each holds a whole decoded image."""
-_TURNED = (
-    "; the image's EXIF orientation turns it by 90 degrees: draw the mask on the upright image, or "
-    "remove the tag"
-)
-_NOT_TURNED = (
-    "; the image's EXIF orientation is ignored here: save the image upright, without the tag"
-)
+_TURNED = {
+    True: "turns it by 90 degrees: draw the mask on the upright image, or remove the tag",
+    False: "is ignored here: save the image upright, without the tag",
+}
+"""What an orientation does, by whether it is undone, and the remedy where the mask differs."""
 
-Row = dict[str, object]
-"""A row of the manifest's table: the keys of `manifest.COLUMNS`."""
+Row = dict[str, object]  # of the manifest's table
+Outcome = tuple[Row, Seen] | Skipped
+"""What is known of an image and its files, or what is wrong with them."""
 
 
 def build_manifest(
@@ -79,7 +78,9 @@ def build_manifest(
     bad = {image.path for image in leave_out if image.unchanged(root)}
     entries = [entry for entry in entries if entry.path not in bad]
     exif = honours_exif(dataset.layout, exif_of_own_images)
-    outcomes = list(_look_into(root, entries, exif, skip_bad, workers, progress))
+    workers = min(_DECODING_THREADS, cpu_workers(workers)) if skip_bad else _HASH_THREADS
+    look = partial(_look_at, root, exif, skip_bad)
+    outcomes = list(_in_threads(workers, look, entries, progress))
     used = [outcome for outcome in outcomes if not isinstance(outcome, Skipped)]
     skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, Skipped))
     if not used or (skipped and not skip_bad):
@@ -111,15 +112,16 @@ def _peak(dataset: Dataset, seen: Sequence[Seen], exif: bool) -> int:
     for entry in _wanted(whole)[0] if peak else ():
         if entry.path not in known:
             with suppress(UnusableFileError):
-                header = read_header(dataset.root / entry.path, "image", exif=exif)
-                peak = max(peak, header.peak or 0)
+                file = dataset.root / entry.path
+                peak = max(peak, read_header(file, "image", exif=exif).peak or 0)
     return peak
 
 
 def list_images(dataset: Dataset) -> list[str]:
     """The relative paths that `build_manifest` would list, in its order, without hashing a file.
 
-    Some files are decoded, where names alone do not tell masks.
+    Some files are decoded, where names alone do not tell masks. SpgError as `build_manifest`, but
+    not for what is in the files.
     """
     return [entry.path for entry in _wanted(dataset)[0]]
 
@@ -188,15 +190,10 @@ def _scan(dataset: Dataset, layout: Layout, part: str) -> Scan:
             f"Dataset {name}: {error.filename or root} cannot be read ({error.strerror or error}). "
             f"Check its permissions and whether its disk is there."
         ) from error
-    entries = [
-        replace(
-            entry,
-            path=prefix + entry.path,
-            category=prefix + entry.category,
-            mask=prefix + entry.mask if entry.mask else "",
-        )
-        for entry in scan.entries
-    ]
+    entries = []
+    for entry in scan.entries:
+        mask, category = entry.mask and prefix + entry.mask, prefix + entry.category
+        entries.append(replace(entry, path=prefix + entry.path, mask=mask, category=category))
     notes = [f"{part}: {note}" if part else note for note in notes + scan.notes]
     return Scan(entries, [prefix + category for category in scan.categories], notes, licence)
 
@@ -220,66 +217,51 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:
     """One message tells all problems."""
     lines = "\n  ".join(first_of(faults))
-    leave = (
-        ", or leave them out with --skip-bad (prepare, extract, synthesise), which also finds "
-        "files that are cut off"
-    )
-    return (
-        f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:\n  {lines}\n"
-        f"Repair or remove them{': no image is left' if skip_bad else leave}."
-    )
+    leave = "leave them out with --skip-bad (prepare, extract, synthesise), which also finds files"
+    rest = ": no image is left" if skip_bad else f", or {leave} that are cut off"
+    head = f"{counted(len(faults), 'image')} of {total} below {root} cannot be used"
+    return f"{head}:\n  {lines}\nRepair or remove them{rest}."
 
 
-def _look_into(
-    root: Path,
+def _in_threads(
+    workers: int,
+    look: Callable[[Entry], Outcome],
     entries: Sequence[Entry],
-    exif: bool,
-    decode: bool,
-    workers: int | None,
     progress: Progress | None,
-) -> Iterator[tuple[Row, Seen] | Skipped]:
-    """What is known of each entry and its files, or what is wrong with them, in order.
-
-    `decode` every image and mask as a whole: a header says nothing of a truncated file.
-    """
-
-    def look(entry: Entry) -> tuple[Row, Seen] | Skipped:
-        try:
-            return _row(root, entry, exif, decode)
-        except UnusableFileError as fault:
-            return Skipped.of(root, entry.path, entry.mask, fault.reason)
-
-    threads = min(_DECODING_THREADS, cpu_workers(workers)) if decode else _HASH_THREADS
-    with ThreadPoolExecutor(threads) as pool:
+) -> Iterator[Outcome]:
+    """What `look` says of each entry, in order."""
+    with ThreadPoolExecutor(workers) as pool:
         for done, outcome in enumerate(pool.map(look, entries), start=1):
             yield outcome
             if progress:
                 progress(done, len(entries))
 
 
+def _look_at(root: Path, exif: bool, decode: bool, entry: Entry) -> Outcome:
+    """What is known of an image and its files, or what is wrong with them.
+
+    `decode` image and mask as a whole: a header says nothing of a truncated file.
+    """
+    try:
+        return _row(root, entry, exif, decode)
+    except UnusableFileError as fault:
+        return Skipped.of(root, entry.path, entry.mask, fault.reason)
+
+
 def _row(root: Path, entry: Entry, exif: bool, decode: bool) -> tuple[Row, Seen]:
     """The row of an image whose files can be used, and what these say."""
     sha256, (image,) = _read(root, entry.path, entry.sha256, "", exif, decode)
     height, width = image.size
-    row: Row = {
-        "path": entry.path,
-        "mask": entry.mask,
-        "mask_state": int(entry.mask_state),
-        "category": entry.category,
-        "defect": entry.defect,
-        "label": entry.label,
-        "height": height,
-        "width": width,
-        "sha256": sha256,
-        "mask_sha256": "",
-    }
+    row: Row = {n: getattr(entry, n) for n in ("path", "mask", "category", "defect", "label")}
+    row |= {"mask_state": int(entry.mask_state), "height": height, "width": width}
+    row |= {"sha256": sha256, "mask_sha256": ""}
     if not entry.mask:
         return row, Seen(entry.path, image)
     has = f"has a mask, {entry.mask}, that "
     row["mask_sha256"], masks = _read(root, entry.mask, entry.mask_sha256, has, exif, decode)
     for size in (mask.size for mask in masks if mask.size != image.size):
         turns = image.orientation >= 5 and size == (width, height)
-        hint = (_TURNED if image.turn > 1 else _NOT_TURNED) if turns else ""
+        hint = f"; the image's EXIF orientation {_TURNED[image.turn > 1]}" if turns else ""
         # Width × height, as viewers show them.
         sizes = f"{width}×{height} pixels, but its mask {entry.mask} is {size[1]}×{size[0]}"
         raise UnusableFileError(f"The image {entry.path}", f"is {sizes}{hint}")

@@ -19,8 +19,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
 from spg_pipe.artefacts.reading import damaged, reading
-from spg_pipe.artefacts.record import Record, parse_record
-from spg_pipe.datasets.walk import Inside
+from spg_pipe.artefacts.record import Inside, Record, parse_record
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.files import mask_files, read_file
 

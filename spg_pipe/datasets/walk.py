@@ -3,19 +3,15 @@
 Names only, no pixels. Nothing is left out without a reason, so that every caller can tell it.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path, PurePosixPath
-from typing import Annotated
+from pathlib import Path
 
-from pydantic import AfterValidator
-
-from spg_pipe.errors import SpgError, noted, printable
+from spg_pipe.errors import noted
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
@@ -163,27 +159,3 @@ def subfolders(folder: Path) -> list[Path]:
 def relative(path: Path, root: Path) -> str:
     """A path as manifests write it: below the root, with `/` between folders."""
     return path.relative_to(root).as_posix()
-
-
-def utf8_name(path: str) -> str:
-    """A file's name or path as its bytes say in UTF-8, whatever the locale.
-
-    An `SpgError` names one that is not UTF-8.
-    """
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeError:
-        raise SpgError(
-            f"The file name '{printable(path)}' is not valid UTF-8. Rename the file."
-        ) from None
-
-
-def inside(path: str) -> str:
-    """The path, if it stays below the dataset's folder; else ValueError."""
-    if PurePosixPath(path).is_absolute() or ".." in path.split("/"):
-        raise ValueError(f"{path} is outside the dataset's folder")
-    return path
-
-
-Inside = Annotated[str, AfterValidator(inside)]
-"""A relative path in a file that anybody may have written: below the dataset's folder, or empty."""

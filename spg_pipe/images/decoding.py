@@ -5,6 +5,7 @@ start other programs (EPS starts Ghostscript): only those that a name may promis
 header claims is checked before memory is asked for.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ _BYTES_A_PIXEL = 25
 # What a PNG holds if it has an orientation: EXIF, or XMP in clear text or compressed.
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation", b"XML:com.adobe.xmp\0\1")
 _OPENING = Lock()
+# What Pillow logs of a damaged file would stand beside our message.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnusableFileError(SpgError):
@@ -146,6 +149,7 @@ def picture_in(content: bytes, name: str, exif: bool) -> Picture:
         size = image.size if image else (0, 0)
         if tags:  # Pillow may have turned the size
             size = (tiff.number(tags.get(tiff.WIDTH)), tiff.number(tags.get(tiff.LENGTH)))
+            tiff.require_faithful(tags)
         _require_few(size[0] * size[1], name)
         if image is None:
             image = Image.fromarray(tiff.packed_values(content, tags))

@@ -1,8 +1,12 @@
-"""Files of images and masks: their names and bytes."""
+"""Files of images and masks: their names, bytes and identity."""
 
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, printable
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -40,3 +44,30 @@ def read_file(path: Path, what: str) -> bytes:
             f"The {what} {path} cannot be opened ({error.strerror or error}). Check its "
             f"permissions and whether its disk is there, then run the command again."
         ) from error
+
+
+def utf8_name(path: str) -> str:
+    """A file's name or path as its bytes say in UTF-8, whatever the locale.
+
+    An `SpgError` names one that is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeError:
+        raise SpgError(
+            f"The file name '{printable(path)}' is not valid UTF-8. Rename the file."
+        ) from None
+
+
+def source_id(sha256: str) -> str:
+    """A short name of an image's content, by which a painted copy tells what it was made from."""
+    return sha256[:16]
+
+
+def content_ids(paths: Iterable[Path]) -> set[str]:
+    """`source_id` of files; those that cannot be read have none."""
+    ids = set()
+    for path in paths:
+        with suppress(OSError):
+            ids.add(source_id(hashlib.sha256(path.read_bytes()).hexdigest()))
+    return ids

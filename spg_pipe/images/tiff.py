@@ -9,8 +9,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 OFFSETS, ORIENTATION, SAMPLES, COUNTS, MAX_SAMPLE, FORMAT = 273, 274, 277, 279, 281, 339
-WHITE_IS_ZERO, LOWEST_BIT_FIRST, SIGNED = 0, 2, 2
-"""Values of `PHOTOMETRIC`, `FILL_ORDER` and `FORMAT`."""
+PLANES = 284
+WHITE_IS_ZERO, LOWEST_BIT_FIRST, SIGNED, FLOAT, SEPARATE = 0, 2, 2, 3, 2
+"""Values of `PHOTOMETRIC`, `FILL_ORDER`, `FORMAT` twice and `PLANES`."""
 
 Tags = Mapping[int, Any]
 """Of the first page, by their numbers in TIFF 6.0; empty for other files."""
@@ -37,6 +38,19 @@ def number(value: object) -> int:
         return int(first.strip("\0 ") if isinstance(first, str) else first)
     except (TypeError, ValueError, ArithmeticError):
         return 0
+
+
+def require_faithful(tags: Tags) -> None:
+    """ValueError for the samples that Pillow reads as something else, in silence."""
+    bits, kind = number(tags.get(BITS)), number(tags.get(FORMAT, 1))
+    plain = number(tags.get(COMPRESSION, 1)) == 1
+    planes = plain and number(tags.get(PLANES)) == SEPARATE and number(tags.get(SAMPLES)) > 1
+    if (bits, kind) in ((16, FLOAT), (8, SIGNED)) or (bits > 8 and planes):
+        what = {FLOAT: "floating-point ", SIGNED: "signed "}.get(kind, "")
+        raise ValueError(
+            f"a TIFF with {what}samples of {bits} bits{' in separate planes' if planes else ''}, "
+            f"which is not decoded: convert it, as with `magick in.tif out.png`"
+        )
 
 
 def packed_values(file: bytes, tags: Tags) -> np.ndarray:

@@ -163,7 +163,8 @@ def absent(run: RecipeRun, path: Path) -> str:
     """What messages say of an artefact that is not there, and of settings that options change."""
     base = run.base or run.params
     changed = {name: (value, getattr(base, name)) for name, value in run.params}
-    faults = differences({k: pair for k, pair in changed.items() if isinstance(pair[0], Section)})
+    own = {k: pair for k, pair in changed.items() if isinstance(pair[0], Section | str | Path)}
+    faults = differences(own)
     other = f" The options ask for other settings than the recipe: there {'; '.join(faults)}."
     return f"{path} does not exist.{other if faults else ''}"
 

@@ -74,6 +74,10 @@ class Console:
         if self.verbosity > 0 and not self.json:
             _print(message, sys.stderr)
 
+    def announce(self, message: str) -> None:
+        """A line that nothing silences: who is contacted, and what is downloaded."""
+        _print(message, sys.stderr)
+
     def detail(self, message: str) -> None:
         """A line that only -v shows."""
         if self.verbosity > 1 and not self.json:

@@ -60,7 +60,7 @@ def load_backbone(run: RecipeRun) -> Backbone:
         protocol=params.method.protocol,
         weights=params.backbone.weights,
         device=choose_device(run.device),
-        say=run.console.say,
+        say=run.console.announce,
     )
 
 

@@ -17,6 +17,8 @@ from spg_pipe.bank.few_shot import (
 )
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.checked_store import backbone_differences
 from spg_pipe.pipeline.datasets import find_dataset, scan
 from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
@@ -39,6 +41,7 @@ def banks_for(
     """
     for judge in filter(None, judges):
         require_fusible(judge, options)
+        judge.check_backbone(target.spec.backbone, f"The store {target.path}")
     store = _store_of_normals(run, normals, target)
     banks = banks_of([store], target, run.params.bank, device=choose_device(run.device))
     run.console.say(f"{says(seen_of(banks.rows))}, from {store.path}")
@@ -92,5 +95,11 @@ def _store_of_normals(run: RecipeRun, normals: str, target: FeatureStore) -> Fea
     dataset = find_dataset(run.params, normals, option="--normals")
     if not run.paths.store(dataset).exists():
         manifest = scan(run, dataset, skip_bad=run.params.extract.skip_bad)
-        require_serving(manifest.table, dataset.root, target)
+        require_serving(manifest, target)
+        if faults := backbone_differences(target.spec.backbone, run.params):
+            raise SpgError(
+                f"{target.path} has tokens of another backbone than the recipe, of which those of "
+                f"--normals would be: {'; '.join(faults)}. Name the recipe that it was made with "
+                "(--params, --set), or a store of normal images."
+            )
     return stored(run, dataset)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.detector.model import Detector
+from spg_pipe.images.files import content_ids
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.synthetic import reads
 from spg_pipe.recipe.params import Dataset

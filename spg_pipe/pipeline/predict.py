@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.layouts.listing import content_ids
 from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
+from spg_pipe.errors import one_line
 from spg_pipe.guides.model import TAU
+from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
@@ -20,6 +21,16 @@ from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_resul
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.recipe.machine import choose_device
+
+_OF_NORMALS = (
+    "left out",
+    ", ignored",
+    "taken for images",
+    "mask by the",
+    "masks by the",
+    "there are:",
+)
+"""In the notes on normal images that matter for a bank."""
 
 
 class Outcome(NamedTuple):
@@ -63,15 +74,15 @@ def predict_folder(
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
-        if any(words in note for words in ("left out", ", ignored", "taken for images"))
+        if any(words in note for words in _OF_NORMALS)
     ]
     notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.say)
+    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.announce)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
-        console.say(_one_line(f"  {licence}"))
+        console.say(one_line(f"  {licence}"))
     painted = detector.record.painted_on and not (normals and normals.alone)
     if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
         console.say(note)
@@ -88,11 +99,6 @@ def predict_folder(
         console.say(note_of_known(known, len(predictions), "whatever they show."))
     outcome = _outcome(predictor, detector_path, out, predictions)
     return outcome._replace(content=outcome.content | ({"notes": notes} if notes else {}))
-
-
-def _one_line(text: str) -> str:
-    """With a line's end in a name or a licence written out: no file can forge another line."""
-    return text.replace("\n", "\\n")
 
 
 def _outcome(
@@ -128,6 +134,6 @@ def _outcome(
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
     ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [_one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
+    scores = [one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
     text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

@@ -4,6 +4,7 @@ import itertools
 import shlex
 from pathlib import Path
 
+from spg_pipe.artefacts.files import require_writable
 from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector import metrics_file
@@ -153,21 +154,22 @@ def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, store: Feature
             "dataset with --split and the store that was scored with --store, or run `spg-pipe "
             "score` again."
         )
-    original = params.resolution == "original"
-    manifest = _manifest_of_store(run, dataset, store) if original else None
-    with run.console.progress(f"evaluate {dataset.name}") as update:
-        result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
     aux, trained = loaded.record.auxiliary, loaded.record.seed
     if KNOWN in loaded.table or trained is None:
         content = {"scores": loaded.record.fingerprint} | params.model_dump(mode="json")
         few_shot = run.paths.few_shot(aux, dataset.name, trained, content)
         place = few_shot.with_name(f"{few_shot.name}.json")
-        if KNOWN in loaded.table:
-            note_known(run, loaded)
     else:
         own = run.paths.scores(aux, dataset, trained)
         given = named_input("scores", folder, own, loaded.record.fingerprint)
         place = run.paths.metrics(aux, dataset, trained, given)
+    require_writable(place)
+    original = params.resolution == "original"
+    manifest = _manifest_of_store(run, dataset, store) if original else None
+    with run.console.progress(f"evaluate {dataset.name}") as update:
+        result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
+    if KNOWN in loaded.table:
+        note_known(run, loaded)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place

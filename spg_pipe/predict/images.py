@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spg_pipe.datasets.masks import mask_notes, sort_masks
-from spg_pipe.datasets.walk import utf8_name, walk
+from spg_pipe.datasets.walk import walk
 from spg_pipe.errors import SpgError
-from spg_pipe.images.files import IMAGE_EXTENSIONS
+from spg_pipe.images.files import IMAGE_EXTENSIONS, utf8_name
 from spg_pipe.predict.files import check_out, is_own_file, overlay_paths
 
 

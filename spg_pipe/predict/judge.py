@@ -12,10 +12,11 @@ from PIL import Image
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.bank.normal_patches import BATCH, Progress
-from spg_pipe.datasets.walk import SCORES, utf8_name
+from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.errors import SpgError, counted, naming, told
+from spg_pipe.images.files import utf8_name
 from spg_pipe.images.reading import read_image
 from spg_pipe.metrics import write_csv
 from spg_pipe.predict.files import whole_result

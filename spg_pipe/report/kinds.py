@@ -1,6 +1,7 @@
 """What guides and rules are in words: each sentence is of the kind that made the numbers."""
 
 from spg_pipe.decision.rules import ALPHA, Additive, Published, Rule
+from spg_pipe.errors import counted
 from spg_pipe.guides.kinds import ContrastGuides, Guides, TrainedGuides
 from spg_pipe.recipe.params import ImageScore
 
@@ -20,7 +21,7 @@ def guides_in_words(guides: Guides) -> str:
             return f"contrast of class means, in closed form; at most {guides.atoms} atoms a pair"
         case TrainedGuides():
             kept = f"; at most {guides.top_k} codes a guide" if guides.top_k else ""
-            return f"trained with masks, {guides.epochs} epochs{kept}"
+            return f"trained with masks, {counted(guides.epochs, 'epoch')}{kept}"
 
 
 def image_score_in_words(rule: Rule) -> str:

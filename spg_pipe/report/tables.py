@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from spg_pipe.errors import one_line
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.recipe.params import PublishedFigure
@@ -233,7 +234,7 @@ def plain(table: Table) -> str:
         grid.add_column(Text(column), justify="right" if number else "left", no_wrap=True)
     last = len(table.rows) - table.summary  # a line sets the rows that sum up apart
     for number, row in enumerate(table.rows, 1):
-        grid.add_row(*map(Text, row), end_section=number == last)
+        grid.add_row(*(Text(one_line(cell)) for cell in row), end_section=number == last)
     stream = io.StringIO()
     Console(file=stream, width=_WIDEST, color_system=None, force_terminal=False).print(grid)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]

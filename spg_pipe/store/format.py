@@ -11,17 +11,16 @@ from pydantic import Field, model_validator
 from zarr.codecs import ZstdCodec
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size
+from spg_pipe.artefacts.record import LARGEST_SIDE, Count, LayerName, Name, Record, Size, inside
 from spg_pipe.backbones.spec import LABELS, BackboneSpec
 from spg_pipe.datasets.manifest import Skipped
-from spg_pipe.datasets.walk import inside
 
 SCHEMA_VERSION: Final = 2
 SHARD_INDEX = "shards.json"
 ZSTD_LEVEL = 3
 """Of masks, which shrink a hundredfold, and of tokens where `compressor` is zstd."""
 COMMAND = "spg-pipe extract --replace"
-REMAKE = f"`{COMMAND}` and the same options"
+REMAKE = f"`{COMMAND}` and the same options (such as --split and --out)"
 _MOST_VALUES = 64 * LARGEST_SIDE**2
 """Of a shard's masks, and of an image's tokens in a layer."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from spg_pipe.artefacts.files import write_text
+from spg_pipe.artefacts.files import require_writable, write_text
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import write_csv
 from spg_pipe.metrics.tables import seen_in
@@ -79,6 +79,7 @@ def choose(run: RecipeRun, aux: str) -> Result:
     settings = combinations(run, axes, "choose", _SECTIONS)
     for setting in settings:
         require_default_method(setting.run.params, "choose")
+    require_writable(recipe := run.paths.choice(aux, "yaml"))
     for seed in seeds:
         train_missing_saes(settings, aux, seed)
     store = checked_store(run, find_dataset(run.params, aux))
@@ -96,8 +97,7 @@ def choose(run: RecipeRun, aux: str) -> Result:
         if any(key.startswith("sae.") for key in axes):
             rows[-1] = {**rows[-1], **describe(paths)}
     chosen = settings[best(merits)]
-    figures_path, recipe = run.paths.choice(aux, "csv"), run.paths.choice(aux, "yaml")
-    write_csv(figures_path, rows)
+    write_csv(figures_path := run.paths.choice(aux, "csv"), rows)
     write_text(recipe, _recipe(chosen.run.params, aux, figures_path))
     run.console.say(f"Chosen on {aux}: {chosen.name} → {recipe}")
     return Result(rows, plain(_table(run, aux, list(parts), rows)), recipe, chosen.values)

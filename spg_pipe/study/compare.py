@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spg_pipe.artefacts.files import require_writable
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.detector.evaluate import evaluate_scores
@@ -65,6 +66,7 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
             f"compare judges maps at the model's size; found metrics.resolution: "
             f"{run.params.metrics.resolution}. Add --set metrics.resolution=model."
         )
+    require_writable(path := run.paths.comparison)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     ways = run.params.directions
     names = dict.fromkeys(name for way in ways for name in (way.aux, way.target))
@@ -75,7 +77,6 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
     judging = [_judging_job(run, entry, stores) for entry in slowest_first]
     jobs = [*making_jobs(run, stores), *judging]
-    path = run.paths.comparison
     trained = path.with_name(f"{path.stem}-costs.json")
     costs = MakingCosts.load(trained)
     judged: dict[str, dict[str, Judged]] = {}

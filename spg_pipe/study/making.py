@@ -5,7 +5,7 @@ from functools import partial
 
 from spg_pipe.detector.make import DetectorPlan, make_detectors
 from spg_pipe.detector.model import Detector
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, NotThereError
 from spg_pipe.pipeline.checked import checked_detector, checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
@@ -88,7 +88,7 @@ def _is_made(run: RecipeRun, store: FeatureStore, method: str, aux: str, seed: i
     try:
         record = Detector.load(guides_path(run, method, aux, seed)).record
         plan = _plan(run, store, method, aux, seed)
-    except SpgError:
+    except (NotThereError, DamagedError):
         return False
     wanted = (plan.saes.record.fingerprint, seed, plan.guides, plan.method.detection)
     held = (record.sae.fingerprint, record.seed, record.guides, record.detection)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spg_pipe.artefacts.files import require_writable
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.metrics import MetricsTable, flat_rows, seeds_mean, write_csv
@@ -41,6 +42,7 @@ def sweep(run: RecipeRun, *, one_at_a_time: bool = False) -> Result:
     written to sweeps/<name>.csv.
     """
     settings, params = settings_of(run, one_at_a_time=one_at_a_time), run.params
+    require_writable(run.paths.sweep)
     for aux in dict.fromkeys(way.aux for way in params.directions):
         _train(settings, aux)
     rows: list[Mapping[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from spg_pipe.bank.few_shot import (
     known_images,
     normals_of,
     note_of_known,
+    require_serving,
     says,
     score_few_shot,
     seen_of,
@@ -157,6 +159,17 @@ def test_what_cannot_be_a_bank_of_this_target_is_refused(tiny_store, tmp_path):
     )
     with pytest.raises(SpgError, match=r"another backbone than .*weights_sha256 differ"):
         banks_of([other], tiny_store, PARAMS)
+
+
+def test_normal_images_of_another_white_are_refused_with_and_without_tokens(tiny_store, tmp_path):
+    manifest = manifest_of(write_folder(tmp_path / "dim", masked=0, missing=0))
+    dim = replace(manifest, white=4095)
+    message = r"White is 4095 in the normal images of .*, and 65535 in .*NAME/train.* at 65535"
+    with pytest.raises(UnsuitableError, match=message):
+        require_serving(dim, tiny_store)
+    with pytest.raises(UnsuitableError, match=message):
+        normals_of([extracted(dim, tmp_path / "dim.zarr")], tiny_store)
+    require_serving(manifest, tiny_store)
 
 
 def test_the_published_rule_has_nothing_to_add_a_bank_to(

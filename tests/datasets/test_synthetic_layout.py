@@ -10,10 +10,10 @@ from PIL import Image
 
 from datasets.test_synthetic import a_set
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.datasets.layouts.listing import source_id
 from spg_pipe.datasets.layouts.synthetic import RECORD, mask_of
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.errors import SpgError
+from spg_pipe.images.files import source_id
 
 
 def test_a_folder_that_only_looks_alike_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ FILES = {
     "lower bits of a PNG": png(of(4095), (b"sBIT", b"\x0c")),
     "upper bits of a PNG": png(of(4095) << 4, (b"sBIT", b"\x0c")),
     "bits of a colour PNG": png(colour(4095), (b"sBIT", b"\x0c\x0c\x0c")),
+    "grey and opacity": png(np.dstack([of(4095), of(65535)[::-1]]), (b"sBIT", b"\x0c\x0c")),
     **{
         f"PGM to {top}": b"P5 7 5 %d\n" % top + of(top).astype(">u2").tobytes()
         for top in (1023, 4095, 65535)
@@ -110,10 +111,28 @@ def test_what_a_file_says_of_its_values_is_honoured(tmp_path, case):
     assert white_of(peak_of(look_at([("image", path)], exif=False))) is None
 
 
-def test_bits_that_are_not_decoded_are_refused_with_the_way_out(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(packed(of(1023), 10), SHAPE, bits=10, compression=5), "10 bits .*compression 5"),
+        (
+            tiff(RAMP.astype("<f2").tobytes(), SHAPE, bits=16, extra=[(SAMPLE_FORMAT, 3, 3)]),
+            "floating-point samples of 16 bits",
+        ),
+        (
+            tiff((of(255) - 128).astype("u1").tobytes(), SHAPE, extra=[(SAMPLE_FORMAT, 3, 2)]),
+            "signed samples of 8 bits",
+        ),
+        (
+            tiff(colour(65535).tobytes(), RGB_SHAPE, bits=16, photometric=2, extra=[(284, 3, 2)]),
+            "samples of 16 bits in separate planes",
+        ),
+    ],
+)
+def test_samples_that_are_not_decoded_are_refused_with_the_way_out(tmp_path, content, reason):
     path = tmp_path / "odd.tif"
-    path.write_bytes(tiff(packed(of(1023), 10), SHAPE, bits=10, compression=5))
-    message = r"odd\.tif cannot be read \(a TIFF with 10 bits .*compression 5.*`magick in\.tif out"
+    path.write_bytes(content)
+    message = rf"odd\.tif cannot be read \(a TIFF with {reason}.*`magick in\.tif out"
     with pytest.raises(UnusableFileError, match=message):
         read_image(path, exif=False)
 
@@ -238,3 +257,20 @@ def test_a_jpeg_of_a_linear_profile_is_read_alike(tmp_path):
     grey.save(buffer, "JPEG", quality=100, icc_profile=linear_grey_profile())
     (tmp_path / "x.jpg").write_bytes(buffer.getvalue())
     assert np.abs(read_image(tmp_path / "x.jpg", exif=True).astype(int) - 128).max() <= 3
+
+
+LABELS = (RAMP > 0.5).astype(np.uint16)  # 1 of 65535 is a defect
+MASKS = {
+    "grey": png(LABELS),
+    "grey and opacity": png(np.dstack([LABELS, of(0) + 65535])),
+    "colour": png(np.dstack([LABELS, of(0), of(0)])),
+    "16 bits, white is 0": tiff((65535 - LABELS).tobytes(), SHAPE, bits=16, photometric=0),
+    "12 bits, white is 0": tiff(packed(4095 - LABELS, 12), SHAPE, bits=12, photometric=0),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_beyond_8_bits_counts_every_value_above_black(tmp_path, case):
+    path = tmp_path / "mask.png"
+    path.write_bytes(MASKS[case])
+    np.testing.assert_array_equal(read_mask(path, exif=False), LABELS)

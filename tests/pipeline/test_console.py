@@ -82,3 +82,9 @@ def test_every_layer_counts_anew(clock: list[float], capsys: pytest.CaptureFixtu
         ["1/100 images"],
         ["41/100 images", "4.0/s"],
     ]
+
+
+@pytest.mark.parametrize("console", [Console(0), Console(1, json=True), Console(2)])
+def test_a_download_is_announced_to_whoever_wants_silence_too(console, capsys) -> None:
+    console.announce("Downloading x\x1b[2J")
+    assert capsys.readouterr() == ("", "Downloading x\\x1b[2J\n")

@@ -15,6 +15,7 @@ from layouts import write_mvtec
 from pipeline.test_parts import RECIPE, command
 from spg_pipe.cli.options import Options
 from spg_pipe.detector.scores import Scores
+from spg_pipe.errors import SpgError
 from spg_pipe.pipeline import features, targets, training
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import BankParams
@@ -180,6 +181,30 @@ def test_what_is_no_normal_image_is_refused_before_it_has_tokens(
     code, _, err = command(capsys, "score", *options)
     assert (code, sorted(Path("artifacts/features").iterdir())) == (1, before)
     assert message in " ".join(err.split())
+
+
+def test_tokens_of_another_backbone_than_the_targets_are_not_computed_first(
+    here, monkeypatch, tmp_path
+):
+    store = features.extract(here, here.params.dataset("right"), out=tmp_path / "right.zarr")
+    size = here.params.backbone.model_copy(update={"image_size": 96})
+    other = here.with_params(here.params.model_copy(update={"backbone": size}))
+    monkeypatch.setattr(features, "extract", lambda *_, **__: pytest.fail("extracted"))
+    with pytest.raises(
+        SpgError, match=r"another backbone than the recipe.*image_size is \d+, not 96"
+    ):
+        targets.score(other, "right", store=store, normals="right/train", alone=True)
+
+
+def test_metrics_that_cannot_be_written_are_not_computed_first(here, monkeypatch):
+    def refused(place: Path) -> None:
+        raise PermissionError(13, "no", str(place.parent))
+
+    targets.score(here, "right")
+    monkeypatch.setattr(targets, "require_writable", refused)
+    monkeypatch.setattr(targets, "evaluate_scores", lambda *_, **__: pytest.fail("evaluated"))
+    with pytest.raises(PermissionError, match="artifacts/metrics/mini"):
+        targets.evaluate(here, "right")
 
 
 def test_the_command_that_judges_scores_works_with_the_recipe_that_was_named(

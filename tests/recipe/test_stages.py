@@ -116,6 +116,12 @@ def main(run: RecipeRun, aux: str, seed: int) -> None:
         ("train_sae@demo-visa-111", [], 0, "demo-visa 111 demo"),
         ("train_sae@demo-visa-111", ["--aux", "a", "--seed", "7"], 0, "a 7 demo"),
         ("", ["--aux", "a", "--seed", "7"], 0, "a 7 demo"),
+        (
+            "train_sae@demo-visa-111",
+            ["--params", "out.yaml"],
+            1,
+            "The place of artifacts, ../e, is",
+        ),
         ("", [], 2, "required: --aux, --seed"),
     ],
 )
@@ -123,6 +129,7 @@ def test_a_stage_knows_its_row_from_dvc_or_from_options(
     demo, monkeypatch, capsys, stage, options, code, said
 ) -> None:
     shutil.copy(ROOT / "recipes" / "demo.yaml", "params.yaml")
+    Path("out.yaml").write_text(yaml.safe_dump(demo | {"artifacts": "../e"}))
     monkeypatch.setenv("DVC_STAGE", stage)
     monkeypatch.setattr(sys, "argv", ["train_sae.py", *options])
     with pytest.raises(SystemExit) as stop:

@@ -17,7 +17,7 @@ from spg_pipe.metrics import (
     with_mean,
 )
 from spg_pipe.recipe.params import PublishedFigure
-from spg_pipe.report.tables import overview_table, text_table
+from spg_pipe.report.tables import Table, overview_table, plain, text_table
 
 
 def table_of(protocol: str = "exact", seed: int = 111, noise: float = 0.3) -> MetricsTable:
@@ -130,3 +130,9 @@ def test_overview_has_a_line_a_direction():
     assert "metrics protocol spg" in table.caption
     assert "PRO (fast)" in text_table(table_of("spg"))
     assert "AUPRO" not in text_table(table_of("spg"))
+
+
+def test_a_line_end_in_a_name_makes_no_further_row():
+    shown = plain(Table("Caption", ("Category",), (("bolt\nnut 1.000",), ("screw",))))
+    assert r"bolt\nnut 1.000" in shown
+    assert len(shown.splitlines()) == 6

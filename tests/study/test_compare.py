@@ -15,6 +15,7 @@ import pytest
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
 
+from spg_pipe.artefacts import record
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, UnsuitableError
 from spg_pipe.pipeline import features, targets
@@ -128,6 +129,11 @@ def test_trained_guides_of_other_inputs_or_settings_are_made_again(method, compa
     assert not making._is_made(other, store, method, "left", 1)
     assert not making._is_made(same, store, method, "left", 3)
     assert not making._is_made(same, target, method, "left", 1)
+    monkeypatch.setattr(
+        record, "read_file", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no"))
+    )
+    with pytest.raises(SpgError, match="cannot be read"):  # is not for that made again
+        making._is_made(same, store, method, "left", 1)
 
 
 def test_what_was_made_elsewhere_has_no_making_cost(compared, monkeypatch, tmp_path):

@@ -139,23 +139,17 @@ def _divided(
 
     Its masks are in its folder, even one called `label`, and in `masks/<category>/`.
     """
-    if not names:
-        return {root.resolve().name: (dict(images), dict(masks))}
-    of_images, of_masks = _by_category(images), _by_category(masks)
+    divided = {name: (dict[Path, Place](), dict[Path, Place]()) for name in names}
+    for kind, files in enumerate((images, masks)):
+        for file, place in files.items():
+            if place and place[0] in divided:
+                divided[place[0]][kind][file] = place[1:]
     inside = defaultdict(list)
     for mask in masks:
         inside[mask.relative_to(root).parts[0]].append(mask)
-    for name in names:
-        of_masks[name] |= mask_places(root / name, inside[name], of_images[name])
-    return {name: (of_images[name], of_masks[name]) for name in names}
-
-
-def _by_category(files: Mapping[Path, Place]) -> dict[str, dict[Path, Place]]:
-    """The outermost folder of files' places → the files, with the rest of their places."""
-    inner = defaultdict[str, dict[Path, Place]](dict)
-    for file, place in files.items():
-        inner["".join(place[:1])][file] = place[1:]
-    return inner
+    for name, (images_of_category, masks_of_category) in divided.items():
+        masks_of_category.update(mask_places(root / name, inside[name], images_of_category))
+    return divided or {root.resolve().name: (dict(images), dict(masks))}
 
 
 def _scan_category(

@@ -1,8 +1,6 @@
 """What a layout is, and what its scanner finds."""
 
-import hashlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,20 +38,6 @@ class Entry:
         if self.label == LABEL_NORMAL:
             return MaskState.EMPTY
         return MaskState.GIVEN if self.mask else MaskState.MISSING
-
-
-def source_id(sha256: str) -> str:
-    """A short name of an image's content, by which a painted copy tells what it was made from."""
-    return sha256[:16]
-
-
-def content_ids(paths: Iterable[Path]) -> set[str]:
-    """`source_id` of files; those that cannot be read have none."""
-    ids = set()
-    for path in paths:
-        with suppress(OSError):
-            ids.add(source_id(hashlib.sha256(path.read_bytes()).hexdigest()))
-    return ids
 
 
 class Scan(NamedTuple):

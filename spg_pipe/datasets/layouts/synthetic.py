@@ -10,11 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from spg_pipe.artefacts.record import Record, read_record
-from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, source_id
+from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL
 from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.walk import SYNTHETIC_RECORD, relative, walk
 from spg_pipe.errors import SpgError, counted, listed, noted
+from spg_pipe.images.files import source_id
 from spg_pipe.recipe.data import KINDS, DefectKind
 
 RECORD = SYNTHETIC_RECORD

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from spg_pipe.artefacts.record import inside
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
 from spg_pipe.datasets.names import GOOD, composed
-from spg_pipe.datasets.walk import inside, relative, walk
+from spg_pipe.datasets.walk import relative, walk
 from spg_pipe.errors import SpgError, listed, noted
 
 SPLIT_FILE = "split_csv/1cls.csv"
-_NOT_NAMED = f"not named in {SPLIT_FILE}, ignored"
 _Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Without control characters, which no path holds and a terminal obeys."""
 _FAULTS = {
@@ -57,8 +57,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     if not on_disk:
         raise SpgError(
             f"No category of {root / SPLIT_FILE} is in {root}: expected a folder "
-            f"<category>/Data/Images for at least one of "
-            f"{listed(sorted(objects), 12)}. Check the root."
+            f"<category>/Data/Images for at least one of {listed([*objects], 12)}. Check the root."
         )
     wanted = [name for name in on_disk if select(name)]
     walks = [walk(root / name / "Data") for name in wanted]
@@ -72,10 +71,8 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
         if (name := objects[row.object]) in wanted
     ]
     entries = [_entry(root, row) for row in rows if split in ("all", row.split)]
-    for what, paths in (
-        ("image", [entry.path for entry in entries]),
-        ("mask", [entry.mask for entry in entries if entry.mask]),
-    ):
+    named = {"image": [e.path for e in entries], "mask": [e.mask for e in entries if e.mask]}
+    for what, paths in named.items():
         if missing := [path for path in paths if not (root / path).is_file()]:
             not_found = f"named in {root / SPLIT_FILE} not found in {root}"
             raise SpgError(
@@ -84,14 +81,11 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
             )
     absent = sorted(name for name, here in objects.items() if here not in on_disk)
     without = [row.image for row in rows if row.label == "anomaly" and not row.mask]
+    unnamed = sorted(names - {path for row in rows for path in (row.image, row.mask)})
     notes = [
         *([f"named in {SPLIT_FILE} but not on disk: {listed(absent, 12)}"] if absent else []),
         *noted(without, "defect image", f"without a mask in {SPLIT_FILE}"),
-        *noted(
-            sorted(names - {path for row in rows for path in (row.image, row.mask)}),
-            "image",
-            _NOT_NAMED,
-        ),
+        *noted(unnamed, "image", f"not named in {SPLIT_FILE}, ignored"),
         *(note for walked in walks for note in walked.notes(root)),
     ]
     return Scan(entries, on_disk, notes)

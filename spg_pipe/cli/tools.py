@@ -224,7 +224,17 @@ def compare(
     run.console.result({"comparison": result.path, "rows": result.rows}, result.table)
 
 
-COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, compare)
+@shared("device", "cache", *RECIPE)
+def league(options: Options) -> None:
+    """Judge the recipe's `choose:` on every direction, and choose without each target in turn."""
+    from spg_pipe.study.league import league
+
+    run = options.run()
+    result = league(run)
+    run.console.result({"league": result.path, "rows": result.rows}, result.table)
+
+
+COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, league, compare)
 
 recipe = typer.Typer(help="List recipes, or make one the active recipe.", no_args_is_help=True)
 recipe.command("list")(recipe_list)

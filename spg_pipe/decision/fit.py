@@ -71,14 +71,21 @@ class Measured:
             for layer, raw in self.layers.items()
         }
 
+    def coarse_maps(self, decision: Decision, which: int, rows: np.ndarray) -> np.ndarray:
+        """Blurred maps of log odds (k, S/4, S/4) of images (k,), by one of the sets of guides."""
+        return coarse_maps(self.log_odds(decision, which, rows), self.size)
+
     def image_values(
-        self, decision: Decision, which: int, rows: np.ndarray
+        self, decision: Decision, which: int, rows: np.ndarray, maps: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Image components (k,) of images (k,), by one of the sets of guides."""
+        """Image components (k,) of images (k,), by one of the sets of guides.
+
+        `maps` (k, S/4, S/4) are those of `coarse_maps`, where they are known.
+        """
         tops = []
-        for part in np.array_split(rows, max(1, len(rows) // 64)):
-            maps = coarse_maps(self.log_odds(decision, which, part), self.size)
-            tops.append(top_mean(maps, decision.top_share))
+        for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // 64)):
+            some = self.coarse_maps(decision, which, rows[part]) if maps is None else maps[part]
+            tops.append(top_mean(some, decision.top_share))
         chosen = torch.from_numpy(rows)
         layers = {
             layer: Components(

@@ -83,7 +83,7 @@ class DetectorPlan:
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """The guides of a plan, and what the decision needs of them."""
 
     layers: dict[str, LayerGuides]
@@ -135,7 +135,7 @@ def make_detectors(
     folds: np.ndarray | None = None
     runs = [plan.run for plan in plans if plan.run]
     if not runs:
-        made, folds = _contrast(store, plans, device, progress)
+        made, folds = contrast_guides(store, plans, device, progress)
     else:
         fits = fit_guides(
             store,
@@ -163,7 +163,7 @@ def make_detectors(
     return results
 
 
-def _trained(fit: GuideFit, plan: DetectorPlan) -> _Made:
+def _trained(fit: GuideFit, plan: DetectorPlan) -> Made:
     views: tuple[View, View] = (plan.method.detection, "patches")
     layers = {
         name: LayerGuides.of_codes(
@@ -181,13 +181,22 @@ def _trained(fit: GuideFit, plan: DetectorPlan) -> _Made:
         name: Sides(guides.directions(as_cosines=True), guides.basis)
         for name, guides in layers.items()
     }
-    return _Made(layers, fit.curve, sides)
+    return Made(layers, fit.curve, sides)
 
 
-def _contrast(
-    store: FeatureStore, plans: Sequence[DetectorPlan], device: str, progress: Progress | None
-) -> tuple[list[_Made], np.ndarray]:
-    """Contrast guides of every plan, from one pass over the store; and each image's fold."""
+def contrast_guides(
+    store: FeatureStore,
+    plans: Sequence[DetectorPlan],
+    device: str,
+    progress: Progress | None = None,
+) -> tuple[list[Made], np.ndarray]:
+    """Contrast guides of every plan, from one pass over the store; and each image's fold (n,).
+
+    Raises
+    ------
+    SpgError
+        As `make_detector`.
+    """
     for plan in plans:
         check_sae(store, plan.saes)
     check_images(store)
@@ -201,7 +210,7 @@ def _contrast(
     return made, sums.folds
 
 
-def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> _Made:
+def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> Made:
     layers: dict[str, LayerGuides] = {}
     sides: dict[str, Sides] = {}
     choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
@@ -227,7 +236,7 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
             )
         layers[layer] = LayerGuides.of_contrast(pairs, table, shape.grid)
         sides[layer] = Sides(directions, layers[layer].basis)
-    return _Made(layers, [], sides)
+    return Made(layers, [], sides)
 
 
 def _record(

@@ -101,6 +101,11 @@ class Paths:
         return path.parent / folder / path.name
 
     @property
+    def league(self) -> Path:
+        """league/<configuration>.csv"""
+        return self.params.artifacts / "league" / f"{self.params.name}.csv"
+
+    @property
     def sweep(self) -> Path:
         """sweeps/<configuration>.csv"""
         return self.params.artifacts / "sweeps" / f"{self.params.name}.csv"

@@ -41,7 +41,7 @@ from spg_pipe.study.settings import (
     train_missing_saes,
 )
 
-_SECTIONS = ("sae", "guides", "decision")
+SECTIONS = ("sae", "guides", "decision")
 _HEADS = {
     "image_auroc": "Image AUROC",
     "pixel_auroc": "Pixel AUROC",
@@ -76,7 +76,7 @@ def choose(run: RecipeRun, aux: str) -> Result:
             "The recipe has no `choose:` section, for instance `choose: {guides.atoms: [32, 16]}`: "
             "there is nothing to choose from. The recipe spg-plus has one."
         )
-    settings = combinations(run, axes, "choose", _SECTIONS)
+    settings = combinations(run, axes, "choose", SECTIONS)
     for setting in settings:
         require_default_method(setting.run.params, "choose")
     require_writable(recipe := run.paths.choice(aux, "yaml"))

@@ -131,7 +131,7 @@ def judge_candidates(
     makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
     sides = {key: _sides(store, maker, sums, parts) for key, maker in makers.items()}
     measured = {key: measure(store, each, device=device) for key, each in sides.items()}
-    regions, judged = _coarse_masks(store), Judged()
+    regions, judged = coarse_masks(store), Judged()
     for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:
@@ -154,23 +154,53 @@ def _judge(
     chosen: np.ndarray,
 ) -> np.ndarray:
     """(3,) `FIGURES` of the chosen images (n,) bool, means over categories."""
-    figures = []
-    for category in np.unique(measured.categories[chosen]):
-        rows = np.flatnonzero(chosen & (measured.categories == category))
-        values = decision.shares(measured.image_values(decision, which, rows))
-        scores = np.sum(list(values.values()), axis=0)
-        auroc = image_metrics(measured.labels[rows], scores).auroc
-        known = [image for image in rows.tolist() if image in regions]
+    rows = np.flatnonzero(chosen)
+    values = decision.shares(measured.image_values(decision, which, rows))
+    scores = np.sum(list(values.values()), axis=0)
+
+    def map_of(image: int) -> np.ndarray:
+        patches = measured.log_odds(decision, which, np.array([image]))
+        at = regions[image].shape
+        return anomaly_maps(patches, measured.size, at=at, log_odds=True)[0]
+
+    categories = measured.categories[rows]
+    auroc = image_auroc(measured.labels[rows], categories, scores)
+    pixel = pixel_figures(map_of, rows, categories, regions)
+    return np.array([auroc, *pixel[: len(FIGURES) - 1]])
+
+
+def image_auroc(labels: np.ndarray, categories: np.ndarray, scores: np.ndarray) -> float:
+    """Of images (n,), the mean over categories; NaN if none has both classes."""
+    parts = (categories == category for category in np.unique(categories))
+    return float(known_mean([image_metrics(labels[rows], scores[rows]).auroc for rows in parts]))
+
+
+def pixel_figures(
+    map_of: Callable[[int], np.ndarray],
+    images: np.ndarray,
+    categories: np.ndarray,
+    regions: Mapping[int, Regions],
+) -> np.ndarray:
+    """(3,) pixel AUROC, AP and AUPRO@0.3 of those images (n,) whose mask's regions are known.
+
+    Parameters
+    ----------
+    map_of : callable
+        From an image to its map in [0, 1], of the shape of its regions.
+    categories : (n,) int
+        Figures are means over them.
+    """
+    figures = [[math.nan] * 3]
+    for category in np.unique(categories):
+        known = [image for image in images[categories == category].tolist() if image in regions]
 
         def pairs(known: list[int] = known) -> Iterator[tuple[np.ndarray, Regions]]:
             for image in known:
-                patches = measured.log_odds(decision, which, np.array([image]))
-                at = regions[image].shape
-                maps = anomaly_maps(patches, measured.size, at=at, log_odds=True)
-                yield maps[0], regions[image]
+                yield map_of(image), regions[image]
 
-        pixel = accumulate(pairs, "histogram") if known else None
-        figures.append([auroc, *((pixel.auroc, pixel.ap) if pixel else (math.nan, math.nan))])
+        if known:
+            pixel = accumulate(pairs, "histogram")
+            figures.append([pixel.auroc, pixel.ap, pixel.aupro[0.3]])
     return known_mean(figures)
 
 
@@ -207,7 +237,7 @@ def _sides(
     return sides
 
 
-def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:
+def coarse_masks(store: FeatureStore) -> dict[int, Regions]:
     """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
     side = max(1, store.image_size // COARSE)
     states, regions = store.array("mask_state"), {}

@@ -30,14 +30,16 @@ def guides_job(method: str, aux: str) -> str:
     return f"guides of {method}, {aux}"
 
 
-def making_jobs(run: RecipeRun, stores: Stores) -> Iterator[Job]:
-    """A job for everything trained that is not there yet; each gives `Costs`."""
+def making_jobs(
+    run: RecipeRun, stores: Stores, methods: Sequence[str] = (*TRAINED, PLUS)
+) -> Iterator[Job]:
+    """A job for everything that methods need and is not there yet; each gives `Costs`."""
     for aux in auxiliaries(run, stores):
         store, saes = stores[aux], {s: f"SAE of {aux}, seed {s}" for s in run.params.seeds}
         for seed, name in saes.items():
             if not is_there(partial(checked_sae, run, store, aux, seed)):
                 yield Job(name, partial(_make_sae, run, aux, seed))
-        for method in (*TRAINED, PLUS):
+        for method in methods:
             missing = [seed for seed in saes if not _is_made(run, store, method, aux, seed)]
             if missing:
                 after = () if method == FREE else tuple(saes[seed] for seed in missing)

@@ -37,6 +37,7 @@ PLUS = "spg-plus"
 PUBLISHED = "SPG as published"
 FREE = "free dense guides, trained"
 TRAINED = (PUBLISHED, FREE)
+UNLIKE = "intra-image dissimilarity"
 MUTUAL = "mutual scoring"
 Stores = Mapping[str, FeatureStore]
 """Name of a dataset → its store."""
@@ -79,6 +80,26 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
     normals : int
         Images of a target's train split that few-shot methods see; they are extracted here.
     """
+    yield from zero_shot(run, stores)
+    backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
+    for target in dict.fromkeys(way.target for way in run.params.directions):
+        yield from _few_shot(run, target, stores, normals, backbone)
+        if len(np.unique(stores[target].array("category").astype(object))) > 1:
+            run.console.say(
+                f"No transductive method on {target}: its categories are products of their own, "
+                "and mutual scoring takes one product at a time."
+            )
+            continue
+        seed = run.params.seeds[0]  # by far the slowest, and its seed only draws the others
+        path = Path(stores[target].path)
+        fit = partial(
+            by_baseline, choose_device(run.device), partial(mutual_scoring, seed=seed), [path]
+        )
+        yield Entry(MUTUAL, transductive(stores[target]), seed, None, (target,), fit)
+
+
+def zero_shot(run: RecipeRun, stores: Stores) -> Iterator[Entry]:
+    """Those of `entries` that see no image of the target but the one that they judge."""
     device, ways = choose_device(run.device), run.params.directions
     for aux in auxiliaries(run, stores):
         seen, path = seen_in(stores[aux].synthetic), Path(stores[aux].path)
@@ -91,20 +112,7 @@ def entries(run: RecipeRun, stores: Stores, normals: int) -> Iterator[Entry]:
             yield Entry("logistic regression", seen, seed, aux, targets, fit)
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(by_baseline, device, dissimilarity, [])
-    yield Entry("intra-image dissimilarity", "nothing", None, None, every, unlike)
-    backbone = cache(partial(load_backbone, run))  # once for all, if anyone needs it
-    for target in every:
-        yield from _few_shot(run, target, stores, normals, backbone)
-        if len(np.unique(stores[target].array("category").astype(object))) > 1:
-            run.console.say(
-                f"No transductive method on {target}: its categories are products of their own, "
-                "and mutual scoring takes one product at a time."
-            )
-            continue
-        seed = run.params.seeds[0]  # by far the slowest, and its seed only draws the others
-        path = Path(stores[target].path)
-        fit = partial(by_baseline, device, partial(mutual_scoring, seed=seed), [path])
-        yield Entry(MUTUAL, transductive(stores[target]), seed, None, (target,), fit)
+    yield Entry(UNLIKE, "nothing", None, None, every, unlike)
 
 
 def guides_path(run: RecipeRun, method: str, aux: str, seed: int) -> Path:

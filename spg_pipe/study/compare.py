@@ -18,8 +18,6 @@ from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import Cell, MetricsTable, write_csv
 from spg_pipe.metrics.bootstrap import CategoryImages, Interval, intervals, pixel_histograms
-from spg_pipe.pipeline.checked_store import checked_store
-from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Direction, MetricParams
@@ -27,7 +25,7 @@ from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import MUTUAL, Entry, Stores, entries
+from spg_pipe.study.methods import MUTUAL, Entry, Stores, entries, stores_of
 from spg_pipe.study.runner import Job, run_jobs
 from spg_pipe.study.settings import Result, require_default_method
 
@@ -69,10 +67,7 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     require_writable(path := run.paths.comparison)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     ways = run.params.directions
-    names = dict.fromkeys(name for way in ways for name in (way.aux, way.target))
-    every = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
-    # Those with most images first: their jobs take longest.
-    stores = dict(sorted(every.items(), key=lambda item: -len(item[1])))
+    stores = stores_of(run)
     compared = {entry.name: entry for entry in entries(run, stores, normals)}
     slowest_first = sorted(compared.values(), key=lambda entry: entry.method != MUTUAL)
     judging = [_judging_job(run, entry, stores) for entry in slowest_first]

@@ -55,8 +55,8 @@ def known_mean(values: object, axis: int = 0) -> np.ndarray:
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
 
 
-def best(merits: np.ndarray) -> int:
-    """The candidate to take: the first of those that no other beats by `TOLERANCE`.
+def best(merits: np.ndarray, tolerance: float = TOLERANCE) -> int:
+    """The candidate to take: the first of those that no other beats by a tolerance.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def best(merits: np.ndarray) -> int:
             "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
             "can be chosen on this set. Its masks may be too thin: use a larger image_size."
         )
-    return int(np.argmax(merits >= merits.max() - TOLERANCE))
+    return int(np.argmax(merits >= merits.max() - tolerance))
 
 
 def held_out_parts(store: FeatureStore, sums: ClassSums) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ for all candidates that share a dictionary and a number of atoms. See docs/recip
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,15 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.choose import SECTIONS
 from spg_pipe.study.held_out import coarse_masks, image_auroc, known_mean, pixel_figures
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import PUBLISHED, UNLIKE, Entry, Stores, auxiliaries, zero_shot
+from spg_pipe.study.methods import (
+    PUBLISHED,
+    UNLIKE,
+    Entry,
+    Stores,
+    auxiliaries,
+    stores_of,
+    zero_shot,
+)
 from spg_pipe.study.runner import Job, run_jobs
 from spg_pipe.study.settings import (
     Result,
@@ -67,6 +76,39 @@ def league(run: RecipeRun) -> Result:
         If the recipe has no `choose`, does not use contrast guides and the additive rule, or some
         target is part of every direction.
     """
+    settings, ways = _settings(run), run.params.directions
+    require_writable(path := run.paths.league)
+    run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
+    stores = stores_of(run)
+    for name, store in stores.items():
+        if store.spec.backbone.tiles is not None:
+            raise SpgError(f"league judges images as a whole; the store of {name} has tiles.")
+    for aux, seed in product(auxiliaries(run, stores), run.params.seeds):
+        train_missing_saes(settings, aux, seed)
+    jobs, methods = _jobs(run, settings, stores)
+    found: dict[str, Found] = {}
+    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
+        found[name] = result
+        run.console.say(f"{number} of {len(jobs)} done: {name}")
+    figures = {
+        method: over_ways([(aux, found[name]) for name, aux in of_method], ways)
+        for method, of_method in methods.items()
+    }
+    values, candidates = tuple(each.values for each in settings), figures.pop(CANDIDATES)
+    standings = Standings(ways, values, candidates, figures, _chosen(run, settings))
+    about = {
+        "backbone": run.params.backbone.alias,
+        "method_protocol": run.params.method.protocol,
+        "protocol": "exact, maps at a quarter of the size",
+        "seeds": list(run.params.seeds),
+    }
+    write_csv(path, rows := standings.rows(about))
+    run.console.say(f"League {run.params.name} → {path}")
+    said = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
+    return Result(rows, "\n\n".join(map(plain, standings.tables(f"{said}."))), path)
+
+
+def _settings(run: RecipeRun) -> list[Setting]:
     ways = run.params.directions
     if not run.params.choose or not ways:
         raise SpgError(
@@ -78,46 +120,7 @@ def league(run: RecipeRun) -> Result:
     settings = combinations(run, run.params.choose, "choose", SECTIONS)
     for setting in settings:
         require_default_method(setting.run.params, "league")
-    require_writable(path := run.paths.league)
-    run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
-    names = dict.fromkeys(name for way in ways for name in (way.aux, way.target))
-    every = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
-    for name, store in every.items():
-        if store.spec.backbone.tiles is not None:
-            raise SpgError(f"league judges images as a whole; the store of {name} has tiles.")
-    stores = dict(sorted(every.items(), key=lambda item: -len(item[1])))  # the longest jobs first
-    for aux in auxiliaries(run, stores):
-        for seed in run.params.seeds:
-            train_missing_saes(settings, aux, seed)
-    jobs, methods = _jobs(run, settings, stores)
-    found: dict[str, Found] = {}
-    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
-        found[name] = result
-        run.console.say(f"{number} of {len(jobs)} done: {name}")
-    figures = {
-        method: over_ways([(aux, found[name]) for name, aux in of_method], ways)
-        for method, of_method in methods.items()
-    }
-    standings = Standings(
-        ways,
-        tuple(setting.values for setting in settings),
-        figures.pop(CANDIDATES),
-        figures,
-        _chosen(run, settings),
-    )
-    backbone, seeds = run.params.backbone.alias, ", ".join(map(str, run.params.seeds))
-    about = {
-        "backbone": backbone,
-        "method_protocol": run.params.method.protocol,
-        "protocol": "exact, maps at a quarter of the size",
-        "seeds": list(run.params.seeds),
-    }
-    rows = standings.rows(about)
-    write_csv(path, rows)
-    run.console.say(f"League {run.params.name} → {path}")
-    said = f"{backbone}; method protocol {about['method_protocol']}; metrics protocol "
-    tables = standings.tables(f"{said}{about['protocol']}; means over seeds {seeds}.")
-    return Result(rows, "\n\n".join(map(plain, tables)), path)
+    return settings
 
 
 def over_ways(found: Sequence[tuple[str | None, Found]], ways: Sequence[Direction]) -> np.ndarray:

@@ -17,6 +17,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.metrics.tables import seen_in
+from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import extract, load_backbone
 from spg_pipe.pipeline.normals import say_known
@@ -113,6 +114,13 @@ def zero_shot(run: RecipeRun, stores: Stores) -> Iterator[Entry]:
     every = tuple(dict.fromkeys(way.target for way in ways))
     unlike = partial(by_baseline, device, dissimilarity, [])
     yield Entry(UNLIKE, "nothing", None, None, every, unlike)
+
+
+def stores_of(run: RecipeRun) -> dict[str, FeatureStore]:
+    """Of the recipe's directions; those with most images first: their jobs take longest."""
+    names = {name for way in run.params.directions for name in (way.aux, way.target)}
+    every = {name: checked_store(run, find_dataset(run.params, name)) for name in names}
+    return dict(sorted(every.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def guides_path(run: RecipeRun, method: str, aux: str, seed: int) -> Path:

@@ -27,9 +27,13 @@ def merits(figures: np.ndarray) -> np.ndarray:
 
 
 def left_out(figures: np.ndarray, ways: Sequence[Direction]) -> dict[str, int]:
-    """Target → the candidate that is best where it plays no part, as target or as auxiliary set."""
+    """Target → the candidate that is best where it plays no part, as target or as auxiliary set.
+
+    Without the tolerance of `choose`, which prefers what is listed first: a list that was written
+    with the targets in sight would then be chosen by them.
+    """
     targets = dict.fromkeys(way.target for way in ways)
-    return {target: best(merits(figures[:, others_of(target, ways)])) for target in targets}
+    return {target: best(merits(figures[:, others_of(target, ways)]), 0) for target in targets}
 
 
 def others_of(target: str, ways: Sequence[Direction]) -> list[int]:
@@ -78,7 +82,7 @@ class Standings:
         """How candidates are selected → the one taken for each direction."""
         without = left_out(self.candidates, self.ways)
         taken = {
-            IN_SIGHT: [best(merits(self.candidates))] * len(self.ways),
+            IN_SIGHT: [best(merits(self.candidates), 0)] * len(self.ways),
             LEFT_OUT: [without[way.target] for way in self.ways],
         }
         if self.chosen:

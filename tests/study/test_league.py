@@ -136,8 +136,8 @@ def ways_of(*names: str) -> list[Direction]:
     [
         # Without c the first is better, without b the second: each is best on the set left out.
         (("ab", "ac"), ([(0.6, 0.6), (0.9, 0.9)], [(0.9, 0.9), (0.5, 0.5)]), {"b": 0, "c": 1}),
-        # A difference within the tolerance takes the first.
-        (("ab", "ac"), ([(0.9, 0.9)] * 2, [(0.9, 0.9), (0.904, 0.904)]), {"b": 0, "c": 0}),
+        # A difference within the tolerance of `choose` counts.
+        (("ab", "ac"), ([(0.9, 0.9)] * 2, [(0.9, 0.9), (0.904, 0.904)]), {"b": 1, "c": 0}),
         # A target counts no more where it is the auxiliary set.
         (
             ("ab", "bc", "ad"),

@@ -8,6 +8,7 @@ store serves all candidates that share a dictionary and a number of atoms.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -157,16 +158,19 @@ def _judge(
     rows = np.flatnonzero(chosen)
     values = decision.shares(measured.image_values(decision, which, rows))
     scores = np.sum(list(values.values()), axis=0)
-
-    def map_of(image: int) -> np.ndarray:
-        patches = measured.log_odds(decision, which, np.array([image]))
-        at = regions[image].shape
-        return anomaly_maps(patches, measured.size, at=at, log_odds=True)[0]
-
+    map_of = partial(finished_map, measured, regions, decision, which)
     categories = measured.categories[rows]
     auroc = image_auroc(measured.labels[rows], categories, scores)
     pixel = pixel_figures(map_of, rows, categories, regions)
     return np.array([auroc, *pixel[: len(FIGURES) - 1]])
+
+
+def finished_map(
+    measured: Measured, regions: Mapping[int, Regions], decision: Decision, which: int, image: int
+) -> np.ndarray:
+    """An image's map in [0, 1], of the shape of its mask's regions."""
+    patches = measured.log_odds(decision, which, np.array([image]))
+    return anomaly_maps(patches, measured.size, at=regions[image].shape, log_odds=True)[0]
 
 
 def image_auroc(labels: np.ndarray, categories: np.ndarray, scores: np.ndarray) -> float:

@@ -12,12 +12,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from spg_pipe.artefacts.files import require_writable
 from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import fit_measured, measure
-from spg_pipe.decision.maps import SOFTENING
 from spg_pipe.decision.model import Decision
 from spg_pipe.detector.make import DetectorPlan, contrast_guides
 from spg_pipe.detector.scores import Scores
@@ -33,7 +31,13 @@ from spg_pipe.report.tables import plain
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.choose import SECTIONS
-from spg_pipe.study.held_out import coarse_masks, image_auroc, known_mean, pixel_figures
+from spg_pipe.study.held_out import (
+    coarse_masks,
+    finished_map,
+    image_auroc,
+    known_mean,
+    pixel_figures,
+)
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import (
     PUBLISHED,
@@ -208,10 +212,8 @@ def judge_target(
     for weights in {decision.map_weights for decision in decisions}:
         alike = [n for n, each in enumerate(decisions) if each.map_weights == weights]
         maps = measured.coarse_maps(decisions[alike[0]], 0, images)
-        finished = torch.sigmoid(torch.from_numpy(maps) / SOFTENING).numpy()
-        figures[alike, 1:] = pixel_figures(
-            finished.__getitem__, images, measured.categories, regions
-        )
+        map_of = partial(finished_map, measured, regions, decisions[alike[0]], 0)
+        figures[alike, 1:] = pixel_figures(map_of, images, measured.categories, regions)
         for number in alike:
             values = measured.image_values(decisions[number], 0, images, maps)
             scores = np.sum(list(decisions[number].shares(values).values()), axis=0)

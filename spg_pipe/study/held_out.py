@@ -141,13 +141,13 @@ def judge_candidates(
                 image = params.image.model_copy(update={"detection": 0.0})
                 params = params.model_copy(update={"image": image})
             fit = fit_measured(measured[key], params, final=which, honest=which, among=~rows)
-            figures.append(_judge(measured[key], regions, fit.decision, which, rows))
+            figures.append(judge_rows(measured[key], regions, fit.decision, which, rows))
         judged[part] = np.stack(figures)
         progress(which + 1, len(parts))
     return judged
 
 
-def _judge(
+def judge_rows(
     measured: Measured,
     regions: Mapping[int, Regions],
     decision: Decision,

@@ -21,7 +21,7 @@ from spg_pipe.decision.model import (
     Scale,
     Term,
     coarse_maps,
-    of_images,
+    image_components,
     top_mean,
 )
 from spg_pipe.errors import SpgError
@@ -41,7 +41,7 @@ class Measured:
     """Components of n images by m sets of guides, and what is known of the images."""
 
     layers: dict[str, Components]
-    """guides (n, m, N), self_distance (n, N), detection (n, m)."""
+    """Layer → components with B = n and F = m."""
     grids: dict[str, tuple[int, int]]
     labels: np.ndarray
     """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
@@ -64,10 +64,7 @@ class Measured:
         """Layer → (k, h, w) of the patches of images (k,), by one of the sets of guides."""
         chosen = torch.from_numpy(rows)
         return {
-            layer: to_grid(
-                decision.grid(layer, raw.guides[chosen, which], raw.self_distance[chosen]),
-                self.grids[layer],
-            )
+            layer: to_grid(decision.log_odds(layer, raw.of(chosen, which)), self.grids[layer])
             for layer, raw in self.layers.items()
         }
 
@@ -80,15 +77,8 @@ class Measured:
             maps = coarse_maps(self.log_odds(decision, which, part), self.size)
             tops.append(top_mean(maps, decision.top_share))
         chosen = torch.from_numpy(rows)
-        layers = {
-            layer: Components(
-                raw.guides[chosen, which],
-                raw.self_distance[chosen],
-                None if raw.detection is None else raw.detection[chosen, which, None],
-            )
-            for layer, raw in self.layers.items()
-        }
-        return {MAP_TOP: np.concatenate(tops)} | decision.image_values(layers.items())
+        layers = [(layer, raw.of(chosen, which)) for layer, raw in self.layers.items()]
+        return {MAP_TOP: np.concatenate(tops)} | decision.image_values(layers)
 
 
 def measure(
@@ -291,17 +281,16 @@ def _scales(
     share: float,
 ) -> dict[str, Scale]:
     """Of patches: each category's mean and deviation, averaged. Of images: over `chosen`."""
-    patches = {"guides": raw.guides[:, which], "self_distance": raw.self_distance}
     scales = {}
-    for name, values in patches.items():
+    for name, values in (("guides", raw.guides[:, which]), ("self_distance", raw.self_distance)):
         each = [
             _scale(values[torch.from_numpy(among & (categories == category))].numpy())
             for category in np.unique(categories[among])
         ]
         scales[name] = Scale(*(float(np.mean(column)) for column in zip(*each, strict=True)))
-    for name, image in of_images(raw, share).items():
-        column = which if name == "detection" else 0
-        scales[f"image_{name}"] = _scale(image[chosen, column])
+    rows = torch.from_numpy(np.flatnonzero(chosen))
+    for name, image in image_components(raw.of(rows, which), share).items():
+        scales[f"image_{name}"] = _scale(image)
     return scales
 
 

@@ -43,7 +43,7 @@ class LayerSums:
     defect's share of its area."""
     counts: Tensor
     """(n, 2) float32: sums of their weights."""
-    detection: Tensor
+    features: Tensor
     """(n, D) float32: the images' detection features."""
 
 
@@ -65,7 +65,7 @@ class ClassSums:
     @property
     def views(self) -> tuple[View, View]:
         """What can have guides."""
-        return "patches", self.detection
+        return self.detection, "patches"
 
 
 def class_sums(
@@ -170,7 +170,7 @@ def _mean(
         total = values.patches[chosen, int(anomalous)].double().sum(0)
         return total / count if count > 0 else None
     rows = rows & (sums.labels == int(anomalous))
-    return values.detection[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
+    return values.features[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
 
 
 def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:

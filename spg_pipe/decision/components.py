@@ -46,10 +46,16 @@ class Components:
     detection: Tensor | None
     """(B, F): x·d of each image's unit feature x, where the guides have a direction for it."""
 
-    def of(self, images: Tensor, which: int) -> "Components":
-        """Of some images (k,) by one of the F directions: F = 1 is left."""
-        detection = None if self.detection is None else self.detection[images, which, None]
-        return Components(self.guides[images, which, None], self.self_distance[images], detection)
+    def of(self, images: Tensor, which: Tensor | int) -> "Components":
+        """Of some images (k,), each by some (k, m) of the F directions, or all by one."""
+        rows = images[:, None]
+        detection = None if self.detection is None else self.detection[rows, which]
+        return Components(self.guides[rows, which], self.self_distance[images], detection)
+
+    def cpu(self) -> "Components":
+        """On the CPU."""
+        detection = None if self.detection is None else self.detection.cpu()
+        return Components(self.guides.cpu(), self.self_distance.cpu(), detection)
 
 
 def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Components:

@@ -102,10 +102,11 @@ def measure(
     parts: dict[str, list[Components]] = {layer: [] for layer in sides}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
-            chosen = None if judges is None else torch.from_numpy(judges[images]).to(device)
             for layer, each in moved.items():
                 raw = components(tokens[layer], each, grids[layer])
-                parts[layer].append(_picked(raw, chosen))
+                if judges is not None:
+                    raw = raw.of(torch.arange(len(images)), torch.from_numpy(judges[images]))
+                parts[layer].append(raw.cpu())
     categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
     return Measured(
         {layer: _joined(each) for layer, each in parts.items()},
@@ -114,18 +115,6 @@ def measure(
         categories,
         store.image_size,
     )
-
-
-def _picked(raw: Components, chosen: Tensor | None) -> Components:
-    """On the CPU; of F sets of guides those (B, m) that are asked for."""
-
-    def pick(values: Tensor) -> Tensor:
-        if chosen is not None:
-            values = values[torch.arange(len(values), device=values.device)[:, None], chosen]
-        return values.cpu()
-
-    detection = None if raw.detection is None else pick(raw.detection)
-    return Components(pick(raw.guides), raw.self_distance.cpu(), detection)
 
 
 def _joined(parts: Sequence[Components]) -> Components:
@@ -146,32 +135,6 @@ class Fit(NamedTuple):
 
 
 def fit_decision(
-    store: FeatureStore,
-    sides: Mapping[str, Sides],
-    folds: np.ndarray | None,
-    params: DecisionParams,
-    *,
-    device: str = "cpu",
-) -> Fit:
-    """Fit scales and weights on a labelled store, in one pass.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        The auxiliary set.
-    sides : dict of layer → Sides
-        With directions (1 + folds, D). Row 0: the final guides'. Row 1 + f: those made without the
-        images of fold f. The basis is the final guides' for all.
-    folds : (n,) int, optional
-        Each image's fold; without it row 0 judges every image, also those it was made from.
-    """
-    judges = np.zeros((len(store), 2), np.int64)
-    if folds is not None:
-        judges[:, 1] = folds + 1
-    return fit_measured(measure(store, sides, judges, device=device), params, honest=1)
-
-
-def fit_measured(
     measured: Measured,
     params: DecisionParams,
     *,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.decision.components import Sides
-from spg_pipe.decision.fit import Measured, fit_measured, measure
+from spg_pipe.decision.fit import Measured, fit_decision, measure
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError
@@ -135,7 +135,7 @@ def judge_candidates(
         figures = []
         for candidate in candidates:
             seen, params = measured[id(candidate.saes), candidate.atoms], candidate.decision
-            fit = fit_measured(seen, params, final=which, honest=which, among=~rows)
+            fit = fit_decision(seen, params, final=which, honest=which, among=~rows)
             figures.append(_judge(seen, regions, fit.decision, which, rows))
         judged[part] = np.stack(figures)
         progress(which + 1, len(parts))
@@ -189,11 +189,8 @@ def _sides(
                 match(direction(sums, layer, view, chosen), atoms, dead, maker.atoms)
                 for chosen in (None, *(~rows for rows in parts.values()))
             ]
-            if everything is not None:
-                pairs[view] = everything
-            none = atoms.new_zeros(atoms.shape[1])
-            rows = [none if pair is None else pair.side(atoms) for pair in without]
-            directions[view] = torch.stack(rows)
+            pairs[view] = everything
+            directions[view] = torch.stack([pair.side(atoms) for pair in without])
         for part, row in zip(parts, directions["patches"], strict=True):
             if not bool(row.any()):
                 raise SpgError(

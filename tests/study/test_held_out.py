@@ -67,14 +67,14 @@ def test_an_image_does_not_see_itself(tiny_store, tiny_sae, monkeypatch):
         return true(sums, layer, view, chosen)
 
     fitted: list[np.ndarray] = []
-    fit = held_out.fit_measured
+    fit = held_out.fit_decision
 
-    def fit_measured(*arguments: object, among: np.ndarray, **options: int) -> object:
+    def fit_decision(*arguments: object, among: np.ndarray, **options: int) -> object:
         fitted.append(among.copy())
         return fit(*arguments, among=among, **options)
 
     monkeypatch.setattr(held_out, "direction", direction)
-    monkeypatch.setattr(held_out, "fit_measured", fit_measured)
+    monkeypatch.setattr(held_out, "fit_decision", fit_decision)
     judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())], "cls")
     bolt = tiny_store.table["category"].to_numpy() == "bolt"
     # The span of the atoms alone, in which self-distances are taken, is that of all images.

@@ -17,7 +17,7 @@ from tiny import TinyBackbone, additive_plan, files, write_folder
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.few_shot import banks_of, score_few_shot
 from spg_pipe.cli.main import app
-from spg_pipe.decision.maps import SHOWN, SOFTENING
+from spg_pipe.decision.maps import HALFWAY, SHOWN
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.images.preprocess import preprocess
@@ -143,7 +143,7 @@ def test_heat_maps_begin_to_shine_above_what_normal_images_have(detector, images
     predictor = with_normals(predictor, read_normals(given, predictor.detector), given)
     assert predictor.bank is not None
     shown = np.array(predictor.shown)
-    low, high = SOFTENING * np.log(shown / (1 - shown))
+    low, high = HALFWAY * (shown - 0.5) / (1 - shown)  # of those above ½
     top = max(predictor.bank.map_top, 1.0) * (1.0 if alone else 0.5)
     start = (0.0, 0.0) if alone else SHOWN
     assert (low - start[0], high - start[1]) == pytest.approx((top, 3 * top), abs=1e-3)

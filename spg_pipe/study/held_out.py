@@ -131,7 +131,7 @@ def judge_candidates(
     makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
     sides = {key: _sides(store, maker, sums, parts) for key, maker in makers.items()}
     measured = {key: measure(store, each, device=device) for key, each in sides.items()}
-    regions, judged = _coarse_masks(store), Judged()
+    regions, judged = coarse_masks(store), Judged()
     for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:
@@ -140,13 +140,13 @@ def judge_candidates(
                 image = params.image.model_copy(update={"detection": 0.0})
                 params = params.model_copy(update={"image": image})
             fit = fit_measured(measured[key], params, final=which, honest=which, among=~rows)
-            figures.append(_judge(measured[key], regions, fit.decision, which, rows))
+            figures.append(judge_rows(measured[key], regions, fit.decision, which, rows))
         judged[part] = np.stack(figures)
         progress(which + 1, len(parts))
     return judged
 
 
-def _judge(
+def judge_rows(
     measured: Measured,
     regions: Mapping[int, Regions],
     decision: Decision,
@@ -207,7 +207,7 @@ def _sides(
     return sides
 
 
-def _coarse_masks(store: FeatureStore) -> dict[int, Regions]:
+def coarse_masks(store: FeatureStore) -> dict[int, Regions]:
     """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
     side = max(1, store.image_size // COARSE)
     states, regions = store.array("mask_state"), {}

@@ -17,8 +17,8 @@ from spg_pipe.guides.model import detection_feature, lengths, unit
 REACH = 2
 """A patch is not compared with those up to so many rows and columns away: a defect covers several
 patches, which are alike."""
-_CELLS = 2**22
-"""Distances at once, 16 MiB of them, whatever the size of the grid."""
+_CELLS = 2**20
+"""Distances at once, 4 MiB, as a processor's cache holds; but always a row of the grid with all."""
 
 
 class Sides(NamedTuple):

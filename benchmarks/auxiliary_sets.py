@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from spg_pipe.decision.components import Components, Sides
-from spg_pipe.decision.fit import Measured, fit_measured, measure
+from spg_pipe.decision.fit import Measured, fit_decision, measure
 from spg_pipe.guides.contrast import ClassSums, LayerSums, class_sums, direction, match
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.recipe.params import DecisionParams
@@ -38,7 +38,7 @@ def joined_sums(sums: Sequence[ClassSums]) -> ClassSums:
         layer: LayerSums(
             *(
                 torch.cat([getattr(each.layers[layer], name) for each in sums])
-                for name in ("patches", "counts", "detection")
+                for name in ("patches", "counts", "features")
             )
         )
         for layer in sums[0].layers
@@ -70,26 +70,22 @@ def joined_components(measured: Sequence[Measured]) -> Measured:
     return replace(measured[0], layers=layers, labels=labels, categories=apart(measured))
 
 
-def sides_of(
-    sums: ClassSums, saes: SaeRun, among: Mapping[Subset, np.ndarray]
-) -> tuple[dict[str, Sides], dict[Subset, bool]]:
-    """Directions of every subset, and whether it has any for whole images; atoms of all sets."""
-    sides, has_detection = {}, dict.fromkeys(among, False)
+def sides_of(sums: ClassSums, saes: SaeRun, among: Mapping[Subset, np.ndarray]) -> dict[str, Sides]:
+    """By layer, directions of every subset, zeros where a class is missing; atoms of all sets."""
+    sides = {}
     for layer, sae in saes.layers.items():
         atoms, dead = sae.atoms.detach(), saes.dead[layer]
         pairs = {
             view: match(direction(sums, layer, view), atoms, dead, ATOMS) for view in sums.views
         }
         rows: dict[str, list[torch.Tensor]] = {view: [] for view in sums.views}
-        for subset, chosen in among.items():
+        for chosen in among.values():
             for view in sums.views:
                 pair = match(direction(sums, layer, view, chosen), atoms, dead, ATOMS)
-                rows[view].append(torch.zeros(atoms.shape[1]) if pair is None else pair.side(atoms))
-                has_detection[subset] |= view != "patches" and pair is not None
-        known = {view: pair for view, pair in pairs.items() if pair is not None}
-        basis = LayerGuides.of_contrast(known, atoms, (1, 1)).basis
+                rows[view].append(pair.side(atoms))
+        basis = LayerGuides.of_contrast(pairs, atoms, (1, 1)).basis
         sides[layer] = Sides({view: torch.stack(each) for view, each in rows.items()}, basis)
-    return sides, has_detection
+    return sides
 
 
 def main() -> None:
@@ -108,16 +104,12 @@ def main() -> None:
     owner = np.repeat(usable, [len(stores[number]) for number in usable])
     subsets = [s for size in range(1, len(usable)) for s in itertools.combinations(usable, size)]
     among = {subset: np.isin(owner, subset) for subset in subsets}
-    sides, has_detection = sides_of(sums, saes, among)
+    sides = sides_of(sums, saes, among)
     measured = [measure(store, sides) for store in stores]
     whole = joined_components([measured[number] for number in usable])
     decisions = {}
     for which, (subset, chosen) in enumerate(among.items()):
-        params = DecisionParams()
-        if not has_detection[subset]:
-            image = params.image.model_copy(update={"detection": 0.0})
-            params = params.model_copy(update={"image": image})
-        fit = fit_measured(whole, params, final=which, honest=which, among=chosen)
+        fit = fit_decision(whole, DecisionParams(), final=which, honest=which, among=chosen)
         decisions[subset] = which, fit.decision
     print(f"SAE {options.sae.name}; sets {', '.join(names[number] for number in usable)}")
     print("| target | sets | image AUROC | pixel AUROC | pixel AP |\n|---|---|---|---|---|")

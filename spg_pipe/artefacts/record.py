@@ -23,7 +23,7 @@ from pydantic import (
 
 from spg_pipe.artefacts.files import fingerprint, write_text
 from spg_pipe.artefacts.reading import MOST_BYTES, damaged, read_file, read_json, reading, shown
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import DamagedError, SpgError
 
 
 def inside(path: str) -> str:
@@ -160,10 +160,10 @@ def _require_version(
         raise SpgError(f"{path} is of a {shown(kind)}. Expected: {what}. Name another path.")
     version, read = raw.get("format"), _literal(model, "format")
     if version is not None and read and version not in read:
-        fault = (
-            f"it has format {shown(version)}, and this version of spg-pipe reads format {read[0]}"
+        raise DamagedError(
+            f"{path} is of another version: it has format {shown(version)}, and this version of "
+            f"spg-pipe reads format {read[0]}. Run `{command}` again with the same options."
         )
-        raise damaged(path, what, fault, command)
 
 
 def _literal(model: type[Record], name: str) -> tuple[Any, ...]:

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from spg_pipe.artefacts.files import fingerprint
-from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.fusion import Footing, footing, judge_alone, judge_fused, require_fusible
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.bank.normal_patches import (
+    KNOWN,
     are_among,
+    batch_of,
     different_images,
     mean_tokens,
     require_alike,
-    require_two,
+    tokens_of_store,
 )
 from spg_pipe.datasets.manifest import Manifest
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import BankOrigin, ScoresRecord
 from spg_pipe.detector.scores import Progress, Scores, write_scores
@@ -34,8 +36,6 @@ from spg_pipe.store.reader import FeatureStore
 
 FEW_SHOT = "few-shot"
 BANK = "k-NN bank"
-KNOWN = "among_normals"
-"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
 
 
 class NormalImages(NamedTuple):
@@ -82,7 +82,8 @@ def says(images: Iterable[int]) -> str:
     counts = list(images)
     each = str(min(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     of_each = " of each category" if len(counts) > 1 else ""
-    return f"{FEW_SHOT}: {each} normal images{of_each} of the target"
+    some = "image" if max(counts) == 1 else "images"
+    return f"{FEW_SHOT}: {each} normal {some}{of_each} of the target"
 
 
 def supervision_of(detector: Detector | None, images: Iterable[int]) -> str:
@@ -133,8 +134,7 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
     Raises
     ------
     UnsuitableError
-        If the stores hold anomalous images, have another white than the target, lack a category, or
-        have fewer than two different images of one.
+        If the stores hold anomalous images, have another white than the target, or lack a category.
     SpgError
         If the stores are of another backbone than the target's, or two have the same category.
     """
@@ -152,7 +152,12 @@ def normals_of(stores: Sequence[FeatureStore], target: FeatureStore) -> Normals:
     wanted = _require_all(target, found)
     if len(wanted) == len(found) == 1:
         found = {wanted[0]: next(iter(found.values()))}
-    return {name: _different(name, *found[name]) for name in wanted}
+    normals = {}
+    for name in wanted:
+        store, rows = found[name]
+        chosen = different_images(store, rows)
+        normals[name] = NormalImages(store, chosen, len(rows) - len(chosen))
+    return normals
 
 
 def require_serving(normals: Manifest, target: FeatureStore) -> None:
@@ -175,12 +180,6 @@ def _require_all(target: FeatureStore, names: Collection[str]) -> list[str]:
             "them, or score the categories apart (`spg-pipe extract --categories`)."
         )
     return wanted
-
-
-def _different(name: str, store: FeatureStore, rows: np.ndarray) -> NormalImages:
-    chosen = different_images(store, rows)
-    require_two(len(chosen), len(rows), f" of {name} in {store.path}")
-    return NormalImages(store, chosen, len(rows) - len(chosen))
 
 
 def known_images(normals: Normals, target: FeatureStore) -> np.ndarray:
@@ -242,6 +241,7 @@ def score_few_shot(
             "--bank alone."
         )
     names, done = store.array("category").astype(object), 0
+    footings = _footings(detector, banks) if detector else {}
 
     def judge_batch(tokens: dict[str, Tensor]) -> Judged:
         nonlocal done
@@ -255,10 +255,24 @@ def score_few_shot(
             distances = _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(distances)
-        return judge_fused(detector, distances, tokens, store.spec.backbone, banks.params.weight)
+        of_each = [footings[str(name)] for name in names[rows]]
+        return judge_fused(detector, distances, tokens, store.spec.backbone, of_each)
 
     record = _record(detector, banks, store)
     return write_scores(store, path, judge_batch, record, device=device, progress=progress)
+
+
+def _footings(detector: Detector, banks: Banks) -> dict[str, Footing]:
+    return {
+        name: footing(
+            detector,
+            banks.of[name],
+            tokens_of_store(images.store, images.rows),
+            images.store.spec.backbone,
+            batch=batch_of(images.store),
+        )
+        for name, images in banks.rows.items()
+    }
 
 
 def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Distances:
@@ -274,52 +288,6 @@ def _distances(banks: Banks, names: np.ndarray, tokens: dict[str, Tensor]) -> Di
         np.concatenate([part.top for part in parts])[back].astype(np.float64),
         np.concatenate([part.known for part in parts])[back],
     )
-
-
-def judge_fused(
-    detector: Detector,
-    distances: Distances,
-    tokens: dict[str, Tensor],
-    seen: BackboneSpec,
-    weight: float,
-) -> Judged:
-    """The additive decision with the bank's distance as one more component of patches and image.
-
-    Parameters
-    ----------
-    distances : Distances
-        Of the same images.
-    tokens, seen
-        As for `judge`.
-    weight : float
-        Of the bank, in the map and in the image score.
-    """
-    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
-    judged = judge(detector, tokens, grids, seen, detector.record.rule)
-    patches = {
-        name: values + weight * distances.patches[name] for name, values in judged.patches.items()
-    }
-    share = weight * distances.top
-    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: distances.known})
-
-
-def judge_alone(distances: Distances) -> Judged:
-    """The bank's distance and nothing else."""
-    return Judged(
-        distances.patches,
-        {"score": distances.top, "share_bank": distances.top, KNOWN: distances.known},
-    )
-
-
-def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
-    """Refuse, with an `SpgError`, to add a bank to the published rule."""
-    if (rule := detector.rule(score).rule) != "additive":
-        raise SpgError(
-            "A bank is one more addend of the additive decision, and the score.rule is "
-            f"{rule}. Use a detector with score.rule: additive, or the bank alone "
-            "(--bank alone)."
-        )
 
 
 def _record(detector: Detector | None, banks: Banks, store: FeatureStore) -> ScoresRecord:

@@ -12,23 +12,21 @@ from torch import Tensor
 
 from spg_pipe.bank.normal_patches import (
     BATCH,
-    Grids,
     NormalPatches,
     Progress,
-    Tokens,
     TokensOf,
     are_among,
     batch_of,
     read_normals,
-    require_two,
+    tokens_of_store,
 )
 from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
+from spg_pipe.decision.components import self_distance
 from spg_pipe.decision.model import Scale, coarse_maps, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import image_tokens
 
 CORESET = 10_000
 """Patches of a layer and category that are kept, at most, spread out."""
@@ -57,8 +55,10 @@ class MemoryBank:
     """Layer → search among the tokens that were kept."""
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
-    map_top: float
-    """Mean of the highest of their maps, from which `Distances.top` is measured."""
+    tops: np.ndarray
+    """(k,) float64: mean of the highest of the maps of those images that gave the scales."""
+    apart: np.ndarray
+    """(k,) int64: their numbers among the images that the bank was made of."""
     grids: dict[str, tuple[int, int]]
     size: int
     """S: side of the maps, pixels."""
@@ -67,6 +67,11 @@ class MemoryBank:
     """(n, D) mean patch tokens of the first layer, by which an image is known again."""
     copies: int = 0
     """Normal images that were left out, as copies of others."""
+
+    @property
+    def map_top(self) -> float:
+        """Mean of `tops`, from which `Distances.top` is measured."""
+        return float(self.tops.mean())
 
     @property
     def images(self) -> int:
@@ -92,19 +97,18 @@ class MemoryBank:
         tokens_of : callable
             Called once for every image, and once more for some of very many.
         images : int
-            At least 2; copies are left out.
+            At least 1; copies are left out.
         size : int
             S: side of the maps, pixels.
 
         Raises
         ------
         SpgError
-            If there are fewer than two different images, or fewer patches than neighbours.
+            If there are fewer patches than neighbours.
         """
         read = read_normals(tokens_of, images, batch=batch, progress=progress)
-        require_two(len(read.images), images)
         grids, n, k = read.grids, len(read.images), params.neighbours
-        held_out = any(len(patches) > CORESET for patches in read.patches.values())
+        held_out = n > 1 and any(len(patches) > CORESET for patches in read.patches.values())
         apart = _apart(n, held_out)
         without = apart if held_out else None
         banks = {layer: _bank(read, layer, without, k).to(device) for layer in grids}
@@ -112,6 +116,9 @@ class MemoryBank:
         rest = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
             for layer, patches in read.whole(tokens_of, image).items():
+                if n == 1:
+                    rest[layer] = self_distance(patches[None], grids[layer])
+                    continue
                 if held_out:
                     products = search[layer](patches, k)
                 else:
@@ -126,8 +133,9 @@ class MemoryBank:
             layer: to_grid((rest[layer] - scale.mean) / scale.deviation, grids[layer])
             for layer, scale in scales.items()
         }
-        top = float(top_mean(coarse_maps(standard, size), params.top_share).mean())
-        return cls(search, scales, top, grids, size, params, read.means, images - n)
+        tops = top_mean(coarse_maps(standard, size), params.top_share).astype(np.float64)
+        chosen = read.images[apart]
+        return cls(search, scales, tops, chosen, grids, size, params, read.means, images - n)
 
     @classmethod
     def of_store(
@@ -139,13 +147,9 @@ class MemoryBank:
         device: str = "cpu",
     ) -> "MemoryBank":
         """From some images (n,) of a store; see `of`."""
-        grids: Grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
-
-        def tokens_of(images: np.ndarray) -> tuple[Tokens, Grids]:
-            return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
-
-        size, step = store.image_size, batch_of(store)
-        return cls.of(tokens_of, len(rows), size, params, device=device, batch=step)
+        step = batch_of(store)
+        tokens_of = tokens_of_store(store, rows)
+        return cls.of(tokens_of, len(rows), store.image_size, params, device=device, batch=step)
 
     def distances(self, tokens: dict[str, Tensor]) -> Distances:
         """Of images, layer → (B, 1 + N, D) float32."""
@@ -179,10 +183,10 @@ def _bank(read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbou
         for image in held_out.tolist():
             inside[read.own(layer, image)] = False
         patches = patches[inside]
-        if len(patches) > CORESET:
-            patches = patches[farthest_first(patches, CORESET)]
+    if len(patches) > CORESET:
+        patches = patches[farthest_first(patches, CORESET)]
     share = len(read.patches[layer]) // len(read.images)
-    compared = len(patches) - (share if held_out is None else 0)
+    compared = len(patches) - (share if held_out is None and len(read.images) > 1 else 0)
     if compared < neighbours:
         raise SpgError(
             f"A normal image has {compared} patches of others to be compared with, and "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS
-from spg_pipe.errors import UnsuitableError, counted
+from spg_pipe.errors import UnsuitableError
 from spg_pipe.guides.model import unit
 from spg_pipe.images.samples import FULL
 from spg_pipe.store.reader import FeatureStore
@@ -26,6 +26,8 @@ SAME = 1e-4
 other batches a mean moves by less than a tenth of it; by an eighth if the tokens of one side,
 hundreds an image, are rounded to float16. Another photograph of the same scene, in many tiles, can
 be as near as eight times it."""
+KNOWN = "among_normals"
+"""Column of scores: the image is one of the bank's own, so that it has no distance to it."""
 BATCH = 4
 """Images, or tiles of images, that are read at a time."""
 
@@ -77,16 +79,6 @@ def are_among(means: Tensor, known: Tensor) -> np.ndarray:
     return (away <= SAME * means.norm(dim=1)).numpy()
 
 
-def require_two(different: int, images: int, whose: str = "") -> None:
-    """Refuse, with an `UnsuitableError`, fewer than two different normal images."""
-    if different < 2:
-        copies = ", all copies of each other" if images > 1 else ""
-        raise UnsuitableError(
-            f"Found {counted(images, 'normal image')}{whose}{copies}; a bank needs at least two "
-            "different ones, to know how far such images lie from each other. Give some more."
-        )
-
-
 def mean_tokens(store: FeatureStore, rows: np.ndarray) -> Tensor:
     """(n, D) float32: means over the patch tokens of the first layer of some images (n,)."""
     step = batch_of(store)
@@ -107,6 +99,16 @@ def different_images(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
 def batch_of(store: FeatureStore) -> int:
     """Images of a store that are read at a time."""
     return max(1, BATCH // store.spec.backbone.inputs_per_image)
+
+
+def tokens_of_store(store: FeatureStore, rows: np.ndarray) -> TokensOf:
+    """Of some images (n,) of a store, by their numbers among these."""
+    grids: Grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
+
+    def tokens_of(images: np.ndarray) -> tuple[Tokens, Grids]:
+        return {layer: image_tokens(store, layer, rows[images]) for layer in grids}, grids
+
+    return tokens_of
 
 
 def read_normals(

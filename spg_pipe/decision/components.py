@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from spg_pipe.guides.layer import View
-from spg_pipe.guides.model import detection_feature, lengths
+from spg_pipe.guides.model import detection_feature, lengths, unit
 
 REACH = 2
 """A patch is not compared with those up to so many rows and columns away: a defect covers several
 patches, which are alike."""
-_CELLS = 2**22
-"""Distances at once, 16 MiB of them, whatever the size of the grid."""
+_CELLS = 2**20
+"""Distances at once, 4 MiB, as a processor's cache holds; but always a row of the grid with all."""
 
 
 class Sides(NamedTuple):
     """What the tokens of one layer are measured by."""
 
     directions: Mapping[View, Tensor]
-    """View → (F, D): of `patches`, and of the detection feature if there are guides for it."""
+    """View → (F, D): of `patches`, and of the images' feature if there are guides for it."""
     basis: Tensor
     """(D, m) orthonormal columns: the span of the guides' atoms."""
 
@@ -37,18 +37,29 @@ class Sides(NamedTuple):
 
 @dataclass(frozen=True)
 class Components:
-    """Raw values of one layer, higher is more anomalous."""
+    """Raw values of one layer, float32, higher is more anomalous."""
 
     guides: Tensor
-    """(B, F, N): x·d of every unit patch token x with each of F directions."""
+    """(B, F, N): x·d of every unit patch token x with each of F directions d."""
     self_distance: Tensor
     """(B, N): see `self_distance`."""
     detection: Tensor | None
-    """(B, F): the same of the unit detection feature, where the guides have a direction for it."""
+    """(B, F): x·d of each image's unit feature x, where the guides have a direction for it."""
+
+    def of(self, images: Tensor, which: Tensor | int) -> "Components":
+        """Of some images (k,), each by some (k, m) of the F directions, or all by one."""
+        rows = images[:, None]
+        detection = None if self.detection is None else self.detection[rows, which]
+        return Components(self.guides[rows, which], self.self_distance[images], detection)
+
+    def cpu(self) -> "Components":
+        """On the CPU."""
+        detection = None if self.detection is None else self.detection.cpu()
+        return Components(self.guides.cpu(), self.self_distance.cpu(), detection)
 
 
 def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Components:
-    """Of one layer's tokens.
+    """Measure one layer's tokens.
 
     Parameters
     ----------
@@ -56,24 +67,24 @@ def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Component
     grid : (h, w)
         With h·w = N.
     """
-    directions, basis = sides
-    patches, scale = tokens[:, 1:], 1 / lengths(tokens[:, 1:])[..., None]
+    patches, local = tokens[:, 1:], sides.directions["patches"]
     # One product for the guides and the coordinates: a token is read once.
-    local = directions["patches"]
-    products = (patches @ torch.cat([local.t(), basis], dim=1)) * scale
-    along, coordinates = products.split([len(local), basis.shape[1]], dim=2)
+    products = patches @ torch.cat([local.t(), sides.basis], dim=1)
+    products /= lengths(patches)[..., None]
+    along, coordinates = products.tensor_split([len(local)], dim=2)
+    guides = along.transpose(1, 2).contiguous()  # a view would keep all of the product
     detection = None
-    for view in directions.keys() - {"patches"}:
-        feature = detection_feature(tokens, view)
-        detection = (feature / lengths(feature)[:, None]) @ directions[view].t()
-    return Components(along.transpose(1, 2), self_distance(coordinates, grid), detection)
+    for view in sides.directions.keys() - {"patches"}:
+        feature = unit(detection_feature(tokens, view))
+        detection = feature @ sides.directions[view].t()
+    return Components(guides, self_distance(coordinates, grid), detection)
 
 
 def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
-    """½‖x − y‖² to the nearest patch y of the same image that is not a neighbour.
+    """½‖x − y‖² from each patch x to the nearest patch y of its image that is not a neighbour.
 
-    For whole unit tokens this would be 1 − cosine. Neighbours are patches at most `REACH` rows and
-    columns away, fewer in a grid too small for that; a single patch has distance 0.
+    Of whole unit tokens this is 1 − cosine. Neighbours are at most `REACH` rows and columns away,
+    in a small grid less, so that every patch is left another. A single patch has distance 0.
 
     Parameters
     ----------

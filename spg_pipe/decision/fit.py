@@ -21,7 +21,7 @@ from spg_pipe.decision.model import (
     Scale,
     Term,
     coarse_maps,
-    of_images,
+    image_components,
     top_mean,
 )
 from spg_pipe.errors import SpgError
@@ -41,7 +41,7 @@ class Measured:
     """Components of n images by m sets of guides, and what is known of the images."""
 
     layers: dict[str, Components]
-    """guides (n, m, N), self_distance (n, N), detection (n, m)."""
+    """Layer → components with B = n and F = m."""
     grids: dict[str, tuple[int, int]]
     labels: np.ndarray
     """(n,) int: 0 normal, 1 anomalous, 255 unknown."""
@@ -64,10 +64,7 @@ class Measured:
         """Layer → (k, h, w) of the patches of images (k,), by one of the sets of guides."""
         chosen = torch.from_numpy(rows)
         return {
-            layer: to_grid(
-                decision.grid(layer, raw.guides[chosen, which], raw.self_distance[chosen]),
-                self.grids[layer],
-            )
+            layer: to_grid(decision.log_odds(layer, raw.of(chosen, which)), self.grids[layer])
             for layer, raw in self.layers.items()
         }
 
@@ -87,15 +84,8 @@ class Measured:
             some = self.coarse_maps(decision, which, rows[part]) if maps is None else maps[part]
             tops.append(top_mean(some, decision.top_share))
         chosen = torch.from_numpy(rows)
-        layers = {
-            layer: Components(
-                raw.guides[chosen, which],
-                raw.self_distance[chosen],
-                None if raw.detection is None else raw.detection[chosen, which, None],
-            )
-            for layer, raw in self.layers.items()
-        }
-        return {MAP_TOP: np.concatenate(tops)} | decision.image_values(layers.items())
+        layers = [(layer, raw.of(chosen, which)) for layer, raw in self.layers.items()]
+        return {MAP_TOP: np.concatenate(tops)} | decision.image_values(layers)
 
 
 def measure(
@@ -119,10 +109,11 @@ def measure(
     parts: dict[str, list[Components]] = {layer: [] for layer in sides}
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, device, "none"), 8):
-            chosen = None if judges is None else torch.from_numpy(judges[images]).to(device)
             for layer, each in moved.items():
                 raw = components(tokens[layer], each, grids[layer])
-                parts[layer].append(_picked(raw, chosen))
+                if judges is not None:
+                    raw = raw.of(torch.arange(len(images)), torch.from_numpy(judges[images]))
+                parts[layer].append(raw.cpu())
     categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
     return Measured(
         {layer: _joined(each) for layer, each in parts.items()},
@@ -131,18 +122,6 @@ def measure(
         categories,
         store.image_size,
     )
-
-
-def _picked(raw: Components, chosen: Tensor | None) -> Components:
-    """On the CPU; of F sets of guides those (B, m) that are asked for."""
-
-    def pick(values: Tensor) -> Tensor:
-        if chosen is not None:
-            values = values[torch.arange(len(values), device=values.device)[:, None], chosen]
-        return values.cpu()
-
-    detection = None if raw.detection is None else pick(raw.detection)
-    return Components(pick(raw.guides), raw.self_distance.cpu(), detection)
 
 
 def _joined(parts: Sequence[Components]) -> Components:
@@ -163,32 +142,6 @@ class Fit(NamedTuple):
 
 
 def fit_decision(
-    store: FeatureStore,
-    sides: Mapping[str, Sides],
-    folds: np.ndarray | None,
-    params: DecisionParams,
-    *,
-    device: str = "cpu",
-) -> Fit:
-    """Fit scales and weights on a labelled store, in one pass.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        The auxiliary set.
-    sides : dict of layer → Sides
-        With directions (1 + folds, D). Row 0: the final guides'. Row 1 + f: those made without the
-        images of fold f. The basis is the final guides' for all.
-    folds : (n,) int, optional
-        Each image's fold; without it row 0 judges every image, also those it was made from.
-    """
-    judges = np.zeros((len(store), 2), np.int64)
-    if folds is not None:
-        judges[:, 1] = folds + 1
-    return fit_measured(measure(store, sides, judges, device=device), params, honest=1)
-
-
-def fit_measured(
     measured: Measured,
     params: DecisionParams,
     *,
@@ -298,17 +251,16 @@ def _scales(
     share: float,
 ) -> dict[str, Scale]:
     """Of patches: each category's mean and deviation, averaged. Of images: over `chosen`."""
-    patches = {"guides": raw.guides[:, which], "self_distance": raw.self_distance}
     scales = {}
-    for name, values in patches.items():
+    for name, values in (("guides", raw.guides[:, which]), ("self_distance", raw.self_distance)):
         each = [
             _scale(values[torch.from_numpy(among & (categories == category))].numpy())
             for category in np.unique(categories[among])
         ]
         scales[name] = Scale(*(float(np.mean(column)) for column in zip(*each, strict=True)))
-    for name, image in of_images(raw, share).items():
-        column = which if name == "detection" else 0
-        scales[f"image_{name}"] = _scale(image[chosen, column])
+    rows = torch.from_numpy(np.flatnonzero(chosen))
+    for name, image in image_components(raw.of(rows, which), share).items():
+        scales[f"image_{name}"] = _scale(image)
     return scales
 
 

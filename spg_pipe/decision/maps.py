@@ -17,9 +17,8 @@ from spg_pipe.guides.model import interpolation, upsample
 
 SIGMA = 4.0
 """Standard deviation of the map's Gaussian blur, pixels at S×S (docs/method.md §4)."""
-SOFTENING = 4.0
-"""Log odds are divided by it before their sigmoid: float32 holds no more steps below 1 at 16.6, and
-a memory bank's distances reach 25 deviations. It changes no order."""
+HALFWAY = 4.0
+"""Log odds that a finished map shows as 3/4, halfway from ½ to 1; see `finished`."""
 SHOWN = (0.5, 5.0)
 """Log odds that get the darkest and the brightest colour: standardised components put an ordinary
 patch at 0 ± 1, and a single component's outliers at 5."""
@@ -67,7 +66,7 @@ def anomaly_maps(
     at : (H, W), optional
         Resize the blurred maps bilinearly (align_corners=False) to H×W. Default: S×S.
     log_odds : bool
-        The patches are log odds; the finished maps are brought to [0, 1] by a sigmoid.
+        The patches are log odds; `finished` brings their maps to [0, 1].
 
     Returns
     -------
@@ -85,8 +84,23 @@ def anomaly_maps(
                 right = _axis_weights(columns, size, sigma, width)
                 total = total + (left @ values[number].double()) @ right.t()
             mean = total / len(patches)
-            image.copy_(torch.sigmoid(mean / SOFTENING) if log_odds else mean)
+            image.copy_(finished(mean) if log_odds else mean)
     return maps
+
+
+def finished(odds: Tensor) -> Tensor:
+    """Log odds of any range as values in [0, 1] of the same order: ½ + z/(2 + 2|z|), z = odds/4.
+
+    Not their sigmoid: a bank's distances on a uniform product reach hundreds of deviations, and
+    float32 holds no more steps of a sigmoid below 1 at 16.6. Here log odds of 1,000 are still told
+    apart where they differ by a ten-thousandth.
+
+    Parameters
+    ----------
+    odds : float64, any shape
+    """
+    part = odds / HALFWAY
+    return 0.5 + part / (2 + 2 * part.abs())
 
 
 def shown_range(*, log_odds: bool, between: tuple[float, float] = SHOWN) -> tuple[float, float]:
@@ -99,7 +113,7 @@ def shown_range(*, log_odds: bool, between: tuple[float, float] = SHOWN) -> tupl
     """
     if not log_odds:
         return 0.0, 1.0
-    low, high = torch.sigmoid(torch.tensor(between) / SOFTENING).tolist()
+    low, high = finished(torch.tensor(between, dtype=torch.float64)).tolist()
     return low, high
 
 

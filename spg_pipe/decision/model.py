@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -51,17 +52,14 @@ class Decision(Record):
     top_share: Annotated[float, Field(gt=0, le=1)]
     """Share of a map, the highest, that `map_top` and `self_distance` are the means of."""
 
-    def grid(self, layer: str, guides: Tensor, self_distance: Tensor) -> Tensor:
-        """Log odds of a layer's patches, from raw values of one shape."""
-        total = guides.new_zeros(guides.shape)
-        weights = self.map_weights
-        for part, weight, values in (
-            ("guides", weights.guides, guides),
-            ("self_distance", weights.self_distance, self_distance),
-        ):
+    def log_odds(self, layer: str, raw: Components) -> Tensor:
+        """Log odds (B, N) of a layer's patches, from its components with F = 1."""
+        values = {"guides": raw.guides[:, 0], "self_distance": raw.self_distance}
+        total = torch.zeros_like(raw.self_distance)
+        for name, weight in self.map_weights:
             if weight:
-                scale = self.scales[layer][part]
-                total += (weight / scale.deviation) * (values - scale.mean)
+                scale = self.scales[layer][name]
+                total += (weight / scale.deviation) * (values[name] - scale.mean)
         return total
 
     def image_values(self, layers: Iterable[tuple[str, Components]]) -> dict[str, np.ndarray]:
@@ -69,15 +67,15 @@ class Decision(Record):
 
         Parameters
         ----------
-        layers : iterable of (layer, components)
+        layers : iterable of (layer, components with F = 1)
             A layer comes several times where tiles have several sides.
         """
         values: dict[str, list[np.ndarray]] = {}
         for layer, parts in layers:
-            for name, raw in of_images(parts, self.top_share).items():
+            for name, raw in image_components(parts, self.top_share).items():
                 scale = self.scales[layer].get(f"image_{name}")
                 if scale is not None:
-                    values.setdefault(name, []).append((raw[:, 0] - scale.mean) / scale.deviation)
+                    values.setdefault(name, []).append((raw - scale.mean) / scale.deviation)
         return {name: np.mean(each, axis=0) for name, each in values.items()}
 
     def shares(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -88,15 +86,15 @@ class Decision(Record):
         }
 
 
-def of_images(raw: Components, share: float) -> dict[str, np.ndarray]:
-    """Image components of one layer that need no map, as they are, (B, F) float64 each.
+def image_components(raw: Components, share: float) -> dict[str, np.ndarray]:
+    """Image components (B,) float64 of one layer that need no map, from components with F = 1.
 
-    `self_distance` (B, 1): mean of the highest share of the patches. `detection`: where the guides
-    have it.
+    `self_distance`: mean of the highest share of the patches. `detection`: where the guides have
+    it.
     """
-    values = {"self_distance": top_mean(raw.self_distance.cpu().numpy(), share)[:, None]}
+    values = {"self_distance": top_mean(raw.self_distance.cpu().numpy(), share)}
     if raw.detection is not None:
-        values["detection"] = raw.detection.cpu().numpy()
+        values["detection"] = raw.detection[:, 0].cpu().numpy()
     return {name: value.astype(np.float64) for name, value in values.items()}
 
 

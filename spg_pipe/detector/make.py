@@ -10,7 +10,7 @@ from torch import Tensor
 from spg_pipe.artefacts.checkpoint import Checkpoints
 from spg_pipe.artefacts.files import versions
 from spg_pipe.decision.components import Sides
-from spg_pipe.decision.fit import fit_decision
+from spg_pipe.decision.fit import fit_decision, measure
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import Auxiliary, DetectorRecord, Painted, SaeOrigin
@@ -89,7 +89,8 @@ class Made:
     layers: dict[str, LayerGuides]
     curve: Curve
     sides: dict[str, Sides]
-    """By layer; directions (1, D), or with folds (1 + FOLDS, D)."""
+    """By layer; directions (F, D). Row 0: the final guides'. Of contrast guides F = 1 + FOLDS; row
+    1 + f: those made without the images of fold f. The basis is the final guides' for all."""
 
 
 def make_detector(
@@ -132,10 +133,11 @@ def make_detectors(
     Each detector and curve is to the bit what its plan would give alone. See `fit_guides` for
     checkpoints.
     """
-    folds: np.ndarray | None = None
+    judges: np.ndarray | None = None
     runs = [plan.run for plan in plans if plan.run]
     if not runs:
         made, folds = contrast_guides(store, plans, device, progress)
+        judges = np.stack([np.zeros_like(folds), folds + 1], axis=1)
     else:
         fits = fit_guides(
             store,
@@ -151,12 +153,13 @@ def make_detectors(
     for plan, guides in zip(plans, made, strict=True):
         rule: Rule = Published(image_score=plan.score.image_score)
         if plan.score.rule == "additive":
-            fit = fit_decision(store, guides.sides, folds, plan.decision, device=device)
+            measured = measure(store, guides.sides, judges, device=device)
+            fit = fit_decision(measured, plan.decision, honest=0 if judges is None else 1)
             if say:
                 for note in fit.notes:
                     say(note)
             rule = Additive(
-                weights=plan.decision, cross_fitted=folds is not None, decision=fit.decision
+                weights=plan.decision, cross_fitted=judges is not None, decision=fit.decision
             )
         record = _record(store, plan, guides.layers, rule)
         results.append((Detector(guides.layers, record), guides.curve))
@@ -223,12 +226,12 @@ def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassS
                 match(direction(sums, layer, view, chosen), table, dead, atoms)
                 for chosen in choices
             ]
-            if final is not None:
+            if len(final.atom_ids):
                 pairs[view] = final
                 # Without a fold a class may be missing: its images are then judged by all.
-                rows = [(pair or final).side(table) for pair in (final, *without_fold)]
-                directions[view] = torch.stack(rows)
-        if "patches" not in pairs or not bool(pairs["patches"].codes.any()):
+                each = [pair if len(pair.atom_ids) else final for pair in (final, *without_fold)]
+                directions[view] = torch.stack([pair.side(table) for pair in each])
+        if "patches" not in pairs:
             raise SpgError(
                 f"{store.path}, layer {layer}: no category has patches with and without a defect, "
                 "so contrast guides have nothing to tell apart. Use guides.kind: trained, or an "

@@ -22,7 +22,7 @@ from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.layer import VIEWS, LayerGuides, Pair
+from spg_pipe.guides.layer import LayerGuides, Pair, View
 from spg_pipe.guides.model import (
     TAU,
     anomaly_probability,
@@ -126,8 +126,7 @@ class Detector:
             grid = grids[key] if grids else guides.grid
             raw = components(batch, sides.to(batch.device), grid)
             parts.append((key.layer, raw))
-            values = decision.grid(key.layer, raw.guides[:, 0], raw.self_distance)
-            patches[key] = to_grid(values, grid)
+            patches[key] = to_grid(decision.log_odds(key.layer, raw), grid)
         return patches, decision.image_values(parts)
 
     def probabilities(
@@ -221,9 +220,10 @@ class Detector:
         )
         with reading(path, "detector", _MAKE):
             layers = {}
+            views: tuple[View, View] = (record.detection, "patches")
             for layer, grid in record.layers.items():
                 held, pairs = below(tensors, f"{layer}."), {}
-                for view in VIEWS:
+                for view in views:
                     if view == "patches" or f"{view}.vectors" in held:
                         normal, anomaly = held[f"{view}.vectors"]
                         pairs[view] = Pair(normal, anomaly, held[f"{view}.codes"])

@@ -72,7 +72,7 @@ class DetectorRecord(Record):
     seed: Seed
     protocol: Protocol
     detection: Detection
-    """The feature that judges images by the published rule."""
+    """The feature of an image that has guides of its own."""
     guides: Guides
     rule: Rule
     auxiliary: Auxiliary

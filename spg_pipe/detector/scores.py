@@ -20,7 +20,7 @@ from spg_pipe.artefacts.digests import file_digests, require_files
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
-from spg_pipe.decision.maps import SOFTENING, anomaly_maps
+from spg_pipe.decision.maps import anomaly_maps, finished
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.judge import Judged, Patches, judge
 from spg_pipe.detector.model import Detector
@@ -78,7 +78,7 @@ class Scores:
         ends = torch.stack([torch.stack(values.aminmax()) for values in patches]).double()
         low, high = ends[:, 0].min(), ends[:, 1].max()
         if self.record.log_odds:
-            low, high = (torch.sigmoid(end / SOFTENING) for end in (low, high))
+            low, high = finished(low), finished(high)
         return float(low), float(high)
 
     @classmethod

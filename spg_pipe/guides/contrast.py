@@ -43,7 +43,7 @@ class LayerSums:
     defect's share of its area."""
     counts: Tensor
     """(n, 2) float32: sums of their weights."""
-    detection: Tensor
+    features: Tensor
     """(n, D) float32: the images' detection features."""
 
 
@@ -65,7 +65,7 @@ class ClassSums:
     @property
     def views(self) -> tuple[View, View]:
         """What can have guides."""
-        return "patches", self.detection
+        return self.detection, "patches"
 
 
 def class_sums(
@@ -127,9 +127,7 @@ def _folds(store: FeatureStore) -> np.ndarray:
     return kinds.cumcount().to_numpy() % FOLDS
 
 
-def direction(
-    sums: ClassSums, layer: str, view: View, chosen: np.ndarray | None = None
-) -> Tensor | None:
+def direction(sums: ClassSums, layer: str, view: View, chosen: np.ndarray | None = None) -> Tensor:
     """δ of a view: from the unit normal mean to the unit anomalous mean.
 
     A mean over categories of each category's mean, so that a large set does not outweigh the
@@ -144,7 +142,7 @@ def direction(
 
     Returns
     -------
-    (D,) float32, or None if no category has both classes
+    (D,) float32; zeros if no category has both classes
     """
     pairs = []
     for category in np.unique(sums.categories).tolist():
@@ -154,7 +152,7 @@ def direction(
         if means[0] is not None and means[1] is not None:
             pairs.append(torch.stack([means[0], means[1]]))
     if not pairs:
-        return None
+        return torch.zeros_like(sums.layers[layer].features[0])
     normal, anomalous = unit(torch.stack(pairs).mean(dim=0))
     return (anomalous - normal).float()
 
@@ -170,7 +168,7 @@ def _mean(
         total = values.patches[chosen, int(anomalous)].double().sum(0)
         return total / count if count > 0 else None
     rows = rows & (sums.labels == int(anomalous))
-    return values.detection[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
+    return values.features[torch.from_numpy(rows)].double().mean(0) if rows.any() else None
 
 
 def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:
@@ -212,10 +210,8 @@ def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:
     return SignedAtoms(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
 
 
-def match(target: Tensor | None, atoms: Tensor, dead: Tensor, count: int) -> SignedAtoms | None:
-    """`signed_pursuit` among the atoms that are not dead, (C,) bool; nothing for no target."""
-    if target is None:
-        return None
+def match(target: Tensor, atoms: Tensor, dead: Tensor, count: int) -> SignedAtoms:
+    """`signed_pursuit` among the atoms that are not dead, (C,) bool; no atoms for zeros."""
     alive = torch.nonzero(~dead)[:, 0]
     pair = signed_pursuit(target, atoms[alive], count)
     return SignedAtoms(alive[pair.atom_ids], pair.codes)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from spg_pipe.guides.model import TAU, effective_codes, unit
+from spg_pipe.recipe.params import Detection
 
-View = Literal["cls", "patches", "mean_tokens"]
-"""What a pair of guides looks at: the CLS token, every patch token, the mean patch token."""
-VIEWS: tuple[View, ...] = ("cls", "patches", "mean_tokens")
+View = Detection | Literal["patches"]
+"""What a pair of guides looks at: an image's detection feature, or every patch token."""
 
 
 class SignedAtoms(NamedTuple):
@@ -59,7 +59,7 @@ class LayerGuides:
 
     @cached_property
     def basis(self) -> Tensor:
-        """(D, m) orthonormal columns: the span of the atoms, m = min(M, D)."""
+        """(D, m) orthonormal columns that span the atoms, m = min(M, D)."""
         return torch.linalg.qr(self.atoms.t())[0]
 
     @classmethod
@@ -95,14 +95,11 @@ class LayerGuides:
         cls, signed: Mapping[View, SignedAtoms], atoms: Tensor, grid: tuple[int, int]
     ) -> "LayerGuides":
         """Join contrast pairs over a dictionary (C, D)."""
-        # All views in one product, also those without a pair: its bits depend on its rows.
-        rows = atoms.new_zeros((len(VIEWS), 2, len(atoms)))
-        for row, view in zip(rows, VIEWS, strict=True):
-            if view in signed:
-                row[:, signed[view].atom_ids] = signed[view].codes
+        codes = atoms.new_zeros((len(signed), 2, len(atoms)))
+        for row, pair in zip(codes, signed.values(), strict=True):
+            row[:, pair.atom_ids] = pair.codes
         none_dead = torch.zeros(len(atoms), dtype=torch.bool)
-        whole = cls.of_codes(rows.flatten(0, 1), VIEWS, atoms, none_dead, None, grid)
-        return cls({view: whole.pairs[view] for view in signed}, whole.atom_ids, whole.atoms, grid)
+        return cls.of_codes(codes.flatten(0, 1), tuple(signed), atoms, none_dead, None, grid)
 
     def directions(self, *, as_cosines: bool) -> dict[View, Tensor]:
         """View → (1, D): what a unit token is multiplied with, from normal to anomaly.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.few_shot import require_fusible
+from spg_pipe.bank.fusion import footing, require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
@@ -74,12 +74,13 @@ def with_normals(
 ) -> Predictor:
     """The predictor with a bank of normal images.
 
-    Of many images only a part of their tokens is held in memory, and up to 16 are read a second
-    time.
+    Of many images only a part of their tokens is held in memory, and up to 16 are read again, for
+    the scale of the distances and for the detector.
 
     An `SpgError` if an image cannot be read, or no bank can be made of them.
     """
     spec = predictor.backbone.spec
+    batch = max(1, BATCH // spec.inputs_per_image)
 
     def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
         paths = [normals.image_path(row) for row in rows.tolist()]
@@ -92,7 +93,10 @@ def with_normals(
         spec.preprocess.size,
         given.params,
         device=predictor.device,
-        batch=max(1, BATCH // spec.inputs_per_image),
+        batch=batch,
         progress=progress,
     )
-    return replace(predictor, bank=bank, alone=given.alone)
+    if given.alone:
+        return replace(predictor, bank=bank)
+    says = footing(predictor.detector, bank, tokens_of, spec, batch=batch)
+    return replace(predictor, bank=bank, footing=says)

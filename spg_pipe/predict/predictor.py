@@ -10,10 +10,11 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import judge_alone, judge_fused, supervision_of
+from spg_pipe.bank.few_shot import supervision_of
+from spg_pipe.bank.fusion import Footing, judge_alone, judge_fused
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
-from spg_pipe.decision.maps import SHOWN, shown_range
+from spg_pipe.decision.maps import shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.images.preprocess import preprocess
@@ -31,11 +32,16 @@ class Predictor:
     device: str = "cpu"
     bank: MemoryBank | None = None
     """Few-shot: of normal images of the target."""
-    alone: bool = False
-    """The bank judges without the guides."""
+    footing: Footing | None = None
+    """What those say of the detector; without it a bank judges alone."""
 
     def __post_init__(self) -> None:
         self.detector.check_backbone(self.backbone.spec, "The backbone that was loaded")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the bank judges without the guides."""
+        return self.bank is not None and self.footing is None
 
     @property
     def log_odds(self) -> bool:
@@ -50,11 +56,8 @@ class Predictor:
         """
         if self.bank is None:
             return shown_range(log_odds=self.log_odds)
-        weight, (low, high) = self.bank.params.weight, SHOWN
-        if self.alone:
-            weight, low, high = 1.0, 0.0, 0.0
-        top = weight * max(self.bank.map_top, 1.0)
-        return shown_range(log_odds=True, between=(low + top, high + 3 * top))
+        top = max(self.bank.map_top, 1.0) + (not self.alone)
+        return shown_range(log_odds=True, between=(top, 3 * top))
 
     @property
     def supervision(self) -> str:
@@ -79,10 +82,10 @@ class Predictor:
         (tokens, grids), spec = self.tokens(pixels), self.backbone.spec
         if self.bank is None:
             return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
-        distances, weight = self.bank.distances(tokens), self.bank.params.weight
-        if self.alone:
+        distances = self.bank.distances(tokens)
+        if self.footing is None:
             return judge_alone(distances)
-        return judge_fused(self.detector, distances, tokens, spec, weight)
+        return judge_fused(self.detector, distances, tokens, spec, [self.footing] * len(pixels))
 
 
 def load_predictor(

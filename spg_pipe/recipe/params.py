@@ -158,8 +158,8 @@ class BankParams(Section):
 
     neighbours: Positive = 1
     """The distance of a patch is the mean over so many nearest patches of the bank."""
-    weight: Weight = 2.0
-    """Of the standardised distance beside the guides' log odds, in the map and the image score."""
+    weight: Weight = 4.0
+    """Of its image score beside the detector's, both in deviations of normal images."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.002
     """Share of the distances' map, the highest, that judges the image."""
 

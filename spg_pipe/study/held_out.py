@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.decision.components import Sides
-from spg_pipe.decision.fit import Measured, fit_measured, measure
+from spg_pipe.decision.fit import Measured, fit_decision, measure
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, Decision
 from spg_pipe.errors import SpgError
@@ -116,8 +116,7 @@ def judge_candidates(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Judged:
-    """Judge every candidate on every held-out part; one pass over the
-    store serves all of one dictionary and number of atoms.
+    """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
     to do. `progress` is told how many parts of all are done.
@@ -136,12 +135,9 @@ def judge_candidates(
     for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:
-            key, params = (id(candidate.saes), candidate.atoms), candidate.decision
-            if not any(bool(by.directions[detection][which].any()) for by in sides[key].values()):
-                image = params.image.model_copy(update={"detection": 0.0})
-                params = params.model_copy(update={"image": image})
-            fit = fit_measured(measured[key], params, final=which, honest=which, among=~rows)
-            figures.append(judge_rows(measured[key], regions, fit.decision, which, rows))
+            seen, params = measured[id(candidate.saes), candidate.atoms], candidate.decision
+            fit = fit_decision(seen, params, final=which, honest=which, among=~rows)
+            figures.append(judge_rows(seen, regions, fit.decision, which, rows))
         judged[part] = np.stack(figures)
         progress(which + 1, len(parts))
     return judged
@@ -211,10 +207,11 @@ def pixel_figures(
 def _sides(
     store: FeatureStore, maker: Candidate, sums: ClassSums, parts: Mapping[str, np.ndarray]
 ) -> dict[str, Sides]:
-    """By layer, a direction (parts, D) made without each part; zeros where a class is missing.
+    """By layer, directions (parts, D) made without each part.
 
-    The basis is that of guides made from all: its atoms know the labels of the part, but a patch's
-    distance to others of its image hardly depends on which atoms they are.
+    Zeros where a class is missing: such images differ in nothing that is added up. The basis is
+    that of guides made from all: its atoms know the labels of the part, but a patch's distance to
+    others of its image hardly depends on which atoms they are.
     """
     sides = {}
     for layer, shape in store.spec.layers.items():
@@ -226,11 +223,8 @@ def _sides(
                 match(direction(sums, layer, view, chosen), atoms, dead, maker.atoms)
                 for chosen in (None, *(~rows for rows in parts.values()))
             ]
-            if everything is not None:
-                pairs[view] = everything
-            none = atoms.new_zeros(atoms.shape[1])
-            rows = [none if pair is None else pair.side(atoms) for pair in without]
-            directions[view] = torch.stack(rows)
+            pairs[view] = everything
+            directions[view] = torch.stack([pair.side(atoms) for pair in without])
         for part, row in zip(parts, directions["patches"], strict=True):
             if not bool(row.any()):
                 raise SpgError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from spg_pipe.artefacts.files import require_writable
 from spg_pipe.decision.components import Sides
-from spg_pipe.decision.fit import fit_measured, measure
+from spg_pipe.decision.fit import fit_decision, measure
 from spg_pipe.decision.model import Decision
 from spg_pipe.detector.make import DetectorPlan, contrast_guides
 from spg_pipe.detector.scores import Scores
@@ -186,7 +186,7 @@ def judge_candidates(run: RecipeRun, settings: Sequence[Setting], aux: str, seed
     for each, numbers in zip(made, makers.values(), strict=True):
         measured = measure(store, each.sides, judges, device=device)
         decisions = [
-            fit_measured(measured, settings[number].run.params.decision, honest=1).decision
+            fit_decision(measured, settings[number].run.params.decision, honest=1).decision
             for number in numbers
         ]
         for target in targets:

@@ -12,7 +12,6 @@ import torch
 from tiny import TinyBackbone, additive_plan, extracted, manifest_of, write_folder
 
 from spg_pipe.bank.few_shot import (
-    KNOWN,
     banks_of,
     known_images,
     normals_of,
@@ -23,6 +22,8 @@ from spg_pipe.bank.few_shot import (
     seen_of,
 )
 from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import KNOWN
+from spg_pipe.decision.model import top_mean
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -79,13 +80,27 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
     alone = score_few_shot(None, banks, tiny_store, tmp_path / "alone")
     fused = score_few_shot(detector, banks, tiny_store, tmp_path / "fused")
     guides = score_store(detector, tiny_store, tmp_path / "guides")
-    share = 0.5 * alone.table["score"]
-    np.testing.assert_allclose(fused.table["share_bank"], share, atol=1e-6)
-    np.testing.assert_allclose(fused.table["score"], guides.table["score"] + share, atol=1e-6)
+    on_normals = score_store(detector, normals, tmp_path / "normals")
+    total = sum(term.weight for term in detector.decision.terms.values())
     images = np.arange(16)
-    for layer, values in fused.patches(images).items():
-        expected = guides.patches(images)[layer] + 0.5 * alone.patches(images)[layer]
-        torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+    before, away = guides.patches(images), alone.patches(images)
+    for category, own in (("bolt", [0, 1, 2]), ("nut", [3, 4, 5])):
+        rows = np.flatnonzero(tiny_store.table["category"] == category)
+        scores, tops = on_normals.table["score"].to_numpy()[own], banks.of[category].tops
+        deviations = [  # one more image is assumed, an eighth of the weights, or 1, away
+            np.sqrt((assumed**2 + values.var() * 3) / 3)
+            for values, assumed in ((scores, total / 8), (tops, 1))
+        ]
+        share = 0.5 * deviations[0] / deviations[1] * alone.table["score"][rows]
+        np.testing.assert_allclose(fused.table["share_bank"][rows], share, atol=1e-5)
+        summed = guides.table["score"][rows] + share
+        np.testing.assert_allclose(fused.table["score"][rows], summed, atol=1e-5)
+        for layer, values in fused.patches(rows).items():
+            level = on_normals.patches(np.array(own))[layer].numpy()
+            top = top_mean(level, 0.1).mean() - level.mean()
+            u, b = (before[layer][rows].numpy() - level.mean()) / top, away[layer][rows].numpy()
+            expected = b + np.maximum(b, 0) * np.maximum(u, 0) ** 2 + u
+            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
     # The bank's own scores save the search, if they are of this bank and target.
     again = score_few_shot(detector, banks, tiny_store, tmp_path / "again", alone=alone)
     np.testing.assert_allclose(again.table["score"], fused.table["score"], atol=1e-6)
@@ -114,20 +129,16 @@ def test_scores_and_their_rows_say_what_was_seen(tiny_store, normals, detector, 
 
 def test_how_many_images_were_seen_is_said_exactly() -> None:
     assert says([4]) == "few-shot: 4 normal images of the target"
+    assert says([1, 1]) == "few-shot: 1 normal image of each category of the target"
     assert says([4, 4]) == "few-shot: 4 normal images of each category of the target"
     assert says([4, 7, 5]) == "few-shot: 4 to 7 normal images of each category of the target"
 
 
-def test_copies_are_not_counted_and_two_different_images_are_needed(tiny_store, tmp_path):
+def test_copies_are_not_counted(tiny_store, tmp_path):
     copied = store_of_normals(tmp_path / "copied", "bolt", "nut", copies=2)
     banks = banks_of([copied], tiny_store, PARAMS)
     assert says(seen_of(banks.rows)) == "few-shot: 3 normal images of each category of the target"
     assert [own.copies for own in banks.rows.values()] == [2, 2]
-    single = store_of_normals(tmp_path / "single", "bolt", "nut", good=1, copies=1)
-    with pytest.raises(
-        UnsuitableError, match=r"2 normal images of bolt in .*, all copies of each other"
-    ):
-        normals_of([single], tiny_store)
 
 
 def test_two_stores_of_one_category_are_refused_by_name(tiny_store, normals, tmp_path):

@@ -12,6 +12,7 @@ from spg_pipe.bank.memory import CORESET, MemoryBank
 from spg_pipe.bank.normal_patches import SAME, Grids, Tokens, are_among, mean_tokens, read_normals
 from spg_pipe.decision.model import coarse_maps, top_mean
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import unit
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
@@ -66,6 +67,26 @@ def test_distances_are_in_deviations_of_normal_images_from_each_other(
     tops = [top_mean(coarse_maps(grids, 32), 0.1) for grids in (found.patches, apart)]
     np.testing.assert_allclose(found.top, tops[0] - tops[1].mean(), atol=2e-3)
     assert not found.known.any()
+
+
+def test_of_one_image_the_scale_is_that_of_its_patches_from_other_places_of_it() -> None:
+    """Neighbours are left out: they are alike, however many images there are."""
+    tokens = aligned(40)
+    bank = MemoryBank.of(tokens, 1, 32, BankParams(top_share=0.05))
+    patches = unit(tokens(np.array([0]))[0]["1"][0, 1:])
+    away = [
+        1 - max(float(x @ y) for j, y in enumerate(patches) if max(abs(np.subtract(*at(i, j)))) > 2)
+        for i, x in enumerate(patches)
+    ]
+    assert bank.scales["1"].mean == pytest.approx(np.mean(away), abs=1e-5)
+    assert bank.scales["1"].deviation == pytest.approx(np.std(away, ddof=1), abs=1e-5)
+    assert (bank.images, len(bank.tops), bank.apart.tolist()) == (1, 1, [0])
+    assert bank.distances(tokens(np.array([0, 1]))[0]).known.tolist() == [True, False]
+
+
+def at(*numbers: int) -> np.ndarray:
+    """Places (k, 2) of patches in a grid of 8 by 8."""
+    return np.stack(np.divmod(np.array(numbers), 8), axis=1)
 
 
 def test_a_coreset_is_smaller_and_judged_by_its_own_scale(tiny_store, normals, monkeypatch):
@@ -174,8 +195,7 @@ def test_an_image_of_the_bank_itself_is_known_again(tiny_store, normals):
 @pytest.mark.parametrize(
     ("rows", "params", "message"),
     [
-        ([0], {}, "Found 1 normal image; a bank needs at least two"),
-        ([1, 1], {}, "Found 2 normal images, all copies of each other.*two different ones"),
+        ([0], {"neighbours": 17}, "bank.neighbours is 17. Lower bank.neighbours"),
         ([0, 1], {"neighbours": 17}, "bank.neighbours is 17. Lower bank.neighbours"),
         ([0, 1], {"coreset": 2, "neighbours": 3}, "or give more normal images"),
     ],

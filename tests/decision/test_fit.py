@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from layouts import scanned
 from tiny import METHOD, SAE, additive_plan, extracted, keyed, write_folder
 
+from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import fit_weights, measure
 from spg_pipe.decision.model import MAP_TOP
 from spg_pipe.detector.make import make_detector, make_detectors
@@ -85,7 +86,7 @@ def full(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
 def test_components_that_are_switched_off_are_gone(
     tiny_store: FeatureStore, tiny_sae: SaeRun, full: Detector, tmp_path: Path
 ) -> None:
-    terms = {MAP_TOP, "cls", "mean_tokens", "dissimilarity"}
+    terms = {MAP_TOP, "detection", "self_distance"}
     assert set(full.decision.terms) == terms
 
     def scores_of(name: str, decision: DecisionParams) -> Scores:
@@ -96,7 +97,7 @@ def test_components_that_are_switched_off_are_gone(
     for name in terms:
         params = DecisionParams(image=ImageWeights.model_validate({name: 0}))
         assert f"share_{name}" not in scores_of(name, params).table
-    without = scores_of("map", DecisionParams(map=MapWeights(dissimilarity=0)))
+    without = scores_of("map", DecisionParams(map=MapWeights(self_distance=0)))
     everything = score_store(full, tiny_store, tmp_path / "full")
     assert not np.allclose(without.maps(np.arange(4)), everything.maps(np.arange(4)))
 
@@ -109,7 +110,7 @@ def test_shares_and_the_bias_are_the_score_of_a_detector_that_was_saved(
     assert loaded.decision == full.decision
     table = score_store(loaded, tiny_store, tmp_path / "scores").table
     shares = table.filter(like="share_")
-    assert shares.shape == (16, 4)
+    assert shares.shape == (16, 3)
     total = shares.sum(axis=1) + full.decision.bias
     np.testing.assert_allclose(table["score"], total, atol=1e-9)
 
@@ -118,7 +119,7 @@ def test_scales_are_the_auxiliary_sets_own(tiny_store: FeatureStore, full: Detec
     """On the set that they were taken from, components have mean 0."""
     tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
     patches, values = full.log_odds(keyed(tokens))
-    parts = [*patches.values(), *(values[n] for n in ("cls", "mean_tokens", "dissimilarity"))]
+    parts = [*patches.values(), *(values[name] for name in ("detection", "self_distance"))]
     assert max(abs(float(part.mean())) for part in parts) < 1e-4
     assert all(full.decision.terms[name].deviation > 0 for name in values)
 
@@ -128,22 +129,24 @@ def test_images_are_weighed_by_guides_that_were_made_without_them(
 ) -> None:
     """Other guides of a fold change what its images, and no others, are weighed by."""
     generator = torch.Generator().manual_seed(0)
-    views = ("patches", "cls", "mean_tokens")
-    directions = {
-        layer: {view: torch.randn(6, shape.dim, generator=generator) for view in views}
+    sides = {
+        layer: Sides(
+            {view: torch.randn(6, shape.dim, generator=generator) for view in ("cls", "patches")},
+            torch.eye(shape.dim),
+        )
         for layer, shape in tiny_store.spec.layers.items()
     }
     folds = np.arange(len(tiny_store)) % 5
-    sides = np.stack([np.zeros_like(folds), folds + 1], axis=1)
-    before = measure(tiny_store, directions, sides).layers
-    for of_view in directions.values():
-        for rows in of_view.values():
+    judges = np.stack([np.zeros_like(folds), folds + 1], axis=1)
+    before = measure(tiny_store, sides, judges).layers
+    for of_layer in sides.values():
+        for rows in of_layer.directions.values():
             rows[1 + 2] += 1.0  # the guides made without fold 2
-    after = measure(tiny_store, directions, sides).layers
+    after = measure(tiny_store, sides, judges).layers
     for layer, old in before.items():
         new = after[layer]
         moved = (old.guides != new.guides).any(dim=2)
-        for changed in (moved, old.image["cls"] != new.image["cls"]):
+        for changed in (moved, old.detection != new.detection):
             assert not changed[:, 0].any()
             assert changed[:, 1].tolist() == (folds == 2).tolist()
 
@@ -154,7 +157,7 @@ def test_trained_guides_have_seen_their_images_and_say_so(
     assert full.record.rule.cross_fitted
     plain = detector_of(tiny_store, tiny_sae, guides=TRAINED)
     assert not plain.record.rule.cross_fitted
-    assert set(plain.decision.terms) == {MAP_TOP, "cls", "dissimilarity"}
+    assert set(plain.decision.terms) == set(full.decision.terms)
 
 
 def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Path) -> None:
@@ -169,19 +172,33 @@ def test_without_normal_images_the_weights_stay_and_a_note_says_so(tmp_path: Pat
     decision = detector.decision
     assert {name: term.weight for name, term in decision.terms.items()} == {
         MAP_TOP: 1.0,
-        "dissimilarity": 0.5,
+        "self_distance": 1.0,
     }
     assert decision.bias == 0
-    assert len([note for note in notes if "no image component" in note]) == 2
+    assert any("no image component detection" in note for note in notes)
     assert any("no category has normal and anomalous images" in note for note in notes)
+    only = DecisionParams(image=ImageWeights(map_top=0, self_distance=0))
+    with pytest.raises(SpgError, match=r"components detection.*decision.image.map_top"):
+        detector_of(store, saes, decision=only)
 
 
-def test_components_that_no_guides_have_are_refused_if_nothing_else_is_asked(
-    tiny_store: FeatureStore, tiny_sae: SaeRun
+@pytest.mark.parametrize("detection", ["cls", "mean_tokens"])
+def test_the_decision_looks_at_the_methods_detection_feature(
+    tiny_store: FeatureStore, tiny_sae: SaeRun, detection: str
 ) -> None:
-    only = ImageWeights(map_top=0, cls=0, dissimilarity=0, mean_tokens=1)
-    with pytest.raises(SpgError, match=r"mean_tokens.*decision.image.map_top"):
-        detector_of(tiny_store, tiny_sae, guides=TRAINED, decision=DecisionParams(image=only))
+    method = METHOD.model_copy(update={"detection": detection})
+    detector = detector_of(tiny_store, tiny_sae, method=method)
+    assert all(set(guides.pairs) == {detection, "patches"} for guides in detector.layers.values())
+    tokens = {layer: image_tokens(tiny_store, layer, np.arange(16)) for layer in tiny_store.layers}
+    expected = []
+    for layer, values in tokens.items():
+        feature = values[:, 0] if detection == "cls" else values[:, 1:].mean(dim=1)
+        normal, anomaly = detector.layers[layer].pairs[detection].vectors
+        along = torch.nn.functional.normalize(feature, dim=1) @ (anomaly - normal)
+        scale = detector.decision.scales[layer]["image_detection"]
+        expected.append((along.double() - scale.mean) / scale.deviation)
+    values = detector.log_odds(keyed(tokens))[1]["detection"]
+    np.testing.assert_allclose(values, torch.stack(expected).mean(dim=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("detection", ["cls", "mean_tokens"])

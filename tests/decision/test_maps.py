@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from spg_pipe.decision.maps import anomaly_maps, raw_maps, resize_maps, shown_range
+from spg_pipe.decision.maps import anomaly_maps, finished, raw_maps, resize_maps, shown_range
 
 
 def random_patches(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -103,5 +103,17 @@ def test_heat_maps_of_log_odds_spend_their_colours_on_what_stands_out() -> None:
     grids = {"1": torch.tensor([[[0.0, 0.0], [0.0, 6.0]]])}
     (finished,) = anomaly_maps(grids, 8, 0.0, log_odds=True)
     assert finished[0, 0] < low < high < finished[-1, -1] <= 1
-    far = anomaly_maps({"1": torch.tensor([[[20.0, 25.0]]])}, 8, 0.0, log_odds=True)
-    assert far[0, 0, 0] < far[0, 0, -1] < 1  # float32 still tells them apart
+
+
+def test_finished_maps_keep_the_order_of_log_odds_of_any_size() -> None:
+    """A bank's distances on a uniform product reach hundreds of deviations, far above and below."""
+    far = 1.1 ** np.arange(-60, 120)  # 0.003 … 84,000
+    odds = torch.from_numpy(np.r_[-far[::-1], 0, far, 1e30].astype(np.float32))[None]
+    (maps,) = anomaly_maps({"1": odds[None]}, len(odds[0]), 0.0, log_odds=True)
+    assert maps.min() > 0
+    assert maps.max() <= 1
+    assert (np.diff(maps[0]) > 0).all()
+    assert maps[0, 180] == 0.5
+    near = torch.tensor([[200.0, 200.05, 1000.0, 1000.3]])
+    (row,) = finished(near.double()).float().tolist()
+    assert row == sorted(set(row))

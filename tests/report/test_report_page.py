@@ -127,7 +127,7 @@ OF_ADDITIVE = (
     "all colour is log odds of an anomaly",
     "each standardised over the patches of the auxiliary set",
     "log odds 0.5",
-    "additive rule: log odds, a bias and a weighted sum of map_top, cls",
+    "additive rule: log odds, a bias and a weighted sum of map_top, detection",
 )
 OF_PUBLISHED = (
     "all colour is the anomaly probability: from 0, like the normal guide (black)",

@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from tiny import extracted, manifest_of, write_folder
 
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import class_sums
-from spg_pipe.recipe.params import DecisionParams, MapWeights
+from spg_pipe.recipe.params import DecisionParams, ImageWeights, MapWeights
 from spg_pipe.study import held_out
 from spg_pipe.study.held_out import (
     TOLERANCE,
@@ -63,36 +62,37 @@ def test_an_image_does_not_see_itself(tiny_store, tiny_sae, monkeypatch):
     """Part `bolt` is judged by guides, scales and weights without any image of `bolt`."""
     true, given = held_out.direction, []
 
-    def direction(sums: object, layer: str, view: str, chosen: np.ndarray) -> torch.Tensor | None:
-        given.append(chosen.copy())
+    def direction(sums: object, layer: str, view: str, chosen: np.ndarray | None) -> object:
+        given.append(None if chosen is None else chosen.tobytes())
         return true(sums, layer, view, chosen)
 
     fitted: list[np.ndarray] = []
-    fit = held_out.fit_measured
+    fit = held_out.fit_decision
 
-    def fit_measured(*arguments: object, among: np.ndarray, **options: int) -> object:
+    def fit_decision(*arguments: object, among: np.ndarray, **options: int) -> object:
         fitted.append(among.copy())
         return fit(*arguments, among=among, **options)
 
     monkeypatch.setattr(held_out, "direction", direction)
-    monkeypatch.setattr(held_out, "fit_measured", fit_measured)
-    judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())])
+    monkeypatch.setattr(held_out, "fit_decision", fit_decision)
+    judge_candidates(tiny_store, [Candidate(tiny_sae, 4, DecisionParams())], "cls")
     bolt = tiny_store.table["category"].to_numpy() == "bolt"
-    assert {rows.tobytes() for rows in given} == {bolt.tobytes(), (~bolt).tobytes()}
+    # The span of the atoms alone, in which self-distances are taken, is that of all images.
+    assert set(given) == {None, bolt.tobytes(), (~bolt).tobytes()}
     assert [rows.tobytes() for rows in fitted] == [(~bolt).tobytes(), bolt.tobytes()]
 
 
 def test_candidates_are_judged_as_they_would_be_alone(tiny_store, tiny_sae):
-    none = DecisionParams(map=MapWeights(dissimilarity=0))
+    none = DecisionParams(map=MapWeights(self_distance=0))
     candidates = [
         Candidate(tiny_sae, atoms, decision)
         for atoms in (2, 6)
         for decision in (DecisionParams(), none)
     ]
-    together = judge_candidates(tiny_store, candidates)
+    together = judge_candidates(tiny_store, candidates, "cls")
     assert list(together) == ["bolt", "nut"]
     for number, candidate in enumerate(candidates):
-        for part, figures in judge_candidates(tiny_store, [candidate]).items():
+        for part, figures in judge_candidates(tiny_store, [candidate], "cls").items():
             np.testing.assert_allclose(together[part][number], figures[0], atol=1e-6)
     assert len(np.unique(together["bolt"], axis=0)) > 1
 
@@ -102,3 +102,16 @@ def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
     store = extracted(manifest_of(folder), tmp_path / "one.zarr")
     with pytest.raises(SpgError, match="too few to hold some out"):
         held_out_parts(store, class_sums(store))
+
+
+def test_without_labels_of_both_classes_the_detection_feature_adds_nothing(tmp_path, tiny_sae):
+    folder = write_folder(tmp_path / "parts", good=0, masked=3, missing=0)
+    store = extracted(manifest_of(folder), tmp_path / "parts.zarr")
+    whole, less = (
+        Candidate(tiny_sae, 4, DecisionParams(image=ImageWeights(detection=weight)))
+        for weight in (1, 0)
+    )
+    judged = judge_candidates(store, [whole, less], "cls")
+    for figures in judged.values():
+        np.testing.assert_array_equal(figures[0], figures[1])
+        assert not np.isnan(figures[:, 1:]).any()

@@ -82,17 +82,17 @@ def test_a_second_sweep_makes_nothing_again_but_damaged_scores(folder, monkeypat
     assert sweep(run).table == first.table
 
 
-ABLATION = {"decision.image.cls": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
+ABLATION = {"decision.image.detection": [0.0, 1.0], "decision.map.guides": [0.0], "sae.k": [2]}
 
 
 def test_one_at_a_time_changes_a_single_value_and_leaves_out_the_recipes_own():
     recipe = RECIPE | {"sweep": ABLATION}
     run = RecipeRun(parse_params(recipe, "test"), Console(0), "cpu")
-    assert run.params.decision.image.cls == 1.0
+    assert run.params.decision.image.detection == 1.0
     found = settings_of(run, one_at_a_time=True)
     assert [one.name for one in found] == [
         "the recipe as it is",
-        "decision.image.cls = 0.0",
+        "decision.image.detection = 0.0",
         "decision.map.guides = 0.0",
         "sae.k = 2",
     ]

@@ -1,0 +1,118 @@
+"""A bank beside a detector: each by what the normal images say of it (docs/method.md §9).
+
+What guides find high on normal images says nothing of this product, and image scores that differ
+much between normal images say little. No labels of the target are needed to know either.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from spg_pipe.backbones.spec import BackboneSpec
+from spg_pipe.bank.memory import Distances, MemoryBank
+from spg_pipe.bank.normal_patches import KNOWN, TokensOf
+from spg_pipe.decision.model import Scale, top_mean
+from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.recipe.params import ScoreParams
+
+ASSUMED = 1 / 8
+"""Deviation of a detector's scores between normal images of one product, in sums of its weights:
+what is assumed beside the images, as one more of them. The auxiliary images lie about 1 apart."""
+_SMALLEST = 1e-6
+
+
+class Footing(NamedTuple):
+    """What normal images of one product say of a detector beside their bank."""
+
+    levels: dict[str, Scale]
+    """Layer → mean of the guides' log odds, and how far their highest lie above it."""
+    weight: float
+    """Of the bank in the image score."""
+
+
+def footing(
+    detector: Detector, bank: MemoryBank, tokens_of: TokensOf, seen: BackboneSpec, *, batch: int
+) -> Footing:
+    """Judge the normal images that gave the bank its scale.
+
+    Parameters
+    ----------
+    tokens_of : callable
+        Of the images that the bank was made of, at most `batch` at a time.
+    seen : BackboneSpec
+        How the tokens were made.
+    """
+    rule, judged = detector.record.rule, list[Judged]()
+    for start in range(0, len(bank.apart), batch):
+        tokens, grids = tokens_of(bank.apart[start : start + batch])
+        judged.append(judge(detector, tokens, grids, seen, rule))
+    levels = {}
+    for layer in bank.grids:
+        odds = torch.cat([part.patches[layer] for part in judged]).numpy()
+        mean = float(odds.mean())
+        top = float(top_mean(odds, bank.params.top_share).mean())
+        levels[layer] = Scale(mean, max(top - mean, _SMALLEST))
+    scores = np.concatenate([part.columns["score"] for part in judged])
+    total = sum(term.weight for term in detector.decision.terms.values())
+    guides, away = _deviation(scores, ASSUMED * total), _deviation(bank.tops, 1.0)
+    return Footing(levels, bank.params.weight * guides / away)
+
+
+def _deviation(values: np.ndarray, assumed: float) -> float:
+    """Of values (n,), with one more that lies `assumed` away: a few images give a poor one."""
+    return float(np.sqrt((assumed**2 + np.square(values - values.mean()).sum()) / len(values)))
+
+
+def judge_fused(
+    detector: Detector,
+    distances: Distances,
+    tokens: dict[str, torch.Tensor],
+    seen: BackboneSpec,
+    footings: Sequence[Footing],
+) -> Judged:
+    """The bank's map where the guides confirm it, and its image score as one more addend.
+
+    A patch's value is b·(1 + u²) + u: b is its distance, u the guides' log odds above the mean on
+    normal images, 1 where they are as high as their highest there. (u² only where u and b are
+    above 0.)
+
+    Parameters
+    ----------
+    distances : Distances
+        Of the same B images.
+    tokens, seen
+        As for `judge`.
+    footings : sequence of B
+    """
+    grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
+    judged = judge(detector, tokens, grids, seen, detector.record.rule)
+    patches = {}
+    for layer, away in distances.patches.items():
+        scales = torch.tensor([each.levels[layer] for each in footings])[:, :, None, None]
+        above = (judged.patches[layer] - scales[:, 0]) / scales[:, 1]
+        patches[layer] = away + away.clamp_min(0) * above.clamp_min(0).square() + above
+    share = np.array([each.weight for each in footings]) * distances.top
+    columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
+    return Judged(patches, columns | {KNOWN: distances.known})
+
+
+def judge_alone(distances: Distances) -> Judged:
+    """The bank's distance and nothing else."""
+    return Judged(
+        distances.patches,
+        {"score": distances.top, "share_bank": distances.top, KNOWN: distances.known},
+    )
+
+
+def require_fusible(detector: Detector, score: ScoreParams | None = None) -> None:
+    """Refuse, with an `SpgError`, to add a bank to the published rule."""
+    if (rule := detector.rule(score).rule) != "additive":
+        raise SpgError(
+            "A bank is one more addend of the additive decision, and the score.rule is "
+            f"{rule}. Use a detector with score.rule: additive, or the bank alone "
+            "(--bank alone)."
+        )

@@ -115,8 +115,8 @@ def listed(items: Sequence[str], limit: int = 5) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:

@@ -159,14 +159,8 @@ def _means(tokens: Tensor) -> Tensor:
 def require_alike(
     table: pd.DataFrame, white: int | None, source: Path | str, target: FeatureStore
 ) -> None:
-    """Refuse normal images, by a manifest's columns and `white`, that a target cannot be held to.
-
-    Raises
-    ------
-    UnsuitableError
-        Some are anomalous; or white is another value there, so that the same part would have other
-        grey levels and the distances would mean nothing.
-    """
+    """Refuse, with an `UnsuitableError`, by a manifest's columns and `white`: anomalous images, or
+    another white than the target's, by which the same part would have other grey levels."""
     anomalous = table["path"][table["label"] == LABEL_ANOMALOUS].tolist()
     if anomalous:
         raise UnsuitableError(

@@ -35,8 +35,7 @@ _TURNED = {
 }
 """What an orientation does, by whether it is undone, and the remedy where the mask differs."""
 
-Row = dict[str, object]
-"""A row of the manifest's table: the keys of `manifest.COLUMNS`."""
+Row = dict[str, object]  # of the manifest's table
 Outcome = tuple[Row, Seen] | Skipped
 """What is known of an image and its files, or what is wrong with them."""
 
@@ -113,15 +112,15 @@ def _peak(dataset: Dataset, seen: Sequence[Seen], exif: bool) -> int:
     for entry in _wanted(whole)[0] if peak else ():
         if entry.path not in known:
             with suppress(UnusableFileError):
-                header = read_header(dataset.root / entry.path, "image", exif=exif)
-                peak = max(peak, header.peak or 0)
+                file = dataset.root / entry.path
+                peak = max(peak, read_header(file, "image", exif=exif).peak or 0)
     return peak
 
 
 def list_images(dataset: Dataset) -> list[str]:
     """The relative paths that `build_manifest` would list, in its order, without hashing a file.
 
-    Some files are decoded, where names alone do not tell masks.
+    Some files are decoded, where names alone do not tell masks. SpgError as of `build_manifest`.
     """
     return [entry.path for entry in _wanted(dataset)[0]]
 
@@ -217,14 +216,10 @@ def _require_plain_names(name: str, entries: Sequence[Entry]) -> None:
 def _unusable(root: Path, faults: Sequence[Skipped], total: int, skip_bad: bool) -> str:
     """One message tells all problems."""
     lines = "\n  ".join(first_of(faults))
-    leave = (
-        ", or leave them out with --skip-bad (prepare, extract, synthesise), which also finds "
-        "files that are cut off"
-    )
-    return (
-        f"{counted(len(faults), 'image')} of {total} below {root} cannot be used:\n  {lines}\n"
-        f"Repair or remove them{': no image is left' if skip_bad else leave}."
-    )
+    leave = "leave them out with --skip-bad (prepare, extract, synthesise), which also finds files"
+    rest = ": no image is left" if skip_bad else f", or {leave} that are cut off"
+    head = f"{counted(len(faults), 'image')} of {total} below {root} cannot be used"
+    return f"{head}:\n  {lines}\nRepair or remove them{rest}."
 
 
 def _in_threads(

@@ -236,9 +236,16 @@ def _by_longer_names(files: Sequence[Path]) -> dict[Path, str]:
     return {
         pair[1]: "by the name of the image beside it and one more word"
         for pairs in alike.values()
-        for pair, mask in zip(pairs, _each(pairs, _mask_among), strict=True)
-        if mask == 1
+        for pair, mask in zip(pairs, _each(pairs, _is_mask_of), strict=True)
+        if mask
     }
+
+
+def _is_mask_of(pair: Sequence[Path]) -> bool:
+    """Whether the second picture looks like a mask, of any size, and the first one does not."""
+    (image, _), (mask, _) = map(look, pair)
+    sure = mask is Look.FEW_COLOURS or pair[1].suffix.lower() in _LOSSY
+    return sure and mask.value < image.value
 
 
 def _twins(files: Sequence[Path]) -> list[list[list[Path]]]:

@@ -15,8 +15,10 @@ Place = tuple[str, ...]
 
 _NORMAL = re.compile(
     "goods?|normals?|nominal|ok(ay)?|pass(ed)?|free|intact|healthy|i_?o|gut"
-    "|(no|non|without)_?defect(s|ive)?|(defect|fault|anomaly)_free"
+    "|(no|non|not|without)_?(defect(s|ive)?|anomal(y|ies|ous)|damaged?)|(defect|fault|anomaly)_free"
 )
+_PART = re.compile(r"\d+|copy|of|kopie")
+"""Of names of several folders of one class: `good_2`, `good - Copy`."""
 _MASKS = re.compile("masks?|ground_?truths?")
 _MASK_WORD = (
     "masks?|(?:ground[ _.-]?)?truths?|gts?|labels?|labs?|ann(?:o|otation)?s?|seg(?:mentation)?s?"
@@ -32,7 +34,7 @@ _WORD = rf"(?P<word>{_MASK_WORD})"
 _SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.-])[ _.-]+[^\W\d_]+")
+_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.(-])([ _.(-]+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{1,3})?")
 
 
 def composed(name: str) -> str:
@@ -58,8 +60,8 @@ def plain(name: str) -> str:
 
 @cache
 def is_normal(name: str) -> bool:
-    """Whether a folder's images are normal: `good`, `OK`, `NODefect_images`."""
-    words = [word for word in plain(name).split("_") if not says_nothing(word)]
+    """Whether a folder's images are normal: `good`, `OK_2`, `NODefect_images`."""
+    words = [w for w in plain(name).split("_") if not (says_nothing(w) or _PART.fullmatch(w))]
     return bool(_NORMAL.fullmatch("_".join(words)))
 
 
@@ -99,7 +101,7 @@ def is_mask_word(stem: str) -> bool:
 
 
 def shorter(stem: str) -> Iterator[str]:
-    """A name without its last words, if of letters: `7_deep_scratch` → `7_deep`, `7`."""
+    """A name without its last words, if of letters: `7_deep_scratch_1` → `7_deep`, `7`."""
     while match := _LAST_WORD.fullmatch(stem):
         yield (stem := match["stem"])
 
@@ -108,8 +110,7 @@ def image_names(stem: str) -> Iterable[str]:
     """Names that the image of a mask may have, the likeliest first."""
     whole = [stem, _without_ending(stem)]  # x.jpg.png
     marked = [mark["stem"] for name in whole if (mark := mark_of(name))]
-    names = [stem, *marked, *map(_without_ending, [stem, *marked])]
-    return dict.fromkeys([*names, *shorter(names[-1])])
+    return dict.fromkeys([stem, *marked, *map(_without_ending, [stem, *marked])])
 
 
 def _without_ending(name: str) -> str:

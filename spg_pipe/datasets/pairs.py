@@ -20,6 +20,7 @@ from spg_pipe.datasets.names import (
     known_as,
     may_hold_masks,
     says_nothing,
+    shorter,
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import UnusableFileError
@@ -56,8 +57,10 @@ def pair(root: Path, images: Mapping[Path, Place], masks: Mapping[Path, Place]) 
             if chosen != mask and (*folders, key) in places:
                 continue  # a class with masks, not an image with parts of its mask
             same = beside.get((mask.parent, key)) if chosen == mask else None
-            if name == mask.stem and is_mask_word(name):
-                same = same or _only(inside[mask.parent])
+            if name == mask.stem and not same:
+                longer = (beside.get((mask.parent, form(n))) for n in shorter(name))
+                alone = _only(inside[mask.parent]) if is_mask_word(name) else []
+                same = next(filter(None, longer), alone)
             owners = same or at.get((folders, key)) or []
             owners = _called(name, owners or _elsewhere(named.get(key, ()), folders, kinds))
             owners = _nearest(root, mask, owners)

@@ -1,1 +1,1 @@
-"""What one picture file is, and how its size, pixels and values are read."""
+"""Picture files: what one is, how its size, pixels and values are read, and what to note."""

@@ -9,9 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spg_pipe.images.decoding import Picture, UnusableFileError, open_picture
+from spg_pipe.images import tiff
+from spg_pipe.images.decoding import Picture, UnusableFileError, open_picture, picture_in
 from spg_pipe.images.files import mask_files
-from spg_pipe.images.samples import levels, tone_curve, unstated_peak, with_tones
+from spg_pipe.images.samples import (
+    FULL,
+    integers,
+    levels,
+    stated_white,
+    tone_curve,
+    unstated_peak,
+    with_tones,
+)
 
 _PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP", "AVIF", "DCX", "FLI"})
 _LOSSY = frozenset({"JPEG", "MPO", "AVIF"})
@@ -147,12 +156,17 @@ def _pages(image: Image.Image) -> int:
 
 
 def _to_binary(picture: Picture) -> np.ndarray:
+    # Of its own opening: beyond 8 bits, whose low bytes Pillow drops of colour.
+    deep = integers(picture_in(picture.content, picture.name, picture.exif))
     image = picture.upright
     if image.mode in ("LA", "PA", "RGBA"):
         values = picture.values("RGBA")
-        defect = (values[:, :, :-1].max(axis=2) > 0) & (values[:, :, -1] > 0)
+        colours = values[:, :, :-1] if deep is None else np.atleast_3d(deep)
+        defect = (colours.max(axis=2) > 0) & (values[:, :, -1] > 0)
     elif len(image.getbands()) > 1:
-        defect = picture.values("RGB").max(axis=2) > 0
+        defect = (picture.values("RGB") if deep is None else deep).max(axis=2) > 0
+    elif deep is not None and picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:
+        defect = deep < (stated_white(picture, deep) or FULL)
     else:  # 1, L, P, I;16*, I, F
         defect = picture.values() > 0
         if image.mode == "P" and max((image.getpalette("RGB") or [0])[:3]) > 0:

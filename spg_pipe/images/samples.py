@@ -36,8 +36,8 @@ def white_of(peak: int | None) -> int | None:
 
 def unstated_peak(picture: Picture) -> int | None:
     """The highest value of a 16-bit picture whose file does not say what is white; else None."""
-    values = _integers(picture)
-    unstated = values is not None and _stated_white(picture, values) is None
+    values = integers(picture)
+    unstated = values is not None and stated_white(picture, values) is None
     return int(values.max()) if values is not None and unstated else None
 
 
@@ -56,13 +56,13 @@ def levels(picture: Picture, white: int | None) -> np.ndarray | None:
     UnusableFileError
         The values are of no clear range.
     """
-    values = _integers(picture)
+    values = integers(picture)
     if values is None and picture.image.mode != "F":
         return None
     if values is None:
         values, top = picture.values(), 1.0
     else:
-        top = float(_stated_white(picture, values) or white or FULL)
+        top = float(stated_white(picture, values) or white or FULL)
     low, high, limit = values.min(), values.max(), 1.0 if top == 1 else FULL
     if not (low >= 0 and high <= limit):  # also catches NaN
         raise UnusableFileError(
@@ -112,7 +112,7 @@ def with_tones(pixels: np.ndarray, curve: np.ndarray) -> np.ndarray:
     return table[pixels]
 
 
-def _integers(picture: Picture) -> np.ndarray | None:
+def integers(picture: Picture) -> np.ndarray | None:
     """Values beyond 8 bits as they are stored, turned: (H, W) int, or (H, W, 3) uint16; or None.
 
     Pillow reduces 16-bit colour to its high bytes; its low bytes are the high ones of the other
@@ -145,8 +145,8 @@ def _other_byte_order(image: Image.Image) -> list[Any]:
     return tiles
 
 
-def _stated_white(picture: Picture, values: np.ndarray) -> int | None:
-    """The value of white in `_integers`, if the file says it and no value contradicts it."""
+def stated_white(picture: Picture, values: np.ndarray) -> int | None:
+    """The value of white in `integers`, if the file says it and no value contradicts it."""
     white, tags = None, picture.tags
     if picture.image.format in ("PPM", "JPEG2000"):
         white = FULL  # Pillow has scaled them by what the file says

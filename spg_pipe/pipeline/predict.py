@@ -22,6 +22,16 @@ from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.recipe.machine import choose_device
 
+_OF_NORMALS = (
+    "left out",
+    ", ignored",
+    "taken for images",
+    "mask by the",
+    "masks by the",
+    "there are:",
+)
+"""In the notes on normal images that matter for a bank."""
+
 
 class Outcome(NamedTuple):
     """The predictions, and what all of them depend on: of the detector what was used of it."""
@@ -64,7 +74,7 @@ def predict_folder(
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
-        if any(words in note for words in ("left out", ", ignored", "taken for images"))
+        if any(words in note for words in _OF_NORMALS)
     ]
     notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:

@@ -10,7 +10,7 @@ from spg_pipe.bank.few_shot import require_fusible
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
-from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, Manifest
+from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, Manifest
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_image
@@ -33,7 +33,8 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     """The normal images of a folder: without labels, or those in `good/` (layout `folder`).
 
     An `SpgError` if a bank cannot be added to the detector's decision, or the folder is missing or
-    holds an anomalous image, several categories, or a file that is no image.
+    holds an anomalous image, one without a label beside `good/`, several categories, or a file that
+    is no image.
     """
     folder = given.path
     if not folder.is_dir():
@@ -45,16 +46,19 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     normals = build_manifest(
         Dataset(name="normals", layout="folder", root=folder), exif_of_own_images=exif
     )
-    defects = normals.table["path"][normals.table["label"] == LABEL_ANOMALOUS].tolist()
+    labels, paths = normals.table["label"], normals.table["path"]
+    good = paths[labels == LABEL_NORMAL].tolist()
+    defects = paths[labels == LABEL_ANOMALOUS].tolist()
+    unknown = paths[labels == LABEL_UNKNOWN].tolist() if good else []
     categories = sorted(normals.table["category"].unique())
-    if defects or len(categories) > 1:
+    if defects or unknown or len(categories) > 1:
         first = f" (the first: {defects[0]})" if defects else ""
-        good = normals.table["path"][normals.table["label"] == LABEL_NORMAL].tolist()
+        beside = f", {len(unknown)} without a label (the first: {unknown[0]})" if unknown else ""
         instance = f", for instance {(folder / good[0]).parent}" if good else ""
         raise SpgError(
-            f"--normals {folder} holds {len(defects)} images of defects{first} and the categories "
-            f"{', '.join(categories)}. A bank is made of normal images of one category alone: name "
-            f"the folder that has them{instance}."
+            f"--normals {folder} holds {len(defects)} images of defects{first}{beside} and the "
+            f"categories {', '.join(categories)}. A bank is made of normal images of one category "
+            f"alone: name the folder that has them{instance}."
         )
     if not given.alone:
         require_fusible(detector)

@@ -257,3 +257,20 @@ def test_a_jpeg_of_a_linear_profile_is_read_alike(tmp_path):
     grey.save(buffer, "JPEG", quality=100, icc_profile=linear_grey_profile())
     (tmp_path / "x.jpg").write_bytes(buffer.getvalue())
     assert np.abs(read_image(tmp_path / "x.jpg", exif=True).astype(int) - 128).max() <= 3
+
+
+LABELS = (RAMP > 0.5).astype(np.uint16)  # 1 of 65535 is a defect
+MASKS = {
+    "grey": png(LABELS),
+    "grey and opacity": png(np.dstack([LABELS, of(0) + 65535])),
+    "colour": png(np.dstack([LABELS, of(0), of(0)])),
+    "16 bits, white is 0": tiff((65535 - LABELS).tobytes(), SHAPE, bits=16, photometric=0),
+    "12 bits, white is 0": tiff(packed(4095 - LABELS, 12), SHAPE, bits=12, photometric=0),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_beyond_8_bits_counts_every_value_above_black(tmp_path, case):
+    path = tmp_path / "mask.png"
+    path.write_bytes(MASKS[case])
+    np.testing.assert_array_equal(read_mask(path, exif=False), LABELS)

@@ -185,6 +185,16 @@ def test_copies_among_the_normals_are_said_and_not_counted(predict, tmp_path):
     assert rows_of(tmp_path / "out") == without
 
 
+def test_what_is_doubtful_about_the_normals_is_said(predict, tmp_path):
+    folder = (tmp_path / "normals" / "bolt" / "good").rename(tmp_path / "normals" / "NG")
+    for image in sorted(folder.glob("*.png")):
+        Image.open(image).convert("1").point(lambda _: 0).save(folder / f"{image.stem}_mask.png")
+    code, _, err = predict()
+    assert code == 0
+    assert "3 masks by the suffix _mask" in err
+    assert "(there are: NG)" in err
+
+
 def spoil(folder: Path, how: str) -> None:
     """Make a folder of three normal images one that is no bank."""
     good = folder / "bolt" / "good"
@@ -194,6 +204,8 @@ def spoil(folder: Path, how: str) -> None:
         (good / "01.png").write_bytes((good / "01.png").read_bytes()[:-100])
     elif how == "defects":
         write_folder(folder, ("bolt",), good=3, masked=1, missing=0)
+    elif how == "no label":
+        shutil.copytree(good, folder / "bolt" / "unsorted")
     elif how == "two products":
         shutil.copytree(folder / "bolt", folder / "nut")
     for name in ("01.png", "02.png"):
@@ -210,6 +222,7 @@ def spoil(folder: Path, how: str) -> None:
         ("truncated", [], "01.png"),
         ("defects", [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
         ("defects", [], "normals/bolt/good."),
+        ("no label", [], "3 without a label (the first: bolt/unsorted/00.png)"),
         ("two products", [], "the categories bolt, nut"),
         ("copies", [], "Found 3 normal images, all copies of each other"),
         ("one image", [], "Found 1 normal image; a bank needs at least two"),

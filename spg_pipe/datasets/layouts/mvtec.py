@@ -67,14 +67,8 @@ def scan_mvtec(root: Path, split: str, select: Select) -> Scan:
     if empty := [name for name, category in chosen.items() if not category.entries]:
         notes.append(f"no {' or '.join(splits)} images in: {listed(empty)}")
     entries = [entry for category in chosen.values() for entry in category.entries]
-    deeper = [
-        part
-        for folder in folders
-        if folder.name in chosen and not entries
-        for part, part_split in below[folder].items()
-        if part_split in splits and walk(part).images
-    ]
-    if deeper:
+    asked = [part for name in chosen for part in below[root / name].items() if not entries]
+    if deeper := [part for part, of in asked if of in splits and walk(part).images]:
         raise SpgError(
             f"No image lies directly in a class of {deeper[0]}, as in good/. Use the layout folder "
             f"with the root {deeper[0]}: it takes images at any depth."

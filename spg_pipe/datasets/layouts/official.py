@@ -96,7 +96,9 @@ def recognised(
             f"categories found: these images are not {benchmark.name}, and its published figures "
             f"do not apply"
         )
-    return f"{name}: {scan.licence or _stated_licence(root, wanted)}", notes
+    licences = _documents(root, wanted, _LICENCE_FILES)
+    stated = f"as stated in {relative(licences[0], root)} of the dataset" if licences else ""
+    return f"{name}: {scan.licence or stated or 'not stated'}", notes
 
 
 def _documents(root: Path, categories: Sequence[str], names: tuple[str, ...]) -> list[Path]:
@@ -111,12 +113,6 @@ def _says_mvtec(root: Path, categories: Sequence[str]) -> bool:
     """Whether a licence or readme file names MVTec."""
     files = _documents(root, categories, (*_LICENCE_FILES, "readme"))
     return any(b"mvtec" in path.read_bytes().lower() for path in files)
-
-
-def _stated_licence(root: Path, categories: Sequence[str]) -> str:
-    """The first licence file of the dataset or of one of its categories."""
-    files = _documents(root, categories, _LICENCE_FILES)
-    return f"as stated in {relative(files[0], root)} of the dataset" if files else "not stated"
 
 
 def _compared(

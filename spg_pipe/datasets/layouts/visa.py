@@ -57,8 +57,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     if not on_disk:
         raise SpgError(
             f"No category of {root / SPLIT_FILE} is in {root}: expected a folder "
-            f"<category>/Data/Images for at least one of "
-            f"{listed(sorted(objects), 12)}. Check the root."
+            f"<category>/Data/Images for at least one of {listed([*objects], 12)}. Check the root."
         )
     wanted = [name for name in on_disk if select(name)]
     walks = [walk(root / name / "Data") for name in wanted]

@@ -23,7 +23,6 @@ _CONTRAST_SIGMA = 6.0
 _COLOUR_SIGMA = (30.0, 30.0, 0.0)
 """Width in pixels of the neighbourhood whose mean colour a defect takes; not across channels."""
 
-
 Drawing = tuple[np.ndarray, np.ndarray]
 """A defect before it takes the photograph's colour and contrast, twice (W, W) float: how much of it
 covers the photograph, in [0, 1], 0 at the window's border; its brightness, on any scale."""

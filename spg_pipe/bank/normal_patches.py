@@ -169,8 +169,9 @@ def require_alike(
         )
     if white != target.spec.white:
         raise UnsuitableError(
-            f"White is {white or FULL} in the normal images of {source}, and "
-            f"{target.spec.white or FULL} in {target.path}: where 16-bit files do not say it, the "
+            f"White is {white or f'{FULL} or what each file says'} in the normal images of "
+            f"{source}, and {target.spec.white or f'{FULL} or what each file says'} in "
+            f"{target.path}: where 16-bit files do not say it, the "
             "highest value of their whole dataset decides. Take normal images of the target's own "
             f"dataset (NAME/train), or save both with white at {FULL} and extract them again."
         )

@@ -40,9 +40,7 @@ _SUFFIX = re.compile(
 )
 _PREFIX = re.compile(rf"(?P<mark>{_WORD}(?:{_GAP}+|(?=\d)))(?P<stem>.+)", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_LAST_WORD = re.compile(
-    rf"(?P<stem>.*[^\W_])({_GAP}+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{{1,6}})?"
-)
+_LAST_WORD = re.compile(rf"(?P<stem>.*[^\W_])({_GAP}+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{{1,6}})?")
 _LAST_NUMBER = re.compile(rf"(?P<stem>.*[^\W_]){_GAP}+\d+{_GAP}*")
 
 

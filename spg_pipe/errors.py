@@ -115,12 +115,12 @@ def listed(items: Sequence[str], limit: int = 5) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def noted(items: Sequence[str | Path], noun: str, what: str, root: Path = Path()) -> list[str]:
     """The note `2 masks without a use: a, b`, of paths as from `root`; none of nothing."""
     names = [i if isinstance(i, str) else i.relative_to(root).as_posix() for i in items]
-    some = listed([printable(name) for name in names])
-    return [f"{counted(len(names), noun)} {what}: {some}"] if names else []
+    note = f"{counted(len(names), noun)} {what}: {listed(names)}"
+    return [one_line(printable(note))] if names else []

@@ -44,10 +44,8 @@ def reading(path: Path | str, what: str, command: str) -> Iterator[None]:
 
     Raises
     ------
-    NotThereError
-        If there is no such file.
-    SpgError
-        If it cannot be read at present.
+    NotThereError, SpgError
+        If there is no such file; or it cannot be read at present.
     DamagedError
         For everything else: its content is not what was written. The message names the artefact in
         words (`what`: "detector") and the `command` that makes it.

@@ -161,14 +161,8 @@ def _means(tokens: Tensor) -> Tensor:
 def require_alike(
     table: pd.DataFrame, white: int | None, source: Path | str, target: FeatureStore
 ) -> None:
-    """Refuse normal images, by a manifest's columns and `white`, that a target cannot be held to.
-
-    Raises
-    ------
-    UnsuitableError
-        Some are anomalous; or white is another value there, so that the same part would have other
-        grey levels and the distances would mean nothing.
-    """
+    """Refuse, with an `UnsuitableError`, by a manifest's columns and `white`: anomalous images, or
+    another white than the target's, by which the same part would have other grey levels."""
     anomalous = table["path"][table["label"] == LABEL_ANOMALOUS].tolist()
     if anomalous:
         raise UnsuitableError(
@@ -177,8 +171,9 @@ def require_alike(
         )
     if white != target.spec.white:
         raise UnsuitableError(
-            f"White is {white or FULL} in the normal images of {source}, and "
-            f"{target.spec.white or FULL} in {target.path}: where 16-bit files do not say it, the "
+            f"White is {white or f'{FULL} or what each file says'} in the normal images of "
+            f"{source}, and {target.spec.white or f'{FULL} or what each file says'} in "
+            f"{target.path}: where 16-bit files do not say it, the "
             "highest value of their whole dataset decides. Take normal images of the target's own "
             f"dataset (NAME/train), or save both with white at {FULL} and extract them again."
         )

@@ -120,8 +120,7 @@ def _peak(dataset: Dataset, seen: Sequence[Seen], exif: bool) -> int:
 def list_images(dataset: Dataset) -> list[str]:
     """The relative paths that `build_manifest` would list, in its order, without hashing a file.
 
-    Some files are decoded, where names alone do not tell masks. SpgError as `build_manifest`, but
-    not for what is in the files.
+    Some files are decoded, where names alone do not tell masks. SpgError as of `build_manifest`.
     """
     return [entry.path for entry in _wanted(dataset)[0]]
 

@@ -27,6 +27,7 @@ from spg_pipe.datasets.names import (
     may_hold_masks,
     plain,
     shorter,
+    unnumbered,
 )
 from spg_pipe.errors import noted
 from spg_pipe.images.decoding import UnusableFileError
@@ -92,9 +93,8 @@ def sort_masks(root: Path, files: Sequence[Path]) -> Sorting:
     by_ending |= _by_longer_names([f for f in files if f not in masks and f not in by_ending])
     rules = masks | by_ending
     images = [file for file in files if file not in rules]
-    return Sorting(
-        images, {f: rules[f] for f in files if f in rules}, doubts + _unnamed(root, images)
-    )
+    doubts += _unnamed(root, images) + _numbered(root, images)
+    return Sorting(images, {f: rules[f] for f in files if f in rules}, doubts)
 
 
 def mask_notes(
@@ -239,6 +239,26 @@ def _by_longer_names(files: Sequence[Path]) -> dict[Path, str]:
         for pair, mask in zip(pairs, _each(pairs, _is_mask_of), strict=True)
         if mask
     }
+
+
+def _numbered(root: Path, images: Sequence[Path]) -> list[str]:
+    """A note on pictures like masks that are called like the image beside them and a number.
+
+    They may also be blank frames of a series.
+    """
+    named = {(file.parent, form(file.stem)): file for file in images}
+    series: dict[Path, list[list[Path]]] = defaultdict(list)
+    for file in images:
+        if image := named.get((file.parent, unnumbered(form(file.stem)))):
+            series[file.parent].append([image, file])
+    masks = [
+        pair[1]
+        for pairs in series.values()
+        for pair, mask in zip(pairs, _each(pairs, _is_mask_of), strict=True)
+        if mask
+    ]
+    what = "like masks to look at, taken for images: if they are masks, call them x_mask"
+    return noted(masks, "image", what, root)
 
 
 def _is_mask_of(pair: Sequence[Path]) -> bool:

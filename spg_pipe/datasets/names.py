@@ -30,11 +30,18 @@ _NOTHING = re.compile(
     "|val(id|idation)?|un(labell?ed|annotated|sorted|classified))(_|$))+"
     "|test_public|test_private(_mixed)?"
 )
+_SPLIT = re.compile("train(ing)?|test(ing)?|val(id|idation)?")
 _WORD = rf"(?P<word>{_MASK_WORD})"
-_SUFFIX = re.compile(rf"(?P<stem>.+?)(?P<mark>[ _.-]+{_WORD})(?:[_-]?\d{{1,3}})?", re.IGNORECASE)
-_PREFIX = re.compile(rf"(?P<mark>{_WORD}[ _.-]+)(?P<stem>.+)", re.IGNORECASE)
+_GAP = r"[\s_.+~(){}\[\]-]"
+"""Between words of a file's name."""
+# A number or brackets behind the word are a copy's or a part's: `1_mask (1)`, `1_[mask]_0001`.
+_SUFFIX = re.compile(
+    rf"(?P<stem>.+?)(?P<mark>{_GAP}+{_WORD})(?:{_GAP}*\d{{1,6}})?{_GAP}*", re.IGNORECASE
+)
+_PREFIX = re.compile(rf"(?P<mark>{_WORD}(?:{_GAP}+|(?=\d)))(?P<stem>.+)", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?:images?|imgs?)[ _.-]+(?=.)")
-_LAST_WORD = re.compile(r"(?P<stem>.*[^ _.(-])([ _.(-]+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{1,3})?")
+_LAST_WORD = re.compile(rf"(?P<stem>.*[^\W_])({_GAP}+|(?<=\d))[^\W\d_]+\)?([ _-]?\d{{1,6}})?")
+_LAST_NUMBER = re.compile(rf"(?P<stem>.*[^\W_]){_GAP}+\d+{_GAP}*")
 
 
 def composed(name: str) -> str:
@@ -86,7 +93,7 @@ def may_hold_masks(name: str) -> bool:
 @cache
 def class_in(name: str) -> str:
     """What a folder's name says beside `masks`, `images`, …: `NG` of `NG_masks`; as `plain`."""
-    words = plain(name).split("_")
+    words = plain(name).replace("ground_truth", "truth").split("_")
     return "_".join(w for w in words if not (_NOTHING.fullmatch(w) or _PERHAPS_MASKS.fullmatch(w)))
 
 
@@ -106,6 +113,11 @@ def shorter(stem: str) -> Iterator[str]:
         yield (stem := match["stem"])
 
 
+def unnumbered(stem: str) -> str:
+    """A name without its last number: `7_1` → `7`; empty if there is none."""
+    return match["stem"] if (match := _LAST_NUMBER.fullmatch(stem)) else ""
+
+
 def image_names(stem: str) -> Iterable[str]:
     """Names that the image of a mask may have, the likeliest first."""
     whole = [stem, _without_ending(stem)]  # x.jpg.png
@@ -115,6 +127,11 @@ def image_names(stem: str) -> Iterable[str]:
 
 def _without_ending(name: str) -> str:
     return Path(name).stem if is_image(Path(name)) else name
+
+
+def splits_in(parts: Iterable[str]) -> set[str]:
+    """The splits that folders name: `images/Train` → `tr`."""
+    return {plain(part)[:2] for part in parts if _SPLIT.fullmatch(plain(part))}
 
 
 def place_of(folder: Path, file: Path) -> Place:

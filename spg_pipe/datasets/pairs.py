@@ -21,6 +21,7 @@ from spg_pipe.datasets.names import (
     may_hold_masks,
     says_nothing,
     shorter,
+    splits_in,
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import UnusableFileError
@@ -116,8 +117,12 @@ def _alike(mask: Path, other: Path) -> bool:
 
 
 def _nearest(root: Path, mask: Path, images: list[Path]) -> list[Path]:
-    """Of images of one name, those in the most folders of the mask's: `test/` is not `train/`."""
+    """Of images of one name, those in the most folders of the mask's; none of another split."""
     parts = {*mask.relative_to(root).parts[:-1]}
+    splits = splits_in(parts)
+    if splits:
+        own = ((i, splits_in(i.relative_to(root).parts[:-1])) for i in images)
+        images = [image for image, theirs in own if not theirs or theirs & splits]
     shared = [len(parts & {*image.relative_to(root).parts[:-1]}) for image in images]
     return [image for image, n in zip(images, shared, strict=True) if n == max(shared)]
 

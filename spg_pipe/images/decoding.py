@@ -15,6 +15,7 @@ from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -75,9 +76,8 @@ class Picture:
             raise
         except Exception:  # damaged EXIF data raise a dozen unrelated types
             return 0
-        # Of data that are cut off Pillow only warns, and finds nothing in them.
-        empty = not self.image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        return turn if 2 <= turn <= 8 else int(bool(tags) or empty)
+        cut_off = _is_cut_off(self.image.info.get("exif", b""))
+        return turn if 2 <= turn <= 8 else int(not cut_off)
 
     @property
     def turn(self) -> int:
@@ -195,6 +195,14 @@ def _opened(content: bytes) -> Image.Image:
             return Image.open(BytesIO(content), formats=_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_cut_off(exif: bytes) -> bool:
+    """Whether EXIF data end before their first directory does, which Pillow only warns of."""
+    data = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    return start + 2 + 12 * int.from_bytes(data[start : start + 2], order) > len(data) > 0
 
 
 def pixel_limit() -> int:

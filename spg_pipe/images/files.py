@@ -11,7 +11,7 @@ from spg_pipe.errors import SpgError, printable
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
 _EXTENSIONS = """
-    apng avif bmp bw cur dcx dds dib fit fits flc fli gif icns ico im j2k jfif jp2 jpe jpeg
+    apng avif bmp bw dcx dds dib fit fits flc fli gif im j2k jfif jp2 jpe jpeg
     jpf jpg jpx msp pbm pcx pfm pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp
     xbm xpm
 """

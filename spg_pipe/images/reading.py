@@ -147,10 +147,9 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
 
 def _pages(image: Image.Image) -> int:
     """Pages or frames; 2 if there are several that cannot be counted."""
-    if image.format not in _PAGED or not getattr(image, "is_animated", False):
-        return 1
     try:
-        return int(getattr(image, "n_frames", 2))
+        several = image.format in _PAGED and getattr(image, "is_animated", False)
+        return int(getattr(image, "n_frames", 2)) if several else 1
     except Exception:  # a later page is damaged
         return 2
 
@@ -168,7 +167,13 @@ def _to_binary(picture: Picture) -> np.ndarray:
     elif deep is not None and picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:
         defect = deep < (stated_white(picture, deep) or FULL)
     else:  # 1, L, P, I;16*, I, F
-        defect = picture.values() > 0
+        values = picture.values()
+        if (values < 0).any() or (
+            image.mode == "F" and picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO
+        ):
+            reason = "has values below 0, from 2³¹ up, or floats whose white is 0"
+            raise UnusableFileError(picture.name, reason, "Save it with 8 bits, 0 as background.")
+        defect = values > 0
         if image.mode == "P" and max((image.getpalette("RGB") or [0])[:3]) > 0:
             # Some programs sort a black-and-white palette by frequency: index 0 is not black.
             lit = picture.values("RGB").max(axis=2) > 0

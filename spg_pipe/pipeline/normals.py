@@ -98,8 +98,7 @@ def _store_of_normals(run: RecipeRun, normals: str, target: FeatureStore) -> Fea
         require_serving(manifest, target)
         if faults := backbone_differences(target.spec.backbone, run.params):
             raise SpgError(
-                f"{target.path} has tokens of another backbone than the recipe, of which those of "
-                f"--normals would be: {'; '.join(faults)}. Name the recipe that it was made with "
-                "(--params, --set), or a store of normal images."
+                f"{target.path} is of another backbone than the recipe: {'; '.join(faults)}. Name "
+                "the recipe that it was made with (--params, --set), or a store with --normals."
             )
     return stored(run, dataset)

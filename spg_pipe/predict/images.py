@@ -5,7 +5,7 @@ from pathlib import Path
 
 from spg_pipe.datasets.masks import mask_notes, sort_masks
 from spg_pipe.datasets.walk import walk
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.files import IMAGE_EXTENSIONS, utf8_name
 from spg_pipe.predict.files import check_out, is_own_file, overlay_paths
 
@@ -54,10 +54,11 @@ def read_images(source: Path, out: Path) -> Images:
     earlier = {path for path in paths if is_own_file(path, out)}
     images = Images(root, tuple(path for path in paths if path not in earlier), tuple(notes))
     if not images.paths:
+        own = [f"{counted(len(earlier), 'heat map')} of an earlier run in {out}"] if earlier else []
         raise SpgError(
-            f"{source} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))}) but "
-            f"{'; '.join([*notes, f'{len(earlier)} heat maps of an earlier run in {out}'])}. Give "
-            f"your own images, the very folder that was left out, or another --out."
+            f"{source} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))})"
+            f"{'; '.join(['', *notes, *own])}. Give your own images, the very folder that was "
+            "left out, or another --out."
         )
     for path in images.paths:
         images.name(path)

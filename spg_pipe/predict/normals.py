@@ -12,7 +12,7 @@ from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, Manifest
 from spg_pipe.detector.model import Detector
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.reading import read_image
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.data import Dataset
@@ -52,13 +52,24 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     unknown = paths[labels == LABEL_UNKNOWN].tolist() if good else []
     categories = sorted(normals.table["category"].unique())
     if defects or unknown or len(categories) > 1:
-        first = f" (the first: {defects[0]})" if defects else ""
-        beside = f", {len(unknown)} without a label (the first: {unknown[0]})" if unknown else ""
-        instance = f", for instance {(folder / good[0]).parent}" if good else ""
+        what = {"of a defect": defects, "without a label": unknown}
+        holds = [
+            f"{counted(len(some), 'image')} {kind} (the first: {some[0]})"
+            for kind, some in what.items()
+            if some
+        ]
+        if len(categories) > 1:
+            holds.append(f"the categories {', '.join(categories)}")
+        mixed = {Path(path).parent for path in (*defects, *unknown)}
+        alone = [parent for path in good if (parent := Path(path).parent) not in mixed]
+        advice = (
+            f"name the folder that has them, for instance {folder / alone[0]}"
+            if alone
+            else "put them into a folder of their own and name that"
+        )
         raise SpgError(
-            f"--normals {folder} holds {len(defects)} images of defects{first}{beside} and the "
-            f"categories {', '.join(categories)}. A bank is made of normal images of one category "
-            f"alone: name the folder that has them{instance}."
+            f"--normals {folder} holds {' and '.join(holds)}. A bank is made of normal images of "
+            f"one category alone: {advice}."
         )
     if not given.alone:
         require_fusible(detector)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from spg_pipe.errors import one_line
+from spg_pipe.errors import counted, one_line
 from spg_pipe.metrics import MetricsRow, MetricsTable, RowContext
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.recipe.params import PublishedFigure
@@ -215,15 +215,11 @@ def _left_out(table: MetricsTable) -> Sequence[str]:
     """What the page has a table of counts for: a sentence each, none where nothing is missing."""
     counts, notes = table.mean.counts, []
     if without := counts.images_without_mask:
-        notes.append(
-            f"Left out of pixel metrics: {without:,} of {counts.images_anomalous:,} anomalous "
-            "images, which have no mask."
-        )
+        images = counted(counts.images_anomalous, "anomalous image")
+        notes.append(f"Left out of pixel metrics, having no mask: {without:,} of {images}.")
     if vanished := counts.vanished_regions:
-        notes.append(
-            f"Vanished when masks were resized, and so in no metric: {vanished:,} "
-            f"{'region' if vanished == 1 else 'regions'}."
-        )
+        regions = counted(vanished, "region")
+        notes.append(f"Vanished when masks were resized, and so in no metric: {regions}.")
     return notes
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +108,15 @@ def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> No
     assert "licence" in text.stderr.lower()
 
 
-@pytest.fixture
+@contextmanager
 def nothing_fits() -> Iterator[None]:
-    """No file may get longer than a few bytes, as on a full disk."""
+    """No file may get longer than a few bytes, as on a full disk; nor may pytest's own output."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 FILLED = [
@@ -132,13 +135,15 @@ FILLED = [
 
 
 @pytest.mark.parametrize("command", FILLED, ids=lambda command: command[0])
-def test_a_full_disk_is_one_message_that_names_the_place(project, nothing_fits, command):
+def test_a_full_disk_is_one_message_that_names_the_place(project, command):
     artifacts = project / "artifacts"
     places = {
         "STORE": artifacts / "features" / "left-efficientnet-lite0-64.zarr",
         "DETECTOR": next((artifacts / "detectors" / "mini").glob("left*")),
     }
-    said = one_message(spg(*(places.get(part, part) for part in command), cwd=project))
+    with nothing_fits():
+        result = spg(*(places.get(part, part) for part in command), cwd=project)
+    said = one_message(result)
     assert "File too large: " in said
     assert any(
         place in said

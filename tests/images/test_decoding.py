@@ -48,6 +48,27 @@ def test_formats_that_start_programs_are_not_opened(tmp_path, content):
             read(path, exif=True)
 
 
+def test_an_icon_is_no_image_whose_picture_would_be_decoded_unseen(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.ico")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.ico").read_bytes())
+    with pytest.raises(UnusableFileError, match="not an image of a known"):
+        read_header(tmp_path / "x.png", "image", exif=False)
+
+
+def test_an_animation_that_is_cut_off_is_one_message_or_an_image(tmp_path):
+    path, frames = tmp_path / "x.gif", [Image.new("L", (9, 9), grey) for grey in (9, 99, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    headers = []
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        try:
+            headers.append(read_header(path, "image", exif=False).pages)
+        except UnusableFileError:
+            headers.append(0)
+    assert set(headers) == {0, 1, 2} or set(headers) == {0, 1, 2, 3}
+
+
 def test_a_large_image_is_refused_before_it_is_decoded_with_a_way_out_that_works(
     tmp_path, monkeypatch
 ):

@@ -191,7 +191,7 @@ def test_tokens_of_another_backbone_than_the_targets_are_not_computed_first(
     other = here.with_params(here.params.model_copy(update={"backbone": size}))
     monkeypatch.setattr(features, "extract", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(
-        SpgError, match=r"another backbone than the recipe.*image_size is \d+, not 96"
+        SpgError, match=r"of another backbone than the recipe: .*image_size is \d+, not 96"
     ):
         targets.score(other, "right", store=store, normals="right/train", alone=True)
 

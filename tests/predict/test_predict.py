@@ -83,7 +83,7 @@ def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(images: Path, run:
     first = run(images, out)
     photograph(out / ".spg-predict.1" / "new" / "x.png")  # what a killed process leaves
     assert run(images, out) == first
-    with pytest.raises(SpgError, match=r"no images .* 1 heat maps of an earlier run"):
+    with pytest.raises(SpgError, match=r"no images .*1 heat map of an earlier run"):
         run(out / "overlays" / "a.png.png", out)
     with pytest.raises(SpgError, match="holds the images themselves"):
         run(images, images)

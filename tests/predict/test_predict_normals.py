@@ -214,9 +214,9 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("missing", [], "is no folder. Give a folder with a few normal images"),
         ("truncated", [], "01.png"),
-        ("defects", [], "holds 1 images of defects (the first: bolt/dent/00.png)"),
+        ("defects", [], "holds 1 image of a defect (the first: bolt/dent/00.png)"),
         ("defects", [], "normals/bolt/good."),
-        ("no label", [], "3 without a label (the first: bolt/unsorted/00.png)"),
+        ("no label", [], "3 images without a label (the first: bolt/unsorted/00.png)"),
         ("two products", [], "the categories bolt, nut"),
         ("", ["--set", "sae.k=3"], "a detector keeps its own settings"),
         ("", ["--set", "bank.weigth=3"], "did you mean 'weight'?"),

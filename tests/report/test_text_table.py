@@ -95,7 +95,7 @@ def test_what_pixel_metrics_left_out_stands_below_the_table():
         for row in table.categories
     ]
     text = " ".join(text_table(with_mean(table.context, rows)).split())
-    assert "Left out of pixel metrics: 2 of 5 anomalous images, which have no mask." in text
+    assert "Left out of pixel metrics, having no mask: 2 of 5 anomalous images." in text
     assert "Vanished when masks were resized, and so in no metric: 4 regions." in text
     assert "Left out" not in text_table(table_of())
     assert "Vanished" not in text_table(table_of())

@@ -137,8 +137,9 @@ def _read_split_file(root: Path) -> list[_Row]:
 
 def _in_form_of(names: Iterable[str]) -> Callable[[str], str]:
     """What finds a name among those on disk, where that may be in another Unicode form."""
-    known = {composed(name): name for name in names}
-    return lambda name: known.get(composed(name), name)
+    exact = {*names}
+    known = {composed(name): name for name in exact}
+    return lambda name: name if name in exact else known.get(composed(name), name)
 
 
 def _entry(root: Path, row: _Row) -> Entry:

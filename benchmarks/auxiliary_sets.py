@@ -1,11 +1,13 @@
 """What does one more auxiliary set change?
 
-    python -m benchmarks.auxiliary_sets SAE STORE.zarr STORE.zarr … [--targets NAME …]
+    python -m benchmarks.auxiliary_sets SAE STORE.zarr STORE.zarr … [--only-targets NAME …]
 
 Every set in turn is the target; every subset of the others is the auxiliary set. Guides come from
 sums that one pass over each store leaves, so that a subset costs no further pass. Prints the mean
 figures of the target by the number of auxiliary sets, and the best set alone. The dictionary is the
-same for all (an SAE that has seen a target's tokens has seen no label of it). Maps are judged at a
+same for all (an SAE that has seen a target's tokens has seen no label of it), and so is the span
+in which self-distances are taken: that of the atoms that all sets together choose, the target's
+labels among them. Weights are fitted on images that the guides were made from. Maps are judged at a
 quarter of the size.
 """
 

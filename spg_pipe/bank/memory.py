@@ -104,7 +104,7 @@ class MemoryBank:
         Raises
         ------
         SpgError
-            If there are fewer patches than neighbours.
+            If there are fewer patches than neighbours, or one image and several neighbours.
         """
         read = read_normals(tokens_of, images, batch=batch, progress=progress)
         grids, n, k = read.grids, len(read.images), params.neighbours
@@ -177,6 +177,11 @@ def _apart(images: int, held_out: bool) -> np.ndarray:
 
 def _bank(read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int) -> Tensor:
     """Unit tokens (m, D) of a bank, without the images that are held out of it."""
+    if len(read.images) == 1 and neighbours > 1:
+        raise SpgError(
+            f"There is one normal image, whose patches give the scale by the nearest alone, and "
+            f"bank.neighbours is {neighbours}. Lower bank.neighbours to 1, or give more images."
+        )
     patches = read.patches[layer]
     if held_out is not None:
         inside = torch.ones(len(patches), dtype=torch.bool)

@@ -214,7 +214,7 @@ def choose(options: Options, aux: AuxOption = None) -> None:
 @shared("device", "cache", *RECIPE)
 def compare(
     options: Options,
-    normals: Annotated[int, Option(min=2, help="Normal images of few-shot methods.")] = 4,
+    normals: Annotated[int, Option(min=1, help="Normal images of few-shot methods.")] = 4,
 ) -> None:
     """Compare the recipe's method with the published one and with baselines in one table."""
     from spg_pipe.study.compare import compare

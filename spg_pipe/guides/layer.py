@@ -59,7 +59,10 @@ class LayerGuides:
 
     @cached_property
     def basis(self) -> Tensor:
-        """(D, m) orthonormal columns that span the atoms, m = min(M, D)."""
+        """(D, m) orthonormal columns that span the atoms, m = min(M, D).
+
+        Of atoms that depend on each other they span a little more.
+        """
         return torch.linalg.qr(self.atoms.t())[0]
 
     @classmethod

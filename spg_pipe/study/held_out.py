@@ -66,8 +66,8 @@ def best(merits: np.ndarray, tolerance: float = TOLERANCE) -> int:
     """
     if np.isnan(merits).any():
         raise SpgError(
-            "No held-out part has anomalous and normal pixels at a quarter of the size, so nothing "
-            "can be chosen on this set. Its masks may be too thin: use a larger image_size."
+            "Nothing has anomalous and normal pixels at a quarter of the size, or images of both "
+            "classes, so nothing can be chosen. Masks may be too thin: use a larger image_size."
         )
     return int(np.argmax(merits >= merits.max() - tolerance))
 

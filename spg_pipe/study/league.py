@@ -86,9 +86,13 @@ def league(run: RecipeRun) -> Result:
     stores = stores_of(run)
     for name, store in stores.items():
         if store.spec.backbone.tiles is not None:
-            raise SpgError(f"league judges images as a whole; the store of {name} has tiles.")
+            raise SpgError(
+                f"league judges images as a whole; the store of {name} has tiles. Take {name} out "
+                "of extract.tiles and run `spg-pipe extract` again."
+            )
     for aux, seed in product(auxiliaries(run, stores), run.params.seeds):
         train_missing_saes(settings, aux, seed)
+    chosen = _chosen(run, settings)
     jobs, methods = _jobs(run, settings, stores)
     found: dict[str, Found] = {}
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
@@ -99,7 +103,7 @@ def league(run: RecipeRun) -> Result:
         for method, of_method in methods.items()
     }
     values, candidates = tuple(each.values for each in settings), figures.pop(CANDIDATES)
-    standings = Standings(ways, values, candidates, figures, _chosen(run, settings))
+    standings = Standings(ways, values, candidates, figures, chosen)
     about = {
         "backbone": run.params.backbone.alias,
         "method_protocol": run.params.method.protocol,
@@ -250,7 +254,11 @@ def _chosen(run: RecipeRun, settings: Sequence[Setting]) -> dict[str, int]:
     chosen = {}
     for aux in dict.fromkeys(way.aux for way in run.params.directions):
         path = run.paths.choice(aux, "yaml")
-        held = load_params(path) if path.is_file() else None
+        try:
+            held = load_params(path) if path.is_file() else None
+        except SpgError as error:  # chosen with settings that are no more
+            run.console.say(f"What `choose` took on {aux} is left out: {error}")
+            return {}
         alike = [
             number
             for number, setting in enumerate(settings)

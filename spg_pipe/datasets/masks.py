@@ -200,15 +200,15 @@ def _unnamed(root: Path, images: Sequence[Path]) -> list[str]:
     same: dict[str, list[Path]] = defaultdict(list)
     for image in images:
         same[form(image.stem)].append(image)
-    small: dict[Path, Path] = {}
+    small: dict[Path, list[Path]] = defaultdict(list)
     for files in (files for files in same.values() if len(files) > 1):
         sizes = {file: file.stat().st_size for file in files}
         for file in files:
             if 2 * sizes[file] < max(sizes.values()):
-                small.setdefault(file.parent, file)
-    masks = {folder for folder, file in small.items() if look(file)[0] is Look.FEW_COLOURS}
+                small[file.parent].append(file)
+    masks = [f for some in small.values() if look(some[0])[0] is Look.FEW_COLOURS for f in some]
     what = "like masks to look at, taken for images: if they are masks, call their folder masks/"
-    return noted([image for image in images if image.parent in masks], "image", what, root)
+    return noted(sorted(masks), "image", what, root)
 
 
 def _by_endings(files: Sequence[Path]) -> tuple[dict[Path, str], list[Path]]:

@@ -176,12 +176,14 @@ def _library(name: str) -> Iterator[None]:
             ) from error
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "not an image of a known format" if unknown else str(error)
-        raise UnusableFileError(
-            name,
-            f"cannot be read ({reason or type(error).__name__})",
-            "It is expected to be a complete image file: copy it again from its source, or remove "
-            "it.",
-        ) from error
+        advice = (
+            "Convert it, as with `magick in.tif out.png`."
+            if isinstance(error, tiff.UndecodedError)
+            else "It is expected to be a complete image file: copy it again from its source, or "
+            "remove it."
+        )
+        reason = f"cannot be read ({reason or type(error).__name__})"
+        raise UnusableFileError(name, reason, advice) from error
 
 
 def _opened(content: bytes) -> Image.Image:

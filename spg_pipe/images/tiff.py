@@ -17,6 +17,10 @@ Tags = Mapping[int, Any]
 """Of the first page, by their numbers in TIFF 6.0; empty for other files."""
 
 
+class UndecodedError(ValueError):
+    """A kind of TIFF that is none of those that are read."""
+
+
 def read_tags(file: bytes) -> Tags:
     """The tags of a TIFF, whatever its samples are."""
     if file[:4] not in (b"II*\0", b"MM\0*"):
@@ -41,29 +45,29 @@ def number(value: object) -> int:
 
 
 def require_faithful(tags: Tags) -> None:
-    """ValueError for the samples that Pillow reads as something else, in silence."""
+    """`UndecodedError` for the samples that Pillow reads as something else, in silence."""
     bits, kind = number(tags.get(BITS)), number(tags.get(FORMAT, 1))
     plain = number(tags.get(COMPRESSION, 1)) == 1
     planes = plain and number(tags.get(PLANES)) == SEPARATE and number(tags.get(SAMPLES)) > 1
     if (bits, kind) in ((16, FLOAT), (8, SIGNED)) or (bits > 8 and planes):
         what = {FLOAT: "floating-point ", SIGNED: "signed "}.get(kind, "")
-        raise ValueError(
+        raise UndecodedError(
             f"a TIFF with {what}samples of {bits} bits{' in separate planes' if planes else ''}, "
-            f"which is not decoded: convert it, as with `magick in.tif out.png`"
+            f"which is not decoded"
         )
 
 
 def packed_values(file: bytes, tags: Tags) -> np.ndarray:
     """One channel of 9 to 16 bits, uncompressed, in strips: (H, W) uint16, not yet turned.
 
-    ValueError for any other TIFF, and for one that is cut off.
+    `UndecodedError` for any other TIFF, ValueError for one that is cut off.
     """
     bits, width, height = (number(tags.get(tag)) for tag in (BITS, WIDTH, LENGTH))
     samples, packing = (number(tags.get(tag, 1)) for tag in (SAMPLES, COMPRESSION))
     if not (8 < bits <= 16 and width and height and samples == packing == 1 and OFFSETS in tags):
-        raise ValueError(
+        raise UndecodedError(
             f"a TIFF with {bits} bits a sample, {samples} samples a pixel and compression "
-            f"{packing}, which is not decoded: convert it, as with `magick in.tif out.png`"
+            f"{packing}, which is not decoded"
         )
     stride, data = -(-width * bits // 8), bytearray()
     for start, length in zip(tags[OFFSETS], tags.get(COUNTS, (len(file),)), strict=False):

@@ -97,7 +97,8 @@ def _refuse_other_layouts(root: Path) -> None:
             raise SpgError(
                 f"{folder} holds {listed([s.name for s in splits])}: this is the mvtec layout, not "
                 f"a plain folder. Use the layout mvtec with the root {start} (its category: "
-                f"{folder.resolve().name}), or name a folder of one split, as {official[0]}."
+                f"{folder.resolve().name}), or name a folder of one split: "
+                f"{' or '.join(map(str, official))}."
             )
     for sign, layout in ((SYNTHETIC_RECORD, "synthetic"), (SPLIT_FILE, "visa")):
         if (root / sign).exists():

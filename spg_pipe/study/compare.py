@@ -59,6 +59,11 @@ def compare(run: RecipeRun, *, normals: int = 4) -> Result:
     if not run.params.directions:
         raise SpgError("The recipe has no directions, so there is nothing to compare.")
     require_default_method(run.params, "compare")
+    if normals == 1 and run.params.bank.neighbours > 1:
+        raise SpgError(
+            f"--normals 1 takes bank.neighbours: 1; found {run.params.bank.neighbours}. Give more "
+            "normal images, or add --set bank.neighbours=1."
+        )
     if run.params.metrics.resolution != "model":
         raise SpgError(
             f"compare judges maps at the model's size; found metrics.resolution: "

@@ -265,10 +265,8 @@ def _chosen(run: RecipeRun, settings: Sequence[Setting]) -> dict[str, int]:
             if held and all(getattr(setting.run.params, s) == getattr(held, s) for s in SECTIONS)
         ]
         if not alike:
-            run.console.say(
-                f"No candidate is what `spg-pipe choose --aux {aux}` took: {path} "
-                f"{'holds other settings' if held else 'does not exist'}."
-            )
+            why = "it took none of these settings" if held else f"it was not run on {aux}"
+            run.console.say(f"Not compared with what `spg-pipe choose` takes: {why} ({path}).")
             return {}
         chosen[aux] = alike[0]
     return chosen

@@ -111,7 +111,10 @@ def test_rows_are_of_methods_and_selections_by_direction_and_their_mean(held):
 
 def test_without_a_choice_with_these_values_there_is_no_such_row(held, monkeypatch, capsys):
     monkeypatch.chdir(held[0])
-    for axes, said in ({"guides.atoms": [7]}, "holds other settings"), (AXES, "does not exist"):
+    for axes, said in (
+        ({"guides.atoms": [7]}, "it took none of these settings"),
+        (AXES, "it was not run on"),
+    ):
         run = replace(run_of(choose=axes), console=Console(1))
         settings = combinations(run, axes, "choose", module.SECTIONS)
         assert module._chosen(run, settings) == {}

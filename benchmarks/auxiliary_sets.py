@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +35,23 @@ Subset = tuple[int, ...]
 """Numbers of the sets."""
 
 
+def joined_layers(
+    parts: Sequence[ClassSums] | Sequence[Measured],
+    kind: type[LayerSums] | type[Components],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Layer → the tensors of all parts, one after the other."""
+    return {
+        layer: kind(
+            *(torch.cat([getattr(part.layers[layer], name) for part in parts]) for name in names)
+        )
+        for layer in parts[0].layers
+    }
+
+
 def joined_sums(sums: Sequence[ClassSums]) -> ClassSums:
     """Of all sets as if they were one, whose categories stay apart."""
-    layers = {
-        layer: LayerSums(
-            *(
-                torch.cat([getattr(each.layers[layer], name) for each in sums])
-                for name in ("patches", "counts", "features")
-            )
-        )
-        for layer in sums[0].layers
-    }
+    layers = joined_layers(sums, LayerSums, ("patches", "counts", "features"))
     labels, folds = (
         np.concatenate([getattr(each, name) for each in sums]) for name in ("labels", "folds")
     )
@@ -59,15 +66,7 @@ def apart(parts: Sequence[ClassSums] | Sequence[Measured]) -> np.ndarray:
 
 def joined_components(measured: Sequence[Measured]) -> Measured:
     """The same of what was measured."""
-    layers = {
-        layer: Components(
-            *(
-                torch.cat([getattr(each.layers[layer], name) for each in measured])
-                for name in ("guides", "self_distance", "detection")
-            )
-        )
-        for layer in measured[0].layers
-    }
+    layers = joined_layers(measured, Components, ("guides", "self_distance", "detection"))
     labels = np.concatenate([each.labels for each in measured])
     return replace(measured[0], layers=layers, labels=labels, categories=apart(measured))
 

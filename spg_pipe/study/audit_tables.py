@@ -1,0 +1,89 @@
+"""The rows of an audit, and the tables that a person reads of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from spg_pipe.report.tables import LABELS, UNDEFINED, Table, digits
+from spg_pipe.study.audit_dictionaries import DICTIONARIES, DIRECTION, OWN
+from spg_pipe.study.held_out import FIGURES
+
+LOSS = 0.01
+"""Of a figure: as many atoms are needed as lose less."""
+
+
+class Row(NamedTuple):
+    """One figure about a dictionary."""
+
+    claim: str
+    """What is tested: `contrast guides`, `trained guides`, …"""
+    auxiliary: str
+    target: str
+    seed: int
+    dictionary: str
+    variant: str
+    n: int
+    figure: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def tables(rows: Sequence[Row], about: str) -> list[Table]:
+    """What came out, by claim; means over directions of means over seeds."""
+    frame = pd.DataFrame(rows, columns=Row._fields)
+    frame["dictionary"] = pd.Categorical(frame["dictionary"], (DIRECTION, *DICTIONARIES))
+    found = [
+        *_faithfulness(frame, "contrast guides"),
+        *_faithfulness(frame, "trained guides"),
+    ]
+    return [replace(each, caption=f"{each.caption} {about}") for each in found]
+
+
+def means(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean value over directions of means over seeds: a row for each of `by`, a column for each n.
+
+    NaN where a dictionary has no such n.
+    """
+    ways = ["auxiliary", "target"]
+    each = frame.groupby([*by, "n", *ways], observed=True)["value"].mean()
+    return each.groupby(level=[*by, "n"], observed=True).mean().unstack("n")
+
+
+def atoms_needed(by_n: pd.Series, whole: float) -> float:
+    """The least number of atoms from which on a figure is less than `LOSS` below another.
+
+    Parameters
+    ----------
+    by_n : mean figure, indexed by n in rising order
+    whole : the figure of the whole guides
+
+    Returns
+    -------
+    float
+        NaN if no number is enough.
+    """
+    known = by_n.dropna()
+    short = known.index[~(whole - known < LOSS)]
+    enough = known.index[known.index > short.max()] if len(short) else known.index
+    return float(enough.min())
+
+
+def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
+    values = means(frame[frame.claim == claim], ("figure", "dictionary", "variant"))
+    for figure in FIGURES if len(values) else ():
+        of_figure, rows = values.loc[figure], []
+        whole = float(of_figure.loc[[(OWN, "kept")]].ffill(axis=1).iloc[0, -1])
+        for name, what in of_figure.index:
+            by_n = of_figure.loc[name, what]
+            needed = math.nan if what.startswith("removed") else atoms_needed(by_n, whole)
+            cells = [*map(digits, by_n), UNDEFINED if math.isnan(needed) else f"{needed:.0f}"]
+            rows.append((f"{name}, {what}", *cells))
+        yield Table(
+            f"{claim}: {LABELS[figure]} with n atoms of each layer and view.",
+            ("Dictionary", *map(str, values.columns), f"Loses < {LOSS}"),
+            tuple(rows),
+        )

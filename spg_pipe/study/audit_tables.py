@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from spg_pipe.report.tables import LABELS, UNDEFINED, Table, digits
@@ -76,7 +77,8 @@ def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
     values = means(frame[frame.claim == claim], ("figure", "dictionary", "variant"))
     for figure in FIGURES if len(values) else ():
         of_figure, rows = values.loc[figure], []
-        whole = float(of_figure.loc[[(OWN, "kept")]].ffill(axis=1).iloc[0, -1])
+        own = of_figure.loc[[(OWN, "kept")]].to_numpy()[0]
+        whole = float(own[~np.isnan(own)][-1])
         for name, what in of_figure.index:
             by_n = of_figure.loc[name, what]
             needed = math.nan if what.startswith("removed") else atoms_needed(by_n, whole)

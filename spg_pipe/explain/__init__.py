@@ -1,1 +1,1 @@
-"""Why: what a dictionary's atoms look for, and what each adds to a decision (docs/explain.md)."""
+"""Why: the atoms behind a decision, and what each atom is."""

@@ -1,6 +1,6 @@
 """The atlas page: what each atom of a detector looks for, beside the tables of its folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from spg_pipe.report.page import environment, fixed, per_cent, size_of
 from spg_pipe.report.tables import Table
 
 FACTORS = "factors.svg"
-"""The figure of general and specific atoms in the atlas folder; the page shows it if it is there."""
+"""The figure of general and specific atoms in the atlas folder; shown if it is there."""
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "images": ("Images", "{:,.0f}".format),
     "patches": ("Patches", "{:,.0f}".format),
@@ -129,9 +129,10 @@ def atom_name(layer: str, atom: int) -> str:
 def _described(table: pd.DataFrame) -> list[Described]:
     of_categories: dict[str, list[Any]] = {}
     whole: dict[str, Any] = {}
-    for row in table.itertuples(index=False):
-        name = atom_name(str(row.layer), int(row.atom))  # type: ignore[arg-type]
-        if pd.isna(row.category):  # type: ignore[call-overload]
+    rows: Iterator[Any] = table.itertuples(index=False)
+    for row in rows:
+        name = atom_name(row.layer, row.atom)
+        if pd.isna(row.category):
             whole[name] = row
         else:
             of_categories.setdefault(name, []).append(row)
@@ -151,20 +152,13 @@ def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> Dictiona
     scaled = _MARGIN + (places - lowest) / np.where(span > 0, span, 1) * inside
     marked = [atom for atom in own if atom.whole.layer == layer]
     most = max((float(np.nan_to_num(atom.whole.share)) for atom in marked), default=0.0) or 1.0
-    return DictionaryMap(
-        layer=layer,
-        latents=len(places),
-        others="".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled),
-        places=[
-            Place(
-                atom,
-                *map(float, scaled[atom.whole.atom]),
-                _SMALLEST
-                + (_LARGEST - _SMALLEST) * float(np.nan_to_num(atom.whole.share) / most) ** 0.5,
-            )
-            for atom in reversed(marked)  # the strongest is drawn last, above the others
-        ],
-    )
+    drawn = []
+    for atom in reversed(marked):  # the strongest is drawn last, above the others
+        x, y = map(float, scaled[atom.whole.atom])
+        part = float(np.nan_to_num(atom.whole.share)) / most
+        drawn.append(Place(atom, x, y, _SMALLEST + (_LARGEST - _SMALLEST) * part**0.5))
+    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled)
+    return DictionaryMap(layer, len(places), others, drawn)
 
 
 def _reconstruction(categories: pd.DataFrame) -> Table:

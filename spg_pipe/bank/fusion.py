@@ -97,7 +97,7 @@ def judge_fused(
         patches[layer] = away + away.clamp_min(0) * above.clamp_min(0).square() + above
     share = np.array([each.weight for each in footings]) * distances.top
     columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: distances.known})
+    return Judged(patches, columns | {KNOWN: distances.known}, judged.maps, judged.tiles)
 
 
 def judge_alone(distances: Distances) -> Judged:

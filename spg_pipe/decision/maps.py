@@ -88,6 +88,34 @@ def anomaly_maps(
     return maps
 
 
+def patch_weights(
+    pixels: np.ndarray, grids: Mapping[str, tuple[int, int]], size: int, sigma: float = SIGMA
+) -> dict[str, np.ndarray]:
+    """What each patch counts in a weighted sum of a map's pixels: `anomaly_maps` transposed.
+
+    Parameters
+    ----------
+    pixels : (B, H, W) float
+        Weights of the pixels of maps that `anomaly_maps` makes at H×W.
+    grids : dict of layer → (h, w)
+        Of all layers that the maps are the mean of.
+    size, sigma
+        As for `anomaly_maps`.
+
+    Returns
+    -------
+    dict of layer → (B, h, w) float64
+        Σ pixels · map = Σ over layers and patches of these · the patch's value.
+    """
+    height, width = pixels.shape[1:]
+    weights = {}
+    for layer, (rows, columns) in grids.items():
+        left = _axis_weights(rows, size, sigma, height).numpy()
+        right = _axis_weights(columns, size, sigma, width).numpy()
+        weights[layer] = np.matmul(left.T, np.matmul(pixels, right)) / len(grids)
+    return weights
+
+
 def finished(odds: Tensor) -> Tensor:
     """Log odds of any range as values in [0, 1] of the same order: ½ + z/(2 + 2|z|), z = odds/4.
 

@@ -109,3 +109,13 @@ def top_mean(maps: np.ndarray, share: float) -> np.ndarray:
     flat = maps.reshape(len(maps), -1)
     count = max(1, int(share * flat.shape[1]))
     return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)
+
+
+def top_weights(maps: np.ndarray, share: float) -> np.ndarray:
+    """Weights (B, H, W) float64 whose sum over a map's pixels (B, H, W) is its `top_mean`."""
+    flat = maps.reshape(len(maps), -1)
+    count = max(1, int(share * flat.shape[1]))
+    weights = np.zeros(flat.shape)
+    highest = np.argpartition(flat, -count, axis=1)[:, -count:]
+    np.put_along_axis(weights, highest, 1 / count, axis=1)
+    return weights.reshape(maps.shape)

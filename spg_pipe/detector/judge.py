@@ -28,6 +28,12 @@ class Judged:
     columns: dict[str, np.ndarray]
     """`score` (B,) and what it is made of: with rule `published` score_cls and score_map_max, with
     rule `additive` a share_… for each component, which add up to the score less its bias."""
+    maps: np.ndarray | None = None
+    """(B, H, W) float32 that the image scores are made from: with rule `published` the blurred maps
+    at S×S, with rule `additive` the blurred log odds at a quarter of the size (of an image in tiles
+    those of the tile with the highest score), if the decision looks at them."""
+    tiles: np.ndarray | None = None
+    """(B,) int: of an image in tiles the number of the tile with the highest score."""
 
     def __post_init__(self) -> None:
         values = (self.columns["score"], *self.patches.values())
@@ -74,11 +80,10 @@ def judge(
         if seen.tiles is None:
             return _add_up(rule.decision, patches, values, size)
         tiles = []
-        for tile in _tiles(keyed, shapes, seen, seen.tiles):
+        for tile in tiles_of(keyed, shapes, seen, seen.tiles):
             odds, values = detector.log_odds(*tile)
-            judged = _add_up(rule.decision, _by_name(odds), values, seen.tiles.size)
-            tiles.append(judged.columns)
-        return Judged(patches, _worst(tiles))
+            tiles.append(_add_up(rule.decision, _by_name(odds), values, seen.tiles.size))
+        return _worst(patches, tiles)
 
 
 def _by_name(patches: Mapping[TokenKey, Tensor]) -> Patches:
@@ -92,36 +97,40 @@ def _published(patches: Patches, cls: np.ndarray, size: int, rule: Published) ->
         "score_cls": cls,
         "score_map_max": maps.reshape(len(maps), -1).max(axis=1),
     }
-    return Judged(patches, columns)
+    return Judged(patches, columns, maps)
 
 
 def _add_up(
     decision: Decision, patches: Patches, values: dict[str, np.ndarray], size: int
 ) -> Judged:
-    if MAP_TOP in decision.terms:
-        values = values | {MAP_TOP: top_mean(coarse_maps(patches, size), decision.top_share)}
+    maps = coarse_maps(patches, size) if MAP_TOP in decision.terms else None
+    if maps is not None:
+        values = values | {MAP_TOP: top_mean(maps, decision.top_share)}
     shares = decision.shares(values)
     total = decision.bias + np.sum(list(shares.values()), axis=0)
     columns = {f"share_{name}": share for name, share in shares.items()}
-    return Judged(patches, {"score": total, **columns})
+    return Judged(patches, {"score": total, **columns}, maps)
 
 
-def _worst(tiles: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Each image's columns are those of the tile with the highest score."""
-    worst = np.argmax([columns["score"] for columns in tiles], axis=0)
+def _worst(patches: Patches, tiles: list[Judged]) -> Judged:
+    """Each image's columns and map are those of the tile with the highest score."""
+    worst = np.argmax([tile.columns["score"] for tile in tiles], axis=0)
     images = np.arange(len(worst))
-    return {
-        name: np.stack([columns[name] for columns in tiles])[worst, images] for name in tiles[0]
+    columns = {
+        name: np.stack([tile.columns[name] for tile in tiles])[worst, images]
+        for name in tiles[0].columns
     }
+    maps = [tile.maps for tile in tiles if tile.maps is not None]
+    return Judged(patches, columns, np.stack(maps)[worst, images] if maps else None, worst)
 
 
-def _tiles(
+def tiles_of(
     tokens: Mapping[TokenKey, Tensor],
     grids: Mapping[TokenKey, tuple[int, int]],
     seen: BackboneSpec,
     tiles: Tiles,
 ) -> Iterator[tuple[dict[TokenKey, Tensor], dict[TokenKey, tuple[int, int]]]]:
-    """Tokens and grids of each tile alone.
+    """Tokens and grids of each tile alone, side after side, row after row.
 
     A prefix token that stands for the model's own is made anew; CLS is the whole image's.
     """

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from spg_pipe.guides.model import TAU, effective_codes, unit
+from spg_pipe.guides.model import TAU, effective_codes, lengths, unit
 from spg_pipe.recipe.params import Detection
 
 View = Detection | Literal["patches"]
@@ -103,6 +103,17 @@ class LayerGuides:
             row[:, pair.atom_ids] = pair.codes
         none_dead = torch.zeros(len(atoms), dtype=torch.bool)
         return cls.of_codes(codes.flatten(0, 1), tuple(signed), atoms, none_dead, None, grid)
+
+    def coefficients(self, view: View, *, as_cosines: bool) -> Tensor:
+        """How much each atom counts in the direction of a view, (M,) float64 of either sign.
+
+        The direction is Σ coefficient · atom: `directions` of the same arguments, to rounding.
+        """
+        pair = self.pairs[view]
+        codes = pair.codes.double()
+        if as_cosines:
+            codes = codes / (TAU * lengths(pair.vectors).double()[:, None])
+        return codes[1] - codes[0]
 
     def directions(self, *, as_cosines: bool) -> dict[View, Tensor]:
         """View → (1, D): what a unit token is multiplied with, from normal to anomaly.

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.decision.maps import SHOWN, SIGMA
-from spg_pipe.errors import SpgError, printable
+from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.paths import Paths
 from spg_pipe.report import examples, figures, inputs, kinds, tables
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+from spg_pipe.report.page import environment
 
 Progress = Callable[[int, int], None]
 
@@ -159,22 +158,9 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
-def _printable(value: object) -> object:
-    """What the page shows of a value; markup was made from such values."""
-    return printable(value) if type(value) is str else value
-
-
 def _render(**content: Any) -> str:
-    environment = Environment(
-        finalize=_printable,
-        loader=PackageLoader("spg_pipe", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals |= {
+    made = environment()
+    made.globals |= {
         "examples_shown": examples.SHOWN,
         "fingerprint_digits": 16,
         "log_odds_shown": SHOWN,
@@ -187,4 +173,4 @@ def _render(**content: Any) -> str:
         "stability": inputs.stability,
         "versions": versions,
     }
-    return environment.get_template("report.html.jinja").render(**content)
+    return made.get_template("report.html.jinja").render(**content)

@@ -19,6 +19,7 @@ from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.images.preprocess import resize_mask
 from spg_pipe.images.reading import read_image
+from spg_pipe.report.atoms import Reasons
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.store.reader import FeatureStore
 
@@ -26,6 +27,11 @@ SHOWN = 3
 """Images of a kind and category."""
 LONGEST = 320
 """Longest side of a picture in the page's folder, pixels."""
+ATOM_LONGEST = 120
+"""Of an atom's picture."""
+ATOM_LIMIT = {True: 0.5, False: 0.05}
+"""Where an atom's colour is full, by whether the map is log odds or a probability. The strongest of
+32 atoms reach 0.5 in the maps of the sets that the decision was made with (docs/beyond.md)."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
 _RINGS = ((255, 255, 255), (0, 0, 0))
@@ -59,6 +65,8 @@ class Picture:
     """(height, width)"""
     outlined: bool
     """The mask's outline is drawn in the heat map."""
+    reasons: Reasons | None
+    """None where the detector or the tokens are gone."""
 
 
 def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
@@ -142,7 +150,11 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
 
 
 def draw(
-    direction: DirectionRuns, examples: Sequence[Example], folder: Path, name: str
+    direction: DirectionRuns,
+    examples: Sequence[Example],
+    reasons: Sequence[Reasons | None],
+    folder: Path,
+    name: str,
 ) -> list[Picture]:
     """Write the pictures of some examples into `folder`/`name`-….jpg."""
     scores, store = direction.runs[0].scores, direction.store
@@ -151,7 +163,8 @@ def draw(
     # All at once, because a chunk of the scores holds many images.
     maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
     pictures = []
-    for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
+    each = zip(examples, maps, reasons, strict=True)
+    for number, (example, small, why) in enumerate(each):
         row, stem = scores.table.iloc[example.image], f"{name}-{number}"
         path, white = direction.dataset.root / example.path, store.spec.white if store else None
         photograph = _photograph(path, direction.exif, white)
@@ -167,9 +180,24 @@ def draw(
             mask = store.masks(np.array([example.image]))[0]
             heat_map = outline(heat_map, resize_mask(mask, size))
         _save(heat_map, folder / f"{stem}-map.jpg")
+        if why is not None:
+            limit = ATOM_LIMIT[scores.record.log_odds]
+            _draw_atoms(fit(under, ATOM_LONGEST), why, limit, folder, stem)
         files = f"{folder.name}/{stem}"
-        pictures.append(Picture(example, files, photograph is not None, size, outlined))
+        pictures.append(Picture(example, files, photograph is not None, size, outlined, why))
     return pictures
+
+
+def _draw_atoms(
+    photograph: np.ndarray, why: Reasons, limit: float, folder: Path, stem: str
+) -> None:
+    """A small picture for each atom that has a map: `stem`-atom-<number>.jpg."""
+    size = (photograph.shape[0], photograph.shape[1])
+    for number, atom in enumerate(why.atoms):
+        if atom.map is not None:
+            part = resize_maps(atom.map[None].astype(np.float32), size)[0]
+            drawn = heat_maps.signed_overlay(photograph, part, limit)
+            _save(drawn, folder / f"{stem}-atom-{number}.jpg")
 
 
 def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:

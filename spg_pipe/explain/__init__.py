@@ -1,0 +1,1 @@
+"""Why: the atoms behind a decision, and what each atom is."""

@@ -1,0 +1,174 @@
+"""The atlas page: what each atom of a detector looks for, beside the tables of its folder."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spg_pipe.report.page import environment, fixed, per_cent, size_of
+from spg_pipe.report.tables import Table
+
+FACTORS = "factors.svg"
+"""The figure of general and specific atoms in the atlas folder; shown if it is there."""
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "images": ("Images", "{:,.0f}".format),
+    "patches": ("Patches", "{:,.0f}".format),
+    "r2": ("R²", fixed),
+    "mse": ("MSE", "{:.3g}".format),
+    "cosine": ("Mean cosine", fixed),
+    "usage_mean": ("Mean use of a latent", per_cent),
+    "usage_max": ("Most used latent", per_cent),
+    "top_k_rate": ("Patches of the k most used", per_cent),
+}
+"""Column of categories.parquet → its heading, and how it is written."""
+_WIDE, _HIGH, _MARGIN = 400.0, 260.0, 10.0
+"""The drawing of a dictionary's map, in its own units."""
+_SMALLEST, _LARGEST = 3.0, 9.0
+"""Radius of an atom of the detector there, by its share of the score."""
+
+
+@dataclass(frozen=True)
+class AtlasContent:
+    """What the page shows."""
+
+    title: str
+    """The detector, as the recipe and its folder name it."""
+    facts: Sequence[tuple[str, str]]
+    """What was described and on what: label and value."""
+    atoms: pd.DataFrame
+    """As in atoms.parquet: a row an atom and category; category null is all of them."""
+    categories: pd.DataFrame
+    """As in categories.parquet."""
+    layouts: Mapping[str, np.ndarray]
+    """Layer → (C, 2) float, where each latent lies in the map of the dictionary; may be empty."""
+    reading: Sequence[str] = ()
+    """What the figure of factors says, in sentences."""
+    notes: Sequence[str] = ()
+    """What is missing, and why."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """An atom with its rows of the table."""
+
+    name: str
+    """<layer>-<atom>, also the anchor of the page."""
+    whole: Any
+    """Over all images: a named tuple of the table's columns."""
+    categories: Sequence[Any]
+    """By category, as the table has them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An atom of the detector in the map of a dictionary."""
+
+    atom: Described
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class DictionaryMap:
+    """A layer's dictionary, drawn."""
+
+    layer: str
+    latents: int
+    others: str
+    """A path of SVG: a dot for each latent."""
+    places: Sequence[Place]
+
+
+def write_page(folder: Path, content: AtlasContent) -> Path:
+    """Write `folder`/index.html; crops and the figure of factors are there already.
+
+    The page is static: it links nothing but files of its folder, and opens without a server.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    described = _described(content.atoms)
+    own = [atom for atom in described if atom.whole.in_detector]
+    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share))
+    others = [atom for atom in described if not atom.whole.in_detector]
+    others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
+    names = {atom.name for atom in described}
+    page = (
+        environment()
+        .get_template("atlas.html.jinja")
+        .render(
+            content=content,
+            own=own,
+            others=others,
+            layers=list(dict.fromkeys(content.atoms["layer"])),
+            sample=_sample(own),
+            names=names,
+            maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
+            size=(_WIDE, _HIGH),
+            factors=FACTORS if (folder / FACTORS).is_file() else None,
+            size_of=lambda file: size_of(folder / file),
+            reconstruction=_reconstruction(content.categories),
+        )
+    )
+    path = folder / "index.html"
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def atom_name(layer: str, atom: int) -> str:
+    """How an atom is called on pages, and its anchor in the atlas."""
+    return f"{layer}-{atom}"
+
+
+def _described(table: pd.DataFrame) -> list[Described]:
+    of_categories: dict[str, list[Any]] = {}
+    whole: dict[str, Any] = {}
+    rows: Iterator[Any] = table.itertuples(index=False)
+    for row in rows:
+        name = atom_name(row.layer, row.atom)
+        if pd.isna(row.category):
+            whole[name] = row
+        else:
+            of_categories.setdefault(name, []).append(row)
+    return [Described(name, row, of_categories.get(name, [])) for name, row in whole.items()]
+
+
+def _sample(own: Sequence[Described]) -> Described | None:
+    """An atom that the page takes as its example: the strongest that speaks for an anomaly."""
+    speaking = [atom for atom in own if atom.whole.side == "anomaly"]
+    return next(iter([*speaking, *own]), None)
+
+
+def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> DictionaryMap:
+    """Scale a layer's places (C, 2) into the drawing, and mark the detector's atoms."""
+    lowest, span = places.min(axis=0), np.ptp(places, axis=0)
+    inside = np.array([_WIDE - 2 * _MARGIN, _HIGH - 2 * _MARGIN])
+    scaled = _MARGIN + (places - lowest) / np.where(span > 0, span, 1) * inside
+    marked = [atom for atom in own if atom.whole.layer == layer]
+    most = max((float(np.nan_to_num(atom.whole.share)) for atom in marked), default=0.0) or 1.0
+    drawn = []
+    for atom in reversed(marked):  # the strongest is drawn last, above the others
+        x, y = map(float, scaled[atom.whole.atom])
+        part = float(np.nan_to_num(atom.whole.share)) / most
+        drawn.append(Place(atom, x, y, _SMALLEST + (_LARGEST - _SMALLEST) * part**0.5))
+    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled)
+    return DictionaryMap(layer, len(places), others, drawn)
+
+
+def _reconstruction(categories: pd.DataFrame) -> Table:
+    shown = [name for name in _COLUMNS if name in categories]
+    rows = [
+        (
+            f"{row['layer']}: {'all' if pd.isna(row['category']) else row['category']}",
+            *(_COLUMNS[name][1](row[name]) for name in shown),
+        )
+        for row in categories.to_dict("records")
+    ]
+    heads = ("Layer and category", *(_COLUMNS[name][0] for name in shown))
+    return Table("The sparse autoencoder on the described sets.", heads, tuple(rows))

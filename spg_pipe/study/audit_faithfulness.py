@@ -1,46 +1,26 @@
-"""Faithfulness: what becomes of the figures when a guide keeps, or loses, some of its atoms.
+"""Faithfulness: what becomes of the figures when guides keep, or lose, some of their atoms.
 
-A guide is a sum of atoms, and all after it is linear up to the choice of the highest pixels: so one
-pass over a target's tokens serves every selection of atoms. All else of the decision stays as it
-is: scales, weights and the other components. Where an atom is left out, what it gives on normal
-auxiliary patches on average is left in (a constant, which contrast guides do not notice).
+Where an atom is left out, what it gives on normal auxiliary patches on average is left in: a
+constant, which contrast guides do not notice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.datasets.manifest import MaskState
-from spg_pipe.decision.maps import anomaly_maps
-from spg_pipe.decision.model import COARSE, MAP_TOP, Decision, top_mean
 from spg_pipe.detector.model import Detector
-from spg_pipe.guides.contrast import ClassSums, direction, match
-from spg_pipe.guides.layer import Pair, View
-from spg_pipe.guides.model import TAU, detection_feature, to_grid, unit
-from spg_pipe.metrics.curves import Groups, auroc, average_precision
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import ordered_batches, sources_of
-from spg_pipe.study.held_out import image_auroc, known_mean
+from spg_pipe.study.audit_case import Case, Directions, Place, matched
+from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
+from spg_pipe.study.audit_judging import Reading, judge
+from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.held_out import FIGURES
 
-Place = tuple[str, View]
-"""A layer, and what its guides look at."""
-Directions = Mapping[Place, Tensor]
-"""(D,): what a unit token is multiplied with."""
 Parts = Mapping[Place, Tensor]
 """(m, D): what each atom adds to a direction, coefficient times atom."""
 DRAWS = 3
 """Of atoms removed at random; their figures are averaged."""
-BINS = 8192
-"""Of pixels' values in [0, 1]: an eighth of a thousandth of log odds around zero."""
-_IMAGES = 4
-_LEAST = 1e-7
-"""A map's probability, at least, and less than 1 by that at least."""
 
 
 class Variant(NamedTuple):
@@ -48,88 +28,48 @@ class Variant(NamedTuple):
 
     dictionary: str
     what: str
-    """`kept`, `removed`, `removed at random`, `made of`."""
+    """`kept`, `removed`, `removed at random`: of a guide's atoms; `made of`: matched with n."""
     n: int
     """Atoms of every layer and view that were chosen, the strongest first."""
     directions: Directions
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a detector reads maps and scores from what its guides say, its self-distance left out."""
-
-    scales: Mapping[str, float]
-    """Layer → by which x·d of its patches is multiplied."""
-    detection: Mapping[str, float]
-    """Layer → the same of x·d of the image's feature, in its score; none where it is not used."""
-    top: float
-    """Weight of the mean of the highest pixels in the score."""
-    top_share: float
-    """Which pixels; 0: the highest one alone."""
-    probabilities: bool
-    """Whether layers are averaged as probabilities (the published rule), or as log odds."""
-
-    @classmethod
-    def of(cls, detector: Detector) -> "Reading":
-        """By the detector's own rule; the published one with the maximum as its image score."""
-        layers = detector.layers
-        if detector.record.rule.rule == "published":
-            return cls(dict.fromkeys(layers, 1.0), {}, 1.0, 0.0, probabilities=True)
-        decision: Decision = detector.decision
-        terms, scales = decision.terms, decision.scales
-        weight = {n: terms[n].weight / terms[n].deviation if n in terms else 0.0 for n in _TERMS}
-        return cls(
-            {n: decision.map_weights.guides / scales[n]["guides"].deviation for n in layers},
-            {
-                layer: weight["detection"]
-                / len(layers)
-                / scales[layer]["image_detection"].deviation
-                for layer in layers
-                if weight["detection"] and "image_detection" in scales[layer]
-            },
-            weight[MAP_TOP],
-            decision.top_share,
-            probabilities=False,
-        )
-
-
-_TERMS = (MAP_TOP, "detection")
-
-
-def contrast_directions(sums: ClassSums) -> dict[Place, Tensor]:
-    """δ of every layer and view: from normal to anomalous on the auxiliary set."""
-    return {
-        (layer, view): direction(sums, layer, view) for layer in sums.layers for view in sums.views
-    }
+def faithfulness(case: Case, detector: Detector, claim: str) -> Iterator[Row]:
+    """Figures of a detector of the case by some of its atoms, on every target."""
+    variants = [*_variants(case, detector)]
+    whole = {place: rows.sum(0) for place, rows in detector_parts(detector).items()}
+    for target, store in case.targets.items():
+        directions = [each.directions for each in variants]
+        figures = judge(store, directions, Reading.of(detector), whole, case.normal)
+        yield from _rows(case, claim, target, variants, figures)
 
 
 def detector_parts(detector: Detector) -> dict[Place, Tensor]:
     """What each atom adds to the detector's directions; its coefficient is not 0."""
-    parts = {}
+    parts: dict[Place, Tensor] = {}
     for layer, guides in detector.layers.items():
-        for view, pair in guides.pairs.items():
-            rows = _coefficients(pair, as_cosines=not detector.contrast)[:, None] * guides.atoms
-            parts[layer, view] = rows[rows.any(dim=1)]
+        for view in guides.pairs:
+            signed = guides.coefficients(view, as_cosines=not detector.contrast).float()
+            parts[layer, view] = (signed[:, None] * guides.atoms)[signed != 0]
     return parts
 
 
-def _coefficients(pair: Pair, *, as_cosines: bool) -> Tensor:
-    """(M,) with which atoms add up to the direction."""
-    if not as_cosines:
-        return pair.codes[1] - pair.codes[0]
-    shares = pair.codes / (pair.vectors.norm(dim=1, keepdim=True) * TAU)
-    return shares[1] - shares[0]
+def _variants(case: Case, detector: Detector) -> Iterator[Variant]:
+    """The detector's atoms, kept and removed; and what other dictionaries make of its directions.
 
-
-def matched_parts(goals: Directions, saes: SaeRun, count: int) -> dict[Place, Tensor]:
-    """The atoms of a dictionary that match directions, as contrast guides are made."""
-    parts = {}
-    for (layer, view), goal in goals.items():
-        atoms = saes.layers[layer].atoms.detach()
-        pair = match(goal, atoms, saes.dead[layer], count)
-        signed = pair.codes[1] - pair.codes[0]
-        parts[layer, view] = signed[:, None] * atoms[pair.atom_ids]
-    return parts
+    Of trained guides others are matched to the guides' own direction.
+    """
+    own, gaps, count = detector_parts(detector), case.gaps, case.run.params.guides.atoms
+    yield from ablations(OWN, own, gaps, DRAWS, case.seed)
+    goals = gaps if detector.contrast else {place: rows.sum(0) for place, rows in own.items()}
+    goals = {place: goals[place] for place in own}
+    yield Variant(DIRECTION, "made of", count, goals)
+    for name, saes in case.dictionaries.items():
+        for n in doubling(count):
+            parts = {place: matched(goal, saes, place[0], n)[1] for place, goal in goals.items()}
+            yield Variant(name, "made of", n, {p: rows.sum(0) for p, rows in parts.items()})
+        if name != OWN:
+            yield from ablations(name, parts, gaps)
 
 
 def doubling(most: int) -> list[int]:
@@ -166,104 +106,16 @@ def ablations(
             yield Variant(name, "removed at random", n, rest)
 
 
-def judge(
-    store: FeatureStore,
-    variants: Sequence[Variant],
-    reading: Reading,
-    whole: Directions,
-    normal: Mapping[str, Tensor],
-) -> np.ndarray:
-    """Figures of every variant on a target, from one pass over its tokens.
-
-    Parameters
-    ----------
-    whole : the detector's own directions
-        What a variant lacks of them is replaced by its value at `normal`.
-    normal : dict of layer → (D,)
-        Mean unit token of normal auxiliary patches.
-
-    Returns
-    -------
-    (variants, 3) `held_out.FIGURES`, means over categories, of maps at a quarter of the size
-    """
-    rows = {place: torch.stack([each.directions[place] for each in variants]) for place in whole}
-    absent = {
-        layer: (whole[layer, "patches"] - rows[layer, "patches"]) @ normal[layer]
-        for layer in store.layers
-    }
-    masks, side = coarse_masks(store), max(1, store.image_size // COARSE)
-    categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
-    counts = torch.zeros(categories.max() + 1, len(variants) * 2 * BINS, dtype=torch.int64)
-    known = store.array("mask_state") != MaskState.MISSING
-    scores = np.zeros((len(store), len(variants)))
-    with torch.inference_mode():
-        for images, tokens in ordered_batches(sources_of(store, "cpu", "none"), _IMAGES):
-            maps = _maps(store, tokens, rows, absent, reading, side)
-            tops = top_mean(maps.flatten(0, 1).numpy(), reading.top_share)
-            scores[images] = reading.top * tops.reshape(maps.shape[:2])
-            for (layer, view), each in rows.items():
-                if view != "patches" and layer in reading.detection:
-                    feature = unit(detection_feature(tokens[layer], view))
-                    scores[images] += reading.detection[layer] * (feature @ each.t()).numpy()
-            for image, of_image in zip(images.tolist(), maps, strict=True):
-                if known[image]:
-                    counts[categories[image]] += _histogram(of_image, masks[image])
-    pixels = [[_pixel_figures(c) for c in of.unflatten(0, (-1, 2, BINS))] for of in counts]
-    labels = store.array("label").astype(np.int64)
-    of_images = [image_auroc(labels, categories, column) for column in scores.T]
-    return np.column_stack([of_images, known_mean(pixels)])
-
-
-def _maps(
-    store: FeatureStore,
-    tokens: Mapping[str, Tensor],
-    rows: Mapping[Place, Tensor],
-    absent: Mapping[str, Tensor],
-    reading: Reading,
-    side: int,
-) -> Tensor:
-    """(B, F, side, side) maps of F variants, log odds."""
-    by_grid: dict[tuple[int, int], Tensor] = {}
-    for layer, batch in tokens.items():
-        grid = store.spec.layers[layer].grid
-        products = unit(batch[:, 1:]) @ rows[layer, "patches"].t() + absent[layer]
-        values = reading.scales[layer] * products.transpose(1, 2)
-        values = values.sigmoid() if reading.probabilities else values
-        by_grid[grid] = by_grid.get(grid, torch.zeros(())) + values / len(tokens)
-    total = torch.zeros(())
-    for (h, w), values in by_grid.items():
-        left, right = _axis(h, store.image_size, side), _axis(w, store.image_size, side)
-        total = total + left @ (to_grid(values.flatten(0, 1), (h, w)) @ right.t())
-    odds = total.logit(_LEAST) if reading.probabilities else total
-    return odds.unflatten(0, (-1, len(next(iter(absent.values())))))
-
-
-def _axis(cells: int, size: int, side: int) -> Tensor:
-    """(side, cells): what `anomaly_maps` does to one axis, its blur with it."""
-    rows = torch.eye(cells)[:, :, None].expand(-1, -1, cells)
-    return torch.from_numpy(anomaly_maps({"": rows}, size, at=(side, side))[:, :, 0].T.copy())
-
-
-def coarse_masks(store: FeatureStore) -> Tensor:
-    """(n, side, side) bool; a quarter of a pixel makes it defective, as in `held_out`."""
-    side, parts = max(1, store.image_size // COARSE), []
-    for start in range(0, len(store), 64):
-        rows = np.arange(start, min(start + 64, len(store)))
-        masks = torch.from_numpy(store.masks(rows)).float()[:, None]
-        parts.append(F.adaptive_avg_pool2d(masks, side)[:, 0] >= 0.25)
-    return torch.cat(parts)
-
-
-def _histogram(maps: Tensor, mask: Tensor) -> Tensor:
-    """(F·2·BINS,) pixels of an image's maps (F, s, s), by variant, mask (s, s) and value."""
-    odds = maps / 4
-    bins = ((0.5 + odds / (2 + 2 * odds.abs())) * BINS).long().clamp_(0, BINS - 1)
-    bins += BINS * (mask + 2 * torch.arange(len(maps))[:, None, None])
-    return torch.bincount(bins.flatten(), minlength=2 * BINS * len(maps))
-
-
-def _pixel_figures(counts: Tensor) -> tuple[float, float]:
-    """Pixel AUROC and AP of counts (2, BINS): normal, anomalous."""
-    normal, anomalous = counts.flip(1).numpy()
-    groups = Groups(np.empty(0), normal, anomalous, np.empty(0))
-    return auroc(groups), average_precision(groups)
+def _rows(
+    case: Case, claim: str, target: str, variants: Sequence[Variant], figures: np.ndarray
+) -> Iterator[Row]:
+    """Of each variant, draws averaged; the least and the largest of these beside the mean."""
+    drawn: dict[tuple[str, str, int], list[int]] = {}
+    for number, each in enumerate(variants):
+        drawn.setdefault((each.dictionary, each.what, each.n), []).append(number)
+    for (name, what, n), numbers in drawn.items():
+        for figure, values in zip(FIGURES, figures[numbers].T, strict=True):
+            about = {"variant": what, "n": n, "figure": figure}
+            ends = (None, None) if len(values) == 1 else (float(values.min()), float(values.max()))
+            value = float(values.mean())
+            yield case.row(claim, target, name, **about, value=value, low=ends[0], high=ends[1])

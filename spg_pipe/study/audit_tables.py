@@ -16,6 +16,10 @@ LOSS = 0.01
 """Of a figure: as many atoms are needed as lose less."""
 
 
+CONTRAST, TRAINED = "contrast guides", "trained guides"
+"""Claims of faithfulness, of either kind of guides."""
+
+
 class Row(NamedTuple):
     """One figure about a dictionary."""
 
@@ -38,8 +42,9 @@ def tables(rows: Sequence[Row], about: str) -> list[Table]:
     frame = pd.DataFrame(rows, columns=Row._fields)
     frame["dictionary"] = pd.Categorical(frame["dictionary"], (DIRECTION, *DICTIONARIES))
     found = [
-        *_faithfulness(frame, "contrast guides"),
-        *_faithfulness(frame, "trained guides"),
+        *_faithfulness(frame, CONTRAST),
+        *_faithfulness(frame, TRAINED),
+        *_others(frame),
     ]
     return [replace(each, caption=f"{each.caption} {about}") for each in found]
 
@@ -89,3 +94,14 @@ def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
             ("Dictionary", *map(str, values.columns), f"Loses < {LOSS}"),
             tuple(rows),
         )
+
+
+def _others(frame: pd.DataFrame) -> Iterator[Table]:
+    """Of the other claims, a table each: a row for each dictionary and variant."""
+    for claim, part in frame[~frame.claim.isin([CONTRAST, TRAINED])].groupby("claim", sort=False):
+        values = means(part, ("dictionary", "variant", "figure"))
+        rows = tuple(
+            (" ".join(map(str, name)), *map(digits, by_n))
+            for name, by_n in zip(values.index, values.to_numpy(), strict=True)
+        )
+        yield Table(f"{claim}.", ("Dictionary", *map(str, values.columns)), rows)

@@ -28,13 +28,13 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import load_backbone
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.protocol import protocol
-from spg_pipe.report.examples import weighted_precision
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.audit_case import Case, matched
+from spg_pipe.study.audit_dictionaries import RANDOM
 from spg_pipe.study.audit_tables import Row
 
 CLAIM = "intervention"
-IMAGES = 8
+IMAGES = 6
 """Normal images of each target that get one defect of each kind."""
 NAMED, OTHERS = "atoms of the guides", "other atoms"
 NAMED_LATENTS, OTHER_LATENTS = "latents of the guides", "other latents"
@@ -54,7 +54,7 @@ class Pairs(NamedTuple):
 
 
 def intervention(case: Case) -> Iterator[Row]:
-    """What every dictionary's atoms, matched to the case's direction, say of painted defects.
+    """What the atoms of every dictionary but `RANDOM`, matched to the case's direction, say.
 
     Targets whose photographs are not here are left out.
     """
@@ -64,13 +64,13 @@ def intervention(case: Case) -> Iterator[Row]:
         if not root.is_dir() or store.spec.backbone.tiles is not None:
             continue
         pairs = painted_pairs(case.run, target, store, backbone(), case.seed)
-        for name in case.dictionaries if pairs else ():
+        for name in [n for n in case.dictionaries if n != RANDOM and pairs]:
             each = [_responses(case, name, layer, of_layer) for layer, of_layer in pairs.items()]
             for variant, figure in each[0]:
                 values = [found[variant, figure] for found in each]
                 about = {"variant": variant, "figure": figure}
-                n = 1 if variant == WHOLE else case.run.params.guides.atoms
-                yield case.row(CLAIM, target, name, **about, n=n, value=float(np.mean(values)))
+                value, n = float(np.mean(values)), case.run.params.guides.atoms
+                yield case.row(CLAIM, target, name, **about, n=n, value=value)
 
 
 def painted_pairs(
@@ -90,10 +90,10 @@ def painted_pairs(
             continue
         if min(levels.shape[:2]) < LEAST_SIDE:
             continue
+        before.append(preprocess(levels, spec))
         for number, kind in enumerate(PAINTERS):
             own = np.random.default_rng([seed, number, zlib.crc32(path.encode())])
             defective, mask = paint(canvas_of(levels), kind, own)
-            before.append(preprocess(levels, spec))
             after.append(preprocess(defective, spec))
             masks.append(resize_mask(mask, spec.size))
     if not masks:
@@ -102,7 +102,7 @@ def painted_pairs(
     pixels = torch.from_numpy(np.stack(masks)).float()[:, None]
     return {
         layer: Pairs(
-            tokens[0][layer],
+            tokens[0][layer].repeat_interleave(len(PAINTERS), dim=0),
             tokens[1][layer],
             F.adaptive_avg_pool2d(pixels, store.spec.layers[layer].grid).flatten(1),
         )
@@ -132,13 +132,19 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
     drawn = np.random.default_rng([case.seed, *map(ord, name + place[0])])
     others = torch.from_numpy(drawn.permutation(left)[: len(pair.atom_ids)])
     moved = unit(pairs.after) - unit(pairs.before)
-    code = case.code(name, layer)
-    changes = {
-        NAMED: moved @ parts.t(),
-        OTHERS: moved @ atoms[others].t(),
-        NAMED_LATENTS: _latent_changes(pairs, code, pair.atom_ids, len(atoms)),
-        OTHER_LATENTS: _latent_changes(pairs, code, others, len(atoms)),
-    }
+    used = torch.cat([pair.atom_ids, others])
+    latents = _latent_changes(pairs, case.code(name, layer), used, len(atoms))
+    changes = dict(
+        zip(
+            (NAMED, OTHERS, NAMED_LATENTS, OTHER_LATENTS),
+            (
+                moved @ parts.t(),
+                moved @ atoms[others].t(),
+                *latents.tensor_split([len(pair.atom_ids)], dim=2),
+            ),
+            strict=True,
+        )
+    )
     shares, found = pairs.shares, dict[tuple[str, str], float]()
     for what, values in changes.items():
         size = values.abs().flatten(0, 1)
@@ -147,7 +153,8 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
     toward = changes[NAMED].sum(2).flatten()[:, None]
     found[WHOLE, "ratio"] = _ratio(toward.abs(), shares.flatten())
     found[WHOLE, "ap"] = _mean_precision(toward, shares.flatten())
-    found["any patch", "ap"] = float(shares.mean())
+    for what in [*changes, WHOLE]:
+        found[what, "base_rate"] = float(shares.mean())
     return found
 
 
@@ -168,14 +175,23 @@ def _latent_changes(pairs: Pairs, code: Code, chosen: Tensor, latents: int) -> T
 
 
 def _ratio(size: Tensor, shares: Tensor) -> float:
-    """Mean over columns of how much larger |changes| (n, m) are inside masks than outside."""
-    inside = (size * shares[:, None]).sum(0) / shares.sum()
-    outside = size[shares == 0].mean(0)
-    known = outside > 0
-    return float((inside[known] / outside[known]).mean()) if known.any() else float("nan")
+    """How much larger |changes| (n, m) are inside masks than outside, all columns together."""
+    inside = (size * shares[:, None]).sum() / shares.sum()
+    outside = size[shares == 0].sum() / (shares == 0).sum()
+    return float(inside / outside) if outside > 0 else float("nan")
 
 
 def _mean_precision(values: Tensor, shares: Tensor) -> float:
-    """Mean over columns of the AP of values (n, m) as detectors of what was painted."""
-    share = shares.numpy()
-    return float(np.mean([weighted_precision(column, share) for column in values.t().numpy()]))
+    """Mean over columns of the AP of values (n, m) as detectors of what was painted.
+
+    As `weighted_precision`, of all columns at once; equal values count as one step.
+    """
+    ordered, order = values.sort(dim=0, descending=True)
+    hits = shares[order].double().cumsum(0)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    count = torch.arange(1, len(values) + 1, dtype=torch.float64)[:, None]
+    before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)
+    before[0] = 0
+    steps = torch.where(last, (hits - before) * hits / count, 0)
+    return float(steps.sum(0).div(shares.sum()).mean())

@@ -26,7 +26,7 @@ from spg_pipe.study.audit_tables import Row
 CLAIM = "propose and audit"
 BEST = (10, 25, 50, 100)
 """Latents that are proposed, of all layers together."""
-MOST_IMAGES = 400
+MOST_IMAGES = 240
 """Of each set, drawn by chance."""
 AUDITED, NULL = "masks", "moved masks"
 _DRAWS, _ENDS = 300, (2.5, 97.5)
@@ -120,9 +120,9 @@ def latents(case: Case) -> Iterator[Row]:
                     about = {"variant": masks, "n": n, "figure": "mean_ap", "low": float(low)}
                     value = {"value": float(means[0]), "high": float(high)}
                     yield case.row(CLAIM, place, name, **about, **value)
-            rates = counted[0].patches[groups].sum(axis=0)
-            about = {"variant": "any patch", "n": 0, "figure": "mean_ap"}
-            yield case.row(CLAIM, place, name, **about, value=float(rates[1] / rates[0]))
+                rates = counted[0].patches[groups].sum(axis=0)
+                about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
+                yield case.row(CLAIM, place, name, **about, value=float(rates[1] / rates[0]))
 
 
 def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:

@@ -99,9 +99,17 @@ def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
 def _others(frame: pd.DataFrame) -> Iterator[Table]:
     """Of the other claims, a table each: a row for each dictionary and variant."""
     for claim, part in frame[~frame.claim.isin([CONTRAST, TRAINED])].groupby("claim", sort=False):
-        values = means(part, ("dictionary", "variant", "figure"))
+        wide = means(part, ("dictionary", "variant", "figure")).unstack("figure").swaplevel(axis=1)
+        wide = wide.dropna(axis=1, how="all").sort_index(axis=1)
+        several = [figure for figure in wide.columns.unique(0) if wide[figure].shape[1] > 1]
+        heads = [f"{name} of {n}" if name in several else name for name, n in wide.columns]
         rows = tuple(
-            (" ".join(map(str, name)), *map(digits, by_n))
-            for name, by_n in zip(values.index, values.to_numpy(), strict=True)
+            (", ".join(map(str, name)), *map(_number, values))
+            for name, values in zip(wide.index, wide.to_numpy(), strict=True)
         )
-        yield Table(f"{claim}.", ("Dictionary", *map(str, values.columns)), rows)
+        yield Table(f"{claim}.", ("Dictionary", *heads), rows)
+
+
+def _number(value: float) -> str:
+    """Three digits, also of what is nearly 0."""
+    return f"{value:.0e}" if 0 < value < 5e-4 else digits(value)

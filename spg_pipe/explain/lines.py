@@ -1,15 +1,13 @@
 """Explanations as JSON lines, one an image (docs/explain.md has the fields)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from spg_pipe.explain.explanation import Explanation
 
-EXPLANATIONS = "explanations.jsonl"
-"""The file of the lines."""
 _DIGITS = 9
 """Significant digits of a number: sums of hundreds still agree to 1e-6."""
 
@@ -63,13 +61,3 @@ def _of_image(values: Mapping[str, np.ndarray], image: int) -> dict[str, float]:
 
 def _number(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
-
-
-def is_line(head: bytes) -> bool:
-    """Whether a file that begins like this holds such lines."""
-    return head.startswith(b'{"path": ') and b'"score": ' in head
-
-
-def as_lines(lines: Iterable[str]) -> bytes:
-    """A file of lines."""
-    return "".join(f"{line}\n" for line in lines).encode("ascii")

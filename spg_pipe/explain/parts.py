@@ -41,8 +41,7 @@ class Part:
     of_layers: Mapping[str, np.ndarray]
     """Layer → (B, M) float64: contributions of the atoms of its guides."""
     everywhere: Mapping[str, np.ndarray] | None = None
-    """Layer → (B, M): what they would be if all pixels of the map counted alike; None where there is
-    no map."""
+    """Layer → (B, M): what they would be if all pixels of the map counted alike."""
 
     @property
     def total(self) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The atlas page: what each atom of a detector looks for, beside the tables of its folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.report.page import environment, fixed, per_cent, size_of
 from spg_pipe.report.tables import Table
 
@@ -81,6 +84,40 @@ class DictionaryMap:
     others: str
     """A path of SVG: a dot for each latent."""
     places: Sequence[Place]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a report shows of an atlas."""
+
+    page: str
+    """Address of the atlas page as from the report's."""
+    strips: Mapping[str, str]
+    """Atom → a copy of its crops in the report's folder, of those that have crops."""
+
+
+def copied(
+    atlas: Path, detector: DetectorOrigin, names: Collection[str], folder: Path, out: Path
+) -> Looks | None:
+    """Copy crops of some atoms into a report that is being made in `folder` and will lie at `out`.
+
+    None without an atlas of this detector.
+    """
+    if not (atlas / "atoms.parquet").is_file():
+        return None
+    table = pd.read_parquet(atlas / "atoms.parquet")
+    strips = {}
+    for atom in _described(table[table["category"].isna()]):
+        file = next(
+            (file for file in (atom.whole.projection_crops, atom.whole.crops) if not pd.isna(file)),
+            None,
+        )
+        if atom.name in names and file is not None:
+            strips[atom.name] = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
+            (folder / "atoms").mkdir(exist_ok=True)
+            shutil.copyfile(atlas / file, folder / strips[atom.name])
+    page = Path(os.path.relpath(atlas / "index.html", out)).as_posix()
+    return Looks(page, strips)
 
 
 def write_page(folder: Path, content: AtlasContent) -> Path:

@@ -22,19 +22,18 @@ from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.group_sums import GROUPS, GroupSums
+from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 from spg_pipe.guides.contrast import match
 from spg_pipe.guides.layer import View
-from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import GuideParams
 from spg_pipe.sae.run import SaeRun
 
-MAP_GUIDES, DETECTION = "map_guides", "detection"
 GENERAL = 0.8
 """Generality from which on an atom is a general factor. An atom that adds the same share in m of K
 categories has log m/log K: 0.8 is 4 of 6, or 6 of 9."""
 ROUNDS = 300
 _LEVEL = 0.95
-_KEYS = ["component", "layer", "atom", "dataset", "category"]
+_KEYS = ["component", "layer", "atom", "category"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,14 @@ class Factors:
     """What a detector's atoms are worth in each category."""
 
     table: pd.DataFrame
-    """A row for each component, layer, atom, dataset and category. `coefficient`: the detector's.
-    `contribution` (with `_low`, `_high`): what the atom adds to the mean log odds of the category's
-    anomalous patches (`map_guides`) or images (`detection`) over those of its normal ones. `share`:
-    of Σ|contribution| of the component in the category. `pursuit`: the coefficient in contrast
-    guides of this category alone, 0 where they do without the atom; of atoms that are not the
-    detector's all else is 0. `fit`: the coefficient where the category's direction is written with
-    the detector's atoms by least squares; NaN where they are as many as the tokens are wide."""
+    """A row for each component, layer, atom and category (of several stores with the dataset's name
+    in front). `coefficient`: the detector's. `contribution` (with `_low`, `_high`): what the atom
+    adds to the mean log odds of the category's anomalous patches (`map_guides`) or images
+    (`detection`) over those of its normal ones. `share`: of Σ|contribution| of the component in the
+    category. `fit`: the coefficient where the category's direction is written with the detector's
+    atoms by least squares; NaN where they are as many as the tokens are wide. `pursuit`: the
+    coefficient in contrast guides of this category alone, 0 where they do without the atom. An atom
+    of those that the detector has not is 0 in all else but `fit`, where it is NaN."""
     generality: pd.DataFrame
     """A row for each component, layer and atom of the detector: `generality` (with `_low`,
     `_high`), `categories` that it adds to, mean |share| (`weight`), and `factor`: general,
@@ -78,10 +78,8 @@ class _Category(NamedTuple):
 
     sums: GroupSums
     number: int
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {"dataset": self.sums.dataset, "category": self.sums.categories[self.number]}
+    name: str
+    """With the dataset's in front where there are several stores."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class _Part:
     def _of_layer(self, atoms: _Atoms, weights: np.ndarray) -> np.ndarray:
         gains = atoms.scale * atoms.coefficients * atoms.rows.t().numpy()
         found = []
-        for number, (sums, category) in enumerate(self.categories):
+        for number, (sums, category, _) in enumerate(self.categories):
             tokens, counts = (
                 each[category].numpy() for each in sums.of_view(atoms.layer, self.view)
             )
@@ -154,7 +152,7 @@ def measure_factors(
     tables, generalities, shares = [], [], []
     for component, view in views.items():
         atoms = _atoms(detector, component, view)
-        known = [_Category(sums, number) for sums in stores for number in sums.both_classes(view)]
+        known = _known(stores, view)
         if atoms and known:
             part = _Part(component, view, atoms, known)
             values = part.contributions()
@@ -190,16 +188,22 @@ def generality(shares: np.ndarray) -> np.ndarray:
         return -xlogy(parts, parts).sum(axis=-2) / np.log(shares.shape[-2])
 
 
+def _known(stores: Sequence[GroupSums], view: View) -> list[_Category]:
+    found = []
+    for sums in stores:
+        for number in sums.both_classes(view):
+            name, alone = sums.categories[number], len(stores) == 1
+            whole = name if alone or name == sums.dataset else f"{sums.dataset}/{name}"
+            found.append(_Category(sums, number, whole))
+    return found
+
+
 def _atoms(detector: Detector, component: str, view: View) -> list[_Atoms]:
     found = []
     for layer, guides in detector.layers.items():
         if view not in guides.pairs:
             continue
-        pair = guides.pairs[view]
-        codes = pair.codes.double()
-        if not detector.contrast:
-            codes = codes / pair.vectors.double().norm(dim=1, keepdim=True) / TAU
-        coefficients = (codes[1] - codes[0]).numpy()
+        coefficients = guides.coefficients(view, as_cosines=not detector.contrast).numpy()
         used = np.flatnonzero(coefficients)
         ids, rows = guides.atom_ids.numpy()[used], guides.atoms.double()[torch.from_numpy(used)]
         scale = _scale(detector, component, layer)
@@ -240,7 +244,7 @@ def _alone(part: _Part, detector: Detector, saes: SaeRun | None) -> pd.DataFrame
             signed = (pair.codes[1] - pair.codes[0]).double().numpy()
             chosen = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
             row = row.merge(chosen, how="outer", on="atom").fillna({"pursuit": 0.0})
-        found.append(row.assign(component=part.component, layer=each.layer, **category.names))
+        found.append(row.assign(component=part.component, layer=each.layer, category=category.name))
     return pd.concat(found, ignore_index=True)
 
 
@@ -250,7 +254,7 @@ def _table(part: _Part, values: np.ndarray, alone: pd.DataFrame) -> pd.DataFrame
     shares = _shares(values[0])
     rows = [
         names.assign(
-            **category.names,
+            category=category.name,
             contribution=values[0, number],
             contribution_low=low[number],
             contribution_high=high[number],

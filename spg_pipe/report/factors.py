@@ -41,7 +41,7 @@ def factors_figure(
     shown = shown.sort_values(order, ascending=False, na_position="last", kind="stable")
     rows = table[table["component"] == component]
     shares = rows.pivot_table(
-        index=["dataset", "category"], columns=["layer", "atom"], values="share", sort=False
+        index="category", columns=["layer", "atom"], values="share", sort=False
     )[list(zip(shown["layer"], shown["atom"], strict=True))]
 
     def paint(figure: "Figure") -> None:
@@ -77,9 +77,9 @@ def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:
         shares.to_numpy(), cmap=colormaps["PuOr_r"], vmin=-most, vmax=most, rasterized=False
     )
     axes.invert_yaxis()
-    names = [name for _, name in shares.index]
-    axes.set_yticks(np.arange(len(names)) + 0.5, names)
-    labels = [f"{layer}:{atom}" for layer, atom in shares.columns]
+    axes.set_yticks(np.arange(len(shares)) + 0.5, shares.index)
+    layers, latents = (shares.columns.get_level_values(name) for name in ("layer", "atom"))
+    labels = [f"{layer}:{latent}" for layer, latent in zip(layers, latents, strict=True)]
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6)
     axes.set_xlabel("atom, as layer:latent")
     axes.tick_params(length=0)

@@ -6,7 +6,8 @@ that intervals can be drawn over groups, and a question can be asked of one half
 answered by the other.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -15,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.codes import Active, Code, decoded
 from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precision
-from spg_pipe.explain.tally import GROUPS, Batch, Rebuilt, Tally, TopPatches
+from spg_pipe.explain.tally import GROUPS, Batch, Rebuilt, Tally, TopPatches, rebuilt_sums
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import TokenSource
+from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
 
 _IMAGES = 8
@@ -154,15 +156,14 @@ class Measure:
 
 
 class Seen(NamedTuple):
-    """A batch of images, for who looks at it beside the measures."""
+    """A batch of B images of a store."""
 
     store: int
-    images: np.ndarray
-    """(B,) rows in the store."""
+    batch: Batch
     tokens: Mapping[str, Tensor]
     """Name of tokens → (B, 1 + N, D) float32"""
     shares: Mapping[str, Tensor]
-    """Name of tokens → (B, N) float32: share of each patch's pixels that are defect."""
+    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect."""
 
 
 def measure_activity(
@@ -202,27 +203,37 @@ def measure(
     SpgError
         If a store lacks a layer.
     """
-    names = category_names(stores)
-    categories = tuple(sorted({name for of_store in names for name in of_store}))
+    categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
     sources = [_sources(store, measures, device, every=beside is not None) for store in stores]
-    done, in_all = 0, sum(map(len, stores))
-    with torch.inference_mode():
+    done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
+    # Batches side by side: one is too small to be shared among threads.
+    with torch.inference_mode(), one_thread(), ThreadPoolExecutor(threads) as pool:
         meters = [_Meter(asked, categories, stores, sources) for asked in measures]
-        for number, store in enumerate(stores):
-            rows = np.array([categories.index(name) for name in names[number]])
-            groups = deal(rows, store.array("label"))
-            known = np.isin(np.arange(len(store)), labelled_images(store))
-            for images, tokens in ordered_batches(sources[number], _IMAGES):
-                shares = _shares(store, images, known[images], tokens)
-                batch = Batch(images, rows[images], groups[images], known[images])
-                for meter in meters:
-                    meter.add(number, batch, tokens, shares)
-                if beside:
-                    beside(Seen(number, images, tokens, shares))
-                done += len(images)
-                if progress:
-                    progress(done, in_all)
+
+        @torch.inference_mode()
+        def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
+            return seen, [meter.coded(seen) for meter in meters]
+
+        batches = _batches(stores, sources, categories)
+        for seen, of_meters in in_order(pool, coded, batches, ahead=threads + 1):
+            for meter, found in zip(meters, of_meters, strict=True):
+                meter.add(seen, found)
+            if beside:
+                beside(seen)
+            done += len(seen.batch.images)
+            if progress:
+                progress(done, in_all)
     return [meter.activity() for meter in meters]
+
+
+class _Coded(NamedTuple):
+    """What a measure makes of a batch."""
+
+    source: int
+    name: str
+    entries: Active
+    sums: tuple[Tensor, ...]
+    """Of what is rebuilt; empty if nothing is."""
 
 
 class _Meter:
@@ -235,39 +246,59 @@ class _Meter:
         stores: Sequence[FeatureStore],
         sources: Sequence[Mapping[str, TokenSource]],
     ) -> None:
-        self.asked, self.categories = asked, categories
-        self.plan = tuple(
+        self._asked, self._categories = asked, categories
+        self._plan = tuple(
             (number, key.name)
             for number, store in enumerate(stores)
             for key in store.spec.backbone.token_keys
             if key.layer == asked.layer
         )
-        own = [sources[number][name] for number, name in self.plan]
-        self.tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
+        own = [sources[number][name] for number, name in self._plan]
+        self._tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
 
-    def add(
-        self, store: int, batch: Batch, tokens: Mapping[str, Tensor], shares: Mapping[str, Tensor]
-    ) -> None:
-        for place, (number, name) in enumerate(self.plan):
-            if number != store:
-                continue
-            patches = tokens[name][:, 1:]
-            x = patches.flatten(0, 1)
-            entries = self.asked.code(x)
-            if self.asked.rebuild is not None:
-                atoms, inputs = self.asked.rebuild
-                x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
-                self.tally.add_rebuilt(batch.category, inputs(x).view(patches.shape), x_hat)
-            on_cpu = Active(*(part.cpu() for part in entries))
-            self.tally.add(place, batch, shares[name], on_cpu)
+    def coded(self, seen: Seen) -> list[_Coded]:
+        """The work on a batch that needs no other."""
+        found = []
+        for source, (store, name) in enumerate(self._plan):
+            if store == seen.store:
+                patches = seen.tokens[name][:, 1:]
+                x = patches.flatten(0, 1)
+                entries = self._asked.code(x)
+                sums: tuple[Tensor, ...] = ()
+                if self._asked.rebuild is not None:
+                    atoms, inputs = self._asked.rebuild
+                    x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
+                    sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
+                on_cpu = Active(*(part.cpu() for part in entries))
+                found.append(_Coded(source, name, on_cpu, sums))
+        return found
+
+    def add(self, seen: Seen, found: Sequence[_Coded]) -> None:
+        """Count what was made of a batch."""
+        for source, name, entries, sums in found:
+            self._tally.add(source, seen.batch, seen.shares[name], entries)
+            self._tally.add_rebuilt(seen.batch.category, sums)
 
     def activity(self) -> Activity:
-        kept = {
-            f.name: getattr(self.tally, f.name)
-            for f in fields(Activity)
-            if hasattr(self.tally, f.name)
-        }
-        return Activity(categories=self.categories, sources=self.plan, **kept)
+        """What was counted."""
+        tally = self._tally
+        kept = {f.name: getattr(tally, f.name) for f in fields(Activity) if hasattr(tally, f.name)}
+        return Activity(categories=self._categories, sources=self._plan, **kept)
+
+
+def _batches(
+    stores: Sequence[FeatureStore],
+    sources: Sequence[Mapping[str, TokenSource]],
+    categories: Sequence[str],
+) -> Iterator[Seen]:
+    """All images of all stores."""
+    for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
+        rows = np.array([categories.index(name) for name in names])
+        groups = deal(rows, store.array("label"))
+        known = np.isin(np.arange(len(store)), labelled_images(store))
+        for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
+            batch = Batch(images, rows[images], groups[images], known[images])
+            yield Seen(number, batch, tokens, _shares(store, batch, tokens))
 
 
 def _sources(
@@ -305,12 +336,10 @@ def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarra
     return groups
 
 
-def _shares(
-    store: FeatureStore, images: np.ndarray, known: np.ndarray, names: Iterable[str]
-) -> dict[str, Tensor]:
-    """Share of each patch's pixels that are defect, (B, N) float32 on the CPU; 0 if not known."""
-    masks = torch.from_numpy(store.masks(images)).float()[:, None]
-    masks *= torch.from_numpy(known)[:, None, None, None]
+def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+    """`Seen.shares`: 0 where the mask is not known."""
+    masks = torch.from_numpy(store.masks(batch.images)).float()[:, None]
+    masks *= torch.from_numpy(batch.known)[:, None, None, None]
     of_grids = {
         grid: F.adaptive_avg_pool2d(masks, grid).flatten(1)
         for grid in {store.spec.layers[name].grid for name in names}

@@ -76,7 +76,9 @@ def describe(
     def beside(seen: Seen) -> None:
         shares.add(seen)
         for key in stores[seen.store].spec.backbone.token_keys:
-            sums[seen.store].add(key, seen.images, seen.tokens[key.name], seen.shares[key.name])
+            sums[seen.store].add(
+                key, seen.batch.images, seen.tokens[key.name], seen.shares[key.name]
+            )
 
     found = iter(
         measure(

@@ -29,12 +29,12 @@ class Shares:
         found = explain(self._detector, seen.tokens, grids, spec.backbone)
         for atom in found.atoms:
             self._rows.setdefault((atom.layer, atom.atom), len(self._rows))
-        net = np.zeros((len(seen.images), len(self._rows)))
+        net = np.zeros((len(seen.batch.images), len(self._rows)))
         rows = [self._rows[atom.layer, atom.atom] for atom in found.atoms]
         np.add.at(net.T, rows, found.contributions.T)
         parts = np.abs(net)
         parts /= np.maximum(parts.sum(axis=1, keepdims=True), 1e-12)
-        for image, part in zip(seen.images.tolist(), parts, strict=True):
+        for image, part in zip(seen.batch.images.tolist(), parts, strict=True):
             name = self._names[seen.store][image]
             self._sums[name] = self._sums.get(name, 0) + part
             self._images[name] = self._images.get(name, 0) + 1

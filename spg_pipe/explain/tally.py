@@ -1,5 +1,6 @@
 """What is counted of a stream of patches, and the patches where a latent is largest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,14 +126,10 @@ class Tally:
                 )
         self._keep_largest(source, batch, patches, entries)
 
-    def add_rebuilt(self, category: np.ndarray, x: Tensor, x_hat: Tensor) -> None:
-        """Add tokens (B, N, D) of images of some categories (B,), and what is rebuilt of them."""
-        error = (x - x_hat).square_().sum(dim=(1, 2), dtype=torch.float64)
-        squares = x.square().sum(dim=(1, 2), dtype=torch.float64)
-        cosine = F.cosine_similarity(x, x_hat, dim=2).sum(dim=1, dtype=torch.float64)
-        sums = x.sum(dim=1, dtype=torch.float64)
-        for total, values in zip(self.rebuilt, (error, squares, sums, cosine), strict=True):
-            np.add.at(total, category, values.cpu().numpy())
+    def add_rebuilt(self, category: np.ndarray, sums: Sequence[Tensor]) -> None:
+        """Add the `rebuilt_sums` of images of some categories (B,); none of nothing."""
+        for total, values in zip(self.rebuilt, sums, strict=False):
+            np.add.at(total, category, values.numpy())
 
     def _keep_largest(self, source: int, batch: Batch, patches: int, entries: Active) -> None:
         """Each image's largest value of every latent competes with those kept of its category."""
@@ -155,6 +152,14 @@ class Tally:
             self._value[category] = both.gather(1, order)
             places = torch.cat([self._place[:, category], place[:, rows].transpose(1, 2)], dim=2)
             self._place[:, category] = places.gather(2, order.expand(3, -1, -1))
+
+
+def rebuilt_sums(x: Tensor, x_hat: Tensor) -> tuple[Tensor, ...]:
+    """The sums of `Rebuilt`, image by image, of tokens (B, N, D) and what is rebuilt of them."""
+    cosine = F.cosine_similarity(x, x_hat, dim=2).sum(dim=1, dtype=torch.float64)
+    error = (x - x_hat).square_().sum(dim=(1, 2), dtype=torch.float64)
+    squares = x.square().sum(dim=(1, 2), dtype=torch.float64)
+    return error.cpu(), squares.cpu(), x.sum(dim=1, dtype=torch.float64).cpu(), cosine.cpu()
 
 
 def _ordered(bits: Tensor) -> Tensor:

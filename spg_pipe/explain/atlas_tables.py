@@ -58,7 +58,7 @@ def _of_category(described: Described, category: str | None) -> pd.DataFrame:
     low, high = activity.interval(category, ids)
     largest = activity.best(category).value[:, 0]
     values = {
-        "share": described.shares.of(atoms.layer, ids, category),
+        **described.shares.of(atoms.layer, ids, category)._asdict(),
         "patches": int(activity.all_patches[rows].sum()),
         "patches_anomalous": float(activity.patches[rows, :, 1].sum()),
         "rate": rate[ids],

@@ -258,7 +258,7 @@ def test_the_quality_of_saes_and_their_stability_are_told(folder):
 def test_a_picture_s_parts_add_up_to_the_difference_of_its_score(world, folder):
     page = Page(folder / "index.html")
     said = re.findall(
-        r"score (-?\d+\.\d+)[^:]*? ([+−]\d+\.\d+) against the mean of 3 normal images: (.*?\d)\.\s",
+        r"score (-?\d+\.\d+)[^:]*?([+−]\d+\.\d+) against the mean of 3 normal images: (.*?\d)\.\s",
         page.text,
     )
     assert len(said) == 5

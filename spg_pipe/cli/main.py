@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from spg_pipe.cli import tools
+from spg_pipe.cli import explain, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -268,7 +268,7 @@ def predict(
     console.result(outcome.content, outcome.text)
 
 
-for command in tools.COMMANDS:
+for command in (*tools.COMMANDS, *explain.COMMANDS):
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

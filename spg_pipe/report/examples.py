@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_dilation
 from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
@@ -34,8 +33,6 @@ ATOM_LIMIT = {True: 0.5, False: 0.05}
 32 atoms reach 0.5 in the maps of the sets that the decision was made with (docs/beyond.md)."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
-_RINGS = ((255, 255, 255), (0, 0, 0))
-"""An outline's inner and outer line: one of them contrasts with any picture."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ def draw(
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
         if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
-            heat_map = outline(heat_map, resize_mask(mask, size))
+            heat_map = heat_maps.outline(heat_map, resize_mask(mask, size))
         _save(heat_map, folder / f"{stem}-map.jpg")
         if why is not None:
             limit = ATOM_LIMIT[scores.record.log_odds]
@@ -212,20 +209,6 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)
-
-
-def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
-
-    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
-    """
-    out = image.copy()
-    inside = mask > 0
-    for colour in _RINGS:
-        grown = binary_dilation(inside, np.ones((3, 3), bool))
-        out[grown & ~inside] = colour
-        inside = grown
-    return out
 
 
 def fit(image: np.ndarray, longest: int) -> np.ndarray:

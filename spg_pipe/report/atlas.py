@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.record import read_record
 from spg_pipe.detector.record import DetectorOrigin
+from spg_pipe.explain.atlas_files import AtlasRecord
 from spg_pipe.report.page import environment, fixed, per_cent, size_of
 from spg_pipe.report.tables import Table
 
@@ -64,6 +66,11 @@ class Described:
     categories: Sequence[Any]
     """By category, as the table has them."""
 
+    @property
+    def of_patches(self) -> bool:
+        """It counts patch by patch; else for the image as a whole alone."""
+        return bool(np.nan_to_num(self.whole.coefficient) != 0)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -103,7 +110,10 @@ def copied(
 
     None without an atlas of this detector.
     """
-    if not (atlas / "atoms.parquet").is_file():
+    if not (atlas / "config.json").is_file():
+        return None
+    record = read_record(atlas / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
+    if record.detector.fingerprint != detector.fingerprint:
         return None
     table = pd.read_parquet(atlas / "atoms.parquet")
     strips = {}
@@ -132,7 +142,11 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
     """
     described = _described(content.atoms)
     own = [atom for atom in described if atom.whole.in_detector]
-    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share))
+    spread = "spread" in content.atoms
+    shares = {
+        atom.name: np.nan_to_num(atom.whole.spread if spread else atom.whole.share) for atom in own
+    }
+    own.sort(key=lambda atom: (not atom.of_patches, -shares[atom.name]))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}
@@ -146,6 +160,8 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             layers=list(dict.fromkeys(content.atoms["layer"])),
             sample=_sample(own),
             names=names,
+            spread=spread,
+            most=_most(content.atoms),
             maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
             size=(_WIDE, _HIGH),
             factors=FACTORS if (folder / FACTORS).is_file() else None,
@@ -182,20 +198,31 @@ def _sample(own: Sequence[Described]) -> Described | None:
     return next(iter([*speaking, *own]), None)
 
 
+def _most(table: pd.DataFrame) -> float:
+    """The end of the lines on which average precisions are drawn: a tenth that all lie below."""
+    largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
+    return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
+
+
 def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> DictionaryMap:
     """Scale a layer's places (C, 2) into the drawing, and mark the detector's atoms."""
-    lowest, span = places.min(axis=0), np.ptp(places, axis=0)
+    known = places[np.isfinite(places).all(axis=1)]  # dead latents have no place
+    lowest, span = known.min(axis=0), np.ptp(known, axis=0)
     inside = np.array([_WIDE - 2 * _MARGIN, _HIGH - 2 * _MARGIN])
     scaled = _MARGIN + (places - lowest) / np.where(span > 0, span, 1) * inside
-    marked = [atom for atom in own if atom.whole.layer == layer]
+    marked = [
+        atom
+        for atom in own
+        if atom.whole.layer == layer and np.isfinite(places[atom.whole.atom]).all()
+    ]
     most = max((float(np.nan_to_num(atom.whole.share)) for atom in marked), default=0.0) or 1.0
     drawn = []
     for atom in reversed(marked):  # the strongest is drawn last, above the others
         x, y = map(float, scaled[atom.whole.atom])
         part = float(np.nan_to_num(atom.whole.share)) / most
         drawn.append(Place(atom, x, y, _SMALLEST + (_LARGEST - _SMALLEST) * part**0.5))
-    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled)
-    return DictionaryMap(layer, len(places), others, drawn)
+    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled if np.isfinite(x))
+    return DictionaryMap(layer, len(known), others, drawn)
 
 
 def _reconstruction(categories: pd.DataFrame) -> Table:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from spg_pipe.artefacts.record import write_record
 from spg_pipe.detector.model import Detector
+from spg_pipe.explain.atlas_files import AtlasRecord
 from spg_pipe.report.atlas import AtlasContent, write_page
 
 LATENTS = 32
@@ -23,6 +25,7 @@ def atlas_folder(
     (folder / "crops").mkdir(parents=True)
     content = _content(detector, folder, categories, every=every)
     content.atoms.to_parquet(folder / "atoms.parquet")
+    write_record(folder / "config.json", AtlasRecord.of(detector, [], [112, 113], every=every))
     write_page(folder, content)
     return content
 
@@ -39,6 +42,8 @@ def _content(
                 rows.append(_row(layer, atom, category, atom in used, rng))
                 rows[-1] |= _crops(folder, layer, atom, category, rng)
     layouts = {layer: rng.normal(size=(LATENTS, 2)) for layer in detector.layers}
+    for places in layouts.values():
+        places[:2] = np.nan  # of dead latents
     known = [
         {"layer": layer, "category": name, "images": 5, "patches": 80, "r2": 0.8, "mse": 0.0123}
         for layer in detector.layers

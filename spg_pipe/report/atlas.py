@@ -26,7 +26,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cosine": ("Mean cosine", fixed),
     "usage_mean": ("Mean use of a latent", per_cent),
     "usage_max": ("Most used latent", per_cent),
-    "top_k_rate": ("Patches of the k most used", per_cent),
+    "top_k_rate": ("Part of the k most used", per_cent),
 }
 """Column of categories.parquet → its heading, and how it is written."""
 _WIDE, _HIGH, _MARGIN = 400.0, 260.0, 10.0
@@ -161,7 +161,8 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             sample=_sample(own),
             names=names,
             spread=spread,
-            most=_most(content.atoms),
+            most=_most(content.atoms[content.atoms["category"].isna()]),
+            most_of_category=_most(content.atoms[content.atoms["category"].notna()]),
             maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
             size=(_WIDE, _HIGH),
             factors=FACTORS if (folder / FACTORS).is_file() else None,
@@ -199,7 +200,7 @@ def _sample(own: Sequence[Described]) -> Described | None:
 
 
 def _most(table: pd.DataFrame) -> float:
-    """The end of the lines on which average precisions are drawn: a tenth that all lie below."""
+    """The end of the lines on which average precisions are drawn: a tenth that none exceeds."""
     largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
     return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,14 +93,23 @@ class DictionaryMap:
     places: Sequence[Place]
 
 
+class Strip(NamedTuple):
+    """Crops of an atom's top patches."""
+
+    file: str
+    """A copy, as from the report's folder."""
+    projected: bool
+    """Of the projection that the detector uses; else of the latent."""
+
+
 @dataclass(frozen=True)
 class Looks:
     """What a report shows of an atlas."""
 
     page: str
     """Address of the atlas page as from the report's."""
-    strips: Mapping[str, str]
-    """Atom → a copy of its crops in the report's folder, of those that have crops."""
+    strips: Mapping[str, Strip]
+    """By atom, of those that have crops."""
 
 
 def copied(
@@ -118,14 +127,14 @@ def copied(
     table = pd.read_parquet(atlas / "atoms.parquet")
     strips = {}
     for atom in _described(table[table["category"].isna()]):
-        file = next(
-            (file for file in (atom.whole.projection_crops, atom.whole.crops) if not pd.isna(file)),
-            None,
-        )
-        if atom.name in names and file is not None:
-            strips[atom.name] = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
+        whole = atom.whole
+        projected = not pd.isna(whole.projection_crops)
+        file = whole.projection_crops if projected else whole.crops
+        if atom.name in names and not pd.isna(file):
+            copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
+            strips[atom.name] = Strip(copy, projected)
             (folder / "atoms").mkdir(exist_ok=True)
-            shutil.copyfile(atlas / file, folder / strips[atom.name])
+            shutil.copyfile(atlas / file, folder / copy)
     page = Path(os.path.relpath(atlas / "index.html", out)).as_posix()
     return Looks(page, strips)
 

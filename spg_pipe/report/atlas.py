@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record
 from spg_pipe.detector.record import DetectorOrigin
 from spg_pipe.explain.atlas_files import AtlasRecord
@@ -124,13 +125,14 @@ def copied(
     record = read_record(atlas / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
     if record.detector.fingerprint != detector.fingerprint:
         return None
-    table = pd.read_parquet(atlas / "atoms.parquet")
+    with reading(atlas / "atoms.parquet", "atlas", "spg-pipe atlas"):
+        table = pd.read_parquet(atlas / "atoms.parquet")
     strips = {}
     for atom in _described(table[table["category"].isna()]):
         whole = atom.whole
         projected = not pd.isna(whole.projection_crops)
         file = whole.projection_crops if projected else whole.crops
-        if atom.name in names and not pd.isna(file):
+        if atom.name in names and not pd.isna(file) and (atlas / file).is_file():
             copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
             strips[atom.name] = Strip(copy, projected)
             (folder / "atoms").mkdir(exist_ok=True)
@@ -166,7 +168,6 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             content=content,
             own=own,
             others=others,
-            layers=list(dict.fromkeys(content.atoms["layer"])),
             sample=_sample(own),
             names=names,
             spread=spread,

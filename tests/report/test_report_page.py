@@ -299,3 +299,12 @@ def test_without_the_detector_or_its_tokens_no_atoms_are_shown(world, tmp_path):
     assert "against the mean" not in page.text
     assert "Why a picture has its score" not in page.text
     assert not list((tmp_path / "out" / "maps").glob("*-atom-*"))
+
+
+def test_the_atlas_of_another_detector_is_not_linked(world, tmp_path):
+    other = world.copied(tmp_path)
+    detector = Detector.load(other.paths.detector("aux", 112))
+    atlas_folder(detector, other.paths.atlas("aux", 111), ("one", "two"))
+    page = built(other, other.paths.report)
+    assert not any(link.startswith("../") for link in page.links)
+    assert "`spg-pipe atlas` makes a page" in page.text

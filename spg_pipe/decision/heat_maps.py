@@ -15,10 +15,6 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
-RAISES, LOWERS = (240, 120, 30), (40, 120, 210)
-"""Orange and blue: told apart with any colour-vision deficiency."""
-SIGNED_OPACITY = 0.8
-"""Of the full colour in `signed_overlay`."""
 _RINGS = ((255, 255, 255), (0, 0, 0))
 """An outline's inner and outer line: one of them contrasts with any picture."""
 _BAND = 256
@@ -53,28 +49,6 @@ def overlay(
         grey = image[band] @ np.array([0.299, 0.587, 0.114], np.float32)
         out[band] = np.rint(_palette()[level] + grey[:, :, None] * (1 - OPACITY))
     return out
-
-
-def signed_overlay(image: np.ndarray, part: np.ndarray, limit: float) -> np.ndarray:
-    """Lay what raises and what lowers a map over a photograph that is turned grey.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    part : (H, W) float
-        Orange where it is above 0, blue where it is below, grey alone at 0.
-    limit : float
-        Absolute value from which on the colour is full.
-
-    Returns
-    -------
-    (H, W, 3) uint8
-    """
-    level = np.clip(part / limit, -1, 1)[:, :, None]
-    grey = (image @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
-    colour = np.where(level > 0, np.array(RAISES, np.float32), np.array(LOWERS, np.float32))
-    opacity = np.abs(level) * SIGNED_OPACITY
-    return np.rint(colour * opacity + grey * (1 - opacity)).astype(np.uint8)
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:

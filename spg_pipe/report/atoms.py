@@ -46,8 +46,7 @@ class AtomPart(NamedTuple):
     contribution: float
     """To the difference of the scores."""
     map: np.ndarray | None
-    """(h, w) float64: its part of the map less that of the picture's median patch; None if only the
-    whole image is measured along it."""
+    """(h, w) float64: its part of the map; None if only the whole image is measured along it."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +155,11 @@ def _strongest(explanation: Explanation, image: int, differences: np.ndarray) ->
     strongest = sorted(sums, key=lambda atom: -abs(sums[atom]))[:SHOWN]
     return [
         AtomPart(
-            atom_name(*atom),
-            sums[atom],
-            _map(explanation, image, *atom) if atom in mapped else None,
+            atom_name(layer, atom),
+            sums[layer, atom],
+            explanation.atom_map(image, explanation.finest(layer), atom)
+            if (layer, atom) in mapped
+            else None,
         )
-        for atom in strongest
+        for layer, atom in strongest
     ]
-
-
-def _map(explanation: Explanation, image: int, layer: str, atom: int) -> np.ndarray:
-    """Where images are in tiles of several sides, at the last of them."""
-    name = [name for name in explanation.fields if name.partition("@")[0] == layer][-1]
-    part = explanation.atom_map(image, name, atom)
-    return np.asarray(part - np.median(part))

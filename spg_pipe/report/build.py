@@ -16,6 +16,7 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.decision.maps import SHOWN, SIGMA
 from spg_pipe.errors import SpgError
+from spg_pipe.explain.picture import FULL
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.paths import Paths
@@ -190,7 +191,7 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def _render(**content: Any) -> str:
     made = environment()
     made.globals |= {
-        "atom_limit": examples.ATOM_LIMIT,
+        "atom_full": FULL,
         "examples_shown": examples.SHOWN,
         "fingerprint_digits": 16,
         "log_odds_shown": SHOWN,

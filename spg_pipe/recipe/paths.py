@@ -66,6 +66,12 @@ class Paths:
         path = self._of("scores", f"{aux}--{row.name}", seed)
         return self._at(path, _SCORES, [aux, row], given)
 
+    def explanations(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
+        """explanations/<configuration>/<auxiliary>--<target>-<backbone>-<size>-s<seed>/"""
+        row = self._listed(target)
+        path = self._of("explanations", f"{aux}--{row.name}", seed)
+        return self._at(path, _SCORES, [aux, row], given)
+
     def metrics(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """metrics/<configuration>/<…>.json; .csv and curves/ lie beside it."""
         row = self._listed(target)

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from spg_pipe.explain.factors import GENERAL
 from spg_pipe.report.figures import svg_of
@@ -64,10 +65,21 @@ def _bars(axes: "Axes", shown: pd.DataFrame, atoms: int) -> None:
     axes.errorbar(places, value, yerr=away, fmt="none", ecolor="#333333", elinewidth=0.7)
     axes.axhline(GENERAL, linewidth=0.8, linestyle=":", color="#777777")
     of = f"the {len(shown)} strongest of {atoms} atoms" if len(shown) < atoms else f"{atoms} atoms"
-    counts = shown["factor"].value_counts()
-    parts = ", ".join(f"{counts[kind]} {kind}" for kind in _COLOURS if kind in counts)
-    axes.set(ylim=(0, 1), ylabel="generality", title=f"{of}: {parts}")
+    axes.set(ylim=(0, 1), ylabel="generality")
+    axes.set_title(of, loc="left")
+    axes.set_axisbelow(True)
     axes.grid(visible=False, axis="x")
+    counts = shown["factor"].value_counts()
+    kinds = [kind for kind in _COLOURS if kind in counts]
+    handles = [Patch(color=_COLOURS[kind], label=f"{counts[kind]} {kind}") for kind in kinds]
+    axes.legend(
+        handles=handles,
+        ncols=len(kinds),
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+    )
 
 
 def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:

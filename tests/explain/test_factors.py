@@ -221,6 +221,10 @@ def test_an_atom_that_adds_everywhere_is_general_and_one_that_adds_once_is_speci
     share = factors.shares.set_index("component").loc[MAP_GUIDES]
     assert 0.8 < share["general"] < 1
     assert share["categories"] == 6
+    ends = share[["general_low", "general_high"]].to_numpy(float)
+    np.testing.assert_allclose(ends, share["general"])  # all groups are alike
+    # The gap of five categories is along one line, whatever atoms it is written with.
+    assert share["general_random"] > 0.5
 
 
 def test_a_category_without_both_classes_is_left_out(

@@ -94,7 +94,7 @@ def class_sums(
             known = torch.from_numpy(np.isin(images, taught)).to(device)
             for layer, values in tokens.items():
                 share = F.adaptive_avg_pool2d(masks, grids[layer]).flatten(1)
-                parts[layer].append(_sums(values, share, known, detection))
+                parts[layer].append(token_sums(values, share, known, detection))
             if progress:
                 progress(int(images[-1]) + 1, len(store))
     layers = {
@@ -105,7 +105,9 @@ def class_sums(
     return ClassSums(layers, detection, categories, labels, _folds(store))
 
 
-def _sums(tokens: Tensor, share: Tensor, known: Tensor, detection: Detection) -> tuple[Tensor, ...]:
+def token_sums(
+    tokens: Tensor, share: Tensor, known: Tensor, detection: Detection
+) -> tuple[Tensor, ...]:
     """A batch's rows of `LayerSums`, of tokens (B, 1 + N, D) and shares (B, N) of defects."""
     scale = 1 / tokens.norm(dim=-1).clamp_min(1e-8)
     # A patch that is partly defective is neither normal nor wholly anomalous.

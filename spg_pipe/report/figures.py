@@ -72,7 +72,7 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
             )
 
     legend_rows = -(-(len(names) + 1) // _LEGEND_COLUMNS) if len(names) <= _MOST_COLOURS else 0
-    return _svg(paint, (11.0, 3.8 + 0.2 * legend_rows), title)
+    return svg_of(paint, (11.0, 3.8 + 0.2 * legend_rows), title)
 
 
 def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
                 below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
                 axes.legend(**below, ncols=4, frameon=False, columnspacing=1.0)
 
-    return _svg(paint, (14.0 if guides else 10.5, 3.5), title)
+    return svg_of(paint, (14.0 if guides else 10.5, 3.5), title)
 
 
 def _paint_saes(
@@ -176,7 +176,7 @@ def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _svg(paint: Any, inches: tuple[float, float], title: str) -> bytes:
+def svg_of(paint: Any, inches: tuple[float, float], title: str) -> bytes:
     """A figure's SVG without date, version or random identifiers."""
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():

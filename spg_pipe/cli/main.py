@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from spg_pipe.cli import explain as explain_commands
 from spg_pipe.cli import tools
 from spg_pipe.cli.options import (
     RECIPE,
@@ -248,27 +249,30 @@ def predict(
     ] = None,
     bank: BankOption = None,
     tiles: TilesOption = None,
+    explain: Annotated[
+        bool, Option("--explain", help="Also say why: explanations.jsonl and explained/.")
+    ] = False,
 ) -> None:
     """Score your own images and draw heat maps at their original resolution."""
-    from spg_pipe.pipeline.predict import predict_folder
+    from spg_pipe.pipeline.predict import Ask, predict_folder
     from spg_pipe.predict.normals import NormalFolder
 
     console = options.console()
     alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
-    outcome = predict_folder(
+    ask = Ask(
         detector,
         source,
         out,
-        tiles=sides_of(tiles) or (),
         weights=options.weights,
         device=options.device,
-        console=console,
+        tiles=sides_of(tiles) or (),
         normals=NormalFolder(normals, settings, alone) if normals else None,
     )
+    outcome = predict_folder(ask, console, explained=explain)
     console.result(outcome.content, outcome.text)
 
 
-for command in tools.COMMANDS:
+for command in (*explain_commands.COMMANDS, *tools.COMMANDS):
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

@@ -16,6 +16,8 @@ from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
 SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
 """What makes a folder a result of `predict` or a synthetic set."""
+EXPLANATIONS, EXPLAINED = "explanations.jsonl", "explained"
+"""What `explain` writes: lines, and a folder of pictures."""
 SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
 """What the first line of scores begins with."""
 _TOOL_FOLDERS = frozenset(
@@ -139,6 +141,8 @@ def why_not_folder(path: Path) -> Reason | None:
     if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
         return Reason.COORDINATES
     if path.name == OVERLAYS and is_result(path.parent):
+        return Reason.HEAT_MAPS
+    if path.name == EXPLAINED and (path.parent / EXPLANATIONS).is_file():
         return Reason.HEAT_MAPS
     return Reason.SYNTHETIC if (path / SYNTHETIC_RECORD).is_file() else None
 

@@ -8,16 +8,15 @@ from functools import cache
 
 import numpy as np
 from matplotlib import colormaps
+from scipy.ndimage import binary_dilation
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform, readable in grey print and with colour-vision deficiencies."""
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
-RAISES, LOWERS = (240, 120, 30), (40, 120, 210)
-"""Orange and blue: told apart with any colour-vision deficiency."""
-SIGNED_OPACITY = 0.8
-"""Of the full colour in `signed_overlay`."""
+_RINGS = ((255, 255, 255), (0, 0, 0))
+"""An outline's inner and outer line: one of them contrasts with any picture."""
 _BAND = 256
 """Rows at once: floats of a whole large photograph would take 50 bytes a pixel."""
 
@@ -52,33 +51,25 @@ def overlay(
     return out
 
 
-def signed_overlay(image: np.ndarray, part: np.ndarray, limit: float) -> np.ndarray:
-    """Lay what raises and what lowers a map over a photograph that is turned grey.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    part : (H, W) float
-        Orange where it is above 0, blue where it is below, grey alone at 0.
-    limit : float
-        Absolute value from which on the colour is full.
-
-    Returns
-    -------
-    (H, W, 3) uint8
-    """
-    level = np.clip(part / limit, -1, 1)[:, :, None]
-    grey = (image @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
-    colour = np.where(level > 0, np.array(RAISES, np.float32), np.array(LOWERS, np.float32))
-    opacity = np.abs(level) * SIGNED_OPACITY
-    return np.rint(colour * opacity + grey * (1 - opacity)).astype(np.uint8)
-
-
 def eight_bit(image: np.ndarray) -> np.ndarray:
     """An image as `datasets.read_image` gives it, (H, W, 3) uint8 or uint16, as uint8."""
     if image.dtype == np.uint8:
         return image
     return np.rint(image * (255.0 / np.iinfo(image.dtype).max)).astype(np.uint8)
+
+
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
+
+    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
+    """
+    out = image.copy()
+    inside = mask > 0
+    for colour in _RINGS:
+        grown = binary_dilation(inside, np.ones((3, 3), bool))
+        out[grown & ~inside] = colour
+        inside = grown
+    return out
 
 
 def colour_bar(width: int = 256, height: int = 16) -> np.ndarray:

@@ -6,8 +6,9 @@ that intervals can be drawn over groups, and a question can be asked of one half
 answered by the other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.codes import Active, Code, decoded
 from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precision
-from spg_pipe.explain.tally import GROUPS, Batch, Rebuilt, Tally, TopPatches
+from spg_pipe.explain.tally import GROUPS, Batch, Rebuilt, Tally, TopPatches, rebuilt_sums
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import TokenSource
-from spg_pipe.store.stream import labelled_images
+from spg_pipe.store.source import TokenSource, in_order
+from spg_pipe.store.stream import labelled_images, ordered_batches
 
 _IMAGES = 8
 _SAMPLE = 64
@@ -139,6 +141,31 @@ class Activity:
         return counts, self.patches[rows].sum(axis=0)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What is to be measured of a layer's patch tokens."""
+
+    layer: str
+    code: Code
+    latents: int
+    """C: the code's latents are 0 … C − 1."""
+    dense: bool = False
+    """Of `projection_code`: values of any sign, counted in evenly spaced bins."""
+    rebuild: Rebuild | None = None
+    """Also measure how well the entries rebuild the tokens."""
+
+
+class Seen(NamedTuple):
+    """A batch of B images of a store."""
+
+    store: int
+    batch: Batch
+    tokens: Mapping[str, Tensor]
+    """Name of tokens → (B, 1 + N, D) float32"""
+    shares: Mapping[str, Tensor]
+    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect."""
+
+
 def measure_activity(
     stores: Sequence[FeatureStore],
     layer: str,
@@ -150,61 +177,142 @@ def measure_activity(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Activity:
-    """Measure a code on every patch token of a layer, in one pass over each store.
+    """Measure one code on every patch token of a layer; see `Measure` and `measure`."""
+    asked = Measure(layer, code, latents, dense, rebuild)
+    return measure(stores, [asked], device=device, progress=progress)[0]
+
+
+def measure(
+    stores: Sequence[FeatureStore],
+    measures: Sequence[Measure],
+    *,
+    beside: Callable[[Seen], None] | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[Activity]:
+    """Measure codes on all patch tokens, in one pass over the stores.
 
     Parameters
     ----------
-    latents : int
-        C: the code's latents are 0 … C − 1.
-    dense : bool
-        Of `projection_code`: values of any sign, counted in evenly spaced bins.
-    rebuild : Rebuild, optional
-        Also measure how well the entries rebuild the tokens.
+    beside : callable, optional
+        Is shown every batch with the tokens of all layers.
     progress : callable (images done, images in all), optional
 
     Raises
     ------
     SpgError
-        If no store has the layer.
+        If a store lacks a layer.
     """
-    plan = [
-        (number, key.name)
-        for number, store in enumerate(stores)
-        for key in store.spec.backbone.token_keys
-        if key.layer == layer
-    ]
-    if not plan:
-        raise SpgError(f"None of the stores has tokens of layer {layer}.")
-    sources = [
-        TokenSource(stores[store], name, device=device, cache="none") for store, name in plan
-    ]
-    names = category_names(stores)
-    categories = sorted({name for of_store in names for name in of_store})
-    with torch.inference_mode():
-        bins = _bins(sources, code, latents, logarithmic=not dense)
-        tally = Tally(len(categories), latents, sources[0].dim, bins)
-        done, in_all = 0, sum(len(source.store) for source in sources)
-        for number, (source, (store, _)) in enumerate(zip(sources, plan, strict=True)):
-            rows = np.array([categories.index(name) for name in names[store]])
-            for batch, tokens in _batches(source, number, rows):
-                _add(tally, batch, tokens, code, rebuild)
-                done += len(batch.images)
-                if progress:
-                    progress(done, in_all)
-    kept = {
-        name: getattr(tally, name) for name in Activity.__dataclass_fields__ if hasattr(tally, name)
-    }
-    return Activity(categories=tuple(categories), sources=tuple(plan), **kept)
+    categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
+    sources = [_sources(store, measures, device, every=beside is not None) for store in stores]
+    done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
+    # Batches side by side: one is too small to be shared among threads.
+    with torch.inference_mode(), one_thread(), ThreadPoolExecutor(threads) as pool:
+        meters = [_Meter(asked, categories, stores, sources) for asked in measures]
+
+        @torch.inference_mode()
+        def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
+            return seen, [meter.coded(seen) for meter in meters]
+
+        batches = _batches(stores, sources, categories)
+        for seen, of_meters in in_order(pool, coded, batches, ahead=threads + 1):
+            for meter, found in zip(meters, of_meters, strict=True):
+                meter.add(seen, found)
+            if beside:
+                beside(seen)
+            done += len(seen.batch.images)
+            if progress:
+                progress(done, in_all)
+    return [meter.activity() for meter in meters]
 
 
-def _add(tally: Tally, batch: Batch, tokens: Tensor, code: Code, rebuild: Rebuild | None) -> None:
-    x = tokens.flatten(0, 1).float()
-    entries = code(x)
-    if rebuild is not None:
-        wanted = rebuild.inputs(x).view(tokens.shape)
-        x_hat = decoded(entries, rebuild.atoms, len(x)).view(tokens.shape)
-        tally.add_rebuilt(batch.category, wanted, x_hat)
-    tally.add(batch, Active(*(part.cpu() for part in entries)))
+class _Coded(NamedTuple):
+    """What a measure makes of a batch."""
+
+    source: int
+    name: str
+    entries: Active
+    sums: tuple[Tensor, ...]
+    """Of what is rebuilt; empty if nothing is."""
+
+
+class _Meter:
+    """A measure under way."""
+
+    def __init__(
+        self,
+        asked: Measure,
+        categories: tuple[str, ...],
+        stores: Sequence[FeatureStore],
+        sources: Sequence[Mapping[str, TokenSource]],
+    ) -> None:
+        self._asked, self._categories = asked, categories
+        self._plan = tuple(
+            (number, key.name)
+            for number, store in enumerate(stores)
+            for key in store.spec.backbone.token_keys
+            if key.layer == asked.layer
+        )
+        own = [sources[number][name] for number, name in self._plan]
+        self._tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
+
+    def coded(self, seen: Seen) -> list[_Coded]:
+        """The work on a batch that needs no other."""
+        found = []
+        for source, (store, name) in enumerate(self._plan):
+            if store == seen.store:
+                patches = seen.tokens[name][:, 1:]
+                x = patches.flatten(0, 1)
+                entries = self._asked.code(x)
+                sums: tuple[Tensor, ...] = ()
+                if self._asked.rebuild is not None:
+                    atoms, inputs = self._asked.rebuild
+                    x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
+                    sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
+                on_cpu = Active(*(part.cpu() for part in entries))
+                found.append(_Coded(source, name, on_cpu, sums))
+        return found
+
+    def add(self, seen: Seen, found: Sequence[_Coded]) -> None:
+        """Count what was made of a batch."""
+        for source, name, entries, sums in found:
+            self._tally.add(source, seen.batch, seen.shares[name], entries)
+            self._tally.add_rebuilt(seen.batch.category, sums)
+
+    def activity(self) -> Activity:
+        """What was counted."""
+        tally = self._tally
+        kept = {f.name: getattr(tally, f.name) for f in fields(Activity) if hasattr(tally, f.name)}
+        return Activity(categories=self._categories, sources=self._plan, **kept)
+
+
+def _batches(
+    stores: Sequence[FeatureStore],
+    sources: Sequence[Mapping[str, TokenSource]],
+    categories: Sequence[str],
+) -> Iterator[Seen]:
+    """All images of all stores."""
+    for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
+        rows = np.array([categories.index(name) for name in names])
+        groups = deal(rows, store.array("label"))
+        known = np.isin(np.arange(len(store)), labelled_images(store))
+        for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
+            batch = Batch(images, rows[images], groups[images], known[images])
+            yield Seen(number, batch, tokens, _shares(store, batch, tokens))
+
+
+def _sources(
+    store: FeatureStore, measures: Sequence[Measure], device: str, *, every: bool
+) -> dict[str, TokenSource]:
+    """The tokens that are needed of a store, by name."""
+    keys, wanted = store.spec.backbone.token_keys, {asked.layer for asked in measures}
+    if missing := wanted - {key.layer for key in keys}:
+        raise SpgError(
+            f"{store.path} has no tokens of layer {', '.join(sorted(missing))}. Run `spg-pipe "
+            "extract` with these layers."
+        )
+    names = [key.name for key in keys if every or key.layer in wanted]
+    return {name: TokenSource(store, name, device=device, cache="none") for name in names}
 
 
 def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
@@ -228,35 +336,26 @@ def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarra
     return groups
 
 
-def _batches(
-    source: TokenSource, number: int, categories: np.ndarray
-) -> Iterator[tuple[Batch, Tensor]]:
-    """All images of a source with their patch tokens (B, N, D)."""
-    store = source.store
-    groups = deal(categories, store.array("label"))
-    known = np.isin(np.arange(len(store)), labelled_images(store))
-    grid = store.spec.layers[source.layer].grid
-    size = max(1, _IMAGES // store.spec.backbone.inputs_per_image)
-    jobs = [np.arange(first, min(first + size, len(store))) for first in range(0, len(store), size)]
-    for images, tokens in zip(jobs, source.take(jobs), strict=True):
-        masks = torch.from_numpy(store.masks(images)).float()[:, None]
-        shares = F.adaptive_avg_pool2d(masks, grid).flatten(1)
-        shares *= torch.from_numpy(known[images])[:, None]
-        yield (
-            Batch(number, images, categories[images], groups[images], shares, known[images]),
-            tokens,
-        )
+def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+    """`Seen.shares`: 0 where the mask is not known."""
+    masks = torch.from_numpy(store.masks(batch.images)).float()[:, None]
+    masks *= torch.from_numpy(batch.known)[:, None, None, None]
+    of_grids = {
+        grid: F.adaptive_avg_pool2d(masks, grid).flatten(1)
+        for grid in {store.spec.layers[name].grid for name in names}
+    }
+    return {name: of_grids[store.spec.layers[name].grid] for name in names}
 
 
-def _bins(sources: Sequence[TokenSource], code: Code, latents: int, *, logarithmic: bool) -> Bins:
+def _bins(sources: Sequence[TokenSource], asked: Measure) -> Bins:
     """Bins that fit what is seen in some images of every store."""
-    ends = [torch.full((latents,), sign * torch.inf) for sign in (1, -1)]
+    ends = [torch.full((asked.latents,), sign * torch.inf) for sign in (1, -1)]
     for source in sources:
         count = len(source.store)
         images = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
         for tokens in source.take(np.array_split(images, -(-len(images) // _IMAGES))):
-            entries = code(tokens.flatten(0, 1).float())
+            entries = asked.code(tokens.flatten(0, 1).float())
             for end, way in zip(ends, ("amin", "amax"), strict=True):
                 end.scatter_reduce_(0, entries.latent.cpu(), entries.value.cpu(), way)
     smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
-    return Bins.of(smallest, largest, logarithmic=logarithmic)
+    return Bins.of(smallest, largest, logarithmic=not asked.dense)

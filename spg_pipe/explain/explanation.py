@@ -54,17 +54,37 @@ class Explanation:
     """R rows: the atoms with a coefficient, for each component made of guides."""
     contributions: np.ndarray
     """(B, R) float64"""
+    excess: np.ndarray
+    """(B, R) float64: a contribution to the map's part less what it would be if all pixels of the
+    image counted alike: what sets the highest pixels apart. NaN for `detection`."""
     peaks: np.ndarray
     """(B, 2) float64: row and column of the map's highest point, as shares of height and width."""
     fields: Mapping[str, "Field"]
     """Name of tokens → where its atoms' maps come from."""
+    log_odds: bool
+    """The map adds up log odds; otherwise it is of probabilities."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def finest_grid(self) -> tuple[int, int]:
+        """(h, w) of the tokens with most patches."""
+        return max((field.grid for field in self.fields.values()), key=lambda grid: grid[0])
+
+    def finest(self, layer: str) -> str:
+        """Name of a layer's tokens, of several sides those with most patches."""
+        names = [name for name in self.fields if name.partition("@")[0] == layer]
+        return max(names, key=lambda name: self.fields[name].grid[0])
+
     def strongest(self, image: int) -> np.ndarray:
         """(R,) int: rows of an image from the largest |contribution| down."""
         return np.argsort(-np.abs(self.contributions[image]), kind="stable")
+
+    def most_apart(self, image: int) -> np.ndarray:
+        """Rows of the map's part from the largest |excess| down."""
+        rows = np.flatnonzero(np.isfinite(self.excess[image]))
+        return rows[np.argsort(-np.abs(self.excess[image, rows]), kind="stable")]
 
     def atom_map(self, image: int, name: str, atom: int) -> np.ndarray:
         """An atom's part of the map of some tokens, (h, w) float64.
@@ -155,7 +175,7 @@ def explain(
             for key, batch in keyed.items()
         }
     bias = rule.decision.bias if isinstance(rule, Additive) else 0.0
-    rows, contributions = _rows(detector, parts, len(judged.columns["score"]))
+    rows, contributions, excess = _rows(detector, parts, len(judged.columns["score"]))
     return Explanation(
         detector=detector,
         scores=judged.columns["score"].astype(np.float64),
@@ -164,8 +184,10 @@ def explain(
         offsets={name: part.offsets for name, part in parts.items()},
         atoms=rows,
         contributions=contributions,
+        excess=excess,
         peaks=_peaks(judged, seen),
         fields=fields,
+        log_odds=isinstance(rule, Additive),
     )
 
 
@@ -186,19 +208,20 @@ def _field(
 
 def _rows(
     detector: Detector, parts: Mapping[str, Part], images: int
-) -> tuple[tuple[AtomRow, ...], np.ndarray]:
-    """The atoms that have a coefficient in a component, and their contributions (B, R)."""
-    rows, columns = list[AtomRow](), []
+) -> tuple[tuple[AtomRow, ...], np.ndarray, np.ndarray]:
+    """The atoms that have a coefficient in a component, their contributions and excess (B, R)."""
+    rows = list[AtomRow]()
+    columns, excess = [np.zeros((images, 0))], [np.zeros((images, 0))]
     for name, part in parts.items():
         view: View = "patches" if name == MAP_GUIDES else detector.record.detection
         for layer, values in part.of_layers.items():
             guides = detector.layers[layer]
             used = torch.nonzero(guides.pairs[view].codes.any(dim=0))[:, 0].tolist()
             rows += [AtomRow(layer, int(guides.atom_ids[atom]), name) for atom in used]
+            alike = np.nan if part.everywhere is None else part.everywhere[layer][:, used]
             columns.append(values[:, used])
-    if not rows:
-        return (), np.zeros((images, 0))
-    return tuple(rows), np.concatenate(columns, axis=1)
+            excess.append(values[:, used] - alike)
+    return tuple(rows), np.concatenate(columns, axis=1), np.concatenate(excess, axis=1)
 
 
 def _components(rule: Rule, judged: Judged, parts: Mapping[str, Part]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ to it in all categories is a general factor, one that adds in a few of them a sp
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,19 +22,22 @@ from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.group_sums import GROUPS, GroupSums
-from spg_pipe.guides.contrast import match
+from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
+from spg_pipe.guides.contrast import match, signed_pursuit
 from spg_pipe.guides.layer import View
-from spg_pipe.guides.model import TAU
+from spg_pipe.guides.model import unit
 from spg_pipe.recipe.params import GuideParams
 from spg_pipe.sae.run import SaeRun
 
-MAP_GUIDES, DETECTION = "map_guides", "detection"
 GENERAL = 0.8
 """Generality from which on an atom is a general factor. An atom that adds the same share in m of K
 categories has log m/log K: 0.8 is 4 of 6, or 6 of 9."""
 ROUNDS = 300
+RANDOM = 2048
+"""Random directions that a control chooses its atoms from."""
+_DRAWS = 4
 _LEVEL = 0.95
-_KEYS = ["component", "layer", "atom", "dataset", "category"]
+_KEYS = ["component", "layer", "atom", "category"]
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,24 @@ class Factors:
     """What a detector's atoms are worth in each category."""
 
     table: pd.DataFrame
-    """A row for each component, layer, atom, dataset and category. `coefficient`: the detector's.
-    `contribution` (with `_low`, `_high`): what the atom adds to the mean log odds of the category's
-    anomalous patches (`map_guides`) or images (`detection`) over those of its normal ones. `share`:
-    of Σ|contribution| of the component in the category. `pursuit`: the coefficient in contrast
-    guides of this category alone, 0 where they do without the atom; of atoms that are not the
-    detector's all else is 0. `fit`: the coefficient where the category's direction is written with
-    the detector's atoms by least squares; NaN where they are as many as the tokens are wide."""
+    """A row for each component, layer, atom and category (of several stores with the dataset's name
+    in front). `coefficient`: the detector's. `contribution` (with `_low`, `_high`): what the atom
+    adds to the mean log odds of the category's anomalous patches (`map_guides`) or images
+    (`detection`) over those of its normal ones. `share`: of Σ|contribution| of the component in the
+    category. `fit`: the coefficient where the category's direction is written with the detector's
+    atoms by least squares; NaN where they are as many as the tokens are wide. `pursuit`: the
+    coefficient in contrast guides of this category alone, 0 where they do without the atom. An atom
+    of those that the detector has not is 0 in all else but `fit`, where it is NaN."""
     generality: pd.DataFrame
     """A row for each component, layer and atom of the detector: `generality` (with `_low`,
     `_high`), `categories` that it adds to, mean |share| (`weight`), and `factor`: general,
     specific, unclear where the interval holds `GENERAL`, or none where it adds to no category."""
     shares: pd.DataFrame
     """A row for each component: `general`, which part of Σ|contribution| general atoms have, mean
-    over categories (with `_low`, `_high`); `general_atoms` of `atoms`; `categories`; `net`, the gap
-    by Σ|contribution|, 1 where no atom works against another, mean over categories."""
+    over categories (with `_low`, `_high`); `general_random`, the same where the same direction is
+    written with random atoms, mean of 4 draws: what comes from the direction, whatever the
+    dictionary; `general_atoms` of `atoms`; `categories`; `net`, the gap by Σ|contribution|, mean
+    over categories: 1 where no atom works against another."""
 
 
 class _Atoms(NamedTuple):
@@ -78,10 +84,8 @@ class _Category(NamedTuple):
 
     sums: GroupSums
     number: int
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {"dataset": self.sums.dataset, "category": self.sums.categories[self.number]}
+    name: str
+    """With the dataset's in front where there are several stores."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,17 @@ class _Part:
         names.insert(0, "component", self.component)
         return names
 
-    def contributions(self) -> np.ndarray:
-        """(1 + ROUNDS, K, M) float64: as the data are, then with groups of images drawn anew."""
+    def contributions(self, rounds: int) -> np.ndarray:
+        """(1 + rounds, K, M) float64: as the data are, then with groups of images drawn anew."""
         rng, even = np.random.default_rng(0), np.full(GROUPS, 1 / GROUPS)
-        drawn = rng.multinomial(GROUPS, even, (ROUNDS, len(self.categories)))
-        weights = np.concatenate([np.ones_like(drawn[:1]), drawn]).astype(np.float64)
+        drawn = rng.multinomial(GROUPS, even, (rounds, len(self.categories)))
+        weights = np.concatenate([np.ones((1, *drawn.shape[1:])), drawn])
         return np.concatenate([self._of_layer(each, weights) for each in self.atoms], axis=2)
 
     def _of_layer(self, atoms: _Atoms, weights: np.ndarray) -> np.ndarray:
         gains = atoms.scale * atoms.coefficients * atoms.rows.t().numpy()
         found = []
-        for number, (sums, category) in enumerate(self.categories):
+        for number, (sums, category, _) in enumerate(self.categories):
             tokens, counts = (
                 each[category].numpy() for each in sums.of_view(atoms.layer, self.view)
             )
@@ -123,6 +127,19 @@ class _Part:
                 means = total / (weights[:, number] @ counts)[..., None]
             found.append(means[:, 1] - means[:, 0])
         return np.stack(found, axis=1)
+
+    def at_random(self, seed: int) -> "_Part":
+        """The same directions written with atoms of a dictionary of random directions."""
+        generator = torch.Generator().manual_seed(seed)
+        atoms = []
+        for each in self.atoms:
+            dictionary = unit(torch.randn(RANDOM, each.rows.shape[1], generator=generator))
+            goal = torch.from_numpy(each.coefficients) @ each.rows
+            pair = signed_pursuit(goal, dictionary, min(len(each.ids), GuideParams().atoms))
+            signed = (pair.codes[1] - pair.codes[0]).double().numpy()
+            rows = dictionary[pair.atom_ids].double()
+            atoms.append(_Atoms(each.layer, pair.atom_ids.numpy(), signed, rows, each.scale))
+        return replace(self, atoms=atoms)
 
 
 def measure_factors(
@@ -154,10 +171,10 @@ def measure_factors(
     tables, generalities, shares = [], [], []
     for component, view in views.items():
         atoms = _atoms(detector, component, view)
-        known = [_Category(sums, number) for sums in stores for number in sums.both_classes(view)]
+        known = _known(stores, view)
         if atoms and known:
             part = _Part(component, view, atoms, known)
-            values = part.contributions()
+            values = part.contributions(ROUNDS)
             tables.append(_table(part, values, _alone(part, detector, saes)))
             of_atoms, share = _generality(part, values)
             generalities.append(of_atoms)
@@ -190,16 +207,22 @@ def generality(shares: np.ndarray) -> np.ndarray:
         return -xlogy(parts, parts).sum(axis=-2) / np.log(shares.shape[-2])
 
 
+def _known(stores: Sequence[GroupSums], view: View) -> list[_Category]:
+    found = []
+    for sums in stores:
+        for number in sums.both_classes(view):
+            name, alone = sums.categories[number], len(stores) == 1
+            whole = name if alone or name == sums.dataset else f"{sums.dataset}/{name}"
+            found.append(_Category(sums, number, whole))
+    return found
+
+
 def _atoms(detector: Detector, component: str, view: View) -> list[_Atoms]:
     found = []
     for layer, guides in detector.layers.items():
         if view not in guides.pairs:
             continue
-        pair = guides.pairs[view]
-        codes = pair.codes.double()
-        if not detector.contrast:
-            codes = codes / pair.vectors.double().norm(dim=1, keepdim=True) / TAU
-        coefficients = (codes[1] - codes[0]).numpy()
+        coefficients = guides.coefficients(view, as_cosines=not detector.contrast).numpy()
         used = np.flatnonzero(coefficients)
         ids, rows = guides.atom_ids.numpy()[used], guides.atoms.double()[torch.from_numpy(used)]
         scale = _scale(detector, component, layer)
@@ -240,7 +263,7 @@ def _alone(part: _Part, detector: Detector, saes: SaeRun | None) -> pd.DataFrame
             signed = (pair.codes[1] - pair.codes[0]).double().numpy()
             chosen = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
             row = row.merge(chosen, how="outer", on="atom").fillna({"pursuit": 0.0})
-        found.append(row.assign(component=part.component, layer=each.layer, **category.names))
+        found.append(row.assign(component=part.component, layer=each.layer, category=category.name))
     return pd.concat(found, ignore_index=True)
 
 
@@ -250,7 +273,7 @@ def _table(part: _Part, values: np.ndarray, alone: pd.DataFrame) -> pd.DataFrame
     shares = _shares(values[0])
     rows = [
         names.assign(
-            **category.names,
+            category=category.name,
             contribution=values[0, number],
             contribution_low=low[number],
             contribution_high=high[number],
@@ -277,19 +300,27 @@ def _generality(part: _Part, values: np.ndarray) -> tuple[pd.DataFrame, pd.DataF
         weight=size[0].mean(axis=0),
         factor=np.select(kinds, ["none", "general", "specific"], "unclear"),
     )
-    general = (size * (spread >= GENERAL)[:, None]).sum(axis=2).mean(axis=1)
+    general = _general(shares)
+    at_random = (part.at_random(seed).contributions(0) for seed in range(_DRAWS))
     low, high = _interval(general)
     summary = {
         "component": part.component,
         "general": general[0],
         "general_low": low,
         "general_high": high,
+        "general_random": np.mean([_general(_shares(each))[0] for each in at_random]),
         "general_atoms": int((spread[0] >= GENERAL).sum()),
         "atoms": len(of_atoms),
         "categories": len(part.categories),
         "net": shares[0].sum(axis=1).mean(),
     }
     return of_atoms, pd.DataFrame([summary])
+
+
+def _general(shares: np.ndarray) -> np.ndarray:
+    """(…) of shares (…, K, M): what general atoms have of Σ|contribution|, mean over categories."""
+    of_atoms = np.abs(shares) * (generality(shares) >= GENERAL)[..., None, :]
+    return np.asarray(of_atoms.sum(axis=-1).mean(axis=-1))
 
 
 def _shares(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ _HEADROOM = 1.0
 """Octaves, or of evenly spaced bins the part of their range, beyond the largest value seen."""
 DRAWS = 200
 LEVEL = 0.95
-_CELLS = 2**22
+_CELLS = 2**20
 """Resampled counts at once."""
 
 

@@ -22,7 +22,7 @@ from spg_pipe.detector.judge import Judged, tiles_of
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.layer import LayerGuides, View
-from spg_pipe.guides.model import TAU, detection_feature, unit
+from spg_pipe.guides.model import TAU, detection_feature, lengths, unit
 
 MAP_GUIDES = "map_guides"
 """Of the image score: the guides' part of the map where it is highest."""
@@ -40,6 +40,8 @@ class Part:
     """(B,) float64: what is left where all tokens are at right angles to all atoms."""
     of_layers: Mapping[str, np.ndarray]
     """Layer → (B, M) float64: contributions of the atoms of its guides."""
+    everywhere: Mapping[str, np.ndarray] | None = None
+    """Layer → (B, M): what they would be if all pixels of the map counted alike."""
 
     @property
     def total(self) -> np.ndarray:
@@ -101,13 +103,15 @@ class _View:
         pixels = share * top_weights(maps, decision.top_share)
         offsets = np.full(len(maps), -share * term.mean)
         of_layers: dict[str, np.ndarray] = {}
-        for key, weights, batch in _weighted(pixels, self.tokens, self.grids, self.size):
+        everywhere: dict[str, np.ndarray] = {}
+        for key, weights, alike, batch in _weighted(pixels, self.tokens, self.grids, self.size):
             scale = decision.scales[key.layer]["guides"]
             gain = decision.map_weights.guides / scale.deviation
             offsets -= gain * scale.mean * weights.sum(axis=1)
-            pooled = gain * _pooled(batch[:, 1:], weights)
-            _add(of_layers, key.layer, pooled @ _sides(self.detector, key, "patches", False))
-        return Part(offsets, of_layers)
+            sides = gain * _sides(self.detector, key, "patches", False)
+            _add(of_layers, key.layer, _pooled(batch[:, 1:], weights) @ sides)
+            _add(everywhere, key.layer, _pooled_all(batch[:, 1:], alike) @ sides)
+        return Part(offsets, of_layers, everywhere)
 
     def _detection(self, decision: Decision) -> Part:
         term, view = decision.terms[DETECTION], self.detector.record.detection
@@ -143,11 +147,13 @@ def _published_parts(
         if score == "log_mean_exp":  # what the curve lies away from its tangent
             offsets = judged.columns["score"] - (pixels * (judged.maps - 0.5)).sum(axis=(1, 2))
         of_layers: dict[str, np.ndarray] = {}
-        for key, weights, batch in _weighted(pixels, tokens, grids, size):
+        everywhere: dict[str, np.ndarray] = {}
+        for key, weights, alike, batch in _weighted(pixels, tokens, grids, size):
             gains = gains_of(detector, key, batch[:, 1:], "patches")
-            pooled = _pooled(batch[:, 1:], weights * gains)
-            _add(of_layers, key.layer, pooled @ _sides(detector, key, "patches", True))
-        parts[MAP_GUIDES] = Part(offsets, of_layers)
+            sides = _sides(detector, key, "patches", True)
+            _add(of_layers, key.layer, _pooled(batch[:, 1:], weights * gains) @ sides)
+            _add(everywhere, key.layer, _pooled_all(batch[:, 1:], alike * gains) @ sides)
+        parts[MAP_GUIDES] = Part(offsets, of_layers, everywhere)
     if score in ("cls", "mix"):
         part = ALPHA if score == "mix" else 1.0
         parts[DETECTION] = _published_detection(detector, tokens, part)
@@ -205,15 +211,19 @@ def _sides(detector: Detector, key: TokenKey, view: View, published: bool) -> np
 
 
 def _weighted(
-    pixels: np.ndarray,
-    tokens: Tokens,
-    grids: Grids,
-    size: int,
-) -> Iterator[tuple[TokenKey, np.ndarray, Tensor]]:
-    """Each key, what its patches count in weighted pixels (B, N), and its tokens."""
-    weights = patch_weights(pixels, {key.name: grids[key] for key in tokens}, size)
+    pixels: np.ndarray, tokens: Tokens, grids: Grids, size: int
+) -> Iterator[tuple[TokenKey, np.ndarray, np.ndarray, Tensor]]:
+    """Each key with its tokens, and what its patches count in weighted pixels (B, H, W).
+
+    The latter twice, (B, N): as weighted, and with the same sum spread over all pixels.
+    """
+    sums = pixels.sum(axis=(1, 2), keepdims=True)
+    spread = np.broadcast_to(sums / pixels[0].size, pixels.shape)
+    shapes = {key.name: grids[key] for key in tokens}
+    weights, alike = (patch_weights(each, shapes, size) for each in (pixels, spread))
     for key, batch in tokens.items():
-        yield key, weights[key.name].reshape(len(batch), -1), batch
+        rows = (len(batch), -1)
+        yield key, weights[key.name].reshape(rows), alike[key.name].reshape(rows), batch
 
 
 def _pooled(patches: Tensor, weights: np.ndarray) -> np.ndarray:
@@ -223,6 +233,12 @@ def _pooled(patches: Tensor, weights: np.ndarray) -> np.ndarray:
         used = np.flatnonzero(row)
         pooled[image] = row[used] @ unit_tokens(patches[image, torch.from_numpy(used)])
     return pooled
+
+
+def _pooled_all(patches: Tensor, weights: np.ndarray) -> np.ndarray:
+    """The same where all weights count: summed in float32, for a mean that nothing adds up to."""
+    scaled = torch.from_numpy(weights).float() / lengths(patches.cpu())
+    return np.asarray((scaled[:, None] @ patches.cpu())[:, 0].double().numpy())
 
 
 def unit_tokens(tokens: Tensor) -> np.ndarray:
@@ -237,13 +253,18 @@ def _add(of_layers: dict[str, np.ndarray], layer: str, values: np.ndarray) -> No
 
 def _joined(each: Sequence[Mapping[str, Part]], back: np.ndarray) -> dict[str, Part]:
     """Parts of some images each, as parts of all, in the order `back`."""
-    return {
-        name: Part(
-            np.concatenate([parts[name].offsets for parts in each])[back],
-            {
-                layer: np.concatenate([parts[name].of_layers[layer] for parts in each])[back]
-                for layer in each[0][name].of_layers
-            },
-        )
-        for name in each[0]
-    }
+
+    def together(of_layers: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {
+            layer: np.concatenate([values[layer] for values in of_layers])[back]
+            for layer in of_layers[0]
+        }
+
+    joined = {}
+    for name in each[0]:
+        parts = [of_images[name] for of_images in each]
+        offsets = np.concatenate([part.offsets for part in parts])[back]
+        alike = [part.everywhere for part in parts if part.everywhere is not None]
+        of_layers = together([part.of_layers for part in parts])
+        joined[name] = Part(offsets, of_layers, together(alike) if alike else None)
+    return joined

@@ -1,5 +1,6 @@
 """What is counted of a stream of patches, and the patches where a latent is largest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,17 +20,14 @@ _NONE = torch.iinfo(torch.int64).min
 
 
 class Batch(NamedTuple):
-    """Which images a batch of B images with N patches each holds, and what their masks say."""
+    """Which images a batch of B images holds."""
 
-    source: int
     images: np.ndarray
     """(B,) rows in the store."""
     category: np.ndarray
     """(B,) int"""
     group: np.ndarray
     """(B,) int"""
-    shares: Tensor
-    """(B, N) float32 on the CPU: share of each patch's pixels that are defect."""
     known: np.ndarray
     """(B,) bool: whether the mask is known."""
 
@@ -90,13 +88,23 @@ class Tally:
         """The largest so far, (K, C, TOP)."""
         return TopPatches(self._value.numpy(), *self._place.numpy())
 
-    def add(self, batch: Batch, entries: Active) -> None:
-        """Count the entries of a batch's B·N patch tokens, on the CPU."""
-        images, patches = batch.shares.shape
-        cells, weights = self.bins.cells(entries), batch.shares.flatten()[entries.token]
+    def add(self, source: int, batch: Batch, shares: Tensor, entries: Active) -> None:
+        """Count the entries of a batch's B·N patch tokens.
+
+        Parameters
+        ----------
+        source : int
+            What the tokens are of: a number in `Activity.sources`.
+        shares : (B, N) float32
+            Share of each patch's pixels that are defect.
+        entries : Active
+            On the CPU.
+        """
+        images, patches = shares.shape
+        cells, weights = self.bins.cells(entries), shares.flatten()[entries.token]
         starts = torch.searchsorted(entries.token, torch.arange(images + 1) * patches).tolist()
         length, shape = self.latents * BINS, (self.latents, BINS)
-        defects = batch.shares.double().sum(dim=1).tolist()
+        defects = shares.double().sum(dim=1).tolist()
         for row, (category, group) in enumerate(zip(batch.category, batch.group, strict=True)):
             part = slice(starts[row], starts[row + 1])
             found = torch.bincount(cells[part], minlength=length).view(shape)
@@ -116,20 +124,16 @@ class Tally:
                 self.counts[category, group, 1] += (
                     torch.bincount(*hits, minlength=length).view(shape).numpy()
                 )
-        self._keep_largest(batch, entries)
+        self._keep_largest(source, batch, patches, entries)
 
-    def add_rebuilt(self, category: np.ndarray, x: Tensor, x_hat: Tensor) -> None:
-        """Add tokens (B, N, D) of images of some categories (B,), and what is rebuilt of them."""
-        error = (x - x_hat).square_().sum(dim=(1, 2), dtype=torch.float64)
-        squares = x.square().sum(dim=(1, 2), dtype=torch.float64)
-        cosine = F.cosine_similarity(x, x_hat, dim=2).sum(dim=1, dtype=torch.float64)
-        sums = x.sum(dim=1, dtype=torch.float64)
-        for total, values in zip(self.rebuilt, (error, squares, sums, cosine), strict=True):
-            np.add.at(total, category, values.cpu().numpy())
+    def add_rebuilt(self, category: np.ndarray, sums: Sequence[Tensor]) -> None:
+        """Add the `rebuilt_sums` of images of some categories (B,); none of nothing."""
+        for total, values in zip(self.rebuilt, sums, strict=False):
+            np.add.at(total, category, values.numpy())
 
-    def _keep_largest(self, batch: Batch, entries: Active) -> None:
+    def _keep_largest(self, source: int, batch: Batch, patches: int, entries: Active) -> None:
         """Each image's largest value of every latent competes with those kept of its category."""
-        images, patches = batch.shares.shape
+        images = len(batch.images)
         # In one number: the value in order of size, then the patch, the first one largest.
         patch = patches - 1 - entries.token % patches
         keys = (_ordered(entries.value.view(torch.int32)).long() << 32) | patch
@@ -140,7 +144,7 @@ class Tally:
         value = value.masked_fill_(largest == _NONE, -torch.inf)
         patch = patches - 1 - (largest & 0xFFFFFFFF).int()
         image = torch.from_numpy(batch.images.astype(np.int32))[:, None].expand_as(patch)
-        place = torch.stack([torch.full_like(patch, batch.source), image, patch])
+        place = torch.stack([torch.full_like(patch, source), image, patch])
         for category in np.unique(batch.category).tolist():
             rows = torch.from_numpy(np.flatnonzero(batch.category == category))
             both = torch.cat([self._value[category], value[rows].t()], dim=1)
@@ -148,6 +152,14 @@ class Tally:
             self._value[category] = both.gather(1, order)
             places = torch.cat([self._place[:, category], place[:, rows].transpose(1, 2)], dim=2)
             self._place[:, category] = places.gather(2, order.expand(3, -1, -1))
+
+
+def rebuilt_sums(x: Tensor, x_hat: Tensor) -> tuple[Tensor, ...]:
+    """The sums of `Rebuilt`, image by image, of tokens (B, N, D) and what is rebuilt of them."""
+    cosine = F.cosine_similarity(x, x_hat, dim=2).sum(dim=1, dtype=torch.float64)
+    error = (x - x_hat).square_().sum(dim=(1, 2), dtype=torch.float64)
+    squares = x.square().sum(dim=(1, 2), dtype=torch.float64)
+    return error.cpu(), squares.cpu(), x.sum(dim=1, dtype=torch.float64).cpu(), cosine.cpu()
 
 
 def _ordered(bits: Tensor) -> Tensor:

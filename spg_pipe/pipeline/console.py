@@ -90,6 +90,10 @@ class Console:
         if text and (self.json or self.verbosity > 0):
             _print(text, sys.stdout)
 
+    def line(self, text: str) -> None:
+        """A line of a result that comes piece by piece, for scripts."""
+        _print(text, sys.stdout)
+
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Update]:
         """A progress bar: call the update with (done, total, loss=None, label=None).

@@ -1,12 +1,12 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.walk import SCORES
+from spg_pipe.datasets.walk import EXPLANATIONS, SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
@@ -16,7 +16,8 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.images import read_images
+from spg_pipe.predict.files import PREDICTIONS, Output
+from spg_pipe.predict.images import Images, read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor
@@ -43,28 +44,60 @@ class Outcome(NamedTuple):
     """For people: the highest scores first."""
 
 
-def predict_folder(
-    detector_path: Path,
-    source: Path,
-    out: Path,
-    *,
-    weights: Path | None,
-    device: str,
-    console: Console,
-    tiles: Sequence[int] = (),
-    normals: NormalFolder | None = None,
-) -> Outcome:
+@dataclass(frozen=True)
+class Ask:
+    """Images to be judged, and by what."""
+
+    detector: Path
+    source: Path
+    """An image or a folder."""
+    out: Path
+    weights: Path | None = None
+    """A file of the backbone's weights."""
+    device: str = "auto"
+    tiles: Sequence[int] = ()
+    """See `load_predictor`."""
+    normals: NormalFolder | None = None
+    """A few normal images of the target: few-shot."""
+
+
+class Ready(NamedTuple):
+    """What `ready` found."""
+
+    images: Images
+    predictor: Predictor
+    white: int | None
+    notes: list[str]
+
+
+def predict_folder(ask: Ask, console: Console, *, explained: bool = False) -> Outcome:
     """Read the images and what judges them, judge, write the results.
 
     Parameters
     ----------
-    tiles : sequence of int
-        See `load_predictor`.
-    normals : NormalFolder, optional
-        A few normal images of the target: few-shot.
+    explained : bool
+        Also write why each image has its score.
     """
-    detector = Detector.load(detector_path)
-    images = read_images(source, out)
+    images, predictor, white, notes = ready(ask, console, PREDICTIONS)
+    if explained:
+        predictor.require_guides()
+    with console.progress("predict") as update:
+        judged = judge_images(predictor, images, white=white, explained=explained, progress=update)
+        predictions = write_results(judged, images, ask.out, predictor.shown)
+    if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
+        console.say(note_of_known(known, len(predictions), "whatever they show."))
+    outcome = _outcome(predictor, ask.detector, ask.out, predictions)
+    extra: dict[str, object] = {"notes": notes} if notes else {}
+    if explained:
+        extra["explanations"] = ask.out / EXPLANATIONS
+    return outcome._replace(content=outcome.content | extra)
+
+
+def ready(ask: Ask, console: Console, output: Output) -> Ready:
+    """Find the images, load what judges them, and say what is to be said of both."""
+    detector = Detector.load(ask.detector)
+    images = read_images(ask.source, ask.out, output)
+    normals = ask.normals
     manifest = read_normals(normals, detector) if normals else None
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
@@ -79,12 +112,13 @@ def predict_folder(
     notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, choose_device(device), console.announce)
+    device = choose_device(ask.device)
+    predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(one_line(f"  {licence}"))
     painted = detector.record.painted_on and not (normals and normals.alone)
-    if painted and (note := detector.own_images_note(str(source), content_ids(images.paths))):
+    if painted and (note := detector.own_images_note(str(ask.source), content_ids(images.paths))):
         console.say(note)
     if normals and manifest:
         manifest = replace(manifest, white=white)
@@ -92,13 +126,7 @@ def predict_folder(
             predictor = with_normals(predictor, manifest, normals, progress=update)
         if predictor.bank and (copies := predictor.bank.copies):
             console.say(note_of_copies(copies, len(manifest)))
-    with console.progress("predict") as update:
-        judged = judge_images(predictor, images, white=white, progress=update)
-        predictions = write_results(judged, images, out, predictor.shown)
-    if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
-        console.say(note_of_known(known, len(predictions), "whatever they show."))
-    outcome = _outcome(predictor, detector_path, out, predictions)
-    return outcome._replace(content=outcome.content | ({"notes": notes} if notes else {}))
+    return Ready(images, predictor, white, notes)
 
 
 def _outcome(

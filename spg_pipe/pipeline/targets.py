@@ -54,7 +54,7 @@ def score(
     given: dict[str, str] = {}
     options: ScoreParams | None = run.params.score
     if not alone:
-        detectors, options = _detectors_for(run, dataset, detector)
+        detectors, options = detectors_for(run, dataset, detector)
         judges = [*detectors]
     banks = banks_for(run, normals, features, judges, options) if normals else None
     written = []
@@ -93,7 +93,7 @@ def _score_one(
     return path
 
 
-def _detectors_for(
+def detectors_for(
     run: RecipeRun, dataset: Dataset, named: Path | None
 ) -> tuple[list[Detector], ScoreParams | None]:
     """The detectors that judge a target, and how they score.

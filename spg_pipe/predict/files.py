@@ -1,4 +1,4 @@
-"""The folder that `predict` writes: a new result replaces an older one as a whole or not at all.
+"""What `predict` and `explain` write: a new result replaces an older one as a whole or not at all.
 
 The folder may hold other files of a person, so it cannot be exchanged as an artefact's is: the
 new files wait in a hidden folder inside it, on the same file system, and are renamed into place.
@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.datasets.walk import OVERLAYS, SCORES, SCORES_HEADER
+from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, SCORES, SCORES_HEADER
 from spg_pipe.errors import SpgError, naming
 
 _UNFINISHED = ".spg-predict."
@@ -24,12 +25,28 @@ _PATH_BYTES = 1024
 """Of all names below the output folder, whose own are to fit into the system's 4096 as well."""
 
 
-def overlay_paths(images: Sequence[Path]) -> list[Path]:
-    """Files of the heat maps, relative to the output folder, of images relative to theirs.
+class Output(NamedTuple):
+    """What a command writes besides pictures."""
 
-    An image's own path and `.png`. Where that is too long for a file, or the place of a folder that
-    another heat map needs, the name's beginning and 16 hex digits of the whole path's SHA-256: the
-    same in every run.
+    file: str
+    """Its main file: the last to be written, and the sign of a result."""
+    head: str
+    """What that begins with."""
+    command: str
+
+
+PREDICTIONS = Output(SCORES, SCORES_HEADER, "predict")
+LINES = Output(EXPLANATIONS, '{"path": ', "explain")
+
+
+def picture_paths(
+    images: Sequence[Path], folder: str = OVERLAYS, ending: str = ".png"
+) -> list[Path]:
+    """Files of pictures, relative to the output folder, of images relative to theirs.
+
+    An image's own path and the ending. Where that is too long for a file, or the place of a folder
+    that another picture needs, the name's beginning and 16 hex digits of the whole path's SHA-256:
+    the same in every run.
     """
 
     def fitting(path: Path) -> Path:
@@ -37,65 +54,68 @@ def overlay_paths(images: Sequence[Path]) -> list[Path]:
         if path not in folders and len(name) <= _NAME_BYTES and len(whole) <= _PATH_BYTES:
             return path
         start = os.fsdecode(name[: _NAME_BYTES // 2].decode(errors="ignore").encode())
-        return Path(OVERLAYS, f"{start}-{hashlib.sha256(whole).hexdigest()[:16]}.png")
+        return Path(folder, f"{start}-{hashlib.sha256(whole).hexdigest()[:16]}{ending}")
 
-    plain = [Path(OVERLAYS, image.parent, f"{image.name}.png") for image in images]
-    folders = {folder for path in plain for folder in path.parents}
+    plain = [Path(folder, image.parent, f"{image.name}{ending}") for image in images]
+    folders = {above for path in plain for above in path.parents}
     return [fitting(path) for path in plain]
 
 
 def is_own_file(path: Path, out: Path) -> bool:
-    """Whether a file is a heat map below the output folder, finished or waiting."""
+    """Whether a file is a picture below the output folder, finished or waiting."""
     file, folder = path.resolve(), out.resolve()
     below = file.relative_to(folder).parts if file.is_relative_to(folder) else ()
-    return len(below) > 1 and (below[0] == OVERLAYS or below[0].startswith(_UNFINISHED))
+    ours = (OVERLAYS, EXPLAINED)
+    return len(below) > 1 and (below[0] in ours or below[0].startswith(_UNFINISHED))
 
 
-def check_out(out: Path, overlays: Sequence[Path]) -> None:
+def check_out(out: Path, names: Sequence[Path], output: Output = PREDICTIONS) -> None:
     """Refuse to replace files that are not an earlier result: an `SpgError` names them.
 
     Also folders that lead elsewhere by a link, and, with an OSError, an `out` that cannot be
-    written. `overlays` are to be written, relative to `out`, which need not exist.
+    written. `names` are to be written, relative to `out`, which need not exist.
     """
     advice = "Choose another --out, or move it away."
-    scores = out / SCORES
-    for folder in sorted({out / above for name in overlays for above in name.parents} - {out}):
+    main = out / output.file
+    folders = sorted({out / above for name in names for above in name.parents} - {out})
+    for folder in folders:
         if folder.is_symlink():
             raise SpgError(
-                f"{folder} is a link to {folder.readlink()}; heat maps would be written there. "
+                f"{folder} is a link to {folder.readlink()}; pictures would be written there. "
                 f"{advice}"
             )
-    for path in (out, out / OVERLAYS, scores, *(out / name for name in overlays)):
-        expected = "folder" if path in (out, out / OVERLAYS) else "file"
+    for path in (out, *folders, main, *(out / name for name in names)):
+        expected = "folder" if path in (out, *folders) else "file"
         if path.exists() and path.is_dir() != (expected == "folder"):
             found = "file" if expected == "folder" else "folder"
             raise SpgError(f"{path} is a {found}; a {expected} is to be written there. {advice}")
-    if scores.exists():
-        with scores.open("rb") as stream:
+    if main.exists():
+        with main.open("rb") as stream:
             first = stream.readline(4096).strip().decode(errors="replace")
-        if not first.startswith(SCORES_HEADER):
+        if not first.startswith(output.head):
             raise SpgError(
-                f"{scores} is not a result of predict and would be replaced: its first line is "
-                f"{first[:80]!r}, expected {SCORES_HEADER!r} and further columns. {advice}"
+                f"{main} is not a result of {output.command} and would be replaced: its first line "
+                f"is {first[:80]!r}, expected {output.head!r} and more. {advice}"
             )
-    elif taken := [name for name in overlays if (out / name).exists()]:
-        # Without scores beside it, a heat map's name is no sign of who wrote the file.
+    elif taken := [name for name in names if (out / name).exists()]:
+        # Without scores beside it, a picture's name is no sign of who wrote the file.
         raise SpgError(
-            f"{out / taken[0]} would be replaced, but is not part of a result of predict: there "
-            f"is no {SCORES} in {out}. {advice}"
+            f"{out / taken[0]} would be replaced, but is not part of a result of "
+            f"{output.command}: there is no {output.file} in {out}. {advice}"
         )
-    require_writable(scores)
+    require_writable(main)
 
 
 @contextmanager
-def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
+def whole_result(out: Path, names: Sequence[Path], output: Output = PREDICTIONS) -> Iterator[Path]:
     """A folder for the new files; they move into `out` together when the block ends well.
 
     Otherwise, and that includes Ctrl-C, `out` is left as it was found. No other file of `out` is
-    touched. The block writes scores.csv and `overlays`, which are relative, or some of these: the
+    touched. The block writes the main file and `names`, which are relative, or some of these: the
     earlier file of one that is missing is removed.
     """
-    above = {folder for name in (*overlays, Path(SCORES)) for folder in (out / name).parents}
+    every = [*names, Path(output.file)]
+    above = {folder for name in every for folder in (out / name).parents}
     made = sorted((folder for folder in above if not folder.exists()), reverse=True)
     waiting = out / f"{_UNFINISHED}{os.getpid()}"
     try:
@@ -105,7 +125,7 @@ def whole_result(out: Path, overlays: Sequence[Path]) -> Iterator[Path]:
             waiting.mkdir()
             (waiting / "new").mkdir()
             yield waiting / "new"
-            _exchange(out, [*overlays, Path(SCORES)], waiting / "new", waiting / "old")
+            _exchange(out, every, waiting / "new", waiting / "old")
     except BaseException:
         _discard(waiting)
         for folder in made:
@@ -130,15 +150,15 @@ def _remove_abandoned(out: Path) -> None:
 def _exchange(out: Path, names: Sequence[Path], new: Path, old: Path) -> None:
     """The older files aside, then the new ones in; or all back, as the folders say who moved.
 
-    scores.csv, the last name, goes first and comes last: a process that is killed in between
-    leaves no scores beside heat maps of another run.
+    The main file, the last name, goes first and comes last: a process that is killed in between
+    leaves none beside pictures of another run.
     """
     try:
         for name in reversed(names):
             if (out / name).exists():
                 _move(name, out, old)
         for name in names:
-            if (new / name).exists():  # a heat map may have failed
+            if (new / name).exists():  # a picture may have failed, or not been asked for
                 _move(name, new, out)
     except BaseException:
         for name in names:

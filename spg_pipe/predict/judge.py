@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from spg_pipe.datasets.walk import SCORES
 from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.errors import SpgError, counted, naming, told
+from spg_pipe.explain.explanation import Explanation
+from spg_pipe.explain.writer import Explained, ExplanationWriter
 from spg_pipe.images.files import utf8_name
 from spg_pipe.images.reading import read_image
 from spg_pipe.metrics import write_csv
-from spg_pipe.predict.files import whole_result
+from spg_pipe.predict.files import PREDICTIONS, whole_result
 from spg_pipe.predict.images import Images
 from spg_pipe.predict.predictor import Predictor
 
@@ -62,6 +65,10 @@ class JudgedImage(NamedTuple):
     """(H, W, 3) uint8 or uint16, as `read_image` gives it."""
     anomaly_map: np.ndarray
     """(H, W) float32 in [0, 1]."""
+    explanation: Explanation | None
+    """Of its batch, if asked for."""
+    number: int
+    """In its batch."""
 
 
 def judge_images(
@@ -70,6 +77,7 @@ def judge_images(
     *,
     white: int | None = None,
     batch_images: int = BATCH,
+    explained: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[JudgedImage]:
     """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
@@ -80,13 +88,15 @@ def judge_images(
         See `read_image`.
     batch_images : int
         Images of any sizes; each is preprocessed to the detector's image size.
+    explained : bool
+        Take the scores apart.
     progress : callable (done, total), optional
         Called after every batch.
 
     Raises
     ------
     SpgError
-        If an image cannot be read.
+        If an image cannot be read, or a bank alone is to be explained.
     """
     spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
     step = max(1, batch_images // spec.inputs_per_image)
@@ -95,7 +105,11 @@ def judge_images(
         paths = images.paths[start : start + step]
         exif = protocol.exif_of_own_images
         batch = [read_image(path, exif=exif, white=white) for path in paths]
-        judged = predictor.judge(batch)
+        explanation = None
+        if explained:
+            judged, explanation = predictor.explain(batch)
+        else:
+            judged = predictor.judge(batch)
         size, log_odds = spec.preprocess.size, predictor.log_odds
         maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
         for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
@@ -120,7 +134,7 @@ def judge_images(
                 protocol=protocol.name,
                 parts=parts,
             )
-            yield JudgedImage(prediction, pixels, anomaly_map)
+            yield JudgedImage(prediction, pixels, anomaly_map, explanation, number)
         if progress:
             progress(start + len(paths), len(images.paths))
 
@@ -128,7 +142,7 @@ def judge_images(
 def write_results(
     judged: Iterable[JudgedImage], images: Images, out: Path, shown: tuple[float, float]
 ) -> list[Prediction]:
-    """Write scores.csv and overlays/ of all images below `out`.
+    """Write scores.csv and overlays/ of all images below `out`, and explanations where there are.
 
     Files of an earlier result are replaced when all images are done, never before; after an error
     `out` is as it was. But a heat map that cannot be written costs no score: an `SpgError` tells of
@@ -141,20 +155,25 @@ def write_results(
     """
     predictions: list[Prediction] = []
     faults: list[OSError] = []
-    with whole_result(out, images.overlays) as folder:
-        for file, (prediction, pixels, anomaly_map) in zip(images.overlays, judged, strict=True):
+    low, high = shown
+    with ExitStack() as stack:
+        folder = stack.enter_context(whole_result(out, images.files(PREDICTIONS)))
+        writer: ExplanationWriter | None = None
+        for number, each in enumerate(judged):
+            file, prediction = images.overlays[number], each.prediction
             data = io.BytesIO()
-            low, high = shown
-            picture = overlay(eight_bit(pixels), anomaly_map, low=low, high=high)
+            picture = overlay(eight_bit(each.pixels), each.anomaly_map, low=low, high=high)
             Image.fromarray(picture).save(data, format="PNG")
             try:
                 with naming(out / file, folder.parent):
                     write_bytes(folder / file, data.getvalue())
             except OSError as error:
                 faults.append(error)
-                predictions.append(replace(prediction, overlay=""))
-            else:
-                predictions.append(prediction)
+                prediction = replace(prediction, overlay="")
+            predictions.append(prediction)
+            if (why := as_explained(each, images.explained[number])) is not None:
+                writer = writer or stack.enter_context(ExplanationWriter(folder, shown))
+                writer.add(why)
         write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
     if faults:
         raise SpgError(
@@ -162,3 +181,17 @@ def write_results(
             f"{counted(len(faults), 'heat map')} could not be written. {told(faults[0])}"
         )
     return predictions
+
+
+def as_explained(judged: JudgedImage, file: Path) -> Explained | None:
+    """What its explanation's writer takes, if it has one; `file` is of its picture."""
+    if judged.explanation is None:
+        return None
+    return Explained(
+        judged.prediction.path,
+        judged.explanation,
+        judged.number,
+        lambda: eight_bit(judged.pixels),
+        lambda: judged.anomaly_map,
+        file,
+    )

@@ -17,6 +17,8 @@ from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.decision.maps import shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.explain.explanation import Explanation, explain
 from spg_pipe.images.preprocess import preprocess
 from spg_pipe.metrics.tables import ZERO_SHOT
 from spg_pipe.store.extract import inputs_at_once
@@ -79,13 +81,34 @@ class Predictor:
 
     def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
         """Scores and patch grids of some images."""
-        (tokens, grids), spec = self.tokens(pixels), self.backbone.spec
+        return self._judge(*self.tokens(pixels))
+
+    def explain(self, pixels: Sequence[np.ndarray]) -> tuple[Judged, Explanation]:
+        """The same, with the scores taken apart; an `SpgError` if a bank judges alone."""
+        self.require_guides()
+        tokens, grids = self.tokens(pixels)
+        judged = self._judge(tokens, grids)
+        spec = self.backbone.spec
+        return judged, explain(self.detector, tokens, grids, spec, judged=judged)
+
+    def require_guides(self) -> None:
+        """Refuse, with an `SpgError`, to explain what guides take no part in."""
+        if self.alone:
+            raise SpgError(
+                "A bank alone uses no guides, so there are no atoms to explain its scores with. "
+                "Leave out --bank alone."
+            )
+
+    def _judge(self, tokens: Tokens, grids: Grids) -> Judged:
+        spec = self.backbone.spec
         if self.bank is None:
             return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
         distances = self.bank.distances(tokens)
         if self.footing is None:
             return judge_alone(distances)
-        return judge_fused(self.detector, distances, tokens, spec, [self.footing] * len(pixels))
+        return judge_fused(
+            self.detector, distances, tokens, spec, [self.footing] * len(distances.top)
+        )
 
 
 def load_predictor(

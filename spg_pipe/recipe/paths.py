@@ -66,11 +66,21 @@ class Paths:
         path = self._of("scores", f"{aux}--{row.name}", seed)
         return self._at(path, _SCORES, [aux, row], given)
 
+    def explanations(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
+        """explanations/<configuration>/<auxiliary>--<target>-<backbone>-<size>-s<seed>/"""
+        row = self._listed(target)
+        path = self._of("explanations", f"{aux}--{row.name}", seed)
+        return self._at(path, _SCORES, [aux, row], given)
+
     def metrics(self, aux: str, target: Row, seed: int, given: Given = None) -> Path:
         """metrics/<configuration>/<…>.json; .csv and curves/ lie beside it."""
         row = self._listed(target)
         path = self._of("metrics", f"{aux}--{row.name}", seed, ".json")
         return self._at(path, _METRICS, [aux, row], given)
+
+    def atlas(self, aux: str, seed: int, given: Given = None) -> Path:
+        """atlas/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/"""
+        return self._at(self._of("atlas", aux, seed), _DETECTOR, [aux], given)
 
     @property
     def report(self) -> Path:

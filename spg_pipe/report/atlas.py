@@ -1,13 +1,19 @@
 """The atlas page: what each atom of a detector looks for, beside the tables of its folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from spg_pipe.artefacts.reading import reading
+from spg_pipe.artefacts.record import read_record
+from spg_pipe.detector.record import DetectorOrigin
+from spg_pipe.explain.atlas_files import AtlasRecord
 from spg_pipe.report.page import environment, fixed, per_cent, size_of
 from spg_pipe.report.tables import Table
 
@@ -21,7 +27,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cosine": ("Mean cosine", fixed),
     "usage_mean": ("Mean use of a latent", per_cent),
     "usage_max": ("Most used latent", per_cent),
-    "top_k_rate": ("Patches of the k most used", per_cent),
+    "top_k_rate": ("Part of the k most used", per_cent),
 }
 """Column of categories.parquet → its heading, and how it is written."""
 _WIDE, _HIGH, _MARGIN = 400.0, 260.0, 10.0
@@ -61,6 +67,11 @@ class Described:
     categories: Sequence[Any]
     """By category, as the table has them."""
 
+    @property
+    def of_patches(self) -> bool:
+        """It counts patch by patch; else for the image as a whole alone."""
+        return bool(np.nan_to_num(self.whole.coefficient) != 0)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -83,6 +94,53 @@ class DictionaryMap:
     places: Sequence[Place]
 
 
+class Strip(NamedTuple):
+    """Crops of an atom's top patches."""
+
+    file: str
+    """A copy, as from the report's folder."""
+    projected: bool
+    """Of the projection that the detector uses; else of the latent."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a report shows of an atlas."""
+
+    page: str
+    """Address of the atlas page as from the report's."""
+    strips: Mapping[str, Strip]
+    """By atom, of those that have crops."""
+
+
+def copied(
+    atlas: Path, detector: DetectorOrigin, names: Collection[str], folder: Path, out: Path
+) -> Looks | None:
+    """Copy crops of some atoms into a report that is being made in `folder` and will lie at `out`.
+
+    None without an atlas of this detector.
+    """
+    if not (atlas / "config.json").is_file():
+        return None
+    record = read_record(atlas / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
+    if record.detector.fingerprint != detector.fingerprint:
+        return None
+    with reading(atlas / "atoms.parquet", "atlas", "spg-pipe atlas"):
+        table = pd.read_parquet(atlas / "atoms.parquet")
+    strips = {}
+    for atom in _described(table[table["category"].isna()]):
+        whole = atom.whole
+        projected = not pd.isna(whole.projection_crops)
+        file = whole.projection_crops if projected else whole.crops
+        if atom.name in names and not pd.isna(file) and (atlas / file).is_file():
+            copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
+            strips[atom.name] = Strip(copy, projected)
+            (folder / "atoms").mkdir(exist_ok=True)
+            shutil.copyfile(atlas / file, folder / copy)
+    page = Path(os.path.relpath(atlas / "index.html", out)).as_posix()
+    return Looks(page, strips)
+
+
 def write_page(folder: Path, content: AtlasContent) -> Path:
     """Write `folder`/index.html; crops and the figure of factors are there already.
 
@@ -95,7 +153,11 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
     """
     described = _described(content.atoms)
     own = [atom for atom in described if atom.whole.in_detector]
-    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share))
+    spread = "spread" in content.atoms
+    shares = {
+        atom.name: np.nan_to_num(atom.whole.spread if spread else atom.whole.share) for atom in own
+    }
+    own.sort(key=lambda atom: (not atom.of_patches, -shares[atom.name]))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}
@@ -106,9 +168,11 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             content=content,
             own=own,
             others=others,
-            layers=list(dict.fromkeys(content.atoms["layer"])),
             sample=_sample(own),
             names=names,
+            spread=spread,
+            most=_most(content.atoms[content.atoms["category"].isna()]),
+            most_of_category=_most(content.atoms[content.atoms["category"].notna()]),
             maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
             size=(_WIDE, _HIGH),
             factors=FACTORS if (folder / FACTORS).is_file() else None,
@@ -145,20 +209,31 @@ def _sample(own: Sequence[Described]) -> Described | None:
     return next(iter([*speaking, *own]), None)
 
 
+def _most(table: pd.DataFrame) -> float:
+    """The end of the lines on which average precisions are drawn: a tenth that none exceeds."""
+    largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
+    return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
+
+
 def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> DictionaryMap:
     """Scale a layer's places (C, 2) into the drawing, and mark the detector's atoms."""
-    lowest, span = places.min(axis=0), np.ptp(places, axis=0)
+    known = places[np.isfinite(places).all(axis=1)]  # dead latents have no place
+    lowest, span = known.min(axis=0), np.ptp(known, axis=0)
     inside = np.array([_WIDE - 2 * _MARGIN, _HIGH - 2 * _MARGIN])
     scaled = _MARGIN + (places - lowest) / np.where(span > 0, span, 1) * inside
-    marked = [atom for atom in own if atom.whole.layer == layer]
+    marked = [
+        atom
+        for atom in own
+        if atom.whole.layer == layer and np.isfinite(places[atom.whole.atom]).all()
+    ]
     most = max((float(np.nan_to_num(atom.whole.share)) for atom in marked), default=0.0) or 1.0
     drawn = []
     for atom in reversed(marked):  # the strongest is drawn last, above the others
         x, y = map(float, scaled[atom.whole.atom])
         part = float(np.nan_to_num(atom.whole.share)) / most
         drawn.append(Place(atom, x, y, _SMALLEST + (_LARGEST - _SMALLEST) * part**0.5))
-    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled)
-    return DictionaryMap(layer, len(places), others, drawn)
+    others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled if np.isfinite(x))
+    return DictionaryMap(layer, len(known), others, drawn)
 
 
 def _reconstruction(categories: pd.DataFrame) -> Table:

@@ -46,8 +46,7 @@ class AtomPart(NamedTuple):
     contribution: float
     """To the difference of the scores."""
     map: np.ndarray | None
-    """(h, w) float64: its part of the map less that of the picture's median patch; None if only the
-    whole image is measured along it."""
+    """(h, w) float64: its part of the map; None if only the whole image is measured along it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Reasons:
     """Name of a component → its difference, the largest first; they add up to the difference."""
     atoms: Sequence[AtomPart]
     """Those with the largest |contribution|."""
+    compared: "Usual"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,14 @@ def source_of(paths: Paths, way: DirectionRuns) -> Source | None:
     return Source(Detector.load(folder), way.store, run)
 
 
-def usual(source: Source, category: str) -> Usual:
+def why(source: Source | None, category: str, images: Sequence[int]) -> list[Reasons | None]:
+    """What sets some images of a category apart, by their rows in the store."""
+    if source is None or not images:
+        return [None] * len(images)
+    return [*_reasons(source, images, _usual(source, category))]
+
+
+def _usual(source: Source, category: str) -> Usual:
     """The mean over normal images of a category, evenly spaced; over any where none is normal."""
     table = source.run.scores.table
     rows = table[table["category"] == category]
@@ -125,7 +132,7 @@ def _spaced(rows: pd.DataFrame) -> list[int]:
     return [int(image) for image in rows.index[places]]
 
 
-def reasons(source: Source, images: Sequence[int], compared: Usual) -> list[Reasons]:
+def _reasons(source: Source, images: Sequence[int], compared: Usual) -> list[Reasons]:
     """What sets each of some images apart from the usual ones."""
     found = []
     for explanation in source.explained(images):
@@ -134,7 +141,7 @@ def reasons(source: Source, images: Sequence[int], compared: Usual) -> list[Reas
             parts = list(zip(names, figures[1:].tolist(), strict=False))
             parts.sort(key=lambda part: -abs(part[1]))
             atoms = _strongest(explanation, image, figures[1 + len(names) :])
-            found.append(Reasons(float(figures[0]), parts, atoms))
+            found.append(Reasons(float(figures[0]), parts, atoms, compared))
     return found
 
 
@@ -148,14 +155,11 @@ def _strongest(explanation: Explanation, image: int, differences: np.ndarray) ->
     strongest = sorted(sums, key=lambda atom: -abs(sums[atom]))[:SHOWN]
     return [
         AtomPart(
-            atom_name(*atom), sums[atom], _map(explanation, image, *atom) if atom in mapped else None
+            atom_name(layer, atom),
+            sums[layer, atom],
+            explanation.atom_map(image, explanation.finest(layer), atom)
+            if (layer, atom) in mapped
+            else None,
         )
-        for atom in strongest
+        for layer, atom in strongest
     ]
-
-
-def _map(explanation: Explanation, image: int, layer: str, atom: int) -> np.ndarray:
-    """Where images are in tiles of several sides, at the last of them."""
-    name = [name for name in explanation.fields if name.partition("@")[0] == layer][-1]
-    part = explanation.atom_map(image, name, atom)
-    return np.asarray(part - np.median(part))

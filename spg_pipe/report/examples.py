@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_dilation
 from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
@@ -17,6 +16,7 @@ from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.explain.picture import atom_overlay
 from spg_pipe.images.preprocess import resize_mask
 from spg_pipe.images.reading import read_image
 from spg_pipe.report.atoms import Reasons
@@ -29,13 +29,8 @@ LONGEST = 320
 """Longest side of a picture in the page's folder, pixels."""
 ATOM_LONGEST = 120
 """Of an atom's picture."""
-ATOM_LIMIT = {True: 0.5, False: 0.05}
-"""Where an atom's colour is full, by whether the map is log odds or a probability. The strongest of
-32 atoms reach 0.5 in the maps of the sets that the decision was made with (docs/beyond.md)."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
-_RINGS = ((255, 255, 255), (0, 0, 0))
-"""An outline's inner and outer line: one of them contrasts with any picture."""
 
 
 @dataclass(frozen=True)
@@ -178,25 +173,22 @@ def draw(
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
         if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
-            heat_map = outline(heat_map, resize_mask(mask, size))
+            heat_map = heat_maps.outline(heat_map, resize_mask(mask, size))
         _save(heat_map, folder / f"{stem}-map.jpg")
         if why is not None:
-            limit = ATOM_LIMIT[scores.record.log_odds]
-            _draw_atoms(fit(under, ATOM_LONGEST), why, limit, folder, stem)
+            _draw_atoms(fit(under, ATOM_LONGEST), why, scores.record.log_odds, folder, stem)
         files = f"{folder.name}/{stem}"
         pictures.append(Picture(example, files, photograph is not None, size, outlined, why))
     return pictures
 
 
 def _draw_atoms(
-    photograph: np.ndarray, why: Reasons, limit: float, folder: Path, stem: str
+    photograph: np.ndarray, why: Reasons, log_odds: bool, folder: Path, stem: str
 ) -> None:
     """A small picture for each atom that has a map: `stem`-atom-<number>.jpg."""
-    size = (photograph.shape[0], photograph.shape[1])
     for number, atom in enumerate(why.atoms):
         if atom.map is not None:
-            part = resize_maps(atom.map[None].astype(np.float32), size)[0]
-            drawn = heat_maps.signed_overlay(photograph, part, limit)
+            drawn = atom_overlay(photograph, atom.map, log_odds=log_odds)
             _save(drawn, folder / f"{stem}-atom-{number}.jpg")
 
 
@@ -212,20 +204,6 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)
-
-
-def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
-
-    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
-    """
-    out = image.copy()
-    inside = mask > 0
-    for colour in _RINGS:
-        grown = binary_dilation(inside, np.ones((3, 3), bool))
-        out[grown & ~inside] = colour
-        inside = grown
-    return out
 
 
 def fit(image: np.ndarray, longest: int) -> np.ndarray:

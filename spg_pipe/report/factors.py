@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from spg_pipe.explain.factors import GENERAL
 from spg_pipe.report.figures import svg_of
@@ -41,7 +42,7 @@ def factors_figure(
     shown = shown.sort_values(order, ascending=False, na_position="last", kind="stable")
     rows = table[table["component"] == component]
     shares = rows.pivot_table(
-        index=["dataset", "category"], columns=["layer", "atom"], values="share", sort=False
+        index="category", columns=["layer", "atom"], values="share", sort=False
     )[list(zip(shown["layer"], shown["atom"], strict=True))]
 
     def paint(figure: "Figure") -> None:
@@ -64,10 +65,21 @@ def _bars(axes: "Axes", shown: pd.DataFrame, atoms: int) -> None:
     axes.errorbar(places, value, yerr=away, fmt="none", ecolor="#333333", elinewidth=0.7)
     axes.axhline(GENERAL, linewidth=0.8, linestyle=":", color="#777777")
     of = f"the {len(shown)} strongest of {atoms} atoms" if len(shown) < atoms else f"{atoms} atoms"
-    counts = shown["factor"].value_counts()
-    parts = ", ".join(f"{counts[kind]} {kind}" for kind in _COLOURS if kind in counts)
-    axes.set(ylim=(0, 1), ylabel="generality", title=f"{of}: {parts}")
+    axes.set(ylim=(0, 1), ylabel="generality")
+    axes.set_title(of, loc="left")
+    axes.set_axisbelow(True)
     axes.grid(visible=False, axis="x")
+    counts = shown["factor"].value_counts()
+    kinds = [kind for kind in _COLOURS if kind in counts]
+    handles = [Patch(color=_COLOURS[kind], label=f"{counts[kind]} {kind}") for kind in kinds]
+    axes.legend(
+        handles=handles,
+        ncols=len(kinds),
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+    )
 
 
 def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:
@@ -77,9 +89,9 @@ def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:
         shares.to_numpy(), cmap=colormaps["PuOr_r"], vmin=-most, vmax=most, rasterized=False
     )
     axes.invert_yaxis()
-    names = [name for _, name in shares.index]
-    axes.set_yticks(np.arange(len(names)) + 0.5, names)
-    labels = [f"{layer}:{atom}" for layer, atom in shares.columns]
+    axes.set_yticks(np.arange(len(shares)) + 0.5, shares.index)
+    layers, latents = (shares.columns.get_level_values(name) for name in ("layer", "atom"))
+    labels = [f"{layer}:{latent}" for layer, latent in zip(layers, latents, strict=True)]
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6)
     axes.set_xlabel("atom, as layer:latent")
     axes.tick_params(length=0)

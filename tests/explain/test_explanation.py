@@ -84,6 +84,10 @@ def require_sums(explanation: Explanation) -> None:
         value = offset + explanation.contributions[:, rows].sum(axis=1)
         np.testing.assert_allclose(value, explanation.components[name], rtol=0, atol=1e-5)
 
+    averages = explanation.contributions - explanation.excess
+    held = [row.component == MAP_GUIDES for row in explanation.atoms]
+    assert (np.isfinite(averages) == np.array(held)).all()
+
 
 def require_maps(explanation: Explanation, name: str, expected: torch.Tensor) -> None:
     """An offset and the atoms' maps add up to the guides' part of the map (B, h, w)."""
@@ -202,6 +206,17 @@ def test_tiles_of_several_sides_add_up(detector: Detector) -> None:
         require_maps(explanation, name, guides_odds(detector, name, batch, grids[name]))
     published = Published(image_score="mix")
     require_sums(explain(detector, tokens, grids, spec, published))
+
+
+def test_the_excess_is_over_the_mean_of_the_image(detector: Detector) -> None:
+    """An image of equal patches has none."""
+    tokens = {name: batch[:, 1:2].expand_as(batch) for name, batch in random_tokens(3).items()}
+    explanation = explain(detector, tokens)
+    held = np.isfinite(explanation.excess)
+    assert np.abs(explanation.excess[held]).max() < 1e-5
+    tokens = random_tokens(3)
+    spread = explain(decided(detector, top_share=1.0), tokens)
+    assert np.abs(spread.excess[np.isfinite(spread.excess)]).max() < 1e-5
 
 
 def test_a_bank_is_a_component_of_its_own(detector: Detector) -> None:

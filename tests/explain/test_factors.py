@@ -16,14 +16,15 @@ from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.factors import DETECTION, GENERAL, MAP_GUIDES, generality, measure_factors
+from spg_pipe.explain.factors import GENERAL, generality, measure_factors
 from spg_pipe.explain.group_sums import GROUPS, GroupSums, group_sums, image_groups
+from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 from spg_pipe.guides.contrast import class_sums, direction, match
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 
-KEYS = ["component", "layer", "atom", "dataset", "category"]
+KEYS = ["component", "layer", "atom", "category"]
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,8 @@ def test_guides_of_a_category_alone_are_contrast_guides_of_its_images(
             assert (others[["coefficient", "contribution"]] == 0).all(axis=None)
             fit = rows["fit"].dropna()
             assert set(fit.index) == set(own.tolist())
-            written = fit.to_numpy() @ atoms[fit.index.to_numpy()].double().numpy()
-            rest = goal.double().numpy() - written
-            used = atoms[fit.index.to_numpy()].double().numpy()
+            used = atoms.double().numpy()[fit.index]
+            rest = goal.double().numpy() - fit.to_numpy() @ used
             np.testing.assert_allclose(used @ rest, 0, atol=1e-6)
 
 
@@ -221,6 +221,10 @@ def test_an_atom_that_adds_everywhere_is_general_and_one_that_adds_once_is_speci
     share = factors.shares.set_index("component").loc[MAP_GUIDES]
     assert 0.8 < share["general"] < 1
     assert share["categories"] == 6
+    ends = share[["general_low", "general_high"]].to_numpy(float)
+    np.testing.assert_allclose(ends, share["general"])  # all groups are alike
+    # The gap of five categories is along one line, whatever atoms it is written with.
+    assert share["general_random"] > 0.5
 
 
 def test_a_category_without_both_classes_is_left_out(
@@ -246,6 +250,8 @@ def test_several_stores_give_the_categories_of_all(
     alone, both = (measure_factors(tiny_detector, given) for given in ([sums], [sums, other]))
     assert len(both.table) == 2 * len(alone.table)
     assert both.shares["categories"].tolist() == [4, 4]
+    names = [f"{dataset}/{name}" for dataset in ("parts", "other") for name in ("bolt", "nut")]
+    assert both.table["category"].unique().tolist() == sorted(names)
 
 
 def test_a_store_without_the_detectors_layers_is_refused(

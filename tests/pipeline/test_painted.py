@@ -25,7 +25,7 @@ from spg_pipe.guides.kinds import ContrastGuides
 from spg_pipe.pipeline import features, synthetic, targets
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.own_images import note_own_images
-from spg_pipe.pipeline.predict import predict_folder
+from spg_pipe.pipeline.predict import Ask, predict_folder
 from spg_pipe.pipeline.run import RecipeRun, targets_of
 from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import (
@@ -176,8 +176,8 @@ def test_predict_says_what_was_painted_and_on_which(
 
     def predicted(normals: NormalFolder | None) -> tuple[Any, str]:
         out = tmp_path / str(len(list(tmp_path.iterdir())))
-        how = {"weights": None, "device": "cpu", "console": Console(1), "normals": normals}
-        return predict_folder(tmp_path / "detector", images, out, **how), capsys.readouterr().err
+        ask = Ask(tmp_path / "detector", images, out, device="cpu", normals=normals)
+        return predict_folder(ask, Console(1)), capsys.readouterr().err
 
     outcome, said = predicted(None)
     assert outcome.content["supervision"] == SEES

@@ -16,7 +16,7 @@ from tiny import TinyBackbone, files, photograph
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.predict import predict_folder
+from spg_pipe.pipeline.predict import Ask, predict_folder
 from spg_pipe.predict.images import read_images
 from spg_pipe.predict.judge import Prediction
 
@@ -83,7 +83,7 @@ def test_heat_maps_of_an_earlier_run_are_not_taken_for_images(images: Path, run:
     first = run(images, out)
     photograph(out / ".spg-predict.1" / "new" / "x.png")  # what a killed process leaves
     assert run(images, out) == first
-    with pytest.raises(SpgError, match=r"no images .*1 heat map of an earlier run"):
+    with pytest.raises(SpgError, match=r"no images .*1 picture of an earlier run"):
         run(out / "overlays" / "a.png.png", out)
     with pytest.raises(SpgError, match="holds the images themselves"):
         run(images, images)
@@ -209,8 +209,7 @@ def test_the_command_says_what_the_scores_depend_on(images, out, tiny_detector, 
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
     saved = images.parent / "detector"
     tiny_detector.save(saved)
-    options: dict[str, Any] = {"weights": None, "device": "cpu", "console": Console(0)}
-    outcome = predict_folder(saved, images, out, **options)
+    outcome = predict_folder(Ask(saved, images, out, device="cpu"), Console(0))
     facts = {
         "fingerprint": tiny_detector.fingerprint,
         "protocol": "default",

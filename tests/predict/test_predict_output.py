@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,9 +12,9 @@ from tiny import TinyBackbone, files, photograph
 
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.predict import predict_folder
+from spg_pipe.pipeline.predict import Ask, predict_folder
 from spg_pipe.predict import judge
-from spg_pipe.predict.files import overlay_paths
+from spg_pipe.predict.files import picture_paths
 
 STOPPED = TinyBackbone(fail_after=0)
 """Nothing is to be judged."""
@@ -78,7 +77,7 @@ def test_a_heat_map_in_the_place_of_a_folder_gets_another_name(images, out, run)
 
 def test_a_deep_folder_does_not_make_a_path_too_long():
     deep = Path(*["d" * 200] * 10)
-    made = overlay_paths([deep / "a.png", deep / "b.png", Path("a.png")])
+    made = picture_paths([deep / "a.png", deep / "b.png", Path("a.png")])
     assert made[2] == Path("overlays/a.png.png")
     assert len(set(made)) == 3
     assert all(len(str(path)) < 250 for path in made)
@@ -135,15 +134,14 @@ def test_an_image_that_is_too_large_is_named_before_the_work(
     monkeypatch.setattr("spg_pipe.backbones.load_backbone", begin)
     tiny_detector.save(images.parent / "detector")
     Image.new("L", (2500, 1000)).save(images / "large.png")
-    given = (images.parent / "detector", images, out)
-    options: Any = {"weights": None, "device": "cpu", "console": Console(0)}
+    ask = Ask(images.parent / "detector", images, out, device="cpu")
     monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "1")
     with pytest.raises(SpgError, match=r"large\.png has 2500000 pixels.*SPG_MAX_MEGAPIXELS=3 "):
-        predict_folder(*given, **options)
+        predict_folder(ask, Console(0))
     assert not out.exists()
     monkeypatch.setenv("SPG_MAX_MEGAPIXELS", "3")  # as it says
     with pytest.raises(BegunError):
-        predict_folder(*given, **options)
+        predict_folder(ask, Console(0))
 
 
 @pytest.mark.parametrize("lost", [{"a.png.png"}, {"a.png.png", "b.png.png"}])

@@ -14,7 +14,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.study.audit_case import Case, Directions, Place, matched
 from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
 from spg_pipe.study.audit_judging import Reading, judge
-from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.audit_tables import WHOLE, Row
 from spg_pipe.study.held_out import FIGURES
 
 Parts = Mapping[Place, Tensor]
@@ -35,13 +35,21 @@ class Variant(NamedTuple):
 
 
 def faithfulness(case: Case, detector: Detector, claim: str) -> Iterator[Row]:
-    """Figures of a detector of the case by some of its atoms, on every target."""
+    """Figures of a detector of the case by some of its atoms, on every target.
+
+    Of guides alone; of the recipe's own detector also with its self-distances, by fewer variants.
+    """
     variants = [*_variants(case, detector)]
-    whole = {place: rows.sum(0) for place, rows in detector_parts(detector).items()}
+    own = {place: rows.sum(0) for place, rows in detector_parts(detector).items()}
+    readings = {claim: (variants, Reading.of(detector))}
+    if detector.contrast:
+        few = [v for v in variants if v.dictionary in (OWN, DIRECTION) or v.what == "made of"]
+        readings[f"{claim}, {WHOLE}"] = few, Reading.of(detector, whole=True)
     for target, store in case.targets.items():
-        directions = [each.directions for each in variants]
-        figures = judge(store, directions, Reading.of(detector), whole, case.normal)
-        yield from _rows(case, claim, target, variants, figures)
+        for name, (chosen, reading) in readings.items():
+            directions = [each.directions for each in chosen]
+            figures = judge(store, directions, reading, own, case.normal)
+            yield from _rows(case, name, target, chosen, figures)
 
 
 def detector_parts(detector: Detector) -> dict[Place, Tensor]:

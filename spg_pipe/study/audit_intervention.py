@@ -151,6 +151,8 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
         found[what, "ratio"] = _ratio(size, shares.flatten())
         found[what, "ap"] = _mean_precision(size, shares.flatten())
     toward = changes[NAMED].sum(2).flatten()[:, None]
+    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), shares.flatten())
+    found[WHOLE, "toward"] = _toward(toward, shares.flatten())
     found[WHOLE, "ratio"] = _ratio(toward.abs(), shares.flatten())
     found[WHOLE, "ap"] = _mean_precision(toward, shares.flatten())
     for what in [*changes, WHOLE]:
@@ -179,6 +181,12 @@ def _ratio(size: Tensor, shares: Tensor) -> float:
     inside = (size * shares[:, None]).sum() / shares.sum()
     outside = size[shares == 0].sum() / (shares == 0).sum()
     return float(inside / outside) if outside > 0 else float("nan")
+
+
+def _toward(values: Tensor, shares: Tensor) -> float:
+    """Share of what changes (n, m) inside masks that goes to the anomalous side; ½ by chance."""
+    inside = values * shares[:, None]
+    return float(inside.clamp_min(0).sum() / inside.abs().sum())
 
 
 def _mean_precision(values: Tensor, shares: Tensor) -> float:

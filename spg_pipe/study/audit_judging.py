@@ -1,11 +1,12 @@
 """Figures of many directions on a target, from one pass over its tokens.
 
 All after the guides is linear but for the choice of the highest pixels. All else of the decision
-stays as it is: scales and weights. Self-distances are left out: they do not depend on the guides.
+stays as it is: scales, weights and, where they are not left out, self-distances.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.components import self_distance
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.model import COARSE, MAP_TOP, Decision, top_mean
 from spg_pipe.detector.model import Detector
@@ -30,9 +32,18 @@ _LEAST = 1e-7
 """A map's probability, at least, and less than 1 by that at least."""
 
 
+class Unlike(NamedTuple):
+    """What a layer's self-distances add."""
+
+    basis: Tensor
+    """(D, m) that they are measured in: of the detector's own atoms, whatever directions judge."""
+    in_map: float
+    in_score: float
+
+
 @dataclass(frozen=True)
 class Reading:
-    """How a detector reads maps and scores from what its guides say, its self-distance left out."""
+    """How a detector reads maps and scores from what its guides say."""
 
     scales: Mapping[str, float]
     """Layer → by which x·d of its patches is multiplied."""
@@ -44,10 +55,18 @@ class Reading:
     """Which pixels; 0: the highest one alone."""
     probabilities: bool
     """Whether layers are averaged as probabilities (the published rule), or as log odds."""
+    unlike: Mapping[str, Unlike] = field(default_factory=dict)
+    """Of each layer; empty: guides alone."""
 
     @classmethod
-    def of(cls, detector: Detector) -> "Reading":
-        """By the detector's own rule; the published one with the maximum as its image score."""
+    def of(cls, detector: Detector, *, whole: bool = False) -> "Reading":
+        """By the detector's own rule; the published one with the maximum as its image score.
+
+        Parameters
+        ----------
+        whole : bool
+            With self-distances.
+        """
         layers = detector.layers
         if detector.record.rule.rule == "published":
             return cls(dict.fromkeys(layers, 1.0), {}, 1.0, 0.0, probabilities=True)
@@ -66,10 +85,20 @@ class Reading:
             weight[MAP_TOP],
             decision.top_share,
             probabilities=False,
+            unlike={
+                layer: Unlike(
+                    guides.basis,
+                    decision.map_weights.self_distance / scales[layer]["self_distance"].deviation,
+                    weight["self_distance"]
+                    / len(layers)
+                    / scales[layer]["image_self_distance"].deviation,
+                )
+                for layer, guides in (layers if whole else {}).items()
+            },
         )
 
 
-_TERMS = (MAP_TOP, "detection")
+_TERMS = (MAP_TOP, "detection", "self_distance")
 
 
 def judge(
@@ -97,20 +126,29 @@ def judge(
         layer: (whole[layer, "patches"] - rows[layer, "patches"]) @ normal[layer]
         for layer in store.layers
     }
-    masks, side = coarse_masks(store), max(1, store.image_size // COARSE)
+    masks = coarse_masks(store)
     categories = np.unique(store.array("category").astype(object), return_inverse=True)[1]
     counts = torch.zeros(categories.max() + 1, len(variants) * 2 * BINS, dtype=torch.int64)
     known = store.array("mask_state") != MaskState.MISSING
     scores = np.zeros((len(store), len(variants)))
     with torch.inference_mode():
         for images, tokens in ordered_batches(sources_of(store, "cpu", "none"), _IMAGES):
-            maps = _maps(store, tokens, rows, absent, reading, side)
+            unlike = {
+                layer: self_distance(
+                    unit(tokens[layer][:, 1:]) @ of.basis, store.spec.layers[layer].grid
+                )
+                for layer, of in reading.unlike.items()
+            }
+            maps = _maps(store, tokens, unlike, rows, absent, reading)
             tops = top_mean(maps.flatten(0, 1).numpy(), reading.top_share)
             scores[images] = reading.top * tops.reshape(maps.shape[:2])
             for (layer, view), each in rows.items():
                 if view != "patches" and layer in reading.detection:
                     feature = unit(detection_feature(tokens[layer], view))
                     scores[images] += reading.detection[layer] * (feature @ each.t()).numpy()
+            for layer, values in unlike.items():
+                tops = top_mean(values.numpy(), reading.top_share)
+                scores[images] += reading.unlike[layer].in_score * tops[:, None]
             for image, of_image in zip(images.tolist(), maps, strict=True):
                 if known[image]:
                     counts[categories[image]] += _histogram(of_image, masks[image])
@@ -123,18 +161,20 @@ def judge(
 def _maps(
     store: FeatureStore,
     tokens: Mapping[str, Tensor],
+    unlike: Mapping[str, Tensor],
     rows: Mapping[Place, Tensor],
     absent: Mapping[str, Tensor],
     reading: Reading,
-    side: int,
 ) -> Tensor:
     """(B, F, side, side) maps of F variants, log odds."""
-    by_grid: dict[tuple[int, int], Tensor] = {}
+    side, by_grid = max(1, store.image_size // COARSE), dict[tuple[int, int], Tensor]()
     for layer, batch in tokens.items():
         grid = store.spec.layers[layer].grid
         products = unit(batch[:, 1:]) @ rows[layer, "patches"].t() + absent[layer]
         values = reading.scales[layer] * products.transpose(1, 2)
         values = values.sigmoid() if reading.probabilities else values
+        if layer in unlike:
+            values = values + reading.unlike[layer].in_map * unlike[layer][:, None]
         by_grid[grid] = by_grid.get(grid, torch.zeros(())) + values / len(tokens)
     total = torch.zeros(())
     for (h, w), values in by_grid.items():

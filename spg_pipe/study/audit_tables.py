@@ -17,7 +17,9 @@ LOSS = 0.01
 
 
 CONTRAST, TRAINED = "contrast guides", "trained guides"
-"""Claims of faithfulness, of either kind of guides."""
+WHOLE = "whole decision"
+"""Claims of faithfulness: of either kind of guides alone; of the first also with self-distances."""
+FAITHFUL = (CONTRAST, f"{CONTRAST}, {WHOLE}", TRAINED)
 
 
 class Row(NamedTuple):
@@ -41,22 +43,16 @@ def tables(rows: Sequence[Row], about: str) -> list[Table]:
     """What came out, by claim; means over directions of means over seeds."""
     frame = pd.DataFrame(rows, columns=Row._fields)
     frame["dictionary"] = pd.Categorical(frame["dictionary"], (DIRECTION, *DICTIONARIES))
-    found = [
-        *_faithfulness(frame, CONTRAST),
-        *_faithfulness(frame, TRAINED),
-        *_others(frame),
-    ]
+    found = [*(table for claim in FAITHFUL for table in _faithfulness(frame, claim))]
+    found += _others(frame[~frame.claim.isin(FAITHFUL)])
     return [replace(each, caption=f"{each.caption} {about}") for each in found]
 
 
-def means(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean value over directions of means over seeds: a row for each of `by`, a column for each n.
-
-    NaN where a dictionary has no such n.
-    """
+def means(frame: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Mean values over directions of means over seeds, NaN where there is no such row."""
     ways = ["auxiliary", "target"]
-    each = frame.groupby([*by, "n", *ways], observed=True)["value"].mean()
-    return each.groupby(level=[*by, "n"], observed=True).mean().unstack("n")
+    each = frame.groupby([*rows, *columns, *ways], observed=True)["value"].mean().reset_index()
+    return each.pivot_table("value", [*rows], [*columns], "mean", observed=True)
 
 
 def atoms_needed(by_n: pd.Series, whole: float) -> float:
@@ -79,12 +75,12 @@ def atoms_needed(by_n: pd.Series, whole: float) -> float:
 
 
 def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
-    values = means(frame[frame.claim == claim], ("figure", "dictionary", "variant"))
+    values = means(frame[frame.claim == claim], ("figure", "dictionary", "variant"), ("n",))
     for figure in FIGURES if len(values) else ():
         of_figure, rows = values.loc[figure], []
         own = of_figure.loc[[(OWN, "kept")]].to_numpy()[0]
         whole = float(own[~np.isnan(own)][-1])
-        for name, what in of_figure.index:
+        for name, what in of_figure.index.to_list():
             by_n = of_figure.loc[name, what]
             needed = math.nan if what.startswith("removed") else atoms_needed(by_n, whole)
             cells = [*map(digits, by_n), UNDEFINED if math.isnan(needed) else f"{needed:.0f}"]
@@ -98,11 +94,13 @@ def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
 
 def _others(frame: pd.DataFrame) -> Iterator[Table]:
     """Of the other claims, a table each: a row for each dictionary and variant."""
-    for claim, part in frame[~frame.claim.isin([CONTRAST, TRAINED])].groupby("claim", sort=False):
-        wide = means(part, ("dictionary", "variant", "figure")).unstack("figure").swaplevel(axis=1)
-        wide = wide.dropna(axis=1, how="all").sort_index(axis=1)
-        several = [figure for figure in wide.columns.unique(0) if wide[figure].shape[1] > 1]
-        heads = [f"{name} of {n}" if name in several else name for name, n in wide.columns]
+    for claim, part in frame.groupby("claim", sort=False):
+        wide = means(part, ("dictionary", "variant"), ("figure", "n"))
+        named = [str(figure) for figure in wide.columns.get_level_values("figure")]
+        heads = [
+            f"{name} of {n}" if named.count(name) > 1 else name
+            for name, n in zip(named, wide.columns.get_level_values("n"), strict=True)
+        ]
         rows = tuple(
             (", ".join(map(str, name)), *map(_number, values))
             for name, values in zip(wide.index, wide.to_numpy(), strict=True)

@@ -23,7 +23,7 @@ from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import audit as module
 from spg_pipe.study.audit import audit
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, OWN
-from spg_pipe.study.audit_tables import atoms_needed
+from spg_pipe.study.audit_tables import CONTRAST, WHOLE, atoms_needed
 from spg_pipe.study.held_out import FIGURES
 from spg_pipe.study.league import judge_target
 from spg_pipe.study.settings import Result
@@ -65,24 +65,25 @@ def values(result: Result, **wanted: Any) -> list[float]:
     return [float(row["value"]) for row in result.rows if wanted.items() <= row.items()]
 
 
-def test_all_atoms_give_what_the_decision_gives_without_self_distance(held, monkeypatch):
+@pytest.mark.parametrize("alone", [True, False])
+def test_all_atoms_give_what_the_decision_gives(held, monkeypatch, alone):
     folder, result = held
     monkeypatch.chdir(folder)
     run = run_of()
     detector = Detector.load(run.paths.detector("left", 1))
-    decision = detector.decision.model_copy(
-        update={
-            "map_weights": detector.decision.map_weights.model_copy(update={"self_distance": 0}),
-            "terms": {n: t for n, t in detector.decision.terms.items() if n != "self_distance"},
-        }
-    )
+    decision, claim = detector.decision, f"{CONTRAST}, {WHOLE}"
+    if alone:
+        weights = decision.map_weights.model_copy(update={"self_distance": 0})
+        terms = {n: t for n, t in decision.terms.items() if n != "self_distance"}
+        changes, claim = {"map_weights": weights, "terms": terms}, CONTRAST
+        decision = decision.model_copy(update=changes)
     sides = {
         name: Sides(guides.directions(as_cosines=False), guides.basis)
         for name, guides in detector.layers.items()
     }
     store = checked_store(run, find_dataset(run.params, "right"))
     expected = judge_target(store, sides, [decision], "cpu")[0, :3]
-    whole = {"claim": "contrast guides", "seed": 1, "dictionary": OWN, "n": 5}
+    whole = {"claim": claim, "seed": 1, "dictionary": OWN, "n": 5}
     for variant in ("kept", "made of"):
         found = [values(result, **whole, variant=variant, figure=name)[0] for name in FIGURES]
         assert found == pytest.approx(expected, abs=2e-3)

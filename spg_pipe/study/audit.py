@@ -48,7 +48,7 @@ def audit(run: RecipeRun) -> Result:
     require_default_method(run.params, "atlas --audit")
     if not run.params.directions:
         raise SpgError("An audit needs `directions:` in the recipe. The recipe spg-plus has some.")
-    require_writable(path := run.params.artifacts / "audit" / f"{run.params.name}.csv")
+    require_writable(path := run.paths.audit)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     stores = stores_of(run)
     jobs = _jobs(run, stores)

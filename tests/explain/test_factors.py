@@ -17,7 +17,8 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.factors import GENERAL, generality, measure_factors
-from spg_pipe.explain.group_sums import GROUPS, GroupSums, group_sums, image_groups
+from spg_pipe.explain.group_sums import GroupSums, group_sums
+from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 from spg_pipe.guides.contrast import class_sums, direction, match
 from spg_pipe.recipe.params import ScoreParams

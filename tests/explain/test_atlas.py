@@ -88,7 +88,11 @@ def test_shares_are_those_of_the_explanations(
     expected = (size / size.sum().clip(lower=1e-12)).mean(axis=1)
     rows = whole(atlas).set_index(["layer", "atom"])
     np.testing.assert_allclose(rows.loc[expected.index, "share"], expected, atol=1e-6)
-    assert rows["share_apart"].sum() == pytest.approx(1, abs=1e-5)
+    by_category = net.groupby(level=[0, 1]).sum().T.groupby(tiny_store.array("category"))
+    around = by_category.transform(lambda values: values - values.mean())
+    deviation = (around**2).mean() ** 0.5
+    spread = rows.loc[expected.index, "spread"]
+    np.testing.assert_allclose(spread, deviation / deviation.sum(), atol=1e-6)
 
 
 def test_a_dictionary_finds_itself_in_another_seed(atlas: Atlas, tiny_sae: SaeRun) -> None:

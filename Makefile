@@ -10,7 +10,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-lowest test-pythons fuzz test-gpu parity check format bench \
+.PHONY: help install demo test test-lowest test-pythons fuzz test-gpu test-browser parity check format bench \
   bench-store dist clean
 
 help:  ## this list
@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)  ## the whole pipeline on the built-in demo: a table per category and a report
 	$(BIN)/spg-pipe demo
 
-test: $(STAMP)  ## all tests that run without a GPU
-	$(BIN)/python -m pytest -q -m 'not gpu' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## all tests that need neither a GPU nor a browser
+	$(BIN)/python -m pytest -q -m 'not gpu and not browser' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-lowest: build/lowest.txt  ## the same tests with the lowest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=$<
@@ -50,6 +50,9 @@ fuzz: $(STAMP)  ## damaged recipes, detectors, stores and images: 5,000 of each
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; says so where there is none
 	$(BIN)/python -m pytest -q -m gpu
+
+test-browser: $(STAMP)  ## the report and the atlas in Chromium; says how to get it where there is none
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 parity: $(STAMP)  ## our numbers against the reference's (ORACLE=DIR for other cases)
 	$(BIN)/python tests/parity_table.py $(ORACLE)

@@ -7,16 +7,18 @@ from spg_pipe.pipeline.datasets import require_in_project
 from spg_pipe.pipeline.run import RecipeRun
 
 CHECKED = Path("artifacts/.recipe-is-valid")
-"""What every other stage depends on; its content never changes, so that it makes none run again.
+"""What every other stage depends on: a fixed place, wherever the recipe has its artefacts.
 
-A fixed place, wherever the recipe has its artefacts: that is what is to be checked first."""
+Its content changes with the formats of artefacts and the default settings alone: stages then run
+again, which DVC, that sees neither code nor defaults, would not do by itself."""
+RESULTS = Path(__file__).with_name("results.yaml")
 
 
 def main(run: RecipeRun) -> None:
     """Check params.yaml before any other stage."""
     require_in_project(run.params)
     CHECKED.parent.mkdir(exist_ok=True)
-    CHECKED.write_text("params.yaml is a valid recipe\n")
+    CHECKED.write_text(f"params.yaml is a valid recipe\n{RESULTS.read_text()}")
 
 
 if __name__ == "__main__":

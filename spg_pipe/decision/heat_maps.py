@@ -8,12 +8,15 @@ from functools import cache
 
 import numpy as np
 from matplotlib import colormaps
+from scipy.ndimage import binary_dilation
 
 COLOUR_MAP = "inferno"
 """Perceptually uniform, readable in grey print and with colour-vision deficiencies."""
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
+_RINGS = ((255, 255, 255), (0, 0, 0))
+"""An outline's inner and outer line: one of them contrasts with any picture."""
 _BAND = 256
 """Rows at once: floats of a whole large photograph would take 50 bytes a pixel."""
 
@@ -53,6 +56,20 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     return np.rint(image * (255.0 / np.iinfo(image.dtype).max)).astype(np.uint8)
+
+
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
+
+    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
+    """
+    out = image.copy()
+    inside = mask > 0
+    for colour in _RINGS:
+        grown = binary_dilation(inside, np.ones((3, 3), bool))
+        out[grown & ~inside] = colour
+        inside = grown
+    return out
 
 
 def colour_bar(width: int = 256, height: int = 16) -> np.ndarray:

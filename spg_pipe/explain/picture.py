@@ -20,7 +20,7 @@ _SIDE = 240
 _ROW, _GAP, _BAR = 18, 12, 190
 TOWARDS = {True: (200, 40, 30), False: (30, 90, 200)}
 """Colour of what speaks for an anomaly, and of what speaks against it."""
-_FULL = {True: 0.5, False: 0.05}
+FULL = {True: 0.5, False: 0.05}
 """Part of a map's log odds, or of its probability, that gets the full colour."""
 _INK, _PAPER, _FAINT = (26, 26, 26), (255, 255, 255), (205, 205, 205)
 
@@ -78,7 +78,7 @@ def atom_overlay(photograph: np.ndarray, part: np.ndarray, *, log_odds: bool) ->
     """
     size = (photograph.shape[0], photograph.shape[1])
     above = (part - part.mean())[None].astype(np.float32)
-    share = (resize_maps(above, size)[0] / _FULL[log_odds])[:, :, None]
+    share = (resize_maps(above, size)[0] / FULL[log_odds])[:, :, None]
     grey = (photograph @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None]
     opacity = np.abs(share).clip(0, 1) * heat_maps.OPACITY
     colours = np.where(share > 0, TOWARDS[True], TOWARDS[False])

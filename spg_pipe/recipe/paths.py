@@ -78,6 +78,10 @@ class Paths:
         path = self._of("metrics", f"{aux}--{row.name}", seed, ".json")
         return self._at(path, _METRICS, [aux, row], given)
 
+    def atlas(self, aux: str, seed: int, given: Given = None) -> Path:
+        """atlas/<configuration>/<auxiliary>-<backbone>-<size>-s<seed>/"""
+        return self._at(self._of("atlas", aux, seed), _DETECTOR, [aux], given)
+
     @property
     def report(self) -> Path:
         """report/<configuration>/"""

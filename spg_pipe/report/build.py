@@ -1,5 +1,7 @@
 """The HTML report: one folder that opens anywhere, without scripts and without a network.
 
+It links the atlas, where there is one, and has copies of what it shows of it.
+
 Words and tables that only the page has are in its template; what it draws is in `examples` and
 `figures`.
 """
@@ -9,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.decision.maps import SHOWN, SIGMA
-from spg_pipe.errors import SpgError, printable
+from spg_pipe.errors import SpgError
+from spg_pipe.explain.picture import FULL
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report import examples, figures, inputs, kinds, tables
+from spg_pipe.report import atoms, examples, figures, inputs, kinds, tables
+from spg_pipe.report.atlas import Looks, copied
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
+from spg_pipe.report.page import environment
 
 Progress = Callable[[int, int], None]
 
@@ -36,7 +39,7 @@ def build_report(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write the report of a recipe as a folder: index.html, maps/, curves/.
+    """Write the report of a recipe as a folder: index.html, maps/, curves/, atoms/.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def build_report(
         (folder / "curves").mkdir()
         Image.fromarray(colour_bar()).save(folder / "scale.png")
         curves = _curves(directions, list(auxiliaries.values()), folder / "curves")
-        pictures = _pictures(directions, folder / "maps", progress)
+        pictures = _pictures(paths, directions, folder / "maps", progress)
         page = _render(
             params=params,
             directions=directions,
@@ -77,6 +80,8 @@ def build_report(
             runs=[(way, run) for way in directions for run in way.runs],
             curves=curves,
             pictures=pictures,
+            explained=any(map(_reasons, pictures.values())),
+            looks=_looks(paths, directions, pictures, folder, out),
             overview=tables.overview_table([(way.table, way.published) for way in directions]),
             data=_data(params, paths, directions),
         )
@@ -114,7 +119,7 @@ def _curves(
 
 
 def _pictures(
-    directions: Sequence[DirectionRuns], folder: Path, progress: Progress
+    paths: Paths, directions: Sequence[DirectionRuns], folder: Path, progress: Progress
 ) -> dict[str, dict[str, list[examples.Picture]]]:
     """Direction → category → its pictures."""
     categories = {
@@ -124,13 +129,37 @@ def _pictures(
     pictures: dict[str, dict[str, list[examples.Picture]]] = {}
     for way in directions:
         scores, drawn = way.runs[0].scores, pictures.setdefault(way.name, {})
-        quality = examples.qualities(scores, way.store)
+        quality, source = examples.qualities(scores, way.store), atoms.source_of(paths, way)
         for number, category in enumerate(categories[way.name]):
             chosen = examples.choose(scores.table, category, quality)
-            drawn[category] = examples.draw(way, chosen, folder, f"{way.name}-{number:02d}")
+            why = atoms.why(source, category, [example.image for example in chosen])
+            drawn[category] = examples.draw(way, chosen, why, folder, f"{way.name}-{number:02d}")
             done += 1
             progress(done, total)
     return pictures
+
+
+def _reasons(pictures: Mapping[str, Sequence[examples.Picture]]) -> list[atoms.Reasons]:
+    """What the page says of a direction's pictures."""
+    return [why for drawn in pictures.values() for each in drawn if (why := each.reasons)]
+
+
+def _looks(
+    paths: Paths,
+    directions: Sequence[DirectionRuns],
+    pictures: Mapping[str, Mapping[str, Sequence[examples.Picture]]],
+    folder: Path,
+    out: Path,
+) -> dict[str, Looks]:
+    """Direction → what the atlas of its detector shows of the atoms that the page names."""
+    found = {}
+    for way in directions:
+        run = way.runs[0]
+        names = {atom.name for why in _reasons(pictures[way.name]) for atom in why.atoms}
+        looks = copied(paths.atlas(way.direction.aux, run.seed), run.detector, names, folder, out)
+        if looks is not None:
+            found[way.name] = looks
+    return found
 
 
 def _data(
@@ -159,22 +188,10 @@ def versions(made: Sequence[Mapping[str, str]]) -> dict[str, str]:
     }
 
 
-def _printable(value: object) -> object:
-    """What the page shows of a value; markup was made from such values."""
-    return printable(value) if type(value) is str else value
-
-
 def _render(**content: Any) -> str:
-    environment = Environment(
-        finalize=_printable,
-        loader=PackageLoader("spg_pipe", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals |= {
+    made = environment()
+    made.globals |= {
+        "atom_full": FULL,
         "examples_shown": examples.SHOWN,
         "fingerprint_digits": 16,
         "log_odds_shown": SHOWN,
@@ -187,4 +204,4 @@ def _render(**content: Any) -> str:
         "stability": inputs.stability,
         "versions": versions,
     }
-    return environment.get_template("report.html.jinja").render(**content)
+    return made.get_template("report.html.jinja").render(**content)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import binary_dilation
 from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
@@ -17,8 +16,10 @@ from spg_pipe.decision import heat_maps
 from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
+from spg_pipe.explain.picture import atom_overlay
 from spg_pipe.images.preprocess import resize_mask
 from spg_pipe.images.reading import read_image
+from spg_pipe.report.atoms import Reasons
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.store.reader import FeatureStore
 
@@ -26,10 +27,10 @@ SHOWN = 3
 """Images of a kind and category."""
 LONGEST = 320
 """Longest side of a picture in the page's folder, pixels."""
+ATOM_LONGEST = 120
+"""Of an atom's picture."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
-_RINGS = ((255, 255, 255), (0, 0, 0))
-"""An outline's inner and outer line: one of them contrasts with any picture."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Picture:
     """(height, width)"""
     outlined: bool
     """The mask's outline is drawn in the heat map."""
+    reasons: Reasons | None
+    """None where the detector or the tokens are gone."""
 
 
 def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
@@ -142,7 +145,11 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
 
 
 def draw(
-    direction: DirectionRuns, examples: Sequence[Example], folder: Path, name: str
+    direction: DirectionRuns,
+    examples: Sequence[Example],
+    reasons: Sequence[Reasons | None],
+    folder: Path,
+    name: str,
 ) -> list[Picture]:
     """Write the pictures of some examples into `folder`/`name`-….jpg."""
     scores, store = direction.runs[0].scores, direction.store
@@ -151,7 +158,8 @@ def draw(
     # All at once, because a chunk of the scores holds many images.
     maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
     pictures = []
-    for number, (example, small) in enumerate(zip(examples, maps, strict=True)):
+    each = zip(examples, maps, reasons, strict=True)
+    for number, (example, small, why) in enumerate(each):
         row, stem = scores.table.iloc[example.image], f"{name}-{number}"
         path, white = direction.dataset.root / example.path, store.spec.white if store else None
         photograph = _photograph(path, direction.exif, white)
@@ -165,11 +173,23 @@ def draw(
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
         if store is not None and outlined:
             mask = store.masks(np.array([example.image]))[0]
-            heat_map = outline(heat_map, resize_mask(mask, size))
+            heat_map = heat_maps.outline(heat_map, resize_mask(mask, size))
         _save(heat_map, folder / f"{stem}-map.jpg")
+        if why is not None:
+            _draw_atoms(fit(under, ATOM_LONGEST), why, scores.record.log_odds, folder, stem)
         files = f"{folder.name}/{stem}"
-        pictures.append(Picture(example, files, photograph is not None, size, outlined))
+        pictures.append(Picture(example, files, photograph is not None, size, outlined, why))
     return pictures
+
+
+def _draw_atoms(
+    photograph: np.ndarray, why: Reasons, log_odds: bool, folder: Path, stem: str
+) -> None:
+    """A small picture for each atom that has a map: `stem`-atom-<number>.jpg."""
+    for number, atom in enumerate(why.atoms):
+        if atom.map is not None:
+            drawn = atom_overlay(photograph, atom.map, log_odds=log_odds)
+            _save(drawn, folder / f"{stem}-atom-{number}.jpg")
 
 
 def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:
@@ -184,20 +204,6 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)
-
-
-def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
-
-    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
-    """
-    out = image.copy()
-    inside = mask > 0
-    for colour in _RINGS:
-        grown = binary_dilation(inside, np.ones((3, 3), bool))
-        out[grown & ~inside] = colour
-        inside = grown
-    return out
 
 
 def fit(image: np.ndarray, longest: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
@@ -90,7 +90,7 @@ class TokenSource:
         return torch.cuda.Stream(self.device)
 
 
-def in_order(pool: Executor, work: Callable[[J], R], jobs: Sequence[J], ahead: int) -> Iterator[R]:
+def in_order(pool: Executor, work: Callable[[J], R], jobs: Iterable[J], ahead: int) -> Iterator[R]:
     """Results in the order of the jobs, at most `ahead` of them waiting or under way.
 
     What `work` raises is raised here.

@@ -13,11 +13,18 @@ from dvc.parsing import DataResolver
 from e2e.helpers import ROOT, one_message
 from e2e.helpers import run_stage as run_dvc_stage
 
+from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.cli.stage import run_stage
+from spg_pipe.datasets.manifest import ManifestRecord
+from spg_pipe.detector.metrics_file import MetricsRecord
+from spg_pipe.detector.record import DetectorRecord, ScoresRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.data import Section
+from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.paths import Paths, row_of
+from spg_pipe.sae.run import SaeQuality, SaeRecord
+from spg_pipe.store.format import SCHEMA_VERSION
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TOUCH = "x; touch P;"
@@ -103,6 +110,31 @@ def test_the_first_stage_lets_nothing_harmful_pass(tmp_path, demo, changed, mess
     assert (tmp_path / "artifacts" / ".recipe-is-valid").exists() is (message is None)
     if message:
         assert message in one_message(done)
+
+
+def test_stages_run_again_when_formats_or_defaults_change() -> None:
+    """DVC sees neither code nor defaults, so stages/results.yaml names them."""
+    held = yaml.safe_load((ROOT / "stages" / "results.yaml").read_text())
+    formats = {
+        str(model.model_fields["kind"].default): model.model_fields["format"].default
+        for model in (
+            ManifestRecord,
+            SaeRecord,
+            SaeQuality,
+            DetectorRecord,
+            ScoresRecord,
+            MetricsRecord,
+        )
+    } | {"store": SCHEMA_VERSION}
+    sections = {name: field.default for name, field in Params.model_fields.items()}
+    defaults = {
+        name: value.model_dump(mode="json")
+        for name, value in sections.items()
+        if isinstance(value, Section)
+    }
+    expected = {"formats": formats, "defaults": fingerprint(defaults)}
+    assert {key: held[key] for key in expected} == expected, "write these into stages/results.yaml"
+    assert "stages/results.yaml" in STAGES["recipe"]["deps"]
 
 
 def main(run: RecipeRun, aux: str, seed: int) -> None:

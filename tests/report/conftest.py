@@ -46,7 +46,7 @@ def published(world: World) -> World:
         guides={"kind": "trained", "epochs": 2},
         score={"rule": "published", "image_score": "cls"},
     )
-    return _made(changed.params, world.root, extract=False)
+    return made(changed.params, world.root, extract=False)
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +56,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_mvtec(root / "aux", ("tile",), good=2, per_defect=2, seed=1)
     write_mvtec(root / "target", (TRICKY,), good=3, per_defect=2, seed=2)
     write_mvtec(root / "target", ("only-defects",), good=0, per_defect=1, seed=3)
-    return _made(parse_params(_recipe(root), "the test's recipe"), root, extract=True)
+    return made(parse_params(_recipe(root), "the test's recipe"), root, extract=True)
 
 
-def _made(params: Params, root: Path, *, extract: bool) -> World:
+def made(params: Params, root: Path, *, extract: bool) -> World:
     from spg_pipe.pipeline import features, targets, training
     from spg_pipe.pipeline.console import Console
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from spg_pipe.decision.heat_maps import outline
 from spg_pipe.detector.scores import Scores
-from spg_pipe.report.examples import choose, fit, outline, qualities, weighted_precision
+from spg_pipe.report.examples import choose, fit, qualities, weighted_precision
 from spg_pipe.store.reader import FeatureStore
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlparse
 from xml.etree import ElementTree
@@ -14,7 +13,10 @@ import pytest
 from PIL import Image
 
 from report.conftest import SHOWN, TRICKY, World
+from report.handmade import atlas_folder
+from report.parsed import Page
 from spg_pipe.decision.rules import Published
+from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, printable
 from spg_pipe.metrics import seeds_mean
 from spg_pipe.pipeline.targets import read_metrics
@@ -22,47 +24,6 @@ from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
 from spg_pipe.report.kinds import image_score_in_words
 from spg_pipe.report.tables import text_table
-
-VOID = {"meta", "img", "link", "br"}
-
-
-class Page(HTMLParser):
-    """Tags, text and links of a page; fails on tags that do not nest."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.alts: list[str] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-        found = dict(attrs)
-        self.links += [value for key in ("href", "src") if (value := found.get(key))]
-        self.ids += [found["id"] or ""] if "id" in found else []
-        if tag == "img":
-            self.alts.append(found.get("alt") or "")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if {"th", "td"} & set(self._open):
-            self.rows[-1][-1] += data
 
 
 def built(world: World, out: Path) -> Page:
@@ -292,3 +253,58 @@ def test_the_quality_of_saes_and_their_stability_are_told(folder):
     assert len(re.findall(r"Layer s\d+: stability between seeds [01]\.\d{3}", text)) == 2
     svg = next((folder / "curves").glob("aux-training.svg")).read_text()
     assert "How often latents are active" in svg
+
+
+def test_a_picture_s_parts_add_up_to_the_difference_of_its_score(world, folder):
+    page = Page(folder / "index.html")
+    said = re.findall(
+        r"score (-?\d+\.\d+)[^:]*?([+−]\d+\.\d+) against the mean of 3 normal images: (.*?\d)\.\s",
+        page.text,
+    )
+    assert len(said) == 5
+    for _, difference, parts in said:
+        values = [float(v.replace("−", "-")) for v in re.findall(r"[+−]\d+\.\d+", parts)]
+        assert sum(values) == pytest.approx(float(difference.replace("−", "-")), abs=0.025)
+    assert "against the mean of 2 images" in page.text  # a category without normal ones
+    assert "`spg-pipe atlas` makes a page" in page.text
+    assert "Point at an atom" not in page.text
+    maps = list((folder / "maps").glob("*-atom-?.jpg"))
+    assert maps
+    for file in maps:
+        with Image.open(file) as picture:
+            assert picture.size == (64, 48)
+
+
+def test_atoms_are_linked_to_the_atlas_and_shown_from_copies(world, tmp_path):
+    linked = world.copied(tmp_path)
+    detector = Detector.load(linked.paths.detector("aux", 111))
+    atlas_folder(detector, linked.paths.atlas("aux", 111), ("one", "two"))
+    out = linked.paths.report
+    page = built(linked, out)
+    links = [urlparse(link) for link in page.links]
+    targets = {(out / link.path).resolve() for link in links if link.path.startswith("../")}
+    atlas = linked.paths.atlas("aux", 111) / "index.html"
+    assert targets == {atlas.resolve()}
+    names = {link.fragment for link in links if link.path.startswith("../")}
+    assert names <= set(Page(atlas).ids)
+    strips = {link.path for link in links if link.path.startswith("atoms/")}
+    assert strips == {f"atoms/{path.name}" for path in (out / "atoms").iterdir()}
+    assert "Point at an atom" in page.text
+
+
+def test_without_the_detector_or_its_tokens_no_atoms_are_shown(world, tmp_path):
+    poorer = world.copied(tmp_path)
+    shutil.rmtree(poorer.paths.detector("aux", 111))
+    page = built(poorer, tmp_path / "out")
+    assert "against the mean" not in page.text
+    assert "Why a picture has its score" not in page.text
+    assert not list((tmp_path / "out" / "maps").glob("*-atom-*"))
+
+
+def test_the_atlas_of_another_detector_is_not_linked(world, tmp_path):
+    other = world.copied(tmp_path)
+    detector = Detector.load(other.paths.detector("aux", 112))
+    atlas_folder(detector, other.paths.atlas("aux", 111), ("one", "two"))
+    page = built(other, other.paths.report)
+    assert not any(link.startswith("../") for link in page.links)
+    assert "`spg-pipe atlas` makes a page" in page.text

@@ -1,0 +1,160 @@
+"""Strips of pictures: what the patches look like where a latent is largest."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.heat_maps import eight_bit, outline
+from spg_pipe.errors import SpgError
+from spg_pipe.images.reading import read_image
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.source import in_order
+
+SIDE = 88
+"""Of a crop, pixels."""
+CONTEXT = 5
+"""Sides of a patch that a crop shows, the patch in the middle."""
+_GAP = 4
+_QUALITY = 82
+_THREADS = 2
+
+Progress = Callable[[int, int], None]
+
+
+class Place(NamedTuple):
+    """A patch of an image."""
+
+    store: int
+    """Number of the store."""
+    image: int
+    """Row in the store."""
+    patch: int
+    """Row-major on the grid."""
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Where the images of a store are."""
+
+    store: FeatureStore
+    root: Path
+
+    def read(self, image: int) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """An image (H, W, 3) uint8 and its mask (S, S), if it has one; None of one that is gone."""
+        row, spec = self.store.table.iloc[image], self.store.spec
+        try:
+            pixels = read_image(self.root / row["path"], exif=spec.exif, white=spec.white)
+        except SpgError:
+            return None
+        given = row["mask_state"] == MaskState.GIVEN
+        mask = self.store.masks(np.array([image]))[0] if given else None
+        return eight_bit(pixels), mask
+
+
+def write_strips(
+    strips: Mapping[str, Sequence[Place]],
+    photographs: Sequence[Photographs],
+    folder: Path,
+    progress: Progress | None = None,
+) -> set[str]:
+    """Write `folder`/<name>.jpg for each strip: its crops side by side.
+
+    Every photograph is decoded once. The crops wait in a file, so that memory does not grow with
+    the number of strips.
+
+    Parameters
+    ----------
+    strips : dict of name → places
+        The places of a strip in their order.
+    photographs : of each store
+    progress : callable (images done, images in all), optional
+
+    Returns
+    -------
+    set of str
+        Names of the strips that were written: those of which a photograph is there.
+    """
+    wanted: dict[tuple[int, int], dict[Place, list[int]]] = defaultdict(lambda: defaultdict(list))
+    first = {}
+    count = 0
+    for name, places in strips.items():
+        first[name] = count
+        for slot, place in enumerate(places):
+            wanted[place.store, place.image][place].append(count + slot)
+        count += len(places)
+    there = np.zeros(count, bool)
+    waiting = folder / ".crops"
+
+    def cut(key: tuple[int, int]) -> dict[Place, np.ndarray]:
+        found = photographs[key[0]].read(key[1])
+        return {} if found is None else {place: crop(*found, place) for place in wanted[key]}
+
+    with waiting.open("w+b") as file, ThreadPoolExecutor(_THREADS) as pool:
+        keys = sorted(wanted)
+        for done, (key, crops) in enumerate(zip(keys, in_order(pool, cut, keys, 4), strict=True)):
+            for place, pixels in crops.items():
+                for slot in wanted[key][place]:
+                    file.seek(slot * pixels.nbytes)
+                    file.write(pixels.tobytes())
+                    there[slot] = True
+            if progress:
+                progress(done + 1, len(keys))
+        written = set()
+        for name, places in strips.items():
+            slots = first[name] + np.flatnonzero(there[first[name] : first[name] + len(places)])
+            if len(slots):
+                _save(folder / f"{name}.jpg", (_crop_in(file, slot) for slot in slots.tolist()))
+                written.add(name)
+    waiting.unlink()
+    return written
+
+
+def crop(pixels: np.ndarray, mask: np.ndarray | None, place: Place) -> np.ndarray:
+    """A patch with its surroundings, (SIDE, SIDE, 3) uint8; a line goes around the mask.
+
+    Parameters
+    ----------
+    pixels : (H, W, 3) uint8
+    mask : (S, S), optional
+        Of the whole image, above 0 in a defect.
+    """
+    left, top, side = _window(pixels.shape[0], pixels.shape[1], place)
+    box = (left, top, left + side, top + side)
+    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+    if mask is None:
+        return np.asarray(small)
+    rows, columns = mask.shape[0] / pixels.shape[0], mask.shape[1] / pixels.shape[1]
+    in_mask = (left * columns, top * rows, box[2] * columns, box[3] * rows)
+    grey = Image.fromarray(np.multiply(mask > 0, 255, dtype=np.uint8))
+    inside = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=in_mask)
+    return outline(np.asarray(small), np.asarray(inside) > 127)
+
+
+def _window(height: int, width: int, place: Place) -> tuple[float, float, float]:
+    """Left, top and side of the square around a patch that lies in the image, pixels."""
+    rows, columns = place.grid
+    row, column = divmod(place.patch, columns)
+    side = min(CONTEXT * max(height / rows, width / columns), height, width)
+    top = (row + 0.5) * height / rows - side / 2
+    left = (column + 0.5) * width / columns - side / 2
+    return min(max(left, 0), width - side), min(max(top, 0), height - side), side
+
+
+def _crop_in(file: BinaryIO, slot: int) -> np.ndarray:
+    size = SIDE * SIDE * 3
+    file.seek(slot * size)
+    return np.frombuffer(file.read(size), np.uint8).reshape(SIDE, SIDE, 3)
+
+
+def _save(path: Path, crops: Iterable[np.ndarray]) -> None:
+    gap = np.full((SIDE, _GAP, 3), 255, np.uint8)
+    parts = [part for each in crops for part in (gap, each)][1:]
+    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY)

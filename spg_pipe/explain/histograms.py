@@ -1,0 +1,110 @@
+"""Average precision of values that are counted in bins, with intervals: no value is kept.
+
+A patch is anomalous by the share of its pixels that are defect, and normal by the rest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spg_pipe.explain.codes import Active
+
+BINS = 64
+_PER_OCTAVE = 8
+"""Bins of a code: their border values grow by 9 %, so that they span a factor of 256."""
+_HEADROOM = 1.0
+"""Octaves, or of evenly spaced bins the part of their range, beyond the largest value seen."""
+DRAWS = 200
+LEVEL = 0.95
+_CELLS = 2**20
+"""Resampled counts at once."""
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Where the values of C latents are counted; what lies outside counts in the outermost bin."""
+
+    low: Tensor
+    """(C,) lower end, of codes its logarithm to base 2."""
+    steps: Tensor
+    """(C,) bins a unit."""
+    logarithmic: bool
+
+    @classmethod
+    def of(cls, smallest: Tensor, largest: Tensor, *, logarithmic: bool) -> "Bins":
+        """Bins for what was seen in a sample, (C,) each; NaN of a latent without a value there."""
+        if logarithmic:
+            top = largest.log2()
+            top = torch.where(top.isnan(), top.nanmedian().nan_to_num(), top) + _HEADROOM
+            steps = torch.full_like(top, _PER_OCTAVE)
+            return cls(top - BINS / _PER_OCTAVE, steps, True)
+        room = _HEADROOM / 4 * (largest - smallest).clamp_min(1e-6)
+        return cls(smallest - room, BINS / (largest - smallest + 2 * room), False)
+
+    def cells(self, entries: Active) -> Tensor:
+        """(m,) int64: latent · BINS + bin of each entry."""
+        values = entries.value.log2() if self.logarithmic else entries.value
+        place = (values - self.low[entries.latent]).mul_(self.steps[entries.latent])
+        return place.clamp_(0, BINS - 1).long().add_(entries.latent, alpha=BINS)
+
+
+def binned_precision(counts: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """Step-wise average precision; the values of one bin count as equal, and so do zeros.
+
+    Parameters
+    ----------
+    counts : (..., 2, C, BINS)
+        Patches with a value, by bin: of any kind, and the anomalous ones.
+    patches : (..., 2)
+        All patches, with a value or without (0, below every bin).
+
+    Returns
+    -------
+    (..., C) float64; NaN where no patch is anomalous
+    """
+    descending = np.cumsum(counts[..., ::-1], axis=-1, dtype=np.float64)
+    of_all, hits = descending[..., 0, :, :], descending[..., 1, :, :]
+    gained = np.diff(hits, axis=-1, prepend=0.0)
+    total = patches[..., 0].astype(np.float64)[..., None]
+    positive = patches[..., 1].astype(np.float64)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.where(of_all > 0, gained * hits / of_all, 0.0).sum(axis=-1)
+        rest = (positive - hits[..., -1]).clip(min=0)  # sums of float32 shares
+        return (steps + rest * positive / total) / positive
+
+
+def resampled_precision(
+    counts: np.ndarray, patches: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the middle 95 % of `binned_precision` lie when groups are drawn anew.
+
+    Parameters
+    ----------
+    counts : (G, 2, C, BINS)
+        Of G groups of images, drawn with replacement.
+    patches : (G, 2)
+
+    Returns
+    -------
+    low, high : (C,) float64 each; NaN where no draw has an anomalous patch
+    """
+    there = np.flatnonzero(patches[:, 0] > 0)
+    latents = counts.shape[2]
+    low, high = np.full(latents, np.nan), np.full(latents, np.nan)
+    if not len(there) or not patches[:, 1].sum():
+        return low, high
+    draws = np.random.default_rng(seed).integers(0, len(there), (DRAWS, len(there)))
+    weights = np.zeros((DRAWS, len(there)), np.float32)
+    np.add.at(weights, (np.arange(DRAWS)[:, None], draws), 1)
+    drawn_patches = weights @ patches[there].astype(np.float64)
+    size = max(1, _CELLS // (DRAWS * 2 * BINS))
+    ends = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
+    for start in range(0, latents, size):
+        part = counts[there, :, start : start + size]
+        drawn = (weights @ part.reshape(len(there), -1)).reshape(DRAWS, *part.shape[1:])
+        found = binned_precision(drawn, drawn_patches)
+        known = found[drawn_patches[:, 1] > 0]
+        low[start : start + size], high[start : start + size] = np.percentile(known, ends, axis=0)
+    return low, high

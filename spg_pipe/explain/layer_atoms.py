@@ -1,0 +1,61 @@
+"""Which atoms of a layer are described, and what is measured of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spg_pipe.detector.model import Detector
+from spg_pipe.explain.activity import Measure, Rebuild
+from spg_pipe.explain.codes import projection_code, sae_code
+from spg_pipe.sae.model import sae_input
+from spg_pipe.sae.run import SaeRun
+
+PROJECTED = 64
+"""Atoms of a layer, those with the largest coefficients, whose projections are measured: trained
+guides may have thousands."""
+
+
+@dataclass(frozen=True)
+class LayerAtoms:
+    """What is described of a layer."""
+
+    layer: str
+    ids: np.ndarray
+    """(A,) int64: the latents that get a row."""
+    used: np.ndarray
+    """(M,) int64: those of the detector."""
+    coefficients: np.ndarray
+    """(M,) float64 of the patches' guides."""
+    detection: np.ndarray
+    """(M,) float64 of the images'; zeros where they have none."""
+    projected: np.ndarray
+    """(P,) int: rows of `used` whose projections are measured."""
+
+    @classmethod
+    def of(cls, detector: Detector, layer: str, latents: int, *, every: bool) -> "LayerAtoms":
+        """The detector's atoms of a layer, or every latent."""
+        guides, cosines = detector.layers[layer], not detector.contrast
+        patches = guides.coefficients("patches", as_cosines=cosines).numpy()
+        detection = np.zeros_like(patches)
+        if (view := detector.record.detection) in guides.pairs:
+            detection = guides.coefficients(view, as_cosines=cosines).numpy()
+        used = guides.atom_ids.numpy()
+        strongest = np.argsort(-np.abs(patches), kind="stable")[:PROJECTED]
+        projected = np.sort(strongest[patches[strongest] != 0])
+        return cls(
+            layer, np.arange(latents) if every else used, used, patches, detection, projected
+        )
+
+    def measures(self, detector: Detector, saes: SaeRun) -> list[Measure]:
+        """Of the SAE's latents; and, if there are any, of signed projections on atoms."""
+        sae, params = saes.layers[self.layer], saes.record.sae
+        norm = params.input_norm if params else "none"
+        rebuild = Rebuild(sae.atoms.detach(), lambda x: sae_input(x, norm))
+        code = sae_code(sae, norm)
+        found = [Measure(self.layer, code, len(sae.atoms), rebuild=rebuild)]
+        if len(self.projected):
+            signs = torch.from_numpy(np.sign(self.coefficients[self.projected])).float()
+            vectors = signs[:, None] * detector.layers[self.layer].atoms[self.projected]
+            found.append(Measure(self.layer, projection_code(vectors), len(vectors), dense=True))
+        return found

@@ -1,0 +1,61 @@
+"""What the pages have in common: how a template is filled, and how numbers are written."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from spg_pipe.errors import printable
+from spg_pipe.report.tables import UNDEFINED
+
+
+def environment() -> Environment:
+    """Templates of this room: everything that they show is escaped and printable."""
+    made = Environment(
+        finalize=_printable,
+        loader=PackageLoader("spg_pipe", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"fixed": fixed, "signed": signed, "per_cent": per_cent, "known": known}
+    return made
+
+
+def _printable(value: object) -> object:
+    """What the page shows of a value; markup was made from such values."""
+    return printable(value) if type(value) is str else value
+
+
+def known(value: Any) -> bool:
+    """Whether a cell of a table holds a value: neither None nor NaN."""
+    return not pd.isna(value)
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """0.123, or a dash."""
+    return f"{value:.{digits}f}" if known(value) else UNDEFINED
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """+0.123 or −0.123, or a dash."""
+    return f"{value:+.{digits}f}".replace("-", "−") if known(value) else UNDEFINED
+
+
+def per_cent(value: float | None) -> str:
+    """A share as 12.3 %: one digit after the point, below 1 % two that count; or a dash."""
+    if value is None or not known(value):
+        return UNDEFINED
+    part = 100 * value
+    return f"{part:.1f} %" if part == 0 or part >= 1 else f"{part:.2g} %"
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture file, pixels, from its header."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.size

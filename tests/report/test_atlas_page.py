@@ -1,0 +1,84 @@
+"""The atlas page from tables written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from report.conftest import World
+from report.handmade import LATENTS, atlas_folder
+from report.parsed import Page
+from spg_pipe.detector.model import Detector
+from spg_pipe.report.page import fixed, per_cent, signed
+
+CATEGORIES = ("tile", "<script>alert(1)</script>.png")
+
+
+@pytest.fixture(scope="module")
+def detector(world: World) -> Detector:
+    """The world's."""
+    return Detector.load(world.paths.detector("aux", 111))
+
+
+def page_of(detector: Detector, folder: Path, **options: bool) -> Page:
+    """The page of an atlas written by hand."""
+    atlas_folder(detector, folder, CATEGORIES, **options)
+    return Page(folder / "index.html")
+
+
+def names_of(detector: Detector) -> set[str]:
+    """The anchors of its atoms."""
+    return {
+        f"{layer}-{atom}"
+        for layer, guides in detector.layers.items()
+        for atom in guides.atom_ids.tolist()
+    }
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_the_atlas_needs_nothing_but_its_folder_and_every_atom_has_a_place(
+    detector, every, tmp_path
+):
+    page = page_of(detector, tmp_path / "atlas", every=every)
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert all(page.alts)
+    for link in page.links:
+        parts = urlparse(link)
+        assert not parts.scheme
+        assert not parts.netloc
+        if parts.path:
+            assert (tmp_path / "atlas" / unquote(parts.path)).is_file()
+        else:
+            assert parts.fragment in page.ids
+    everything = {f"{layer}-{atom}" for layer in detector.layers for atom in range(LATENTS)}
+    assert (everything if every else names_of(detector)) == set(page.ids) & everything
+    assert ("All other latents" in page.text) == every
+
+
+def test_atoms_stand_in_the_order_of_their_share_with_every_category(detector, tmp_path):
+    content = atlas_folder(detector, tmp_path / "atlas", CATEGORIES)
+    page = Page(tmp_path / "atlas" / "index.html")
+    whole = content.atoms[content.atoms["category"].isna()].sort_values("share", ascending=False)
+    expected = [f"{row.layer}-{row.atom}" for row in whole.itertuples()]
+    table = [row[0] for row in page.rows if row and row[0] in expected]
+    assert table == expected
+    assert page.text.count("By category") == len(expected)
+    assert [row[0] for row in page.rows].count(CATEGORIES[1]) == len(expected)
+    assert "1 of 2" in page.text
+    assert "General: 40 %." not in page.text  # belongs to the figure, which is not there
+
+
+def test_names_from_outside_appear_as_text(detector, tmp_path):
+    page = page_of(detector, tmp_path / "atlas")
+    assert CATEGORIES[1] in page.text
+    assert "mini <111>" in page.text
+    assert "<script" not in (tmp_path / "atlas" / "index.html").read_text()
+
+
+def test_numbers_are_written_in_one_way():
+    assert [fixed(0.12345), fixed(None), fixed(float("nan"))] == ["0.123", "–", "–"]
+    assert [signed(-0.5, 2), signed(0.5)] == ["−0.50", "+0.500"]
+    assert [per_cent(x) for x in (0.0, 0.5, 0.00123, None)] == ["0.0 %", "50.0 %", "0.12 %", "–"]

@@ -1,5 +1,6 @@
 """Commands that say why: the atoms behind a decision."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from spg_pipe.cli.options import (
     shared,
 )
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.run import targets_of
+from spg_pipe.pipeline.run import RecipeRun, targets_of
 
 
 @shared("backbone", "weights", "aux", "seed", "device", *RECIPE)
@@ -93,14 +94,35 @@ def atlas(
     every: Annotated[bool, Option("--all", help="Every latent, not only the guides'.")] = False,
     sae: Annotated[Path | None, Option(help="The detector's SAE, instead of the recipe's.")] = None,
     out: Annotated[Path | None, Option(help="Write the atlas here.")] = None,
+    audit: Annotated[
+        bool, Option("--audit", help="Instead: test such claims on all directions of the recipe.")
+    ] = False,
 ) -> None:
     """Describe what each atom of a detector looks for: tables, crops and a page (Atlas)."""
     from spg_pipe.pipeline.atlas import atlas as make
 
     run = options.run()
+    if audit:
+        _audit(
+            run,
+            {"DETECTOR": detector, "--split": split, "--all": every, "--sae": sae, "--out": out},
+        )
+        return
     paths = make(run, detector=detector, splits=split or (), sae=sae, out=out, every=every)
     text = "\n".join(f"Atlas: {path / 'index.html'}" for path in paths)
     run.console.result({"atlases": paths}, text)
+
+
+def _audit(run: RecipeRun, others: Mapping[str, object]) -> None:
+    if wrong := [name for name, value in others.items() if value]:
+        raise SpgError(
+            f"--audit is about the detectors of all directions of the recipe, and {wrong[0]} is "
+            "not for it. Give one of them; --aux and --seed narrow an audit."
+        )
+    from spg_pipe.study.audit import audit
+
+    result = audit(run)
+    run.console.result({"audit": result.path, "rows": result.rows}, result.table)
 
 
 COMMANDS = (explain, atlas)

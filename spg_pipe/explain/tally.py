@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.explain.codes import Active
+from spg_pipe.explain.groups import GROUPS
 from spg_pipe.explain.histograms import BINS, Bins
 
-GROUPS = 16
-"""Parts of the images that intervals are drawn over."""
 TOP = 8
 """Patches kept of each latent and category, one an image."""
 _NONE = torch.iinfo(torch.int64).min

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spg_pipe.explain.activity import Activity, Rebuild, deal, measure_activity
+from spg_pipe.explain.activity import Activity, Rebuild, measure_activity
 from spg_pipe.explain.codes import Active, projection_code, sae_code
+from spg_pipe.explain.groups import GROUPS, deal
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
-from spg_pipe.explain.tally import GROUPS, TOP
+from spg_pipe.explain.tally import TOP
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore

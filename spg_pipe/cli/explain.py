@@ -1,5 +1,6 @@
 """Commands that say why: the atoms behind a decision."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,16 +10,14 @@ from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
     Options,
+    OwnImages,
     SplitOption,
     StoreOption,
     TilesOption,
-    bank_alone,
-    bank_params,
     shared,
-    sides_of,
 )
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.run import targets_of
+from spg_pipe.pipeline.run import RecipeRun, targets_of
 
 
 @shared("backbone", "weights", "aux", "seed", "device", *RECIPE)
@@ -49,14 +48,17 @@ def explain(
     the recipe's detectors or by DETECTOR. --json prints each image's line.
     """
     from spg_pipe.pipeline import explain as explaining
-    from spg_pipe.pipeline.predict import Ask
-    from spg_pipe.predict.normals import NormalFolder
 
     console = options.console()
     told = console.line if options.as_json else lambda _: None
     if source is None:
-        own = {"--out": out, "--weights": options.weights, "--normals": normals, "--tiles": tiles}
-        if wrong := [name for name, value in own.items() if value is not None]:
+        of_images = {
+            "--out": out,
+            "--weights": options.weights,
+            "--normals": normals,
+            "--tiles": tiles,
+        }
+        if wrong := [name for name, value in of_images.items() if value is not None]:
             raise SpgError(
                 f"{wrong[0]} is for your own images: name the detector and them, as in "
                 "`spg-pipe explain DETECTOR FOLDER`."
@@ -74,16 +76,8 @@ def explain(
         return
     if detector is None or split is not None or store is not None:
         raise SpgError("Give a detector and images, or --split NAME, not both.")
-    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
-    ask = Ask(
-        detector,
-        source,
-        out or Path("explanations"),
-        weights=options.weights,
-        device=options.device,
-        tiles=sides_of(tiles) or (),
-        normals=NormalFolder(normals, settings, alone) if normals else None,
-    )
+    own = OwnImages(detector, source, out or Path("explanations"), normals, bank, tiles)
+    ask = own.ask(options)
     explaining.explain_images(ask, console, atoms=atoms, pictures=pictures, told=told)
 
 
@@ -100,14 +94,35 @@ def atlas(
     every: Annotated[bool, Option("--all", help="Every latent, not only the guides'.")] = False,
     sae: Annotated[Path | None, Option(help="The detector's SAE, instead of the recipe's.")] = None,
     out: Annotated[Path | None, Option(help="Write the atlas here.")] = None,
+    audit: Annotated[
+        bool, Option("--audit", help="Instead: test such claims on all directions of the recipe.")
+    ] = False,
 ) -> None:
     """Describe what each atom of a detector looks for: tables, crops and a page (Atlas)."""
     from spg_pipe.pipeline.atlas import atlas as make
 
     run = options.run()
+    if audit:
+        _audit(
+            run,
+            {"DETECTOR": detector, "--split": split, "--all": every, "--sae": sae, "--out": out},
+        )
+        return
     paths = make(run, detector=detector, splits=split or (), sae=sae, out=out, every=every)
     text = "\n".join(f"Atlas: {path / 'index.html'}" for path in paths)
     run.console.result({"atlases": paths}, text)
+
+
+def _audit(run: RecipeRun, others: Mapping[str, object]) -> None:
+    if wrong := [name for name, value in others.items() if value]:
+        raise SpgError(
+            f"--audit is about the detectors of all directions of the recipe, and {wrong[0]} is "
+            "not for it. Give one of them; --aux and --seed narrow an audit."
+        )
+    from spg_pipe.study.audit import audit
+
+    result = audit(run)
+    run.console.result({"audit": result.path, "rows": result.rows}, result.table)
 
 
 COMMANDS = (explain, atlas)

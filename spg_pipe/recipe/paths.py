@@ -116,6 +116,11 @@ class Paths:
         return self.params.artifacts / "league" / f"{self.params.name}.csv"
 
     @property
+    def audit(self) -> Path:
+        """audit/<configuration>.csv"""
+        return self.params.artifacts / "audit" / f"{self.params.name}.csv"
+
+    @property
     def sweep(self) -> Path:
         """sweeps/<configuration>.csv"""
         return self.params.artifacts / "sweeps" / f"{self.params.name}.csv"

@@ -1,0 +1,95 @@
+"""`spg-pipe atlas --audit`: are the atoms the reason? Every claim beside controls, in one table.
+
+Over all directions and seeds of a recipe. The same is asked of the SAE's dictionary and of others
+(`audit_dictionaries`), each matched to the same guides by the same pursuit.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from spg_pipe.artefacts.files import require_writable
+from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.metrics import write_csv
+from spg_pipe.pipeline.checked import checked_detector
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.machine import choose_device
+from spg_pipe.report.tables import plain
+from spg_pipe.study.audit_case import Case
+from spg_pipe.study.audit_faithfulness import faithfulness
+from spg_pipe.study.audit_intervention import intervention
+from spg_pipe.study.audit_latents import latents
+from spg_pipe.study.audit_stability import exactness, stability
+from spg_pipe.study.audit_tables import CONTRAST, TRAINED, Row, tables
+from spg_pipe.study.making import guides_job, making_jobs
+from spg_pipe.study.methods import PUBLISHED, Stores, auxiliaries, guides_path, stores_of
+from spg_pipe.study.runner import Job, run_jobs
+from spg_pipe.study.settings import Result, require_default_method
+
+
+def audit(run: RecipeRun) -> Result:
+    """Test what the atoms are said to be, on every direction of a recipe with every seed.
+
+    Guides as published are trained if they are missing; the recipe's SAEs, detectors and stores
+    must be there. Jobs run in processes of their own, as those of `compare`.
+
+    Returns
+    -------
+    Result
+        See `Row`; also written to audit/<name>.csv.
+
+    Raises
+    ------
+    SpgError
+        If the recipe has no directions, or does not use contrast guides and the additive rule; if
+        an artefact is missing.
+    """
+    require_default_method(run.params, "atlas --audit")
+    if not run.params.directions:
+        raise SpgError("An audit needs `directions:` in the recipe. The recipe spg-plus has some.")
+    require_writable(path := run.paths.audit)
+    run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
+    stores = stores_of(run)
+    jobs = _jobs(run, stores)
+    rows: list[Row] = []
+    for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
+        rows += result if isinstance(result, list) else []  # others make guides, and give costs
+        run.console.say(f"{number} of {len(jobs)} done: {name}")
+    rows.sort(key=lambda row: row[:8])
+    about = {
+        "backbone": run.params.backbone.alias,
+        "method_protocol": run.params.method.protocol,
+        "protocol": "exact, maps at a quarter of the size",
+    }
+    content = [row._asdict() | about for row in rows]
+    write_csv(path, content)
+    run.console.say(f"Audit {run.params.name} → {path}")
+    seeds = ", ".join(map(str, run.params.seeds))
+    said = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
+    shown = tables(rows, f"{said}; seeds {seeds}.")
+    return Result(content, "\n\n".join(map(plain, shown)), path)
+
+
+def _jobs(run: RecipeRun, stores: Stores) -> list[Job]:
+    jobs = [*making_jobs(run, stores, (PUBLISHED,))]
+    for aux, seed in product(auxiliaries(run, stores), run.params.seeds):
+        checked_detector(run, aux, seed)
+        name, trained = f"audit of {aux}, seed {seed}", guides_job(PUBLISHED, aux)
+        jobs.append(Job(name, partial(audit_case, run, aux, seed), (trained,)))
+    return jobs
+
+
+def audit_case(run: RecipeRun, aux: str, seed: int) -> list[Row]:
+    """Every claim about an auxiliary set and a seed."""
+    case = Case(run, aux, seed)
+    published = Detector.load(guides_path(run, PUBLISHED, aux, seed))
+    claims = (
+        faithfulness(case, case.detector, CONTRAST),
+        faithfulness(case, published, TRAINED),
+        latents(case),
+        intervention(case),
+        stability(case),
+        exactness(case),
+    )
+    return [row for rows in claims for row in rows]

@@ -1,0 +1,113 @@
+"""Dictionaries that an SAE's is compared with: would any other vectors explain as much?
+
+Each stands in the place of an SAE: its vectors, of unit length, are both encoder and dictionary, so
+that guides are matched, and tokens coded, in the same way by all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from spg_pipe.guides.model import unit
+from spg_pipe.sae.model import SparseAutoencoder
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+
+OWN = "trained SAE"
+UNTRAINED = "untrained SAE"
+RANDOM = "random unit vectors"
+MEANS = "k-means centroids"
+COMPONENTS = "PCA directions"
+AXES = "raw dimensions"
+DICTIONARIES = (OWN, UNTRAINED, RANDOM, MEANS, COMPONENTS, AXES)
+DIRECTION = "the direction itself"
+"""In place of a dictionary: what all of them are to match."""
+TOKENS = 50_000
+"""Patch tokens of a layer that centroids and components are made from, drawn evenly from all
+images."""
+_ROUNDS = 10
+"""Of k-means: more change the centroids hardly at all."""
+
+
+def dictionaries(
+    store: FeatureStore, saes: SaeRun, seed: int, *, unseeded: bool = True
+) -> dict[str, SaeRun]:
+    """The SAE, and all that it is compared with, by name.
+
+    An SAE before its training is random unit vectors with a tied encoder, and so `UNTRAINED` and
+    `RANDOM` are two draws of the same: how far they are apart is chance.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The auxiliary set that the SAE was trained on.
+    unseeded : bool
+        Also those that take nothing from the SAE and hardly depend on a seed: the last three of
+        `DICTIONARIES`. They need be made and judged once alone for all seeds.
+    """
+    first = next(iter(saes.layers.values()))
+    latents = len(first.dictionary)
+    made: dict[str, dict[str, Tensor]] = {UNTRAINED: {}, RANDOM: {}}
+    if unseeded:
+        made |= {MEANS: {}, COMPONENTS: {}, AXES: {}}
+    for number, (layer, shape) in enumerate(store.spec.layers.items()):
+        made[UNTRAINED][layer] = SparseAutoencoder(shape.dim, latents, 1, seed).dictionary.detach()
+        drawn = np.random.default_rng([seed, number]).standard_normal((latents, shape.dim))
+        made[RANDOM][layer] = unit(torch.from_numpy(drawn).float())
+        if unseeded:
+            tokens = sample_tokens(store, layer, seed)
+            made[MEANS][layer] = _centroids(tokens, latents, seed)
+            made[COMPONENTS][layer] = _both_ways(_components(tokens))
+            made[AXES][layer] = _both_ways(torch.eye(shape.dim))
+    return {OWN: saes} | {name: _in_place_of(saes, rows) for name, rows in made.items()}
+
+
+def sample_tokens(store: FeatureStore, layer: str, seed: int) -> Tensor:
+    """Patch tokens (n, D) float32 of unit length, at most `TOKENS` in all, as many of each image.
+
+    They are drawn without labels.
+    """
+    rng, shape = np.random.default_rng(seed), store.spec.layers[layer]
+    count = max(1, min(shape.patches, TOKENS // len(store)))
+    drawn = [
+        store.tokens(layer, np.array([image]))[0][rng.permutation(shape.patches)[:count]]
+        for image in range(len(store))
+    ]
+    return unit(torch.from_numpy(np.concatenate(drawn)).float())
+
+
+def _centroids(tokens: Tensor, count: int, seed: int) -> Tensor:
+    """(min(count, n), D) of unit tokens (n, D): spherical k-means."""
+    points, count = tokens.numpy(), min(count, len(tokens))
+    how = {"niter": _ROUNDS, "seed": seed, "spherical": True, "min_points_per_centroid": 1}
+    means = faiss.Kmeans(points.shape[1], count, **how)
+    means.train(points)
+    return unit(torch.from_numpy(np.array(means.centroids)))
+
+
+def _components(tokens: Tensor) -> Tensor:
+    """(min(D, n), D) principal directions of the centred tokens (n, D), the widest first."""
+    return torch.from_numpy(PCA(svd_solver="covariance_eigh").fit(tokens.numpy()).components_)
+
+
+def _both_ways(rows: Tensor) -> Tensor:
+    """Each vector and its opposite: a code has no negative values."""
+    return torch.cat([rows, -rows])
+
+
+def _in_place_of(saes: SaeRun, rows: Mapping[str, Tensor]) -> SaeRun:
+    """Vectors (C', D) of each layer as SAEs with as many active latents."""
+    layers, dead = {}, {}
+    for layer, vectors in rows.items():
+        k = min(saes.layers[layer].k, len(vectors))
+        sae = SparseAutoencoder(vectors.shape[1], len(vectors), k)
+        with torch.no_grad():
+            sae.dictionary.copy_(vectors)
+            sae.encoder.copy_(vectors)
+        layers[layer], dead[layer] = sae, torch.zeros(len(vectors), dtype=torch.bool)
+    return replace(saes, layers=layers, dead=dead)

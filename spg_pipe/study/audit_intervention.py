@@ -1,0 +1,205 @@
+"""Intervention: a defect is painted on a normal image; do the named atoms respond there?
+
+Pairs differ in one painted defect and its mask, so that what changes is what the defect does: a
+patch's token elsewhere changes as well, as far as the backbone spreads it. An atom answers for a
+defect if its part of the map changes inside the mask and not outside.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.backbones.base import Backbone
+from spg_pipe.datasets.layouts.catalogue import honours_exif
+from spg_pipe.datasets.manifest import LABEL_NORMAL
+from spg_pipe.datasets.paint.pasted import LEAST_SIDE, PAINTERS, canvas_of, paint
+from spg_pipe.errors import SpgError
+from spg_pipe.explain.codes import Code
+from spg_pipe.guides.model import unit
+from spg_pipe.images.preprocess import preprocess, resize_mask
+from spg_pipe.images.reading import read_image
+from spg_pipe.pipeline.datasets import find_dataset
+from spg_pipe.pipeline.features import load_backbone
+from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.recipe.protocol import protocol
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.audit_case import Case, matched
+from spg_pipe.study.audit_dictionaries import RANDOM
+from spg_pipe.study.audit_tables import Row
+
+CLAIM = "intervention"
+IMAGES = 6
+"""Normal images of each target that get one defect of each kind."""
+NAMED, OTHERS = "atoms of the guides", "other atoms"
+NAMED_LATENTS, OTHER_LATENTS = "latents of the guides", "other latents"
+WHOLE = "the guides"
+_AT_ONCE = 8
+
+
+class Pairs(NamedTuple):
+    """Tokens of a layer without and with each of P defects."""
+
+    before: Tensor
+    """(P, N, D) float32"""
+    after: Tensor
+    """(P, N, D)"""
+    shares: Tensor
+    """(P, N) float32: share of each patch's pixels that are painted."""
+
+
+def intervention(case: Case) -> Iterator[Row]:
+    """What the atoms of every dictionary but `RANDOM`, matched to the case's direction, say.
+
+    Targets whose photographs are not here are left out.
+    """
+    backbone = cache(partial(load_backbone, case.run))
+    for target, store in case.targets.items():
+        root = find_dataset(case.run.params, target).root
+        if not root.is_dir() or store.spec.backbone.tiles is not None:
+            continue
+        pairs = painted_pairs(case.run, target, store, backbone(), case.seed)
+        for name in [n for n in case.dictionaries if n != RANDOM and pairs]:
+            each = [_responses(case, name, layer, of_layer) for layer, of_layer in pairs.items()]
+            for variant, figure in each[0]:
+                values = [found[variant, figure] for found in each]
+                about = {"variant": variant, "figure": figure}
+                value, n = float(np.mean(values)), case.run.params.guides.atoms
+                yield case.row(CLAIM, target, name, **about, n=n, value=value)
+
+
+def painted_pairs(
+    run: RecipeRun, target: str, store: FeatureStore, backbone: Backbone, seed: int
+) -> dict[str, Pairs]:
+    """Layer → pairs on some normal images of a target; empty if it has none that can be read."""
+    dataset, spec = find_dataset(run.params, target), store.spec.backbone.preprocess
+    exif = honours_exif(dataset.layout, protocol(run.params.method.protocol).exif_of_own_images)
+    normal = np.flatnonzero(store.array("label") == LABEL_NORMAL)
+    rng = np.random.default_rng(seed)
+    before, after, masks = [], [], []
+    for row in normal[rng.permutation(len(normal))[:IMAGES]].tolist():
+        path = str(store.table["path"].iloc[row])
+        try:
+            levels = read_image(dataset.root / path, exif=exif, white=store.spec.white)
+        except SpgError:
+            continue
+        if min(levels.shape[:2]) < LEAST_SIDE:
+            continue
+        before.append(preprocess(levels, spec))
+        for number, kind in enumerate(PAINTERS):
+            own = np.random.default_rng([seed, number, zlib.crc32(path.encode())])
+            defective, mask = paint(canvas_of(levels), kind, own)
+            after.append(preprocess(defective, spec))
+            masks.append(resize_mask(mask, spec.size))
+    if not masks:
+        return {}
+    tokens = [_tokens(backbone, images) for images in (before, after)]
+    pixels = torch.from_numpy(np.stack(masks)).float()[:, None]
+    return {
+        layer: Pairs(
+            tokens[0][layer].repeat_interleave(len(PAINTERS), dim=0),
+            tokens[1][layer],
+            F.adaptive_avg_pool2d(pixels, store.spec.layers[layer].grid).flatten(1),
+        )
+        for layer in store.layers
+    }
+
+
+def _tokens(backbone: Backbone, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Layer → (P, N, D) float32 patch tokens on the CPU."""
+    parts: dict[str, list[Tensor]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(images), _AT_ONCE):
+            batch = torch.from_numpy(np.stack(images[start : start + _AT_ONCE]))
+            for layer, found in backbone(batch).items():
+                parts.setdefault(layer, []).append(found.patches.float().cpu())
+    return {layer: torch.cat(each) for layer, each in parts.items()}
+
+
+def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[str, str], float]:
+    """Figures of one layer: of named atoms and latents, of as many others, of their sum."""
+    saes, place = case.dictionaries[name], (layer, "patches")
+    pair, parts = matched(case.gaps[layer, "patches"], saes, layer, case.run.params.guides.atoms)
+    atoms = saes.layers[layer].atoms.detach()
+    free = ~saes.dead[layer]
+    free[pair.atom_ids] = False
+    left = torch.nonzero(free)[:, 0].numpy()
+    drawn = np.random.default_rng([case.seed, *map(ord, name + place[0])])
+    others = torch.from_numpy(drawn.permutation(left)[: len(pair.atom_ids)])
+    moved = unit(pairs.after) - unit(pairs.before)
+    used = torch.cat([pair.atom_ids, others])
+    latents = _latent_changes(pairs, case.code(name, layer), used, len(atoms))
+    changes = dict(
+        zip(
+            (NAMED, OTHERS, NAMED_LATENTS, OTHER_LATENTS),
+            (
+                moved @ parts.t(),
+                moved @ atoms[others].t(),
+                *latents.tensor_split([len(pair.atom_ids)], dim=2),
+            ),
+            strict=True,
+        )
+    )
+    shares, found = pairs.shares, dict[tuple[str, str], float]()
+    for what, values in changes.items():
+        size = values.abs().flatten(0, 1)
+        found[what, "ratio"] = _ratio(size, shares.flatten())
+        found[what, "ap"] = _mean_precision(size, shares.flatten())
+    toward = changes[NAMED].sum(2).flatten()[:, None]
+    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), shares.flatten())
+    found[WHOLE, "toward"] = _toward(toward, shares.flatten())
+    found[WHOLE, "ratio"] = _ratio(toward.abs(), shares.flatten())
+    found[WHOLE, "ap"] = _mean_precision(toward, shares.flatten())
+    for what in [*changes, WHOLE]:
+        found[what, "base_rate"] = float(shares.mean())
+    return found
+
+
+def _latent_changes(pairs: Pairs, code: Code, chosen: Tensor, latents: int) -> Tensor:
+    """(P, N, m) by how much the chosen latents' values change."""
+    place = torch.full((latents,), -1)
+    place[chosen] = torch.arange(len(chosen))
+    values = []
+    for tokens in (pairs.after, pairs.before):
+        entries, dense = (
+            code(tokens.flatten(0, 1)),
+            torch.zeros(tokens[..., 0].numel(), len(chosen)),
+        )
+        used = place[entries.latent] >= 0
+        dense[entries.token[used], place[entries.latent[used]]] = entries.value[used]
+        values.append(dense.view(*tokens.shape[:2], -1))
+    return values[0] - values[1]
+
+
+def _ratio(size: Tensor, shares: Tensor) -> float:
+    """How much larger |changes| (n, m) are inside masks than outside, all columns together."""
+    inside = (size * shares[:, None]).sum() / shares.sum()
+    outside = size[shares == 0].sum() / (shares == 0).sum()
+    return float(inside / outside) if outside > 0 else float("nan")
+
+
+def _toward(values: Tensor, shares: Tensor) -> float:
+    """Share of what changes (n, m) inside masks that goes to the anomalous side; ½ by chance."""
+    inside = values * shares[:, None]
+    return float(inside.clamp_min(0).sum() / inside.abs().sum())
+
+
+def _mean_precision(values: Tensor, shares: Tensor) -> float:
+    """Mean over columns of the AP of values (n, m) as detectors of what was painted.
+
+    As `weighted_precision`, of all columns at once; equal values count as one step.
+    """
+    ordered, order = values.sort(dim=0, descending=True)
+    hits = shares[order].double().cumsum(0)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    count = torch.arange(1, len(values) + 1, dtype=torch.float64)[:, None]
+    before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)
+    before[0] = 0
+    steps = torch.where(last, (hits - before) * hits / count, 0)
+    return float(steps.sum(0).div(shares.sum()).mean())

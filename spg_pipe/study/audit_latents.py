@@ -1,0 +1,198 @@
+"""Propose and audit: do latents that find defects on some images find them on others?
+
+The protocol of saev: latents are ranked by their precision (AP) on one half of the images; the best
+are judged by the other half, and here also by every target. The null is the same with each mask
+moved to another image of its category: what is left is where defects tend to lie, and chance.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spg_pipe.explain.activity import deal
+from spg_pipe.explain.codes import Code
+from spg_pipe.explain.histograms import BINS, Bins, binned_precision
+from spg_pipe.explain.tally import GROUPS
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import labelled_images
+from spg_pipe.study.audit_case import Case
+from spg_pipe.study.audit_dictionaries import RANDOM
+from spg_pipe.study.audit_tables import Row
+
+CLAIM = "propose and audit"
+BEST = (10, 25, 50, 100)
+"""Latents that are proposed, of all layers together."""
+MOST_IMAGES = 240
+"""Of each set, drawn by chance."""
+AUDITED, NULL = "masks", "moved masks"
+_DRAWS, _ENDS = 300, (2.5, 97.5)
+_IMAGES = 8
+_FIRST = 32
+"""Images that the bins are chosen from."""
+
+
+class Sample(NamedTuple):
+    """Some images of a store, and what their masks say."""
+
+    store: FeatureStore
+    images: np.ndarray
+    """(n,) rows of the store."""
+    groups: np.ndarray
+    """(n,) in 0 … GROUPS − 1."""
+    moved: np.ndarray
+    """(n,) a permutation within categories: whose mask each image has under the null."""
+
+    @classmethod
+    def of(cls, store: FeatureStore, seed: int) -> "Sample":
+        """Images with a known mask."""
+        rng, taught = np.random.default_rng(seed), labelled_images(store)
+        images = np.sort(taught[rng.permutation(len(taught))[:MOST_IMAGES]])
+        categories = store.array("category").astype(object)[images]
+        moved = np.arange(len(images))
+        for category in np.unique(categories):
+            own = np.flatnonzero(categories == category)
+            moved[own] = rng.permutation(own)
+        return cls(store, images, deal(categories, store.array("label")[images], seed), moved)
+
+    def shares(self, layer: str) -> Tensor:
+        """(n, N) float32: share of each patch's pixels that are defect."""
+        grid, parts = self.store.spec.layers[layer].grid, []
+        for start in range(0, len(self.images), 64):
+            masks = torch.from_numpy(self.store.masks(self.images[start : start + 64])).float()
+            parts.append(F.adaptive_avg_pool2d(masks[:, None], grid).flatten(1))
+        return torch.cat(parts)
+
+
+class Counts(NamedTuple):
+    """Patches of a sample by the value of each latent."""
+
+    cells: np.ndarray
+    """(GROUPS, 3, C, BINS) float32: all, and the anomalous ones by their masks, or moved masks."""
+    patches: np.ndarray
+    """(GROUPS, 3) float64: with a value or without."""
+
+    def precision(self, weights: np.ndarray, masks: str, latents: np.ndarray) -> np.ndarray:
+        """(R, n) AP of n latents, the groups weighted in R ways (R, GROUPS)."""
+        channels = [0, 1 if masks == AUDITED else 2]
+        cells = self.cells[:, channels][:, :, latents]
+        drawn = (weights @ cells.reshape(GROUPS, -1)).reshape(len(weights), *cells.shape[1:])
+        return binned_precision(drawn, weights @ self.patches[:, channels])
+
+
+class Proposed(NamedTuple):
+    """The best latents of all layers, the best first."""
+
+    layers: np.ndarray
+    """(n,) int: numbers of layers."""
+    latents: np.ndarray
+    """(n,) int"""
+
+
+def latents(case: Case) -> Iterator[Row]:
+    """Mean AP of the proposed latents of every dictionary but `RANDOM`, on all sets with masks.
+
+    Those of the auxiliary set are of the half of its images that proposed nothing.
+    """
+    stores = {case.aux: case.store} | case.targets
+    samples = {name: Sample.of(store, case.seed) for name, store in stores.items()}
+    half = np.arange(GROUPS) % 2
+    for name, saes in case.dictionaries.items():
+        proposed: dict[str, Proposed] = {}
+        for place, sample in samples.items() if name != RANDOM else ():
+            counted = []
+            for layer, sae in saes.layers.items():
+                code, shares = case.code(name, layer), sample.shares(layer)
+                counted.append(count(sample, layer, code, len(sae.dictionary), shares))
+            if not counted[0].patches[:, 1].any():
+                continue  # nowhere is known where a defect is
+            if place == case.aux:
+                proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
+            groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
+            for masks, best in proposed.items():
+                found = audited(counted, masks, best, groups, case.seed)
+                for n in (n for n in BEST if n <= found.shape[1]):
+                    means = found[:, :n].mean(axis=1)
+                    low, high = np.nanpercentile(means[1:], _ENDS)
+                    about = {"variant": masks, "n": n, "figure": "mean_ap", "low": float(low)}
+                    value = {"value": float(means[0]), "high": float(high)}
+                    yield case.row(CLAIM, place, name, **about, **value)
+                rates = counted[0].patches[groups].sum(axis=0)
+                about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
+                yield case.row(CLAIM, place, name, **about, value=float(rates[1] / rates[0]))
+
+
+def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:
+    """One pass over a sample's tokens, by the masks' shares (n, N) of its patches."""
+    cells = np.zeros((GROUPS, 3, latents, BINS), np.float32)
+    patches = np.zeros((GROUPS, 3))
+    channels = torch.stack(
+        [torch.ones_like(shares), shares, shares[torch.from_numpy(sample.moved)]]
+    )
+    bins = _bins(sample, layer, code, latents)
+    for start in range(0, len(sample.images), _IMAGES):
+        rows = np.arange(start, min(start + _IMAGES, len(sample.images)))
+        entries = code(_tokens(sample, layer, rows))
+        places, image = bins.cells(entries), entries.token // shares.shape[1]
+        for number, row in enumerate(rows.tolist()):
+            group, own = sample.groups[row], image == number
+            token = entries.token[own] - number * shares.shape[1]
+            for channel, weights in enumerate(channels[:, row]):
+                patches[group, channel] += float(weights.sum())
+                weight = weights[token]
+                if used := int(weight.count_nonzero()):
+                    inside = weight > 0 if used < len(weight) else slice(None)
+                    found = torch.bincount(
+                        places[own][inside], weight[inside], minlength=latents * BINS
+                    )
+                    cells[group, channel] += found.view(latents, BINS).numpy()
+    return Counts(cells, patches)
+
+
+def propose(counted: Sequence[Counts], masks: str, weights: np.ndarray) -> Proposed:
+    """The latents with the highest AP on some groups, weights (GROUPS,) 0 or 1."""
+    found = [
+        np.nan_to_num(each.precision(weights[None], masks, np.arange(each.cells.shape[2]))[0])
+        for each in counted
+    ]
+    layers = np.repeat(np.arange(len(found)), [len(each) for each in found])
+    numbers = np.concatenate([np.arange(len(each)) for each in found])
+    best = np.argsort(-np.concatenate(found), kind="stable")[: max(BEST)]
+    return Proposed(layers[best], numbers[best])
+
+
+def audited(
+    counted: Sequence[Counts], masks: str, best: Proposed, groups: np.ndarray, seed: int
+) -> np.ndarray:
+    """(1 + draws, n) AP of the proposed latents on some groups, and on these drawn anew."""
+    draws = np.random.default_rng(seed).choice(groups, (_DRAWS, len(groups)))
+    weights = np.zeros((1 + _DRAWS, GROUPS), np.float32)
+    weights[0, groups] = 1
+    np.add.at(weights, (np.arange(1, 1 + _DRAWS)[:, None], draws), 1)
+    found = np.empty((1 + _DRAWS, len(best.latents)))
+    for number, each in enumerate(counted):
+        own = np.flatnonzero(best.layers == number)
+        for part in np.array_split(own, -(-len(own) // _IMAGES) or 1):
+            found[:, part] = each.precision(weights, masks, best.latents[part])
+    return found
+
+
+def _bins(sample: Sample, layer: str, code: Code, latents: int) -> Bins:
+    """Bins that fit what is seen in some of the images."""
+    rows = np.unique(np.linspace(0, len(sample.images) - 1, _FIRST).astype(int))
+    ends = [torch.full((latents,), sign * torch.inf) for sign in (1, -1)]
+    for part in np.array_split(rows, -(-len(rows) // _IMAGES)):
+        entries = code(_tokens(sample, layer, part))
+        for end, way in zip(ends, ("amin", "amax"), strict=True):
+            end.scatter_reduce_(0, entries.latent, entries.value, way)
+    smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
+    return Bins.of(smallest, largest, logarithmic=True)
+
+
+def _tokens(sample: Sample, layer: str, rows: np.ndarray) -> Tensor:
+    """(n·N, D) float32."""
+    tokens = sample.store.tokens(layer, sample.images[rows])
+    return torch.from_numpy(tokens).float().flatten(0, 1)

@@ -1,0 +1,124 @@
+"""Stability: does another seed give the same atoms? And exactness: does an atom do what is said?"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from spg_pipe.decision.model import MAP_TOP, coarse_maps, top_weights
+from spg_pipe.detector.judge import judge
+from spg_pipe.detector.model import Detector
+from spg_pipe.explain.dictionary import MATCHED, matches
+from spg_pipe.explain.explanation import explain
+from spg_pipe.guides.layer import LayerGuides, Pair
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
+from spg_pipe.study.audit_case import Case
+from spg_pipe.study.audit_dictionaries import MEANS, OWN, UNTRAINED, dictionaries
+from spg_pipe.study.audit_tables import Row
+
+STABILITY, EXACTNESS = "stability", "contributions"
+ALL, NAMED = "all atoms", "atoms of the guides"
+_IMAGES, _ATOMS = 8, 8
+"""That contributions are tried on."""
+
+
+def stability(case: Case) -> Iterator[Row]:
+    """How near each atom comes to one of each other seed, of the SAE, before training, of k-means.
+
+    Means over layers and other seeds; `matched`: the share with a cosine of at least `MATCHED`.
+    """
+    others = [seed for seed in case.run.params.seeds if seed != case.seed]
+    if not others:
+        return
+    made = {
+        seed: dictionaries(case.store, case.saes(seed), seed, unseeded=case.first)
+        for seed in others
+    }
+    for name in (OWN, UNTRAINED, MEANS) if case.first else (OWN, UNTRAINED):
+        own, found = case.dictionaries[name], dict[str, list[np.ndarray]]()
+        for layer, sae in own.layers.items():
+            cosines = matches(
+                _atoms(sae.atoms),
+                [_atoms(of[name].layers[layer].atoms) for of in made.values()],
+                own.dead[layer],
+                [of[name].dead[layer] for of in made.values()],
+            ).cosines
+            found.setdefault(ALL, []).append(cosines[~own.dead[layer].numpy()])
+            if name == OWN:
+                named = case.detector.layers[layer].atom_ids.numpy()
+                found.setdefault(NAMED, []).append(cosines[named])
+        for variant, parts in found.items():
+            every = np.concatenate(parts)
+            about = {"variant": variant, "n": len(every)}
+            for figure, values in (("best_cosine", every), ("matched", every >= MATCHED)):
+                each = values.mean(axis=0)
+                row = about | {"figure": figure, "value": float(each.mean())}
+                ends = {"low": float(each.min()), "high": float(each.max())}
+                yield case.row(STABILITY, case.aux, name, **row, **ends)
+
+
+def _atoms(rows: Tensor) -> Tensor:
+    return rows.detach()
+
+
+def exactness(case: Case) -> Iterator[Row]:
+    """The largest difference between an atom's stated share and what the score loses without it.
+
+    On some images of every target, of the atoms with the largest shares; the pixels that count as
+    the map's highest are held.
+    """
+    for target, store in case.targets.items():
+        if store.spec.backbone.tiles is None:
+            about = {"variant": "stated less measured", "n": _ATOMS, "figure": "largest_difference"}
+            value = largest_difference(case.detector, store)
+            yield case.row(EXACTNESS, target, OWN, **about, value=value)
+
+
+def largest_difference(detector: Detector, store: FeatureStore) -> float:
+    """See `exactness`."""
+    images = np.unique(np.linspace(0, len(store) - 1, _IMAGES).astype(int))
+    tokens = {layer: image_tokens(store, layer, images) for layer in store.layers}
+    grids = {layer: store.spec.layers[layer].grid for layer in store.layers}
+    seen, rule = store.spec.backbone, detector.record.rule
+    judged = judge(detector, tokens, grids, seen, rule)
+    explanation = explain(detector, tokens, grids, seen, rule, judged)
+    stated: dict[tuple[str, int], np.ndarray] = {}
+    for row, values in zip(explanation.atoms, explanation.contributions.T, strict=True):
+        stated[row.layer, row.atom] = stated.get((row.layer, row.atom), 0) + values
+    strongest = sorted(stated, key=lambda atom: -np.abs(stated[atom]).mean())[:_ATOMS]
+    weights = top_weights(_maps(detector, store, tokens), detector.decision.top_share)
+
+    def score(of: Detector) -> np.ndarray:
+        _, values = of.log_odds(seen.keyed(tokens), seen.keyed(grids))
+        if MAP_TOP in of.decision.terms:
+            top = (_maps(of, store, tokens) * weights).sum(axis=(1, 2))
+            values = values | {MAP_TOP: top}
+        return np.sum(list(of.decision.shares(values).values()), axis=0)
+
+    whole = score(detector)
+    return max(
+        float(np.abs(whole - score(without(detector, *atom)) - stated[atom]).max())
+        for atom in strongest
+    )
+
+
+def _maps(detector: Detector, store: FeatureStore, tokens: dict[str, Tensor]) -> np.ndarray:
+    seen = store.spec.backbone
+    grids = {layer: store.spec.layers[layer].grid for layer in tokens}
+    odds, _ = detector.log_odds(seen.keyed(tokens), seen.keyed(grids))
+    return coarse_maps({key.name: values for key, values in odds.items()}, store.image_size)
+
+
+def without(detector: Detector, layer: str, atom: int) -> Detector:
+    """The detector of contrast guides without an atom of a layer; its self-distances are kept."""
+    guides = detector.layers[layer]
+    gone = guides.atom_ids == atom
+    pairs = {}
+    for view, pair in guides.pairs.items():
+        lost = pair.codes[:, gone] @ guides.atoms[gone]
+        codes = pair.codes.masked_fill(gone, 0)
+        pairs[view] = Pair(pair.normal - lost[0], pair.anomaly - lost[1], codes)
+    changed: LayerGuides = replace(guides, pairs=pairs)
+    return replace(detector, layers={**detector.layers, layer: changed})

@@ -1,0 +1,160 @@
+"""The claims of an audit, one by one: what is planted is found, and controls are what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import additive_plan
+
+from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.detector.make import make_detector
+from spg_pipe.detector.model import Detector
+from spg_pipe.explain.codes import Active
+from spg_pipe.report.examples import weighted_precision
+from spg_pipe.sae.run import SaeRun
+from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study import audit_intervention as painting
+from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OWN, dictionaries
+from spg_pipe.study.audit_faithfulness import ablations, detector_parts, doubling
+from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
+from spg_pipe.study.audit_stability import largest_difference, without
+
+
+@pytest.fixture(scope="module")
+def contrast(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
+    return make_detector(tiny_store, additive_plan(tiny_sae))[0]
+
+
+def test_dictionaries_have_unit_rows_and_the_saes_own_stays_as_it_is(tiny_store, tiny_sae):
+    made = dictionaries(tiny_store, tiny_sae, 1)
+    assert tuple(made) == DICTIONARIES
+    assert made[OWN] is tiny_sae
+    for name, saes in made.items():
+        for layer, sae in saes.layers.items():
+            lengths = sae.atoms.norm(dim=1)
+            assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5), name
+            if name != OWN:
+                assert torch.equal(sae.encoder, sae.dictionary)
+                assert not saes.dead[layer].any()
+    for name in (COMPONENTS, AXES):
+        atoms = made[name].layers["1"].atoms
+        assert torch.allclose(atoms[:12] @ atoms[:12].t(), torch.eye(12), atol=1e-5)
+    again = dictionaries(tiny_store, tiny_sae, 1)
+    for name in DICTIONARIES:
+        assert again[name].digest() == made[name].digest()
+
+
+def test_dictionaries_without_a_seed_are_left_out_where_another_seed_has_them(tiny_store, tiny_sae):
+    assert tuple(dictionaries(tiny_store, tiny_sae, 1, unseeded=False)) == DICTIONARIES[:3]
+
+
+def test_atoms_that_are_kept_and_removed_add_up(contrast):
+    parts = detector_parts(contrast)
+    gaps = {place: rows.sum(0) for place, rows in parts.items()}
+    by_n: dict[int, dict[str, Any]] = {}
+    for variant in ablations(OWN, parts, gaps, draws=1):
+        by_n.setdefault(variant.n, {})[variant.what] = variant.directions
+    assert list(by_n) == doubling(max(map(len, parts.values())))
+    *some, whole = by_n.values()
+    for each in some:
+        for place in parts:
+            total = each["kept"][place] + each["removed"][place]
+            assert torch.allclose(total, whole["kept"][place], atol=1e-6)
+            assert not torch.allclose(each["removed at random"][place], whole["kept"][place])
+
+
+def test_a_detectors_parts_add_up_to_its_directions(contrast, tiny_detector):
+    for detector in (contrast, tiny_detector):
+        parts = detector_parts(detector)
+        for layer, guides in detector.layers.items():
+            for view, side in guides.directions(as_cosines=not detector.contrast).items():
+                assert torch.allclose(parts[layer, view].sum(0), side[0], atol=1e-5)
+
+
+def test_a_removed_atom_takes_its_stated_share_from_the_score(contrast, tiny_store):
+    assert largest_difference(contrast, tiny_store) < 1e-5
+
+
+def test_without_an_atom_the_guides_lack_it_and_nothing_else(contrast):
+    guides = contrast.layers["1"]
+    atom = int(guides.atom_ids[0])
+    changed = without(contrast, "1", atom).layers["1"]
+    for view, pair in guides.pairs.items():
+        signed = pair.codes[1, 0] - pair.codes[0, 0]
+        lost = pair.anomaly - pair.normal - changed.pairs[view].anomaly + changed.pairs[view].normal
+        assert torch.allclose(lost, signed * guides.atoms[0], atol=1e-6)
+    assert torch.equal(changed.basis, guides.basis)
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_store: FeatureStore) -> tuple[Sample, Any]:
+    """A code whose latent 3 is on where masks are, 5 where moved masks are, others by chance."""
+    sample = Sample.of(tiny_store, 0)
+    shares = sample.shares("1")
+    moved = shares[torch.from_numpy(sample.moved)]
+    patches = shares.shape[1]
+    every = [
+        sample.store.tokens("1", sample.images[[n]]).reshape(-1, 12) for n in range(len(shares))
+    ]
+    first = {tokens[0].tobytes(): number for number, tokens in enumerate(every)}
+
+    def code(tokens: torch.Tensor) -> Active:
+        rows = [first[t.numpy().astype(every[0].dtype).tobytes()] for t in tokens[::patches]]
+        dense = torch.rand(len(tokens), 8, generator=torch.Generator().manual_seed(rows[0]))
+        dense[:, 3] = shares[rows].flatten()
+        dense[:, 5] = moved[rows].flatten()
+        token, latent = torch.nonzero(dense > 0, as_tuple=True)
+        return Active(token, latent, dense[token, latent])
+
+    return sample, code
+
+
+def test_the_latent_that_knows_the_masks_is_proposed_and_holds_up(planted):
+    sample, code = planted
+    counted = [count(sample, "1", code, 8, sample.shares("1"))]
+    assert counted[0].patches[:, 0].sum() == len(sample.images) * 16
+    half = np.arange(GROUPS) % 2
+    for masks, best in ((AUDITED, 3), (NULL, 5)):
+        proposed = propose(counted, masks, half)
+        assert proposed.latents[0] == best
+        found = audited(counted, masks, proposed, np.flatnonzero(half == 0), 0)
+        assert found[0, 0] > found[0, 1:].max() + 0.1
+        assert np.nanmin(found[1:, 0]) <= found[0, 0] <= np.nanmax(found[1:, 0])
+
+
+def test_masks_move_within_their_category_and_images_without_one_teach_nothing(tiny_store):
+    sample = Sample.of(tiny_store, 0)
+    categories = tiny_store.array("category")[sample.images]
+    assert (categories[sample.moved] == categories).all()
+    assert sorted(sample.moved) == list(range(len(sample.images)))
+    assert not (tiny_store.array("mask_state")[sample.images] == MaskState.MISSING).any()
+
+
+def test_precision_of_many_columns_is_that_of_each():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 20, (400, 6), generator=generator).float()
+    share = torch.rand(400, generator=generator) * (torch.rand(400, generator=generator) > 0.7)
+    each = [weighted_precision(column, share.numpy()) for column in values.t().numpy()]
+    assert painting._mean_precision(values, share) == pytest.approx(np.mean(each), rel=1e-6)
+
+
+def test_what_changes_inside_alone_has_a_large_ratio_and_its_stated_side():
+    share = torch.tensor([1.0, 0.5, 0, 0])
+    size = torch.tensor([[4.0], [4], [1], [1]])
+    assert painting._ratio(size, share) == pytest.approx(4)
+    assert painting._toward(size, share) == 1
+    assert painting._toward(-size, share) == 0
+
+
+def test_photographs_that_are_gone_give_no_pairs(tiny_store, monkeypatch, tmp_path):
+    dataset = SimpleNamespace(root=tmp_path, layout="folder")
+    monkeypatch.setattr(painting, "find_dataset", lambda params, name: dataset)
+    method = SimpleNamespace(method=SimpleNamespace(protocol="default"))
+    run: Any = SimpleNamespace(params=method)
+    backbone: Any = replace
+    assert painting.painted_pairs(run, "parts", tiny_store, backbone, 0) == {}

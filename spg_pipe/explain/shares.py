@@ -1,10 +1,14 @@
-"""How much of the scores is each atom's, and how much of what differs between images."""
+"""How much of the scores is each atom's, and how much of what sets images apart.
+
+An atom's contribution is the sum of those to the map's part and to the detection's.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.activity import Seen, category_names
 from spg_pipe.explain.explanation import explain
@@ -16,53 +20,64 @@ class Found(NamedTuple):
 
     share: np.ndarray
     """Mean over images of |contribution| / Σ|contribution|."""
-    spread: np.ndarray
-    """Deviation of the contribution over a category's images / Σ of all atoms'. An atom that adds
-    the same to every image has a share of the score, but sets none apart."""
+    share_apart: np.ndarray
+    """The same of contributions less their mean over the category's normal images, mean over the
+    other images. Without normal images, or without others: over all images, less the mean of all.
+    What an atom adds to every image alike is no reason for any score."""
 
 
 class Shares:
-    """Sums over images of the contributions of a detector's atoms, by category.
+    """Contributions of a detector's atoms to the scores of some stores' images.
 
-    An atom's contribution is the sum of those to the map's part and to the detection's.
+    They are kept: some hundred bytes an image.
     """
 
     def __init__(self, detector: Detector, stores: Sequence[FeatureStore]) -> None:
         self._detector, self._stores = detector, stores
         self._names = [np.array(names, object) for names in category_names(stores)]
+        self._labels = [store.array("label") for store in stores]
         self._rows: dict[tuple[str, int], int] = {}
-        self._images: dict[str, int] = {}
-        self._sums: dict[str, np.ndarray] = {}
-        """(3, R): of the parts, of the contributions and of their squares."""
+        self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def add(self, seen: Seen) -> None:
         """Take a batch of images apart."""
-        spec, images = self._stores[seen.store].spec, seen.batch.images
+        spec = self._stores[seen.store].spec
         grids = {name: spec.layers[name].grid for name in seen.tokens}
         found = explain(self._detector, seen.tokens, grids, spec.backbone)
         for atom in found.atoms:
             self._rows.setdefault((atom.layer, atom.atom), len(self._rows))
-        net = np.zeros((len(self._rows), len(images)))
+        net = np.zeros((len(self._rows), len(seen.batch.images)), np.float32)
         np.add.at(net, [self._rows[atom[:2]] for atom in found.atoms], found.contributions.T)
-        parts = np.abs(net) / np.maximum(np.abs(net).sum(axis=0), 1e-12)
-        values = np.stack([parts, net, net**2])
-        for name in set(names := self._names[seen.store][images]):
-            own = names == name
-            self._images[name] = self._images.get(name, 0) + int(own.sum())
-            self._sums[name] = self._sums.get(name, 0) + values[..., own].sum(axis=2)
+        self._kept.append((seen.store, seen.batch.images, net.T))
 
     def of(self, layer: str, atoms: np.ndarray, category: str | None) -> Found:
-        """The shares of a layer's atoms (A,) in a category, or in all of them."""
-        names = list(self._sums) if category is None else [category]
-        count = sum(self._images[name] for name in names)
-        share = sum(self._sums[name][0] for name in names) / count
-        around = sum(self._sums[n][2] - self._sums[n][1] ** 2 / self._images[n] for n in names)
-        deviation = np.sqrt(np.maximum(around, 0) / count)
-        spread = deviation / max(deviation.sum(), 1e-12)
+        """The shares of a layer's atoms (A,) in a category, or in all images."""
+        names, normal, net = self._of_all()
+        parts, apart = np.zeros_like(net), np.full_like(net, np.nan)
+        for name in set(names) if category is None else {category}:
+            own = names == name
+            parts[own] = _parts(net[own])
+            usual, others = own & normal, own & ~normal
+            if not usual.any() or not others.any():
+                usual = others = own
+            apart[others] = _parts(net[others] - net[usual].mean(axis=0))
+        chosen = np.full(len(names), True) if category is None else names == category
         columns = [self._rows.get((layer, atom)) for atom in atoms.tolist()]
         return Found(
             *(
                 np.array([np.nan if column is None else float(mean[column]) for column in columns])
-                for mean in (share, spread)
+                for mean in (parts[chosen].mean(axis=0), np.nanmean(apart[chosen], axis=0))
             )
         )
+
+    def _of_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Category and whether it is normal (n,) of each image, and contributions (n, R)."""
+        names = np.concatenate([self._names[store][images] for store, images, _ in self._kept])
+        labels = np.concatenate([self._labels[store][images] for store, images, _ in self._kept])
+        return names, labels == LABEL_NORMAL, np.concatenate([net for *_, net in self._kept])
+
+
+def _parts(net: np.ndarray) -> np.ndarray:
+    """|contribution| / Σ|contribution| of each image (n, R)."""
+    size = np.abs(net)
+    return size / np.maximum(size.sum(axis=1, keepdims=True), 1e-12)

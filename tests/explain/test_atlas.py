@@ -88,11 +88,14 @@ def test_shares_are_those_of_the_explanations(
     expected = (size / size.sum().clip(lower=1e-12)).mean(axis=1)
     rows = whole(atlas).set_index(["layer", "atom"])
     np.testing.assert_allclose(rows.loc[expected.index, "share"], expected, atol=1e-6)
-    by_category = net.groupby(level=[0, 1]).sum().T.groupby(tiny_store.array("category"))
-    around = by_category.transform(lambda values: values - values.mean())
-    deviation = (around**2).mean() ** 0.5
-    spread = rows.loc[expected.index, "spread"]
-    np.testing.assert_allclose(spread, deviation / deviation.sum(), atol=1e-6)
+    both, parts = net.groupby(level=[0, 1]).sum(), []
+    labels, categories = tiny_store.array("label"), tiny_store.array("category")
+    for name in ("bolt", "nut"):
+        usual, others = ((categories == name) & (labels == label) for label in (0, 1))
+        away = both.loc[:, others].sub(both.loc[:, usual].mean(axis=1), axis=0).abs()
+        parts.append(away / away.sum())
+    apart = rows.loc[expected.index, "share_apart"]
+    np.testing.assert_allclose(apart, pd.concat(parts, axis=1).mean(axis=1), atol=1e-5)
 
 
 def test_a_dictionary_finds_itself_in_another_seed(atlas: Atlas, tiny_sae: SaeRun) -> None:

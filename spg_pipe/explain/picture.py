@@ -12,8 +12,9 @@ from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 
 ATOMS = 4
 """Atoms whose maps a picture shows."""
-BARS = 6
-"""Atoms of the map, and of the whole image, among the bars."""
+BARS = 10
+"""Atoms among the bars. Those of the whole image are not: what they contribute hardly differs between
+images of one product."""
 QUALITY = 88
 _SIDE = 240
 """Longest side of each of the small pictures, pixels."""
@@ -100,23 +101,11 @@ def _bars(explanation: Explanation, image: int) -> list[tuple[str, float | None]
         (words.get(name, name.replace("_", " ")), float(values[image]))
         for name, values in explanation.components.items()
     ]
-    apart = explanation.most_apart(image)[:BARS]
-    whole = [
-        row
-        for row in explanation.strongest(image).tolist()
-        if explanation.atoms[row].component == DETECTION
-    ]
-    groups = (
-        ("Atoms, map: above the image's mean", apart.tolist(), explanation.excess),
-        ("Atoms, whole image", whole[:BARS], explanation.contributions),
-    )
-    for heading, rows, values in groups:
-        if rows:
-            named = [
-                f"{explanation.atoms[row].layer}-{explanation.atoms[row].atom}" for row in rows
-            ]
-            bars += [("", None), (heading, None)]
-            bars += list(zip(named, values[image, rows].tolist(), strict=True))
+    rows = explanation.most_apart(image)[:BARS].tolist()
+    if rows:
+        named = [f"{explanation.atoms[row].layer}-{explanation.atoms[row].atom}" for row in rows]
+        bars += [("", None), ("Atoms, map: above the image's mean", None)]
+        bars += zip(named, explanation.excess[image, rows].tolist(), strict=True)
     return bars
 
 

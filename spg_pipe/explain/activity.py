@@ -50,7 +50,7 @@ class Activity:
     sources: tuple[tuple[int, str], ...]
     """(number of the store, name of its tokens): what was passed over."""
     counts: np.ndarray
-    """(K, GROUPS, 2, C, BINS) float32: patches with a value, by bin; all, and the anomalous ones.
+    """(K, GROUPS, 2, C, bins) float32: patches with a value, by bin; all, and the anomalous ones.
     Images without a known mask are in neither."""
     patches: np.ndarray
     """(K, GROUPS, 2) float64: the same of patches with a value or without."""
@@ -136,7 +136,7 @@ class Activity:
         return self.top.of(self.rows(category))
 
     def _of_groups(self, category: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """(GROUPS, 2, C, BINS) and (GROUPS, 2)."""
+        """(GROUPS, 2, C, bins) and (GROUPS, 2)."""
         rows = self.rows(category)
         counts = self.counts[rows[0]] if len(rows) == 1 else self.counts[rows].sum(axis=0)
         return counts, self.patches[rows].sum(axis=0)

@@ -7,10 +7,8 @@ from spg_pipe.pipeline.datasets import require_in_project
 from spg_pipe.pipeline.run import RecipeRun
 
 CHECKED = Path("artifacts/.recipe-is-valid")
-"""What every other stage depends on: a fixed place, wherever the recipe has its artefacts.
-
-Its content changes with the formats of artefacts and the default settings alone: stages then run
-again, which DVC, that sees neither code nor defaults, would not do by itself."""
+"""What every other stage depends on: a fixed place, wherever the recipe has its artefacts. Its
+content changes with `RESULTS` alone."""
 RESULTS = Path(__file__).with_name("results.yaml")
 
 

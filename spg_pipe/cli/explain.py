@@ -10,13 +10,11 @@ from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
     Options,
+    OwnImages,
     SplitOption,
     StoreOption,
     TilesOption,
-    bank_alone,
-    bank_params,
     shared,
-    sides_of,
 )
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.run import RecipeRun, targets_of
@@ -50,14 +48,17 @@ def explain(
     the recipe's detectors or by DETECTOR. --json prints each image's line.
     """
     from spg_pipe.pipeline import explain as explaining
-    from spg_pipe.pipeline.predict import Ask
-    from spg_pipe.predict.normals import NormalFolder
 
     console = options.console()
     told = console.line if options.as_json else lambda _: None
     if source is None:
-        own = {"--out": out, "--weights": options.weights, "--normals": normals, "--tiles": tiles}
-        if wrong := [name for name, value in own.items() if value is not None]:
+        of_images = {
+            "--out": out,
+            "--weights": options.weights,
+            "--normals": normals,
+            "--tiles": tiles,
+        }
+        if wrong := [name for name, value in of_images.items() if value is not None]:
             raise SpgError(
                 f"{wrong[0]} is for your own images: name the detector and them, as in "
                 "`spg-pipe explain DETECTOR FOLDER`."
@@ -75,16 +76,8 @@ def explain(
         return
     if detector is None or split is not None or store is not None:
         raise SpgError("Give a detector and images, or --split NAME, not both.")
-    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
-    ask = Ask(
-        detector,
-        source,
-        out or Path("explanations"),
-        weights=options.weights,
-        device=options.device,
-        tiles=sides_of(tiles) or (),
-        normals=NormalFolder(normals, settings, alone) if normals else None,
-    )
+    own = OwnImages(detector, source, out or Path("explanations"), normals, bank, tiles)
+    ask = own.ask(options)
     explaining.explain_images(ask, console, atoms=atoms, pictures=pictures, told=told)
 
 

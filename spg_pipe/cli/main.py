@@ -16,11 +16,11 @@ from spg_pipe.cli.options import (
     BankOption,
     CategoriesOption,
     Options,
+    OwnImages,
     SplitOption,
     StoreOption,
     TilesOption,
     bank_alone,
-    bank_params,
     names_of,
     shared,
     sides_of,
@@ -254,21 +254,11 @@ def predict(
     ] = False,
 ) -> None:
     """Score your own images and draw heat maps at their original resolution."""
-    from spg_pipe.pipeline.predict import Ask, predict_folder
-    from spg_pipe.predict.normals import NormalFolder
+    from spg_pipe.pipeline.predict import predict_folder
 
     console = options.console()
-    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
-    ask = Ask(
-        detector,
-        source,
-        out,
-        weights=options.weights,
-        device=options.device,
-        tiles=sides_of(tiles) or (),
-        normals=NormalFolder(normals, settings, alone) if normals else None,
-    )
-    outcome = predict_folder(ask, console, explained=explain)
+    own = OwnImages(detector, source, out, normals, bank, tiles)
+    outcome = predict_folder(own.ask(options), console, explained=explain)
     console.result(outcome.content, outcome.text)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from typer import Option
 
@@ -23,6 +23,9 @@ from spg_pipe.recipe.params import (
     parse_params,
 )
 from spg_pipe.recipe.reader import parse_yaml
+
+if TYPE_CHECKING:
+    from spg_pipe.pipeline.predict import Ask
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
@@ -203,3 +206,32 @@ def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
         target[key] = parse_yaml(value, f"--set {item}: {value!r}")
     except SpgError as error:
         raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """A person's own images, and what a command's options say of judging them."""
+
+    detector: Path
+    source: Path
+    out: Path
+    normals: Path | None
+    bank: BankUse
+    tiles: str | None
+
+    def ask(self, options: Options) -> "Ask":
+        """The same for `predict` and `explain`; an `SpgError` if options do not fit together."""
+        from spg_pipe.pipeline.predict import Ask
+        from spg_pipe.predict.normals import NormalFolder
+
+        alone = bank_alone(self.normals, self.bank)
+        settings = bank_params(self.normals, options.overrides)
+        return Ask(
+            self.detector,
+            self.source,
+            self.out,
+            weights=options.weights,
+            device=options.device,
+            tiles=sides_of(self.tiles) or (),
+            normals=NormalFolder(self.normals, settings, alone) if self.normals else None,
+        )

@@ -19,8 +19,9 @@ from torch import Tensor
 from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.codes import Active, Code, decoded
+from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precision
-from spg_pipe.explain.tally import GROUPS, Batch, Rebuilt, Tally, TopPatches, rebuilt_sums
+from spg_pipe.explain.tally import Batch, Rebuilt, Tally, TopPatches, rebuilt_sums
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
@@ -49,7 +50,7 @@ class Activity:
     sources: tuple[tuple[int, str], ...]
     """(number of the store, name of its tokens): what was passed over."""
     counts: np.ndarray
-    """(K, GROUPS, 2, C, BINS) float32: patches with a value, by bin; all, and the anomalous ones.
+    """(K, GROUPS, 2, C, bins) float32: patches with a value, by bin; all, and the anomalous ones.
     Images without a known mask are in neither."""
     patches: np.ndarray
     """(K, GROUPS, 2) float64: the same of patches with a value or without."""
@@ -135,7 +136,7 @@ class Activity:
         return self.top.of(self.rows(category))
 
     def _of_groups(self, category: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """(GROUPS, 2, C, BINS) and (GROUPS, 2)."""
+        """(GROUPS, 2, C, bins) and (GROUPS, 2)."""
         rows = self.rows(category)
         counts = self.counts[rows[0]] if len(rows) == 1 else self.counts[rows].sum(axis=0)
         return counts, self.patches[rows].sum(axis=0)
@@ -294,7 +295,7 @@ def _batches(
     """All images of all stores."""
     for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
         rows = np.array([categories.index(name) for name in names])
-        groups = deal(rows, store.array("label"))
+        groups = image_groups(store)
         known = np.isin(np.arange(len(store)), labelled_images(store))
         for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
             batch = Batch(images, rows[images], groups[images], known[images])
@@ -323,17 +324,6 @@ def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
         alone = len(stores) == 1
         found.append([n if alone or n == dataset else f"{dataset}/{n}" for n in names])
     return found
-
-
-def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A group in 0 … GROUPS − 1 for every image (n,): each category's and label's evenly."""
-    groups = np.zeros(len(categories), np.int64)
-    by_chance = np.random.default_rng(seed).permutation(len(categories))
-    for category in np.unique(categories):
-        own = by_chance[categories[by_chance] == category]
-        own = own[np.argsort(labels[own], kind="stable")]
-        groups[own] = np.arange(len(own)) % GROUPS
-    return groups
 
 
 def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from spg_pipe.store.reader import FeatureStore
 TOP_OF_CATEGORY = 4
 """Crops of a category; of all images together there are `TOP`."""
 NEAREST = 6
+_PROJECTED = ("projection_ap", "projection_ap_low", "projection_ap_high")
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,6 @@ def _of_category(described: Described, category: str | None) -> pd.DataFrame:
     return pd.DataFrame(named | values | projected)
 
 
-_PROJECTED = ("projection_ap", "projection_ap_low", "projection_ap_high")
-
-
 def _add_crops(
     table: pd.DataFrame,
     described: Described,
@@ -103,16 +101,15 @@ def _add_crops(
         rows = np.arange(len(atoms.projected))
         of_atoms = atoms.used[atoms.projected]
         measured.append(("projection_crops", "-p", described.projections, of_atoms, rows))
-    for column in ("crops", "projection_crops"):
-        table[column] = pd.Series(None, index=table.index, dtype=object)
+    columns = {name: np.full(len(atoms.ids), None) for name in ("crops", "projection_crops")}
     for column, kind, activity, ids, rows in measured:
         top = activity.best(category)
-        for atom, row in zip(ids.tolist(), rows.tolist(), strict=True):
-            places = _places(activity, top, row, count, stores)
-            if places:
-                name = f"{atoms.layer}-{atom}{kind}{suffix}"
-                strips[name] = places
-                table.loc[np.searchsorted(atoms.ids, atom), column] = name
+        for at, row in zip(np.searchsorted(atoms.ids, ids).tolist(), rows.tolist(), strict=True):
+            if places := _places(activity, top, row, count, stores):
+                name = f"{atoms.layer}-{atoms.ids[at]}{kind}{suffix}"
+                strips[name], columns[column][at] = places, name
+    for column, names in columns.items():
+        table[column] = names
 
 
 def _places(

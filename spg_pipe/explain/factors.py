@@ -35,7 +35,7 @@ categories has log m/log K: 0.8 is 4 of 6, or 6 of 9."""
 ROUNDS = 300
 RANDOM = 2048
 """Random directions that a control chooses its atoms from."""
-_DRAWS = 4
+_DRAWS = 8
 _LEVEL = 0.95
 _KEYS = ["component", "layer", "atom", "category"]
 
@@ -60,9 +60,10 @@ class Factors:
     shares: pd.DataFrame
     """A row for each component: `general`, which part of Σ|contribution| general atoms have, mean
     over categories (with `_low`, `_high`); `general_random`, the same where the same direction is
-    written with random atoms, mean of 4 draws: what comes from the direction, whatever the
-    dictionary; `general_atoms` of `atoms`; `categories`; `net`, the gap by Σ|contribution|, mean
-    over categories: 1 where no atom works against another."""
+    written with random atoms: what comes from the direction, whatever the dictionary (the mean of
+    8 draws; `_low` and `_high` the lowest and the highest of them); `general_atoms` of `atoms`;
+    `categories`; `net`, the gap by Σ|contribution|, mean over categories: 1 where no atom works
+    against another."""
 
 
 class _Atoms(NamedTuple):
@@ -301,14 +302,17 @@ def _generality(part: _Part, values: np.ndarray) -> tuple[pd.DataFrame, pd.DataF
         factor=np.select(kinds, ["none", "general", "specific"], "unclear"),
     )
     general = _general(shares)
-    at_random = (part.at_random(seed).contributions(0) for seed in range(_DRAWS))
+    controls = (part.at_random(seed).contributions(0) for seed in range(_DRAWS))
+    at_random = [float(_general(_shares(each))[0]) for each in controls]
     low, high = _interval(general)
     summary = {
         "component": part.component,
         "general": general[0],
         "general_low": low,
         "general_high": high,
-        "general_random": np.mean([_general(_shares(each))[0] for each in at_random]),
+        "general_random": float(np.mean(at_random)),
+        "general_random_low": min(at_random),
+        "general_random_high": max(at_random),
         "general_atoms": int((spread[0] >= GENERAL).sum()),
         "atoms": len(of_atoms),
         "categories": len(part.categories),

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.spec import TokenKey
+from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.guides.contrast import token_sums
 from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
@@ -18,9 +18,6 @@ from spg_pipe.recipe.params import Detection
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
 
-GROUPS = 16
-"""Images are dealt over so many groups, which the bootstrap draws: sums of each are kept instead of
-those of each image, so that the memory does not grow with the images."""
 _BATCH = 8
 
 Progress = Callable[[int, int], None]
@@ -118,18 +115,6 @@ class GroupSums:
         total, count = sums[category].sum(dim=0), counts[category].sum(dim=0)
         normal, anomalous = unit(total / count[:, None])
         return (anomalous - normal).float()
-
-
-def image_groups(store: FeatureStore) -> np.ndarray:
-    """(n,) int in 0 … GROUPS − 1: each kind of image of each category is dealt over all groups.
-
-    Copies of an image with painted defects are in one group.
-    """
-    if sources := store.spec.sources:
-        originals = [sources.get(path, path) for path in store.array("path").tolist()]
-        return pd.factorize(np.array(originals, object))[0] % GROUPS
-    kinds = store.table.groupby(["category", "label", "defect"], dropna=False)
-    return kinds.cumcount().to_numpy() % GROUPS
 
 
 def group_sums(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def line_of(explanation: Explanation, image: int, path: str, atoms: int | None =
     grid = explanation.finest_grid
     peak = np.floor(explanation.peaks[image] * grid).astype(int).tolist()
     record = explanation.detector.record
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "path": path,
         "score": _number(explanation.scores[image]),
         "bias": _number(explanation.bias),

@@ -65,7 +65,7 @@ class Shares:
         columns = [self._rows.get((layer, atom)) for atom in atoms.tolist()]
         return Found(
             *(
-                np.array([np.nan if column is None else mean[column] for column in columns])
+                np.array([np.nan if column is None else float(mean[column]) for column in columns])
                 for mean in (parts[chosen].mean(axis=0), np.nanmean(apart[chosen], axis=0))
             )
         )

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.explain.codes import Active
-from spg_pipe.explain.histograms import BINS, Bins
+from spg_pipe.explain.groups import GROUPS
+from spg_pipe.explain.histograms import Bins
 
-GROUPS = 16
-"""Parts of the images that intervals are drawn over."""
 TOP = 8
 """Patches kept of each latent and category, one an image."""
 _NONE = torch.iinfo(torch.int64).min
@@ -71,7 +70,7 @@ class Tally:
 
     def __init__(self, categories: int, latents: int, dim: int, bins: Bins) -> None:
         self.latents, self.bins = latents, bins
-        self.counts = np.zeros((categories, GROUPS, 2, latents, BINS), np.float32)
+        self.counts = np.zeros((categories, GROUPS, 2, latents, bins.count), np.float32)
         self.patches = np.zeros((categories, GROUPS, 2))
         self.images = np.zeros(categories, np.int64)
         self.all_patches = np.zeros(categories, np.int64)
@@ -103,7 +102,8 @@ class Tally:
         images, patches = shares.shape
         cells, weights = self.bins.cells(entries), shares.flatten()[entries.token]
         starts = torch.searchsorted(entries.token, torch.arange(images + 1) * patches).tolist()
-        length, shape = self.latents * BINS, (self.latents, BINS)
+        shape = (self.latents, self.bins.count)
+        length = shape[0] * shape[1]
         defects = shares.double().sum(dim=1).tolist()
         for row, (category, group) in enumerate(zip(batch.category, batch.group, strict=True)):
             part = slice(starts[row], starts[row + 1])

@@ -105,7 +105,10 @@ def _atlas_of(
         figure = factors_figure(found.factors.table, found.factors.generality, MAP_GUIDES, title)
         if figure is not None:
             (fresh / FACTORS).write_bytes(figure)
-        write_page(fresh, _content(title, record, found))
+        content = _content(title, record, found)
+        write_page(fresh, content)
+    for note in content.notes:
+        run.console.say(f"  note: {note}")
     run.console.say(f"Atlas of {aux}, seed {seed} → {path}")
     return path
 

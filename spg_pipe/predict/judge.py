@@ -1,7 +1,7 @@
 """Images → predictions and anomaly maps, one image at a time → scores.csv and heat maps."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,29 +114,42 @@ def judge_images(
         maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
         for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
             anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
-            height, width = anomaly_map.shape
-            row, column = np.unravel_index(int(anomaly_map.argmax()), (height, width))
-            parts: dict[str, str | float | bool] = {
-                name: float(each[number]) for name, each in judged.columns.items()
-            }
-            score = float(parts.pop("score"))
-            if predictor.bank:
-                known = bool(parts.pop(KNOWN, False))
-                parts |= {"supervision": predictor.supervision, KNOWN: known}
-            prediction = Prediction(
-                path=images.name(path),
-                score=score,
-                height=height,
-                width=width,
-                peak_row=int(row),
-                peak_column=int(column),
-                overlay=utf8_name(overlays[start + number].as_posix()),
-                protocol=protocol.name,
-                parts=parts,
+            overlay_file = overlays[start + number]
+            columns = {name: each[number] for name, each in judged.columns.items()}
+            prediction = _prediction(
+                predictor, images.name(path), anomaly_map, overlay_file, columns
             )
             yield JudgedImage(prediction, pixels, anomaly_map, explanation, number)
         if progress:
             progress(start + len(paths), len(images.paths))
+
+
+def _prediction(
+    predictor: Predictor,
+    path: str,
+    anomaly_map: np.ndarray,
+    overlay_file: Path,
+    columns: Mapping[str, np.generic],
+) -> Prediction:
+    """What is said of an image, from its map (H, W) and its values of `Judged.columns`."""
+    height, width = anomaly_map.shape
+    row, column = np.unravel_index(int(anomaly_map.argmax()), (height, width))
+    parts: dict[str, str | float | bool] = {name: float(each) for name, each in columns.items()}
+    score = float(parts.pop("score"))
+    if predictor.bank:
+        known = bool(parts.pop(KNOWN, False))
+        parts |= {"supervision": predictor.supervision, KNOWN: known}
+    return Prediction(
+        path=path,
+        score=score,
+        height=height,
+        width=width,
+        peak_row=int(row),
+        peak_column=int(column),
+        overlay=utf8_name(overlay_file.as_posix()),
+        protocol=predictor.detector.record.protocol.name,
+        parts=parts,
+    )
 
 
 def write_results(

@@ -33,7 +33,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 _WIDE, _HIGH, _MARGIN = 400.0, 260.0, 10.0
 """The drawing of a dictionary's map, in its own units."""
 _SMALLEST, _LARGEST = 3.0, 9.0
-"""Radius of an atom of the detector there, by its share of the score."""
+"""Radius of an atom of the detector there, by its share of the difference."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,7 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
     """
     described = _described(content.atoms)
     own = [atom for atom in described if atom.whole.in_detector]
-    spread = "spread" in content.atoms
-    shares = {
-        atom.name: np.nan_to_num(atom.whole.spread if spread else atom.whole.share) for atom in own
-    }
-    own.sort(key=lambda atom: (not atom.of_patches, -shares[atom.name]))
+    own.sort(key=lambda atom: (not atom.of_patches, -np.nan_to_num(atom.whole.share_apart)))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}
@@ -170,7 +166,6 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             others=others,
             sample=_sample(own),
             names=names,
-            spread=spread,
             most=_most(content.atoms[content.atoms["category"].isna()]),
             most_of_category=_most(content.atoms[content.atoms["category"].notna()]),
             maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
@@ -226,11 +221,13 @@ def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> Dictiona
         for atom in own
         if atom.whole.layer == layer and np.isfinite(places[atom.whole.atom]).all()
     ]
-    most = max((float(np.nan_to_num(atom.whole.share)) for atom in marked), default=0.0) or 1.0
+    most = (
+        max((float(np.nan_to_num(atom.whole.share_apart)) for atom in marked), default=0.0) or 1.0
+    )
     drawn = []
     for atom in reversed(marked):  # the strongest is drawn last, above the others
         x, y = map(float, scaled[atom.whole.atom])
-        part = float(np.nan_to_num(atom.whole.share)) / most
+        part = float(np.nan_to_num(atom.whole.share_apart)) / most
         drawn.append(Place(atom, x, y, _SMALLEST + (_LARGEST - _SMALLEST) * part**0.5))
     others = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in scaled if np.isfinite(x))
     return DictionaryMap(layer, len(known), others, drawn)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from spg_pipe.explain.factors import GENERAL
+from spg_pipe.report.atlas import atom_name
 from spg_pipe.report.figures import svg_of
 
 MOST_ATOMS = 64
@@ -91,9 +92,9 @@ def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(shares)) + 0.5, shares.index)
     layers, latents = (shares.columns.get_level_values(name) for name in ("layer", "atom"))
-    labels = [f"{layer}:{latent}" for layer, latent in zip(layers, latents, strict=True)]
+    labels = [atom_name(layer, latent) for layer, latent in zip(layers, latents, strict=True)]
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6)
-    axes.set_xlabel("atom, as layer:latent")
+    axes.set_xlabel("atom")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     figure.colorbar(mesh, ax=axes, label="share of the gap", fraction=0.03, pad=0.01)

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.explain.activity import deal
 from spg_pipe.explain.codes import Code
+from spg_pipe.explain.groups import GROUPS, deal
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
-from spg_pipe.explain.tally import GROUPS
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 from spg_pipe.study.audit_case import Case

@@ -12,6 +12,7 @@ from report.handmade import atlas_folder
 
 from browser.chromium import Chromium, chromium, executable
 from spg_pipe.detector.model import Detector
+from spg_pipe.pipeline.atlas import atlas
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import report
@@ -62,16 +63,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "guides": {"atoms": 5},
     }
     world = made(parse_params(recipe, "the test's recipe"), root, extract=True)
+    run = RecipeRun(world.params, Console(verbosity=0), device="cpu", workers=1)
+    made_atlas = atlas(run, every=True)[0]
     detector = Detector.load(world.paths.detector("aux", 1))
-    atlas = world.paths.atlas("aux", 1)
-    atlas_folder(detector, atlas, ("tile", SCRIPT), every=True)
-    page = report(RecipeRun(world.params, Console(verbosity=0), device="cpu", workers=1))
-    return {"report": page, "atlas": atlas / "index.html"}
+    atlas_folder(detector, root / "by-hand", ("tile", SCRIPT))
+    return {
+        "report": report(run),
+        "atlas": made_atlas / "index.html",
+        "atlas-by-hand": root / "by-hand" / "index.html",
+    }
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDE_AND_NARROW)
-@pytest.mark.parametrize("name", ["report", "atlas"])
+@pytest.mark.parametrize("name", ["report", "atlas", "atlas-by-hand"])
 def test_a_page_opens_from_its_file_alone(browser, pages, name, width, dark):
     browser.open(pages[name], width=width, dark=dark)
     browser.evaluate(EVERY_PICTURE)
@@ -96,7 +101,7 @@ EVERY_PICTURE = """
 """Loads what waits until it is scrolled to, or until its category is opened."""
 
 
-@pytest.mark.parametrize("name", ["report", "atlas"])
+@pytest.mark.parametrize("name", ["report", "atlas-by-hand"])
 def test_markup_in_a_name_is_text(browser, pages, name):
     browser.open(pages[name], width=1280, dark=False)
     assert SCRIPT in browser.evaluate("document.body.textContent")
@@ -113,7 +118,7 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(br
     browser.evaluate("document.querySelector('.why a:has(.look)').click()")
     browser.events.clear()
     browser.wait("Page.loadEventFired")
-    assert browser.evaluate("document.title") == "spg-pipe atlas: mini"
+    assert browser.evaluate("document.title") == "spg-pipe atlas: browser, aux, seed 1"
     top = f"document.getElementById('{name}').getBoundingClientRect().top"
     assert -1 < browser.evaluate(top) < 900
 

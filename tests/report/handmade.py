@@ -70,7 +70,7 @@ def _row(
         **{"layer": layer, "atom": atom, "category": category, "in_detector": used},
         **{"coefficient": coefficient, "detection_coefficient": np.nan},
         "side": ("anomaly" if coefficient > 0 else "normal") if used else "",
-        "share": float(rng.uniform()) if used else np.nan,
+        **dict.fromkeys(("share", "share_apart"), float(rng.uniform()) if used else np.nan),
         **{"patches": 80, "patches_anomalous": 8.0, "rate": 0.1, "rate_normal": 0.05},
         **{"rate_anomalous": None if category else 0.4, "mean_active": 1.5, "max": 3.0},
         **{"ap": ap, "ap_low": low, "ap_high": high, "base_rate": 0.1},

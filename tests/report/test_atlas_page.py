@@ -61,7 +61,9 @@ def test_the_atlas_needs_nothing_but_its_folder_and_every_atom_has_a_place(
 def test_atoms_stand_in_the_order_of_their_share_with_every_category(detector, tmp_path):
     content = atlas_folder(detector, tmp_path / "atlas", CATEGORIES)
     page = Page(tmp_path / "atlas" / "index.html")
-    whole = content.atoms[content.atoms["category"].isna()].sort_values("share", ascending=False)
+    whole = content.atoms[content.atoms["category"].isna()].sort_values(
+        "share_apart", ascending=False
+    )
     expected = [f"{row.layer}-{row.atom}" for row in whole.itertuples()]
     table = [row[0] for row in page.rows if row and row[0] in expected]
     assert table == expected

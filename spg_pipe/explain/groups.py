@@ -1,0 +1,34 @@
+"""Groups of images: what intervals are drawn over, and what ranks and judges apart."""
+
+import numpy as np
+import pandas as pd
+
+from spg_pipe.store.reader import FeatureStore
+
+GROUPS = 16
+"""Images are dealt over so many groups, whose sums are kept instead of those of each image: memory
+does not grow with the images. Of up to so many images in a category a group is an image."""
+
+
+def image_groups(store: FeatureStore) -> np.ndarray:
+    """(n,) int in 0 … GROUPS − 1: each category's kinds of images are dealt over all groups.
+
+    Copies of an image with painted defects are in one group.
+    """
+    paths = store.array("path").tolist()
+    numbers = pd.factorize(np.array([store.spec.sources.get(path, path) for path in paths]))[0]
+    firsts = np.unique(numbers, return_index=True)[1]
+    table = store.table.iloc[firsts]
+    kinds = table.groupby(["category", "label", "defect"], dropna=False).ngroup().to_numpy()
+    return deal(table["category"].to_numpy(), kinds)[numbers]
+
+
+def deal(categories: np.ndarray, kinds: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A group in 0 … GROUPS − 1 for each image (n,): by chance, and evenly of each kind."""
+    groups = np.zeros(len(categories), np.int64)
+    by_chance = np.random.default_rng(seed).permutation(len(categories))
+    for category in pd.unique(categories):
+        own = by_chance[categories[by_chance] == category]
+        own = own[np.argsort(kinds[own], kind="stable")]
+        groups[own] = np.arange(len(own)) % GROUPS
+    return groups

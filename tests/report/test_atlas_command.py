@@ -1,0 +1,116 @@
+"""`spg-pipe atlas` on a small recipe: the folder, what it refuses, and what it does without."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from spg_pipe.artefacts.record import read_record
+from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.explain.atlas_files import AtlasRecord
+from spg_pipe.pipeline.atlas import atlas
+from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.run import RecipeRun
+
+from .conftest import World
+
+
+def made(world: World, verbosity: int = 0, **options: Any) -> list[Path]:
+    run = RecipeRun(world.params, Console(verbosity), device="cpu")
+    return atlas(run.narrowed("aux", 111), **options)
+
+
+@pytest.fixture(scope="module")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = world.copied(tmp_path_factory.mktemp("atlas"))
+    (path,) = made(copy)
+    assert path == copy.paths.atlas("aux", 111)
+    return path
+
+
+def test_the_folder_holds_tables_crops_and_a_page(folder: Path) -> None:
+    record = read_record(folder / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
+    assert [(store.dataset, store.images) for store in record.stores] == [
+        ("aux", 6),
+        ("target", 9),
+    ]
+    assert record.other_seeds == (112,)
+    for name, digest in record.files_sha256.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    atoms = pd.read_parquet(folder / "atoms.parquet")
+    named = pd.concat([atoms["crops"], atoms["projection_crops"]]).dropna()
+    crops = {f"crops/{path.name}" for path in (folder / "crops").iterdir()}
+    assert set(named) == crops
+    page = (folder / "index.html").read_text()
+    assert all(name in page for name in crops)
+    assert set(atoms["category"].dropna()) >= {"aux/tile", "target/only-defects"}
+
+
+def test_the_same_inputs_give_the_same_bytes(folder: Path, world: World, tmp_path: Path) -> None:
+    (again,) = made(world, out=tmp_path / "again")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            other = again / path.relative_to(folder)
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_all_describes_every_latent_of_trained_guides_too(published: World, tmp_path: Path) -> None:
+    (path,) = made(published, every=True, splits=["target"], out=tmp_path / "all")
+    atoms = pd.read_parquet(path / "atoms.parquet")
+    whole = atoms[atoms["category"].isna()]
+    assert (whole.groupby("layer").size() == 32).all()
+    assert whole["in_detector"].any()
+
+
+def test_without_the_photographs_there_are_no_crops(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = world.copied(tmp_path)
+    gone = [row.model_dump() | {"root": tmp_path / "gone"} for row in copy.params.datasets]
+    (path,) = made(copy.changed(datasets=gone), verbosity=1)
+    assert list((path / "crops").iterdir()) == []
+    assert pd.read_parquet(path / "atoms.parquet")["crops"].isna().all()
+    assert "no crops" in (path / "index.html").read_text()
+    assert "no crops" in capsys.readouterr().err
+
+
+def test_a_missing_store_is_left_out_unless_it_was_named(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = world.copied(tmp_path)
+    shutil.rmtree(copy.paths.store("target"))
+    (path,) = made(copy, verbosity=1)
+    assert "Left out of the atlas" in capsys.readouterr().err
+    record = read_record(path / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
+    assert [store.dataset for store in record.stores] == ["aux"]
+    with pytest.raises(NotThereError, match="spg-pipe extract --split target"):
+        made(copy, splits=["target"])
+    shutil.rmtree(copy.paths.store("aux"))
+    with pytest.raises(SpgError, match="no store to describe"):
+        made(copy)
+
+
+def test_another_sae_is_refused(world: World, tmp_path: Path) -> None:
+    detector, other = world.paths.detector("aux", 111), world.paths.sae("aux", 112)
+    with pytest.raises(SpgError, match="another SAE") as error:
+        made(world, detector=detector, sae=other, out=tmp_path / "out")
+    assert "--sae" in str(error.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(NotThereError, match="train-sae --aux aux --seed 111"):
+        made(world, detector=detector, sae=tmp_path / "nowhere")
+
+
+def test_one_place_is_of_one_detector(world: World, tmp_path: Path) -> None:
+    run = RecipeRun(world.params, Console(0), device="cpu")
+    with pytest.raises(SpgError, match="add --aux and --seed"):
+        atlas(run, out=tmp_path / "out")
+
+
+def test_a_folder_that_is_no_detector_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SpgError, match="detector"):
+        made(world, detector=tmp_path)

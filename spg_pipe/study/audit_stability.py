@@ -62,7 +62,7 @@ def _alike(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> I
         values = np.concatenate([of[row] for of, row in zip(cosines, rows, strict=True)])
         for figure, each in (("best_cosine", values), ("matched", values >= MATCHED)):
             means = each.mean(axis=0)
-            about = {"variant": f"{who}{what}", "n": values.shape[1], "figure": figure}
+            about = {"variant": f"{who}{what}", "n": len(case.run.params.seeds), "figure": figure}
             ends = {"low": float(means.min()), "high": float(means.max())}
             yield case.row(STABILITY, case.aux, name, **about, value=float(means.mean()), **ends)
 

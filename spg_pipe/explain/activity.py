@@ -67,11 +67,12 @@ class Activity:
     rebuilt: Rebuilt
     """Zeros where nothing was rebuilt."""
 
-    def rows(self, category: str | None) -> np.ndarray:
-        """Numbers of the categories that a name stands for; None: all."""
+    def rows(self, category: str | None) -> slice:
+        """The categories that a name stands for; None: all."""
         if category is None:
-            return np.arange(len(self.categories))
-        return np.array([self.categories.index(category)])
+            return slice(None)
+        number = self.categories.index(category)
+        return slice(number, number + 1)
 
     def average_precision(
         self, category: str | None = None, groups: np.ndarray | None = None
@@ -138,8 +139,7 @@ class Activity:
     def _of_groups(self, category: str | None) -> tuple[np.ndarray, np.ndarray]:
         """(GROUPS, 2, C, bins) and (GROUPS, 2)."""
         rows = self.rows(category)
-        counts = self.counts[rows[0]] if len(rows) == 1 else self.counts[rows].sum(axis=0)
-        return counts, self.patches[rows].sum(axis=0)
+        return self.counts[rows].sum(axis=0), self.patches[rows].sum(axis=0)
 
 
 @dataclass(frozen=True)

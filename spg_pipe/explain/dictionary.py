@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 MATCHED = 0.7
-"""Cosine from which on two atoms of different dictionaries count as the same, as is usual in work
-on seeds of SAEs (Paulo and Belrose, 2025). The best of 2,048 random directions is at about 0.2."""
+"""Cosine from which on two atoms of different dictionaries count as the same. Measured with 2,048
+atoms of width 384: the best of as many random directions lies at 0.15 to 0.3, an atom's nearest
+neighbour in its own trained dictionary at 0.2 to 0.5, so only the same atom comes nearer."""
 _PERPLEXITY = 30
 _STEPS = 500
 

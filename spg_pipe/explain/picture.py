@@ -12,12 +12,13 @@ from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 
 ATOMS = 4
 """Atoms whose maps a picture shows."""
-BARS = 6
-"""Atoms of the map, and of the whole image, among the bars."""
+BARS = 10
+"""Atoms among the bars. Those of the whole image are not: what they contribute hardly differs
+between images of one product."""
 QUALITY = 88
 _SIDE = 240
 """Longest side of each of the small pictures, pixels."""
-_ROW, _GAP, _BAR = 18, 12, 190
+_ROW, _GAP, _NAME, _BAR, _VALUE = 18, 12, 150, 150, 75
 TOWARDS = {True: (200, 40, 30), False: (30, 90, 200)}
 """Colour of what speaks for an anomaly, and of what speaks against it."""
 FULL = {True: 0.5, False: 0.05}
@@ -100,23 +101,11 @@ def _bars(explanation: Explanation, image: int) -> list[tuple[str, float | None]
         (words.get(name, name.replace("_", " ")), float(values[image]))
         for name, values in explanation.components.items()
     ]
-    apart = explanation.most_apart(image)[:BARS]
-    whole = [
-        row
-        for row in explanation.strongest(image).tolist()
-        if explanation.atoms[row].component == DETECTION
-    ]
-    groups = (
-        ("Atoms, map: above the image's mean", apart.tolist(), explanation.excess),
-        ("Atoms, whole image", whole[:BARS], explanation.contributions),
-    )
-    for heading, rows, values in groups:
-        if rows:
-            named = [
-                f"{explanation.atoms[row].layer}-{explanation.atoms[row].atom}" for row in rows
-            ]
-            bars += [("", None), (heading, None)]
-            bars += list(zip(named, values[image, rows].tolist(), strict=True))
+    rows = explanation.most_apart(image)[:BARS].tolist()
+    if rows:
+        named = [f"{explanation.atoms[row].layer}-{explanation.atoms[row].atom}" for row in rows]
+        bars += [("", None), ("Atoms of the map, above the image's mean", None)]
+        bars += zip(named, explanation.excess[image, rows].tolist(), strict=True)
     return bars
 
 
@@ -129,7 +118,7 @@ def _page(
     down = -(-len(panels) // 3) * (height + _ROW + _GAP)
     high = max(down, len(bars) * _ROW) + 2 * _GAP
     left = 3 * (width + _GAP) + _GAP
-    page = Image.new("RGB", (left + 2 * _BAR + 5 * _ROW, high), _PAPER)
+    page = Image.new("RGB", (left + _NAME + _BAR + _VALUE, high), _PAPER)
     pen = ImageDraw.Draw(page)
     for number, (pixels, caption) in enumerate(panels):
         x = _GAP + number % 3 * (width + _GAP)
@@ -146,14 +135,19 @@ def _draw_bars(
     bars: Sequence[tuple[str, float | None]],
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
 ) -> None:
-    """A bar a line, from a common zero; red speaks for an anomaly, blue against it."""
-    longest = max((abs(value) for _, value in bars if value is not None), default=0) or 1.0
-    zero = left + _BAR + _BAR // 2 + _GAP
+    """A bar a line, from a common zero; red speaks for an anomaly, blue against it.
+
+    Components and atoms have a scale each.
+    """
+    zero = left + _NAME + _BAR // 2
+    parted = next((number for number, (_, value) in enumerate(bars) if value is None), len(bars))
     for number, (name, value) in enumerate(bars):
         y = _GAP + number * _ROW
         pen.text((left, y), name, fill=_INK, font=font)
         if value is None:
             continue
+        group = bars[:parted] if number < parted else bars[parted:]
+        longest = max(abs(each) for _, each in group if each is not None) or 1.0
         end = zero + round(value / longest * _BAR / 2)
         pen.rectangle((min(zero, end), y + 2, max(zero, end), y + 13), fill=TOWARDS[value > 0])
         pen.line((zero, y, zero, y + _ROW), fill=_FAINT)

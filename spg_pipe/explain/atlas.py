@@ -69,16 +69,15 @@ def describe(
         LayerAtoms.of(detector, layer, len(saes.dead[layer]), every=every)
         for layer in detector.layers
     ]
-    measures = [each.measures(detector, saes) for each in chosen]
+    measures = [each.measures(detector, saes, device) for each in chosen]
     shares = Shares(detector, stores)
     sums = [GroupSums.of(store, detector.record.detection) for store in stores]
 
     def beside(seen: Seen) -> None:
         shares.add(seen)
         for key in stores[seen.store].spec.backbone.token_keys:
-            sums[seen.store].add(
-                key, seen.batch.images, seen.tokens[key.name], seen.shares[key.name]
-            )
+            tokens, share = seen.tokens[key.name], seen.shares[key.name]
+            sums[seen.store].add(key, seen.batch.images, tokens, share.to(tokens.device))
 
     found = iter(
         measure(

@@ -1,5 +1,6 @@
 """Which atoms of a layer are described, and what is measured of them."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,9 @@ class LayerAtoms:
             layer, np.arange(latents) if every else used, used, patches, detection, projected
         )
 
-    def measures(self, detector: Detector, saes: SaeRun) -> list[Measure]:
+    def measures(self, detector: Detector, saes: SaeRun, device: str) -> list[Measure]:
         """Of the SAE's latents; and, if there are any, of signed projections on atoms."""
-        sae, params = saes.layers[self.layer], saes.record.sae
+        sae, params = deepcopy(saes.layers[self.layer]).to(device), saes.record.sae
         norm = params.input_norm if params else "none"
         rebuild = Rebuild(sae.atoms.detach(), lambda x: sae_input(x, norm))
         code = sae_code(sae, norm)
@@ -57,5 +58,6 @@ class LayerAtoms:
         if len(self.projected):
             signs = torch.from_numpy(np.sign(self.coefficients[self.projected])).float()
             vectors = signs[:, None] * detector.layers[self.layer].atoms[self.projected]
-            found.append(Measure(self.layer, projection_code(vectors), len(vectors), dense=True))
+            code = projection_code(vectors.to(device))
+            found.append(Measure(self.layer, code, len(vectors), dense=True))
         return found

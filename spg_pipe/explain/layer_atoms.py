@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.explain.activity import Measure, Rebuild
 from spg_pipe.explain.codes import projection_code, sae_code
+from spg_pipe.explain.measure import Measure, Rebuild
 from spg_pipe.sae.model import sae_input
 from spg_pipe.sae.run import SaeRun
 

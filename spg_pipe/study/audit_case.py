@@ -60,8 +60,7 @@ class Case:
     @cached_property
     def dictionaries(self) -> dict[str, SaeRun]:
         """The SAEs, and what they are compared with."""
-        saes = self.saes(self.seed)
-        return dictionaries(self.store, saes, self.seed, unseeded=self.first)
+        return self.dictionaries_of(self.seed)
 
     @cached_property
     def sums(self) -> ClassSums:
@@ -86,9 +85,10 @@ class Case:
             for layer, of in self.sums.layers.items()
         }
 
-    def saes(self, seed: int) -> SaeRun:
-        """The SAEs that this seed, or another, gave."""
-        return SaeRun.load(checked_sae(self.run, self.store, self.aux, seed))
+    def dictionaries_of(self, seed: int) -> dict[str, SaeRun]:
+        """The SAEs that this seed, or another, gave, and what they are compared with."""
+        saes = SaeRun.load(checked_sae(self.run, self.store, self.aux, seed))
+        return dictionaries(self.store, saes, seed, unseeded=self.first)
 
     def code(self, name: str, layer: str) -> Code:
         """A dictionary as a code of a layer's tokens.

@@ -98,6 +98,7 @@ def latents(case: Case) -> Iterator[Row]:
     """
     stores = {case.aux: case.store} | case.targets
     samples = {name: Sample.of(store, case.seed) for name, store in stores.items()}
+    samples = {name: of for name, of in samples.items() if of.shares(case.store.layers[0]).any()}
     half = np.arange(GROUPS) % 2
     for name, saes in case.dictionaries.items():
         proposed: dict[str, Proposed] = {}
@@ -106,8 +107,6 @@ def latents(case: Case) -> Iterator[Row]:
             for layer, sae in saes.layers.items():
                 code, shares = case.code(name, layer), sample.shares(layer)
                 counted.append(count(sample, layer, code, len(sae.dictionary), shares))
-            if not counted[0].patches[:, 1].any():
-                continue  # nowhere is known where a defect is
             if place == case.aux:
                 proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)

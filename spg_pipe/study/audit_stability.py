@@ -1,9 +1,10 @@
 """Stability: does another seed give the same atoms? And exactness: does an atom do what is said?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spg_pipe.decision.model import MAP_TOP, coarse_maps, top_weights
@@ -12,14 +13,15 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.explain.dictionary import MATCHED, matches
 from spg_pipe.explain.explanation import explain
 from spg_pipe.guides.layer import LayerGuides, Pair
+from spg_pipe.guides.model import unit
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 from spg_pipe.study.audit_case import Case
-from spg_pipe.study.audit_dictionaries import MEANS, OWN, UNTRAINED, dictionaries
+from spg_pipe.study.audit_dictionaries import MEANS, OWN, UNTRAINED
 from spg_pipe.study.audit_tables import Row
 
 STABILITY, EXACTNESS = "stability", "contributions"
-ALL, NAMED = "all atoms", "atoms of the guides"
+ALL, NAMED, START = "all atoms", "atoms of the guides", ", before and after training"
 _IMAGES, _ATOMS = 8, 8
 """That contributions are tried on."""
 
@@ -27,40 +29,42 @@ _IMAGES, _ATOMS = 8, 8
 def stability(case: Case) -> Iterator[Row]:
     """How near each atom comes to one of each other seed, of the SAE, before training, of k-means.
 
-    Means over layers and other seeds; `matched`: the share with a cosine of at least `MATCHED`.
+    Means over layers and other seeds: `best_cosine`, and `matched`, the share with a cosine of at
+    least `MATCHED`. Centroids are compared without the mean token, which all of them share.
+    `START`: each atom's cosine with what it was before training.
     """
-    others = [seed for seed in case.run.params.seeds if seed != case.seed]
-    if not others:
-        return
-    made = {
-        seed: dictionaries(case.store, case.saes(seed), seed, unseeded=case.first)
-        for seed in others
-    }
-    for name in (OWN, UNTRAINED, MEANS) if case.first else (OWN, UNTRAINED):
-        own, found = case.dictionaries[name], dict[str, list[np.ndarray]]()
-        for layer, sae in own.layers.items():
-            cosines = matches(
-                _atoms(sae.atoms),
-                [_atoms(of[name].layers[layer].atoms) for of in made.values()],
-                own.dead[layer],
-                [of[name].dead[layer] for of in made.values()],
-            ).cosines
-            found.setdefault(ALL, []).append(cosines[~own.dead[layer].numpy()])
-            if name == OWN:
-                named = case.detector.layers[layer].atom_ids.numpy()
-                found.setdefault(NAMED, []).append(cosines[named])
-        for variant, parts in found.items():
-            every = np.concatenate(parts)
-            about = {"variant": variant, "n": len(every)}
-            for figure, values in (("best_cosine", every), ("matched", every >= MATCHED)):
-                each = values.mean(axis=0)
-                row = about | {"figure": figure, "value": float(each.mean())}
-                ends = {"low": float(each.min()), "high": float(each.max())}
-                yield case.row(STABILITY, case.aux, name, **row, **ends)
+    others = [case.dictionaries_of(s) for s in case.run.params.seeds if s != case.seed]
+    names = [name for name in (OWN, UNTRAINED, MEANS) if name in case.dictionaries]
+    for name in names if others else ():
+        own, cosines = case.dictionaries[name], []
+        for layer in own.layers:
+            centre = case.normal[layer] if name == MEANS else torch.zeros(())
+            rows = [unit(of[name].layers[layer].atoms.detach() - centre) for of in others]
+            mine = unit(own.layers[layer].atoms.detach() - centre)
+            dead = [of[name].dead[layer] for of in others]
+            cosines.append(matches(mine, rows, own.dead[layer], dead).cosines)
+        yield from _alike(case, name, "", cosines)
+    start, cosines = case.dictionaries[UNTRAINED], []
+    for layer, sae in case.dictionaries[OWN].layers.items():
+        both = sae.atoms.detach() * start.layers[layer].atoms.detach()
+        cosines.append(both.sum(1, keepdim=True).numpy())
+    yield from _alike(case, OWN, START, cosines)
 
 
-def _atoms(rows: Tensor) -> Tensor:
-    return rows.detach()
+def _alike(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> Iterator[Row]:
+    """Rows of cosines (C, other dictionaries) of each layer: of all atoms, and of the guides'."""
+    layers = case.dictionaries[name].layers
+    dead = case.dictionaries[name].dead
+    chosen = {ALL: [~dead[layer].numpy() for layer in layers]}
+    if name == OWN:
+        chosen[NAMED] = [case.detector.layers[layer].atom_ids.numpy() for layer in layers]
+    for who, rows in chosen.items():
+        values = np.concatenate([of[row] for of, row in zip(cosines, rows, strict=True)])
+        for figure, each in (("best_cosine", values), ("matched", values >= MATCHED)):
+            means = each.mean(axis=0)
+            about = {"variant": f"{who}{what}", "n": values.shape[1], "figure": figure}
+            ends = {"low": float(means.min()), "high": float(means.max())}
+            yield case.row(STABILITY, case.aux, name, **about, value=float(means.mean()), **ends)
 
 
 def exactness(case: Case) -> Iterator[Row]:

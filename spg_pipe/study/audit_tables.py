@@ -12,6 +12,7 @@ from spg_pipe.report.tables import LABELS, UNDEFINED, Table, digits
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, DIRECTION, OWN
 from spg_pipe.study.held_out import FIGURES
 
+_WAYS = ("auxiliary", "target")
 LOSS = 0.01
 """Of a figure: as many atoms are needed as lose less."""
 
@@ -49,10 +50,18 @@ def tables(rows: Sequence[Row], about: str) -> list[Table]:
 
 
 def means(frame: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean values over directions of means over seeds, NaN where there is no such row."""
-    ways = ["auxiliary", "target"]
-    each = frame.groupby([*rows, *columns, *ways], observed=True)["value"].mean().reset_index()
-    return each.pivot_table("value", [*rows], [*columns], "mean", observed=True)
+    """Mean values over directions of means over seeds, NaN where one of them has no such value.
+
+    Of the guides' own atoms more than there are count as all.
+    """
+    each = frame.pivot_table("value", [*rows, *_WAYS, "seed"], [*columns], observed=True)
+    whole = (each.index.get_level_values("dictionary") == OWN) & (
+        each.index.get_level_values("variant") == "kept"
+    )
+    each.loc[whole] = each.loc[whole].ffill(axis=1)
+    by_way = each.groupby(level=[*rows, *_WAYS], observed=True).mean().dropna(how="all")
+    ways = by_way.groupby(level=[*rows], observed=True)
+    return ways.mean().where(ways.count().eq(ways.size(), axis=0))
 
 
 def atoms_needed(by_n: pd.Series, whole: float) -> float:
@@ -76,6 +85,9 @@ def atoms_needed(by_n: pd.Series, whole: float) -> float:
 
 def _faithfulness(frame: pd.DataFrame, claim: str) -> Iterator[Table]:
     values = means(frame[frame.claim == claim], ("figure", "dictionary", "variant"), ("n",))
+    # Guides of one auxiliary set have other numbers of atoms than those of another.
+    numbers = [int(str(n)) for n in values.columns]
+    values = values[[n for n in numbers if n & (n - 1) == 0 or n == max(numbers)]]
     for figure in FIGURES if len(values) else ():
         of_figure, rows = values.loc[figure], []
         own = of_figure.loc[[(OWN, "kept")]].to_numpy()[0]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import additive_plan
@@ -23,6 +24,7 @@ from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OW
 from spg_pipe.study.audit_faithfulness import ablations, detector_parts, doubling
 from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
 from spg_pipe.study.audit_stability import largest_difference, without
+from spg_pipe.study.audit_tables import Row, means
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,20 @@ def test_photographs_that_are_gone_give_no_pairs(tiny_store, monkeypatch, tmp_pa
     run: Any = SimpleNamespace(params=method)
     backbone: Any = replace
     assert painting.painted_pairs(run, "parts", tiny_store, backbone, 0) == {}
+
+
+def test_guides_with_fewer_atoms_count_with_all_of_them_where_others_have_more():
+    def row(aux: str, n: int, value: float, variant: str = "kept") -> Row:
+        return Row("trained guides", aux, "t", 1, OWN, variant, n, "pixel_auroc", value)
+
+    kept = [row("a", 1, 0.2), row("a", 3, 0.4), row("b", 1, 0.6), row("b", 2, 0.7), row("b", 5, 1)]
+    removed = [
+        row("a", 1, 0.1, "removed"),
+        row("b", 1, 0.3, "removed"),
+        row("b", 2, 0.2, "removed"),
+    ]
+    found = means(pd.DataFrame([*kept, *removed]), ("dictionary", "variant"), ("n",))
+    assert found.loc[(OWN, "kept"), 5] == pytest.approx(0.7)
+    assert found.loc[(OWN, "kept"), 1] == pytest.approx(0.4)
+    assert found.loc[(OWN, "removed"), 1] == pytest.approx(0.2)
+    assert np.isnan(found.loc[(OWN, "removed"), 2])

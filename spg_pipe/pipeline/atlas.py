@@ -18,6 +18,7 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.report.atlas import FACTORS, AtlasContent, write_page
 from spg_pipe.report.factors import factors_figure
+from spg_pipe.report.page import require_replaceable
 from spg_pipe.sae.run import SaeRun, read_sae_record
 from spg_pipe.store.reader import FeatureStore
 
@@ -116,6 +117,7 @@ def _atlas_of(
 def _require_free(path: Path) -> None:
     """Refuse a place that cannot be written to, or holds anything but an earlier atlas."""
     require_writable(path)
+    require_replaceable(path, "atlas")
     if path.is_dir() and any(path.iterdir()) and not (path / "atoms.parquet").is_file():
         raise SpgError(
             f"{path} holds other files, which an atlas would replace. Name a new folder with --out."

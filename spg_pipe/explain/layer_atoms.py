@@ -12,9 +12,9 @@ from spg_pipe.explain.measure import Measure, Rebuild
 from spg_pipe.sae.model import sae_input
 from spg_pipe.sae.run import SaeRun
 
-PROJECTED = 64
-"""Atoms of a layer, those with the largest coefficients, whose projections are measured: trained
-guides may have thousands."""
+STRONGEST = 64
+"""Atoms of a layer, those with the largest coefficients of a view, whose projections are measured
+and that have crops by category: trained guides may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class LayerAtoms:
     detection: np.ndarray
     """(M,) float64 of the images'; zeros where they have none."""
     projected: np.ndarray
-    """(P,) int: rows of `used` whose projections are measured."""
+    """(P,) int: rows of `used` whose projections on patches are measured."""
+    pictured: np.ndarray
+    """(Q,) int: rows of `used` that have crops by category."""
 
     @classmethod
     def of(cls, detector: Detector, layer: str, latents: int, *, every: bool) -> "LayerAtoms":
@@ -42,11 +44,10 @@ class LayerAtoms:
         if (view := detector.record.detection) in guides.pairs:
             detection = guides.coefficients(view, as_cosines=cosines).numpy()
         used = guides.atom_ids.numpy()
-        strongest = np.argsort(-np.abs(patches), kind="stable")[:PROJECTED]
-        projected = np.sort(strongest[patches[strongest] != 0])
-        return cls(
-            layer, np.arange(latents) if every else used, used, patches, detection, projected
-        )
+        ids = np.arange(latents) if every else used
+        projected = _strongest(patches)
+        pictured = np.union1d(projected, _strongest(detection))
+        return cls(layer, ids, used, patches, detection, projected, pictured)
 
     def measures(self, detector: Detector, saes: SaeRun, device: str) -> list[Measure]:
         """Of the SAE's latents; and, if there are any, of signed projections on atoms."""
@@ -61,3 +62,9 @@ class LayerAtoms:
             code = projection_code(vectors.to(device))
             found.append(Measure(self.layer, code, len(vectors), dense=True))
         return found
+
+
+def _strongest(coefficients: np.ndarray) -> np.ndarray:
+    """Rows of the largest |coefficients| that are not 0, in order."""
+    rows = np.argsort(-np.abs(coefficients), kind="stable")[:STRONGEST]
+    return np.sort(rows[coefficients[rows] != 0])

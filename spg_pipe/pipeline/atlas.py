@@ -81,7 +81,8 @@ def _atlas_of(
     own = run.paths.detector(aux, seed)
     given = named_input("detector", folder, own, detector.fingerprint)
     path = out or run.paths.atlas(aux, seed, given)
-    _require_free(path)
+    require_writable(path)
+    require_replaceable(path, "atlas")
     saes = _saes(run, detector, sae)
     others = _other_seeds(run, saes, aux)
     pairs = _stores(run, detector, splits, aux)
@@ -112,16 +113,6 @@ def _atlas_of(
         run.console.say(f"  note: {note}")
     run.console.say(f"Atlas of {aux}, seed {seed} → {path}")
     return path
-
-
-def _require_free(path: Path) -> None:
-    """Refuse a place that cannot be written to, or holds anything but an earlier atlas."""
-    require_writable(path)
-    require_replaceable(path, "atlas")
-    if path.is_dir() and any(path.iterdir()) and not (path / "atoms.parquet").is_file():
-        raise SpgError(
-            f"{path} holds other files, which an atlas would replace. Name a new folder with --out."
-        )
 
 
 def _saes(run: RecipeRun, detector: Detector, named: Path | None) -> SaeRun:

@@ -113,7 +113,7 @@ def test_one_place_is_of_one_detector(world: World, tmp_path: Path) -> None:
 
 def test_other_files_are_not_replaced(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(SpgError, match="holds other files"):
+    with pytest.raises(SpgError, match="holds files that are not"):
         made(world, out=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "kept"
 

@@ -1,45 +1,18 @@
-"""One pass over stores: how often and how strongly latents fire, and how well they find defects.
+"""What latents do on the patches of stores: how often and how strongly they fire, and how well each
+finds defects.
 
 Nothing grows with the number of images: values are counted in bins, by category and by group of
-images. Images are dealt to `GROUPS` groups by chance, those of each category and label evenly, so
-that intervals can be drawn over groups, and a question can be asked of one half of the images and
-answered by the other.
+images, so that intervals can be drawn over groups, and a question can be asked of one half of the
+images and answered by the other.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from spg_pipe.decision.maps import one_thread
-from spg_pipe.errors import SpgError
-from spg_pipe.explain.codes import Active, Code, decoded
-from spg_pipe.explain.groups import GROUPS, image_groups
-from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precision
-from spg_pipe.explain.tally import Batch, Rebuilt, Tally, TopPatches, rebuilt_sums
-from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.source import TokenSource, in_order
-from spg_pipe.store.stream import labelled_images, ordered_batches
-
-_IMAGES = 8
-_SAMPLE = 64
-"""Images of a store, evenly spread, that the bins are chosen from."""
-
-Progress = Callable[[int, int], None]
-
-
-class Rebuild(NamedTuple):
-    """What a dictionary rebuilds of tokens."""
-
-    atoms: Tensor
-    """(C, D)"""
-    inputs: Callable[[Tensor], Tensor]
-    """Tokens (n, D) → what it was taught to rebuild, (n, D)."""
+from spg_pipe.explain.groups import GROUPS
+from spg_pipe.explain.histograms import binned_precision, resampled_precision
+from spg_pipe.explain.tally import Rebuilt, TopPatches
 
 
 @dataclass(frozen=True)
@@ -67,11 +40,12 @@ class Activity:
     rebuilt: Rebuilt
     """Zeros where nothing was rebuilt."""
 
-    def rows(self, category: str | None) -> np.ndarray:
-        """Numbers of the categories that a name stands for; None: all."""
+    def rows(self, category: str | None) -> slice:
+        """The categories that a name stands for; None: all."""
         if category is None:
-            return np.arange(len(self.categories))
-        return np.array([self.categories.index(category)])
+            return slice(None)
+        number = self.categories.index(category)
+        return slice(number, number + 1)
 
     def average_precision(
         self, category: str | None = None, groups: np.ndarray | None = None
@@ -138,214 +112,4 @@ class Activity:
     def _of_groups(self, category: str | None) -> tuple[np.ndarray, np.ndarray]:
         """(GROUPS, 2, C, bins) and (GROUPS, 2)."""
         rows = self.rows(category)
-        counts = self.counts[rows[0]] if len(rows) == 1 else self.counts[rows].sum(axis=0)
-        return counts, self.patches[rows].sum(axis=0)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is to be measured of a layer's patch tokens."""
-
-    layer: str
-    code: Code
-    latents: int
-    """C: the code's latents are 0 … C − 1."""
-    dense: bool = False
-    """Of `projection_code`: values of any sign, counted in evenly spaced bins."""
-    rebuild: Rebuild | None = None
-    """Also measure how well the entries rebuild the tokens."""
-
-
-class Seen(NamedTuple):
-    """A batch of B images of a store."""
-
-    store: int
-    batch: Batch
-    tokens: Mapping[str, Tensor]
-    """Name of tokens → (B, 1 + N, D) float32"""
-    shares: Mapping[str, Tensor]
-    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect."""
-
-
-def measure_activity(
-    stores: Sequence[FeatureStore],
-    layer: str,
-    code: Code,
-    latents: int,
-    *,
-    dense: bool = False,
-    rebuild: Rebuild | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Activity:
-    """Measure one code on every patch token of a layer; see `Measure` and `measure`."""
-    asked = Measure(layer, code, latents, dense, rebuild)
-    return measure(stores, [asked], device=device, progress=progress)[0]
-
-
-def measure(
-    stores: Sequence[FeatureStore],
-    measures: Sequence[Measure],
-    *,
-    beside: Callable[[Seen], None] | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> list[Activity]:
-    """Measure codes on all patch tokens, in one pass over the stores.
-
-    Parameters
-    ----------
-    beside : callable, optional
-        Is shown every batch with the tokens of all layers.
-    progress : callable (images done, images in all), optional
-
-    Raises
-    ------
-    SpgError
-        If a store lacks a layer.
-    """
-    categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
-    sources = [_sources(store, measures, device, every=beside is not None) for store in stores]
-    done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
-    # Batches side by side: one is too small to be shared among threads.
-    with torch.inference_mode(), one_thread(), ThreadPoolExecutor(threads) as pool:
-        meters = [_Meter(asked, categories, stores, sources) for asked in measures]
-
-        @torch.inference_mode()
-        def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
-            return seen, [meter.coded(seen) for meter in meters]
-
-        batches = _batches(stores, sources, categories)
-        for seen, of_meters in in_order(pool, coded, batches, ahead=threads + 1):
-            for meter, found in zip(meters, of_meters, strict=True):
-                meter.add(seen, found)
-            if beside:
-                beside(seen)
-            done += len(seen.batch.images)
-            if progress:
-                progress(done, in_all)
-    return [meter.activity() for meter in meters]
-
-
-class _Coded(NamedTuple):
-    """What a measure makes of a batch."""
-
-    source: int
-    name: str
-    entries: Active
-    sums: tuple[Tensor, ...]
-    """Of what is rebuilt; empty if nothing is."""
-
-
-class _Meter:
-    """A measure under way."""
-
-    def __init__(
-        self,
-        asked: Measure,
-        categories: tuple[str, ...],
-        stores: Sequence[FeatureStore],
-        sources: Sequence[Mapping[str, TokenSource]],
-    ) -> None:
-        self._asked, self._categories = asked, categories
-        self._plan = tuple(
-            (number, key.name)
-            for number, store in enumerate(stores)
-            for key in store.spec.backbone.token_keys
-            if key.layer == asked.layer
-        )
-        own = [sources[number][name] for number, name in self._plan]
-        self._tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
-
-    def coded(self, seen: Seen) -> list[_Coded]:
-        """The work on a batch that needs no other."""
-        found = []
-        for source, (store, name) in enumerate(self._plan):
-            if store == seen.store:
-                patches = seen.tokens[name][:, 1:]
-                x = patches.flatten(0, 1)
-                entries = self._asked.code(x)
-                sums: tuple[Tensor, ...] = ()
-                if self._asked.rebuild is not None:
-                    atoms, inputs = self._asked.rebuild
-                    x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
-                    sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
-                on_cpu = Active(*(part.cpu() for part in entries))
-                found.append(_Coded(source, name, on_cpu, sums))
-        return found
-
-    def add(self, seen: Seen, found: Sequence[_Coded]) -> None:
-        """Count what was made of a batch."""
-        for source, name, entries, sums in found:
-            self._tally.add(source, seen.batch, seen.shares[name], entries)
-            self._tally.add_rebuilt(seen.batch.category, sums)
-
-    def activity(self) -> Activity:
-        """What was counted."""
-        tally = self._tally
-        kept = {f.name: getattr(tally, f.name) for f in fields(Activity) if hasattr(tally, f.name)}
-        return Activity(categories=self._categories, sources=self._plan, **kept)
-
-
-def _batches(
-    stores: Sequence[FeatureStore],
-    sources: Sequence[Mapping[str, TokenSource]],
-    categories: Sequence[str],
-) -> Iterator[Seen]:
-    """All images of all stores."""
-    for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
-        rows = np.array([categories.index(name) for name in names])
-        groups = image_groups(store)
-        known = np.isin(np.arange(len(store)), labelled_images(store))
-        for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
-            batch = Batch(images, rows[images], groups[images], known[images])
-            yield Seen(number, batch, tokens, _shares(store, batch, tokens))
-
-
-def _sources(
-    store: FeatureStore, measures: Sequence[Measure], device: str, *, every: bool
-) -> dict[str, TokenSource]:
-    """The tokens that are needed of a store, by name."""
-    keys, wanted = store.spec.backbone.token_keys, {asked.layer for asked in measures}
-    if missing := wanted - {key.layer for key in keys}:
-        raise SpgError(
-            f"{store.path} has no tokens of layer {', '.join(sorted(missing))}. Run `spg-pipe "
-            "extract` with these layers."
-        )
-    names = [key.name for key in keys if every or key.layer in wanted]
-    return {name: TokenSource(store, name, device=device, cache="none") for name in names}
-
-
-def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
-    """Category of every image of each store; of several stores with the dataset's name in front."""
-    found = []
-    for store in stores:
-        names, dataset = store.array("category").tolist(), store.spec.dataset
-        alone = len(stores) == 1
-        found.append([n if alone or n == dataset else f"{dataset}/{n}" for n in names])
-    return found
-
-
-def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
-    """`Seen.shares`: 0 where the mask is not known."""
-    masks = torch.from_numpy(store.masks(batch.images)).float()[:, None]
-    masks *= torch.from_numpy(batch.known)[:, None, None, None]
-    of_grids = {
-        grid: F.adaptive_avg_pool2d(masks, grid).flatten(1)
-        for grid in {store.spec.layers[name].grid for name in names}
-    }
-    return {name: of_grids[store.spec.layers[name].grid] for name in names}
-
-
-def _bins(sources: Sequence[TokenSource], asked: Measure) -> Bins:
-    """Bins that fit what is seen in some images of every store."""
-    ends = [torch.full((asked.latents,), sign * torch.inf) for sign in (1, -1)]
-    for source in sources:
-        count = len(source.store)
-        images = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
-        for tokens in source.take(np.array_split(images, -(-len(images) // _IMAGES))):
-            entries = asked.code(tokens.flatten(0, 1).float())
-            for end, way in zip(ends, ("amin", "amax"), strict=True):
-                end.scatter_reduce_(0, entries.latent.cpu(), entries.value.cpu(), way)
-    smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
-    return Bins.of(smallest, largest, logarithmic=not asked.dense)
+        return self.counts[rows].sum(axis=0), self.patches[rows].sum(axis=0)

@@ -6,18 +6,19 @@ contributions to the scores and what general and specific factors are made of.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.explain.activity import Progress, Seen, measure
 from spg_pipe.explain.atlas_tables import Described, atom_table, category_table, described_table
 from spg_pipe.explain.crops import Place
 from spg_pipe.explain.dictionary import layout_2d
 from spg_pipe.explain.factors import MAP_GUIDES, Factors, measure_factors
 from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.explain.layer_atoms import LayerAtoms
+from spg_pipe.explain.measure import Progress, Seen, measure
 from spg_pipe.explain.shares import Shares
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -69,26 +70,12 @@ def describe(
         LayerAtoms.of(detector, layer, len(saes.dead[layer]), every=every)
         for layer in detector.layers
     ]
-    measures = [each.measures(detector, saes) for each in chosen]
+    measures = [each.measures(detector, saes, device) for each in chosen]
     shares = Shares(detector, stores)
     sums = [GroupSums.of(store, detector.record.detection) for store in stores]
-
-    def beside(seen: Seen) -> None:
-        shares.add(seen)
-        for key in stores[seen.store].spec.backbone.token_keys:
-            sums[seen.store].add(
-                key, seen.batch.images, seen.tokens[key.name], seen.shares[key.name]
-            )
-
-    found = iter(
-        measure(
-            stores,
-            [each for of_layer in measures for each in of_layer],
-            beside=beside,
-            device=device,
-            progress=progress,
-        )
-    )
+    beside = partial(_add, stores, shares, sums)
+    every_measure = [each for of_layer in measures for each in of_layer]
+    found = iter(measure(stores, every_measure, beside=beside, device=device, progress=progress))
     factors = measure_factors(detector, sums, saes)
     generality = _generality(factors)
     tables, categories, layouts = [], [], {}
@@ -110,6 +97,16 @@ def describe(
         factors,
         strips,
     )
+
+
+def _add(
+    stores: Sequence[FeatureStore], shares: Shares, sums: Sequence[GroupSums], seen: Seen
+) -> None:
+    """What is measured beside the codes."""
+    shares.add(seen)
+    for key in stores[seen.store].spec.backbone.token_keys:
+        tokens, share = seen.tokens[key.name], seen.shares[key.name]
+        sums[seen.store].add(key, seen.batch.images, tokens, share.to(tokens.device))
 
 
 def _generality(factors: Factors) -> pd.DataFrame:

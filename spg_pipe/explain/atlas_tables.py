@@ -93,9 +93,9 @@ def _add_crops(
     stores: Sequence[FeatureStore],
     strips: dict[str, list[Place]],
 ) -> None:
-    """Columns `crops` and `projection_crops`; by category of the detector's atoms alone."""
+    """Columns `crops` and `projection_crops`; by category of the strongest atoms alone."""
     atoms, count = described.atoms, TOP if category is None else TOP_OF_CATEGORY
-    of_latents = atoms.ids if category is None else atoms.used
+    of_latents = atoms.ids if category is None else atoms.used[atoms.pictured]
     measured = [("crops", "", described.activity, of_latents, of_latents)]
     if described.projections is not None:
         rows = np.arange(len(atoms.projected))

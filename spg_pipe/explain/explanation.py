@@ -28,6 +28,10 @@ MAP_SELF_DISTANCE = "map_self_distance"
 the scores' column share_map_top."""
 
 
+BANK = "bank"
+"""Of the image score: how unlike normal images it is, where there is a bank of them."""
+
+
 class AtomRow(NamedTuple):
     """What a contribution is of."""
 
@@ -247,7 +251,8 @@ def _components(rule: Rule, judged: Judged, parts: Mapping[str, Part]) -> dict[s
 def _peaks(judged: Judged, seen: BackboneSpec) -> np.ndarray:
     """(B, 2): where the map of whole images is highest, as shares of its height and width."""
     maps = judged.maps
-    if maps is None or seen.tiles is not None:
+    # What a score is made from is not the map that is shown: of a tile, or without the bank.
+    if maps is None or seen.tiles is not None or f"share_{BANK}" in judged.columns:
         maps = coarse_maps(judged.patches, seen.preprocess.size)
     flat = maps.reshape(len(maps), -1).argmax(axis=1)
     rows, columns = np.unravel_index(flat, maps.shape[1:])

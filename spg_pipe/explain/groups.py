@@ -11,24 +11,24 @@ does not grow with the images. Of up to so many images in a category a group is 
 
 
 def image_groups(store: FeatureStore) -> np.ndarray:
-    """(n,) int in 0 … GROUPS − 1: each category's kinds of images are dealt over all groups.
+    """(n,) int in 0 … GROUPS − 1: each category's images are dealt over all groups, by label.
 
+    Not by kinds of defects: a group would hold some of each, and intervals would be too narrow.
     Copies of an image with painted defects are in one group.
     """
     paths = store.array("path").tolist()
     numbers = pd.factorize(np.array([store.spec.sources.get(path, path) for path in paths]))[0]
     firsts = np.unique(numbers, return_index=True)[1]
     table = store.table.iloc[firsts]
-    kinds = table.groupby(["category", "label", "defect"], dropna=False).ngroup().to_numpy()
-    return deal(table["category"].to_numpy(), kinds)[numbers]
+    return deal(table["category"].to_numpy(), table["label"].to_numpy())[numbers]
 
 
-def deal(categories: np.ndarray, kinds: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A group in 0 … GROUPS − 1 for each image (n,): by chance, and evenly of each kind."""
+def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A group in 0 … GROUPS − 1 for each image (n,): by chance, and evenly of each label."""
     groups = np.zeros(len(categories), np.int64)
     by_chance = np.random.default_rng(seed).permutation(len(categories))
     for category in pd.unique(categories):
         own = by_chance[categories[by_chance] == category]
-        own = own[np.argsort(kinds[own], kind="stable")]
+        own = own[np.argsort(labels[own], kind="stable")]
         groups[own] = np.arange(len(own)) % GROUPS
     return groups

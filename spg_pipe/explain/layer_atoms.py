@@ -1,19 +1,20 @@
 """Which atoms of a layer are described, and what is measured of them."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.explain.activity import Measure, Rebuild
 from spg_pipe.explain.codes import projection_code, sae_code
+from spg_pipe.explain.measure import Measure, Rebuild
 from spg_pipe.sae.model import sae_input
 from spg_pipe.sae.run import SaeRun
 
-PROJECTED = 64
-"""Atoms of a layer, those with the largest coefficients, whose projections are measured: trained
-guides may have thousands."""
+STRONGEST = 64
+"""Atoms of a layer, those with the largest coefficients of a view, whose projections are measured
+and that have crops by category: trained guides may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class LayerAtoms:
     detection: np.ndarray
     """(M,) float64 of the images'; zeros where they have none."""
     projected: np.ndarray
-    """(P,) int: rows of `used` whose projections are measured."""
+    """(P,) int: rows of `used` whose projections on patches are measured."""
+    pictured: np.ndarray
+    """(Q,) int: rows of `used` that have crops by category."""
 
     @classmethod
     def of(cls, detector: Detector, layer: str, latents: int, *, every: bool) -> "LayerAtoms":
@@ -41,15 +44,14 @@ class LayerAtoms:
         if (view := detector.record.detection) in guides.pairs:
             detection = guides.coefficients(view, as_cosines=cosines).numpy()
         used = guides.atom_ids.numpy()
-        strongest = np.argsort(-np.abs(patches), kind="stable")[:PROJECTED]
-        projected = np.sort(strongest[patches[strongest] != 0])
-        return cls(
-            layer, np.arange(latents) if every else used, used, patches, detection, projected
-        )
+        ids = np.arange(latents) if every else used
+        projected = _strongest(patches)
+        pictured = np.union1d(projected, _strongest(detection))
+        return cls(layer, ids, used, patches, detection, projected, pictured)
 
-    def measures(self, detector: Detector, saes: SaeRun) -> list[Measure]:
+    def measures(self, detector: Detector, saes: SaeRun, device: str) -> list[Measure]:
         """Of the SAE's latents; and, if there are any, of signed projections on atoms."""
-        sae, params = saes.layers[self.layer], saes.record.sae
+        sae, params = deepcopy(saes.layers[self.layer]).to(device), saes.record.sae
         norm = params.input_norm if params else "none"
         rebuild = Rebuild(sae.atoms.detach(), lambda x: sae_input(x, norm))
         code = sae_code(sae, norm)
@@ -57,5 +59,12 @@ class LayerAtoms:
         if len(self.projected):
             signs = torch.from_numpy(np.sign(self.coefficients[self.projected])).float()
             vectors = signs[:, None] * detector.layers[self.layer].atoms[self.projected]
-            found.append(Measure(self.layer, projection_code(vectors), len(vectors), dense=True))
+            code = projection_code(vectors.to(device))
+            found.append(Measure(self.layer, code, len(vectors), dense=True))
         return found
+
+
+def _strongest(coefficients: np.ndarray) -> np.ndarray:
+    """Rows of the largest |coefficients| that are not 0, in order."""
+    rows = np.argsort(-np.abs(coefficients), kind="stable")[:STRONGEST]
+    return np.sort(rows[coefficients[rows] != 0])

@@ -10,8 +10,8 @@ import numpy as np
 
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.detector.model import Detector
-from spg_pipe.explain.activity import Seen, category_names
 from spg_pipe.explain.explanation import explain
+from spg_pipe.explain.measure import Seen, category_names
 from spg_pipe.store.reader import FeatureStore
 
 

@@ -44,8 +44,8 @@ class TopPatches:
     patch: np.ndarray
     """int32: row-major on the patch grid."""
 
-    def of(self, categories: np.ndarray) -> "TopPatches":
-        """Of some categories (n,) together: (C, TOP)."""
+    def of(self, categories: slice) -> "TopPatches":
+        """Of some categories together: (C, TOP)."""
         merged = np.concatenate(self.value[categories], axis=1)
         order = np.argsort(-merged, axis=1, kind="stable")[:, :TOP]
         kept = (np.concatenate(part[categories], axis=1) for part in vars(self).values())

@@ -11,6 +11,7 @@ import numpy as np
 
 from spg_pipe.artefacts.files import write_bytes
 from spg_pipe.datasets.walk import EXPLANATIONS
+from spg_pipe.errors import naming
 from spg_pipe.explain.explanation import Explanation
 from spg_pipe.explain.lines import line_of
 from spg_pipe.explain.picture import QUALITY, draw
@@ -45,6 +46,8 @@ class ExplanationWriter:
     """Only of the images with the highest scores, so many; None: of all."""
     undrawn: int = 0
     """Images whose photograph could not be read."""
+    faults: list[OSError] = field(default_factory=list)
+    """Of pictures that could not be written: they cost no line."""
     _highest: list[tuple[float, int, Path]] = field(default_factory=list)
     _lines: IO[str] | None = None
 
@@ -80,5 +83,10 @@ class ExplanationWriter:
         data = io.BytesIO()
         picture = draw(photograph, item.anomaly_map(), item.explanation, item.image, self.shown)
         picture.save(data, format="JPEG", quality=QUALITY)
-        write_bytes(self.folder / item.file, data.getvalue())
+        try:
+            with naming(item.file, self.folder):
+                write_bytes(self.folder / item.file, data.getvalue())
+        except OSError as error:
+            self.faults.append(error)
+            return False
         return True

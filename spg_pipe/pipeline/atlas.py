@@ -18,6 +18,7 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.report.atlas import FACTORS, AtlasContent, write_page
 from spg_pipe.report.factors import factors_figure
+from spg_pipe.report.page import require_replaceable
 from spg_pipe.sae.run import SaeRun, read_sae_record
 from spg_pipe.store.reader import FeatureStore
 
@@ -81,6 +82,7 @@ def _atlas_of(
     given = named_input("detector", folder, own, detector.fingerprint)
     path = out or run.paths.atlas(aux, seed, given)
     require_writable(path)
+    require_replaceable(path, "atlas")
     saes = _saes(run, detector, sae)
     others = _other_seeds(run, saes, aux)
     pairs = _stores(run, detector, splits, aux)
@@ -206,9 +208,17 @@ def _reading(found: Atlas) -> list[str]:
     for row in shares.to_dict("records"):
         part = "the guides' part of the map" if row["component"] == MAP_GUIDES else "whole images"
         sentences.append(
-            f"Of {part}: {row['general_atoms']} of {row['atoms']} atoms are general; they carry "
-            f"{row['general']:.0%} (95 % interval {row['general_low']:.0%} to "
-            f"{row['general_high']:.0%}) of what all atoms add to the gap between anomalous and "
-            f"normal ones, without signs, mean over {row['categories']} categories."
+            f"Of {part}: {row['general_atoms']} of {row['atoms']} atoms are general. They carry "
+            f"{_percent(row['general'])} (95 % interval {_percent(row['general_low'])} to "
+            f"{_percent(row['general_high'])}) of what all atoms add to the gap between anomalous "
+            f"and normal ones, without signs, mean over {row['categories']} categories. Where the "
+            "same direction is written with random atoms, general ones carry "
+            f"{_percent(row['general_random'])} ({_percent(row['general_random_low'])} to "
+            f"{_percent(row['general_random_high'])}): so much is the direction's, not the "
+            "dictionary's."
         )
     return sentences
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -15,7 +15,7 @@ from spg_pipe.decision.maps import anomaly_maps, shown_range
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import BATCH_IMAGES
-from spg_pipe.errors import SpgError, counted
+from spg_pipe.errors import SpgError, counted, told
 from spg_pipe.explain.explanation import explain
 from spg_pipe.explain.writer import Explained, ExplanationWriter
 from spg_pipe.images.reading import read_image
@@ -62,6 +62,7 @@ def explain_images(
         for each, file in zip(judged, images.explained, strict=True):
             if (why := as_explained(each, file)) is not None:
                 told(writer.add(why))
+    _require_drawn(writer, ask.out)
     console.say(f"{counted(len(images.paths), 'image')} → {ask.out / EXPLANATIONS}")
 
 
@@ -116,9 +117,19 @@ def explain_split(
                 f"Note: {counted(writer.undrawn, 'photograph')} could not be read from "
                 f"{dataset.root}: there is no picture of them."
             )
+        _require_drawn(writer, folder)
         run.console.say(f"Explanations of {dataset.name} → {folder / EXPLANATIONS}")
         written.append(folder / EXPLANATIONS)
     return written
+
+
+def _require_drawn(writer: ExplanationWriter, out: Path) -> None:
+    """An `SpgError` if pictures could not be written, when all lines are there."""
+    if faults := writer.faults:
+        raise SpgError(
+            f"{out / EXPLANATIONS} has all lines, but {counted(len(faults), 'picture')} could not "
+            f"be written. {told(faults[0])}"
+        )
 
 
 def _of_store(

@@ -188,10 +188,11 @@ def write_results(
                 writer = writer or stack.enter_context(ExplanationWriter(folder, shown))
                 writer.add(why)
         write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
+    faults += writer.faults if writer else []
     if faults:
         raise SpgError(
             f"{out / SCORES} has the scores of all {counted(len(predictions), 'image')}, but "
-            f"{counted(len(faults), 'heat map')} could not be written. {told(faults[0])}"
+            f"{counted(len(faults), 'picture')} could not be written. {told(faults[0])}"
         )
     return predictions
 

@@ -15,7 +15,6 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.heat_maps import colour_bar
 from spg_pipe.decision.maps import SHOWN, SIGMA
-from spg_pipe.errors import SpgError
 from spg_pipe.explain.picture import FULL
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
@@ -23,12 +22,9 @@ from spg_pipe.recipe.paths import Paths
 from spg_pipe.report import atoms, examples, figures, inputs, kinds, tables
 from spg_pipe.report.atlas import Looks, copied
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
-from spg_pipe.report.page import environment
+from spg_pipe.report.page import environment, require_replaceable
 
 Progress = Callable[[int, int], None]
-
-GENERATOR = '<meta name="generator" content="spg-pipe report">'
-"""What marks a page as ours; the template holds the same line."""
 
 
 def build_report(
@@ -64,7 +60,7 @@ def build_report(
     """
     from PIL import Image
 
-    _check_replaceable(out)
+    require_replaceable(out, "report")
     directions = inputs.read_directions(params, paths, runs)
     auxiliaries = inputs.read_auxiliaries(paths, directions)
     with fresh_folder(out) as folder:
@@ -87,18 +83,6 @@ def build_report(
         )
         (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return out / "index.html"
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse to replace a folder that is no report: it may be someone's work."""
-    page = out / "index.html"
-    if out.is_dir() and any(out.iterdir()):
-        head = page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
-        if GENERATOR not in head:
-            raise SpgError(
-                f"{out} holds files that are not a report of spg-pipe, and would be replaced as a "
-                "whole. Name a folder that is new or empty, or remove it first."
-            )
 
 
 def _curves(

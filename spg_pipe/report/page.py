@@ -1,12 +1,12 @@
 """What the pages have in common: how a template is filled, and how numbers are written."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spg_pipe.errors import printable
+from spg_pipe.errors import SpgError, printable
 from spg_pipe.report.tables import UNDEFINED
 
 
@@ -59,3 +59,15 @@ def size_of(path: Path) -> tuple[int, int]:
 
     with Image.open(path) as picture:
         return picture.size
+
+
+def require_replaceable(out: Path, what: Literal["report", "atlas"]) -> None:
+    """Refuse, with an `SpgError`, to replace a folder that is no such page: someone's work."""
+    page, sign = out / "index.html", f'<meta name="generator" content="spg-pipe {what}">'
+    if out.is_dir() and any(out.iterdir()):
+        head = page.read_text(encoding="utf-8", errors="replace")[:1000] if page.is_file() else ""
+        if sign not in head:
+            raise SpgError(
+                f"{out} holds files that are not of spg-pipe's {what}, and would be replaced as a "
+                "whole. Name a folder that is new or empty, or remove it first."
+            )

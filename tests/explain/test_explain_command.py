@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,18 @@ def test_a_line_holds_nothing_that_is_no_number(ask: Ask) -> None:
     _, explanation = predictor.explain([pixels])
     line = json.loads(line_of(explanation, 0, "grey.png"))
     require_adds_up(line)
+
+
+def test_a_picture_that_cannot_be_written_costs_no_line(ask: Ask, monkeypatch) -> None:
+    def full(path: Path, *_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("spg_pipe.explain.writer.write_bytes", full)
+    with pytest.raises(SpgError, match=r"has all lines, but 3 pictures .*No space left"):
+        explain_images(ask, Console(0), atoms=None, pictures=None, told=lambda _: None)
+    assert len(lines_in(ask.out)) == 3
+    beside = replace(ask, out=ask.out / "predictions")
+    with pytest.raises(SpgError, match=r"scores of all 3 images, but 3 pictures .*No space left"):
+        predict_folder(beside, Console(0), explained=True)
+    assert len(lines_in(beside.out)) == 3
+    assert (beside.out / "scores.csv").is_file()

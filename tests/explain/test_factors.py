@@ -174,9 +174,9 @@ def test_sums_do_not_depend_on_batches_and_take_the_same_memory_for_any_number_o
             assert len(found) == len(sums.categories) * GROUPS
 
 
-def test_each_kind_of_image_is_dealt_over_the_groups(tiny_store: FeatureStore) -> None:
+def test_the_images_of_a_label_are_dealt_over_the_groups(tiny_store: FeatureStore) -> None:
     groups = image_groups(tiny_store)
-    for _, rows in tiny_store.table.groupby(["category", "defect"], dropna=False):
+    for _, rows in tiny_store.table.groupby(["category", "label"]):
         assert len(set(groups[rows.index])) == len(rows)
 
 

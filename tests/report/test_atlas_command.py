@@ -111,6 +111,13 @@ def test_one_place_is_of_one_detector(world: World, tmp_path: Path) -> None:
         atlas(run, out=tmp_path / "out")
 
 
+def test_other_files_are_not_replaced(world: World, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(SpgError, match="holds files that are not"):
+        made(world, out=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
 def test_a_folder_that_is_no_detector_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(SpgError, match="detector"):
         made(world, detector=tmp_path)

@@ -22,7 +22,7 @@ from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.group_sums import GROUPS, GroupSums
-from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
+from spg_pipe.explain.parts import DETECTION, MAP_GUIDES, coefficients_of
 from spg_pipe.guides.contrast import match, signed_pursuit
 from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
@@ -223,7 +223,8 @@ def _atoms(detector: Detector, component: str, view: View) -> list[_Atoms]:
     for layer, guides in detector.layers.items():
         if view not in guides.pairs:
             continue
-        coefficients = guides.coefficients(view, as_cosines=not detector.contrast).numpy()
+        published = not isinstance(detector.record.rule, Additive)
+        coefficients = coefficients_of(detector, guides, view, published=published).numpy()
         used = np.flatnonzero(coefficients)
         ids, rows = guides.atom_ids.numpy()[used], guides.atoms.double()[torch.from_numpy(used)]
         scale = _scale(detector, component, layer)

@@ -21,6 +21,7 @@ from spg_pipe.explain.group_sums import GroupSums, group_sums
 from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
 from spg_pipe.guides.contrast import class_sums, direction, match
+from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -33,15 +34,16 @@ def sums(tiny_store: FeatureStore) -> GroupSums:
     return group_sums(tiny_store)
 
 
-@pytest.fixture(scope="module", params=["contrast", "trained", "published"])
+@pytest.fixture(scope="module", params=["contrast", "contrast published", "trained", "trained published"])
 def detector(
     request: pytest.FixtureRequest, tiny_store: FeatureStore, tiny_sae: SaeRun
 ) -> Detector:
-    """Contrast guides, trained ones with a decision, and the published method."""
+    """Contrast guides and trained ones, with a decision and by the published rule."""
     plans = {
         "contrast": additive_plan(tiny_sae),
+        "contrast published": additive_plan(tiny_sae, score=ScoreParams(rule="published")),
         "trained": plan_of(tiny_sae, score=ScoreParams()),
-        "published": plan_of(tiny_sae),
+        "trained published": plan_of(tiny_sae),
     }
     return make_detector(tiny_store, plans[request.param])[0]
 
@@ -50,6 +52,7 @@ def mean_log_odds(detector: Detector, store: FeatureStore, component: str) -> di
     """Category → mean of the guides' part over anomalous patches or images, less normal ones."""
     table, known = store.table, store.array("mask_state") != 2
     layers = detector.layers
+    published = 1 / TAU if detector.contrast else 1.0  # the softmax's, see `probabilities`
     total = dict.fromkeys(table["category"].unique(), 0.0)
     for layer, guides in layers.items():
         patch = SHAPES[layer][0]
@@ -59,13 +62,13 @@ def mean_log_odds(detector: Detector, store: FeatureStore, component: str) -> di
         decision = None if detector.record.rule.rule == "published" else detector.decision
         if component == MAP_GUIDES:
             tokens = store.tokens(layer, np.arange(len(store))).astype(np.float64)
-            line, gain = side["patches"][0], 1.0
+            line, gain = side["patches"][0], published
             if decision:
                 gain = decision.map_weights.guides / decision.scales[layer]["guides"].deviation
             normal, anomalous = (share == 0) * known[:, None], share * known[:, None]
         else:
             tokens = store.cls(layer, np.arange(len(store))).astype(np.float64)[:, None]
-            line, gain = side["cls"][0], 1.0
+            line, gain = side["cls"][0], published
             if decision:
                 term = decision.terms["detection"]
                 scale = decision.scales[layer]["image_detection"].deviation

@@ -31,7 +31,7 @@ from spg_pipe.sae.run import SaeRun
 
 GENERAL = 0.8
 """Generality from which on an atom is a general factor. An atom that adds the same share in m of K
-categories has log m/log K: 0.8 is 4 of 6, or 6 of 9."""
+categories has log m/log K: at least 0.8 is 5 of 6, 6 of 9, or all of up to 4."""
 ROUNDS = 300
 RANDOM = 2048
 """Random directions that a control chooses its atoms from."""
@@ -148,7 +148,8 @@ def measure_factors(
 ) -> Factors:
     """General and specific factors of a detector over the categories of labelled stores.
 
-    Categories without both classes are left out; without any the tables are empty.
+    Categories without both classes are left out; without any the tables are empty. One category
+    says nothing of generality: only `table` is of a single one.
 
     Parameters
     ----------
@@ -177,9 +178,10 @@ def measure_factors(
             part = _Part(component, view, atoms, known)
             values = part.contributions(ROUNDS)
             tables.append(_table(part, values, _alone(part, detector, saes)))
-            of_atoms, share = _generality(part, values)
-            generalities.append(of_atoms)
-            shares.append(share)
+            if len(known) > 1:
+                of_atoms, share = _generality(part, values)
+                generalities.append(of_atoms)
+                shares.append(share)
     none = [pd.DataFrame()]
     return Factors(
         *(pd.concat(each or none, ignore_index=True) for each in (tables, generalities, shares))

@@ -31,9 +31,9 @@ def factors_figure(
     Returns
     -------
     bytes or None
-        SVG; None where the component has no atoms.
+        SVG; None where nothing is known of the component's atoms.
     """
-    if table.empty:
+    if of_atoms.empty:
         return None
     atoms = of_atoms[of_atoms["component"] == component]
     if atoms.empty:

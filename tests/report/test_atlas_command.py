@@ -60,11 +60,13 @@ def test_the_same_inputs_give_the_same_bytes(folder: Path, world: World, tmp_pat
 
 
 def test_all_describes_every_latent_of_trained_guides_too(published: World, tmp_path: Path) -> None:
-    (path,) = made(published, every=True, splits=["target"], out=tmp_path / "all")
+    (path,) = made(published, every=True, splits=["aux"], out=tmp_path / "all")
     atoms = pd.read_parquet(path / "atoms.parquet")
     whole = atoms[atoms["category"].isna()]
     assert (whole.groupby("layer").size() == 32).all()
     assert whole["in_detector"].any()
+    # Of one category nothing is said of generality.
+    assert "atoms are general" not in (path / "index.html").read_text()
 
 
 def test_without_the_photographs_there_are_no_crops(

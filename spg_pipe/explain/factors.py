@@ -49,10 +49,8 @@ class Factors:
     in front). `coefficient`: the detector's. `contribution` (with `_low`, `_high`): what the atom
     adds to the mean log odds of the category's anomalous patches (`map_guides`) or images
     (`detection`) over those of its normal ones. `share`: of Σ|contribution| of the component in the
-    category. `fit`: the coefficient where the category's direction is written with the detector's
-    atoms by least squares; NaN where they are as many as the tokens are wide. `pursuit`: the
-    coefficient in contrast guides of this category alone, 0 where they do without the atom. An atom
-    of those that the detector has not is 0 in all else but `fit`, where it is NaN."""
+    category. `pursuit`: the coefficient in contrast guides of this category alone, 0 where they do
+    without the atom. Atoms of those guides that the detector does without are 0 in all else."""
     generality: pd.DataFrame
     """A row for each component, layer and atom of the detector: `generality` (with `_low`,
     `_high`), `categories` that it adds to, mean |share| (`weight`), and `factor`: general,
@@ -143,9 +141,7 @@ class _Part:
         return replace(self, atoms=atoms)
 
 
-def measure_factors(
-    detector: Detector, stores: Sequence[GroupSums], saes: SaeRun | None = None
-) -> Factors:
+def measure_factors(detector: Detector, stores: Sequence[GroupSums], saes: SaeRun) -> Factors:
     """General and specific factors of a detector over the categories of labelled stores.
 
     Categories without both classes are left out; without any the tables are empty. One category
@@ -155,8 +151,8 @@ def measure_factors(
     ----------
     stores : GroupSums of each
         With the detector's layers and detection feature.
-    saes : SaeRun, optional
-        The detector's; without them there is no `pursuit`.
+    saes : SaeRun
+        The detector's.
 
     Raises
     ------
@@ -250,23 +246,17 @@ def _scale(detector: Detector, component: str, layer: str) -> float:
     return term.weight / term.deviation / scales[having].deviation / held
 
 
-def _alone(part: _Part, detector: Detector, saes: SaeRun | None) -> pd.DataFrame:
-    """Coefficients of guides of each category alone: by pursuit, and on the detector's atoms."""
+def _alone(part: _Part, detector: Detector, saes: SaeRun) -> pd.DataFrame:
+    """Coefficients of guides of each category alone, by pursuit over the whole dictionary."""
     guides = detector.record.guides
     count = guides.atoms if guides.kind == "contrast" else GuideParams().atoms
     found = []
     for each, category in itertools.product(part.atoms, part.categories):
         goal = category.sums.direction(each.layer, part.view, category.number)
-        row = pd.DataFrame({"atom": each.ids, "fit": np.nan})
-        if len(each.ids) < each.rows.shape[1]:
-            solved = torch.linalg.lstsq(each.rows.t(), goal.double()[:, None], driver="gelsd")
-            row["fit"] = solved.solution[:, 0].numpy()
-        if saes is not None:
-            table = saes.layers[each.layer].atoms.detach().cpu()
-            pair = match(goal, table, saes.dead[each.layer], count)
-            signed = (pair.codes[1] - pair.codes[0]).double().numpy()
-            chosen = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
-            row = row.merge(chosen, how="outer", on="atom").fillna({"pursuit": 0.0})
+        table = saes.layers[each.layer].atoms.detach().cpu()
+        pair = match(goal, table, saes.dead[each.layer], count)
+        signed = (pair.codes[1] - pair.codes[0]).double().numpy()
+        row = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
         found.append(row.assign(component=part.component, layer=each.layer, category=category.name))
     return pd.concat(found, ignore_index=True)
 
@@ -285,9 +275,8 @@ def _table(part: _Part, values: np.ndarray, alone: pd.DataFrame) -> pd.DataFrame
         )
         for number, category in enumerate(part.categories)
     ]
-    table = pd.concat(rows, ignore_index=True).merge(alone, how="outer", on=_KEYS)
-    rest = ["coefficient", "contribution", "contribution_low", "contribution_high", "share"]
-    return table.fillna(dict.fromkeys(rest, 0.0))[[*_KEYS, *table.columns.drop(_KEYS)]]
+    table = pd.concat(rows, ignore_index=True).merge(alone, how="outer", on=_KEYS).fillna(0.0)
+    return table[[*_KEYS, *table.columns.drop(_KEYS)]]
 
 
 def _generality(part: _Part, values: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -35,6 +35,8 @@ categories has log m/log K: at least 0.8 is 5 of 6, 6 of 9, or all of up to 4.""
 ROUNDS = 300
 RANDOM = 2048
 """Random directions that a control chooses its atoms from."""
+AT_RANDOM = GuideParams().atoms
+"""Atoms of a layer that the control uses, at most, also where trained guides have hundreds."""
 _DRAWS = 8
 _LEVEL = 0.95
 _KEYS = ["component", "layer", "atom", "category"]
@@ -134,7 +136,7 @@ class _Part:
         for each in self.atoms:
             dictionary = unit(torch.randn(RANDOM, each.rows.shape[1], generator=generator))
             goal = torch.from_numpy(each.coefficients) @ each.rows
-            pair = signed_pursuit(goal, dictionary, min(len(each.ids), GuideParams().atoms))
+            pair = signed_pursuit(goal, dictionary, min(len(each.ids), AT_RANDOM))
             signed = (pair.codes[1] - pair.codes[0]).double().numpy()
             rows = dictionary[pair.atom_ids].double()
             atoms.append(_Atoms(each.layer, pair.atom_ids.numpy(), signed, rows, each.scale))
@@ -249,7 +251,7 @@ def _scale(detector: Detector, component: str, layer: str) -> float:
 def _alone(part: _Part, detector: Detector, saes: SaeRun) -> pd.DataFrame:
     """Coefficients of guides of each category alone, by pursuit over the whole dictionary."""
     guides = detector.record.guides
-    count = guides.atoms if guides.kind == "contrast" else GuideParams().atoms
+    count = guides.atoms if guides.kind == "contrast" else AT_RANDOM
     found = []
     for each, category in itertools.product(part.atoms, part.categories):
         goal = category.sums.direction(each.layer, part.view, category.number)

@@ -86,9 +86,7 @@ def binned_precision(counts: np.ndarray, patches: np.ndarray) -> np.ndarray:
         return (steps + rest * positive / total) / positive
 
 
-def resampled_precision(
-    counts: np.ndarray, patches: np.ndarray, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def resampled_precision(counts: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the middle 95 % of `binned_precision` lie when groups are drawn anew.
 
     Parameters
@@ -106,7 +104,7 @@ def resampled_precision(
     low, high = np.full(latents, np.nan), np.full(latents, np.nan)
     if not len(there) or not patches[:, 1].sum():
         return low, high
-    draws = np.random.default_rng(seed).integers(0, len(there), (DRAWS, len(there)))
+    draws = np.random.default_rng(0).integers(0, len(there), (DRAWS, len(there)))
     weights = np.zeros((DRAWS, len(there)), np.float32)
     np.add.at(weights, (np.arange(DRAWS)[:, None], draws), 1)
     drawn_patches = weights @ patches[there].astype(np.float64)

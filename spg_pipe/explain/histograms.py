@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.explain.codes import Active
+from spg_pipe.explain.groups import ENDS, drawn
 
 BINS = 64
 """Of a code."""
@@ -23,7 +24,6 @@ _HEADROOM = 1.0
 _ROOM = 0.25
 """Beyond both ends of other values, of the range that was seen."""
 DRAWS = 200
-LEVEL = 0.95
 _CELLS = 2**20
 """Resampled counts at once."""
 
@@ -104,16 +104,13 @@ def resampled_precision(counts: np.ndarray, patches: np.ndarray) -> tuple[np.nda
     low, high = np.full(latents, np.nan), np.full(latents, np.nan)
     if not len(there) or not patches[:, 1].sum():
         return low, high
-    draws = np.random.default_rng(0).integers(0, len(there), (DRAWS, len(there)))
-    weights = np.zeros((DRAWS, len(there)), np.float32)
-    np.add.at(weights, (np.arange(DRAWS)[:, None], draws), 1)
+    weights = drawn(len(there), DRAWS).astype(np.float32)
     drawn_patches = weights @ patches[there].astype(np.float64)
     size = max(1, _CELLS // (DRAWS * 2 * counts.shape[3]))
-    ends = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
     for start in range(0, latents, size):
         part = counts[there, :, start : start + size]
-        drawn = (weights @ part.reshape(len(there), -1)).reshape(DRAWS, *part.shape[1:])
-        found = binned_precision(drawn, drawn_patches)
+        resampled = (weights @ part.reshape(len(there), -1)).reshape(DRAWS, *part.shape[1:])
+        found = binned_precision(resampled, drawn_patches)
         known = found[drawn_patches[:, 1] > 0]
-        low[start : start + size], high[start : start + size] = np.percentile(known, ends, axis=0)
+        low[start : start + size], high[start : start + size] = np.quantile(known, ENDS, axis=0)
     return low, high

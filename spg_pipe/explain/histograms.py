@@ -17,8 +17,9 @@ BINS = 64
 EVEN_BINS = 512
 """Of values of any sign, whose highest few decide."""
 _PER_OCTAVE = 16
-"""Borders of a code's bins grow by 4 %, so that they span a factor of 16; a TopK code's values span
-about 4. Binning moves an average precision by 0.001 on average, that of projections as much."""
+"""Borders of a code's bins grow by 4 %: they span a factor of 16, of which 2 is headroom. What is
+below an eighth of the largest value that was seen counts as equal; a TopK code's values span 2 to
+7. Binning moves an average precision by 0.001 on average, that of projections as much."""
 _HEADROOM = 1.0
 """Octaves beyond the largest value of a code that was seen."""
 _ROOM = 0.25

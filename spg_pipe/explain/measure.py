@@ -14,7 +14,7 @@ from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.activity import Activity, Batch, Coded, rebuilt_sums
 from spg_pipe.explain.codes import Active, Code, decoded
-from spg_pipe.explain.groups import GROUPS, image_groups
+from spg_pipe.explain.groups import GROUPS, full_name, image_groups
 from spg_pipe.explain.histograms import BINS, EVEN_BINS, Bins
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
@@ -169,12 +169,13 @@ def _sources(
 
 def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
     """Category of every image of each store; of several stores with the dataset's name in front."""
-    found = []
-    for store in stores:
-        names, dataset = store.array("category").tolist(), store.spec.dataset
-        alone = len(stores) == 1
-        found.append([n if alone or n == dataset else f"{dataset}/{n}" for n in names])
-    return found
+    return [
+        [
+            full_name(store.spec.dataset, category, alone=len(stores) == 1)
+            for category in store.array("category").tolist()
+        ]
+        for store in stores
+    ]
 
 
 def _shares(

@@ -25,7 +25,7 @@ from spg_pipe.study.audit_tables import CONTRAST, TRAINED, Row, tables
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import PUBLISHED, Stores, auxiliaries, guides_path, stores_of
 from spg_pipe.study.runner import Job, run_jobs
-from spg_pipe.study.settings import Result, require_default_method
+from spg_pipe.study.settings import Result, require_default_method, require_whole_images
 
 
 def audit(run: RecipeRun) -> Result:
@@ -43,14 +43,14 @@ def audit(run: RecipeRun) -> Result:
     ------
     SpgError
         If the recipe has no directions, or does not use contrast guides and the additive rule; if
-        an artefact is missing.
+        an artefact is missing, or a store has tiles.
     """
     require_default_method(run.params, "atlas --audit")
     if not run.params.directions:
         raise SpgError("An audit needs `directions:` in the recipe. The recipe spg-plus has some.")
     require_writable(path := run.paths.audit)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
-    stores = stores_of(run)
+    require_whole_images(stores := stores_of(run), "atlas --audit")
     jobs = _jobs(run, stores)
     rows: list[Row] = []
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):

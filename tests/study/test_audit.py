@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -119,6 +120,15 @@ def test_the_table_names_its_backbone_protocol_and_seeds(held):
 def test_atoms_needed_are_those_from_which_on_little_is_lost(figures, needed):
     assert atoms_needed(pd.Series(figures), 0.9) == needed
     assert math.isnan(atoms_needed(pd.Series(figures), 1.0))
+
+
+def test_tiles_are_refused_before_any_job(held, monkeypatch):
+    folder, _ = held
+    monkeypatch.chdir(folder)
+    tiled = SimpleNamespace(spec=SimpleNamespace(backbone=SimpleNamespace(tiles=object())))
+    monkeypatch.setattr(module, "stores_of", lambda run: {"right": tiled})
+    with pytest.raises(SpgError, match="audit judges images as a whole; the store of right has"):
+        audit(run_of())
 
 
 def test_an_audit_without_directions_is_refused_before_any_work():

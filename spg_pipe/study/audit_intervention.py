@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone
-from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.datasets.paint.pasted import LEAST_SIDE, PAINTERS, canvas_of, paint
 from spg_pipe.errors import SpgError
@@ -27,7 +26,6 @@ from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import load_backbone
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.recipe.protocol import protocol
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.audit_case import Case, matched
 from spg_pipe.study.audit_dictionaries import RANDOM
@@ -60,8 +58,7 @@ def intervention(case: Case) -> Iterator[Row]:
     """
     backbone = cache(partial(load_backbone, case.run))
     for target, store in case.targets.items():
-        root = find_dataset(case.run.params, target).root
-        if not root.is_dir() or store.spec.backbone.tiles is not None:
+        if not find_dataset(case.run.params, target).root.is_dir():
             continue
         pairs = painted_pairs(case.run, target, store, backbone(), case.seed)
         for name in [n for n in case.dictionaries if n != RANDOM and pairs]:
@@ -77,15 +74,14 @@ def painted_pairs(
     run: RecipeRun, target: str, store: FeatureStore, backbone: Backbone, seed: int
 ) -> dict[str, Pairs]:
     """Layer → pairs on some normal images of a target; empty if it has none that can be read."""
-    dataset, spec = find_dataset(run.params, target), store.spec.backbone.preprocess
-    exif = honours_exif(dataset.layout, protocol(run.params.method.protocol).exif_of_own_images)
+    root, spec = find_dataset(run.params, target).root, store.spec.backbone.preprocess
     normal = np.flatnonzero(store.array("label") == LABEL_NORMAL)
     rng = np.random.default_rng(seed)
     before, after, masks = [], [], []
     for row in normal[rng.permutation(len(normal))[:IMAGES]].tolist():
         path = str(store.table["path"].iloc[row])
         try:
-            levels = read_image(dataset.root / path, exif=exif, white=store.spec.white)
+            levels = read_image(root / path, exif=store.spec.exif, white=store.spec.white)
         except SpgError:
             continue
         if min(levels.shape[:2]) < LEAST_SIDE:

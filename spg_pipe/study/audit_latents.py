@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.explain.codes import Code
-from spg_pipe.explain.groups import GROUPS, deal
+from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
@@ -28,6 +28,7 @@ BEST = (10, 25, 50, 100)
 MOST_IMAGES = 240
 """Of each set, drawn by chance."""
 AUDITED, NULL = "masks", "moved masks"
+_CHANNELS = {AUDITED: 1, NULL: 2}
 _DRAWS, _ENDS = 300, (2.5, 97.5)
 _IMAGES = 8
 _FIRST = 32
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
         for category in np.unique(categories):
             own = np.flatnonzero(categories == category)
             moved[own] = rng.permutation(own)
-        return cls(store, images, deal(categories, store.array("label")[images], seed), moved)
+        return cls(store, images, image_groups(store)[images], moved)
 
     def shares(self, layer: str) -> Tensor:
         """(n, N) float32: share of each patch's pixels that are defect."""
@@ -76,10 +77,15 @@ class Counts(NamedTuple):
 
     def precision(self, weights: np.ndarray, masks: str, latents: np.ndarray) -> np.ndarray:
         """(R, n) AP of n latents, the groups weighted in R ways (R, GROUPS)."""
-        channels = [0, 1 if masks == AUDITED else 2]
+        channels = [0, _CHANNELS[masks]]
         cells = self.cells[:, channels][:, :, latents]
         drawn = (weights @ cells.reshape(GROUPS, -1)).reshape(len(weights), *cells.shape[1:])
         return binned_precision(drawn, weights @ self.patches[:, channels])
+
+    def base_rate(self, groups: np.ndarray, masks: str) -> float:
+        """Share of anomalous patches of some groups (n,)."""
+        of_groups = self.patches[groups].sum(axis=0)
+        return float(of_groups[_CHANNELS[masks]] / of_groups[0])
 
 
 class Proposed(NamedTuple):
@@ -118,9 +124,9 @@ def latents(case: Case) -> Iterator[Row]:
                     about = {"variant": masks, "n": n, "figure": "mean_ap", "low": float(low)}
                     value = {"value": float(means[0]), "high": float(high)}
                     yield case.row(CLAIM, place, name, **about, **value)
-                rates = counted[0].patches[groups].sum(axis=0)
                 about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
-                yield case.row(CLAIM, place, name, **about, value=float(rates[1] / rates[0]))
+                value = counted[0].base_rate(groups, masks)
+                yield case.row(CLAIM, place, name, **about, value=value)
 
 
 def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:

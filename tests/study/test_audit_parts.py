@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +138,25 @@ def test_masks_move_within_their_category_and_images_without_one_teach_nothing(t
     assert not (tiny_store.array("mask_state")[sample.images] == MaskState.MISSING).any()
 
 
+def test_copies_of_an_image_are_in_one_half(tiny_store):
+    paths = tiny_store.array("path").tolist()
+    store = copy(tiny_store)
+    store.spec = store.spec.model_copy(update={"sources": dict.fromkeys(paths[::2], "a source")})
+    sample = Sample.of(store, 0)
+    of_source = np.isin([paths[row] for row in sample.images], paths[::2])
+    assert len(set(sample.groups[of_source])) == 1 < len(set(sample.groups))
+
+
+def test_moved_masks_have_their_own_base_rate(planted):
+    sample, code = planted
+    counted = count(sample, "1", code, 8, sample.shares("1"))
+    every = np.arange(GROUPS)
+    assert counted.base_rate(every, AUDITED) == pytest.approx(counted.base_rate(every, NULL))
+    moved = sample.shares("1")[torch.from_numpy(sample.moved)].mean(dim=1).numpy()
+    of_half = moved[sample.groups % 2 == 0].mean()
+    assert counted.base_rate(every[::2], NULL) == pytest.approx(of_half)
+
+
 def test_precision_of_many_columns_is_that_of_each():
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 20, (400, 6), generator=generator).float()
@@ -154,10 +174,9 @@ def test_what_changes_inside_alone_has_a_large_ratio_and_its_stated_side():
 
 
 def test_photographs_that_are_gone_give_no_pairs(tiny_store, monkeypatch, tmp_path):
-    dataset = SimpleNamespace(root=tmp_path, layout="folder")
+    dataset = SimpleNamespace(root=tmp_path)
     monkeypatch.setattr(painting, "find_dataset", lambda params, name: dataset)
-    method = SimpleNamespace(method=SimpleNamespace(protocol="default"))
-    run: Any = SimpleNamespace(params=method)
+    run: Any = SimpleNamespace(params=None)
     backbone: Any = replace
     assert painting.painted_pairs(run, "parts", tiny_store, backbone, 0) == {}
 

@@ -1,17 +1,17 @@
 """What the claims of an audit are about, and what they are tested with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.codes import Active, Code, dictionary_code, sae_code
-from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match
-from spg_pipe.guides.layer import SignedAtoms, View
+from spg_pipe.guides.contrast import ClassSums, class_sums, direction, pursuit_steps
+from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
@@ -116,8 +116,21 @@ class Case:
         return checked_store(self.run, find_dataset(self.run.params, name))
 
 
-def matched(goal: Tensor, saes: SaeRun, layer: str, count: int) -> tuple[SignedAtoms, Tensor]:
-    """A direction (D,) matched as contrast guides are; and what each atom adds to it, (m, D)."""
-    atoms = saes.layers[layer].atoms.detach()
-    pair = match(goal, atoms, saes.dead[layer], count)
-    return pair, (pair.codes[1] - pair.codes[0])[:, None] * atoms[pair.atom_ids]
+class Match(NamedTuple):
+    """A direction matched as contrast guides are."""
+
+    atoms: Tensor
+    """(m,) int64: latents."""
+    parts: Tensor
+    """(m, D): what each atom adds to it, coefficient times atom."""
+
+
+def matched(goal: Tensor, saes: SaeRun, layer: str, counts: Sequence[int]) -> list[Match]:
+    """A direction (D,) matched with each of these numbers of atoms, by one pursuit."""
+    atoms, alive = saes.layers[layer].atoms.detach(), torch.nonzero(~saes.dead[layer])[:, 0]
+    steps, found = [*pursuit_steps(goal, atoms[alive], max(counts))], []
+    for count in counts:
+        step = steps[min(count, len(steps) - 1)]
+        ids = alive[step.atom_ids]
+        found.append(Match(ids, (step.codes[1] - step.codes[0])[:, None] * atoms[ids]))
+    return found

@@ -73,11 +73,14 @@ def _variants(case: Case, detector: Detector) -> Iterator[Variant]:
     goals = {place: goals[place] for place in own}
     yield Variant(DIRECTION, "made of", count, goals)
     for name, saes in case.dictionaries.items():
-        for n in doubling(count):
-            parts = {place: matched(goal, saes, place[0], n)[1] for place, goal in goals.items()}
-            yield Variant(name, "made of", n, {p: rows.sum(0) for p, rows in parts.items()})
+        numbers = doubling(count)
+        matches = {place: matched(goal, saes, place[0], numbers) for place, goal in goals.items()}
+        for index, n in enumerate(numbers):
+            made = {place: steps[index].parts.sum(0) for place, steps in matches.items()}
+            yield Variant(name, "made of", n, made)
         if name != OWN:
-            yield from ablations(name, parts, gaps)
+            whole = {place: steps[-1].parts for place, steps in matches.items()}
+            yield from ablations(name, whole, gaps)
 
 
 def doubling(most: int) -> list[int]:

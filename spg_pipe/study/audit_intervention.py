@@ -119,16 +119,16 @@ def _tokens(backbone: Backbone, images: Sequence[np.ndarray]) -> dict[str, Tenso
 
 def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[str, str], float]:
     """Figures of one layer: of named atoms and latents, of as many others, of their sum."""
-    saes, place = case.dictionaries[name], (layer, "patches")
-    pair, parts = matched(case.gaps[layer, "patches"], saes, layer, case.run.params.guides.atoms)
+    saes, count = case.dictionaries[name], case.run.params.guides.atoms
+    (named, parts), *_ = matched(case.gaps[layer, "patches"], saes, layer, [count])
     atoms = saes.layers[layer].atoms.detach()
     free = ~saes.dead[layer]
-    free[pair.atom_ids] = False
+    free[named] = False
     left = torch.nonzero(free)[:, 0].numpy()
-    drawn = np.random.default_rng([case.seed, *map(ord, name + place[0])])
-    others = torch.from_numpy(drawn.permutation(left)[: len(pair.atom_ids)])
+    drawn = np.random.default_rng([case.seed, *map(ord, name + layer)])
+    others = torch.from_numpy(drawn.permutation(left)[: len(named)])
     moved = unit(pairs.after) - unit(pairs.before)
-    used = torch.cat([pair.atom_ids, others])
+    used = torch.cat([named, others])
     latents = _latent_changes(pairs, case.code(name, layer), used, len(atoms))
     changes = dict(
         zip(
@@ -136,7 +136,7 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
             (
                 moved @ parts.t(),
                 moved @ atoms[others].t(),
-                *latents.tensor_split([len(pair.atom_ids)], dim=2),
+                *latents.tensor_split([len(named)], dim=2),
             ),
             strict=True,
         )

@@ -17,10 +17,12 @@ from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.codes import Active
+from spg_pipe.guides.contrast import class_sums, direction, match
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study import audit_intervention as painting
+from spg_pipe.study.audit_case import matched
 from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OWN, dictionaries
 from spg_pipe.study.audit_faithfulness import ablations, detector_parts, doubling
 from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
@@ -69,6 +71,20 @@ def test_atoms_that_are_kept_and_removed_add_up(contrast):
             total = each["kept"][place] + each["removed"][place]
             assert torch.allclose(total, whole["kept"][place], atol=1e-6)
             assert not torch.allclose(each["removed at random"][place], whole["kept"][place])
+
+
+def test_one_pursuit_gives_what_each_number_of_atoms_gives_alone(tiny_store, tiny_sae):
+    sums = class_sums(tiny_store)
+    for layer, sae in tiny_sae.layers.items():
+        goal, dead, numbers = direction(sums, layer, "patches"), tiny_sae.dead[layer], [1, 2, 5, 99]
+        found = matched(goal, tiny_sae, layer, numbers)
+        for number, (atoms, parts) in zip(numbers, found, strict=True):
+            fresh = match(goal, sae.atoms.detach(), dead, number)
+            signed = fresh.codes[1] - fresh.codes[0]
+            assert torch.equal(atoms, fresh.atom_ids)
+            assert torch.equal(parts, signed[:, None] * sae.atoms.detach()[atoms])
+    nothing = matched(torch.zeros_like(goal), tiny_sae, layer, [1, 4])
+    assert [len(each.atoms) for each in nothing] == [0, 0]
 
 
 def test_a_detectors_parts_add_up_to_its_directions(contrast, tiny_detector):

@@ -13,7 +13,7 @@ from torch import Tensor
 from spg_pipe.detector.model import Detector
 from spg_pipe.study.audit_case import Case, Directions, Place, matched
 from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
-from spg_pipe.study.audit_judging import Reading, judge
+from spg_pipe.study.audit_judging import by_guides_alone, judge
 from spg_pipe.study.audit_tables import WHOLE, Row
 from spg_pipe.study.held_out import FIGURES
 
@@ -40,15 +40,15 @@ def faithfulness(case: Case, detector: Detector, claim: str) -> Iterator[Row]:
     Of guides alone; of the recipe's own detector also with its self-distances, by fewer variants.
     """
     variants = [*_variants(case, detector)]
-    own = {place: rows.sum(0) for place, rows in detector_parts(detector).items()}
-    readings = {claim: (variants, Reading.of(detector))}
-    if detector.contrast:
+    decision = detector.decision if detector.record.rule.rule == "additive" else None
+    tests = {claim: (variants, by_guides_alone(decision) if decision else None)}
+    if decision:
         few = [v for v in variants if v.dictionary in (OWN, DIRECTION) or v.what == "made of"]
-        readings[f"{claim}, {WHOLE}"] = few, Reading.of(detector, whole=True)
+        tests[f"{claim}, {WHOLE}"] = few, decision
     for target, store in case.targets.items():
-        for name, (chosen, reading) in readings.items():
+        for name, (chosen, how) in tests.items():
             directions = [each.directions for each in chosen]
-            figures = judge(store, directions, reading, own, case.normal)
+            figures = judge(store, directions, detector, how, case.normal)
             yield from _rows(case, name, target, chosen, figures)
 
 

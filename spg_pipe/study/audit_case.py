@@ -19,7 +19,14 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.audit_dictionaries import COMPONENTS, OWN, UNTRAINED, dictionaries
+from spg_pipe.study.audit_dictionaries import (
+    COMPONENTS,
+    DICTIONARIES,
+    OWN,
+    SEEDED,
+    UNTRAINED,
+    dictionary,
+)
 from spg_pipe.study.audit_tables import Row
 
 Place = tuple[str, View]
@@ -35,11 +42,6 @@ class Case:
     run: RecipeRun
     aux: str
     seed: int
-
-    @property
-    def first(self) -> bool:
-        """Whether what does not depend on a seed is judged with this one."""
-        return self.seed == self.run.params.seeds[0]
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -60,7 +62,8 @@ class Case:
     @cached_property
     def dictionaries(self) -> dict[str, SaeRun]:
         """The SAEs, and what they are compared with."""
-        return self.dictionaries_of(self.seed)
+        names = DICTIONARIES if self.seed == self.run.params.seeds[0] else SEEDED
+        return {name: self.dictionary(name, self.seed) for name in names}
 
     @cached_property
     def sums(self) -> ClassSums:
@@ -85,10 +88,10 @@ class Case:
             for layer, of in self.sums.layers.items()
         }
 
-    def dictionaries_of(self, seed: int) -> dict[str, SaeRun]:
-        """The SAEs that this seed, or another, gave, and what they are compared with."""
+    def dictionary(self, name: str, seed: int) -> SaeRun:
+        """A dictionary as this seed, or another, gives it."""
         saes = SaeRun.load(checked_sae(self.run, self.store, self.aux, seed))
-        return dictionaries(self.store, saes, seed, unseeded=self.first)
+        return dictionary(name, self.store, saes, seed)
 
     def code(self, name: str, layer: str) -> Code:
         """A dictionary as a code of a layer's tokens.

@@ -130,17 +130,12 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
     moved = unit(pairs.after) - unit(pairs.before)
     used = torch.cat([named, others])
     latents = _latent_changes(pairs, case.code(name, layer), used, len(atoms))
-    changes = dict(
-        zip(
-            (NAMED, OTHERS, NAMED_LATENTS, OTHER_LATENTS),
-            (
-                moved @ parts.t(),
-                moved @ atoms[others].t(),
-                *latents.tensor_split([len(named)], dim=2),
-            ),
-            strict=True,
-        )
-    )
+    changes = {
+        NAMED: moved @ parts.t(),
+        OTHERS: moved @ atoms[others].t(),
+        NAMED_LATENTS: latents[..., : len(named)],
+        OTHER_LATENTS: latents[..., len(named) :],
+    }
     shares, found = pairs.shares, dict[tuple[str, str], float]()
     for what, values in changes.items():
         size = values.abs().flatten(0, 1)

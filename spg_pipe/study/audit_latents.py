@@ -125,8 +125,8 @@ def latents(case: Case) -> Iterator[Row]:
                     value = {"value": float(means[0]), "high": float(high)}
                     yield case.row(CLAIM, place, name, **about, **value)
                 about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
-                value = counted[0].base_rate(groups, masks)
-                yield case.row(CLAIM, place, name, **about, value=value)
+                rate = counted[0].base_rate(groups, masks)
+                yield case.row(CLAIM, place, name, **about, value=rate)
 
 
 def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from spg_pipe.decision.model import MAP_TOP, coarse_maps, top_weights
+from spg_pipe.decision.model import MAP_TOP, top_weights
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.dictionary import MATCHED, matches
@@ -33,15 +32,16 @@ def stability(case: Case) -> Iterator[Row]:
     least `MATCHED`. Centroids are compared without the mean token, which all of them share.
     `START`: each atom's cosine with what it was before training.
     """
-    others = [case.dictionaries_of(s) for s in case.run.params.seeds if s != case.seed]
+    seeds = [seed for seed in case.run.params.seeds if seed != case.seed]
     names = [name for name in (OWN, UNTRAINED, MEANS) if name in case.dictionaries]
-    for name in names if others else ():
+    for name in names if seeds else ():
+        others = [case.dictionary(name, seed) for seed in seeds]
         own, cosines = case.dictionaries[name], []
         for layer in own.layers:
             centre = case.normal[layer] if name == MEANS else torch.zeros(())
-            rows = [unit(of[name].layers[layer].atoms.detach() - centre) for of in others]
+            rows = [unit(of.layers[layer].atoms.detach() - centre) for of in others]
             mine = unit(own.layers[layer].atoms.detach() - centre)
-            dead = [of[name].dead[layer] for of in others]
+            dead = [of.dead[layer] for of in others]
             cosines.append(matches(mine, rows, own.dead[layer], dead).cosines)
         yield from _alike(case, name, "", cosines)
     start, cosines = case.dictionaries[UNTRAINED], []
@@ -91,27 +91,23 @@ def largest_difference(detector: Detector, store: FeatureStore) -> float:
     for row, values in zip(explanation.atoms, explanation.contributions.T, strict=True):
         stated[row.layer, row.atom] = stated.get((row.layer, row.atom), 0) + values
     strongest = sorted(stated, key=lambda atom: -np.abs(stated[atom]).mean())[:_ATOMS]
-    weights = top_weights(_maps(detector, store, tokens), detector.decision.top_share)
+    term = detector.decision.terms.get(MAP_TOP)
 
-    def score(of: Detector) -> np.ndarray:
-        _, values = of.log_odds(seen.keyed(tokens), seen.keyed(grids))
-        if MAP_TOP in of.decision.terms:
-            top = (_maps(of, store, tokens) * weights).sum(axis=(1, 2))
-            values = values | {MAP_TOP: top}
-        return np.sum(list(of.decision.shares(values).values()), axis=0)
+    def lost(less: Detector) -> np.ndarray:
+        """(B,) by how much scores are lower, with the pixels that count held."""
+        again = judge(less, tokens, grids, seen, rule)
+        before, after = judged.columns, again.columns
+        drop = before["score"] - after["score"]
+        if term and judged.maps is not None and again.maps is not None:
+            weights = top_weights(judged.maps, detector.decision.top_share)
+            held = (weights * (judged.maps - again.maps)).sum(axis=(1, 2))
+            name = f"share_{MAP_TOP}"
+            drop += held * term.weight / term.deviation - (before[name] - after[name])
+        return drop
 
-    whole = score(detector)
     return max(
-        float(np.abs(whole - score(without(detector, *atom)) - stated[atom]).max())
-        for atom in strongest
+        float(np.abs(lost(without(detector, *atom)) - stated[atom]).max()) for atom in strongest
     )
-
-
-def _maps(detector: Detector, store: FeatureStore, tokens: dict[str, Tensor]) -> np.ndarray:
-    seen = store.spec.backbone
-    grids = {layer: store.spec.layers[layer].grid for layer in tokens}
-    odds, _ = detector.log_odds(seen.keyed(tokens), seen.keyed(grids))
-    return coarse_maps({key.name: values for key, values in odds.items()}, store.image_size)
 
 
 def without(detector: Detector, layer: str, atom: int) -> Detector:

@@ -23,7 +23,7 @@ from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study import audit_intervention as painting
 from spg_pipe.study.audit_case import matched
-from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OWN, dictionaries
+from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OWN, dictionary
 from spg_pipe.study.audit_faithfulness import ablations, detector_parts, doubling
 from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
 from spg_pipe.study.audit_stability import largest_difference, without
@@ -36,8 +36,7 @@ def contrast(tiny_store: FeatureStore, tiny_sae: SaeRun) -> Detector:
 
 
 def test_dictionaries_have_unit_rows_and_the_saes_own_stays_as_it_is(tiny_store, tiny_sae):
-    made = dictionaries(tiny_store, tiny_sae, 1)
-    assert tuple(made) == DICTIONARIES
+    made = {name: dictionary(name, tiny_store, tiny_sae, 1) for name in DICTIONARIES}
     assert made[OWN] is tiny_sae
     for name, saes in made.items():
         for layer, sae in saes.layers.items():
@@ -49,13 +48,8 @@ def test_dictionaries_have_unit_rows_and_the_saes_own_stays_as_it_is(tiny_store,
     for name in (COMPONENTS, AXES):
         atoms = made[name].layers["1"].atoms
         assert torch.allclose(atoms[:12] @ atoms[:12].t(), torch.eye(12), atol=1e-5)
-    again = dictionaries(tiny_store, tiny_sae, 1)
     for name in DICTIONARIES:
-        assert again[name].digest() == made[name].digest()
-
-
-def test_dictionaries_without_a_seed_are_left_out_where_another_seed_has_them(tiny_store, tiny_sae):
-    assert tuple(dictionaries(tiny_store, tiny_sae, 1, unseeded=False)) == DICTIONARIES[:3]
+        assert dictionary(name, tiny_store, tiny_sae, 1).digest() == made[name].digest()
 
 
 def test_atoms_that_are_kept_and_removed_add_up(contrast):

@@ -29,9 +29,9 @@ from spg_pipe.study.audit_dictionaries import (
 )
 from spg_pipe.study.audit_tables import Row
 
-Place = tuple[str, View]
+LayerView = tuple[str, View]
 """A layer, and what its guides look at."""
-Directions = Mapping[Place, Tensor]
+Directions = Mapping[LayerView, Tensor]
 """(D,): what a unit token is multiplied with."""
 
 
@@ -71,7 +71,7 @@ class Case:
         return class_sums(self.store, self.detector.record.detection)
 
     @cached_property
-    def gaps(self) -> dict[Place, Tensor]:
+    def gaps(self) -> dict[LayerView, Tensor]:
         """δ of every layer and view: from normal to anomalous on the auxiliary set."""
         sums = self.sums
         return {

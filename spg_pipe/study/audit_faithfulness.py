@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.study.audit_case import Case, Directions, Place, matched
+from spg_pipe.study.audit_case import Case, Directions, LayerView, matched
 from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
-from spg_pipe.study.audit_judging import by_guides_alone, judge
+from spg_pipe.study.audit_judging import by_guides_alone, judge_directions
 from spg_pipe.study.audit_tables import WHOLE, Row
 from spg_pipe.study.held_out import FIGURES
 
-Parts = Mapping[Place, Tensor]
+Parts = Mapping[LayerView, Tensor]
 """(m, D): what each atom adds to a direction, coefficient times atom."""
 DRAWS = 3
 """Of atoms removed at random; their figures are averaged."""
@@ -48,13 +48,13 @@ def faithfulness(case: Case, detector: Detector, claim: str) -> Iterator[Row]:
     for target, store in case.targets.items():
         for name, (chosen, how) in tests.items():
             directions = [each.directions for each in chosen]
-            figures = judge(store, directions, detector, how, case.normal)
+            figures = judge_directions(store, directions, detector, how, case.normal)
             yield from _rows(case, name, target, chosen, figures)
 
 
-def detector_parts(detector: Detector) -> dict[Place, Tensor]:
+def detector_parts(detector: Detector) -> dict[LayerView, Tensor]:
     """What each atom adds to the detector's directions; its coefficient is not 0."""
-    parts: dict[Place, Tensor] = {}
+    parts: dict[LayerView, Tensor] = {}
     for layer, guides in detector.layers.items():
         for view in guides.pairs:
             signed = guides.coefficients(view, as_cosines=not detector.contrast).float()

@@ -29,14 +29,14 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.audit_case import Case, matched
 from spg_pipe.study.audit_dictionaries import RANDOM
-from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.audit_tables import NAMED, Row
 
 CLAIM = "intervention"
 IMAGES = 6
 """Normal images of each target that get one defect of each kind."""
-NAMED, OTHERS = "atoms of the guides", "other atoms"
+OTHERS = "other atoms"
 NAMED_LATENTS, OTHER_LATENTS = "latents of the guides", "other latents"
-WHOLE = "the guides"
+GUIDES = "the guides"
 _AT_ONCE = 8
 
 
@@ -47,7 +47,7 @@ class Pairs(NamedTuple):
     """(P, N, D) float32"""
     after: Tensor
     """(P, N, D)"""
-    shares: Tensor
+    painted: Tensor
     """(P, N) float32: share of each patch's pixels that are painted."""
 
 
@@ -136,18 +136,18 @@ def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[st
         NAMED_LATENTS: latents[..., : len(named)],
         OTHER_LATENTS: latents[..., len(named) :],
     }
-    shares, found = pairs.shares, dict[tuple[str, str], float]()
+    painted, found = pairs.painted, dict[tuple[str, str], float]()
     for what, values in changes.items():
         size = values.abs().flatten(0, 1)
-        found[what, "ratio"] = _ratio(size, shares.flatten())
-        found[what, "ap"] = _mean_precision(size, shares.flatten())
+        found[what, "ratio"] = _ratio(size, painted.flatten())
+        found[what, "ap"] = _mean_precision(size, painted.flatten())
     toward = changes[NAMED].sum(2).flatten()[:, None]
-    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), shares.flatten())
-    found[WHOLE, "toward"] = _toward(toward, shares.flatten())
-    found[WHOLE, "ratio"] = _ratio(toward.abs(), shares.flatten())
-    found[WHOLE, "ap"] = _mean_precision(toward, shares.flatten())
-    for what in [*changes, WHOLE]:
-        found[what, "base_rate"] = float(shares.mean())
+    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), painted.flatten())
+    found[GUIDES, "toward"] = _toward(toward, painted.flatten())
+    found[GUIDES, "ratio"] = _ratio(toward.abs(), painted.flatten())
+    found[GUIDES, "ap"] = _mean_precision(toward, painted.flatten())
+    for what in [*changes, GUIDES]:
+        found[what, "base_rate"] = float(painted.mean())
     return found
 
 
@@ -167,30 +167,30 @@ def _latent_changes(pairs: Pairs, code: Code, chosen: Tensor, latents: int) -> T
     return values[0] - values[1]
 
 
-def _ratio(size: Tensor, shares: Tensor) -> float:
+def _ratio(size: Tensor, painted: Tensor) -> float:
     """How much larger |changes| (n, m) are inside masks than outside, all columns together."""
-    inside = (size * shares[:, None]).sum() / shares.sum()
-    outside = size[shares == 0].sum() / (shares == 0).sum()
+    inside = (size * painted[:, None]).sum() / painted.sum()
+    outside = size[painted == 0].sum() / (painted == 0).sum()
     return float(inside / outside) if outside > 0 else float("nan")
 
 
-def _toward(values: Tensor, shares: Tensor) -> float:
+def _toward(values: Tensor, painted: Tensor) -> float:
     """Share of what changes (n, m) inside masks that goes to the anomalous side; ½ by chance."""
-    inside = values * shares[:, None]
+    inside = values * painted[:, None]
     return float(inside.clamp_min(0).sum() / inside.abs().sum())
 
 
-def _mean_precision(values: Tensor, shares: Tensor) -> float:
+def _mean_precision(values: Tensor, painted: Tensor) -> float:
     """Mean over columns of the AP of values (n, m) as detectors of what was painted.
 
     As `weighted_precision`, of all columns at once; equal values count as one step.
     """
     ordered, order = values.sort(dim=0, descending=True)
-    hits = shares[order].double().cumsum(0)
+    hits = painted[order].double().cumsum(0)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
     count = torch.arange(1, len(values) + 1, dtype=torch.float64)[:, None]
     before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)
     before[0] = 0
     steps = torch.where(last, (hits - before) * hits / count, 0)
-    return float(steps.sum(0).div(shares.sum()).mean())
+    return float(steps.sum(0).div(painted.sum()).mean())

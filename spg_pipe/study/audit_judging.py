@@ -36,7 +36,7 @@ def by_guides_alone(decision: Decision) -> Decision:
     return decision.model_copy(update={"map_weights": weights, "terms": terms})
 
 
-def judge(
+def judge_directions(
     store: FeatureStore,
     variants: Sequence[Directions],
     detector: Detector,

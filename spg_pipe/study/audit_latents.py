@@ -58,7 +58,7 @@ class Sample(NamedTuple):
             moved[own] = rng.permutation(own)
         return cls(store, images, image_groups(store)[images], moved)
 
-    def shares(self, layer: str) -> Tensor:
+    def defect_shares(self, layer: str) -> Tensor:
         """(n, N) float32: share of each patch's pixels that are defect."""
         grid, parts = self.store.spec.layers[layer].grid, []
         for start in range(0, len(self.images), 64):
@@ -104,15 +104,17 @@ def latents(case: Case) -> Iterator[Row]:
     """
     stores = {case.aux: case.store} | case.targets
     samples = {name: Sample.of(store, case.seed) for name, store in stores.items()}
-    samples = {name: of for name, of in samples.items() if of.shares(case.store.layers[0]).any()}
+    samples = {
+        name: of for name, of in samples.items() if of.defect_shares(case.store.layers[0]).any()
+    }
     half = np.arange(GROUPS) % 2
     for name, saes in case.dictionaries.items():
         proposed: dict[str, Proposed] = {}
         for place, sample in samples.items() if name != RANDOM else ():
             counted = []
             for layer, sae in saes.layers.items():
-                code, shares = case.code(name, layer), sample.shares(layer)
-                counted.append(count(sample, layer, code, len(sae.dictionary), shares))
+                code, defect_shares = case.code(name, layer), sample.defect_shares(layer)
+                counted.append(count(sample, layer, code, len(sae.dictionary), defect_shares))
             if place == case.aux:
                 proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
@@ -129,21 +131,25 @@ def latents(case: Case) -> Iterator[Row]:
                 yield case.row(CLAIM, place, name, **about, value=rate)
 
 
-def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:
-    """One pass over a sample's tokens, by the masks' shares (n, N) of its patches."""
+def count(sample: Sample, layer: str, code: Code, latents: int, defect_shares: Tensor) -> Counts:
+    """One pass over a sample's tokens, by the masks' defect_shares (n, N) of its patches."""
     cells = np.zeros((GROUPS, 3, latents, BINS), np.float32)
     patches = np.zeros((GROUPS, 3))
     channels = torch.stack(
-        [torch.ones_like(shares), shares, shares[torch.from_numpy(sample.moved)]]
+        [
+            torch.ones_like(defect_shares),
+            defect_shares,
+            defect_shares[torch.from_numpy(sample.moved)],
+        ]
     )
     bins = _bins(sample, layer, code, latents)
     for start in range(0, len(sample.images), _IMAGES):
         rows = np.arange(start, min(start + _IMAGES, len(sample.images)))
         entries = code(_tokens(sample, layer, rows))
-        places, image = bins.cells(entries), entries.token // shares.shape[1]
+        places, image = bins.cells(entries), entries.token // defect_shares.shape[1]
         for number, row in enumerate(rows.tolist()):
             group, own = sample.groups[row], image == number
-            token = entries.token[own] - number * shares.shape[1]
+            token = entries.token[own] - number * defect_shares.shape[1]
             for channel, weights in enumerate(channels[:, row]):
                 patches[group, channel] += float(weights.sum())
                 weight = weights[token]

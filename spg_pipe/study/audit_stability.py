@@ -17,10 +17,10 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 from spg_pipe.study.audit_case import Case
 from spg_pipe.study.audit_dictionaries import MEANS, OWN, UNTRAINED
-from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.audit_tables import NAMED, Row
 
 STABILITY, EXACTNESS = "stability", "contributions"
-ALL, NAMED, START = "all atoms", "atoms of the guides", ", before and after training"
+ALL, START = "all atoms", ", before and after training"
 _IMAGES, _ATOMS = 8, 8
 """That contributions are tried on."""
 
@@ -43,15 +43,15 @@ def stability(case: Case) -> Iterator[Row]:
             mine = unit(own.layers[layer].atoms.detach() - centre)
             dead = [of.dead[layer] for of in others]
             cosines.append(matches(mine, rows, own.dead[layer], dead).cosines)
-        yield from _alike(case, name, "", cosines)
+        yield from _cosine_rows(case, name, "", cosines)
     start, cosines = case.dictionaries[UNTRAINED], []
     for layer, sae in case.dictionaries[OWN].layers.items():
         both = sae.atoms.detach() * start.layers[layer].atoms.detach()
         cosines.append(both.sum(1, keepdim=True).numpy())
-    yield from _alike(case, OWN, START, cosines)
+    yield from _cosine_rows(case, OWN, START, cosines)
 
 
-def _alike(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> Iterator[Row]:
+def _cosine_rows(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> Iterator[Row]:
     """Rows of cosines (C, other dictionaries) of each layer: of all atoms, and of the guides'."""
     layers = case.dictionaries[name].layers
     dead = case.dictionaries[name].dead

@@ -44,7 +44,7 @@ class Candidate:
 
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
-Judged = dict[str, np.ndarray]
+PartFigures = dict[str, np.ndarray]
 """Held-out part → (candidates, 3) `FIGURES` by what was made from the others; NaN: undefined."""
 
 
@@ -115,7 +115,7 @@ def judge_candidates(
     *,
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
-) -> Judged:
+) -> PartFigures:
     """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
@@ -131,7 +131,7 @@ def judge_candidates(
     makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
     sides = {key: _sides(store, maker, sums, parts) for key, maker in makers.items()}
     measured = {key: measure(store, each, device=device) for key, each in sides.items()}
-    regions, judged = coarse_masks(store), Judged()
+    regions, judged = coarse_masks(store), PartFigures()
     for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:

@@ -108,7 +108,7 @@ def test_without_an_atom_the_guides_lack_it_and_nothing_else(contrast):
 def planted(tiny_store: FeatureStore) -> tuple[Sample, Any]:
     """A code whose latent 3 is on where masks are, 5 where moved masks are, others by chance."""
     sample = Sample.of(tiny_store, 0)
-    shares = sample.shares("1")
+    shares = sample.defect_shares("1")
     moved = shares[torch.from_numpy(sample.moved)]
     patches = shares.shape[1]
     every = [
@@ -129,7 +129,7 @@ def planted(tiny_store: FeatureStore) -> tuple[Sample, Any]:
 
 def test_the_latent_that_knows_the_masks_is_proposed_and_holds_up(planted):
     sample, code = planted
-    counted = [count(sample, "1", code, 8, sample.shares("1"))]
+    counted = [count(sample, "1", code, 8, sample.defect_shares("1"))]
     assert counted[0].patches[:, 0].sum() == len(sample.images) * 16
     half = np.arange(GROUPS) % 2
     for masks, best in ((AUDITED, 3), (NULL, 5)):
@@ -159,10 +159,10 @@ def test_copies_of_an_image_are_in_one_half(tiny_store):
 
 def test_moved_masks_have_their_own_base_rate(planted):
     sample, code = planted
-    counted = count(sample, "1", code, 8, sample.shares("1"))
+    counted = count(sample, "1", code, 8, sample.defect_shares("1"))
     every = np.arange(GROUPS)
     assert counted.base_rate(every, AUDITED) == pytest.approx(counted.base_rate(every, NULL))
-    moved = sample.shares("1")[torch.from_numpy(sample.moved)].mean(dim=1).numpy()
+    moved = sample.defect_shares("1")[torch.from_numpy(sample.moved)].mean(dim=1).numpy()
     of_half = moved[sample.groups % 2 == 0].mean()
     assert counted.base_rate(every[::2], NULL) == pytest.approx(of_half)
 

@@ -2,7 +2,8 @@
 
 The protocol of saev: latents are ranked by their precision (AP) on one half of the images; the best
 are judged by the other half, and here also by every target. The null is the same with each mask
-moved to another image of its category: what is left is where defects tend to lie, and chance.
+moved to another image of its category, by one permutation that may leave some in their place: what
+is left is where defects tend to lie, and chance.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from spg_pipe.explain.codes import Code
 from spg_pipe.explain.groups import GROUPS, image_groups
-from spg_pipe.explain.histograms import BINS, Bins, binned_precision
+from spg_pipe.explain.histograms import BINS, binned_precision
+from spg_pipe.explain.measure import bins_of
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 from spg_pipe.study.audit_case import Case
@@ -66,6 +68,12 @@ class Sample(NamedTuple):
             parts.append(F.adaptive_avg_pool2d(masks[:, None], grid).flatten(1))
         return torch.cat(parts)
 
+    def tokens(self, layer: str, rows: np.ndarray) -> Iterator[Tensor]:
+        """(m·N, D) float32 of some images of the sample, by `_parts` of m images."""
+        for part in _parts(rows):
+            tokens = self.store.tokens(layer, self.images[part])
+            yield torch.from_numpy(tokens).float().flatten(0, 1)
+
 
 class Counts(NamedTuple):
     """Patches of a sample by the value of each latent."""
@@ -108,9 +116,9 @@ def latents(case: Case) -> Iterator[Row]:
         name: of for name, of in samples.items() if of.defect_shares(case.store.layers[0]).any()
     }
     half = np.arange(GROUPS) % 2
-    for name, saes in case.dictionaries.items():
-        proposed: dict[str, Proposed] = {}
-        for place, sample in samples.items() if name != RANDOM else ():
+    for name in [name for name in case.dictionaries if name != RANDOM]:
+        saes, proposed = case.dictionaries[name], dict[str, Proposed]()
+        for place, sample in samples.items():
             counted = []
             for layer, sae in saes.layers.items():
                 code, defect_shares = case.code(name, layer), sample.defect_shares(layer)
@@ -132,34 +140,24 @@ def latents(case: Case) -> Iterator[Row]:
 
 
 def count(sample: Sample, layer: str, code: Code, latents: int, defect_shares: Tensor) -> Counts:
-    """One pass over a sample's tokens, by the masks' defect_shares (n, N) of its patches."""
-    cells = np.zeros((GROUPS, 3, latents, BINS), np.float32)
-    patches = np.zeros((GROUPS, 3))
-    channels = torch.stack(
-        [
-            torch.ones_like(defect_shares),
-            defect_shares,
-            defect_shares[torch.from_numpy(sample.moved)],
-        ]
-    )
-    bins = _bins(sample, layer, code, latents)
-    for start in range(0, len(sample.images), _IMAGES):
-        rows = np.arange(start, min(start + _IMAGES, len(sample.images)))
-        entries = code(_tokens(sample, layer, rows))
-        places, image = bins.cells(entries), entries.token // defect_shares.shape[1]
-        for number, row in enumerate(rows.tolist()):
-            group, own = sample.groups[row], image == number
-            token = entries.token[own] - number * defect_shares.shape[1]
-            for channel, weights in enumerate(channels[:, row]):
-                patches[group, channel] += float(weights.sum())
-                weight = weights[token]
-                if used := int(weight.count_nonzero()):
-                    inside = weight > 0 if used < len(weight) else slice(None)
-                    found = torch.bincount(
-                        places[own][inside], weight[inside], minlength=latents * BINS
-                    )
-                    cells[group, channel] += found.view(latents, BINS).numpy()
-    return Counts(cells, patches)
+    """One pass over a sample's tokens, by the masks' shares (n, N) of its patches."""
+    moved = defect_shares[torch.from_numpy(sample.moved)]
+    shares = torch.stack([torch.ones_like(moved), defect_shares, moved], dim=1)
+    groups = torch.from_numpy(sample.groups)
+    patches = torch.zeros(GROUPS, 3, dtype=torch.float64)
+    patches.index_add_(0, groups, shares.sum(dim=2, dtype=torch.float64))
+    cells, size = torch.zeros(GROUPS, 3, latents * BINS), latents * BINS
+    rows = np.arange(len(groups))
+    some = np.unique(np.linspace(0, rows[-1], _FIRST).astype(int))
+    bins = bins_of(sample.tokens(layer, some), code, latents)
+    for part, tokens in zip(_parts(rows), sample.tokens(layer, rows), strict=True):
+        entries = code(tokens)
+        place = groups[part].repeat_interleave(shares.shape[2])[entries.token] * 3 * size
+        place += bins.cells(entries)
+        for channel in range(3):
+            weights = shares[part, channel].flatten()[entries.token]
+            cells.view(-1).scatter_add_(0, place + channel * size, weights)
+    return Counts(cells.view(GROUPS, 3, latents, BINS).numpy(), patches.numpy())
 
 
 def propose(counted: Sequence[Counts], masks: str, weights: np.ndarray) -> Proposed:
@@ -190,19 +188,5 @@ def audited(
     return found
 
 
-def _bins(sample: Sample, layer: str, code: Code, latents: int) -> Bins:
-    """Bins that fit what is seen in some of the images."""
-    rows = np.unique(np.linspace(0, len(sample.images) - 1, _FIRST).astype(int))
-    ends = [torch.full((latents,), sign * torch.inf) for sign in (1, -1)]
-    for part in np.array_split(rows, -(-len(rows) // _IMAGES)):
-        entries = code(_tokens(sample, layer, part))
-        for end, way in zip(ends, ("amin", "amax"), strict=True):
-            end.scatter_reduce_(0, entries.latent, entries.value, way)
-    smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
-    return Bins.of(smallest, largest, logarithmic=True)
-
-
-def _tokens(sample: Sample, layer: str, rows: np.ndarray) -> Tensor:
-    """(n·N, D) float32."""
-    tokens = sample.store.tokens(layer, sample.images[rows])
-    return torch.from_numpy(tokens).float().flatten(0, 1)
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, -(-len(rows) // _IMAGES))

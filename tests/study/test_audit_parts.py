@@ -14,6 +14,9 @@ import torch
 from tiny import additive_plan
 
 from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.model import coarse_maps
+from spg_pipe.decision.rules import Published
+from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.codes import Active
@@ -21,13 +24,16 @@ from spg_pipe.guides.contrast import class_sums, direction, match
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
 from spg_pipe.study import audit_intervention as painting
 from spg_pipe.study.audit_case import matched
 from spg_pipe.study.audit_dictionaries import AXES, COMPONENTS, DICTIONARIES, OWN, dictionary
 from spg_pipe.study.audit_faithfulness import ablations, detector_parts, doubling
+from spg_pipe.study.audit_judging import judge_directions
 from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
 from spg_pipe.study.audit_stability import largest_difference, without
 from spg_pipe.study.audit_tables import Row, means
+from spg_pipe.study.held_out import coarse_masks, image_auroc, pixel_figures
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +93,26 @@ def test_a_detectors_parts_add_up_to_its_directions(contrast, tiny_detector):
         for layer, guides in detector.layers.items():
             for view, side in guides.directions(as_cosines=not detector.contrast).items():
                 assert torch.allclose(parts[layer, view].sum(0), side[0], atol=1e-5)
+
+
+def test_a_trained_detectors_own_directions_give_its_own_figures(tiny_detector, tiny_store):
+    images = np.arange(len(tiny_store))
+    tokens = {layer: image_tokens(tiny_store, layer, images) for layer in tiny_store.layers}
+    seen, grids = tiny_store.spec.backbone, {n: s.grid for n, s in tiny_store.spec.layers.items()}
+    patches = judge(tiny_detector, tokens, grids, seen, Published(image_score="max")).patches
+    maps = coarse_maps(patches, tiny_store.image_size)
+    categories = np.unique(tiny_store.array("category").astype(object), return_inverse=True)[1]
+    labels, masks = tiny_store.array("label").astype(int), coarse_masks(tiny_store)
+    expected = [
+        image_auroc(labels, categories, maps.max(axis=(1, 2))),
+        *pixel_figures(lambda image: maps[image], images, categories, masks)[:2],
+    ]
+    own = {place: rows.sum(0) for place, rows in detector_parts(tiny_detector).items()}
+    less = {place: torch.zeros_like(row) for place, row in own.items()}
+    normal = {layer: torch.ones(len(row)) for (layer, _), row in own.items()}
+    found = judge_directions(tiny_store, [own, less], tiny_detector, None, normal)
+    assert found[0] == pytest.approx(expected, abs=2e-3)
+    assert found[1, :2] == pytest.approx([0.5, 0.5])  # a constant: what it gives at `normal`
 
 
 def test_a_removed_atom_takes_its_stated_share_from_the_score(contrast, tiny_store):

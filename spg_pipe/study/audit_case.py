@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,9 +111,9 @@ class Case:
 
         return centred
 
-    def row(self, claim: str, target: str, dictionary: str, **figures: Any) -> Row:
-        """A row of the table about this."""
-        return Row(claim, self.aux, target, self.seed, dictionary, **figures)
+    def row(self, claim: str, target: str, dictionary: str) -> partial[Row]:
+        """A row of the table about this, to be called with variant, n, figure, value, low, high."""
+        return partial(Row, claim, self.aux, target, self.seed, dictionary)
 
     def _store(self, name: str) -> FeatureStore:
         return checked_store(self.run, find_dataset(self.run.params, name))

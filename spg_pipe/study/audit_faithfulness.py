@@ -125,8 +125,7 @@ def _rows(
     for number, each in enumerate(variants):
         drawn.setdefault((each.dictionary, each.what, each.n), []).append(number)
     for (name, what, n), numbers in drawn.items():
+        row = case.row(claim, target, name)
         for figure, values in zip(FIGURES, figures[numbers].T, strict=True):
-            about = {"variant": what, "n": n, "figure": figure}
-            ends = (None, None) if len(values) == 1 else (float(values.min()), float(values.max()))
-            value = float(values.mean())
-            yield case.row(claim, target, name, **about, value=value, low=ends[0], high=ends[1])
+            ends = () if len(values) == 1 else (float(values.min()), float(values.max()))
+            yield row(what, n, figure, float(values.mean()), *ends)

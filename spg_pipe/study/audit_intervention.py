@@ -64,10 +64,9 @@ def intervention(case: Case) -> Iterator[Row]:
         for name in [n for n in case.dictionaries if n != RANDOM and pairs]:
             each = [_responses(case, name, layer, of_layer) for layer, of_layer in pairs.items()]
             for variant, figure in each[0]:
-                values = [found[variant, figure] for found in each]
-                about = {"variant": variant, "figure": figure}
-                value, n = float(np.mean(values)), case.run.params.guides.atoms
-                yield case.row(CLAIM, target, name, **about, n=n, value=value)
+                value = float(np.mean([found[variant, figure] for found in each]))
+                row = case.row(CLAIM, target, name)
+                yield row(variant, case.run.params.guides.atoms, figure, value)
 
 
 def painted_pairs(

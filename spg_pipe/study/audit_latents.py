@@ -128,15 +128,12 @@ def latents(case: Case) -> Iterator[Row]:
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
             for masks, best in proposed.items():
                 found = audited(counted, masks, best, groups, case.seed)
+                row = case.row(CLAIM, place, name)
                 for n in (n for n in BEST if n <= found.shape[1]):
                     means = found[:, :n].mean(axis=1)
-                    low, high = np.nanpercentile(means[1:], _ENDS)
-                    about = {"variant": masks, "n": n, "figure": "mean_ap", "low": float(low)}
-                    value = {"value": float(means[0]), "high": float(high)}
-                    yield case.row(CLAIM, place, name, **about, **value)
-                about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
-                rate = counted[0].base_rate(groups, masks)
-                yield case.row(CLAIM, place, name, **about, value=rate)
+                    low, high = np.nanpercentile(means[1:], _ENDS).tolist()
+                    yield row(masks, n, "mean_ap", float(means[0]), low, high)
+                yield row(masks, max(BEST), "base_rate", counted[0].base_rate(groups, masks))
 
 
 def count(sample: Sample, layer: str, code: Code, latents: int, defect_shares: Tensor) -> Counts:

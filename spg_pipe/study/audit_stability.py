@@ -58,13 +58,13 @@ def _cosine_rows(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]
     chosen = {ALL: [~dead[layer].numpy() for layer in layers]}
     if name == OWN:
         chosen[NAMED] = [case.detector.layers[layer].atom_ids.numpy() for layer in layers]
+    row, seeds = case.row(STABILITY, case.aux, name), len(case.run.params.seeds)
     for who, rows in chosen.items():
-        values = np.concatenate([of[row] for of, row in zip(cosines, rows, strict=True)])
+        values = np.concatenate([of[some] for of, some in zip(cosines, rows, strict=True)])
         for figure, each in (("best_cosine", values), ("matched", values >= MATCHED)):
             means = each.mean(axis=0)
-            about = {"variant": f"{who}{what}", "n": len(case.run.params.seeds), "figure": figure}
-            ends = {"low": float(means.min()), "high": float(means.max())}
-            yield case.row(STABILITY, case.aux, name, **about, value=float(means.mean()), **ends)
+            ends = (float(means.min()), float(means.max()))
+            yield row(f"{who}{what}", seeds, figure, float(means.mean()), *ends)
 
 
 def exactness(case: Case) -> Iterator[Row]:
@@ -74,9 +74,8 @@ def exactness(case: Case) -> Iterator[Row]:
     the map's highest are held.
     """
     for target, store in case.targets.items():
-        about = {"variant": "stated less measured", "n": _ATOMS, "figure": "largest_difference"}
-        value = largest_difference(case.detector, store)
-        yield case.row(EXACTNESS, target, OWN, **about, value=value)
+        row, value = case.row(EXACTNESS, target, OWN), largest_difference(case.detector, store)
+        yield row("stated less measured", _ATOMS, "largest_difference", value)
 
 
 def largest_difference(detector: Detector, store: FeatureStore) -> float:

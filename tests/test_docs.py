@@ -29,6 +29,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
 ]
 STORE = "demo_run/artifacts/features/demo-mvtec-efficientnet-lite0-288.zarr"
+DETECTOR = "demo_run/artifacts/detectors/demo/demo-mvtec-efficientnet-lite0-288-s111"
 OTHERS_OPTIONS = {"--no-deps", "--version"}  # pip's; spg-pipe's own, without a command
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -210,10 +211,14 @@ def test_the_demos_paths_are_those_of_its_recipe() -> None:
 
 @pytest.fixture(scope="module")
 def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small store in the place of the demo's: more images than a chunk of 64."""
+    """A small store in the place of the demo's, of more images than a chunk of 64; a detector."""
     import torch
+    from tiny import additive_plan, sae_params
 
     from spg_pipe.backbones.base import LayerTokens
+    from spg_pipe.detector.make import make_detector
+    from spg_pipe.recipe.params import MethodParams
+    from spg_pipe.sae.train import train_sae
     from spg_pipe.store.extract import Extraction, extract
 
     class Pooled:
@@ -227,7 +232,9 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("docs")
     manifest = scanned("demo-mvtec", "mvtec", write_mvtec(folder / "data", good=40))
-    extract(manifest, Pooled(), folder / STORE, Extraction(batch_images=2, shard_images=3))
+    store = extract(manifest, Pooled(), folder / STORE, Extraction(batch_images=2, shard_images=3))
+    sae = train_sae(store, sae_params(dict_size=8, k=2, epochs=1), MethodParams(), seed=111)[0]
+    make_detector(store, additive_plan(sae))[0].save(folder / DETECTOR)
     return folder
 
 

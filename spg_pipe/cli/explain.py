@@ -10,10 +10,10 @@ from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
     Options,
-    OwnImages,
     SplitOption,
     StoreOption,
     TilesOption,
+    ask_of,
     shared,
 )
 from spg_pipe.errors import SpgError
@@ -30,10 +30,10 @@ def explain(
     split: SplitOption = None,
     out: Annotated[Path | None, Option(help="Where images' results go [explanations].")] = None,
     atoms: Annotated[
-        int | None, Option(min=1, help="List only so many contributions an image [all].")
+        int | None, Option(min=1, help="List only the N largest contributions [all].")
     ] = None,
     pictures: Annotated[
-        int | None, Option(min=0, help="Of the highest scores [all; of a split 8].")
+        int | None, Option(min=0, help="Draw only the N highest scores [all; of a split 8].")
     ] = None,
     normals: Annotated[
         Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
@@ -51,34 +51,32 @@ def explain(
 
     console = options.console()
     told = console.line if options.as_json else lambda _: None
-    if source is None:
-        of_images = {
-            "--out": out,
-            "--weights": options.weights,
-            "--normals": normals,
-            "--tiles": tiles,
-        }
-        if wrong := [name for name, value in of_images.items() if value is not None]:
-            raise SpgError(
-                f"{wrong[0]} is for your own images: name the detector and them, as in "
-                "`spg-pipe explain DETECTOR FOLDER`."
-            )
-        for each, target in targets_of(options.run(), split, detector or store):
-            explaining.explain_split(
-                each,
-                target,
-                detector=detector,
-                store=store,
-                atoms=atoms,
-                pictures=pictures,
-                told=told,
-            )
+    of_images: dict[str, object] = {"--out": out, "--weights": options.weights, "--tiles": tiles}
+    of_images |= {"--normals": normals, "--bank": bank}
+    of_splits: dict[str, object] = {"--split": split, "--store": store, "--aux": options.aux}
+    of_splits |= {"--seed": options.seed, "--backbone": options.backbone}
+    others = of_images if source is None else of_splits
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise SpgError(
+            f"{wrong[0]} goes with "
+            + ("your own images" if source is None else "a dataset of the recipe")
+            + ": give either `spg-pipe explain DETECTOR FOLDER` or `spg-pipe explain --split NAME`."
+        )
+    if source is not None and detector is not None:
+        chosen = out or Path("explanations")
+        ask = ask_of(options, detector, source, chosen, normals, bank, tiles)
+        explaining.explain_images(ask, console, atoms=atoms, pictures=pictures, listener=told)
         return
-    if detector is None or split is not None or store is not None:
-        raise SpgError("Give a detector and images, or --split NAME, not both.")
-    own = OwnImages(detector, source, out or Path("explanations"), normals, bank, tiles)
-    ask = own.ask(options)
-    explaining.explain_images(ask, console, atoms=atoms, pictures=pictures, told=told)
+    for each, target in targets_of(options.run(), split, detector or store):
+        explaining.explain_split(
+            each,
+            target,
+            detector=detector,
+            store=store,
+            atoms=atoms,
+            pictures=pictures,
+            listener=told,
+        )
 
 
 @shared("backbone", "aux", "seed", "device", *RECIPE)

@@ -16,10 +16,10 @@ from spg_pipe.cli.options import (
     BankOption,
     CategoriesOption,
     Options,
-    OwnImages,
     SplitOption,
     StoreOption,
     TilesOption,
+    ask_of,
     bank_alone,
     names_of,
     shared,
@@ -257,8 +257,8 @@ def predict(
     from spg_pipe.pipeline.predict import predict_folder
 
     console = options.console()
-    own = OwnImages(detector, source, out, normals, bank, tiles)
-    outcome = predict_folder(own.ask(options), console, explained=explain)
+    ask = ask_of(options, detector, source, out, normals, bank, tiles)
+    outcome = predict_folder(ask, console, explained=explain)
     console.result(outcome.content, outcome.text)
 
 

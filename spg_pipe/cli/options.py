@@ -208,30 +208,29 @@ def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
         raise UsageError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class OwnImages:
-    """A person's own images, and what a command's options say of judging them."""
+def ask_of(
+    options: Options,
+    detector: Path,
+    source: Path,
+    out: Path,
+    normals: Path | None,
+    bank: BankUse,
+    tiles: str | None,
+) -> "Ask":
+    """A person's own images, as `predict` and `explain` take them.
 
-    detector: Path
-    source: Path
-    out: Path
-    normals: Path | None
-    bank: BankUse
-    tiles: str | None
+    An `SpgError` if options do not fit together.
+    """
+    from spg_pipe.pipeline.predict import Ask
+    from spg_pipe.predict.normals import NormalFolder
 
-    def ask(self, options: Options) -> "Ask":
-        """The same for `predict` and `explain`; an `SpgError` if options do not fit together."""
-        from spg_pipe.pipeline.predict import Ask
-        from spg_pipe.predict.normals import NormalFolder
-
-        alone = bank_alone(self.normals, self.bank)
-        settings = bank_params(self.normals, options.overrides)
-        return Ask(
-            self.detector,
-            self.source,
-            self.out,
-            weights=options.weights,
-            device=options.device,
-            tiles=sides_of(self.tiles) or (),
-            normals=NormalFolder(self.normals, settings, alone) if self.normals else None,
-        )
+    alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
+    return Ask(
+        detector,
+        source,
+        out,
+        weights=options.weights,
+        device=options.device,
+        tiles=sides_of(tiles) or (),
+        normals=NormalFolder(normals, settings, alone) if normals else None,
+    )

@@ -21,7 +21,7 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
 
-_IMAGES = 8
+_IMAGES = 4
 _SAMPLE = 64
 """Images of a store, evenly spread, that the bins are chosen from."""
 

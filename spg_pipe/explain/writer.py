@@ -2,7 +2,8 @@
 
 import heapq
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -25,63 +26,58 @@ class Explained(NamedTuple):
     explanation: Explanation
     image: int
     """Number of the image in the explanation."""
-    photograph: Callable[[], np.ndarray | None]
-    """(H, W, 3) uint8; None where it cannot be read: then there is no picture."""
-    anomaly_map: Callable[[], np.ndarray]
-    """(h, w) float32, finished."""
     file: Path
     """Of its picture, relative to the folder."""
+    pixels: Callable[[], tuple[np.ndarray, np.ndarray] | None]
+    """Photograph (H, W, 3) uint8 and finished map (h, w) float32; None where the photograph cannot
+    be read: then there is no picture."""
 
 
 @dataclass
 class ExplanationWriter:
-    """Writes into a folder; use it as a context."""
+    """Lines and pictures of images, one after the other; see `writing`."""
 
     folder: Path
     shown: tuple[float, float]
     """Values of maps that get the darkest and the brightest colour."""
-    atoms: int | None = None
-    """As for `line_of`."""
-    pictures: int | None = None
-    """Only of the images with the highest scores, so many; None: of all."""
+    lines: IO[str]
+    atoms: int | None
+    """List only so many contributions an image; None: all."""
+    pictures: int | None
+    """Draw only so many images, those with the highest scores; None: all."""
     undrawn: int = 0
     """Images whose photograph could not be read."""
     faults: list[OSError] = field(default_factory=list)
     """Of pictures that could not be written: they cost no line."""
     _highest: list[tuple[float, int, Path]] = field(default_factory=list)
-    _lines: IO[str] | None = None
-
-    def __enter__(self) -> "ExplanationWriter":
-        self._lines = (self.folder / EXPLANATIONS).open("w", encoding="ascii", newline="\n")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lines:
-            self._lines.close()
 
     def add(self, item: Explained) -> str:
         """Write an image's line, and its picture if it is among those to be drawn."""
         line = line_of(item.explanation, item.image, item.path, self.atoms)
-        if self._lines:
-            self._lines.write(f"{line}\n")
-        score = float(item.explanation.scores[item.image])
+        self.lines.write(f"{line}\n")
         if self.pictures is None:
             self._draw(item)
-        elif self.pictures and (len(self._highest) < self.pictures or score > self._highest[0][0]):
-            if self._draw(item):
-                # Drawn as it comes, and removed when others are higher: no image is read twice.
-                heapq.heappush(self._highest, (score, -len(self._highest), item.file))
-            if len(self._highest) > self.pictures:
-                (self.folder / heapq.heappop(self._highest)[2]).unlink()
+        elif self.pictures:
+            self._draw_if_high(item, self.pictures)
         return line
 
+    def _draw_if_high(self, item: Explained, most: int) -> None:
+        """Drawn as it comes, and removed when others are higher: no image is read twice."""
+        score = float(item.explanation.scores[item.image])
+        full = len(self._highest) == most
+        if (full and score <= self._highest[0][0]) or not self._draw(item):
+            return
+        heapq.heappush(self._highest, (score, -len(self._highest), item.file))
+        if full:
+            (self.folder / heapq.heappop(self._highest)[2]).unlink()
+
     def _draw(self, item: Explained) -> bool:
-        photograph = item.photograph()
-        if photograph is None:
+        pixels = item.pixels()
+        if pixels is None:
             self.undrawn += 1
             return False
         data = io.BytesIO()
-        picture = draw(photograph, item.anomaly_map(), item.explanation, item.image, self.shown)
+        picture = draw(*pixels, item.explanation, item.image, self.shown)
         picture.save(data, format="JPEG", quality=QUALITY)
         try:
             with naming(item.file, self.folder):
@@ -90,3 +86,15 @@ class ExplanationWriter:
             self.faults.append(error)
             return False
         return True
+
+
+@contextmanager
+def writing(
+    folder: Path,
+    shown: tuple[float, float],
+    atoms: int | None = None,
+    pictures: int | None = None,
+) -> Iterator[ExplanationWriter]:
+    """A writer of explanations.jsonl and explained/ in a folder; parameters as its fields."""
+    with (folder / EXPLANATIONS).open("w", encoding="ascii", newline="\n") as lines:
+        yield ExplanationWriter(folder, shown, lines, atoms, pictures)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from spg_pipe.artefacts.files import fresh_folder
-from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
 from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.decision.maps import anomaly_maps, shown_range
@@ -16,8 +15,8 @@ from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import BATCH_IMAGES
 from spg_pipe.errors import SpgError, counted, told
-from spg_pipe.explain.explanation import explain
-from spg_pipe.explain.writer import Explained, ExplanationWriter
+from spg_pipe.explain.explanation import Explanation, explain
+from spg_pipe.explain.writer import Explained, ExplanationWriter, writing
 from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.console import Console
@@ -27,6 +26,7 @@ from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import detectors_for
 from spg_pipe.predict.files import LINES, picture_paths, whole_result
 from spg_pipe.predict.judge import as_explained, judge_images
+from spg_pipe.predict.predictor import require_guides
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, ScoreParams
 from spg_pipe.store.reader import FeatureStore
@@ -35,12 +35,12 @@ from spg_pipe.store.stream import ordered_batches, sources_of
 PICTURES = 8
 """Of a store's images, those with the highest scores, unless told otherwise."""
 
-Told = Callable[[str], None]
+Listener = Callable[[str], None]
 """Is given each line as it is written."""
 
 
 def explain_images(
-    ask: Ask, console: Console, *, atoms: int | None, pictures: int | None, told: Told
+    ask: Ask, console: Console, *, atoms: int | None, pictures: int | None, listener: Listener
 ) -> None:
     """Write why a person's own images have their scores into `ask.out`.
 
@@ -51,17 +51,17 @@ def explain_images(
     pictures : int, optional
         Draw only so many images, those with the highest scores.
     """
+    require_guides(alone=ask.alone)
     images, predictor, white, _ = ready(ask, console, LINES)
-    predictor.require_guides()
     with (
         whole_result(ask.out, images.files(LINES), LINES) as folder,
-        ExplanationWriter(folder, predictor.shown, atoms, pictures) as writer,
+        writing(folder, predictor.shown, atoms, pictures) as writer,
         console.progress("explain") as update,
     ):
         judged = judge_images(predictor, images, white=white, explained=True, progress=update)
         for each, file in zip(judged, images.explained, strict=True):
             if (why := as_explained(each, file)) is not None:
-                told(writer.add(why))
+                listener(writer.add(why))
     _require_drawn(writer, ask.out)
     console.say(f"{counted(len(images.paths), 'image')} → {ask.out / EXPLANATIONS}")
 
@@ -74,7 +74,7 @@ def explain_split(
     store: Path | None,
     atoms: int | None,
     pictures: int | None,
-    told: Told,
+    listener: Listener,
 ) -> list[Path]:
     """Write why a store's images have their scores, for all seeds; no backbone is needed.
 
@@ -93,7 +93,7 @@ def explain_split(
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
     detectors, options = detectors_for(run, dataset, detector)
-    written = []
+    written, drawn = [], PICTURES if pictures is None else pictures
     for each in detectors:
         each.check_backbone(features.spec.backbone, f"The store {features.path}")
         given = named_input("store", store, run.paths.store(dataset), features.fingerprint)
@@ -104,13 +104,11 @@ def explain_split(
         shown = shown_range(log_odds=each.rule(options).rule == "additive")
         with (
             fresh_folder(folder) as fresh,
-            ExplanationWriter(
-                fresh, shown, atoms, PICTURES if pictures is None else pictures
-            ) as writer,
+            writing(fresh, shown, atoms, drawn) as writer,
             run.console.progress(f"explain {dataset.name}") as update,
         ):
             for done, item in enumerate(_of_store(run, each, dataset, features, options), 1):
-                told(writer.add(item))
+                listener(writer.add(item))
                 update(done, len(features))
         if writer.undrawn:
             run.console.say(
@@ -143,30 +141,23 @@ def _of_store(
     grids = {name: shape.grid for name, shape in store.spec.layers.items()}
     paths = store.array("path").tolist()
     files = picture_paths([Path(path) for path in paths], EXPLAINED, ".jpg")
-    exif = honours_exif(dataset.layout, detector.record.protocol.exif_of_own_images)
     device = choose_device(run.device)
     for images, tokens in ordered_batches(sources_of(store, device, "none"), BATCH_IMAGES):
         judged = judge(detector, tokens, grids, spec, rule)
         explanation = explain(detector, tokens, grids, spec, rule, judged)
         for number, row in enumerate(images.tolist()):
             patches = {name: values[number : number + 1] for name, values in judged.patches.items()}
-            yield Explained(
-                paths[row],
-                explanation,
-                number,
-                partial(_photograph, dataset.root / paths[row], exif, store.spec.white),
-                partial(_finished, patches, store.image_size, explanation.log_odds),
-                files[row],
-            )
+            pixels = partial(_pixels, dataset.root / paths[row], store, patches, explanation)
+            yield Explained(paths[row], explanation, number, files[row], pixels)
 
 
-def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:
-    """(H, W, 3) uint8; None if it is gone or damaged since the store was made."""
+def _pixels(
+    path: Path, store: FeatureStore, patches: dict[str, torch.Tensor], explanation: Explanation
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Photograph and map; None if the file is gone or damaged since the store was made."""
     try:
-        return eight_bit(read_image(path, exif=exif, white=white))
+        photograph = read_image(path, exif=store.spec.exif, white=store.spec.white)
     except SpgError:
         return None
-
-
-def _finished(patches: dict[str, torch.Tensor], size: int, log_odds: bool) -> np.ndarray:
-    return np.asarray(anomaly_maps(patches, size, log_odds=log_odds)[0])
+    maps = anomaly_maps(patches, store.image_size, log_odds=explanation.log_odds)
+    return eight_bit(photograph), maps[0]

@@ -20,7 +20,7 @@ from spg_pipe.predict.files import PREDICTIONS, Output
 from spg_pipe.predict.images import Images, read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
-from spg_pipe.predict.predictor import Predictor, load_predictor
+from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.recipe.machine import choose_device
 
 _OF_NORMALS = (
@@ -60,6 +60,11 @@ class Ask:
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether normal images judge without the guides."""
+        return self.normals is not None and self.normals.alone
+
 
 class Ready(NamedTuple):
     """What `ready` found."""
@@ -78,9 +83,9 @@ def predict_folder(ask: Ask, console: Console, *, explained: bool = False) -> Ou
     explained : bool
         Also write why each image has its score.
     """
-    images, predictor, white, notes = ready(ask, console, PREDICTIONS)
     if explained:
-        predictor.require_guides()
+        require_guides(alone=ask.alone)
+    images, predictor, white, notes = ready(ask, console, PREDICTIONS)
     with console.progress("predict") as update:
         judged = judge_images(predictor, images, white=white, explained=explained, progress=update)
         predictions = write_results(judged, images, ask.out, predictor.shown)
@@ -117,7 +122,7 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(one_line(f"  {licence}"))
-    painted = detector.record.painted_on and not (normals and normals.alone)
+    painted = detector.record.painted_on and not ask.alone
     if painted and (note := detector.own_images_note(str(ask.source), content_ids(images.paths))):
         console.say(note)
     if normals and manifest:

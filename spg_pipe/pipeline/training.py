@@ -60,9 +60,9 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
     steps = min(quality.steps for quality in result.quality.layers.values())
     if steps < FEW_STEPS:
         run.console.say(
-            f"  note: only {steps} steps: many atoms still lie near their random start, and another "
-            "seed has others. Scores hardly depend on it; before you read atoms, train longer with "
-            "a larger sae.tokens or with sae.batch_images=null and sae.batch_tokens=1024."
+            f"  note: only {steps} steps: many atoms still lie near their random start, and other "
+            "seeds have others. Scores hardly depend on it; before you read atoms, train longer, "
+            "with a larger sae.tokens or with sae.batch_images=null and sae.batch_tokens=1024."
         )
     run.console.say(f"SAE of {aux}, seed {seed} → {path}")
     return path

@@ -89,21 +89,27 @@ def check_out(out: Path, names: Sequence[Path], output: Output = PREDICTIONS) ->
         if path.exists() and path.is_dir() != (expected == "folder"):
             found = "file" if expected == "folder" else "folder"
             raise SpgError(f"{path} is a {found}; a {expected} is to be written there. {advice}")
-    if main.exists():
-        with main.open("rb") as stream:
-            first = stream.readline(4096).strip().decode(errors="replace")
-        if not first.startswith(output.head):
-            raise SpgError(
-                f"{main} is not a result of {output.command} and would be replaced: its first line "
-                f"is {first[:80]!r}, expected {output.head!r} and more. {advice}"
-            )
+    mains = [output, *(each for each in (LINES,) if Path(each.file) in names)]
+    if there := [each for each in mains if (out / each.file).exists()]:
+        for each in there:
+            _require_own(out / each.file, each, advice)
     elif taken := [name for name in names if (out / name).exists()]:
-        # Without scores beside it, a picture's name is no sign of who wrote the file.
+        # Without scores or lines beside it, a picture's name is no sign of who wrote the file.
         raise SpgError(
             f"{out / taken[0]} would be replaced, but is not part of a result of "
             f"{output.command}: there is no {output.file} in {out}. {advice}"
         )
     require_writable(main)
+
+
+def _require_own(path: Path, output: Output, advice: str) -> None:
+    with path.open("rb") as stream:
+        first = stream.readline(4096).strip().decode(errors="replace")
+    if not first.startswith(output.head):
+        raise SpgError(
+            f"{path} is not a result of {output.command} and would be replaced: its first line is "
+            f"{first[:80]!r}, expected {output.head!r} and more. {advice}"
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from spg_pipe.decision.heat_maps import eight_bit, overlay
 from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.errors import SpgError, counted, naming, told
 from spg_pipe.explain.explanation import Explanation
-from spg_pipe.explain.writer import Explained, ExplanationWriter
+from spg_pipe.explain.writer import Explained, ExplanationWriter, writing
 from spg_pipe.images.files import utf8_name
 from spg_pipe.images.reading import read_image
 from spg_pipe.metrics import write_csv
@@ -185,7 +185,7 @@ def write_results(
                 prediction = replace(prediction, overlay="")
             predictions.append(prediction)
             if (why := as_explained(each, images.explained[number])) is not None:
-                writer = writer or stack.enter_context(ExplanationWriter(folder, shown))
+                writer = writer or stack.enter_context(writing(folder, shown))
                 writer.add(why)
         write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
     faults += writer.faults if writer else []
@@ -205,7 +205,6 @@ def as_explained(judged: JudgedImage, file: Path) -> Explained | None:
         judged.prediction.path,
         judged.explanation,
         judged.number,
-        lambda: eight_bit(judged.pixels),
-        lambda: judged.anomaly_map,
         file,
+        lambda: (eight_bit(judged.pixels), judged.anomaly_map),
     )

@@ -85,19 +85,11 @@ class Predictor:
 
     def explain(self, pixels: Sequence[np.ndarray]) -> tuple[Judged, Explanation]:
         """The same, with the scores taken apart; an `SpgError` if a bank judges alone."""
-        self.require_guides()
+        require_guides(alone=self.alone)
         tokens, grids = self.tokens(pixels)
         judged = self._judge(tokens, grids)
         spec = self.backbone.spec
         return judged, explain(self.detector, tokens, grids, spec, judged=judged)
-
-    def require_guides(self) -> None:
-        """Refuse, with an `SpgError`, to explain what guides take no part in."""
-        if self.alone:
-            raise SpgError(
-                "A bank alone uses no guides, so there are no atoms to explain its scores with. "
-                "Leave out --bank alone."
-            )
 
     def _judge(self, tokens: Tokens, grids: Grids) -> Judged:
         spec = self.backbone.spec
@@ -108,6 +100,15 @@ class Predictor:
             return judge_alone(distances)
         return judge_fused(
             self.detector, distances, tokens, spec, [self.footing] * len(distances.top)
+        )
+
+
+def require_guides(*, alone: bool) -> None:
+    """Refuse, with an `SpgError`, to explain what guides take no part in: a bank alone."""
+    if alone:
+        raise SpgError(
+            "A bank alone uses no guides, so there are no atoms to explain its scores with. "
+            "Leave out --bank alone."
         )
 
 

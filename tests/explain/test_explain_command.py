@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from tiny import TinyBackbone, additive_plan, files, photograph
 
+from spg_pipe.cli.main import app
 from spg_pipe.detector.make import make_detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.lines import line_of
-from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.console import Console, exit_code
 from spg_pipe.pipeline.explain import explain_images
 from spg_pipe.pipeline.predict import Ask, predict_folder
 from spg_pipe.predict.normals import NormalFolder
@@ -53,7 +54,7 @@ def require_adds_up(line: dict[str, Any]) -> None:
 
 def test_a_line_and_a_picture_an_image(ask: Ask) -> None:
     told: list[str] = []
-    explain_images(ask, Console(0), atoms=None, pictures=None, told=told.append)
+    explain_images(ask, Console(0), atoms=None, pictures=None, listener=told.append)
     lines = lines_in(ask.out)
     assert [line["path"] for line in lines] == ["a.png", "c.png", f"more/{TRICKY}"]
     assert [json.loads(line) for line in told] == lines
@@ -67,7 +68,7 @@ def test_a_line_and_a_picture_an_image(ask: Ask) -> None:
 
 
 def test_only_the_strongest_atoms_and_the_highest_scores(ask: Ask) -> None:
-    explain_images(ask, Console(0), atoms=2, pictures=1, told=lambda _: None)
+    explain_images(ask, Console(0), atoms=2, pictures=1, listener=lambda _: None)
     lines = lines_in(ask.out)
     for line in lines:
         assert len(line["atoms"]) == 2
@@ -78,12 +79,12 @@ def test_only_the_strongest_atoms_and_the_highest_scores(ask: Ask) -> None:
 
 
 def test_a_second_run_replaces_its_own_files_alone(ask: Ask) -> None:
-    explain_images(ask, Console(0), atoms=None, pictures=None, told=lambda _: None)
+    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
     (ask.out / "notes.txt").write_text("mine")
     first = files(ask.out)
-    explain_images(ask, Console(0), atoms=None, pictures=None, told=lambda _: None)
+    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
     assert files(ask.out) == first
-    explain_images(ask, Console(0), atoms=None, pictures=0, told=lambda _: None)
+    explain_images(ask, Console(0), atoms=None, pictures=0, listener=lambda _: None)
     assert set(files(ask.out)) == {"explanations.jsonl", "notes.txt"}
 
 
@@ -91,17 +92,17 @@ def test_what_is_no_explanation_is_not_replaced(ask: Ask) -> None:
     ask.out.mkdir()
     (ask.out / "explanations.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(SpgError, match="not a result of explain"):
-        explain_images(ask, Console(0), atoms=None, pictures=None, told=lambda _: None)
+        explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
     assert set(files(ask.out)) == {"explanations.jsonl"}
 
 
 def test_pictures_of_an_earlier_run_are_no_images(ask: Ask) -> None:
     inside = Ask(ask.detector, ask.source, ask.source / "why", device="cpu")
     for _ in range(2):
-        explain_images(inside, Console(0), atoms=None, pictures=None, told=lambda _: None)
+        explain_images(inside, Console(0), atoms=None, pictures=None, listener=lambda _: None)
         assert len(lines_in(inside.out)) == 3
     elsewhere = Ask(ask.detector, ask.source, ask.out, device="cpu")
-    explain_images(elsewhere, Console(0), atoms=None, pictures=0, told=lambda _: None)
+    explain_images(elsewhere, Console(0), atoms=None, pictures=0, listener=lambda _: None)
     assert len(lines_in(ask.out)) == 3
 
 
@@ -123,7 +124,7 @@ def test_a_bank_is_explained_beside_guides_and_refused_alone(ask: Ask, tmp_path:
         photograph(tmp_path / "good" / f"{'n' * number}x.png", (60, 90))
     normals = NormalFolder(tmp_path / "good", BankParams())
     few = Ask(ask.detector, ask.source, ask.out, device="cpu", normals=normals)
-    explain_images(few, Console(0), atoms=None, pictures=0, told=lambda _: None)
+    explain_images(few, Console(0), atoms=None, pictures=0, listener=lambda _: None)
     for line in lines_in(ask.out):
         assert "bank" in line["components"]
         require_adds_up(line)
@@ -153,10 +154,42 @@ def test_a_picture_that_cannot_be_written_costs_no_line(ask: Ask, monkeypatch) -
 
     monkeypatch.setattr("spg_pipe.explain.writer.write_bytes", full)
     with pytest.raises(SpgError, match=r"has all lines, but 3 pictures .*No space left"):
-        explain_images(ask, Console(0), atoms=None, pictures=None, told=lambda _: None)
+        explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
     assert len(lines_in(ask.out)) == 3
     beside = replace(ask, out=ask.out / "predictions")
     with pytest.raises(SpgError, match=r"scores of all 3 images, but 3 pictures .*No space left"):
         predict_folder(beside, Console(0), explained=True)
     assert len(lines_in(beside.out)) == 3
     assert (beside.out / "scores.csv").is_file()
+
+
+def test_lines_of_a_person_are_not_replaced_by_predict(ask: Ask) -> None:
+    predict_folder(ask, Console(0), explained=True)
+    mine = ask.out / "explanations.jsonl"
+    mine.write_text('{"mine": 1}\n')
+    with pytest.raises(SpgError, match="not a result of explain"):
+        predict_folder(ask, Console(0))
+    assert mine.read_text() == '{"mine": 1}\n'
+
+
+def test_predict_replaces_what_explain_wrote(ask: Ask) -> None:
+    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
+    predict_folder(ask, Console(0))
+    assert (ask.out / "scores.csv").is_file()
+    assert not (ask.out / "explanations.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "x", "--bank", "alone"], "--bank goes with your own images"),
+        (["--split", "x", "--out", "y"], "--out goes with your own images"),
+        (["DETECTOR", "FOLDER", "--seed", "7"], "--seed goes with a dataset"),
+        (["DETECTOR", "FOLDER", "--aux", "a"], "--aux goes with a dataset"),
+        (["DETECTOR", "FOLDER", "--split", "a"], "--split goes with a dataset"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["spg-pipe", "explain", *arguments])
+    assert exit_code(app) == 1
+    assert message in capsys.readouterr().err

@@ -21,7 +21,7 @@ from .conftest import World
 def explained(world: World, **given: Any) -> list[Path]:
     options = {"detector": None, "store": None, "atoms": None, "pictures": 1} | given
     run = RecipeRun(world.params, Console(0), device="cpu")
-    return explain_split(run, "target", told=lambda _: None, **options)
+    return explain_split(run, "target", listener=lambda _: None, **options)
 
 
 @pytest.mark.parametrize("kind", ["world", "published"])
@@ -51,7 +51,7 @@ def test_without_the_photographs_there_are_lines_alone(
     moved = copy.changed(datasets=datasets, seeds=(111,))
     run = RecipeRun(moved.params, Console(1), device="cpu")
     none: dict[str, Any] = {"detector": None, "store": None, "atoms": 1, "pictures": None}
-    (path,) = explain_split(run, "target", told=lambda _: None, **none)
+    (path,) = explain_split(run, "target", listener=lambda _: None, **none)
     assert not list(path.parent.rglob("*.jpg"))
     assert "photographs could not be read" in capsys.readouterr().err
 

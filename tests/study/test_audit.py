@@ -10,9 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from layouts import write_mvtec
 from pipeline.test_parts import RECIPE
+from typer.testing import CliRunner
 
+from spg_pipe.cli.main import app
 from spg_pipe.decision.components import Sides
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -186,3 +189,11 @@ def test_tiles_are_refused_before_any_job(held, monkeypatch):
 def test_an_audit_without_directions_is_refused_before_any_work():
     with pytest.raises(SpgError, match="An audit needs `directions:`"):
         audit(run_of(directions=[]))
+
+
+def test_the_command_refuses_what_an_audit_is_not_about(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(RECIPE))
+    result = CliRunner().invoke(app, ["atlas", "--audit", "--all"])
+    assert isinstance(result.exception, SpgError)
+    assert "--all is not for it" in str(result.exception)

@@ -133,47 +133,44 @@ def test_an_interrupted_audit_goes_on_from_its_finished_jobs(held, monkeypatch):
     folder, result = held
     monkeypatch.chdir(folder)
     run, done = run_of(), list[str]()
+    finished = run.paths.audit.with_suffix(".finished")
+    assert not finished.exists()
 
-    def until(names: int) -> Any:
+    def until(count: int) -> Any:
         def run_some(jobs: Sequence[Job], device: str) -> Iterator[tuple[str, Any]]:
             for job in jobs:
-                if len(done) == names:
+                if len(done) == count:
                     raise SpgError("the job failed")
                 done.append(job.name)
                 yield job.name, job.work()
 
         return run_some
 
-    finished = run.paths.audit.with_suffix(".finished")
-    assert not finished.exists()
     monkeypatch.setattr(module, "run_jobs", until(1))
     with pytest.raises(SpgError, match="the job failed"):
         audit(run)
     monkeypatch.setattr(module, "run_jobs", until(2))
     again = audit(run)
     assert done == ["audit of left, seed 1", "audit of left, seed 2"]
-    assert again.table == result.table
-    assert str(again.rows) == str(result.rows)  # some values are NaN
+    assert (again.table, str(again.rows)) == (result.table, str(result.rows))  # some are NaN
     assert not finished.exists()
 
 
 def test_rows_are_kept_for_the_same_inputs_alone(held, monkeypatch):
     folder, _ = held
     monkeypatch.chdir(folder)
-    run = run_of()
-    stores = stores_of(run)
-    path = kept_path(run, stores, "left", 1)
-    assert path == kept_path(run_of(), stores, "left", 1)
-    others = (kept_path(run, stores, "left", 2), kept_path(run_of(seeds=[1]), stores, "left", 1))
-    assert path not in others
-    keep_rows(path, [Row("claim", "left", "right", 1, OWN, "kept", 5, "ap", math.nan)])
-    assert kept_rows(others[0]) is None
-    assert str(kept_rows(path)) == str(
-        [Row("claim", "left", "right", 1, OWN, "kept", 5, "ap", math.nan)]
+    stores, rows = (
+        stores_of(run_of()),
+        [Row("ap", "left", "right", 1, OWN, "kept", 5, "", math.nan)],
     )
+    path = kept_path(run_of(), stores, "left", 1)
+    keep_rows(path, rows)
+    assert str(kept_rows(kept_path(run_of(), stores, "left", 1))) == str(rows)
+    others = [(run_of(), 2), (run_of(seeds=[1]), 1)]
+    assert [kept_rows(kept_path(run, stores, "left", seed)) for run, seed in others] == [None, None]
     path.write_text(path.read_text()[:-9])
     assert kept_rows(path) is None
-    remove_kept([path, *others])
+    remove_kept([path])
     assert not path.parent.exists()
 
 

@@ -72,6 +72,19 @@ class Described:
         """It counts patch by patch; else for the image as a whole alone."""
         return bool(np.nan_to_num(self.whole.coefficient) != 0)
 
+    @property
+    def of_images(self) -> bool:
+        """It counts for the image as a whole; it may do both."""
+        return not self.of_patches or bool(np.nan_to_num(self.whole.detection_coefficient) != 0)
+
+    @property
+    def most_like(self) -> Any:
+        """The strip of the patches most like it: what raises the score most is the opposite of a
+        normal atom, so that its latent's strip stands in for it; null if there is none."""
+        whole = self.whole
+        projected = whole.side != "normal" and not pd.isna(whole.projection_crops)
+        return whole.projection_crops if projected else whole.crops
+
 
 @dataclass(frozen=True)
 class Place:
@@ -100,7 +113,7 @@ class Strip(NamedTuple):
     file: str
     """A copy, as from the report's folder."""
     projected: bool
-    """Of the projection that the detector uses; else of the latent."""
+    """The patches are most like the atom; else the latent is most active in them."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +143,7 @@ def copied(
     strips = {}
     for atom in _described(table[table["category"].isna()]):
         whole = atom.whole
-        projected = not pd.isna(whole.projection_crops)
-        file = whole.projection_crops if projected else whole.crops
+        file, projected = atom.most_like, atom.most_like is not whole.crops
         if atom.name in names and not pd.isna(file) and (atlas / file).is_file():
             copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
             strips[atom.name] = Strip(copy, projected)
@@ -166,8 +178,9 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
             others=others,
             sample=_sample(own),
             names=names,
-            most=_most(content.atoms[content.atoms["category"].isna()]),
-            most_of_category=_most(content.atoms[content.atoms["category"].notna()]),
+            with_seeds=any(atom.whole.seeds > 0 for atom in described),
+            most=_most(content.atoms),
+            fitted=set(),
             maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
             size=(_WIDE, _HIGH),
             factors=FACTORS if (folder / FACTORS).is_file() else None,
@@ -206,7 +219,8 @@ def _sample(own: Sequence[Described]) -> Described | None:
 
 def _most(table: pd.DataFrame) -> float:
     """The end of the lines on which average precisions are drawn: a tenth that none exceeds."""
-    largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
+    columns = ["projection_ap", "projection_ap_high", "base_rate"]
+    largest = table.loc[table["in_detector"], columns].max().max()
     return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
 
 

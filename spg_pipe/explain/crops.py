@@ -173,4 +173,4 @@ def _crop_in(file: BinaryIO, slot: int) -> np.ndarray:
 def _save(path: Path, crops: Iterable[np.ndarray]) -> None:
     gap = np.full((SIDE, _GAP, 3), 255, np.uint8)
     parts = [part for each in crops for part in (gap, each)][1:]
-    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY)
+    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY, subsampling=0)

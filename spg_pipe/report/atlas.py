@@ -165,7 +165,7 @@ def write_page(folder: Path, content: AtlasContent) -> Path:
     """
     described = _described(content.atoms)
     own = [atom for atom in described if atom.whole.in_detector]
-    own.sort(key=lambda atom: (not atom.of_patches, -np.nan_to_num(atom.whole.share_apart)))
+    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share_apart))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}

@@ -14,14 +14,14 @@ from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.activity import Activity
 from spg_pipe.explain.codes import Active, Code, decoded
-from spg_pipe.explain.groups import image_groups
-from spg_pipe.explain.histograms import Bins
+from spg_pipe.explain.groups import GROUPS, image_groups
+from spg_pipe.explain.histograms import BINS, EVEN_BINS, Bins
 from spg_pipe.explain.tally import Batch, Tally, rebuilt_sums
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
 
-_IMAGES = 8
+_IMAGES = 4
 _SAMPLE = 64
 """Images of a store, evenly spread, that the bins are chosen from."""
 
@@ -81,9 +81,10 @@ def measure(
     Raises
     ------
     SpgError
-        If a store lacks a layer.
+        If a store lacks a layer, or the counts would take too much memory.
     """
     categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
+    _require_memory(measures, len(categories))
     sources = [_sources(store, measures, device, every=beside is not None) for store in stores]
     done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
     # Batches side by side: one is too small to be shared among threads.
@@ -104,6 +105,20 @@ def measure(
             if progress:
                 progress(done, in_all)
     return [meter.activity() for meter in meters]
+
+
+def _require_memory(measures: Sequence[Measure], categories: int) -> None:
+    """Refuse, with an `SpgError`, counts that take more than half of the memory that is free."""
+    import psutil
+
+    bins = sum(each.latents * (EVEN_BINS if each.dense else BINS) for each in measures)
+    needed, free = 8 * categories * GROUPS * bins, psutil.virtual_memory().available
+    if needed > free / 2:
+        raise SpgError(
+            f"The counts of {categories} categories would take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free, half of which may be used. Describe fewer "
+            "sets: name some with --split."
+        )
 
 
 class _Coded(NamedTuple):

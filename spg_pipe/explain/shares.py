@@ -4,6 +4,7 @@ An atom's contribution is the sum of those to the map's part and to the detectio
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ class Found(NamedTuple):
 class Shares:
     """Contributions of a detector's atoms to the scores of some stores' images.
 
-    They are kept: some hundred bytes an image.
+    They are kept, 4 bytes for each atom of the detector: a few KB an image.
     """
 
     def __init__(self, detector: Detector, stores: Sequence[FeatureStore]) -> None:
@@ -52,23 +53,30 @@ class Shares:
 
     def of(self, layer: str, atoms: np.ndarray, category: str | None) -> Found:
         """The shares of a layer's atoms (A,) in a category, or in all images."""
-        names, normal, net = self._of_all()
-        parts, apart = np.zeros_like(net), np.full_like(net, np.nan)
-        for name in set(names) if category is None else {category}:
-            own = names == name
-            parts[own] = _parts(net[own])
-            usual, others = own & normal, own & ~normal
-            if not usual.any() or not others.any():
-                usual = others = own
-            apart[others] = _parts(net[others] - net[usual].mean(axis=0))
-        chosen = np.full(len(names), True) if category is None else names == category
+        means = self._means[category]
         columns = [self._rows.get((layer, atom)) for atom in atoms.tolist()]
         return Found(
             *(
                 np.array([np.nan if column is None else float(mean[column]) for column in columns])
-                for mean in (parts[chosen].mean(axis=0), np.nanmean(apart[chosen], axis=0))
+                for mean in means
             )
         )
+
+    @cached_property
+    def _means(self) -> dict[str | None, Found]:
+        """By category, and of all images (None): of all R atoms. Made once, when all is added."""
+        names, normal, net = self._of_all()
+        parts, apart = _parts(net), np.full_like(net, np.nan)
+        own_rows = {name: names == name for name in set(names)}
+        for own in own_rows.values():
+            usual, others = own & normal, own & ~normal
+            if not usual.any() or not others.any():
+                usual = others = own
+            apart[others] = _parts(net[others] - net[usual].mean(axis=0))
+        return {
+            name: Found(parts[own].mean(axis=0), np.nanmean(apart[own], axis=0))
+            for name, own in {None: np.full(len(names), True), **own_rows}.items()
+        }
 
     def _of_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Category and whether it is normal (n,) of each image, and contributions (n, R)."""

@@ -19,8 +19,8 @@ from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.explain.explanation import Explanation, explain
 from spg_pipe.explain.parts import MAP_GUIDES
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report.atlas import atom_name
 from spg_pipe.report.inputs import DirectionRuns, SeedRun
+from spg_pipe.report.page import atom_name
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 

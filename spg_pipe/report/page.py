@@ -71,3 +71,8 @@ def require_replaceable(out: Path, what: Literal["report", "atlas"]) -> None:
                 f"{out} holds files that are not of spg-pipe's {what}, and would be replaced as a "
                 "whole. Name a folder that is new or empty, or remove it first."
             )
+
+
+def atom_name(layer: str, atom: int) -> str:
+    """How an atom is called on pages, and its anchor in the atlas."""
+    return f"{layer}-{atom}"

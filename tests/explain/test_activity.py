@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from spg_pipe.errors import SpgError
 from spg_pipe.explain.activity import Activity
 from spg_pipe.explain.codes import Active, projection_code, sae_code
 from spg_pipe.explain.groups import GROUPS, deal
@@ -186,6 +189,17 @@ def test_without_a_defect_there_is_no_precision() -> None:
     counts, patches = np.ones((2, 3, BINS)), np.array([500.0, 0.0])
     counts[1] = 0
     assert np.isnan(binned_precision(counts, patches)).all()
+
+
+def test_counts_that_do_not_fit_into_memory_are_refused_before_the_work(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = 2 * GROUPS * 2 * 32 * BINS * 4  # two categories, float32
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2 * counts - 1))
+    read = list[torch.Tensor]()
+    with pytest.raises(SpgError, match=r"2 categories would take .* --split"):
+        measure([tiny_store], [Measure(LAYER, read.append, 32)])
+    assert read == []
 
 
 def test_several_stores_are_one_set_with_the_datasets_names(

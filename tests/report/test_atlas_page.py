@@ -70,7 +70,7 @@ def test_atoms_stand_in_the_order_of_their_share_with_every_category(detector, t
     assert page.text.count("By category") == len(expected)
     assert [row[0] for row in page.rows].count(CATEGORIES[1]) == len(expected)
     assert "1 of 2" in page.text
-    assert "General: 40 %." not in page.text  # belongs to the figure, which is not there
+    assert "Protocol" in page.text
 
 
 def test_names_from_outside_appear_as_text(detector, tmp_path):

@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -238,7 +239,7 @@ def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder):
 
 def test_a_folder_that_is_no_report_is_not_replaced(world, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SpgError, match="not a report"):
+    with pytest.raises(SpgError, match="not of spg-pipe's report"):
         built(world, tmp_path)
     assert (tmp_path / "thesis.tex").is_file()
 
@@ -298,6 +299,15 @@ def test_atoms_are_linked_to_the_atlas_and_shown_from_copies(world, tmp_path):
     strips = {link.path for link in links if link.path.startswith("atoms/")}
     assert strips == {f"atoms/{path.name}" for path in (out / "atoms").iterdir()}
     assert "Point at an atom" in page.text
+
+
+def test_a_changed_atlas_is_refused(world, tmp_path):
+    changed = world.copied(tmp_path)
+    atlas = changed.paths.atlas("aux", 111)
+    atlas_folder(Detector.load(changed.paths.detector("aux", 111)), atlas, ("one", "two"))
+    pd.read_parquet(atlas / "atoms.parquet").assign(share=0.0).to_parquet(atlas / "atoms.parquet")
+    with pytest.raises(SpgError, match=r"atoms.parquet.*spg-pipe atlas"):
+        built(changed, changed.paths.report)
 
 
 def test_without_the_detector_or_its_tokens_no_atoms_are_shown(world, tmp_path):

@@ -21,7 +21,8 @@ from torch import Tensor
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.group_sums import GROUPS, GroupSums
+from spg_pipe.explain.group_sums import GroupSums
+from spg_pipe.explain.groups import ENDS, GROUPS, drawn
 from spg_pipe.explain.parts import DETECTION, MAP_GUIDES, coefficients_of
 from spg_pipe.guides.contrast import match, signed_pursuit
 from spg_pipe.guides.layer import View
@@ -38,7 +39,6 @@ RANDOM = 2048
 AT_RANDOM = GuideParams().atoms
 """Atoms of a layer that the control uses, at most, also where trained guides have hundreds."""
 _DRAWS = 8
-_LEVEL = 0.95
 _KEYS = ["component", "layer", "atom", "category"]
 
 
@@ -111,9 +111,8 @@ class _Part:
 
     def contributions(self, rounds: int) -> np.ndarray:
         """(1 + rounds, K, M) float64: as the data are, then with groups of images drawn anew."""
-        rng, even = np.random.default_rng(0), np.full(GROUPS, 1 / GROUPS)
-        drawn = rng.multinomial(GROUPS, even, (rounds, len(self.categories)))
-        weights = np.concatenate([np.ones((1, *drawn.shape[1:])), drawn])
+        of_categories = drawn(GROUPS, rounds, len(self.categories))
+        weights = np.concatenate([np.ones((1, *of_categories.shape[1:])), of_categories])
         return np.concatenate([self._of_layer(each, weights) for each in self.atoms], axis=2)
 
     def _of_layer(self, atoms: _Atoms, weights: np.ndarray) -> np.ndarray:
@@ -331,5 +330,5 @@ def _interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the middle 95 % of all rows but the first lie; draws without a class do not count."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN gives NaN
-        low, high = np.nanquantile(draws[1:], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+        low, high = np.nanquantile(draws[1:], ENDS, axis=0)
     return low, high

@@ -8,6 +8,13 @@ from spg_pipe.store.reader import FeatureStore
 GROUPS = 16
 """Images are dealt over so many groups, whose sums are kept instead of those of each image: memory
 does not grow with the images. Of up to so many images in a category a group is an image."""
+ENDS = (0.025, 0.975)
+"""Of intervals: quantiles of what drawn groups give."""
+
+
+def drawn(groups: int, *shape: int) -> np.ndarray:
+    """(*shape, groups) int: how often each comes if as many are drawn with replacement."""
+    return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), shape)
 
 
 def image_groups(store: FeatureStore) -> np.ndarray:

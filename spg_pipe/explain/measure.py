@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.activity import Activity
+from spg_pipe.explain.activity import Activity, Batch, rebuilt_sums
 from spg_pipe.explain.codes import Active, Code, decoded
 from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.histograms import BINS, EVEN_BINS, Bins
-from spg_pipe.explain.tally import Batch, Tally, rebuilt_sums
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
@@ -89,22 +88,34 @@ def measure(
     done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
     # Batches side by side: one is too small to be shared among threads.
     with torch.inference_mode(), one_thread(), ThreadPoolExecutor(threads) as pool:
-        meters = [_Meter(asked, categories, stores, sources) for asked in measures]
+        measured = []
+        for asked in measures:
+            plan = tuple(
+                (number, key.name)
+                for number, store in enumerate(stores)
+                for key in store.spec.backbone.token_keys
+                if key.layer == asked.layer
+            )
+            own = [sources[number][name] for number, name in plan]
+            measured.append(Activity(categories, plan, _bins(own, asked), own[0].dim))
 
         @torch.inference_mode()
         def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
-            return seen, [meter.coded(seen) for meter in meters]
+            pairs = zip(measures, measured, strict=True)
+            return seen, [_coded(asked, activity.sources, seen) for asked, activity in pairs]
 
         batches = _batches(stores, sources, categories)
-        for seen, of_meters in in_order(pool, coded, batches, ahead=threads + 1):
-            for meter, found in zip(meters, of_meters, strict=True):
-                meter.add(seen, found)
+        for seen, of_measures in in_order(pool, coded, batches, ahead=threads + 1):
+            for activity, found in zip(measured, of_measures, strict=True):
+                for source, name, entries, sums in found:
+                    activity.add(source, seen.batch, seen.shares[name], entries)
+                    activity.add_rebuilt(seen.batch.category, sums)
             if beside:
                 beside(seen)
             done += len(seen.batch.images)
             if progress:
                 progress(done, in_all)
-    return [meter.activity() for meter in meters]
+    return measured
 
 
 def _require_memory(measures: Sequence[Measure], categories: int) -> None:
@@ -131,54 +142,21 @@ class _Coded(NamedTuple):
     """Of what is rebuilt; empty if nothing is."""
 
 
-class _Meter:
-    """A measure under way."""
-
-    def __init__(
-        self,
-        asked: Measure,
-        categories: tuple[str, ...],
-        stores: Sequence[FeatureStore],
-        sources: Sequence[Mapping[str, TokenSource]],
-    ) -> None:
-        self._asked, self._categories = asked, categories
-        self._plan = tuple(
-            (number, key.name)
-            for number, store in enumerate(stores)
-            for key in store.spec.backbone.token_keys
-            if key.layer == asked.layer
-        )
-        own = [sources[number][name] for number, name in self._plan]
-        self._tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
-
-    def coded(self, seen: Seen) -> list[_Coded]:
-        """The work on a batch that needs no other."""
-        found = []
-        for source, (store, name) in enumerate(self._plan):
-            if store == seen.store:
-                patches = seen.tokens[name][:, 1:]
-                x = patches.flatten(0, 1)
-                entries = self._asked.code(x)
-                sums: tuple[Tensor, ...] = ()
-                if self._asked.rebuild is not None:
-                    atoms, inputs = self._asked.rebuild
-                    x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
-                    sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
-                on_cpu = Active(*(part.cpu() for part in entries))
-                found.append(_Coded(source, name, on_cpu, sums))
-        return found
-
-    def add(self, seen: Seen, found: Sequence[_Coded]) -> None:
-        """Count what was made of a batch."""
-        for source, name, entries, sums in found:
-            self._tally.add(source, seen.batch, seen.shares[name], entries)
-            self._tally.add_rebuilt(seen.batch.category, sums)
-
-    def activity(self) -> Activity:
-        """What was counted."""
-        tally = self._tally
-        kept = {f.name: getattr(tally, f.name) for f in fields(Activity) if hasattr(tally, f.name)}
-        return Activity(categories=self._categories, sources=self._plan, **kept)
+def _coded(asked: Measure, plan: Sequence[tuple[int, str]], seen: Seen) -> list[_Coded]:
+    """The work on a batch that needs no other."""
+    found = []
+    for source, (store, name) in enumerate(plan):
+        if store == seen.store:
+            patches = seen.tokens[name][:, 1:]
+            x = patches.flatten(0, 1)
+            entries = asked.code(x)
+            sums: tuple[Tensor, ...] = ()
+            if asked.rebuild is not None:
+                atoms, inputs = asked.rebuild
+                x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
+                sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
+            found.append(_Coded(source, name, Active(*(part.cpu() for part in entries)), sums))
+    return found
 
 
 def _batches(

@@ -58,7 +58,9 @@ def test_the_folder_holds_tables_crops_and_a_page(folder: Path) -> None:
     assert "only-defects <small>(fitted on)" not in page
     assert set(atoms["category"].dropna()) >= {"aux/tile", "target/only-defects"}
     assert f"mini/{folder.name} (fingerprint {record.detector.fingerprint[:8]})" in page
-    assert record.detector.protocol.name in Page(folder / "index.html").text
+    text = Page(folder / "index.html").text
+    assert record.detector.protocol.name in text
+    assert "random atoms, at most 32 of a layer" in text
 
 
 def test_the_same_inputs_give_the_same_bytes(

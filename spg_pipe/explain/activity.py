@@ -5,7 +5,7 @@ Nothing grows with the number of images: values are counted in bins, by category
 images, so that intervals can be drawn over groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +20,9 @@ from spg_pipe.explain.top import TopPatches
 
 
 class Batch(NamedTuple):
-    """Which images a batch of B images holds."""
+    """B images of a store."""
 
+    store: int
     images: np.ndarray
     """(B,) rows in the store."""
     category: np.ndarray
@@ -30,6 +31,22 @@ class Batch(NamedTuple):
     """(B,) int"""
     known: np.ndarray
     """(B,) bool: whether the mask is known."""
+    tokens: Mapping[str, Tensor]
+    """Name of tokens → (B, 1 + N, D) float32"""
+    shares: Mapping[str, Tensor]
+    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect; 0
+    where the mask is not known."""
+
+
+class Coded(NamedTuple):
+    """What a code says of a batch's B·N patch tokens of one name."""
+
+    source: int
+    """What the tokens are of: a number in `Activity.sources`."""
+    entries: Active
+    """On the CPU."""
+    sums: tuple[Tensor, ...]
+    """The `rebuilt_sums`; empty if nothing is rebuilt."""
 
 
 class Rebuilt(NamedTuple):
@@ -85,18 +102,10 @@ class Activity:
         self.rebuilt = Rebuilt(zeros[0], zeros[1], np.zeros((count, dim)), zeros[2])
         """Zeros where nothing was rebuilt."""
 
-    def add(self, source: int, batch: Batch, shares: Tensor, entries: Active) -> None:
-        """Count the entries of a batch's B·N patch tokens.
-
-        Parameters
-        ----------
-        source : int
-            What the tokens are of: a number in `Activity.sources`.
-        shares : (B, N) float32
-            Share of each patch's pixels that are defect.
-        entries : Active
-            On the CPU.
-        """
+    def add(self, batch: Batch, coded: Coded) -> None:
+        """Count what a code says of a batch."""
+        source, entries, sums = coded
+        shares = batch.shares[self.sources[source][1]]
         images, patches = shares.shape
         cells, weights = self.bins.cells(entries), shares.flatten()[entries.token]
         starts = torch.searchsorted(entries.token, torch.arange(images + 1) * patches).tolist()
@@ -110,8 +119,9 @@ class Activity:
             self.all_patches[category] += patches
             self.fired[category] += found.sum(dim=1).numpy()
             values = entries.value[part].double()
-            sums = torch.bincount(entries.latent[part], values, minlength=shape[0])
-            self.total[category] += sums.numpy()
+            self.total[category] += torch.bincount(
+                entries.latent[part], values, minlength=shape[0]
+            ).numpy()
             if not batch.known[row]:
                 continue
             self.counts[category, group, 0] += found.numpy()
@@ -123,11 +133,8 @@ class Activity:
                     torch.bincount(*hits, minlength=length).view(shape).numpy()
                 )
         self.top.add(source, batch.images, batch.category, patches, entries)
-
-    def add_rebuilt(self, category: np.ndarray, sums: Sequence[Tensor]) -> None:
-        """Add the `rebuilt_sums` of images of some categories (B,); none of nothing."""
-        for total, values in zip(self.rebuilt, sums, strict=False):
-            np.add.at(total, category, values.numpy())
+        for total, of_images in zip(self.rebuilt, sums, strict=False):
+            np.add.at(total, batch.category, of_images.numpy())
 
     def rows(self, category: str | None) -> slice:
         """The categories that a name stands for; None: all."""

@@ -22,7 +22,7 @@ from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.group_sums import GroupSums
-from spg_pipe.explain.groups import ENDS, GROUPS, drawn
+from spg_pipe.explain.groups import ENDS, GROUPS, drawn, full_name
 from spg_pipe.explain.parts import DETECTION, MAP_GUIDES, coefficients_of
 from spg_pipe.guides.contrast import match, signed_pursuit
 from spg_pipe.guides.layer import View
@@ -211,9 +211,8 @@ def _known(stores: Sequence[GroupSums], view: View) -> list[_Category]:
     found = []
     for sums in stores:
         for number in sums.both_classes(view):
-            name, alone = sums.categories[number], len(stores) == 1
-            whole = name if alone or name == sums.dataset else f"{sums.dataset}/{name}"
-            found.append(_Category(sums, number, whole))
+            name = full_name(sums.dataset, sums.categories[number], alone=len(stores) == 1)
+            found.append(_Category(sums, number, name))
     return found
 
 

@@ -30,6 +30,11 @@ def image_groups(store: FeatureStore) -> np.ndarray:
     return deal(table["category"].to_numpy(), table["label"].to_numpy())[numbers]
 
 
+def full_name(dataset: str, category: str, *, alone: bool) -> str:
+    """A category with its dataset's name in front, where there are several datasets."""
+    return category if alone or category == dataset else f"{dataset}/{category}"
+
+
 def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """A group in 0 … GROUPS − 1 for each image (n,): by chance, and evenly of each label."""
     groups = np.zeros(len(categories), np.int64)

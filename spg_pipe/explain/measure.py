@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.activity import Activity, Batch, rebuilt_sums
+from spg_pipe.explain.activity import Activity, Batch, Coded, rebuilt_sums
 from spg_pipe.explain.codes import Active, Code, decoded
-from spg_pipe.explain.groups import GROUPS, image_groups
+from spg_pipe.explain.groups import GROUPS, full_name, image_groups
 from spg_pipe.explain.histograms import BINS, EVEN_BINS, Bins
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
@@ -50,22 +50,11 @@ class Measure:
     """Also measure how well the entries rebuild the tokens."""
 
 
-class Seen(NamedTuple):
-    """A batch of B images of a store."""
-
-    store: int
-    batch: Batch
-    tokens: Mapping[str, Tensor]
-    """Name of tokens → (B, 1 + N, D) float32"""
-    shares: Mapping[str, Tensor]
-    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect."""
-
-
 def measure(
     stores: Sequence[FeatureStore],
     measures: Sequence[Measure],
     *,
-    beside: Callable[[Seen], None] | None = None,
+    beside: Callable[[Batch], None] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[Activity]:
@@ -100,19 +89,18 @@ def measure(
             measured.append(Activity(categories, plan, _bins(own, asked), own[0].dim))
 
         @torch.inference_mode()
-        def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
+        def coded(batch: Batch) -> tuple[Batch, list[list[Coded]]]:
             pairs = zip(measures, measured, strict=True)
-            return seen, [_coded(asked, activity.sources, seen) for asked, activity in pairs]
+            return batch, [_coded(asked, activity.sources, batch) for asked, activity in pairs]
 
         batches = _batches(stores, sources, categories)
-        for seen, of_measures in in_order(pool, coded, batches, ahead=threads + 1):
+        for batch, of_measures in in_order(pool, coded, batches, ahead=threads + 1):
             for activity, found in zip(measured, of_measures, strict=True):
-                for source, name, entries, sums in found:
-                    activity.add(source, seen.batch, seen.shares[name], entries)
-                    activity.add_rebuilt(seen.batch.category, sums)
+                for each in found:
+                    activity.add(batch, each)
             if beside:
-                beside(seen)
-            done += len(seen.batch.images)
+                beside(batch)
+            done += len(batch.images)
             if progress:
                 progress(done, in_all)
     return measured
@@ -132,22 +120,12 @@ def _require_memory(measures: Sequence[Measure], categories: int) -> None:
         )
 
 
-class _Coded(NamedTuple):
-    """What a measure makes of a batch."""
-
-    source: int
-    name: str
-    entries: Active
-    sums: tuple[Tensor, ...]
-    """Of what is rebuilt; empty if nothing is."""
-
-
-def _coded(asked: Measure, plan: Sequence[tuple[int, str]], seen: Seen) -> list[_Coded]:
+def _coded(asked: Measure, plan: Sequence[tuple[int, str]], batch: Batch) -> list[Coded]:
     """The work on a batch that needs no other."""
     found = []
     for source, (store, name) in enumerate(plan):
-        if store == seen.store:
-            patches = seen.tokens[name][:, 1:]
+        if store == batch.store:
+            patches = batch.tokens[name][:, 1:]
             x = patches.flatten(0, 1)
             entries = asked.code(x)
             sums: tuple[Tensor, ...] = ()
@@ -155,7 +133,7 @@ def _coded(asked: Measure, plan: Sequence[tuple[int, str]], seen: Seen) -> list[
                 atoms, inputs = asked.rebuild
                 x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
                 sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
-            found.append(_Coded(source, name, Active(*(part.cpu() for part in entries)), sums))
+            found.append(Coded(source, Active(*(part.cpu() for part in entries)), sums))
     return found
 
 
@@ -163,15 +141,16 @@ def _batches(
     stores: Sequence[FeatureStore],
     sources: Sequence[Mapping[str, TokenSource]],
     categories: Sequence[str],
-) -> Iterator[Seen]:
+) -> Iterator[Batch]:
     """All images of all stores."""
     for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
         rows = np.array([categories.index(name) for name in names])
         groups = image_groups(store)
         known = np.isin(np.arange(len(store)), labelled_images(store))
         for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
-            batch = Batch(images, rows[images], groups[images], known[images])
-            yield Seen(number, batch, tokens, _shares(store, batch, tokens))
+            shares = _shares(store, images, known[images], tokens)
+            of_images = images, rows[images], groups[images], known[images]
+            yield Batch(number, *of_images, tokens, shares)
 
 
 def _sources(
@@ -190,18 +169,21 @@ def _sources(
 
 def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
     """Category of every image of each store; of several stores with the dataset's name in front."""
-    found = []
-    for store in stores:
-        names, dataset = store.array("category").tolist(), store.spec.dataset
-        alone = len(stores) == 1
-        found.append([n if alone or n == dataset else f"{dataset}/{n}" for n in names])
-    return found
+    return [
+        [
+            full_name(store.spec.dataset, category, alone=len(stores) == 1)
+            for category in store.array("category").tolist()
+        ]
+        for store in stores
+    ]
 
 
-def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
-    """`Seen.shares`: 0 where the mask is not known."""
-    masks = torch.from_numpy(store.masks(batch.images)).float()[:, None]
-    masks *= torch.from_numpy(batch.known)[:, None, None, None]
+def _shares(
+    store: FeatureStore, images: np.ndarray, known: np.ndarray, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """`Batch.shares`"""
+    masks = torch.from_numpy(store.masks(images)).float()[:, None]
+    masks *= torch.from_numpy(known)[:, None, None, None]
     of_grids = {
         grid: F.adaptive_avg_pool2d(masks, grid).flatten(1)
         for grid in {store.spec.layers[name].grid for name in names}

@@ -11,8 +11,9 @@ import numpy as np
 
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.detector.model import Detector
+from spg_pipe.explain.activity import Batch
 from spg_pipe.explain.explanation import explain
-from spg_pipe.explain.measure import Seen, category_names
+from spg_pipe.explain.measure import category_names
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -40,16 +41,16 @@ class Shares:
         self._rows: dict[tuple[str, int], int] = {}
         self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, batch: Batch) -> None:
         """Take a batch of images apart."""
-        spec = self._stores[seen.store].spec
-        grids = {name: spec.layers[name].grid for name in seen.tokens}
-        found = explain(self._detector, seen.tokens, grids, spec.backbone)
+        spec = self._stores[batch.store].spec
+        grids = {name: spec.layers[name].grid for name in batch.tokens}
+        found = explain(self._detector, batch.tokens, grids, spec.backbone)
         for atom in found.atoms:
             self._rows.setdefault((atom.layer, atom.atom), len(self._rows))
-        net = np.zeros((len(self._rows), len(seen.batch.images)), np.float32)
+        net = np.zeros((len(self._rows), len(batch.images)), np.float32)
         np.add.at(net, [self._rows[atom[:2]] for atom in found.atoms], found.contributions.T)
-        self._kept.append((seen.store, seen.batch.images, net.T))
+        self._kept.append((batch.store, batch.images, net.T))
 
     def of(self, layer: str, atoms: np.ndarray, category: str | None) -> Found:
         """The shares of a layer's atoms (A,) in a category, or in all images."""

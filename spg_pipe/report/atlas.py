@@ -56,6 +56,19 @@ class Described:
         """It counts patch by patch; else for the image as a whole alone."""
         return bool(np.nan_to_num(self.whole.coefficient) != 0)
 
+    @property
+    def of_images(self) -> bool:
+        """It counts for the image as a whole; it may do both."""
+        return not self.of_patches or bool(np.nan_to_num(self.whole.detection_coefficient) != 0)
+
+    @property
+    def most_like(self) -> Any:
+        """The strip of the patches most like it: what raises the score most is the opposite of a
+        normal atom, so that its latent's strip stands in for it; null if there is none."""
+        whole = self.whole
+        projected = whole.side != "normal" and not pd.isna(whole.projection_crops)
+        return whole.projection_crops if projected else whole.crops
+
 
 @dataclass(frozen=True)
 class Place:
@@ -84,7 +97,9 @@ class Strip(NamedTuple):
     file: str
     """A copy, as from the report's folder."""
     projected: bool
-    """Of the projection that the detector uses; else of the latent."""
+    """The patches are most like the atom; else the latent is most active in them."""
+    side: str
+    """"anomaly" or "normal": what the atom stands for."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +129,10 @@ def copied(
     strips = {}
     for atom in _described(table[table["category"].isna()]):
         whole = atom.whole
-        projected = not pd.isna(whole.projection_crops)
-        file = whole.projection_crops if projected else whole.crops
+        file, projected = atom.most_like, atom.most_like is not whole.crops
         if atom.name in names and not pd.isna(file) and (atlas / file).is_file():
             copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
-            strips[atom.name] = Strip(copy, projected)
+            strips[atom.name] = Strip(copy, projected, whole.side)
             (folder / "atoms").mkdir(exist_ok=True)
             shutil.copyfile(atlas / file, folder / copy)
     page = Path(os.path.relpath(atlas / "index.html", out)).as_posix()
@@ -142,10 +156,11 @@ def write_page(folder: Path, atlas: Atlas, record: AtlasRecord, source: str) -> 
         (folder / FACTORS).write_bytes(figure)
     described = _described(table)
     own = [atom for atom in described if atom.whole.in_detector]
-    own.sort(key=lambda atom: (not atom.of_patches, -np.nan_to_num(atom.whole.share_apart)))
+    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share_apart))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}
+    fitted = _fitted(record, table)
     page = (
         environment()
         .get_template("atlas.html.jinja")
@@ -158,13 +173,14 @@ def write_page(folder: Path, atlas: Atlas, record: AtlasRecord, source: str) -> 
             others=others,
             sample=_sample(own),
             names=names,
-            most=_most(table[table["category"].isna()]),
-            most_of_category=_most(table[table["category"].notna()]),
+            with_seeds=any(atom.whole.seeds > 0 for atom in described),
+            most=_most(table),
+            fitted=fitted,
             maps=[_drawn(layer, places, own) for layer, places in atlas.layouts.items()],
             size=(_WIDE, _HIGH),
             factors=FACTORS if figure is not None else None,
             size_of=lambda file: size_of(folder / file),
-            reconstruction=_reconstruction(atlas.categories),
+            reconstruction=_reconstruction(atlas.categories, fitted),
         )
     )
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
@@ -191,6 +207,14 @@ def _facts(atlas: Atlas, record: AtlasRecord, source: str) -> list[tuple[str, st
     ]
 
 
+def _fitted(record: AtlasRecord, table: pd.DataFrame) -> set[str]:
+    """Categories of the auxiliary set; of several sets they have its name in front."""
+    aux, names = record.detector.auxiliary.dataset, set(table["category"].dropna())
+    if len(record.stores) == 1:
+        return names if record.stores[0].dataset == aux else set()
+    return {name for name in names if name == aux or name.startswith(f"{aux}/")}
+
+
 def _described(table: pd.DataFrame) -> list[Described]:
     of_categories: dict[str, list[Any]] = {}
     whole: dict[str, Any] = {}
@@ -212,7 +236,8 @@ def _sample(own: Sequence[Described]) -> Described | None:
 
 def _most(table: pd.DataFrame) -> float:
     """The end of the lines on which average precisions are drawn: a tenth that none exceeds."""
-    largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
+    columns = ["projection_ap", "projection_ap_high", "base_rate"]
+    largest = table.loc[table["in_detector"], columns].max().max()
     return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
 
 
@@ -239,11 +264,12 @@ def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> Dictiona
     return DictionaryMap(layer, len(known), others, drawn)
 
 
-def _reconstruction(categories: pd.DataFrame) -> Table:
+def _reconstruction(categories: pd.DataFrame, fitted: Collection[str]) -> Table:
     shown = [name for name in _COLUMNS if name in categories]
     rows = [
         (
-            f"{row['layer']}: {'all' if pd.isna(row['category']) else row['category']}",
+            f"{row['layer']}: {'all' if pd.isna(row['category']) else row['category']}"
+            + (" (fitted on)" if row["category"] in fitted else ""),
             *(_COLUMNS[name][1](row[name]) for name in shown),
         )
         for row in categories.to_dict("records")

@@ -50,7 +50,7 @@ def per_cent(value: float | None) -> str:
     if value is None or not known(value):
         return UNDEFINED
     part = 100 * value
-    return f"{part:.1f} %" if part == 0 or part >= 1 else f"{part:.2g} %"
+    return f"{part:.1f} %" if part == 0 or part >= 1 else f"{part:#.2g} %"
 
 
 def size_of(path: Path) -> tuple[int, int]:

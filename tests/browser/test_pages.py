@@ -121,6 +121,7 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(br
     assert browser.evaluate("document.title") == "spg-pipe atlas: aux, seed 1"
     top = f"document.getElementById('{name}').getBoundingClientRect().top"
     assert -1 < browser.evaluate(top) < 900
+    assert browser.evaluate("document.querySelector('article.atom:target').id") == name
 
 
 @pytest.mark.parametrize("name", ["report", "atlas"])

@@ -65,7 +65,7 @@ def _row(
         **{"patches": 80, "patches_anomalous": 8.0, "rate": 0.1, "rate_normal": 0.05},
         **{"rate_anomalous": None if category else 0.4, "mean_active": 1.5, "max": 3.0},
         **{"ap": ap, "ap_low": low, "ap_high": high, "base_rate": 0.1},
-        **dict.fromkeys(("projection_ap", "projection_ap_low", "projection_ap_high"), np.nan),
+        **{"projection_ap": ap / 2, "projection_ap_low": np.nan, "projection_ap_high": np.nan},
         **{"generality": 0.5, "best_cosine": 0.7, "seeds": 2, "reproduced": 1},
         "nearest": rng.choice(LATENTS, NEAREST, replace=False).tolist(),
         **{"nearest_cosine": [0.5, 0.4, 0.3], "x": 0.0, "y": 0.0},

@@ -54,6 +54,8 @@ def test_the_folder_holds_tables_crops_and_a_page(folder: Path) -> None:
     assert set(named) == crops
     page = (folder / "index.html").read_text()
     assert all(name in page for name in crops)
+    assert "aux/tile <small>(fitted on)</small>" in page
+    assert "only-defects <small>(fitted on)" not in page
     assert set(atoms["category"].dropna()) >= {"aux/tile", "target/only-defects"}
     assert f"mini/{folder.name} (fingerprint {record.detector.fingerprint[:8]})" in page
     text = Page(folder / "index.html").text

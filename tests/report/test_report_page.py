@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -258,15 +259,22 @@ def test_the_quality_of_saes_and_their_stability_are_told(folder):
 
 def test_a_picture_s_parts_add_up_to_the_difference_of_its_score(world, folder):
     page = Page(folder / "index.html")
-    said = re.findall(
-        r"score (-?\d+\.\d+)[^:]*?([+−]\d+\.\d+) against the mean of 3 normal images: (.*?\d)\.\s",
-        page.text,
-    )
-    assert len(said) == 5
-    for _, difference, parts in said:
-        values = [float(v.replace("−", "-")) for v in re.findall(r"[+−]\d+\.\d+", parts)]
-        assert sum(values) == pytest.approx(float(difference.replace("−", "-")), abs=0.025)
-    assert "against the mean of 2 images" in page.text  # a category without normal ones
+    first, last = "guides in the map", "score"
+    numbers = [
+        (row[0], [float(cell.replace("−", "-")) for cell in row[1:]])
+        for row in page.rows
+        if row and re.match("guides |self-distance |constant|score$", row[0])
+    ]
+    assert [name for name, _ in numbers].count(last) == 7
+    total = np.zeros(3)
+    for name, cells in numbers:
+        assert cells[0] - cells[1] == pytest.approx(cells[2], abs=0.011)
+        total = np.array(cells) + (0 if name == first else total)
+        if name == last:
+            assert total - cells == pytest.approx(cells, abs=0.025)
+    assert "mean of 3 normal images" in page.text
+    assert "mean of 2 images" in page.text  # a category without normal ones
+    assert re.search(r"These 4 of \d+ atoms: [+−]\d+\.\d+ of [+−]\d+\.\d+\.", page.text)
     assert "`spg-pipe atlas` makes a page" in page.text
     assert "Point at an atom" not in page.text
     maps = list((folder / "maps").glob("*-atom-?.jpg"))
@@ -306,7 +314,7 @@ def test_without_the_detector_or_its_tokens_no_atoms_are_shown(world, tmp_path):
     poorer = world.copied(tmp_path)
     shutil.rmtree(poorer.paths.detector("aux", 111))
     page = built(poorer, tmp_path / "out")
-    assert "against the mean" not in page.text
+    assert "this image" not in page.text
     assert "Why a picture has its score" not in page.text
     assert not list((tmp_path / "out" / "maps").glob("*-atom-*"))
 

@@ -35,10 +35,10 @@ def full_name(dataset: str, category: str, *, alone: bool) -> str:
     return category if alone or category == dataset else f"{dataset}/{category}"
 
 
-def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+def deal(categories: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """A group in 0 … GROUPS − 1 for each image (n,): by chance, and evenly of each label."""
     groups = np.zeros(len(categories), np.int64)
-    by_chance = np.random.default_rng(seed).permutation(len(categories))
+    by_chance = np.random.default_rng(0).permutation(len(categories))
     for category in pd.unique(categories):
         own = by_chance[categories[by_chance] == category]
         own = own[np.argsort(labels[own], kind="stable")]

@@ -19,6 +19,7 @@ from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.make import DetectorPlan
+from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.trained.trainer import Constants
@@ -27,6 +28,7 @@ from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.store.stream import image_tokens
 
 SIZE = 32
 """S, pixels."""
@@ -174,3 +176,14 @@ def flip(path: Path, byte: int = 100, bit: int = 1) -> None:
     data = bytearray(path.read_bytes())
     data[byte] ^= bit
     path.write_bytes(data)
+
+
+def group_sums(store: FeatureStore, batch: int = 5) -> GroupSums:
+    """Of all images of a store without tiles, in batches."""
+    sums = GroupSums.of(store)
+    for rows in np.array_split(np.arange(len(store)), range(batch, len(store), batch)):
+        masks = torch.from_numpy(store.masks(rows)).float()[:, None]
+        for layer in store.layers:
+            share = F.adaptive_avg_pool2d(masks, store.spec.layers[layer].grid).flatten(1)
+            sums.add(TokenKey(layer), rows, image_tokens(store, layer, rows), share)
+    return sums

@@ -99,6 +99,11 @@ def atlas(
     """Describe what each atom of a detector looks for: tables, crops and a page (Atlas)."""
     from spg_pipe.pipeline.atlas import atlas as make
 
+    if detector is not None and (options.aux is not None or options.seed is not None):
+        raise SpgError(
+            "--aux and --seed choose among the recipe's detectors, and DETECTOR is one already. "
+            "Leave them out, or leave DETECTOR out."
+        )
     run = options.run()
     if audit:
         _audit(

@@ -15,8 +15,6 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
-_RINGS = ((255, 255, 255), (0, 0, 0))
-"""An outline's inner and outer line: one of them contrasts with any picture."""
 _BAND = 256
 """Rows at once: floats of a whole large photograph would take 50 bytes a pixel."""
 
@@ -58,16 +56,19 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
     return np.rint(image * (255.0 / np.iinfo(image.dtype).max)).astype(np.uint8)
 
 
-def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def outline(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)
+) -> np.ndarray:
     """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
 
-    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it.
+    The mask (H, W) is above 0 in a defect; the line is white, with a black one around it: one of
+    the two contrasts with any picture.
     """
     out = image.copy()
     inside = mask > 0
-    for colour in _RINGS:
+    for line in (colour, (0, 0, 0)):
         grown = binary_dilation(inside, np.ones((3, 3), bool))
-        out[grown & ~inside] = colour
+        out[grown & ~inside] = line
         inside = grown
     return out
 

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from spg_pipe.detector.model import Detector
+from spg_pipe.explain.activity import Batch
 from spg_pipe.explain.atlas_tables import Described, atom_table, category_table, described_table
 from spg_pipe.explain.crops import Place
 from spg_pipe.explain.dictionary import layout_2d
 from spg_pipe.explain.factors import MAP_GUIDES, Factors, measure_factors
 from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.explain.layer_atoms import LayerAtoms
-from spg_pipe.explain.measure import Progress, Seen, measure
+from spg_pipe.explain.measure import Progress, measure
 from spg_pipe.explain.shares import Shares
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -100,13 +101,13 @@ def describe(
 
 
 def _add(
-    stores: Sequence[FeatureStore], shares: Shares, sums: Sequence[GroupSums], seen: Seen
+    stores: Sequence[FeatureStore], shares: Shares, sums: Sequence[GroupSums], batch: Batch
 ) -> None:
     """What is measured beside the codes."""
-    shares.add(seen)
-    for key in stores[seen.store].spec.backbone.token_keys:
-        tokens, share = seen.tokens[key.name], seen.shares[key.name]
-        sums[seen.store].add(key, seen.batch.images, tokens, share.to(tokens.device))
+    shares.add(batch)
+    for key in stores[batch.store].spec.backbone.token_keys:
+        tokens, share = batch.tokens[key.name], batch.shares[key.name]
+        sums[batch.store].add(key, batch.images, tokens, share.to(tokens.device))
 
 
 def _generality(factors: Factors) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """The files of an atlas folder: its tables, its strips of crops, and what they were made from."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import versions
 from spg_pipe.artefacts.record import Count, Name, Record, Seed, write_record
 from spg_pipe.backbones.spec import BackboneSpec
@@ -100,7 +100,7 @@ def write_crops(
     files = {name: f"{CROPS}/{name}.jpg" for name in written}
     atoms = atlas.atoms.copy()
     for column in ("crops", "projection_crops"):
-        atoms[column] = atoms[column].map(files.get).astype(object)
+        atoms[column] = atoms[column].map(files.get).astype("string")  # also where all are null
     return replace(atlas, atoms=atoms)
 
 
@@ -112,11 +112,9 @@ def write_tables(atlas: Atlas, record: AtlasRecord, folder: Path) -> None:
         "factors": atlas.factors.table,
         "generality": atlas.factors.generality,
     }
-    digests = {}
     for name, table in tables.items():
-        path = folder / f"{name}.parquet"
         # No pandas metadata: it names versions.
         rows = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
-        pq.write_table(rows, path, compression="zstd")
-        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        pq.write_table(rows, folder / f"{name}.parquet", compression="zstd")
+    digests = file_digests(folder, *(f"{name}.parquet" for name in tables))
     write_record(folder / "config.json", record.model_copy(update={"files_sha256": digests}))

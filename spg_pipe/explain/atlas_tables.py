@@ -11,7 +11,7 @@ from spg_pipe.explain.crops import Place
 from spg_pipe.explain.dictionary import matches, nearest_atoms
 from spg_pipe.explain.layer_atoms import LayerAtoms
 from spg_pipe.explain.shares import Shares
-from spg_pipe.explain.tally import TOP, TopPatches
+from spg_pipe.explain.top import TOP, TopPatches
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 

@@ -21,6 +21,8 @@ SIDE = 88
 """Of a crop, pixels."""
 CONTEXT = 5
 """Sides of a patch that a crop shows, the patch in the middle."""
+PATCH = (0, 220, 255)
+"""Colour of the square around the patch: unlike the mask's white line, and rare in products."""
 _GAP = 4
 _QUALITY = 82
 _THREADS = 2
@@ -118,7 +120,9 @@ def write_strips(
 
 
 def crop(pixels: np.ndarray, mask: np.ndarray | None, place: Place) -> np.ndarray:
-    """A patch with its surroundings, (SIDE, SIDE, 3) uint8; a line goes around the mask.
+    """A patch with its surroundings, (SIDE, SIDE, 3) uint8.
+
+    A white line goes around the mask, a square of the colour PATCH around the patch.
 
     Parameters
     ----------
@@ -128,14 +132,16 @@ def crop(pixels: np.ndarray, mask: np.ndarray | None, place: Place) -> np.ndarra
     """
     left, top, side = _window(pixels.shape[0], pixels.shape[1], place)
     box = (left, top, left + side, top + side)
-    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+    resized = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+    small, square = np.asarray(resized), np.zeros((SIDE, SIDE), bool)
+    square[_patch(pixels.shape[0], pixels.shape[1], place)] = True
     if mask is None:
-        return np.asarray(small)
+        return outline(small, square, PATCH)
     rows, columns = mask.shape[0] / pixels.shape[0], mask.shape[1] / pixels.shape[1]
     in_mask = (left * columns, top * rows, box[2] * columns, box[3] * rows)
     grey = Image.fromarray(np.multiply(mask > 0, 255, dtype=np.uint8))
     inside = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=in_mask)
-    return outline(np.asarray(small), np.asarray(inside) > 127)
+    return outline(outline(small, np.asarray(inside) > 127), square, PATCH)
 
 
 def _window(height: int, width: int, place: Place) -> tuple[float, float, float]:
@@ -148,6 +154,16 @@ def _window(height: int, width: int, place: Place) -> tuple[float, float, float]
     return min(max(left, 0), width - side), min(max(top, 0), height - side), side
 
 
+def _patch(height: int, width: int, place: Place) -> tuple[slice, slice]:
+    """Rows and columns of the crop that the patch takes."""
+    rows, columns = place.grid
+    row, column = divmod(place.patch, columns)
+    left, top, side = _window(height, width, place)
+    x = (np.array([column, column + 1]) * width / columns - left) * SIDE / side
+    y = (np.array([row, row + 1]) * height / rows - top) * SIDE / side
+    return slice(*y.round().astype(int)), slice(*x.round().astype(int))
+
+
 def _crop_in(file: BinaryIO, slot: int) -> np.ndarray:
     size = SIDE * SIDE * 3
     file.seek(slot * size)
@@ -157,4 +173,4 @@ def _crop_in(file: BinaryIO, slot: int) -> np.ndarray:
 def _save(path: Path, crops: Iterable[np.ndarray]) -> None:
     gap = np.full((SIDE, _GAP, 3), 255, np.uint8)
     parts = [part for each in crops for part in (gap, each)][1:]
-    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY)
+    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY, subsampling=0)

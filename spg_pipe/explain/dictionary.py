@@ -47,7 +47,7 @@ class Matches(NamedTuple):
         return self.cosines.mean(axis=1)
 
 
-def nearest_atoms(atoms: Tensor, count: int, dead: Tensor | None = None) -> Nearest:
+def nearest_atoms(atoms: Tensor, count: int, dead: Tensor) -> Nearest:
     """The atoms with the largest cosine to each atom of the same dictionary.
 
     Parameters
@@ -55,10 +55,10 @@ def nearest_atoms(atoms: Tensor, count: int, dead: Tensor | None = None) -> Near
     atoms : (C, D) float32 of unit length
     count : int
         Neighbours of each, at most.
-    dead : (C,) bool, optional
+    dead : (C,) bool
         Atoms that neither have neighbours nor are any.
     """
-    alive = _alive(atoms, dead)
+    alive = _alive(dead)
     ids = np.full((len(atoms), count), -1, np.int64)
     cosines = np.full((len(atoms), count), np.nan, np.float32)
     kept = min(count, len(alive) - 1)
@@ -76,8 +76,8 @@ def nearest_atoms(atoms: Tensor, count: int, dead: Tensor | None = None) -> Near
 def matches(
     atoms: Tensor,
     others: Sequence[Tensor],
-    dead: Tensor | None = None,
-    others_dead: Sequence[Tensor] | None = None,
+    dead: Tensor,
+    others_dead: Sequence[Tensor],
 ) -> Matches:
     """How near each atom comes to one of each other dictionary, for instance of another seed.
 
@@ -85,20 +85,20 @@ def matches(
     ----------
     atoms : (C, D) float32 of unit length
     others : S dictionaries (C', D)
-    dead, others_dead : (C,) and S times (C',) bool, optional
+    dead, others_dead : (C,) and S times (C',) bool
         Atoms that are not compared, and that nothing is compared with.
     """
-    alive = _alive(atoms, dead)
+    alive = _alive(dead)
     cosines = np.full((len(atoms), len(others)), np.nan, np.float32)
-    for number, other in enumerate(others):
-        among = _alive(other, others_dead[number] if others_dead else None)
+    for number, (other, other_dead) in enumerate(zip(others, others_dead, strict=True)):
+        among = _alive(other_dead)
         if len(alive) and len(among):
             found, _ = _search(atoms.numpy()[alive], other.numpy()[among], 1)
             cosines[alive, number] = found[:, 0]
     return Matches(cosines)
 
 
-def layout_2d(atoms: Tensor, dead: Tensor | None = None, seed: int = 0) -> np.ndarray:
+def layout_2d(atoms: Tensor, dead: Tensor) -> np.ndarray:
     """A map of a dictionary: atoms that are alike lie together (t-SNE, from the first two axes).
 
     Distances between groups mean little. The same dictionary gives the same map.
@@ -106,7 +106,7 @@ def layout_2d(atoms: Tensor, dead: Tensor | None = None, seed: int = 0) -> np.nd
     Parameters
     ----------
     atoms : (C, D) float32 of unit length
-    dead : (C,) bool, optional
+    dead : (C,) bool
         Atoms that have no place.
 
     Returns
@@ -116,13 +116,13 @@ def layout_2d(atoms: Tensor, dead: Tensor | None = None, seed: int = 0) -> np.nd
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    alive = _alive(atoms, dead)
+    alive = _alive(dead)
     places = np.full((len(atoms), 2), np.nan, np.float32)
     if len(alive) < 4:
         places[alive] = np.linspace(0, 1, len(alive))[:, None]
         return places
     perplexity = min(_PERPLEXITY, (len(alive) - 1) / 3)
-    method = TSNE(2, perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=seed)
+    method = TSNE(2, perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=0)
     with threadpool_limits(1):  # sums over threads come in another order each time
         found = method.fit_transform(atoms.numpy()[alive])
     low = found.min(axis=0)
@@ -130,9 +130,9 @@ def layout_2d(atoms: Tensor, dead: Tensor | None = None, seed: int = 0) -> np.nd
     return places
 
 
-def _alive(atoms: Tensor, dead: Tensor | None) -> np.ndarray:
+def _alive(dead: Tensor) -> np.ndarray:
     """Rows of the atoms that are not dead."""
-    return np.arange(len(atoms)) if dead is None else np.flatnonzero(~dead.numpy())
+    return np.flatnonzero(~dead.numpy())
 
 
 def _search(queries: np.ndarray, among: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,8 @@ class Explanation:
 
     def finest(self, layer: str) -> str:
         """Name of a layer's tokens, of several sides those with most patches."""
-        names = [name for name in self.fields if name.partition("@")[0] == layer]
+        own = self.detector.layers[layer]
+        names = [name for name, field in self.fields.items() if field.guides is own]
         return max(names, key=lambda name: self.fields[name].grid[0])
 
     def strongest(self, image: int) -> np.ndarray:

@@ -21,8 +21,9 @@ from torch import Tensor
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.group_sums import GROUPS, GroupSums
-from spg_pipe.explain.parts import DETECTION, MAP_GUIDES
+from spg_pipe.explain.group_sums import GroupSums
+from spg_pipe.explain.groups import ENDS, GROUPS, drawn, full_name
+from spg_pipe.explain.parts import DETECTION, MAP_GUIDES, coefficients_of
 from spg_pipe.guides.contrast import match, signed_pursuit
 from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
@@ -31,12 +32,13 @@ from spg_pipe.sae.run import SaeRun
 
 GENERAL = 0.8
 """Generality from which on an atom is a general factor. An atom that adds the same share in m of K
-categories has log m/log K: 0.8 is 4 of 6, or 6 of 9."""
+categories has log m/log K: at least 0.8 is 5 of 6, 6 of 9, or all of up to 4."""
 ROUNDS = 300
 RANDOM = 2048
 """Random directions that a control chooses its atoms from."""
+AT_RANDOM = GuideParams().atoms
+"""Atoms of a layer that the control uses, at most, also where trained guides have hundreds."""
 _DRAWS = 8
-_LEVEL = 0.95
 _KEYS = ["component", "layer", "atom", "category"]
 
 
@@ -49,10 +51,8 @@ class Factors:
     in front). `coefficient`: the detector's. `contribution` (with `_low`, `_high`): what the atom
     adds to the mean log odds of the category's anomalous patches (`map_guides`) or images
     (`detection`) over those of its normal ones. `share`: of Σ|contribution| of the component in the
-    category. `fit`: the coefficient where the category's direction is written with the detector's
-    atoms by least squares; NaN where they are as many as the tokens are wide. `pursuit`: the
-    coefficient in contrast guides of this category alone, 0 where they do without the atom. An atom
-    of those that the detector has not is 0 in all else but `fit`, where it is NaN."""
+    category. `pursuit`: the coefficient in contrast guides of this category alone, 0 where they do
+    without the atom. Atoms of those guides that the detector does without are 0 in all else."""
     generality: pd.DataFrame
     """A row for each component, layer and atom of the detector: `generality` (with `_low`,
     `_high`), `categories` that it adds to, mean |share| (`weight`), and `factor`: general,
@@ -111,9 +111,8 @@ class _Part:
 
     def contributions(self, rounds: int) -> np.ndarray:
         """(1 + rounds, K, M) float64: as the data are, then with groups of images drawn anew."""
-        rng, even = np.random.default_rng(0), np.full(GROUPS, 1 / GROUPS)
-        drawn = rng.multinomial(GROUPS, even, (rounds, len(self.categories)))
-        weights = np.concatenate([np.ones((1, *drawn.shape[1:])), drawn])
+        of_categories = drawn(GROUPS, rounds, len(self.categories))
+        weights = np.concatenate([np.ones((1, *of_categories.shape[1:])), of_categories])
         return np.concatenate([self._of_layer(each, weights) for each in self.atoms], axis=2)
 
     def _of_layer(self, atoms: _Atoms, weights: np.ndarray) -> np.ndarray:
@@ -136,26 +135,25 @@ class _Part:
         for each in self.atoms:
             dictionary = unit(torch.randn(RANDOM, each.rows.shape[1], generator=generator))
             goal = torch.from_numpy(each.coefficients) @ each.rows
-            pair = signed_pursuit(goal, dictionary, min(len(each.ids), GuideParams().atoms))
+            pair = signed_pursuit(goal, dictionary, min(len(each.ids), AT_RANDOM))
             signed = (pair.codes[1] - pair.codes[0]).double().numpy()
             rows = dictionary[pair.atom_ids].double()
             atoms.append(_Atoms(each.layer, pair.atom_ids.numpy(), signed, rows, each.scale))
         return replace(self, atoms=atoms)
 
 
-def measure_factors(
-    detector: Detector, stores: Sequence[GroupSums], saes: SaeRun | None = None
-) -> Factors:
+def measure_factors(detector: Detector, stores: Sequence[GroupSums], saes: SaeRun) -> Factors:
     """General and specific factors of a detector over the categories of labelled stores.
 
-    Categories without both classes are left out; without any the tables are empty.
+    Categories without both classes are left out; without any the tables are empty. One category
+    says nothing of generality: only `table` is of a single one.
 
     Parameters
     ----------
     stores : GroupSums of each
         With the detector's layers and detection feature.
-    saes : SaeRun, optional
-        The detector's; without them there is no `pursuit`.
+    saes : SaeRun
+        The detector's.
 
     Raises
     ------
@@ -177,9 +175,10 @@ def measure_factors(
             part = _Part(component, view, atoms, known)
             values = part.contributions(ROUNDS)
             tables.append(_table(part, values, _alone(part, detector, saes)))
-            of_atoms, share = _generality(part, values)
-            generalities.append(of_atoms)
-            shares.append(share)
+            if len(known) > 1:
+                of_atoms, share = _generality(part, values)
+                generalities.append(of_atoms)
+                shares.append(share)
     none = [pd.DataFrame()]
     return Factors(
         *(pd.concat(each or none, ignore_index=True) for each in (tables, generalities, shares))
@@ -212,9 +211,8 @@ def _known(stores: Sequence[GroupSums], view: View) -> list[_Category]:
     found = []
     for sums in stores:
         for number in sums.both_classes(view):
-            name, alone = sums.categories[number], len(stores) == 1
-            whole = name if alone or name == sums.dataset else f"{sums.dataset}/{name}"
-            found.append(_Category(sums, number, whole))
+            name = full_name(sums.dataset, sums.categories[number], alone=len(stores) == 1)
+            found.append(_Category(sums, number, name))
     return found
 
 
@@ -223,7 +221,8 @@ def _atoms(detector: Detector, component: str, view: View) -> list[_Atoms]:
     for layer, guides in detector.layers.items():
         if view not in guides.pairs:
             continue
-        coefficients = guides.coefficients(view, as_cosines=not detector.contrast).numpy()
+        published = not isinstance(detector.record.rule, Additive)
+        coefficients = coefficients_of(detector, guides, view, published=published).numpy()
         used = np.flatnonzero(coefficients)
         ids, rows = guides.atom_ids.numpy()[used], guides.atoms.double()[torch.from_numpy(used)]
         scale = _scale(detector, component, layer)
@@ -247,23 +246,17 @@ def _scale(detector: Detector, component: str, layer: str) -> float:
     return term.weight / term.deviation / scales[having].deviation / held
 
 
-def _alone(part: _Part, detector: Detector, saes: SaeRun | None) -> pd.DataFrame:
-    """Coefficients of guides of each category alone: by pursuit, and on the detector's atoms."""
+def _alone(part: _Part, detector: Detector, saes: SaeRun) -> pd.DataFrame:
+    """Coefficients of guides of each category alone, by pursuit over the whole dictionary."""
     guides = detector.record.guides
-    count = guides.atoms if guides.kind == "contrast" else GuideParams().atoms
+    count = guides.atoms if guides.kind == "contrast" else AT_RANDOM
     found = []
     for each, category in itertools.product(part.atoms, part.categories):
         goal = category.sums.direction(each.layer, part.view, category.number)
-        row = pd.DataFrame({"atom": each.ids, "fit": np.nan})
-        if len(each.ids) < each.rows.shape[1]:
-            solved = torch.linalg.lstsq(each.rows.t(), goal.double()[:, None], driver="gelsd")
-            row["fit"] = solved.solution[:, 0].numpy()
-        if saes is not None:
-            table = saes.layers[each.layer].atoms.detach().cpu()
-            pair = match(goal, table, saes.dead[each.layer], count)
-            signed = (pair.codes[1] - pair.codes[0]).double().numpy()
-            chosen = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
-            row = row.merge(chosen, how="outer", on="atom").fillna({"pursuit": 0.0})
+        table = saes.layers[each.layer].atoms.detach().cpu()
+        pair = match(goal, table, saes.dead[each.layer], count)
+        signed = (pair.codes[1] - pair.codes[0]).double().numpy()
+        row = pd.DataFrame({"atom": pair.atom_ids.numpy(), "pursuit": signed})
         found.append(row.assign(component=part.component, layer=each.layer, category=category.name))
     return pd.concat(found, ignore_index=True)
 
@@ -282,9 +275,8 @@ def _table(part: _Part, values: np.ndarray, alone: pd.DataFrame) -> pd.DataFrame
         )
         for number, category in enumerate(part.categories)
     ]
-    table = pd.concat(rows, ignore_index=True).merge(alone, how="outer", on=_KEYS)
-    rest = ["coefficient", "contribution", "contribution_low", "contribution_high", "share"]
-    return table.fillna(dict.fromkeys(rest, 0.0))[[*_KEYS, *table.columns.drop(_KEYS)]]
+    table = pd.concat(rows, ignore_index=True).merge(alone, how="outer", on=_KEYS).fillna(0.0)
+    return table[[*_KEYS, *table.columns.drop(_KEYS)]]
 
 
 def _generality(part: _Part, values: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -337,5 +329,5 @@ def _interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the middle 95 % of all rows but the first lie; draws without a class do not count."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN gives NaN
-        low, high = np.nanquantile(draws[1:], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+        low, high = np.nanquantile(draws[1:], ENDS, axis=0)
     return low, high

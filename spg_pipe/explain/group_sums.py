@@ -1,12 +1,10 @@
 """What class means are made of, summed up by category and group of images in one pass."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.spec import TokenKey
@@ -16,11 +14,7 @@ from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
 from spg_pipe.recipe.params import Detection
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import labelled_images, ordered_batches, sources_of
-
-_BATCH = 8
-
-Progress = Callable[[int, int], None]
+from spg_pipe.store.stream import labelled_images
 
 
 class Totals(NamedTuple):
@@ -115,30 +109,3 @@ class GroupSums:
         total, count = sums[category].sum(dim=0), counts[category].sum(dim=0)
         normal, anomalous = unit(total / count[:, None])
         return (anomalous - normal).float()
-
-
-def group_sums(
-    store: FeatureStore,
-    detection: Detection = "cls",
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> GroupSums:
-    """One pass over a labelled store.
-
-    Parameters
-    ----------
-    detection : "cls" | "mean_tokens"
-        The images' feature, see `detection_feature`.
-    progress : callable (images done, images in all), optional
-    """
-    sums = GroupSums.of(store, detection)
-    keys = {key.name: key for key in store.spec.backbone.token_keys}
-    with torch.inference_mode():
-        for images, tokens in ordered_batches(sources_of(store, device, "none"), _BATCH):
-            masks = torch.from_numpy(store.masks(images)).to(device).float()[:, None]
-            for name, values in tokens.items():
-                share = F.adaptive_avg_pool2d(masks, store.spec.layers[name].grid).flatten(1)
-                sums.add(keys[name], images, values, share)
-            if progress:
-                progress(int(images[-1]) + 1, len(store))
-    return sums

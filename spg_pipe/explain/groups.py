@@ -8,6 +8,13 @@ from spg_pipe.store.reader import FeatureStore
 GROUPS = 16
 """Images are dealt over so many groups, whose sums are kept instead of those of each image: memory
 does not grow with the images. Of up to so many images in a category a group is an image."""
+ENDS = (0.025, 0.975)
+"""Of intervals: quantiles of what drawn groups give."""
+
+
+def drawn(groups: int, *shape: int) -> np.ndarray:
+    """(*shape, groups) int: how often each comes if as many are drawn with replacement."""
+    return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), shape)
 
 
 def image_groups(store: FeatureStore) -> np.ndarray:
@@ -21,6 +28,11 @@ def image_groups(store: FeatureStore) -> np.ndarray:
     firsts = np.unique(numbers, return_index=True)[1]
     table = store.table.iloc[firsts]
     return deal(table["category"].to_numpy(), table["label"].to_numpy())[numbers]
+
+
+def full_name(dataset: str, category: str, *, alone: bool) -> str:
+    """A category with its dataset's name in front, where there are several datasets."""
+    return category if alone or category == dataset else f"{dataset}/{category}"
 
 
 def deal(categories: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from spg_pipe.explain.codes import Active
+from spg_pipe.explain.groups import ENDS, drawn
 
 BINS = 64
 """Of a code."""
 EVEN_BINS = 512
 """Of values of any sign, whose highest few decide."""
 _PER_OCTAVE = 16
-"""Borders of a code's bins grow by 4 %, so that they span a factor of 16; a TopK code's values span
-about 4. Binning moves an average precision by 0.001 on average, that of projections as much."""
+"""Borders of a code's bins grow by 4 %: they span a factor of 16, of which 2 is headroom. What is
+below an eighth of the largest value that was seen counts as equal; a TopK code's values span 2 to
+7. Binning moves an average precision by 0.001 on average, that of projections as much."""
 _HEADROOM = 1.0
 """Octaves beyond the largest value of a code that was seen."""
 _ROOM = 0.25
 """Beyond both ends of other values, of the range that was seen."""
 DRAWS = 200
-LEVEL = 0.95
 _CELLS = 2**20
 """Resampled counts at once."""
 
@@ -86,9 +87,7 @@ def binned_precision(counts: np.ndarray, patches: np.ndarray) -> np.ndarray:
         return (steps + rest * positive / total) / positive
 
 
-def resampled_precision(
-    counts: np.ndarray, patches: np.ndarray, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def resampled_precision(counts: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the middle 95 % of `binned_precision` lie when groups are drawn anew.
 
     Parameters
@@ -106,16 +105,13 @@ def resampled_precision(
     low, high = np.full(latents, np.nan), np.full(latents, np.nan)
     if not len(there) or not patches[:, 1].sum():
         return low, high
-    draws = np.random.default_rng(seed).integers(0, len(there), (DRAWS, len(there)))
-    weights = np.zeros((DRAWS, len(there)), np.float32)
-    np.add.at(weights, (np.arange(DRAWS)[:, None], draws), 1)
+    weights = drawn(len(there), DRAWS).astype(np.float32)
     drawn_patches = weights @ patches[there].astype(np.float64)
     size = max(1, _CELLS // (DRAWS * 2 * counts.shape[3]))
-    ends = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
     for start in range(0, latents, size):
         part = counts[there, :, start : start + size]
-        drawn = (weights @ part.reshape(len(there), -1)).reshape(DRAWS, *part.shape[1:])
-        found = binned_precision(drawn, drawn_patches)
+        resampled = (weights @ part.reshape(len(there), -1)).reshape(DRAWS, *part.shape[1:])
+        found = binned_precision(resampled, drawn_patches)
         known = found[drawn_patches[:, 1] > 0]
-        low[start : start + size], high[start : start + size] = np.percentile(known, ends, axis=0)
+        low[start : start + size], high[start : start + size] = np.quantile(known, ENDS, axis=0)
     return low, high

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from spg_pipe.decision.maps import one_thread
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.activity import Activity
+from spg_pipe.explain.activity import Activity, Batch, Coded, rebuilt_sums
 from spg_pipe.explain.codes import Active, Code, decoded
-from spg_pipe.explain.groups import image_groups
-from spg_pipe.explain.histograms import Bins
-from spg_pipe.explain.tally import Batch, Tally, rebuilt_sums
+from spg_pipe.explain.groups import GROUPS, full_name, image_groups
+from spg_pipe.explain.histograms import BINS, EVEN_BINS, Bins
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource, in_order
 from spg_pipe.store.stream import labelled_images, ordered_batches
@@ -51,22 +50,11 @@ class Measure:
     """Also measure how well the entries rebuild the tokens."""
 
 
-class Seen(NamedTuple):
-    """A batch of B images of a store."""
-
-    store: int
-    batch: Batch
-    tokens: Mapping[str, Tensor]
-    """Name of tokens → (B, 1 + N, D) float32"""
-    shares: Mapping[str, Tensor]
-    """Name of tokens → (B, N) float32 on the CPU: share of each patch's pixels that are defect."""
-
-
 def measure(
     stores: Sequence[FeatureStore],
     measures: Sequence[Measure],
     *,
-    beside: Callable[[Seen], None] | None = None,
+    beside: Callable[[Batch], None] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[Activity]:
@@ -81,104 +69,88 @@ def measure(
     Raises
     ------
     SpgError
-        If a store lacks a layer.
+        If a store lacks a layer, or the counts would take too much memory.
     """
     categories = tuple(sorted({name for of_store in category_names(stores) for name in of_store}))
+    _require_memory(measures, len(categories))
     sources = [_sources(store, measures, device, every=beside is not None) for store in stores]
     done, in_all, threads = 0, sum(map(len, stores)), torch.get_num_threads()
     # Batches side by side: one is too small to be shared among threads.
     with torch.inference_mode(), one_thread(), ThreadPoolExecutor(threads) as pool:
-        meters = [_Meter(asked, categories, stores, sources) for asked in measures]
+        measured = []
+        for asked in measures:
+            plan = tuple(
+                (number, key.name)
+                for number, store in enumerate(stores)
+                for key in store.spec.backbone.token_keys
+                if key.layer == asked.layer
+            )
+            own = [sources[number][name] for number, name in plan]
+            measured.append(Activity(categories, plan, _bins(own, asked), own[0].dim))
 
         @torch.inference_mode()
-        def coded(seen: Seen) -> tuple[Seen, list[list[_Coded]]]:
-            return seen, [meter.coded(seen) for meter in meters]
+        def coded(batch: Batch) -> tuple[Batch, list[list[Coded]]]:
+            pairs = zip(measures, measured, strict=True)
+            return batch, [_coded(asked, activity.sources, batch) for asked, activity in pairs]
 
         batches = _batches(stores, sources, categories)
-        for seen, of_meters in in_order(pool, coded, batches, ahead=threads + 1):
-            for meter, found in zip(meters, of_meters, strict=True):
-                meter.add(seen, found)
+        for batch, of_measures in in_order(pool, coded, batches, ahead=threads + 1):
+            for activity, found in zip(measured, of_measures, strict=True):
+                for each in found:
+                    activity.add(batch, each)
             if beside:
-                beside(seen)
-            done += len(seen.batch.images)
+                beside(batch)
+            done += len(batch.images)
             if progress:
                 progress(done, in_all)
-    return [meter.activity() for meter in meters]
+    return measured
 
 
-class _Coded(NamedTuple):
-    """What a measure makes of a batch."""
+def _require_memory(measures: Sequence[Measure], categories: int) -> None:
+    """Refuse, with an `SpgError`, counts that take more than half of the memory that is free."""
+    import psutil
 
-    source: int
-    name: str
-    entries: Active
-    sums: tuple[Tensor, ...]
-    """Of what is rebuilt; empty if nothing is."""
-
-
-class _Meter:
-    """A measure under way."""
-
-    def __init__(
-        self,
-        asked: Measure,
-        categories: tuple[str, ...],
-        stores: Sequence[FeatureStore],
-        sources: Sequence[Mapping[str, TokenSource]],
-    ) -> None:
-        self._asked, self._categories = asked, categories
-        self._plan = tuple(
-            (number, key.name)
-            for number, store in enumerate(stores)
-            for key in store.spec.backbone.token_keys
-            if key.layer == asked.layer
+    bins = sum(each.latents * (EVEN_BINS if each.dense else BINS) for each in measures)
+    needed, free = 8 * categories * GROUPS * bins, psutil.virtual_memory().available
+    if needed > free / 2:
+        raise SpgError(
+            f"The counts of {categories} categories would take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free, half of which may be used. Describe fewer "
+            "sets: name some with --split."
         )
-        own = [sources[number][name] for number, name in self._plan]
-        self._tally = Tally(len(categories), asked.latents, own[0].dim, _bins(own, asked))
 
-    def coded(self, seen: Seen) -> list[_Coded]:
-        """The work on a batch that needs no other."""
-        found = []
-        for source, (store, name) in enumerate(self._plan):
-            if store == seen.store:
-                patches = seen.tokens[name][:, 1:]
-                x = patches.flatten(0, 1)
-                entries = self._asked.code(x)
-                sums: tuple[Tensor, ...] = ()
-                if self._asked.rebuild is not None:
-                    atoms, inputs = self._asked.rebuild
-                    x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
-                    sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
-                on_cpu = Active(*(part.cpu() for part in entries))
-                found.append(_Coded(source, name, on_cpu, sums))
-        return found
 
-    def add(self, seen: Seen, found: Sequence[_Coded]) -> None:
-        """Count what was made of a batch."""
-        for source, name, entries, sums in found:
-            self._tally.add(source, seen.batch, seen.shares[name], entries)
-            self._tally.add_rebuilt(seen.batch.category, sums)
-
-    def activity(self) -> Activity:
-        """What was counted."""
-        tally = self._tally
-        kept = {f.name: getattr(tally, f.name) for f in fields(Activity) if hasattr(tally, f.name)}
-        return Activity(categories=self._categories, sources=self._plan, **kept)
+def _coded(asked: Measure, plan: Sequence[tuple[int, str]], batch: Batch) -> list[Coded]:
+    """The work on a batch that needs no other."""
+    found = []
+    for source, (store, name) in enumerate(plan):
+        if store == batch.store:
+            patches = batch.tokens[name][:, 1:]
+            x = patches.flatten(0, 1)
+            entries = asked.code(x)
+            sums: tuple[Tensor, ...] = ()
+            if asked.rebuild is not None:
+                atoms, inputs = asked.rebuild
+                x_hat = decoded(entries, atoms, len(x)).view(patches.shape)
+                sums = rebuilt_sums(inputs(x).view(patches.shape), x_hat)
+            found.append(Coded(source, Active(*(part.cpu() for part in entries)), sums))
+    return found
 
 
 def _batches(
     stores: Sequence[FeatureStore],
     sources: Sequence[Mapping[str, TokenSource]],
     categories: Sequence[str],
-) -> Iterator[Seen]:
+) -> Iterator[Batch]:
     """All images of all stores."""
     for number, (store, names) in enumerate(zip(stores, category_names(stores), strict=True)):
         rows = np.array([categories.index(name) for name in names])
         groups = image_groups(store)
         known = np.isin(np.arange(len(store)), labelled_images(store))
         for images, tokens in ordered_batches(dict(sources[number]), _IMAGES):
-            batch = Batch(images, rows[images], groups[images], known[images])
-            yield Seen(number, batch, tokens, _shares(store, batch, tokens))
+            shares = _shares(store, images, known[images], tokens)
+            of_images = images, rows[images], groups[images], known[images]
+            yield Batch(number, *of_images, tokens, shares)
 
 
 def _sources(
@@ -197,18 +169,21 @@ def _sources(
 
 def category_names(stores: Sequence[FeatureStore]) -> list[list[str]]:
     """Category of every image of each store; of several stores with the dataset's name in front."""
-    found = []
-    for store in stores:
-        names, dataset = store.array("category").tolist(), store.spec.dataset
-        alone = len(stores) == 1
-        found.append([n if alone or n == dataset else f"{dataset}/{n}" for n in names])
-    return found
+    return [
+        [
+            full_name(store.spec.dataset, category, alone=len(stores) == 1)
+            for category in store.array("category").tolist()
+        ]
+        for store in stores
+    ]
 
 
-def _shares(store: FeatureStore, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
-    """`Seen.shares`: 0 where the mask is not known."""
-    masks = torch.from_numpy(store.masks(batch.images)).float()[:, None]
-    masks *= torch.from_numpy(batch.known)[:, None, None, None]
+def _shares(
+    store: FeatureStore, images: np.ndarray, known: np.ndarray, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """`Batch.shares`"""
+    masks = torch.from_numpy(store.masks(images)).float()[:, None]
+    masks *= torch.from_numpy(known)[:, None, None, None]
     of_grids = {
         grid: F.adaptive_avg_pool2d(masks, grid).flatten(1)
         for grid in {store.spec.layers[name].grid for name in names}

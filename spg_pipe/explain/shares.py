@@ -4,14 +4,16 @@ An atom's contribution is the sum of those to the map's part and to the detectio
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.detector.model import Detector
+from spg_pipe.explain.activity import Batch
 from spg_pipe.explain.explanation import explain
-from spg_pipe.explain.measure import Seen, category_names
+from spg_pipe.explain.measure import category_names
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -29,7 +31,7 @@ class Found(NamedTuple):
 class Shares:
     """Contributions of a detector's atoms to the scores of some stores' images.
 
-    They are kept: some hundred bytes an image.
+    They are kept, 4 bytes for each atom of the detector: a few KB an image.
     """
 
     def __init__(self, detector: Detector, stores: Sequence[FeatureStore]) -> None:
@@ -39,36 +41,43 @@ class Shares:
         self._rows: dict[tuple[str, int], int] = {}
         self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
-    def add(self, seen: Seen) -> None:
+    def add(self, batch: Batch) -> None:
         """Take a batch of images apart."""
-        spec = self._stores[seen.store].spec
-        grids = {name: spec.layers[name].grid for name in seen.tokens}
-        found = explain(self._detector, seen.tokens, grids, spec.backbone)
+        spec = self._stores[batch.store].spec
+        grids = {name: spec.layers[name].grid for name in batch.tokens}
+        found = explain(self._detector, batch.tokens, grids, spec.backbone)
         for atom in found.atoms:
             self._rows.setdefault((atom.layer, atom.atom), len(self._rows))
-        net = np.zeros((len(self._rows), len(seen.batch.images)), np.float32)
+        net = np.zeros((len(self._rows), len(batch.images)), np.float32)
         np.add.at(net, [self._rows[atom[:2]] for atom in found.atoms], found.contributions.T)
-        self._kept.append((seen.store, seen.batch.images, net.T))
+        self._kept.append((batch.store, batch.images, net.T))
 
     def of(self, layer: str, atoms: np.ndarray, category: str | None) -> Found:
         """The shares of a layer's atoms (A,) in a category, or in all images."""
-        names, normal, net = self._of_all()
-        parts, apart = np.zeros_like(net), np.full_like(net, np.nan)
-        for name in set(names) if category is None else {category}:
-            own = names == name
-            parts[own] = _parts(net[own])
-            usual, others = own & normal, own & ~normal
-            if not usual.any() or not others.any():
-                usual = others = own
-            apart[others] = _parts(net[others] - net[usual].mean(axis=0))
-        chosen = np.full(len(names), True) if category is None else names == category
+        means = self._means[category]
         columns = [self._rows.get((layer, atom)) for atom in atoms.tolist()]
         return Found(
             *(
                 np.array([np.nan if column is None else float(mean[column]) for column in columns])
-                for mean in (parts[chosen].mean(axis=0), np.nanmean(apart[chosen], axis=0))
+                for mean in means
             )
         )
+
+    @cached_property
+    def _means(self) -> dict[str | None, Found]:
+        """By category, and of all images (None): of all R atoms. Made once, when all is added."""
+        names, normal, net = self._of_all()
+        parts, apart = _parts(net), np.full_like(net, np.nan)
+        own_rows = {name: names == name for name in set(names)}
+        for own in own_rows.values():
+            usual, others = own & normal, own & ~normal
+            if not usual.any() or not others.any():
+                usual = others = own
+            apart[others] = _parts(net[others] - net[usual].mean(axis=0))
+        return {
+            name: Found(parts[own].mean(axis=0), np.nanmean(apart[own], axis=0))
+            for name, own in {None: np.full(len(names), True), **own_rows}.items()
+        }
 
     def _of_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Category and whether it is normal (n,) of each image, and contributions (n, R)."""

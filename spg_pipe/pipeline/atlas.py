@@ -6,18 +6,16 @@ from pathlib import Path
 from spg_pipe.artefacts.files import fresh_folder, require_writable
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import NotThereError, SpgError
-from spg_pipe.explain.atlas import Atlas, describe
+from spg_pipe.explain.atlas import describe
 from spg_pipe.explain.atlas_files import AtlasRecord, write_crops, write_tables
 from spg_pipe.explain.crops import Photographs
-from spg_pipe.explain.parts import MAP_GUIDES
 from spg_pipe.pipeline.checked import checked_detector
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
-from spg_pipe.report.atlas import FACTORS, AtlasContent, write_page
-from spg_pipe.report.factors import factors_figure
+from spg_pipe.report.atlas import NO_CROPS, without_crops, write_page
 from spg_pipe.report.page import require_replaceable
 from spg_pipe.sae.run import SaeRun, read_sae_record
 from spg_pipe.store.reader import FeatureStore
@@ -79,14 +77,16 @@ def _atlas_of(
     detector = Detector.load(folder)
     aux, seed = detector.record.auxiliary.dataset, detector.record.seed
     own = run.paths.detector(aux, seed)
-    given = named_input("detector", folder, own, detector.fingerprint)
-    path = out or run.paths.atlas(aux, seed, given)
-    require_writable(path)
-    require_replaceable(path, "atlas")
     saes = _saes(run, detector, sae)
     others = _other_seeds(run, saes, aux)
-    pairs = _stores(run, detector, splits, aux)
+    usual = _usual_splits(run, aux)
+    pairs = _stores(run, detector, splits or usual, aux, named=bool(splits))
     stores = [store for _, store in pairs]
+    given = _given(stores, splits, usual, every=every)
+    given |= named_input("detector", folder, own, detector.fingerprint)
+    path = out.resolve() if out else run.paths.atlas(aux, seed, given)
+    require_writable(path)
+    require_replaceable(path, "atlas")
     with run.console.progress(f"atlas {aux} seed {seed}") as update:
         found = describe(
             detector,
@@ -103,14 +103,9 @@ def _atlas_of(
         with run.console.progress(f"crops {aux} seed {seed}") as update:
             found = write_crops(found, photographs, fresh, update)
         write_tables(found, record, fresh)
-        title = f"{run.params.name}, {aux}, seed {seed}"
-        figure = factors_figure(found.factors.table, found.factors.generality, MAP_GUIDES, title)
-        if figure is not None:
-            (fresh / FACTORS).write_bytes(figure)
-        content = _content(title, record, found)
-        write_page(fresh, content)
-    for note in content.notes:
-        run.console.say(f"  note: {note}")
+        write_page(fresh, found, record, "/".join(folder.resolve().parts[-2:]))
+    if without_crops(found):
+        run.console.say(f"  note: {NO_CROPS}")
     run.console.say(f"Atlas of {aux}, seed {seed} → {path}")
     return path
 
@@ -147,78 +142,47 @@ def _other_seeds(run: RecipeRun, saes: SaeRun, aux: str) -> list[SaeRun]:
     return found
 
 
-def _stores(
-    run: RecipeRun, detector: Detector, splits: Sequence[str], aux: str
-) -> list[tuple[Dataset, FeatureStore]]:
-    """What the atlas is made on: as named, or as far as it is there."""
-    found = []
+def _usual_splits(run: RecipeRun, aux: str) -> list[str]:
+    """The auxiliary set and the targets of its directions, as far as the recipe lists them."""
     known = [row.name for row in run.params.datasets]
     targets = [way.target for way in run.params.directions if way.aux == aux]
-    for split in splits or [name for name in (aux, *targets) if name in known]:
+    return [name for name in (aux, *targets) if name in known]
+
+
+def _given(
+    stores: Sequence[FeatureStore], splits: Sequence[str], usual: Sequence[str], *, every: bool
+) -> dict[str, object]:
+    """What options change of an atlas: its name says so, and the recipe's is not replaced."""
+    given: dict[str, object] = {"every": True} if every else {}
+    if splits and set(splits) != set(usual):
+        given["stores"] = sorted(store.fingerprint for store in stores)
+    return given
+
+
+def _stores(
+    run: RecipeRun, detector: Detector, splits: Sequence[str], aux: str, *, named: bool
+) -> list[tuple[Dataset, FeatureStore]]:
+    """What the atlas is made on, in one order; what is not there is left out if none was named."""
+    found: dict[str, tuple[Dataset, FeatureStore]] = {}
+    for split in sorted(set(splits)):
         dataset = find_dataset(run.params, split)
         try:
             store = checked_store(run, dataset)
         except NotThereError as error:
-            if splits:
+            if named:
                 raise
             run.console.say(f"Left out of the atlas: {error}")
             continue
         detector.check_backbone(store.spec.backbone, str(store.path))
-        found.append((dataset, store))
+        if store.spec.dataset in found:
+            raise SpgError(
+                f"--split {split}: another of the named sets is of {store.spec.dataset} too, and "
+                "their categories could not be told apart. Name one of them."
+            )
+        found[store.spec.dataset] = (dataset, store)
     if not found:
         raise SpgError(
             f"There is no store to describe the atoms of {aux} on. Run `spg-pipe extract`, or "
             "name a dataset with --split."
         )
-    return found
-
-
-def _content(title: str, record: AtlasRecord, found: Atlas) -> AtlasContent:
-    sets = ", ".join(f"{s.dataset}/{s.split} ({s.images:,} images)" for s in record.stores)
-    whole = found.atoms[found.atoms["category"].isna()]
-    facts = [
-        ("Detector", title),
-        ("Backbone", f"{record.backbone.alias}, layers {', '.join(record.backbone.layers)}"),
-        ("Guides", record.detector.guides.kind),
-        ("Described on", sets),
-        ("Atoms of the detector", f"{int(whole['in_detector'].sum()):,}"),
-        ("Other seeds' dictionaries", ", ".join(map(str, record.other_seeds)) or "none"),
-        ("Licences", "; ".join(record.licences)),
-    ]
-    notes = []
-    if whole[["crops", "projection_crops"]].isna().all(axis=None):
-        notes.append("No photograph could be read, so there are no crops.")
-    return AtlasContent(
-        title=title,
-        facts=facts,
-        atoms=found.atoms,
-        categories=found.categories,
-        layouts=found.layouts,
-        reading=_reading(found),
-        notes=notes,
-    )
-
-
-def _reading(found: Atlas) -> list[str]:
-    """What the figure of factors says."""
-    shares = found.factors.shares
-    if shares.empty:
-        return []
-    sentences = []
-    for row in shares.to_dict("records"):
-        part = "the guides' part of the map" if row["component"] == MAP_GUIDES else "whole images"
-        sentences.append(
-            f"Of {part}: {row['general_atoms']} of {row['atoms']} atoms are general. They carry "
-            f"{_percent(row['general'])} (95 % interval {_percent(row['general_low'])} to "
-            f"{_percent(row['general_high'])}) of what all atoms add to the gap between anomalous "
-            f"and normal ones, without signs, mean over {row['categories']} categories. Where the "
-            "same direction is written with random atoms, general ones carry "
-            f"{_percent(row['general_random'])} ({_percent(row['general_random_low'])} to "
-            f"{_percent(row['general_random_high'])}): so much is the direction's, not the "
-            "dictionary's."
-        )
-    return sentences
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return list(found.values())

@@ -118,7 +118,8 @@ class Paths:
     @property
     def audit(self) -> Path:
         """audit/<configuration>.csv"""
-        return self.params.artifacts / "audit" / f"{self.params.name}.csv"
+        path = self.params.artifacts / "audit" / f"{self.params.name}.csv"
+        return self._at(path, _REPORT, [row.name for row in self.params.datasets])
 
     @property
     def sweep(self) -> Path:
@@ -181,7 +182,7 @@ def _settings(params: Params, sections: Sequence[str], rows: Sequence[Row]) -> l
 
 def with_suffix_hash(path: Path, digest: str) -> Path:
     """`name` → `name-<8 hex digits>`, before a known extension."""
-    if path.suffix in (".zarr", ".json", ".parquet"):
+    if path.suffix in (".zarr", ".json", ".parquet", ".csv"):
         return path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
     return path.with_name(f"{path.name}-{digest[:8]}")
 

@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from spg_pipe.artefacts.reading import reading
+from spg_pipe.artefacts.digests import require_files
 from spg_pipe.artefacts.record import read_record
 from spg_pipe.detector.record import DetectorOrigin
+from spg_pipe.explain.atlas import Atlas
 from spg_pipe.explain.atlas_files import AtlasRecord
-from spg_pipe.report.page import environment, fixed, per_cent, size_of
+from spg_pipe.explain.parts import MAP_GUIDES
+from spg_pipe.report.factors import factors_figure, reading
+from spg_pipe.report.page import atom_name, environment, fixed, per_cent, size_of
 from spg_pipe.report.tables import Table
 
 FACTORS = "factors.svg"
-"""The figure of general and specific atoms in the atlas folder; shown if it is there."""
+"""The figure of general and specific factors in the atlas folder."""
+NO_CROPS = "No photograph could be read, so there are no crops."
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "images": ("Images", "{:,.0f}".format),
     "patches": ("Patches", "{:,.0f}".format),
@@ -37,26 +41,6 @@ _SMALLEST, _LARGEST = 3.0, 9.0
 
 
 @dataclass(frozen=True)
-class AtlasContent:
-    """What the page shows."""
-
-    title: str
-    """The detector, as the recipe and its folder name it."""
-    facts: Sequence[tuple[str, str]]
-    """What was described and on what: label and value."""
-    atoms: pd.DataFrame
-    """As in atoms.parquet: a row an atom and category; category null is all of them."""
-    categories: pd.DataFrame
-    """As in categories.parquet."""
-    layouts: Mapping[str, np.ndarray]
-    """Layer → (C, 2) float, where each latent lies in the map of the dictionary; may be empty."""
-    reading: Sequence[str] = ()
-    """What the figure of factors says, in sentences."""
-    notes: Sequence[str] = ()
-    """What is missing, and why."""
-
-
-@dataclass(frozen=True)
 class Described:
     """An atom with its rows of the table."""
 
@@ -71,6 +55,19 @@ class Described:
     def of_patches(self) -> bool:
         """It counts patch by patch; else for the image as a whole alone."""
         return bool(np.nan_to_num(self.whole.coefficient) != 0)
+
+    @property
+    def of_images(self) -> bool:
+        """It counts for the image as a whole; it may do both."""
+        return not self.of_patches or bool(np.nan_to_num(self.whole.detection_coefficient) != 0)
+
+    @property
+    def most_like(self) -> Any:
+        """The strip of the patches most like it: what raises the score most is the opposite of a
+        normal atom, so that its latent's strip stands in for it; null if there is none."""
+        whole = self.whole
+        projected = whole.side != "normal" and not pd.isna(whole.projection_crops)
+        return whole.projection_crops if projected else whole.crops
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,9 @@ class Strip(NamedTuple):
     file: str
     """A copy, as from the report's folder."""
     projected: bool
-    """Of the projection that the detector uses; else of the latent."""
+    """The patches are most like the atom; else the latent is most active in them."""
+    side: str
+    """"anomaly" or "normal": what the atom stands for."""
 
 
 @dataclass(frozen=True)
@@ -125,64 +124,95 @@ def copied(
     record = read_record(atlas / "config.json", AtlasRecord, "atlas", "spg-pipe atlas")
     if record.detector.fingerprint != detector.fingerprint:
         return None
-    with reading(atlas / "atoms.parquet", "atlas", "spg-pipe atlas"):
-        table = pd.read_parquet(atlas / "atoms.parquet")
+    require_files(atlas, record.files_sha256, "atlas", "spg-pipe atlas")
+    table = pd.read_parquet(atlas / "atoms.parquet")
     strips = {}
     for atom in _described(table[table["category"].isna()]):
         whole = atom.whole
-        projected = not pd.isna(whole.projection_crops)
-        file = whole.projection_crops if projected else whole.crops
+        file, projected = atom.most_like, atom.most_like is not whole.crops
         if atom.name in names and not pd.isna(file) and (atlas / file).is_file():
             copy = f"atoms/{atlas.name}-{atom.name}{Path(file).suffix}"
-            strips[atom.name] = Strip(copy, projected)
+            strips[atom.name] = Strip(copy, projected, whole.side)
             (folder / "atoms").mkdir(exist_ok=True)
             shutil.copyfile(atlas / file, folder / copy)
     page = Path(os.path.relpath(atlas / "index.html", out)).as_posix()
     return Looks(page, strips)
 
 
-def write_page(folder: Path, content: AtlasContent) -> Path:
-    """Write `folder`/index.html; crops and the figure of factors are there already.
+def write_page(folder: Path, atlas: Atlas, record: AtlasRecord, source: str) -> None:
+    """Write `folder`/index.html and the figure of factors; the crops are there already.
 
     The page is static: it links nothing but files of its folder, and opens without a server.
 
-    Returns
-    -------
-    Path
-        The page.
+    Parameters
+    ----------
+    source : str
+        The detector's folder, as the page names it.
     """
-    described = _described(content.atoms)
+    detector, table, factors = record.detector, atlas.atoms, atlas.factors
+    title = f"{detector.auxiliary.dataset}, seed {detector.seed}"
+    figure = factors_figure(factors.table, factors.generality, MAP_GUIDES, title)
+    if figure is not None:
+        (folder / FACTORS).write_bytes(figure)
+    described = _described(table)
     own = [atom for atom in described if atom.whole.in_detector]
-    own.sort(key=lambda atom: (not atom.of_patches, -np.nan_to_num(atom.whole.share_apart)))
+    own.sort(key=lambda atom: -np.nan_to_num(atom.whole.share_apart))
     others = [atom for atom in described if not atom.whole.in_detector]
     others.sort(key=lambda atom: (atom.whole.layer, -np.nan_to_num(atom.whole.ap)))
     names = {atom.name for atom in described}
+    fitted = _fitted(record, table)
     page = (
         environment()
         .get_template("atlas.html.jinja")
         .render(
-            content=content,
+            title=title,
+            facts=_facts(atlas, record, source),
+            notes=[NO_CROPS] if without_crops(atlas) else [],
+            reading=reading(factors.shares),
             own=own,
             others=others,
             sample=_sample(own),
             names=names,
-            most=_most(content.atoms[content.atoms["category"].isna()]),
-            most_of_category=_most(content.atoms[content.atoms["category"].notna()]),
-            maps=[_drawn(layer, places, own) for layer, places in content.layouts.items()],
+            with_seeds=any(atom.whole.seeds > 0 for atom in described),
+            most=_most(table),
+            fitted=fitted,
+            maps=[_drawn(layer, places, own) for layer, places in atlas.layouts.items()],
             size=(_WIDE, _HIGH),
-            factors=FACTORS if (folder / FACTORS).is_file() else None,
+            factors=FACTORS if figure is not None else None,
             size_of=lambda file: size_of(folder / file),
-            reconstruction=_reconstruction(content.categories),
+            reconstruction=_reconstruction(atlas.categories, fitted),
         )
     )
-    path = folder / "index.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
 
 
-def atom_name(layer: str, atom: int) -> str:
-    """How an atom is called on pages, and its anchor in the atlas."""
-    return f"{layer}-{atom}"
+def without_crops(atlas: Atlas) -> bool:
+    """Whether there is not a single strip of crops."""
+    return bool(atlas.atoms[["crops", "projection_crops"]].isna().all(axis=None))
+
+
+def _facts(atlas: Atlas, record: AtlasRecord, source: str) -> list[tuple[str, str]]:
+    """What was described and on what: label and value."""
+    whole = atlas.atoms[atlas.atoms["category"].isna()]
+    sets = (f"{s.dataset}/{s.split} ({s.images:,} images)" for s in record.stores)
+    return [
+        ("Detector", f"{source} (fingerprint {record.detector.fingerprint[:8]})"),
+        ("Protocol", record.detector.protocol.name),
+        ("Backbone", f"{record.backbone.alias}, layers {', '.join(record.backbone.layers)}"),
+        ("Guides", record.detector.guides.kind),
+        ("Described on", ", ".join(sets)),
+        ("Atoms of the detector", f"{int(whole['in_detector'].sum()):,}"),
+        ("Other seeds' dictionaries", ", ".join(map(str, record.other_seeds)) or "none"),
+        ("Licences", "; ".join(record.licences)),
+    ]
+
+
+def _fitted(record: AtlasRecord, table: pd.DataFrame) -> set[str]:
+    """Categories of the auxiliary set; of several sets they have its name in front."""
+    aux, names = record.detector.auxiliary.dataset, set(table["category"].dropna())
+    if len(record.stores) == 1:
+        return names if record.stores[0].dataset == aux else set()
+    return {name for name in names if name == aux or name.startswith(f"{aux}/")}
 
 
 def _described(table: pd.DataFrame) -> list[Described]:
@@ -206,7 +236,8 @@ def _sample(own: Sequence[Described]) -> Described | None:
 
 def _most(table: pd.DataFrame) -> float:
     """The end of the lines on which average precisions are drawn: a tenth that none exceeds."""
-    largest = table.loc[table["in_detector"], ["ap", "ap_high", "base_rate"]].max().max()
+    columns = ["projection_ap", "projection_ap_high", "base_rate"]
+    largest = table.loc[table["in_detector"], columns].max().max()
     return float(np.ceil(10 * np.nan_to_num(largest, nan=1.0)) / 10) or 1.0
 
 
@@ -233,11 +264,12 @@ def _drawn(layer: str, places: np.ndarray, own: Sequence[Described]) -> Dictiona
     return DictionaryMap(layer, len(known), others, drawn)
 
 
-def _reconstruction(categories: pd.DataFrame) -> Table:
+def _reconstruction(categories: pd.DataFrame, fitted: Collection[str]) -> Table:
     shown = [name for name in _COLUMNS if name in categories]
     rows = [
         (
-            f"{row['layer']}: {'all' if pd.isna(row['category']) else row['category']}",
+            f"{row['layer']}: {'all' if pd.isna(row['category']) else row['category']}"
+            + (" (fitted on)" if row["category"] in fitted else ""),
             *(_COLUMNS[name][1](row[name]) for name in shown),
         )
         for row in categories.to_dict("records")

@@ -19,8 +19,8 @@ from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.explain.explanation import Explanation, explain
 from spg_pipe.explain.parts import MAP_GUIDES
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report.atlas import atom_name
 from spg_pipe.report.inputs import DirectionRuns, SeedRun
+from spg_pipe.report.page import atom_name
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 
@@ -35,7 +35,16 @@ PARTS = {
     "detection": "guides of the whole image",
     "self_distance": "self-distance of the image",
 }
-"""Component → its name on the page; the others have their own."""
+"""Component → its name on the page, in this order; the others follow under their own."""
+
+
+class Part(NamedTuple):
+    """A part of a picture's score."""
+
+    name: str
+    value: float
+    usual: float
+    """Its mean over the images that the picture is compared with."""
 
 
 class AtomPart(NamedTuple):
@@ -53,12 +62,15 @@ class AtomPart(NamedTuple):
 class Reasons:
     """Why a picture's score is not the usual one."""
 
-    difference: float
-    """Score less the mean score of the images that it is compared with."""
-    parts: Sequence[tuple[str, float]]
-    """Name of a component → its difference, the largest first; they add up to the difference."""
+    score: Part
+    parts: Sequence[Part]
+    """They add up to the score, and their differences to its difference."""
     atoms: Sequence[AtomPart]
     """Those with the largest |contribution|."""
+    of_atoms: int
+    """Of so many."""
+    all_atoms: float
+    """The sum of all atoms' contributions to the difference of the scores."""
     compared: "Usual"
 
 
@@ -136,12 +148,18 @@ def _reasons(source: Source, images: Sequence[int], compared: Usual) -> list[Rea
     """What sets each of some images apart from the usual ones."""
     found = []
     for explanation in source.explained(images):
-        for image, figures in enumerate(_figures(explanation) - compared.means):
-            names = [PARTS.get(name, name) for name in explanation.components]
-            parts = list(zip(names, figures[1:].tolist(), strict=False))
-            parts.sort(key=lambda part: -abs(part[1]))
-            atoms = _strongest(explanation, image, figures[1 + len(names) :])
-            found.append(Reasons(float(figures[0]), parts, atoms, compared))
+        kinds = list(explanation.components)
+        order = sorted(kinds, key=[*PARTS, *kinds].index)
+        of_atoms = len({(row.layer, row.atom) for row in explanation.atoms})
+        for image, figures in enumerate(_figures(explanation)):
+            score, *others = zip(figures.tolist(), compared.means.tolist(), strict=True)
+            parts = [Part(PARTS.get(kind, kind), *others[kinds.index(kind)]) for kind in order]
+            if explanation.bias:
+                parts.append(Part("constant", explanation.bias, explanation.bias))
+            differences = (figures - compared.means)[1 + len(kinds) :]
+            atoms = _strongest(explanation, image, differences)
+            of_all = float(differences.sum())
+            found.append(Reasons(Part("score", *score), parts, atoms, of_atoms, of_all, compared))
     return found
 
 

@@ -171,25 +171,32 @@ def draw(
         size = (under.shape[0], under.shape[1])
         heat_map = heat_maps.overlay(under, resize_maps(small[None], size)[0], low=low, high=high)
         outlined = store is not None and row["mask_state"] == MaskState.GIVEN
-        if store is not None and outlined:
-            mask = store.masks(np.array([example.image]))[0]
+        known = store if outlined else None
+        mask = None if known is None else known.masks(np.array([example.image]))[0]
+        if mask is not None:
             heat_map = heat_maps.outline(heat_map, resize_mask(mask, size))
         _save(heat_map, folder / f"{stem}-map.jpg")
         if why is not None:
-            _draw_atoms(fit(under, ATOM_LONGEST), why, scores.record.log_odds, folder, stem)
+            atom_maps = _atom_maps(fit(under, ATOM_LONGEST), mask, why, scores.record.log_odds)
+            for of, drawn in atom_maps.items():
+                _save(drawn, folder / f"{stem}-atom-{of}.jpg")
         files = f"{folder.name}/{stem}"
         pictures.append(Picture(example, files, photograph is not None, size, outlined, why))
     return pictures
 
 
-def _draw_atoms(
-    photograph: np.ndarray, why: Reasons, log_odds: bool, folder: Path, stem: str
-) -> None:
-    """A small picture for each atom that has a map: `stem`-atom-<number>.jpg."""
+def _atom_maps(
+    photograph: np.ndarray, mask: np.ndarray | None, why: Reasons, log_odds: bool
+) -> dict[int, np.ndarray]:
+    """Number of an atom that has a map → its picture, with the mask's outline."""
+    drawn = {}
     for number, atom in enumerate(why.atoms):
         if atom.map is not None:
-            drawn = atom_overlay(photograph, atom.map, log_odds=log_odds)
-            _save(drawn, folder / f"{stem}-atom-{number}.jpg")
+            drawn[number] = atom_overlay(photograph, atom.map, log_odds=log_odds)
+            if mask is not None:
+                small = resize_mask(mask, (photograph.shape[0], photograph.shape[1]))
+                drawn[number] = heat_maps.outline(drawn[number], small)
+    return drawn
 
 
 def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:

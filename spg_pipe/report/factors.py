@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from spg_pipe.explain.factors import GENERAL
-from spg_pipe.report.atlas import atom_name
+from spg_pipe.explain.factors import AT_RANDOM, GENERAL
+from spg_pipe.explain.parts import MAP_GUIDES
 from spg_pipe.report.figures import svg_of
+from spg_pipe.report.page import atom_name, per_cent
 
 MOST_ATOMS = 64
 """Columns of the figure: of more atoms the strongest."""
@@ -31,9 +32,9 @@ def factors_figure(
     Returns
     -------
     bytes or None
-        SVG; None where the component has no atoms.
+        SVG; None where nothing is known of the component's atoms.
     """
-    if table.empty:
+    if of_atoms.empty:
         return None
     atoms = of_atoms[of_atoms["component"] == component]
     if atoms.empty:
@@ -46,7 +47,7 @@ def factors_figure(
         index="category", columns=["layer", "atom"], values="share", sort=False
     )[list(zip(shown["layer"], shown["atom"], strict=True))]
 
-    def paint(figure: "Figure") -> None:
+    def paint(figure: Figure) -> None:
         heights = [1.3, 0.32 * len(shares) + 0.3]
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         _bars(above, shown, len(atoms))
@@ -55,7 +56,25 @@ def factors_figure(
     return svg_of(paint, (2.6 + 0.17 * len(shown), 2.6 + 0.32 * len(shares)), title)
 
 
-def _bars(axes: "Axes", shown: pd.DataFrame, atoms: int) -> None:
+def reading(shares: pd.DataFrame) -> list[str]:
+    """What the figure says, in sentences, from `Factors.shares`."""
+    sentences = []
+    for row in shares.to_dict("records"):
+        part = "the guides' part of the map" if row["component"] == MAP_GUIDES else "whole images"
+        sentences.append(
+            f"General atoms of {part}: {row['general_atoms']} of {row['atoms']}. They carry "
+            f"{per_cent(row['general'])} (95 % interval {per_cent(row['general_low'])} to "
+            f"{per_cent(row['general_high'])}) of what all atoms add to the gap between anomalous "
+            f"and normal ones, without signs, mean over {row['categories']} categories. Where the "
+            f"same direction is written with random atoms, at most {AT_RANDOM} of a layer, general "
+            f"ones carry {per_cent(row['general_random'])} ({per_cent(row['general_random_low'])} "
+            f"to {per_cent(row['general_random_high'])}): so much comes from the direction, "
+            "whatever the dictionary."
+        )
+    return sentences
+
+
+def _bars(axes: Axes, shown: pd.DataFrame, atoms: int) -> None:
     """How general each atom is, with its interval."""
     value = shown["generality"].to_numpy()
     ends = shown[["generality_low", "generality_high"]].to_numpy().T
@@ -83,7 +102,7 @@ def _bars(axes: "Axes", shown: pd.DataFrame, atoms: int) -> None:
     )
 
 
-def _matrix(figure: "Figure", axes: "Axes", shares: pd.DataFrame) -> None:
+def _matrix(figure: Figure, axes: Axes, shares: pd.DataFrame) -> None:
     """The share of each category's Σ|contribution|, by colour."""
     most = max(float(np.abs(shares.to_numpy()).max()), 1e-12)
     mesh = axes.pcolormesh(

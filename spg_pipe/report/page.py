@@ -50,7 +50,7 @@ def per_cent(value: float | None) -> str:
     if value is None or not known(value):
         return UNDEFINED
     part = 100 * value
-    return f"{part:.1f} %" if part == 0 or part >= 1 else f"{part:.2g} %"
+    return f"{part:.1f} %" if part == 0 or part >= 1 else f"{part:#.2g} %"
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -71,3 +71,8 @@ def require_replaceable(out: Path, what: Literal["report", "atlas"]) -> None:
                 f"{out} holds files that are not of spg-pipe's {what}, and would be replaced as a "
                 "whole. Name a folder that is new or empty, or remove it first."
             )
+
+
+def atom_name(layer: str, atom: int) -> str:
+    """How an atom is called on pages, and its anchor in the atlas."""
+    return f"{layer}-{atom}"

@@ -119,7 +119,7 @@ def overview_table(tables: Sequence[tuple[MetricsTable, PublishedFigure | None]]
     columns = [
         ("Auxiliary → target", ways),
         ("Categories", [str(max(mean.categories.values())) for mean in means]),
-        ("Seeds", seeds),
+        ("Seed(s)", seeds),
     ]
     known = any(figure for _, figure in tables)
     for name in ("image_auroc", "pixel_auroc", area):

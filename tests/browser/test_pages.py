@@ -64,9 +64,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     world = made(parse_params(recipe, "the test's recipe"), root, extract=True)
     run = RecipeRun(world.params, Console(verbosity=0), device="cpu", workers=1)
-    made_atlas = atlas(run, every=True)[0]
+    made_atlas = atlas(run)[0]
     detector = Detector.load(world.paths.detector("aux", 1))
-    atlas_folder(detector, root / "by-hand", ("tile", SCRIPT))
+    atlas_folder(detector, root / "by-hand", ("tile", SCRIPT), every=True)
     return {
         "report": report(run),
         "atlas": made_atlas / "index.html",
@@ -118,9 +118,10 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(br
     browser.evaluate("document.querySelector('.why a:has(.look)').click()")
     browser.events.clear()
     browser.wait("Page.loadEventFired")
-    assert browser.evaluate("document.title") == "spg-pipe atlas: browser, aux, seed 1"
+    assert browser.evaluate("document.title") == "spg-pipe atlas: aux, seed 1"
     top = f"document.getElementById('{name}').getBoundingClientRect().top"
     assert -1 < browser.evaluate(top) < 900
+    assert browser.evaluate("document.querySelector('article.atom:target').id") == name
 
 
 @pytest.mark.parametrize("name", ["report", "atlas"])

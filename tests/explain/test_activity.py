@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from spg_pipe.errors import SpgError
 from spg_pipe.explain.activity import Activity
 from spg_pipe.explain.codes import Active, projection_code, sae_code
 from spg_pipe.explain.groups import GROUPS, deal
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
 from spg_pipe.explain.measure import Measure, Rebuild, measure
-from spg_pipe.explain.tally import TOP
+from spg_pipe.explain.top import TOP
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -92,15 +95,6 @@ def test_bins_move_the_precision_by_less_than_a_hundredth() -> None:
     counts = np.stack([torch.bincount(cells, w, minlength=BINS).numpy() for w in weights])
     found = binned_precision(counts[:, None], np.array([20_000, share.sum()]))
     assert found == pytest.approx(weighted_precision(values, share), abs=0.01)
-
-
-def test_groups_tell_apart_what_is_ranked_and_what_is_judged(activity: Activity) -> None:
-    half = np.arange(0, GROUPS, 2)
-    both = [activity.average_precision(groups=part) for part in (half, half + 1)]
-    assert not np.allclose(*both, equal_nan=True)
-    np.testing.assert_array_equal(
-        activity.average_precision(), activity.average_precision(groups=np.arange(GROUPS))
-    )
 
 
 def test_each_category_and_label_is_dealt_evenly() -> None:
@@ -186,6 +180,17 @@ def test_without_a_defect_there_is_no_precision() -> None:
     counts, patches = np.ones((2, 3, BINS)), np.array([500.0, 0.0])
     counts[1] = 0
     assert np.isnan(binned_precision(counts, patches)).all()
+
+
+def test_counts_that_do_not_fit_into_memory_are_refused_before_the_work(
+    tiny_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = 2 * GROUPS * 2 * 32 * BINS * 4  # two categories, float32
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2 * counts - 1))
+    read = list[torch.Tensor]()
+    with pytest.raises(SpgError, match=r"2 categories would take .* --split"):
+        measure([tiny_store], [Measure(LAYER, read.append, 32)])
+    assert read == []
 
 
 def test_several_stores_are_one_set_with_the_datasets_names(

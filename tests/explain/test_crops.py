@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from spg_pipe.explain import crops
-from spg_pipe.explain.crops import CONTEXT, SIDE, Photographs, Place, crop, write_strips
+from spg_pipe.explain.crops import CONTEXT, PATCH, SIDE, Photographs, Place, crop, write_strips
 from spg_pipe.store.reader import FeatureStore
 
 GRID = (10, 20)
@@ -27,11 +27,16 @@ def test_the_patch_is_in_the_middle(row: int, column: int) -> None:
     assert found.shape == (SIDE, SIDE, 3)
     middle = found[SIDE // 2 - 2 : SIDE // 2 + 2, SIDE // 2 - 2 : SIDE // 2 + 2].mean(axis=(0, 1))
     np.testing.assert_allclose(middle[:2], [row * 10 + 4.5, column * 10 + 4.5], atol=1)
-    assert np.ptp(found[..., 1]) == pytest.approx(CONTEXT * 10, abs=3)
+    assert float(np.ptp(found[0, :, 1])) == pytest.approx(CONTEXT * 10, abs=3)
+    square = (found == PATCH).all(axis=2)
+    assert np.ptp(np.argwhere(square), axis=0) - 1 == pytest.approx(SIDE / CONTEXT, abs=1)
+    assert np.argwhere(square).mean(axis=0) == pytest.approx((SIDE - 1) / 2, abs=1)
 
 
 def test_at_a_border_the_crop_stays_in_the_image() -> None:
     found = crop(ramp(), None, Place(0, 0, 199, GRID))
+    square = np.argwhere((found == PATCH).all(axis=2))
+    assert square.min(axis=0) == pytest.approx(SIDE - SIDE / CONTEXT, abs=2)
     assert found[-1, -1, 0] == pytest.approx(99, abs=1)
     assert found[-1, -1, 1] == pytest.approx(199, abs=1)
     assert crop(ramp(8, 200), None, Place(0, 0, 0, GRID)).shape == (SIDE, SIDE, 3)
@@ -43,8 +48,10 @@ def test_the_mask_is_outlined_where_it_lies() -> None:
     grey = np.full((100, 200, 3), 128, np.uint8)
     found = crop(grey, mask, Place(0, 0, 5 * 20 + 10, GRID))
     assert (found[SIDE // 2, SIDE // 2] == 128).all()
-    assert (found == 255).any()
-    assert (crop(grey, mask, Place(0, 0, 0, GRID)) == 128).all()
+    assert (found == 255).all(axis=2).any()
+    elsewhere = crop(grey, mask, Place(0, 0, 0, GRID))
+    assert not (elsewhere == 255).all(axis=2).any()
+    assert (elsewhere == PATCH).all(axis=2).any()
 
 
 def test_every_photograph_is_decoded_once_and_crops_stand_in_order(

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from spg_pipe.artefacts.record import write_record
 from spg_pipe.detector.model import Detector
-from spg_pipe.explain.atlas_files import AtlasRecord
-from spg_pipe.report.atlas import AtlasContent, write_page
+from spg_pipe.explain.atlas import Atlas
+from spg_pipe.explain.atlas_files import AtlasRecord, write_tables
+from spg_pipe.explain.factors import Factors
+from spg_pipe.report.atlas import write_page
 
 LATENTS = 32
 NEAREST = 3
@@ -20,19 +21,17 @@ NEAREST = 3
 
 def atlas_folder(
     detector: Detector, folder: Path, categories: tuple[str, ...], *, every: bool = False
-) -> AtlasContent:
-    """Write atoms.parquet, crops/ and index.html for a detector over 32 latents."""
+) -> Atlas:
+    """Write the tables, crops/ and index.html for a detector over 32 latents."""
     (folder / "crops").mkdir(parents=True)
-    content = _content(detector, folder, categories, every=every)
-    content.atoms.to_parquet(folder / "atoms.parquet")
-    write_record(folder / "config.json", AtlasRecord.of(detector, [], [112, 113], every=every))
-    write_page(folder, content)
-    return content
+    atlas = _atlas(detector, folder, categories, every=every)
+    record = AtlasRecord.of(detector, [], [112, 113], every=every)
+    write_tables(atlas, record, folder)
+    write_page(folder, atlas, record, "mini <111>")
+    return atlas
 
 
-def _content(
-    detector: Detector, folder: Path, categories: tuple[str, ...], *, every: bool
-) -> AtlasContent:
+def _atlas(detector: Detector, folder: Path, categories: tuple[str, ...], *, every: bool) -> Atlas:
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for layer, guides in detector.layers.items():
@@ -49,16 +48,8 @@ def _content(
         for layer in detector.layers
         for name in (None, *categories)
     ]
-    facts = [("Detector", "mini <111>")]
-    return AtlasContent(
-        "mini",
-        facts,
-        pd.DataFrame(rows),
-        pd.DataFrame(known),
-        layouts,
-        ["General: 40 %."],
-        ["Note"],
-    )
+    none = Factors(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+    return Atlas(pd.DataFrame(rows), pd.DataFrame(known), layouts, none, {})
 
 
 def _row(
@@ -74,7 +65,7 @@ def _row(
         **{"patches": 80, "patches_anomalous": 8.0, "rate": 0.1, "rate_normal": 0.05},
         **{"rate_anomalous": None if category else 0.4, "mean_active": 1.5, "max": 3.0},
         **{"ap": ap, "ap_low": low, "ap_high": high, "base_rate": 0.1},
-        **dict.fromkeys(("projection_ap", "projection_ap_low", "projection_ap_high"), np.nan),
+        **{"projection_ap": ap / 2, "projection_ap_low": np.nan, "projection_ap_high": np.nan},
         **{"generality": 0.5, "best_cosine": 0.7, "seeds": 2, "reproduced": 1},
         "nearest": rng.choice(LATENTS, NEAREST, replace=False).tolist(),
         **{"nearest_cosine": [0.5, 0.4, 0.3], "x": 0.0, "y": 0.0},

@@ -70,7 +70,28 @@ def test_atoms_stand_in_the_order_of_their_share_with_every_category(detector, t
     assert page.text.count("By category") == len(expected)
     assert [row[0] for row in page.rows].count(CATEGORIES[1]) == len(expected)
     assert "1 of 2" in page.text
-    assert "General: 40 %." not in page.text  # belongs to the figure, which is not there
+    assert "Protocol" in page.text
+
+
+def test_patches_most_like_an_atom_come_first(detector, tmp_path):
+    page = page_of(detector, tmp_path / "atlas")
+    text = (tmp_path / "atlas" / "index.html").read_text()
+    rows = {row[0]: row for row in page.rows if row and row[0] in names_of(detector)}
+    for name, row in rows.items():
+        card = text[text.index(f'<article class="atom" id="{name}"') :].partition("</article>")[0]
+        both = f"{name}-p.jpg" in card
+        first = card.index("<figure"), card.index("</figure>")
+        if "normal" in row:
+            assert f'class="thumb" loading="lazy" src="crops/{name}.jpg"' in text
+            assert f"crops/{name}.jpg" in card[slice(*first)]
+            assert ("patches <em>least</em> like the atom" in card) == both
+            assert row[-3] == "–"  # the latent's AP
+        else:
+            shown = f"{name}-p.jpg" if both else f"{name}.jpg"
+            assert f'class="thumb" loading="lazy" src="crops/{shown}"' in text
+            assert f"crops/{shown}" in card[slice(*first)]
+            assert row[-3] != "–"
+    assert {"normal", "anomaly"} <= {cell for row in rows.values() for cell in row}
 
 
 def test_names_from_outside_appear_as_text(detector, tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from spg_pipe.explain.factors import Factors, measure_factors
-from spg_pipe.explain.group_sums import group_sums
 from spg_pipe.report.factors import MOST_ATOMS, factors_figure
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -67,7 +66,7 @@ def test_a_component_without_atoms_has_no_figure() -> None:
 
 
 def test_what_is_measured_can_be_shown(tiny_store: FeatureStore, tiny_sae: SaeRun) -> None:
-    from tiny import additive_plan
+    from tiny import additive_plan, group_sums
 
     from spg_pipe.detector.make import make_detector
 

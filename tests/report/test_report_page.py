@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -237,7 +239,7 @@ def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder):
 
 def test_a_folder_that_is_no_report_is_not_replaced(world, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SpgError, match="not a report"):
+    with pytest.raises(SpgError, match="not of spg-pipe's report"):
         built(world, tmp_path)
     assert (tmp_path / "thesis.tex").is_file()
 
@@ -257,15 +259,22 @@ def test_the_quality_of_saes_and_their_stability_are_told(folder):
 
 def test_a_picture_s_parts_add_up_to_the_difference_of_its_score(world, folder):
     page = Page(folder / "index.html")
-    said = re.findall(
-        r"score (-?\d+\.\d+)[^:]*?([+−]\d+\.\d+) against the mean of 3 normal images: (.*?\d)\.\s",
-        page.text,
-    )
-    assert len(said) == 5
-    for _, difference, parts in said:
-        values = [float(v.replace("−", "-")) for v in re.findall(r"[+−]\d+\.\d+", parts)]
-        assert sum(values) == pytest.approx(float(difference.replace("−", "-")), abs=0.025)
-    assert "against the mean of 2 images" in page.text  # a category without normal ones
+    first, last = "guides in the map", "score"
+    numbers = [
+        (row[0], [float(cell.replace("−", "-")) for cell in row[1:]])
+        for row in page.rows
+        if row and re.match("guides |self-distance |constant|score$", row[0])
+    ]
+    assert [name for name, _ in numbers].count(last) == 7
+    total = np.zeros(3)
+    for name, cells in numbers:
+        assert cells[0] - cells[1] == pytest.approx(cells[2], abs=0.011)
+        total = np.array(cells) + (0 if name == first else total)
+        if name == last:
+            assert total - cells == pytest.approx(cells, abs=0.025)
+    assert "mean of 3 normal images" in page.text
+    assert "mean of 2 images" in page.text  # a category without normal ones
+    assert re.search(r"These 4 of \d+ atoms: [+−]\d+\.\d+ of [+−]\d+\.\d+\.", page.text)
     assert "`spg-pipe atlas` makes a page" in page.text
     assert "Point at an atom" not in page.text
     maps = list((folder / "maps").glob("*-atom-?.jpg"))
@@ -292,11 +301,20 @@ def test_atoms_are_linked_to_the_atlas_and_shown_from_copies(world, tmp_path):
     assert "Point at an atom" in page.text
 
 
+def test_a_changed_atlas_is_refused(world, tmp_path):
+    changed = world.copied(tmp_path)
+    atlas = changed.paths.atlas("aux", 111)
+    atlas_folder(Detector.load(changed.paths.detector("aux", 111)), atlas, ("one", "two"))
+    pd.read_parquet(atlas / "atoms.parquet").assign(share=0.0).to_parquet(atlas / "atoms.parquet")
+    with pytest.raises(SpgError, match=r"atoms.parquet.*spg-pipe atlas"):
+        built(changed, changed.paths.report)
+
+
 def test_without_the_detector_or_its_tokens_no_atoms_are_shown(world, tmp_path):
     poorer = world.copied(tmp_path)
     shutil.rmtree(poorer.paths.detector("aux", 111))
     page = built(poorer, tmp_path / "out")
-    assert "against the mean" not in page.text
+    assert "this image" not in page.text
     assert "Why a picture has its score" not in page.text
     assert not list((tmp_path / "out" / "maps").glob("*-atom-*"))
 

@@ -123,7 +123,7 @@ def test_overview_has_a_line_a_direction():
     figure = PublishedFigure(aux="mvtec", target="visa", image_auroc=80.2, source="a paper")
     table = overview_table([(table_of("spg"), figure), (table_of("spg"), None)])
     assert table.columns == (
-        *("Auxiliary → target", "Categories", "Seeds", "Image AUROC", "published"),
+        *("Auxiliary → target", "Categories", "Seed(s)", "Image AUROC", "published"),
         *("Pixel AUROC", "published", "PRO (fast)"),
     )
     assert [row[4] for row in table.rows] == ["0.802", "–"]

@@ -6,7 +6,7 @@ moved to another image of its category, by one permutation that may leave some i
 is left is where defects tend to lie, and chance.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.explain.codes import Code
 from spg_pipe.explain.groups import GROUPS, image_groups
 from spg_pipe.explain.histograms import BINS, binned_precision
@@ -47,6 +48,8 @@ class Sample(NamedTuple):
     """(n,) in 0 … GROUPS − 1."""
     moved: np.ndarray
     """(n,) a permutation within categories: whose mask each image has under the null."""
+    defect_shares: Mapping[str, Tensor]
+    """Layer → (n, N) float32: share of each patch's pixels that are defect."""
 
     @classmethod
     def of(cls, store: FeatureStore, seed: int) -> "Sample":
@@ -58,15 +61,14 @@ class Sample(NamedTuple):
         for category in np.unique(categories):
             own = np.flatnonzero(categories == category)
             moved[own] = rng.permutation(own)
-        return cls(store, images, image_groups(store)[images], moved)
-
-    def defect_shares(self, layer: str) -> Tensor:
-        """(n, N) float32: share of each patch's pixels that are defect."""
-        grid, parts = self.store.spec.layers[layer].grid, []
-        for start in range(0, len(self.images), 64):
-            masks = torch.from_numpy(self.store.masks(self.images[start : start + 64])).float()
-            parts.append(F.adaptive_avg_pool2d(masks[:, None], grid).flatten(1))
-        return torch.cat(parts)
+        shares: dict[str, list[Tensor]] = {layer: [] for layer in store.spec.layers}
+        for part in _parts(images):
+            masks = torch.from_numpy(store.masks(part)).float()[:, None]
+            for layer, of_layer in shares.items():
+                grid = store.spec.layers[layer].grid
+                of_layer.append(F.adaptive_avg_pool2d(masks, grid).flatten(1))
+        joined = {layer: torch.cat(of_layer) for layer, of_layer in shares.items()}
+        return cls(store, images, image_groups(store)[images], moved, joined)
 
     def tokens(self, layer: str, rows: np.ndarray) -> Iterator[Tensor]:
         """(m·N, D) float32 of some images of the sample, by `_parts` of m images."""
@@ -111,18 +113,21 @@ def latents(case: Case) -> Iterator[Row]:
     Those of the auxiliary set are of the half of its images that proposed nothing.
     """
     stores = {case.aux: case.store} | case.targets
-    samples = {name: Sample.of(store, case.seed) for name, store in stores.items()}
-    samples = {
-        name: of for name, of in samples.items() if of.defect_shares(case.store.layers[0]).any()
+    known = {
+        name: Sample.of(store, case.seed)
+        for name, store in stores.items()
+        if (store.array("mask_state") == MaskState.GIVEN).any()
     }
+    first = case.store.layers[0]
+    samples = {name: sample for name, sample in known.items() if sample.defect_shares[first].any()}
     half = np.arange(GROUPS) % 2
     for name in [name for name in case.dictionaries if name != RANDOM]:
         saes, proposed = case.dictionaries[name], dict[str, Proposed]()
         for place, sample in samples.items():
-            counted = []
-            for layer, sae in saes.layers.items():
-                code, defect_shares = case.code(name, layer), sample.defect_shares(layer)
-                counted.append(count(sample, layer, code, len(sae.dictionary), defect_shares))
+            counted = [
+                count(sample, layer, case.code(name, layer), len(sae.dictionary))
+                for layer, sae in saes.layers.items()
+            ]
             if place == case.aux:
                 proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
@@ -136,10 +141,10 @@ def latents(case: Case) -> Iterator[Row]:
                 yield row(masks, max(BEST), "base_rate", counted[0].base_rate(groups, masks))
 
 
-def count(sample: Sample, layer: str, code: Code, latents: int, defect_shares: Tensor) -> Counts:
-    """One pass over a sample's tokens, by the masks' shares (n, N) of its patches."""
-    moved = defect_shares[torch.from_numpy(sample.moved)]
-    shares = torch.stack([torch.ones_like(moved), defect_shares, moved], dim=1)
+def count(sample: Sample, layer: str, code: Code, latents: int) -> Counts:
+    """One pass over a sample's tokens of a layer."""
+    own = sample.defect_shares[layer]
+    shares = torch.stack([torch.ones_like(own), own, own[torch.from_numpy(sample.moved)]], dim=1)
     groups = torch.from_numpy(sample.groups)
     patches = torch.zeros(GROUPS, 3, dtype=torch.float64)
     patches.index_add_(0, groups, shares.sum(dim=2, dtype=torch.float64))

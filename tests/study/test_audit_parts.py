@@ -115,7 +115,7 @@ def test_a_removed_atom_takes_its_stated_share_from_the_score(contrast, tiny_sto
 def planted(tiny_store: FeatureStore) -> tuple[Sample, Any]:
     """A code whose latent 3 is on where masks are, 5 where moved masks are, others by chance."""
     sample = Sample.of(tiny_store, 0)
-    shares = sample.defect_shares("1")
+    shares = sample.defect_shares["1"]
     moved = shares[torch.from_numpy(sample.moved)]
     patches = shares.shape[1]
     every = [
@@ -136,7 +136,7 @@ def planted(tiny_store: FeatureStore) -> tuple[Sample, Any]:
 
 def test_the_latent_that_knows_the_masks_is_proposed_and_holds_up(planted):
     sample, code = planted
-    counted = [count(sample, "1", code, 8, sample.defect_shares("1"))]
+    counted = [count(sample, "1", code, 8)]
     assert counted[0].patches[:, 0].sum() == len(sample.images) * 16
     half = np.arange(GROUPS) % 2
     for masks, best in ((AUDITED, 3), (NULL, 5)):
@@ -166,10 +166,10 @@ def test_copies_of_an_image_are_in_one_half(tiny_store):
 
 def test_moved_masks_have_their_own_base_rate(planted):
     sample, code = planted
-    counted = count(sample, "1", code, 8, sample.defect_shares("1"))
+    counted = count(sample, "1", code, 8)
     every = np.arange(GROUPS)
     assert counted.base_rate(every, AUDITED) == pytest.approx(counted.base_rate(every, NULL))
-    moved = sample.defect_shares("1")[torch.from_numpy(sample.moved)].mean(dim=1).numpy()
+    moved = sample.defect_shares["1"][torch.from_numpy(sample.moved)].mean(dim=1).numpy()
     of_half = moved[sample.groups % 2 == 0].mean()
     assert counted.base_rate(every[::2], NULL) == pytest.approx(of_half)
 

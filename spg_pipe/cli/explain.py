@@ -93,7 +93,7 @@ def atlas(
     sae: Annotated[Path | None, Option(help="The detector's SAE, instead of the recipe's.")] = None,
     out: Annotated[Path | None, Option(help="Write the atlas here.")] = None,
     audit: Annotated[
-        bool, Option("--audit", help="Instead: test such claims on all directions of the recipe.")
+        bool, Option("--audit", help="Test what is said of atoms on all directions, instead.")
     ] = False,
 ) -> None:
     """Describe what each atom of a detector looks for: tables, crops and a page (Atlas)."""

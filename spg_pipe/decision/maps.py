@@ -80,8 +80,8 @@ def anomaly_maps(
             total = torch.zeros((), dtype=torch.float64)
             for values in patches.values():
                 rows, columns = values.shape[1:]
-                left = _axis_weights(rows, size, sigma, height)
-                right = _axis_weights(columns, size, sigma, width)
+                left = axis_weights(rows, size, sigma, height)
+                right = axis_weights(columns, size, sigma, width)
                 total = total + (left @ values[number].double()) @ right.t()
             mean = total / len(patches)
             image.copy_(finished(mean) if log_odds else mean)
@@ -110,8 +110,8 @@ def patch_weights(
     height, width = pixels.shape[1:]
     weights = {}
     for layer, (rows, columns) in grids.items():
-        left = _axis_weights(rows, size, sigma, height).numpy()
-        right = _axis_weights(columns, size, sigma, width).numpy()
+        left = axis_weights(rows, size, sigma, height).numpy()
+        right = axis_weights(columns, size, sigma, width).numpy()
         weights[layer] = np.matmul(left.T, np.matmul(pixels, right)) / len(grids)
     return weights
 
@@ -165,7 +165,7 @@ def one_thread() -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def _axis_weights(cells: int, size: int, sigma: float, pixels: int) -> Tensor:
+def axis_weights(cells: int, size: int, sigma: float, pixels: int) -> Tensor:
     """Weights (pixels, cells) float64 of one axis: cells → size, blurred there, → pixels."""
     weights = _interpolation(cells, size)
     if sigma > 0:

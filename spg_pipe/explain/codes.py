@@ -1,4 +1,4 @@
-"""What a dictionary says of tokens: the entries of their codes, and what they rebuild.
+"""Codes of tokens: which entries a dictionary gives them, and what these rebuild.
 
 Every dictionary is used through a `Code`, so that learnt atoms, and what they are compared with,
 are measured by the same functions.

@@ -1,4 +1,4 @@
-"""What class means are made of, summed up by category and group of images in one pass."""
+"""Sums of normal and of anomalous tokens by category and group of images, for their means."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -15,7 +15,7 @@ from spg_pipe.explain.groups import ENDS, drawn
 BINS = 64
 """Of a code."""
 EVEN_BINS = 512
-"""Of values of any sign, whose highest few decide."""
+"""Of values of any sign: many, as the precision depends on the few highest values."""
 _PER_OCTAVE = 16
 """Borders of a code's bins grow by 4 %: they span a factor of 16, of which 2 is headroom. What is
 below an eighth of the largest value that was seen counts as equal; a TopK code's values span 2 to

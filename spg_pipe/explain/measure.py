@@ -193,13 +193,23 @@ def _shares(
 
 def _bins(sources: Sequence[TokenSource], asked: Measure) -> Bins:
     """Bins that fit what is seen in some images of every store."""
-    ends = [torch.full((asked.latents,), sign * torch.inf) for sign in (1, -1)]
-    for source in sources:
-        count = len(source.store)
-        images = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
-        for tokens in source.take(np.array_split(images, -(-len(images) // _IMAGES))):
-            entries = asked.code(tokens.flatten(0, 1).float())
-            for end, way in zip(ends, ("amin", "amax"), strict=True):
-                end.scatter_reduce_(0, entries.latent.cpu(), entries.value.cpu(), way)
+
+    def tokens() -> Iterator[Tensor]:
+        for source in sources:
+            count = len(source.store)
+            images = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
+            for batch in source.take(np.array_split(images, -(-len(images) // _IMAGES))):
+                yield batch.flatten(0, 1).float()
+
+    return bins_of(tokens(), asked.code, asked.latents, dense=asked.dense)
+
+
+def bins_of(tokens: Iterable[Tensor], code: Code, latents: int, *, dense: bool = False) -> Bins:
+    """Bins that fit what a code gives of batches of tokens (n, D); `dense` as of `Measure`."""
+    ends = [torch.full((latents,), sign * torch.inf) for sign in (1, -1)]
+    for batch in tokens:
+        entries = code(batch)
+        for end, way in zip(ends, ("amin", "amax"), strict=True):
+            end.scatter_reduce_(0, entries.latent.cpu(), entries.value.cpu(), way)
     smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
-    return Bins.of(smallest, largest, logarithmic=not asked.dense)
+    return Bins.of(smallest, largest, logarithmic=not dense)

@@ -8,7 +8,7 @@ guide, the others the normal guide, so that for a unit token x the score x·(g_a
 k atoms (docs/method.md §7).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,22 +194,30 @@ def signed_pursuit(target: Tensor, atoms: Tensor, count: int) -> SignedAtoms:
 
     Source: Pati, Rezaiifar and Krishnaprasad, 1993.
     """
+    *_, last = pursuit_steps(target, atoms, count)
+    return last
+
+
+def pursuit_steps(target: Tensor, atoms: Tensor, count: int) -> Iterator[SignedAtoms]:
+    """What `signed_pursuit` gives with 0, 1, … `count` atoms, or until nothing is left."""
     goal, table = target.double(), atoms.double()
     rest, chosen = goal.clone(), torch.zeros(0, dtype=torch.long)
     weights = torch.zeros(0, dtype=torch.float64)
-    for _ in range(min(count, len(atoms))):
+    while True:
+        order = chosen.argsort()
+        codes = weights[order].float()
+        yield SignedAtoms(chosen[order], torch.stack([(-codes).relu(), codes.relu()]))
+        if len(chosen) == min(count, len(atoms)):
+            return
         fit = (table @ rest).abs()
         fit[chosen] = -1
         if fit.max() <= _MATCHED * goal.norm():
-            break
+            return
         chosen = torch.cat([chosen, fit.argmax()[None]])
         weights = torch.linalg.lstsq(table[chosen].t(), goal[:, None], driver="gelsd").solution[
             :, 0
         ]
         rest = goal - weights @ table[chosen]
-    order = chosen.argsort()
-    weights = weights[order].float()
-    return SignedAtoms(chosen[order], torch.stack([(-weights).relu(), weights.relu()]))
 
 
 def match(target: Tensor, atoms: Tensor, dead: Tensor, count: int) -> SignedAtoms:

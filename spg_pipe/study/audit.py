@@ -7,32 +7,34 @@ Over all directions and seeds of a recipe. The same is asked of the SAE's dictio
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 from spg_pipe.artefacts.files import require_writable
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import write_csv
-from spg_pipe.pipeline.checked import checked_detector
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.report.tables import plain
 from spg_pipe.study.audit_case import Case
 from spg_pipe.study.audit_faithfulness import faithfulness
 from spg_pipe.study.audit_intervention import intervention
+from spg_pipe.study.audit_kept import keep_rows, kept_path, kept_rows, remove_kept
 from spg_pipe.study.audit_latents import latents
 from spg_pipe.study.audit_stability import exactness, stability
 from spg_pipe.study.audit_tables import CONTRAST, TRAINED, Row, tables
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import PUBLISHED, Stores, auxiliaries, guides_path, stores_of
+from spg_pipe.study.methods import PUBLISHED, auxiliaries, guides_path, stores_of
 from spg_pipe.study.runner import Job, run_jobs
-from spg_pipe.study.settings import Result, require_default_method
+from spg_pipe.study.settings import Result, require_default_method, require_whole_images
 
 
 def audit(run: RecipeRun) -> Result:
     """Test what the atoms are said to be, on every direction of a recipe with every seed.
 
     Guides as published are trained if they are missing; the recipe's SAEs, detectors and stores
-    must be there. Jobs run in processes of their own, as those of `compare`.
+    must be there. Jobs run in processes of their own, as those of `compare`; the rows of those that
+    are done are kept until the table is written, and taken by the next audit of the same inputs.
 
     Returns
     -------
@@ -43,16 +45,26 @@ def audit(run: RecipeRun) -> Result:
     ------
     SpgError
         If the recipe has no directions, or does not use contrast guides and the additive rule; if
-        an artefact is missing.
+        an artefact is missing, or a store has tiles.
     """
     require_default_method(run.params, "atlas --audit")
     if not run.params.directions:
         raise SpgError("An audit needs `directions:` in the recipe. The recipe spg-plus has some.")
     require_writable(path := run.paths.audit)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
-    stores = stores_of(run)
-    jobs = _jobs(run, stores)
-    rows: list[Row] = []
+    require_whole_images(stores := stores_of(run), "atlas --audit")
+    cases = {
+        (aux, seed): kept_path(run, stores, aux, seed)
+        for aux, seed in product(auxiliaries(run, stores), run.params.seeds)
+    }
+    rows, jobs = list[Row](), [*making_jobs(run, stores, (PUBLISHED,))]
+    for (aux, seed), kept in cases.items():
+        name, trained = f"audit of {aux}, seed {seed}", guides_job(PUBLISHED, aux)
+        if (found := kept_rows(kept)) is None:
+            jobs.append(Job(name, partial(audit_case, run, aux, seed, kept), (trained,)))
+        else:
+            rows += found
+            run.console.say(f"Finished before: {name} ({kept})")
     for number, (name, result) in enumerate(run_jobs(jobs, choose_device(run.device)), 1):
         rows += result if isinstance(result, list) else []  # others make guides, and give costs
         run.console.say(f"{number} of {len(jobs)} done: {name}")
@@ -64,6 +76,7 @@ def audit(run: RecipeRun) -> Result:
     }
     content = [row._asdict() | about for row in rows]
     write_csv(path, content)
+    remove_kept(cases.values())
     run.console.say(f"Audit {run.params.name} → {path}")
     seeds = ", ".join(map(str, run.params.seeds))
     said = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
@@ -71,17 +84,8 @@ def audit(run: RecipeRun) -> Result:
     return Result(content, "\n\n".join(map(plain, shown)), path)
 
 
-def _jobs(run: RecipeRun, stores: Stores) -> list[Job]:
-    jobs = [*making_jobs(run, stores, (PUBLISHED,))]
-    for aux, seed in product(auxiliaries(run, stores), run.params.seeds):
-        checked_detector(run, aux, seed)
-        name, trained = f"audit of {aux}, seed {seed}", guides_job(PUBLISHED, aux)
-        jobs.append(Job(name, partial(audit_case, run, aux, seed), (trained,)))
-    return jobs
-
-
-def audit_case(run: RecipeRun, aux: str, seed: int) -> list[Row]:
-    """Every claim about an auxiliary set and a seed."""
+def audit_case(run: RecipeRun, aux: str, seed: int, kept: Path) -> list[Row]:
+    """Every claim about an auxiliary set and a seed; also written to `kept`."""
     case = Case(run, aux, seed)
     published = Detector.load(guides_path(run, PUBLISHED, aux, seed))
     claims = (
@@ -92,4 +96,5 @@ def audit_case(run: RecipeRun, aux: str, seed: int) -> list[Row]:
         stability(case),
         exactness(case),
     )
-    return [row for rows in claims for row in rows]
+    keep_rows(kept, rows := [row for claim in claims for row in claim])
+    return rows

@@ -1,17 +1,17 @@
 """What the claims of an audit are about, and what they are tested with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.codes import Active, Code, dictionary_code, sae_code
-from spg_pipe.guides.contrast import ClassSums, class_sums, direction, match
-from spg_pipe.guides.layer import SignedAtoms, View
+from spg_pipe.guides.contrast import ClassSums, class_sums, direction, pursuit_steps
+from spg_pipe.guides.layer import View
 from spg_pipe.guides.model import unit
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store
@@ -19,12 +19,19 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.audit_dictionaries import COMPONENTS, OWN, UNTRAINED, dictionaries
+from spg_pipe.study.audit_dictionaries import (
+    COMPONENTS,
+    DICTIONARIES,
+    OWN,
+    SEEDED,
+    UNTRAINED,
+    dictionary,
+)
 from spg_pipe.study.audit_tables import Row
 
-Place = tuple[str, View]
+LayerView = tuple[str, View]
 """A layer, and what its guides look at."""
-Directions = Mapping[Place, Tensor]
+Directions = Mapping[LayerView, Tensor]
 """(D,): what a unit token is multiplied with."""
 
 
@@ -35,11 +42,6 @@ class Case:
     run: RecipeRun
     aux: str
     seed: int
-
-    @property
-    def first(self) -> bool:
-        """Whether what does not depend on a seed is judged with this one."""
-        return self.seed == self.run.params.seeds[0]
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -60,7 +62,8 @@ class Case:
     @cached_property
     def dictionaries(self) -> dict[str, SaeRun]:
         """The SAEs, and what they are compared with."""
-        return self.dictionaries_of(self.seed)
+        names = DICTIONARIES if self.seed == self.run.params.seeds[0] else SEEDED
+        return {name: self.dictionary(name, self.seed) for name in names}
 
     @cached_property
     def sums(self) -> ClassSums:
@@ -68,7 +71,7 @@ class Case:
         return class_sums(self.store, self.detector.record.detection)
 
     @cached_property
-    def gaps(self) -> dict[Place, Tensor]:
+    def gaps(self) -> dict[LayerView, Tensor]:
         """δ of every layer and view: from normal to anomalous on the auxiliary set."""
         sums = self.sums
         return {
@@ -85,10 +88,10 @@ class Case:
             for layer, of in self.sums.layers.items()
         }
 
-    def dictionaries_of(self, seed: int) -> dict[str, SaeRun]:
-        """The SAEs that this seed, or another, gave, and what they are compared with."""
+    def dictionary(self, name: str, seed: int) -> SaeRun:
+        """A dictionary as this seed, or another, gives it."""
         saes = SaeRun.load(checked_sae(self.run, self.store, self.aux, seed))
-        return dictionaries(self.store, saes, seed, unseeded=self.first)
+        return dictionary(name, self.store, saes, seed)
 
     def code(self, name: str, layer: str) -> Code:
         """A dictionary as a code of a layer's tokens.
@@ -108,16 +111,29 @@ class Case:
 
         return centred
 
-    def row(self, claim: str, target: str, dictionary: str, **figures: Any) -> Row:
-        """A row of the table about this."""
-        return Row(claim, self.aux, target, self.seed, dictionary, **figures)
+    def row(self, claim: str, target: str, dictionary: str) -> partial[Row]:
+        """A row of the table about this, to be called with variant, n, figure, value, low, high."""
+        return partial(Row, claim, self.aux, target, self.seed, dictionary)
 
     def _store(self, name: str) -> FeatureStore:
         return checked_store(self.run, find_dataset(self.run.params, name))
 
 
-def matched(goal: Tensor, saes: SaeRun, layer: str, count: int) -> tuple[SignedAtoms, Tensor]:
-    """A direction (D,) matched as contrast guides are; and what each atom adds to it, (m, D)."""
-    atoms = saes.layers[layer].atoms.detach()
-    pair = match(goal, atoms, saes.dead[layer], count)
-    return pair, (pair.codes[1] - pair.codes[0])[:, None] * atoms[pair.atom_ids]
+class Match(NamedTuple):
+    """A direction matched as contrast guides are."""
+
+    atoms: Tensor
+    """(m,) int64: latents."""
+    parts: Tensor
+    """(m, D): what each atom adds to it, coefficient times atom."""
+
+
+def matched(goal: Tensor, saes: SaeRun, layer: str, counts: Sequence[int]) -> list[Match]:
+    """A direction (D,) matched with each of these numbers of atoms, by one pursuit."""
+    atoms, alive = saes.layers[layer].atoms.detach(), torch.nonzero(~saes.dead[layer])[:, 0]
+    steps, found = [*pursuit_steps(goal, atoms[alive], max(counts))], []
+    for count in counts:
+        step = steps[min(count, len(steps) - 1)]
+        ids = alive[step.atom_ids]
+        found.append(Match(ids, (step.codes[1] - step.codes[0])[:, None] * atoms[ids]))
+    return found

@@ -24,7 +24,10 @@ RANDOM = "random unit vectors"
 MEANS = "k-means centroids"
 COMPONENTS = "PCA directions"
 AXES = "raw dimensions"
-DICTIONARIES = (OWN, UNTRAINED, RANDOM, MEANS, COMPONENTS, AXES)
+SEEDED = (OWN, UNTRAINED, RANDOM)
+DICTIONARIES = (*SEEDED, MEANS, COMPONENTS, AXES)
+"""The last three take nothing from the SAE and hardly depend on a seed: they are judged once alone
+for all seeds."""
 DIRECTION = "the direction itself"
 """In place of a dictionary: what all of them are to match."""
 TOKENS = 50_000
@@ -34,37 +37,39 @@ _ROUNDS = 10
 """Of k-means: more change the centroids hardly at all."""
 
 
-def dictionaries(
-    store: FeatureStore, saes: SaeRun, seed: int, *, unseeded: bool = True
-) -> dict[str, SaeRun]:
-    """The SAE, and all that it is compared with, by name.
+def dictionary(name: str, store: FeatureStore, saes: SaeRun, seed: int) -> SaeRun:
+    """The SAE, or what it is compared with.
 
     An SAE before its training is random unit vectors with a tied encoder, and so `UNTRAINED` and
     `RANDOM` are two draws of the same: how far they are apart is chance.
 
     Parameters
     ----------
+    name : str
+        One of `DICTIONARIES`.
     store : FeatureStore
         The auxiliary set that the SAE was trained on.
-    unseeded : bool
-        Also those that take nothing from the SAE and hardly depend on a seed: the last three of
-        `DICTIONARIES`. They need be made and judged once alone for all seeds.
     """
-    first = next(iter(saes.layers.values()))
-    latents = len(first.dictionary)
-    made: dict[str, dict[str, Tensor]] = {UNTRAINED: {}, RANDOM: {}}
-    if unseeded:
-        made |= {MEANS: {}, COMPONENTS: {}, AXES: {}}
-    for number, (layer, shape) in enumerate(store.spec.layers.items()):
-        made[UNTRAINED][layer] = SparseAutoencoder(shape.dim, latents, 1, seed).dictionary.detach()
-        drawn = np.random.default_rng([seed, number]).standard_normal((latents, shape.dim))
-        made[RANDOM][layer] = unit(torch.from_numpy(drawn).float())
-        if unseeded:
-            tokens = sample_tokens(store, layer, seed)
-            made[MEANS][layer] = _centroids(tokens, latents, seed)
-            made[COMPONENTS][layer] = _both_ways(_components(tokens))
-            made[AXES][layer] = _both_ways(torch.eye(shape.dim))
-    return {OWN: saes} | {name: _in_place_of(saes, rows) for name, rows in made.items()}
+    if name == OWN:
+        return saes
+    rows = {layer: _vectors(name, store, saes, layer, seed) for layer in store.spec.layers}
+    return _in_place_of(saes, rows)
+
+
+def _vectors(name: str, store: FeatureStore, saes: SaeRun, layer: str, seed: int) -> Tensor:
+    """(C', D) unit rows of a dictionary that is compared with the SAE."""
+    latents, dim = saes.layers[layer].dictionary.shape
+    if name == UNTRAINED:
+        return SparseAutoencoder(dim, latents, 1, seed).dictionary.detach()
+    if name == RANDOM:
+        drawn = np.random.default_rng([seed, [*store.spec.layers].index(layer)])
+        return unit(torch.from_numpy(drawn.standard_normal((latents, dim))).float())
+    if name == AXES:
+        return _both_ways(torch.eye(dim))
+    tokens = sample_tokens(store, layer, seed)
+    if name == MEANS:
+        return _centroids(tokens, latents, seed)
+    return _both_ways(_components(tokens))
 
 
 def sample_tokens(store: FeatureStore, layer: str, seed: int) -> Tensor:

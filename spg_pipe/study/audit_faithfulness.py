@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.study.audit_case import Case, Directions, Place, matched
+from spg_pipe.study.audit_case import Case, Directions, LayerView, matched
 from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
-from spg_pipe.study.audit_judging import Reading, judge
+from spg_pipe.study.audit_judging import by_guides_alone, judge_directions
 from spg_pipe.study.audit_tables import WHOLE, Row
 from spg_pipe.study.held_out import FIGURES
 
-Parts = Mapping[Place, Tensor]
+Parts = Mapping[LayerView, Tensor]
 """(m, D): what each atom adds to a direction, coefficient times atom."""
 DRAWS = 3
 """Of atoms removed at random; their figures are averaged."""
@@ -40,21 +40,21 @@ def faithfulness(case: Case, detector: Detector, claim: str) -> Iterator[Row]:
     Of guides alone; of the recipe's own detector also with its self-distances, by fewer variants.
     """
     variants = [*_variants(case, detector)]
-    own = {place: rows.sum(0) for place, rows in detector_parts(detector).items()}
-    readings = {claim: (variants, Reading.of(detector))}
-    if detector.contrast:
+    decision = detector.decision if detector.record.rule.rule == "additive" else None
+    tests = {claim: (variants, by_guides_alone(decision) if decision else None)}
+    if decision:
         few = [v for v in variants if v.dictionary in (OWN, DIRECTION) or v.what == "made of"]
-        readings[f"{claim}, {WHOLE}"] = few, Reading.of(detector, whole=True)
+        tests[f"{claim}, {WHOLE}"] = few, decision
     for target, store in case.targets.items():
-        for name, (chosen, reading) in readings.items():
+        for name, (chosen, how) in tests.items():
             directions = [each.directions for each in chosen]
-            figures = judge(store, directions, reading, own, case.normal)
+            figures = judge_directions(store, directions, detector, how, case.normal)
             yield from _rows(case, name, target, chosen, figures)
 
 
-def detector_parts(detector: Detector) -> dict[Place, Tensor]:
+def detector_parts(detector: Detector) -> dict[LayerView, Tensor]:
     """What each atom adds to the detector's directions; its coefficient is not 0."""
-    parts: dict[Place, Tensor] = {}
+    parts: dict[LayerView, Tensor] = {}
     for layer, guides in detector.layers.items():
         for view in guides.pairs:
             signed = guides.coefficients(view, as_cosines=not detector.contrast).float()
@@ -73,11 +73,14 @@ def _variants(case: Case, detector: Detector) -> Iterator[Variant]:
     goals = {place: goals[place] for place in own}
     yield Variant(DIRECTION, "made of", count, goals)
     for name, saes in case.dictionaries.items():
-        for n in doubling(count):
-            parts = {place: matched(goal, saes, place[0], n)[1] for place, goal in goals.items()}
-            yield Variant(name, "made of", n, {p: rows.sum(0) for p, rows in parts.items()})
+        numbers = doubling(count)
+        matches = {place: matched(goal, saes, place[0], numbers) for place, goal in goals.items()}
+        for index, n in enumerate(numbers):
+            made = {place: steps[index].parts.sum(0) for place, steps in matches.items()}
+            yield Variant(name, "made of", n, made)
         if name != OWN:
-            yield from ablations(name, parts, gaps)
+            whole = {place: steps[-1].parts for place, steps in matches.items()}
+            yield from ablations(name, whole, gaps)
 
 
 def doubling(most: int) -> list[int]:
@@ -122,8 +125,7 @@ def _rows(
     for number, each in enumerate(variants):
         drawn.setdefault((each.dictionary, each.what, each.n), []).append(number)
     for (name, what, n), numbers in drawn.items():
+        row = case.row(claim, target, name)
         for figure, values in zip(FIGURES, figures[numbers].T, strict=True):
-            about = {"variant": what, "n": n, "figure": figure}
-            ends = (None, None) if len(values) == 1 else (float(values.min()), float(values.max()))
-            value = float(values.mean())
-            yield case.row(claim, target, name, **about, value=value, low=ends[0], high=ends[1])
+            ends = () if len(values) == 1 else (float(values.min()), float(values.max()))
+            yield row(what, n, figure, float(values.mean()), *ends)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.backbones.base import Backbone
-from spg_pipe.datasets.layouts.catalogue import honours_exif
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.datasets.paint.pasted import LEAST_SIDE, PAINTERS, canvas_of, paint
 from spg_pipe.errors import SpgError
@@ -27,18 +26,17 @@ from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import load_backbone
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.recipe.protocol import protocol
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.audit_case import Case, matched
 from spg_pipe.study.audit_dictionaries import RANDOM
-from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.audit_tables import NAMED, Row
 
 CLAIM = "intervention"
 IMAGES = 6
 """Normal images of each target that get one defect of each kind."""
-NAMED, OTHERS = "atoms of the guides", "other atoms"
+OTHERS = "other atoms"
 NAMED_LATENTS, OTHER_LATENTS = "latents of the guides", "other latents"
-WHOLE = "the guides"
+GUIDES = "the guides"
 _AT_ONCE = 8
 
 
@@ -49,7 +47,7 @@ class Pairs(NamedTuple):
     """(P, N, D) float32"""
     after: Tensor
     """(P, N, D)"""
-    shares: Tensor
+    painted: Tensor
     """(P, N) float32: share of each patch's pixels that are painted."""
 
 
@@ -60,32 +58,29 @@ def intervention(case: Case) -> Iterator[Row]:
     """
     backbone = cache(partial(load_backbone, case.run))
     for target, store in case.targets.items():
-        root = find_dataset(case.run.params, target).root
-        if not root.is_dir() or store.spec.backbone.tiles is not None:
+        if not find_dataset(case.run.params, target).root.is_dir():
             continue
         pairs = painted_pairs(case.run, target, store, backbone(), case.seed)
         for name in [n for n in case.dictionaries if n != RANDOM and pairs]:
             each = [_responses(case, name, layer, of_layer) for layer, of_layer in pairs.items()]
             for variant, figure in each[0]:
-                values = [found[variant, figure] for found in each]
-                about = {"variant": variant, "figure": figure}
-                value, n = float(np.mean(values)), case.run.params.guides.atoms
-                yield case.row(CLAIM, target, name, **about, n=n, value=value)
+                value = float(np.mean([found[variant, figure] for found in each]))
+                row = case.row(CLAIM, target, name)
+                yield row(variant, case.run.params.guides.atoms, figure, value)
 
 
 def painted_pairs(
     run: RecipeRun, target: str, store: FeatureStore, backbone: Backbone, seed: int
 ) -> dict[str, Pairs]:
     """Layer → pairs on some normal images of a target; empty if it has none that can be read."""
-    dataset, spec = find_dataset(run.params, target), store.spec.backbone.preprocess
-    exif = honours_exif(dataset.layout, protocol(run.params.method.protocol).exif_of_own_images)
+    root, spec = find_dataset(run.params, target).root, store.spec.backbone.preprocess
     normal = np.flatnonzero(store.array("label") == LABEL_NORMAL)
     rng = np.random.default_rng(seed)
     before, after, masks = [], [], []
     for row in normal[rng.permutation(len(normal))[:IMAGES]].tolist():
         path = str(store.table["path"].iloc[row])
         try:
-            levels = read_image(dataset.root / path, exif=exif, white=store.spec.white)
+            levels = read_image(root / path, exif=store.spec.exif, white=store.spec.white)
         except SpgError:
             continue
         if min(levels.shape[:2]) < LEAST_SIDE:
@@ -123,40 +118,35 @@ def _tokens(backbone: Backbone, images: Sequence[np.ndarray]) -> dict[str, Tenso
 
 def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[str, str], float]:
     """Figures of one layer: of named atoms and latents, of as many others, of their sum."""
-    saes, place = case.dictionaries[name], (layer, "patches")
-    pair, parts = matched(case.gaps[layer, "patches"], saes, layer, case.run.params.guides.atoms)
+    saes, count = case.dictionaries[name], case.run.params.guides.atoms
+    (named, parts), *_ = matched(case.gaps[layer, "patches"], saes, layer, [count])
     atoms = saes.layers[layer].atoms.detach()
     free = ~saes.dead[layer]
-    free[pair.atom_ids] = False
+    free[named] = False
     left = torch.nonzero(free)[:, 0].numpy()
-    drawn = np.random.default_rng([case.seed, *map(ord, name + place[0])])
-    others = torch.from_numpy(drawn.permutation(left)[: len(pair.atom_ids)])
+    drawn = np.random.default_rng([case.seed, *map(ord, name + layer)])
+    others = torch.from_numpy(drawn.permutation(left)[: len(named)])
     moved = unit(pairs.after) - unit(pairs.before)
-    used = torch.cat([pair.atom_ids, others])
+    used = torch.cat([named, others])
     latents = _latent_changes(pairs, case.code(name, layer), used, len(atoms))
-    changes = dict(
-        zip(
-            (NAMED, OTHERS, NAMED_LATENTS, OTHER_LATENTS),
-            (
-                moved @ parts.t(),
-                moved @ atoms[others].t(),
-                *latents.tensor_split([len(pair.atom_ids)], dim=2),
-            ),
-            strict=True,
-        )
-    )
-    shares, found = pairs.shares, dict[tuple[str, str], float]()
+    changes = {
+        NAMED: moved @ parts.t(),
+        OTHERS: moved @ atoms[others].t(),
+        NAMED_LATENTS: latents[..., : len(named)],
+        OTHER_LATENTS: latents[..., len(named) :],
+    }
+    painted, found = pairs.painted, dict[tuple[str, str], float]()
     for what, values in changes.items():
         size = values.abs().flatten(0, 1)
-        found[what, "ratio"] = _ratio(size, shares.flatten())
-        found[what, "ap"] = _mean_precision(size, shares.flatten())
+        found[what, "ratio"] = _ratio(size, painted.flatten())
+        found[what, "ap"] = _mean_precision(size, painted.flatten())
     toward = changes[NAMED].sum(2).flatten()[:, None]
-    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), shares.flatten())
-    found[WHOLE, "toward"] = _toward(toward, shares.flatten())
-    found[WHOLE, "ratio"] = _ratio(toward.abs(), shares.flatten())
-    found[WHOLE, "ap"] = _mean_precision(toward, shares.flatten())
-    for what in [*changes, WHOLE]:
-        found[what, "base_rate"] = float(shares.mean())
+    found[NAMED, "toward"] = _toward(changes[NAMED].flatten(0, 1), painted.flatten())
+    found[GUIDES, "toward"] = _toward(toward, painted.flatten())
+    found[GUIDES, "ratio"] = _ratio(toward.abs(), painted.flatten())
+    found[GUIDES, "ap"] = _mean_precision(toward, painted.flatten())
+    for what in [*changes, GUIDES]:
+        found[what, "base_rate"] = float(painted.mean())
     return found
 
 
@@ -176,30 +166,30 @@ def _latent_changes(pairs: Pairs, code: Code, chosen: Tensor, latents: int) -> T
     return values[0] - values[1]
 
 
-def _ratio(size: Tensor, shares: Tensor) -> float:
+def _ratio(size: Tensor, painted: Tensor) -> float:
     """How much larger |changes| (n, m) are inside masks than outside, all columns together."""
-    inside = (size * shares[:, None]).sum() / shares.sum()
-    outside = size[shares == 0].sum() / (shares == 0).sum()
+    inside = (size * painted[:, None]).sum() / painted.sum()
+    outside = size[painted == 0].sum() / (painted == 0).sum()
     return float(inside / outside) if outside > 0 else float("nan")
 
 
-def _toward(values: Tensor, shares: Tensor) -> float:
+def _toward(values: Tensor, painted: Tensor) -> float:
     """Share of what changes (n, m) inside masks that goes to the anomalous side; ½ by chance."""
-    inside = values * shares[:, None]
+    inside = values * painted[:, None]
     return float(inside.clamp_min(0).sum() / inside.abs().sum())
 
 
-def _mean_precision(values: Tensor, shares: Tensor) -> float:
+def _mean_precision(values: Tensor, painted: Tensor) -> float:
     """Mean over columns of the AP of values (n, m) as detectors of what was painted.
 
     As `weighted_precision`, of all columns at once; equal values count as one step.
     """
     ordered, order = values.sort(dim=0, descending=True)
-    hits = shares[order].double().cumsum(0)
+    hits = painted[order].double().cumsum(0)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
     count = torch.arange(1, len(values) + 1, dtype=torch.float64)[:, None]
     before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)
     before[0] = 0
     steps = torch.where(last, (hits - before) * hits / count, 0)
-    return float(steps.sum(0).div(shares.sum()).mean())
+    return float(steps.sum(0).div(painted.sum()).mean())

@@ -2,7 +2,8 @@
 
 The protocol of saev: latents are ranked by their precision (AP) on one half of the images; the best
 are judged by the other half, and here also by every target. The null is the same with each mask
-moved to another image of its category: what is left is where defects tend to lie, and chance.
+moved to another image of its category, by one permutation that may leave some in their place: what
+is left is where defects tend to lie, and chance.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spg_pipe.explain.codes import Code
-from spg_pipe.explain.groups import GROUPS, deal
-from spg_pipe.explain.histograms import BINS, Bins, binned_precision
+from spg_pipe.explain.groups import GROUPS, image_groups
+from spg_pipe.explain.histograms import BINS, binned_precision
+from spg_pipe.explain.measure import bins_of
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
 from spg_pipe.study.audit_case import Case
@@ -28,6 +30,7 @@ BEST = (10, 25, 50, 100)
 MOST_IMAGES = 240
 """Of each set, drawn by chance."""
 AUDITED, NULL = "masks", "moved masks"
+_CHANNELS = {AUDITED: 1, NULL: 2}
 _DRAWS, _ENDS = 300, (2.5, 97.5)
 _IMAGES = 8
 _FIRST = 32
@@ -55,15 +58,21 @@ class Sample(NamedTuple):
         for category in np.unique(categories):
             own = np.flatnonzero(categories == category)
             moved[own] = rng.permutation(own)
-        return cls(store, images, deal(categories, store.array("label")[images], seed), moved)
+        return cls(store, images, image_groups(store)[images], moved)
 
-    def shares(self, layer: str) -> Tensor:
+    def defect_shares(self, layer: str) -> Tensor:
         """(n, N) float32: share of each patch's pixels that are defect."""
         grid, parts = self.store.spec.layers[layer].grid, []
         for start in range(0, len(self.images), 64):
             masks = torch.from_numpy(self.store.masks(self.images[start : start + 64])).float()
             parts.append(F.adaptive_avg_pool2d(masks[:, None], grid).flatten(1))
         return torch.cat(parts)
+
+    def tokens(self, layer: str, rows: np.ndarray) -> Iterator[Tensor]:
+        """(m·N, D) float32 of some images of the sample, by `_parts` of m images."""
+        for part in _parts(rows):
+            tokens = self.store.tokens(layer, self.images[part])
+            yield torch.from_numpy(tokens).float().flatten(0, 1)
 
 
 class Counts(NamedTuple):
@@ -76,10 +85,15 @@ class Counts(NamedTuple):
 
     def precision(self, weights: np.ndarray, masks: str, latents: np.ndarray) -> np.ndarray:
         """(R, n) AP of n latents, the groups weighted in R ways (R, GROUPS)."""
-        channels = [0, 1 if masks == AUDITED else 2]
+        channels = [0, _CHANNELS[masks]]
         cells = self.cells[:, channels][:, :, latents]
         drawn = (weights @ cells.reshape(GROUPS, -1)).reshape(len(weights), *cells.shape[1:])
         return binned_precision(drawn, weights @ self.patches[:, channels])
+
+    def base_rate(self, groups: np.ndarray, masks: str) -> float:
+        """Share of anomalous patches of some groups (n,)."""
+        of_groups = self.patches[groups].sum(axis=0)
+        return float(of_groups[_CHANNELS[masks]] / of_groups[0])
 
 
 class Proposed(NamedTuple):
@@ -98,56 +112,49 @@ def latents(case: Case) -> Iterator[Row]:
     """
     stores = {case.aux: case.store} | case.targets
     samples = {name: Sample.of(store, case.seed) for name, store in stores.items()}
-    samples = {name: of for name, of in samples.items() if of.shares(case.store.layers[0]).any()}
+    samples = {
+        name: of for name, of in samples.items() if of.defect_shares(case.store.layers[0]).any()
+    }
     half = np.arange(GROUPS) % 2
-    for name, saes in case.dictionaries.items():
-        proposed: dict[str, Proposed] = {}
-        for place, sample in samples.items() if name != RANDOM else ():
+    for name in [name for name in case.dictionaries if name != RANDOM]:
+        saes, proposed = case.dictionaries[name], dict[str, Proposed]()
+        for place, sample in samples.items():
             counted = []
             for layer, sae in saes.layers.items():
-                code, shares = case.code(name, layer), sample.shares(layer)
-                counted.append(count(sample, layer, code, len(sae.dictionary), shares))
+                code, defect_shares = case.code(name, layer), sample.defect_shares(layer)
+                counted.append(count(sample, layer, code, len(sae.dictionary), defect_shares))
             if place == case.aux:
                 proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
             for masks, best in proposed.items():
                 found = audited(counted, masks, best, groups, case.seed)
+                row = case.row(CLAIM, place, name)
                 for n in (n for n in BEST if n <= found.shape[1]):
                     means = found[:, :n].mean(axis=1)
-                    low, high = np.nanpercentile(means[1:], _ENDS)
-                    about = {"variant": masks, "n": n, "figure": "mean_ap", "low": float(low)}
-                    value = {"value": float(means[0]), "high": float(high)}
-                    yield case.row(CLAIM, place, name, **about, **value)
-                rates = counted[0].patches[groups].sum(axis=0)
-                about = {"variant": masks, "n": max(BEST), "figure": "base_rate"}
-                yield case.row(CLAIM, place, name, **about, value=float(rates[1] / rates[0]))
+                    low, high = np.nanpercentile(means[1:], _ENDS).tolist()
+                    yield row(masks, n, "mean_ap", float(means[0]), low, high)
+                yield row(masks, max(BEST), "base_rate", counted[0].base_rate(groups, masks))
 
 
-def count(sample: Sample, layer: str, code: Code, latents: int, shares: Tensor) -> Counts:
+def count(sample: Sample, layer: str, code: Code, latents: int, defect_shares: Tensor) -> Counts:
     """One pass over a sample's tokens, by the masks' shares (n, N) of its patches."""
-    cells = np.zeros((GROUPS, 3, latents, BINS), np.float32)
-    patches = np.zeros((GROUPS, 3))
-    channels = torch.stack(
-        [torch.ones_like(shares), shares, shares[torch.from_numpy(sample.moved)]]
-    )
-    bins = _bins(sample, layer, code, latents)
-    for start in range(0, len(sample.images), _IMAGES):
-        rows = np.arange(start, min(start + _IMAGES, len(sample.images)))
-        entries = code(_tokens(sample, layer, rows))
-        places, image = bins.cells(entries), entries.token // shares.shape[1]
-        for number, row in enumerate(rows.tolist()):
-            group, own = sample.groups[row], image == number
-            token = entries.token[own] - number * shares.shape[1]
-            for channel, weights in enumerate(channels[:, row]):
-                patches[group, channel] += float(weights.sum())
-                weight = weights[token]
-                if used := int(weight.count_nonzero()):
-                    inside = weight > 0 if used < len(weight) else slice(None)
-                    found = torch.bincount(
-                        places[own][inside], weight[inside], minlength=latents * BINS
-                    )
-                    cells[group, channel] += found.view(latents, BINS).numpy()
-    return Counts(cells, patches)
+    moved = defect_shares[torch.from_numpy(sample.moved)]
+    shares = torch.stack([torch.ones_like(moved), defect_shares, moved], dim=1)
+    groups = torch.from_numpy(sample.groups)
+    patches = torch.zeros(GROUPS, 3, dtype=torch.float64)
+    patches.index_add_(0, groups, shares.sum(dim=2, dtype=torch.float64))
+    cells, size = torch.zeros(GROUPS, 3, latents * BINS), latents * BINS
+    rows = np.arange(len(groups))
+    some = np.unique(np.linspace(0, rows[-1], _FIRST).astype(int))
+    bins = bins_of(sample.tokens(layer, some), code, latents)
+    for part, tokens in zip(_parts(rows), sample.tokens(layer, rows), strict=True):
+        entries = code(tokens)
+        place = groups[part].repeat_interleave(shares.shape[2])[entries.token] * 3 * size
+        place += bins.cells(entries)
+        for channel in range(3):
+            weights = shares[part, channel].flatten()[entries.token]
+            cells.view(-1).scatter_add_(0, place + channel * size, weights)
+    return Counts(cells.view(GROUPS, 3, latents, BINS).numpy(), patches.numpy())
 
 
 def propose(counted: Sequence[Counts], masks: str, weights: np.ndarray) -> Proposed:
@@ -178,19 +185,5 @@ def audited(
     return found
 
 
-def _bins(sample: Sample, layer: str, code: Code, latents: int) -> Bins:
-    """Bins that fit what is seen in some of the images."""
-    rows = np.unique(np.linspace(0, len(sample.images) - 1, _FIRST).astype(int))
-    ends = [torch.full((latents,), sign * torch.inf) for sign in (1, -1)]
-    for part in np.array_split(rows, -(-len(rows) // _IMAGES)):
-        entries = code(_tokens(sample, layer, part))
-        for end, way in zip(ends, ("amin", "amax"), strict=True):
-            end.scatter_reduce_(0, entries.latent, entries.value, way)
-    smallest, largest = (end.masked_fill(end.isinf(), torch.nan) for end in ends)
-    return Bins.of(smallest, largest, logarithmic=True)
-
-
-def _tokens(sample: Sample, layer: str, rows: np.ndarray) -> Tensor:
-    """(n·N, D) float32."""
-    tokens = sample.store.tokens(layer, sample.images[rows])
-    return torch.from_numpy(tokens).float().flatten(0, 1)
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, -(-len(rows) // _IMAGES))

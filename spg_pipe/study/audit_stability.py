@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from spg_pipe.decision.model import MAP_TOP, coarse_maps, top_weights
+from spg_pipe.decision.model import MAP_TOP, top_weights
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.dictionary import MATCHED, matches
@@ -18,10 +17,10 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
 from spg_pipe.study.audit_case import Case
 from spg_pipe.study.audit_dictionaries import MEANS, OWN, UNTRAINED
-from spg_pipe.study.audit_tables import Row
+from spg_pipe.study.audit_tables import NAMED, Row
 
 STABILITY, EXACTNESS = "stability", "contributions"
-ALL, NAMED, START = "all atoms", "atoms of the guides", ", before and after training"
+ALL, START = "all atoms", ", before and after training"
 _IMAGES, _ATOMS = 8, 8
 """That contributions are tried on."""
 
@@ -33,38 +32,39 @@ def stability(case: Case) -> Iterator[Row]:
     least `MATCHED`. Centroids are compared without the mean token, which all of them share.
     `START`: each atom's cosine with what it was before training.
     """
-    others = [case.dictionaries_of(s) for s in case.run.params.seeds if s != case.seed]
+    seeds = [seed for seed in case.run.params.seeds if seed != case.seed]
     names = [name for name in (OWN, UNTRAINED, MEANS) if name in case.dictionaries]
-    for name in names if others else ():
+    for name in names if seeds else ():
+        others = [case.dictionary(name, seed) for seed in seeds]
         own, cosines = case.dictionaries[name], []
         for layer in own.layers:
             centre = case.normal[layer] if name == MEANS else torch.zeros(())
-            rows = [unit(of[name].layers[layer].atoms.detach() - centre) for of in others]
+            rows = [unit(of.layers[layer].atoms.detach() - centre) for of in others]
             mine = unit(own.layers[layer].atoms.detach() - centre)
-            dead = [of[name].dead[layer] for of in others]
+            dead = [of.dead[layer] for of in others]
             cosines.append(matches(mine, rows, own.dead[layer], dead).cosines)
-        yield from _alike(case, name, "", cosines)
+        yield from _cosine_rows(case, name, "", cosines)
     start, cosines = case.dictionaries[UNTRAINED], []
     for layer, sae in case.dictionaries[OWN].layers.items():
         both = sae.atoms.detach() * start.layers[layer].atoms.detach()
         cosines.append(both.sum(1, keepdim=True).numpy())
-    yield from _alike(case, OWN, START, cosines)
+    yield from _cosine_rows(case, OWN, START, cosines)
 
 
-def _alike(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> Iterator[Row]:
+def _cosine_rows(case: Case, name: str, what: str, cosines: Sequence[np.ndarray]) -> Iterator[Row]:
     """Rows of cosines (C, other dictionaries) of each layer: of all atoms, and of the guides'."""
     layers = case.dictionaries[name].layers
     dead = case.dictionaries[name].dead
     chosen = {ALL: [~dead[layer].numpy() for layer in layers]}
     if name == OWN:
         chosen[NAMED] = [case.detector.layers[layer].atom_ids.numpy() for layer in layers]
+    row, seeds = case.row(STABILITY, case.aux, name), len(case.run.params.seeds)
     for who, rows in chosen.items():
-        values = np.concatenate([of[row] for of, row in zip(cosines, rows, strict=True)])
+        values = np.concatenate([of[some] for of, some in zip(cosines, rows, strict=True)])
         for figure, each in (("best_cosine", values), ("matched", values >= MATCHED)):
             means = each.mean(axis=0)
-            about = {"variant": f"{who}{what}", "n": len(case.run.params.seeds), "figure": figure}
-            ends = {"low": float(means.min()), "high": float(means.max())}
-            yield case.row(STABILITY, case.aux, name, **about, value=float(means.mean()), **ends)
+            ends = (float(means.min()), float(means.max()))
+            yield row(f"{who}{what}", seeds, figure, float(means.mean()), *ends)
 
 
 def exactness(case: Case) -> Iterator[Row]:
@@ -74,10 +74,8 @@ def exactness(case: Case) -> Iterator[Row]:
     the map's highest are held.
     """
     for target, store in case.targets.items():
-        if store.spec.backbone.tiles is None:
-            about = {"variant": "stated less measured", "n": _ATOMS, "figure": "largest_difference"}
-            value = largest_difference(case.detector, store)
-            yield case.row(EXACTNESS, target, OWN, **about, value=value)
+        row, value = case.row(EXACTNESS, target, OWN), largest_difference(case.detector, store)
+        yield row("stated less measured", _ATOMS, "largest_difference", value)
 
 
 def largest_difference(detector: Detector, store: FeatureStore) -> float:
@@ -92,27 +90,23 @@ def largest_difference(detector: Detector, store: FeatureStore) -> float:
     for row, values in zip(explanation.atoms, explanation.contributions.T, strict=True):
         stated[row.layer, row.atom] = stated.get((row.layer, row.atom), 0) + values
     strongest = sorted(stated, key=lambda atom: -np.abs(stated[atom]).mean())[:_ATOMS]
-    weights = top_weights(_maps(detector, store, tokens), detector.decision.top_share)
+    term = detector.decision.terms.get(MAP_TOP)
 
-    def score(of: Detector) -> np.ndarray:
-        _, values = of.log_odds(seen.keyed(tokens), seen.keyed(grids))
-        if MAP_TOP in of.decision.terms:
-            top = (_maps(of, store, tokens) * weights).sum(axis=(1, 2))
-            values = values | {MAP_TOP: top}
-        return np.sum(list(of.decision.shares(values).values()), axis=0)
+    def lost(less: Detector) -> np.ndarray:
+        """(B,) by how much scores are lower, with the pixels that count held."""
+        again = judge(less, tokens, grids, seen, rule)
+        before, after = judged.columns, again.columns
+        drop = before["score"] - after["score"]
+        if term and judged.maps is not None and again.maps is not None:
+            weights = top_weights(judged.maps, detector.decision.top_share)
+            held = (weights * (judged.maps - again.maps)).sum(axis=(1, 2))
+            name = f"share_{MAP_TOP}"
+            drop += held * term.weight / term.deviation - (before[name] - after[name])
+        return drop
 
-    whole = score(detector)
     return max(
-        float(np.abs(whole - score(without(detector, *atom)) - stated[atom]).max())
-        for atom in strongest
+        float(np.abs(lost(without(detector, *atom)) - stated[atom]).max()) for atom in strongest
     )
-
-
-def _maps(detector: Detector, store: FeatureStore, tokens: dict[str, Tensor]) -> np.ndarray:
-    seen = store.spec.backbone
-    grids = {layer: store.spec.layers[layer].grid for layer in tokens}
-    odds, _ = detector.log_odds(seen.keyed(tokens), seen.keyed(grids))
-    return coarse_maps({key.name: values for key, values in odds.items()}, store.image_size)
 
 
 def without(detector: Detector, layer: str, atom: int) -> Detector:

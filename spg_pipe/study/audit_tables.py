@@ -21,6 +21,8 @@ CONTRAST, TRAINED = "contrast guides", "trained guides"
 WHOLE = "whole decision"
 """Claims of faithfulness: of either kind of guides alone; of the first also with self-distances."""
 FAITHFUL = (CONTRAST, f"{CONTRAST}, {WHOLE}", TRAINED)
+NAMED = "atoms of the guides"
+"""A variant of several claims."""
 
 
 class Row(NamedTuple):

@@ -28,7 +28,7 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.held_out import (
     FIGURES,
     Candidate,
-    Judged,
+    PartFigures,
     best,
     judge_candidates,
     known_mean,
@@ -128,7 +128,7 @@ def _judge(
     store: FeatureStore,
     settings: Sequence[Setting],
     saes: Sequence[Sequence[Path]],
-) -> Judged:
+) -> PartFigures:
     """Of every setting, means over seeds; `saes` are setting by setting, seed by seed."""
     load, device, by_seed = cache(SaeRun.load), choose_device(run.device), []
     detection = run.params.method.detection

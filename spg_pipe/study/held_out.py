@@ -44,7 +44,7 @@ class Candidate:
 
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
-Judged = dict[str, np.ndarray]
+PartFigures = dict[str, np.ndarray]
 """Held-out part → (candidates, 3) `FIGURES` by what was made from the others; NaN: undefined."""
 
 
@@ -115,7 +115,7 @@ def judge_candidates(
     *,
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
-) -> Judged:
+) -> PartFigures:
     """Judge every candidate on every held-out part.
 
     Maps are compared with masks at a quarter of S: enough to rank settings, and sixteen times less
@@ -131,7 +131,7 @@ def judge_candidates(
     makers = {(id(candidate.saes), candidate.atoms): candidate for candidate in candidates}
     sides = {key: _sides(store, maker, sums, parts) for key, maker in makers.items()}
     measured = {key: measure(store, each, device=device) for key, each in sides.items()}
-    regions, judged = coarse_masks(store), Judged()
+    regions, judged = coarse_masks(store), PartFigures()
     for which, (part, rows) in enumerate(parts.items()):
         figures = []
         for candidate in candidates:
@@ -236,14 +236,20 @@ def _sides(
 
 
 def coarse_masks(store: FeatureStore) -> dict[int, Regions]:
-    """Image → regions of its mask at S/4; a quarter of a pixel makes it defective (thin cracks)."""
-    side = max(1, store.image_size // COARSE)
-    states, regions = store.array("mask_state"), {}
+    """Image → regions of its mask at S/4, where it is known."""
+    return {row: Regions.of(mask) for row, mask in coarse_pixels(store)}
+
+
+def coarse_pixels(store: FeatureStore) -> Iterator[tuple[int, np.ndarray]]:
+    """Each image with a known mask, and (S/4, S/4) bool of it.
+
+    A quarter of a pixel makes it defective: cracks are thin.
+    """
+    side, states = max(1, store.image_size // COARSE), store.array("mask_state")
     for start in range(0, len(store), 64):
         rows = np.arange(start, min(start + 64, len(store)))
         masks = torch.from_numpy(store.masks(rows)).float()[:, None]
         coarse = (F.adaptive_avg_pool2d(masks, side)[:, 0] >= 0.25).numpy()
         for row, mask in zip(rows.tolist(), coarse, strict=True):
             if states[row] != MaskState.MISSING:
-                regions[row] = Regions.of(mask)
-    return regions
+                yield row, mask

@@ -54,6 +54,7 @@ from spg_pipe.study.settings import (
     Setting,
     combinations,
     require_default_method,
+    require_whole_images,
     train_missing_saes,
 )
 from spg_pipe.study.standings import LEAGUE_FIGURES, Standings, others_of
@@ -84,12 +85,7 @@ def league(run: RecipeRun) -> Result:
     require_writable(path := run.paths.league)
     run = replace(run, console=replace(run.console, bars=False))  # bars of jobs would overlap
     stores = stores_of(run)
-    for name, store in stores.items():
-        if store.spec.backbone.tiles is not None:
-            raise SpgError(
-                f"league judges images as a whole; the store of {name} has tiles. Take {name} out "
-                "of extract.tiles and run `spg-pipe extract` again."
-            )
+    require_whole_images(stores, "league")
     for aux, seed in product(auxiliaries(run, stores), run.params.seeds):
         train_missing_saes(settings, aux, seed)
     chosen = _chosen(run, settings)

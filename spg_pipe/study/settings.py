@@ -14,6 +14,7 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.training import train_sae
 from spg_pipe.recipe.params import Params, parse_params
+from spg_pipe.store.reader import FeatureStore
 
 _MOST = 10_000
 """Combinations: each costs at least one pass over a store, or days in all."""
@@ -102,6 +103,22 @@ def require_default_method(params: Params, command: str) -> None:
             f"additive; found {params.guides.kind} and {params.score.rule}. Use `spg-pipe sweep` "
             "for other settings."
         )
+
+
+def require_whole_images(stores: Mapping[str, FeatureStore], command: str) -> None:
+    """Refuse tiles: a command that judges by the tokens of each image as a whole.
+
+    Raises
+    ------
+    SpgError
+        If a store has tiles.
+    """
+    for name, store in stores.items():
+        if store.spec.backbone.tiles is not None:
+            raise SpgError(
+                f"{command} judges images as a whole; the store of {name} has tiles. Take {name} "
+                "out of extract.tiles and run `spg-pipe extract` again."
+            )
 
 
 def short(value: Any) -> str:

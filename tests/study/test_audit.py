@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -26,9 +28,12 @@ from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import audit as module
 from spg_pipe.study.audit import audit
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, OWN
-from spg_pipe.study.audit_tables import CONTRAST, WHOLE, atoms_needed
+from spg_pipe.study.audit_kept import keep_rows, kept_path, kept_rows, remove_kept
+from spg_pipe.study.audit_tables import CONTRAST, WHOLE, Row, atoms_needed
 from spg_pipe.study.held_out import FIGURES
 from spg_pipe.study.league import judge_target
+from spg_pipe.study.methods import stores_of
+from spg_pipe.study.runner import Job
 from spg_pipe.study.settings import Result
 from study.test_league import in_turn
 
@@ -122,6 +127,60 @@ def test_the_table_names_its_backbone_protocol_and_seeds(held):
 def test_atoms_needed_are_those_from_which_on_little_is_lost(figures, needed):
     assert atoms_needed(pd.Series(figures), 0.9) == needed
     assert math.isnan(atoms_needed(pd.Series(figures), 1.0))
+
+
+def test_an_interrupted_audit_goes_on_from_its_finished_jobs(held, monkeypatch):
+    folder, result = held
+    monkeypatch.chdir(folder)
+    run, done = run_of(), list[str]()
+    finished = run.paths.audit.with_suffix(".finished")
+    assert not finished.exists()
+
+    def until(count: int) -> Any:
+        def run_some(jobs: Sequence[Job], device: str) -> Iterator[tuple[str, Any]]:
+            for job in jobs:
+                if len(done) == count:
+                    raise SpgError("the job failed")
+                done.append(job.name)
+                yield job.name, job.work()
+
+        return run_some
+
+    monkeypatch.setattr(module, "run_jobs", until(1))
+    with pytest.raises(SpgError, match="the job failed"):
+        audit(run)
+    monkeypatch.setattr(module, "run_jobs", until(2))
+    again = audit(run)
+    assert done == ["audit of left, seed 1", "audit of left, seed 2"]
+    assert (again.table, str(again.rows)) == (result.table, str(result.rows))  # some are NaN
+    assert not finished.exists()
+
+
+def test_rows_are_kept_for_the_same_inputs_alone(held, monkeypatch):
+    folder, _ = held
+    monkeypatch.chdir(folder)
+    stores, rows = (
+        stores_of(run_of()),
+        [Row("ap", "left", "right", 1, OWN, "kept", 5, "", math.nan)],
+    )
+    path = kept_path(run_of(), stores, "left", 1)
+    keep_rows(path, rows)
+    assert str(kept_rows(kept_path(run_of(), stores, "left", 1))) == str(rows)
+    others = [(run_of(), 2), (run_of(seeds=[1]), 1)]
+    assert [kept_rows(kept_path(run, stores, "left", seed)) for run, seed in others] == [None, None]
+    path.write_text(path.read_text()[:-9])
+    assert kept_rows(path) is None
+    remove_kept([path])
+    assert not path.parent.exists()
+
+
+def test_tiles_are_refused_before_any_job(held, monkeypatch):
+    folder, _ = held
+    monkeypatch.chdir(folder)
+    tiled = SimpleNamespace(spec=SimpleNamespace(backbone=SimpleNamespace(tiles=object())))
+    monkeypatch.setattr(module, "stores_of", lambda run: {"right": tiled})
+    with pytest.raises(SpgError, match="audit judges images as a whole; the store of right has"):
+        audit(run_of())
 
 
 def test_an_audit_without_directions_is_refused_before_any_work():

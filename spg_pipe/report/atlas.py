@@ -63,8 +63,10 @@ class Described:
 
     @property
     def most_like(self) -> Any:
-        """The strip of the patches most like it: what raises the score most is the opposite of a
-        normal atom, so that its latent's strip stands in for it; null if there is none."""
+        """The strip of the patches most like it, null if there is none.
+
+        Of a normal atom what raises the score most is least like it: there the latent's strip.
+        """
         whole = self.whole
         projected = whole.side != "normal" and not pd.isna(whole.projection_crops)
         return whole.projection_crops if projected else whole.crops

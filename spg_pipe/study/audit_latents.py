@@ -16,8 +16,8 @@ from torch import Tensor
 
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.explain.codes import Code
-from spg_pipe.explain.groups import GROUPS, image_groups
-from spg_pipe.explain.histograms import BINS, binned_precision
+from spg_pipe.explain.groups import ENDS, GROUPS, drawn, image_groups
+from spg_pipe.explain.histograms import BINS, DRAWS, binned_precision
 from spg_pipe.explain.measure import bins_of
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import labelled_images
@@ -32,7 +32,6 @@ MOST_IMAGES = 240
 """Of each set, drawn by chance."""
 AUDITED, NULL = "masks", "moved masks"
 _CHANNELS = {AUDITED: 1, NULL: 2}
-_DRAWS, _ENDS = 300, (2.5, 97.5)
 _IMAGES = 8
 _FIRST = 32
 """Images that the bins are chosen from."""
@@ -89,8 +88,8 @@ class Counts(NamedTuple):
         """(R, n) AP of n latents, the groups weighted in R ways (R, GROUPS)."""
         channels = [0, _CHANNELS[masks]]
         cells = self.cells[:, channels][:, :, latents]
-        drawn = (weights @ cells.reshape(GROUPS, -1)).reshape(len(weights), *cells.shape[1:])
-        return binned_precision(drawn, weights @ self.patches[:, channels])
+        resampled = (weights @ cells.reshape(GROUPS, -1)).reshape(len(weights), *cells.shape[1:])
+        return binned_precision(resampled, weights @ self.patches[:, channels])
 
     def base_rate(self, groups: np.ndarray, masks: str) -> float:
         """Share of anomalous patches of some groups (n,)."""
@@ -132,11 +131,11 @@ def latents(case: Case) -> Iterator[Row]:
                 proposed = {masks: propose(counted, masks, half) for masks in (AUDITED, NULL)}
             groups = np.flatnonzero(half == 0) if place == case.aux else np.arange(GROUPS)
             for masks, best in proposed.items():
-                found = audited(counted, masks, best, groups, case.seed)
+                found = audited(counted, masks, best, groups)
                 row = case.row(CLAIM, place, name)
                 for n in (n for n in BEST if n <= found.shape[1]):
                     means = found[:, :n].mean(axis=1)
-                    low, high = np.nanpercentile(means[1:], _ENDS).tolist()
+                    low, high = np.nanquantile(means[1:], ENDS).tolist()
                     yield row(masks, n, "mean_ap", float(means[0]), low, high)
                 yield row(masks, max(BEST), "base_rate", counted[0].base_rate(groups, masks))
 
@@ -175,14 +174,13 @@ def propose(counted: Sequence[Counts], masks: str, weights: np.ndarray) -> Propo
 
 
 def audited(
-    counted: Sequence[Counts], masks: str, best: Proposed, groups: np.ndarray, seed: int
+    counted: Sequence[Counts], masks: str, best: Proposed, groups: np.ndarray
 ) -> np.ndarray:
-    """(1 + draws, n) AP of the proposed latents on some groups, and on these drawn anew."""
-    draws = np.random.default_rng(seed).choice(groups, (_DRAWS, len(groups)))
-    weights = np.zeros((1 + _DRAWS, GROUPS), np.float32)
+    """(1 + DRAWS, n) AP of the proposed latents on some groups (m,), and on these drawn anew."""
+    weights = np.zeros((1 + DRAWS, GROUPS), np.float32)
     weights[0, groups] = 1
-    np.add.at(weights, (np.arange(1, 1 + _DRAWS)[:, None], draws), 1)
-    found = np.empty((1 + _DRAWS, len(best.latents)))
+    weights[1:, groups] = drawn(len(groups), DRAWS)
+    found = np.empty((len(weights), len(best.latents)))
     for number, each in enumerate(counted):
         own = np.flatnonzero(best.layers == number)
         for part in np.array_split(own, -(-len(own) // _IMAGES) or 1):

@@ -142,7 +142,7 @@ def test_the_latent_that_knows_the_masks_is_proposed_and_holds_up(planted):
     for masks, best in ((AUDITED, 3), (NULL, 5)):
         proposed = propose(counted, masks, half)
         assert proposed.latents[0] == best
-        found = audited(counted, masks, proposed, np.flatnonzero(half == 0), 0)
+        found = audited(counted, masks, proposed, np.flatnonzero(half == 0))
         assert found[0, 0] > found[0, 1:].max() + 0.1
         assert np.nanmin(found[1:, 0]) <= found[0, 0] <= np.nanmax(found[1:, 0])
 

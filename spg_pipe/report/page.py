@@ -7,6 +7,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spg_pipe.errors import SpgError, printable
+from spg_pipe.images.reading import read_header
 from spg_pipe.report.tables import UNDEFINED
 
 
@@ -55,10 +56,8 @@ def per_cent(value: float | None) -> str:
 
 def size_of(path: Path) -> tuple[int, int]:
     """(width, height) of a picture file, pixels, from its header."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return picture.size
+    height, width = read_header(path, "image", exif=False).size
+    return width, height
 
 
 def require_replaceable(out: Path, what: Literal["report", "atlas"]) -> None:

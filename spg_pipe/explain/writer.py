@@ -56,7 +56,7 @@ class ExplanationWriter:
         line = line_of(item.explanation, item.image, item.path, self.atoms)
         self.lines.write(f"{line}\n")
         if self.pictures is None:
-            self._draw(item)
+            self.draw(item)
         elif self.pictures:
             self._draw_if_high(item, self.pictures)
         return line
@@ -65,13 +65,14 @@ class ExplanationWriter:
         """Drawn as it comes, and removed when others are higher: no image is read twice."""
         score = float(item.explanation.scores[item.image])
         full = len(self._highest) == most
-        if (full and score <= self._highest[0][0]) or not self._draw(item):
+        if (full and score <= self._highest[0][0]) or not self.draw(item):
             return
         heapq.heappush(self._highest, (score, -len(self._highest), item.file))
         if full:
             (self.folder / heapq.heappop(self._highest)[2]).unlink()
 
-    def _draw(self, item: Explained) -> bool:
+    def draw(self, item: Explained) -> bool:
+        """Write an image's picture; False if that is not possible."""
         pixels = item.pixels()
         if pixels is None:
             self.undrawn += 1

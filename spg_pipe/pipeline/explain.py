@@ -1,7 +1,8 @@
 """`explain`: why images have their scores, of a person's own images or of a finished store."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
 from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.decision.maps import anomaly_maps, shown_range
+from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import BATCH_IMAGES
@@ -28,9 +30,9 @@ from spg_pipe.predict.files import LINES, picture_paths, whole_result
 from spg_pipe.predict.judge import as_explained, judge_images
 from spg_pipe.predict.predictor import require_guides
 from spg_pipe.recipe.machine import choose_device
-from spg_pipe.recipe.params import Dataset, ScoreParams
+from spg_pipe.recipe.params import Dataset
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.store.stream import ordered_batches, sources_of
+from spg_pipe.store.stream import image_tokens, ordered_batches, sources_of
 
 PICTURES = 8
 """Of a store's images, those with the highest scores, unless told otherwise."""
@@ -102,14 +104,19 @@ def explain_split(
         given |= named_input("detector", detector, own, each.fingerprint)
         folder = run.paths.explanations(aux, dataset, seed, given)
         shown = shown_range(log_odds=each.rule(options).rule == "additive")
+        judged = _Judged(each, dataset, features, each.rule(options), choose_device(run.device))
         with (
             fresh_folder(folder) as fresh,
-            writing(fresh, shown, atoms, drawn) as writer,
+            writing(fresh, shown, atoms, pictures=0) as writer,
             run.console.progress(f"explain {dataset.name}") as update,
         ):
-            for done, item in enumerate(_of_store(run, each, dataset, features, options), 1):
+            scores = []
+            for done, item in enumerate(judged.all(), 1):
                 listener(writer.add(item))
+                scores.append(float(item.explanation.scores[item.image]))
                 update(done, len(features))
+            for item in judged.some(np.argsort(scores)[len(scores) - min(drawn, len(scores)) :]):
+                writer.draw(item)
         if writer.undrawn:
             run.console.say(
                 f"Note: {counted(writer.undrawn, 'photograph')} could not be read from "
@@ -130,25 +137,45 @@ def _require_drawn(writer: ExplanationWriter, out: Path) -> None:
         )
 
 
-def _of_store(
-    run: RecipeRun,
-    detector: Detector,
-    dataset: Dataset,
-    store: FeatureStore,
-    options: ScoreParams | None,
-) -> Iterator[Explained]:
-    rule, spec = detector.rule(options), store.spec.backbone
-    grids = {name: shape.grid for name, shape in store.spec.layers.items()}
-    paths = store.array("path").tolist()
-    files = picture_paths([Path(path) for path in paths], EXPLAINED, ".jpg")
-    device = choose_device(run.device)
-    for images, tokens in ordered_batches(sources_of(store, device, "none"), BATCH_IMAGES):
-        judged = judge(detector, tokens, grids, spec, rule)
-        explanation = explain(detector, tokens, grids, spec, rule, judged)
+@dataclass(frozen=True)
+class _Judged:
+    """A store's images as a detector judges them."""
+
+    detector: Detector
+    dataset: Dataset
+    store: FeatureStore
+    rule: Rule
+    device: str
+
+    def all(self) -> Iterator[Explained]:
+        """In the store's order."""
+        sources = sources_of(self.store, self.device, "none")
+        for images, tokens in ordered_batches(sources, BATCH_IMAGES):
+            yield from self._batch(images, tokens)
+
+    def some(self, images: np.ndarray) -> Iterator[Explained]:
+        """Images (n,), read again one by one."""
+        for row in images.reshape(-1, 1):
+            tokens = {name: image_tokens(self.store, name, row) for name in self.store.layers}
+            yield from self._batch(row, {k: v.to(self.device) for k, v in tokens.items()})
+
+    @cached_property
+    def _files(self) -> list[tuple[str, Path]]:
+        """Path and picture of each image."""
+        paths = self.store.array("path").tolist()
+        pictures = picture_paths([Path(path) for path in paths], EXPLAINED, ".jpg")
+        return list(zip(paths, pictures, strict=True))
+
+    def _batch(self, images: np.ndarray, tokens: dict[str, torch.Tensor]) -> Iterator[Explained]:
+        spec = self.store.spec
+        grids = {name: shape.grid for name, shape in spec.layers.items()}
+        judged = judge(self.detector, tokens, grids, spec.backbone, self.rule)
+        explanation = explain(self.detector, tokens, grids, spec.backbone, self.rule, judged)
         for number, row in enumerate(images.tolist()):
+            path, file = self._files[row]
             patches = {name: values[number : number + 1] for name, values in judged.patches.items()}
-            pixels = partial(_pixels, dataset.root / paths[row], store, patches, explanation)
-            yield Explained(paths[row], explanation, number, files[row], pixels)
+            pixels = partial(_pixels, self.dataset.root / path, self.store, patches, explanation)
+            yield Explained(path, explanation, number, file, pixels)
 
 
 def _pixels(

@@ -13,7 +13,13 @@ _DIGITS = 9
 """Significant digits of a number: sums of hundreds still agree to 1e-6."""
 
 
-def line_of(explanation: Explanation, image: int, path: str, atoms: int | None = None) -> str:
+def line_of(
+    explanation: Explanation,
+    image: int,
+    path: str,
+    atoms: int | None = None,
+    about: Mapping[str, object] | None = None,
+) -> str:
     """One image's decision as a line of JSON.
 
     Parameters
@@ -23,6 +29,8 @@ def line_of(explanation: Explanation, image: int, path: str, atoms: int | None =
     atoms : int, optional
         List only so many contributions, the strongest; `rest` has the sum of the others by
         component. Default: all.
+    about : dict, optional
+        What else is to be said of the image.
     """
     order = explanation.strongest(image)
     values, excess = explanation.contributions[image], explanation.excess[image]
@@ -39,6 +47,7 @@ def line_of(explanation: Explanation, image: int, path: str, atoms: int | None =
         "peak": {"row": peak[0], "column": peak[1], "grid": list(grid)},
         "detector": record.fingerprint,
         "protocol": record.protocol.name,
+        **(about or {}),
     }
     if len(listed) < len(order):
         rest = dict.fromkeys(explanation.offsets, 0.0)

@@ -2,7 +2,7 @@
 
 import heapq
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ class Explained(NamedTuple):
     pixels: Callable[[], tuple[np.ndarray, np.ndarray] | None]
     """Photograph (H, W, 3) uint8 and finished map (h, w) float32; None where the photograph cannot
     be read: then there is no picture."""
+    about: Mapping[str, object] | None = None
+    """As for `line_of`."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class ExplanationWriter:
 
     def add(self, item: Explained) -> str:
         """Write an image's line, and its picture if it is among those to be drawn."""
-        line = line_of(item.explanation, item.image, item.path, self.atoms)
+        line = line_of(item.explanation, item.image, item.path, self.atoms, item.about)
         self.lines.write(f"{line}\n")
         if self.pictures is None:
             self.draw(item)

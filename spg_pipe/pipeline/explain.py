@@ -100,6 +100,8 @@ def explain_split(
         each.check_backbone(features.spec.backbone, f"The store {features.path}")
         given = named_input("store", store, run.paths.store(dataset), features.fingerprint)
         aux, seed = each.record.auxiliary.dataset, each.record.seed
+        if aux == dataset.name:
+            run.console.say(f"Note: the detector was trained on {aux} itself.")
         own = run.paths.detector(aux, seed)
         given |= named_input("detector", detector, own, each.fingerprint)
         folder = run.paths.explanations(aux, dataset, seed, given)

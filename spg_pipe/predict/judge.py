@@ -201,10 +201,12 @@ def as_explained(judged: JudgedImage, file: Path) -> Explained | None:
     """What its explanation's writer takes, if it has one; `file` is of its picture."""
     if judged.explanation is None:
         return None
+    parts = judged.prediction.parts
     return Explained(
         judged.prediction.path,
         judged.explanation,
         judged.number,
         file,
         lambda: (eight_bit(judged.pixels), judged.anomaly_map),
+        {name: parts[name] for name in ("supervision", KNOWN) if name in parts},
     )

@@ -127,6 +127,8 @@ def test_a_bank_is_explained_beside_guides_and_refused_alone(ask: Ask, tmp_path:
     explain_images(few, Console(0), atoms=None, pictures=0, listener=lambda _: None)
     for line in lines_in(ask.out):
         assert "bank" in line["components"]
+        assert "few-shot: 3 normal images" in line["supervision"]
+        assert line["among_normals"] is (line["path"] in ("a.png", "c.png"))  # the same pixels
         require_adds_up(line)
     alone = NormalFolder(tmp_path / "good", BankParams(), alone=True)
     with pytest.raises(SpgError, match="alone uses no guides"):
@@ -187,6 +189,7 @@ def test_predict_replaces_what_explain_wrote(ask: Ask) -> None:
         (["DETECTOR", "FOLDER", "--seed", "7"], "--seed goes with a dataset"),
         (["DETECTOR", "FOLDER", "--aux", "a"], "--aux goes with a dataset"),
         (["DETECTOR", "FOLDER", "--split", "a"], "--split goes with a dataset"),
+        (["DETECTOR", "--split", "a", "--seed", "7"], "DETECTOR is one already"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch, capsys):

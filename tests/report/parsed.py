@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -45,3 +46,18 @@ class Page(HTMLParser):
         self.text += data
         if {"th", "td"} & set(self._open):
             self.rows[-1][-1] += data
+
+
+def require_complete(page: Page, folder: Path) -> None:
+    """No script, nothing from elsewhere, every link to something that is there."""
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert all(page.alts)
+    for link in page.links:
+        parts = urlparse(link)
+        assert not parts.scheme
+        assert not parts.netloc
+        if parts.path:
+            assert (folder / unquote(parts.path)).is_file()
+        else:
+            assert parts.fragment in page.ids

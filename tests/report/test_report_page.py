@@ -16,7 +16,7 @@ from PIL import Image
 
 from report.conftest import SHOWN, TRICKY, World
 from report.handmade import atlas_folder
-from report.parsed import Page
+from report.parsed import Page, require_complete
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, printable
@@ -45,17 +45,7 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_is_complete_and_needs_nothing_from_elsewhere(folder):
     page = Page(folder / "index.html")
-    assert "script" not in page.tags
-    assert len(page.ids) == len(set(page.ids))
-    assert all(page.alts)
-    for link in page.links:
-        parts = urlparse(link)
-        assert not parts.scheme
-        assert not parts.netloc
-        if parts.path:
-            assert (folder / parts.path).is_file()
-        else:
-            assert parts.fragment in page.ids
+    require_complete(page, folder)
     files = {path for path in (folder).rglob("*") if path.is_file()}
     linked = {folder / link for link in page.links} | {folder / "index.html"}
     assert files <= linked

@@ -63,7 +63,7 @@ def explain(
             + ": give either `spg-pipe explain DETECTOR FOLDER` or `spg-pipe explain --split NAME`."
         )
     if source is None and detector and (options.aux or options.seed is not None):
-        raise SpgError("--aux and --seed choose among detectors, and DETECTOR is one already.")
+        raise SpgError("--aux and --seed choose a detector, and DETECTOR is one: leave out either.")
     if source is not None and detector is not None:
         chosen = out or Path("explanations")
         ask = ask_of(options, detector, source, chosen, normals, bank, tiles)

@@ -189,7 +189,7 @@ def test_predict_replaces_what_explain_wrote(ask: Ask) -> None:
         (["DETECTOR", "FOLDER", "--seed", "7"], "--seed goes with a dataset"),
         (["DETECTOR", "FOLDER", "--aux", "a"], "--aux goes with a dataset"),
         (["DETECTOR", "FOLDER", "--split", "a"], "--split goes with a dataset"),
-        (["DETECTOR", "--split", "a", "--seed", "7"], "DETECTOR is one already"),
+        (["DETECTOR", "--split", "a", "--seed", "7"], "DETECTOR is one: leave out"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
-from skimage.measure import find_contours
+from skimage.measure import approximate_polygon, find_contours
 
 from spg_pipe.artefacts.record import Count, Record, Size
 from spg_pipe.metrics.regions import label_regions
@@ -60,7 +60,7 @@ class Region(Record):
     peak_column: Count
     mean: Unit
     """The map's mean in it."""
-    polygon: Annotated[tuple[tuple[float, float], ...], Field(min_length=4)]
+    polygon: Annotated[tuple[tuple[float, float], ...], Field(min_length=3)]
     """[x, y] along its outer border, within a pixel of it; the first pixel covers 0 to 1."""
     rle: RunLengths
     """Its pixels, exactly."""
@@ -120,9 +120,8 @@ def regions_of(anomaly_map: np.ndarray, threshold: float, most: int = MOST) -> F
         first = int(highest[of_region[region]].argmax())
         column = start[first] + values[line[first], start[first] : stop[first]].argmax()
         upper, lower, begin, end = line[0], line[-1] + 1, start.min(), stop.max()
-        border = _border(labels[upper:lower, begin:end] == place + 1)
-        corner = np.array([left + begin, top + upper])
-        polygon = simplified(border, TOLERANCE)[:-1] + corner
+        polygon = _polygon(labels[upper:lower, begin:end] == place + 1)
+        polygon += left + begin, top + upper
         regions.append(
             Region(
                 number=place + 1,
@@ -199,31 +198,10 @@ def _run_lengths(
     return masks
 
 
-def _border(mask: np.ndarray) -> np.ndarray:
-    """The outer border of a region (h, w) bool: [x, y] (n, 2), the last point the first again."""
+def _polygon(mask: np.ndarray) -> np.ndarray:
+    """[x, y] (n, 2) along the outer border of a region (h, w) bool, simplified."""
     lines = find_contours(np.pad(mask, 1).astype(np.float64), 0.5, fully_connected="high")
-    highest = min(lines, key=lambda line: line[:, 0].min())  # holes begin below the region's top
-    return highest[:, ::-1] - 0.5
-
-
-def simplified(line: np.ndarray, tolerance: float) -> np.ndarray:
-    """A closed line (n, 2) with fewer of its points, by Douglas and Peucker's rule.
-
-    What is left out lies within the tolerance of the line that is left. The ends stay, and points
-    that are highest, lowest, leftmost and rightmost. All pieces of the line are split at once.
-    """
-    kept = np.zeros(len(line), bool)
-    kept[[0, -1, *line.argmin(axis=0), *line.argmax(axis=0)]] = True
-    while True:
-        ends = np.flatnonzero(kept)
-        piece = np.minimum(np.cumsum(kept) - 1, len(ends) - 2)
-        first, last = line[ends[piece]], line[ends[piece + 1]]
-        along, offset = last - first, line - first
-        squared = np.maximum((along**2).sum(axis=1), 1e-12)
-        share = np.clip((along * offset).sum(axis=1) / squared, 0, 1)
-        distance = np.hypot(*(offset - share[:, None] * along).T)
-        farthest = np.maximum.reduceat(distance, ends[:-1])[piece]
-        wrong = np.flatnonzero((distance == farthest) & (farthest > tolerance))
-        if not len(wrong):
-            return line[kept]
-        kept[wrong[np.unique(piece[wrong], return_index=True)[1]]] = True
+    border = min(lines, key=lambda line: line[:, 0].min())  # holes begin below the region's top
+    simple = approximate_polygon(border, TOLERANCE)
+    closed = simple if len(simple) > 3 else border  # one that is thin would have no area
+    return closed[:-1, ::-1] - 0.5

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from spg_pipe.predict.regions import TOLERANCE, above, regions_of, simplified
+from spg_pipe.predict.regions import TOLERANCE, above, regions_of
 
 
 def drawn(shape: tuple[int, int], *boxes: tuple[int, int, int, int, float]) -> np.ndarray:
@@ -55,8 +55,7 @@ def test_nothing_above_the_threshold_is_no_region() -> None:
 def test_a_map_wholly_above_is_one_region() -> None:
     (only,) = regions_of(np.ones((30, 40), np.float32), 0.5).regions
     assert (only.bbox, only.area, only.rle.counts) == ((0, 0, 40, 30), 1200, (0, 1200))
-    xs, ys = zip(*only.polygon, strict=True)
-    assert (min(xs), min(ys), max(xs), max(ys)) == (0, 0, 40, 30)
+    assert len(only.polygon) == 4
 
 
 @settings(max_examples=200, deadline=None)
@@ -81,8 +80,10 @@ def test_regions_are_those_of_the_mask(mask: np.ndarray, seed: int) -> None:
         left, top, width, height = region.bbox
         assert (left, top) == (columns.min(), rows.min())
         assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
-        xs, ys = zip(*region.polygon, strict=True)
-        assert (min(xs), min(ys), max(xs), max(ys)) == (left, top, left + width, top + height)
+        ends = np.array(region.polygon)
+        off = np.ptp(ends, axis=0) - (width, height)
+        assert (off <= 0).all()
+        assert (off >= -2 * TOLERANCE).all()
 
 
 def test_run_lengths_are_coco_s() -> None:
@@ -109,18 +110,6 @@ def test_a_polygon_is_the_outer_border_within_a_pixel() -> None:
     )
     assert off.mean() < 0.01
     assert not (off & ~border).any()
-
-
-def test_a_simplified_line_passes_within_the_tolerance_of_every_point() -> None:
-    angle = np.linspace(0, 2 * np.pi, 400)
-    line = np.stack([50 * np.cos(angle) + 5 * np.cos(7 * angle), 30 * np.sin(angle)], axis=1)
-    line[-1] = line[0]
-    short = simplified(line, TOLERANCE)
-    assert 4 < len(short) < 100
-    steps = np.linspace(0, 1, 200)[:, None, None]
-    dense = (short[:-1] + steps * (short[1:] - short[:-1])).reshape(-1, 2)
-    nearest = np.sqrt(((line[:, None] - dense[None]) ** 2).sum(-1)).min(axis=1)
-    assert nearest.max() <= TOLERANCE + 0.01
 
 
 def test_many_specks_are_counted_and_the_highest_listed() -> None:

@@ -29,8 +29,7 @@ class Drift:
         self._threshold, self._images = threshold, images
         self._scores = list(scores[: bisect_left(scores, threshold)])
         self._random = np.random.default_rng(0)
-        self._powers = np.array([*_POWERS, *_POWERS])
-        self._sums = np.zeros(len(self._powers))
+        self._sums = np.zeros(2 * len(_POWERS))
 
     @property
     def level(self) -> float:
@@ -44,9 +43,8 @@ class Drift:
         """
         if not score < self._threshold:
             return False
-        u = smoothed_rank(self._scores, score, 1 - self._random.random())
-        ranks = np.repeat([u, max(1 - u, np.finfo(float).tiny)], len(_POWERS))
-        self._sums = (1 + self._sums) * self._powers * ranks ** (self._powers - 1)
+        rank = smoothed_rank(self._scores, score, 1 - self._random.random())
+        self._sums = after_bets(self._sums, rank)
         warning = self.level > self._images
         if warning:
             self._sums[:] = 0
@@ -63,3 +61,10 @@ def smoothed_rank(scores: list[float], score: float, chance: float) -> float:
     insort(scores, score)
     equal = bisect_right(scores, score) - below
     return (below + chance * equal) / len(scores)
+
+
+def after_bets(sums: np.ndarray, rank: float) -> np.ndarray:
+    """R_t of each bet, (6,), from R_{t−1} and a rank in (0, 1]: three on small, three on large."""
+    powers = np.array([*_POWERS, *_POWERS])
+    shares = np.repeat([rank, max(1 - rank, np.finfo(float).tiny)], len(_POWERS))
+    return np.asarray((1 + sums) * powers * shares ** (powers - 1))

@@ -109,11 +109,11 @@ def benjamini_hochberg(p: np.ndarray, rate: float) -> np.ndarray:
     -------
     (m,) bool
     """
-    ranks = np.arange(1, len(p) + 1)
-    fitting = np.flatnonzero(np.sort(p) <= rate * ranks / max(len(p), 1) + _ROUNDING)
-    if len(fitting) == 0:
-        return np.zeros(len(p), dtype=bool)
-    return np.asarray(p <= np.sort(p)[fitting[-1]])
+    if len(p) == 0:
+        return np.zeros(0, dtype=bool)
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p, method="bh") <= rate + _ROUNDING)
 
 
 def groups_of(normal: np.ndarray, anomalous: np.ndarray) -> Groups:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from spg_pipe.decision.drift import Drift, smoothed_rank
+from spg_pipe.decision.drift import Drift, after_bets, smoothed_rank
 from spg_pipe.decision.thresholds import conformal_threshold
+
+
+ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "nonconform.json").read_text())
+
+
+def test_evidence_is_that_of_nonconform() -> None:
+    sums, found = np.zeros(6), []
+    for rank in ORACLE["ranks"]:
+        sums = after_bets(sums, rank)
+        found.append(sums.mean())
+    np.testing.assert_allclose(found, ORACLE["evidence"], rtol=1e-12)
 
 
 def calibrated(generator: np.random.Generator, images: int) -> tuple[np.ndarray, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +23,8 @@ from spg_pipe.decision.thresholds import (
 )
 from spg_pipe.errors import SpgError
 
+ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "nonconform.json").read_text())
+"""Numbers of nonconform 2.0.0, which needs Python 3.12: a calibration with ties."""
 scores_of = st.lists(st.integers(-20, 20).map(float), min_size=19, max_size=60).map(np.array)
 
 
@@ -49,6 +54,13 @@ def test_a_score_is_above_the_threshold_exactly_if_its_p_value_is_at_most_the_ra
     p = p_values(np.sort(scores), np.array([new]))[0]
     assert p == (1 + (scores >= new).sum()) / (len(scores) + 1)
     assert (new > conformal_threshold(scores, rate)) == (p <= rate + 1e-12)
+
+
+def test_p_values_and_discoveries_are_those_of_nonconform() -> None:
+    p = p_values(np.sort(ORACLE["normal"]), np.array(ORACLE["scores"]))
+    np.testing.assert_array_equal(p, ORACLE["p_values"])
+    for rate, found in ORACLE["discoveries"].items():
+        assert benjamini_hochberg(p, float(rate)).tolist() == found
 
 
 @pytest.mark.parametrize(("images", "rate"), [(18, "0.05263"), (0, "")])

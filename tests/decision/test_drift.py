@@ -13,7 +13,6 @@ from scipy.stats import kstest
 from spg_pipe.decision.drift import Drift, after_bets, smoothed_rank
 from spg_pipe.decision.thresholds import conformal_threshold
 
-
 ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "nonconform.json").read_text())
 
 

@@ -92,7 +92,7 @@ def _drift(normal: np.ndarray, splits: int) -> None:
         calibrating, rest = _halves(normal, split)
         threshold = conformal_threshold(calibrating, ALARMS)
         watch = Drift(np.sort(calibrating), threshold, 1000)
-        warnings += any([watch.warns(score) for score in rest])
+        warnings += any(watch.warns(score) for score in rest)
         watch = Drift(np.sort(calibrating), threshold, 1000)
         shifted = np.tile(rest - normal.std(), 10)
         soon.append(next((n for n, s in enumerate(shifted, 1) if watch.warns(s)), len(shifted)))

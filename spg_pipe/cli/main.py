@@ -210,6 +210,9 @@ def evaluate(
     split: SplitOption = None,
     scores: Annotated[Path | None, Option(help="A scores folder, instead of the recipe's.")] = None,
     store: StoreOption = None,
+    calibration: Annotated[
+        Path | None, Option(metavar="FILE", help="Also judge at its thresholds (`calibrate`).")
+    ] = None,
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe.metrics import flat_rows
@@ -219,7 +222,7 @@ def evaluate(
     written: dict[str, Any] = {}
     tables = []
     for each, target in targets_of(run, split, scores or store):
-        paths = targets.evaluate(each, target, scores=scores, store=store)
+        paths = targets.evaluate(each, target, scores=scores, store=store, calibration=calibration)
         read = [targets.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
         tables += targets.tables_of(run.params, read)

@@ -5,6 +5,7 @@ much between normal images say little. No labels of the target are needed to kno
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.bank.normal_patches import KNOWN, TokensOf
+from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.model import Scale, top_mean
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
@@ -73,6 +75,7 @@ def judge_fused(
     tokens: dict[str, torch.Tensor],
     seen: BackboneSpec,
     footings: Sequence[Footing],
+    kept: Kept | None = None,
 ) -> Judged:
     """The bank's map where the guides confirm it, and its image score as one more addend.
 
@@ -84,12 +87,12 @@ def judge_fused(
     ----------
     distances : Distances
         Of the same B images.
-    tokens, seen
+    tokens, seen, kept
         As for `judge`.
     footings : sequence of B
     """
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
-    judged = judge(detector, tokens, grids, seen, detector.record.rule)
+    judged = judge(detector, tokens, grids, seen, detector.record.rule, kept)
     patches = {}
     for layer, away in distances.patches.items():
         scales = torch.tensor([each.levels[layer] for each in footings])[:, :, None, None]
@@ -97,7 +100,7 @@ def judge_fused(
         patches[layer] = away + away.clamp_min(0) * above.clamp_min(0).square() + above
     share = np.array([each.weight for each in footings]) * distances.top
     columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: distances.known}, judged.maps, judged.tiles)
+    return replace(judged, patches=patches, columns=columns | {KNOWN: distances.known})
 
 
 def judge_alone(distances: Distances) -> Judged:

@@ -22,7 +22,8 @@ from spg_pipe.bank.normal_patches import (
 )
 from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
 from spg_pipe.decision.components import self_distance
-from spg_pipe.decision.model import Scale, coarse_maps, top_mean
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.model import Scale, coarse_maps, coarse_shares, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.params import BankParams
@@ -151,15 +152,17 @@ class MemoryBank:
         tokens_of = tokens_of_store(store, rows)
         return cls.of(tokens_of, len(rows), store.image_size, params, device=device, batch=step)
 
-    def distances(self, tokens: dict[str, Tensor]) -> Distances:
-        """Of images, layer → (B, 1 + N, D) float32."""
+    def distances(self, tokens: dict[str, Tensor], kept: Kept | None = None) -> Distances:
+        """Of images, layer → (B, 1 + N, D) float32, of which perhaps not all pixels count."""
         patches = {}
         for layer, (h, w) in self.grids.items():
             queries, scale = unit(tokens[layer][:, 1:]).flatten(0, 1), self.scales[layer]
             away = 1 - self.search[layer](queries, self.params.neighbours).mean(dim=1)
             patches[layer] = ((away - scale.mean) / scale.deviation).view(-1, h, w)
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        top = top_mean(coarse_maps(patches, self.size), self.params.top_share) - self.map_top
+        shares = None if kept is None else coarse_shares(kept, self.size)
+        maps = coarse_maps(patches, self.size, kept)
+        top = top_mean(maps, self.params.top_share, shares) - self.map_top
         return Distances(patches, top, are_among(mean, self.means))
 
 

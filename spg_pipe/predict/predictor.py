@@ -14,7 +14,8 @@ from spg_pipe.bank.few_shot import supervision_of
 from spg_pipe.bank.fusion import Footing, judge_alone, judge_fused
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
-from spg_pipe.decision.maps import shown_range
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.maps import anomaly_maps, shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -79,28 +80,41 @@ class Predictor:
         }
         return tokens, {layer: value.grid for layer, value in output.items()}
 
-    def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
-        """Scores and patch grids of some images."""
-        return self._judge(*self.tokens(pixels))
+    def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
+        """Scores and patch grids of some images.
 
-    def explain(self, pixels: Sequence[np.ndarray]) -> tuple[Judged, Explanation]:
+        Parameters
+        ----------
+        kept : sequence of (S, S) float32 or None, optional
+            Of each image how much each pixel of the square counts; see `View.kept`.
+        """
+        return self._judge(*self.tokens(pixels), Kept.of(kept))
+
+    def explain(
+        self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()
+    ) -> tuple[Judged, Explanation]:
         """The same, with the scores taken apart; an `SpgError` if a bank judges alone."""
         require_guides(alone=self.alone)
-        tokens, grids = self.tokens(pixels)
-        judged = self._judge(tokens, grids)
+        (tokens, grids), counts = self.tokens(pixels), Kept.of(kept)
+        judged = self._judge(tokens, grids, counts)
         spec = self.backbone.spec
-        return judged, explain(self.detector, tokens, grids, spec, judged=judged)
+        return judged, explain(self.detector, tokens, grids, spec, judged=judged, kept=counts)
 
-    def _judge(self, tokens: Tokens, grids: Grids) -> Judged:
+    def maps(self, judged: Judged, image: int, kept: np.ndarray | None = None) -> np.ndarray:
+        """The finished map of an image of a batch: (S, S) float32 in [0, 1], 0 where ignored."""
+        patches = {name: each[image : image + 1] for name, each in judged.patches.items()}
+        size = self.backbone.spec.preprocess.size
+        return anomaly_maps(patches, size, log_odds=self.log_odds, kept=Kept.of([kept]))[0]
+
+    def _judge(self, tokens: Tokens, grids: Grids, kept: Kept | None) -> Judged:
         spec = self.backbone.spec
         if self.bank is None:
-            return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
-        distances = self.bank.distances(tokens)
+            return judge(self.detector, tokens, grids, spec, self.detector.record.rule, kept)
+        distances = self.bank.distances(tokens, kept)
         if self.footing is None:
             return judge_alone(distances)
-        return judge_fused(
-            self.detector, distances, tokens, spec, [self.footing] * len(distances.top)
-        )
+        footings = [self.footing] * len(distances.top)
+        return judge_fused(self.detector, distances, tokens, spec, footings, kept)
 
 
 def require_guides(*, alone: bool) -> None:

@@ -19,7 +19,13 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import PREDICTIONS, Output
 from spg_pipe.predict.images import Images, read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
-from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.normals import (
+    NormalFolder,
+    fit_normals,
+    load_bank,
+    read_normals,
+    white_with,
+)
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.recipe.machine import choose_device
 
@@ -103,12 +109,15 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     detector = Detector.load(ask.detector)
     images = read_images(ask.source, ask.out, output)
     normals = ask.normals
-    manifest = read_normals(normals, detector) if normals else None
+    device = choose_device(ask.device)
+    saved = load_bank(normals, detector, device=device) if normals else None
+    manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
     white = white_of(peak := peak_of(seen))
+    white = white_with(saved, white) if saved else white
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
@@ -117,21 +126,29 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    device = choose_device(ask.device)
     predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
-    console.say("Licences of what this detector was made from:")
-    for licence in detector.record.licences:
+    what = "the backbone's weights" if ask.alone else "what this detector was made from"
+    console.say(f"Licences of {what}:")
+    for licence in _licences(predictor, alone=ask.alone):
         console.say(one_line(f"  {licence}"))
     painted = detector.record.painted_on and not ask.alone
     if painted and (note := detector.own_images_note(str(ask.source), content_ids(images.paths))):
         console.say(note)
-    if normals and manifest:
+    if normals and saved:
+        predictor = replace(predictor, bank=saved, alone=normals.alone)
+    elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            predictor = with_normals(predictor, manifest, normals, progress=update)
-        if predictor.bank and (copies := predictor.bank.copies):
+            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+        predictor = replace(predictor, bank=bank, alone=normals.alone)
+        if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
     return Ready(images, predictor, white, notes)
+
+
+def _licences(predictor: Predictor, *, alone: bool) -> tuple[str, ...]:
+    """Of what scores are made from: a bank alone uses the backbone and no more of a detector."""
+    return (predictor.backbone.spec.licence,) if alone else predictor.detector.record.licences
 
 
 def _outcome(
@@ -149,9 +166,9 @@ def _outcome(
         "sigma": SIGMA,
         "image_score": rule,
         "backbone": backbone,
-        "bank": bank and bank.params.model_dump(mode="json"),
+        "bank": bank and bank.record.params.model_dump(mode="json"),
         "supervision": predictor.supervision or None,
-        "licences": record.licences,
+        "licences": _licences(predictor, alone=predictor.alone),
         "out": out,
         "predictions": [as_row(prediction) for prediction in predictions],
     }

@@ -53,13 +53,14 @@ def leave_one_out(
     Returns
     -------
     list of n
-        Empty where the images are too few: of one none is left, and of two a bank of the other
-        alone has but one neighbour.
+        Empty where the images are too few: of one none is left, and those that are left may have
+        fewer patches than a patch is to have neighbours.
     """
-    n, neighbours = len(read.images), bank.params.neighbours
-    if n == 1 or (n == 2 and neighbours > 1):
+    n, neighbours, coreset = len(read.images), bank.params.neighbours, has_coreset(read)
+    left = min(h * w for h, w in bank.grids.values()) * (n - (-(-n // FOLDS) if coreset else 2))
+    if n == 1 or neighbours > max(left, 1):
         return []
-    raw = (_folds if has_coreset(read) else _pairs)(bank, read, tokens_of, device)
+    raw = (_folds if coreset else _pairs)(bank, read, tokens_of, device)
     found = []
     for image in range(n):
         rest = np.delete(np.arange(n), image)

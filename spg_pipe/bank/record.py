@@ -76,11 +76,11 @@ class BankRecord(Record):
 def beside(goods: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
     """Image scores (B,) beside the leave-one-out scores (n,) of the goods, as columns (B,).
 
-    `deviation`: standard deviations of the goods above their mean. `goods_above`: how many of the
+    `deviation`: standard deviations of the goods above their mean. `normals_above`: how many of the
     goods have at least this score. No columns if n < 2.
     """
     if len(goods) < 2:
         return {}
     deviation = max(float(goods.std(ddof=1)), _SMALLEST)
     above = (goods >= scores[:, None]).sum(axis=1)
-    return {"deviation": (scores - goods.mean()) / deviation, "goods_above": above}
+    return {"deviation": (scores - goods.mean()) / deviation, "normals_above": above}

@@ -27,6 +27,7 @@ from spg_pipe.predict.normals import (
     white_with,
 )
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
+from spg_pipe.predict.ranking import Ranked, one_sided, ranking
 from spg_pipe.recipe.machine import choose_device
 
 _OF_NORMALS = (
@@ -97,6 +98,9 @@ def predict_folder(ask: Ask, console: Console, *, explained: bool = False) -> Ou
         predictions = write_results(judged, images, ask.out, predictor.shown)
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
+    zero = predictor.bank is None and predictor.log_odds
+    if zero and (note := one_sided([prediction.score for prediction in predictions])):
+        console.say(f"Note: {note}")
     outcome = _outcome(predictor, ask.detector, ask.out, predictions)
     extra: dict[str, object] = {"notes": notes} if notes else {}
     if explained:
@@ -146,6 +150,16 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     return Ready(images, predictor, white, notes)
 
 
+def _ranked(prediction: Prediction) -> Ranked:
+    deviation, above = (prediction.parts.get(name) for name in ("deviation", "normals_above"))
+    return Ranked(
+        prediction.path,
+        prediction.score,
+        None if deviation is None else float(deviation),
+        None if above is None else int(above),
+    )
+
+
 def _licences(predictor: Predictor, *, alone: bool) -> tuple[str, ...]:
     """Of what scores are made from: a bank alone uses the backbone and no more of a detector."""
     return (predictor.backbone.spec.licence,) if alone else predictor.detector.record.licences
@@ -183,7 +197,7 @@ def _outcome(
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
-    ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
-    text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
+    lines = [_ranked(prediction) for prediction in predictions]
+    ranked = ranking(lines, len(bank.record.scores(alone=predictor.alone)) if bank else 0)
+    text = "\n".join([*ranked, facts, f"{len(predictions)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

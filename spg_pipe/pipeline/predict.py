@@ -19,8 +19,15 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.files import PREDICTIONS, Output
 from spg_pipe.predict.images import Images, read_images
 from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
-from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.normals import (
+    NormalFolder,
+    fit_normals,
+    load_bank,
+    read_normals,
+    white_with,
+)
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
+from spg_pipe.predict.ranking import Ranked, one_sided, ranking
 from spg_pipe.recipe.machine import choose_device
 
 _OF_NORMALS = (
@@ -91,6 +98,9 @@ def predict_folder(ask: Ask, console: Console, *, explained: bool = False) -> Ou
         predictions = write_results(judged, images, ask.out, predictor.shown)
     if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
         console.say(note_of_known(known, len(predictions), "whatever they show."))
+    zero = predictor.bank is None and predictor.log_odds
+    if zero and (note := one_sided([prediction.score for prediction in predictions])):
+        console.say(f"Note: {note}")
     outcome = _outcome(predictor, ask.detector, ask.out, predictions)
     extra: dict[str, object] = {"notes": notes} if notes else {}
     if explained:
@@ -103,12 +113,15 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     detector = Detector.load(ask.detector)
     images = read_images(ask.source, ask.out, output)
     normals = ask.normals
-    manifest = read_normals(normals, detector) if normals else None
+    device = choose_device(ask.device)
+    saved = load_bank(normals, detector, device=device) if normals else None
+    manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(images.name(path), path) for path in images.paths]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
     white = white_of(peak := peak_of(seen))
+    white = white_with(saved, white) if saved else white
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
@@ -117,21 +130,39 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    device = choose_device(ask.device)
     predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
-    console.say("Licences of what this detector was made from:")
-    for licence in detector.record.licences:
+    what = "the backbone's weights" if ask.alone else "what this detector was made from"
+    console.say(f"Licences of {what}:")
+    for licence in _licences(predictor, alone=ask.alone):
         console.say(one_line(f"  {licence}"))
     painted = detector.record.painted_on and not ask.alone
     if painted and (note := detector.own_images_note(str(ask.source), content_ids(images.paths))):
         console.say(note)
-    if normals and manifest:
+    if normals and saved:
+        predictor = replace(predictor, bank=saved, alone=normals.alone)
+    elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            predictor = with_normals(predictor, manifest, normals, progress=update)
-        if predictor.bank and (copies := predictor.bank.copies):
+            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+        predictor = replace(predictor, bank=bank, alone=normals.alone)
+        if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
     return Ready(images, predictor, white, notes)
+
+
+def _ranked(prediction: Prediction) -> Ranked:
+    deviation, above = (prediction.parts.get(name) for name in ("deviation", "normals_above"))
+    return Ranked(
+        prediction.path,
+        prediction.score,
+        None if deviation is None else float(deviation),
+        None if above is None else int(above),
+    )
+
+
+def _licences(predictor: Predictor, *, alone: bool) -> tuple[str, ...]:
+    """Of what scores are made from: a bank alone uses the backbone and no more of a detector."""
+    return (predictor.backbone.spec.licence,) if alone else predictor.detector.record.licences
 
 
 def _outcome(
@@ -149,9 +180,9 @@ def _outcome(
         "sigma": SIGMA,
         "image_score": rule,
         "backbone": backbone,
-        "bank": bank and bank.params.model_dump(mode="json"),
+        "bank": bank and bank.record.params.model_dump(mode="json"),
         "supervision": predictor.supervision or None,
-        "licences": record.licences,
+        "licences": _licences(predictor, alone=predictor.alone),
         "out": out,
         "predictions": [as_row(prediction) for prediction in predictions],
     }
@@ -166,7 +197,7 @@ def _outcome(
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
     if predictor.supervision:
         facts += f"; {predictor.supervision}"
-    ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
-    text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
+    lines = [_ranked(prediction) for prediction in predictions]
+    ranked = ranking(lines, len(bank.record.scores(alone=predictor.alone)) if bank else 0)
+    text = "\n".join([*ranked, facts, f"{len(predictions)} images → {out / SCORES}"])
     return Outcome({name: value for name, value in content.items() if value is not None}, text)

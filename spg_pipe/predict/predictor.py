@@ -10,9 +10,7 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import supervision_of
-from spg_pipe.bank.fusion import Footing, judge_alone, judge_fused
-from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
 from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.maps import anomaly_maps, shown_range
@@ -33,18 +31,16 @@ class Predictor:
     backbone: Backbone
     """The detector's, or the same in tiles."""
     device: str = "cpu"
-    bank: MemoryBank | None = None
+    bank: FittedBank | None = None
     """Few-shot: of normal images of the target."""
-    footing: Footing | None = None
-    """What those say of the detector; without it a bank judges alone."""
+    alone: bool = False
+    """The bank judges without the guides."""
 
     def __post_init__(self) -> None:
-        self.detector.check_backbone(self.backbone.spec, "The backbone that was loaded")
-
-    @property
-    def alone(self) -> bool:
-        """Whether the bank judges without the guides."""
-        return self.bank is not None and self.footing is None
+        spec = self.backbone.spec
+        self.detector.check_backbone(spec, "The backbone that was loaded")
+        if self.bank is not None:
+            self.bank.require_serving(self.detector, spec, alone=self.alone)
 
     @property
     def log_odds(self) -> bool:
@@ -59,14 +55,14 @@ class Predictor:
         """
         if self.bank is None:
             return shown_range(log_odds=self.log_odds)
-        top = max(self.bank.map_top, 1.0) + (not self.alone)
+        top = max(self.bank.memory.map_top, 1.0) + (not self.alone)
         return shown_range(log_odds=True, between=(top, 3 * top))
 
     @property
     def supervision(self) -> str:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
-            return supervision_of(None if self.alone else self.detector, [self.bank.images])
+            return self.bank.supervision(alone=self.alone)
         supervision = self.detector.supervision
         return "" if supervision == ZERO_SHOT else supervision
 
@@ -110,11 +106,7 @@ class Predictor:
         spec = self.backbone.spec
         if self.bank is None:
             return judge(self.detector, tokens, grids, spec, self.detector.record.rule, kept)
-        distances = self.bank.distances(tokens, kept)
-        if self.footing is None:
-            return judge_alone(distances)
-        footings = [self.footing] * len(distances.top)
-        return judge_fused(self.detector, distances, tokens, spec, footings, kept)
+        return self.bank.judge(tokens, self.detector, spec, alone=self.alone, kept=kept)
 
 
 def require_guides(*, alone: bool) -> None:

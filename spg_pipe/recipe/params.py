@@ -78,9 +78,10 @@ class SaeParams(Section):
     epochs: Positive = 50
     tokens: Annotated[int, Field(ge=1, le=10**11)] | None = None
     """A budget of tokens a layer instead of epochs: the run ends with the batch that reaches it."""
-    batch_images: Positive | None = 16
-    batch_tokens: Positive | None = None
-    """Shuffled tokens a batch, instead of whole images."""
+    batch_images: Positive | None = None
+    """Whole images a batch, as published, instead of shuffled tokens."""
+    batch_tokens: Positive | None = 1024
+    """With a budget of tokens this gives the same number of steps on a set of any size."""
     input_norm: Literal["none", "l2"] = "none"
     """What the SAE sees: raw tokens, or of unit length. Guides and scores use raw tokens in any
     case."""

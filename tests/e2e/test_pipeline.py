@@ -17,7 +17,7 @@ QUICK = {
     "auxiliaries": ["left"],
     "directions": [{"aux": "left", "target": "right"}],
     "backbone.image_size": 64,
-    "sae": {"dict_size": 64, "k": 4, "epochs": 1},
+    "sae": {"dict_size": 64, "k": 4, "tokens": 1600, "batch_tokens": 16},
     "guides.epochs": 1,
 }
 

@@ -10,7 +10,13 @@ from pipeline.test_parts import command
 
 from e2e.helpers import edit_params, must, pipeline_folder, run_stages, spg
 
-QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "backbone.image_size": 64}
+QUICK = {
+    "sae.tokens": 1600,
+    "sae.batch_tokens": 16,
+    "sae.dict_size": 64,
+    "sae.k": 4,
+    "backbone.image_size": 64,
+}
 
 
 def test_the_command_makes_a_set_of_a_folder_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):

@@ -50,8 +50,8 @@ def fault(content: Any) -> str:
         ({"datasets": [A | {"roots": "x"}, B]}, "datasets.0.roots: unknown parameter; did you mea"),
         ({"sae": {"k": 0}}, "sae.k: "),
         ({"sae": {"k": "many"}}, "sae.k: "),
-        ({"sae": {"batch_tokens": 512}}, "give either batch_images or batch_tokens"),
-        ({"sae": {"batch_images": None}}, "give either batch_images or batch_tokens"),
+        ({"sae": {"batch_images": 16}}, "give either batch_images or batch_tokens"),
+        ({"sae": {"batch_tokens": None}}, "give either batch_images or batch_tokens"),
         ({"bank": {"top_share": 0}}, "bank.top_share: "),
         ({"bank": {"weight": float("inf")}}, "bank.weight: Input should be a finite number"),
         ({"bank": {"top_share": float("nan")}}, "bank.top_share: Input should be a finite number"),
@@ -236,7 +236,7 @@ def test_the_paper_recipes_are_the_published_experiment() -> None:
         params = parse_params(yaml.safe_load(text), name)
         assert params.backbone.image_size == size
         assert params.method == MethodParams(protocol="spg")
-        assert params.sae == SaeParams()
+        assert params.sae == SaeParams(batch_images=16, batch_tokens=None)
         assert params.guides == GuideParams(kind="trained")
         assert params.score == ScoreParams(rule="published")
         assert {(d.aux, d.target) for d in params.directions} == {

@@ -199,10 +199,17 @@ def _pixel_metrics(
         for start in range(0, len(images), CHUNK_IMAGES):
             batch = images[start : start + CHUNK_IMAGES]
             patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
+            kept = scores.kept(batch)
             for number, image in enumerate(batch.tolist()):
                 one = {layer: values[number : number + 1] for layer, values in patches.items()}
-                regions = masks.regions(image)
-                anomaly_map = scores.maps_of(one, regions.shape)[0]
+                if kept is None:
+                    regions = masks.regions(image)
+                    anomaly_map = scores.maps_of(one, regions.shape)[0]
+                else:
+                    own, shape = kept.some(slice(number, number + 1)), masks.shape(image)
+                    counts = (own.at(shape)[0] > 0).numpy()
+                    regions = masks.regions(image, counts)
+                    anomaly_map = scores.maps_of(one, shape, own)[0][counts][None]
                 at.add(anomaly_map, regions.places())
                 yield anomaly_map, regions
 

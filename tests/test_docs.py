@@ -134,7 +134,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_every_page_of_docs_is_linked_from_the_index() -> None:
-    linked = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "index.md").read_text()))
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
 
 

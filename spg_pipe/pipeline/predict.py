@@ -1,28 +1,33 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from spg_pipe.bank.few_shot import KNOWN, note_of_copies, note_of_known
-from spg_pipe.datasets.walk import EXPLANATIONS, SCORES
+from spg_pipe.bank.few_shot import note_of_copies, note_of_known
+from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS, SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
-from spg_pipe.errors import one_line
-from spg_pipe.guides.model import TAU
+from spg_pipe.errors import SpgError, counted, one_line
 from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.files import PREDICTIONS, Output
-from spg_pipe.predict.images import Images, read_images
-from spg_pipe.predict.judge import Prediction, as_row, judge_images, write_results
+from spg_pipe.predict.finish import Finish, finish, picture_path
+from spg_pipe.predict.items import Item, Items, Reading, find_items
+from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
+from spg_pipe.predict.run import Line, ResultFolder, RunRecord, Seen, check_out
 from spg_pipe.recipe.machine import choose_device
 
+RANKED = 20
+"""Images that are named at the end, those with the highest scores."""
 _OF_NORMALS = (
     "left out",
     ", ignored",
@@ -34,23 +39,13 @@ _OF_NORMALS = (
 """In the notes on normal images that matter for a bank."""
 
 
-class Outcome(NamedTuple):
-    """The predictions, and what all of them depend on: of the detector what was used of it."""
-
-    content: dict[str, object]
-    """For `--json`; a fact that there is not is left out: a bank alone uses no guides, and the
-    additive rule no τ."""
-    text: str
-    """For people: the highest scores first."""
-
-
 @dataclass(frozen=True)
 class Ask:
     """Images to be judged, and by what."""
 
     detector: Path
-    source: Path
-    """An image or a folder."""
+    sources: Sequence[str]
+    """See `find_items`."""
     out: Path
     weights: Path | None = None
     """A file of the backbone's weights."""
@@ -59,6 +54,16 @@ class Ask:
     """See `load_predictor`."""
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
+    overlays: int | None = None
+    """Draw heat maps only of so many images, those with the highest scores; None: of all."""
+    explained: bool = False
+    """Also write why each image has its score."""
+    pictures: int | None = None
+    """Of explanations, as `overlays`."""
+    atoms: int | None = None
+    """List only so many contributions an image in explanations; None: all."""
+    strict: bool = False
+    """Stop at the first image that cannot be judged."""
 
     @property
     def alone(self) -> bool:
@@ -69,52 +74,135 @@ class Ask:
 class Ready(NamedTuple):
     """What `ready` found."""
 
-    images: Images
+    items: Items
     predictor: Predictor
-    white: int | None
-    notes: list[str]
+    reading: Reading
+    record: RunRecord
 
 
-def predict_folder(ask: Ask, console: Console, *, explained: bool = False) -> Outcome:
+class Top(NamedTuple):
+    """An image with one of the highest scores; of equal ones the first is the higher."""
+
+    score: float
+    before: int
+    item: Item
+
+
+@dataclass
+class Summary:
+    """What is said at the end, kept while images go by."""
+
+    keep: int = RANKED
+    """So many of the highest scores."""
+    images: int = 0
+    bad: int = 0
+    known: list[str] = field(default_factory=list)
+    """Images that are normal ones of the bank."""
+    _highest: list[Top] = field(default_factory=list)
+
+    def add(self, item: Item, seen: Seen) -> None:
+        """Count an image."""
+        self.images += 1
+        if seen.score is None:
+            self.bad += 1
+            return
+        if seen.among_normals:
+            self.known.append(seen.path)
+        heapq.heappush(self._highest, Top(seen.score, -self.images, item))
+        if len(self._highest) > self.keep:
+            heapq.heappop(self._highest)
+
+    def top(self, most: int) -> list[Top]:
+        """From the highest score down."""
+        return sorted(self._highest, reverse=True)[:most]
+
+    def text(self, out: Path) -> str:
+        """The ranking, and how many there are."""
+        ranked = [one_line(f"{top.score:.4f}  {top.item.name}") for top in self.top(RANKED)]
+        if more := self.images - self.bad - len(ranked):
+            ranked.append(f"… and {more:,} more in {out / SCORES}")
+        bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
+        judged = f"{counted(self.images - self.bad, 'image')} judged{bad} → {out / SCORES}"
+        return "\n".join([*ranked, judged])
+
+
+def predict_images(
+    ask: Ask, console: Console, listener: Callable[[Line], None] = lambda _: None
+) -> Summary:
     """Read the images and what judges them, judge, write the results.
 
     Parameters
     ----------
-    explained : bool
-        Also write why each image has its score.
+    listener : callable
+        Is given each line as it is done.
+
+    Raises
+    ------
+    SpgError
+        If no image at all could be judged, or one and `ask.strict`.
     """
-    if explained:
+    if ask.explained:
         require_guides(alone=ask.alone)
-    images, predictor, white, notes = ready(ask, console, PREDICTIONS)
-    with console.progress("predict") as update:
-        judged = judge_images(predictor, images, white=white, explained=explained, progress=update)
-        predictions = write_results(judged, images, ask.out, predictor.shown)
-    if known := [prediction.path for prediction in predictions if prediction.parts.get(KNOWN)]:
-        console.say(note_of_known(known, len(predictions), "whatever they show."))
-    outcome = _outcome(predictor, ask.detector, ask.out, predictions)
-    extra: dict[str, object] = {"notes": notes} if notes else {}
-    if explained:
-        extra["explanations"] = ask.out / EXPLANATIONS
-    return outcome._replace(content=outcome.content | extra)
+    check_out(ask.out)
+    items, predictor, reading, record = ready(ask, console)
+    how = Finish(predictor, ask.out, ask.overlays is None, ask.pictures is None, ask.atoms)
+    summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
+    with (
+        ResultFolder(ask.out, record, explained=ask.explained) as folder,
+        console.progress("predict") as update,
+    ):
+        judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
+        then = partial(finish, how=how)
+        for line in judged(items, then=then, known=folder.known, live=items.live):
+            seen = folder.add(line)
+            summary.add(line.item, seen)
+            listener(line)
+            if seen.error and ask.strict:
+                raise SpgError(seen.error)
+            if seen.error:
+                console.say(f"Left out: {one_line(seen.error)}")
+            update(summary.images, items.count or summary.images)
+        if summary.images == summary.bad:
+            raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
+        _draw_highest(ask, how, summary, folder, judged)
+        folder.finish()
+    if summary.known:
+        console.say(note_of_known(summary.known, summary.images, "whatever they show."))
+    console.text(f"{summary.text(ask.out)}\n{record.facts}")
+    return summary
 
 
-def ready(ask: Ask, console: Console, output: Output) -> Ready:
+def _draw_highest(
+    ask: Ask, how: Finish, summary: Summary, folder: ResultFolder, judged: Callable[..., Any]
+) -> None:
+    """The pictures of the highest scores alone, which are known at the end."""
+    kinds = {OVERLAYS: ask.overlays, EXPLAINED: ask.pictures if ask.explained else 0}
+    chosen = {kind: [top.item for top in summary.top(most or 0)] for kind, most in kinds.items()}
+    folder.draw([picture_path(each.name, kind) for kind in kinds for each in chosen[kind]])
+    for kind, items in chosen.items():
+        only = replace(how, overlays=kind == OVERLAYS, explained=kind == EXPLAINED)
+        for _ in judged(items, then=partial(finish, how=only)):
+            pass  # drawn
+
+
+def ready(ask: Ask, console: Console) -> Ready:
     """Find the images, load what judges them, and say what is to be said of both."""
     detector = Detector.load(ask.detector)
-    images = read_images(ask.source, ask.out, output)
+    exif = detector.record.protocol.exif_of_own_images
+    items = find_items(ask.sources, ask.out)
     normals = ask.normals
     manifest = read_normals(normals, detector) if normals else None
-    files = [(images.name(path), path) for path in images.paths]
+    files = [(item.name, item.path) for item in items.listed if item.path]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
-    seen = look_at(files, exif=detector.record.protocol.exif_of_own_images)
+    seen = look_at(files, exif=exif)
     white = white_of(peak := peak_of(seen))
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
         if any(words in note for words in _OF_NORMALS)
     ]
-    notes = list(dict.fromkeys([*images.notes, *of_normals, *file_notes(seen, peak)]))
+    notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
     device = choose_device(ask.device)
@@ -122,51 +210,53 @@ def ready(ask: Ask, console: Console, output: Output) -> Ready:
     console.say("Licences of what this detector was made from:")
     for licence in detector.record.licences:
         console.say(one_line(f"  {licence}"))
-    painted = detector.record.painted_on and not ask.alone
-    if painted and (note := detector.own_images_note(str(ask.source), content_ids(images.paths))):
-        console.say(note)
+    if detector.record.painted_on and not ask.alone and items.listed:
+        contents = content_ids(item.path for item in items.listed if item.path)
+        if note := detector.own_images_note(items.said, contents):
+            console.say(note)
+    identity = _identity(ask, predictor, white)
     if normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
             predictor = with_normals(predictor, manifest, normals, progress=update)
         if predictor.bank and (copies := predictor.bank.copies):
             console.say(note_of_copies(copies, len(manifest)))
-    return Ready(images, predictor, white, notes)
-
-
-def _outcome(
-    predictor: Predictor, detector_path: Path, out: Path, predictions: Sequence[Prediction]
-) -> Outcome:
-    record, spec, bank = predictor.detector.record, predictor.backbone.spec, predictor.bank
-    published = record.rule if isinstance(record.rule, Published) else None
-    rule: str = published.image_score if published else "additive"
-    if bank:
-        rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
-    backbone = f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
-    content = {
-        "detector": detector_path,
-        "protocol": record.protocol.name,
-        "sigma": SIGMA,
-        "image_score": rule,
-        "backbone": backbone,
-        "bank": bank and bank.params.model_dump(mode="json"),
-        "supervision": predictor.supervision or None,
-        "licences": record.licences,
-        "out": out,
-        "predictions": [as_row(prediction) for prediction in predictions],
-    }
-    facts = f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, {backbone}"
-    if not predictor.alone:
-        content |= {
-            "fingerprint": record.fingerprint,
-            "tau": TAU if published else None,
-            "guides": record.guides.kind,
-            "seed": record.seed,
+        identity |= {
+            "normals": manifest.fingerprint(),
+            "bank": normals.params.model_dump_json(),
+            "alone": str(normals.alone),
         }
+    reading = Reading(exif=exif, white=white, strict_white=items.live)
+    licences = detector.record.licences
+    record = RunRecord(identity=identity, facts=_facts(predictor), licences=licences, notes=notes)
+    return Ready(items, predictor, reading, record)
+
+
+def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, str]:
+    spec = predictor.backbone.spec
+    return {
+        "detector": predictor.detector.fingerprint,
+        "weights": spec.weights_sha256,
+        "tiles": ",".join(map(str, spec.tiles.sides)) if spec.tiles else "",
+        "white": str(white or ""),
+        "device": predictor.device.partition(":")[0],
+        "spg-pipe": metadata.version("spg-pipe"),
+        "torch": metadata.version("torch"),
+        "overlays": "all" if ask.overlays is None else str(ask.overlays),
+        "explained": f"{ask.pictures} {ask.atoms}" if ask.explained else "",
+    }
+
+
+def _facts(predictor: Predictor) -> str:
+    """What all scores depend on: of the detector what was used of it."""
+    record, spec = predictor.detector.record, predictor.backbone.spec
+    rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
+    if predictor.bank:
+        rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
+    facts = (
+        f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, "
+        f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
+    )
+    if not predictor.alone:
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
-    if predictor.supervision:
-        facts += f"; {predictor.supervision}"
-    ranked = sorted(predictions, key=lambda prediction: -prediction.score)
-    scores = [one_line(f"{prediction.score:.4f}  {prediction.path}") for prediction in ranked]
-    text = "\n".join([*scores, facts, f"{len(ranked)} images → {out / SCORES}"])
-    return Outcome({name: value for name, value in content.items() if value is not None}, text)
+    return f"{facts}; {predictor.supervision}" if predictor.supervision else facts

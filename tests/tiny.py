@@ -4,7 +4,7 @@ Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixture
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from torch import Tensor
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.decision.model import Term
+from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.make import DetectorPlan
+from spg_pipe.detector.model import Detector
 from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
@@ -145,6 +148,24 @@ def additive_plan(saes: SaeRun, seed: int = 1, **changes: Any) -> DetectorPlan:
     """A detector of contrast guides and the additive rule."""
     given = {"guides": ContrastGuides(atoms=6), "method": METHOD} | changes
     return DetectorPlan(saes, seed, **given)
+
+
+def decided(detector: Detector, **changes: object) -> Detector:
+    """With a changed decision."""
+    rule = detector.record.rule
+    assert isinstance(rule, Additive)
+    decision = rule.decision.model_copy(update=changes)
+    changed = rule.model_copy(update={"decision": decision})
+    return replace(detector, record=detector.record.model_copy(update={"rule": changed}))
+
+
+def weighted(detector: Detector) -> Detector:
+    """With weights that count: on the tiny set the fit finds none above 0."""
+    terms = {
+        name: Term(weight=weight, mean=0.1, deviation=0.5)
+        for name, weight in (("map_top", 1.3), ("detection", 0.7), ("self_distance", 0.9))
+    }
+    return decided(detector, terms=terms, bias=-0.4, top_share=0.2)
 
 
 def vectors_of(guides: LayerGuides) -> Tensor:

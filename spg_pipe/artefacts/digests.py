@@ -59,16 +59,18 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> str:
     return _sha256(content)
 
 
-def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str, Tensor]":
+def load_tensors(
+    path: Path, sha256: str, what: str, command: str, *, most: int | None = None
+) -> "dict[str, Tensor]":
     """Read tensors that `save_tensors` wrote, held against the digest that it returned.
 
     Parameters and errors as of `require_files`; also damaged are tensors that hold NaN, an
-    infinity or a number beyond 1e9.
+    infinity or a number beyond 1e9, and a file of more than `most` bytes.
     """
     from safetensors.torch import load
 
     with reading(path, what, command):
-        tensors = load(_content(path.parent, path.name, sha256, what, command))
+        tensors = load(_content(path.parent, path.name, sha256, what, command, most))
         for name, values in tensors.items():
             if values.is_floating_point() and values.numel():
                 low, high = map(float, values.aminmax())  # NaN if any value is
@@ -77,11 +79,13 @@ def load_tensors(path: Path, sha256: str, what: str, command: str) -> "dict[str,
     return tensors
 
 
-def _content(folder: Path, name: str, sha256: str, what: str, command: str) -> bytes:
+def _content(
+    folder: Path, name: str, sha256: str, what: str, command: str, most: int | None = None
+) -> bytes:
     """The bytes of a file with this digest."""
     with reading(folder / name, what, command):
         try:
-            content = read_file(folder / name)
+            content = read_file(folder / name, most)
         except FileNotFoundError as error:
             fault = f"{name} cannot be read ({error.strerror})"
             raise damaged(folder, what, fault, command) from error

@@ -83,9 +83,27 @@ def blocks_of(spec: BackboneSpec) -> dict[str, int]:
     return {layer: int(layer) - 1 for layer in spec.layers}
 
 
-def stand_in(patches: Tensor, prefix: Prefix) -> Tensor:
+def stand_in(patches: Tensor, prefix: Prefix, kept: Tensor | None = None) -> Tensor:
     """What stands for CLS: (B, N, D) → (B, 1, D), the mean patch token or zeros (method.md §1)."""
-    return torch.zeros_like(patches[:, :1]) if prefix == "zeros" else patches.mean(1, keepdim=True)
+    zeros = prefix == "zeros"
+    return torch.zeros_like(patches[:, :1]) if zeros else mean_token(patches, kept)[:, None]
+
+
+def mean_token(patches: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The mean patch token: (B, N, D) → (B, D).
+
+    Parameters
+    ----------
+    kept : (B, N) in [0, 1], optional
+        How much each patch counts. Where that is 1 for all, the mean has the same bits without it.
+    """
+    mean = patches.mean(dim=1)
+    if kept is None:
+        return mean
+    kept = kept.to(patches)
+    weights = kept / kept.sum(dim=1, keepdim=True).clamp_min(1e-30)
+    weighted = (weights[:, None] @ patches)[:, 0]
+    return torch.where((kept == 1).all(dim=1, keepdim=True), mean, weighted)
 
 
 def place_images(images: Tensor, device: torch.device, spec: BackboneSpec) -> Tensor:

@@ -5,19 +5,22 @@ much between normal images say little. No labels of the target are needed to kno
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from spg_pipe.artefacts.record import Figure, LayerName
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.bank.normal_patches import KNOWN, TokensOf
+from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.model import Scale, top_mean
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.judge import Judged, Patches, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.params import ScoreParams
+from spg_pipe.recipe.params import BankParams, ScoreParams
 
 ASSUMED = 1 / 8
 """Deviation of a detector's scores between normal images of one product, in sums of its weights:
@@ -28,9 +31,9 @@ _SMALLEST = 1e-6
 class Footing(NamedTuple):
     """What normal images of one product say of a detector beside their bank."""
 
-    levels: dict[str, Scale]
+    levels: dict[LayerName, Scale]
     """Layer → mean of the guides' log odds, and how far their highest lie above it."""
-    weight: float
+    weight: Figure
     """Of the bank in the image score."""
 
 
@@ -50,16 +53,36 @@ def footing(
     for start in range(0, len(bank.apart), batch):
         tokens, grids = tokens_of(bank.apart[start : start + batch])
         judged.append(judge(detector, tokens, grids, seen, rule))
-    levels = {}
-    for layer in bank.grids:
-        odds = torch.cat([part.patches[layer] for part in judged]).numpy()
-        mean = float(odds.mean())
-        top = float(top_mean(odds, bank.params.top_share).mean())
-        levels[layer] = Scale(mean, max(top - mean, _SMALLEST))
+    odds = {layer: torch.cat([part.patches[layer] for part in judged]) for layer in bank.grids}
     scores = np.concatenate([part.columns["score"] for part in judged])
+    return footing_of(detector, bank, odds, scores)
+
+
+def footing_of(detector: Detector, bank: MemoryBank, odds: Patches, scores: np.ndarray) -> Footing:
+    """From what the detector says of the normal images that gave the bank its scale.
+
+    Parameters
+    ----------
+    odds : dict of layer → (k, h, w) float32
+        The guides' log odds of their patches.
+    scores : (k,) float64
+        The detector's image scores.
+    """
+    levels = {}
+    for layer, values in odds.items():
+        mean = float(values.numpy().mean())
+        top = float(top_mean(values.numpy(), bank.params.top_share).mean())
+        levels[layer] = Scale(mean, max(top - mean, _SMALLEST))
+    return Footing(levels, bank_weight(detector, bank.params, scores, bank.tops))
+
+
+def bank_weight(
+    detector: Detector, params: BankParams, scores: np.ndarray, tops: np.ndarray
+) -> float:
+    """Of the bank beside the detector, by the deviations of both over normal images (k,)."""
     total = sum(term.weight for term in detector.decision.terms.values())
-    guides, away = _deviation(scores, ASSUMED * total), _deviation(bank.tops, 1.0)
-    return Footing(levels, bank.params.weight * guides / away)
+    guides, away = _deviation(scores, ASSUMED * total), _deviation(tops, 1.0)
+    return params.weight * guides / away
 
 
 def _deviation(values: np.ndarray, assumed: float) -> float:
@@ -73,6 +96,7 @@ def judge_fused(
     tokens: dict[str, torch.Tensor],
     seen: BackboneSpec,
     footings: Sequence[Footing],
+    kept: Kept | None = None,
 ) -> Judged:
     """The bank's map where the guides confirm it, and its image score as one more addend.
 
@@ -84,12 +108,12 @@ def judge_fused(
     ----------
     distances : Distances
         Of the same B images.
-    tokens, seen
+    tokens, seen, kept
         As for `judge`.
     footings : sequence of B
     """
     grids = {layer: (v.shape[1], v.shape[2]) for layer, v in distances.patches.items()}
-    judged = judge(detector, tokens, grids, seen, detector.record.rule)
+    judged = judge(detector, tokens, grids, seen, detector.record.rule, kept)
     patches = {}
     for layer, away in distances.patches.items():
         scales = torch.tensor([each.levels[layer] for each in footings])[:, :, None, None]
@@ -97,7 +121,7 @@ def judge_fused(
         patches[layer] = away + away.clamp_min(0) * above.clamp_min(0).square() + above
     share = np.array([each.weight for each in footings]) * distances.top
     columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
-    return Judged(patches, columns | {KNOWN: distances.known}, judged.maps, judged.tiles)
+    return replace(judged, patches=patches, columns=columns | {KNOWN: distances.known})
 
 
 def judge_alone(distances: Distances) -> Judged:

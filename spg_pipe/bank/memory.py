@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spg_pipe.bank.normal_patches import (
     BATCH,
+    Grids,
     NormalPatches,
     Progress,
     TokensOf,
@@ -22,7 +23,8 @@ from spg_pipe.bank.normal_patches import (
 )
 from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
 from spg_pipe.decision.components import self_distance
-from spg_pipe.decision.model import Scale, coarse_maps, top_mean
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.model import Scale, coarse_maps, coarse_shares, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.params import BankParams
@@ -51,8 +53,10 @@ class Distances(NamedTuple):
 class MemoryBank:
     """Unit patch tokens of normal images of one product."""
 
+    kept: dict[str, Tensor]
+    """Layer → (m, D) float32 on the CPU: the tokens."""
     search: dict[str, Search]
-    """Layer → search among the tokens that were kept."""
+    """Layer → search among these."""
     scales: dict[str, Scale]
     """Layer → mean and deviation of distances between patches of different normal images."""
     tops: np.ndarray
@@ -107,12 +111,26 @@ class MemoryBank:
             If there are fewer patches than neighbours, or one image and several neighbours.
         """
         read = read_normals(tokens_of, images, batch=batch, progress=progress)
+        return cls.of_patches(read, tokens_of, size, params, device=device)
+
+    @classmethod
+    def of_patches(
+        cls,
+        read: NormalPatches,
+        tokens_of: TokensOf,
+        size: int,
+        params: BankParams,
+        *,
+        device: str = "cpu",
+    ) -> "MemoryBank":
+        """From normal images that were read; see `of`."""
         grids, n, k = read.grids, len(read.images), params.neighbours
-        held_out = n > 1 and any(len(patches) > CORESET for patches in read.patches.values())
-        apart = _apart(n, held_out)
+        held_out = has_coreset(read)
+        apart = evenly(n, held_out=held_out)
         without = apart if held_out else None
-        banks = {layer: _bank(read, layer, without, k).to(device) for layer in grids}
-        search = {layer: search_among(kept, device) for layer, kept in banks.items()}
+        kept = {layer: bank_tokens(read, layer, without, k) for layer in grids}
+        banks = {layer: tokens.to(device) for layer, tokens in kept.items()}
+        search = {layer: search_among(tokens, device) for layer, tokens in banks.items()}
         rest = {layer: torch.empty(len(apart), h * w) for layer, (h, w) in grids.items()}
         for number, image in enumerate(apart.tolist()):
             for layer, patches in read.whole(tokens_of, image).items():
@@ -125,17 +143,9 @@ class MemoryBank:
                     without_it = read.own(layer, image)
                     products = highest_products(patches, banks[layer], k, without=without_it)
                 rest[layer][number] = 1 - products.mean(dim=1)
-        scales = {
-            layer: Scale(float(values.mean()), max(float(values.std()), _SMALLEST))
-            for layer, values in rest.items()
-        }
-        standard = {
-            layer: to_grid((rest[layer] - scale.mean) / scale.deviation, grids[layer])
-            for layer, scale in scales.items()
-        }
-        tops = top_mean(coarse_maps(standard, size), params.top_share).astype(np.float64)
-        chosen = read.images[apart]
-        return cls(search, scales, tops, chosen, grids, size, params, read.means, images - n)
+        scales, tops = standing(rest, grids, size, params)
+        chosen, copies = read.images[apart], read.given - n
+        return cls(kept, search, scales, tops, chosen, grids, size, params, read.means, copies)
 
     @classmethod
     def of_store(
@@ -151,19 +161,64 @@ class MemoryBank:
         tokens_of = tokens_of_store(store, rows)
         return cls.of(tokens_of, len(rows), store.image_size, params, device=device, batch=step)
 
-    def distances(self, tokens: dict[str, Tensor]) -> Distances:
-        """Of images, layer → (B, 1 + N, D) float32."""
+    def distances(self, tokens: dict[str, Tensor], kept: Kept | None = None) -> Distances:
+        """Of images, layer → (B, 1 + N, D) float32, of which perhaps not all pixels count."""
         patches = {}
         for layer, (h, w) in self.grids.items():
             queries, scale = unit(tokens[layer][:, 1:]).flatten(0, 1), self.scales[layer]
             away = 1 - self.search[layer](queries, self.params.neighbours).mean(dim=1)
             patches[layer] = ((away - scale.mean) / scale.deviation).view(-1, h, w)
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        top = top_mean(coarse_maps(patches, self.size), self.params.top_share) - self.map_top
+        shares = None if kept is None else coarse_shares(kept, self.size)
+        maps = coarse_maps(patches, self.size, kept)
+        top = top_mean(maps, self.params.top_share, shares) - self.map_top
         return Distances(patches, top, are_among(mean, self.means))
 
 
-def _apart(images: int, held_out: bool) -> np.ndarray:
+def has_coreset(read: NormalPatches) -> bool:
+    """Whether not all patches of some normal images are kept, so that some are held out."""
+    return len(read.images) > 1 and any(len(each) > CORESET for each in read.patches.values())
+
+
+def standing(
+    apart: dict[str, Tensor], grids: Grids, size: int, params: BankParams
+) -> tuple[dict[str, Scale], np.ndarray]:
+    """What distances of normal images from each other say of their scales and their maps.
+
+    Parameters
+    ----------
+    apart : dict of layer → (k, N) float32
+        Distances of the patches of k normal images from those of others.
+
+    Returns
+    -------
+    scales : dict of layer → Scale
+    tops : (k,) float64
+        Mean of the highest of each image's map, in deviations.
+    """
+    scales = {
+        layer: Scale(float(values.mean()), max(float(values.std()), _SMALLEST))
+        for layer, values in apart.items()
+    }
+    return scales, map_tops(apart, scales, grids, size, params)
+
+
+def map_tops(
+    raw: dict[str, Tensor],
+    scales: dict[str, Scale],
+    grids: Grids,
+    size: int,
+    params: BankParams,
+) -> np.ndarray:
+    """Mean (k,) float64 of the highest of the maps of layer → distances (k, N)."""
+    standard = {
+        layer: to_grid((raw[layer] - scale.mean) / scale.deviation, grids[layer])
+        for layer, scale in scales.items()
+    }
+    return top_mean(coarse_maps(standard, size), params.top_share).astype(np.float64)
+
+
+def evenly(images: int, *, held_out: bool) -> np.ndarray:
     """Numbers of images, evenly spread, that say how far such images lie apart: (k,) int64.
 
     A coreset covers those that it was chosen from, and so would flatter them: it is chosen from
@@ -175,8 +230,13 @@ def _apart(images: int, held_out: bool) -> np.ndarray:
     return np.linspace(0, images - 1, chosen).round().astype(np.int64)
 
 
-def _bank(read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int) -> Tensor:
-    """Unit tokens (m, D) of a bank, without the images that are held out of it."""
+def bank_tokens(
+    read: NormalPatches, layer: str, held_out: np.ndarray | None, neighbours: int
+) -> Tensor:
+    """Unit tokens (m, D) of a bank, without the images that are held out of it.
+
+    An `SpgError` if there are fewer than neighbours, or one image and several neighbours.
+    """
     if len(read.images) == 1 and neighbours > 1:
         raise SpgError(
             f"There is one normal image, whose patches give the scale by the nearest alone, and "

@@ -48,6 +48,8 @@ class NormalPatches(NamedTuple):
     patches: Tokens
     """Layer → (n·p, D) unit tokens, image after image."""
     grids: Grids
+    given: int
+    """How many there were, copies included."""
 
     def own(self, layer: str, image: int) -> slice:
         """Where the patches of the image with this place among `images` are."""
@@ -150,7 +152,7 @@ def read_normals(
     patches = {
         layer: values[: len(values) // images * len(chosen)] for layer, values in kept.items()
     }
-    return NormalPatches(np.array(chosen, dtype=np.int64), means, patches, grids)
+    return NormalPatches(np.array(chosen, dtype=np.int64), means, patches, grids, images)
 
 
 def _means(tokens: Tensor) -> Tensor:

@@ -60,6 +60,27 @@ def highest_products(
     return torch.cat(found)
 
 
+def highest_by_image(queries: Tensor, images: Tensor, k: int) -> Tensor:
+    """The k largest products of each query with the vectors of each image: (m, n, k) on the CPU.
+
+    Fewer than k vectors are filled up with −∞.
+
+    Parameters
+    ----------
+    queries : (m, D) float32
+    images : (n, N, D) float32
+        On the device that multiplies.
+    """
+    count, size, width = images.shape
+    found = torch.full((len(queries), count, k), -torch.inf)
+    step = max(1, _PRODUCTS // (count * size))
+    for start in range(0, len(queries), step):
+        products = queries[start : start + step] @ images.view(-1, width).t()
+        best = products.view(-1, count, size).topk(min(k, size), dim=2).values
+        found[start : start + step, :, : best.shape[2]] = best.cpu()
+    return found
+
+
 def farthest_first(tokens: Tensor, keep: int) -> Tensor:
     """Rows of tokens of which none is far: each is the one farthest from those before it.
 

@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import predict, tools
+from spg_pipe.cli import fit, predict, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -209,6 +209,9 @@ def evaluate(
     split: SplitOption = None,
     scores: Annotated[Path | None, Option(help="A scores folder, instead of the recipe's.")] = None,
     store: StoreOption = None,
+    calibration: Annotated[
+        Path | None, Option(metavar="FILE", help="Also judge at its thresholds (`calibrate`).")
+    ] = None,
 ) -> None:
     """Judge scores with masks and labels: a table per category (Metrics)."""
     from spg_pipe.metrics import flat_rows
@@ -218,7 +221,7 @@ def evaluate(
     written: dict[str, Any] = {}
     tables = []
     for each, target in targets_of(run, split, scores or store):
-        paths = targets.evaluate(each, target, scores=scores, store=store)
+        paths = targets.evaluate(each, target, scores=scores, store=store, calibration=calibration)
         read = [targets.read_metrics(path) for path in paths]
         written |= dict(zip(map(str, paths), map(flat_rows, read), strict=True))
         tables += targets.tables_of(run.params, read)
@@ -236,7 +239,12 @@ def report(options: Options) -> None:
     run.console.result({"report": path}, f"Report: {path}")
 
 
-for command in (*predict.COMMANDS, *explain_commands.COMMANDS, *tools.COMMANDS):
+for command in (
+    *predict.COMMANDS,
+    *fit.COMMANDS,
+    *explain_commands.COMMANDS,
+    *tools.COMMANDS,
+):
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

@@ -45,20 +45,25 @@ class Components:
     """(B, N): see `self_distance`."""
     detection: Tensor | None
     """(B, F): x·d of each image's unit feature x, where the guides have a direction for it."""
+    kept: Tensor | None = None
+    """(B, N): how much each patch counts; None: all alike."""
 
     def of(self, images: Tensor, which: Tensor | int) -> "Components":
         """Of some images (k,), each by some (k, m) of the F directions, or all by one."""
         rows = images[:, None]
         detection = None if self.detection is None else self.detection[rows, which]
-        return Components(self.guides[rows, which], self.self_distance[images], detection)
+        kept = None if self.kept is None else self.kept[images]
+        return Components(self.guides[rows, which], self.self_distance[images], detection, kept)
 
     def cpu(self) -> "Components":
         """On the CPU."""
         detection = None if self.detection is None else self.detection.cpu()
-        return Components(self.guides.cpu(), self.self_distance.cpu(), detection)
+        return Components(self.guides.cpu(), self.self_distance.cpu(), detection, self.kept)
 
 
-def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Components:
+def components(
+    tokens: Tensor, sides: Sides, grid: tuple[int, int], kept: Tensor | None = None
+) -> Components:
     """Measure one layer's tokens.
 
     Parameters
@@ -66,6 +71,8 @@ def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Component
     tokens : (B, 1 + N, D) float32
     grid : (h, w)
         With h·w = N.
+    kept : (B, N) float32 in [0, 1] on the CPU, optional
+        How much each patch counts.
     """
     patches, local = tokens[:, 1:], sides.directions["patches"]
     # One product for the guides and the coordinates: a token is read once.
@@ -75,22 +82,25 @@ def components(tokens: Tensor, sides: Sides, grid: tuple[int, int]) -> Component
     guides = along.transpose(1, 2).contiguous()  # a view would keep all of the product
     detection = None
     for view in sides.directions.keys() - {"patches"}:
-        feature = unit(detection_feature(tokens, view))
+        feature = unit(detection_feature(tokens, view, kept=kept))
         detection = feature @ sides.directions[view].t()
-    return Components(guides, self_distance(coordinates, grid), detection)
+    return Components(guides, self_distance(coordinates, grid, kept), detection, kept)
 
 
-def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
+def self_distance(coordinates: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:
     """½‖x − y‖² from each patch x to the nearest patch y of its image that is not a neighbour.
 
     Of whole unit tokens this is 1 − cosine. Neighbours are at most `REACH` rows and columns away,
-    in a small grid less, so that every patch is left another. A single patch has distance 0.
+    in a small grid less, so that every patch is left another. A single patch has distance 0, and
+    so have a patch that is wholly ignored and one that such patches leave no other.
 
     Parameters
     ----------
     coordinates : (B, N, m) float32
         Of unit tokens in an orthonormal basis.
     grid : (h, w)
+    kept : (B, N), optional
+        How much each patch counts: one that counts for nothing is no nearest patch either.
 
     Returns
     -------
@@ -102,6 +112,8 @@ def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
     if reach < 0:
         return distances
     half = coordinates.square().sum(dim=2) / 2
+    ignored = None if kept is None else (kept == 0).to(coordinates.device)
+    lacking = half if ignored is None else half.masked_fill(ignored, torch.inf)
     images = max(1, _CELLS // patches**2)
     rows = max(1, _CELLS // (patches * w)) if images == 1 else h
     for first in range(0, len(coordinates), images):
@@ -109,7 +121,7 @@ def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
         for top in range(0, h, rows):
             block = slice(top * w, (top + rows) * w)
             alike = torch.baddbmm(
-                -half[some, None], coordinates[some, block], coordinates[some].transpose(1, 2)
+                -lacking[some, None], coordinates[some, block], coordinates[some].transpose(1, 2)
             )
             by_place = alike.unflatten(2, (h, w)).unflatten(1, (-1, w))
             for down in range(-reach, reach + 1):
@@ -117,4 +129,6 @@ def self_distance(coordinates: Tensor, grid: tuple[int, int]) -> Tensor:
                 for right in range(-reach, reach + 1):
                     row.diagonal(right, dim1=1, dim2=2).fill_(-torch.inf)
             distances[some, block] = half[some, block] - alike.amax(dim=2)
+    if ignored is not None:
+        distances[ignored | distances.isinf()] = 0
     return distances.clamp_min(0)

@@ -7,12 +7,14 @@ R P Cᵀ of the patch grid P with two small matrices. No filter runs over the pi
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from spg_pipe.decision.kept import Kept, whole
 from spg_pipe.guides.model import interpolation, upsample
 
 SIGMA = 4.0
@@ -49,6 +51,7 @@ def anomaly_maps(
     at: tuple[int, int] | None = None,
     *,
     log_odds: bool = False,
+    kept: Kept | None = None,
 ) -> np.ndarray:
     """Full-size anomaly maps: upsample each layer, average, blur, and resize if asked to.
 
@@ -67,6 +70,9 @@ def anomaly_maps(
         Resize the blurred maps bilinearly (align_corners=False) to H×W. Default: S×S.
     log_odds : bool
         The patches are log odds; `finished` brings their maps to [0, 1].
+    kept : Kept, optional
+        Each patch then counts by its share that is kept, and a pixel's value is divided by what
+        counted for it: what is ignored gives nothing to its neighbours. Ignored pixels are 0.
 
     Returns
     -------
@@ -75,21 +81,64 @@ def anomaly_maps(
     height, width = at or (size, size)
     images = len(next(iter(patches.values())))
     maps = np.empty((images, height, width), np.float32)
+    grids = {layer: (values.shape[1], values.shape[2]) for layer, values in patches.items()}
     with one_thread():
         for number, image in enumerate(torch.from_numpy(maps)):
+            counted = _counted(kept, number, grids, size, sigma, (height, width))
             total = torch.zeros((), dtype=torch.float64)
-            for values in patches.values():
-                rows, columns = values.shape[1:]
+            for layer, values in patches.items():
+                rows, columns = grids[layer]
                 left = axis_weights(rows, size, sigma, height)
                 right = axis_weights(columns, size, sigma, width)
-                total = total + (left @ values[number].double()) @ right.t()
-            mean = total / len(patches)
+                field = values[number].double()
+                if counted:
+                    field = field * counted.patches[layer]
+                total = total + (left @ field) @ right.t()
+            mean = total / (counted.pixels if counted else len(patches))
             image.copy_(finished(mean) if log_odds else mean)
+            if counted:
+                image[counted.ignored] = 0
     return maps
 
 
+class _Counted(NamedTuple):
+    """What counts of an image that is ignored in part."""
+
+    patches: dict[str, Tensor]
+    """Layer → (h, w) float64 shares."""
+    pixels: Tensor
+    """(H, W) float64: what the patches count for a pixel together, of all layers."""
+    ignored: Tensor
+    """(H, W) bool."""
+
+
+def _counted(
+    kept: Kept | None,
+    number: int,
+    grids: Mapping[str, tuple[int, int]],
+    size: int,
+    sigma: float,
+    at: tuple[int, int],
+) -> _Counted | None:
+    """Of an image by its number; None if all of it counts."""
+    if kept is None or whole(kept.shares[number : number + 1]):
+        return None
+    own, pixels = kept.some(slice(number, number + 1)), torch.zeros(at, dtype=torch.float64)
+    patches = {layer: own.at(grid)[0].double() for layer, grid in grids.items()}
+    for (rows, columns), shares in zip(grids.values(), patches.values(), strict=True):
+        left = axis_weights(rows, size, sigma, at[0])
+        pixels += (left @ shares) @ axis_weights(columns, size, sigma, at[1]).t()
+    # Farther from all that counts than the blur reaches, nothing is divided by nothing.
+    return _Counted(patches, pixels.clamp_min(1e-300), own.at(at)[0] == 0)
+
+
 def patch_weights(
-    pixels: np.ndarray, grids: Mapping[str, tuple[int, int]], size: int, sigma: float = SIGMA
+    pixels: np.ndarray,
+    grids: Mapping[str, tuple[int, int]],
+    size: int,
+    sigma: float = SIGMA,
+    *,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """What each patch counts in a weighted sum of a map's pixels: `anomaly_maps` transposed.
 
@@ -99,8 +148,8 @@ def patch_weights(
         Weights of the pixels of maps that `anomaly_maps` makes at H×W.
     grids : dict of layer → (h, w)
         Of all layers that the maps are the mean of.
-    size, sigma
-        As for `anomaly_maps`.
+    size, sigma, kept
+        As for `anomaly_maps`. Ignored pixels have weight 0.
 
     Returns
     -------
@@ -108,11 +157,24 @@ def patch_weights(
         Σ pixels · map = Σ over layers and patches of these · the patch's value.
     """
     height, width = pixels.shape[1:]
+    if kept is not None:
+        each = [
+            _counted(kept, number, grids, size, sigma, (height, width))
+            for number in range(len(pixels))
+        ]
+        # `len` below is what patches count for a pixel where nothing is ignored.
+        parts = [
+            image * (len(grids) / counted.pixels.numpy()) if counted else image
+            for image, counted in zip(pixels, each, strict=True)
+        ]
+        pixels = np.stack(parts)
     weights = {}
     for layer, (rows, columns) in grids.items():
         left = axis_weights(rows, size, sigma, height).numpy()
         right = axis_weights(columns, size, sigma, width).numpy()
         weights[layer] = np.matmul(left.T, np.matmul(pixels, right)) / len(grids)
+        if kept is not None:
+            weights[layer] *= kept.at((rows, columns)).numpy()
     return weights
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spg_pipe.artefacts.record import Deviation, Figure, LayerName, Name, Record
 from spg_pipe.decision.components import Components
+from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.recipe.params import MapWeights
 
@@ -92,30 +93,65 @@ def image_components(raw: Components, share: float) -> dict[str, np.ndarray]:
     `self_distance`: mean of the highest share of the patches. `detection`: where the guides have
     it.
     """
-    values = {"self_distance": top_mean(raw.self_distance.cpu().numpy(), share)}
+    kept = None if raw.kept is None else raw.kept.numpy()
+    values = {"self_distance": top_mean(raw.self_distance.cpu().numpy(), share, kept)}
     if raw.detection is not None:
         values["detection"] = raw.detection[:, 0].cpu().numpy()
     return {name: value.astype(np.float64) for name, value in values.items()}
 
 
-def coarse_maps(grids: Mapping[str, Tensor], size: int) -> np.ndarray:
+def coarse_maps(grids: Mapping[str, Tensor], size: int, kept: Kept | None = None) -> np.ndarray:
     """Blurred maps at a `COARSE`th of S, (B, S/4, S/4), of layer → (B, h, w)."""
     side = max(1, size // COARSE)
-    return anomaly_maps(grids, size, at=(side, side))
+    return anomaly_maps(grids, size, at=(side, side), kept=kept)
 
 
-def top_mean(maps: np.ndarray, share: float) -> np.ndarray:
-    """Mean (B,) of the ⌊share·pixels⌋ highest pixels of maps (B, …), at least one."""
+def coarse_shares(kept: Kept, size: int) -> np.ndarray:
+    """How much the pixels of `coarse_maps` count, (B, S/4, S/4) float32."""
+    side = max(1, size // COARSE)
+    return np.asarray(kept.at((side, side)).numpy())
+
+
+def top_mean(maps: np.ndarray, share: float, kept: np.ndarray | None = None) -> np.ndarray:
+    """Mean (B,) of the ⌊share·pixels⌋ highest pixels of maps (B, …), at least one.
+
+    Parameters
+    ----------
+    kept : (B, …) in [0, 1], optional
+        How much each pixel counts, also among the pixels of which a share is taken. The mean is 0
+        where nothing counts.
+    """
     flat = maps.reshape(len(maps), -1)
     count = max(1, int(share * flat.shape[1]))
-    return np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)
+    highest = np.partition(flat, -count, axis=1)[:, -count:].mean(axis=1)
+    if kept is None:
+        return highest
+    alike = (kept.reshape(flat.shape) == 1).all(axis=1)
+    weighted = (top_weights(maps, share, kept).reshape(flat.shape) * flat).sum(axis=1)
+    return np.where(alike, highest, weighted).astype(highest.dtype)
 
 
-def top_weights(maps: np.ndarray, share: float) -> np.ndarray:
+def top_weights(maps: np.ndarray, share: float, kept: np.ndarray | None = None) -> np.ndarray:
     """Weights (B, H, W) float64 whose sum over a map's pixels (B, H, W) is its `top_mean`."""
     flat = maps.reshape(len(maps), -1)
+    if kept is not None:
+        return _highest_kept(flat, share, kept.reshape(flat.shape)).reshape(maps.shape)
     count = max(1, int(share * flat.shape[1]))
     weights = np.zeros(flat.shape)
     highest = np.argpartition(flat, -count, axis=1)[:, -count:]
     np.put_along_axis(weights, highest, 1 / count, axis=1)
     return weights.reshape(maps.shape)
+
+
+def _highest_kept(flat: np.ndarray, share: float, kept: np.ndarray) -> np.ndarray:
+    """`top_weights` of pixels (B, P) that count by `kept` (B, P): the highest are taken until these
+    add up to the share, the last of them in part."""
+    order = np.argsort(-flat, axis=1, kind="stable")
+    counts = np.take_along_axis(kept, order, axis=1).astype(np.float64)
+    above = np.cumsum(counts, axis=1) - counts
+    total = counts.sum(axis=1, keepdims=True)
+    wanted = np.minimum(total, np.maximum(1, np.floor(share * total)))
+    taken = np.clip(wanted - above, 0, counts)
+    weights = np.zeros(flat.shape)
+    np.put_along_axis(weights, order, taken / np.maximum(wanted, 1e-300), axis=1)
+    return weights

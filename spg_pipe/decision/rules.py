@@ -49,6 +49,7 @@ def image_scores(
     top_share: float = TOP_SHARE,
     lme_tau: float = LME_TAU,
     alpha: float = ALPHA,
+    kept: np.ndarray | None = None,
 ) -> np.ndarray:
     """One score an image by the published rule, from its blurred map and its CLS probability.
 
@@ -59,20 +60,27 @@ def image_scores(
     image_score : str
         max; cls; top_mean, the mean of the ⌊q·pixels⌋ highest; log_mean_exp,
         b + τ·log(mean(exp((m − b)/τ))) with b the maximum; mix, α·CLS + (1 − α)·max.
+    kept : (B, H, W) in [0, 1], optional
+        How much each pixel counts. CLS has seen the whole image.
 
     Returns
     -------
     (B,) float32, or float64 where the CLS probability is in it
     """
     flat = maps.reshape(len(maps), -1)
+    if kept is not None:
+        flat = np.where(kept.reshape(flat.shape) > 0, flat, -np.inf)
     highest = flat.max(axis=1)
     if image_score == "max":
         return highest
     if image_score == "cls":
         return cls
     if image_score == "top_mean":
-        return top_mean(maps, top_share)
+        return top_mean(maps, top_share, kept)
     if image_score == "log_mean_exp":
-        spread = np.exp((flat - highest[:, None]) / lme_tau).mean(axis=1)
+        raised = np.exp((flat - highest[:, None]) / lme_tau)
+        spread = raised.mean(axis=1)
+        if kept is not None:
+            spread = np.average(raised, axis=1, weights=kept.reshape(flat.shape))
         return (highest + lme_tau * np.log(spread)).astype(np.float32)
     return alpha * cls + (1 - alpha) * highest

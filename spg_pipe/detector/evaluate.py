@@ -1,7 +1,8 @@
 """Scores against masks and labels → Metrics, one row a category (docs/metrics.md)."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from spg_pipe.artefacts.files import versions
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
+from spg_pipe.decision.calibration import Calibration, by_hand
 from spg_pipe.detector.mask_regions import MaskRegions
 from spg_pipe.detector.metrics_file import MetricsRecord, Provenance
 from spg_pipe.detector.record import ScoresRecord
@@ -16,6 +18,7 @@ from spg_pipe.detector.scores import CHUNK_IMAGES, Progress, Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import (
     Curve,
+    MetricsRow,
     MetricsTable,
     PixelMetrics,
     Regions,
@@ -27,6 +30,7 @@ from spg_pipe.metrics import (
     with_mean,
     write_csv,
 )
+from spg_pipe.metrics.operating import AtThreshold
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.store.reader import FeatureStore
 
@@ -73,6 +77,7 @@ def evaluate_scores(
     params: MetricParams,
     *,
     manifest: Manifest | None = None,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Image and pixel metrics of every category, and their unweighted mean.
@@ -85,12 +90,15 @@ def evaluate_scores(
     params : MetricParams
     manifest : Manifest, optional
         Needed for `resolution: original`, which reads the masks at the images' own sizes.
+    calibration : Calibration, optional
+        Adds precision, recall and false-positive rate at its thresholds to every row.
     progress : callable (images done, images in all), optional
 
     Raises
     ------
     SpgError
-        If the scores belong to another store, or the manifest is needed and absent.
+        If the scores belong to another store, the manifest is needed and absent, or the calibration
+        has no threshold for a category.
     """
     if scores.record.store != store.fingerprint:
         raise SpgError(
@@ -105,7 +113,8 @@ def evaluate_scores(
     lost = store.array("lost_regions")
     for category in dict.fromkeys(images["category"]):
         chosen = np.flatnonzero(images["category"] == category)
-        pixel = _pixel_metrics(scores, store, chosen, params, masks)
+        at = _at_thresholds(calibration, category)
+        pixel = _pixel_metrics(scores, store, chosen, params, masks, at["pixel"])
         missing = images["mask_state"].to_numpy()[chosen] == MaskState.MISSING
         anomalous = images["label"].to_numpy()[chosen] == 1
         row = category_metrics(
@@ -117,6 +126,10 @@ def evaluate_scores(
             images_without_mask=int((missing & anomalous).sum()),
             vanished_regions=int(lost[chosen].sum()) if params.resolution == "model" else 0,
         )
+        if calibration is not None:
+            known = images.iloc[chosen][images["label"].iloc[chosen] <= 1]
+            at["image"].add(known["score"].to_numpy(), known["label"].to_numpy() == 1)
+            row = with_figures(row, at)
         rows.append(row)
         if pixel is not None:
             curves[category] = pixel.curves
@@ -124,7 +137,27 @@ def evaluate_scores(
         if progress:
             progress(done, len(images))
     table = with_mean(_context(scores.record, params), rows)
-    return Evaluation(table, curves, _provenance(scores.record, params))
+    made = calibration.fingerprint if calibration else None
+    return Evaluation(table, curves, _provenance(scores.record, params, made))
+
+
+def _at_thresholds(calibration: Calibration | None, category: str) -> dict[str, AtThreshold]:
+    """What counts a category's images and pixels at their thresholds."""
+    limits = calibration.limits(category) if calibration else by_hand(None, None)
+    return {
+        "image": AtThreshold(limits.image.value if limits.image else None),
+        "pixel": AtThreshold(limits.pixel.value if limits.pixel else None),
+    }
+
+
+def with_figures(row: MetricsRow, at: Mapping[str, AtThreshold]) -> MetricsRow:
+    """The row of a category with its figures at the thresholds of images and of pixels."""
+    figures = {k: v for what, each in at.items() for k, v in each.figures(what).items()}
+    known = {f"{what}_threshold": each.threshold for what, each in at.items()}
+    thresholds = {name: math.nan if value is None else value for name, value in known.items()}
+    return replace(
+        row, metrics={**row.metrics, **figures}, thresholds={**row.thresholds, **thresholds}
+    )
 
 
 def _context(record: ScoresRecord, params: MetricParams) -> RowContext:
@@ -150,33 +183,41 @@ def _pixel_metrics(
     images: np.ndarray,
     params: MetricParams,
     masks: MaskRegions,
+    at: AtThreshold,
 ) -> PixelMetrics | None:
-    """Of the images whose mask is known; None where there is none. One map is held at a time."""
+    """Of the images whose mask is known; None where there is none. One map is held at a time.
+
+    `at` counts their pixels as well.
+    """
     states = store.array("mask_state")[images]
     images = images[states != MaskState.MISSING]
     if len(images) == 0:
         return None
 
     def pairs() -> Iterator[tuple[np.ndarray, Regions]]:
+        at.clear()  # a histogram that is not exact enough asks for a second pass
         for start in range(0, len(images), CHUNK_IMAGES):
             batch = images[start : start + CHUNK_IMAGES]
             patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
             for number, image in enumerate(batch.tolist()):
                 one = {layer: values[number : number + 1] for layer, values in patches.items()}
                 regions = masks.regions(image)
-                yield scores.maps_of(one, regions.shape)[0], regions
+                anomaly_map = scores.maps_of(one, regions.shape)[0]
+                at.add(anomaly_map, regions.places())
+                yield anomaly_map, regions
 
     kind = chosen_accumulator(params.accumulator, sum(masks.pixels(i) for i in images.tolist()))
     return accumulate(pairs, kind, params.protocol)
 
 
-def _provenance(record: ScoresRecord, params: MetricParams) -> Provenance:
+def _provenance(record: ScoresRecord, params: MetricParams, calibration: str | None) -> Provenance:
     origin = record.detector
     return Provenance(
         scores=record.fingerprint,
         store=record.store,
         detector=origin.fingerprint if origin else None,
         metrics=params,
+        calibration=calibration,
         method=record.method,
         supervision=record.supervision,
         seed=record.seed,

@@ -33,6 +33,8 @@ class Provenance(Record):
     detector: str | None
     """Fingerprint."""
     metrics: MetricParams
+    calibration: str | None = None
+    """Fingerprint of the file with the thresholds, if there was one."""
     method: str
     supervision: str
     seed: int | None

@@ -18,6 +18,7 @@ from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
 from spg_pipe.decision.components import Sides, components
+from spg_pipe.decision.kept import Kept, patch_shares
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
 from spg_pipe.detector.record import DetectorRecord
@@ -102,7 +103,10 @@ class Detector:
         )
 
     def log_odds(
-        self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None
+        self,
+        tokens: Mapping[TokenKey, Tensor],
+        grids: Grids | None = None,
+        kept: Kept | None = None,
     ) -> tuple[dict[TokenKey, Tensor], dict[str, np.ndarray]]:
         """Judge tokens by the additive decision; parameters as for `probabilities`.
 
@@ -124,13 +128,18 @@ class Detector:
             guides = self._guides(key, batch)
             sides = Sides(guides.directions(as_cosines=not self.contrast), guides.basis)
             grid = grids[key] if grids else guides.grid
-            raw = components(batch, sides.to(batch.device), grid)
+            raw = components(batch, sides.to(batch.device), grid, patch_shares(kept, grid))
             parts.append((key.layer, raw))
             patches[key] = to_grid(decision.log_odds(key.layer, raw), grid)
         return patches, decision.image_values(parts)
 
     def probabilities(
-        self, tokens: Mapping[TokenKey, Tensor], grids: Grids | None = None, *, tau: float = TAU
+        self,
+        tokens: Mapping[TokenKey, Tensor],
+        grids: Grids | None = None,
+        *,
+        tau: float = TAU,
+        kept: Kept | None = None,
     ) -> tuple[dict[TokenKey, Tensor], Tensor]:
         """Score tokens by the guides alone: four dot products each.
 
@@ -142,6 +151,8 @@ class Detector:
             Default: the grid that the guides were made on.
         tau : float
             Temperature.
+        kept : Kept, optional
+            Which pixels count.
 
         Returns
         -------
@@ -156,14 +167,15 @@ class Detector:
         patches, images = {}, []
         for key, batch in tokens.items():
             guides = self._guides(key, batch)
+            grid = grids[key] if grids else guides.grid
             local = guides.pairs["patches"].vectors.to(batch.device)
             probability = anomaly_probability(similarity(batch[:, 1:], local), tau)
-            patches[key] = to_grid(probability, grids[key] if grids else guides.grid)
+            patches[key] = to_grid(probability, grid)
             if detection not in guides.pairs:  # no category had both classes of images
                 images.append(batch.new_full((len(batch),), 0.5).double())
                 continue
             whole = guides.pairs[detection].vectors.to(batch.device)
-            feature = detection_feature(batch, detection)
+            feature = detection_feature(batch, detection, kept=patch_shares(kept, grid))
             images.append(anomaly_probability(similarity(feature, whole).double(), tau))
         return patches, torch.stack(images).mean(dim=0)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.decision.model import MAP_TOP, coarse_maps
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.model import MAP_TOP, coarse_maps, coarse_shares
 from spg_pipe.decision.rules import Additive, Published, Rule
-from spg_pipe.detector.judge import Judged, judge
+from spg_pipe.detector.judge import Judged, judge, with_kept_prefix
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.parts import (
     MAP_GUIDES,
@@ -146,6 +147,7 @@ def explain(
     seen: BackboneSpec | None = None,
     rule: Rule | None = None,
     judged: Judged | None = None,
+    kept: Kept | None = None,
 ) -> Explanation:
     """Take the scores of a batch of images apart.
 
@@ -163,6 +165,8 @@ def explain(
         Default: the detector's.
     judged : Judged, optional
         What was said of these tokens, if it is known, also with a bank: its share is a component.
+    kept : Kept, optional
+        Which pixels count.
 
     Raises
     ------
@@ -171,10 +175,11 @@ def explain(
     """
     seen, rule = seen or detector.record.backbone, rule or detector.record.rule
     grids = grids or {name: detector.layers[name].grid for name in tokens}
-    judged = judged or judge(detector, tokens, grids, seen, rule)
+    judged = judged or judge(detector, tokens, grids, seen, rule, kept)
     keyed, shapes = seen.keyed(tokens), seen.keyed(grids)
     with torch.inference_mode():
-        parts = guides_parts(detector, keyed, shapes, seen, rule, judged)
+        counted = with_kept_prefix(keyed, shapes, seen, kept)
+        parts = guides_parts(detector, counted, shapes, seen, rule, judged, kept)
         fields = {
             key.name: _field(detector, key, batch, shapes[key], rule)
             for key, batch in keyed.items()
@@ -190,7 +195,7 @@ def explain(
         atoms=rows,
         contributions=contributions,
         excess=excess,
-        peaks=_peaks(judged, seen),
+        peaks=_peaks(judged, seen, kept),
         fields=fields,
         log_odds=isinstance(rule, Additive),
     )
@@ -249,12 +254,15 @@ def _components(rule: Rule, judged: Judged, parts: Mapping[str, Part]) -> dict[s
     return {MAP_GUIDES: guides, MAP_SELF_DISTANCE: top - guides, **components}
 
 
-def _peaks(judged: Judged, seen: BackboneSpec) -> np.ndarray:
+def _peaks(judged: Judged, seen: BackboneSpec, kept: Kept | None) -> np.ndarray:
     """(B, 2): where the map of whole images is highest, as shares of its height and width."""
-    maps = judged.maps
+    maps, shares, size = judged.maps, judged.kept, seen.preprocess.size
     # What a score is made from is not the map that is shown: of a tile, or without the bank.
     if maps is None or seen.tiles is not None or f"share_{BANK}" in judged.columns:
-        maps = coarse_maps(judged.patches, seen.preprocess.size)
+        maps = coarse_maps(judged.patches, size, kept)
+        shares = None if kept is None else coarse_shares(kept, size)
+    if shares is not None:
+        maps = np.where(shares > 0, maps, -np.inf)
     flat = maps.reshape(len(maps), -1).argmax(axis=1)
     rows, columns = np.unravel_index(flat, maps.shape[1:])
     return (np.stack([rows, columns], axis=1) + 0.5) / maps.shape[1:]

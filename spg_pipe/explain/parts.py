@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
+from spg_pipe.decision.kept import Kept, patch_shares
 from spg_pipe.decision.maps import patch_weights
 from spg_pipe.decision.model import MAP_TOP, Decision, top_weights
 from spg_pipe.decision.rules import ALPHA, LME_TAU, TOP_SHARE, Published, Rule
@@ -57,23 +58,35 @@ def guides_parts(
     seen: BackboneSpec,
     rule: Rule,
     judged: Judged,
+    kept: Kept | None = None,
 ) -> dict[str, Part]:
-    """The components made of guides; of images in tiles those of the tile that gave the score."""
-    if isinstance(rule, Published):
-        return _published_parts(detector, tokens, grids, seen.preprocess.size, rule, judged)
-    if seen.tiles is None:
-        view = _View(detector, tokens, grids, seen.preprocess.size, judged.maps)
+    """The components made of guides; of images in tiles those of the tile that gave the score.
+
+    Parameters
+    ----------
+    tokens
+        As `with_kept_prefix` gives them.
+    judged, kept
+        What `judge` said of them, and which pixels it counted.
+    """
+    if seen.tiles is None or isinstance(rule, Published):
+        size, maps, shares = seen.preprocess.size, judged.maps, judged.kept
+        view = _View(detector, tokens, grids, size, maps, shares, kept)
+        if isinstance(rule, Published):
+            return view.published(rule, judged)
         return view.parts(rule.decision)
     if judged.tiles is None:
         raise SpgError("Images in tiles are taken apart with what `judge` said of them.")
     each: list[dict[str, Part]] = []
     order: list[np.ndarray] = []
-    for number, (of_tile, shapes) in enumerate(tiles_of(tokens, grids, seen, seen.tiles)):
+    for number, tile in enumerate(tiles_of(tokens, grids, seen, seen.tiles, kept)):
         images = np.flatnonzero(judged.tiles == number)
         if len(images):
-            chosen = {key: batch[torch.from_numpy(images)] for key, batch in of_tile.items()}
+            chosen = {key: batch[torch.from_numpy(images)] for key, batch in tile.tokens.items()}
             maps = None if judged.maps is None else judged.maps[images]
-            view = _View(detector, chosen, shapes, seen.tiles.size, maps)
+            shares = None if judged.kept is None else judged.kept[images]
+            own = None if tile.kept is None else tile.kept.some(images)
+            view = _View(detector, chosen, tile.grids, seen.tiles.size, maps, shares, own)
             each.append(view.parts(rule.decision))
             order.append(images)
     return _joined(each, np.argsort(np.concatenate(order)))
@@ -88,6 +101,9 @@ class _View:
     grids: Grids
     size: int
     maps: np.ndarray | None
+    shares: np.ndarray | None
+    """How much each pixel of the maps counts."""
+    kept: Kept | None
 
     def parts(self, decision: Decision) -> dict[str, Part]:
         parts = {}
@@ -100,11 +116,11 @@ class _View:
     def _map_guides(self, decision: Decision, maps: np.ndarray) -> Part:
         term = decision.terms[MAP_TOP]
         share = term.weight / term.deviation
-        pixels = share * top_weights(maps, decision.top_share)
+        pixels = share * top_weights(maps, decision.top_share, self.shares)
         offsets = np.full(len(maps), -share * term.mean)
         of_layers: dict[str, np.ndarray] = {}
         everywhere: dict[str, np.ndarray] = {}
-        for key, weights, alike, batch in _weighted(pixels, self.tokens, self.grids, self.size):
+        for key, weights, alike, batch in self._weighted(pixels):
             scale = decision.scales[key.layer]["guides"]
             gain = decision.map_weights.guides / scale.deviation
             offsets -= gain * scale.mean * weights.sum(axis=1)
@@ -124,61 +140,84 @@ class _View:
         for key, scale in held.items():
             gain = share / (len(held) * scale.deviation)
             offsets -= gain * scale.mean
-            feature = unit_tokens(detection_feature(self.tokens[key], view))
+            feature = unit_tokens(self._feature(key))
             _add(of_layers, key.layer, gain * feature @ _sides(self.detector, key, view, False))
         return Part(offsets, of_layers)
 
+    def published(self, rule: Published, judged: Judged) -> dict[str, Part]:
+        """Of the rule `published`: the map's part, the detection feature's, or both."""
+        parts, score = {}, rule.image_score
+        if score != "cls" and self.maps is not None:
+            pixels = _pixels(self.maps, score, self.shares)
+            if score == "mix":
+                pixels = pixels * (1 - ALPHA)
+            offsets = pixels.sum(axis=(1, 2)) / 2
+            if score == "log_mean_exp":  # what the curve lies away from its tangent
+                offsets = judged.columns["score"] - (pixels * (self.maps - 0.5)).sum(axis=(1, 2))
+            of_layers: dict[str, np.ndarray] = {}
+            everywhere: dict[str, np.ndarray] = {}
+            for key, weights, alike, batch in self._weighted(pixels):
+                gains = gains_of(self.detector, key, batch[:, 1:], "patches")
+                sides = _sides(self.detector, key, "patches", True)
+                _add(of_layers, key.layer, _pooled(batch[:, 1:], weights * gains) @ sides)
+                _add(everywhere, key.layer, _pooled_all(batch[:, 1:], alike * gains) @ sides)
+            parts[MAP_GUIDES] = Part(offsets, of_layers, everywhere)
+        if score in ("cls", "mix"):
+            parts[DETECTION] = self._published_detection(ALPHA if score == "mix" else 1.0)
+        return parts
 
-def _published_parts(
-    detector: Detector,
-    tokens: Tokens,
-    grids: Grids,
-    size: int,
-    rule: Published,
-    judged: Judged,
-) -> dict[str, Part]:
-    """Of the rule `published`: the map's part, the detection feature's, or both."""
-    parts, score = {}, rule.image_score
-    if score != "cls" and judged.maps is not None:
-        pixels = _pixels(judged.maps, score)
-        if score == "mix":
-            pixels = pixels * (1 - ALPHA)
-        offsets = pixels.sum(axis=(1, 2)) / 2
-        if score == "log_mean_exp":  # what the curve lies away from its tangent
-            offsets = judged.columns["score"] - (pixels * (judged.maps - 0.5)).sum(axis=(1, 2))
-        of_layers: dict[str, np.ndarray] = {}
-        everywhere: dict[str, np.ndarray] = {}
-        for key, weights, alike, batch in _weighted(pixels, tokens, grids, size):
-            gains = gains_of(detector, key, batch[:, 1:], "patches")
-            sides = _sides(detector, key, "patches", True)
-            _add(of_layers, key.layer, _pooled(batch[:, 1:], weights * gains) @ sides)
-            _add(everywhere, key.layer, _pooled_all(batch[:, 1:], alike * gains) @ sides)
-        parts[MAP_GUIDES] = Part(offsets, of_layers, everywhere)
-    if score in ("cls", "mix"):
-        part = ALPHA if score == "mix" else 1.0
-        parts[DETECTION] = _published_detection(detector, tokens, part)
-    return parts
+    def _published_detection(self, share: float) -> Part:
+        view, of_layers = self.detector.record.detection, dict[str, np.ndarray]()
+        for key in self.tokens:
+            if view in self.detector.layers[key.layer].pairs:
+                feature = self._feature(key)
+                gains = gains_of(self.detector, key, feature, view)
+                pooled = share / len(self.tokens) * gains[:, None] * unit_tokens(feature)
+                _add(of_layers, key.layer, pooled @ _sides(self.detector, key, view, True))
+        images = len(next(iter(self.tokens.values())))
+        return Part(np.full(images, share / 2), of_layers)
+
+    def _feature(self, key: TokenKey) -> Tensor:
+        """(B, D): what the guides of whole images see."""
+        kept = patch_shares(self.kept, self.grids[key])
+        return detection_feature(self.tokens[key], self.detector.record.detection, kept=kept)
+
+    def _weighted(
+        self, pixels: np.ndarray
+    ) -> Iterator[tuple[TokenKey, np.ndarray, np.ndarray, Tensor]]:
+        """Each key with its tokens, and what its patches count in weighted pixels (B, H, W).
+
+        The latter twice, (B, N): as weighted, and with the same sum spread over all pixels that
+        count.
+        """
+        sums = pixels.sum(axis=(1, 2), keepdims=True)
+        counts = np.ones_like(pixels) if self.shares is None else self.shares.astype(np.float64)
+        spread = counts * (sums / counts.sum(axis=(1, 2), keepdims=True))
+        shapes = {key.name: self.grids[key] for key in self.tokens}
+        weights, alike = (
+            patch_weights(each, shapes, self.size, kept=self.kept) for each in (pixels, spread)
+        )
+        for key, batch in self.tokens.items():
+            rows = (len(batch), -1)
+            yield key, weights[key.name].reshape(rows), alike[key.name].reshape(rows), batch
 
 
-def _published_detection(detector: Detector, tokens: Tokens, share: float) -> Part:
-    view, of_layers = detector.record.detection, dict[str, np.ndarray]()
-    for key, batch in tokens.items():
-        if view in detector.layers[key.layer].pairs:
-            feature = detection_feature(batch, view)
-            gains = gains_of(detector, key, feature, view)
-            pooled = share / len(tokens) * gains[:, None] * unit_tokens(feature)
-            _add(of_layers, key.layer, pooled @ _sides(detector, key, view, True))
-    images = len(next(iter(tokens.values())))
-    return Part(np.full(images, share / 2), of_layers)
+def _pixels(maps: np.ndarray, score: str, shares: np.ndarray | None) -> np.ndarray:
+    """Weights (B, H, W) of the pixels that a published image score is made from; sum 1.
 
-
-def _pixels(maps: np.ndarray, score: str) -> np.ndarray:
-    """Weights (B, H, W) of the pixels that a published image score is made from; sum 1."""
+    Parameters
+    ----------
+    shares : (B, H, W), optional
+        How much each pixel counts.
+    """
     if score == "top_mean":
-        return top_weights(maps, TOP_SHARE)
+        return top_weights(maps, TOP_SHARE, shares)
+    counts = np.ones_like(maps) if shares is None else shares
+    maps = np.where(counts > 0, maps, -np.inf)
     if score == "log_mean_exp":
         flat = maps.reshape(len(maps), -1).astype(np.float64)
         raised = np.exp((flat - flat.max(axis=1, keepdims=True)) / LME_TAU)
+        raised *= counts.reshape(flat.shape)
         return (raised / raised.sum(axis=1, keepdims=True)).reshape(maps.shape)
     highest = maps.reshape(len(maps), -1).argmax(axis=1)
     weights = np.zeros((len(maps), maps[0].size))
@@ -208,22 +247,6 @@ def _sides(detector: Detector, key: TokenKey, view: View, published: bool) -> np
     guides = detector.layers[key.layer]
     coefficients = coefficients_of(detector, guides, view, published=published)
     return (coefficients[:, None] * guides.atoms.double()).t().numpy()
-
-
-def _weighted(
-    pixels: np.ndarray, tokens: Tokens, grids: Grids, size: int
-) -> Iterator[tuple[TokenKey, np.ndarray, np.ndarray, Tensor]]:
-    """Each key with its tokens, and what its patches count in weighted pixels (B, H, W).
-
-    The latter twice, (B, N): as weighted, and with the same sum spread over all pixels.
-    """
-    sums = pixels.sum(axis=(1, 2), keepdims=True)
-    spread = np.broadcast_to(sums / pixels[0].size, pixels.shape)
-    shapes = {key.name: grids[key] for key in tokens}
-    weights, alike = (patch_weights(each, shapes, size) for each in (pixels, spread))
-    for key, batch in tokens.items():
-        rows = (len(batch), -1)
-        yield key, weights[key.name].reshape(rows), alike[key.name].reshape(rows), batch
 
 
 def _pooled(patches: Tensor, weights: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spg_pipe.backbones.base import mean_token
+
 TAU = 0.07
 """Temperature of the patch softmax (docs/method.md §3)."""
 _EPS = 1e-8
@@ -112,7 +114,9 @@ def anomaly_probability(similarity: Tensor, tau: float = TAU) -> Tensor:
     return torch.sigmoid((similarity[..., 1] - similarity[..., 0]) / tau)
 
 
-def detection_feature(tokens: Tensor, detection: str, *, first_image: bool = False) -> Tensor:
+def detection_feature(
+    tokens: Tensor, detection: str, *, first_image: bool = False, kept: Tensor | None = None
+) -> Tensor:
     """What the global guides see, (B, D), of tokens (B, 1 + N, D).
 
     Parameters
@@ -120,10 +124,12 @@ def detection_feature(tokens: Tensor, detection: str, *, first_image: bool = Fal
     detection : "cls" | "mean_tokens"
     first_image : bool
         Protocol spg: `mean_tokens` uses the first image's mean patch token for every image.
+    kept : (B, N), optional
+        How much each patch counts in the mean.
     """
     if detection == "cls":
         return tokens[:, 0]
-    mean = tokens[:, 1:].mean(dim=1)
+    mean = mean_token(tokens[:, 1:], kept)
     return mean[:1].expand_as(mean) if first_image else mean
 
 

@@ -70,7 +70,8 @@ class MetricsRow:
     metrics: Mapping[str, float]  # by name, in [0, 1]; NaN: undefined
     counts: RowCounts
     pixel_error_bound: float  # of a mean the largest
-    thresholds: Mapping[str, float] = field(default_factory=dict)  # of F1-max; empty of a mean
+    # Of F1-max, and those of a calibration; empty of a mean.
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     # Over how many categories each metric's mean was taken; empty of a category.
     categories: Mapping[str, int] = field(default_factory=dict)
     # Sample standard deviation over seeds (n - 1), by metric; NaN of one seed.
@@ -254,8 +255,10 @@ def _averaged(rows: Sequence[MetricsRow]) -> MetricsRow:
 
 
 def _known(rows: Sequence[MetricsRow]) -> dict[str, list[float]]:
-    """The values of each metric that are not NaN."""
-    every = {name: [row.metrics[name] for row in rows] for name in rows[0].metrics}
+    """The values that are not NaN of each metric that all rows have: of all seeds, perhaps only
+    some were judged at thresholds."""
+    shared = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
+    every = {name: [row.metrics[name] for row in rows] for name in shared}
     return {name: [v for v in values if not math.isnan(v)] for name, values in every.items()}
 
 

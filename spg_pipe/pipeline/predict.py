@@ -21,9 +21,17 @@ from spg_pipe.pipeline.console import Console
 from spg_pipe.predict.finish import Finish, finish, picture_path
 from spg_pipe.predict.items import Item, Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
-from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.normals import (
+    NormalFolder,
+    fit_normals,
+    load_bank,
+    read_normals,
+    white_with,
+)
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
-from spg_pipe.predict.run import Line, ResultFolder, RunRecord, Seen, check_out
+from spg_pipe.predict.ranking import Ranked, one_sided, ranking
+from spg_pipe.predict.result import Failure, Line, Result
+from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
 from spg_pipe.recipe.machine import choose_device
 
 RANKED = 20
@@ -86,6 +94,7 @@ class Top(NamedTuple):
     score: float
     before: int
     item: Item
+    result: Result
 
 
 @dataclass
@@ -98,17 +107,19 @@ class Summary:
     bad: int = 0
     known: list[str] = field(default_factory=list)
     """Images that are normal ones of the bank."""
+    scores: list[float] = field(default_factory=list)
     _highest: list[Top] = field(default_factory=list)
 
-    def add(self, item: Item, seen: Seen) -> None:
+    def add(self, item: Item, result: Line) -> None:
         """Count an image."""
         self.images += 1
-        if seen.score is None:
+        if isinstance(result, Failure):
             self.bad += 1
             return
-        if seen.among_normals:
-            self.known.append(seen.path)
-        heapq.heappush(self._highest, Top(seen.score, -self.images, item))
+        if result.among_normals:
+            self.known.append(result.path)
+        self.scores.append(result.score)
+        heapq.heappush(self._highest, Top(result.score, -self.images, item, result))
         if len(self._highest) > self.keep:
             heapq.heappop(self._highest)
 
@@ -116,25 +127,29 @@ class Summary:
         """From the highest score down."""
         return sorted(self._highest, reverse=True)[:most]
 
-    def text(self, out: Path) -> str:
-        """The ranking, and how many there are."""
-        ranked = [one_line(f"{top.score:.4f}  {top.item.name}") for top in self.top(RANKED)]
-        if more := self.images - self.bad - len(ranked):
+    def text(self, out: Path, goods: int) -> str:
+        """The ranking, and how many there are; `goods` as for `ranking`."""
+        highest = [
+            Ranked(result.path, result.score, result.deviation, result.normals_above)
+            for _, _, _, result in self.top(RANKED)
+        ]
+        ranked = ranking(highest, self.scores, goods)
+        if more := len(self.scores) - len(ranked):
             ranked.append(f"… and {more:,} more in {out / SCORES}")
         bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
-        judged = f"{counted(self.images - self.bad, 'image')} judged{bad} → {out / SCORES}"
+        judged = f"{counted(len(self.scores), 'image')} judged{bad} → {out / SCORES}"
         return "\n".join([*ranked, judged])
 
 
 def predict_images(
-    ask: Ask, console: Console, listener: Callable[[Line], None] = lambda _: None
+    ask: Ask, console: Console, listener: Callable[[Entry], None] = lambda _: None
 ) -> Summary:
     """Read the images and what judges them, judge, write the results.
 
     Parameters
     ----------
     listener : callable
-        Is given each line as it is done.
+        Is given each image's lines as they are done.
 
     Raises
     ------
@@ -145,7 +160,13 @@ def predict_images(
         require_guides(alone=ask.alone)
     check_out(ask.out)
     items, predictor, reading, record = ready(ask, console)
-    how = Finish(predictor, ask.out, ask.overlays is None, ask.pictures is None, ask.atoms)
+    how = Finish(
+        predictor,
+        ask.out,
+        overlays=ask.overlays is None,
+        explained=ask.pictures is None,
+        atoms=ask.atoms,
+    )
     summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
     with (
         ResultFolder(ask.out, record, explained=ask.explained) as folder,
@@ -153,22 +174,25 @@ def predict_images(
     ):
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
-        for line in judged(items, then=then, known=folder.known, live=items.live):
-            seen = folder.add(line)
-            summary.add(line.item, seen)
-            listener(line)
-            if seen.error and ask.strict:
-                raise SpgError(seen.error)
-            if seen.error:
-                console.say(f"Left out: {one_line(seen.error)}")
+        for entry in judged(items, then=then, known=folder.known, live=items.live):
+            folder.add(entry)
+            summary.add(entry.item, entry.result)
+            listener(entry)
+            if isinstance(entry.result, Failure):
+                if ask.strict:
+                    raise SpgError(entry.result.error)
+                console.say(f"Left out: {one_line(entry.result.error)}")
             update(summary.images, items.count or summary.images)
-        if summary.images == summary.bad:
+        if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
         folder.finish()
     if summary.known:
-        console.say(note_of_known(summary.known, summary.images, "whatever they show."))
-    console.text(f"{summary.text(ask.out)}\n{record.facts}")
+        console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
+    zero = predictor.bank is None and predictor.log_odds
+    if zero and (note := one_sided(summary.scores)):
+        console.say(f"Note: {note}")
+    console.text(f"{summary.text(ask.out, predictor.goods)}\n{record.facts}")
     return summary
 
 
@@ -190,13 +214,15 @@ def ready(ask: Ask, console: Console) -> Ready:
     detector = Detector.load(ask.detector)
     exif = detector.record.protocol.exif_of_own_images
     items = find_items(ask.sources, ask.out)
-    normals = ask.normals
-    manifest = read_normals(normals, detector) if normals else None
+    normals, device = ask.normals, choose_device(ask.device)
+    saved = load_bank(normals, detector, device=device) if normals else None
+    manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(item.name, item.path) for item in items.listed if item.path]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=exif)
     white = white_of(peak := peak_of(seen))
+    white = white_with(saved, white) if saved else white
     of_normals = [
         f"--normals: {note}"
         for note in (manifest.notes if manifest else ())
@@ -205,30 +231,33 @@ def ready(ask: Ask, console: Console) -> Ready:
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
-    device = choose_device(ask.device)
     predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
-    console.say("Licences of what this detector was made from:")
-    for licence in detector.record.licences:
+    # A bank alone uses the backbone and no more of a detector.
+    licences = (predictor.backbone.spec.licence,) if ask.alone else detector.record.licences
+    what = "the backbone's weights" if ask.alone else "what this detector was made from"
+    console.say(f"Licences of {what}:")
+    for licence in licences:
         console.say(one_line(f"  {licence}"))
     if detector.record.painted_on and not ask.alone and items.listed:
         contents = content_ids(item.path for item in items.listed if item.path)
         if note := detector.own_images_note(items.said, contents):
             console.say(note)
-    identity = _identity(ask, predictor, white)
-    if normals and manifest:
+    if normals and saved:
+        predictor = replace(predictor, bank=saved, alone=normals.alone)
+    elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            predictor = with_normals(predictor, manifest, normals, progress=update)
-        if predictor.bank and (copies := predictor.bank.copies):
+            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+        predictor = replace(predictor, bank=bank, alone=normals.alone)
+        if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
-        identity |= {
-            "normals": manifest.fingerprint(),
-            "bank": normals.params.model_dump_json(),
-            "alone": str(normals.alone),
-        }
+    record = RunRecord(
+        identity=_identity(ask, predictor, white),
+        facts=_facts(predictor),
+        licences=licences,
+        notes=notes,
+    )
     reading = Reading(exif=exif, white=white, strict_white=items.live)
-    licences = detector.record.licences
-    record = RunRecord(identity=identity, facts=_facts(predictor), licences=licences, notes=notes)
     return Ready(items, predictor, reading, record)
 
 
@@ -239,6 +268,8 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
         "weights": spec.weights_sha256,
         "tiles": ",".join(map(str, spec.tiles.sides)) if spec.tiles else "",
         "white": str(white or ""),
+        "bank": predictor.bank.record.fingerprint if predictor.bank else "",
+        "alone": str(predictor.alone),
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),
         "torch": metadata.version("torch"),

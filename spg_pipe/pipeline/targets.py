@@ -2,14 +2,17 @@
 
 import itertools
 import shlex
+from datetime import date
 from pathlib import Path
 
 from spg_pipe.artefacts.files import require_writable
 from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
 from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.decision.calibration import Calibration, Judging
 from spg_pipe.detector import metrics_file
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.model import Detector
+from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import MetricsTable, seeds_mean
@@ -131,8 +134,13 @@ def evaluate(
     *,
     scores: Path | None = None,
     store: Path | None = None,
+    calibration: Path | None = None,
 ) -> list[Path]:
-    """Scores → Metrics, for all seeds of the recipe, or of one named folder."""
+    """Scores → Metrics, for all seeds of the recipe, or of one named folder.
+
+    `calibration` is a file with thresholds: what they give is added to each row.
+    """
+    limits = Calibration.load(calibration) if calibration else None
     dataset = find_dataset(run.params, target)
     features = checked_store(run, dataset, store)
     folders = [scores] if scores else []
@@ -141,12 +149,20 @@ def evaluate(
         for seed in run.params.seeds:
             checked_scores(run, dataset, aux, seed)
             folders.append(run.paths.scores(aux, dataset, seed))
-    return [_evaluate_one(run, dataset, folder, features) for folder in folders]
+    return [_evaluate_one(run, dataset, folder, features, limits) for folder in folders]
 
 
-def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, store: FeatureStore) -> Path:
+def _evaluate_one(
+    run: RecipeRun,
+    dataset: Dataset,
+    folder: Path,
+    store: FeatureStore,
+    calibration: Calibration | None,
+) -> Path:
     params = run.params.metrics
     loaded = Scores.load(folder)
+    if calibration is not None:
+        calibration.require(_judging(loaded.record, store), date.today(), "of --calibration")
     if loaded.record.store != store.fingerprint:
         held = f"{loaded.record.dataset}/{loaded.record.split}"
         raise SpgError(
@@ -167,12 +183,30 @@ def _evaluate_one(run: RecipeRun, dataset: Dataset, folder: Path, store: Feature
     original = params.resolution == "original"
     manifest = _manifest_of_store(run, dataset, store) if original else None
     with run.console.progress(f"evaluate {dataset.name}") as update:
-        result = evaluate_scores(loaded, store, params, manifest=manifest, progress=update)
+        result = evaluate_scores(
+            loaded,
+            store,
+            params,
+            manifest=manifest,
+            calibration=calibration,
+            progress=update,
+        )
     if KNOWN in loaded.table:
         note_known(run, loaded)
     result.save(place)
     run.console.say(f"Metrics of {dataset.name} → {place}")
     return place
+
+
+def _judging(record: ScoresRecord, store: FeatureStore) -> Judging:
+    """By what a store's images were judged; of few-shot scores by a bank of their own."""
+    tiles, judge = record.backbone.tiles, record.detector
+    return Judging(
+        detector=judge.fingerprint if judge else "none",
+        tiles=tuple(tiles.sides) if tiles else (),
+        bank=record.bank.normals if record.bank else None,
+        white=store.spec.white,
+    )
 
 
 def _manifest_of_store(run: RecipeRun, dataset: Dataset, store: FeatureStore) -> Manifest:

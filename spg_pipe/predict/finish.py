@@ -4,27 +4,23 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from spg_pipe.artefacts.files import jsonable
 from spg_pipe.bank.few_shot import KNOWN
-from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS
-from spg_pipe.decision.heat_maps import eight_bit, overlay
+from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
+from spg_pipe.decision.calibration import Limits, by_hand
+from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.errors import naming
-from spg_pipe.explain.lines import line_of
-from spg_pipe.explain.picture import QUALITY as EXPLAINED_QUALITY
-from spg_pipe.explain.picture import draw
+from spg_pipe.explain.lines import line_of as line_of_explanation
+from spg_pipe.explain.picture import QUALITY, draw
 from spg_pipe.predict.judge import JudgedImage, Unreadable
+from spg_pipe.predict.pictures import map_png, mask_png, overlay_picture
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.predict.run import Line
+from spg_pipe.predict.result import Failure, Files, Result, line_of, result_of
+from spg_pipe.predict.run import Entry
 
-SCHEMA = "spg-pipe/prediction/1"
-QUALITY = 90
-"""Of an overlay's JPEG: a tenth of a PNG's bytes and a hundredth of its time."""
 _NAME_BYTES = 240
 """Of a picture's name; a file system takes 255."""
 _PATH_BYTES = 1024
@@ -37,72 +33,94 @@ class Finish:
 
     predictor: Predictor
     out: Path
+    limits: Callable[[str], Limits] = lambda _: by_hand(None, None)
+    """The thresholds of a group of images."""
     overlays: bool = True
     """Draw a heat map of every image."""
+    maps: bool = False
+    """Write every map."""
+    masks: bool = False
+    """Write what is above the pixel threshold, where there is one."""
     explained: bool = True
     """Draw why every image has its score, if it is explained."""
     atoms: int | None = None
     """List only so many contributions an image in explanations; None: all."""
 
 
-def finish(judged: JudgedImage | Unreadable, how: Finish) -> Line:
-    """The line of an image, when its pictures are written; an OSError if they cannot be."""
+def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
+    """The lines of an image, when its pictures are written.
+
+    An OSError if they cannot be; an `SpgError` if its group has no thresholds.
+    """
+    item, digest = judged.item, judged.sha256
     if isinstance(judged, Unreadable):
-        fault = {"path": judged.item.name, "sha256": judged.sha256, "error": judged.error}
-        return Line(judged.item, json.dumps({"schema": SCHEMA, **fault}), json.dumps(fault))
-    predictor, item = how.predictor, judged.item
-    height, width = judged.anomaly_map.shape
-    row, column = np.unravel_index(int(judged.anomaly_map.argmax()), (height, width))
-    parts: dict[str, object] = dict(judged.columns)
-    score, known = parts.pop("score"), bool(parts.pop(KNOWN, False))
+        failure = Failure(path=item.name, sha256=digest, group=item.group, error=judged.error)
+        why = json.dumps({"path": item.name, "error": judged.error})
+        return Entry(item, failure, line_of(failure), why)
+    columns = dict(judged.columns)
+    among = {name: columns.pop(name, None) for name in ("deviation", "normals_above")}
+    predictor = how.predictor
+    result = result_of(
+        item.name,
+        columns,
+        judged.anomaly_map,
+        how.limits(item.group),
+        protocol=predictor.detector.record.protocol.name,
+        supervision=predictor.supervision,
+    )
+    above = among["normals_above"]
+    result = result.model_copy(
+        update={
+            "sha256": digest,
+            "group": item.group,
+            "ignored_share": judged.view.ignored_share,
+            "deviation": among["deviation"],
+            "normals_above": None if above is None else int(above),
+            "normals": None if above is None else predictor.goods,
+            "files": draw_pictures(judged, result, how),
+        }
+    )
+    return Entry(item, result, line_of(result), _why(judged, result, how))
+
+
+def _why(judged: JudgedImage, result: Result, how: Finish) -> str:
+    """The line that explains a score; empty if that was not asked for."""
+    if judged.explanation is None:
+        return ""
     about: dict[str, object] = {}
-    if predictor.bank:
-        about = {"supervision": predictor.supervision, KNOWN: known}
-    content: dict[str, object] = {
-        "schema": SCHEMA,
-        "path": item.name,
-        "sha256": judged.sha256,
-        "group": item.group,
-        "score": score,
-        "height": height,
-        "width": width,
-        "peak_row": int(row),
-        "peak_column": int(column),
-        "parts": parts,
-        "protocol": predictor.detector.record.protocol.name,
-        **about,
-        "files": draw_pictures(judged, how),
-    }
-    why = ""
-    if judged.explanation is not None:
-        why = line_of(judged.explanation, judged.number, item.name, how.atoms, about)
-    return Line(item, json.dumps(jsonable(content), allow_nan=False), why)
+    if result.among_normals is not None:
+        about = {"supervision": result.supervision, KNOWN: result.among_normals}
+    explanation = judged.explanation
+    return line_of_explanation(explanation, judged.number, judged.item.name, how.atoms, about)
 
 
-def draw_pictures(judged: JudgedImage, how: Finish) -> dict[str, str]:
-    """Write the pictures of an image; kind → file, relative to the output folder."""
-    files, name, shown = {}, judged.item.name, how.predictor.shown
-    pixels = eight_bit(judged.pixels)
+def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
+    """Write the pictures of an image; an OSError if that is not possible."""
+    name, shown, limit = judged.item.name, how.predictor.shown, result.pixel_threshold
+    pixels, anomaly_map = judged.pixels, judged.anomaly_map
+
+    def written(folder: str, ending: str, data: bytes) -> str:
+        file = picture_path(name, folder, ending)
+        path = how.out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path, path):  # in place: an image counts as done only when its line is there
+            path.write_bytes(data)
+        return file.as_posix()
+
+    files = {}
     if how.overlays:
-        drawn = overlay(pixels, judged.anomaly_map, low=shown[0], high=shown[1])
-        file = picture_path(name, OVERLAYS)
-        _write(how.out / file, Image.fromarray(drawn), QUALITY)
-        files["overlay"] = file.as_posix()
+        drawn = overlay_picture(pixels, anomaly_map, shown, limit)
+        files["overlay"] = written(OVERLAYS, ".jpg", drawn)
+    if how.maps:
+        files["map"] = written(MAPS, ".png", map_png(anomaly_map))
+    if how.masks and limit is not None:
+        files["mask"] = written(MASKS, ".png", mask_png(anomaly_map, limit))
     if how.explained and judged.explanation is not None:
-        picture = draw(pixels, judged.anomaly_map, judged.explanation, judged.number, shown)
-        file = picture_path(name, EXPLAINED)
-        _write(how.out / file, picture, EXPLAINED_QUALITY)
-        files["explained"] = file.as_posix()
-    return files
-
-
-def _write(path: Path, picture: Image.Image, quality: int) -> None:
-    """Write a picture in place: its image counts as done only when its line is there, too."""
-    data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path, path):
-        path.write_bytes(data.getbuffer())
+        data = io.BytesIO()
+        picture = draw(eight_bit(pixels), anomaly_map, judged.explanation, judged.number, shown)
+        picture.save(data, format="JPEG", quality=QUALITY)
+        files["explanation"] = written(EXPLAINED, ".jpg", data.getvalue())
+    return Files(**files)
 
 
 def picture_path(name: str, folder: str, ending: str = ".jpg") -> Path:

@@ -15,6 +15,7 @@ from spg_pipe.datasets.walk import PICTURES, walk
 from spg_pipe.errors import SpgError, counted, printable
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image, read_file, utf8_name
 from spg_pipe.images.reading import read_header, read_image
+from spg_pipe.predict.view import Viewing
 
 STDIN = "-"
 """Stands for paths on standard input, one a line."""
@@ -31,6 +32,8 @@ class Reading:
     strict_white: bool = False
     """The images come one by one, so that no set tells their white: 16 bits that do not say which
     value is white are an error."""
+    viewing: Viewing = field(default_factory=Viewing)
+    """How they are shown to the backbone, and what of them is ignored."""
 
 
 @dataclass(frozen=True)

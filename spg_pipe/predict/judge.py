@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from spg_pipe.bank.normal_patches import BATCH
-from spg_pipe.decision.maps import anomaly_maps, resize_maps
 from spg_pipe.detector.judge import Judged
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.explanation import Explanation
 from spg_pipe.predict.items import Content, Item, Reading, sha256_of
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.view import View
 from spg_pipe.recipe.machine import cpu_workers
 from spg_pipe.store.extract import core_workers
 
@@ -34,7 +34,9 @@ class JudgedImage(NamedTuple):
     pixels: np.ndarray
     """(H, W, 3) uint8 or uint16, as `read_image` gives it."""
     anomaly_map: np.ndarray
-    """(H, W) float32 in [0, 1]."""
+    """(H, W) float32 in [0, 1]; 0 where pixels do not count."""
+    view: View
+    """How it was shown to the backbone."""
     columns: dict[str, float]
     """`score` and what it is made of; see `Judged.columns`."""
     explanation: Explanation | None = None
@@ -58,10 +60,10 @@ it must be judged."""
 
 
 def judge_images(
-    predictor: Predictor, items: Iterable[Item], how: Reading, *, explained: bool = False
+    predictor: Predictor, items: Iterable[Item], how: Reading
 ) -> Iterator[JudgedImage | Unreadable]:
     """Judge items; see `judge_items`."""
-    return judge_items(predictor, items, how, _as_it_is, explained=explained)
+    return judge_items(predictor, items, how, _as_it_is)
 
 
 def judge_items(
@@ -176,6 +178,9 @@ class _Photograph(NamedTuple):
     item: Item
     sha256: str
     pixels: np.ndarray
+    view: View
+    kept: np.ndarray | None
+    """See `View.kept`."""
 
 
 class _Scored(NamedTuple):
@@ -226,8 +231,12 @@ class _Work(Generic[R]):
         return content, sha256_of(content)
 
     def _pixels(self, item: Item, content: Content, sha256: str) -> _Photograph | Unreadable:
+        size = self.predictor.backbone.spec.preprocess.size
         try:
-            return _Photograph(item, sha256, item.pixels(content, self.how))
+            pixels = item.pixels(content, self.how)
+            shape = (pixels.shape[0], pixels.shape[1])
+            view = self.how.viewing.of(item.name, item.group, shape, exif=self.how.exif)
+            return _Photograph(item, sha256, pixels, view, view.kept(size))
         except SpgError as error:
             return Unreadable(item, sha256, str(error))
 
@@ -242,11 +251,12 @@ class _Work(Generic[R]):
         return [next(scored) if isinstance(each, _Photograph) else each for each in batch]
 
     def _scored(self, read: list[_Photograph]) -> Iterator[_Scored]:
-        pixels, explanation = [each.pixels for each in read], None
+        pixels, explanation = [each.view.framed(each.pixels) for each in read], None
+        kept = [each.kept for each in read]
         if self.explained:
-            judged, explanation = self.predictor.explain(pixels)
+            judged, explanation = self.predictor.explain(pixels, kept)
         else:
-            judged = self.predictor.judge(pixels)
+            judged = self.predictor.judge(pixels, kept)
         for number, photograph in enumerate(read):
             yield _Scored(photograph, judged, explanation, number)
 
@@ -260,15 +270,14 @@ class _Work(Generic[R]):
         ]
 
     def _with_map(self, scored: _Scored) -> JudgedImage:
-        (item, sha256, pixels), judged, explanation, number = scored
-        size = self.predictor.backbone.spec.preprocess.size
-        patches = {name: each[number : number + 1] for name, each in judged.patches.items()}
-        small = anomaly_maps(patches, size, log_odds=self.predictor.log_odds)
+        photograph, judged, explanation, number = scored
+        item, sha256, pixels, view, kept = photograph
         return JudgedImage(
             item,
             sha256,
             pixels,
-            resize_maps(small, pixels.shape[:2])[0],
+            view.back(self.predictor.maps(judged, number, kept)),
+            view,
             {name: float(each[number]) for name, each in judged.columns.items()},
             explanation,
             number,

@@ -1,14 +1,14 @@
 """A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.bank.fusion import footing, require_fusible
-from spg_pipe.bank.memory import MemoryBank
-from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens
+from spg_pipe.bank.fitted import MAKE, FittedBank, GoodImages, fit_bank, is_bank
+from spg_pipe.bank.fusion import require_fusible
+from spg_pipe.bank.normal_patches import Grids, Progress, Tokens
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, Manifest
 from spg_pipe.detector.model import Detector
@@ -21,7 +21,7 @@ from spg_pipe.recipe.params import BankParams
 
 @dataclass(frozen=True)
 class NormalFolder:
-    """Normal images as a person gives them."""
+    """Normal images as a person gives them: their folder, or that of a bank fitted to them."""
 
     path: Path
     params: BankParams
@@ -40,7 +40,7 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     if not folder.is_dir():
         raise SpgError(
             f"--normals {folder} is no folder. Give a folder with a few normal images of the part "
-            "that is to be inspected."
+            "that is to be inspected, or one that `spg-pipe fit --normals` wrote."
         )
     exif = detector.record.protocol.exif_of_own_images
     normals = build_manifest(
@@ -76,38 +76,65 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     return normals
 
 
-def with_normals(
+def fit_normals(
     predictor: Predictor,
     normals: Manifest,
-    given: NormalFolder,
+    params: BankParams,
     *,
     progress: Progress | None = None,
-) -> Predictor:
-    """The predictor with a bank of normal images.
+) -> FittedBank:
+    """A bank of normal images, as the predictor sees them.
 
-    Of many images only a part of their tokens is held in memory, and up to 16 are read again, for
-    the scale of the distances and for the detector.
+    Of many images only a part of their tokens is held in memory, and they are read again, for the
+    scale of the distances and for their own scores.
 
     An `SpgError` if an image cannot be read, or no bank can be made of them.
     """
-    spec = predictor.backbone.spec
-    batch = max(1, BATCH // spec.inputs_per_image)
 
     def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
         paths = [normals.image_path(row) for row in rows.tolist()]
         read = partial(read_image, exif=normals.exif, white=normals.white)
         return predictor.tokens([read(path) for path in paths])
 
-    bank = MemoryBank.of(
-        tokens_of,
-        len(normals),
-        spec.preprocess.size,
-        given.params,
+    files = list(zip(normals.table["path"], normals.table["sha256"], strict=True))
+    return fit_bank(
+        GoodImages(tokens_of, files, normals.white),
+        predictor.detector,
+        predictor.backbone.spec,
+        params,
         device=predictor.device,
-        batch=batch,
         progress=progress,
     )
-    if given.alone:
-        return replace(predictor, bank=bank)
-    says = footing(predictor.detector, bank, tokens_of, spec, batch=batch)
-    return replace(predictor, bank=bank, footing=says)
+
+
+def load_bank(given: NormalFolder, detector: Detector, *, device: str) -> FittedBank | None:
+    """The saved bank of a folder; None if it holds no such, but perhaps images.
+
+    An `SpgError` if it is damaged, lacks what the guides need, or other settings are asked for.
+    """
+    if not is_bank(given.path):
+        return None
+    bank = FittedBank.load(given.path, device=device)
+    if given.params not in (BankParams(), bank.record.params):
+        raise SpgError(
+            f"The bank {given.path} was fitted with settings of its own: leave out --set, or fit "
+            f"it again with them (`{MAKE}`)."
+        )
+    if not given.alone and bank.record.footing is None:
+        require_fusible(detector)
+    return bank
+
+
+def white_with(bank: FittedBank, white: int | None) -> int | None:
+    """What images are read with beside a bank's, of which `white` is said or seen (`white_of`).
+
+    An `SpgError` if they are brighter than what is white in the bank's images.
+    """
+    known = bank.record.white
+    if known is not None and white is not None and white > known:
+        raise SpgError(
+            f"White is {known} in the normal images of the bank, and these 16-bit images have "
+            "higher values: the same part would have other grey levels. Save all of them with "
+            f"white at 65535, or fit the bank again with brighter images (`{MAKE}`)."
+        )
+    return white if known is None else known

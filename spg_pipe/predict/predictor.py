@@ -10,11 +10,10 @@ import torch
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.tiling import check_sides, tiled
-from spg_pipe.bank.few_shot import supervision_of
-from spg_pipe.bank.fusion import Footing, judge_alone, judge_fused
-from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
-from spg_pipe.decision.maps import shown_range
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.maps import anomaly_maps, shown_range
 from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -32,18 +31,16 @@ class Predictor:
     backbone: Backbone
     """The detector's, or the same in tiles."""
     device: str = "cpu"
-    bank: MemoryBank | None = None
+    bank: FittedBank | None = None
     """Few-shot: of normal images of the target."""
-    footing: Footing | None = None
-    """What those say of the detector; without it a bank judges alone."""
+    alone: bool = False
+    """The bank judges without the guides."""
 
     def __post_init__(self) -> None:
-        self.detector.check_backbone(self.backbone.spec, "The backbone that was loaded")
-
-    @property
-    def alone(self) -> bool:
-        """Whether the bank judges without the guides."""
-        return self.bank is not None and self.footing is None
+        spec = self.backbone.spec
+        self.detector.check_backbone(spec, "The backbone that was loaded")
+        if self.bank is not None:
+            self.bank.require_serving(self.detector, spec, alone=self.alone)
 
     @property
     def log_odds(self) -> bool:
@@ -58,16 +55,21 @@ class Predictor:
         """
         if self.bank is None:
             return shown_range(log_odds=self.log_odds)
-        top = max(self.bank.map_top, 1.0) + (not self.alone)
+        top = max(self.bank.memory.map_top, 1.0) + (not self.alone)
         return shown_range(log_odds=True, between=(top, 3 * top))
 
     @property
     def supervision(self) -> str:
         """What scores are based on, besides a labelled auxiliary set; empty if that is all."""
         if self.bank:
-            return supervision_of(None if self.alone else self.detector, [self.bank.images])
+            return self.bank.supervision(alone=self.alone)
         supervision = self.detector.supervision
         return "" if supervision == ZERO_SHOT else supervision
+
+    @property
+    def goods(self) -> int:
+        """How many normal images of the target have scores of their own."""
+        return len(self.bank.record.scores(alone=self.alone)) if self.bank else 0
 
     def tokens(self, pixels: Sequence[np.ndarray]) -> tuple[Tokens, Grids]:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
@@ -80,28 +82,37 @@ class Predictor:
         }
         return tokens, {layer: value.grid for layer, value in output.items()}
 
-    def judge(self, pixels: Sequence[np.ndarray]) -> Judged:
-        """Scores and patch grids of some images."""
-        return self._judge(*self.tokens(pixels))
+    def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
+        """Scores and patch grids of some images.
 
-    def explain(self, pixels: Sequence[np.ndarray]) -> tuple[Judged, Explanation]:
+        Parameters
+        ----------
+        kept : sequence of (S, S) float32 or None, optional
+            Of each image how much each pixel of the square counts; see `View.kept`.
+        """
+        return self._judge(*self.tokens(pixels), Kept.of(kept))
+
+    def explain(
+        self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()
+    ) -> tuple[Judged, Explanation]:
         """The same, with the scores taken apart; an `SpgError` if a bank judges alone."""
         require_guides(alone=self.alone)
-        tokens, grids = self.tokens(pixels)
-        judged = self._judge(tokens, grids)
+        (tokens, grids), counts = self.tokens(pixels), Kept.of(kept)
+        judged = self._judge(tokens, grids, counts)
         spec = self.backbone.spec
-        return judged, explain(self.detector, tokens, grids, spec, judged=judged)
+        return judged, explain(self.detector, tokens, grids, spec, judged=judged, kept=counts)
 
-    def _judge(self, tokens: Tokens, grids: Grids) -> Judged:
+    def maps(self, judged: Judged, image: int, kept: np.ndarray | None = None) -> np.ndarray:
+        """The finished map of an image of a batch: (S, S) float32 in [0, 1], 0 where ignored."""
+        patches = {name: each[image : image + 1] for name, each in judged.patches.items()}
+        size = self.backbone.spec.preprocess.size
+        return anomaly_maps(patches, size, log_odds=self.log_odds, kept=Kept.of([kept]))[0]
+
+    def _judge(self, tokens: Tokens, grids: Grids, kept: Kept | None) -> Judged:
         spec = self.backbone.spec
         if self.bank is None:
-            return judge(self.detector, tokens, grids, spec, self.detector.record.rule)
-        distances = self.bank.distances(tokens)
-        if self.footing is None:
-            return judge_alone(distances)
-        return judge_fused(
-            self.detector, distances, tokens, spec, [self.footing] * len(distances.top)
-        )
+            return judge(self.detector, tokens, grids, spec, self.detector.record.rule, kept)
+        return self.bank.judge(tokens, self.detector, spec, alone=self.alone, kept=kept)
 
 
 def require_guides(*, alone: bool) -> None:

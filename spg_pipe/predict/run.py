@@ -6,7 +6,6 @@ done.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -21,49 +20,28 @@ from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, RUN, SCO
 from spg_pipe.errors import SpgError, naming
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.lines import GrowingLines, lines_of
+from spg_pipe.predict.result import Failure, Line, Result, parse_line, row_of
 from spg_pipe.store.writer import locked
 
 FILES = (PREDICTIONS, SCORES, EXPLANATIONS, RUN)
 """Of a result, besides its folders of pictures. The last one is the sign of a result."""
 
 
-class Line(NamedTuple):
+class Entry(NamedTuple):
     """What a run writes of an image."""
 
     item: Item
+    result: Line
     text: str
-    """Of predictions.jsonl: a JSON object with `path`, `sha256`, and `files` or `error`."""
+    """Of predictions.jsonl: the result as a line."""
     why: str = ""
     """Of explanations.jsonl, if the scores are explained."""
 
 
-class Seen(NamedTuple):
-    """What a run's own work needs of a line."""
-
-    path: str
-    sha256: str | None
-    score: float | None
-    error: str
-    files: tuple[str, ...]
-    """Pictures, relative to the output folder."""
-    among_normals: bool
-
-
-def seen_in(text: str) -> Seen | None:
-    """What a line says; None of what is no line of a result."""
-    with suppress(ValueError):
-        content = json.loads(text)
-        if isinstance(content, dict) and isinstance(content.get("path"), str):
-            files = content.get("files") or {}
-            return Seen(
-                content["path"],
-                content.get("sha256"),
-                content.get("score"),
-                str(content.get("error") or ""),
-                tuple(str(file) for file in files.values() if file),
-                bool(content.get("among_normals")),
-            )
-    return None
+def pictures_of(result: Line) -> set[str]:
+    """Files of an image, relative to the output folder."""
+    files = result.files.model_dump().values() if isinstance(result, Result) else ()
+    return {str(file) for file in files if file}
 
 
 class RunRecord(Record):
@@ -120,9 +98,10 @@ class ResultFolder:
         self._places: dict[str, int] = {}
         self._stale = set(there.drawn if there else ())
         for number in range(len(self._lines)):
-            if seen := seen_in(self._lines.earlier(number)):
-                self._places[seen.path] = number
-                self._stale |= set(seen.files)
+            with suppress(SpgError):  # what is no line of this version is made again
+                result = parse_line(self._lines.earlier(number))
+                self._places[result.path] = number
+                self._stale |= pictures_of(result)
         return self
 
     def __exit__(
@@ -137,7 +116,7 @@ class ResultFolder:
 
     def known(
         self, start: int, items: Sequence[Item], digests: Sequence[str | None]
-    ) -> list[Line] | None:
+    ) -> list[Entry] | None:
         """The earlier lines of a batch, if all are of the same images; see `judge_items`.
 
         Of several images also in the same places: their bits may depend on their batch.
@@ -147,30 +126,27 @@ class ResultFolder:
             place = self._places.get(item.name)
             if not self._same or place is None or (len(items) > 1 and place != number):
                 return None
-            line = Line(item, self._lines.earlier(place), self._whys.earlier(place))
-            seen = seen_in(line.text)
-            if seen is None or (seen.path, seen.sha256, seen.error) != (item.name, digest, ""):
+            text, why = self._lines.earlier(place), self._whys.earlier(place)
+            result = parse_line(text)
+            if not isinstance(result, Result) or result.sha256 != digest:
                 return None
-            if self._explained and not line.why:
+            if self._explained and not why:
                 return None
-            if not all((self.out / file).is_file() for file in seen.files):
+            if not all((self.out / file).is_file() for file in pictures_of(result)):
                 return None
-            found.append(line)
+            found.append(Entry(item, result, text, why))
         return found
 
-    def add(self, line: Line) -> Seen:
-        """Write a line; its pictures are there already."""
+    def add(self, entry: Entry) -> None:
+        """Write an image's lines; its pictures are there already."""
         if not self._begun:
             self._begin()
         if self._explained:
-            self._whys.add(line.why)
-        self._lines.add(line.text)
-        if (seen := seen_in(line.text)) is None:
-            raise ValueError(f"not a line of a result: {line.text[:80]}")
+            self._whys.add(entry.why)
+        self._lines.add(entry.text)
         self.images += 1
-        self.bad += bool(seen.error)
-        self._pictures |= set(seen.files)
-        return seen
+        self.bad += isinstance(entry.result, Failure)
+        self._pictures |= pictures_of(entry.result)
 
     def _begin(self) -> None:
         self._begun = True
@@ -249,28 +225,21 @@ def check_out(out: Path) -> None:
     require_writable(out / RUN)
 
 
-def rows_of(out: Path) -> Iterator[dict[str, object]]:
-    """Flat rows of the lines in a folder: figures by their names, lists as their length."""
-    for line in lines_of(out / PREDICTIONS):
-        row: dict[str, object] = {}
-        for name, value in json.loads(line).items():
-            if isinstance(value, dict):
-                row |= value
-            else:
-                row[name] = len(value) if isinstance(value, list) else value
-        yield row
+def results_of(out: Path) -> Iterator[Line]:
+    """What the lines in a folder say; an `SpgError` if one is damaged."""
+    return map(parse_line, lines_of(out / PREDICTIONS))
 
 
 def write_table(out: Path) -> None:
     """Write scores.csv of the lines in a folder, in their order, as a whole."""
     columns: dict[str, None] = {}
-    for row in rows_of(out):
-        columns |= dict.fromkeys(row)
+    for result in results_of(out):
+        columns |= dict.fromkeys(row_of(result))
     path = out / SCORES
     waiting = path.with_name(f".{SCORES}.new")
     with naming(path, waiting):
         with waiting.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows_of(out))
+            writer.writerows(map(row_of, results_of(out)))
         waiting.replace(path)

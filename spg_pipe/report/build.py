@@ -185,6 +185,7 @@ def _render(**content: Any) -> str:
         "guides_in_words": kinds.guides_in_words,
         "image_score_in_words": kinds.image_score_in_words,
         "metrics_table": tables.metrics_table,
+        "operating_table": tables.operating_table,
         "stability": inputs.stability,
         "versions": versions,
     }

@@ -37,6 +37,16 @@ LABELS = {
 }
 """Metrics in the order of the columns; those that no protocol of a table has are left out."""
 
+OPERATING = {
+    "image_precision": "Image precision",
+    "image_recall": "Image recall",
+    "image_fpr": "Image FPR",
+    "pixel_precision": "Pixel precision",
+    "pixel_recall": "Pixel recall",
+    "pixel_fpr": "Pixel FPR",
+}
+"""Figures at the thresholds of a calibration, where a table has them."""
+
 TERMINAL_COLUMNS = [*list(LABELS)[:7], "pixel_pro_fast"]
 """AUPRO@0.3 in protocol exact, the reference's PRO in protocol spg."""
 _WIDEST = 10_000
@@ -80,6 +90,31 @@ def metrics_table(
     heads = ("Category", *(LABELS[name] for name in shown))
     summary = 1 if published is None else 2
     return Table(caption(table), heads, tuple(cells), notes, summary)
+
+
+def operating_table(table: MetricsTable) -> Table | None:
+    """The thresholds of a calibration, and what they give; None where none was applied.
+
+    Of several seeds each has a detector, and so thresholds, of its own.
+    """
+    if table.seeds or not set(OPERATING) <= set(table.mean.metrics):
+        return None
+    thresholds = {"image_threshold": "Image threshold", "pixel_threshold": "Pixel threshold"}
+    cells = [
+        (
+            row_label(row),
+            *(digits(row.thresholds.get(name, math.nan)) for name in thresholds),
+            *(cell(row, name) for name in OPERATING),
+        )
+        for row in table.rows
+    ]
+    heads = ("Category", *thresholds.values(), *OPERATING.values())
+    context = table.context
+    says = (
+        f"At the thresholds of a calibration: anomalous is what lies above; metrics protocol "
+        f"{context.protocol}, method protocol {context.method_protocol}."
+    )
+    return Table(says, heads, tuple(cells), summary=1)
 
 
 def caption(table: MetricsTable) -> str:
@@ -206,9 +241,13 @@ def _undefined_notes(table: MetricsTable, shown: Sequence[str]) -> tuple[str, ..
 
 
 def text_table(table: MetricsTable, published: PublishedFigure | None = None) -> str:
-    """Caption, `metrics_table` and notes of one direction; also on what pixel metrics leave out."""
+    """Caption, `metrics_table` and notes of one direction; also on what pixel metrics leave out.
+
+    And its `operating_table`, where there is one.
+    """
     shown = metrics_table(table, published, TERMINAL_COLUMNS)
-    return plain(replace(shown, notes=(*shown.notes, *_left_out(table))))
+    shown = replace(shown, notes=(*shown.notes, *_left_out(table)))
+    return "\n\n".join(map(plain, filter(None, (shown, operating_table(table)))))
 
 
 def _left_out(table: MetricsTable) -> Sequence[str]:

@@ -136,7 +136,7 @@ def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(monkeypatch):
     monkeypatch.setattr(memory, "CORESET", 64)
     for n in (3, 8, 80):
         MemoryBank.of(tokens, n, 32, BankParams())
-    assert [len(memory._apart(n, held_out=True)) for n in (3, 8, 80)] == [1, 2, 16]
+    assert [len(memory.evenly(n, held_out=True)) for n in (3, 8, 80)] == [1, 2, 16]
     assert covered == [2, 6, 64]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import SCORE, SIZE, extracted, manifest_of, write_folder
 
 from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.decision.calibration import Calibration, Judging, Limits, by_hand
 from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
 from spg_pipe.detector.metrics_file import read_metrics
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_mask
+from spg_pipe.metrics import seeds_mean
 from spg_pipe.recipe.params import MetricParams
+from spg_pipe.report.tables import operating_table, text_table
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -29,6 +34,22 @@ def evaluated(root: Path, detector: Detector) -> Evaluation:
     store = extracted(manifest_of(root), root.parent / "a.zarr")
     scores = score_store(detector, store, root.parent / "scores", score=SCORE)
     return evaluate_scores(scores, store, MetricParams())
+
+
+def calibration_of(groups: dict[str, Limits], *, by_folder: bool = False) -> Calibration:
+    return Calibration(
+        judging=Judging(detector="a"),
+        method="manual",
+        false_alarms=None,
+        confidence=None,
+        recall=None,
+        by_folder=by_folder,
+        groups=groups,
+        notes=(),
+        made=date(2026, 1, 1),
+        valid_until=None,
+        versions={},
+    ).sealed()
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +228,57 @@ def test_progress_counts_images(scores: Scores, tiny_store: FeatureStore) -> Non
     seen: list[tuple[int, int]] = []
     evaluate_scores(scores, tiny_store, MetricParams(), progress=lambda *state: seen.append(state))
     assert seen == [(8, 16), (16, 16)]
+
+
+def test_a_calibration_adds_figures_at_its_thresholds_to_every_row(
+    scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    image, pixel = float(scores.table["score"].median()), 0.5
+    groups = {name: by_hand(image, pixel) for name in ("bolt", "nut")}
+    made = calibration_of(groups, by_folder=True)
+    found = evaluate_scores(scores, tiny_store, MetricParams(), calibration=made)
+    row, table = found.table.categories[0], scores.table[scores.table["category"] == "bolt"]
+    above, truth = table["score"] > image, table["label"] == 1
+    assert row.metrics["image_precision"] == pytest.approx(truth[above].mean())
+    assert row.metrics["image_recall"] == pytest.approx(above[truth].mean())
+    assert row.metrics["image_fpr"] == pytest.approx(above[~truth].mean())
+    maps, masks = scores.maps(np.arange(7)) > np.float32(pixel), tiny_store.masks(np.arange(7)) > 0
+    assert row.metrics["pixel_recall"] == pytest.approx(maps[masks].mean())
+    assert row.metrics["pixel_fpr"] == pytest.approx(maps[~masks].mean())
+    assert (row.thresholds["image_threshold"], row.thresholds["pixel_threshold"]) == (image, pixel)
+    assert found.table.mean.metrics["image_fpr"] == pytest.approx(
+        np.mean([each.metrics["image_fpr"] for each in found.table.categories])
+    )
+    for name, value in evaluation.table.mean.metrics.items():
+        assert found.table.mean.metrics[name] == value
+    found.save(tmp_path / "run.json")
+    assert read_metrics(tmp_path / "run.json").provenance.calibration == made.fingerprint
+    assert read_metrics(tmp_path / "run.json").table == found.table
+    shown = operating_table(found.table)
+    assert shown
+    assert shown.columns[:4] == (
+        "Category",
+        "Image threshold",
+        "Pixel threshold",
+        "Image precision",
+    )
+    assert "Image FPR" in text_table(found.table)
+    assert operating_table(evaluation.table) is None
+
+
+def test_a_mean_over_seeds_is_of_the_metrics_that_all_have(
+    scores: Scores, tiny_store: FeatureStore, evaluation: Evaluation
+) -> None:
+    made = calibration_of({"": by_hand(0.0, None)})
+    found = evaluate_scores(scores, tiny_store, MetricParams(), calibration=made).table
+    assert math.isnan(found.mean.metrics["pixel_fpr"])
+    other = replace(evaluation.table, context=replace(evaluation.table.context, seed=112))
+    assert seeds_mean([found, other]).mean.metrics == evaluation.table.mean.metrics
+
+
+def test_a_calibration_without_a_threshold_for_a_category_is_an_error(
+    scores: Scores, tiny_store: FeatureStore
+) -> None:
+    made = calibration_of({"bolt": by_hand(0.0, 0.5)}, by_folder=True)
+    with pytest.raises(SpgError, match="no threshold for images of the folder nut"):
+        evaluate_scores(scores, tiny_store, MetricParams(), calibration=made)

@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SPEC, TinyBackbone, additive_plan, plan_of
+from tiny import SPEC, TinyBackbone, additive_plan, decided, plan_of, weighted
 
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.fusion import Footing, judge_fused
 from spg_pipe.bank.memory import Distances
 from spg_pipe.decision.components import Sides, components
-from spg_pipe.decision.model import Scale, Term, coarse_maps, top_weights
-from spg_pipe.decision.rules import Additive, Published
+from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.model import Scale, coarse_maps, top_weights
+from spg_pipe.decision.rules import Published
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -30,24 +32,6 @@ from spg_pipe.store.stream import image_tokens
 GRIDS = {"1": (4, 4), "2": (2, 2)}
 WIDTHS = {"1": 12, "2": 8}
 IMAGE_SCORES: tuple[ImageScore, ...] = ("max", "cls", "top_mean", "log_mean_exp", "mix")
-
-
-def decided(detector: Detector, **changes: object) -> Detector:
-    """With a changed decision."""
-    rule = detector.record.rule
-    assert isinstance(rule, Additive)
-    decision = rule.decision.model_copy(update=changes)
-    changed = rule.model_copy(update={"decision": decision})
-    return replace(detector, record=detector.record.model_copy(update={"rule": changed}))
-
-
-def weighted(detector: Detector) -> Detector:
-    """With weights that count: on the tiny set the fit finds none above 0."""
-    terms = {
-        name: Term(weight=weight, mean=0.1, deviation=0.5)
-        for name, weight in (("map_top", 1.3), ("detection", 0.7), ("self_distance", 0.9))
-    }
-    return decided(detector, terms=terms, bias=-0.4, top_share=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -256,3 +240,37 @@ def test_what_is_switched_off_is_not_there(detectors: dict[str, Detector]) -> No
     require_sums(nothing)
     assert nothing.atoms == ()
     assert nothing.contributions.shape == (3, 0)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_what_is_ignored_has_no_part_and_the_rest_adds_up(
+    detectors: dict[str, Detector], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.choice([0, 1, 0.3], size=(3, 4, 4)).astype(np.float32)
+    cells[:, 3, 0] = 1
+    kept = Kept(torch.from_numpy(np.kron(cells, np.ones((8, 8), np.float32))))
+    tokens = random_tokens(seed)
+    other = {
+        name: batch.where(_counts(kept, GRIDS[name])[..., None], batch.flip(1))
+        for name, batch in tokens.items()
+    }
+    spec = tiled(TinyBackbone(), [64], overlap=0).spec
+    large = Kept(kept.shares.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    grids = {"1": (8, 8), "2": (4, 4)}
+    for detector in detectors.values():
+        explanation = explain(detector, tokens, kept=kept)
+        require_sums(explanation)
+        again = explain(detector, other, kept=kept)
+        np.testing.assert_array_equal(explanation.contributions, again.contributions)
+        for image_score in IMAGE_SCORES:
+            rule = Published(image_score=image_score)
+            require_sums(explain(detector, tokens, rule=rule, kept=kept))
+        several = random_tokens(seed, grids=grids)
+        judged = judge(detector, several, grids, spec, detector.record.rule, large)
+        require_sums(explain(detector, several, grids, spec, judged=judged, kept=large))
+
+
+def _counts(kept: Kept, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, 1 + h·w) bool: tokens that count, CLS, which is made of them, among these."""
+    return F.pad(kept.at(grid).flatten(1) > 0, (1, 0), value=False)

@@ -19,6 +19,7 @@ from spg_pipe.predict.finish import Finish, finish
 from spg_pipe.predict.items import Reading, find_items
 from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.result import Result
 from spg_pipe.predict.run import ResultFolder, RunRecord
 
 LETTERS = st.characters(exclude_characters="/\0", codec="utf-8")
@@ -49,10 +50,13 @@ def test_every_image_has_a_score_and_a_heat_map_or_an_error(
             return
         predictor = Predictor(tiny_detector, TinyBackbone())
         then = partial(finish, how=Finish(predictor, out))
-        with ResultFolder(out, RunRecord(identity={})) as result:
-            seen = [result.add(line) for line in judge_items(predictor, items, Reading(), then)]
-            result.finish()
-        assert len({one.path for one in seen}) == len(items.listed)
-        overlays = [file for one in seen for file in one.files]
-        assert len(set(overlays)) == len([one for one in seen if not one.error])
+        with ResultFolder(out, RunRecord(identity={})) as into:
+            entries = list(judge_items(predictor, items, Reading(), then))
+            for entry in entries:
+                into.add(entry)
+            into.finish()
+        assert len({entry.result.path for entry in entries}) == len(items.listed)
+        good = [entry.result for entry in entries if isinstance(entry.result, Result)]
+        overlays = {str(result.files.overlay) for result in good}
+        assert len(overlays) == len(good)
         assert all((out / overlay).is_file() for overlay in overlays)

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.images.preprocess import preprocess
 from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.console import exit_code
-from spg_pipe.predict.normals import NormalFolder, read_normals, with_normals
+from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRun
@@ -125,7 +126,7 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
     assert {json.loads(line)["supervision"] for line in out.splitlines()} == {BOTH}
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["facts"].endswith(f"; {BOTH}")
-    assert json.loads(record["identity"]["bank"]) == BankParams().model_dump()
+    assert len(record["identity"]["bank"]) == 64
     code, out, _ = predict(normals=None)  # in the same place: an earlier result, few-shot or not
     assert code == 0
     assert "few-shot" not in out
@@ -136,11 +137,11 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
 def test_heat_maps_begin_to_shine_above_what_normal_images_have(detector, images, alone):
     given = NormalFolder(images.parent / "normals", BankParams(weight=0.5), alone)
     predictor = Predictor(Detector.load(detector), TinyBackbone())
-    predictor = with_normals(predictor, read_normals(given, predictor.detector), given)
-    assert predictor.bank is not None
+    bank = fit_normals(predictor, read_normals(given, predictor.detector), given.params)
+    predictor = replace(predictor, bank=bank, alone=alone)
     shown = np.array(predictor.shown)
     low, high = HALFWAY * (shown - 0.5) / (1 - shown)  # of those above ½
-    top = max(predictor.bank.map_top, 1.0) + (0 if alone else 1)
+    top = max(bank.memory.map_top, 1.0) + (0 if alone else 1)
     assert (low, high) == pytest.approx((top, 3 * top), abs=1e-3)
 
 
@@ -162,7 +163,7 @@ def test_images_in_many_tiles_are_read_one_by_one(detector, images, sides, expec
     predictor = Predictor(Detector.load(detector), tiled(backbone, sides) if sides else backbone)
     given = NormalFolder(images.parent / "normals", BankParams())
     normals = read_normals(given, predictor.detector)
-    with_normals(predictor, normals, given, progress=lambda now, _all: done.append(now))
+    fit_normals(predictor, normals, given.params, progress=lambda now, _all: done.append(now))
     assert done == expected
 
 

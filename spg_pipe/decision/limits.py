@@ -1,0 +1,97 @@
+"""From the scores of one group of images to its limits, and what is promised of them in words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spg_pipe.decision.calibration import Limits, Method, Threshold
+from spg_pipe.decision.thresholds import (
+    conformal_threshold,
+    f1_threshold,
+    groups_of,
+    recall_threshold,
+    tolerance_threshold,
+)
+from spg_pipe.errors import UnsuitableError, counted
+from spg_pipe.metrics.curves import Groups
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The method, and what it is to keep."""
+
+    method: Method = "conformal"
+    false_alarms: float = 0.05
+    confidence: float = 0.95
+    recall: float = 0.95
+
+    @property
+    def from_normals(self) -> bool:
+        """Whether normal images alone are needed."""
+        return self.method in ("conformal", "tolerance")
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """What was found in the images of one group."""
+
+    normal: np.ndarray
+    """(n,) float64: scores of normal images."""
+    tops: np.ndarray
+    """(n,) float32: the highest value of each normal image's map."""
+    anomalous: np.ndarray
+    """(m,) float64: scores of images with a defect."""
+    pixels: Groups | None
+    """The map's values under normal images and under masks; None if no mask is known."""
+
+
+def limits_of(scores: GroupScores, asked: Asked) -> Limits:
+    """The limits of a group by the method that was asked for.
+
+    An `UnsuitableError` if its images are too few, or of one kind where both are needed.
+    """
+    pixel: Threshold | None
+    if asked.from_normals:
+        image = _of_normals(scores.normal, asked, "scores", "score")
+        pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+    elif len(scores.anomalous) == 0 or len(scores.normal) == 0:
+        raise UnsuitableError(
+            f"{counted(len(scores.normal), 'normal image')} and {len(scores.anomalous)} with a "
+            f"defect: the method {asked.method} needs both, in good/ and a folder for each defect."
+        )
+    else:
+        image = _of_labelled(groups_of(scores.normal, scores.anomalous), asked, "image")
+        pixels = scores.pixels if scores.pixels and not scores.pixels.one_class else None
+        pixel = _of_labelled(pixels, asked, "pixel") if pixels else None
+    ascending = tuple(np.sort(scores.normal).tolist())
+    return Limits(image=image, pixel=pixel, scores=ascending, anomalous=len(scores.anomalous))
+
+
+def _of_normals(values: np.ndarray, asked: Asked, one: str, many: str) -> Threshold:
+    rate, images = asked.false_alarms, counted(len(values), "normal image")
+    if asked.method == "conformal":
+        return Threshold(
+            value=conformal_threshold(values, rate),
+            says=f"A new normal image {one} above it with a probability of at most {rate:g}, over "
+            f"the draw of it and of {images}, if they are exchangeable.",
+        )
+    return Threshold(
+        value=tolerance_threshold(values, rate, asked.confidence),
+        says=f"At most {rate:g} of all normal images {many} above it, with a probability of "
+        f"{asked.confidence:g} over the draw of {images}, if they are independent.",
+    )
+
+
+def _of_labelled(labelled: Groups, asked: Asked, what: str) -> Threshold:
+    f1 = asked.method == "f1-max"
+    value = f1_threshold(labelled) if f1 else recall_threshold(labelled, asked.recall)
+    aim = "The highest F1" if f1 else f"The highest threshold of recall {asked.recall:g}"
+    last = int(np.flatnonzero(labelled.score > value)[-1])
+    found, alarms = int(labelled.tp[last]), int(labelled.fp[last])
+    return Threshold(
+        value=value,
+        says=f"{aim} on {labelled.n_normal:,} normal and {labelled.n_anomalous:,} anomalous "
+        f"{what}s: precision {found / (found + alarms):.3g}, recall "
+        f"{found / labelled.n_anomalous:.3g}, false alarms {alarms / labelled.n_normal:.3g}. It "
+        "promises nothing of new images.",
+    )

@@ -1,0 +1,119 @@
+"""`fit --normals`: a bank fitted once judges as one that is made on the fly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import TinyBackbone, additive_plan, files, write_folder
+
+from spg_pipe.bank.fitted import FittedBank
+from spg_pipe.cli.main import app
+from spg_pipe.detector.make import make_detector
+from spg_pipe.pipeline.console import exit_code
+from spg_pipe.predict.normals import white_with
+from spg_pipe.recipe.params import BankParams
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_store, tiny_sae, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector, images to judge and normal ones."""
+    root = tmp_path_factory.mktemp("made")
+    make_detector(tiny_store, additive_plan(tiny_sae))[0].save(root / "detector")
+    write_folder(root / "parts", ("bolt",), good=2, masked=2, missing=0, seed=3)
+    write_folder(root / "normals", ("bolt",), good=4, masked=0, missing=0, seed=7)
+    shutil.rmtree(root / "parts" / "bolt" / "ground_truth")
+    return root
+
+
+@pytest.fixture
+def run(made, monkeypatch, capsys) -> Command:
+    """`spg-pipe` in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
+
+    def command(*given: object) -> tuple[int, str, str]:
+        code = exit_code(lambda: app([str(each) for each in given], standalone_mode=False))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+def fit(run: Command, made: Path, out: Path, *options: object) -> tuple[int, str, str]:
+    return run("fit", made / "detector", "--normals", made / "normals", "--out", out, *options)
+
+
+@pytest.mark.parametrize("options", [[], ["--bank", "alone"]])
+def test_a_saved_bank_gives_the_same_table_to_the_byte(run, made, tmp_path, options):
+    code, _, err = fit(run, made, tmp_path / "bank")
+    assert code == 0, err
+    for normals, out in ((made / "normals", "live"), (tmp_path / "bank", "saved")):
+        given = ("predict", made / "detector", made / "parts", "--out", tmp_path / out)
+        code, said, err = run(*given, "--normals", normals, *options)
+        assert code == 0, err
+        assert "of 4 goods above" in said
+    live, saved = ((tmp_path / name / "scores.csv").read_bytes() for name in ("live", "saved"))
+    assert live == saved
+
+
+def test_fit_says_what_the_goods_say(run, made, tmp_path):
+    code, out, err = fit(run, made, tmp_path / "bank")
+    assert code == 0, err
+    record = FittedBank.load(tmp_path / "bank").record
+    for good in record.goods:
+        assert f"{good.fused:9.4f}  {good.alone:9.4f}  {good.path}" in out
+    assert "few-shot: 4 normal images of the target" in out
+    assert f"weight of the bank beside the guides {record.footing.weight:.4f}" in out
+    code, out, _ = fit(run, made, tmp_path / "bank", "--json")
+    content = json.loads(out)
+    assert content["fingerprint"] == record.fingerprint
+    assert [good["path"] for good in content["goods"]] == [good.path for good in record.goods]
+
+
+def test_settings_of_the_bank_are_those_it_was_fitted_with(run, made, tmp_path):
+    code, _, err = fit(run, made, tmp_path / "bank", "--set", "bank.top_share=0.1")
+    assert code == 0, err
+    assert FittedBank.load(tmp_path / "bank").record.params == BankParams(top_share=0.1)
+    given = ["predict", made / "detector", made / "parts", "--out", tmp_path / "out"]
+    given += ["--normals", tmp_path / "bank"]
+    assert run(*given)[0] == 0
+    assert run(*given, "--set", "bank.top_share=0.1")[0] == 0
+    code, _, err = run(*given, "--set", "bank.top_share=0.2")
+    assert code == 1
+    assert "leave out --set" in err
+
+
+def test_a_folder_with_other_files_is_not_replaced(run, made, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = files(tmp_path)
+    code, _, err = fit(run, made, tmp_path / "out")
+    assert code == 1
+    assert "holds other files than a bank" in err
+    assert files(tmp_path) == before
+
+
+def test_a_bank_alone_names_no_licence_of_the_detector(run, made, tmp_path):
+    given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
+    _, _, both = run(*given, "--normals", made / "normals")
+    assert "CC0" in both
+    assert "what this detector was made from" in both
+    code, _, err = run(*given, "--normals", made / "normals", "--bank", "alone")
+    assert code == 0
+    assert "Licences of the backbone's weights:\n  tiny weights: CC0\n" in err
+    assert "detector was made from" not in err
+
+
+def test_white_of_the_bank_is_white_of_the_images(run, made, tmp_path):
+    assert fit(run, made, tmp_path / "bank")[0] == 0
+    bank = FittedBank.load(tmp_path / "bank")
+    assert [white_with(bank, white) for white in (None, 4095)] == [None, 4095]
+    object.__setattr__(bank, "record", bank.record.model_copy(update={"white": 4095}))
+    assert [white_with(bank, white) for white in (None, 1023, 4095)] == [4095, 4095, 4095]
+    with pytest.raises(Exception, match="White is 4095 in the normal images"):
+        white_with(bank, 65535)

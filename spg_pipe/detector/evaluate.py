@@ -199,10 +199,16 @@ def _pixel_metrics(
         for start in range(0, len(images), CHUNK_IMAGES):
             batch = images[start : start + CHUNK_IMAGES]
             patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
+            kept = scores.kept(batch)
             for number, image in enumerate(batch.tolist()):
                 one = {layer: values[number : number + 1] for layer, values in patches.items()}
-                regions = masks.regions(image)
-                anomaly_map = scores.maps_of(one, regions.shape)[0]
+                own = None if kept is None else kept.some(slice(number, number + 1))
+                shape = masks.shape(image)
+                counts = None if own is None else (own.at(shape)[0] > 0).numpy()
+                regions = masks.regions(image, counts)
+                anomaly_map = scores.maps_of(one, shape, own)[0]
+                if counts is not None:
+                    anomaly_map = anomaly_map[counts][None]
                 at.add(anomaly_map, regions.places())
                 yield anomaly_map, regions
 

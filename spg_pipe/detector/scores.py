@@ -179,7 +179,13 @@ def score_store(
         return judge(detector, tokens, shapes, store.spec.backbone, rule, kept)
 
     return write_scores(
-        store, path, judge_batch, record, ignored=ignored, device=device, progress=progress
+        store,
+        Path(path),  # a library caller may give a string
+        judge_batch,
+        record,
+        ignored=ignored,
+        device=device,
+        progress=progress,
     )
 
 

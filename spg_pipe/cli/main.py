@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, tools
+from spg_pipe.cli import fit, project, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -265,9 +265,9 @@ def predict(
     console.result(outcome.content, outcome.text)
 
 
-for command in (*fit.COMMANDS, *explain_commands.COMMANDS, *tools.COMMANDS):
+for command in (*fit.COMMANDS, *explain_commands.COMMANDS, *tools.COMMANDS, project.init):
     app.command()(command)
-app.add_typer(tools.recipe, name="recipe")
+app.add_typer(project.recipe, name="recipe")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, predict, tools
+from spg_pipe.cli import fit, predict, project, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -254,9 +254,10 @@ for command in (
     *fit.COMMANDS,
     *explain_commands.COMMANDS,
     *tools.COMMANDS,
+    project.init,
 ):
     app.command()(command)
-app.add_typer(tools.recipe, name="recipe")
+app.add_typer(project.recipe, name="recipe")
 
 
 def main() -> None:

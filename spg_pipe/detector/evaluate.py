@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.files import versions
+from spg_pipe.artefacts.files import versions, write_json
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.decision.calibration import Calibration, by_hand
@@ -48,9 +48,16 @@ class Evaluation:
     provenance: Provenance
 
     def save(self, path: Path) -> None:
-        """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
+        """Write <run>.json, <run>.csv, curves/<run>-{categories,roc,pr,pro}.csv, means/<run>.json.
+
+        The last is for `dvc metrics show`, which would show texts as metrics: numbers alone, below
+        the names of both protocols.
+        """
         write_csv(path.with_suffix(".csv"), flat_rows(self.table))
         context = self.table.context
+        defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
+        protocols = f"method {context.method_protocol}, metrics {context.protocol}"
+        write_json(path.parent / "means" / path.name, {protocols: defined})
         # A file may travel without the table beside it, so each names what it was made under.
         named = {
             "protocol": context.protocol,

@@ -267,10 +267,11 @@ def tables_of(params: Params, runs: list[MetricsTable]) -> list[str]:
     return tables
 
 
-def report(run: RecipeRun) -> Path:
+def report(run: RecipeRun, *, tracked: bool = False) -> Path:
     """Metrics and Scores of every direction → report/index.html.
 
-    A seed or direction without them is named on the page.
+    A seed or direction without them is named on the page. `tracked` by DVC, which insists on a
+    folder: that of a recipe without directions is empty.
 
     An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
@@ -278,6 +279,10 @@ def report(run: RecipeRun) -> Path:
     from spg_pipe.report.build import build_report
 
     params, paths = run.params, run.paths
+    if tracked and not params.directions:
+        run.console.say("No report: the recipe has no directions.")
+        paths.report.mkdir(parents=True, exist_ok=True)
+        return paths.report
     runs, missing = {}, []
     for way, seed in itertools.product(params.directions, params.seeds):
         try:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import (
+    BY_NAME,
     Dataset,
     DemoSet,
     Direction,
@@ -199,8 +200,8 @@ class Params(Section):
     name: Name
     artifacts: Folder = Path("artifacts")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (111,)
-    demo_sets: tuple[DemoSet, ...] = ()
-    synthetic_sets: tuple[SyntheticSet, ...] = ()
+    demo_sets: Annotated[tuple[DemoSet, ...], *BY_NAME] = ()
+    synthetic_sets: Annotated[tuple[SyntheticSet, ...], *BY_NAME] = ()
     datasets: tuple[Dataset, ...]
     auxiliaries: tuple[Name, ...]
     directions: tuple[Direction, ...]

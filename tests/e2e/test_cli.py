@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 SMALL = {
     "name": "mini",
-    "demo_sets": [],
     "datasets": [
         {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
         {"name": "right", "layout": "visa", "root": "right", "split": "test"},

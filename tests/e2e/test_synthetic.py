@@ -63,14 +63,12 @@ def test_a_recipe_trains_on_a_synthetic_set_and_the_report_says_so(tmp_path: Pat
 
 def recipe_of(names: list[str]) -> dict:
     """A recipe's data: synthetic sets of these names, `aux` for training."""
-    sets = [
-        {"name": n, "root": f"made/{n}", "source": "parts", "layout": "mvtec", "split": "train"}
-        for n in names
-    ]
+    given = {"source": "parts", "layout": "mvtec", "split": "train"}
+    sets = {name: given | {"root": f"made/{name}"} for name in names}
     rows = [{"name": n, "layout": "synthetic", "root": f"made/{n}", "split": "all"} for n in names]
     target = {"name": "target", "layout": "mvtec", "root": "target", "split": "test"}
     return {
-        "demo_sets": [],
+        "demo_sets": {},
         "synthetic_sets": sets,
         "datasets": [*rows, target],
         "auxiliaries": ["aux"],

@@ -166,7 +166,7 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
     """Do one of `TASKS` on the large images in this process; its peak in MiB."""
     from spg_pipe.pipeline import features
     from spg_pipe.pipeline.console import Console
-    from spg_pipe.pipeline.predict import Ask, predict_folder
+    from spg_pipe.pipeline.predict import Ask, predict_images
 
     run = _run(root, sides)
     with tempfile.TemporaryDirectory(dir=root) as out:
@@ -175,8 +175,8 @@ def task(name: str, root: Path, sides: tuple[int, ...]) -> float:
             features.extract(run, large, out=Path(out) / "large.zarr")
         else:
             detector, images = run.paths.detector(AUXILIARY, 111), root / "data" / "large"
-            ask = Ask(detector, images, Path(out) / "out", device="cpu", tiles=sides)
-            predict_folder(ask, Console(0, False))
+            ask = Ask(detector, [str(images)], Path(out) / "out", device="cpu", tiles=sides)
+            predict_images(ask, Console(0, False))
     return peak_megabytes()
 
 

@@ -1,6 +1,7 @@
 """Commands that say why: the atoms behind a decision."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def explain(
     the recipe's detectors or by DETECTOR. --json prints each image's line.
     """
     from spg_pipe.pipeline import explain as explaining
+    from spg_pipe.pipeline.predict import predict_images
 
     console = options.console()
     told = console.line if options.as_json else lambda _: None
@@ -66,8 +68,9 @@ def explain(
         raise SpgError("--aux and --seed choose a detector, and DETECTOR is one: leave out either.")
     if source is not None and detector is not None:
         chosen = out or Path("explanations")
-        ask = ask_of(options, detector, source, chosen, normals, bank, tiles)
-        explaining.explain_images(ask, console, atoms=atoms, pictures=pictures, listener=told)
+        ask = ask_of(options, detector, [str(source)], chosen, normals, bank, tiles)
+        ask = replace(ask, overlays=0, explained=True, pictures=pictures, atoms=atoms)
+        predict_images(ask, console, lambda line: told(line.why))
         return
     for each, target in targets_of(options.run(), split, detector or store):
         explaining.explain_split(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, tools
+from spg_pipe.cli import fit, predict, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -19,7 +19,6 @@ from spg_pipe.cli.options import (
     SplitOption,
     StoreOption,
     TilesOption,
-    ask_of,
     bank_alone,
     names_of,
     shared,
@@ -240,32 +239,12 @@ def report(options: Options) -> None:
     run.console.result({"report": path}, f"Report: {path}")
 
 
-@app.command()
-@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
-def predict(
-    options: Options,
-    detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
-    source: Annotated[Path, Argument(metavar="IMAGE|FOLDER")],
-    out: Annotated[Path, Option(help="Where scores.csv and overlays/ go.")] = Path("predictions"),
-    normals: Annotated[
-        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
-    ] = None,
-    bank: BankOption = None,
-    tiles: TilesOption = None,
-    explain: Annotated[
-        bool, Option("--explain", help="Also say why: explanations.jsonl and explained/.")
-    ] = False,
-) -> None:
-    """Score your own images and draw heat maps at their original resolution."""
-    from spg_pipe.pipeline.predict import predict_folder
-
-    console = options.console()
-    ask = ask_of(options, detector, source, out, normals, bank, tiles)
-    outcome = predict_folder(ask, console, explained=explain)
-    console.result(outcome.content, outcome.text)
-
-
-for command in (*fit.COMMANDS, *explain_commands.COMMANDS, *tools.COMMANDS):
+for command in (
+    *predict.COMMANDS,
+    *fit.COMMANDS,
+    *explain_commands.COMMANDS,
+    *tools.COMMANDS,
+):
     app.command()(command)
 app.add_typer(tools.recipe, name="recipe")
 

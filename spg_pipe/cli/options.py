@@ -1,7 +1,7 @@
 """Options that several commands share, declared once; they reach a command as one object."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -211,7 +211,7 @@ def _override(content: dict[str, Any], item: str, params_file: Path) -> None:
 def ask_of(
     options: Options,
     detector: Path,
-    source: Path,
+    sources: Sequence[str],
     out: Path,
     normals: Path | None,
     bank: BankUse,
@@ -227,7 +227,7 @@ def ask_of(
     alone, settings = bank_alone(normals, bank), bank_params(normals, options.overrides)
     return Ask(
         detector,
-        source,
+        sources,
         out,
         weights=options.weights,
         device=options.device,

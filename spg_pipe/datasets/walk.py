@@ -14,12 +14,16 @@ from pathlib import Path
 from spg_pipe.errors import noted
 from spg_pipe.images.files import IMAGE_EXTENSIONS, is_image
 
-SCORES, OVERLAYS, SYNTHETIC_RECORD = "scores.csv", "overlays", "synthetic.json"
-"""What makes a folder a result of `predict` or a synthetic set."""
+PREDICTIONS, SCORES, RUN = "predictions.jsonl", "scores.csv", "run.json"
+"""What `predict` writes: lines, a table, and what made them, the sign of a result."""
 EXPLANATIONS, EXPLAINED = "explanations.jsonl", "explained"
 """What `explain` writes: lines, and a folder of pictures."""
-SCORES_HEADER = "path,score,height,width,peak_row,peak_column,overlay,protocol"
-"""What the first line of scores begins with."""
+OVERLAYS, MAPS, MASKS = "overlays", "maps", "masks"
+PICTURES = (OVERLAYS, MAPS, MASKS, EXPLAINED)
+"""Folders of pictures in a result."""
+SYNTHETIC_RECORD = "synthetic.json"
+"""What makes a folder a synthetic set."""
+_RUN_HEAD = re.compile(rb'\{\s*"kind": "predictions"')
 _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found"}
     | {"system volume information", "__pycache__", "thumbnails", "thumbs"}
@@ -140,7 +144,7 @@ def why_not_folder(path: Path) -> Reason | None:
         return Reason.HIDDEN
     if path.name == "xyz" and (path.parent / "rgb").is_dir():  # MVTec 3D-AD
         return Reason.COORDINATES
-    if path.name == OVERLAYS and is_result(path.parent):
+    if path.name in PICTURES and is_result(path.parent):
         return Reason.HEAT_MAPS
     if path.name == EXPLAINED and (path.parent / EXPLANATIONS).is_file():
         return Reason.HEAT_MAPS
@@ -148,11 +152,11 @@ def why_not_folder(path: Path) -> Reason | None:
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder holds what `predict` writes, by the first line of its scores."""
-    if not (folder / SCORES).is_file():
+    """Whether a folder holds what `predict` writes, by the beginning of its run.json."""
+    if not (folder / RUN).is_file():
         return False
-    with (folder / SCORES).open("rb") as stream:
-        return stream.read(len(SCORES_HEADER)) == SCORES_HEADER.encode()
+    with (folder / RUN).open("rb") as stream:
+        return _RUN_HEAD.match(stream.read(_HEAD)) is not None
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from spg_pipe.errors import counted, listed, noted
+from spg_pipe.errors import SpgError, counted, listed, noted
 from spg_pipe.images.reading import Header, read_header
 from spg_pipe.images.samples import white_of
 
@@ -75,7 +75,13 @@ def _note_of_white(seen: Sequence[Seen], peak: int) -> list[str]:
 
 
 def look_at(files: Sequence[tuple[str, Path]], *, exif: bool) -> list[Seen]:
-    """The headers of images, by their names for notes. SpgError for one that cannot be used."""
+    """The headers of images, by their names for notes; none of those that cannot be used."""
+
+    def look(file: tuple[str, Path]) -> Seen | None:
+        try:
+            return Seen(file[0], read_header(file[1], "image", exif=exif))
+        except SpgError:  # told when the image itself is read
+            return None
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        headers = pool.map(lambda file: read_header(file[1], "image", exif=exif), files)
-        return [Seen(name, header) for (name, _), header in zip(files, headers, strict=True)]
+        return [seen for seen in pool.map(look, files) if seen is not None]

@@ -90,6 +90,11 @@ class Console:
         if text and (self.json or self.verbosity > 0):
             _print(text, sys.stdout)
 
+    def text(self, text: str) -> None:
+        """A result for people, where scripts were given theirs line by line."""
+        if self.verbosity > 0 and not self.json:
+            _print(text, sys.stdout)
+
     def line(self, text: str) -> None:
         """A line of a result that comes piece by piece, for scripts."""
         _print(text, sys.stdout)

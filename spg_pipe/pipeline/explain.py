@@ -1,4 +1,4 @@
-"""`explain`: why images have their scores, of a person's own images or of a finished store."""
+"""`explain --split`: why a store's images have their scores."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +21,10 @@ from spg_pipe.explain.explanation import Explanation, explain
 from spg_pipe.explain.writer import Explained, ExplanationWriter, writing
 from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.checked_store import checked_store, named_input
-from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import find_dataset
-from spg_pipe.pipeline.predict import Ask, ready
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.pipeline.targets import detectors_for
-from spg_pipe.predict.files import LINES, picture_paths, whole_result
-from spg_pipe.predict.judge import as_explained, judge_images
-from spg_pipe.predict.predictor import require_guides
+from spg_pipe.predict.finish import picture_path
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset
 from spg_pipe.store.reader import FeatureStore
@@ -39,33 +35,6 @@ PICTURES = 8
 
 Listener = Callable[[str], None]
 """Is given each line as it is written."""
-
-
-def explain_images(
-    ask: Ask, console: Console, *, atoms: int | None, pictures: int | None, listener: Listener
-) -> None:
-    """Write why a person's own images have their scores into `ask.out`.
-
-    Parameters
-    ----------
-    atoms : int, optional
-        List only so many contributions an image.
-    pictures : int, optional
-        Draw only so many images, those with the highest scores.
-    """
-    require_guides(alone=ask.alone)
-    images, predictor, white, _ = ready(ask, console, LINES)
-    with (
-        whole_result(ask.out, images.files(LINES), LINES) as folder,
-        writing(folder, predictor.shown, atoms, pictures) as writer,
-        console.progress("explain") as update,
-    ):
-        judged = judge_images(predictor, images, white=white, explained=True, progress=update)
-        for each, file in zip(judged, images.explained, strict=True):
-            if (why := as_explained(each, file)) is not None:
-                listener(writer.add(why))
-    _require_drawn(writer, ask.out)
-    console.say(f"{counted(len(images.paths), 'image')} → {ask.out / EXPLANATIONS}")
 
 
 def explain_split(
@@ -85,7 +54,7 @@ def explain_split(
     target : str
         As for `score`.
     atoms, pictures
-        As for `explain_images`; default for pictures: `PICTURES`.
+        As for `Ask`; default for pictures: `PICTURES`.
 
     Returns
     -------
@@ -165,7 +134,7 @@ class _Judged:
     def _files(self) -> list[tuple[str, Path]]:
         """Path and picture of each image."""
         paths = self.store.array("path").tolist()
-        pictures = picture_paths([Path(path) for path in paths], EXPLAINED, ".jpg")
+        pictures = [picture_path(path, EXPLAINED) for path in paths]
         return list(zip(paths, pictures, strict=True))
 
     def _batch(self, images: np.ndarray, tokens: dict[str, torch.Tensor]) -> Iterator[Explained]:

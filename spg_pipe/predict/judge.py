@@ -1,212 +1,284 @@
-"""Images → predictions and anomaly maps, one image at a time → scores.csv and heat maps."""
+"""Items → judged images, in their order: decoding, forward passes and results share the cores."""
 
-import io
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
+import torch
 
-from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.bank.few_shot import KNOWN
-from spg_pipe.bank.normal_patches import BATCH, Progress
-from spg_pipe.datasets.walk import SCORES
-from spg_pipe.decision.heat_maps import eight_bit, overlay
-from spg_pipe.decision.maps import anomaly_maps, resize_maps
-from spg_pipe.errors import SpgError, counted, naming, told
+from spg_pipe.bank.normal_patches import BATCH
+from spg_pipe.detector.judge import Judged
+from spg_pipe.errors import SpgError
 from spg_pipe.explain.explanation import Explanation
-from spg_pipe.explain.writer import Explained, ExplanationWriter, writing
-from spg_pipe.images.files import utf8_name
-from spg_pipe.images.reading import read_image
-from spg_pipe.metrics import write_csv
-from spg_pipe.predict.files import PREDICTIONS, whole_result
-from spg_pipe.predict.images import Images
+from spg_pipe.predict.items import Content, Item, Reading, sha256_of
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.view import View
+from spg_pipe.recipe.machine import cpu_workers
+from spg_pipe.store.extract import core_workers
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The result for one image."""
-
-    path: str
-    """Of the image, relative to the folder that was given."""
-    score: float
-    """Image score of the detector's recipe; higher is more anomalous. Not a probability."""
-    height: int
-    """Pixels of the original image, as the width."""
-    width: int
-    peak_row: int
-    """Row of the map's maximum, pixels of the original image."""
-    peak_column: int
-    overlay: str
-    """File of the heat map, relative to the output folder; empty if it could not be written."""
-    protocol: str
-    """The method's protocol (docs/method.md §5)."""
-    parts: dict[str, str | float | bool]
-    """What the score is made of: the other columns of `Judged`. Where normal images of the target
-    were used also `supervision`, how many, and `among_normals`: the image is one of these itself,
-    so that the bank finds it normal."""
-
-
-def as_row(prediction: Prediction) -> dict[str, str | int | float | bool]:
-    """A prediction as one flat row."""
-    row = asdict(prediction)
-    return row | row.pop("parts")
+R = TypeVar("R")
 
 
 class JudgedImage(NamedTuple):
     """An image with what was found in it."""
 
-    prediction: Prediction
+    item: Item
+    sha256: str
+    """Of the file's bytes."""
     pixels: np.ndarray
     """(H, W, 3) uint8 or uint16, as `read_image` gives it."""
     anomaly_map: np.ndarray
-    """(H, W) float32 in [0, 1]."""
-    explanation: Explanation | None
+    """(H, W) float32 in [0, 1]; 0 where pixels do not count."""
+    view: View
+    """How it was shown to the backbone."""
+    columns: dict[str, float]
+    """`score` and what it is made of; see `Judged.columns`."""
+    explanation: Explanation | None = None
     """Of its batch, if asked for."""
-    number: int
+    number: int = 0
     """In its batch."""
 
 
+class Unreadable(NamedTuple):
+    """An image that could not be judged."""
+
+    item: Item
+    sha256: str | None
+    """None if not even its bytes could be had."""
+    error: str
+
+
+Known = Callable[[int, Sequence[Item], Sequence[str | None]], list[R] | None]
+"""Earlier results of a batch, by the position of its first item and by each one's content; None if
+it must be judged."""
+
+
 def judge_images(
+    predictor: Predictor, items: Iterable[Item], how: Reading
+) -> Iterator[JudgedImage | Unreadable]:
+    """Judge items; see `judge_items`."""
+    return judge_items(predictor, items, how, _as_it_is)
+
+
+def judge_items(
     predictor: Predictor,
-    images: Images,
+    items: Iterable[Item],
+    how: Reading,
+    then: Callable[[JudgedImage | Unreadable], R],
     *,
-    white: int | None = None,
-    batch_images: int = BATCH,
+    known: Known[R] | None = None,
     explained: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[JudgedImage]:
-    """Judge images, each on its own, `batch_images` in a forward pass; tiled ones come one by one.
+    live: bool = False,
+) -> Iterator[R]:
+    """What `then` makes of each item, in their order, as soon as it is done.
+
+    On a CPU every worker takes an image from its file through `then`, each on a core of its own: a
+    score does not depend on the number of workers or on other images. On a GPU workers read ahead
+    and finish behind the forward passes, of batches that go by the position among the items: if all
+    of a batch are known, none is judged, and else all, so that their bits stay the same.
 
     Parameters
     ----------
-    white : int, optional
-        See `read_image`.
-    batch_images : int
-        Images of any sizes; each is preprocessed to the detector's image size.
+    then : callable
+        Called in several threads.
+    known : callable, optional
+        See `Known`.
     explained : bool
         Take the scores apart.
-    progress : callable (done, total), optional
-        Called after every batch.
+    live : bool
+        Items arrive one by one: judge each at once.
 
     Raises
     ------
     SpgError
-        If an image cannot be read, or a bank alone is to be explained.
+        If a bank alone is to be explained, or scores are no numbers.
     """
-    spec, protocol = predictor.backbone.spec, predictor.detector.record.protocol
-    step = max(1, batch_images // spec.inputs_per_image)
-    overlays = images.overlays
-    for start in range(0, len(images.paths), step):
-        paths = images.paths[start : start + step]
-        exif = protocol.exif_of_own_images
-        batch = [read_image(path, exif=exif, white=white) for path in paths]
-        explanation = None
-        if explained:
-            judged, explanation = predictor.explain(batch)
+    work = _Work(predictor, how, then, known, explained)
+    on_cpu = torch.device(predictor.device).type == "cpu"
+    step = 1 if live or on_cpu else max(1, BATCH // predictor.backbone.spec.inputs_per_image)
+    workers = cpu_workers(None)
+    with (
+        core_workers(workers, one_core_each=on_cpu) as pool,
+        ThreadPoolExecutor(1, "spg-forward") as forward,
+    ):
+
+        def begun(batch: tuple[int, list[Item]]) -> Future[list[R]]:
+            if on_cpu:
+                return pool.submit(work.whole, *batch)
+            read = pool.submit(work.read, *batch)
+            judged = forward.submit(lambda: work.judge(read.result()))
+            return pool.submit(lambda: work.finish(judged.result()))
+
+        with closing(_in_order(_batches(items, step), begun, 2 * workers + 1)) as results:
+            for batch in results:
+                yield from batch
+
+
+def _as_it_is(judged: JudgedImage | Unreadable) -> JudgedImage | Unreadable:
+    return judged
+
+
+def _batches(items: Iterable[Item], step: int) -> Iterator[tuple[int, list[Item]]]:
+    """The position of each batch's first item, and its items."""
+    each, start = iter(items), 0
+    while batch := list(islice(each, step)):
+        yield start, batch
+        start += len(batch)
+
+
+J = TypeVar("J")
+
+
+def _in_order(
+    jobs: Iterable[J], begun: Callable[[J], Future[R]], ahead: int
+) -> Generator[R, None, None]:
+    """Results in the order of the jobs, each as soon as it is there; at most `ahead` wait.
+
+    A thread of its own asks for the next job, which may be long in coming.
+    """
+    waiting: queue.Queue[Future[R] | BaseException | None] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def feed() -> None:
+        end: BaseException | None = None
+        try:
+            for job in jobs:
+                if stopped.is_set():
+                    return
+                waiting.put(begun(job))
+        except BaseException as error:  # raised where results are taken
+            end = error
+        waiting.put(end)
+
+    threading.Thread(target=feed, name="spg-items", daemon=True).start()
+    try:
+        while (next_one := waiting.get()) is not None:
+            if isinstance(next_one, BaseException):
+                raise next_one
+            yield next_one.result()
+    finally:
+        stopped.set()
+        with waiting.mutex:
+            pending = [each for each in waiting.queue if isinstance(each, Future)]
+            waiting.queue.clear()
+            waiting.not_full.notify_all()
+        for future in pending:
+            future.cancel()
+
+
+class _Photograph(NamedTuple):
+    """An image that was read."""
+
+    item: Item
+    sha256: str
+    pixels: np.ndarray
+    view: View
+    kept: np.ndarray | None
+    """See `View.kept`."""
+
+
+class _Scored(NamedTuple):
+    """The same with what is said of its batch."""
+
+    photograph: _Photograph
+    judged: Judged
+    explanation: Explanation | None
+    number: int
+
+
+class _Done(NamedTuple, Generic[R]):
+    """A batch that needs no judging."""
+
+    results: list[R]
+
+
+@dataclass(frozen=True)
+class _Work(Generic[R]):
+    """The way of a batch from its files to its results."""
+
+    predictor: Predictor
+    how: Reading
+    then: Callable[[JudgedImage | Unreadable], R]
+    known: Known[R] | None
+    explained: bool
+
+    def whole(self, start: int, items: Sequence[Item]) -> list[R]:
+        """All steps, one after the other."""
+        return self.finish(self.judge(self.read(start, items)))
+
+    def read(self, start: int, items: Sequence[Item]) -> list[_Photograph | Unreadable] | _Done[R]:
+        """A batch's pixels, or its results if all are known."""
+        contents = [self._content(item) for item in items]
+        digests = [None if isinstance(each, Unreadable) else each[1] for each in contents]
+        if self.known and (found := self.known(start, items, digests)) is not None:
+            return _Done(found)
+        return [
+            each if isinstance(each, Unreadable) else self._pixels(item, *each)
+            for item, each in zip(items, contents, strict=True)
+        ]
+
+    def _content(self, item: Item) -> tuple[Content, str] | Unreadable:
+        try:
+            content = item.content()
+        except SpgError as error:
+            return Unreadable(item, None, str(error))
+        return content, sha256_of(content)
+
+    def _pixels(self, item: Item, content: Content, sha256: str) -> _Photograph | Unreadable:
+        size = self.predictor.backbone.spec.preprocess.size
+        try:
+            pixels = item.pixels(content, self.how)
+            shape = (pixels.shape[0], pixels.shape[1])
+            view = self.how.viewing.of(item.name, item.group, shape, exif=self.how.exif)
+            return _Photograph(item, sha256, pixels, view, view.kept(size))
+        except SpgError as error:
+            return Unreadable(item, sha256, str(error))
+
+    def judge(
+        self, batch: list[_Photograph | Unreadable] | _Done[R]
+    ) -> list[_Scored | Unreadable] | _Done[R]:
+        """The forward pass of a batch and what the detector says of it."""
+        if isinstance(batch, _Done):
+            return batch
+        read = [each for each in batch if isinstance(each, _Photograph)]
+        scored = iter(self._scored(read) if read else ())
+        return [next(scored) if isinstance(each, _Photograph) else each for each in batch]
+
+    def _scored(self, read: list[_Photograph]) -> Iterator[_Scored]:
+        pixels, explanation = [each.view.framed(each.pixels) for each in read], None
+        kept = [each.kept for each in read]
+        if self.explained:
+            judged, explanation = self.predictor.explain(pixels, kept)
         else:
-            judged = predictor.judge(batch)
-        size, log_odds = spec.preprocess.size, predictor.log_odds
-        maps = anomaly_maps(judged.patches, size, log_odds=log_odds)
-        for number, (path, pixels) in enumerate(zip(paths, batch, strict=True)):
-            anomaly_map = resize_maps(maps[number][None], pixels.shape[:2])[0]
-            overlay_file = overlays[start + number]
-            columns = {name: each[number] for name, each in judged.columns.items()}
-            prediction = _prediction(
-                predictor, images.name(path), anomaly_map, overlay_file, columns
-            )
-            yield JudgedImage(prediction, pixels, anomaly_map, explanation, number)
-        if progress:
-            progress(start + len(paths), len(images.paths))
+            judged = self.predictor.judge(pixels, kept)
+        for number, photograph in enumerate(read):
+            yield _Scored(photograph, judged, explanation, number)
 
+    def finish(self, batch: list[_Scored | Unreadable] | _Done[R]) -> list[R]:
+        """Maps of a batch's images, and what `then` makes of them."""
+        if isinstance(batch, _Done):
+            return batch.results
+        return [
+            self.then(each if isinstance(each, Unreadable) else self._with_map(each))
+            for each in batch
+        ]
 
-def _prediction(
-    predictor: Predictor,
-    path: str,
-    anomaly_map: np.ndarray,
-    overlay_file: Path,
-    columns: Mapping[str, np.generic],
-) -> Prediction:
-    """What is said of an image, from its map (H, W) and its values of `Judged.columns`."""
-    height, width = anomaly_map.shape
-    row, column = np.unravel_index(int(anomaly_map.argmax()), (height, width))
-    parts: dict[str, str | float | bool] = {name: float(each) for name, each in columns.items()}
-    score = float(parts.pop("score"))
-    if predictor.bank:
-        known = bool(parts.pop(KNOWN, False))
-        parts |= {"supervision": predictor.supervision, KNOWN: known}
-    return Prediction(
-        path=path,
-        score=score,
-        height=height,
-        width=width,
-        peak_row=int(row),
-        peak_column=int(column),
-        overlay=utf8_name(overlay_file.as_posix()),
-        protocol=predictor.detector.record.protocol.name,
-        parts=parts,
-    )
-
-
-def write_results(
-    judged: Iterable[JudgedImage], images: Images, out: Path, shown: tuple[float, float]
-) -> list[Prediction]:
-    """Write scores.csv and overlays/ of all images below `out`, and explanations where there are.
-
-    Files of an earlier result are replaced when all images are done, never before; after an error
-    `out` is as it was. But a heat map that cannot be written costs no score: an `SpgError` tells of
-    it when scores.csv is there.
-
-    Parameters
-    ----------
-    shown : (low, high)
-        Values of the maps that get the darkest and the brightest colour.
-    """
-    predictions: list[Prediction] = []
-    faults: list[OSError] = []
-    low, high = shown
-    with ExitStack() as stack:
-        folder = stack.enter_context(whole_result(out, images.files(PREDICTIONS)))
-        writer: ExplanationWriter | None = None
-        for number, each in enumerate(judged):
-            file, prediction = images.overlays[number], each.prediction
-            data = io.BytesIO()
-            picture = overlay(eight_bit(each.pixels), each.anomaly_map, low=low, high=high)
-            Image.fromarray(picture).save(data, format="PNG")
-            try:
-                with naming(out / file, folder.parent):
-                    write_bytes(folder / file, data.getvalue())
-            except OSError as error:
-                faults.append(error)
-                prediction = replace(prediction, overlay="")
-            predictions.append(prediction)
-            if (why := as_explained(each, images.explained[number])) is not None:
-                writer = writer or stack.enter_context(writing(folder, shown))
-                writer.add(why)
-        write_csv(folder / SCORES, [as_row(prediction) for prediction in predictions])
-    faults += writer.faults if writer else []
-    if faults:
-        raise SpgError(
-            f"{out / SCORES} has the scores of all {counted(len(predictions), 'image')}, but "
-            f"{counted(len(faults), 'picture')} could not be written. {told(faults[0])}"
+    def _with_map(self, scored: _Scored) -> JudgedImage:
+        photograph, judged, explanation, number = scored
+        item, sha256, pixels, view, kept = photograph
+        return JudgedImage(
+            item,
+            sha256,
+            pixels,
+            view.back(self.predictor.maps(judged, number, kept)),
+            view,
+            {name: float(each[number]) for name, each in judged.columns.items()},
+            explanation,
+            number,
         )
-    return predictions
-
-
-def as_explained(judged: JudgedImage, file: Path) -> Explained | None:
-    """What its explanation's writer takes, if it has one; `file` is of its picture."""
-    if judged.explanation is None:
-        return None
-    parts = judged.prediction.parts
-    return Explained(
-        judged.prediction.path,
-        judged.explanation,
-        judged.number,
-        file,
-        lambda: (eight_bit(judged.pixels), judged.anomaly_map),
-        {name: parts[name] for name in ("supervision", KNOWN) if name in parts},
-    )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from spg_pipe import backbones
-from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
@@ -66,10 +66,16 @@ class Predictor:
         supervision = self.detector.supervision
         return "" if supervision == ZERO_SHOT else supervision
 
+    @property
+    def goods(self) -> int:
+        """How many normal images of the target have scores of their own."""
+        return len(self.bank.record.scores(alone=self.alone)) if self.bank else 0
+
     def tokens(self, pixels: Sequence[np.ndarray]) -> tuple[Tokens, Grids]:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
         batch = np.stack([preprocess(image, self.backbone.spec.preprocess) for image in pixels])
-        output = self.backbone(torch.from_numpy(batch).to(self.device))
+        at_once = inputs_at_once(self.backbone.spec, len(batch), self.device)
+        output = forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once)
         tokens = {
             layer: torch.cat([value.prefix[:, :1], value.patches], dim=1)
             for layer, value in output.items()

@@ -39,7 +39,7 @@ def one_sided(scores: Sequence[float]) -> str:
     )
 
 
-def ranking(images: Sequence[Ranked], goods: int) -> list[str]:
+def ranking(highest: Sequence[Ranked], scores: Sequence[float], goods: int) -> list[str]:
     """Lines for people, the highest score first.
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
@@ -47,17 +47,20 @@ def ranking(images: Sequence[Ranked], goods: int) -> list[str]:
 
     Parameters
     ----------
+    highest : sequence of Ranked
+        From the highest score down.
+    scores : sequence of float
+        Of all images of the run.
     goods : int
         How many normal images have leave-one-out scores.
     """
-    ordered = sorted(images, key=lambda image: -image.score)
-    ranks = bool(one_sided([image.score for image in images])) and not goods
+    ranks = bool(one_sided(scores)) and not goods
     lines = []
-    for number, (path, score, deviation, above) in enumerate(ordered, start=1):
+    for number, (path, score, deviation, above) in enumerate(highest, start=1):
         facts = [f"{score:.4f}"]
         if deviation is not None:
             facts += [f"{deviation:+.1f} deviations", f"{above} of {goods} goods above"]
         elif ranks:
-            facts.insert(0, f"{number} of {len(ordered)}")
+            facts.insert(0, f"{number} of {len(scores):,}")
         lines.append(one_line("  ".join([*facts, path])))
     return lines

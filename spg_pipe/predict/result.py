@@ -5,13 +5,17 @@ one that changes its meaning or goes needs another number.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from spg_pipe.artefacts.record import Count, Record, Size, first_fault
+from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.decision.calibration import Limits
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.regions import PUBLISHED, Region, Unit
+from spg_pipe.predict.regions import PUBLISHED, Found, Region, Unit, regions_of
 
 SCHEMA: Literal["spg-pipe/prediction/1"] = "spg-pipe/prediction/1"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -95,6 +99,46 @@ class Failure(Record):
     group: str = ""
     error: Annotated[str, Field(min_length=1)]
     """What is wrong with it, for people."""
+
+
+def result_of(
+    path: str,
+    columns: Mapping[str, float],
+    anomaly_map: np.ndarray,
+    limits: Limits,
+    *,
+    protocol: str,
+    supervision: str = "",
+) -> Result:
+    """What is said of an image by its map (H, W) and its values of `Judged.columns`.
+
+    The caller adds what it knows of the file: its digest, group and pictures.
+    """
+    height, width = anomaly_map.shape
+    row, column = divmod(int(anomaly_map.argmax()), width)
+    parts = dict(columns)
+    score, known = parts.pop("score"), parts.pop(KNOWN, None)
+    image, pixel = limits.image, limits.pixel
+    regions, left_out = regions_of(anomaly_map, pixel.value) if pixel else Found((), 0)
+    return Result(
+        path=path,
+        score=score,
+        decision=limits.decide(score),
+        threshold=image.value if image else None,
+        p_value=limits.p_value(score),
+        parts=parts,
+        height=height,
+        width=width,
+        peak=float(anomaly_map[row, column]),
+        peak_row=row,
+        peak_column=column,
+        pixel_threshold=pixel.value if pixel else None,
+        regions=regions,
+        regions_left_out=left_out,
+        protocol=protocol,
+        supervision=supervision,
+        among_normals=None if known is None else bool(known),
+    )
 
 
 Line = Result | Failure

@@ -144,7 +144,7 @@ class _Run:
         on_cpu = torch.device(self._device).type == "cpu"
         lost = np.zeros(spec.images, np.uint32)
         done = spec.images - sum(len(spec.shard_rows(shard)) for shard in missing)
-        with _workers(workers, one_core_each=on_cpu) as pool, ThreadPoolExecutor(1) as disk:
+        with core_workers(workers, one_core_each=on_cpu) as pool, ThreadPoolExecutor(1) as disk:
             for shard in sorted(set(range(spec.shards)) - set(missing)):
                 rows = spec.shard_rows(shard)
                 lost[rows.start : rows.stop] = [n for _, n in pool.map(self._mask, rows)]
@@ -231,7 +231,7 @@ class _Run:
         return stored.cpu().numpy()
 
 
-def _workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
+def core_workers(count: int, *, one_core_each: bool) -> ThreadPoolExecutor:
     """Threads for decoding; with `one_core_each`, torch computes in them on few cores each.
 
     That number depends on the machine alone, so that `--workers` does not change a bit.

@@ -29,8 +29,8 @@ from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import judge_images
+from spg_pipe.predict.items import Reading, find_items
+from spg_pipe.predict.judge import JudgedImage, judge_images
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.sae.train import train_sae
 
@@ -152,12 +152,13 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
 
 
 def test_predict_gives_maps_of_tiles_at_the_images_own_size(manifest, tiny_detector, tmp_path):
-    images = read_images(manifest.root / "bolt" / "good", tmp_path / "out")
+    items = find_items([str(manifest.root / "bolt" / "good")], tmp_path / "out").listed
     predictor = Predictor(tiny_detector, tiled(TinyBackbone(), [80]))
-    judged = list(judge_images(predictor, images))
+    every = judge_images(predictor, items, Reading())
+    judged = [each for each in every if isinstance(each, JudgedImage)]
     assert {image.anomaly_map.shape for image in judged} == {(96, 112)}
-    many = [image.prediction.score for image in judge_images(predictor, images, batch_images=64)]
-    np.testing.assert_allclose([image.prediction.score for image in judged], many, rtol=1e-6)
+    many = predictor.judge([image.pixels for image in judged]).columns["score"]
+    np.testing.assert_allclose([image.columns["score"] for image in judged], many, rtol=1e-6)
 
 
 def test_a_tiled_image_is_as_anomalous_as_its_worst_tile(tiny_store, tiny_sae):

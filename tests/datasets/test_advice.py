@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.test_parts import command
 
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.images import read_images
+from spg_pipe.predict.items import find_items
 
 ROD = ("rod/good/1.png", "rod/dent/2.png")
 GOOD = [("good/1.png", "good"), ("dent/2.png", "dent")]
@@ -103,14 +103,14 @@ def test_the_split_file_of_visa_and_an_incomplete_copy(tmp_path):
 def test_predict_and_its_folders(tmp_path):
     root = photos(tmp_path / "shots", "1.png", "masks/2.png")
     with pytest.raises(SpgError, match=r"holds the images themselves\. Choose a folder of its own"):
-        read_images(root, tmp_path)
-    assert len(read_images(root, tmp_path / "out").paths) == 1
+        find_items([str(root)], tmp_path)
+    assert len(find_items([str(root)], tmp_path / "out").listed) == 1
     (root / "1.png").unlink()
     with pytest.raises(
         SpgError, match=r"(?s)has no images .*masks/2\.png.*the very folder that was left out"
     ):
-        read_images(root, tmp_path / "out")
-    assert len(read_images(root / "masks", tmp_path / "out").paths) == 1
+        find_items([str(root)], tmp_path / "out")
+    assert len(find_items([str(root / "masks")], tmp_path / "out").listed) == 1
 
 
 def test_synthesise_and_its_folders(tmp_path):

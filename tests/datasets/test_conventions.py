@@ -14,7 +14,7 @@ import yaml
 from layouts import photos, put, save, scanned
 
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.images import read_images
+from spg_pipe.predict.items import find_items
 
 TABLES = sorted((Path(__file__).parent / "conventions").glob("*.yaml"))
 CONVENTIONS = [row for table in TABLES for row in yaml.safe_load(table.read_text())]
@@ -81,8 +81,8 @@ def test_a_convention_is_read_as_its_documentation_draws_it(tmp_path, row):
     assert read(manifest) == images
     notes = "\n".join(manifest.notes)
     assert [words for words in row.get("notes", ()) if words not in notes] == []
-    judged = read_images(root, tmp_path / "out")
-    assert {judged.name(path) for path in judged.paths} == {*images, *unread}
+    judged = find_items([str(root)], tmp_path / "out")
+    assert {item.name for item in judged.listed} == {*images, *unread}
 
 
 def followed(layout, root):

@@ -9,7 +9,7 @@ from spg_pipe.datasets import masks
 from spg_pipe.datasets.names import is_normal
 from spg_pipe.errors import SpgError
 from spg_pipe.images import looks
-from spg_pipe.predict.images import read_images
+from spg_pipe.predict.items import find_items
 
 
 def rows(manifest):
@@ -51,8 +51,8 @@ def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
     given = mask.removesuffix("/000.png")
     assert rows(manifest) == {"good/1.png": ("", "good"), image: (given, image.split("/")[0])}
     assert manifest.notes == (f"rods: 1 mask by {rule}: {mask}",)
-    judged = read_images(root, tmp_path / "out")
-    assert [judged.name(path) for path in judged.paths] == sorted(["good/1.png", image])
+    judged = find_items([str(root)], tmp_path / "out")
+    assert [item.name for item in judged.listed] == sorted(["good/1.png", image])
     assert judged.notes == (f"1 mask left out, by {rule}: {mask}",)
 
 
@@ -67,8 +67,8 @@ def test_a_mask_is_found_and_the_rule_is_told(tmp_path, image, mask, rule):
 )
 def test_a_photograph_that_is_named_like_a_mask_is_an_image_with_a_note(tmp_path, name, note):
     root = photos(tmp_path / "rods", "good/1.png", "dent/2.png", name)
-    judged = read_images(root, tmp_path / "out")
-    assert name in [judged.name(path) for path in judged.paths]
+    judged = find_items([str(root)], tmp_path / "out")
+    assert name in [item.name for item in judged.listed]
     assert note in "".join(judged.notes)
     assert note in "".join(scanned("mine", "folder", root).notes)
 

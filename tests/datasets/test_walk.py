@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 from layouts import photos, put, scanned, write_visa
 
-from spg_pipe.datasets.walk import SCORES_HEADER, walk
-from spg_pipe.predict.images import read_images
+from spg_pipe.datasets.walk import walk
+from spg_pipe.predict.items import find_items
 
 
 def left_out(root):
@@ -27,7 +27,7 @@ def tree(tmp_path):
         *("__MACOSX/a.png", "sub/@eaDir/a.png/thumb.png", "$RECYCLE.BIN/c.png"),
         *("old/overlays/a.png.png", "overlays/d.png", "made/images/bolt/good/0.png"),
     )
-    (root / "old" / "scores.csv").write_text(f"{SCORES_HEADER},score_cls\n")
+    (root / "old" / "run.json").write_text('{\n  "kind": "predictions",\n')
     (root / "made" / "synthetic.json").write_text("{}")
     put(tmp_path / "disk", "b.png")
     (root / "line2").symlink_to(tmp_path / "disk", target_is_directory=True)
@@ -44,7 +44,7 @@ def test_everything_that_is_left_out_has_a_reason(tree):
     assert names == ["a.png", "line2/b.png", "overlays/d.png"]
     hidden = ("$RECYCLE.BIN", "._a.png", ".ipynb_checkpoints", "__MACOSX")
     assert left_out(tree) == {
-        "NO_IMAGE": ["caf\udce9.txt", "old/scores.csv"],
+        "NO_IMAGE": ["caf\udce9.txt", "old/run.json"],
         "HIDDEN": [*hidden, "sub/.Trash-0", "sub/@eaDir"],
         "HEAT_MAPS": ["old/overlays"],
         "SYNTHETIC": ["made"],
@@ -56,11 +56,11 @@ def test_everything_that_is_left_out_has_a_reason(tree):
 
 def test_prepare_and_predict_see_the_same_and_say_the_same(tree, tmp_path):
     prepared = scanned("mine", "folder", tree)
-    judged = read_images(tree, tmp_path / "out")
-    assert prepared.table["path"].tolist() == [judged.name(path) for path in judged.paths]
+    judged = find_items([str(tree)], tmp_path / "out")
+    assert prepared.table["path"].tolist() == [item.name for item in judged.listed]
     assert set(judged.notes) < set(prepared.notes)
     assert "2 links left out, dangling: gone.png, self" in judged.notes
-    assert judged.notes[0] == "2 files left out, not an image file: caf\\xe9.txt, old/scores.csv"
+    assert judged.notes[0] == "2 files left out, not an image file: caf\\xe9.txt, old/run.json"
     assert len(judged.notes) == 7
 
 

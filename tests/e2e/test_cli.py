@@ -96,11 +96,11 @@ def test_predict_writes_scores_and_overlays(project: Path, tmp_path: Path) -> No
     detector = next((project / "artifacts" / "detectors" / "mini").glob("left*"))
     source = project / "right" / "candle" / "Data" / "Images"
     out = tmp_path / "out"
-    result = json.loads(must(spg("predict", detector, source, "--out", out, "--json", cwd=project)))
+    printed = must(spg("predict", detector, source, "--out", out, "--json", cwd=project))
+    lines = [json.loads(line) for line in printed.splitlines()]
     images = sorted(p for p in source.rglob("*") if p.is_file())
-    assert len(result["predictions"]) == len(images)
-    first = result["predictions"][0]
-    with Image.open(out / first["overlay"]) as overlay, Image.open(images[0]) as image:
+    assert [line["path"] for line in lines] == [p.relative_to(source).as_posix() for p in images]
+    with Image.open(out / lines[0]["files"]["overlay"]) as overlay, Image.open(images[0]) as image:
         assert overlay.size == image.size
     assert (out / "scores.csv").read_text().count("\n") == len(images) + 1
     text = spg_process("predict", detector, images[0], "--out", out, cwd=project)
@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_message_that_names_the_place(project, command):
         place in said
         for place in ("artifacts/", "new.yaml", "painted", "tokens.png", "predictions")
     )
-    assert not re.search(r"\.tmp|\.old|\.partial|\.spg-predict|Errno", said), said
+    assert not re.search(r"\.tmp|\.old|\.partial|\.new|Errno", said), said
 
 
 def test_a_folder_of_images_is_extracted_and_scored(project: Path, tmp_path: Path) -> None:

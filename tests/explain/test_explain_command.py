@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,11 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.errors import SpgError
 from spg_pipe.explain.lines import line_of
 from spg_pipe.pipeline.console import Console, exit_code
-from spg_pipe.pipeline.explain import explain_images
-from spg_pipe.pipeline.predict import Ask, predict_folder
+from spg_pipe.pipeline.predict import Ask, predict_images
 from spg_pipe.predict.normals import NormalFolder
 from spg_pipe.recipe.params import BankParams
 
+RESULT = {".run.json.lock", "predictions.jsonl", "run.json", "scores.csv"}
 TRICKY = "<script>alert(1)</script>.png"
 Lines = list[dict[str, Any]]
 
@@ -35,7 +34,16 @@ def ask(tmp_path, tiny_store, tiny_sae, monkeypatch) -> Ask:
     make_detector(tiny_store, additive_plan(tiny_sae))[0].save(detector)
     for name in ("a.png", f"more/{TRICKY}", "c.png"):
         photograph(tmp_path / "photos" / name, (60, 90))
-    return Ask(detector, tmp_path / "photos", tmp_path / "out", device="cpu")
+    return Ask(detector, [str(tmp_path / "photos")], tmp_path / "out", device="cpu", explained=True)
+
+
+def explain(ask: Ask, **changes: Any) -> Lines:
+    """What is told of each image, with no heat maps."""
+    told: list[str] = []
+    predict_images(
+        replace(ask, overlays=0, **changes), Console(0), lambda line: told.append(line.why)
+    )
+    return [json.loads(line) for line in told]
 
 
 def lines_in(out: Path) -> Lines:
@@ -53,22 +61,21 @@ def require_adds_up(line: dict[str, Any]) -> None:
 
 
 def test_a_line_and_a_picture_an_image(ask: Ask) -> None:
-    told: list[str] = []
-    explain_images(ask, Console(0), atoms=None, pictures=None, listener=told.append)
+    told = explain(ask)
     lines = lines_in(ask.out)
     assert [line["path"] for line in lines] == ["a.png", "c.png", f"more/{TRICKY}"]
-    assert [json.loads(line) for line in told] == lines
+    assert told == lines
     for line in lines:
         require_adds_up(line)
         assert line["peak"]["grid"] == [4, 4]
     pictures = {f"explained/{line['path']}.jpg" for line in lines}
-    assert set(files(ask.out)) == {"explanations.jsonl", *pictures}
+    assert set(files(ask.out)) == {"explanations.jsonl", *RESULT, *pictures}
     with Image.open(ask.out / "explained" / "a.png.jpg") as picture:
         assert picture.width > 600
 
 
 def test_only_the_strongest_atoms_and_the_highest_scores(ask: Ask) -> None:
-    explain_images(ask, Console(0), atoms=2, pictures=1, listener=lambda _: None)
+    explain(ask, atoms=2, pictures=1)
     lines = lines_in(ask.out)
     for line in lines:
         assert len(line["atoms"]) == 2
@@ -79,52 +86,51 @@ def test_only_the_strongest_atoms_and_the_highest_scores(ask: Ask) -> None:
 
 
 def test_a_second_run_replaces_its_own_files_alone(ask: Ask) -> None:
-    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
+    explain(ask)
     (ask.out / "notes.txt").write_text("mine")
     first = files(ask.out)
-    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
+    explain(ask)
     assert files(ask.out) == first
-    explain_images(ask, Console(0), atoms=None, pictures=0, listener=lambda _: None)
-    assert set(files(ask.out)) == {"explanations.jsonl", "notes.txt"}
+    explain(ask, pictures=0)
+    assert set(files(ask.out)) == {"explanations.jsonl", "notes.txt", *RESULT}
 
 
 def test_what_is_no_explanation_is_not_replaced(ask: Ask) -> None:
     ask.out.mkdir()
     (ask.out / "explanations.jsonl").write_text('{"mine": 1}\n')
-    with pytest.raises(SpgError, match="not a result of explain"):
-        explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
+    with pytest.raises(SpgError, match="is not part of a result"):
+        explain(ask)
     assert set(files(ask.out)) == {"explanations.jsonl"}
 
 
 def test_pictures_of_an_earlier_run_are_no_images(ask: Ask) -> None:
-    inside = Ask(ask.detector, ask.source, ask.source / "why", device="cpu")
+    inside = replace(ask, out=Path(ask.sources[0]) / "why")
     for _ in range(2):
-        explain_images(inside, Console(0), atoms=None, pictures=None, listener=lambda _: None)
-        assert len(lines_in(inside.out)) == 3
-    elsewhere = Ask(ask.detector, ask.source, ask.out, device="cpu")
-    explain_images(elsewhere, Console(0), atoms=None, pictures=0, listener=lambda _: None)
-    assert len(lines_in(ask.out)) == 3
+        assert len(explain(inside)) == 3
+    assert len(explain(ask, pictures=0)) == 3
 
 
 def test_predict_explains_the_scores_that_it_writes(ask: Ask) -> None:
-    outcome: Any = predict_folder(ask, Console(0), explained=True).content
-    scores = {row["path"]: row["score"] for row in outcome["predictions"]}
+    predict_images(ask, Console(0))
+    with (ask.out / "predictions.jsonl").open() as stream:
+        scores = {row["path"]: row["score"] for row in map(json.loads, stream)}
     lines = lines_in(ask.out)
     assert {line["path"]: line["score"] for line in lines} == pytest.approx(scores, abs=1e-7)
     for line in lines:
         require_adds_up(line)
     assert (ask.out / "explained" / "more" / f"{TRICKY}.jpg").is_file()
-    predict_folder(ask, Console(0))  # without: none of an earlier run is left beside its scores
+    assert (ask.out / "overlays" / "more" / f"{TRICKY}.jpg").is_file()
+    # Without: none of an earlier run is left beside its scores.
+    predict_images(replace(ask, explained=False), Console(0))
     assert not (ask.out / "explanations.jsonl").exists()
-    assert not list((ask.out / "explained").rglob("*.jpg"))
+    assert not (ask.out / "explained").exists()
 
 
 def test_a_bank_is_explained_beside_guides_and_refused_alone(ask: Ask, tmp_path: Path) -> None:
     for number in range(3):
         photograph(tmp_path / "good" / f"{'n' * number}x.png", (60, 90))
     normals = NormalFolder(tmp_path / "good", BankParams())
-    few = Ask(ask.detector, ask.source, ask.out, device="cpu", normals=normals)
-    explain_images(few, Console(0), atoms=None, pictures=0, listener=lambda _: None)
+    explain(replace(ask, normals=normals), pictures=0)
     for line in lines_in(ask.out):
         assert "bank" in line["components"]
         assert "few-shot: 3 normal images" in line["supervision"]
@@ -132,11 +138,7 @@ def test_a_bank_is_explained_beside_guides_and_refused_alone(ask: Ask, tmp_path:
         require_adds_up(line)
     alone = NormalFolder(tmp_path / "good", BankParams(), alone=True)
     with pytest.raises(SpgError, match="alone uses no guides"):
-        predict_folder(
-            Ask(ask.detector, ask.source, tmp_path / "alone", device="cpu", normals=alone),
-            Console(0),
-            explained=True,
-        )
+        explain(replace(ask, normals=alone, out=tmp_path / "alone"))
 
 
 def test_a_line_holds_nothing_that_is_no_number(ask: Ask) -> None:
@@ -148,37 +150,6 @@ def test_a_line_holds_nothing_that_is_no_number(ask: Ask) -> None:
     _, explanation = predictor.explain([pixels])
     line = json.loads(line_of(explanation, 0, "grey.png"))
     require_adds_up(line)
-
-
-def test_a_picture_that_cannot_be_written_costs_no_line(ask: Ask, monkeypatch) -> None:
-    def full(path: Path, *_: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("spg_pipe.explain.writer.write_bytes", full)
-    with pytest.raises(SpgError, match=r"has all lines, but 3 pictures .*No space left"):
-        explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
-    assert len(lines_in(ask.out)) == 3
-    beside = replace(ask, out=ask.out / "predictions")
-    with pytest.raises(SpgError, match=r"scores of all 3 images, but 3 pictures .*No space left"):
-        predict_folder(beside, Console(0), explained=True)
-    assert len(lines_in(beside.out)) == 3
-    assert (beside.out / "scores.csv").is_file()
-
-
-def test_lines_of_a_person_are_not_replaced_by_predict(ask: Ask) -> None:
-    predict_folder(ask, Console(0), explained=True)
-    mine = ask.out / "explanations.jsonl"
-    mine.write_text('{"mine": 1}\n')
-    with pytest.raises(SpgError, match="not a result of explain"):
-        predict_folder(ask, Console(0))
-    assert mine.read_text() == '{"mine": 1}\n'
-
-
-def test_predict_replaces_what_explain_wrote(ask: Ask) -> None:
-    explain_images(ask, Console(0), atoms=None, pictures=None, listener=lambda _: None)
-    predict_folder(ask, Console(0))
-    assert (ask.out / "scores.csv").is_file()
-    assert not (ask.out / "explanations.jsonl").exists()
 
 
 @pytest.mark.parametrize(

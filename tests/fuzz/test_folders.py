@@ -14,7 +14,7 @@ from PIL import Image
 
 from fuzz.harness import nothing_outside
 from spg_pipe.errors import SpgError
-from spg_pipe.predict.images import read_images
+from spg_pipe.predict.items import find_items
 
 FOLDERS = ["good", "OK", "NG", "dent", "masks", "gt", "label", "train", "test", "images", ".x"]
 FOLDERS += ["ground_truth", "__MACOSX", "\u00e9", "e\u0301"]
@@ -60,5 +60,5 @@ def test_a_file_is_an_image_a_mask_or_told_of(
             untold = [p for p in pictures if not {p, p.parent} & listed]
             assert manifest.notes or not untold
         with suppress(SpgError):
-            judged = read_images(root, Path(place, "out"))
-            assert judged.notes or {*judged.paths} == pictures
+            judged = find_items([str(root)], Path(place, "out"))
+            assert judged.notes or {item.path for item in judged.listed} == pictures

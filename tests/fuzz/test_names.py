@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -14,9 +15,12 @@ from tiny import TinyBackbone, photograph
 from fuzz.harness import nothing_outside
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, printable
-from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import judge_images, write_results
+from spg_pipe.predict.finish import Finish, finish
+from spg_pipe.predict.items import Reading, find_items
+from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.result import Result
+from spg_pipe.predict.run import ResultFolder, RunRecord
 
 LETTERS = st.characters(exclude_characters="/\0", codec="utf-8")
 BYTES = (
@@ -28,7 +32,7 @@ NAMES = BYTES.map(lambda name: name.translate(None, b"/\0")[:251] + b".png")
 
 
 @given(names=st.lists(NAMES, min_size=1, max_size=3, unique=True), nested=st.booleans())
-def test_every_image_has_a_score_and_a_heat_map_or_its_name_is_refused(
+def test_every_image_has_a_score_and_a_heat_map_or_an_error(
     tiny_detector: Detector, names: list[bytes], nested: bool
 ) -> None:
     root = tempfile.TemporaryDirectory()
@@ -40,12 +44,19 @@ def test_every_image_has_a_score_and_a_heat_map_or_its_name_is_refused(
             above.mkdir(parents=True, exist_ok=True)
             photograph(source / "new", (8, 8), format="PNG").rename(above / name)
         try:
-            images = read_images(source, out)
-            predictor = Predictor(tiny_detector, TinyBackbone())
-            results = write_results(judge_images(predictor, images), images, out, (0, 1))
-        except SpgError as error:
+            items = find_items([str(source)], out)
+        except SpgError as error:  # all are hidden
             printable(str(error)).encode()
-            assert not out.exists()
             return
-        assert len({row.overlay for row in results}) == len(results)
-        assert all((out / row.overlay).is_file() for row in results)
+        predictor = Predictor(tiny_detector, TinyBackbone())
+        then = partial(finish, how=Finish(predictor, out))
+        with ResultFolder(out, RunRecord(identity={})) as into:
+            entries = list(judge_items(predictor, items, Reading(), then))
+            for entry in entries:
+                into.add(entry)
+            into.finish()
+        assert len({entry.result.path for entry in entries}) == len(items.listed)
+        good = [entry.result for entry in entries if isinstance(entry.result, Result)]
+        overlays = {str(result.files.overlay) for result in good}
+        assert len(overlays) == len(good)
+        assert all((out / overlay).is_file() for overlay in overlays)

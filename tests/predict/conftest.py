@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TinyBackbone
 
 from spg_pipe.detector.model import Detector
-from spg_pipe.predict.images import read_images
-from spg_pipe.predict.judge import Prediction, judge_images, write_results
+from spg_pipe.predict.finish import Finish, finish
+from spg_pipe.predict.items import Reading, find_items
+from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.run import ResultFolder, RunRecord
 from spg_pipe.recipe.protocol import protocol as settings_of
 
-Run = Callable[..., list[Prediction]]
+Rows = list[dict[str, Any]]
+Run = Callable[..., Rows]
+
+
+def rows_in(out: Path) -> Rows:
+    """What the lines in a folder say."""
+    with (out / "predictions.jsonl").open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
 
 
 @pytest.fixture
 def run(tiny_detector: Detector) -> Run:
-    """Predict with the tiny detector, image by image."""
+    """Predict with the tiny detector; the lines."""
 
     def run(
         source: Path, out: Path, backbone: TinyBackbone | None = None, protocol: str = "default"
-    ) -> list[Prediction]:
+    ) -> Rows:
         detector = tiny_detector
         if protocol == "spg":
             record = detector.record.model_copy(update={"protocol": settings_of("spg")})
             detector = replace(detector, record=record)
         predictor = Predictor(detector, backbone or TinyBackbone())
-        images = read_images(source, out)
-        judged = judge_images(predictor, images, batch_images=1)
-        return write_results(judged, images, out, predictor.shown)
+        items = find_items([str(source)], out)
+        how = Reading(exif=detector.record.protocol.exif_of_own_images)
+        then = partial(finish, how=Finish(predictor, out))
+        with ResultFolder(out, RunRecord(identity={"protocol": protocol})) as folder:
+            for line in judge_items(predictor, items, how, then, known=folder.known):
+                folder.add(line)
+            folder.finish()
+        return rows_in(out)
 
     return run

@@ -1,0 +1,140 @@
+"""A judged image becomes a result: a line, and its pictures."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
+from spg_pipe.decision.calibration import Limits, by_hand
+from spg_pipe.decision.heat_maps import eight_bit
+from spg_pipe.errors import naming
+from spg_pipe.explain.lines import line_of as line_of_explanation
+from spg_pipe.explain.picture import QUALITY, draw
+from spg_pipe.predict.judge import JudgedImage, Unreadable
+from spg_pipe.predict.pictures import map_png, mask_png, overlay_picture
+from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.result import Failure, Files, Result, line_of, result_of
+from spg_pipe.predict.run import Entry
+
+_NAME_BYTES = 240
+"""Of a picture's name; a file system takes 255."""
+_PATH_BYTES = 1024
+"""Of all names below the output folder, whose own are to fit into the system's 4096 as well."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What results are made of, besides the images."""
+
+    predictor: Predictor
+    out: Path
+    limits: Callable[[str], Limits] = lambda _: by_hand(None, None)
+    """The thresholds of a group of images."""
+    overlays: bool = True
+    """Draw a heat map of every image."""
+    maps: bool = False
+    """Write every map."""
+    masks: bool = False
+    """Write what is above the pixel threshold, where there is one."""
+    explained: bool = True
+    """Draw why every image has its score, if it is explained."""
+    atoms: int | None = None
+    """List only so many contributions an image in explanations; None: all."""
+
+
+def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
+    """The lines of an image, when its pictures are written.
+
+    An OSError if they cannot be; an `SpgError` if its group has no thresholds.
+    """
+    item, digest = judged.item, judged.sha256
+    if isinstance(judged, Unreadable):
+        failure = Failure(path=item.name, sha256=digest, group=item.group, error=judged.error)
+        why = json.dumps({"path": item.name, "error": judged.error})
+        return Entry(item, failure, line_of(failure), why)
+    columns = dict(judged.columns)
+    among = {name: columns.pop(name, None) for name in ("deviation", "normals_above")}
+    predictor = how.predictor
+    result = result_of(
+        item.name,
+        columns,
+        judged.anomaly_map,
+        how.limits(item.group),
+        protocol=predictor.detector.record.protocol.name,
+        supervision=predictor.supervision,
+    )
+    above = among["normals_above"]
+    result = result.model_copy(
+        update={
+            "sha256": digest,
+            "group": item.group,
+            "ignored_share": judged.view.ignored_share,
+            "deviation": among["deviation"],
+            "normals_above": None if above is None else int(above),
+            "normals": None if above is None else predictor.goods,
+            "files": draw_pictures(judged, result, how),
+        }
+    )
+    return Entry(item, result, line_of(result), _why(judged, result, how))
+
+
+def _why(judged: JudgedImage, result: Result, how: Finish) -> str:
+    """The line that explains a score; empty if that was not asked for."""
+    if judged.explanation is None:
+        return ""
+    about: dict[str, object] = {}
+    if result.among_normals is not None:
+        about = {"supervision": result.supervision, KNOWN: result.among_normals}
+    explanation = judged.explanation
+    return line_of_explanation(explanation, judged.number, judged.item.name, how.atoms, about)
+
+
+def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
+    """Write the pictures of an image; an OSError if that is not possible."""
+    name, shown, limit = judged.item.name, how.predictor.shown, result.pixel_threshold
+    pixels, anomaly_map = judged.pixels, judged.anomaly_map
+
+    def written(folder: str, ending: str, data: bytes) -> str:
+        file = picture_path(name, folder, ending)
+        path = how.out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path, path):  # in place: an image counts as done only when its line is there
+            path.write_bytes(data)
+        return file.as_posix()
+
+    files = {}
+    if how.overlays:
+        drawn = overlay_picture(pixels, anomaly_map, shown, limit)
+        files["overlay"] = written(OVERLAYS, ".jpg", drawn)
+    if how.maps:
+        files["map"] = written(MAPS, ".png", map_png(anomaly_map))
+    if how.masks and limit is not None:
+        files["mask"] = written(MASKS, ".png", mask_png(anomaly_map, limit))
+    if how.explained and judged.explanation is not None:
+        data = io.BytesIO()
+        picture = draw(eight_bit(pixels), anomaly_map, judged.explanation, judged.number, shown)
+        picture.save(data, format="JPEG", quality=QUALITY)
+        files["explanation"] = written(EXPLAINED, ".jpg", data.getvalue())
+    return Files(**files)
+
+
+def picture_path(name: str, folder: str, ending: str = ".jpg") -> Path:
+    """The file of an image's picture, relative to the output folder; the same in every run.
+
+    The image's own path and the ending. Where that is too long for a file, leads out of the folder,
+    or has a folder in it that could be another image's picture, the name's beginning and 16 hex
+    digits of the whole path's SHA-256.
+    """
+    plain = Path(name)
+    file, whole = os.fsencode(f"{plain.name}{ending}"), os.fsencode(name)
+    fits = len(file) <= _NAME_BYTES and len(whole) + len(folder) < _PATH_BYTES
+    aside = plain.is_absolute() or ".." in plain.parts
+    if fits and not aside and not any(part.endswith(ending) for part in plain.parts[:-1]):
+        return Path(folder, plain.parent, f"{plain.name}{ending}")
+    start = os.fsdecode(os.fsencode(plain.name)[: _NAME_BYTES // 2].decode(errors="ignore"))
+    return Path(folder, f"{start}-{hashlib.sha256(whole).hexdigest()[:16]}{ending}")

@@ -234,19 +234,26 @@ def fit_bank(
         scales=memory.scales,
         tops=tuple(memory.tops.tolist()),
         footing=footing,
-        goods=tuple(
-            Good(
-                path=goods.files[number][0],
-                sha256=goods.files[number][1],
-                alone=left_out[place].top if left_out else None,
-                fused=fused[place] if fused else None,
-            )
-            for place, number in enumerate(read.images.tolist())
-        ),
+        goods=_goods([goods.files[n] for n in read.images.tolist()], left_out, fused),
         copies=memory.copies,
         versions=versions(),
     )
     return FittedBank(memory, record.sealed())
+
+
+def _goods(
+    files: Sequence[tuple[str, str]], alone: Sequence[LeftOut], fused: Sequence[float]
+) -> tuple[Good, ...]:
+    """Of different images (n,), with their scores, if there are any."""
+    return tuple(
+        Good(
+            path=path,
+            sha256=sha256,
+            alone=alone[place].top if alone else None,
+            fused=fused[place] if fused else None,
+        )
+        for place, (path, sha256) in enumerate(files)
+    )
 
 
 class _Guides:

@@ -12,7 +12,7 @@ from spg_pipe.errors import SpgError, one_line
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
+from spg_pipe.predict.normals import NormalFolder, fit_normals, notes_of, read_normals
 from spg_pipe.predict.predictor import load_predictor
 from spg_pipe.recipe.machine import choose_device
 
@@ -45,7 +45,7 @@ def fit_goods(
     manifest = read_normals(normals, detector)
     files = [(path, manifest.root / path) for path in manifest.table["path"]]
     seen = look_at(files, exif=manifest.exif)
-    for note in dict.fromkeys([*manifest.notes, *file_notes(seen, peak := peak_of(seen))]):
+    for note in dict.fromkeys([*notes_of(manifest), *file_notes(seen, peak := peak_of(seen))]):
         console.say(f"Note: {note}")
     predictor = load_predictor(detector, tiles, weights, device, console.announce)
     with console.progress("normals") as update:

@@ -18,6 +18,16 @@ from spg_pipe.predict.predictor import Predictor
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams
 
+_MATTER = (
+    "left out",
+    ", ignored",
+    "taken for images",
+    "mask by the",
+    "masks by the",
+    "there are:",
+)
+"""In those notes on normal images that matter for a bank."""
+
 
 @dataclass(frozen=True)
 class NormalFolder:
@@ -74,6 +84,12 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     if not given.alone:
         require_fusible(detector)
     return normals
+
+
+def notes_of(normals: Manifest) -> list[str]:
+    """What a person should know of the normal images' folder."""
+    matter = [note for note in normals.notes if any(words in note for words in _MATTER)]
+    return [f"--normals: {note}" for note in matter]
 
 
 def fit_normals(

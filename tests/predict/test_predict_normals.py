@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,7 +116,8 @@ def test_the_scores_are_those_of_score_on_the_same_images(
 def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path: Path) -> None:
     code, out, _ = predict()
     assert code == 0
-    assert "image score additive + k-NN bank, tiny@32 layers 1+2 (post-norm), seed 1" in out
+    said = r"image score additive \+ \S+ · k-NN bank, tiny@32 layers 1\+2 \(post-norm\), seed 1"
+    assert re.search(said, out)
     assert BOTH in out
     code, out, _ = predict("--bank", "alone")
     assert f"image score k-NN bank alone, tiny@32 layers 1+2 (post-norm); {SEES}" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import types
 import typing
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from tiny import SPEC
 
 from spg_pipe.cli.main import app
+from spg_pipe.recipe.data import BY_NAME
 from spg_pipe.recipe.params import Dataset, Params, load_params, parse_params
 from spg_pipe.recipe.paths import Paths
 
@@ -158,9 +160,12 @@ def parameters(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, A
         if inner and field.annotation is inner[0]:
             yield from parameters(inner[0], f"{place}.")
             continue
-        yield place, "required" if field.is_required() else plain(field.default)
+        named = BY_NAME[0] in field.metadata  # rows that a recipe writes as NAME: settings
+        default = {} if named else plain(field.default)
+        yield place, "required" if field.is_required() else default
         if inner:
-            yield from parameters(inner[0], f"{place}[].")
+            below = parameters(inner[0], f"{place}.NAME." if named else f"{place}[].")
+            yield from (row for row in below if row[0] != f"{place}.NAME.name")
 
 
 def is_model(kind: Any) -> bool:
@@ -210,8 +215,9 @@ def test_the_demos_paths_are_those_of_its_recipe() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small store in the place of the demo's, of more images than a chunk of 64; a detector."""
+def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small store in the place of the demo's, of more images than a chunk of 64; a detector with
+    its backbone; an image."""
     import torch
     from tiny import additive_plan, sae_params
 
@@ -235,7 +241,10 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = extract(manifest, Pooled(), folder / STORE, Extraction(batch_images=2, shard_images=3))
     sae = train_sae(store, sae_params(dict_size=8, k=2, epochs=1), MethodParams(), seed=111)[0]
     make_detector(store, additive_plan(sae))[0].save(folder / DETECTOR)
-    return folder
+    shutil.copy(manifest.image_path(0), folder / "part.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spg_pipe.backbones.load_backbone", lambda *_args, **_options: Pooled())
+        yield folder
 
 
 EXAMPLES = [
@@ -264,3 +273,18 @@ def test_the_python_examples_run(
 
         expected = zarr.open_group(STORE, mode="r")["tokens_s16"][values["image"]]
         np.testing.assert_array_equal(values["tokens"].reshape(expected.shape), expected)
+
+
+def test_the_notebook_page_lists_every_noun() -> None:
+    import spg_pipe
+
+    table = (DOCS / "notebook.md").read_text().partition("## Everything by its name")[2]
+    rows = re.findall(r"^\| [a-z].*$", table, flags=re.M)
+    assert {name for row in rows for name in spans(row)} == set(spg_pipe.__all__)
+    for name in spg_pipe.__all__:
+        assert callable(getattr(spg_pipe, name))
+
+
+def test_training_on_arrays_takes_under_twenty_lines() -> None:
+    example = blocks((DOCS / "notebook.md").read_text(), "python")[1]
+    assert len([line for line in example.splitlines() if line.strip()]) < 20

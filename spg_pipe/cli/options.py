@@ -26,6 +26,7 @@ from spg_pipe.recipe.reader import parse_yaml
 
 if TYPE_CHECKING:
     from spg_pipe.pipeline.predict import Ask
+    from spg_pipe.predict.view import Viewing
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
@@ -41,10 +42,6 @@ SplitOption = Annotated[
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
-IgnoreOption = Annotated[
-    Path | None,
-    Option(metavar="PATH", help="A mask for all images, or a folder of masks: > 0 is ignored."),
-]
 BankOption = Annotated[
     BankUse, Option(help="With --normals: with the guides, or alone [default: fused].")
 ]
@@ -68,6 +65,17 @@ class Options:
     seed: Annotated[
         int | None, Option(min=0, max=LARGEST_SEED, help="One seed [default: the recipe's].")
     ] = None
+    ignore: Annotated[
+        Path | None,
+        Option(metavar="PATH", help="A mask for all images, or a folder of them: > 0 is ignored."),
+    ] = None
+    blank: Annotated[
+        bool, Option("--blank", help="With --ignore: the backbone does not see it either.")
+    ] = False
+    letterbox: Annotated[
+        bool, Option("--letterbox", help="Pad images to a square, instead of squashing them.")
+    ] = False
+    crop: Annotated[bool, Option("--crop", help="Judge their centre square alone.")] = False
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
@@ -78,6 +86,17 @@ class Options:
     def console(self) -> Console:
         """How much is said, and how."""
         return Console(0 if self.quiet else 2 if self.verbose else 1, self.as_json)
+
+    def viewing(self) -> "Viewing":
+        """How images are shown to the backbone; an `SpgError` if options do not fit together."""
+        from spg_pipe.predict.view import Viewing
+
+        if self.letterbox and self.crop:
+            raise SpgError("--letterbox shows all of an image, --crop its centre: leave out one.")
+        if self.blank and self.ignore is None:
+            raise SpgError("--blank is of what --ignore names: add --ignore PATH.")
+        viewing = Viewing("crop" if self.crop else "squash", self.ignore, self.blank)
+        return replace(viewing, fit="letterbox") if self.letterbox else viewing
 
     def run(self) -> RecipeRun:
         """The recipe with these options on top.
@@ -108,6 +127,8 @@ class Options:
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 
+VIEW = ("ignore", "blank", "letterbox", "crop")
+"""Options of every command that shows one's own images to a backbone."""
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
 """Options of every command that reads the recipe."""
 
@@ -236,5 +257,6 @@ def ask_of(
         weights=options.weights,
         device=options.device,
         tiles=sides_of(tiles) or (),
+        viewing=options.viewing(),
         normals=NormalFolder(normals, settings, alone) if normals else None,
     )

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import VIEW, BankOption, Options, TilesOption, ask_of, shared
 
 
-@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", "verbose", "quiet", "as_json")
 def predict(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],

@@ -33,6 +33,7 @@ from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.predict.ranking import Ranked, one_sided, ranking
 from spg_pipe.predict.result import Failure, Line, Result
 from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
+from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 
 RANKED = 20
@@ -52,6 +53,8 @@ class Ask:
     device: str = "auto"
     tiles: Sequence[int] = ()
     """See `load_predictor`."""
+    viewing: Viewing = field(default_factory=Viewing)
+    """How images are shown to the backbone, and what of them is ignored."""
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
     overlays: int | None = None
@@ -207,6 +210,8 @@ def ready(ask: Ask, console: Console) -> Ready:
     detector = Detector.load(ask.detector)
     exif = detector.record.protocol.exif_of_own_images
     items = find_items(ask.sources, ask.out)
+    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
+    items = replace(items, listed=shown)
     normals, device = ask.normals, choose_device(ask.device)
     saved = load_bank(normals, detector, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
@@ -246,7 +251,7 @@ def ready(ask: Ask, console: Console) -> Ready:
         licences=licences,
         notes=notes,
     )
-    reading = Reading(exif=exif, white=white, strict_white=items.live)
+    reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     return Ready(items, predictor, reading, record)
 
 
@@ -256,6 +261,8 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
         "detector": predictor.detector.fingerprint,
         "weights": spec.weights_sha256,
         "tiles": ",".join(map(str, spec.tiles.sides)) if spec.tiles else "",
+        "fit": ask.viewing.fit,
+        "ignored": ask.viewing.digest or "",
         "white": str(white or ""),
         "bank": predictor.bank.record.fingerprint if predictor.bank else "",
         "alone": str(predictor.alone),

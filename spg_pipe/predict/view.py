@@ -32,11 +32,16 @@ class View:
     """(H, W) bool; None: nothing."""
     name: str = "the image"
     """For errors."""
+    blank: bool = False
+    """The backbone does not see what is ignored either, but the mean colour of the rest."""
 
     def framed(self, pixels: np.ndarray) -> np.ndarray:
-        """What is resized to the square: (H, W, 3), padded with its own border, or its centre."""
+        """What is resized to the square: (H, W, 3), padded with its mirror image, or its centre."""
+        if self.blank and self.ignored is not None and not self.ignored.all():
+            mean = pixels[~self.ignored].mean(axis=0).round()
+            pixels = np.where(self.ignored[:, :, None], mean.astype(pixels.dtype), pixels)
         if self.fit == "letterbox":
-            return np.pad(pixels, (*self._margins, (0, 0)), mode="edge")
+            return np.pad(pixels, (*self._margins, (0, 0)), mode="symmetric")
         (top, bottom), (left, right) = self._box
         return pixels[top:bottom, left:right]
 
@@ -130,6 +135,8 @@ class Viewing:
     fit: Fit = "squash"
     ignore: Path | None = None
     """A mask for all images, or a folder of masks: above 0 is ignored."""
+    blank: bool = False
+    """See `View.blank`."""
 
     def of(self, name: str, group: str, shape: tuple[int, int], *, exif: bool) -> View:
         """The view of an image.
@@ -153,7 +160,7 @@ class Viewing:
             return View(shape, self.fit, name=name)
         path = self._mask_of(name, group)
         mask = _mask(path, exif, path.stat().st_mtime_ns)
-        return View(shape, self.fit, _at(mask, shape, path, name), name)
+        return View(shape, self.fit, _at(mask, shape, path, name), name, self.blank)
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -172,12 +179,17 @@ class Viewing:
                 found[name] = path
         return found
 
+    def is_mask(self, path: Path) -> bool:
+        """Whether a file is one of the masks, and so no image to be judged."""
+        return self.ignore is not None and path.resolve().is_relative_to(self.ignore.resolve())
+
     @property
     def digest(self) -> str | None:
-        """SHA-256 of all masks and their names; None: nothing is ignored."""
+        """SHA-256 of all masks, their names and whether the backbone sees what is ignored; None:
+        nothing is ignored."""
         if self.ignore is None:
             return None
-        total = hashlib.sha256()
+        total = hashlib.sha256(b"blank" if self.blank else b"")
         for name, path in (self.masks or {"": self.ignore}).items():
             total.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()

@@ -60,6 +60,10 @@ class GoodImages(NamedTuple):
     white: int | None
     """What they were read with."""
     kept_of: KeptOf = all_counts
+    fit: str = "squash"
+    """How they were made square."""
+    ignored: str | None = None
+    """Digest of the masks of what does not count."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,8 @@ def fit_bank(
         backbone=seen,
         params=params,
         white=goods.white,
+        fit=goods.fit,
+        ignored=goods.ignored,
         supervision=supervision_of(detector if fusible else None, [memory.images]),
         grids=memory.grids,
         scales=memory.scales,

@@ -213,7 +213,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
     items = replace(items, listed=shown)
     normals, device = ask.normals, choose_device(ask.device)
-    saved = load_bank(normals, detector, device=device) if normals else None
+    saved = load_bank(normals, detector, ask.viewing, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(item.name, item.path) for item in items.listed if item.path]
     if manifest:  # one set, so that both are read alike
@@ -241,7 +241,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+            bank = fit_normals(predictor, manifest, normals.params, ask.viewing, progress=update)
         predictor = replace(predictor, bank=bank, alone=normals.alone)
         if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))

@@ -27,6 +27,7 @@ from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -139,7 +140,7 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
 def test_heat_maps_begin_to_shine_above_what_normal_images_have(detector, images, alone):
     given = NormalFolder(images.parent / "normals", BankParams(weight=0.5), alone)
     predictor = Predictor(Detector.load(detector), TinyBackbone())
-    bank = fit_normals(predictor, read_normals(given, predictor.detector), given.params)
+    bank = fit_normals(predictor, read_normals(given, predictor.detector), given.params, Viewing())
     predictor = replace(predictor, bank=bank, alone=alone)
     shown = np.array(predictor.shown)
     low, high = HALFWAY * (shown - 0.5) / (1 - shown)  # of those above ½
@@ -165,7 +166,9 @@ def test_images_in_many_tiles_are_read_one_by_one(detector, images, sides, expec
     predictor = Predictor(Detector.load(detector), tiled(backbone, sides) if sides else backbone)
     given = NormalFolder(images.parent / "normals", BankParams())
     normals = read_normals(given, predictor.detector)
-    fit_normals(predictor, normals, given.params, progress=lambda now, _all: done.append(now))
+    fit_normals(
+        predictor, normals, given.params, Viewing(), progress=lambda now, _all: done.append(now)
+    )
     assert done == expected
 
 

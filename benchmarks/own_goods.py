@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from spg_pipe.bank.fitted import FittedBank, GoodImages, fit_bank
 from spg_pipe.bank.normal_patches import tokens_of_store
+from spg_pipe.bank.search import highest_products
 from spg_pipe.decision.model import coarse_maps
 from spg_pipe.detector.judge import Judged
 from spg_pipe.detector.model import Detector
@@ -56,19 +57,17 @@ def judged_by(
 def correlation(
     bank: FittedBank, detector: Detector, store: FeatureStore, goods: np.ndarray
 ) -> float:
-    """Spearman's, of the goods' patches from a bank of the others and of their log odds."""
-    found = []
+    """Spearman's, of the goods' patches: from the patches of the others, and their log odds."""
+    found, tokens_of = [], tokens_of_store(store, goods)
     for good in range(len(goods)):
-        others = np.delete(goods, good)
-        rest = fit_bank(images_of(store, others), detector, store.spec.backbone, bank.record.params)
-        _, away = judged_by(rest, detector, store, goods[good : good + 1], alone=True)
-        tokens, grids = tokens_of_store(store, goods)(np.array([good]))
-        odds, _ = detector.log_odds(
-            store.spec.backbone.keyed(tokens), store.spec.backbone.keyed(grids)
-        )
-        found += [
-            spearmanr(away.patches[k.name].flatten(), v.flatten())[0] for k, v in odds.items()
-        ]
+        tokens, grids = tokens_of(np.array([good]))
+        seen = store.spec.backbone
+        odds, _ = detector.log_odds(seen.keyed(tokens), seen.keyed(grids))
+        for key, values in odds.items():
+            kept, patches = bank.memory.kept[key.name], values.numel()
+            own = slice(good * patches, (good + 1) * patches)
+            near = highest_products(kept[own], kept, 1, without=own)
+            found.append(spearmanr(-near.flatten(), values.flatten())[0])
     return float(np.mean(found))
 
 

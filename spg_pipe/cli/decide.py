@@ -64,7 +64,7 @@ def calibrate(
     console = options.console()
     path, made = make(ask, HowToCalibrate(asked, by_folder, valid_days, out), console)
     content = {"calibration": path} | made.model_dump(mode="json")
-    console.result(content, in_words(path, made, detector))
+    console.result(content, in_words(path, made, ask))
 
 
 def _asked(

@@ -250,7 +250,7 @@ def _limits(groups: Mapping[str, _Group], asked: Asked) -> dict[str, Limits]:
     return limits
 
 
-def in_words(path: Path, made: Calibration, detector: Path) -> str:
+def in_words(path: Path, made: Calibration, ask: Ask) -> str:
     """The thresholds, what is promised, and what to do next."""
     lines = []
     for name, limits in made.groups.items():
@@ -260,8 +260,9 @@ def in_words(path: Path, made: Calibration, detector: Path) -> str:
         lines += _line("image score", limits.image) + _line("pixel", limits.pixel)
     until = f"; it holds until {made.valid_until}" if made.valid_until else ""
     lines.append(f"Calibration → {path}{until}")
-    beside = "" if path == place_beside(detector) else f" --calibration {path}"
-    return "\n".join([*lines, f"Decide with: spg-pipe predict {detector} SOURCE{beside}"])
+    beside = "" if path == place_beside(ask.detector) else f" --calibration {path}"
+    given = f"{ask.detector} SOURCE{ask.again}{beside}"
+    return "\n".join([*lines, f"Decide with: spg-pipe predict {given}"])
 
 
 def _line(what: str, threshold: Threshold | None) -> list[str]:

@@ -89,6 +89,8 @@ def test_fit_says_what_the_goods_say(run, made, tmp_path):
         assert f"{good.fused:9.4f}  {good.alone:9.4f}  {good.path}" in out
     assert "few-shot: 4 normal images of the target" in out
     assert f"weight of the bank beside the guides {record.footing.weight:.4f}" in out
+    given = f"predict {made / 'detector'} SOURCE --normals {tmp_path / 'bank'} --letterbox"
+    assert given in fit(run, made, tmp_path / "bank", "--letterbox")[1]
     code, out, _ = fit(run, made, tmp_path / "bank", "--json")
     content = json.loads(out)
     assert content["fingerprint"] == record.fingerprint
@@ -155,6 +157,7 @@ def test_goods_calibrate_themselves_without_a_promise(run, made, tmp_path):
     code, said, err = run("calibrate", made / "detector", *given)
     assert code == 0, err
     assert "each left out once (jackknife). Nothing is promised" in said
+    assert f"SOURCE --normals {tmp_path / 'bank'} --calibration {file}" in said
     limits = Calibration.load(file).limits("")
     assert limits.scores == tuple(FittedBank.load(tmp_path / "bank").record.scores(alone=False))
     assert limits.image.value == max(limits.scores)

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import Options, TilesOption, bank_params, shared, sides_of
+from spg_pipe.cli.options import VIEW, Options, TilesOption, ask_of, shared
 from spg_pipe.errors import SpgError
 
 _OF_A_DETECTOR = ("backbone", "image_size", "seed", "skip_bad", "workers")
-_OF_A_BANK = ("weights", "overrides")
+_OF_A_BANK = ("weights", "overrides", *VIEW)
 
 
 @shared(*_OF_A_DETECTOR, *_OF_A_BANK, "device", "verbose", "quiet", "as_json")
@@ -38,19 +38,10 @@ def fit(
     console = options.console()
     if normals is not None:
         from spg_pipe.pipeline.own_goods import fit_goods
-        from spg_pipe.predict.normals import NormalFolder
 
         if out is None:
             raise SpgError("Where does the bank go? Add --out FOLDER.")
-        fit_goods(
-            source,
-            NormalFolder(normals, bank_params(normals, options.overrides)),
-            out,
-            console,
-            weights=options.weights,
-            tiles=sides_of(tiles) or (),
-            device=options.device,
-        )
+        fit_goods(ask_of(options, source, [], out, normals, None, tiles), console)
         return
     from spg_pipe.pipeline.fit import Labelled
     from spg_pipe.pipeline.fit import fit as make

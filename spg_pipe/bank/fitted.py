@@ -60,6 +60,10 @@ class GoodImages(NamedTuple):
     white: int | None
     """What they were read with."""
     kept_of: KeptOf = all_counts
+    fit: str = "squash"
+    """How they were made square."""
+    ignored: str | None = None
+    """Digest of the masks of what does not count."""
 
 
 @dataclass(frozen=True)
@@ -229,24 +233,33 @@ def fit_bank(
         backbone=seen,
         params=params,
         white=goods.white,
+        fit=goods.fit,
+        ignored=goods.ignored,
         supervision=supervision_of(detector if fusible else None, [memory.images]),
         grids=memory.grids,
         scales=memory.scales,
         tops=tuple(memory.tops.tolist()),
         footing=footing,
-        goods=tuple(
-            Good(
-                path=goods.files[number][0],
-                sha256=goods.files[number][1],
-                alone=left_out[place].top if left_out else None,
-                fused=fused[place] if fused else None,
-            )
-            for place, number in enumerate(read.images.tolist())
-        ),
+        goods=_goods([goods.files[n] for n in read.images.tolist()], left_out, fused),
         copies=memory.copies,
         versions=versions(),
     )
     return FittedBank(memory, record.sealed())
+
+
+def _goods(
+    files: Sequence[tuple[str, str]], alone: Sequence[LeftOut], fused: Sequence[float]
+) -> tuple[Good, ...]:
+    """Of different images (n,), with their scores, if there are any."""
+    return tuple(
+        Good(
+            path=path,
+            sha256=sha256,
+            alone=alone[place].top if alone else None,
+            fused=fused[place] if fused else None,
+        )
+        for place, (path, sha256) in enumerate(files)
+    )
 
 
 class _Guides:

@@ -5,10 +5,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import Options, TilesOption, bank_params, shared, sides_of
+from spg_pipe.cli.options import VIEW, Options, TilesOption, ask_of, shared
 
 
-@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", "verbose", "quiet", "as_json")
 def fit(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
@@ -18,18 +18,8 @@ def fit(
 ) -> None:
     """Fit a bank to normal images of a part, once, for `predict --normals` (Bank)."""
     from spg_pipe.pipeline.own_goods import fit_goods
-    from spg_pipe.predict.normals import NormalFolder
 
-    given = NormalFolder(normals, bank_params(normals, options.overrides))
-    fit_goods(
-        detector,
-        given,
-        out,
-        options.console(),
-        weights=options.weights,
-        tiles=sides_of(tiles) or (),
-        device=options.device,
-    )
+    fit_goods(ask_of(options, detector, [], out, normals, None, tiles), options.console())
 
 
 COMMANDS = (fit,)

@@ -1,6 +1,5 @@
 """`fit --normals`: a bank of a few normal images, fitted once and saved."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,49 +11,40 @@ from spg_pipe.errors import SpgError, one_line
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
+from spg_pipe.pipeline.predict import Ask
+from spg_pipe.predict.normals import fit_normals, notes_of, read_normals
 from spg_pipe.predict.predictor import load_predictor
 from spg_pipe.recipe.machine import choose_device
 
 
-def fit_goods(
-    detector_path: Path,
-    normals: NormalFolder,
-    out: Path,
-    console: Console,
-    *,
-    weights: Path | None = None,
-    tiles: Sequence[int] = (),
-    device: str = "auto",
-) -> FittedBank:
-    """Fit a bank to normal images and save it; say what it says of them.
+def fit_goods(ask: Ask, console: Console) -> FittedBank:
+    """Fit a bank to normal images and save it in `ask.out`; say what it says of them.
 
-    Parameters
-    ----------
-    weights, tiles
-        See `load_predictor`.
+    They are shown to the backbone as those that are judged later, of which there are none here.
 
     An `SpgError` if `out` holds anything but a bank, the images make none, or the detector cannot
     be loaded.
     """
-    if out.exists() and any(out.iterdir()) and not is_bank(out):
-        raise SpgError(f"{out} holds other files than a bank. Choose another --out.")
-    require_writable(out)
-    detector, device = Detector.load(detector_path), choose_device(device)
-    normals = replace(normals, alone=detector.record.rule.rule != "additive")
-    manifest = read_normals(normals, detector)
+    if ask.normals is None:
+        raise SpgError("Which images? Add --normals FOLDER.")
+    if ask.out.exists() and any(ask.out.iterdir()) and not is_bank(ask.out):
+        raise SpgError(f"{ask.out} holds other files than a bank. Choose another --out.")
+    require_writable(ask.out)
+    detector, device = Detector.load(ask.detector), choose_device(ask.device)
+    alone = detector.record.rule.rule != "additive"
+    manifest = read_normals(replace(ask.normals, alone=alone), detector)
     files = [(path, manifest.root / path) for path in manifest.table["path"]]
     seen = look_at(files, exif=manifest.exif)
-    for note in dict.fromkeys([*manifest.notes, *file_notes(seen, peak := peak_of(seen))]):
+    for note in dict.fromkeys([*notes_of(manifest), *file_notes(seen, peak := peak_of(seen))]):
         console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, device, console.announce)
+    predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
+    manifest, params = replace(manifest, white=white_of(peak)), ask.normals.params
     with console.progress("normals") as update:
-        manifest = replace(manifest, white=white_of(peak))
-        bank = fit_normals(predictor, manifest, normals.params, progress=update)
-    bank.save(out)
+        bank = fit_normals(predictor, manifest, params, ask.viewing, progress=update)
+    bank.save(ask.out)
     if copies := bank.record.copies:
         console.say(note_of_copies(copies, len(manifest)))
-    console.result(_content(bank, out), _text(bank, out))
+    console.result(_content(bank, ask.out), _text(bank, ask.out))
     return bank
 
 

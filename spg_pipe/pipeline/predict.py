@@ -25,6 +25,7 @@ from spg_pipe.predict.normals import (
     NormalFolder,
     fit_normals,
     load_bank,
+    notes_of,
     read_normals,
     white_with,
 )
@@ -37,15 +38,6 @@ from spg_pipe.recipe.machine import choose_device
 
 RANKED = 20
 """Images that are named at the end, those with the highest scores."""
-_OF_NORMALS = (
-    "left out",
-    ", ignored",
-    "taken for images",
-    "mask by the",
-    "masks by the",
-    "there are:",
-)
-"""In the notes on normal images that matter for a bank."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +122,13 @@ class Summary:
         """From the highest score down."""
         return sorted(self._highest, reverse=True)[:most]
 
-    def text(self, out: Path, goods: int) -> str:
-        """The ranking, and how many there are; `goods` as for `ranking`."""
+    def text(self, out: Path, goods: int, *, ranks: bool) -> str:
+        """The ranking, and how many there are; `goods` and `ranks` as for `ranking`."""
         highest = [
             Ranked(result.path, result.score, result.deviation, result.normals_above)
             for _, _, _, result in self.top(RANKED)
         ]
-        ranked = ranking(highest, self.scores, goods)
+        ranked = ranking(highest, len(self.scores), goods, ranks=ranks)
         if more := len(self.scores) - len(ranked):
             ranked.append(f"… and {more:,} more in {out / SCORES}")
         bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
@@ -193,9 +185,10 @@ def predict_images(
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     zero = predictor.bank is None and predictor.log_odds
-    if zero and (note := one_sided(summary.scores)):
+    if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
-    console.text(f"{summary.text(ask.out, predictor.goods)}\n{record.facts}")
+    text = summary.text(ask.out, predictor.goods, ranks=bool(note))
+    console.text(f"{text}\n{record.facts}")
     return summary
 
 
@@ -220,7 +213,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
     items = replace(items, listed=shown)
     normals, device = ask.normals, choose_device(ask.device)
-    saved = load_bank(normals, detector, device=device) if normals else None
+    saved = load_bank(normals, detector, ask.viewing, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(item.name, item.path) for item in items.listed if item.path]
     if manifest:  # one set, so that both are read alike
@@ -228,11 +221,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     seen = look_at(files, exif=exif)
     white = white_of(peak := peak_of(seen))
     white = white_with(saved, white) if saved else white
-    of_normals = [
-        f"--normals: {note}"
-        for note in (manifest.notes if manifest else ())
-        if any(words in note for words in _OF_NORMALS)
-    ]
+    of_normals = notes_of(manifest) if manifest else []
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
@@ -252,7 +241,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+            bank = fit_normals(predictor, manifest, normals.params, ask.viewing, progress=update)
         predictor = replace(predictor, bank=bank, alone=normals.alone)
         if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
@@ -290,7 +279,8 @@ def _facts(predictor: Predictor) -> str:
     record, spec = predictor.detector.record, predictor.backbone.spec
     rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
     if predictor.bank:
-        rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
+        weight = predictor.bank.record.footing and predictor.bank.record.footing.weight
+        rule = "k-NN bank alone" if predictor.alone else f"{rule} + {weight:.3g} · k-NN bank"
     facts = (
         f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, "
         f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"

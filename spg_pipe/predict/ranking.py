@@ -39,28 +39,29 @@ def one_sided(scores: Sequence[float]) -> str:
     )
 
 
-def ranking(highest: Sequence[Ranked], scores: Sequence[float], goods: int) -> list[str]:
+def ranking(highest: Sequence[Ranked], images: int, goods: int, *, ranks: bool) -> list[str]:
     """Lines for people, the highest score first.
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
-    above their mean, and how many of them reach it; else, where zero says nothing, its rank.
+    above their mean, and how many of them reach it; else perhaps its rank.
 
     Parameters
     ----------
     highest : sequence of Ranked
         From the highest score down.
-    scores : sequence of float
-        Of all images of the run.
+    images : int
+        Of the run.
     goods : int
         How many normal images have leave-one-out scores.
+    ranks : bool
+        Zero says nothing (`one_sided`).
     """
-    ranks = bool(one_sided(scores)) and not goods
     lines = []
     for number, (path, score, deviation, above) in enumerate(highest, start=1):
         facts = [f"{score:.4f}"]
         if deviation is not None:
             facts += [f"{deviation:+.1f} deviations", f"{above} of {goods} goods above"]
         elif ranks:
-            facts.insert(0, f"{number} of {len(scores):,}")
+            facts.insert(0, f"{number} of {images:,}")
         lines.append(one_line("  ".join([*facts, path])))
     return lines

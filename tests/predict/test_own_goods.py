@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.bank.fitted import FittedBank
@@ -48,17 +50,33 @@ def fit(run: Command, made: Path, out: Path, *options: object) -> tuple[int, str
     return run("fit", made / "detector", "--normals", made / "normals", "--out", out, *options)
 
 
+@pytest.mark.parametrize("shown", [[], ["--ignore", "mask.png"], ["--letterbox"]])
 @pytest.mark.parametrize("options", [[], ["--bank", "alone"]])
-def test_a_saved_bank_gives_the_same_table_to_the_byte(run, made, tmp_path, options):
-    code, _, err = fit(run, made, tmp_path / "bank")
+def test_a_saved_bank_gives_the_same_table_to_the_byte(
+    run, made, tmp_path, monkeypatch, options, shown
+):
+    monkeypatch.chdir(tmp_path)
+    mask = np.zeros((40, 48), np.uint8)
+    mask[25:, :20] = 255
+    Image.fromarray(mask).save("mask.png")
+    code, _, err = fit(run, made, tmp_path / "bank", *shown)
     assert code == 0, err
     for normals, out in ((made / "normals", "live"), (tmp_path / "bank", "saved")):
-        given = ("predict", made / "detector", made / "parts", "--out", tmp_path / out)
+        given = ("predict", made / "detector", made / "parts", "--out", tmp_path / out, *shown)
         code, said, err = run(*given, "--normals", normals, *options)
         assert code == 0, err
         assert "of 4 goods above" in said
     live, saved = ((tmp_path / name / "scores.csv").read_bytes() for name in ("live", "saved"))
     assert live == saved
+
+
+def test_images_that_are_shown_otherwise_than_the_goods_are_refused(run, made, tmp_path):
+    assert fit(run, made, tmp_path / "bank", "--crop")[0] == 0
+    given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
+    code, _, err = run(*given, "--normals", tmp_path / "bank")
+    assert code == 1
+    assert "were shown otherwise (crop, without masks of what is ignored)" in err
+    assert run(*given, "--normals", tmp_path / "bank", "--crop")[0] == 0
 
 
 def test_fit_says_what_the_goods_say(run, made, tmp_path):

@@ -98,6 +98,8 @@ class View:
         (above, below), (before, after) = self._margins
         height, width = bottom - top, right - left
         whole = resize_maps(square[None], (above + height + below, before + width + after))[0]
+        if whole.shape == self.shape:
+            return whole
         resized = np.zeros(self.shape, np.float32)
         resized[top:bottom, left:right] = whole[above:][:height, before:][:, :width]
         return resized

@@ -7,11 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
+from spg_pipe.decision.maps import resize_maps
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.model import interpolation
 from spg_pipe.images.files import IMAGE_EXTENSIONS
 from spg_pipe.images.reading import read_mask
 
@@ -102,12 +101,12 @@ class View:
         """(S, S) at the image's size; 0 outside of what was shown."""
         (top, bottom), (left, right) = self._box
         (above, below), (before, after) = self._margins
-        size = len(square)
-        rows = interpolation(size, above + bottom - top + below)[above : above + bottom - top]
-        columns = interpolation(size, before + right - left + after)[before : before + right - left]
+        height, width = bottom - top, right - left
+        whole = resize_maps(square[None], (above + height + below, before + width + after))[0]
+        if whole.shape == self.shape:
+            return whole
         resized = np.zeros(self.shape, np.float32)
-        # As a batch, so that its bits are `resize_maps`'.
-        resized[top:bottom, left:right] = (rows @ torch.from_numpy(square)[None] @ columns.t())[0]
+        resized[top:bottom, left:right] = whole[above:][:height, before:][:, :width]
         return resized
 
     @property

@@ -134,9 +134,9 @@ class Calibration(Record):
     versions: dict[Name, Name]
 
     @property
-    def from_normals(self) -> bool:
-        """Whether its thresholds come from normal images alone, so that drift can be told."""
-        return self.method in ("conformal", "tolerance")
+    def watchable(self) -> bool:
+        """Whether drift can be told: no threshold comes from images with defects."""
+        return self.method not in ("f1-max", "recall")
 
     def limits(self, group: str) -> Limits:
         """The thresholds of a group; an `SpgError` if it was not calibrated."""

@@ -18,7 +18,7 @@ from spg_pipe.decision.calibration import Calibration, Limits, Threshold, place_
 from spg_pipe.decision.limits import Asked, GroupScores, limits_of
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed, one_line
 from spg_pipe.images.reading import read_mask
-from spg_pipe.metrics import HistogramAccumulator, Regions
+from spg_pipe.metrics import HistogramAccumulator
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import judging_of
 from spg_pipe.pipeline.predict import Ask, ready
@@ -56,8 +56,8 @@ class Seen(NamedTuple):
     top: np.float32
     """The map's highest value."""
     anomaly_map: np.ndarray | None
-    """(H, W) float32, where pixels are labelled; and its mask."""
-    regions: Regions | None
+    """(H, W) float32, where pixels are labelled and count; and its mask."""
+    mask: np.ndarray | None
 
 
 @dataclass
@@ -73,8 +73,8 @@ class _Group:
         else:
             self.normal.append(seen.score)
             self.tops.append(seen.top)
-        if seen.anomaly_map is not None and seen.regions is not None:
-            self.pixels.update(seen.anomaly_map, seen.regions)
+        if seen.anomaly_map is not None and seen.mask is not None:
+            self.pixels.update(seen.anomaly_map, seen.mask)
 
     def scores(self) -> GroupScores:
         groups = self.pixels.groups() if self.pixels.counts.anomalous_pixels else None
@@ -94,7 +94,7 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
     path = how.file or place_beside(ask.detector)
     require_writable(path)
     known = labels_of([Path(source) for source in ask.sources], how.asked)
-    items, predictor, reading, identity = ready(ask, console)
+    items, predictor, reading, _ = ready(ask, console)
     if how.by_folder:
         _require_cameras([item.group for item in items])
     groups: dict[str, _Group] = {}
@@ -123,7 +123,7 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         console.say(f"Left out: {note}")
     asked, today = how.asked, date.today()
     made = Calibration(
-        judging=judging_of(predictor, reading, identity),
+        judging=judging_of(predictor, reading),
         method=asked.method,
         false_alarms=asked.false_alarms if asked.from_normals else None,
         confidence=asked.confidence if asked.method == "tolerance" else None,
@@ -185,20 +185,22 @@ def _see(
     if isinstance(judged, Unreadable):
         return judged
     of, anomaly_map = known_of(judged.item, known), judged.anomaly_map
-    regions = None
+    mask = None
     if pixels and of.label != LABEL_ANOMALOUS:
-        regions = Regions.none((anomaly_map.shape[0], anomaly_map.shape[1]))
+        mask = np.zeros(anomaly_map.shape, np.uint8)
     elif pixels and of.mask:
-        regions = Regions.of(read_mask(of.mask, exif=exif))
+        mask = read_mask(of.mask, exif=exif)
+    if mask is not None and (counts := judged.view.judged) is not None:
+        anomaly_map, mask = anomaly_map[counts][None], mask[counts][None]
     return Seen(
         item=judged.item,
         sha256=judged.sha256,
         known=of,
         score=judged.columns["score"],
         in_bank=bool(judged.columns.get(KNOWN, False)),
-        top=anomaly_map.max(),
-        anomaly_map=anomaly_map if regions is not None else None,
-        regions=regions,
+        top=judged.anomaly_map.max(),
+        anomaly_map=anomaly_map if mask is not None else None,
+        mask=mask,
     )
 
 

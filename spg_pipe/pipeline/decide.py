@@ -1,14 +1,14 @@
 """How a run of `predict` decides: by a calibration, or by thresholds that were given by hand."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.decision.calibration import (
     COMMAND,
     Calibration,
@@ -19,7 +19,7 @@ from spg_pipe.decision.calibration import (
 )
 from spg_pipe.decision.drift import Drift
 from spg_pipe.decision.thresholds import benjamini_hochberg
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, one_line
 from spg_pipe.predict.items import Reading
 from spg_pipe.predict.predictor import Predictor
 
@@ -61,6 +61,9 @@ class Decider:
 
     calibration: Calibration | None
     how: HowToDecide
+    says: str
+    """What decides, for a person."""
+    _decided: Counter[str] = field(default_factory=Counter)
     _watches: dict[str, Drift] = field(default_factory=dict)
     _p_values: list[float] = field(default_factory=list)
     """NaN of a bad file."""
@@ -72,33 +75,57 @@ class Decider:
         return by_hand(self.how.threshold, self.how.pixel_threshold)
 
     @property
+    def _every(self) -> int:
+        return DRIFT_IMAGES if self.how.drift is None else self.how.drift
+
+    @property
     def identity(self) -> dict[str, str]:
         """What results depend on, besides what judges."""
-        how = self.how
         made = self.calibration.fingerprint if self.calibration else ""
-        hand = f"{how.threshold} {how.pixel_threshold}"
-        return {"calibration": made, "thresholds": hand, "fdr": str(how.fdr)}
+        hand = f"{self.how.threshold} {self.how.pixel_threshold}"
+        return {"calibration": made, "thresholds": hand}
 
     def warns(self, group: str, score: float | None) -> bool:
         """Take the score of the next image, None of a bad file; whether it is time to warn.
 
         Images come in the order of the input. Their p-values are kept for `batch`.
         """
-        if score is None or self.calibration is None:
-            self._p_values.append(math.nan)
-            return False
-        limits, images = (
-            self.limits(group),
-            DRIFT_IMAGES if self.how.drift is None else self.how.drift,
-        )
-        p = limits.p_value(score)
+        limits = self.limits(group)
+        p = None if score is None else limits.p_value(score)
         self._p_values.append(math.nan if p is None else p)
-        if not (images and limits.image and self.calibration.watchable):
+        if score is None:
+            return False
+        self._decided[limits.decide(score) or ""] += 1
+        if self.calibration is None:
+            return False
+        if not (self._every and limits.image and self.calibration.watchable):
             return False
         key = group if self.calibration.by_folder else ""
         if key not in self._watches:
-            self._watches[key] = Drift(limits.scores, limits.image.value, images)
+            self._watches[key] = Drift(limits.scores, limits.image.value, self._every)
         return self._watches[key].warns(score)
+
+    def warning(self, name: str) -> str:
+        """What is said when it is time to warn, at the image `name`."""
+        return (
+            f"Warning: drift. The scores of images that are called normal have left what was "
+            f"calibrated, as seen at {one_line(name)}; while nothing changes, this is said once in "
+            f"{self._every:,} such images, or less often. Look at the camera, the light and the "
+            f"parts; if they are as they should be, run `{COMMAND}` again."
+        )
+
+    def counts(self) -> list[str]:
+        """How many images were called what, for a person."""
+        decided, batch = self._decided, self.batch()
+        lines = []
+        if decided["anomalous"] or decided["normal"]:
+            lines.append(f"{decided['anomalous']:,} anomalous, {decided['normal']:,} normal")
+        if batch is not None:
+            lines.append(
+                f"As one batch: {sum(batch):,} anomalous, of which a share of {self.how.fdr:g} or "
+                "less is normal, in the mean over batches"
+            )
+        return lines
 
     def batch(self) -> list[bool] | None:
         """Which images are anomalous at the rate of --fdr, all being one batch; None without it."""
@@ -129,23 +156,37 @@ def calibration_for(detector: Path, how: HowToDecide) -> tuple[Path, Calibration
 
 
 def decider_of(
-    found: tuple[Path, Calibration] | None, how: HowToDecide, judging: Judging
+    found: tuple[Path, Calibration] | None,
+    how: HowToDecide,
+    judging: Judging,
+    groups: Iterable[str],
 ) -> Decider:
-    """The decider of a run; an `SpgError` if the calibration does not hold for it."""
+    """The decider of a run.
+
+    An `SpgError` if the calibration does not hold for it, or lacks one of its groups.
+    """
     if found is None:
-        return Decider(None, how)
-    path, calibration = found
-    calibration.require(judging, date.today(), path)
-    return Decider(calibration, how)
+        hand = by_hand(how.threshold, how.pixel_threshold)
+        by_itself = hand.image or hand.pixel
+        nothing = f"No thresholds: scores only rank images. `{COMMAND}` sets some."
+        return Decider(None, how, "Decided by thresholds set by hand." if by_itself else nothing)
+    path, made = found
+    made.require(judging, date.today(), path)
+    for group in dict.fromkeys(groups):
+        made.limits(group)
+    rate = "" if made.false_alarms is None else f", false alarms {made.false_alarms:g}"
+    return Decider(made, how, f"Decided by {path} ({made.method}{rate}, made {made.made}).")
 
 
-def judging_of(predictor: Predictor, reading: Reading, identity: Mapping[str, str]) -> Judging:
-    """By what the images of a run are judged; `identity` as `ready` gives it."""
-    tiles = predictor.backbone.spec.tiles
-    bank = {name: identity[name] for name in ("normals", "bank", "alone") if name in identity}
+def judging_of(predictor: Predictor, reading: Reading) -> Judging:
+    """By what the images of a run are judged."""
+    tiles, bank = predictor.backbone.spec.tiles, predictor.bank
     return Judging(
         detector=predictor.detector.fingerprint,
         tiles=tuple(tiles.sides) if tiles else (),
-        bank=fingerprint(bank) if bank else None,
+        fit=reading.viewing.fit,
+        bank=bank.record.fingerprint if bank else None,
+        alone=predictor.alone,
+        ignored=reading.viewing.digest,
         white=reading.white,
     )

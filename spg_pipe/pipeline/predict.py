@@ -18,6 +18,7 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.decide import HowToDecide, calibration_for, decider_of, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
 from spg_pipe.predict.items import Item, Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
@@ -75,6 +76,9 @@ class Ask:
     """List only so many contributions an image in explanations; None: all."""
     strict: bool = False
     """Stop at the first image that cannot be judged."""
+    decide: HowToDecide = field(default_factory=HowToDecide)
+    white: int | None = None
+    """Of 16-bit images that do not say it; None: the images tell it together."""
 
     @property
     def alone(self) -> bool:
@@ -162,10 +166,17 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out)
-    items, predictor, reading, record = ready(ask, console)
+    found = calibration_for(ask.detector, ask.decide)
+    white = found[1].judging.white if found else None  # a run of few images cannot tell it
+    items, predictor, reading, record = ready(replace(ask, white=white), console)
+    groups = [item.group for item in items.listed]
+    decider = decider_of(found, ask.decide, judging_of(predictor, reading), groups)
+    console.say(decider.says)
+    record = record.model_copy(update={"identity": record.identity | decider.identity})
     how = Finish(
         predictor,
         ask.out,
+        decider.limits,
         overlays=ask.overlays is None,
         explained=ask.pictures is None,
         atoms=ask.atoms,
@@ -181,6 +192,9 @@ def predict_images(
             folder.add(entry)
             summary.add(entry.item, entry.result)
             listener(entry)
+            score = entry.result.score if isinstance(entry.result, Result) else None
+            if decider.warns(entry.item.group, score):
+                console.announce(decider.warning(entry.item.name))
             if isinstance(entry.result, Failure):
                 if ask.strict:
                     raise SpgError(entry.result.error)
@@ -189,13 +203,14 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish()
+        folder.finish(decider.batch())
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     zero = predictor.bank is None and predictor.log_odds
     if zero and (note := one_sided(summary.scores)):
         console.say(f"Note: {note}")
-    console.text(f"{summary.text(ask.out, predictor.goods)}\n{record.facts}")
+    said = [summary.text(ask.out, predictor.goods), *decider.counts(), record.facts]
+    console.text("\n".join(said))
     return summary
 
 
@@ -226,7 +241,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=exif)
-    white = white_of(peak := peak_of(seen))
+    white = white_of(peak := peak_of(seen)) if ask.white is None else ask.white
     white = white_with(saved, white) if saved else white
     of_normals = [
         f"--normals: {note}"

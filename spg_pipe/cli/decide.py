@@ -1,18 +1,22 @@
 """`calibrate`: from known images to thresholds."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from spg_pipe.cli.options import BankOption, Options, TilesOption, ask_of, shared
 from spg_pipe.errors import SpgError
 
+if TYPE_CHECKING:
+    from spg_pipe.decision.limits import Asked
+
+BY_HAND = ("threshold", "pixel_threshold")
 Method = Literal["conformal", "tolerance", "f1-max", "recall", "manual"]
 """As `decision` has it, which is not loaded before it is needed."""
 
 
-@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", "device", *BY_HAND, "verbose", "quiet", "as_json")
 def calibrate(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
@@ -29,10 +33,6 @@ def calibrate(
     ] = None,
     recall: Annotated[
         float | None, Option(min=1e-6, max=1, help="The floor of the method recall [0.95].")
-    ] = None,
-    threshold: Annotated[float | None, Option(help="Of scores, for the method manual.")] = None,
-    pixel_threshold: Annotated[
-        float | None, Option(min=0, max=1, help="Of maps, for the method manual.")
     ] = None,
     by_folder: Annotated[
         bool, Option("--by-folder", help="Thresholds for each first folder below GOOD.")
@@ -53,40 +53,47 @@ def calibrate(
 
     With the methods f1-max and recall also from images with defects, in folders as for training.
     """
-    from spg_pipe.decision.limits import Asked
     from spg_pipe.pipeline.calibrate import HowToCalibrate, in_words
     from spg_pipe.pipeline.calibrate import calibrate as make
 
-    takes = {
-        "--false-alarms": (false_alarms, ("conformal", "tolerance")),
-        "--confidence": (confidence, ("tolerance",)),
-        "--recall": (recall, ("recall",)),
-        "--threshold": (threshold, ("manual",)),
-        "--pixel-threshold": (pixel_threshold, ("manual",)),
-    }
-    for option, (value, methods) in takes.items():
-        if value is not None and method not in methods:
-            raise SpgError(
-                f"{option} is of the method {' and '.join(methods)}, not of {method}: add --method "
-                f"{methods[0]}, or leave it out."
-            )
-    if method == "manual" and threshold is None and pixel_threshold is None:
-        raise SpgError("--method manual needs --threshold, --pixel-threshold or both.")
-    console = options.console()
+    asked = _asked(options, method, false_alarms, confidence, recall)
     names = [str(source) for source in sources]
     file = out or detector  # no image lies in a detector's folder
     ask = ask_of(options, detector, names, file, normals, bank, tiles)
-    asked = Asked(
-        method,
-        false_alarms=0.05 if false_alarms is None else false_alarms,
-        confidence=0.95 if confidence is None else confidence,
-        recall=0.95 if recall is None else recall,
-        threshold=threshold,
-        pixel_threshold=pixel_threshold,
-    )
+    console = options.console()
     path, made = make(ask, HowToCalibrate(asked, by_folder, valid_days, out), console)
     content = {"calibration": path} | made.model_dump(mode="json")
     console.result(content, in_words(path, made, detector))
+
+
+def _asked(
+    options: Options,
+    method: Method,
+    false_alarms: float | None,
+    confidence: float | None,
+    recall: float | None,
+) -> "Asked":
+    """What is to be found; an `SpgError` if an option is of another method."""
+    from spg_pipe.decision.limits import Asked
+
+    given = {
+        "false_alarms": (false_alarms, ("conformal", "tolerance")),
+        "confidence": (confidence, ("tolerance",)),
+        "recall": (recall, ("recall",)),
+        "threshold": (options.threshold, ("manual",)),
+        "pixel_threshold": (options.pixel_threshold, ("manual",)),
+    }
+    known = {name: value for name, (value, _) in given.items() if value is not None}
+    for name in known:
+        methods = given[name][1]
+        if method not in methods:
+            raise SpgError(
+                f"--{name.replace('_', '-')} is of the method {' and '.join(methods)}, not of "
+                f"{method}: add --method {methods[0]}, or leave it out."
+            )
+    if method == "manual" and not known:
+        raise SpgError("--method manual needs --threshold, --pixel-threshold or both.")
+    return Asked(method, **known)
 
 
 COMMANDS = (calibrate,)

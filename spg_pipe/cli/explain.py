@@ -50,7 +50,6 @@ def explain(
     the recipe's detectors or by DETECTOR. --json prints each image's line.
     """
     from spg_pipe.pipeline import explain as explaining
-    from spg_pipe.pipeline.decide import HowToDecide
     from spg_pipe.pipeline.predict import predict_images
 
     console = options.console()
@@ -72,9 +71,7 @@ def explain(
     if source is not None and detector is not None:
         chosen = out or Path("explanations")
         ask = ask_of(options, detector, [str(source)], chosen, normals, bank, tiles)
-        nothing = HowToDecide(without=True)
-        ask = replace(ask, overlays=0, explained=True, decide=nothing)
-        ask = replace(ask, pictures=pictures, atoms=atoms)
+        ask = replace(ask, overlays=0, explained=True, pictures=pictures, atoms=atoms)
         predict_images(ask, console, lambda line: told(line.why))
         return
     for each, target in targets_of(options.run(), split, detector or store):

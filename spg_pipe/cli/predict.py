@@ -6,10 +6,18 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import VIEW, BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import (
+    DECIDING,
+    VIEW,
+    BankOption,
+    Options,
+    TilesOption,
+    ask_of,
+    shared,
+)
 
 
-@shared("weights", "overrides", *VIEW, "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", *DECIDING, "verbose", "quiet", "as_json")
 def predict(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
@@ -26,22 +34,6 @@ def predict(
     explain: Annotated[
         bool, Option("--explain", help="Also say why: explanations.jsonl and explained/.")
     ] = False,
-    calibration: Annotated[
-        Path | None, Option(metavar="FILE", help="Thresholds [DETECTOR-calibration.json].")
-    ] = None,
-    no_calibration: Annotated[
-        bool, Option("--no-calibration", help="Decide nothing, whatever lies beside DETECTOR.")
-    ] = False,
-    threshold: Annotated[float | None, Option(help="Of scores, by hand.")] = None,
-    pixel_threshold: Annotated[float | None, Option(min=0, max=1, help="Of maps, by hand.")] = None,
-    fdr: Annotated[
-        float | None,
-        Option(min=1e-6, max=0.9, help="Also decide the run as one batch: false discoveries."),
-    ] = None,
-    drift: Annotated[
-        int | None,
-        Option(min=0, help="One false warning of drift in N normal images [10000; 0: none]."),
-    ] = None,
     strict: Annotated[
         bool, Option("--strict", help="Stop at the first image that cannot be judged.")
     ] = False,
@@ -51,14 +43,12 @@ def predict(
     A run that was stopped goes on when the same command is given again. --json prints a line an
     image as it is done.
     """
-    from spg_pipe.pipeline.decide import HowToDecide
     from spg_pipe.pipeline.predict import predict_images
 
     console = options.console()
     told = console.line if options.as_json else lambda _: None
     ask = ask_of(options, detector, sources, out, normals, bank, tiles)
-    how = HowToDecide(calibration, no_calibration, threshold, pixel_threshold, fdr, drift)
-    ask = replace(ask, explained=explain, strict=strict, decide=how)
+    ask = replace(ask, explained=explain, strict=strict, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
 
 

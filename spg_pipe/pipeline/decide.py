@@ -33,8 +33,6 @@ class HowToDecide:
 
     calibration: Path | None = None
     """None: the file beside the detector, if it is there."""
-    without: bool = False
-    """Use no calibration."""
     threshold: float | None = None
     pixel_threshold: float | None = None
     fdr: float | None = None
@@ -43,16 +41,15 @@ class HowToDecide:
     """N: one false warning in so many normal images; 0: none is given."""
 
     def __post_init__(self) -> None:
-        hand = self.threshold is not None or self.pixel_threshold is not None
-        ways = {"--calibration": self.calibration, "--no-calibration": self.without}
-        ways["--threshold and --pixel-threshold"] = hand
-        if len(given := [name for name, value in ways.items() if value]) > 1:
-            raise SpgError(f"{given[0]} and {given[1]} exclude each other: leave one out.")
-        if (hand or self.without) and (self.fdr is not None or self.drift is not None):
-            option = "--fdr" if self.fdr is not None else "--drift"
-            raise SpgError(
-                f"{option} needs the scores of normal images: make a calibration with `{COMMAND}`."
-            )
+        needs = {"--calibration": self.calibration, "--fdr": self.fdr, "--drift": self.drift}
+        wrong = [name for name, value in needs.items() if value is not None]
+        if self.by_hand and wrong:
+            raise SpgError(f"{wrong[0]} and a threshold by hand exclude each other: leave one out.")
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether thresholds are given, so that no calibration is asked."""
+        return self.threshold is not None or self.pixel_threshold is not None
 
 
 @dataclass
@@ -137,27 +134,26 @@ class Decider:
         return [bool(each) for each in found]
 
 
-def calibration_for(detector: Path, how: HowToDecide) -> tuple[Path, Calibration] | None:
+def calibration_for(detector: Path, how: HowToDecide | None) -> tuple[Path, Calibration] | None:
     """The file that decides, if there is one.
 
-    An `SpgError` if it is missing where it was named, damaged, or has no normal images' scores
-    where --fdr needs them.
+    An `SpgError` if it is damaged, or missing where it was named or --fdr needs it.
     """
+    if how is None or how.by_hand:
+        return None
     beside = place_beside(detector)
     path = how.calibration or (beside if beside.is_file() else None)
-    by_itself = how.without or how.threshold is not None or how.pixel_threshold is not None
-    made = None if path is None or by_itself else (path, Calibration.load(path))
-    if how.fdr is not None and made is None:
+    if path is None and how.fdr is not None:
         raise SpgError(
             f"--fdr needs the scores of normal images, and there is no {beside}: make it with "
             f"`{COMMAND} {detector} GOOD`, or name another with --calibration."
         )
-    return made
+    return None if path is None else (path, Calibration.load(path))
 
 
 def decider_of(
     found: tuple[Path, Calibration] | None,
-    how: HowToDecide,
+    how: HowToDecide | None,
     judging: Judging,
     groups: Iterable[str],
 ) -> Decider:
@@ -165,11 +161,10 @@ def decider_of(
 
     An `SpgError` if the calibration does not hold for it, or lacks one of its groups.
     """
+    how = how or HowToDecide()
     if found is None:
-        hand = by_hand(how.threshold, how.pixel_threshold)
-        by_itself = hand.image or hand.pixel
         nothing = f"No thresholds: scores only rank images. `{COMMAND}` sets some."
-        return Decider(None, how, "Decided by thresholds set by hand." if by_itself else nothing)
+        return Decider(None, how, "Decided by thresholds set by hand." if how.by_hand else nothing)
     path, made = found
     made.require(judging, date.today(), path)
     for group in dict.fromkeys(groups):

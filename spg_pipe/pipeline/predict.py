@@ -18,7 +18,7 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.decide import HowToDecide, calibration_for, decider_of, judging_of
+from spg_pipe.pipeline.decide import Decider, HowToDecide, calibration_for, decider_of, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
 from spg_pipe.predict.items import Item, Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
@@ -76,7 +76,8 @@ class Ask:
     """List only so many contributions an image in explanations; None: all."""
     strict: bool = False
     """Stop at the first image that cannot be judged."""
-    decide: HowToDecide = field(default_factory=HowToDecide)
+    decide: HowToDecide | None = None
+    """None: nothing is decided."""
     white: int | None = None
     """Of 16-bit images that do not say it; None: the images tell it together."""
 
@@ -166,13 +167,7 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out)
-    found = calibration_for(ask.detector, ask.decide)
-    white = found[1].judging.white if found else None  # a run of few images cannot tell it
-    items, predictor, reading, record = ready(replace(ask, white=white), console)
-    groups = [item.group for item in items.listed]
-    decider = decider_of(found, ask.decide, judging_of(predictor, reading), groups)
-    console.say(decider.says)
-    record = record.model_copy(update={"identity": record.identity | decider.identity})
+    (items, predictor, reading, record), decider = _deciding(ask, console)
     how = Finish(
         predictor,
         ask.out,
@@ -212,6 +207,19 @@ def predict_images(
     said = [summary.text(ask.out, predictor.goods), *decider.counts(), record.facts]
     console.text("\n".join(said))
     return summary
+
+
+def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
+    """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
+    found = calibration_for(ask.detector, ask.decide)
+    white = found[1].judging.white if found else None  # a run of few images cannot tell it
+    prepared = ready(replace(ask, white=white), console)
+    judging = judging_of(prepared.predictor, prepared.reading)
+    decider = decider_of(found, ask.decide, judging, [item.group for item in prepared.items.listed])
+    console.say(decider.says)
+    identity = prepared.record.identity | decider.identity
+    record = prepared.record.model_copy(update={"identity": identity})
+    return prepared._replace(record=record), decider
 
 
 def _draw_highest(

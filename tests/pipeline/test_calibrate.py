@@ -210,6 +210,8 @@ def test_by_hand_or_without_a_calibration(
     path = tmp_path / "detector-calibration.json"
     both = ("--threshold", "0", "--calibration", path)
     run("predict", detector, good, *both, fails="exclude each other")
+    both = ("--threshold", "0", "--no-calibration")
+    run("predict", detector, good, *both, fails="decides nothing")
     path.unlink()
     run("predict", detector, good, "--fdr", "0.1", fails="needs the scores of normal images")
     hand = ("--method", "manual", "--threshold", "-1e9")

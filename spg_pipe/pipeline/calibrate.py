@@ -1,5 +1,6 @@
 """`calibrate`: images that are known to be good, perhaps also defects → a calibration file."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -97,24 +98,20 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
     items, predictor, reading, _ = ready(ask, console)
     if how.by_folder:
         _require_cameras([item.group for item in items])
-    groups: dict[str, _Group] = {}
-    left_out: dict[str, list[str]] = {}
+    groups, left_out = defaultdict[str, _Group](_Group), defaultdict[str, list[str]](list)
     contents: dict[str, int] = {}
-    wanted = []
     for item in items:
-        if why := _unwanted(known_of(item, known), how.asked):
-            left_out.setdefault(why, []).append(item.name)
-        else:
-            wanted.append(item)
+        left_out[_unwanted(known_of(item, known), how.asked)].append(item.name)
+    wanted = set(left_out.pop("", ()))
+    judged = [item for item in items if item.name in wanted]
     see = partial(_see, known=known, exif=reading.exif, pixels=how.asked.from_labels)
     with console.progress("calibrate") as update:
-        for number, seen in enumerate(judge_items(predictor, wanted, reading, see), 1):
-            update(number, len(wanted))
+        for number, seen in enumerate(judge_items(predictor, judged, reading, see), 1):
+            update(number, len(judged))
             if why := _why_not(seen, contents):
-                left_out.setdefault(why, []).append(seen.item.name)
+                left_out[why].append(seen.item.name)
             elif isinstance(seen, Seen):
-                group = seen.item.group if how.by_folder else ""
-                groups.setdefault(group, _Group()).add(seen)
+                groups[seen.item.group if how.by_folder else ""].add(seen)
     notes = [
         one_line(f"{counted(len(names), 'image')} {why}: {listed(names)}")
         for why, names in left_out.items()

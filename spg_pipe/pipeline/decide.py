@@ -56,14 +56,53 @@ class HowToDecide:
 class Decider:
     """The thresholds of a run, and what is watched and summed up while it goes by."""
 
-    calibration: Calibration | None
     how: HowToDecide
-    says: str
-    """What decides, for a person."""
-    _decided: Counter[str] = field(default_factory=Counter)
+    path: Path | None = None
+    calibration: Calibration | None = None
+    _decided: Counter[str | None] = field(default_factory=Counter)
     _watches: dict[str, Drift] = field(default_factory=dict)
     _p_values: list[float] = field(default_factory=list)
     """NaN of a bad file."""
+
+    @classmethod
+    def of(cls, detector: Path, how: HowToDecide | None) -> "Decider":
+        """With the calibration that is named or lies beside the detector; None: decides nothing.
+
+        An `SpgError` if the file is damaged, or missing where it was named or --fdr needs it.
+        """
+        if how is None or how.by_hand:
+            return cls(how or HowToDecide())
+        beside = place_beside(detector)
+        path = how.calibration or (beside if beside.is_file() else None)
+        if path is None and how.fdr is not None:
+            raise SpgError(
+                f"--fdr needs the scores of normal images, and there is no {beside}: make it with "
+                f"`{COMMAND} {detector} GOOD`, or name another with --calibration."
+            )
+        return cls(how, path, Calibration.load(path) if path else None)
+
+    def require(self, judging: Judging, groups: Iterable[str]) -> None:
+        """Refuse, with an `SpgError`, a calibration of another judging or without these groups."""
+        if self.calibration is not None:
+            self.calibration.require(judging, date.today(), self.path or "")
+            for group in dict.fromkeys(groups):
+                self.calibration.limits(group)
+
+    @property
+    def says(self) -> str:
+        """What decides, for a person."""
+        if made := self.calibration:
+            rate = "" if made.false_alarms is None else f", false alarms {made.false_alarms:g}"
+            return f"Decided by {self.path} ({made.method}{rate}, made {made.made})."
+        nothing = f"No thresholds: scores only rank images. `{COMMAND}` sets some."
+        return "Decided by thresholds set by hand." if self.how.by_hand else nothing
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What results depend on, besides what judges."""
+        made = self.calibration.fingerprint if self.calibration else ""
+        hand = f"{self.how.threshold} {self.how.pixel_threshold}"
+        return {"calibration": made, "thresholds": hand}
 
     def limits(self, group: str) -> Limits:
         """Of a group; an `SpgError` if the calibration lacks it."""
@@ -75,29 +114,20 @@ class Decider:
     def _every(self) -> int:
         return DRIFT_IMAGES if self.how.drift is None else self.how.drift
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What results depend on, besides what judges."""
-        made = self.calibration.fingerprint if self.calibration else ""
-        hand = f"{self.how.threshold} {self.how.pixel_threshold}"
-        return {"calibration": made, "thresholds": hand}
-
     def warns(self, group: str, score: float | None) -> bool:
         """Take the score of the next image, None of a bad file; whether it is time to warn.
 
         Images come in the order of the input. Their p-values are kept for `batch`.
         """
-        limits = self.limits(group)
+        limits, made = self.limits(group), self.calibration
         p = None if score is None else limits.p_value(score)
         self._p_values.append(math.nan if p is None else p)
         if score is None:
             return False
-        self._decided[limits.decide(score) or ""] += 1
-        if self.calibration is None:
+        self._decided[limits.decide(score)] += 1
+        if not (made and made.watchable and limits.image and self._every):
             return False
-        if not (self._every and limits.image and self.calibration.watchable):
-            return False
-        key = group if self.calibration.by_folder else ""
+        key = group if made.by_folder else ""
         if key not in self._watches:
             self._watches[key] = Drift(limits.scores, limits.image.value, self._every)
         return self._watches[key].warns(score)
@@ -132,45 +162,6 @@ class Decider:
         found = np.zeros(len(p), dtype=bool)
         found[~np.isnan(p)] = benjamini_hochberg(p[~np.isnan(p)], self.how.fdr)
         return [bool(each) for each in found]
-
-
-def calibration_for(detector: Path, how: HowToDecide | None) -> tuple[Path, Calibration] | None:
-    """The file that decides, if there is one.
-
-    An `SpgError` if it is damaged, or missing where it was named or --fdr needs it.
-    """
-    if how is None or how.by_hand:
-        return None
-    beside = place_beside(detector)
-    path = how.calibration or (beside if beside.is_file() else None)
-    if path is None and how.fdr is not None:
-        raise SpgError(
-            f"--fdr needs the scores of normal images, and there is no {beside}: make it with "
-            f"`{COMMAND} {detector} GOOD`, or name another with --calibration."
-        )
-    return None if path is None else (path, Calibration.load(path))
-
-
-def decider_of(
-    found: tuple[Path, Calibration] | None,
-    how: HowToDecide | None,
-    judging: Judging,
-    groups: Iterable[str],
-) -> Decider:
-    """The decider of a run.
-
-    An `SpgError` if the calibration does not hold for it, or lacks one of its groups.
-    """
-    how = how or HowToDecide()
-    if found is None:
-        nothing = f"No thresholds: scores only rank images. `{COMMAND}` sets some."
-        return Decider(None, how, "Decided by thresholds set by hand." if how.by_hand else nothing)
-    path, made = found
-    made.require(judging, date.today(), path)
-    for group in dict.fromkeys(groups):
-        made.limits(group)
-    rate = "" if made.false_alarms is None else f", false alarms {made.false_alarms:g}"
-    return Decider(made, how, f"Decided by {path} ({made.method}{rate}, made {made.made}).")
 
 
 def judging_of(predictor: Predictor, reading: Reading) -> Judging:

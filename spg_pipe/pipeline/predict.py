@@ -18,7 +18,7 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.decide import Decider, HowToDecide, calibration_for, decider_of, judging_of
+from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
 from spg_pipe.predict.items import Item, Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
@@ -211,11 +211,11 @@ def predict_images(
 
 def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
     """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
-    found = calibration_for(ask.detector, ask.decide)
-    white = found[1].judging.white if found else None  # a run of few images cannot tell it
-    prepared = ready(replace(ask, white=white), console)
-    judging = judging_of(prepared.predictor, prepared.reading)
-    decider = decider_of(found, ask.decide, judging, [item.group for item in prepared.items.listed])
+    decider = Decider.of(ask.detector, ask.decide)
+    made = decider.calibration  # white: a run of few images cannot tell it
+    prepared = ready(replace(ask, white=made.judging.white if made else None), console)
+    groups = [item.group for item in prepared.items.listed]
+    decider.require(judging_of(prepared.predictor, prepared.reading), groups)
     console.say(decider.says)
     identity = prepared.record.identity | decider.identity
     record = prepared.record.model_copy(update={"identity": identity})

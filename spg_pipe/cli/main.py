@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from spg_pipe.cli import decide, fit, predict, project, tools
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, predict, project, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
@@ -249,6 +249,7 @@ def report(options: Options) -> None:
 
 for command in (
     *predict.COMMANDS,
+    *decide.COMMANDS,
     *fit.COMMANDS,
     *explain_commands.COMMANDS,
     *tools.COMMANDS,

@@ -25,6 +25,7 @@ from spg_pipe.recipe.params import (
 from spg_pipe.recipe.reader import parse_yaml
 
 if TYPE_CHECKING:
+    from spg_pipe.pipeline.decide import HowToDecide
     from spg_pipe.pipeline.predict import Ask
     from spg_pipe.predict.view import Viewing
 
@@ -79,9 +80,35 @@ class Options:
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
+    calibration: Annotated[
+        Path | None, Option(metavar="FILE", help="Thresholds [DETECTOR-calibration.json].")
+    ] = None
+    no_calibration: Annotated[
+        bool, Option("--no-calibration", help="Decide nothing, whatever lies beside DETECTOR.")
+    ] = False
+    threshold: Annotated[float | None, Option(help="Of scores, by hand.")] = None
+    pixel_threshold: Annotated[float | None, Option(min=0, max=1, help="Of maps, by hand.")] = None
+    fdr: Annotated[
+        float | None,
+        Option(min=1e-6, max=0.9, help="Also decide the run as one batch: false discoveries."),
+    ] = None
+    drift: Annotated[
+        int | None,
+        Option(min=0, help="One false warning of drift in N normal images [10000; 0: none]."),
+    ] = None
     verbose: Annotated[bool, Option("-v", "--verbose", help="Say more.")] = False
     quiet: Annotated[bool, Option("-q", "--quiet", help="Say nothing but errors.")] = False
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False
+
+    def deciding(self) -> "HowToDecide | None":
+        """How a run decides; None: it does not. An `SpgError` if options exclude each other."""
+        from spg_pipe.pipeline.decide import HowToDecide
+
+        names = [one.name for one in fields(HowToDecide)]
+        how = HowToDecide(**{name: getattr(self, name) for name in names})
+        if self.no_calibration and how != HowToDecide():
+            raise SpgError("--no-calibration decides nothing: leave it out, or all of deciding.")
+        return None if self.no_calibration else how
 
     def console(self) -> Console:
         """How much is said, and how."""
@@ -131,6 +158,8 @@ VIEW = ("ignore", "blank", "letterbox", "crop")
 """Options of every command that shows one's own images to a backbone."""
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
 """Options of every command that reads the recipe."""
+DECIDING = ("calibration", "no_calibration", "threshold", "pixel_threshold", "fdr", "drift")
+"""Options of every command that decides."""
 
 
 def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,10 +6,18 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import VIEW, BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import (
+    DECIDING,
+    VIEW,
+    BankOption,
+    Options,
+    TilesOption,
+    ask_of,
+    shared,
+)
 
 
-@shared("weights", "overrides", *VIEW, "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", *DECIDING, "verbose", "quiet", "as_json")
 def predict(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
@@ -40,7 +48,7 @@ def predict(
     console = options.console()
     told = console.line if options.as_json else lambda _: None
     ask = ask_of(options, detector, sources, out, normals, bank, tiles)
-    ask = replace(ask, explained=explain, strict=strict)
+    ask = replace(ask, explained=explain, strict=strict, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
 
 

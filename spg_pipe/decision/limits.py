@@ -24,11 +24,19 @@ class Asked:
     false_alarms: float = 0.05
     confidence: float = 0.95
     recall: float = 0.95
+    threshold: float | None = None
+    """Of the method `manual`, as the next."""
+    pixel_threshold: float | None = None
 
     @property
     def from_normals(self) -> bool:
-        """Whether normal images alone are needed."""
+        """Whether it takes normal images alone."""
         return self.method in ("conformal", "tolerance")
+
+    @property
+    def from_labels(self) -> bool:
+        """Whether it needs images with defects, too."""
+        return self.method in ("f1-max", "recall")
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,14 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
 
     An `UnsuitableError` if its images are too few, or of one kind where both are needed.
     """
+    image: Threshold | None
     pixel: Threshold | None
     if asked.from_normals:
         image = _of_normals(scores.normal, asked, "scores", "score")
         pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+    elif asked.method == "manual":
+        image = _by_hand(scores.normal, asked.threshold, "score")
+        pixel = _by_hand(scores.tops, asked.pixel_threshold, "have a pixel")
     elif len(scores.anomalous) == 0 or len(scores.normal) == 0:
         raise UnsuitableError(
             f"{counted(len(scores.normal), 'normal image')} and {len(scores.anomalous)} with a "
@@ -80,6 +92,13 @@ def _of_normals(values: np.ndarray, asked: Asked, one: str, many: str) -> Thresh
         says=f"At most {rate:g} of all normal images {many} above it, with a probability of "
         f"{asked.confidence:g} over the draw of {images}, if they are independent.",
     )
+
+
+def _by_hand(values: np.ndarray, threshold: float | None, many: str) -> Threshold | None:
+    if threshold is None:
+        return None
+    above, images = int((values > threshold).sum()), counted(len(values), "normal image")
+    return Threshold(value=threshold, says=f"Set by hand; {above} of {images} {many} above it.")
 
 
 def _of_labelled(labelled: Groups, asked: Asked, what: str) -> Threshold:

@@ -18,6 +18,7 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
 from spg_pipe.predict.items import Item, Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
@@ -67,6 +68,10 @@ class Ask:
     """List only so many contributions an image in explanations; None: all."""
     strict: bool = False
     """Stop at the first image that cannot be judged."""
+    decide: HowToDecide | None = None
+    """None: nothing is decided."""
+    white: int | None = None
+    """Of 16-bit images that do not say it; None: the images tell it together."""
 
     @property
     def alone(self) -> bool:
@@ -154,10 +159,11 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out)
-    items, predictor, reading, record = ready(ask, console)
+    (items, predictor, reading, record), decider = _deciding(ask, console)
     how = Finish(
         predictor,
         ask.out,
+        decider.limits,
         overlays=ask.overlays is None,
         explained=ask.pictures is None,
         atoms=ask.atoms,
@@ -173,6 +179,9 @@ def predict_images(
             folder.add(entry)
             summary.add(entry.item, entry.result)
             listener(entry)
+            score = entry.result.score if isinstance(entry.result, Result) else None
+            if decider.warns(entry.item.group, score):
+                console.announce(decider.warning(entry.item.name))
             if isinstance(entry.result, Failure):
                 if ask.strict:
                     raise SpgError(entry.result.error)
@@ -181,15 +190,29 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish()
+        folder.finish(decider.batch())
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     zero = predictor.bank is None and predictor.log_odds
     if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
     text = summary.text(ask.out, predictor.goods, ranks=bool(note))
-    console.text(f"{text}\n{record.facts}")
+    console.text("
+".join([text, *decider.counts(), record.facts]))
     return summary
+
+
+def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
+    """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
+    decider = Decider.of(ask.detector, ask.decide)
+    made = decider.calibration  # white: a run of few images cannot tell it
+    prepared = ready(replace(ask, white=made.judging.white if made else None), console)
+    groups = [item.group for item in prepared.items.listed]
+    decider.require(judging_of(prepared.predictor, prepared.reading), groups)
+    console.say(decider.says)
+    identity = prepared.record.identity | decider.identity
+    record = prepared.record.model_copy(update={"identity": identity})
+    return prepared._replace(record=record), decider
 
 
 def _draw_highest(
@@ -219,7 +242,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=exif)
-    white = white_of(peak := peak_of(seen))
+    white = white_of(peak := peak_of(seen)) if ask.white is None else ask.white
     white = white_with(saved, white) if saved else white
     of_normals = notes_of(manifest) if manifest else []
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import types
 import typing
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_every_page_of_docs_is_linked_from_the_index() -> None:
-    linked = set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "index.md").read_text()))
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
     assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
 
 
@@ -210,8 +211,9 @@ def test_the_demos_paths_are_those_of_its_recipe() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small store in the place of the demo's, of more images than a chunk of 64; a detector."""
+def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small store in the place of the demo's, of more images than a chunk of 64; a detector with
+    its backbone; an image."""
     import torch
     from tiny import additive_plan, sae_params
 
@@ -235,7 +237,10 @@ def folder_with_a_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = extract(manifest, Pooled(), folder / STORE, Extraction(batch_images=2, shard_images=3))
     sae = train_sae(store, sae_params(dict_size=8, k=2, epochs=1), MethodParams(), seed=111)[0]
     make_detector(store, additive_plan(sae))[0].save(folder / DETECTOR)
-    return folder
+    shutil.copy(manifest.image_path(0), folder / "part.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spg_pipe.backbones.load_backbone", lambda *_args, **_options: Pooled())
+        yield folder
 
 
 EXAMPLES = [
@@ -264,3 +269,18 @@ def test_the_python_examples_run(
 
         expected = zarr.open_group(STORE, mode="r")["tokens_s16"][values["image"]]
         np.testing.assert_array_equal(values["tokens"].reshape(expected.shape), expected)
+
+
+def test_the_notebook_page_lists_every_noun() -> None:
+    import spg_pipe
+
+    table = (DOCS / "notebook.md").read_text().partition("## Everything by its name")[2]
+    rows = re.findall(r"^\| [a-z].*$", table, flags=re.M)
+    assert {name for row in rows for name in spans(row)} == set(spg_pipe.__all__)
+    for name in spg_pipe.__all__:
+        assert callable(getattr(spg_pipe, name))
+
+
+def test_training_on_arrays_takes_under_twenty_lines() -> None:
+    example = blocks((DOCS / "notebook.md").read_text(), "python")[1]
+    assert len([line for line in example.splitlines() if line.strip()]) < 20

@@ -13,7 +13,8 @@ from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Siz
 from spg_pipe.errors import SpgError
 from spg_pipe.images.preprocess import Preprocess
 
-Family = Literal["timm-vit", "timm-cnn", "open_clip"]
+Family = Literal["timm-vit", "timm-cnn", "open_clip", "arrays"]
+"""`arrays`: tokens that were given as arrays; nothing can compute more of them."""
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
 Prefix = Literal["cls", "mean", "zeros"]

@@ -11,6 +11,8 @@ from spg_pipe.bank.fusion import Footing
 from spg_pipe.decision.model import Scale
 from spg_pipe.recipe.params import BankParams
 
+DEVIATION, ABOVE = "deviation", "normals_above"
+"""Columns of `beside`."""
 _SMALLEST = 1e-6
 """Standard deviation of the goods' scores, at least."""
 
@@ -83,4 +85,4 @@ def beside(goods: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         return {}
     deviation = max(float(goods.std(ddof=1)), _SMALLEST)
     above = (goods >= scores[:, None]).sum(axis=1)
-    return {"deviation": (scores - goods.mean()) / deviation, "normals_above": above}
+    return {DEVIATION: (scores - goods.mean()) / deviation, ABOVE: above}

@@ -136,7 +136,7 @@ def score_store(
     shapes = {name: shape.grid for name, shape in store.spec.layers.items()}
     return write_scores(
         store,
-        path,
+        Path(path),  # a library caller may give a string
         lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, rule),
         record,
         device=device,

@@ -57,26 +57,21 @@ def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
         failure = Failure(path=item.name, sha256=digest, group=item.group, error=judged.error)
         why = json.dumps({"path": item.name, "error": judged.error})
         return Entry(item, failure, line_of(failure), why)
-    columns = dict(judged.columns)
-    among = {name: columns.pop(name, None) for name in ("deviation", "normals_above")}
     predictor = how.predictor
     result = result_of(
         item.name,
-        columns,
+        judged.columns,
         judged.anomaly_map,
         how.limits(item.group),
         protocol=predictor.detector.record.protocol.name,
         supervision=predictor.supervision,
     )
-    above = among["normals_above"]
     result = result.model_copy(
         update={
             "sha256": digest,
             "group": item.group,
             "ignored_share": judged.view.ignored_share,
-            "deviation": among["deviation"],
-            "normals_above": None if above is None else int(above),
-            "normals": None if above is None else predictor.goods,
+            "normals": None if result.normals_above is None else predictor.goods,
             "files": draw_pictures(judged, result, how),
         }
     )

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from spg_pipe.artefacts.record import Count, Record, Size, first_fault
 from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.record import ABOVE, DEVIATION
 from spg_pipe.decision.calibration import Limits
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.regions import PUBLISHED, Found, Region, Unit, regions_of
@@ -58,11 +59,10 @@ class Result(Record):
     """Share of the normal images of a calibration that score as high or higher, the image counted
     as one of them."""
     deviation: float | None = None
-    """How far the score is above the mean of your own normal images, in their deviations."""
+    """How far the score is above the mean of your own normal images' (each by a bank of the others
+    alone), in their standard deviations."""
     normals_above: Count | None = None
-    """How many of your own normal images score as high or higher …"""
-    normals: Count | None = None
-    """… of how many."""
+    """How many of your own normal images score as high or higher."""
     parts: dict[str, float]
     """What the score is made of: share_… add up to the score less the detector's bias."""
     height: Size
@@ -117,7 +117,7 @@ def result_of(
     height, width = anomaly_map.shape
     row, column = divmod(int(anomaly_map.argmax()), width)
     parts = dict(columns)
-    score, known = parts.pop("score"), parts.pop(KNOWN, None)
+    score, known, above = parts.pop("score"), parts.pop(KNOWN, None), parts.pop(ABOVE, None)
     image, pixel = limits.image, limits.pixel
     regions, left_out = regions_of(anomaly_map, pixel.value) if pixel else Found((), 0)
     return Result(
@@ -126,6 +126,8 @@ def result_of(
         decision=limits.decide(score),
         threshold=image.value if image else None,
         p_value=limits.p_value(score),
+        deviation=parts.pop(DEVIATION, None),
+        normals_above=None if above is None else int(above),
         parts=parts,
         height=height,
         width=width,

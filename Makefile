@@ -77,8 +77,7 @@ bench-store: $(STAMP)  ## the store against a memory map, .pth files and other Z
 	$(BIN)/python -m benchmarks.store $(if $(PHOTOS),--photos $(PHOTOS))
 
 dist: $(STAMP)  ## the source archive and the wheel, in dist/
-	$(BIN)/python -m pip install -q build
-	$(BIN)/python -m build
+	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove the environments, caches and the demo's folder (artifacts/ stays)
 	rm -rf $(VENV) .venv-* build dist demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

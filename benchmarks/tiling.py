@@ -91,7 +91,7 @@ def recipe(root: Path) -> dict[str, Any]:
     return {
         "name": "tiling",
         "artifacts": str(root / "artifacts"),
-        "demo_sets": [{"name": AUXILIARY, "root": str(data / AUXILIARY)}],
+        "demo_sets": {AUXILIARY: {"root": str(data / AUXILIARY)}},
         "datasets": [
             {"name": AUXILIARY, "layout": "visa", "root": str(data / AUXILIARY)},
             {"name": "large", "layout": "folder", "root": str(data / "large"), "split": "all"},

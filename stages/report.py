@@ -7,7 +7,7 @@ from spg_pipe.pipeline.run import RecipeRun
 
 def main(run: RecipeRun) -> None:
     """Metrics and Scores → static HTML."""
-    targets.report(run)
+    targets.report(run, tracked=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from tiny import SPEC
 
 from spg_pipe.cli.main import app
+from spg_pipe.recipe.data import BY_NAME
 from spg_pipe.recipe.params import Dataset, Params, load_params, parse_params
 from spg_pipe.recipe.paths import Paths
 
@@ -159,9 +160,12 @@ def parameters(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, A
         if inner and field.annotation is inner[0]:
             yield from parameters(inner[0], f"{place}.")
             continue
-        yield place, "required" if field.is_required() else plain(field.default)
+        named = BY_NAME[0] in field.metadata  # rows that a recipe writes as NAME: settings
+        default = {} if named else plain(field.default)
+        yield place, "required" if field.is_required() else default
         if inner:
-            yield from parameters(inner[0], f"{place}[].")
+            below = parameters(inner[0], f"{place}.NAME." if named else f"{place}[].")
+            yield from (row for row in below if row[0] != f"{place}.NAME.name")
 
 
 def is_model(kind: Any) -> bool:

@@ -126,7 +126,7 @@ def extracted(manifest: Manifest, path: Path, **options: Any) -> FeatureStore:
     return extract(manifest, backbone, path, how, **options)
 
 
-SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4)
+SAE = SaeParams(dict_size=32, k=4, epochs=3, batch_images=4, batch_tokens=None)
 GUIDES = TrainedGuides(epochs=3)
 CONSTANTS = Constants(batch_images=4)
 METHOD = MethodParams()

@@ -240,13 +240,10 @@ def score_few_shot(
             "another target, other normal images or other settings of the bank. Score again with "
             "--bank alone."
         )
-    names, done = store.array("category").astype(object), 0
+    names = store.array("category").astype(object)
     footings = _footings(detector, banks) if detector else {}
 
-    def judge_batch(tokens: dict[str, Tensor]) -> Judged:
-        nonlocal done
-        rows = np.arange(done, done + len(next(iter(tokens.values()))))
-        done = int(rows[-1]) + 1
+    def judge_batch(rows: np.ndarray, tokens: dict[str, Tensor]) -> Judged:
         if alone:
             table = alone.table.iloc[rows]
             top, known = table["score"].to_numpy(), table[KNOWN].to_numpy()

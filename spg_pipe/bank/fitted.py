@@ -23,7 +23,16 @@ from spg_pipe.bank.few_shot import says, supervision_of
 from spg_pipe.bank.fusion import bank_weight, footing_of, judge_alone, judge_fused
 from spg_pipe.bank.leave_one_out import LeftOut, leave_one_out
 from spg_pipe.bank.memory import CORESET, MemoryBank
-from spg_pipe.bank.normal_patches import BATCH, Grids, Progress, Tokens, TokensOf, read_normals
+from spg_pipe.bank.normal_patches import (
+    BATCH,
+    Grids,
+    KeptOf,
+    Progress,
+    Tokens,
+    TokensOf,
+    all_counts,
+    read_normals,
+)
 from spg_pipe.bank.record import BankRecord, Good, beside
 from spg_pipe.bank.search import search_among
 from spg_pipe.decision.kept import Kept
@@ -50,6 +59,7 @@ class GoodImages(NamedTuple):
     """Path and SHA-256 of each, copies included."""
     white: int | None
     """What they were read with."""
+    kept_of: KeptOf = all_counts
 
 
 @dataclass(frozen=True)
@@ -198,18 +208,21 @@ def fit_bank(
     SpgError
         As `MemoryBank.of`.
     """
-    guides = _Guides(goods.tokens_of, detector, seen)
+    guides = _Guides(goods, detector, seen)
     fusible = detector.record.rule.rule == "additive"
     tokens_of = guides.judging if fusible else goods.tokens_of
     batch = max(1, BATCH // seen.inputs_per_image)
-    read = read_normals(tokens_of, len(goods.files), batch=batch, progress=progress)
+    read = read_normals(
+        tokens_of, len(goods.files), kept_of=goods.kept_of, batch=batch, progress=progress
+    )
     memory = MemoryBank.of_patches(
         read, goods.tokens_of, seen.preprocess.size, params, device=device
     )
     left_out = leave_one_out(memory, read, goods.tokens_of, device=device)
     footing, fused = None, list[float]()
     if fusible:
-        footing = footing_of(detector, memory, *guides.of(memory.apart))
+        kept = goods.kept_of(memory.apart)
+        footing = footing_of(detector, memory, *guides.of(memory.apart), kept)
         fused = _fused(left_out, detector, params, guides.of(read.images)[1])
     record = BankRecord(
         detector=detector.fingerprint,
@@ -239,15 +252,16 @@ def fit_bank(
 class _Guides:
     """What the guides say of normal images, judged as their tokens pass by."""
 
-    def __init__(self, tokens_of: TokensOf, detector: Detector, seen: BackboneSpec) -> None:
-        self._tokens_of, self._detector, self._seen = tokens_of, detector, seen
+    def __init__(self, goods: GoodImages, detector: Detector, seen: BackboneSpec) -> None:
+        self._goods, self._detector, self._seen = goods, detector, seen
         self._odds: dict[int, Tokens] = {}
         self._scores: dict[int, float] = {}
 
     def judging(self, images: np.ndarray) -> tuple[Tokens, Grids]:
-        """As the callable given."""
-        tokens, grids = self._tokens_of(images)
-        judged = judge(self._detector, tokens, grids, self._seen, self._detector.record.rule)
+        """As `GoodImages.tokens_of`."""
+        (tokens, grids), kept = self._goods.tokens_of(images), self._goods.kept_of(images)
+        rule = self._detector.record.rule
+        judged = judge(self._detector, tokens, grids, self._seen, rule, kept)
         for place, image in enumerate(images.tolist()):
             self._odds[image] = {k: v[place].clone() for k, v in judged.patches.items()}
             self._scores[image] = float(judged.columns["score"][place])
@@ -265,11 +279,7 @@ def _fused(
     left_out: Sequence[LeftOut], detector: Detector, params: BankParams, scores: np.ndarray
 ) -> list[float]:
     """Of each image (n,), by guides and the bank of the others, with the weight that these give."""
-    return (
-        [
-            float(score + bank_weight(detector, params, scores[each.others], each.tops) * each.top)
-            for each, score in zip(left_out, scores, strict=True)
-        ]
-        if left_out
-        else []
-    )
+    return [
+        float(scores[i] + bank_weight(detector, params, scores[one.others], one.tops) * one.top)
+        for i, one in enumerate(left_out)
+    ]

@@ -58,7 +58,13 @@ def footing(
     return footing_of(detector, bank, odds, scores)
 
 
-def footing_of(detector: Detector, bank: MemoryBank, odds: Patches, scores: np.ndarray) -> Footing:
+def footing_of(
+    detector: Detector,
+    bank: MemoryBank,
+    odds: Patches,
+    scores: np.ndarray,
+    kept: Kept | None = None,
+) -> Footing:
     """From what the detector says of the normal images that gave the bank its scale.
 
     Parameters
@@ -67,11 +73,15 @@ def footing_of(detector: Detector, bank: MemoryBank, odds: Patches, scores: np.n
         The guides' log odds of their patches.
     scores : (k,) float64
         The detector's image scores.
+    kept : Kept, optional
+        Which of the images' pixels count.
     """
     levels = {}
-    for layer, values in odds.items():
-        mean = float(values.numpy().mean())
-        top = float(top_mean(values.numpy(), bank.params.top_share).mean())
+    for layer, patches in odds.items():
+        values = patches.numpy()
+        counts = None if kept is None else kept.at(bank.grids[layer]).numpy()
+        mean = float(values.mean() if counts is None else np.average(values, weights=counts))
+        top = float(top_mean(values, bank.params.top_share, counts).mean())
         levels[layer] = Scale(mean, max(top - mean, _SMALLEST))
     return Footing(levels, bank_weight(detector, bank.params, scores, bank.tops))
 

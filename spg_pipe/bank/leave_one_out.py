@@ -14,6 +14,7 @@ from spg_pipe.bank.memory import MemoryBank, bank_tokens, evenly, has_coreset, m
 from spg_pipe.bank.normal_patches import NormalPatches, TokensOf
 from spg_pipe.bank.search import highest_by_image, search_among
 from spg_pipe.decision.components import self_distance
+from spg_pipe.decision.kept import patch_shares
 
 FOLDS = 4
 """Where a coreset is kept: choosing one without each image would take hours."""
@@ -65,9 +66,10 @@ def leave_one_out(
     for image in range(n):
         rest = np.delete(np.arange(n), image)
         others = rest[evenly(len(rest), held_out=False)]
-        scales, tops = standing(raw(others, image), bank.grids, bank.size, bank.params)
-        own = raw(np.array([image]), image)
-        top = map_tops(own, scales, bank.grids, bank.size, bank.params)[0] - tops.mean()
+        of = (bank.grids, bank.size, bank.params)
+        scales, tops = standing(raw(others, image), *of, read.kept(others))
+        own = np.array([image])
+        top = map_tops(raw(own, image), scales, *of, read.kept(own))[0] - tops.mean()
         found.append(LeftOut(float(top), others, tops))
     return found
 
@@ -82,7 +84,9 @@ def _pairs(bank: MemoryBank, read: NormalPatches, tokens_of: TokensOf, device: s
         products[layer] = torch.stack([highest_by_image(one, images, neighbours) for one in images])
         for image in range(n):
             products[layer][image, :, image] = -torch.inf
-        alone[layer] = self_distance(images.cpu(), grid) if n == 2 else images.new_empty(0)
+        if n == 2:
+            counts = patch_shares(read.kept(np.arange(n)), grid)
+            alone[layer] = self_distance(images.cpu(), grid, counts)
 
     def raw(images: np.ndarray, without: int) -> dict[str, Tensor]:
         if n == 2 and images[0] != without:  # the other image is a bank's only one

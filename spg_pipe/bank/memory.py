@@ -23,7 +23,7 @@ from spg_pipe.bank.normal_patches import (
 )
 from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
 from spg_pipe.decision.components import self_distance
-from spg_pipe.decision.kept import Kept
+from spg_pipe.decision.kept import Kept, patch_shares
 from spg_pipe.decision.model import Scale, coarse_maps, coarse_shares, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
@@ -135,7 +135,8 @@ class MemoryBank:
         for number, image in enumerate(apart.tolist()):
             for layer, patches in read.whole(tokens_of, image).items():
                 if n == 1:
-                    rest[layer] = self_distance(patches[None], grids[layer])
+                    counts = patch_shares(read.kept(apart), grids[layer])
+                    rest[layer] = self_distance(patches[None], grids[layer], counts)
                     continue
                 if held_out:
                     products = search[layer](patches, k)
@@ -143,7 +144,7 @@ class MemoryBank:
                     without_it = read.own(layer, image)
                     products = highest_products(patches, banks[layer], k, without=without_it)
                 rest[layer][number] = 1 - products.mean(dim=1)
-        scales, tops = standing(rest, grids, size, params)
+        scales, tops = standing(rest, grids, size, params, read.kept(apart))
         chosen, copies = read.images[apart], read.given - n
         return cls(kept, search, scales, tops, chosen, grids, size, params, read.means, copies)
 
@@ -169,9 +170,7 @@ class MemoryBank:
             away = 1 - self.search[layer](queries, self.params.neighbours).mean(dim=1)
             patches[layer] = ((away - scale.mean) / scale.deviation).view(-1, h, w)
         mean = tokens[next(iter(self.grids))][:, 1:].mean(dim=1).cpu()
-        shares = None if kept is None else coarse_shares(kept, self.size)
-        maps = coarse_maps(patches, self.size, kept)
-        top = top_mean(maps, self.params.top_share, shares) - self.map_top
+        top = _tops(patches, self.size, self.params, kept) - self.map_top
         return Distances(patches, top, are_among(mean, self.means))
 
 
@@ -181,7 +180,7 @@ def has_coreset(read: NormalPatches) -> bool:
 
 
 def standing(
-    apart: dict[str, Tensor], grids: Grids, size: int, params: BankParams
+    apart: dict[str, Tensor], grids: Grids, size: int, params: BankParams, kept: Kept | None
 ) -> tuple[dict[str, Scale], np.ndarray]:
     """What distances of normal images from each other say of their scales and their maps.
 
@@ -189,6 +188,8 @@ def standing(
     ----------
     apart : dict of layer → (k, N) float32
         Distances of the patches of k normal images from those of others.
+    kept : Kept, optional
+        Which of the images' pixels count.
 
     Returns
     -------
@@ -197,10 +198,19 @@ def standing(
         Mean of the highest of each image's map, in deviations.
     """
     scales = {
-        layer: Scale(float(values.mean()), max(float(values.std()), _SMALLEST))
-        for layer, values in apart.items()
+        layer: _scale(values, patch_shares(kept, grids[layer])) for layer, values in apart.items()
     }
-    return scales, map_tops(apart, scales, grids, size, params)
+    return scales, map_tops(apart, scales, grids, size, params, kept)
+
+
+def _scale(values: Tensor, counts: Tensor | None) -> Scale:
+    """Of values (k, N) that count by `counts` (k, N)."""
+    if counts is None:
+        return Scale(float(values.mean()), max(float(values.std()), _SMALLEST))
+    total, counts = float(counts.sum()), counts.double()
+    mean = float((counts * values).sum()) / max(total, _SMALLEST)
+    square = float((counts * (values - mean).square()).sum()) / max(total - 1, _SMALLEST)
+    return Scale(mean, max(square**0.5, _SMALLEST))
 
 
 def map_tops(
@@ -209,13 +219,19 @@ def map_tops(
     grids: Grids,
     size: int,
     params: BankParams,
+    kept: Kept | None,
 ) -> np.ndarray:
     """Mean (k,) float64 of the highest of the maps of layer → distances (k, N)."""
     standard = {
         layer: to_grid((raw[layer] - scale.mean) / scale.deviation, grids[layer])
         for layer, scale in scales.items()
     }
-    return top_mean(coarse_maps(standard, size), params.top_share).astype(np.float64)
+    return _tops(standard, size, params, kept).astype(np.float64)
+
+
+def _tops(grids: dict[str, Tensor], size: int, params: BankParams, kept: Kept | None) -> np.ndarray:
+    shares = None if kept is None else coarse_shares(kept, size)
+    return top_mean(coarse_maps(grids, size, kept), params.top_share, shares)
 
 
 def evenly(images: int, *, held_out: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS
+from spg_pipe.decision.kept import Kept, patch_shares
 from spg_pipe.errors import UnsuitableError
 from spg_pipe.guides.model import unit
 from spg_pipe.images.samples import FULL
@@ -35,7 +36,13 @@ Tokens = dict[str, Tensor]
 Grids = dict[str, tuple[int, int]]
 TokensOf = Callable[[np.ndarray], tuple[Tokens, Grids]]
 """Numbers of images (k,) → layer → (k, 1 + N, D) float32, CLS first, and layer → (h, w)."""
+KeptOf = Callable[[np.ndarray], Kept | None]
+"""Numbers of images (k,) → which of their pixels count."""
 Progress = Callable[[int, int], None]
+
+
+def all_counts(images: np.ndarray) -> None:
+    """All pixels of all images."""
 
 
 class NormalPatches(NamedTuple):
@@ -50,6 +57,12 @@ class NormalPatches(NamedTuple):
     grids: Grids
     given: int
     """How many there were, copies included."""
+    kept_of: KeptOf
+    """By the numbers in `images`."""
+
+    def kept(self, images: np.ndarray) -> Kept | None:
+        """Which pixels count of images with these places among `images`."""
+        return self.kept_of(self.images[images])
 
     def own(self, layer: str, image: int) -> slice:
         """Where the patches of the image with this place among `images` are."""
@@ -114,9 +127,16 @@ def tokens_of_store(store: FeatureStore, rows: np.ndarray) -> TokensOf:
 
 
 def read_normals(
-    tokens_of: TokensOf, images: int, *, batch: int = BATCH, progress: Progress | None = None
+    tokens_of: TokensOf,
+    images: int,
+    *,
+    kept_of: KeptOf = all_counts,
+    batch: int = BATCH,
+    progress: Progress | None = None,
 ) -> NormalPatches:
     """Read all of some normal images and keep what a bank is made of.
+
+    A patch that counts for nothing becomes a token of length 0, to which none is near.
 
     Parameters
     ----------
@@ -129,7 +149,7 @@ def read_normals(
     means, generators = torch.empty(0), dict[str, torch.Generator]()
     for start in range(0, images, batch):
         numbers = np.arange(start, min(start + batch, images))
-        tokens, grids = tokens_of(numbers)
+        (tokens, grids), kept_pixels = tokens_of(numbers), kept_of(numbers)
         found = _means(next(iter(tokens.values())))
         means = means.view(-1, found.shape[1])
         for place, number in enumerate(numbers.tolist()):
@@ -138,6 +158,8 @@ def read_normals(
                 continue
             for layer, values in tokens.items():
                 own = unit(values[place, 1:].float().cpu())
+                if (counts := patch_shares(kept_pixels, grids[layer])) is not None:
+                    own = own * (counts[place, :, None] > 0)
                 share = min(len(own), max(1, CANDIDATES // images))
                 if layer not in kept:  # in one piece from the start: joining would need it twice
                     kept[layer] = torch.empty(images * share, own.shape[1])
@@ -152,7 +174,7 @@ def read_normals(
     patches = {
         layer: values[: len(values) // images * len(chosen)] for layer, values in kept.items()
     }
-    return NormalPatches(np.array(chosen, dtype=np.int64), means, patches, grids, images)
+    return NormalPatches(np.array(chosen, dtype=np.int64), means, patches, grids, images, kept_of)
 
 
 def _means(tokens: Tensor) -> Tensor:

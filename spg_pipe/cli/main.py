@@ -10,11 +10,12 @@ import typer
 from typer import Option
 
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, predict, tools
+from spg_pipe.cli import fit, predict, project, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
     CategoriesOption,
+    IgnoreOption,
     Options,
     SplitOption,
     StoreOption,
@@ -182,6 +183,7 @@ def score(
         str | None, Option(help="Few-shot: normal images: a store, NAME/train, or a folder.")
     ] = None,
     bank: BankOption = None,
+    ignore: IgnoreOption = None,
 ) -> None:
     """Apply a detector to a target's tokens (Scores).
 
@@ -192,12 +194,20 @@ def score(
     alone, run = bank_alone(normals, bank), options.run()
     if normals is not None and split is None:
         raise SpgError("--normals are normal images of one target: name it with --split.")
+    if ignore and normals:
+        raise SpgError("--ignore and --normals do not go together in score: leave out one.")
     if alone and (detector or options.aux or options.seed is not None):
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
     paths = []
     for each, target in targets_of(run, split, detector or store):
         paths += targets.score(
-            each, target, detector=detector, store=store, normals=normals, alone=alone
+            each,
+            target,
+            detector=detector,
+            store=store,
+            normals=normals,
+            alone=alone,
+            ignore=ignore,
         )
     run.console.result({"scores": paths})
 
@@ -244,9 +254,10 @@ for command in (
     *fit.COMMANDS,
     *explain_commands.COMMANDS,
     *tools.COMMANDS,
+    project.init,
 ):
     app.command()(command)
-app.add_typer(tools.recipe, name="recipe")
+app.add_typer(project.recipe, name="recipe")
 
 
 def main() -> None:

@@ -41,6 +41,10 @@ SplitOption = Annotated[
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
+IgnoreOption = Annotated[
+    Path | None,
+    Option(metavar="PATH", help="A mask for all images, or a folder of masks: > 0 is ignored."),
+]
 BankOption = Annotated[
     BankUse, Option(help="With --normals: with the guides, or alone [default: fused].")
 ]

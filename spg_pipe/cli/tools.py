@@ -1,10 +1,8 @@
-"""Commands beside the stages: artefacts, recipes, backbones, datasets, sweeps."""
+"""Commands beside the stages: artefacts, backbones, datasets, sweeps."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
 from spg_pipe.cli.options import (
@@ -16,9 +14,8 @@ from spg_pipe.cli.options import (
     shared,
 )
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import Console
 from spg_pipe.recipe.data import KINDS
-from spg_pipe.recipe.params import DEFAULT_PARAMS, OPTIONS, SyntheticSet, load_params, validated
+from spg_pipe.recipe.params import OPTIONS, SyntheticSet, load_params, validated
 
 
 @shared("as_json")
@@ -65,51 +62,6 @@ def verify(
     console.result({"files": files, "images": images, "faults": faults})
     require_intact(store, faults)
     console.say(f"{store}: {files} files and {images} images are intact")
-
-
-@shared("as_json")
-def recipe_list(options: Options) -> None:
-    """The recipes that come with the project."""
-    from spg_pipe.recipe.ready_made import list_recipes
-
-    found = list_recipes()
-    text = "\n".join(f"{name:16} {comment}" for name, comment in found)
-    options.console().result(dict(found), text)
-
-
-@shared("params")
-def recipe_use(
-    options: Options,
-    name: Annotated[
-        str, Argument(metavar="NAME", help="A recipe's name; see `spg-pipe recipe list`.")
-    ],
-    mvtec: Annotated[Path | None, Option(help="Folder of MVTec AD.")] = None,
-    visa: Annotated[Path | None, Option(help="Folder of VisA.")] = None,
-    data: Annotated[Path | None, Option(help="Folder of other data.")] = None,
-) -> None:
-    """Write params.yaml from a recipe, with the folders of your data filled in."""
-    from spg_pipe.artefacts.files import write_text
-    from spg_pipe.recipe.ready_made import fill_recipe
-
-    given = {"mvtec": mvtec, "visa": visa, "data": data}
-    folders = {place: folder for place, folder in given.items() if folder is not None}
-    write_text(options.params, fill_recipe(name, folders))
-    Console().say(f"{options.params} is now the recipe {name}. {_what_next(options.params)}")
-
-
-def _what_next(params: Path) -> str:
-    """The commands that a recipe is made for."""
-    named = "" if params == DEFAULT_PARAMS else f" --params {shlex.quote(str(params))}"
-    if load_params(params).sweep:
-        return f"Run `spg-pipe sweep{named}`."
-    if not named and Path("dvc.yaml").is_file():
-        return "Run `dvc repro`."
-    same = " with the same option" if named else ""
-    why = f"reads {DEFAULT_PARAMS}" if named else "works in a clone of the project alone"
-    return (
-        f"Run `spg-pipe extract{named}`, then train-sae, train-guides, score, evaluate and report"
-        f"{same}; `dvc repro` {why}."
-    )
 
 
 @shared("as_json")
@@ -235,7 +187,3 @@ def league(options: Options) -> None:
 
 
 COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, league, compare)
-
-recipe = typer.Typer(help="List recipes, or make one the active recipe.", no_args_is_help=True)
-recipe.command("list")(recipe_list)
-recipe.command("use")(recipe_use)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spg_pipe.artefacts.files import versions
+from spg_pipe.artefacts.files import versions, write_json
 from spg_pipe.artefacts.record import write_record
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.decision.calibration import Calibration, by_hand
@@ -48,9 +48,16 @@ class Evaluation:
     provenance: Provenance
 
     def save(self, path: Path) -> None:
-        """Write <run>.json, <run>.csv and curves/<run>-{categories,roc,pr,pro}.csv."""
+        """Write <run>.json, <run>.csv, curves/<run>-{categories,roc,pr,pro}.csv, means/<run>.json.
+
+        The last is for `dvc metrics show`, which would show texts as metrics: numbers alone, below
+        the names of both protocols.
+        """
         write_csv(path.with_suffix(".csv"), flat_rows(self.table))
         context = self.table.context
+        defined = {k: v for k, v in self.table.mean.metrics.items() if math.isfinite(v)}
+        protocols = f"method {context.method_protocol}, metrics {context.protocol}"
+        write_json(path.parent / "means" / path.name, {protocols: defined})
         # A file may travel without the table beside it, so each names what it was made under.
         named = {
             "protocol": context.protocol,
@@ -199,10 +206,17 @@ def _pixel_metrics(
         for start in range(0, len(images), CHUNK_IMAGES):
             batch = images[start : start + CHUNK_IMAGES]
             patches = scores.patches(batch)  # a few kilobytes an image; full-size maps are not
+            kept = scores.kept(batch)
             for number, image in enumerate(batch.tolist()):
                 one = {layer: values[number : number + 1] for layer, values in patches.items()}
-                regions = masks.regions(image)
-                anomaly_map = scores.maps_of(one, regions.shape)[0]
+                if kept is None:
+                    regions = masks.regions(image)
+                    anomaly_map = scores.maps_of(one, regions.shape)[0]
+                else:
+                    own, shape = kept.some(slice(number, number + 1)), masks.shape(image)
+                    counts = (own.at(shape)[0] > 0).numpy()
+                    regions = masks.regions(image, counts)
+                    anomaly_map = scores.maps_of(one, shape, own)[0][counts][None]
                 at.add(anomaly_map, regions.places())
                 yield anomaly_map, regions
 

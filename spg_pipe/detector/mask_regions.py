@@ -57,28 +57,45 @@ class MaskRegions:
 
     def pixels(self, image: int) -> int:
         """Pixels of an image's mask."""
-        height, width = self._shape(image)
+        height, width = self.shape(image)
         return height * width
 
-    def regions(self, image: int) -> Regions:
+    def regions(self, image: int, counts: np.ndarray | None = None) -> Regions:
         """The regions of an image's mask; none where there is no mask.
+
+        Parameters
+        ----------
+        counts : (H, W) bool, optional
+            Pixels that count; the regions of these are of shape (1, their number).
 
         Raises
         ------
         SpgError
             If the manifest and the store do not list the same images.
         """
-        shape = self._shape(image)
+        shape = self.shape(image)
+        if counts is not None:
+            mask = self._mask(image) if self._given[image] else np.zeros(shape, np.uint8)
+            return Regions.of(mask * counts).among(counts)
         if not self._given[image]:
             return Regions.none(shape)
         if self._manifest is None:
             key: Hashable = (self._store.fingerprint, image)
-            return _CACHE.get(key, lambda: self._store.masks(np.array([image]))[0])
-        exif = self._manifest.exif
-        path = self._manifest.root / self._manifest.table["mask"].iloc[image]
-        return _CACHE.get((exif, *_version(path)), lambda: read_mask(path, exif=exif))
+        else:
+            key = (self._manifest.exif, *_version(self._path(self._manifest, image)))
+        return _CACHE.get(key, lambda: self._mask(image))
 
-    def _shape(self, image: int) -> tuple[int, int]:
+    def _mask(self, image: int) -> np.ndarray:
+        if self._manifest is None:
+            return self._store.masks(np.array([image]))[0]
+        return read_mask(self._path(self._manifest, image), exif=self._manifest.exif)
+
+    @staticmethod
+    def _path(manifest: Manifest, image: int) -> Path:
+        return manifest.root / manifest.table["mask"].iloc[image]
+
+    def shape(self, image: int) -> tuple[int, int]:
+        """(H, W) of an image's mask; an `SpgError` as of `regions`."""
         if self._manifest is None or self._paths is None:
             return self._store.image_size, self._store.image_size
         row = self._manifest.table.iloc[image]

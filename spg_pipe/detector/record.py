@@ -1,6 +1,6 @@
 """What a detector and scores say of themselves: the JSON in their folders."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -113,6 +113,7 @@ class BankOrigin(Record):
 class ScoresRecord(Record):
     """config.json of a scores folder."""
 
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"ignored"})
     kind: Literal["scores"] = "scores"
     format: Literal[3] = 3
     dataset: Name
@@ -140,6 +141,8 @@ class ScoresRecord(Record):
     rule: Rule | None = None
     """Of the detector."""
     bank: BankOrigin | None = None
+    ignored: Name | None = None
+    """Of the masks that say what of the images is ignored, their digest; None: nothing is."""
     made_from: dict[Name, Name] = Field(default_factory=dict)
     """Of a baseline: fingerprints of its inputs."""
     licences: tuple[str, ...]
@@ -162,6 +165,11 @@ class ScoresRecord(Record):
             versions=versions(),
             **judged,
         )
+
+    def content(self) -> dict[str, object]:
+        """Without a word of what is ignored where nothing is."""
+        content = super().content()
+        return content if self.ignored else {k: v for k, v in content.items() if k != "ignored"}
 
     @property
     def method_protocol(self) -> str:

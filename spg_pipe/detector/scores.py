@@ -7,8 +7,9 @@ float32: upsampling and blur are deterministic and are redone by whoever needs a
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from spg_pipe.artefacts.digests import file_digests, require_files
 from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
+from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.maps import anomaly_maps, finished
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.judge import Judged, Patches, judge
@@ -33,9 +35,26 @@ BATCH_IMAGES = 8
 """Images that are judged at a time."""
 CHUNK_IMAGES = 256
 """Images in a chunk of maps.zarr, whole batches: 0.8 MB at 28×28."""
+_WHOLE = 255
+"""In `Ignored.shares`: all of the pixel counts."""
 _MAKE = "spg-pipe score"
 
 Progress = Callable[[int, int], None]
+
+
+class Ignored(NamedTuple):
+    """What of a target's images does not count."""
+
+    digest: str
+    """Of the masks that say so."""
+    shares: np.ndarray
+    """(m, S, S) uint8: how much each pixel counts, in 255ths."""
+    of: np.ndarray
+    """(n,) int32: which of the m each image has."""
+
+    def kept(self, images: np.ndarray) -> Kept:
+        """Of some images (k,)."""
+        return Kept(torch.from_numpy(self.shares[self.of[images]]).float() / _WHOLE)
 
 
 @dataclass(frozen=True)
@@ -63,14 +82,30 @@ class Scores:
 
     def maps(self, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
         """Blurred maps (n, S, S), or (n, H, W) for `size`: σ then grows with the map."""
-        return self.maps_of(self.patches(images), size)
+        return self.maps_of(self.patches(images), size, self.kept(images))
 
     def maps_of(
-        self, patches: dict[str, Tensor], size: tuple[int, int] | None = None
+        self,
+        patches: dict[str, Tensor],
+        size: tuple[int, int] | None = None,
+        kept: Kept | None = None,
     ) -> np.ndarray:
-        """`maps` from what `patches` gave."""
-        record = self.record
-        return anomaly_maps(patches, record.image_size, at=size, log_odds=record.log_odds)
+        """`maps` from what `patches` and `kept` gave."""
+        odds, side = self.record.log_odds, self.record.image_size
+        return anomaly_maps(patches, side, at=size, log_odds=odds, kept=kept)
+
+    def kept(self, images: np.ndarray) -> Kept | None:
+        """Which pixels of some images (n,) were judged; None: all."""
+        return self._ignored.kept(images) if self._ignored else None
+
+    @cached_property
+    def _ignored(self) -> Ignored | None:
+        if self.record.ignored is None:
+            return None
+        with reading(self.path / "maps.zarr", "scores", _MAKE):
+            group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
+            arrays = (np.asarray(group[name]) for name in ("kept", "kept_of"))
+            return Ignored(self.record.ignored, *arrays)
 
     def bounds(self, images: np.ndarray) -> tuple[float, float]:
         """Between which all values of some images' maps lie: a map is a mean of its patches."""
@@ -101,6 +136,7 @@ def score_store(
     path: Path,
     *,
     score: ScoreParams | None = None,
+    ignored: Ignored | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -112,6 +148,8 @@ def score_store(
     ----------
     score : ScoreParams, optional
         Default: what the detector was saved with.
+    ignored : Ignored, optional
+        What of the images does not count.
 
     Raises
     ------
@@ -124,21 +162,28 @@ def score_store(
     kind = detector.record.guides.kind
     record = ScoresRecord.of_store(
         store,
-        method=f"{kind} guides, {rule.rule} rule",
+        method=f"{kind} guides, {rule.rule} rule{', a part ignored' if ignored else ''}",
         supervision=detector.supervision,
         log_odds=isinstance(rule, Additive),
         seed=detector.record.seed,
         auxiliary=detector.record.auxiliary.dataset,
         detector=detector.record.origin,
         rule=rule,
+        ignored=ignored and ignored.digest,
         licences=tuple(sorted({*detector.record.licences, *store.spec.licences})),
     )
     shapes = {name: shape.grid for name, shape in store.spec.layers.items()}
+
+    def judge_batch(images: np.ndarray, tokens: dict[str, Tensor]) -> Judged:
+        kept = ignored.kept(images) if ignored else None
+        return judge(detector, tokens, shapes, store.spec.backbone, rule, kept)
+
     return write_scores(
         store,
         Path(path),  # a library caller may give a string
-        lambda tokens: judge(detector, tokens, shapes, store.spec.backbone, rule),
+        judge_batch,
         record,
+        ignored=ignored,
         device=device,
         progress=progress,
     )
@@ -147,9 +192,10 @@ def score_store(
 def write_scores(
     store: FeatureStore,
     path: Path,
-    judge_batch: Callable[[dict[str, Tensor]], Judged],
+    judge_batch: Callable[[np.ndarray, dict[str, Tensor]], Judged],
     record: ScoresRecord,
     *,
+    ignored: Ignored | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -158,17 +204,20 @@ def write_scores(
     Parameters
     ----------
     judge_batch : callable
-        From a batch of tokens, layer → (B, 1 + N, D) float32, to what is said of it.
+        From rows of the store (B,) and their tokens, layer → (B, 1 + N, D) float32, to what is
+        said of them.
     record : ScoresRecord
         Without its fingerprint and digests.
+    ignored : Ignored, optional
+        What `judge_batch` did not count.
     """
     columns: list[dict[str, np.ndarray]] = []
     held: list[Patches] = []
     with fresh_folder(path) as folder:
-        arrays = _map_arrays(folder / "maps.zarr", store, record)
+        arrays = _map_arrays(folder / "maps.zarr", store, record, ignored)
         # Every token is used once: there is nothing to keep.
         for images, tokens in ordered_batches(sources_of(store, device, "none"), BATCH_IMAGES):
-            judged = judge_batch(tokens)
+            judged = judge_batch(images, tokens)
             columns.append(judged.columns)
             held.append(judged.patches)
             done = int(images[-1]) + 1
@@ -190,9 +239,15 @@ def write_scores(
     return Scores(path, table, record)
 
 
-def _map_arrays(path: Path, store: FeatureStore, record: ScoresRecord) -> dict[str, "zarr.Array"]:
+def _map_arrays(
+    path: Path, store: FeatureStore, record: ScoresRecord, ignored: Ignored | None
+) -> dict[str, "zarr.Array"]:
     """The arrays of maps.zarr by layer, (n, h, w) float32, still to be filled."""
     group = zarr.create_group(path)
+    if ignored:
+        chunks = (1, *ignored.shares.shape[1:])
+        group.create_array("kept", data=ignored.shares, chunks=chunks)
+        group.create_array("kept_of", data=ignored.of)
     arrays = {
         layer: group.create_array(
             f"{_kind(record.log_odds)}_{layer}",

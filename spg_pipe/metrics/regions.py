@@ -41,6 +41,13 @@ class Regions:
         empty = np.empty(0, np.int32)
         return cls(shape, 0, empty, empty, empty)
 
+    def among(self, counts: np.ndarray) -> Regions:
+        """The same among the pixels that count (H, W) bool, put in a row: all of theirs do."""
+        ranks = np.cumsum(counts.ravel(), dtype=np.int64) - 1
+        starts = ranks[self.starts].astype(np.int32)
+        shape = (1, int(counts.sum()))
+        return Regions(shape, self.count, starts, self.lengths, self.areas)
+
     @property
     def nbytes(self) -> int:
         """Memory of the runs, bytes."""

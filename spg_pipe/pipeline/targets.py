@@ -5,6 +5,8 @@ import shlex
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+
 from spg_pipe.artefacts.files import require_writable
 from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
 from spg_pipe.datasets.manifest import Manifest
@@ -13,7 +15,7 @@ from spg_pipe.detector import metrics_file
 from spg_pipe.detector.evaluate import evaluate_scores
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import ScoresRecord
-from spg_pipe.detector.scores import Scores, score_store
+from spg_pipe.detector.scores import Ignored, Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import MetricsTable, seeds_mean
 from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
@@ -22,6 +24,7 @@ from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split
 from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
 from spg_pipe.pipeline.own_images import note_own_images
 from spg_pipe.pipeline.run import RecipeRun
+from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Dataset, Params, ScoreParams
 from spg_pipe.report.tables import text_table
@@ -36,6 +39,7 @@ def score(
     store: Path | None = None,
     normals: str | None = None,
     alone: bool = False,
+    ignore: Path | None = None,
 ) -> list[Path]:
     """Detector + FeatureStore of the target → Scores, for all seeds of the recipe.
 
@@ -47,6 +51,8 @@ def score(
         of zero-shot ones.
     alone : bool
         The normal images judge without a detector: once, not for each seed.
+    ignore : Path, optional
+        A mask of what is ignored in all images, or a folder of masks (`Viewing`).
 
     An `SpgError` if the normal images are no bank for this target, or the detector cannot be added
     to one.
@@ -59,6 +65,7 @@ def score(
     if not alone:
         detectors, options = detectors_for(run, dataset, detector)
         judges = [*detectors]
+    ignored = ignored_in(features, Viewing(ignore=ignore)) if ignore else None
     banks = banks_for(run, normals, features, judges, options) if normals else None
     written = []
     for judge in judges:
@@ -70,7 +77,8 @@ def score(
             own = run.paths.store(dataset)
             given = named_input("store", store, own, features.fingerprint)
             given |= _given_detector(run, judge, detector)
-            path = _score_one(run, dataset, features, judge, options, given)
+            given |= {"ignored": ignored.digest} if ignored else {}
+            path = _score_one(run, dataset, features, judge, options, given, ignored)
         run.console.say(f"Scores of {dataset.name} → {path}")
         if banks or given:  # `evaluate` alone would take the recipe's own scores
             run.console.say(f"Judge them with {_evaluate_command(run, dataset, path, store)}")
@@ -85,6 +93,7 @@ def _score_one(
     judge: Detector,
     options: ScoreParams | None,
     given: dict[str, str],
+    ignored: Ignored | None,
 ) -> Path:
     """Zero-shot scores of one detector."""
     aux, device = judge.record.auxiliary.dataset, choose_device(run.device)
@@ -92,8 +101,22 @@ def _score_one(
         run.console.say(f"Note: the detector was trained on {aux} itself; this is not zero-shot.")
     path = run.paths.scores(aux, dataset, judge.record.seed, given)
     with run.console.progress(f"score {dataset.name}") as update:
-        score_store(judge, store, path, score=options, device=device, progress=update)
+        score_store(
+            judge, store, path, score=options, ignored=ignored, device=device, progress=update
+        )
     return path
+
+
+def ignored_in(store: FeatureStore, viewing: Viewing) -> Ignored:
+    """What of a store's images does not count; an `SpgError` names an image whose mask is wrong."""
+    size, shares, of = store.image_size, dict[bytes, int](), []
+    columns = [store.table[name].tolist() for name in ("path", "category", "height", "width")]
+    for path, category, *shape in zip(*columns, strict=True):
+        kept = viewing.of(path, category, (shape[0], shape[1]), exif=store.spec.exif).kept(size)
+        levels = np.full((size, size), 255, np.uint8) if kept is None else np.rint(kept * 255)
+        of.append(shares.setdefault(levels.astype(np.uint8).tobytes(), len(shares)))
+    held = np.frombuffer(b"".join(shares), np.uint8).reshape(-1, size, size)
+    return Ignored(viewing.digest or "", held, np.array(of, np.int32))
 
 
 def detectors_for(
@@ -244,10 +267,11 @@ def tables_of(params: Params, runs: list[MetricsTable]) -> list[str]:
     return tables
 
 
-def report(run: RecipeRun) -> Path:
+def report(run: RecipeRun, *, tracked: bool = False) -> Path:
     """Metrics and Scores of every direction → report/index.html.
 
-    A seed or direction without them is named on the page.
+    A seed or direction without them is named on the page. `tracked` by DVC, which insists on a
+    folder: that of a recipe without directions is empty.
 
     An `SpgError` if there is nothing to report: no metrics that the active recipe makes.
     """
@@ -255,6 +279,10 @@ def report(run: RecipeRun) -> Path:
     from spg_pipe.report.build import build_report
 
     params, paths = run.params, run.paths
+    if tracked and not params.directions:
+        run.console.say("No report: the recipe has no directions.")
+        paths.report.mkdir(parents=True, exist_ok=True)
+        return paths.report
     runs, missing = {}, []
     for way, seed in itertools.product(params.directions, params.seeds):
         try:

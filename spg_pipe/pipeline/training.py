@@ -8,28 +8,36 @@ from pathlib import Path
 from spg_pipe.artefacts.checkpoint import Checkpoints, checkpoint_path
 from spg_pipe.artefacts.files import fingerprint, require_writable
 from spg_pipe.detector.make import DetectorPlan, make_detectors
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.trained.train import training_notes
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import SaeParams
 from spg_pipe.recipe.paths import with_suffix_hash
-from spg_pipe.sae.run import SaeRun
-from spg_pipe.sae.train import Callbacks, DivergedError
+from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
+from spg_pipe.sae.train import Callbacks, DivergedError, batch_size, steps_of
 from spg_pipe.sae.train import train_sae as train
 from spg_pipe.store.reader import FeatureStore
 
+FEWEST_STEPS = 100
+"""Of an SAE's optimiser; after fewer it is a random dictionary, and that is an error."""
 FEW_STEPS = 1000
 """Of an SAE's optimiser: after 44 steps the median atom has a cosine of 0.99 with its random start,
 after 1,172 a third to a half have left it (docs/explain.md)."""
 
 
 def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None) -> Path:
-    """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it."""
+    """FeatureStore of the auxiliary set → SparseAutoencoder; its checkpoint lies beside it.
+
+    An `SpgError` if it would be trained for too few steps, or comes out worse than none.
+    """
     features, device = checked_store(run, aux, store), choose_device(run.device)
     given = named_input("store", store, run.paths.store(aux), features.fingerprint)
     path = run.paths.sae(aux, seed, given)
     require_writable(path)
+    _require_steps(features, run.params.sae)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
     with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
         callbacks = Callbacks(
@@ -46,6 +54,7 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
                 checkpoints=checkpoints,
                 callbacks=callbacks,
             )
+            _require_useful(f"The SAE of {aux}, seed {seed},", result.quality.layers)
         except DivergedError:
             checkpoints.remove()
             raise
@@ -62,10 +71,42 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
         run.console.say(
             f"  note: only {steps} steps: many atoms still lie near their random start, and other "
             "seeds have others. Scores hardly depend on it; before you read atoms, train longer, "
-            "with a larger sae.tokens or with sae.batch_images=null and sae.batch_tokens=1024."
+            "with a larger sae.tokens."
         )
     run.console.say(f"SAE of {aux}, seed {seed} → {path}")
     return path
+
+
+def _require_steps(features: FeatureStore, params: SaeParams) -> None:
+    """Before anybody waits for it."""
+    images, shapes = len(features), features.spec.layers
+    steps = {name: steps_of(params, images, shape.patches) for name, shape in shapes.items()}
+    layer = min(steps, key=lambda name: steps[name])
+    if steps[layer] >= FEWEST_STEPS:
+        return
+    longer = f"sae.epochs={-(-FEWEST_STEPS * params.epochs // steps[layer])}"
+    if params.tokens:
+        most = max(batch_size(params, shape.patches) for shape in shapes.values())
+        longer = f"sae.tokens={FEWEST_STEPS * most}"
+    smaller = " or make smaller batches (sae.batch_images=null and sae.batch_tokens=1024)"
+    raise SpgError(
+        f"The SAE of layer {layer} would be trained for {counted(steps[layer], 'step')}; after "
+        f"fewer than {FEWEST_STEPS} it is still a random dictionary. Train it for longer "
+        f"(--set {longer}, or more){smaller if params.batch_images else ''}."
+    )
+
+
+def _require_useful(what: str, layers: Mapping[str, LayerQuality]) -> None:
+    """Of SAEs that are trained."""
+    for layer, quality in layers.items():
+        if quality.steps < FEWEST_STEPS or quality.r2 < 0:
+            raise DivergedError(
+                f"{what} is of no use: layer {layer} has an R² of {quality.r2:.3g} after "
+                f"{counted(quality.steps, 'step')}; it needs at least {FEWEST_STEPS}, and an R² "
+                "above 0, or the mean token is nearer to a token than what the SAE makes of it. "
+                "Run `spg-pipe train-sae` with a larger sae.tokens or sae.epochs, or try --set "
+                "sae.input_norm=l2."
+            )
 
 
 def train_guides(
@@ -101,7 +142,9 @@ def train_guides_together(
     loaded = lru_cache(maxsize=None)(SaeRun.load)  # runs of one SAE share its dictionary
     jobs = []
     for run, seed in itertools.product(runs, seeds):
-        saes = loaded(sae or checked_sae(run, features, aux, seed))
+        path = sae or checked_sae(run, features, aux, seed)
+        saes = loaded(path)
+        _require_useful(f"{path}", read_quality(path))
         jobs.append((run, DetectorPlan.of(run.params, saes, seed)))
     given = named_input("store", store, runs[0].paths.store(aux), features.fingerprint)
     if sae:

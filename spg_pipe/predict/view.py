@@ -30,6 +30,8 @@ class View:
     fit: Fit = "squash"
     ignored: np.ndarray | None = None
     """(H, W) bool; None: nothing."""
+    name: str = "the image"
+    """For errors."""
 
     def framed(self, pixels: np.ndarray) -> np.ndarray:
         """What is resized to the square: (H, W, 3), padded with its own border, or its centre."""
@@ -54,8 +56,8 @@ class View:
         kept = np.asarray(shares, np.float32) / 255
         if not kept.any():
             raise SpgError(
-                "All of it is ignored, so there is nothing to judge. Give a mask in which 0 marks "
-                "what is to be judged."
+                f"All of {self.name} is ignored, so there is nothing to judge. Give a mask in "
+                "which 0 marks what is to be judged."
             )
         return None if (kept == 1).all() else kept
 
@@ -148,10 +150,10 @@ class Viewing:
             If it has no mask, or one of another shape, or one that leaves nothing.
         """
         if self.ignore is None:
-            return View(shape, self.fit)
+            return View(shape, self.fit, name=name)
         path = self._mask_of(name, group)
         mask = _mask(path, exif, path.stat().st_mtime_ns)
-        return View(shape, self.fit, _at(mask, shape, path))
+        return View(shape, self.fit, _at(mask, shape, path, name), name)
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -201,14 +203,14 @@ def _mask(path: Path, exif: bool, version: int) -> np.ndarray:
     return read_mask(path, exif=exif) > 0
 
 
-def _at(mask: np.ndarray, shape: tuple[int, int], path: Path) -> np.ndarray:
+def _at(mask: np.ndarray, shape: tuple[int, int], path: Path, name: str) -> np.ndarray:
     """A mask at an image's size: as it is, or to the nearest pixel if only the scale differs."""
     (height, width), (rows, columns) = shape, mask.shape
     if mask.shape == shape:
         return mask
     if abs(columns - width * rows / height) > 1 and abs(rows - height * columns / width) > 1:
         raise SpgError(
-            f"The mask {path} has {columns}×{rows} pixels and the image {width}×{height}: another "
+            f"The mask {path} has {columns}×{rows} pixels and {name} has {width}×{height}: another "
             "shape. Draw the mask on an image of this camera."
         )
     down = (np.arange(height) * 2 + 1) * rows // (2 * height)

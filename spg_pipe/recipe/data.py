@@ -1,9 +1,17 @@
 """What a recipe says of its data: sets to make, datasets on disk, directions between them."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FieldSerializationInfo,
+    PlainSerializer,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 ModelName = Annotated[
@@ -72,6 +80,25 @@ class SyntheticSet(Section):
         KINDS
     )
     seed: Seed = 0
+
+
+def _rows(value: object) -> object:
+    """Names with settings below them → rows; a mapping, so that DVC can take none for empty."""
+    if not isinstance(value, dict) or not all(
+        isinstance(row, dict) and "name" not in row for row in value.values()
+    ):
+        raise ValueError(
+            f"expected names with settings below, as `parts: {{root: …}}`; found {value!r}"[:200]
+        )
+    return [row | {"name": name} for name, row in value.items()]
+
+
+def _by_name(rows: tuple[Any, ...], info: FieldSerializationInfo) -> dict[str, object]:
+    return {row.name: row.model_dump(mode=info.mode, exclude={"name"}) for row in rows}
+
+
+BY_NAME = (BeforeValidator(_rows), PlainSerializer(_by_name))
+"""Of sets to make: in a recipe a mapping, name → settings."""
 
 
 class Dataset(Section):

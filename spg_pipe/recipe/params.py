@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.recipe.data import (
+    BY_NAME,
     Dataset,
     DemoSet,
     Direction,
@@ -78,9 +79,10 @@ class SaeParams(Section):
     epochs: Positive = 50
     tokens: Annotated[int, Field(ge=1, le=10**11)] | None = None
     """A budget of tokens a layer instead of epochs: the run ends with the batch that reaches it."""
-    batch_images: Positive | None = 16
-    batch_tokens: Positive | None = None
-    """Shuffled tokens a batch, instead of whole images."""
+    batch_images: Positive | None = None
+    """Whole images a batch, as published, instead of shuffled tokens."""
+    batch_tokens: Positive | None = 1024
+    """With a budget of tokens this gives the same number of steps on a set of any size."""
     input_norm: Literal["none", "l2"] = "none"
     """What the SAE sees: raw tokens, or of unit length. Guides and scores use raw tokens in any
     case."""
@@ -198,8 +200,8 @@ class Params(Section):
     name: Name
     artifacts: Folder = Path("artifacts")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (111,)
-    demo_sets: tuple[DemoSet, ...] = ()
-    synthetic_sets: tuple[SyntheticSet, ...] = ()
+    demo_sets: Annotated[tuple[DemoSet, ...], *BY_NAME] = ()
+    synthetic_sets: Annotated[tuple[SyntheticSet, ...], *BY_NAME] = ()
     datasets: tuple[Dataset, ...]
     auxiliaries: tuple[Name, ...]
     directions: tuple[Direction, ...]

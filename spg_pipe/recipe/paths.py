@@ -195,10 +195,10 @@ def row_of(params: Params, stage: str) -> dict[str, str | int]:
     group, _, key = stage.rpartition(":")[2].partition("@")
     sets: dict[str, Sequence[DemoSet | SyntheticSet]]
     sets = {"demo_data": params.demo_sets, "synthesise": params.synthetic_sets}
-    rows: dict[str, dict[str, str | int]] = {
-        f"data{number}": {"dataset": row.name}
-        for number, row in enumerate(sets.get(group, params.datasets))
-    }
+    rows: dict[str, dict[str, str | int]]
+    rows = {row.name: {"dataset": row.name} for row in sets.get(group, ())}
+    for number, dataset in enumerate(() if group in sets else params.datasets):
+        rows[f"data{number}"] = {"dataset": dataset.name}
     for seed in params.seeds:
         if group in ("train_sae", "train_guides"):
             rows |= {f"{aux}-{seed}": {"aux": aux, "seed": seed} for aux in params.auxiliaries}

@@ -1,56 +1,62 @@
 """Recipes: ready-made params.yaml files, with places for the folders of a user's data."""
 
+import io
 import json
 import re
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from spg_pipe.errors import SpgError
-from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.reader import parse_yaml, read_text
 
 _PLACE = re.compile(r"\{([a-z]+)\}")
 _COMMENT = re.compile(r"# (?!spg-pipe )")
 
 
-def recipes_folder() -> Path:
-    """recipes/ of the checkout: beside the working directory's dvc.yaml, or of this package.
+def project_folder() -> Path:
+    """The folder with dvc.yaml, stages/ and recipes/: the clone, or its copy in the wheel.
 
-    An `SpgError` if there is none, for instance in an installation without a checkout.
+    An `SpgError` if neither is there.
     """
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
+    package = Path(__file__).resolve().parents[1]
+    for root in (package.parent, package / "_project"):
         if (root / "recipes").is_dir() and (root / "dvc.yaml").is_file():
-            return root / "recipes"
+            return root
     raise SpgError(
-        "The recipes and dvc.yaml belong to the project's checkout, and none was found here; an "
-        "installed package has none. Run the command in a clone or the unpacked source archive. "
-        "A recipe of your own needs neither: write it (the README shows one), name it by --params."
+        f"Neither {package.parent} nor {package / '_project'} holds dvc.yaml and recipes/, which "
+        "every installation has. Install spg-pipe again."
     )
 
 
 def list_recipes() -> list[tuple[str, str]]:
     """Names and first comment lines of the recipes, sorted."""
     recipes = []
-    for path in sorted(recipes_folder().glob("*.yaml")):
+    for path in sorted((project_folder() / "recipes").glob("*.yaml")):
         comments = takewhile(_COMMENT.match, read_text(path).splitlines())
         recipes.append((path.stem, " ".join(line[2:] for line in comments)))
     return recipes
 
 
-def fill_recipe(name: str, folders: dict[str, Path]) -> str:
+def fill_recipe(name: str, folders: Mapping[str, Path], base: Path = Path()) -> str:
     """The text of a recipe with its places filled.
 
     Parameters
     ----------
     folders : dict
         Place (`data`, `mvtec`, `visa`) → folder.
+    base : Path
+        Where relative folders start.
 
     An `SpgError` if the recipe is unknown, a place is not filled, or a folder does not exist.
     """
-    path = recipes_folder() / f"{name}.yaml"
+    path = project_folder() / "recipes" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(stem for stem, _ in list_recipes())
-        raise SpgError(f"There is no recipe {name!r}. There are: {known}.")
+        raise SpgError(f"There is no recipe {name!r}. There are: {known}; or name a file, x.yaml.")
     text = read_text(path)
     places = set(_PLACE.findall(text))
     if places != set(folders):
@@ -58,7 +64,7 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         given = " ".join(f"--{place}" for place in folders) or "none"
         raise SpgError(f"Recipe {name} needs {needed}; found {given}.")
     for place, folder in folders.items():
-        if not folder.is_dir():
+        if not (base / folder).is_dir():
             raise SpgError(f"--{place} {folder}: there is no such folder.")
         quoted = json.dumps(folder.as_posix(), ensure_ascii=False)[1:-1]  # as in YAML's quotes
         text = text.replace("{" + place + "}", quoted)
@@ -67,9 +73,44 @@ def fill_recipe(name: str, folders: dict[str, Path]) -> str:
         str(data.root / part)
         for data in params.datasets
         for part in data.sets
-        if data.layout != "synthetic" and not (data.root / part).is_dir()  # that is made
+        if data.layout != "synthetic"  # that is made
+        and not (base / data.root / part).is_dir()
     ]
     if absent:
         which = f"{', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not there"
         raise SpgError(f"Recipe {name} needs {which}; the README says what the folder holds.")
     return text
+
+
+def completed(text: str, params: Params, image_size: int) -> str:
+    """A recipe's text with what DVC reads itself, for the names of artefacts, where it is left out.
+
+    Parameters
+    ----------
+    text
+        Comments and order stay as they are.
+    params
+        The same recipe, read.
+    image_size
+        Of the recipe's backbone, pixels.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 1000
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(text)
+    backbone = content.setdefault("backbone", {})
+    wanted = [
+        (content, "artifacts", str(params.artifacts)),
+        (content, "seeds", list(params.seeds)),
+        (backbone, "alias", params.backbone.alias),
+        (backbone, "image_size", image_size),
+        *((row, "split", "test") for row in content["datasets"]),
+    ]
+    missing = [(section, name, value) for section, name, value in wanted if not section.get(name)]
+    if not missing:
+        return text
+    for section, name, value in missing:
+        section[name] = value
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()

@@ -43,7 +43,7 @@ class Callbacks:
     progress: Callable[[str, int, int, float | None], None] = lambda layer, done, total, loss: None
     """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
     say: Callable[[str], None] = lambda message: None
-    """A layer's latents are mostly dead, or it came out worse than none."""
+    """A layer's latents are mostly dead."""
 
 
 class SaeResult(NamedTuple):
@@ -170,10 +170,22 @@ class Fit:
         callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
 
 
+def batch_size(params: SaeParams, patches: int) -> int:
+    """Tokens of a whole batch, of images with so many patches."""
+    return params.batch_tokens or (params.batch_images or 1) * patches
+
+
+def steps_of(params: SaeParams, images: int, patches: int) -> int:
+    """Optimiser steps that training a layer takes; an epoch's last batch may be short."""
+    batch, epoch = batch_size(params, patches), images * patches
+    epochs, rest = divmod(params.tokens or params.epochs * epoch, epoch)
+    return epochs * -(-epoch // batch) + -(-rest // batch)
+
+
 def _batches(fit: Fit, source: TokenSource) -> Iterator[Tensor]:
     """Batches from where the fit stands, epoch after epoch."""
     images, tokens = fit.params.batch_images, fit.params.batch_tokens
-    per_epoch = -(-len(source.store) // images) if images else -(-fit.epoch_tokens // (tokens or 1))
+    per_epoch = -(-fit.epoch_tokens // batch_size(fit.params, source.patches))
     epoch, start = divmod(fit.step, per_epoch)
     while True:
         given = {"seed": fit.seed, "epoch": epoch, "start": start}
@@ -217,12 +229,6 @@ def _judged(
         callbacks.say(
             f"Layer {fit.layer}: {dead:.0%} of the latents are dead, no token activates them. "
             "Lower sae.dict_size, or raise sae.k."
-        )
-    if quality.r2 < 0:
-        callbacks.say(
-            f"Layer {fit.layer}: R² {quality.r2:.3g}; below 0 the mean token is nearer to a token "
-            "than what the SAE makes of it. Train for longer (sae.epochs, sae.tokens), or try "
-            "sae.input_norm: l2."
         )
     epochs = fit.tokens / fit.epoch_tokens
     figures = quality.record(tokens_seen=fit.tokens, steps=fit.step, epochs=epochs)

@@ -55,12 +55,8 @@ def score_patchwise(
     """
     licences = tuple(sorted(store.spec.licences))
     record = ScoresRecord.of_store(store, log_odds=True, licences=licences, **about)
-    done = 0
 
-    def judge_batch(tokens: dict[str, Tensor]) -> Judged:
-        nonlocal done
-        rows = np.arange(done, done + len(next(iter(tokens.values()))))
-        done += len(rows)
+    def judge_batch(rows: np.ndarray, tokens: dict[str, Tensor]) -> Judged:
         patches = {}
         with torch.inference_mode():
             for key, batch in store.spec.backbone.keyed(tokens).items():

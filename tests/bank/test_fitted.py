@@ -21,6 +21,7 @@ from spg_pipe.bank.fusion import footing, judge_fused
 from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import Tokens, tokens_of_store
 from spg_pipe.bank.record import BankRecord, beside
+from spg_pipe.decision.kept import Kept
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
@@ -125,6 +126,35 @@ def test_a_bank_without_the_additive_rule_judges_alone(tiny_detector, normals):
     assert bank.record.footing is None
     assert all(good.fused is None and good.alone is not None for good in bank.record.goods)
     assert bank.record.supervision == "few-shot: 3 normal images of the target"
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1], [0, 1, 2, 3]])
+def test_what_is_ignored_of_the_goods_says_nothing(detector, normals, rows):
+    """Of patches that see nothing else: another half below gives the same bank."""
+    ignored = np.ones((32, 32), np.float32)
+    ignored[16:] = 0
+
+    def bank_with(tokens: dict[str, torch.Tensor]) -> FittedBank:
+        grids = {layer: normals.spec.layers[layer].grid for layer in tokens}
+
+        def tokens_of(images: np.ndarray) -> tuple[Tokens, dict[str, tuple[int, int]]]:
+            return {layer: each[images] for layer, each in tokens.items()}, grids
+
+        files = [(f"{row}.png", str(row)) for row in rows]
+        goods = GoodImages(tokens_of, files, None, lambda images: Kept.of([ignored] * len(images)))
+        return fit_bank(goods, detector, SEEN, PARAMS)
+
+    tokens = tokens_of(normals, rows)
+    other = {layer: each.clone() for layer, each in tokens.items()}
+    for layer, each in other.items():
+        height, width = normals.spec.layers[layer].grid
+        each[:, 1 + height // 2 * width :] = torch.randn(each[:, 1 + height // 2 * width :].shape)
+    one, two = bank_with(tokens).record, bank_with(other).record
+    whole = fitted(detector, normals, rows).record
+    assert (one.scales, one.tops, one.footing) == (two.scales, two.tops, two.footing)
+    assert one.goods == two.goods
+    assert whole.scales != one.scales
+    assert len(rows) == 1 or whole.goods != one.goods
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -59,7 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "auxiliaries": ["aux"],
         "directions": [{"aux": "aux", "target": "target"}],
         "backbone": {"alias": "efficientnet-lite0", "image_size": 64},
-        "sae": {"dict_size": 32, "k": 4, "tokens": 500, "batch_images": 2},
+        "sae": {"dict_size": 32, "k": 4, "tokens": 2400, "batch_tokens": 8},
         "guides": {"atoms": 5},
     }
     world = made(parse_params(recipe, "the test's recipe"), root, extract=True)

@@ -95,7 +95,7 @@ def test_what_is_named_and_does_not_exist_is_said_first(recipe, monkeypatch, cap
             None,
             "Run `spg-pipe extract`, then train-sae, train-guides, score, evaluate and ",
         ),
-        ("demo", None, "report; `dvc repro` works in a clone of the project alone."),
+        ("demo", None, "report; `dvc repro` needs the files that `spg-pipe init` writes."),
         ("demo", ["--params", "my demo.yaml"], "Run `spg-pipe extract --params 'my demo.yaml'`,"),
         ("paper-ablation-guides", [], "Run `spg-pipe sweep`."),
         ("paper-ablation-guides", ["--params", "x.yaml"], "Run `spg-pipe sweep --params x.yaml`."),

@@ -20,10 +20,10 @@ from spg_pipe.decision.calibration import Calibration, Judging, Limits, by_hand
 from spg_pipe.detector.evaluate import Evaluation, evaluate_scores
 from spg_pipe.detector.metrics_file import read_metrics
 from spg_pipe.detector.model import Detector
-from spg_pipe.detector.scores import Scores, score_store
+from spg_pipe.detector.scores import Ignored, Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_mask
-from spg_pipe.metrics import seeds_mean
+from spg_pipe.metrics import Regions, seeds_mean
 from spg_pipe.recipe.params import MetricParams
 from spg_pipe.report.tables import operating_table, text_table
 from spg_pipe.store.reader import FeatureStore
@@ -156,6 +156,71 @@ def test_the_original_resolution_uses_each_images_own_size(
     assert row.counts.pixels == 7 * 40 * 48
     assert row.counts.vanished_regions == 0
     assert table.context.resolution == "original"
+
+
+@pytest.fixture(scope="module")
+def ignored() -> Ignored:
+    """Of every other image the right half, a column of it in part; of the others a corner."""
+    shares = np.full((2, SIZE, SIZE), 255, np.uint8)
+    shares[0, :, SIZE // 2 :] = 0
+    shares[0, :, SIZE // 2] = 100
+    shares[1, :9, :9] = 0
+    return Ignored("d" * 64, shares, np.arange(16, dtype=np.int32) % 2)
+
+
+def test_ignored_pixels_are_in_no_metric(
+    tiny_store: FeatureStore, tiny_detector: Detector, ignored: Ignored, tmp_path: Path
+) -> None:
+    path = tmp_path / "scores"
+    scores = score_store(tiny_detector, tiny_store, path, score=SCORE, ignored=ignored)
+    loaded = Scores.load(path)
+    assert loaded.record == scores.record
+    assert loaded.record.ignored == ignored.digest
+    table = evaluate_scores(loaded, tiny_store, MetricParams()).table
+    assert table.context.method.endswith("a part ignored")
+    for row, first in zip(table.categories, (0, 8), strict=True):
+        known = np.arange(first, first + 7)
+        counts = ignored.shares[ignored.of[known]] > 0
+        masks, maps = tiny_store.masks(known), loaded.maps(known)
+        assert (maps[~counts] == 0).all()
+        for name, metric in (("auroc", roc_auc_score), ("ap", average_precision_score)):
+            expected = metric(masks[counts], maps[counts])
+            assert row.metrics[f"pixel_{name}"] == pytest.approx(expected, abs=1e-9)
+        assert row.counts.pixels == counts.sum()
+        assert row.counts.anomalous_pixels == masks[counts].sum()
+        assert row.counts.regions == sum(
+            Regions.of(mask * kept).count for mask, kept in zip(masks, counts, strict=True)
+        )
+    evaluate_scores(loaded, tiny_store, MetricParams(protocol="spg"))
+
+
+def test_at_the_original_resolution_the_same_pixels_are_ignored(
+    tiny_store: FeatureStore,
+    tiny_detector: Detector,
+    tiny_manifest: Manifest,
+    ignored: Ignored,
+    tmp_path: Path,
+) -> None:
+    scores = score_store(tiny_detector, tiny_store, tmp_path / "s", score=SCORE, ignored=ignored)
+    params = MetricParams(resolution="original")
+    row = evaluate_scores(scores, tiny_store, params, manifest=tiny_manifest).table.categories[0]
+    maps = scores.maps(np.arange(7), (40, 48))
+    counts = np.ones((7, 40, 48), bool)
+    counts[::2, :, 26:] = False  # 17 of 32 columns count, 25½ of 48
+    counts[1::2, :11, :13] = False  # all of these are in the corner of 9 of 32
+    masks = [
+        read_mask(path, exif=True) if path else np.zeros((40, 48), np.uint8)
+        for path in map(tiny_manifest.mask_path, range(7))
+    ]
+    assert (maps[~counts] == 0).all()
+    assert (maps[counts] > 0).all()
+    expected = roc_auc_score(np.stack(masks)[counts], maps[counts])
+    assert row.metrics["pixel_auroc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_scores_without_masks_say_nothing_of_them(scores: Scores) -> None:
+    assert "ignored" not in scores.record.content()
+    assert scores.kept(np.arange(2)) is None
 
 
 def test_the_original_resolution_needs_the_manifest(

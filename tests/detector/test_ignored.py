@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from tiny import SIZE, TinyBackbone, additive_plan, plan_of, weighted
+from tiny import METHOD, SIZE, TinyBackbone, additive_plan, extracted, plan_of, sae_params, weighted
 from torch import Tensor
 
+from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.maps import anomaly_maps
 from spg_pipe.decision.rules import Published
@@ -23,6 +26,7 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.recipe.params import BankParams, ImageScore
 from spg_pipe.sae.run import SaeRun
+from spg_pipe.sae.train import train_sae
 from spg_pipe.store.reader import FeatureStore
 
 SCORES: tuple[ImageScore, ...] = ("max", "top_mean", "log_mean_exp", "mix")
@@ -145,3 +149,33 @@ def test_a_bank_looks_at_what_counts(tiny_store: FeatureStore) -> None:
         bank.distances(tokens_of(TinyBackbone(), each)[0], kept) for each in (images, other)
     )
     assert np.array_equal(first.top, second.top)
+
+
+def test_a_real_network_of_small_reach_leaks_nothing(tiny_manifest: Manifest, tmp_path) -> None:
+    """EfficientNet-Lite0 at stride 8: what lies farther than its receptive field changes no bit."""
+    size, edge = 256, 96
+    backbone = load_backbone("efficientnet-lite0", image_size=size, layers=["s8"])
+    store = extracted(tiny_manifest, tmp_path / "store.zarr", backbone=backbone)
+    saes = train_sae(store, sae_params(dict_size=64, epochs=1), METHOD, seed=1)[0]
+    detector = weighted(make_detector(store, additive_plan(saes))[0])
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    other, kept = images.clone(), Kept(torch.ones(2, size, size))
+    kept.shares[:, :, edge:] = 0
+    changed = edge + receptive_field("s8") // 2
+    other[:, :, :, changed:] = torch.rand(2, 3, size, size - changed)
+    require_equal(*(judged(detector, backbone, each, kept) for each in (images, other)), kept, size)
+    other[:, :, :, edge:] = 0.5
+    near = [judged(detector, backbone, each, kept).columns["score"] for each in (images, other)]
+    assert not np.array_equal(*near)
+
+
+def receptive_field(layer: str) -> int:
+    """Pixels that a cell of a layer of EfficientNet-Lite0 sees, from its kernels and strides."""
+    seen, step, stride = 1, 1, int(layer[1:])
+    for module in timm.create_model("tf_efficientnet_lite0", features_only=True).modules():
+        if isinstance(module, torch.nn.Conv2d):
+            (kernel, _), (by, _) = module.kernel_size, module.stride
+            if step * by > stride:
+                break
+            seen, step = seen + (kernel - 1) * step, step * by
+    return seen

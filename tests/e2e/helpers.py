@@ -130,7 +130,6 @@ def pipeline_folder(folder: Path, *, git: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dvc.yaml", folder)
     shutil.copytree(ROOT / "stages", folder / "stages")
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
     if not git:
         must(dvc("init", "--no-scm", "-q", cwd=folder))
         return folder
@@ -162,6 +161,6 @@ def edit_params(folder: Path, changes: dict[str, Any]) -> None:
         *sections, key = place.split(".")
         target = content
         for section in sections:
-            target = target[section]
+            target = target.setdefault(section, {})
         target[key] = value
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

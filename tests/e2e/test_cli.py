@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 SMALL = {
     "name": "mini",
-    "demo_sets": [],
     "datasets": [
         {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
         {"name": "right", "layout": "visa", "root": "right", "split": "test"},
@@ -31,7 +30,7 @@ SMALL = {
     "directions": [{"aux": "left", "target": "right"}, {"aux": "right", "target": "left"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
     "extract": {"batch_images": 2},
-    "sae": {"dict_size": 64, "k": 4, "epochs": 2, "batch_images": 4},
+    "sae": {"dict_size": 64, "k": 4, "tokens": 1600, "batch_tokens": 16},
     "guides": {"epochs": 2},
 }
 

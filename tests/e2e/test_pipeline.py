@@ -9,7 +9,7 @@ from layouts import write_mvtec, write_visa
 from e2e.helpers import commit, dvc, edit_params, must, pipeline_folder, spg
 
 QUICK = {
-    "demo_sets": [],
+    "demo_sets": {},
     "datasets": [
         {"name": "left", "layout": "mvtec", "root": "left", "split": "test"},
         {"name": "right", "layout": "visa", "root": "right", "split": "test"},
@@ -17,7 +17,7 @@ QUICK = {
     "auxiliaries": ["left"],
     "directions": [{"aux": "left", "target": "right"}],
     "backbone.image_size": 64,
-    "sae": {"dict_size": 64, "k": 4, "epochs": 1},
+    "sae": {"dict_size": 64, "k": 4, "tokens": 1600, "batch_tokens": 16},
     "guides.epochs": 1,
 }
 
@@ -49,9 +49,12 @@ def test_repro_makes_every_artefact_and_then_nothing(project: Path) -> None:
 def test_dvc_shows_metrics_plots_and_params(project: Path) -> None:
     shown = json.loads(must(dvc("metrics", "show", "--json", cwd=project)))
     (table,) = shown[""]["data"].values()
-    assert "pixel_auroc" in table["data"]["mean"]["metrics"]
+    means = table["data"]["method default, metrics exact"]
+    assert "pixel_auroc" in means
+    assert all(isinstance(value, float) for value in means.values())
     must(dvc("plots", "show", cwd=project))
     edit_params(project, {"guides.epochs": 2})
+    must(dvc("repro", "recipe", cwd=project))
     status = must(dvc("status", cwd=project))
     changed = json.loads(must(dvc("params", "diff", "--json", cwd=project)))
     edit_params(project, {"guides.epochs": 1})

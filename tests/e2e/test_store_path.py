@@ -40,7 +40,7 @@ def test_a_stores_path_holds_what_the_parameters_say(tmp_path: Path) -> None:
 
     # Back: nothing of that was written through a link into the cache.
     must(run("git", "checkout", "-q", "--", "params.yaml", "dvc.lock", cwd=folder))
-    must(dvc("checkout", "--force", STAGE, cwd=folder))
+    must(dvc("checkout", "--force", STAGE, "recipe", cwd=folder))
     assert files(store) == first
     assert "up to date" in must(dvc("repro", STAGE, cwd=folder))
 

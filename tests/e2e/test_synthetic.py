@@ -10,7 +10,13 @@ from pipeline.test_parts import command
 
 from e2e.helpers import edit_params, must, pipeline_folder, run_stages, spg
 
-QUICK = {"sae.epochs": 1, "sae.dict_size": 64, "sae.k": 4, "backbone.image_size": 64}
+QUICK = {
+    "sae.tokens": 1600,
+    "sae.batch_tokens": 16,
+    "sae.dict_size": 64,
+    "sae.k": 4,
+    "backbone.image_size": 64,
+}
 
 
 def test_the_command_makes_a_set_of_a_folder_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
@@ -57,14 +63,12 @@ def test_a_recipe_trains_on_a_synthetic_set_and_the_report_says_so(tmp_path: Pat
 
 def recipe_of(names: list[str]) -> dict:
     """A recipe's data: synthetic sets of these names, `aux` for training."""
-    sets = [
-        {"name": n, "root": f"made/{n}", "source": "parts", "layout": "mvtec", "split": "train"}
-        for n in names
-    ]
+    given = {"source": "parts", "layout": "mvtec", "split": "train"}
+    sets = {name: given | {"root": f"made/{name}"} for name in names}
     rows = [{"name": n, "layout": "synthetic", "root": f"made/{n}", "split": "all"} for n in names]
     target = {"name": "target", "layout": "mvtec", "root": "target", "split": "test"}
     return {
-        "demo_sets": [],
+        "demo_sets": {},
         "synthetic_sets": sets,
         "datasets": [*rows, target],
         "auxiliaries": ["aux"],

@@ -44,7 +44,6 @@ main()
 def test_killed_trainings_go_on_to_the_same_bytes(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "left")
     recipe = RECIPE | {"directions": [], "datasets": RECIPE["datasets"][:1]}
-    recipe["sae"] = {**RECIPE["sae"], "epochs": 3}
     recipe["guides"] = {**RECIPE["guides"], "kind": "trained", "epochs": 3}
     (tmp_path / "params.yaml").write_text(json.dumps(recipe))
     assert spg("extract", cwd=tmp_path).returncode == 0

@@ -40,7 +40,7 @@ RECIPE: dict[str, Any] = {
     "auxiliaries": ["left"],
     "directions": [{"aux": "left", "target": "right"}],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8", "s16"]},
-    "sae": {"dict_size": 32, "k": 4, "epochs": 1, "batch_images": 4},
+    "sae": {"dict_size": 32, "k": 4, "tokens": 2400, "batch_tokens": 8},
     "guides": {"epochs": 1},
 }
 MakeRun = Callable[..., RecipeRun]

@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RecipeRun:
         "auxiliaries": ["parts"],
         "directions": [],
         "backbone": {"alias": "efficientnet-lite0", "image_size": 32},
-        "sae": SAE.model_dump() | {"epochs": 1},
+        "sae": SAE.model_dump() | {"epochs": 25},
         "guides": {"kind": "trained", "epochs": 1},
     }
     return RecipeRun(parse_params(content, "the test's recipe"), Console(), device="cpu", workers=1)

@@ -40,7 +40,7 @@ from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.methods import entries
 
 SEES = "synthetic defects on 12 normal images"
-PAINTED = {"name": "painted", "root": "syn/a", "source": "parts", "layout": "mvtec"}
+PAINTED = {"root": "syn/a", "source": "parts", "layout": "mvtec"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def run_of(**changes: Any) -> RecipeRun:
         {"name": "other", "layout": "mvtec", "root": "other"},
     ]
     recipe = RECIPE | {
-        "synthetic_sets": [PAINTED],
+        "synthetic_sets": {"painted": PAINTED},
         "datasets": rows,
         "auxiliaries": ["painted"],
         "directions": [{"aux": "painted", "target": "other"}],
@@ -205,7 +205,7 @@ def test_copies_of_an_image_share_a_fold_and_kinds_are_spread(store: FeatureStor
 
 def test_sets_inside_a_union_are_made(at_root):
     names = ("one", "two", "three")
-    sets = [PAINTED | {"name": name, "root": f"./union/{name}"} for name in names]
+    sets = {name: PAINTED | {"root": f"./union/{name}"} for name in names}
     union = {"name": "painted", "layout": "synthetic", "root": "union", "sets": ["one", "two"]}
     other = {"name": "other", "layout": "mvtec", "root": "other"}
     run = run_of(synthetic_sets=sets, datasets=[union, other])

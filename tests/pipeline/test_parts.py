@@ -29,7 +29,7 @@ from spg_pipe.store.reader import FeatureStore
 RECIPE: dict[str, Any] = CHECKED | {
     "datasets": [{"name": n, "layout": "mvtec", "root": n} for n in ("left", "right")],
     "backbone": {"alias": "efficientnet-lite0", "image_size": 64, "layers": ["s8"]},
-    "sae": {"dict_size": 16, "k": 4, "epochs": 1, "batch_images": 4},
+    "sae": {"dict_size": 16, "k": 4, "tokens": 2400, "batch_tokens": 8},
 }
 BAD = Path("left/bottle/test/good/001.png")
 Extract = Callable[..., Path]

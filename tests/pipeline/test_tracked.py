@@ -47,10 +47,10 @@ def test_what_dvc_does_not_see_is_refused(tmp_path: Path, below: str, sees: bool
 def test_a_stage_refuses_linked_folders_and_the_command_reads_them(tmp_path: Path) -> None:
     link(tmp_path, "bottle")
     row = {"name": "parts", "layout": "mvtec", "root": "parts"}
-    made = {"name": "made", "root": "made", "source": "parts", "layout": "mvtec"}
+    made = {"made": {"root": "made", "source": "parts", "layout": "mvtec"}}
     recipe = {"name": "x", "datasets": [row], "auxiliaries": [], "directions": []}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe | {"synthetic_sets": [made]}))
-    for stage in ("prepare@data0", "synthesise@data0"):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe | {"synthetic_sets": made}))
+    for stage in ("prepare@data0", "synthesise@made"):
         assert "does not look into linked folders" in one_message(run_stage(stage, tmp_path))
         assert not (tmp_path / "artifacts").exists()
     assert spg("prepare", cwd=tmp_path).returncode == 0

@@ -135,7 +135,7 @@ def test_a_mask_of_the_same_shape_serves_any_size_and_another_shape_is_an_error(
         assert view.ignored is not None
         assert view.ignored.shape == shape
         assert view.ignored_share == pytest.approx(0.5, abs=0.02)
-    with pytest.raises(SpgError, match=r"mask\.png has 40×30 pixels and the image 30×40"):
+    with pytest.raises(SpgError, match=r"mask\.png has 40×30 pixels and any\.png has 30×40"):
         viewing.of("any.png", "", (40, 30), exif=False)
 
 

@@ -1,5 +1,6 @@
 """dvc.yaml: no text of a recipe in a command, and the same paths and rows as the code has."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,20 +14,19 @@ from dvc.parsing import DataResolver
 from e2e.helpers import ROOT, one_message
 from e2e.helpers import run_stage as run_dvc_stage
 
-from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.cli.stage import run_stage
 from spg_pipe.datasets.manifest import ManifestRecord
 from spg_pipe.detector.metrics_file import MetricsRecord
 from spg_pipe.detector.record import DetectorRecord, ScoresRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.run import RecipeRun
-from spg_pipe.recipe.data import Section
 from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.paths import Paths, row_of
 from spg_pipe.sae.run import SaeQuality, SaeRecord
 from spg_pipe.store.format import SCHEMA_VERSION
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
 TOUCH = "x; touch P;"
 
 
@@ -34,7 +34,7 @@ def resolved(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """The stages that DVC makes of dvc.yaml and a recipe."""
     (folder / "params.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     repo = SimpleNamespace(fs=LocalFileSystem(), config={})
-    return DataResolver(repo, str(folder), {"stages": STAGES}).resolve()["stages"]
+    return DataResolver(repo, str(folder), PIPELINE).resolve()["stages"]
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         {"auxiliaries": [TOUCH, "' ; touch P; '", "x\ntouch P"]},
         {"directions": [{"aux": TOUCH, "target": "$(touch P)"}]},
         {"datasets": [{"name": TOUCH, "root": "; touch P", "split": "|touch P"}]},
-        {"demo_sets": [{"name": TOUCH, "root": "r\ntouch P"}]},
-        {"synthetic_sets": [{"name": "&& touch P", "root": "r", "source": "a;touch P"}]},
+        {"demo_sets": {TOUCH: {"root": "r\ntouch P"}}},
+        {"synthetic_sets": {"&& touch P": {"root": "r", "source": "a;touch P"}}},
         {"name": TOUCH, "artifacts": TOUCH, "backbone": {"alias": TOUCH, "image_size": TOUCH}},
     ],
 )
@@ -61,12 +61,14 @@ def test_a_command_is_the_same_whatever_the_recipe_says(tmp_path, demo, hostile)
 
 
 def test_all_stages_depend_on_the_check_of_the_recipe(tmp_path, demo) -> None:
-    (check,) = STAGES["recipe"]["outs"][0]
-    made = {"name": "made", "root": "made", "source": "parts"}
-    for name, stage in resolved(tmp_path, demo | {"synthetic_sets": [made]}).items():
-        assert (check in stage.get("deps", [])) is (name != "recipe"), name
+    (check,) = STAGES["recipe"]["outs"]
+    made = {"made": {"root": "made", "source": "parts"}}
+    for name, stage in resolved(tmp_path, demo | {"synthetic_sets": made}).items():
+        read = [Path(dep).stem for dep in stage["deps"] if dep.startswith(f"{check}/")]
+        assert bool(read) is (name != "recipe"), name
+        assert {*read} <= {*Params.model_fields}
     for name in ("demo_data", "synthesise"):  # a folder that the recipe names is ours to judge
-        assert STAGES[name]["outs"] == [{"${item.data.root}": {"persist": True}}]
+        assert STAGES[name]["do"]["outs"] == [{"${item.root}": {"persist": True}}]
 
 
 def test_rows_and_paths_are_those_of_the_code(tmp_path, demo) -> None:
@@ -81,7 +83,7 @@ def test_rows_and_paths_are_those_of_the_code(tmp_path, demo) -> None:
     for name, stage in resolved(tmp_path, recipe).items():
         row = row_of(params, f"sub/dvc.yaml:{name}") if "@" in name else {}
         if make := place.get(name.partition("@")[0]):
-            (out,) = stage["metrics"][0] if "metrics" in stage else [stage["outs"][0]]
+            out = stage["outs"][0]
             assert str(make(*row.values())) in (out if isinstance(out, str) else [*out])
             seen += 1
     assert seen == 2 + 2 + 4 + 4 + 4 + 4
@@ -100,20 +102,30 @@ def test_a_row_that_the_recipe_lacks_is_refused(demo, key: str) -> None:
         ({"artifacts": "linked/artifacts"}, None),
         ({"seeds": [TOUCH]}, "params.yaml has"),
         ({"artifacts": "../elsewhere"}, "The place of artifacts, ../elsewhere, is outside of"),
-        ({"demo_sets": [{"name": "demo-visa", "root": "/x"}]}, "The place of demo-visa, /x,"),
+        ({"demo_sets": {"demo-visa": {"root": "/x"}}}, "The place of demo-visa, /x,"),
+        ({"demo_sets": []}, "demo_sets: expected names with settings below, as `parts: {root: …}`"),
     ],
 )
 def test_the_first_stage_lets_nothing_harmful_pass(tmp_path, demo, changed, message) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(demo | changed))
     (tmp_path / "linked").symlink_to(ROOT)
     done = run_dvc_stage("recipe", tmp_path)
-    assert (tmp_path / "artifacts" / ".recipe-is-valid").exists() is (message is None)
+    written = {path.stem for path in (tmp_path / "artifacts" / "recipe").glob("*.json")}
+    assert written == (set() if message else set(Params.model_fields))
     if message:
         assert message in one_message(done)
 
 
-def test_stages_run_again_when_formats_or_defaults_change() -> None:
-    """DVC sees neither code nor defaults, so stages/results.yaml names them."""
+def test_the_sections_of_stages_have_defaults_and_formats(tmp_path, demo) -> None:
+    """DVC sees neither code nor defaults, so what stages depend on names them."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(demo))
+    run_dvc_stage("recipe", tmp_path)
+    sae = json.loads((tmp_path / "artifacts" / "recipe" / "sae.json").read_text())
+    assert (demo["sae"].get("activation"), sae["sae"]["activation"]) == (None, "topk")
+    assert sae["results"] == yaml.safe_load((ROOT / "stages" / "results.yaml").read_text())
+
+
+def test_results_yaml_names_the_formats_of_the_code() -> None:
     held = yaml.safe_load((ROOT / "stages" / "results.yaml").read_text())
     formats = {
         str(model.model_fields["kind"].default): model.model_fields["format"].default
@@ -126,14 +138,7 @@ def test_stages_run_again_when_formats_or_defaults_change() -> None:
             MetricsRecord,
         )
     } | {"store": SCHEMA_VERSION}
-    sections = {name: field.default for name, field in Params.model_fields.items()}
-    defaults = {
-        name: value.model_dump(mode="json")
-        for name, value in sections.items()
-        if isinstance(value, Section)
-    }
-    expected = {"formats": formats, "defaults": fingerprint(defaults)}
-    assert {key: held[key] for key in expected} == expected, "write these into stages/results.yaml"
+    assert held["formats"] == formats, "write these into stages/results.yaml"
     assert "stages/results.yaml" in STAGES["recipe"]["deps"]
 
 

@@ -87,6 +87,6 @@ def _recipe(root: Path) -> dict[str, object]:
         "auxiliaries": ["aux"],
         "directions": [{"aux": "aux", "target": "target"}],
         "backbone": {"alias": "efficientnet-lite0", "image_size": 64},
-        "sae": {"dict_size": 32, "k": 4, "tokens": 500, "batch_images": 2},
+        "sae": {"dict_size": 32, "k": 4, "tokens": 2400, "batch_tokens": 8},
         "guides": {"atoms": 5},
     }

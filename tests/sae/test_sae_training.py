@@ -22,7 +22,7 @@ from spg_pipe.sae import train as train_module
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.quality import measure
 from spg_pipe.sae.run import LayerQuality, SaeRun, read_quality
-from spg_pipe.sae.train import CONSTANTS, Callbacks, SaeResult, train_sae
+from spg_pipe.sae.train import CONSTANTS, Callbacks, SaeResult, steps_of, train_sae
 from spg_pipe.sae.trainer import SaeTrainer, StepConstants
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.source import TokenSource
@@ -73,6 +73,9 @@ def test_a_run_sees_its_epochs_or_its_budget_of_tokens(
     assert {layer: figures.tokens_seen for layer, figures in quality.items()} == seen
     assert quality["1"].steps == steps
     assert quality["1"].epochs == seen["1"] / 256
+    params = sae_params(**changes)
+    for (layer, figures), patches in zip(quality.items(), (16, 4), strict=True):
+        assert figures.steps == steps_of(params, 16, patches), layer
 
 
 def test_a_layer_does_not_depend_on_the_others(tiny_store: FeatureStore) -> None:

@@ -205,8 +205,7 @@ def predict_images(
     if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
     text = summary.text(ask.out, predictor.goods, ranks=bool(note))
-    console.text("
-".join([text, *decider.counts(), record.facts]))
+    console.text("\n".join([text, *decider.counts(), record.facts]))
     return summary
 
 

@@ -1,9 +1,10 @@
-"""Importing timm and torchvision without torch._dynamo: a second that only torch.compile needs."""
+"""Loading a backbone without torch._dynamo: a second of imports that only torch.compile needs."""
 
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -22,17 +23,17 @@ class _Deferred(ModuleType):
 
 @contextmanager
 def without_dynamo() -> Iterator[None]:
-    """While a library is imported, what it asks of torch._dynamo waits until it is called.
+    """While a library is imported or used, what it asks of torch._dynamo waits.
 
-    torchvision asks whether a device can compile, when regions are cropped; timm marks functions
-    of models that no detector uses as not to be compiled, and these marks are lost.
+    torchvision asks whether a device can compile, when regions are cropped; timm and PyTorch mark
+    functions as not to be compiled, which matters as soon as the real module is there.
     """
     importlib.import_module("torch")
     if any(name in sys.modules for name in _MODULES):
         yield
         return
     package, utils = (_Deferred(name) for name in _MODULES)
-    vars(package).update(__path__=[], utils=utils, disable=_unmarked)
+    vars(package).update(__path__=[], utils=utils, disable=_disable)
     vars(utils).update(is_compile_supported=_is_compile_supported)
     sys.modules |= {package.__name__: package, utils.__name__: utils}
     try:
@@ -47,8 +48,20 @@ def _give_way() -> None:
             del sys.modules[name]
 
 
-def _unmarked(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-    return function
+def _disable(function: Callable[..., Any], *given: object, **options: object) -> Callable[..., Any]:
+    """As torch._dynamo.disable, from the moment on that something can be compiled."""
+    marked: list[Callable[..., Any]] = []
+
+    @wraps(function)
+    def called(*arguments: object, **named: object) -> object:
+        real = sys.modules.get(_MODULES[0])
+        if real is None or isinstance(real, _Deferred):
+            return function(*arguments, **named)
+        if not marked:
+            marked.append(real.disable(function, *given, **options))
+        return marked[0](*arguments, **named)
+
+    return called
 
 
 def _is_compile_supported(device: str) -> bool:

@@ -84,7 +84,7 @@ def _build(request: Request) -> Backbone:
     with without_dynamo():
         from spg_pipe.backbones.timm_models import build_timm_cnn, build_timm_vit
 
-    return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
+        return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
 
 
 def resolve(name: str) -> BackboneInfo:

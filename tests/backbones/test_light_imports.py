@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 CODE = """
-import sys, time
-from spg_pipe.backbones.load import resolve
-assert resolve("resnet18").family == "timm-cnn"
-assert not {"torch._dynamo", "torch._dynamo.utils", "sympy"} & set(sys.modules)
+import sys
+from spg_pipe.backbones import load_backbone
+load_backbone("efficientnet-lite0", image_size=64)
+assert not {"torch._dynamo", "torch._dynamo.utils"} & set(sys.modules)
 import torch, torchvision
 boxes = torch.tensor([[0.0, 0.0, 0.0, 2.0, 2.0]])
 print(torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), boxes, 1).item())

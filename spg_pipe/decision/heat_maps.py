@@ -15,6 +15,8 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
+_BAND = 2**16
+"""Pixels at once, whose memory is used again: fresh pages would take most of the time."""
 
 
 def overlay(
@@ -47,15 +49,20 @@ def overlay_rgbx(
 
     (H, W, 4) uint8.
     """
-    level = anomaly_map * np.float32(255 / (high - low))
-    level += np.float32(0.5 - low * 255 / (high - low))
-    np.clip(level, 0, 255, out=level)
-    grey = np.asarray(Image.fromarray(image).convert("L"))
+    height, width = anomaly_map.shape
     colours, greys = _palettes()
     # Whole pixels of four bytes, of which none overflows into the next: eight times faster.
-    out = np.take(colours, level.astype(np.uint8))
-    out += np.take(greys, grey)
-    return out.view(np.uint8).reshape(*grey.shape, 4)
+    out = np.empty((height, width), np.uint32)
+    rows = max(1, _BAND // width)
+    for start in range(0, height, rows):
+        band = slice(start, start + rows)
+        level = anomaly_map[band] * np.float32(255 / (high - low))
+        level += np.float32(0.5 - low * 255 / (high - low))
+        np.clip(level, 0, 255, out=level)
+        grey = np.asarray(Image.fromarray(image[band]).convert("L"))
+        np.take(colours, level.astype(np.uint8), out=out[band], mode="clip")
+        out[band] += np.take(greys, grey)
+    return out.view(np.uint8).reshape(height, width, 4)
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:

@@ -228,7 +228,8 @@ def pixels_of(image: Given, *, exif: bool) -> np.ndarray:
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or len(image) not in (1, 3):
             raise SpgError(f"The image is a tensor of shape {tuple(image.shape)}. {_EXPECTED}")
-        return _coloured(image.detach().cpu().permute(1, 2, 0).numpy())
+        values = image.detach().cpu().permute(1, 2, 0)
+        return _coloured((values.float() if values.is_floating_point() else values).numpy())
     if isinstance(image, np.ndarray):
         return _coloured(image)
     raise SpgError(f"The image is a {type(image).__name__}. {_EXPECTED}")
@@ -255,7 +256,7 @@ def _coloured(values: np.ndarray) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise SpgError(f"The image has floats from {low:g} to {high:g}. {_EXPECTED}")
-        values = np.rint(values * 65535.0).astype(np.uint16)
+        values = np.rint(np.multiply(values, 65535, dtype=np.float64)).astype(np.uint16)
     if values.dtype not in (np.uint8, np.uint16):
         raise SpgError(f"The image is an array of {values.dtype}. {_EXPECTED}")
     return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))

@@ -141,7 +141,9 @@ def test_grey_is_repeated_and_floats_become_16_bits() -> None:
     assert (pixels.shape, pixels.dtype) == ((2, 2, 3), np.uint16)
     assert pixels[..., 0].tolist() == [[0, 32768], [65535, 16384]]
     assert (pixels == pixels[..., :1]).all()
-    np.testing.assert_array_equal(pixels_of(torch.from_numpy(grey)[None], exif=True), pixels)
+    tensor = torch.from_numpy(grey)[None]
+    for same in (tensor, tensor.bfloat16(), grey.astype(np.float16)):
+        np.testing.assert_array_equal(pixels_of(same, exif=True), pixels)
 
 
 @pytest.mark.parametrize(

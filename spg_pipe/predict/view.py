@@ -71,12 +71,12 @@ class View:
         0 where pixels do not count. A pixel of the square that is ignored gives nothing to its
         neighbours here either.
         """
-        kept = self.kept(len(square))
-        resized = self._resized(square)
-        if kept is not None:
+        if (kept := self.kept(len(square))) is None:
+            resized = self._resized(square)
+        else:
             counts = (kept > 0).astype(np.float32)
-            shares = self._resized(counts)
-            resized = self._resized(square * counts) / np.maximum(shares, np.float32(1e-30))
+            resized, shares = self._resized(square * counts), self._resized(counts)
+            resized /= np.maximum(shares, 1e-30, out=shares)
         if self.judged is not None:
             resized[~self.judged] = 0
         return resized

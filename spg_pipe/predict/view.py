@@ -16,6 +16,7 @@ from spg_pipe.images.reading import read_mask
 
 Fit = Literal["squash", "letterbox", "crop"]
 """The whole image made square, or padded to a square, or its centre square alone."""
+Area = tuple[slice, slice]
 FOR_ALL = "default"
 """In a folder of masks: the mask of images that have no other."""
 
@@ -39,23 +40,21 @@ class View:
         if self.blank and self.ignored is not None and not self.ignored.all():
             mean = pixels[~self.ignored].mean(axis=0).round()
             pixels = np.where(self.ignored[:, :, None], mean.astype(pixels.dtype), pixels)
-        if self.fit == "letterbox":
-            return np.pad(pixels, (*self._margins, (0, 0)), mode="symmetric")
-        (top, bottom), (left, right) = self._box
-        return pixels[top:bottom, left:right]
+        frame, shown, within = self._places
+        margins = [(at.start, side - at.stop) for side, at in zip(frame, within, strict=True)]
+        part = pixels[shown]
+        return np.pad(part, [*margins, (0, 0)], "symmetric") if any(map(any, margins)) else part
 
     def kept(self, size: int) -> np.ndarray | None:
         """How much each pixel of the square counts: (S, S) float32 in [0, 1]; None: all of it.
 
         An `SpgError` if nothing does.
         """
-        if self.ignored is None and (self.fit != "letterbox" or len({*self.shape}) == 1):
+        frame, shown, within = self._places
+        square = np.zeros(frame, np.uint8)
+        square[within] = 255 if self.ignored is None else np.where(self.ignored[shown], 0, 255)
+        if square.all():
             return None
-        counts = np.ones(self.shape, bool) if self.ignored is None else ~self.ignored
-        (top, bottom), (left, right) = self._box
-        square = np.multiply(counts[top:bottom, left:right], 255, dtype=np.uint8)
-        if self.fit == "letterbox":
-            square = np.pad(square, self._margins)
         shares = Image.fromarray(square).resize((size, size), Image.Resampling.BOX)
         kept = np.asarray(shares, np.float32) / 255
         if not kept.any():
@@ -63,7 +62,7 @@ class View:
                 f"All of {self.name} is ignored, so there is nothing to judge. Give a mask in "
                 "which 0 marks what is to be judged."
             )
-        return None if (kept == 1).all() else kept
+        return kept
 
     def back(self, square: np.ndarray) -> np.ndarray:
         """A finished map of the square, (S, S), as the image's: (H, W) float32, bilinear.
@@ -71,12 +70,12 @@ class View:
         0 where pixels do not count. A pixel of the square that is ignored gives nothing to its
         neighbours here either.
         """
-        kept = self.kept(len(square))
-        resized = self._resized(square)
-        if kept is not None:
+        if (kept := self.kept(len(square))) is None:
+            resized = self._resized(square)
+        else:
             counts = (kept > 0).astype(np.float32)
-            shares = self._resized(counts)
-            resized = self._resized(square * counts) / np.maximum(shares, np.float32(1e-30))
+            resized, shares = self._resized(square * counts), self._resized(counts)
+            resized /= np.maximum(shares, 1e-30, out=shares)
         if self.judged is not None:
             resized[~self.judged] = 0
         return resized
@@ -84,12 +83,10 @@ class View:
     @cached_property
     def judged(self) -> np.ndarray | None:
         """(H, W) bool: which pixels count; None: all."""
-        (top, bottom), (left, right) = self._box
-        if self.ignored is None and (bottom - top, right - left) == self.shape:
+        if self.ignored is None and self.fit != "crop":
             return None
-        judged = np.zeros(self.shape, bool)
-        part = (slice(top, bottom), slice(left, right))
-        judged[part] = True if self.ignored is None else ~self.ignored[part]
+        judged, shown = np.zeros(self.shape, bool), self._places[1]
+        judged[shown] = True if self.ignored is None else ~self.ignored[shown]
         return judged
 
     @property
@@ -99,32 +96,26 @@ class View:
 
     def _resized(self, square: np.ndarray) -> np.ndarray:
         """(S, S) at the image's size; 0 outside of what was shown."""
-        (top, bottom), (left, right) = self._box
-        (above, below), (before, after) = self._margins
-        height, width = bottom - top, right - left
-        whole = resize_maps(square[None], (above + height + below, before + width + after))[0]
+        frame, shown, within = self._places
+        whole = resize_maps(square[None], frame)[0]
         if whole.shape == self.shape:
             return whole
         resized = np.zeros(self.shape, np.float32)
-        resized[top:bottom, left:right] = whole[above:][:height, before:][:, :width]
+        resized[shown] = whole[within]
         return resized
 
-    @property
-    def _box(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """First and last row, first and last column that are shown; the last not included."""
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], Area, Area]:
+        """(H, W) of what is resized to the square; what of the image it shows, and where."""
         side = min(self.shape) if self.fit == "crop" else max(self.shape)
-        rows, columns = (((each - side) // 2 if each > side else 0) for each in self.shape)
-        height, width = self.shape
-        return (rows, min(rows + side, height)), (columns, min(columns + side, width))
+        frame = self.shape if self.fit == "squash" else (side, side)
 
-    @property
-    def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows above and below, columns before and after, that a letterbox pads."""
-        if self.fit != "letterbox":
-            return (0, 0), (0, 0)
-        missing = [max(self.shape) - each for each in self.shape]
-        above, before = (each // 2 for each in missing)
-        return (above, missing[0] - above), (before, missing[1] - before)
+        def centred(own: tuple[int, int], other: tuple[int, int]) -> Area:
+            starts = [max(0, (a - b) // 2) for a, b in zip(own, other, strict=True)]
+            sides = [min(a, b) for a, b in zip(own, other, strict=True)]
+            return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
+
+        return frame, centred(self.shape, frame), centred(frame, self.shape)
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,15 @@ class FittedBank:
         Raises
         ------
         SpgError
-            If the tokens have another grid than the bank's.
+            If the tokens have another grid or width than the bank's.
         """
         for layer, (h, w) in self.record.grids.items():
-            if (patches := tokens[layer].shape[1] - 1) != h * w:
+            patches, width = tokens[layer].shape[1] - 1, self.memory.kept[layer].shape[1]
+            if (patches, tokens[layer].shape[2]) != (h * w, width):
                 raise SpgError(
-                    f"An image has {patches} patches in layer {layer}, and the bank is of images "
-                    f"with {h}×{w}. Fit the bank again with `{MAKE}`."
+                    f"An image has {patches} patches of width {tokens[layer].shape[2]} in layer "
+                    f"{layer}, and the bank is of images with {h}×{w} of {width}. Fit the bank "
+                    f"again with `{MAKE}`."
                 )
         distances = self.memory.distances(tokens, kept)
         if alone or self.record.footing is None:

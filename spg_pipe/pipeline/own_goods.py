@@ -4,17 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.bank.few_shot import note_of_copies
 from spg_pipe.bank.fitted import FittedBank, is_bank
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, one_line
-from spg_pipe.images.notes import file_notes, look_at, peak_of
-from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.pipeline.predict import Ask
-from spg_pipe.predict.normals import fit_normals, notes_of, read_normals
-from spg_pipe.predict.predictor import load_predictor
-from spg_pipe.recipe.machine import choose_device
+from spg_pipe.pipeline.predict import Ask, ready
 
 
 def fit_goods(ask: Ask, console: Console) -> FittedBank:
@@ -25,25 +19,18 @@ def fit_goods(ask: Ask, console: Console) -> FittedBank:
     An `SpgError` if `out` holds anything but a bank, the images make none, or the detector cannot
     be loaded.
     """
-    if ask.normals is None:
-        raise SpgError("Which images? Add --normals FOLDER.")
+    normals = ask.normals
+    if normals and is_bank(normals.path):
+        raise SpgError(f"--normals {normals.path} is a bank already. Give a folder of images.")
     if ask.out.exists() and any(ask.out.iterdir()) and not is_bank(ask.out):
         raise SpgError(f"{ask.out} holds other files than a bank. Choose another --out.")
     require_writable(ask.out)
-    detector, device = Detector.load(ask.detector), choose_device(ask.device)
-    alone = detector.record.rule.rule != "additive"
-    manifest = read_normals(replace(ask.normals, alone=alone), detector)
-    files = [(path, manifest.root / path) for path in manifest.table["path"]]
-    seen = look_at(files, exif=manifest.exif)
-    for note in dict.fromkeys([*notes_of(manifest), *file_notes(seen, peak := peak_of(seen))]):
-        console.say(f"Note: {note}")
-    predictor = load_predictor(detector, ask.tiles, ask.weights, device, console.announce)
-    manifest, params = replace(manifest, white=white_of(peak)), ask.normals.params
-    with console.progress("normals") as update:
-        bank = fit_normals(predictor, manifest, params, ask.viewing, progress=update)
+    published = Detector.load(ask.detector).record.rule.rule == "published"
+    normals = normals and replace(normals, alone=published)
+    bank = ready(replace(ask, normals=normals), console).predictor.bank
+    if bank is None:
+        raise SpgError("A bank of which images? Give a folder of normal ones (--normals).")
     bank.save(ask.out)
-    if copies := bank.record.copies:
-        console.say(note_of_copies(copies, len(manifest)))
     console.result(_content(bank, ask.out), _text(bank, ask.out))
     return bank
 

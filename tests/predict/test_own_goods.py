@@ -116,6 +116,14 @@ def test_a_folder_with_other_files_is_not_replaced(run, made, tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_bank_is_no_folder_of_images(run, made, tmp_path):
+    assert fit(run, made, tmp_path / "bank")[0] == 0
+    given = ("fit", made / "detector", "--normals", tmp_path / "bank", "--out", tmp_path / "more")
+    code, _, err = run(*given)
+    assert code == 1
+    assert "is a bank already" in err
+
+
 def test_a_bank_alone_names_no_licence_of_the_detector(run, made, tmp_path):
     given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
     _, _, both = run(*given, "--normals", made / "normals")

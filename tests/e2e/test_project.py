@@ -12,7 +12,7 @@ from e2e.helpers import ROOT, commit, dvc, environment, must, one_message, run, 
 from spg_pipe.recipe.params import load_params
 
 SMALL = """
-sae: {dict_size: 64, k: 4, epochs: 1}
+sae: {dict_size: 64, k: 4, tokens: 1600, batch_tokens: 16}
 backbone: {alias: efficientnet-lite0, image_size: 64, layers: [s16]}
 """
 

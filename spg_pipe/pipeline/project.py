@@ -143,10 +143,13 @@ def activation() -> list[str]:
 
     Nothing if they are already, or if it is no virtual environment.
     """
-    here = Path(sys.executable).parent
-    if any(Path(found).parent == here for found in [shutil.which("spg-pipe")] if found):
+    here, found = Path(sys.executable).parent, shutil.which("spg-pipe")
+    script = here / "activate"
+    if (found and Path(found).parent == here) or not script.exists():
         return []
-    return [f"source {shlex.quote(str(here / 'activate'))}"] if (here / "activate").exists() else []
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return [f"source {shlex.quote(str(script))}"]
 
 
 def _first_recipe(folder: Path, recipe: str | None, folders: Mapping[str, Path]) -> str:
@@ -199,8 +202,8 @@ def _has_dvc(folder: Path) -> bool:
 
 def _next_commands(folder: Path) -> list[str]:
     """What to do in the new project, as a shell takes it."""
-    lines = [f"cd {shlex.quote(str(folder))}"] if folder.resolve() != Path.cwd() else []
-    lines += [*activation(), "dvc repro"]
+    away = folder.resolve() != Path.cwd()
+    lines = [*activation(), *([f"cd {shlex.quote(str(folder))}"] if away else []), "dvc repro"]
     if _repository(folder):
         files = [".dvc", ".dvcignore", ".gitignore", "dvc.yaml", str(DEFAULT_PARAMS), "stages"]
         there = " ".join(name for name in files if (folder / name).exists())

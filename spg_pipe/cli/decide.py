@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import VIEW, BankOption, Options, TilesOption, ask_of, shared
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ Method = Literal["conformal", "tolerance", "f1-max", "recall", "manual"]
 """As `decision` has it, which is not loaded before it is needed."""
 
 
-@shared("weights", "overrides", "device", *BY_HAND, "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", *BY_HAND, "verbose", "quiet", "as_json")
 def calibrate(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],

@@ -194,6 +194,23 @@ def test_images_of_the_bank_are_left_out_and_the_bank_must_be_the_same(
     assert "and is none" in said
 
 
+def test_what_is_ignored_and_the_view_are_part_of_a_calibration(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good, mask = labelled / "nut" / "good", tmp_path / "mask.png"
+    left = np.zeros((40, 48), np.uint8)
+    left[:, :24] = 255
+    Image.fromarray(left).save(mask)
+    run("calibrate", detector, good, "--ignore", mask)
+    lines = lines_of(run("predict", detector, good, "--ignore", mask))
+    limits = Calibration.load(tmp_path / "detector-calibration.json").limits("")
+    assert limits.pixel
+    assert limits.pixel.value == max(line["peak"] for line in lines)
+    run("predict", detector, good, fails="what --ignore leaves out was")
+    again = ("--ignore", mask, "--letterbox")
+    run("predict", detector, good, *again, fails="made square was squash and is letterbox")
+
+
 def test_by_hand_or_without_a_calibration(
     run: Command, detector: Path, labelled: Path, tmp_path: Path
 ) -> None:

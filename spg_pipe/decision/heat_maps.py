@@ -75,25 +75,18 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
 def outline(
     image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)
 ) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
+    """A copy of an image (H, W, 3 or 4) uint8 with a line of a pixel around a mask's regions.
 
     The mask (H, W) is above 0 in a defect; the line is white, with a black one around it: one of
     the two contrasts with any picture.
     """
     out = image.copy()
-    draw_outline(out, mask, colour)
-    return out
-
-
-def draw_outline(
-    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)
-) -> None:
-    """`outline` in the image (H, W, 3 or 4) itself."""
     inside = mask > 0
     for line in (colour, (0, 0, 0)):
         grown = _grown(inside)
-        image[grown & ~inside, :3] = line
+        out[grown & ~inside, :3] = line
         inside = grown
+    return out
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

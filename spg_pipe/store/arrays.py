@@ -33,7 +33,6 @@ def store_of_arrays(
     tokens: np.ndarray | Mapping[str, np.ndarray],
     *,
     masks: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
     name: str = "arrays",
     replace: bool = False,
 ) -> FeatureStore:
@@ -49,9 +48,8 @@ def store_of_arrays(
     tokens : (n, h, w, D), (n, N, D) with N a square, or (n, D): one patch each
         float16, or else kept as float32. A mapping for several layers: name → array.
     masks : (n, H, W), optional
-        Above 0 is a defect; of any size, since they are resized to `PATCH` pixels a patch.
-    labels : (n,) int, optional
-        0 normal, 1 anomalous. Default: by the masks; without masks nothing is known.
+        Above 0 is a defect, and without one an image is normal; without masks nothing is known.
+        Of any size: they are resized to `PATCH` pixels a patch.
     name : str
         What the tokens were made by. Detectors are for tokens of the same name.
     replace : bool
@@ -66,14 +64,16 @@ def store_of_arrays(
     if not given:
         raise SpgError("There is no array of tokens. Give one, or a mapping from names to arrays.")
     layers = {layer: _on_grid(layer, np.asarray(each)) for layer, each in given.items()}
-    images = {len(each) for each in (*layers.values(), masks, labels) if each is not None}
-    if len(images) != 1 or 0 in images:
+    masks = None if masks is None else np.asarray(masks)
+    images = {len(each) for each in (*layers.values(), masks) if each is not None}
+    if len(images) != 1 or 0 in images or (masks is not None and masks.ndim != 3):
+        shapes = [each.shape for each in (*layers.values(), masks) if each is not None]
         raise SpgError(
-            f"Tokens, masks and labels are of {sorted(images)} images: expected is one number "
-            "above 0, the same for all."
+            f"The arrays are of shapes {shapes}. Expected are tokens and masks (images, height, "
+            "width) of as many images, at least one."
         )
     side = PATCH * max(max(each.shape[1:3]) for each in layers.values())
-    manifest = _manifest(name, layers, masks, labels, side)
+    manifest = _manifest(name, layers, masks, side)
     spec = _spec(name, layers, manifest, side)
     with StoreWriter(Path(path), spec, manifest, replace=replace) as writer:
         if not writer.up_to_date:
@@ -118,34 +118,27 @@ def _on_grid(layer: str, tokens: np.ndarray) -> np.ndarray:
 
 
 def _manifest(
-    name: str,
-    layers: Mapping[str, np.ndarray],
-    masks: np.ndarray | None,
-    labels: np.ndarray | None,
-    side: int,
+    name: str, layers: Mapping[str, np.ndarray], masks: np.ndarray | None, side: int
 ) -> Manifest:
     """A row an image, which its tokens and its mask identify."""
     rows = []
-    for row in range(len(next(iter(layers.values())))):
+    for row, tokens in enumerate(zip(*layers.values(), strict=True)):
         mask = None if masks is None else masks[row]
-        label = LABEL_UNKNOWN
-        if labels is not None or mask is not None:
-            marked = mask is not None and bool(np.any(mask))
-            anomalous = marked if labels is None else bool(labels[row])
-            label = LABEL_ANOMALOUS if anomalous else LABEL_NORMAL
-        given = MaskState.GIVEN if mask is not None else MaskState.MISSING
-        content = [np.ascontiguousarray(each[row]).tobytes() for each in layers.values()]
+        known = {"label": LABEL_UNKNOWN, "mask_state": MaskState.MISSING, "defect": ""}
+        if mask is not None and mask.any():
+            known = {"label": LABEL_ANOMALOUS, "mask_state": MaskState.GIVEN, "defect": "defect"}
+        elif mask is not None:
+            known = {"label": LABEL_NORMAL, "mask_state": MaskState.EMPTY, "defect": "good"}
+        height, width = (side, side) if mask is None else mask.shape
         rows.append(
-            {
+            known
+            | {
                 "path": f"{row:07d}",
                 "mask": "" if mask is None else f"{row:07d}_mask",
-                "mask_state": MaskState.EMPTY if label == LABEL_NORMAL else given,
                 "category": name,
-                "defect": {LABEL_NORMAL: "good", LABEL_ANOMALOUS: "defect"}.get(label, ""),
-                "label": label,
-                "height": side if mask is None else mask.shape[0],
-                "width": side if mask is None else mask.shape[1],
-                "sha256": hashlib.sha256(b"".join(content)).hexdigest(),
+                "height": height,
+                "width": width,
+                "sha256": hashlib.sha256(b"".join(each.tobytes() for each in tokens)).hexdigest(),
                 "mask_sha256": "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
             }
         )

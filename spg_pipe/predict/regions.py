@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
-from skimage.measure import approximate_polygon, find_contours
 
 from spg_pipe.artefacts.record import Count, Record, Size
 from spg_pipe.metrics.regions import label_regions
@@ -200,6 +199,9 @@ def _run_lengths(
 
 def _polygon(mask: np.ndarray) -> np.ndarray:
     """[x, y] (n, 2) along the outer border of a region (h, w) bool, simplified."""
+    # Imported here: it brings scipy.stats, half a second.
+    from skimage.measure import approximate_polygon, find_contours
+
     lines = find_contours(np.pad(mask, 1).astype(np.float64), 0.5, fully_connected="high")
     border = min(lines, key=lambda line: line[:, 0].min())  # holes begin below the region's top
     simple = approximate_polygon(border, TOLERANCE)

@@ -99,7 +99,7 @@ class View:
         """(S, S) at the image's size; 0 outside of what was shown."""
         frame, shown, within = self._places
         whole = resize_maps(square[None], frame)[0]
-        if whole.shape == self.shape:
+        if frame == self.shape:
             return whole
         resized = np.zeros(self.shape, np.float32)
         resized[shown] = whole[within]

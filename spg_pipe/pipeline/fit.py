@@ -41,21 +41,13 @@ _RECIPE = """\
 name: {name}
 artifacts: artifacts
 seeds: [{seed}]
-demo_sets: []
-synthetic_sets: []
 datasets:
   - {{name: {name}, layout: {layout}, root: {root}, split: all}}
 auxiliaries: [{name}]
 directions: []
 backbone: {{alias: {backbone}, image_size: {image_size}}}
 extract: {{skip_bad: {skip_bad}}}
-method: {{}}
 sae: {{dict_size: 2048, tokens: 400000}}
-guides: {{}}
-decision: {{}}
-score: {{}}
-metrics: {{}}
-published: []
 """
 
 

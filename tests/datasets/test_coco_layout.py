@@ -8,14 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from layouts import photos, scanned
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_masks
+from scipy.ndimage import maximum_filter
 
 from spg_pipe.errors import SpgError
+from spg_pipe.images.annotations import drawn
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.reading import read_mask
 
 SQUARE = [[2, 1, 5, 1, 5, 3, 2, 3]]
 """Pixels of rows 1, 2 and columns 2, 3, 4."""
+BIT = st.integers(0, 1)
 
 
 def coco(root: Path, *objects: dict[str, Any], file: str = "annotations/all.json") -> Path:
@@ -54,34 +62,49 @@ def test_images_without_annotations_are_normal_and_classes_name_defects(tmp_path
     assert not [note for note in found.notes if "all.json" in note]
 
 
+def drawn_from(root: Path, *shapes: object) -> np.ndarray:
+    """The mask of an image of 5×7 pixels with objects of these shapes."""
+    coco(root, *(marked(2, 1, shape) for shape in shapes))
+    return read_mask(root / "annotations" / "all.json#2", exif=False)
+
+
 def test_polygons_and_run_lengths_draw_the_same_mask(tmp_path):
     expected = np.zeros((5, 7), np.uint8)
     expected[1:3, 2:5] = 1
-    flat = expected.T.reshape(-1)
-    changes = np.flatnonzero(np.diff(flat, prepend=0, append=2))
-    counts = np.diff(changes, prepend=0).tolist()
-    for shape in (
-        SQUARE,
-        {"size": [5, 7], "counts": counts},
-        {"size": [5, 7], "counts": text_of(counts)},
-    ):
-        root = coco(tmp_path, marked(2, 1, shape))
-        mask = read_mask(root / "annotations" / "all.json#2", exif=False)
+    text = coco_masks.encode(np.asfortranarray(expected))["counts"].decode()
+    for shape in (SQUARE, runs([11, 2, 3, 2, 3, 2, 12]), runs(text)):
+        mask = drawn_from(tmp_path, shape)
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(mask, expected)
 
 
-def text_of(counts: list[int]) -> str:
-    """Run lengths as COCO compresses them."""
-    text = ""
-    for place, count in enumerate(counts):
-        value = count - counts[place - 2] if place > 2 else count
-        more = True
-        while more:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + (bits | 32 if more else bits))
-    return text
+def runs(counts: object) -> dict[str, object]:
+    """Run lengths of an image of 5×7 pixels."""
+    return {"size": [5, 7], "counts": counts}
+
+
+def content_of(size: tuple[int, int], part: object) -> bytes:
+    """What draws a mask of one object, as `mask_content` gives it."""
+    return json.dumps({"size": size, "parts": [part]}).encode()
+
+
+@given(mask=arrays(np.uint8, st.tuples(st.integers(1, 60), st.integers(1, 60)), elements=BIT))
+def test_compressed_run_lengths_are_pycocotools(mask):
+    text = coco_masks.encode(np.asfortranarray(mask))["counts"].decode()
+    part = {"size": mask.shape, "counts": text}
+    np.testing.assert_array_equal(drawn(content_of(mask.shape, part)), mask)
+
+
+@given(corners=arrays(float, st.tuples(st.integers(3, 9), st.just(2)), elements=st.floats(0, 60)))
+def test_a_polygon_differs_from_pycocotools_at_its_border_alone(corners):
+    polygon = corners.round(2).reshape(-1).tolist()
+    theirs = coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects([polygon], 60, 60)))
+    ours = drawn(content_of((60, 60), [polygon]))
+    outline = Image.new("L", (60, 60))
+    ends = [*map(tuple, corners - 0.5), tuple(corners[0] - 0.5)]
+    ImageDraw.Draw(outline).line(ends, fill=1)
+    near = maximum_filter(np.asarray(outline), 5)
+    assert not (ours != theirs)[near == 0].any()
 
 
 def test_several_objects_are_one_mask_and_a_change_is_seen(tmp_path):

@@ -122,7 +122,8 @@ def _table_of(root: Path) -> Path:
     """The CSV file of a folder that has the columns `path` and `label`."""
     found = []
     for path in sorted(root.glob("*.csv")):
-        header = path.open("rb").readline(10_000).decode("utf-8-sig", "replace").strip()
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = file.readline(10_000).strip()
         names = {name.strip(' "') for name in header.split(delimiter_of(header))}
         found += [path] if {"path", "label"} <= names else []
     if len(found) == 1:

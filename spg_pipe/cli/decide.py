@@ -21,9 +21,9 @@ def calibrate(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
     sources: Annotated[
-        list[Path],
-        Argument(metavar="GOOD...", help="Normal images, folders; or good/ beside defects."),
-    ],
+        list[Path] | None,
+        Argument(metavar="[GOOD...]", help="Normal images, folders; or good/ beside defects."),
+    ] = None,
     method: Annotated[Method, Option(help="How thresholds are found.")] = "conformal",
     false_alarms: Annotated[
         float | None, Option(min=1e-6, max=0.9, help="Their rate among normal images [0.05].")
@@ -52,18 +52,19 @@ def calibrate(
     """Set the thresholds of `predict` from images that are known to be good.
 
     With the methods f1-max and recall also from images with defects, in folders as for training.
+    Without GOOD, from the normal images of --normals themselves, each judged without itself.
     """
     from spg_pipe.pipeline.calibrate import HowToCalibrate, in_words
     from spg_pipe.pipeline.calibrate import calibrate as make
 
     asked = _asked(options, method, false_alarms, confidence, recall)
-    names = [str(source) for source in sources]
+    names = [str(source) for source in sources or ()]
     file = out or detector  # no image lies in a detector's folder
     ask = ask_of(options, detector, names, file, normals, bank, tiles)
     console = options.console()
     path, made = make(ask, HowToCalibrate(asked, by_folder, valid_days, out), console)
     content = {"calibration": path} | made.model_dump(mode="json")
-    console.result(content, in_words(path, made, detector))
+    console.result(content, in_words(path, made, ask))
 
 
 def _asked(

@@ -51,6 +51,8 @@ class GroupScores:
     """(m,) float64: scores of images with a defect."""
     pixels: Groups | None
     """The map's values under normal images and under masks; None if no mask is known."""
+    left_out: bool = False
+    """Normal images are those of a bank, each judged without itself; they have no `tops`."""
 
 
 def limits_of(scores: GroupScores, asked: Asked) -> Limits:
@@ -61,8 +63,10 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
     image: Threshold | None
     pixel: Threshold | None
     if asked.from_normals:
-        image = _of_normals(scores.normal, asked, "scores", "score")
-        pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+        image = _of_normals(scores.normal, asked, "scores", "score", left_out=scores.left_out)
+        pixel = None
+        if not scores.left_out:
+            pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
     elif asked.method == "manual":
         image = _by_hand(scores.normal, asked.threshold, "score")
         pixel = _by_hand(scores.tops, asked.pixel_threshold, "have a pixel")
@@ -79,8 +83,17 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
     return Limits(image=image, pixel=pixel, scores=ascending, anomalous=len(scores.anomalous))
 
 
-def _of_normals(values: np.ndarray, asked: Asked, one: str, many: str) -> Threshold:
+def _of_normals(
+    values: np.ndarray, asked: Asked, one: str, many: str, *, left_out: bool = False
+) -> Threshold:
     rate, images = asked.false_alarms, counted(len(values), "normal image")
+    if left_out:
+        return Threshold(
+            value=conformal_threshold(values, rate),
+            says=f"About {rate:g} of normal images {many} above it, to judge by {images} of the "
+            "bank, each left out once (jackknife). Nothing is promised: for that, calibrate on "
+            "others.",
+        )
     if asked.method == "conformal":
         return Threshold(
             value=conformal_threshold(values, rate),

@@ -25,6 +25,7 @@ from spg_pipe.pipeline.decide import judging_of
 from spg_pipe.pipeline.predict import Ask, ready
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
+from spg_pipe.predict.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class _Group:
     tops: list[np.float32] = field(default_factory=list)
     anomalous: list[float] = field(default_factory=list)
     pixels: HistogramAccumulator = field(default_factory=HistogramAccumulator)
+    left_out: bool = False
+    """See `GroupScores.left_out`."""
 
     def add(self, seen: Seen) -> None:
         if seen.known.label == LABEL_ANOMALOUS:
@@ -80,7 +83,8 @@ class _Group:
     def scores(self) -> GroupScores:
         groups = self.pixels.groups() if self.pixels.counts.anomalous_pixels else None
         tops = np.array(self.tops, np.float32)
-        return GroupScores(np.array(self.normal), tops, np.array(self.anomalous), groups)
+        anomalous = np.array(self.anomalous)
+        return GroupScores(np.array(self.normal), tops, anomalous, groups, self.left_out)
 
 
 def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Calibration]:
@@ -99,6 +103,8 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
     if how.by_folder:
         _require_cameras([item.group for item in items])
     groups, left_out = defaultdict[str, _Group](_Group), defaultdict[str, list[str]](list)
+    if not ask.sources:
+        groups[""] = _of_goods(predictor, how)
     contents: dict[str, int] = {}
     for item in items:
         left_out[_unwanted(known_of(item, known), how.asked)].append(item.name)
@@ -134,6 +140,18 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
     ).sealed()
     made.save(path)
     return path, made
+
+
+def _of_goods(predictor: Predictor, how: HowToCalibrate) -> _Group:
+    """The normal images of the bank, each judged without itself."""
+    bank = predictor.bank
+    scores = bank.record.scores(alone=predictor.alone) if bank else np.empty(0)
+    if not len(scores) or how.by_folder or how.asked.method not in ("conformal", "manual"):
+        raise SpgError(
+            "Which images? Name normal ones (GOOD...). Without, a calibration is of the images of "
+            "--normals themselves, two or more, by the method conformal or manual and in one group."
+        )
+    return _Group(scores.tolist(), left_out=True)
 
 
 def labels_of(sources: Sequence[Path], asked: Asked) -> dict[Path, Known]:
@@ -232,7 +250,7 @@ def _limits(groups: Mapping[str, _Group], asked: Asked) -> dict[str, Limits]:
     return limits
 
 
-def in_words(path: Path, made: Calibration, detector: Path) -> str:
+def in_words(path: Path, made: Calibration, ask: Ask) -> str:
     """The thresholds, what is promised, and what to do next."""
     lines = []
     for name, limits in made.groups.items():
@@ -242,8 +260,9 @@ def in_words(path: Path, made: Calibration, detector: Path) -> str:
         lines += _line("image score", limits.image) + _line("pixel", limits.pixel)
     until = f"; it holds until {made.valid_until}" if made.valid_until else ""
     lines.append(f"Calibration → {path}{until}")
-    beside = "" if path == place_beside(detector) else f" --calibration {path}"
-    return "\n".join([*lines, f"Decide with: spg-pipe predict {detector} SOURCE{beside}"])
+    beside = "" if path == place_beside(ask.detector) else f" --calibration {path}"
+    given = f"{ask.detector} SOURCE{ask.again}{beside}"
+    return "\n".join([*lines, f"Decide with: spg-pipe predict {given}"])
 
 
 def _line(what: str, threshold: Threshold | None) -> list[str]:

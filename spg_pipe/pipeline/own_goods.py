@@ -31,7 +31,7 @@ def fit_goods(ask: Ask, console: Console) -> FittedBank:
     if bank is None:
         raise SpgError("A bank of which images? Give a folder of normal ones (--normals).")
     bank.save(ask.out)
-    console.result(_content(bank, ask.out), _text(bank, ask.out))
+    console.result(_content(bank, ask.out), _text(bank, ask))
     return bank
 
 
@@ -43,11 +43,12 @@ def _content(bank: FittedBank, out: Path) -> dict[str, object]:
     return {"bank": out, "backbone": record.backbone.seen_at, "weight": weight, **content}
 
 
-def _text(bank: FittedBank, out: Path) -> str:
-    record = bank.record
+def _text(bank: FittedBank, ask: Ask) -> str:
+    record, shown = bank.record, replace(ask, normals=None).again
     alone = record.footing is None
     ranked = sorted(record.goods, key=lambda good: -((good.alone if alone else good.fused) or 0.0))
-    lines = ["Each by a bank of the others (leave-one-out):"]
+    how = "alone" if alone else "with the guides, and alone"
+    lines = [f"Each by a bank of the others (leave-one-out), {how}:"]
     for good in ranked:
         scores = [score for score in (good.fused, good.alone) if score is not None]
         lines.append(one_line("  ".join([*(f"{score:9.4f}" for score in scores), good.path])))
@@ -60,5 +61,9 @@ def _text(bank: FittedBank, out: Path) -> str:
     if record.footing:
         lines.append(f"weight of the bank beside the guides {record.footing.weight:.4f}")
     return "\n".join(
-        [*lines, f"Bank {record.fingerprint[:8]} of {len(record.goods)} images: {out}"]
+        [
+            *lines,
+            f"Bank {record.fingerprint[:8]} of {len(record.goods)} images → {ask.out}",
+            f"Judge with: spg-pipe predict {ask.detector} SOURCE --normals {ask.out}{shown}",
+        ]
     )

@@ -1,6 +1,7 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
 import heapq
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +37,7 @@ from spg_pipe.predict.result import Failure, Line, Result
 from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
+from spg_pipe.recipe.params import BankParams
 
 RANKED = 20
 """Images that are named at the end, those with the highest scores."""
@@ -83,6 +85,22 @@ class Ask:
     def alone(self) -> bool:
         """Whether normal images judge without the guides."""
         return self.normals is not None and self.normals.alone
+
+    @property
+    def again(self) -> str:
+        """The options by which other images are judged and shown alike, as a shell reads them."""
+        normals, view = self.normals, self.viewing
+        words = ["--tiles", ",".join(map(str, self.tiles))] if self.tiles else []
+        words += ["--weights", str(self.weights)] if self.weights else []
+        words += ["--normals", str(normals.path)] if normals else []
+        words += ["--bank", "alone"] if self.alone else []
+        for name, value in normals.params if normals else ():
+            changed = value != getattr(BankParams(), name)
+            words += ["--set", f"bank.{name}={value}"] if changed else []
+        words += ["--ignore", str(view.ignore)] if view.ignore else []
+        words += ["--blank"] if view.blank else []
+        words += [f"--{view.fit}"] if view.fit != "squash" else []
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 class Ready(NamedTuple):
@@ -201,7 +219,8 @@ def predict_images(
         folder.finish(decider.batch(), coco=ask.coco)
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
-    zero = predictor.bank is None and predictor.log_odds
+    decided = decider.calibration is not None or decider.how.by_hand
+    zero = predictor.log_odds and predictor.bank is None and not decided
     if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
     text = summary.text(ask.out, predictor.goods, ranks=bool(note))

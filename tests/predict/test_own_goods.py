@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.make import make_detector
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import white_with
@@ -87,6 +89,8 @@ def test_fit_says_what_the_goods_say(run, made, tmp_path):
         assert f"{good.fused:9.4f}  {good.alone:9.4f}  {good.path}" in out
     assert "few-shot: 4 normal images of the target" in out
     assert f"weight of the bank beside the guides {record.footing.weight:.4f}" in out
+    given = f"predict {made / 'detector'} SOURCE --normals {tmp_path / 'bank'} --letterbox"
+    assert given in fit(run, made, tmp_path / "bank", "--letterbox")[1]
     code, out, _ = fit(run, made, tmp_path / "bank", "--json")
     content = json.loads(out)
     assert content["fingerprint"] == record.fingerprint
@@ -143,3 +147,44 @@ def test_white_of_the_bank_is_white_of_the_images(run, made, tmp_path):
     assert [white_with(bank, white) for white in (None, 1023, 4095)] == [4095, 4095, 4095]
     with pytest.raises(Exception, match="White is 4095 in the normal images"):
         white_with(bank, 65535)
+
+
+def test_goods_calibrate_themselves_without_a_promise(run, made, tmp_path):
+    """The threshold is the conformal one of their leave-one-out scores: of 4, for 20 %."""
+    assert fit(run, made, tmp_path / "bank")[0] == 0
+    file = tmp_path / "c.json"
+    given = ("--normals", tmp_path / "bank", "--out", file, "--false-alarms", "0.2")
+    code, said, err = run("calibrate", made / "detector", *given)
+    assert code == 0, err
+    assert "each left out once (jackknife). Nothing is promised" in said
+    assert f"SOURCE --normals {tmp_path / 'bank'} --calibration {file}" in said
+    limits = Calibration.load(file).limits("")
+    assert limits.scores == tuple(FittedBank.load(tmp_path / "bank").record.scores(alone=False))
+    assert limits.image.value == max(limits.scores)
+    assert limits.pixel is None
+    given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
+    code, _, err = run(*given, "--normals", tmp_path / "bank", "--calibration", file)
+    assert code == 0, err
+    with (tmp_path / "out" / "scores.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    above = [float(row["score"]) > limits.image.value for row in rows]
+    assert [row["decision"] == "anomalous" for row in rows] == above
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--normals", "normals", "--method", "tolerance"],
+        ["--normals", "normals", "--by-folder"],
+        ["--normals", "one"],
+    ],
+)
+def test_nothing_to_calibrate_on_is_told(run, made, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(made)
+    if not (made / "one").exists():
+        write_folder(made / "one", ("bolt",), good=1, masked=0, missing=0)
+    code, _, err = run("calibrate", "detector", *options, "--out", tmp_path / "c.json")
+    assert code == 1
+    assert "Which images? Name normal ones (GOOD...)" in err
+    assert not (tmp_path / "c.json").exists()

@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import ConfigDict, Field
 from scipy.ndimage import find_objects
-from skimage.measure import approximate_polygon, find_contours
 
 from spg_pipe.artefacts.record import Count, Record, Size
 from spg_pipe.metrics.regions import label_regions
@@ -155,6 +154,8 @@ def _run_lengths(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, ...
 
 def _polygon(mask: np.ndarray, corner: tuple[int, int]) -> tuple[tuple[float, float], ...]:
     """The outer border of a mask (h, w) whose first pixel is at `corner`, simplified."""
+    from skimage.measure import approximate_polygon, find_contours  # 0.4 s at the start of a run
+
     lines = find_contours(np.pad(mask, 1).astype(np.float64), 0.5, fully_connected="high")
     border = min(lines, key=lambda line: line[:, 0].min())  # holes begin below the region's top
     simple = approximate_polygon(border, TOLERANCE)

@@ -64,6 +64,12 @@ class Ask:
     """A few normal images of the target: few-shot."""
     overlays: int | None = None
     """Draw heat maps only of so many images, those with the highest scores; None: of all."""
+    maps: bool = False
+    """Write raw maps."""
+    masks: bool = False
+    """Write what is above the pixel threshold."""
+    coco: bool = False
+    """Write the regions as COCO JSON."""
     explained: bool = False
     """Also write why each image has its score."""
     pictures: int | None = None
@@ -164,6 +170,8 @@ def predict_images(
         predictor,
         ask.out,
         overlays=ask.overlays is None,
+        maps=ask.maps,
+        masks=ask.masks,
         explained=ask.pictures is None,
         atoms=ask.atoms,
     )
@@ -186,7 +194,7 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish()
+        folder.finish(coco=ask.coco)
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     zero = predictor.bank is None and predictor.log_odds
@@ -204,7 +212,13 @@ def _draw_highest(
     chosen = {kind: [top.item for top in summary.top(most or 0)] for kind, most in kinds.items()}
     folder.draw([picture_path(each.name, kind) for kind in kinds for each in chosen[kind]])
     for kind, items in chosen.items():
-        only = replace(how, overlays=kind == OVERLAYS, explained=kind == EXPLAINED)
+        only = Finish(
+            how.predictor,
+            how.out,
+            how.limits,
+            overlays=kind == OVERLAYS,
+            explained=kind == EXPLAINED,
+        )
         for _ in judged(items, then=partial(finish, how=only)):
             pass  # drawn
 
@@ -273,7 +287,7 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),
         "torch": metadata.version("torch"),
-        "overlays": "all" if ask.overlays is None else str(ask.overlays),
+        "pictures": f"{ask.overlays} {ask.maps} {ask.masks}",
         "explained": f"{ask.pictures} {ask.atoms}" if ask.explained else "",
     }
 

@@ -7,10 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 from spg_pipe.decision.maps import resize_maps
 from spg_pipe.errors import SpgError
+from spg_pipe.guides.model import interpolation
 from spg_pipe.images.files import IMAGE_EXTENSIONS
 from spg_pipe.images.reading import read_mask
 
@@ -72,6 +74,7 @@ class View:
             counts = (kept > 0).astype(np.float32)
             shares = self._resized(counts)
             resized = self._resized(square * counts) / np.maximum(shares, np.float32(1e-30))
+        np.clip(resized, 0, 1, out=resized)  # rounding leaves that by 1e-7
         if self.judged is not None:
             resized[~self.judged] = 0
         return resized
@@ -96,12 +99,20 @@ class View:
         """(S, S) at the image's size; 0 outside of what was shown."""
         (top, bottom), (left, right) = self._box
         (above, below), (before, after) = self._margins
-        height, width = bottom - top, right - left
-        whole = resize_maps(square[None], (above + height + below, before + width + after))[0]
-        if whole.shape == self.shape:
-            return whole
+        if self.fit != "letterbox":
+            shown = (bottom - top, right - left)
+            part = resize_maps(square[None], shown)[0]
+            if shown == self.shape:
+                return part
+            resized = np.zeros(self.shape, np.float32)
+            resized[top:bottom, left:right] = part
+            return resized
+        # Of a long image without the margins, which could be most of the square.
+        size = len(square)
+        rows = interpolation(size, above + bottom - top + below)[above : above + bottom - top]
+        columns = interpolation(size, before + right - left + after)[before : before + right - left]
         resized = np.zeros(self.shape, np.float32)
-        resized[top:bottom, left:right] = whole[above:][:height, before:][:, :width]
+        resized[top:bottom, left:right] = rows @ torch.from_numpy(square) @ columns.t()
         return resized
 
     @property

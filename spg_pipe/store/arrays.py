@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from spg_pipe.artefacts.files import fingerprint, versions
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.artefacts.record import first_fault
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import (
     LABEL_ANOMALOUS,
@@ -19,6 +21,7 @@ from spg_pipe.datasets.manifest import (
 from spg_pipe.errors import SpgError
 from spg_pipe.images.preprocess import Preprocess, resize_mask
 from spg_pipe.metrics.regions import vanished_regions
+from spg_pipe.store.extract import Extraction, spec_of
 from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import StoreWriter
@@ -58,7 +61,8 @@ def store_of_arrays(
     Raises
     ------
     SpgError
-        If shapes do not fit each other, a value is not finite, or the place holds something else.
+        If shapes do not fit each other, a value is not finite, a name is none, or the place holds
+        something else.
     """
     given = tokens if isinstance(tokens, Mapping) else {"tokens": tokens}
     if not given:
@@ -74,7 +78,13 @@ def store_of_arrays(
         )
     side = PATCH * max(max(each.shape[1:3]) for each in layers.values())
     manifest = _manifest(name, layers, masks, side)
-    spec = _spec(name, layers, manifest, side)
+    try:
+        spec = _spec(name, layers, manifest, side)
+    except ValidationError as error:
+        raise SpgError(
+            f"The arrays make no store ({first_fault(error)}). Names are made of letters, digits "
+            "and hyphens."
+        ) from error
     with StoreWriter(Path(path), spec, manifest, replace=replace) as writer:
         if not writer.up_to_date:
             _write(writer, layers, masks)
@@ -173,24 +183,7 @@ def _spec(name: str, layers: Mapping[str, np.ndarray], manifest: Manifest, side:
         weights_sha256=fingerprint(name),
         licence="unknown",
     )
-    images = max(1, _SHARD_PATCHES // max(shape.patches for shape in shapes.values()))
     half = all(each.dtype == np.float16 for each in layers.values())
-    return StoreSpec(
-        dataset=name,
-        split="all",
-        manifest=manifest.fingerprint(),
-        images=len(manifest),
-        backbone=backbone,
-        layers=shapes,
-        shard_images=min(images, len(manifest)),
-        batch_images=1,
-        dtype="float16" if half else "float32",
-        exif=False,
-        licences=manifest.licences,
-        notes=(),
-        skipped=(),
-        selection={},
-        sources={},
-        layout=manifest.layout,
-        versions=versions(),
-    ).sealed()
+    images = max(1, _SHARD_PATCHES // max(shape.patches for shape in shapes.values()))
+    how = Extraction(1, images, "float16" if half else "float32")
+    return spec_of(manifest, backbone, how, shapes)

@@ -76,6 +76,7 @@ class View:
             counts = (kept > 0).astype(np.float32)
             resized, shares = self._resized(square * counts), self._resized(counts)
             resized /= np.maximum(shares, 1e-30, out=shares)
+        np.clip(resized, 0, 1, out=resized)  # rounding leaves that by 1e-7
         if self.judged is not None:
             resized[~self.judged] = 0
         return resized

@@ -302,7 +302,7 @@ def ready(ask: Ask, console: Console) -> Ready:
             console.say(note_of_copies(copies, len(manifest)))
     record = RunRecord(
         identity=_identity(ask, predictor, white),
-        facts=_facts(predictor),
+        facts=_facts(predictor, ask.viewing),
         licences=licences,
         notes=notes,
     )
@@ -329,7 +329,7 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
     }
 
 
-def _facts(predictor: Predictor) -> str:
+def _facts(predictor: Predictor, viewing: Viewing) -> str:
     """What all scores depend on: of the detector what was used of it."""
     record, spec = predictor.detector.record, predictor.backbone.spec
     rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
@@ -340,6 +340,8 @@ def _facts(predictor: Predictor) -> str:
         f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, "
         f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
     )
+    facts += "" if viewing.fit == "squash" else f", {viewing.fit}"
+    facts += ", a part ignored" if viewing.ignore else ""
     if not predictor.alone:
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
     return f"{facts}; {predictor.supervision}" if predictor.supervision else facts

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from spg_pipe.backbones.light_imports import without_dynamo
 from spg_pipe.backbones.names import BackboneInfo, Request, find_alias
 from spg_pipe.backbones.spec import Norm
 from spg_pipe.errors import SpgError
@@ -80,9 +81,10 @@ def _build(request: Request) -> Backbone:
         from spg_pipe.backbones.openclip import build_open_clip
 
         return build_open_clip(request)
-    from spg_pipe.backbones.timm_models import build_timm_cnn, build_timm_vit
+    with without_dynamo():
+        from spg_pipe.backbones.timm_models import build_timm_cnn, build_timm_vit
 
-    return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
+        return (build_timm_vit if request.info.family == "timm-vit" else build_timm_cnn)(request)
 
 
 def resolve(name: str) -> BackboneInfo:
@@ -96,8 +98,8 @@ def resolve(name: str) -> BackboneInfo:
         from spg_pipe.backbones.openclip import resolve_open_clip
 
         return resolve_open_clip(name.removeprefix("open_clip:"))
-
-    from spg_pipe.backbones.timm_models import resolve_timm
+    with without_dynamo():
+        from spg_pipe.backbones.timm_models import resolve_timm
 
     return resolve_timm(name.removeprefix("timm:"))
 

@@ -5,10 +5,9 @@ Shapes: n different normal images, N patches an image, p ≤ N of them that are 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from spg_pipe.guides.model import unit
 from spg_pipe.images.samples import FULL
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CANDIDATES = 100_000
 """Patches of a layer that are held: of more, each image gives the same number, by chance."""
@@ -183,7 +185,7 @@ def _means(tokens: Tensor) -> Tensor:
 
 
 def require_alike(
-    table: pd.DataFrame, white: int | None, source: Path | str, target: FeatureStore
+    table: "pd.DataFrame", white: int | None, source: Path | str, target: FeatureStore
 ) -> None:
     """Refuse, with an `UnsuitableError`, by a manifest's columns and `white`: anomalous images, or
     another white than the target's, by which the same part would have other grey levels."""

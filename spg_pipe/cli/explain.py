@@ -46,8 +46,7 @@ def explain(
 ) -> None:
     """Say why images have their scores: components, atoms and their contributions.
 
-    DETECTOR IMAGE|FOLDER: your own images. --split NAME: a finished store, without a backbone, by
-    the recipe's detectors or by DETECTOR. --json prints each image's line.
+    DETECTOR IMAGE|FOLDER: your own images. --split NAME: a finished store. --json prints lines.
     """
     from spg_pipe.pipeline import explain as explaining
     from spg_pipe.pipeline.predict import predict_images

@@ -15,6 +15,7 @@ from spg_pipe.cli.options import (
     ask_of,
     shared,
 )
+from spg_pipe.errors import UsageError
 
 
 @shared("weights", "overrides", *VIEW, "device", *DECIDING, "verbose", "quiet", "as_json")
@@ -34,6 +35,16 @@ def predict(
     explain: Annotated[
         bool, Option("--explain", help="Also say why: explanations.jsonl and explained/.")
     ] = False,
+    overlays: Annotated[
+        str, Option(metavar="all|none|top:N", help="Heat maps of which images.")
+    ] = "all",
+    maps: Annotated[bool, Option("--maps", help="Also write maps/: PNG of 16 bits.")] = False,
+    masks: Annotated[
+        bool, Option("--masks", help="Also write masks/: what is above the pixel threshold.")
+    ] = False,
+    coco: Annotated[
+        bool, Option("--coco", help="Also write the regions as COCO JSON, for annotation tools.")
+    ] = False,
     strict: Annotated[
         bool, Option("--strict", help="Stop at the first image that cannot be judged.")
     ] = False,
@@ -48,8 +59,19 @@ def predict(
     console = options.console()
     told = console.line if options.as_json else lambda _: None
     ask = ask_of(options, detector, sources, out, normals, bank, tiles)
-    ask = replace(ask, explained=explain, strict=strict, decide=options.deciding())
+    ask = replace(ask, explained=explain, strict=strict, overlays=_most(overlays))
+    ask = replace(ask, maps=maps, masks=masks, coco=coco, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
+
+
+def _most(overlays: str) -> int | None:
+    """How many images `--overlays` means; None: all. A `UsageError` if it cannot be read."""
+    kind, colon, number = overlays.partition(":")
+    if overlays in ("all", "none"):
+        return None if overlays == "all" else 0
+    if kind != "top" or not colon or not number.isdecimal():
+        raise UsageError(f"--overlays {overlays!r}: expected all, none or top:N, as top:20.")
+    return int(number)
 
 
 COMMANDS = (predict,)

@@ -10,11 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from io import BytesIO
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.files import fingerprint, write_bytes
@@ -22,6 +19,10 @@ from spg_pipe.artefacts.reading import damaged, reading
 from spg_pipe.artefacts.record import Inside, Record, parse_record
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.files import mask_files, read_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 AGAIN = "spg-pipe prepare"
 LABEL_NORMAL, LABEL_ANOMALOUS, LABEL_UNKNOWN = 0, 1, 255
@@ -222,6 +223,9 @@ class Manifest:
 
         The file appears whole or not at all.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         # No pandas metadata: it names versions.
         rows = pa.Table.from_pandas(
             self.table[list(COLUMNS)], schema=_schema(), preserve_index=False
@@ -239,6 +243,8 @@ class Manifest:
         if not path.is_file():
             raise SpgError(f"There is no manifest at {path}. Make it with `{AGAIN}`.")
         with reading(path, "manifest", AGAIN):
+            import pyarrow.parquet as pq
+
             arrow = pq.read_table(path)
         raw = (arrow.schema.metadata or {}).get(b"spg")
         if raw is None:
@@ -279,10 +285,14 @@ def _spaced(rows: Sequence[int], count: int) -> list[int]:
 
 def to_frame(rows: Sequence[dict[str, object]]) -> "pd.DataFrame":
     """Rows with the keys of `COLUMNS` as a table with its types."""
+    import pyarrow as pa
+
     return pa.Table.from_pylist(list(rows), schema=_schema()).to_pandas()
 
 
 def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
     types = {"string": pa.string(), "uint8": pa.uint8(), "int32": pa.int32()}
     return pa.schema([pa.field(n, types[t], nullable=False) for n, t in COLUMNS.items()])
 

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import zarr
 from torch import Tensor
@@ -30,6 +29,9 @@ from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.recipe.params import ScoreParams
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH_IMAGES = 8
 """Images that are judged at a time."""
@@ -123,6 +125,8 @@ class Scores:
         record = read_record(path / "config.json", ScoresRecord, "scores", _MAKE)
         require_files(path, record.files_sha256, "scores folder", _MAKE)
         with reading(path / "scores.parquet", "scores", _MAKE):
+            import pandas as pd
+
             table = pd.read_parquet(path / "scores.parquet")
             labels = table[["path", "category", "label", "mask_state"]]
             if len(labels) != record.images or not np.isfinite(table["score"]).all():

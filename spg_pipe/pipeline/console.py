@@ -174,7 +174,7 @@ def exit_code(main: Callable[[], Any]) -> int:
         _print(f"Error: {told(error) if isinstance(error, OSError) else error}", sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        again = "Run the same command again: training and extracting go on from where they were."
+        again = "Training, extracting and predicting go on where they were: give the command again."
         _print(f"Interrupted. {again}", sys.stderr)
         return 130
     except (MemoryError, RuntimeError, ImportError) as error:

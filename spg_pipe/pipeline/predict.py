@@ -62,6 +62,12 @@ class Ask:
     """A few normal images of the target: few-shot."""
     overlays: int | None = None
     """Draw heat maps only of so many images, those with the highest scores; None: of all."""
+    maps: bool = False
+    """Write raw maps."""
+    masks: bool = False
+    """Write what is above the pixel threshold."""
+    coco: bool = False
+    """Write the regions as COCO JSON."""
     explained: bool = False
     """Also write why each image has its score."""
     pictures: int | None = None
@@ -183,6 +189,8 @@ def predict_images(
         ask.out,
         decider.limits,
         overlays=ask.overlays is None,
+        maps=ask.maps,
+        masks=ask.masks,
         explained=ask.pictures is None,
         atoms=ask.atoms,
     )
@@ -208,7 +216,7 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish(decider.batch())
+        folder.finish(decider.batch(), coco=ask.coco)
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     decided = decider.calibration is not None or decider.how.by_hand
@@ -241,7 +249,13 @@ def _draw_highest(
     chosen = {kind: [top.item for top in summary.top(most or 0)] for kind, most in kinds.items()}
     folder.draw([picture_path(each.name, kind) for kind in kinds for each in chosen[kind]])
     for kind, items in chosen.items():
-        only = replace(how, overlays=kind == OVERLAYS, explained=kind == EXPLAINED)
+        only = Finish(
+            how.predictor,
+            how.out,
+            how.limits,
+            overlays=kind == OVERLAYS,
+            explained=kind == EXPLAINED,
+        )
         for _ in judged(items, then=partial(finish, how=only)):
             pass  # drawn
 
@@ -288,7 +302,7 @@ def ready(ask: Ask, console: Console) -> Ready:
             console.say(note_of_copies(copies, len(manifest)))
     record = RunRecord(
         identity=_identity(ask, predictor, white),
-        facts=_facts(predictor),
+        facts=_facts(predictor, ask.viewing),
         licences=licences,
         notes=notes,
     )
@@ -310,12 +324,12 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),
         "torch": metadata.version("torch"),
-        "overlays": "all" if ask.overlays is None else str(ask.overlays),
+        "pictures": f"{ask.overlays} {ask.maps} {ask.masks}",
         "explained": f"{ask.pictures} {ask.atoms}" if ask.explained else "",
     }
 
 
-def _facts(predictor: Predictor) -> str:
+def _facts(predictor: Predictor, viewing: Viewing) -> str:
     """What all scores depend on: of the detector what was used of it."""
     record, spec = predictor.detector.record, predictor.backbone.spec
     rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
@@ -326,6 +340,8 @@ def _facts(predictor: Predictor) -> str:
         f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, "
         f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
     )
+    facts += "" if viewing.fit == "squash" else f", {viewing.fit}"
+    facts += ", a part ignored" if viewing.ignore else ""
     if not predictor.alone:
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
     return f"{facts}; {predictor.supervision}" if predictor.supervision else facts

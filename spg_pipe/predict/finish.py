@@ -12,7 +12,7 @@ from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
 from spg_pipe.decision.calibration import Limits, by_hand
 from spg_pipe.decision.heat_maps import eight_bit
-from spg_pipe.errors import naming
+from spg_pipe.errors import SpgError, naming
 from spg_pipe.explain.lines import line_of as line_of_explanation
 from spg_pipe.explain.picture import QUALITY, draw
 from spg_pipe.predict.judge import JudgedImage, Unreadable
@@ -40,7 +40,7 @@ class Finish:
     maps: bool = False
     """Write every map."""
     masks: bool = False
-    """Write what is above the pixel threshold, where there is one."""
+    """Write what is above the pixel threshold."""
     explained: bool = True
     """Draw why every image has its score, if it is explained."""
     atoms: int | None = None
@@ -50,7 +50,7 @@ class Finish:
 def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
     """The lines of an image, when its pictures are written.
 
-    An OSError if they cannot be; an `SpgError` if its group has no thresholds.
+    An OSError if they cannot be; an `SpgError` if its group lacks a threshold that is needed.
     """
     item, digest = judged.item, judged.sha256
     if isinstance(judged, Unreadable):
@@ -108,7 +108,12 @@ def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
         files["overlay"] = written(OVERLAYS, ".jpg", drawn)
     if how.maps:
         files["map"] = written(MAPS, ".png", map_png(anomaly_map))
-    if how.masks and limit is not None:
+    if how.masks:
+        if limit is None:
+            raise SpgError(
+                "--masks are of what is above the pixel threshold, and there is none. Give one "
+                "with --pixel-threshold, or a --calibration that has one."
+            )
         files["mask"] = written(MASKS, ".png", mask_png(anomaly_map, limit))
     if how.explained and judged.explanation is not None:
         data = io.BytesIO()

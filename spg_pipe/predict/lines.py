@@ -28,6 +28,7 @@ class GrowingLines:
 
     def __init__(self, path: Path) -> None:
         self.path, self.waiting = path, path.with_name(f"{_WAITING}{path.name}")
+        self._merged = path.with_name(f"{_WAITING}{path.name}.new")
         self._stack = ExitStack()
         self._stream: IO[bytes] | None = None
         new, old = self._places(path), self._places(self.waiting)
@@ -53,10 +54,9 @@ class GrowingLines:
             self._earlier = []
         elif self.waiting.exists() and self.path.exists():
             # Every state in between has the same lines: of the new file all, then the other's rest.
-            merged = self.waiting.with_name(f"{self.waiting.name}.new")
-            with merged.open("wb") as stream:
+            with self._merged.open("wb") as stream:
                 stream.writelines(self.earlier(n).encode() + b"\n" for n in range(len(self)))
-            merged.replace(self.waiting)
+            self._merged.replace(self.waiting)
             self.path.unlink()
         elif self.path.exists():
             self.path.rename(self.waiting)
@@ -74,6 +74,7 @@ class GrowingLines:
         """All lines are there: the earlier ones go."""
         self.close()
         self.waiting.unlink(missing_ok=True)
+        self._merged.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close all files."""

@@ -14,16 +14,18 @@ from typing import Literal, NamedTuple, Self
 
 from filelock import FileLock
 
-from spg_pipe.artefacts.files import require_writable
+from spg_pipe.artefacts.files import clear_leftovers, require_writable, write_json
 from spg_pipe.artefacts.record import Record, read_record, write_record
 from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, RUN, SCORES
 from spg_pipe.errors import SpgError, naming
+from spg_pipe.predict.coco import Shapes, coco_of
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.lines import GrowingLines, lines_of
 from spg_pipe.predict.result import Failure, Line, Result, parse_line, row_of
 from spg_pipe.store.writer import locked
 
-FILES = (PREDICTIONS, SCORES, EXPLANATIONS, RUN)
+COCO: dict[str, Shapes] = {"coco.json": "rle", "coco-polygons.json": "polygons"}
+FILES = (PREDICTIONS, SCORES, EXPLANATIONS, *COCO, RUN)
 """Of a result, besides its folders of pictures. The last one is the sign of a result."""
 
 
@@ -91,6 +93,8 @@ class ResultFolder:
     def __enter__(self) -> Self:
         check_out(self.out)
         self._lock: FileLock = locked(self.out / RUN)
+        for name in (RUN, *COCO):
+            clear_leftovers(self.out / name)
         there = read_run(self.out)
         self._same = there is not None and there.identity == self._record.identity
         self._lines = GrowingLines(self.out / PREDICTIONS)
@@ -152,7 +156,7 @@ class ResultFolder:
         self._begun = True
         if not self._same:
             self._remove(self._stale)
-            for name in (SCORES, EXPLANATIONS):
+            for name in (SCORES, EXPLANATIONS, *COCO):
                 (self.out / name).unlink(missing_ok=True)
         write_record(self.out / RUN, self._record)
         self._lines.begin(keep=self._same)
@@ -166,8 +170,8 @@ class ResultFolder:
         self._record = self._record.model_copy(update={"drawn": drawn})
         write_record(self.out / RUN, self._record)
 
-    def finish(self, batch: Sequence[bool] | None = None) -> None:
-        """All images are done: write the table, remove what is left of earlier runs.
+    def finish(self, batch: Sequence[bool] | None = None, *, coco: bool = False) -> None:
+        """All images are done: write the tables, remove what is left of earlier runs.
 
         `batch` says of each image whether it is anomalous if all are decided together.
         """
@@ -175,6 +179,11 @@ class ResultFolder:
         self._whys.end()
         self._remove(self._stale - self._pictures)
         write_table(self.out, batch)
+        for name, shapes in COCO.items():
+            if coco:
+                write_json(self.out / name, coco_of(results_of(self.out), shapes))
+            else:
+                (self.out / name).unlink(missing_ok=True)
         counts = {"finished": True, "images": self.images, "bad": self.bad}
         write_record(self.out / RUN, self._record.model_copy(update=counts))
 

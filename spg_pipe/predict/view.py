@@ -7,11 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
+from spg_pipe.decision.maps import resize_maps
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.model import interpolation
 from spg_pipe.images.files import IMAGE_EXTENSIONS
 from spg_pipe.images.reading import read_mask
 
@@ -71,12 +70,13 @@ class View:
         0 where pixels do not count. A pixel of the square that is ignored gives nothing to its
         neighbours here either.
         """
-        kept = self.kept(len(square))
-        resized = self._resized(square)
-        if kept is not None:
+        if (kept := self.kept(len(square))) is None:
+            resized = self._resized(square)
+        else:
             counts = (kept > 0).astype(np.float32)
-            shares = self._resized(counts)
-            resized = self._resized(square * counts) / np.maximum(shares, np.float32(1e-30))
+            resized, shares = self._resized(square * counts), self._resized(counts)
+            resized /= np.maximum(shares, 1e-30, out=shares)
+        np.clip(resized, 0, 1, out=resized)  # rounding leaves that by 1e-7
         if self.judged is not None:
             resized[~self.judged] = 0
         return resized
@@ -98,12 +98,11 @@ class View:
     def _resized(self, square: np.ndarray) -> np.ndarray:
         """(S, S) at the image's size; 0 outside of what was shown."""
         frame, shown, within = self._places
-        rows, columns = (
-            interpolation(len(square), side)[at] for side, at in zip(frame, within, strict=True)
-        )
+        whole = resize_maps(square[None], frame)[0]
+        if frame == self.shape:
+            return whole
         resized = np.zeros(self.shape, np.float32)
-        # As a batch, so that its bits are `resize_maps`'.
-        resized[shown] = (rows @ torch.from_numpy(square)[None] @ columns.t())[0]
+        resized[shown] = whole[within]
         return resized
 
     @cached_property

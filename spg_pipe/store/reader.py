@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from spg_pipe.artefacts.reading import MOST_BYTES, reading, shown
 from spg_pipe.artefacts.record import parse_record
@@ -29,6 +28,9 @@ from spg_pipe.store.format import (
     require_values,
 )
 from spg_pipe.store.shards import data_files, parse_entries
+
+if TYPE_CHECKING:
+    import pandas as pd
 from spg_pipe.store.tokens import RawTokens, Unchanged, read_plain
 
 
@@ -279,6 +281,8 @@ class FeatureStore:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """One row an image: path, category, defect, label, mask_state, height, width."""
+        import pandas as pd
+
         return pd.DataFrame({name: self.array(name) for name in IMAGE_TABLE})
 
 

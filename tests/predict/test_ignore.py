@@ -64,6 +64,7 @@ def test_what_is_ignored_moves_no_result(ask: Ask, tmp_path: Path) -> None:
     open_ = predicted(ask)
     first = predicted(ask, viewing=viewing, explained=True)
     assert [line["ignored_share"] for line in first] == [0.5] * 3
+    assert ", a part ignored, seed 1" in (ask.out / "run.json").read_text()
     assert all(line["peak_column"] < SIZE // 2 for line in first)
     assert [line["score"] for line in first] != [line["score"] for line in open_]
     rng = np.random.default_rng(2)
@@ -126,6 +127,7 @@ def test_padded_and_cropped_images_are_judged_where_they_show_something(
     save(rng.integers(0, 255, (20, 50, 3), np.uint8), tmp_path / "wide.png")
     wide = {"sources": [str(tmp_path / "wide.png")]}
     (padded,) = predicted(ask, viewing=Viewing("letterbox"), **wide)
+    assert ", letterbox, seed 1" in (ask.out / "run.json").read_text()
     assert (padded["height"], padded["width"], padded["ignored_share"]) == (20, 50, 0)
     (cropped,) = predicted(ask, viewing=Viewing("crop"), **wide)
     assert cropped["ignored_share"] == pytest.approx(0.6)

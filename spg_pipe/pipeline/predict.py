@@ -172,20 +172,21 @@ def predict_images(
         require_guides(alone=ask.alone)
     check_out(ask.out)
     items, predictor, reading, record = ready(ask, console)
-    how = Finish(
-        predictor,
-        ask.out,
-        overlays=ask.overlays is None,
-        maps=ask.maps,
-        masks=ask.masks,
-        explained=ask.pictures is None,
-        atoms=ask.atoms,
-    )
     summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
     with (
         ResultFolder(ask.out, record, explained=ask.explained) as folder,
         console.progress("predict") as update,
     ):
+        how = Finish(
+            predictor,
+            ask.out,
+            folder.begin,
+            overlays=ask.overlays is None,
+            maps=ask.maps,
+            masks=ask.masks,
+            explained=ask.pictures is None,
+            atoms=ask.atoms,
+        )
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -221,7 +222,7 @@ def _draw_highest(
         only = Finish(
             how.predictor,
             how.out,
-            how.limits,
+            limits=how.limits,
             overlays=kind == OVERLAYS,
             explained=kind == EXPLAINED,
         )

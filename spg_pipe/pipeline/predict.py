@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.predict.ranking import Ranked, one_sided, ranking
 from spg_pipe.predict.result import Failure, Line, Result
 from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
+from spg_pipe.predict.video import frames_of, is_video
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import BankParams
@@ -60,6 +62,10 @@ class Ask:
     """How images are shown to the backbone, and what of them is ignored."""
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
+    every: int = 1
+    """Judge only every so many images or frames, from the first on."""
+    limit: int | None = None
+    """Judge at most so many."""
     overlays: int | None = None
     """Draw heat maps only of so many images, those with the highest scores; None: of all."""
     maps: bool = False
@@ -184,21 +190,22 @@ def predict_images(
         require_guides(alone=ask.alone)
     check_out(ask.out)
     (items, predictor, reading, record), decider = _deciding(ask, console)
-    how = Finish(
-        predictor,
-        ask.out,
-        decider.limits,
-        overlays=ask.overlays is None,
-        maps=ask.maps,
-        masks=ask.masks,
-        explained=ask.pictures is None,
-        atoms=ask.atoms,
-    )
     summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
     with (
         ResultFolder(ask.out, record, explained=ask.explained) as folder,
         console.progress("predict") as update,
     ):
+        how = Finish(
+            predictor,
+            ask.out,
+            folder.begin,
+            decider.limits,
+            overlays=ask.overlays is None,
+            maps=ask.maps,
+            masks=ask.masks,
+            explained=ask.pictures is None,
+            atoms=ask.atoms,
+        )
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -252,7 +259,7 @@ def _draw_highest(
         only = Finish(
             how.predictor,
             how.out,
-            how.limits,
+            limits=how.limits,
             overlays=kind == OVERLAYS,
             explained=kind == EXPLAINED,
         )
@@ -264,9 +271,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     """Find the images, load what judges them, and say what is to be said of both."""
     detector = Detector.load(ask.detector)
     exif = detector.record.protocol.exif_of_own_images
-    items = find_items(ask.sources, ask.out)
-    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
-    items = replace(items, listed=shown)
+    items = _items(ask)
     normals, device = ask.normals, choose_device(ask.device)
     saved = load_bank(normals, detector, ask.viewing, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
@@ -308,6 +313,22 @@ def ready(ask: Ask, console: Console) -> Ready:
     )
     reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     return Ready(items, predictor, reading, record)
+
+
+def _items(ask: Ask) -> Items:
+    """The images of a run, or the frames of a video."""
+    if any(map(is_video, ask.sources)):
+        if len(ask.sources) > 1:
+            raise SpgError("A video or a camera is judged alone: give one source.")
+        (source,) = ask.sources
+        return Items(Path(source).name, coming=islice(frames_of(source, ask.every), ask.limit))
+    items = find_items(ask.sources, ask.out)
+    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
+    items = replace(items, listed=shown)
+    chosen = slice(0, None if ask.limit is None else ask.limit * ask.every, ask.every)
+    if items.coming is None:
+        return replace(items, listed=items.listed[chosen])
+    return replace(items, coming=islice(items.coming, chosen.start, chosen.stop, chosen.step))
 
 
 def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, str]:

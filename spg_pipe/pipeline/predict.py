@@ -162,7 +162,7 @@ def predict_images(
                 if ask.strict:
                     raise SpgError(entry.result.error)
                 console.say(f"Left out: {one_line(entry.result.error)}")
-            update(summary.images, items.count or summary.images)
+            update(summary.images, items.count)
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)

@@ -96,7 +96,7 @@ def init(folder: Path, console: Console, recipe: str | None, folders: Mapping[st
         init_dvc(folder, git=_repository(folder) is not None)
     params = load_params(own)
     console.say(f"{folder} has the pipeline: dvc.yaml, stages/ and the recipe {params.name}.")
-    made = {one.root for one in (*params.demo_sets, *params.synthetic_sets)}
+    made = {one.root for one in params.demo_sets} | {one.root for one in params.synthetic_sets}
     for root in [data.root for data in params.datasets if data.root not in made]:
         if not (folder / root).is_dir():
             what = "good/, and a folder for each kind of defect with masks in ground_truth/"

@@ -24,9 +24,9 @@ def predict(
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
     sources: Annotated[
         list[str],
-        Argument(metavar="SOURCE...", help="Images, folders, quoted globs, @LIST; or - (paths)."),
+        Argument(metavar="SOURCE...", help="Images, folders, globs, @LIST; - (paths); a video."),
     ],
-    out: Annotated[Path, Option(help="Where results go.")] = Path("predictions"),
+    out: Annotated[str, Option(metavar="FOLDER", help="Where results go.")] = "predictions",
     normals: Annotated[
         Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
     ] = None,
@@ -45,6 +45,10 @@ def predict(
     coco: Annotated[
         bool, Option("--coco", help="Also write the regions as COCO JSON, for annotation tools.")
     ] = False,
+    every: Annotated[
+        int, Option(min=1, help="Judge only every Nth image or frame, from the first on.")
+    ] = 1,
+    limit: Annotated[int | None, Option(min=1, help="Judge at most N.")] = None,
     strict: Annotated[
         bool, Option("--strict", help="Stop at the first image that cannot be judged.")
     ] = False,
@@ -56,11 +60,14 @@ def predict(
     """
     from spg_pipe.pipeline.predict import predict_images
 
+    if not out.strip():
+        raise UsageError("--out is empty: expected a folder.")
     console = options.console()
     told = console.line if options.as_json else lambda _: None
-    ask = ask_of(options, detector, sources, out, normals, bank, tiles)
+    ask = ask_of(options, detector, sources, Path(out), normals, bank, tiles)
     ask = replace(ask, explained=explain, strict=strict, overlays=_most(overlays))
-    ask = replace(ask, maps=maps, masks=masks, coco=coco, decide=options.deciding())
+    ask = replace(ask, maps=maps, masks=masks, coco=coco, every=every, limit=limit)
+    ask = replace(ask, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
 
 

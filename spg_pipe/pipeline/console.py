@@ -101,7 +101,8 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, unit: str = "images") -> Iterator[Update]:
-        """A progress bar: call the update with (done, total, loss=None, label=None).
+        """A progress bar: call the update with (done, total, loss=None, label=None); the
+        total is None where nobody knows it.
 
         On a terminal it is drawn live; elsewhere, or without `bars`, a line is written every ten
         seconds. The rate is that of the current label since its first update: each layer counts
@@ -117,7 +118,7 @@ class Console:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,} " + unit),
+            TextColumn("{task.completed:,}{task.fields[of]} " + unit),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -129,24 +130,30 @@ class Console:
             speed_estimate_period=_SECONDS_A_RATE,
             disable=not live,
         ) as bar:
-            number = bar.add_task(what, total=1, rate="", note="")
+            number = bar.add_task(what, total=1, rate="", note="", of="")
             task, said = bar.tasks[0], time.monotonic()
 
-            def update(done: int, total: int, loss: float | None = None, label: str = "") -> None:
+            def update(
+                done: int, total: int | None, loss: float | None = None, label: str = ""
+            ) -> None:
                 nonlocal said
                 description = f"{what} {label}".strip()
                 if description != task.description or done < task.completed:
                     bar.reset(number, description=description)
                 bar.update(number, completed=done, total=total)
                 now = time.monotonic()
-                if now - said < (_SECONDS_A_DRAWING if live else _SECONDS_A_LINE) and done < total:
+                soon = now - said < (_SECONDS_A_DRAWING if live else _SECONDS_A_LINE)
+                if soon and done != total:
                     return
                 said, rate = now, f"{task.speed:,.1f}" if task.speed else ""
                 note = f"loss {loss:.4g}" if loss is not None else ""
-                task.fields.update(rate=rate and f"{rate} {unit}/s", note=note)
+                of = "" if total is None else f"/{total:,}"
+                task.fields.update(rate=rate and f"{rate} {unit}/s", note=note, of=of)
                 if not live:
-                    left = f"{rate}/s, {task.time_remaining:.0f} s left" if rate else ""
-                    facts = (f"{description}: {done:,}/{total:,} {unit}", left, note)
+                    left = f"{rate}/s" if rate else ""
+                    if rate and task.time_remaining is not None:
+                        left += f", {task.time_remaining:.0f} s left"
+                    facts = (f"{description}: {done:,}{of} {unit}", left, note)
                     _print(", ".join(filter(None, facts)), sys.stderr)
 
             yield update

@@ -1,16 +1,16 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
-import heapq
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
-from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS, SCORES
+from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
@@ -21,7 +21,7 @@ from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
-from spg_pipe.predict.items import Item, Items, Reading, find_items
+from spg_pipe.predict.items import Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.normals import (
     NormalFolder,
@@ -32,15 +32,13 @@ from spg_pipe.predict.normals import (
     white_with,
 )
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
-from spg_pipe.predict.ranking import Ranked, one_sided, ranking
-from spg_pipe.predict.result import Failure, Line, Result
+from spg_pipe.predict.ranking import RANKED, Summary, one_sided
+from spg_pipe.predict.result import Failure, Result
 from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
+from spg_pipe.predict.video import frames_of, is_video
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import BankParams
-
-RANKED = 20
-"""Images that are named at the end, those with the highest scores."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,10 @@ class Ask:
     """How images are shown to the backbone, and what of them is ignored."""
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
+    every: int = 1
+    """Judge only every so many images or frames, from the first on."""
+    limit: int | None = None
+    """Judge at most so many."""
     overlays: int | None = None
     """Draw heat maps only of so many images, those with the highest scores; None: of all."""
     maps: bool = False
@@ -112,59 +114,6 @@ class Ready(NamedTuple):
     record: RunRecord
 
 
-class Top(NamedTuple):
-    """An image with one of the highest scores; of equal ones the first is the higher."""
-
-    score: float
-    before: int
-    item: Item
-    result: Result
-
-
-@dataclass
-class Summary:
-    """What is said at the end, kept while images go by."""
-
-    keep: int = RANKED
-    """So many of the highest scores."""
-    images: int = 0
-    bad: int = 0
-    known: list[str] = field(default_factory=list)
-    """Images that are normal ones of the bank."""
-    scores: list[float] = field(default_factory=list)
-    _highest: list[Top] = field(default_factory=list)
-
-    def add(self, item: Item, result: Line) -> None:
-        """Count an image."""
-        self.images += 1
-        if isinstance(result, Failure):
-            self.bad += 1
-            return
-        if result.among_normals:
-            self.known.append(result.path)
-        self.scores.append(result.score)
-        heapq.heappush(self._highest, Top(result.score, -self.images, item, result))
-        if len(self._highest) > self.keep:
-            heapq.heappop(self._highest)
-
-    def top(self, most: int) -> list[Top]:
-        """From the highest score down."""
-        return sorted(self._highest, reverse=True)[:most]
-
-    def text(self, out: Path, goods: int, *, ranks: bool) -> str:
-        """The ranking, and how many there are; `goods` and `ranks` as for `ranking`."""
-        highest = [
-            Ranked(result.path, result.score, result.deviation, result.normals_above)
-            for _, _, _, result in self.top(RANKED)
-        ]
-        ranked = ranking(highest, len(self.scores), goods, ranks=ranks)
-        if more := len(self.scores) - len(ranked):
-            ranked.append(f"… and {more:,} more in {out / SCORES}")
-        bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
-        judged = f"{counted(len(self.scores), 'image')} judged{bad} → {out / SCORES}"
-        return "\n".join([*ranked, judged])
-
-
 def predict_images(
     ask: Ask, console: Console, listener: Callable[[Entry], None] = lambda _: None
 ) -> Summary:
@@ -184,21 +133,22 @@ def predict_images(
         require_guides(alone=ask.alone)
     check_out(ask.out)
     (items, predictor, reading, record), decider = _deciding(ask, console)
-    how = Finish(
-        predictor,
-        ask.out,
-        decider.limits,
-        overlays=ask.overlays is None,
-        maps=ask.maps,
-        masks=ask.masks,
-        explained=ask.pictures is None,
-        atoms=ask.atoms,
-    )
     summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
     with (
         ResultFolder(ask.out, record, explained=ask.explained) as folder,
         console.progress("predict") as update,
     ):
+        how = Finish(
+            predictor,
+            ask.out,
+            folder.begin,
+            decider.limits,
+            overlays=ask.overlays is None,
+            maps=ask.maps,
+            masks=ask.masks,
+            explained=ask.pictures is None,
+            atoms=ask.atoms,
+        )
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -212,11 +162,19 @@ def predict_images(
                 if ask.strict:
                     raise SpgError(entry.result.error)
                 console.say(f"Left out: {one_line(entry.result.error)}")
-            update(summary.images, items.count or summary.images)
+            update(summary.images, items.count)
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
         folder.finish(decider.batch(), coco=ask.coco)
+    console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
+    return summary
+
+
+def _said(
+    ask: Ask, summary: Summary, predictor: Predictor, decider: Decider, console: Console
+) -> list[str]:
+    """The last words of a run, after notes on its images."""
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     decided = decider.calibration is not None or decider.how.by_hand
@@ -224,8 +182,7 @@ def predict_images(
     if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
     text = summary.text(ask.out, predictor.goods, ranks=bool(note))
-    console.text("\n".join([text, *decider.counts(), record.facts]))
-    return summary
+    return [text, *decider.counts()]
 
 
 def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
@@ -252,7 +209,7 @@ def _draw_highest(
         only = Finish(
             how.predictor,
             how.out,
-            how.limits,
+            limits=how.limits,
             overlays=kind == OVERLAYS,
             explained=kind == EXPLAINED,
         )
@@ -264,9 +221,7 @@ def ready(ask: Ask, console: Console) -> Ready:
     """Find the images, load what judges them, and say what is to be said of both."""
     detector = Detector.load(ask.detector)
     exif = detector.record.protocol.exif_of_own_images
-    items = find_items(ask.sources, ask.out)
-    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
-    items = replace(items, listed=shown)
+    items = _items(ask)
     normals, device = ask.normals, choose_device(ask.device)
     saved = load_bank(normals, detector, ask.viewing, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
@@ -308,6 +263,22 @@ def ready(ask: Ask, console: Console) -> Ready:
     )
     reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     return Ready(items, predictor, reading, record)
+
+
+def _items(ask: Ask) -> Items:
+    """The images of a run, or the frames of a video."""
+    if any(map(is_video, ask.sources)):
+        if len(ask.sources) > 1:
+            raise SpgError("A video or a camera is judged alone: give one source.")
+        (source,) = ask.sources
+        return Items(Path(source).name, coming=islice(frames_of(source, ask.every), ask.limit))
+    items = find_items(ask.sources, ask.out)
+    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
+    items = replace(items, listed=shown)
+    chosen = slice(0, None if ask.limit is None else ask.limit * ask.every, ask.every)
+    if items.coming is None:
+        return replace(items, listed=items.listed[chosen])
+    return replace(items, coming=islice(items.coming, chosen.start, chosen.stop, chosen.step))
 
 
 def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, str]:

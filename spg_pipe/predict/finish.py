@@ -33,6 +33,8 @@ class Finish:
 
     predictor: Predictor
     out: Path
+    begin: Callable[[], None] = lambda: None
+    """Called before anything is written; see `ResultFolder.begin`."""
     limits: Callable[[str], Limits] = lambda _: by_hand(None, None)
     """The thresholds of a group of images."""
     overlays: bool = True
@@ -103,6 +105,7 @@ def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
         return file.as_posix()
 
     files = {}
+    how.begin()
     if how.overlays:
         drawn = overlay_picture(pixels, anomaly_map, shown, limit)
         files["overlay"] = written(OVERLAYS, ".jpg", drawn)

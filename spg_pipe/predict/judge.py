@@ -100,12 +100,13 @@ def judge_items(
         If a bank alone is to be explained, or scores are no numbers.
     """
     work = _Work(predictor, how, then, known, explained)
-    on_cpu = torch.device(predictor.device).type == "cpu"
+    on_cpu = _on_cpu(predictor)
     step = 1 if live or on_cpu else max(1, BATCH // predictor.backbone.spec.inputs_per_image)
     workers = cpu_workers(None)
     with (
         core_workers(workers, one_core_each=on_cpu) as pool,
         ThreadPoolExecutor(1, "spg-forward") as forward,
+        ThreadPoolExecutor(workers, "spg-finish") as finishing,
     ):
 
         def begun(batch: tuple[int, list[Item]]) -> Future[list[R]]:
@@ -113,11 +114,15 @@ def judge_items(
                 return pool.submit(work.whole, *batch)
             read = pool.submit(work.read, *batch)
             judged = forward.submit(lambda: work.judge(read.result()))
-            return pool.submit(lambda: work.finish(judged.result()))
+            return finishing.submit(lambda: work.finish(judged.result()))
 
         with closing(_in_order(_batches(items, step), begun, 2 * workers + 1)) as results:
             for batch in results:
                 yield from batch
+
+
+def _on_cpu(predictor: Predictor) -> bool:
+    return torch.device(predictor.device).type == "cpu"
 
 
 def _as_it_is(judged: JudgedImage | Unreadable) -> JudgedImage | Unreadable:

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -88,7 +89,7 @@ class ResultFolder:
         self.out, self._record, self._explained = out, record, explained
         self.images = self.bad = 0
         self._pictures: set[str] = set()
-        self._begun = False
+        self._begun, self._beginning = False, Lock()
 
     def __enter__(self) -> Self:
         check_out(self.out)
@@ -143,8 +144,7 @@ class ResultFolder:
 
     def add(self, entry: Entry) -> None:
         """Write an image's lines; its pictures are there already."""
-        if not self._begun:
-            self._begin()
+        self.begin()
         if self._explained:
             self._whys.add(entry.why)
         self._lines.add(entry.text)
@@ -152,8 +152,18 @@ class ResultFolder:
         self.bad += isinstance(entry.result, Failure)
         self._pictures |= pictures_of(entry.result)
 
+    def begin(self) -> None:
+        """Before the first picture or line is written, and only once; from any thread.
+
+        From then on the folder is this run's: pictures of a run that is killed before its first
+        line must not look like somebody's.
+        """
+        with self._beginning:
+            if not self._begun:
+                self._begin()
+            self._begun = True
+
     def _begin(self) -> None:
-        self._begun = True
         if not self._same:
             self._remove(self._stale)
             for name in (SCORES, EXPLANATIONS, *COCO):

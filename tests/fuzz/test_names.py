@@ -49,8 +49,8 @@ def test_every_image_has_a_score_and_a_heat_map_or_an_error(
             printable(str(error)).encode()
             return
         predictor = Predictor(tiny_detector, TinyBackbone())
-        then = partial(finish, how=Finish(predictor, out))
         with ResultFolder(out, RunRecord(identity={})) as into:
+            then = partial(finish, how=Finish(predictor, out, into.begin))
             entries = list(judge_items(predictor, items, Reading(), then))
             for entry in entries:
                 into.add(entry)

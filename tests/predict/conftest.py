@@ -44,8 +44,8 @@ def run(tiny_detector: Detector) -> Run:
         predictor = Predictor(detector, backbone or TinyBackbone())
         items = find_items([str(source)], out)
         how = Reading(exif=detector.record.protocol.exif_of_own_images)
-        then = partial(finish, how=Finish(predictor, out))
         with ResultFolder(out, RunRecord(identity={"protocol": protocol})) as folder:
+            then = partial(finish, how=Finish(predictor, out, folder.begin))
             for line in judge_items(predictor, items, how, then, known=folder.known):
                 folder.add(line)
             folder.finish()

@@ -32,8 +32,8 @@ def run(out):
     backbone = TinyBackbone()
     predictor = Predictor(Detector.load(sys.argv[2]), backbone)
     items = find_items([sys.argv[3]], out)
-    then = partial(finish, how=Finish(predictor, out, maps=True))
     with ResultFolder(out, RunRecord(identity={"of": "the test"})) as folder:
+        then = partial(finish, how=Finish(predictor, out, folder.begin, maps=True))
         for entry in judge_items(predictor, items, Reading(), then, known=folder.known):
             folder.add(entry)
             print(backbone.calls, flush=True)

@@ -203,3 +203,25 @@ def test_of_the_highest_scores_alone_pictures_are_drawn_at_the_end(ask):
     assert len(lines) == 3
     predict_images(replace(ask, overlays=0), Console(0))
     assert not (ask.out / "overlays").exists()
+
+
+def test_on_a_gpu_batches_are_judged_again_as_a_whole(images, out, run, monkeypatch):
+    """The way of batches, with the forward passes on the CPU."""
+    for number in range(9):
+        photograph(images / "many" / f"{number}.png", (20, 30 + number))
+    alone = run(images, images.parent / "alone")
+    monkeypatch.setattr("spg_pipe.predict.judge._on_cpu", lambda _: False)
+    corrupt(images / "b.png")
+    backbone = TinyBackbone()
+    rows = run(images, out, backbone)
+    assert backbone.calls == 3  # of 12 images, 4 a batch
+    assert [row["path"] for row in rows] == [row["path"] for row in alone]
+    assert "error" in rows[1]
+    for row, other in zip(rows[2:], alone[2:], strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=1e-5)
+    photograph(images / "many" / "3.png", (60, 90))
+    again = run(images, out, backbone)
+    assert backbone.calls == 5  # the batch with a bad file, and the one that has changed
+    assert [row for row in again if row["path"] != "many/3.png"] == [
+        row for row in rows if row["path"] != "many/3.png"
+    ]

@@ -23,12 +23,12 @@ import torch
 
 from spg_pipe.decision.components import Components, Sides
 from spg_pipe.decision.fit import Measured, fit_decision, measure
+from spg_pipe.detector.coarse import coarse_masks, judge_rows, known_mean
 from spg_pipe.guides.contrast import ClassSums, LayerSums, class_sums, direction, match
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.recipe.params import DecisionParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.held_out import coarse_masks, judge_rows, known_mean
 
 ATOMS = 32
 Subset = tuple[int, ...]

@@ -18,14 +18,15 @@ Each twice: with the mask, and without one, as it would be if the region counted
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from spg_pipe.bank.normal_patches import Grids, Tokens
 from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.model import coarse_maps, coarse_shares
+from spg_pipe.detector.judge import Judged, judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.images.reading import read_image
 from spg_pipe.predict.predictor import Predictor, load_predictor
@@ -48,8 +49,8 @@ def main() -> None:
     files = sorted(path for path in asked.folder.rglob("*") if path.suffix in (".png", ".jpg"))
     chosen = np.linspace(0, len(files) - 1, min(asked.images, len(files))).round().astype(int)
     photographs = [read_image(files[number], exif=True) for number in chosen]
-    scores = [predictor.judge([each]).columns["score"][0] for each in photographs]
-    spread = float(np.std(scores))
+    seen = [predictor.tokens([each]) for each in photographs]
+    spread = float(np.std([_judged(predictor, each, None).columns["score"][0] for each in seen]))
     print(
         f"{len(photographs)} photographs, deviation of their scores {spread:.3f}\n\n"
         "| ignored | filled with | mask | map: largest | mean | mean, far | score | without CLS |\n"
@@ -57,34 +58,40 @@ def main() -> None:
     )
     for share in SHARES:
         for filling in FILLINGS:
-            leaks = np.array(list(_leaks(predictor, photographs, share, filling)))
+            filled = (_filled(photographs, each, share, filling) for each in range(len(seen)))
+            leaks = np.array(
+                [
+                    _leaks(predictor, before, pixels, ignored)
+                    for before, (pixels, ignored) in zip(seen, filled, strict=True)
+                ]
+            )
             for masked, values in zip(("yes", "no"), np.median(leaks, axis=0), strict=True):
                 values[3:] /= spread
                 shown = " | ".join(f"{value:.3f}" for value in values)
                 print(f"| {share:.0%} | {filling} | {masked} | {shown} |", flush=True)
 
 
-def _leaks(
-    predictor: Predictor, photographs: list[np.ndarray], share: float, filling: str
-) -> Iterator[np.ndarray]:
-    """Of each image (2, 5): with and without a mask; the map's three figures, the score's two."""
-    for number, pixels in enumerate(photographs):
-        rng = np.random.default_rng([number, int(share * 100)])
-        ignored = _square(pixels.shape[:2], share, rng)
-        other = photographs[(number + 1) % len(photographs)]
-        filled = pixels.copy()
-        if filling == "noise":
-            noise = rng.integers(0, 256, pixels.shape).astype(pixels.dtype)
-            filled[ignored] = noise[ignored]
-        else:
-            rows, columns = (
-                np.arange(side) * theirs // side
-                for side, theirs in zip(pixels.shape[:2], other.shape[:2], strict=True)
-            )
-            filled[ignored] = other[rows[:, None], columns][ignored]
-        yield np.stack(
-            [_difference(predictor, pixels, filled, ignored, masked) for masked in (True, False)]
+def _judged(predictor: Predictor, seen: tuple[Tokens, Grids], kept: Kept | None) -> Judged:
+    detector, spec = predictor.detector, predictor.backbone.spec
+    return judge(detector, *seen, spec, detector.record.rule, kept)
+
+
+def _filled(
+    photographs: list[np.ndarray], number: int, share: float, filling: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph with a region filled, and (H, W) bool the region."""
+    pixels, other = photographs[number], photographs[(number + 1) % len(photographs)]
+    rng = np.random.default_rng([number, int(share * 100)])
+    ignored, filled = _square(pixels.shape[:2], share, rng), pixels.copy()
+    if filling == "noise":
+        filled[ignored] = rng.integers(0, 256, pixels.shape).astype(pixels.dtype)[ignored]
+    else:
+        rows, columns = (
+            np.arange(side) * theirs // side
+            for side, theirs in zip(pixels.shape[:2], other.shape[:2], strict=True)
         )
+        filled[ignored] = other[rows[:, None], columns][ignored]
+    return filled, ignored
 
 
 def _square(shape: tuple[int, int], share: float, rng: np.random.Generator) -> np.ndarray:
@@ -96,28 +103,27 @@ def _square(shape: tuple[int, int], share: float, rng: np.random.Generator) -> n
     return square
 
 
-def _difference(
-    predictor: Predictor, pixels: np.ndarray, filled: np.ndarray, ignored: np.ndarray, masked: bool
+def _leaks(
+    predictor: Predictor, before: tuple[Tokens, Grids], filled: np.ndarray, ignored: np.ndarray
 ) -> np.ndarray:
-    size = predictor.backbone.spec.preprocess.size
-    shares = View(pixels.shape[:2], "squash", ignored).kept(size)
-    kept = Kept.of([shares])
+    """Of an image (2, 5): with and without a mask; the map's three figures, the score's two."""
+    size, after = predictor.backbone.spec.preprocess.size, predictor.tokens([filled])
+    kept = Kept.of([View((ignored.shape[0], ignored.shape[1]), "squash", ignored).kept(size)])
     assert kept is not None
-    before, after = (
-        predictor.judge([each], [shares] if masked else []) for each in (pixels, filled)
-    )
-    maps = [
-        coarse_maps(each.patches, size, kept if masked else None)[0] for each in (before, after)
-    ]
     counts = coarse_shares(kept, size)[0] == 1
-    moved = np.abs(maps[0] - maps[1])[counts] / maps[0][counts].std()
     far = distance_transform_edt(counts)[counts] > counts.shape[0] / FAR
-    scores = [each.columns["score"][0] for each in (before, after)]
-    cls = [each.columns.get("share_detection", np.zeros(1))[0] for each in (before, after)]
-    score = scores[0] - scores[1]
-    beyond = moved[far].mean() if far.any() else np.nan
-    without = score - (cls[0] - cls[1])
-    return np.array([moved.max(), moved.mean(), beyond, abs(score), abs(without)])
+    rows = []
+    for mask in (kept, None):
+        judged = [_judged(predictor, each, mask) for each in (before, after)]
+        maps = [coarse_maps(each.patches, size, mask)[0] for each in judged]
+        moved = np.abs(maps[0] - maps[1])[counts] / maps[0][counts].std()
+        score, cls = (
+            np.subtract(*(each.columns.get(name, np.zeros(1))[0] for each in judged))
+            for name in ("score", "share_detection")
+        )
+        beyond = moved[far].mean() if far.any() else np.nan
+        rows.append([moved.max(), moved.mean(), beyond, abs(score), abs(score - cls)])
+    return np.array(rows)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class GoodImages(NamedTuple):
     white: int | None
     """What they were read with."""
     kept_of: KeptOf = all_counts
+    fit: str = "squash"
+    """How they were made square."""
+    ignored: str | None = None
+    """Digest of the masks of what does not count."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,15 @@ class FittedBank:
         Raises
         ------
         SpgError
-            If the tokens have another grid than the bank's.
+            If the tokens have another grid or width than the bank's.
         """
         for layer, (h, w) in self.record.grids.items():
-            if (patches := tokens[layer].shape[1] - 1) != h * w:
+            patches, width = tokens[layer].shape[1] - 1, self.memory.kept[layer].shape[1]
+            if (patches, tokens[layer].shape[2]) != (h * w, width):
                 raise SpgError(
-                    f"An image has {patches} patches in layer {layer}, and the bank is of images "
-                    f"with {h}×{w}. Fit the bank again with `{MAKE}`."
+                    f"An image has {patches} patches of width {tokens[layer].shape[2]} in layer "
+                    f"{layer}, and the bank is of images with {h}×{w} of {width}. Fit the bank "
+                    f"again with `{MAKE}`."
                 )
         distances = self.memory.distances(tokens, kept)
         if alone or self.record.footing is None:
@@ -229,24 +235,33 @@ def fit_bank(
         backbone=seen,
         params=params,
         white=goods.white,
+        fit=goods.fit,
+        ignored=goods.ignored,
         supervision=supervision_of(detector if fusible else None, [memory.images]),
         grids=memory.grids,
         scales=memory.scales,
         tops=tuple(memory.tops.tolist()),
         footing=footing,
-        goods=tuple(
-            Good(
-                path=goods.files[number][0],
-                sha256=goods.files[number][1],
-                alone=left_out[place].top if left_out else None,
-                fused=fused[place] if fused else None,
-            )
-            for place, number in enumerate(read.images.tolist())
-        ),
+        goods=_goods([goods.files[n] for n in read.images.tolist()], left_out, fused),
         copies=memory.copies,
         versions=versions(),
     )
     return FittedBank(memory, record.sealed())
+
+
+def _goods(
+    files: Sequence[tuple[str, str]], alone: Sequence[LeftOut], fused: Sequence[float]
+) -> tuple[Good, ...]:
+    """Of different images (n,), with their scores, if there are any."""
+    return tuple(
+        Good(
+            path=path,
+            sha256=sha256,
+            alone=alone[place].top if alone else None,
+            fused=fused[place] if fused else None,
+        )
+        for place, (path, sha256) in enumerate(files)
+    )
 
 
 class _Guides:

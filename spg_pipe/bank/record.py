@@ -42,6 +42,10 @@ class BankRecord(Record):
     params: BankParams
     white: Annotated[int, Field(ge=1, le=65_535)] | None
     """See `images.reading.read_image`; null where the files say it."""
+    fit: Name
+    """How images were made square: squashed, letterboxed, cropped."""
+    ignored: Name | None
+    """Digest of the masks of what does not count; null where all does."""
     supervision: str
     """What scores of bank and guides together saw."""
     grids: dict[LayerName, tuple[Size, Size]]

@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from spg_pipe.cli.options import (
     RECIPE,
+    VIEW,
     BankOption,
     Options,
     SplitOption,
@@ -21,7 +22,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.run import RecipeRun, targets_of
 
 
-@shared("backbone", "weights", "aux", "seed", "device", *RECIPE)
+@shared("backbone", "weights", "aux", "seed", "device", *VIEW, *RECIPE)
 def explain(
     options: Options,
     detector: Annotated[
@@ -45,8 +46,7 @@ def explain(
 ) -> None:
     """Say why images have their scores: components, atoms and their contributions.
 
-    DETECTOR IMAGE|FOLDER: your own images. --split NAME: a finished store, without a backbone, by
-    the recipe's detectors or by DETECTOR. --json prints each image's line.
+    DETECTOR IMAGE|FOLDER: your own images. --split NAME: a finished store. --json prints lines.
     """
     from spg_pipe.pipeline import explain as explaining
     from spg_pipe.pipeline.predict import predict_images
@@ -55,6 +55,7 @@ def explain(
     told = console.line if options.as_json else lambda _: None
     of_images: dict[str, object] = {"--out": out, "--weights": options.weights, "--tiles": tiles}
     of_images |= {"--normals": normals, "--bank": bank}
+    of_images |= {f"--{name}": getattr(options, name) or None for name in VIEW}
     of_splits: dict[str, object] = {"--split": split, "--store": store, "--aux": options.aux}
     of_splits |= {"--seed": options.seed, "--backbone": options.backbone}
     others = of_images if source is None else of_splits

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from spg_pipe.cli import decide, fit, predict, project, tools
 from spg_pipe.cli import explain as explain_commands
-from spg_pipe.cli import fit, predict, project, tools
 from spg_pipe.cli.options import (
     RECIPE,
     BankOption,
     CategoriesOption,
-    IgnoreOption,
     Options,
     SplitOption,
     StoreOption,
@@ -172,7 +171,7 @@ def train_guides(
 
 
 @app.command()
-@shared("backbone", "aux", "seed", "device", *RECIPE)
+@shared("backbone", "aux", "seed", "ignore", "device", *RECIPE)
 def score(
     options: Options,
     split: SplitOption = None,
@@ -184,7 +183,6 @@ def score(
         str | None, Option(help="Few-shot: normal images: a store, NAME/train, or a folder.")
     ] = None,
     bank: BankOption = None,
-    ignore: IgnoreOption = None,
 ) -> None:
     """Apply a detector to a target's tokens (Scores).
 
@@ -195,7 +193,7 @@ def score(
     alone, run = bank_alone(normals, bank), options.run()
     if normals is not None and split is None:
         raise SpgError("--normals are normal images of one target: name it with --split.")
-    if ignore and normals:
+    if options.ignore and normals:
         raise SpgError("--ignore and --normals do not go together in score: leave out one.")
     if alone and (detector or options.aux or options.seed is not None):
         raise SpgError("--bank alone uses no detector: leave out --detector, --aux and --seed.")
@@ -208,7 +206,7 @@ def score(
             store=store,
             normals=normals,
             alone=alone,
-            ignore=ignore,
+            ignore=options.ignore,
         )
     run.console.result({"scores": paths})
 
@@ -252,6 +250,7 @@ def report(options: Options) -> None:
 
 for command in (
     *predict.COMMANDS,
+    *decide.COMMANDS,
     *fit.COMMANDS,
     *explain_commands.COMMANDS,
     *tools.COMMANDS,

@@ -25,7 +25,9 @@ from spg_pipe.recipe.params import (
 from spg_pipe.recipe.reader import parse_yaml
 
 if TYPE_CHECKING:
+    from spg_pipe.pipeline.decide import HowToDecide
     from spg_pipe.pipeline.predict import Ask
+    from spg_pipe.predict.view import Viewing
 
 BankUse = Literal["fused", "alone"] | None
 """What a memory bank of normal images is used for."""
@@ -41,10 +43,6 @@ SplitOption = Annotated[
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
-IgnoreOption = Annotated[
-    Path | None,
-    Option(metavar="PATH", help="A mask for all images, or a folder of masks: > 0 is ignored."),
-]
 BankOption = Annotated[
     BankUse, Option(help="With --normals: with the guides, or alone [default: fused].")
 ]
@@ -68,16 +66,64 @@ class Options:
     seed: Annotated[
         int | None, Option(min=0, max=LARGEST_SEED, help="One seed [default: the recipe's].")
     ] = None
+    ignore: Annotated[
+        Path | None,
+        Option(metavar="PATH", help="A mask for all images, or a folder of them: > 0 is ignored."),
+    ] = None
+    blank: Annotated[
+        bool, Option("--blank", help="With --ignore: the backbone does not see it either.")
+    ] = False
+    letterbox: Annotated[
+        bool, Option("--letterbox", help="Pad images to a square, instead of squashing them.")
+    ] = False
+    crop: Annotated[bool, Option("--crop", help="Judge their centre square alone.")] = False
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, …")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="Decoding threads [all cores].")] = None
     cache: Annotated[Cache, Option(help="Where tokens wait between epochs.")] = "auto"
+    calibration: Annotated[
+        Path | None, Option(metavar="FILE", help="Thresholds [DETECTOR-calibration.json].")
+    ] = None
+    no_calibration: Annotated[
+        bool, Option("--no-calibration", help="Decide nothing, whatever lies beside DETECTOR.")
+    ] = False
+    threshold: Annotated[float | None, Option(help="Of scores, by hand.")] = None
+    pixel_threshold: Annotated[float | None, Option(min=0, max=1, help="Of maps, by hand.")] = None
+    fdr: Annotated[
+        float | None,
+        Option(min=1e-6, max=0.9, help="Also decide the run as one batch: false discoveries."),
+    ] = None
+    drift: Annotated[
+        int | None,
+        Option(min=0, help="One false warning of drift in N normal images [10000; 0: none]."),
+    ] = None
     verbose: Annotated[bool, Option("-v", "--verbose", help="Say more.")] = False
     quiet: Annotated[bool, Option("-q", "--quiet", help="Say nothing but errors.")] = False
     as_json: Annotated[bool, Option("--json", help="Print the result as JSON.")] = False
 
+    def deciding(self) -> "HowToDecide | None":
+        """How a run decides; None: it does not. An `SpgError` if options exclude each other."""
+        from spg_pipe.pipeline.decide import HowToDecide
+
+        names = [one.name for one in fields(HowToDecide)]
+        how = HowToDecide(**{name: getattr(self, name) for name in names})
+        if self.no_calibration and how != HowToDecide():
+            raise SpgError("--no-calibration decides nothing: leave it out, or all of deciding.")
+        return None if self.no_calibration else how
+
     def console(self) -> Console:
         """How much is said, and how."""
         return Console(0 if self.quiet else 2 if self.verbose else 1, self.as_json)
+
+    def viewing(self) -> "Viewing":
+        """How images are shown to the backbone; an `SpgError` if options do not fit together."""
+        from spg_pipe.predict.view import Viewing
+
+        if self.letterbox and self.crop:
+            raise SpgError("--letterbox shows all of an image, --crop its centre: leave out one.")
+        if self.blank and self.ignore is None:
+            raise SpgError("--blank is of what --ignore names: add --ignore PATH.")
+        viewing = Viewing("crop" if self.crop else "squash", self.ignore, self.blank)
+        return replace(viewing, fit="letterbox") if self.letterbox else viewing
 
     def run(self) -> RecipeRun:
         """The recipe with these options on top.
@@ -108,8 +154,12 @@ class Options:
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 
+VIEW = ("ignore", "blank", "letterbox", "crop")
+"""Options of every command that shows one's own images to a backbone."""
 RECIPE = ("params", "overrides", "verbose", "quiet", "as_json")
 """Options of every command that reads the recipe."""
+DECIDING = ("calibration", "no_calibration", "threshold", "pixel_threshold", "fdr", "drift")
+"""Options of every command that decides."""
 
 
 def shared(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -236,5 +286,6 @@ def ask_of(
         weights=options.weights,
         device=options.device,
         tiles=sides_of(tiles) or (),
+        viewing=options.viewing(),
         normals=NormalFolder(normals, settings, alone) if normals else None,
     )

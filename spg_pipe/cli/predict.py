@@ -6,11 +6,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import (
+    DECIDING,
+    VIEW,
+    BankOption,
+    Options,
+    TilesOption,
+    ask_of,
+    shared,
+)
 from spg_pipe.errors import UsageError
 
 
-@shared("weights", "overrides", "device", "verbose", "quiet", "as_json")
+@shared("weights", "overrides", *VIEW, "device", *DECIDING, "verbose", "quiet", "as_json")
 def predict(
     options: Options,
     detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
@@ -59,6 +67,7 @@ def predict(
     ask = ask_of(options, detector, sources, Path(out), normals, bank, tiles)
     ask = replace(ask, explained=explain, strict=strict, overlays=_most(overlays))
     ask = replace(ask, maps=maps, masks=masks, coco=coco, every=every, limit=limit)
+    ask = replace(ask, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
 
 

@@ -116,7 +116,7 @@ def synthesise(
     options: Options,
     source: Annotated[Path, Argument(metavar="SOURCE", help="A folder of normal images.")],
     out: Annotated[Path, Argument(metavar="OUT", help="The new set's folder.")],
-    layout: Annotated[str, Option(help="The source's: folder, mvtec or visa.")] = "folder",
+    layout: Annotated[str, Option(help="The source's: folder, mvtec, visa, csv, coco.")] = "folder",
     split: Annotated[str, Option(help="The source's: its normal images are taken.")] = "all",
     categories: CategoriesOption = None,
     seed: Annotated[int, Option(min=0, help="Another seed, other defects.")] = 0,

@@ -145,7 +145,7 @@ class Manifest:
     split: str
     """`test`, `train` or `all`."""
     layout: str
-    """`mvtec`, `visa`, `folder` or `synthetic`."""
+    """Its name, as a recipe gives it."""
     root: Path
     """Where the relative paths start. Neither saved nor part of the fingerprint."""
     table: "pd.DataFrame"

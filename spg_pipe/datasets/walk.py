@@ -87,17 +87,22 @@ class Walk:
         ]
 
 
-def _what_it_is(file: Path) -> str:
-    """What a note says of a file that is no image; one that cannot be read is any file."""
-    ending = file.suffix.lower()
-    signs = [(sign, name) for of, sign, name in _ANNOTATIONS if of == ending]
+def annotation_tool(file: Path) -> str:
+    """Whose format a file of annotations has, by its first bytes; empty if it is none."""
+    signs = [(sign, name) for of, sign, name in _ANNOTATIONS if of == file.suffix.lower()]
     head = b""
     if signs:
-        with suppress(OSError), file.open("rb") as stream:  # only a word of a note depends on it
+        with suppress(OSError), file.open("rb") as stream:  # a note or a message depends on it
             head = stream.read(_HEAD)
-    for name in (name for sign, name in signs if re.search(sign, head)):
-        return f"{name} annotations, which are not read: export masks as PNG"
-    other = ending in _OTHER_PICTURES
+    return next((name for sign, name in signs if re.search(sign, head)), "")
+
+
+def _what_it_is(file: Path) -> str:
+    """What a note says of a file that is no image; one that cannot be read is any file."""
+    if name := annotation_tool(file):
+        read = "the layout coco reads" if name == "COCO" else "are not read: export masks as PNG"
+        return f"{name} annotations, which {read}"
+    other = file.suffix.lower() in _OTHER_PICTURES
     return "in a format that is not read: convert it to PNG" if other else "not an image file"
 
 

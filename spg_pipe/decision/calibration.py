@@ -32,7 +32,9 @@ class Judging(Record):
     fit: Name = "squash"
     """How an image becomes the backbone's square."""
     bank: Name | None = None
-    """Fingerprint of the normal images that it was also compared with, and how."""
+    """Fingerprint of the bank that it was also compared with."""
+    alone: bool = False
+    """The bank judges without the guides."""
     ignored: Name | None = None
     """Digest of the masks of what does not count."""
     white: Count | None = None
@@ -53,6 +55,7 @@ _WORDS = {
     "tiles": "--tiles",
     "fit": "how an image is made square",
     "bank": "the bank of --normals",
+    "alone": "--bank alone",
     "ignored": "what --ignore leaves out",
     "white": "the value of white in 16-bit images",
 }
@@ -134,9 +137,9 @@ class Calibration(Record):
     versions: dict[Name, Name]
 
     @property
-    def from_normals(self) -> bool:
-        """Whether its thresholds come from normal images alone, so that drift can be told."""
-        return self.method in ("conformal", "tolerance")
+    def watchable(self) -> bool:
+        """Whether drift can be told: no threshold comes from images with defects."""
+        return self.method not in ("f1-max", "recall")
 
     def limits(self, group: str) -> Limits:
         """The thresholds of a group; an `SpgError` if it was not calibrated."""

@@ -15,6 +15,8 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.65
 """Share of the colour in an overlay; the rest is the photograph. The same for every value, so that
 equal steps of the map stay equal steps of lightness."""
+_BAND = 2**16
+"""Pixels at once, whose memory is used again: fresh pages would take most of the time."""
 
 
 def overlay(
@@ -47,15 +49,20 @@ def overlay_rgbx(
 
     (H, W, 4) uint8.
     """
-    level = anomaly_map * np.float32(255 / (high - low))
-    level += np.float32(0.5 - low * 255 / (high - low))
-    np.clip(level, 0, 255, out=level)
-    grey = np.asarray(Image.fromarray(image).convert("L"))
+    height, width = anomaly_map.shape
     colours, greys = _palettes()
     # Whole pixels of four bytes, of which none overflows into the next: eight times faster.
-    out = np.take(colours, level.astype(np.uint8))
-    out += np.take(greys, grey)
-    return out.view(np.uint8).reshape(*grey.shape, 4)
+    out = np.empty((height, width), np.uint32)
+    rows = max(1, _BAND // width)
+    for start in range(0, height, rows):
+        band = slice(start, start + rows)
+        level = anomaly_map[band] * np.float32(255 / (high - low))
+        level += np.float32(0.5 - low * 255 / (high - low))
+        np.clip(level, 0, 255, out=level)
+        grey = np.asarray(Image.fromarray(image[band]).convert("L"))
+        np.take(colours, level.astype(np.uint8), out=out[band], mode="clip")
+        out[band] += np.take(greys, grey)
+    return out.view(np.uint8).reshape(height, width, 4)
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:
@@ -68,25 +75,18 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
 def outline(
     image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)
 ) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with a line of a pixel around the regions of a mask.
+    """A copy of an image (H, W, 3 or 4) uint8 with a line of a pixel around a mask's regions.
 
     The mask (H, W) is above 0 in a defect; the line is white, with a black one around it: one of
     the two contrasts with any picture.
     """
     out = image.copy()
-    draw_outline(out, mask, colour)
-    return out
-
-
-def draw_outline(
-    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)
-) -> None:
-    """`outline` in the image (H, W, 3 or 4) itself."""
     inside = mask > 0
     for line in (colour, (0, 0, 0)):
         grown = _grown(inside)
-        image[grown & ~inside, :3] = line
+        out[grown & ~inside, :3] = line
         inside = grown
+    return out
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

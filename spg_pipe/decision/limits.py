@@ -24,11 +24,19 @@ class Asked:
     false_alarms: float = 0.05
     confidence: float = 0.95
     recall: float = 0.95
+    threshold: float | None = None
+    """Of the method `manual`, as the next."""
+    pixel_threshold: float | None = None
 
     @property
     def from_normals(self) -> bool:
-        """Whether normal images alone are needed."""
+        """Whether it takes normal images alone."""
         return self.method in ("conformal", "tolerance")
+
+    @property
+    def from_labels(self) -> bool:
+        """Whether it needs images with defects, too."""
+        return self.method in ("f1-max", "recall")
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class GroupScores:
     """(m,) float64: scores of images with a defect."""
     pixels: Groups | None
     """The map's values under normal images and under masks; None if no mask is known."""
+    left_out: bool = False
+    """Normal images are those of a bank, each judged without itself; they have no `tops`."""
 
 
 def limits_of(scores: GroupScores, asked: Asked) -> Limits:
@@ -50,10 +60,16 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
 
     An `UnsuitableError` if its images are too few, or of one kind where both are needed.
     """
+    image: Threshold | None
     pixel: Threshold | None
     if asked.from_normals:
-        image = _of_normals(scores.normal, asked, "scores", "score")
-        pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+        image = _of_normals(scores.normal, asked, "scores", "score", left_out=scores.left_out)
+        pixel = None
+        if not scores.left_out:
+            pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+    elif asked.method == "manual":
+        image = _by_hand(scores.normal, asked.threshold, "score")
+        pixel = _by_hand(scores.tops, asked.pixel_threshold, "have a pixel")
     elif len(scores.anomalous) == 0 or len(scores.normal) == 0:
         raise UnsuitableError(
             f"{counted(len(scores.normal), 'normal image')} and {len(scores.anomalous)} with a "
@@ -67,8 +83,17 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
     return Limits(image=image, pixel=pixel, scores=ascending, anomalous=len(scores.anomalous))
 
 
-def _of_normals(values: np.ndarray, asked: Asked, one: str, many: str) -> Threshold:
+def _of_normals(
+    values: np.ndarray, asked: Asked, one: str, many: str, *, left_out: bool = False
+) -> Threshold:
     rate, images = asked.false_alarms, counted(len(values), "normal image")
+    if left_out:
+        return Threshold(
+            value=conformal_threshold(values, rate),
+            says=f"About {rate:g} of normal images {many} above it, to judge by {images} of the "
+            "bank, each left out once (jackknife). Nothing is promised: for that, calibrate on "
+            "others.",
+        )
     if asked.method == "conformal":
         return Threshold(
             value=conformal_threshold(values, rate),
@@ -80,6 +105,13 @@ def _of_normals(values: np.ndarray, asked: Asked, one: str, many: str) -> Thresh
         says=f"At most {rate:g} of all normal images {many} above it, with a probability of "
         f"{asked.confidence:g} over the draw of {images}, if they are independent.",
     )
+
+
+def _by_hand(values: np.ndarray, threshold: float | None, many: str) -> Threshold | None:
+    if threshold is None:
+        return None
+    above, images = int((values > threshold).sum()), counted(len(values), "normal image")
+    return Threshold(value=threshold, says=f"Set by hand; {above} of {images} {many} above it.")
 
 
 def _of_labelled(labelled: Groups, asked: Asked, what: str) -> Threshold:

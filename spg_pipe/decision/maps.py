@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-from torch.nn import functional as F
 
 from spg_pipe.decision.kept import Kept, whole
 from spg_pipe.guides.model import interpolation, upsample
@@ -209,12 +209,10 @@ def shown_range(*, log_odds: bool, between: tuple[float, float] = SHOWN) -> tupl
 
 
 def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Blurred maps (n, S, S) at an image's own size (n, H, W), bilinearly.
-
-    Not by `upsample`, which needs five times as long where nobody asks for a gradient.
-    """
-    grids = torch.from_numpy(maps)[None]
-    return F.interpolate(grids, size, mode="bilinear", align_corners=False)[0].numpy()
+    """Blurred maps (n, S, S) float32 at an image's own size (n, H, W), bilinearly."""
+    # PyTorch's kernel: without a gradient to give, it takes a sixth of the time of `upsample`.
+    one_channel = torch.from_numpy(maps)[:, None]
+    return F.interpolate(one_channel, size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Everywhere a score is anomalous if it is *above* its threshold; n is the number 
 import math
 
 import numpy as np
-from scipy.special import betainc
 
 from spg_pipe.errors import UnsuitableError, counted
 from spg_pipe.metrics.curves import Groups, f1_max
@@ -60,6 +59,8 @@ def tolerance_threshold(scores: np.ndarray, false_alarms: float, confidence: flo
     UnsuitableError
         If 1 − (1 − α)ⁿ < 1 − δ: not even the highest score is such a bound.
     """
+    from scipy.special import betainc  # here, as scipy takes half a second
+
     n = len(scores)
     ranks = np.arange(1, n + 1)
     bounds = np.flatnonzero(betainc(n - ranks + 1, ranks, false_alarms) >= confidence)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from spg_pipe.artefacts.files import versions, write_json
 from spg_pipe.artefacts.record import write_record
@@ -117,21 +118,12 @@ def evaluate_scores(
     masks = MaskRegions(store, manifest if params.resolution == "original" else None)
     images = scores.table
     rows, curves, done = [], Curves(), 0
-    lost = store.array("lost_regions")
     for category in dict.fromkeys(images["category"]):
         chosen = np.flatnonzero(images["category"] == category)
         at = _at_thresholds(calibration, category)
         pixel = _pixel_metrics(scores, store, chosen, params, masks, at["pixel"])
-        missing = images["mask_state"].to_numpy()[chosen] == MaskState.MISSING
-        anomalous = images["label"].to_numpy()[chosen] == 1
-        row = category_metrics(
-            category,
-            images["label"].to_numpy()[chosen],
-            images["score"].to_numpy()[chosen],
-            pixel,
-            protocol=params.protocol,
-            images_without_mask=int((missing & anomalous).sum()),
-            vanished_regions=int(lost[chosen].sum()) if params.resolution == "model" else 0,
+        row = _row(
+            category, images.iloc[chosen], pixel, store.array("lost_regions")[chosen], params
         )
         if calibration is not None:
             known = images.iloc[chosen][images["label"].iloc[chosen] <= 1]
@@ -146,6 +138,27 @@ def evaluate_scores(
     table = with_mean(_context(scores.record, params), rows)
     made = calibration.fingerprint if calibration else None
     return Evaluation(table, curves, _provenance(scores.record, params, made))
+
+
+def _row(
+    category: str,
+    images: "pd.DataFrame",
+    pixel: PixelMetrics | None,
+    lost: np.ndarray,
+    params: MetricParams,
+) -> MetricsRow:
+    """Of a category's rows of scores, and how many regions each image lost by resizing."""
+    labels = images["label"].to_numpy()
+    missing = images["mask_state"].to_numpy() == MaskState.MISSING
+    return category_metrics(
+        category,
+        labels,
+        images["score"].to_numpy(),
+        pixel,
+        protocol=params.protocol,
+        images_without_mask=int((missing & (labels == 1)).sum()),
+        vanished_regions=int(lost.sum()) if params.resolution == "model" else 0,
+    )
 
 
 def _at_thresholds(calibration: Calibration | None, category: str) -> dict[str, AtThreshold]:

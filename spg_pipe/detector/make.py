@@ -206,17 +206,36 @@ def contrast_guides(
     told = (lambda done, total: progress(done, total, None)) if progress else None
     sums = class_sums(store, plans[0].method.detection, device, told)
     made = [
-        _contrast_guides(store, plan.saes, plan.guides.atoms, sums)
+        guides_from_sums(store, plan.saes, plan.guides.atoms, sums)
         for plan in plans
         if isinstance(plan.guides, ContrastGuides)
     ]
     return made, sums.folds
 
 
-def _contrast_guides(store: FeatureStore, saes: SaeRun, atoms: int, sums: ClassSums) -> Made:
+def guides_from_sums(
+    store: FeatureStore,
+    saes: SaeRun,
+    atoms: int,
+    sums: ClassSums,
+    among: np.ndarray | None = None,
+) -> Made:
+    """Contrast guides of a dictionary, and those without each fold.
+
+    Parameters
+    ----------
+    among : (n,) bool, optional
+        The images to learn from. Default: all.
+
+    Raises
+    ------
+    SpgError
+        If nothing has patches with and without a defect.
+    """
     layers: dict[str, LayerGuides] = {}
     sides: dict[str, Sides] = {}
-    choices = [None, *(sums.folds != fold for fold in range(FOLDS))]
+    rows = np.ones(len(store), bool) if among is None else among
+    choices = [rows, *(rows & (sums.folds != fold) for fold in range(FOLDS))]
     for layer, shape in store.spec.layers.items():
         table, dead = saes.layers[layer].atoms.detach().cpu(), saes.dead[layer]
         pairs: dict[View, SignedAtoms] = {}

@@ -8,6 +8,7 @@ import numpy as np
 
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError
+from spg_pipe.images.annotations import annotated
 from spg_pipe.images.files import mask_files
 from spg_pipe.images.reading import read_mask
 from spg_pipe.metrics import Regions
@@ -110,7 +111,9 @@ class MaskRegions:
 def _version(path: Path) -> tuple[Hashable, ...]:
     """A mask as it is now: one that is corrected between two evaluations is read again."""
     try:
-        stats = [(str(file), file.stat()) for file in mask_files(path)]
+        drawn = annotated(path)
+        files = [drawn[0]] if drawn else mask_files(path)
+        stats = [(str(path / file.name), file.stat()) for file in files]
     except OSError:
         return (str(path),)  # reading it will say what is wrong
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)

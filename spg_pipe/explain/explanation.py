@@ -181,7 +181,7 @@ def explain(
         counted = with_kept_prefix(keyed, shapes, seen, kept)
         parts = guides_parts(detector, counted, shapes, seen, rule, judged, kept)
         fields = {
-            key.name: _field(detector, key, batch, shapes[key], rule)
+            key.name: _field(detector, key, batch, shapes[key], rule, kept)
             for key, batch in keyed.items()
         }
     bias = rule.decision.bias if isinstance(rule, Additive) else 0.0
@@ -202,7 +202,12 @@ def explain(
 
 
 def _field(
-    detector: Detector, key: TokenKey, batch: Tensor, grid: tuple[int, int], rule: Rule
+    detector: Detector,
+    key: TokenKey,
+    batch: Tensor,
+    grid: tuple[int, int],
+    rule: Rule,
+    kept: Kept | None,
 ) -> Field:
     guides, patches = detector.layers[key.layer], batch[:, 1:]
     published = isinstance(rule, Published)
@@ -212,6 +217,8 @@ def _field(
         scale = rule.decision.scales[key.layer]["guides"]
         gain = rule.decision.map_weights.guides / scale.deviation
         gains, offset = np.array(gain), -gain * scale.mean
+    if kept is not None:  # atoms say nothing where nothing counts
+        gains = gains * (kept.at(grid).flatten(1) > 0).numpy()
     coefficients = coefficients_of(detector, guides, "patches", published=published).numpy()
     return Field(patches, grid, gains, offset, guides, coefficients)
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spg_pipe.errors import SpgError, printable
+from spg_pipe.images.annotations import annotated, mask_content
 
 # A fixed list: Pillow's own registry depends on the build and holds .pdf, .mpg and other
 # files that it can write or recognise but not decode.
@@ -32,7 +33,12 @@ def mask_files(mask: Path) -> list[Path]:
 
 
 def read_file(path: Path, what: str) -> bytes:
-    """The bytes of an image or a mask. SpgError, which blames no content, if they cannot be had."""
+    """The bytes of an image or a mask. SpgError, which blames no content, if they cannot be had.
+
+    Of a mask that an annotation file draws, what it says of it.
+    """
+    if drawn := annotated(path):
+        return mask_content(*drawn)
     try:
         return path.read_bytes()
     except FileNotFoundError:

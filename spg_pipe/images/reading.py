@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from spg_pipe.images import tiff
+from spg_pipe.images.annotations import annotated, drawn, drawn_size
 from spg_pipe.images.decoding import Picture, UnusableFileError, open_picture, picture_in
-from spg_pipe.images.files import mask_files
+from spg_pipe.images.files import mask_files, read_file
 from spg_pipe.images.samples import (
     FULL,
     integers,
@@ -95,6 +96,8 @@ def read_image(
 def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.ndarray:
     """Decode a mask file, or the union of a folder's mask files: every value above 0 is a defect.
 
+    Or draw one of an annotation file (`images.annotations`).
+
     Colour masks count where any channel is above 0, transparent pixels are background. A palette
     mask counts by its index (as VisA's do), unless index 0 is a colour and another one black.
 
@@ -114,6 +117,11 @@ def read_mask(path: Path, *, exif: bool, content: bytes | None = None) -> np.nda
             reason = "holds masks of several sizes" if masks else "is a folder without an image"
             raise UnusableFileError(f"The mask {path}", reason, "Complete or remove it.")
         return np.maximum.reduce(masks)
+    if annotated(path):
+        try:
+            return drawn(content or read_file(path, "mask"))
+        except ValueError as error:
+            raise UnusableFileError(f"The mask {path}", str(error)) from error
     return _to_binary(open_picture(path, "mask", exif=exif, content=content))
 
 
@@ -132,6 +140,9 @@ def read_header(path: Path, what: str, *, exif: bool, content: bytes | None = No
     SpgError
         As for `read_image`.
     """
+    if what == "mask" and annotated(path):
+        size = drawn_size(content or read_file(path, what))
+        return Header(size, orientation=1, turn=1, pages=1, lossy=False, toned=False, peak=None)
     picture = open_picture(path, what, exif=exif, content=content)
     lossy_webp = picture.image.format == "WEBP" and b"VP8 " in picture.content[:64]
     return Header(

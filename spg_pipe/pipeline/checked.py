@@ -13,7 +13,7 @@ from spg_pipe.artefacts.record import read_record
 from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.metrics_file import read_metrics
 from spg_pipe.detector.record import DetectorOrigin, DetectorRecord, ScoresRecord
-from spg_pipe.errors import NotThereError, SpgError
+from spg_pipe.errors import DamagedError, NotThereError, SpgError
 from spg_pipe.guides.kinds import guides_of
 from spg_pipe.pipeline.checked_store import (
     Pairs,
@@ -109,6 +109,15 @@ def checked_metrics(run: RecipeRun, way: Direction, seed: int) -> tuple[Path, Pa
     if faults := differences(pairs):
         raise refused(made_otherwise(path, faults), command)
     return path, folder
+
+
+def is_there(check: Callable[[], object]) -> bool:
+    """Whether an artefact is there and fits, as far as a check looks."""
+    try:
+        check()
+    except (NotThereError, DamagedError):
+        return False
+    return True
 
 
 def _require(

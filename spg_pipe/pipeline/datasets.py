@@ -32,14 +32,19 @@ def find_dataset(params: Params, split: str, *, option: str = "--split") -> Data
         return dataset.model_copy(update={"split": part or dataset.split})
     folder = Path(split)
     if folder.is_dir():
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")
-        return Dataset(name=label or "images", layout="folder", root=folder, split="all")
+        return Dataset(name=name_of(folder), layout="folder", root=folder, split="all")
     raise SpgError(
         f"{option} {split}: there is no such dataset in the recipe "
         f"(its datasets: {', '.join(known) or 'none'}) and no such folder. Name one of "
         "these, append /train or /test, give a folder of images, or switch the recipe, as with "
         "`spg-pipe recipe use paper-dinov3 --mvtec DIR --visa DIR`."
     )
+
+
+def name_of(folder: Path) -> str:
+    """A folder's name as that of a dataset."""
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("._-")
+    return label or "images"
 
 
 def split_name(params: Params, dataset: Dataset) -> str:

@@ -48,18 +48,14 @@ def _print_tables(folder: Path, console: Console) -> None:
             [flat_rows(table) for table in runs], "\n\n".join(tables_of(params, runs)) + "\n"
         )
     report = (folder / paths.report / "index.html").resolve()
-    commands = _next_commands(folder, folder / paths.detector(params.auxiliaries[0], 111))
+    commands = next_commands(folder, folder / paths.detector(params.auxiliaries[0], 111))
     text = f"Report: {report}\n\nThe detector on images, and why one has its score:\n"
     console.result({"report": report, "commands": commands}, text + "\n".join(commands))
 
 
-def _next_commands(folder: Path, detector: Path) -> list[str]:
+def next_commands(folder: Path, detector: Path) -> list[str]:
     """What to try with the demo's detector, as a shell takes it in the working directory."""
-    images = sorted((folder / "artifacts/demo/demo-visa").glob("*/Data/Images/Anomaly"))[0]
-    image = sorted(images.iterdir())[0]
-    what = [shlex.quote(str(path)) for path in (detector, images, image)]
-    predict, explain = (
-        f"spg-pipe predict {what[0]} {what[1]}",
-        f"spg-pipe explain {what[0]} {what[2]}",
-    )
-    return [*activation(), predict, explain]
+    image = sorted((folder / "artifacts/demo/demo-visa").glob("*/Data/Images/Anomaly/*"))[0]
+    judge, images, one = (shlex.quote(str(p)) for p in (detector, image.parents[1], image))
+    commands = [f"spg-pipe predict {judge} {images}", f"spg-pipe explain {judge} {one}"]
+    return [*activation(), *commands]

@@ -1,60 +1,37 @@
 """`fit --normals`: a bank of a few normal images, fitted once and saved."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.bank.few_shot import note_of_copies
 from spg_pipe.bank.fitted import FittedBank, is_bank
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, one_line
-from spg_pipe.images.notes import file_notes, look_at, peak_of
-from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
-from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
-from spg_pipe.predict.predictor import load_predictor
-from spg_pipe.recipe.machine import choose_device
+from spg_pipe.pipeline.predict import Ask, ready
 
 
-def fit_goods(
-    detector_path: Path,
-    normals: NormalFolder,
-    out: Path,
-    console: Console,
-    *,
-    weights: Path | None = None,
-    tiles: Sequence[int] = (),
-    device: str = "auto",
-) -> FittedBank:
-    """Fit a bank to normal images and save it; say what it says of them.
+def fit_goods(ask: Ask, console: Console) -> FittedBank:
+    """Fit a bank to normal images and save it in `ask.out`; say what it says of them.
 
-    Parameters
-    ----------
-    weights, tiles
-        See `load_predictor`.
+    They are shown to the backbone as those that are judged later, of which there are none here.
 
     An `SpgError` if `out` holds anything but a bank, the images make none, or the detector cannot
     be loaded.
     """
-    if out.exists() and any(out.iterdir()) and not is_bank(out):
-        raise SpgError(f"{out} holds other files than a bank. Choose another --out.")
-    require_writable(out)
-    detector, device = Detector.load(detector_path), choose_device(device)
-    normals = replace(normals, alone=detector.record.rule.rule != "additive")
-    manifest = read_normals(normals, detector)
-    files = [(path, manifest.root / path) for path in manifest.table["path"]]
-    seen = look_at(files, exif=manifest.exif)
-    for note in dict.fromkeys([*manifest.notes, *file_notes(seen, peak := peak_of(seen))]):
-        console.say(f"Note: {note}")
-    predictor = load_predictor(detector, tiles, weights, device, console.announce)
-    with console.progress("normals") as update:
-        manifest = replace(manifest, white=white_of(peak))
-        bank = fit_normals(predictor, manifest, normals.params, progress=update)
-    bank.save(out)
-    if copies := bank.record.copies:
-        console.say(note_of_copies(copies, len(manifest)))
-    console.result(_content(bank, out), _text(bank, out))
+    normals = ask.normals
+    if normals and is_bank(normals.path):
+        raise SpgError(f"--normals {normals.path} is a bank already. Give a folder of images.")
+    if ask.out.exists() and any(ask.out.iterdir()) and not is_bank(ask.out):
+        raise SpgError(f"{ask.out} holds other files than a bank. Choose another --out.")
+    require_writable(ask.out)
+    published = Detector.load(ask.detector).record.rule.rule == "published"
+    normals = normals and replace(normals, alone=published)
+    bank = ready(replace(ask, normals=normals), console).predictor.bank
+    if bank is None:
+        raise SpgError("A bank of which images? Give a folder of normal ones (--normals).")
+    bank.save(ask.out)
+    console.result(_content(bank, ask.out), _text(bank, ask))
     return bank
 
 
@@ -66,11 +43,12 @@ def _content(bank: FittedBank, out: Path) -> dict[str, object]:
     return {"bank": out, "backbone": record.backbone.seen_at, "weight": weight, **content}
 
 
-def _text(bank: FittedBank, out: Path) -> str:
-    record = bank.record
+def _text(bank: FittedBank, ask: Ask) -> str:
+    record, shown = bank.record, replace(ask, normals=None).again
     alone = record.footing is None
     ranked = sorted(record.goods, key=lambda good: -((good.alone if alone else good.fused) or 0.0))
-    lines = ["Each by a bank of the others (leave-one-out):"]
+    how = "alone" if alone else "with the guides, and alone"
+    lines = [f"Each by a bank of the others (leave-one-out), {how}:"]
     for good in ranked:
         scores = [score for score in (good.fused, good.alone) if score is not None]
         lines.append(one_line("  ".join([*(f"{score:9.4f}" for score in scores), good.path])))
@@ -83,5 +61,9 @@ def _text(bank: FittedBank, out: Path) -> str:
     if record.footing:
         lines.append(f"weight of the bank beside the guides {record.footing.weight:.4f}")
     return "\n".join(
-        [*lines, f"Bank {record.fingerprint[:8]} of {len(record.goods)} images: {out}"]
+        [
+            *lines,
+            f"Bank {record.fingerprint[:8]} of {len(record.goods)} images → {ask.out}",
+            f"Judge with: spg-pipe predict {ask.detector} SOURCE --normals {ask.out}{shown}",
+        ]
     )

@@ -1,6 +1,6 @@
 """`predict`: a detector on a person's own images; what is said meanwhile and at the end."""
 
-import heapq
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
-from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS, SCORES
+from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
@@ -19,34 +19,26 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
+from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
 from spg_pipe.predict.finish import Finish, finish, picture_path
-from spg_pipe.predict.items import Item, Items, Reading, find_items
+from spg_pipe.predict.items import Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.normals import (
     NormalFolder,
     fit_normals,
     load_bank,
+    notes_of,
     read_normals,
     white_with,
 )
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
-from spg_pipe.predict.ranking import Ranked, one_sided, ranking
-from spg_pipe.predict.result import Failure, Line, Result
+from spg_pipe.predict.ranking import RANKED, Summary, one_sided
+from spg_pipe.predict.result import Failure, Result
 from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
 from spg_pipe.predict.video import frames_of, is_video
+from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
-
-RANKED = 20
-"""Images that are named at the end, those with the highest scores."""
-_OF_NORMALS = (
-    "left out",
-    ", ignored",
-    "taken for images",
-    "mask by the",
-    "masks by the",
-    "there are:",
-)
-"""In the notes on normal images that matter for a bank."""
+from spg_pipe.recipe.params import BankParams
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,8 @@ class Ask:
     device: str = "auto"
     tiles: Sequence[int] = ()
     """See `load_predictor`."""
+    viewing: Viewing = field(default_factory=Viewing)
+    """How images are shown to the backbone, and what of them is ignored."""
     normals: NormalFolder | None = None
     """A few normal images of the target: few-shot."""
     every: int = 1
@@ -84,11 +78,31 @@ class Ask:
     """List only so many contributions an image in explanations; None: all."""
     strict: bool = False
     """Stop at the first image that cannot be judged."""
+    decide: HowToDecide | None = None
+    """None: nothing is decided."""
+    white: int | None = None
+    """Of 16-bit images that do not say it; None: the images tell it together."""
 
     @property
     def alone(self) -> bool:
         """Whether normal images judge without the guides."""
         return self.normals is not None and self.normals.alone
+
+    @property
+    def again(self) -> str:
+        """The options by which other images are judged and shown alike, as a shell reads them."""
+        normals, view = self.normals, self.viewing
+        words = ["--tiles", ",".join(map(str, self.tiles))] if self.tiles else []
+        words += ["--weights", str(self.weights)] if self.weights else []
+        words += ["--normals", str(normals.path)] if normals else []
+        words += ["--bank", "alone"] if self.alone else []
+        for name, value in normals.params if normals else ():
+            changed = value != getattr(BankParams(), name)
+            words += ["--set", f"bank.{name}={value}"] if changed else []
+        words += ["--ignore", str(view.ignore)] if view.ignore else []
+        words += ["--blank"] if view.blank else []
+        words += [f"--{view.fit}"] if view.fit != "squash" else []
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 class Ready(NamedTuple):
@@ -98,59 +112,6 @@ class Ready(NamedTuple):
     predictor: Predictor
     reading: Reading
     record: RunRecord
-
-
-class Top(NamedTuple):
-    """An image with one of the highest scores; of equal ones the first is the higher."""
-
-    score: float
-    before: int
-    item: Item
-    result: Result
-
-
-@dataclass
-class Summary:
-    """What is said at the end, kept while images go by."""
-
-    keep: int = RANKED
-    """So many of the highest scores."""
-    images: int = 0
-    bad: int = 0
-    known: list[str] = field(default_factory=list)
-    """Images that are normal ones of the bank."""
-    scores: list[float] = field(default_factory=list)
-    _highest: list[Top] = field(default_factory=list)
-
-    def add(self, item: Item, result: Line) -> None:
-        """Count an image."""
-        self.images += 1
-        if isinstance(result, Failure):
-            self.bad += 1
-            return
-        if result.among_normals:
-            self.known.append(result.path)
-        self.scores.append(result.score)
-        heapq.heappush(self._highest, Top(result.score, -self.images, item, result))
-        if len(self._highest) > self.keep:
-            heapq.heappop(self._highest)
-
-    def top(self, most: int) -> list[Top]:
-        """From the highest score down."""
-        return sorted(self._highest, reverse=True)[:most]
-
-    def text(self, out: Path, goods: int) -> str:
-        """The ranking, and how many there are; `goods` as for `ranking`."""
-        highest = [
-            Ranked(result.path, result.score, result.deviation, result.normals_above)
-            for _, _, _, result in self.top(RANKED)
-        ]
-        ranked = ranking(highest, self.scores, goods)
-        if more := len(self.scores) - len(ranked):
-            ranked.append(f"… and {more:,} more in {out / SCORES}")
-        bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
-        judged = f"{counted(len(self.scores), 'image')} judged{bad} → {out / SCORES}"
-        return "\n".join([*ranked, judged])
 
 
 def predict_images(
@@ -171,7 +132,7 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out)
-    items, predictor, reading, record = ready(ask, console)
+    (items, predictor, reading, record), decider = _deciding(ask, console)
     summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
     with (
         ResultFolder(ask.out, record, explained=ask.explained) as folder,
@@ -181,6 +142,7 @@ def predict_images(
             predictor,
             ask.out,
             folder.begin,
+            decider.limits,
             overlays=ask.overlays is None,
             maps=ask.maps,
             masks=ask.masks,
@@ -193,22 +155,44 @@ def predict_images(
             folder.add(entry)
             summary.add(entry.item, entry.result)
             listener(entry)
+            score = entry.result.score if isinstance(entry.result, Result) else None
+            if decider.warns(entry.item.group, score):
+                console.announce(decider.warning(entry.item.name))
             if isinstance(entry.result, Failure):
-                if ask.strict:
-                    raise SpgError(entry.result.error)
-                console.say(f"Left out: {one_line(entry.result.error)}")
+                _tell(entry.result, console, strict=ask.strict)
             update(summary.images, items.count)
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish(coco=ask.coco)
+        folder.finish(decider.batch(), coco=ask.coco)
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
-    zero = predictor.bank is None and predictor.log_odds
-    if zero and (note := one_sided(summary.scores)):
+    decided = decider.calibration is not None or decider.how.by_hand
+    zero = predictor.log_odds and predictor.bank is None and not decided
+    if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
-    console.text(f"{summary.text(ask.out, predictor.goods)}\n{record.facts}")
+    text = summary.text(ask.out, predictor.goods, ranks=bool(note))
+    console.text("\n".join([text, *decider.counts(), record.facts]))
     return summary
+
+
+def _tell(failure: Failure, console: Console, *, strict: bool) -> None:
+    if strict:
+        raise SpgError(failure.error)
+    console.say(f"Left out: {one_line(failure.error)}")
+
+
+def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
+    """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
+    decider = Decider.of(ask.detector, ask.decide)
+    made = decider.calibration  # white: a run of few images cannot tell it
+    prepared = ready(replace(ask, white=made.judging.white if made else None), console)
+    groups = [item.group for item in prepared.items.listed]
+    decider.require(judging_of(prepared.predictor, prepared.reading), groups)
+    console.say(decider.says)
+    identity = prepared.record.identity | decider.identity
+    record = prepared.record.model_copy(update={"identity": identity})
+    return prepared._replace(record=record), decider
 
 
 def _draw_highest(
@@ -236,19 +220,15 @@ def ready(ask: Ask, console: Console) -> Ready:
     exif = detector.record.protocol.exif_of_own_images
     items = _items(ask)
     normals, device = ask.normals, choose_device(ask.device)
-    saved = load_bank(normals, detector, device=device) if normals else None
+    saved = load_bank(normals, detector, ask.viewing, device=device) if normals else None
     manifest = read_normals(normals, detector) if normals and saved is None else None
     files = [(item.name, item.path) for item in items.listed if item.path]
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=exif)
-    white = white_of(peak := peak_of(seen))
+    white = white_of(peak := peak_of(seen)) if ask.white is None else ask.white
     white = white_with(saved, white) if saved else white
-    of_normals = [
-        f"--normals: {note}"
-        for note in (manifest.notes if manifest else ())
-        if any(words in note for words in _OF_NORMALS)
-    ]
+    of_normals = notes_of(manifest) if manifest else []
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:
         console.say(f"Note: {note}")
@@ -268,17 +248,17 @@ def ready(ask: Ask, console: Console) -> Ready:
     elif normals and manifest:
         manifest = replace(manifest, white=white)
         with console.progress("normals") as update:
-            bank = fit_normals(predictor, manifest, normals.params, progress=update)
+            bank = fit_normals(predictor, manifest, normals.params, ask.viewing, progress=update)
         predictor = replace(predictor, bank=bank, alone=normals.alone)
         if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
     record = RunRecord(
         identity=_identity(ask, predictor, white),
-        facts=_facts(predictor),
+        facts=_facts(predictor, ask.viewing),
         licences=licences,
         notes=notes,
     )
-    reading = Reading(exif=exif, white=white, strict_white=items.live)
+    reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     return Ready(items, predictor, reading, record)
 
 
@@ -290,9 +270,11 @@ def _items(ask: Ask) -> Items:
         (source,) = ask.sources
         return Items(Path(source).name, coming=islice(frames_of(source, ask.every), ask.limit))
     items = find_items(ask.sources, ask.out)
+    masks = ask.viewing
+    listed = tuple(i for i in items.listed if not (i.path and masks.is_mask(i.path)))
     chosen = slice(0, None if ask.limit is None else ask.limit * ask.every, ask.every)
     if items.coming is None:
-        return replace(items, listed=items.listed[chosen])
+        return replace(items, listed=listed[chosen])
     return replace(items, coming=islice(items.coming, chosen.start, chosen.stop, chosen.step))
 
 
@@ -302,6 +284,8 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
         "detector": predictor.detector.fingerprint,
         "weights": spec.weights_sha256,
         "tiles": ",".join(map(str, spec.tiles.sides)) if spec.tiles else "",
+        "fit": ask.viewing.fit,
+        "ignored": ask.viewing.digest or "",
         "white": str(white or ""),
         "bank": predictor.bank.record.fingerprint if predictor.bank else "",
         "alone": str(predictor.alone),
@@ -313,16 +297,19 @@ def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, st
     }
 
 
-def _facts(predictor: Predictor) -> str:
+def _facts(predictor: Predictor, viewing: Viewing) -> str:
     """What all scores depend on: of the detector what was used of it."""
     record, spec = predictor.detector.record, predictor.backbone.spec
     rule: str = record.rule.image_score if isinstance(record.rule, Published) else "additive"
     if predictor.bank:
-        rule = "k-NN bank alone" if predictor.alone else f"{rule} + k-NN bank"
+        weight = predictor.bank.record.footing and predictor.bank.record.footing.weight
+        rule = "k-NN bank alone" if predictor.alone else f"{rule} + {weight:.3g} · k-NN bank"
     facts = (
         f"protocol {record.protocol.name}, σ {SIGMA:g}, image score {rule}, "
         f"{spec.seen_at} layers {'+'.join(spec.layers)} ({spec.norm}-norm)"
     )
+    facts += "" if viewing.fit == "squash" else f", {viewing.fit}"
+    facts += ", a part ignored" if viewing.ignore else ""
     if not predictor.alone:
         facts += f", seed {record.seed}, detector {record.fingerprint[:8]}"
     return f"{facts}; {predictor.supervision}" if predictor.supervision else facts

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from spg_pipe.artefacts.files import write_json, write_text
@@ -99,7 +100,7 @@ def init(folder: Path, console: Console, recipe: str | None, folders: Mapping[st
         if recipe is None and not (folder / data.root).is_dir():
             what = "good/, and a folder for each kind of defect with masks in ground_truth/"
             console.say(f"Put images into {folder / data.root} ({what}), or name it in {own}.")
-    console.result({"folder": folder.resolve()}, "\n".join(_next_commands(folder)))
+    console.result({"folder": folder.resolve()}, "\n".join(_next_commands(folder, params)))
 
 
 def pipeline_files() -> dict[str, str]:
@@ -143,10 +144,13 @@ def activation() -> list[str]:
 
     Nothing if they are already, or if it is no virtual environment.
     """
-    here = Path(sys.executable).parent
-    if any(Path(found).parent == here for found in [shutil.which("spg-pipe")] if found):
+    here, found = Path(sys.executable).parent, shutil.which("spg-pipe")
+    script = here / "activate"
+    if (found and Path(found).parent == here) or not script.exists():
         return []
-    return [f"source {shlex.quote(str(here / 'activate'))}"] if (here / "activate").exists() else []
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return [f"source {shlex.quote(str(script))}"]
 
 
 def _first_recipe(folder: Path, recipe: str | None, folders: Mapping[str, Path]) -> str:
@@ -163,13 +167,10 @@ def _first_recipe(folder: Path, recipe: str | None, folders: Mapping[str, Path])
 
 def _is_recipe(path: Path) -> bool:
     """Whether a file is a recipe, and no other project's parameters."""
-    if not path.is_file():
-        return False
-    try:
+    with suppress(SpgError):
         load_params(path)
-    except SpgError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -197,12 +198,13 @@ def _has_dvc(folder: Path) -> bool:
     return any((one / ".dvc").is_dir() for one in (whole, *above))
 
 
-def _next_commands(folder: Path) -> list[str]:
+def _next_commands(folder: Path, params: Params) -> list[str]:
     """What to do in the new project, as a shell takes it."""
-    lines = [f"cd {shlex.quote(str(folder))}"] if folder.resolve() != Path.cwd() else []
-    lines += [*activation(), "dvc repro"]
+    away = folder.resolve() != Path.cwd()
+    lines = [*activation(), *([f"cd {shlex.quote(str(folder))}"] if away else []), "dvc repro"]
     if _repository(folder):
         files = [".dvc", ".dvcignore", ".gitignore", "dvc.yaml", str(DEFAULT_PARAMS), "stages"]
-        there = " ".join(name for name in files if (folder / name).exists())
-        lines += [f"git add {there} dvc.lock && git commit -m 'The pipeline and its state'"]
+        there = [name for name in files if (folder / name).exists()]
+        words = shlex.join(["git", "add", *there, "dvc.lock", str(params.artifacts / "metrics")])
+        lines += [f"{words} && git commit -m 'The pipeline and its state'"]
     return lines

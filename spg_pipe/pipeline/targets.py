@@ -228,6 +228,7 @@ def _judging(record: ScoresRecord, store: FeatureStore) -> Judging:
         detector=judge.fingerprint if judge else "none",
         tiles=tuple(tiles.sides) if tiles else (),
         bank=record.bank.normals if record.bank else None,
+        ignored=record.ignored,
         white=store.spec.white,
     )
 

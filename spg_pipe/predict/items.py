@@ -131,10 +131,12 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
     Raises
     ------
     SpgError
-        If there is no image, or a result would be written among the images of a folder.
+        If sources have no image, or a result would be written among the images of a folder.
     OSError
         If a folder or a list cannot be read.
     """
+    if not sources:
+        return Items("no images")
     given = list(_expanded(sources))
     if STDIN in given:
         if len(given) > 1:

@@ -1,22 +1,35 @@
 """A person's own folder of normal images → a memory bank, made on the fly: few-shot."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from spg_pipe.bank.fitted import MAKE, FittedBank, GoodImages, fit_bank, is_bank
 from spg_pipe.bank.fusion import require_fusible
-from spg_pipe.bank.normal_patches import Grids, Progress, Tokens
+from spg_pipe.bank.memory import APART
+from spg_pipe.bank.normal_patches import Progress
 from spg_pipe.datasets.build import build_manifest
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, Manifest
+from spg_pipe.decision.kept import Kept
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.reading import read_image
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.view import View, Viewing
 from spg_pipe.recipe.data import Dataset
 from spg_pipe.recipe.params import BankParams
+
+_MATTER = (
+    "left out",
+    ", ignored",
+    "taken for images",
+    "mask by the",
+    "masks by the",
+    "there are:",
+)
+"""In those notes on normal images that matter for a bank."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +89,51 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
     return normals
 
 
+def notes_of(normals: Manifest) -> list[str]:
+    """What a person should know of the normal images' folder."""
+    matter = [note for note in normals.notes if any(words in note for words in _MATTER)]
+    return [f"--normals: {note}" for note in matter]
+
+
 def fit_normals(
     predictor: Predictor,
     normals: Manifest,
     params: BankParams,
+    viewing: Viewing,
     *,
     progress: Progress | None = None,
 ) -> FittedBank:
-    """A bank of normal images, as the predictor sees them.
+    """A bank of normal images, as the predictor sees them, and shown as those to be judged.
 
     Of many images only a part of their tokens is held in memory, and they are read again, for the
     scale of the distances and for their own scores.
 
-    An `SpgError` if an image cannot be read, or no bank can be made of them.
+    An `SpgError` if an image cannot be read, has no mask, or no bank can be made of them.
     """
+    size, rows = predictor.backbone.spec.preprocess.size, normals.table
 
-    def tokens_of(rows: np.ndarray) -> tuple[Tokens, Grids]:
-        paths = [normals.image_path(row) for row in rows.tolist()]
-        read = partial(read_image, exif=normals.exif, white=normals.white)
-        return predictor.tokens([read(path) for path in paths])
+    def view_of(row: int) -> View:
+        shape = (int(rows["height"].iloc[row]), int(rows["width"].iloc[row]))
+        return viewing.of(rows["path"].iloc[row], normals.root.name, shape, exif=normals.exif)
 
-    files = list(zip(normals.table["path"], normals.table["sha256"], strict=True))
+    @lru_cache(maxsize=APART)
+    def kept(row: int) -> np.ndarray | None:
+        return view_of(row).kept(size)
+
+    def framed(row: int) -> np.ndarray:
+        path = normals.image_path(row)
+        return view_of(row).framed(read_image(path, exif=normals.exif, white=normals.white))
+
+    goods = GoodImages(
+        lambda images: predictor.tokens([framed(row) for row in images.tolist()]),
+        files=list(zip(rows["path"], rows["sha256"], strict=True)),
+        white=normals.white,
+        kept_of=lambda images: Kept.of([kept(row) for row in images.tolist()]),
+        fit=viewing.fit,
+        ignored=viewing.digest,
+    )
     return fit_bank(
-        GoodImages(tokens_of, files, normals.white),
+        goods,
         predictor.detector,
         predictor.backbone.spec,
         params,
@@ -107,10 +142,12 @@ def fit_normals(
     )
 
 
-def load_bank(given: NormalFolder, detector: Detector, *, device: str) -> FittedBank | None:
+def load_bank(
+    given: NormalFolder, detector: Detector, viewing: Viewing, *, device: str
+) -> FittedBank | None:
     """The saved bank of a folder; None if it holds no such, but perhaps images.
 
-    An `SpgError` if it is damaged, lacks what the guides need, or other settings are asked for.
+    An `SpgError` if it is damaged, lacks what the guides need, or its images were shown otherwise.
     """
     if not is_bank(given.path):
         return None
@@ -119,6 +156,12 @@ def load_bank(given: NormalFolder, detector: Detector, *, device: str) -> Fitted
         raise SpgError(
             f"The bank {given.path} was fitted with settings of its own: leave out --set, or fit "
             f"it again with them (`{MAKE}`)."
+        )
+    if (bank.record.fit, bank.record.ignored) != (viewing.fit, viewing.digest):
+        raise SpgError(
+            f"The images of the bank {given.path} were shown otherwise ({bank.record.fit}, "
+            f"{'with' if bank.record.ignored else 'without'} masks of what is ignored). Give the "
+            f"same --letterbox, --crop, --ignore and --blank, or fit it again (`{MAKE}`)."
         )
     if not given.alone and bank.record.footing is None:
         require_fusible(detector)

@@ -13,14 +13,14 @@ from PIL import Image, ImageOps
 
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.decision.calibration import Calibration, Judging, Limits, by_hand, place_beside
-from spg_pipe.decision.maps import resize_maps
 from spg_pipe.detector import model
-from spg_pipe.errors import SpgError
+from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.reading import read_image
 from spg_pipe.predict.pictures import overlay_picture
 from spg_pipe.predict.predictor import Predictor, load_predictor
 from spg_pipe.predict.regions import Region
 from spg_pipe.predict.result import Result, result_of
+from spg_pipe.predict.view import Fit, View
 from spg_pipe.recipe.machine import choose_device
 
 Given = np.ndarray | torch.Tensor | Image.Image | Path | str
@@ -68,7 +68,7 @@ class Prediction:
         found = self.result
         says = [f"score {found.score:.4f}", *([found.decision] if found.decision else [])]
         if found.pixel_threshold is not None:
-            says.append(f"{len(found.regions) + found.regions_left_out} regions")
+            says.append(counted(len(found.regions) + found.regions_left_out, "region"))
         return f"Prediction({', '.join(says)}, {found.height}×{found.width})"
 
     def _repr_png_(self) -> bytes:
@@ -88,6 +88,7 @@ class Detector(model.Detector):
     device: str = "cpu"
     weights: Path | None = None
     tiles: tuple[int, ...] = ()
+    fit: Fit = "squash"
     bank: Path | None = None
     calibration: Calibration | None = None
 
@@ -99,6 +100,7 @@ class Detector(model.Detector):
         device: str = "auto",
         weights: Path | None = None,
         tiles: Sequence[int] = (),
+        fit: Fit = "squash",
         bank: Path | str | None = None,
         calibration: Path | str | None = None,
     ) -> "Detector":
@@ -112,6 +114,8 @@ class Detector(model.Detector):
             A file of the backbone's weights, if it was made with one.
         tiles : sequence of int
             Sides in pixels at which images are cut into tiles; none: images are taken whole.
+        fit : "squash" | "letterbox" | "crop"
+            How an image is made square.
         bank : Path, optional
             A few normal images as `spg-pipe fit --normals` fitted them, to compare images with.
         calibration : Path, optional
@@ -122,19 +126,17 @@ class Detector(model.Detector):
         ------
         SpgError
             If a file is missing or damaged, the device does not exist, or the calibration was made
-            for another detector, other tiles or a bank, or no longer holds.
+            for another detector, other tiles, another fit or a bank, or no longer holds.
         """
-        made, thresholds = model.Detector.load(Path(path)), None
+        made, thresholds, sides = model.Detector.load(Path(path)), None, tuple(tiles)
         beside = place_beside(Path(path))
         if calibration or (bank is None and beside.is_file()):
-            file = Path(calibration or beside)
+            file, compared = Path(calibration or beside), "given" if bank else None
             thresholds = Calibration.load(file)
-            judging = Judging(
-                detector=made.fingerprint, tiles=tuple(tiles), bank="given" if bank else None
-            )
+            judging = Judging(detector=made.fingerprint, tiles=sides, fit=fit, bank=compared)
             thresholds.require(judging, date.today(), file)
         where, normals = choose_device(device), Path(bank) if bank else None
-        return cls(made.layers, made.record, where, weights, tuple(tiles), normals, thresholds)
+        return cls(made.layers, made.record, where, weights, sides, fit, normals, thresholds)
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -156,6 +158,7 @@ class Detector(model.Detector):
         self,
         image: Given,
         *,
+        ignored: np.ndarray | None = None,
         group: str = "",
         threshold: float | None = None,
         pixel_threshold: float | None = None,
@@ -166,6 +169,8 @@ class Detector(model.Detector):
         ----------
         image : ndarray, Tensor, PIL image or path
             See docs/notebook.md.
+        ignored : (H, W), optional
+            Above 0 where pixels of the image do not count.
         group : str
             The camera or category whose limits of the calibration apply.
         threshold, pixel_threshold : float, optional
@@ -178,8 +183,10 @@ class Detector(model.Detector):
         """
         predictor, protocol = self.predictor, self.record.protocol
         pixels = pixels_of(image, exif=protocol.exif_of_own_images)
-        judged = predictor.judge([pixels])
-        found = resize_maps(predictor.maps(judged, 0)[None], pixels.shape[:2])[0]
+        view = View(pixels.shape[:2], self.fit, _mask(ignored, pixels.shape[:2]))
+        kept = view.kept(predictor.backbone.spec.preprocess.size)
+        judged = predictor.judge([view.framed(pixels)], [kept])
+        found = view.back(predictor.maps(judged, 0, kept))
         result = result_of(
             str(image) if isinstance(image, str | Path) else "",
             {name: float(value[0]) for name, value in judged.columns.items()},
@@ -188,6 +195,7 @@ class Detector(model.Detector):
             protocol=protocol.name,
             supervision=predictor.supervision,
         )
+        result = result.model_copy(update={"ignored_share": view.ignored_share})
         return Prediction(result, found, pixels, predictor.shown)
 
     def _limits(self, group: str, threshold: float | None, pixel: float | None) -> Limits:
@@ -195,6 +203,16 @@ class Detector(model.Detector):
         if self.calibration is None or (threshold, pixel) != (None, None):
             return given
         return self.calibration.limits(group)
+
+
+def _mask(ignored: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """(H, W) bool of what was given; an `SpgError` if it is of another size than the image."""
+    if ignored is not None and np.shape(ignored) != shape:
+        raise SpgError(
+            f"The ignored pixels are of shape {np.shape(ignored)}, and the image of {shape}. "
+            "Expected is a mask (H, W) of the image's size, above 0 where pixels do not count."
+        )
+    return None if ignored is None else np.asarray(ignored) > 0
 
 
 def pixels_of(image: Given, *, exif: bool) -> np.ndarray:
@@ -210,7 +228,8 @@ def pixels_of(image: Given, *, exif: bool) -> np.ndarray:
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or len(image) not in (1, 3):
             raise SpgError(f"The image is a tensor of shape {tuple(image.shape)}. {_EXPECTED}")
-        return _coloured(image.detach().cpu().permute(1, 2, 0).numpy())
+        values = image.detach().cpu().permute(1, 2, 0)
+        return _coloured((values.float() if values.is_floating_point() else values).numpy())
     if isinstance(image, np.ndarray):
         return _coloured(image)
     raise SpgError(f"The image is a {type(image).__name__}. {_EXPECTED}")
@@ -237,7 +256,7 @@ def _coloured(values: np.ndarray) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise SpgError(f"The image has floats from {low:g} to {high:g}. {_EXPECTED}")
-        values = np.rint(values * 65535.0).astype(np.uint16)
+        values = np.rint(np.multiply(values, 65535, dtype=np.float64)).astype(np.uint16)
     if values.dtype not in (np.uint8, np.uint16):
         raise SpgError(f"The image is an array of {values.dtype}. {_EXPECTED}")
     return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))

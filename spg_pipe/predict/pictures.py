@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from spg_pipe.decision.heat_maps import draw_outline, eight_bit, overlay_rgbx
+from spg_pipe.decision.heat_maps import eight_bit, outline, overlay_rgbx
 from spg_pipe.predict.regions import above
 
 QUALITY = 90
@@ -33,7 +33,7 @@ def overlay_picture(
     low, high = shown
     painted = overlay_rgbx(eight_bit(pixels), anomaly_map, low=low, high=high)
     if threshold is not None and (marked := above(anomaly_map, threshold)).any():
-        draw_outline(painted, marked)
+        painted = outline(painted, marked)
     size = (painted.shape[1], painted.shape[0])
     picture = Image.frombuffer("RGBX", size, painted, "raw", "RGBX", 0, 1)
     return _encoded(picture if kind == "JPEG" else picture.convert("RGB"), kind)

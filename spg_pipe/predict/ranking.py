@@ -1,12 +1,20 @@
 """A run's images from the highest score down, and what its scores can and cannot say."""
 
+import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.errors import one_line
+from spg_pipe.datasets.walk import SCORES
+from spg_pipe.errors import counted, one_line
+from spg_pipe.predict.items import Item
+from spg_pipe.predict.result import Failure, Line, Result
 
+RANKED = 20
+"""Images that are named at the end, those with the highest scores."""
 _FEWEST = 10
 """Images of a run of which sides of zero say something."""
 _NEARLY_ALL = 0.95
@@ -39,28 +47,82 @@ def one_sided(scores: Sequence[float]) -> str:
     )
 
 
-def ranking(highest: Sequence[Ranked], scores: Sequence[float], goods: int) -> list[str]:
+def ranking(highest: Sequence[Ranked], images: int, goods: int, *, ranks: bool) -> list[str]:
     """Lines for people, the highest score first.
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
-    above their mean, and how many of them reach it; else, where zero says nothing, its rank.
+    above their mean, and how many of them reach it; else perhaps its rank.
 
     Parameters
     ----------
     highest : sequence of Ranked
         From the highest score down.
-    scores : sequence of float
-        Of all images of the run.
+    images : int
+        Of the run.
     goods : int
         How many normal images have leave-one-out scores.
+    ranks : bool
+        Zero says nothing (`one_sided`).
     """
-    ranks = bool(one_sided(scores)) and not goods
     lines = []
     for number, (path, score, deviation, above) in enumerate(highest, start=1):
         facts = [f"{score:.4f}"]
         if deviation is not None:
             facts += [f"{deviation:+.1f} deviations", f"{above} of {goods} goods above"]
         elif ranks:
-            facts.insert(0, f"{number} of {len(scores):,}")
+            facts.insert(0, f"{number} of {images:,}")
         lines.append(one_line("  ".join([*facts, path])))
     return lines
+
+
+class Top(NamedTuple):
+    """An image with one of the highest scores; of equal ones the first is the higher."""
+
+    score: float
+    before: int
+    item: Item
+    result: Result
+
+
+@dataclass
+class Summary:
+    """What is said at the end, kept while images go by."""
+
+    keep: int = RANKED
+    """So many of the highest scores."""
+    images: int = 0
+    bad: int = 0
+    known: list[str] = field(default_factory=list)
+    """Images that are normal ones of the bank."""
+    scores: list[float] = field(default_factory=list)
+    _highest: list[Top] = field(default_factory=list)
+
+    def add(self, item: Item, result: Line) -> None:
+        """Count an image."""
+        self.images += 1
+        if isinstance(result, Failure):
+            self.bad += 1
+            return
+        if result.among_normals:
+            self.known.append(result.path)
+        self.scores.append(result.score)
+        heapq.heappush(self._highest, Top(result.score, -self.images, item, result))
+        if len(self._highest) > self.keep:
+            heapq.heappop(self._highest)
+
+    def top(self, most: int) -> list[Top]:
+        """From the highest score down."""
+        return sorted(self._highest, reverse=True)[:most]
+
+    def text(self, out: Path, goods: int, *, ranks: bool) -> str:
+        """The ranking, and how many there are; `goods` and `ranks` as for `ranking`."""
+        highest = [
+            Ranked(result.path, result.score, result.deviation, result.normals_above)
+            for _, _, _, result in self.top(RANKED)
+        ]
+        ranked = ranking(highest, len(self.scores), goods, ranks=ranks)
+        if more := len(self.scores) - len(ranked):
+            ranked.append(f"… and {more:,} more in {out / SCORES}")
+        bad = f", {counted(self.bad, 'bad file')} left out" if self.bad else ""
+        judged = f"{counted(len(self.scores), 'image')} judged{bad} → {out / SCORES}"
+        return "\n".join([*ranked, judged])

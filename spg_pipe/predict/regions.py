@@ -1,13 +1,13 @@
 """The regions of an anomaly map: connected pixels above a threshold, as places, figures and shapes.
 
-Pixels that touch by a side or a corner are of one region, as in the metrics. No Python runs over
-pixels: a region is its runs, pieces of rows or columns, and all regions are worked on together.
+Pixels that touch by a side or a corner are of one region, as in the metrics.
 """
 
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
+from scipy.ndimage import find_objects
 
 from spg_pipe.artefacts.record import Count, Record, Size
 from spg_pipe.metrics.regions import label_regions
@@ -94,116 +94,70 @@ def regions_of(anomaly_map: np.ndarray, threshold: float, most: int = MOST) -> F
         Regions to describe; the others are counted.
     """
     marked = above(anomaly_map, threshold)
-    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
-    if not len(rows):
+    if not (rows := np.flatnonzero(marked.any(axis=1))).size:
         return Found((), 0)
+    columns = np.flatnonzero(marked.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     box = slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1)
     labels, count = label_regions(marked[box])
-    values = np.ascontiguousarray(anomaly_map[box])
-    runs = _runs(labels)
-    highest = _reduced(np.maximum, values, runs)
-    sums = _reduced(np.add, values, runs)
-    order, firsts = _by_region(runs)
-    peaks = np.maximum.reduceat(highest[order], firsts)
-    means = np.add.reduceat(sums[order], firsts) / np.add.reduceat(runs.lengths[order], firsts)
-    ranked = np.argsort(-peaks, kind="stable")[:most]
-    number = np.zeros(count + 1, labels.dtype)
-    number[ranked + 1] = np.arange(1, len(ranked) + 1)
-    labels = number[labels]
-    masks = _run_lengths(labels, anomaly_map.shape, (top, left))
-    of_region = np.split(order, firsts[1:])
-    regions = []
-    for place, region in enumerate(ranked.tolist()):
-        line, start, stop = (each[of_region[region]] for each in runs[1:])
-        first = int(highest[of_region[region]].argmax())
-        column = start[first] + values[line[first], start[first] : stop[first]].argmax()
-        upper, lower, begin, end = line[0], line[-1] + 1, start.min(), stop.max()
-        polygon = _polygon(labels[upper:lower, begin:end] == place + 1)
-        polygon += left + begin, top + upper
+    values, peaks = anomaly_map[box], np.zeros(count + 1, np.float32)
+    np.maximum.at(peaks, labels.reshape(-1), values.reshape(-1))
+    places, regions = find_objects(labels), []
+    for number, label in enumerate(1 + np.argsort(-peaks[1:], kind="stable")[:most], start=1):
+        place = places[label - 1]
+        corner = top + place[0].start, left + place[1].start
         regions.append(
-            Region(
-                number=place + 1,
-                bbox=(left + begin, top + upper, end - begin, lower - upper),
-                area=int((stop - start).sum()),
-                peak=float(peaks[region]),
-                peak_row=top + int(line[first]),
-                peak_column=left + int(column),
-                # The mean of equal values may come out above them by its last bit.
-                mean=min(float(means[region]), float(peaks[region])),
-                polygon=tuple(map(tuple, polygon.tolist())),
-                rle=masks[place],
-            )
+            _region(number, labels[place] == label, values[place], corner, anomaly_map.shape)
         )
-    return Found(tuple(regions), count - len(ranked))
+    return Found(tuple(regions), count - len(regions))
 
 
-class _Runs(NamedTuple):
-    """Runs of pixels of one region along the lines of an image, from the top."""
-
-    region: np.ndarray
-    line: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Pixels."""
-        return self.stop - self.start
-
-
-def _runs(labels: np.ndarray) -> _Runs:
-    """The runs of labels (lines, pixels) int; 0 is of no region."""
-    inside = np.pad(labels > 0, ((0, 0), (1, 1)))
-    changes = np.flatnonzero(inside[:, 1:] != inside[:, :-1])
-    line, place = np.divmod(changes, labels.shape[1] + 1)
-    line, start, stop = line[::2], place[::2], place[1::2]
-    return _Runs(labels[line, start], line, start, stop)
-
-
-def _reduced(rule: np.ufunc, values: np.ndarray, runs: _Runs) -> np.ndarray:
-    """The sum or the maximum, float64, of the values (lines, pixels) of each run."""
-    ends = np.stack([runs.start, runs.stop], axis=1) + (runs.line * values.shape[1])[:, None]
-    every = ends.reshape(-1)
-    every = every[:-1] if every[-1] == values.size else every
-    return rule.reduceat(values.reshape(-1), every, dtype=np.float64)[::2]
-
-
-def _by_region(runs: _Runs) -> tuple[np.ndarray, np.ndarray]:
-    """The order that brings the runs of a region together, and where each region then begins."""
-    order = np.argsort(runs.region, kind="stable")
-    return order, np.flatnonzero(np.diff(runs.region[order], prepend=0))
-
-
-def _run_lengths(
-    labels: np.ndarray, size: tuple[int, ...], corner: tuple[int, int]
-) -> list[RunLengths]:
-    """Of each region 1 … n of a piece (h, w) of the image, in the whole image (H, W)."""
-    height, width = size
-    runs = _runs(np.ascontiguousarray(labels.T))
-    order, firsts = _by_region(runs)
-    places = (runs.line + corner[1]) * height + corner[0]
-    starts, stops = (
-        np.split((places + each)[order], firsts[1:]) for each in (runs.start, runs.stop)
+def _region(
+    number: int,
+    mask: np.ndarray,
+    values: np.ndarray,
+    corner: tuple[int, int],
+    size: tuple[int, ...],
+) -> Region:
+    """A region from its mask and the map's values (h, w), whose first pixel is at `corner`."""
+    (top, left), (height, width) = corner, mask.shape
+    row, column = divmod(int(np.where(mask, values, -1).argmax()), width)
+    peak, own = float(values[row, column]), values[mask]
+    return Region(
+        number=number,
+        bbox=(left, top, width, height),
+        area=len(own),
+        peak=peak,
+        peak_row=top + row,
+        peak_column=left + column,
+        # The mean of equal values may come out above them by its last bit.
+        mean=min(float(own.mean(dtype=np.float64)), peak),
+        polygon=_polygon(mask, corner),
+        rle=_run_lengths(mask, corner, size),
     )
-    masks = []
-    for start, stop in zip(starts, stops, strict=True):
-        # What ends at the bottom of a column may go on at the top of the next.
-        apart = start[1:] != stop[:-1]
-        ends = np.stack([start[np.r_[True, apart]], stop[np.r_[apart, True]]], axis=1)
-        counts = np.diff(ends.reshape(-1), prepend=0, append=height * width)
-        counts = counts if counts[-1] else counts[:-1]
-        masks.append(RunLengths(size=(height, width), counts=tuple(counts.tolist())))
-    return masks
 
 
-def _polygon(mask: np.ndarray) -> np.ndarray:
-    """[x, y] (n, 2) along the outer border of a region (h, w) bool, simplified."""
-    # Imported here: it brings scipy.stats, half a second.
-    from skimage.measure import approximate_polygon, find_contours
+def _run_lengths(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, ...]) -> RunLengths:
+    """Of a mask (h, w) whose first pixel is at `corner` of an image (H, W)."""
+    (top, left), height = corner, size[0]
+    padded = np.pad(mask.T, ((0, 0), (1, 1)))
+    column, ends = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    ends += (left + column) * height + top
+    # What ends at the bottom of a column may go on at the top of the next: no end there.
+    start, stop = ends[::2], ends[1::2]
+    apart = start[1:] != stop[:-1]
+    ends = np.stack([start[np.r_[True, apart]], stop[np.r_[apart, True]]], axis=1)
+    counts = np.diff(ends.reshape(-1), prepend=0, append=height * size[1])
+    counts = counts if counts[-1] else counts[:-1]
+    return RunLengths(size=(height, size[1]), counts=tuple(counts.tolist()))
+
+
+def _polygon(mask: np.ndarray, corner: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    """The outer border of a mask (h, w) whose first pixel is at `corner`, simplified."""
+    from skimage.measure import approximate_polygon, find_contours  # 0.4 s at the start of a run
 
     lines = find_contours(np.pad(mask, 1).astype(np.float64), 0.5, fully_connected="high")
     border = min(lines, key=lambda line: line[:, 0].min())  # holes begin below the region's top
     simple = approximate_polygon(border, TOLERANCE)
     closed = simple if len(simple) > 3 else border  # one that is thin would have no area
-    return closed[:-1, ::-1] - 0.5
+    return tuple((x + corner[1] - 0.5, y + corner[0] - 0.5) for y, x in closed[:-1].tolist())

@@ -62,7 +62,9 @@ class Result(Record):
     """How far the score is above the mean of your own normal images' (each by a bank of the others
     alone), in their standard deviations."""
     normals_above: Count | None = None
-    """How many of your own normal images score as high or higher."""
+    """How many of your own normal images score as high or higher …"""
+    normals: Count | None = None
+    """… of how many."""
     parts: dict[str, float]
     """What the score is made of: share_… add up to the score less the detector's bias."""
     height: Size
@@ -112,7 +114,7 @@ def result_of(
 ) -> Result:
     """What is said of an image by its map (H, W) and its values of `Judged.columns`.
 
-    The caller adds what it knows of the file: its digest, group and pictures.
+    The caller adds what it knows besides: the file's digest, group and pictures, `normals`.
     """
     height, width = anomaly_map.shape
     row, column = divmod(int(anomaly_map.argmax()), width)

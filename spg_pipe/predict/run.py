@@ -180,12 +180,15 @@ class ResultFolder:
         self._record = self._record.model_copy(update={"drawn": drawn})
         write_record(self.out / RUN, self._record)
 
-    def finish(self, *, coco: bool = False) -> None:
-        """All images are done: write the table, remove what is left of earlier runs."""
+    def finish(self, batch: Sequence[bool] | None = None, *, coco: bool = False) -> None:
+        """All images are done: write the tables, remove what is left of earlier runs.
+
+        `batch` says of each image whether it is anomalous if all are decided together.
+        """
         self._lines.end()
         self._whys.end()
         self._remove(self._stale - self._pictures)
-        write_table(self.out)
+        write_table(self.out, batch)
         for name, shapes in COCO.items():
             if coco:
                 write_json(self.out / name, coco_of(results_of(self.out), shapes))
@@ -249,16 +252,25 @@ def results_of(out: Path) -> Iterator[Line]:
     return map(parse_line, lines_of(out / PREDICTIONS))
 
 
-def write_table(out: Path) -> None:
-    """Write scores.csv of the lines in a folder, in their order, as a whole."""
+def write_table(out: Path, batch: Sequence[bool] | None = None) -> None:
+    """Write scores.csv of the lines in a folder, in their order, as a whole.
+
+    `batch` becomes the last column.
+    """
     columns: dict[str, None] = {}
     for result in results_of(out):
         columns |= dict.fromkeys(row_of(result))
+    if batch is not None:
+        columns["batch_decision"] = None
     path = out / SCORES
     waiting = path.with_name(f".{SCORES}.new")
     with naming(path, waiting):
         with waiting.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(map(row_of, results_of(out)))
+            for number, result in enumerate(results_of(out)):
+                row = row_of(result)
+                if batch is not None and isinstance(result, Result):
+                    row["batch_decision"] = "anomalous" if batch[number] else "normal"
+                writer.writerow(row)
         waiting.replace(path)

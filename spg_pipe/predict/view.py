@@ -7,17 +7,16 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from spg_pipe.decision.maps import resize_maps
 from spg_pipe.errors import SpgError
-from spg_pipe.guides.model import interpolation
 from spg_pipe.images.files import IMAGE_EXTENSIONS
 from spg_pipe.images.reading import read_mask
 
 Fit = Literal["squash", "letterbox", "crop"]
 """The whole image made square, or padded to a square, or its centre square alone."""
+Area = tuple[slice, slice]
 FOR_ALL = "default"
 """In a folder of masks: the mask of images that have no other."""
 
@@ -33,26 +32,29 @@ class View:
     """(H, W) bool; None: nothing."""
     name: str = "the image"
     """For errors."""
+    blank: bool = False
+    """The backbone does not see what is ignored either, but the mean colour of the rest."""
 
     def framed(self, pixels: np.ndarray) -> np.ndarray:
-        """What is resized to the square: (H, W, 3), padded with its own border, or its centre."""
-        if self.fit == "letterbox":
-            return np.pad(pixels, (*self._margins, (0, 0)), mode="edge")
-        (top, bottom), (left, right) = self._box
-        return pixels[top:bottom, left:right]
+        """What is resized to the square: (H, W, 3), padded with its mirror image, or its centre."""
+        if self.blank and self.ignored is not None and not self.ignored.all():
+            mean = pixels[~self.ignored].mean(axis=0).round()
+            pixels = np.where(self.ignored[:, :, None], mean.astype(pixels.dtype), pixels)
+        frame, shown, within = self._places
+        margins = [(at.start, side - at.stop) for side, at in zip(frame, within, strict=True)]
+        part = pixels[shown]
+        return np.pad(part, [*margins, (0, 0)], "symmetric") if any(map(any, margins)) else part
 
     def kept(self, size: int) -> np.ndarray | None:
         """How much each pixel of the square counts: (S, S) float32 in [0, 1]; None: all of it.
 
         An `SpgError` if nothing does.
         """
-        if self.ignored is None and (self.fit != "letterbox" or len({*self.shape}) == 1):
+        frame, shown, within = self._places
+        square = np.zeros(frame, np.uint8)
+        square[within] = 255 if self.ignored is None else np.where(self.ignored[shown], 0, 255)
+        if square.all():
             return None
-        counts = np.ones(self.shape, bool) if self.ignored is None else ~self.ignored
-        (top, bottom), (left, right) = self._box
-        square = np.multiply(counts[top:bottom, left:right], 255, dtype=np.uint8)
-        if self.fit == "letterbox":
-            square = np.pad(square, self._margins)
         shares = Image.fromarray(square).resize((size, size), Image.Resampling.BOX)
         kept = np.asarray(shares, np.float32) / 255
         if not kept.any():
@@ -60,7 +62,7 @@ class View:
                 f"All of {self.name} is ignored, so there is nothing to judge. Give a mask in "
                 "which 0 marks what is to be judged."
             )
-        return None if (kept == 1).all() else kept
+        return kept
 
     def back(self, square: np.ndarray) -> np.ndarray:
         """A finished map of the square, (S, S), as the image's: (H, W) float32, bilinear.
@@ -68,12 +70,12 @@ class View:
         0 where pixels do not count. A pixel of the square that is ignored gives nothing to its
         neighbours here either.
         """
-        kept = self.kept(len(square))
-        resized = self._resized(square)
-        if kept is not None:
+        if (kept := self.kept(len(square))) is None:
+            resized = self._resized(square)
+        else:
             counts = (kept > 0).astype(np.float32)
-            shares = self._resized(counts)
-            resized = self._resized(square * counts) / np.maximum(shares, np.float32(1e-30))
+            resized, shares = self._resized(square * counts), self._resized(counts)
+            resized /= np.maximum(shares, 1e-30, out=shares)
         np.clip(resized, 0, 1, out=resized)  # rounding leaves that by 1e-7
         if self.judged is not None:
             resized[~self.judged] = 0
@@ -82,12 +84,10 @@ class View:
     @cached_property
     def judged(self) -> np.ndarray | None:
         """(H, W) bool: which pixels count; None: all."""
-        (top, bottom), (left, right) = self._box
-        if self.ignored is None and (bottom - top, right - left) == self.shape:
+        if self.ignored is None and self.fit != "crop":
             return None
-        judged = np.zeros(self.shape, bool)
-        part = (slice(top, bottom), slice(left, right))
-        judged[part] = True if self.ignored is None else ~self.ignored[part]
+        judged, shown = np.zeros(self.shape, bool), self._places[1]
+        judged[shown] = True if self.ignored is None else ~self.ignored[shown]
         return judged
 
     @property
@@ -97,40 +97,26 @@ class View:
 
     def _resized(self, square: np.ndarray) -> np.ndarray:
         """(S, S) at the image's size; 0 outside of what was shown."""
-        (top, bottom), (left, right) = self._box
-        (above, below), (before, after) = self._margins
-        if self.fit != "letterbox":
-            shown = (bottom - top, right - left)
-            part = resize_maps(square[None], shown)[0]
-            if shown == self.shape:
-                return part
-            resized = np.zeros(self.shape, np.float32)
-            resized[top:bottom, left:right] = part
-            return resized
-        # Of a long image without the margins, which could be most of the square.
-        size = len(square)
-        rows = interpolation(size, above + bottom - top + below)[above : above + bottom - top]
-        columns = interpolation(size, before + right - left + after)[before : before + right - left]
+        frame, shown, within = self._places
+        whole = resize_maps(square[None], frame)[0]
+        if frame == self.shape:
+            return whole
         resized = np.zeros(self.shape, np.float32)
-        resized[top:bottom, left:right] = rows @ torch.from_numpy(square) @ columns.t()
+        resized[shown] = whole[within]
         return resized
 
-    @property
-    def _box(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """First and last row, first and last column that are shown; the last not included."""
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], Area, Area]:
+        """(H, W) of what is resized to the square; what of the image it shows, and where."""
         side = min(self.shape) if self.fit == "crop" else max(self.shape)
-        rows, columns = (((each - side) // 2 if each > side else 0) for each in self.shape)
-        height, width = self.shape
-        return (rows, min(rows + side, height)), (columns, min(columns + side, width))
+        frame = self.shape if self.fit == "squash" else (side, side)
 
-    @property
-    def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows above and below, columns before and after, that a letterbox pads."""
-        if self.fit != "letterbox":
-            return (0, 0), (0, 0)
-        missing = [max(self.shape) - each for each in self.shape]
-        above, before = (each // 2 for each in missing)
-        return (above, missing[0] - above), (before, missing[1] - before)
+        def centred(own: tuple[int, int], other: tuple[int, int]) -> Area:
+            starts = [max(0, (a - b) // 2) for a, b in zip(own, other, strict=True)]
+            sides = [min(a, b) for a, b in zip(own, other, strict=True)]
+            return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
+
+        return frame, centred(self.shape, frame), centred(frame, self.shape)
 
 
 @dataclass(frozen=True)
@@ -140,6 +126,8 @@ class Viewing:
     fit: Fit = "squash"
     ignore: Path | None = None
     """A mask for all images, or a folder of masks: above 0 is ignored."""
+    blank: bool = False
+    """See `View.blank`."""
 
     def of(self, name: str, group: str, shape: tuple[int, int], *, exif: bool) -> View:
         """The view of an image.
@@ -163,7 +151,7 @@ class Viewing:
             return View(shape, self.fit, name=name)
         path = self._mask_of(name, group)
         mask = _mask(path, exif, path.stat().st_mtime_ns)
-        return View(shape, self.fit, _at(mask, shape, path, name), name)
+        return View(shape, self.fit, _at(mask, shape, path, name), name, self.blank)
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -182,12 +170,17 @@ class Viewing:
                 found[name] = path
         return found
 
+    def is_mask(self, path: Path) -> bool:
+        """Whether a file is one of the masks, and so no image to be judged."""
+        return self.ignore is not None and path.resolve().is_relative_to(self.ignore.resolve())
+
     @property
     def digest(self) -> str | None:
-        """SHA-256 of all masks and their names; None: nothing is ignored."""
+        """SHA-256 of all masks, their names and whether the backbone sees what is ignored; None:
+        nothing is ignored."""
         if self.ignore is None:
             return None
-        total = hashlib.sha256()
+        total = hashlib.sha256(b"blank" if self.blank else b"")
         for name, path in (self.masks or {"": self.ignore}).items():
             total.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return total.hexdigest()

@@ -69,7 +69,7 @@ class SyntheticSet(Section):
     root: Folder
     source: Folder
     """Folder of normal images."""
-    layout: Literal["mvtec", "visa", "folder"] = "folder"
+    layout: Literal["mvtec", "visa", "folder", "csv", "coco"] = "folder"
     """The source's."""
     split: Literal["test", "train", "all"] = "all"
     """The source's: its normal images are taken."""
@@ -106,7 +106,7 @@ class Dataset(Section):
 
     name: Name
     """As artefacts, directions and `--split` call it."""
-    layout: Literal["mvtec", "visa", "folder", "synthetic"]
+    layout: Literal["mvtec", "visa", "folder", "csv", "coco", "synthetic"]
     """How labels and masks are read from the names of files (docs/datasets.md)."""
     root: Folder
     """Its folder; from the working directory if it is relative."""

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from spg_pipe.artefacts.files import fingerprint, versions
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.artefacts.record import first_fault
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import (
     LABEL_ANOMALOUS,
@@ -19,6 +21,7 @@ from spg_pipe.datasets.manifest import (
 from spg_pipe.errors import SpgError
 from spg_pipe.images.preprocess import Preprocess, resize_mask
 from spg_pipe.metrics.regions import vanished_regions
+from spg_pipe.store.extract import Extraction, spec_of
 from spg_pipe.store.format import LayerShape, StoreSpec
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.writer import StoreWriter
@@ -33,7 +36,6 @@ def store_of_arrays(
     tokens: np.ndarray | Mapping[str, np.ndarray],
     *,
     masks: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
     name: str = "arrays",
     replace: bool = False,
 ) -> FeatureStore:
@@ -49,9 +51,8 @@ def store_of_arrays(
     tokens : (n, h, w, D), (n, N, D) with N a square, or (n, D): one patch each
         float16, or else kept as float32. A mapping for several layers: name → array.
     masks : (n, H, W), optional
-        Above 0 is a defect; of any size, since they are resized to `PATCH` pixels a patch.
-    labels : (n,) int, optional
-        0 normal, 1 anomalous. Default: by the masks; without masks nothing is known.
+        Above 0 is a defect, and without one an image is normal; without masks nothing is known.
+        Of any size: they are resized to `PATCH` pixels a patch.
     name : str
         What the tokens were made by. Detectors are for tokens of the same name.
     replace : bool
@@ -60,21 +61,30 @@ def store_of_arrays(
     Raises
     ------
     SpgError
-        If shapes do not fit each other, a value is not finite, or the place holds something else.
+        If shapes do not fit each other, a value is not finite, a name is none, or the place holds
+        something else.
     """
     given = tokens if isinstance(tokens, Mapping) else {"tokens": tokens}
     if not given:
         raise SpgError("There is no array of tokens. Give one, or a mapping from names to arrays.")
     layers = {layer: _on_grid(layer, np.asarray(each)) for layer, each in given.items()}
-    images = {len(each) for each in (*layers.values(), masks, labels) if each is not None}
-    if len(images) != 1 or 0 in images:
+    masks = None if masks is None else np.asarray(masks)
+    images = {len(each) for each in (*layers.values(), masks) if each is not None}
+    if len(images) != 1 or 0 in images or (masks is not None and masks.ndim != 3):
+        shapes = [each.shape for each in (*layers.values(), masks) if each is not None]
         raise SpgError(
-            f"Tokens, masks and labels are of {sorted(images)} images: expected is one number "
-            "above 0, the same for all."
+            f"The arrays are of shapes {shapes}. Expected are tokens and masks (images, height, "
+            "width) of as many images, at least one."
         )
     side = PATCH * max(max(each.shape[1:3]) for each in layers.values())
-    manifest = _manifest(name, layers, masks, labels, side)
-    spec = _spec(name, layers, manifest, side)
+    manifest = _manifest(name, layers, masks, side)
+    try:
+        spec = _spec(name, layers, manifest, side)
+    except ValidationError as error:
+        raise SpgError(
+            f"The arrays make no store ({first_fault(error)}). Names are made of letters, digits "
+            "and hyphens."
+        ) from error
     with StoreWriter(Path(path), spec, manifest, replace=replace) as writer:
         if not writer.up_to_date:
             _write(writer, layers, masks)
@@ -118,34 +128,27 @@ def _on_grid(layer: str, tokens: np.ndarray) -> np.ndarray:
 
 
 def _manifest(
-    name: str,
-    layers: Mapping[str, np.ndarray],
-    masks: np.ndarray | None,
-    labels: np.ndarray | None,
-    side: int,
+    name: str, layers: Mapping[str, np.ndarray], masks: np.ndarray | None, side: int
 ) -> Manifest:
     """A row an image, which its tokens and its mask identify."""
     rows = []
-    for row in range(len(next(iter(layers.values())))):
+    for row, tokens in enumerate(zip(*layers.values(), strict=True)):
         mask = None if masks is None else masks[row]
-        label = LABEL_UNKNOWN
-        if labels is not None or mask is not None:
-            marked = mask is not None and bool(np.any(mask))
-            anomalous = marked if labels is None else bool(labels[row])
-            label = LABEL_ANOMALOUS if anomalous else LABEL_NORMAL
-        given = MaskState.GIVEN if mask is not None else MaskState.MISSING
-        content = [np.ascontiguousarray(each[row]).tobytes() for each in layers.values()]
+        known = {"label": LABEL_UNKNOWN, "mask_state": MaskState.MISSING, "defect": ""}
+        if mask is not None and mask.any():
+            known = {"label": LABEL_ANOMALOUS, "mask_state": MaskState.GIVEN, "defect": "defect"}
+        elif mask is not None:
+            known = {"label": LABEL_NORMAL, "mask_state": MaskState.EMPTY, "defect": "good"}
+        height, width = (side, side) if mask is None else mask.shape
         rows.append(
-            {
+            known
+            | {
                 "path": f"{row:07d}",
                 "mask": "" if mask is None else f"{row:07d}_mask",
-                "mask_state": MaskState.EMPTY if label == LABEL_NORMAL else given,
                 "category": name,
-                "defect": {LABEL_NORMAL: "good", LABEL_ANOMALOUS: "defect"}.get(label, ""),
-                "label": label,
-                "height": side if mask is None else mask.shape[0],
-                "width": side if mask is None else mask.shape[1],
-                "sha256": hashlib.sha256(b"".join(content)).hexdigest(),
+                "height": height,
+                "width": width,
+                "sha256": hashlib.sha256(b"".join(each.tobytes() for each in tokens)).hexdigest(),
                 "mask_sha256": "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
             }
         )
@@ -180,24 +183,7 @@ def _spec(name: str, layers: Mapping[str, np.ndarray], manifest: Manifest, side:
         weights_sha256=fingerprint(name),
         licence="unknown",
     )
-    images = max(1, _SHARD_PATCHES // max(shape.patches for shape in shapes.values()))
     half = all(each.dtype == np.float16 for each in layers.values())
-    return StoreSpec(
-        dataset=name,
-        split="all",
-        manifest=manifest.fingerprint(),
-        images=len(manifest),
-        backbone=backbone,
-        layers=shapes,
-        shard_images=min(images, len(manifest)),
-        batch_images=1,
-        dtype="float16" if half else "float32",
-        exif=False,
-        licences=manifest.licences,
-        notes=(),
-        skipped=(),
-        selection={},
-        sources={},
-        layout=manifest.layout,
-        versions=versions(),
-    ).sealed()
+    images = max(1, _SHARD_PATCHES // max(shape.patches for shape in shapes.values()))
+    how = Extraction(1, images, "float16" if half else "float32")
+    return spec_of(manifest, backbone, how, shapes)

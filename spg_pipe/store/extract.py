@@ -84,7 +84,7 @@ def extract(
     """
     if len(manifest) == 0:
         raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
-    spec = _spec(manifest, backbone, how, _layer_shapes(backbone, device))
+    spec = spec_of(manifest, backbone.spec, how, _layer_shapes(backbone, device))
     try:
         with StoreWriter(path, spec, manifest, replace=replace) as writer:
             if not writer.up_to_date:
@@ -97,16 +97,17 @@ def extract(
     return FeatureStore(path)
 
 
-def _spec(
-    manifest: Manifest, backbone: Backbone, how: Extraction, layers: dict[str, LayerShape]
+def spec_of(
+    manifest: Manifest, backbone: BackboneSpec, how: Extraction, layers: dict[str, LayerShape]
 ) -> StoreSpec:
-    inputs = backbone.spec.inputs_per_image  # a tiled image holds as many tokens as so many others
+    """The attributes of a store of these images."""
+    inputs = backbone.inputs_per_image  # a tiled image holds as many tokens as so many others
     return StoreSpec(
         dataset=manifest.dataset,
         split=manifest.split,
         manifest=manifest.fingerprint(),
         images=len(manifest),
-        backbone=backbone.spec,
+        backbone=backbone,
         layers=layers,
         shard_images=max(1, min(how.shard_images // inputs, len(manifest))),
         batch_images=max(1, how.batch_images // inputs),
@@ -114,7 +115,7 @@ def _spec(
         exif=manifest.exif,
         white=manifest.white,
         compressor=how.compressor,
-        licences=(*manifest.licences, backbone.spec.licence),
+        licences=(*manifest.licences, backbone.licence),
         notes=manifest.notes,
         skipped=manifest.skipped,
         selection=dict(manifest.selection),

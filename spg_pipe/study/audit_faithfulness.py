@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from spg_pipe.detector.coarse import FIGURES
 from spg_pipe.detector.model import Detector
 from spg_pipe.study.audit_case import Case, Directions, LayerView, matched
 from spg_pipe.study.audit_dictionaries import DIRECTION, OWN
 from spg_pipe.study.audit_judging import by_guides_alone, judge_directions
 from spg_pipe.study.audit_tables import WHOLE, Row
-from spg_pipe.study.held_out import FIGURES
 
 Parts = Mapping[LayerView, Tensor]
 """(m, D): what each atom adds to a direction, coefficient times atom."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from spg_pipe.decision.components import Components, Sides, components
 from spg_pipe.decision.maps import SIGMA, axis_weights, finished
 from spg_pipe.decision.model import COARSE, MAP_TOP, Decision, top_mean
+from spg_pipe.detector.coarse import coarse_pixels, image_auroc, known_mean
 from spg_pipe.detector.model import Detector
 from spg_pipe.guides.model import to_grid
 from spg_pipe.metrics.curves import Groups, auroc, average_precision
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import ordered_batches, sources_of
 from spg_pipe.study.audit_case import Directions
-from spg_pipe.study.held_out import coarse_pixels, image_auroc, known_mean
 
 BINS = 8192
 """Of pixels' values in [0, 1]: around zero a thousandth of log odds each."""
@@ -58,7 +58,7 @@ def judge_directions(
 
     Returns
     -------
-    (F, 3) `held_out.FIGURES`, means over categories, of maps at a quarter of the size
+    (F, 3) `coarse.FIGURES`, means over categories, of maps at a quarter of the size
     """
     sides, absent, masks = {}, {}, dict(coarse_pixels(store))
     compared = decision and (decision.map_weights.self_distance or SELF_DISTANCE in decision.terms)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from spg_pipe.detector.coarse import FIGURES
 from spg_pipe.report.tables import LABELS, UNDEFINED, Table, digits
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, DIRECTION, OWN
-from spg_pipe.study.held_out import FIGURES
 
 _WAYS = ("auxiliary", "target")
 LOSS = 0.01

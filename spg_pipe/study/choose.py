@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from spg_pipe.artefacts.files import require_writable, write_text
+from spg_pipe.detector.coarse import FIGURES, known_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import write_csv
 from spg_pipe.metrics.tables import seen_in
@@ -25,14 +26,7 @@ from spg_pipe.report.tables import Table, figure, plain
 from spg_pipe.sae.quality import seeds_stability
 from spg_pipe.sae.run import SaeRun, read_quality
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.held_out import (
-    FIGURES,
-    Candidate,
-    PartFigures,
-    best,
-    judge_candidates,
-    known_mean,
-)
+from spg_pipe.study.held_out import Candidate, PartFigures, best, judge_candidates
 from spg_pipe.study.settings import (
     Result,
     Setting,

@@ -17,6 +17,13 @@ from spg_pipe.artefacts.files import require_writable
 from spg_pipe.decision.components import Sides
 from spg_pipe.decision.fit import fit_decision, measure
 from spg_pipe.decision.model import Decision
+from spg_pipe.detector.coarse import (
+    coarse_masks,
+    finished_map,
+    image_auroc,
+    known_mean,
+    pixel_figures,
+)
 from spg_pipe.detector.make import DetectorPlan, contrast_guides
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
@@ -31,13 +38,6 @@ from spg_pipe.report.tables import plain
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.study.choose import SECTIONS
-from spg_pipe.study.held_out import (
-    coarse_masks,
-    finished_map,
-    image_auroc,
-    known_mean,
-    pixel_figures,
-)
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import (
     PUBLISHED,

@@ -6,7 +6,7 @@ from functools import partial
 from spg_pipe.detector.make import DetectorPlan, make_detectors
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import DamagedError, NotThereError
-from spg_pipe.pipeline.checked import checked_detector, checked_sae
+from spg_pipe.pipeline.checked import checked_detector, checked_sae, is_there
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
@@ -19,7 +19,6 @@ from spg_pipe.study.baselines import free_dictionary
 from spg_pipe.study.costs import Cost, idle_memory, measured
 from spg_pipe.study.methods import FREE, PLUS, TRAINED, Stores, auxiliaries, guides_path
 from spg_pipe.study.runner import Job
-from spg_pipe.study.settings import is_there
 
 Costs = dict[str, Cost]
 """Fingerprint of an artefact → what it cost to make."""

@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spg_pipe.errors import DamagedError, NotThereError, SpgError
-from spg_pipe.pipeline.checked import checked_sae
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.checked import checked_sae, is_there
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
@@ -134,12 +134,3 @@ def train_missing_saes(settings: Sequence[Setting], aux: str, seed: int) -> None
         store = checked_store(run, find_dataset(run.params, aux))
         if not is_there(partial(checked_sae, run, store, aux, seed)):
             train_sae(run, aux, seed)
-
-
-def is_there(check: Callable[[], object]) -> bool:
-    """Whether an artefact is there and fits, as far as a check looks."""
-    try:
-        check()
-    except (NotThereError, DamagedError):
-        return False
-    return True

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from spg_pipe.detector.coarse import FIGURES, known_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.recipe.params import Direction
 from spg_pipe.report.tables import LABELS, Table, digits
-from spg_pipe.study.held_out import FIGURES, best, known_mean
+from spg_pipe.study.held_out import best
 from spg_pipe.study.settings import short
 
 LEAGUE_FIGURES = (*FIGURES, "pixel_aupro_0.3")

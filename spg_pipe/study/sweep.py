@@ -13,7 +13,7 @@ from spg_pipe.artefacts.files import require_writable
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import NotThereError, SpgError
 from spg_pipe.metrics import MetricsTable, flat_rows, seeds_mean, write_csv
-from spg_pipe.pipeline.checked import checked_detector, checked_scores
+from spg_pipe.pipeline.checked import checked_detector, checked_scores, is_there
 from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.features import stored
 from spg_pipe.pipeline.run import RecipeRun
@@ -25,7 +25,6 @@ from spg_pipe.study.settings import (
     Result,
     Setting,
     combinations,
-    is_there,
     short,
     train_missing_saes,
 )

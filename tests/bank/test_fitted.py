@@ -264,7 +264,18 @@ def test_grids_that_are_not_those_of_the_images_are_refused(bank, detector, tiny
     bank.save(tmp_path / "b")
     change(tmp_path / "b", lambda content: content["grids"].update({"1": [2, 2]}))
     changed = FittedBank.load(tmp_path / "b")
-    with pytest.raises(SpgError, match="16 patches in layer 1, and the bank is of images with 2×2"):
+    said = "16 patches of width 12 in layer 1, and the bank is of images with 2×2 of 12"
+    with pytest.raises(SpgError, match=said):
+        changed.judge(tokens_of(tiny_store, [0]), detector, SEEN, alone=False)
+
+
+def test_tokens_of_another_width_are_refused(bank, detector, tiny_store, tmp_path):
+    bank.save(tmp_path / "b")
+    change_tensors(
+        tmp_path / "b", lambda t: t.update({"tokens.2": t["tokens.2"][:, :0].contiguous()})
+    )
+    changed = FittedBank.load(tmp_path / "b")
+    with pytest.raises(SpgError, match="with 2×2 of 0"):
         changed.judge(tokens_of(tiny_store, [0]), detector, SEEN, alone=False)
 
 

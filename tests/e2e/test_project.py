@@ -1,18 +1,23 @@
 """`spg-pipe init`: the pipeline in a user's own folder, with and without Git; recipes for DVC."""
 
 import json
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from layouts import write_mvtec
+from layouts import photos, write_mvtec
 
 from e2e.helpers import ROOT, commit, dvc, environment, must, one_message, run, spg
+from spg_pipe.detector.model import Detector
+from spg_pipe.pipeline.demo import next_commands
+from spg_pipe.pipeline.project import activation
 from spg_pipe.recipe.params import load_params
 
 SMALL = """
-sae: {dict_size: 64, k: 4, epochs: 1}
+sae: {dict_size: 64, k: 4, tokens: 1600, batch_tokens: 16}
 backbone: {alias: efficientnet-lite0, image_size: 64, layers: [s16]}
 """
 
@@ -115,6 +120,42 @@ def test_a_recipe_of_ones_own_is_completed_and_keeps_its_comments(tmp_path: Path
     assert "names its folders itself" in one_message(
         spg("recipe", "use", "mine.yaml", "--data", ".", cwd=tmp_path)
     )
+
+
+def test_the_demos_last_lines_work_when_pasted(
+    tmp_path: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the demo, in a folder whose name a shell would take apart."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("my 'demo' run")
+    photos(folder / "artifacts/demo/demo-visa/coins/Data/Images", "Anomaly/0.png", "Normal/1.png")
+    detector = folder / "artifacts" / "detectors" / "demo" / "tiny"
+    tiny_detector.save(detector)
+    *_, predict, explain = next_commands(folder, detector)
+    assert (predict.split()[:2], explain.split()[:2]) == (
+        ["spg-pipe", "predict"],
+        ["spg-pipe", "explain"],
+    )
+    for line, judged in ((predict, 2), (explain, 1)):
+        _, command, judge, images = shlex.split(line)
+        assert Detector.load(Path(judge)).fingerprint == tiny_detector.fingerprint
+        found = [p for p in (Path(images), *Path(images).rglob("*")) if p.suffix == ".png"]
+        assert len(found) == judged, command
+
+
+def test_another_environment_is_activated_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "my env" / "bin"
+    here.mkdir(parents=True)
+    for name in ("activate", "python", "spg-pipe"):
+        (here / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(here / "python"))
+    assert activation() == [f"source '{here}/activate'"]
+    monkeypatch.chdir(tmp_path)
+    assert activation() == ["source 'my env/bin/activate'"]
+    monkeypatch.setenv("PATH", str(here))
+    assert activation() == []
 
 
 def test_files_of_others_are_listed_and_left_alone(tmp_path: Path) -> None:

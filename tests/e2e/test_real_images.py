@@ -29,6 +29,8 @@ def test_real_images_end_to_end(tmp_path: Path) -> None:
         "backbone.image_size": 224,
         "sae.dict_size": 512,
         "sae.tokens": 60_000,
+        "sae.batch_images": None,
+        "sae.batch_tokens": 512,
         "guides.epochs": 8,
     }
     changes["datasets"][0]["categories"] = ["bottle"]

@@ -20,12 +20,16 @@ from fuzz.harness import nothing_outside
 from fuzz.mutations import as_text, damaged_bytes, damaged_json, message_of
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.backbones import load_backbone
+from spg_pipe.bank.fitted import FittedBank, GoodImages, fit_bank
+from spg_pipe.bank.normal_patches import tokens_of_store
+from spg_pipe.bank.record import BankRecord
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.record import DetectorRecord
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.predictor import load_predictor
+from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRecord, SaeRun
 from spg_pipe.sae.train import train_sae
 
@@ -169,6 +173,35 @@ def test_a_damaged_sae_is_an_error_or_reconstructs_numbers(saes, fuzzed, data):
             assert sae(torch.zeros(2, sae.encoder.shape[1])).x_hat.isfinite().all()
 
     message_of(loads_and_runs)
+
+
+@pytest.fixture(scope="module")
+def judge_and_bank(tiny_store, tiny_sae, tmp_path_factory) -> tuple[Detector, Parts]:
+    """A detector, and a bank of three images beside it."""
+    base, rows = tmp_path_factory.mktemp("bank"), np.array([0, 1, 2])
+    detector = make_detector(tiny_store, additive_plan(tiny_sae))[0]
+    goods = GoodImages(tokens_of_store(tiny_store, rows), [(f"{n}.png", "") for n in rows], None)
+    fit_bank(goods, detector, tiny_store.spec.backbone, BankParams()).save(base / "b")
+    return detector, parts(base / "b", "bank")
+
+
+@given(data=st.data())
+def test_a_damaged_bank_is_an_error_or_gives_scores_that_are_numbers(
+    judge_and_bank, tokens, tiny_store, fuzzed, data
+):
+    detector, whole = judge_and_bank
+    files = data.draw(damaged_folder(whole, BankRecord))
+    place, spec = written(fuzzed / "bank", "bank", *files), tiny_store.spec.backbone
+    alone = data.draw(st.booleans())
+
+    def loads_and_judges() -> None:
+        bank = FittedBank.load(place)
+        bank.require_serving(detector, spec, alone=alone)
+        judged = bank.judge(tokens, detector, spec, alone=alone)
+        assert all(np.isfinite(values).all() for values in judged.columns.values())
+        assert all(values.isfinite().all() for values in judged.patches.values())
+
+    message_of(loads_and_judges)
 
 
 NAMES = [

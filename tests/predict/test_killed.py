@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_ten_times_at_random_ends_as_an_unbroken_one(tmp_pa
     for _ in range(10):
         process, said = lines_of(runs, killed)
         for _ in range(1 + chance.integers(2 * IMAGES // 3)):
-            said.readline()
+            assert not (line := said.readline()).startswith("over"), line
         os.kill(process, signal.SIGKILL)
         while not said.readline().startswith("over"):
             pass

@@ -90,7 +90,7 @@ def test_a_prediction_draws_itself_and_its_text_is_short(folder: Path, image: Pa
     found = Detector.load(folder).predict(image, threshold=-9, pixel_threshold=0.0)
     drawn = Image.open(io.BytesIO(found._repr_png_()))
     assert (drawn.format, drawn.size) == ("PNG", (48, 40))
-    assert repr(found) == f"Prediction(score {found.score:.4f}, anomalous, 1 regions, 40×48)"
+    assert repr(found) == f"Prediction(score {found.score:.4f}, anomalous, 1 region, 40×48)"
 
 
 def test_every_kind_of_image_gives_the_same_prediction(folder: Path, image: Path) -> None:
@@ -141,7 +141,9 @@ def test_grey_is_repeated_and_floats_become_16_bits() -> None:
     assert (pixels.shape, pixels.dtype) == ((2, 2, 3), np.uint16)
     assert pixels[..., 0].tolist() == [[0, 32768], [65535, 16384]]
     assert (pixels == pixels[..., :1]).all()
-    np.testing.assert_array_equal(pixels_of(torch.from_numpy(grey)[None], exif=True), pixels)
+    tensor = torch.from_numpy(grey)[None]
+    for same in (tensor, tensor.bfloat16(), grey.astype(np.float16)):
+        np.testing.assert_array_equal(pixels_of(same, exif=True), pixels)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,20 @@ def test_a_calibration_for_another_judging_is_refused(
     calibration(tiny_detector, 0.0).save(place_beside(folder))
     with pytest.raises(SpgError, match="the bank of --normals was none and is given"):
         Detector.load(folder, bank="goods", calibration=place_beside(folder))
+
+
+def test_ignored_pixels_and_the_fit_are_those_of_the_command(folder: Path, image: Path) -> None:
+    ignored = np.zeros((40, 48), np.uint8)
+    ignored[:20] = 255
+    found = Detector.load(folder).predict(image, ignored=ignored, pixel_threshold=0.0)
+    assert found.result.ignored_share == 0.5
+    assert not found.map[:20].any()
+    assert found.regions[0].bbox == (0, 20, 48, 20)
+    with pytest.raises(SpgError, match=r"of shape \(20, 48\), and the image of \(40, 48\)"):
+        Detector.load(folder).predict(image, ignored=ignored[:20])
+    cropped = Detector.load(folder, fit="crop").predict(image)
+    assert not cropped.map[:, :4].any()
+    assert cropped.map[:, 4:44].all()
 
 
 def test_a_detector_of_a_notebook_stands_for_the_artefact(folder: Path, tmp_path: Path) -> None:

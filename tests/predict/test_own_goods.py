@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import TinyBackbone, additive_plan, files, write_folder
 
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.make import make_detector
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import white_with
@@ -48,17 +52,33 @@ def fit(run: Command, made: Path, out: Path, *options: object) -> tuple[int, str
     return run("fit", made / "detector", "--normals", made / "normals", "--out", out, *options)
 
 
+@pytest.mark.parametrize("shown", [[], ["--ignore", "mask.png"], ["--letterbox"]])
 @pytest.mark.parametrize("options", [[], ["--bank", "alone"]])
-def test_a_saved_bank_gives_the_same_table_to_the_byte(run, made, tmp_path, options):
-    code, _, err = fit(run, made, tmp_path / "bank")
+def test_a_saved_bank_gives_the_same_table_to_the_byte(
+    run, made, tmp_path, monkeypatch, options, shown
+):
+    monkeypatch.chdir(tmp_path)
+    mask = np.zeros((40, 48), np.uint8)
+    mask[25:, :20] = 255
+    Image.fromarray(mask).save("mask.png")
+    code, _, err = fit(run, made, tmp_path / "bank", *shown)
     assert code == 0, err
     for normals, out in ((made / "normals", "live"), (tmp_path / "bank", "saved")):
-        given = ("predict", made / "detector", made / "parts", "--out", tmp_path / out)
+        given = ("predict", made / "detector", made / "parts", "--out", tmp_path / out, *shown)
         code, said, err = run(*given, "--normals", normals, *options)
         assert code == 0, err
         assert "of 4 goods above" in said
     live, saved = ((tmp_path / name / "scores.csv").read_bytes() for name in ("live", "saved"))
     assert live == saved
+
+
+def test_images_that_are_shown_otherwise_than_the_goods_are_refused(run, made, tmp_path):
+    assert fit(run, made, tmp_path / "bank", "--crop")[0] == 0
+    given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
+    code, _, err = run(*given, "--normals", tmp_path / "bank")
+    assert code == 1
+    assert "were shown otherwise (crop, without masks of what is ignored)" in err
+    assert run(*given, "--normals", tmp_path / "bank", "--crop")[0] == 0
 
 
 def test_fit_says_what_the_goods_say(run, made, tmp_path):
@@ -69,6 +89,8 @@ def test_fit_says_what_the_goods_say(run, made, tmp_path):
         assert f"{good.fused:9.4f}  {good.alone:9.4f}  {good.path}" in out
     assert "few-shot: 4 normal images of the target" in out
     assert f"weight of the bank beside the guides {record.footing.weight:.4f}" in out
+    given = f"predict {made / 'detector'} SOURCE --normals {tmp_path / 'bank'} --letterbox"
+    assert given in fit(run, made, tmp_path / "bank", "--letterbox")[1]
     code, out, _ = fit(run, made, tmp_path / "bank", "--json")
     content = json.loads(out)
     assert content["fingerprint"] == record.fingerprint
@@ -98,6 +120,14 @@ def test_a_folder_with_other_files_is_not_replaced(run, made, tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_bank_is_no_folder_of_images(run, made, tmp_path):
+    assert fit(run, made, tmp_path / "bank")[0] == 0
+    given = ("fit", made / "detector", "--normals", tmp_path / "bank", "--out", tmp_path / "more")
+    code, _, err = run(*given)
+    assert code == 1
+    assert "is a bank already" in err
+
+
 def test_a_bank_alone_names_no_licence_of_the_detector(run, made, tmp_path):
     given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
     _, _, both = run(*given, "--normals", made / "normals")
@@ -117,3 +147,44 @@ def test_white_of_the_bank_is_white_of_the_images(run, made, tmp_path):
     assert [white_with(bank, white) for white in (None, 1023, 4095)] == [4095, 4095, 4095]
     with pytest.raises(Exception, match="White is 4095 in the normal images"):
         white_with(bank, 65535)
+
+
+def test_goods_calibrate_themselves_without_a_promise(run, made, tmp_path):
+    """The threshold is the conformal one of their leave-one-out scores: of 4, for 20 %."""
+    assert fit(run, made, tmp_path / "bank")[0] == 0
+    file = tmp_path / "c.json"
+    given = ("--normals", tmp_path / "bank", "--out", file, "--false-alarms", "0.2")
+    code, said, err = run("calibrate", made / "detector", *given)
+    assert code == 0, err
+    assert "each left out once (jackknife). Nothing is promised" in said
+    assert f"SOURCE --normals {tmp_path / 'bank'} --calibration {file}" in said
+    limits = Calibration.load(file).limits("")
+    assert limits.scores == tuple(FittedBank.load(tmp_path / "bank").record.scores(alone=False))
+    assert limits.image.value == max(limits.scores)
+    assert limits.pixel is None
+    given = ("predict", made / "detector", made / "parts", "--out", tmp_path / "out")
+    code, _, err = run(*given, "--normals", tmp_path / "bank", "--calibration", file)
+    assert code == 0, err
+    with (tmp_path / "out" / "scores.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    above = [float(row["score"]) > limits.image.value for row in rows]
+    assert [row["decision"] == "anomalous" for row in rows] == above
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--normals", "normals", "--method", "tolerance"],
+        ["--normals", "normals", "--by-folder"],
+        ["--normals", "one"],
+    ],
+)
+def test_nothing_to_calibrate_on_is_told(run, made, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(made)
+    if not (made / "one").exists():
+        write_folder(made / "one", ("bolt",), good=1, masked=0, missing=0)
+    code, _, err = run("calibrate", "detector", *options, "--out", tmp_path / "c.json")
+    assert code == 1
+    assert "Which images? Name normal ones (GOOD...)" in err
+    assert not (tmp_path / "c.json").exists()

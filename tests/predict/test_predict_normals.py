@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import NormalFolder, fit_normals, read_normals
 from spg_pipe.predict.predictor import Predictor
+from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.params import BankParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
@@ -115,7 +117,8 @@ def test_the_scores_are_those_of_score_on_the_same_images(
 def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path: Path) -> None:
     code, out, _ = predict()
     assert code == 0
-    assert "image score additive + k-NN bank, tiny@32 layers 1+2 (post-norm), seed 1" in out
+    said = r"image score additive \+ \S+ · k-NN bank, tiny@32 layers 1\+2 \(post-norm\), seed 1"
+    assert re.search(said, out)
     assert BOTH in out
     code, out, _ = predict("--bank", "alone")
     assert f"image score k-NN bank alone, tiny@32 layers 1+2 (post-norm); {SEES}" in out
@@ -137,7 +140,7 @@ def test_everything_that_is_said_of_it_says_few_shot(predict: Command, tmp_path:
 def test_heat_maps_begin_to_shine_above_what_normal_images_have(detector, images, alone):
     given = NormalFolder(images.parent / "normals", BankParams(weight=0.5), alone)
     predictor = Predictor(Detector.load(detector), TinyBackbone())
-    bank = fit_normals(predictor, read_normals(given, predictor.detector), given.params)
+    bank = fit_normals(predictor, read_normals(given, predictor.detector), given.params, Viewing())
     predictor = replace(predictor, bank=bank, alone=alone)
     shown = np.array(predictor.shown)
     low, high = HALFWAY * (shown - 0.5) / (1 - shown)  # of those above ½
@@ -163,7 +166,9 @@ def test_images_in_many_tiles_are_read_one_by_one(detector, images, sides, expec
     predictor = Predictor(Detector.load(detector), tiled(backbone, sides) if sides else backbone)
     given = NormalFolder(images.parent / "normals", BankParams())
     normals = read_normals(given, predictor.detector)
-    fit_normals(predictor, normals, given.params, progress=lambda now, _all: done.append(now))
+    fit_normals(
+        predictor, normals, given.params, Viewing(), progress=lambda now, _all: done.append(now)
+    )
     assert done == expected
 
 

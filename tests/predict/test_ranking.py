@@ -27,18 +27,20 @@ def test_scores_nearly_all_on_one_side_of_zero_are_told(scores, said):
 
 def test_beside_a_score_stands_where_it_lies_among_the_goods():
     images = [Ranked("b.png", 9.0, 4.25, 0), Ranked("a.png", 1.0, -0.5, 3)]
-    assert ranking(images, [1.0, 9.0], 4) == [
+    assert ranking(images, 2, 4, ranks=False) == [
         "9.0000  +4.2 deviations  0 of 4 goods above  b.png",
         "1.0000  -0.5 deviations  3 of 4 goods above  a.png",
     ]
 
 
 def test_where_zero_says_nothing_the_rank_stands_first():
-    scores = [5.0 + n for n in range(10)]
     highest = [Ranked("9.png", 14.0), Ranked("8.png", 13.0)]
-    assert ranking(highest, scores, 0) == ["1 of 10  14.0000  9.png", "2 of 10  13.0000  8.png"]
-    assert ranking(highest, scores[-3:], 0)[0] == "14.0000  9.png"
+    assert ranking(highest, 10, 0, ranks=True) == [
+        "1 of 10  14.0000  9.png",
+        "2 of 10  13.0000  8.png",
+    ]
+    assert ranking(highest, 10, 0, ranks=False)[0] == "14.0000  9.png"
 
 
 def test_a_name_forges_no_line():
-    assert ranking([Ranked("a\n9.0  b", 1.0)], [1.0], 0) == ["1.0000  a\\n9.0  b"]
+    assert ranking([Ranked("a\n9.0  b", 1.0)], 1, 0, ranks=False) == ["1.0000  a\\n9.0  b"]

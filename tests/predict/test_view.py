@@ -70,23 +70,38 @@ def test_pixels_count_by_their_share_and_none_gives_its_neighbour_anything() -> 
     kept = view.kept(4)
     assert kept is not None
     np.testing.assert_allclose(kept[0], [1, 128 / 255, 0, 0], atol=1 / 255)
-    square = np.tile(np.array([0.25, 0.25, 9, 9], np.float32), (4, 1))
+    square = np.tile(np.array([0.25, 0.25, 1, 1], np.float32), (4, 1))
     back = view.back(square)
     np.testing.assert_allclose(back[:, :3], 0.25)
     assert (back[:, 3:] == 0).all()
 
 
-def test_a_letterbox_pads_with_the_border_and_its_padding_does_not_count() -> None:
+def test_a_letterbox_pads_with_a_mirror_image_that_does_not_count() -> None:
     pixels = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
     view = View((4, 8), "letterbox")
     framed = view.framed(pixels)
     assert np.array_equal(framed[2:6], pixels)
-    assert (framed[:2] == pixels[0]).all()
-    assert (framed[6:] == pixels[-1]).all()
+    assert np.array_equal(framed[:2], pixels[1::-1])
+    assert np.array_equal(framed[6:], pixels[:1:-1])
     kept = view.kept(4)
     assert kept is not None
     assert kept[:, 0].tolist() == [0, 1, 1, 0]
     assert View((8, 8), "letterbox").kept(4) is None
+
+
+@given(seed=st.integers(0, 99), fit=st.sampled_from(FITS), deep=st.booleans())
+def test_a_blank_image_shows_nothing_of_what_is_ignored(seed: int, fit: Fit, deep: bool) -> None:
+    rng = np.random.default_rng(seed)
+    kind = np.uint16 if deep else np.uint8
+    pixels = rng.integers(0, np.iinfo(kind).max, (9, 14, 3), kind)
+    ignored = rng.random((9, 14)) < 0.4
+    view = View((9, 14), fit, ignored, blank=True)
+    other = np.where(ignored[:, :, None], kind(7), pixels)
+    assert np.array_equal(view.framed(pixels), view.framed(other))
+    shown = View((9, 14), fit, np.zeros((9, 14), bool)).framed(view.framed(pixels))
+    if fit == "squash":
+        assert np.array_equal(shown[~ignored], pixels[~ignored])
+        assert (shown[ignored] == pixels[~ignored].mean(axis=0).round()).all()
 
 
 def test_an_image_of_which_nothing_is_left_is_an_error() -> None:

@@ -104,8 +104,11 @@ def test_the_same_arrays_are_not_written_again_and_others_are_refused(tmp_path: 
         (np.zeros((2, 5, 4)), {}, r"of shape \(2, 5, 4\).*of a square grid"),
         (np.zeros((2, 4, 4), np.int64), {}, "the tokens are int64"),
         (np.full((2, 4, 4), np.inf), {}, "some tokens are not finite"),
-        (np.zeros((2, 4, 4)), {"labels": [0, 1, 1]}, r"are of \[2, 3\] images"),
-        (np.zeros((0, 4, 4)), {}, r"are of \[0\] images"),
+        (np.zeros((2, 4, 4)), {"masks": np.zeros((3, 9, 9))}, r"\(3, 9, 9\)\]. Expected"),
+        (np.zeros((2, 4, 4)), {"masks": np.zeros((2, 9))}, r"\(2, 9\)\]. Expected"),
+        (np.zeros((0, 4, 4)), {}, r"\(0, 2, 2, 4\)\]. Expected"),
+        (np.zeros((2, 4, 4)), {"name": "my own"}, r"make no store \(alias: .*letters, digits"),
+        ({"a b": np.zeros((2, 4, 4))}, {}, r"make no store \(layers"),
         ({}, {}, "There is no array of tokens"),
     ],
 )

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from spg_pipe.cli.main import app
 from spg_pipe.decision.components import Sides
+from spg_pipe.detector.coarse import FIGURES
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline import features, training
@@ -30,7 +31,6 @@ from spg_pipe.study.audit import audit
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, OWN
 from spg_pipe.study.audit_kept import keep_rows, kept_path, kept_rows, remove_kept
 from spg_pipe.study.audit_tables import CONTRAST, WHOLE, Row, atoms_needed
-from spg_pipe.study.held_out import FIGURES
 from spg_pipe.study.league import judge_target
 from spg_pipe.study.methods import stores_of
 from spg_pipe.study.runner import Job

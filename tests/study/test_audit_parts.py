@@ -16,6 +16,7 @@ from tiny import additive_plan
 from spg_pipe.datasets.manifest import MaskState
 from spg_pipe.decision.model import coarse_maps
 from spg_pipe.decision.rules import Published
+from spg_pipe.detector.coarse import coarse_masks, image_auroc, pixel_figures
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
@@ -33,7 +34,6 @@ from spg_pipe.study.audit_judging import judge_directions
 from spg_pipe.study.audit_latents import AUDITED, GROUPS, NULL, Sample, audited, count, propose
 from spg_pipe.study.audit_stability import largest_difference
 from spg_pipe.study.audit_tables import Row, means
-from spg_pipe.study.held_out import coarse_masks, image_auroc, pixel_figures
 
 
 @pytest.fixture(scope="module")

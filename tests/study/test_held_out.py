@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 from tiny import extracted, manifest_of, write_folder
 
+from spg_pipe.detector.coarse import known_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.contrast import class_sums
 from spg_pipe.recipe.params import DecisionParams, ImageWeights, MapWeights
 from spg_pipe.study import held_out
-from spg_pipe.study.held_out import (
-    TOLERANCE,
-    Candidate,
-    best,
-    held_out_parts,
-    judge_candidates,
-    known_mean,
-)
+from spg_pipe.study.held_out import TOLERANCE, Candidate, best, held_out_parts, judge_candidates
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,18 @@ The split file says which images belong to which split and which mask belongs to
 values are 0 to n (one number a defect type); every value above 0 is a defect.
 """
 
-import csv
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import BaseModel
 
-from spg_pipe.artefacts.record import inside
 from spg_pipe.datasets.layouts.listing import Entry, Layout, Scan, Select, entry_of
-from spg_pipe.datasets.names import GOOD, composed
+from spg_pipe.datasets.layouts.table import PathText, SomePath, in_form_of, read_table
+from spg_pipe.datasets.names import GOOD
 from spg_pipe.datasets.walk import relative, walk
 from spg_pipe.errors import SpgError, listed, noted
 
 SPLIT_FILE = "split_csv/1cls.csv"
-_Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-"""Without control characters, which no path holds and a terminal obeys."""
 _FAULTS = {
     "object": "is empty or no folder of the dataset",
     "split": "is neither train nor test",
@@ -33,11 +29,11 @@ _FAULTS = {
 class _Row(BaseModel):
     """A line of the split file."""
 
-    object: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
+    object: SomePath
     split: Literal["train", "test"]
     label: Literal["normal", "anomaly"]
-    image: Annotated[_Text, Field(min_length=1), AfterValidator(inside)]
-    mask: Annotated[_Text, AfterValidator(inside)]
+    image: SomePath
+    mask: PathText
     """Of a normal image, and of a defect that has none, empty."""
 
 
@@ -51,7 +47,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     images or masks that the split file names.
     """
     rows = _read_split_file(root)
-    as_here = _in_form_of(path.name for path in root.iterdir())
+    as_here = in_form_of(path.name for path in root.iterdir())
     objects = {row.object: as_here(row.object) for row in rows}
     on_disk = sorted({name for name in objects.values() if (root / name).is_dir()})
     if not on_disk:
@@ -62,7 +58,7 @@ def scan_visa(root: Path, split: str, select: Select) -> Scan:
     wanted = [name for name in on_disk if select(name)]
     walks = [walk(root / name / "Data") for name in wanted]
     names = {relative(path, root) for walked in walks for path in walked.images}
-    as_here = _in_form_of(names)
+    as_here = in_form_of(names)
     rows = [
         row.model_copy(
             update={"object": name, "image": as_here(row.image), "mask": as_here(row.mask)}
@@ -112,34 +108,7 @@ def _read_split_file(root: Path) -> list[_Row]:
             f"{root}: it reads Data/Images/ and Data/Masks/ too, without the splits."
         )
     archive = "Take the file from the official archive of VisA"
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := [c for c in COLUMNS if c not in (reader.fieldnames or [])]:
-                raise SpgError(
-                    f"{path} has no column {', '.join(missing)}: expected the header "
-                    f"{','.join(COLUMNS)}. {archive}."
-                )
-            return [
-                _Row.model_validate({name: (row[name] or "").strip() for name in COLUMNS})
-                for row in reader
-            ]
-    except ValidationError as error:
-        fault = error.errors()[0]
-        column = str(fault["loc"][0])
-        raise SpgError(
-            f"{path}, line {reader.line_num}: the {column} {fault['input']!r} {_FAULTS[column]}. "
-            f"{archive}, or correct the line."
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpgError(f"{path} cannot be read as a CSV file ({error}). {archive}.") from error
-
-
-def _in_form_of(names: Iterable[str]) -> Callable[[str], str]:
-    """What finds a name among those on disk, where that may be in another Unicode form."""
-    exact = {*names}
-    known = {composed(name): name for name in exact}
-    return lambda name: name if name in exact else known.get(composed(name), name)
+    return [row for _, row in read_table(path, _Row, _FAULTS, archive)]
 
 
 def _entry(root: Path, row: _Row) -> Entry:

@@ -1,0 +1,317 @@
+"""`calibrate`, and what `predict` decides by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TinyBackbone, files, photograph, write_folder
+
+from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration
+from spg_pipe.detector.model import Detector
+from spg_pipe.errors import SpgError
+from spg_pipe.pipeline.console import exit_code
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def detector(tmp_path: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
+    tiny_detector.save(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Two categories with 20 good images each, three defects with masks and one without."""
+    return write_folder(tmp_path / "parts", good=20)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """A command's result as JSON, or what it says to a person."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: Any, fails: str = "", says: bool = False) -> Any:
+        options = [] if says or fails else ["--json"]
+        code = exit_code(lambda: app([*map(str, words), "--device", "cpu", *options]))
+        out, err = capsys.readouterr()
+        if fails:
+            assert code
+            assert fails in err
+            return err
+        assert code == 0, err
+        return out + err if says else out
+
+    return run
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_normal_images_give_thresholds_beside_the_detector_and_predict_decides_by_them(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    before = files(detector)
+    good = [labelled / "bolt" / "good", labelled / "nut" / "good"]
+    made = json.loads(run("calibrate", detector, *good, "--false-alarms", "0.1"))
+    path = tmp_path / "detector-calibration.json"
+    assert made["calibration"] == str(path)
+    assert files(detector) == before
+    calibration = Calibration.load(path)
+    limits = calibration.limits("anything")
+    assert len(limits.scores) == 40
+    assert limits.image
+    assert limits.pixel
+    assert limits.image.value == limits.scores[36]  # ⌈41 · 0.9⌉ = 37
+    out = tmp_path / "out"
+    lines = lines_of(run("predict", detector, *good, "--out", out))
+    scores = sorted(line["score"] for line in lines)
+    assert tuple(scores) == limits.scores  # the very path of predict
+    for line in lines:
+        assert line["threshold"] == limits.image.value
+        assert line["pixel_threshold"] == limits.pixel.value
+        above = line["score"] > limits.image.value
+        assert line["decision"] == ("anomalous" if above else "normal")
+        assert line["p_value"] == (1 + sum(s >= line["score"] for s in scores)) / 41
+    assert sum(line["decision"] == "anomalous" for line in lines) == 3
+    said = run("predict", detector, *good, "--out", out, says=True)
+    assert f"Decided by {path} (conformal, false alarms 0.1" in said
+    assert "3 anomalous, 37 normal" in said
+
+
+def test_the_threshold_of_pixels_is_the_rank_of_the_highest_values_of_maps(
+    run: Command, detector: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = []
+    true = np.ndarray.max
+    seen = "spg_pipe.pipeline.calibrate._see"
+    from spg_pipe.pipeline import calibrate
+
+    see = calibrate._see
+    monkeypatch.setattr(seen, lambda j, **how: tops.append(true(j.anomaly_map)) or see(j, **how))
+    run("calibrate", detector, labelled / "nut" / "good")
+    (limits,) = Calibration.load(detector.with_name("detector-calibration.json")).groups.values()
+    assert limits.pixel
+    assert limits.pixel.value == max(tops)  # ⌈21 · 0.95⌉ = 20, of 20
+
+
+@pytest.mark.parametrize("method", ["f1-max", "recall"])
+def test_labelled_images_give_thresholds_of_images_and_of_pixels_under_masks(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path, method: str
+) -> None:
+    run("calibrate", detector, labelled, "--method", method, "--out", tmp_path / "c.json")
+    limits = Calibration.load(tmp_path / "c.json").limits("")
+    assert (len(limits.scores), limits.anomalous) == (40, 8)
+    assert limits.pixel
+    pixels = 46 * 40 * 48  # of 40 good images and of six defects with a mask
+    normal, anomalous = (
+        int(word.replace(",", ""))
+        for word in limits.pixel.says.split("; ")[0].split(": ")[0].replace("and ", "").split()
+        if word.replace(",", "").isdigit()
+    )
+    assert normal + anomalous == pixels
+    lines = lines_of(run("predict", detector, labelled, "--calibration", tmp_path / "c.json"))
+    found = [each["decision"] == "anomalous" for each in lines if "dent" in each["path"]]
+    if method == "recall":
+        assert sum(found) >= 0.95 * len(found) > 0
+
+
+def test_each_first_folder_gets_thresholds_of_its_own(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    run("calibrate", detector, labelled, "--by-folder")
+    calibration = Calibration.load(tmp_path / "detector-calibration.json")
+    assert list(calibration.groups) == ["bolt", "nut"]
+    assert "8 images with a defect" in calibration.notes[0]
+    lines = lines_of(run("predict", detector, labelled))
+    for line in lines:
+        assert line["threshold"] == calibration.limits(line["group"]).image.value  # type: ignore[union-attr]
+    shutil.move(labelled / "nut", labelled / "screw")
+    run("predict", detector, labelled, fails="no threshold for images of the folder screw")
+
+
+def test_groups_with_too_few_images_are_named(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    (labelled / "nut" / "good" / "00.png").unlink()
+    (labelled / "nut" / "good" / "01.png").unlink()
+    said = run("calibrate", detector, labelled, "--by-folder", fails="nut: 18 normal images cannot")
+    assert "bolt: " not in said
+    assert not (tmp_path / "detector-calibration.json").exists()
+    run("calibrate", detector, labelled / "nut", "--by-folder", fails="good/ says what its images")
+
+
+def test_copies_and_unreadable_images_are_left_out_and_named(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good = labelled / "nut" / "good"
+    shutil.copy(good / "03.png", good / "copy.png")
+    whole = (good / "04.png").read_bytes()
+    (good / "cut.png").write_bytes(whole[: len(whole) // 2])
+    run("calibrate", detector, good)
+    calibration = Calibration.load(tmp_path / "detector-calibration.json")
+    assert len(calibration.limits("").scores) == 20
+    assert any("cannot be judged" in note and "cut.png" in note for note in calibration.notes)
+    assert any("the content of another" in n and "copy.png" in n for n in calibration.notes)
+
+
+def test_an_image_that_is_good_and_a_defect_at_once_is_an_error(
+    run: Command, detector: Path, labelled: Path
+) -> None:
+    shutil.copy(labelled / "nut" / "good" / "03.png", labelled / "nut" / "dent" / "x.png")
+    run("calibrate", detector, labelled, "--method", "f1-max", fails="among the defects")
+
+
+def test_images_of_the_bank_are_left_out_and_the_bank_must_be_the_same(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good, bank = labelled / "nut" / "good", tmp_path / "bank"
+    bank.mkdir()
+    for name in ("00.png", "01.png", "02.png"):
+        shutil.copy(good / name, bank)
+    given = ("--normals", bank, "--bank", "alone")
+    run("calibrate", detector, good, *given, "--false-alarms", "0.1")
+    calibration = Calibration.load(tmp_path / "detector-calibration.json")
+    assert len(calibration.limits("").scores) == 17
+    assert "3 images among the normal images of the bank" in calibration.notes[0]
+    run("predict", detector, good, *given)
+    shutil.copy(good / "03.png", bank)
+    run("predict", detector, good, *given, fails="the bank of --normals was")
+    said = run("predict", detector, good, fails="the bank of --normals was")
+    assert "and is none" in said
+
+
+def test_what_is_ignored_and_the_view_are_part_of_a_calibration(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good, mask = labelled / "nut" / "good", tmp_path / "mask.png"
+    left = np.zeros((40, 48), np.uint8)
+    left[:, :24] = 255
+    Image.fromarray(left).save(mask)
+    run("calibrate", detector, good, "--ignore", mask)
+    lines = lines_of(run("predict", detector, good, "--ignore", mask))
+    limits = Calibration.load(tmp_path / "detector-calibration.json").limits("")
+    assert limits.pixel
+    assert limits.pixel.value == max(line["peak"] for line in lines)
+    run("predict", detector, good, fails="what --ignore leaves out was")
+    again = ("--ignore", mask, "--letterbox")
+    run("predict", detector, good, *again, fails="made square was squash and is letterbox")
+
+
+def test_by_hand_or_without_a_calibration(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good = labelled / "nut" / "good"
+    run("calibrate", detector, good)
+    (line, *_) = lines_of(run("predict", detector, good, "--no-calibration"))
+    assert (line["decision"], line["threshold"], line["p_value"]) == (None, None, None)
+    (line, *_) = lines_of(run("predict", detector, good, "--threshold", "-1e9"))
+    assert (line["decision"], line["threshold"], line["pixel_threshold"]) == (
+        "anomalous",
+        -1e9,
+        None,
+    )
+    path = tmp_path / "detector-calibration.json"
+    both = ("--threshold", "0", "--calibration", path)
+    run("predict", detector, good, *both, fails="exclude each other")
+    both = ("--threshold", "0", "--no-calibration")
+    run("predict", detector, good, *both, fails="decides nothing")
+    path.unlink()
+    run("predict", detector, good, "--fdr", "0.1", fails="needs the scores of normal images")
+    hand = ("--method", "manual", "--threshold", "-1e9")
+    said = run("calibrate", detector, good, *hand, says=True)
+    assert "20 of 20 normal images score above it" in said
+
+
+def test_a_batch_is_decided_in_the_table(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    run("calibrate", detector, labelled / "nut" / "good")
+    far = tmp_path / "far"
+    for number in range(20):
+        photograph(far / f"{'x' * number}0.png", (40, 48))
+    (far / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    lines = lines_of(run("predict", detector, far, "--out", out, "--fdr", "0.5"))
+    with (out / "scores.csv").open() as stream:
+        rows = {row["path"]: row["batch_decision"] for row in csv.DictReader(stream)}
+    assert rows["broken.png"] == ""
+    p = np.sort([line["p_value"] for line in lines if "p_value" in line])
+    fitting = np.flatnonzero(p <= 0.5 * np.arange(1, len(p) + 1) / len(p))
+    found = sum(value == "anomalous" for value in rows.values())
+    assert found == (fitting[-1] + 1 if len(fitting) else 0)
+    again = run("predict", detector, far, "--out", out, "--fdr", "0.5", says=True)
+    assert f"As one batch: {found} anomalous" in again
+
+
+def test_drift_is_told(run: Command, detector: Path, labelled: Path, tmp_path: Path) -> None:
+    good = labelled / "nut" / "good"
+    limits = ("--method", "manual", "--threshold", "1e9")
+    run("calibrate", detector, good, *limits)
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(60):  # one kind of image, again and again: all of them are at one end
+        Image.new("RGB", (48, 40), (number, 255, 0)).save(other / f"{number:02d}.png")
+    said = run("predict", detector, other, "--drift", "20", says=True)
+    assert "Warning: drift." in said
+    assert "once in 20 such images" in said
+    assert "Warning" not in run("predict", detector, other, "--drift", "0", says=True)
+
+
+def test_a_calibration_has_a_last_day(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good = labelled / "nut" / "good"
+    run("calibrate", detector, good, "--valid-days", "30")
+    path = tmp_path / "detector-calibration.json"
+    made = Calibration.load(path)
+    assert made.valid_until
+    assert (made.valid_until - made.made).days == 30
+    late = made.model_copy(update={"valid_until": made.made.replace(year=2020)})
+    late.sealed().save(path)
+    run("predict", detector, good, fails="held until 2020")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recall", "0.9"], "--recall is of the method recall"),
+        (["--method", "f1-max", "--false-alarms", "0.1"], "is of the method conformal and tol"),
+        (["--method", "manual"], "needs --threshold, --pixel-threshold or both"),
+    ],
+)
+def test_options_go_with_their_method(
+    run: Command, detector: Path, labelled: Path, words: list[str], message: str
+) -> None:
+    run("calibrate", detector, labelled, *words, fails=message)
+
+
+def test_unlabelled_images_beside_good_ones_are_left_out(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copy(labelled / "nut" / "good" / "00.png", labelled / "nut" / "loose.png")
+    Image.new("RGB", (48, 40)).save(labelled / "nut" / "loose.png")
+    run("calibrate", detector, labelled / "nut")
+    notes = Calibration.load(tmp_path / "detector-calibration.json").notes
+    assert any("without a label" in note and "loose.png" in note for note in notes)
+
+
+def test_a_place_that_cannot_be_written_is_told_first(
+    run: Command, detector: Path, labelled: Path
+) -> None:
+    with pytest.raises(SpgError, match="does not exist"):
+        Calibration.load(labelled / "none.json")
+    run("calibrate", detector, labelled / "nut" / "good", "--out", "/dev/null/x", fails="/dev/null")

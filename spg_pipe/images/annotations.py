@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spg_pipe.artefacts.record import Inside
 from spg_pipe.errors import SpgError
@@ -54,6 +54,12 @@ class Annotation(_Lenient):
     category_id: Id
     segmentation: list[Polygon] | Runs | None = None
     """None or empty: the object has a box alone."""
+
+    @field_validator("segmentation", mode="before")
+    @classmethod
+    def _drawn(cls, value: object) -> object:
+        """Without empty polygons, which some tools write of a box."""
+        return [part for part in value if part != []] if isinstance(value, list) else value
 
 
 class CocoCategory(_Lenient):

@@ -159,12 +159,22 @@ def predict_images(
             if decider.warns(entry.item.group, score):
                 console.announce(decider.warning(entry.item.name))
             if isinstance(entry.result, Failure):
-                _tell(entry.result, console, strict=ask.strict)
+                if ask.strict:
+                    raise SpgError(entry.result.error)
+                console.say(f"Left out: {one_line(entry.result.error)}")
             update(summary.images, items.count)
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
         folder.finish(decider.batch(), coco=ask.coco)
+    console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
+    return summary
+
+
+def _said(
+    ask: Ask, summary: Summary, predictor: Predictor, decider: Decider, console: Console
+) -> list[str]:
+    """The last words of a run, after notes on its images."""
     if summary.known:
         console.say(note_of_known(summary.known, len(summary.scores), "whatever they show."))
     decided = decider.calibration is not None or decider.how.by_hand
@@ -172,14 +182,7 @@ def predict_images(
     if note := one_sided(summary.scores) if zero else "":
         console.say(f"Note: {note}")
     text = summary.text(ask.out, predictor.goods, ranks=bool(note))
-    console.text("\n".join([text, *decider.counts(), record.facts]))
-    return summary
-
-
-def _tell(failure: Failure, console: Console, *, strict: bool) -> None:
-    if strict:
-        raise SpgError(failure.error)
-    console.say(f"Left out: {one_line(failure.error)}")
+    return [text, *decider.counts()]
 
 
 def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
@@ -270,11 +273,11 @@ def _items(ask: Ask) -> Items:
         (source,) = ask.sources
         return Items(Path(source).name, coming=islice(frames_of(source, ask.every), ask.limit))
     items = find_items(ask.sources, ask.out)
-    masks = ask.viewing
-    listed = tuple(i for i in items.listed if not (i.path and masks.is_mask(i.path)))
+    shown = tuple(i for i in items.listed if not (i.path and ask.viewing.is_mask(i.path)))
+    items = replace(items, listed=shown)
     chosen = slice(0, None if ask.limit is None else ask.limit * ask.every, ask.every)
     if items.coming is None:
-        return replace(items, listed=listed[chosen])
+        return replace(items, listed=items.listed[chosen])
     return replace(items, coming=islice(items.coming, chosen.start, chosen.stop, chosen.step))
 
 

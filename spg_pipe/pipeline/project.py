@@ -96,10 +96,11 @@ def init(folder: Path, console: Console, recipe: str | None, folders: Mapping[st
         init_dvc(folder, git=_repository(folder) is not None)
     params = load_params(own)
     console.say(f"{folder} has the pipeline: dvc.yaml, stages/ and the recipe {params.name}.")
-    for data in params.datasets:
-        if recipe is None and not (folder / data.root).is_dir():
+    made = {one.root for one in params.demo_sets} | {one.root for one in params.synthetic_sets}
+    for root in [data.root for data in params.datasets if data.root not in made]:
+        if not (folder / root).is_dir():
             what = "good/, and a folder for each kind of defect with masks in ground_truth/"
-            console.say(f"Put images into {folder / data.root} ({what}), or name it in {own}.")
+            console.say(f"Put images into {folder / root} ({what}), or name another in {own}.")
     console.result({"folder": folder.resolve()}, "\n".join(_next_commands(folder, params)))
 
 

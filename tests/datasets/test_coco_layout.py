@@ -120,7 +120,7 @@ def test_several_objects_are_one_mask_and_a_change_is_seen(tmp_path):
 
 
 def test_a_box_alone_is_a_defect_without_a_mask(tmp_path):
-    root = coco(tmp_path, marked(2, 1, []), marked(3), marked(3, 2, None))
+    root = coco(tmp_path, marked(2, 1, [[]]), marked(3), marked(3, 2, None))
     found = scanned("p", "coco", root)
     assert found.table["mask_state"].to_list() == [0, 2, 2]
     assert "2 defect images with boxes alone, left out of pixel metrics" in "".join(found.notes)

@@ -17,7 +17,7 @@ from spg_pipe.pipeline.project import activation
 from spg_pipe.recipe.params import load_params
 
 SMALL = """
-sae: {dict_size: 64, k: 4, tokens: 1600, batch_tokens: 16}
+sae: {dict_size: 64, k: 4, epochs: 200}
 backbone: {alias: efficientnet-lite0, image_size: 64, layers: [s16]}
 """
 

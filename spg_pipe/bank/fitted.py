@@ -43,6 +43,8 @@ from spg_pipe.recipe.params import BankParams
 
 MAKE = "spg-pipe fit --normals"
 _CONFIG, _TENSORS = "config.json", "bank.safetensors"
+FILES = {_CONFIG, _TENSORS}
+"""Names in a bank's folder."""
 _MEANS = "means"
 _UNIT = 1.001
 """Length of a token, at most."""

@@ -141,7 +141,7 @@ class MemoryBank:
                 if held_out:
                     products = search[layer](patches, k)
                 else:
-                    without_it = read.own(layer, image)
+                    without_it = read.rows_of(layer, image)
                     products = highest_products(patches, banks[layer], k, without=without_it)
                 rest[layer][number] = 1 - products.mean(dim=1)
         scales, tops = standing(rest, grids, size, params, read.kept(apart))
@@ -262,7 +262,7 @@ def bank_tokens(
     if held_out is not None:
         inside = torch.ones(len(patches), dtype=torch.bool)
         for image in held_out.tolist():
-            inside[read.own(layer, image)] = False
+            inside[read.rows_of(layer, image)] = False
         patches = patches[inside]
     if len(patches) > CORESET:
         patches = patches[farthest_first(patches, CORESET)]

@@ -163,7 +163,7 @@ def test_of_very_many_patches_each_image_gives_its_share(normals, monkeypatch):
     assert first.patches["1"].untyped_storage().nbytes() == 30 * 12 * 4  # nothing else is held
     everything = unit_tokens(normals, "1", ALL)
     for image in ALL.tolist():
-        own = first.patches["1"][first.own("1", image)].numpy()
+        own = first.patches["1"][first.rows_of("1", image)].numpy()
         assert len(own) == 5
         nearest_own = (own @ everything[image].T).max(axis=1)
         np.testing.assert_allclose(nearest_own, 1, atol=1e-5)

@@ -223,9 +223,7 @@ def fit_bank(
     read = read_normals(
         tokens_of, len(goods.files), kept_of=goods.kept_of, batch=batch, progress=progress
     )
-    memory = MemoryBank.of_patches(
-        read, goods.tokens_of, seen.preprocess.size, params, device=device
-    )
+    memory = MemoryBank.of(read, goods.tokens_of, seen.preprocess.size, params, device=device)
     left_out = leave_one_out(memory, read, goods.tokens_of, device=device)
     footing, fused = None, list[float]()
     if fusible:

@@ -49,7 +49,7 @@ def leave_one_out(
     bank : MemoryBank
         Of all of them.
     read, tokens_of
-        As for `MemoryBank.of_patches`.
+        As for `MemoryBank.of`.
 
     Returns
     -------

@@ -79,7 +79,6 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
     groups, left_out = defaultdict[str, GroupScores](GroupScores), defaultdict[str, list[str]](list)
     if not ask.sources:
         groups[""] = _of_goods(predictor, how)
-
     chosen: Iterable[Item] = _wanted(items, known, how, left_out)
     if not items.live:
         chosen = list(chosen)
@@ -108,7 +107,7 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         confidence=asked.confidence if asked.method == "tolerance" else None,
         recall=asked.recall if asked.method == "recall" else None,
         by_folder=how.by_folder,
-        groups=_limits(groups, asked),
+        groups=_limits(groups, asked, notes),
         notes=tuple(notes),
         made=today,
         valid_until=today + timedelta(days=how.valid_days) if how.valid_days else None,
@@ -267,7 +266,9 @@ def _why_not(seen: Seen | Unreadable, contents: dict[str, int], learned: Set[str
     return "with the content of another"
 
 
-def _limits(groups: Mapping[str, GroupScores], asked: Asked) -> dict[str, Limits]:
+def _limits(
+    groups: Mapping[str, GroupScores], asked: Asked, notes: Sequence[str]
+) -> dict[str, Limits]:
     """Group → limits; an `SpgError` names all groups that have none."""
     limits, faults = {}, []
     for name in sorted(groups):
@@ -276,7 +277,9 @@ def _limits(groups: Mapping[str, GroupScores], asked: Asked) -> dict[str, Limits
         except UnsuitableError as error:
             faults.append(f"{name}: {error}" if name else str(error))
     if faults or not limits:
-        raise SpgError(" ".join(faults) or "No image is left to calibrate on.")
+        raise SpgError(
+            " ".join(faults) or f"No image is left to calibrate on. Left out: {'; '.join(notes)}."
+        )
     return limits
 
 

@@ -200,7 +200,7 @@ def test_calibrate_leaves_out_what_the_detector_was_made_from(here, capsys):
     assert "1 image that the detector was made from, so that it knows them: known.png" in err
     code, _, err = command(capsys, "calibrate", detector, "my parts/bolt/good", "--out", "c.json")
     assert code == 1
-    assert "that the detector was made from" in err
+    assert "No image is left to calibrate on. Left out: 6 images that the detector" in err
 
 
 def test_the_vit_is_taken_where_it_is_installed(monkeypatch):

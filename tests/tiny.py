@@ -17,6 +17,8 @@ from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
+from spg_pipe.bank.memory import MemoryBank
+from spg_pipe.bank.normal_patches import TokensOf, read_normals, tokens_of_store
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.model import Term
 from spg_pipe.decision.rules import Additive
@@ -27,7 +29,7 @@ from spg_pipe.guides.kinds import ContrastGuides, TrainedGuides
 from spg_pipe.guides.layer import LayerGuides
 from spg_pipe.guides.trained.trainer import Constants
 from spg_pipe.images.preprocess import Preprocess
-from spg_pipe.recipe.params import MethodParams, SaeParams, ScoreParams
+from spg_pipe.recipe.params import BankParams, MethodParams, SaeParams, ScoreParams
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.extract import Extraction, extract
 from spg_pipe.store.reader import FeatureStore
@@ -208,3 +210,13 @@ def group_sums(store: FeatureStore, batch: int = 5) -> GroupSums:
             share = F.adaptive_avg_pool2d(masks, store.spec.layers[layer].grid).flatten(1)
             sums.add(TokenKey(layer), rows, image_tokens(store, layer, rows), share)
     return sums
+
+
+def bank_of_tokens(tokens_of: TokensOf, images: int, params: BankParams) -> MemoryBank:
+    """A bank of images by what gives their tokens."""
+    return MemoryBank.of(read_normals(tokens_of, images), tokens_of, SIZE, params)
+
+
+def bank_of_store(store: FeatureStore, rows: np.ndarray, params: BankParams) -> MemoryBank:
+    """A bank of some images of a store."""
+    return bank_of_tokens(tokens_of_store(store, rows), len(rows), params)

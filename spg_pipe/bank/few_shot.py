@@ -22,6 +22,7 @@ from spg_pipe.bank.normal_patches import (
     batch_of,
     different_images,
     mean_tokens,
+    read_normals,
     require_alike,
     tokens_of_store,
 )
@@ -119,10 +120,11 @@ def banks_of(
         As `normals_of` and `MemoryBank.of`.
     """
     rows = normals_of(stores, target)
-    banks = {
-        name: MemoryBank.of_store(images.store, images.rows, params, device=device)
-        for name, images in rows.items()
-    }
+    banks = {}
+    for name, images in rows.items():
+        tokens_of, batch = tokens_of_store(images.store, images.rows), batch_of(images.store)
+        read = read_normals(tokens_of, len(images.rows), batch=batch)
+        banks[name] = MemoryBank.of(read, tokens_of, target.image_size, params, device=device)
     return Banks(banks, params, rows)
 
 

@@ -43,6 +43,8 @@ from spg_pipe.recipe.params import BankParams
 
 MAKE = "spg-pipe fit --normals"
 _CONFIG, _TENSORS = "config.json", "bank.safetensors"
+FILES = {_CONFIG, _TENSORS}
+"""Names in a bank's folder."""
 _MEANS = "means"
 _UNIT = 1.001
 """Length of a token, at most."""
@@ -221,9 +223,7 @@ def fit_bank(
     read = read_normals(
         tokens_of, len(goods.files), kept_of=goods.kept_of, batch=batch, progress=progress
     )
-    memory = MemoryBank.of_patches(
-        read, goods.tokens_of, seen.preprocess.size, params, device=device
-    )
+    memory = MemoryBank.of(read, goods.tokens_of, seen.preprocess.size, params, device=device)
     left_out = leave_one_out(memory, read, goods.tokens_of, device=device)
     footing, fused = None, list[float]()
     if fusible:

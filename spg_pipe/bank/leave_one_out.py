@@ -49,7 +49,7 @@ def leave_one_out(
     bank : MemoryBank
         Of all of them.
     read, tokens_of
-        As for `MemoryBank.of_patches`.
+        As for `MemoryBank.of`.
 
     Returns
     -------
@@ -62,16 +62,16 @@ def leave_one_out(
     if n == 1 or neighbours > max(left, 1):
         return []
     raw = (_folds if coreset else _pairs)(bank, read, tokens_of, device)
-    found = []
+    left_out = []
     for image in range(n):
         rest = np.delete(np.arange(n), image)
         others = rest[evenly(len(rest), held_out=False)]
         of = (bank.grids, bank.size, bank.params)
         scales, tops = standing(raw(others, image), *of, read.kept(others))
-        own = np.array([image])
-        top = map_tops(raw(own, image), scales, *of, read.kept(own))[0] - tops.mean()
-        found.append(LeftOut(float(top), others, tops))
-    return found
+        itself = np.array([image])
+        top = map_tops(raw(itself, image), scales, *of, read.kept(itself))[0] - tops.mean()
+        left_out.append(LeftOut(float(top), others, tops))
+    return left_out
 
 
 def _pairs(bank: MemoryBank, read: NormalPatches, tokens_of: TokensOf, device: str) -> Raw:

@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 
 from spg_pipe.bank.normal_patches import (
-    BATCH,
     Grids,
     NormalPatches,
-    Progress,
     TokensOf,
     are_among,
-    batch_of,
-    read_normals,
-    tokens_of_store,
 )
 from spg_pipe.bank.search import Search, farthest_first, highest_products, search_among
 from spg_pipe.decision.components import self_distance
@@ -28,7 +23,6 @@ from spg_pipe.decision.model import Scale, coarse_maps, coarse_shares, top_mean
 from spg_pipe.errors import SpgError
 from spg_pipe.guides.model import to_grid, unit
 from spg_pipe.recipe.params import BankParams
-from spg_pipe.store.reader import FeatureStore
 
 CORESET = 10_000
 """Patches of a layer and category that are kept, at most, spread out."""
@@ -85,23 +79,19 @@ class MemoryBank:
     @classmethod
     def of(
         cls,
+        read: NormalPatches,
         tokens_of: TokensOf,
-        images: int,
         size: int,
         params: BankParams,
         *,
         device: str = "cpu",
-        batch: int = BATCH,
-        progress: Progress | None = None,
     ) -> "MemoryBank":
-        """From the tokens of normal images.
+        """From normal images that were read.
 
         Parameters
         ----------
         tokens_of : callable
-            Called once for every image, and once more for some of very many.
-        images : int
-            At least 1; copies are left out.
+            By which they were read: called once more for some of very many.
         size : int
             S: side of the maps, pixels.
 
@@ -110,20 +100,6 @@ class MemoryBank:
         SpgError
             If there are fewer patches than neighbours, or one image and several neighbours.
         """
-        read = read_normals(tokens_of, images, batch=batch, progress=progress)
-        return cls.of_patches(read, tokens_of, size, params, device=device)
-
-    @classmethod
-    def of_patches(
-        cls,
-        read: NormalPatches,
-        tokens_of: TokensOf,
-        size: int,
-        params: BankParams,
-        *,
-        device: str = "cpu",
-    ) -> "MemoryBank":
-        """From normal images that were read; see `of`."""
         grids, n, k = read.grids, len(read.images), params.neighbours
         held_out = has_coreset(read)
         apart = evenly(n, held_out=held_out)
@@ -141,26 +117,12 @@ class MemoryBank:
                 if held_out:
                     products = search[layer](patches, k)
                 else:
-                    without_it = read.own(layer, image)
+                    without_it = read.rows_of(layer, image)
                     products = highest_products(patches, banks[layer], k, without=without_it)
                 rest[layer][number] = 1 - products.mean(dim=1)
         scales, tops = standing(rest, grids, size, params, read.kept(apart))
         chosen, copies = read.images[apart], read.given - n
         return cls(kept, search, scales, tops, chosen, grids, size, params, read.means, copies)
-
-    @classmethod
-    def of_store(
-        cls,
-        store: FeatureStore,
-        rows: np.ndarray,
-        params: BankParams,
-        *,
-        device: str = "cpu",
-    ) -> "MemoryBank":
-        """From some images (n,) of a store; see `of`."""
-        step = batch_of(store)
-        tokens_of = tokens_of_store(store, rows)
-        return cls.of(tokens_of, len(rows), store.image_size, params, device=device, batch=step)
 
     def distances(self, tokens: dict[str, Tensor], kept: Kept | None = None) -> Distances:
         """Of images, layer → (B, 1 + N, D) float32, of which perhaps not all pixels count."""
@@ -262,7 +224,7 @@ def bank_tokens(
     if held_out is not None:
         inside = torch.ones(len(patches), dtype=torch.bool)
         for image in held_out.tolist():
-            inside[read.own(layer, image)] = False
+            inside[read.rows_of(layer, image)] = False
         patches = patches[inside]
     if len(patches) > CORESET:
         patches = patches[farthest_first(patches, CORESET)]

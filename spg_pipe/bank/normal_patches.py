@@ -66,14 +66,14 @@ class NormalPatches(NamedTuple):
         """Which pixels count of images with these places among `images`."""
         return self.kept_of(self.images[images])
 
-    def own(self, layer: str, image: int) -> slice:
+    def rows_of(self, layer: str, image: int) -> slice:
         """Where the patches of the image with this place among `images` are."""
         share = len(self.patches[layer]) // len(self.images)
         return slice(image * share, (image + 1) * share)
 
     def whole(self, tokens_of: TokensOf, image: int) -> Tokens:
         """Layer → (N, D) unit tokens of one image; read again if only a part was kept."""
-        held = {name: self.patches[name][self.own(name, image)] for name in self.grids}
+        held = {name: self.patches[name][self.rows_of(name, image)] for name in self.grids}
         if all(len(held[name]) == rows * columns for name, (rows, columns) in self.grids.items()):
             return held
         tokens, _ = tokens_of(self.images[image : image + 1])

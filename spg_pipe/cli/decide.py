@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from spg_pipe.cli.options import VIEW, BankOption, Options, TilesOption, ask_of, shared
+from spg_pipe.cli.options import (
+    VIEW,
+    BankOption,
+    NormalsOption,
+    Options,
+    TilesOption,
+    ask_of,
+    shared,
+)
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
@@ -37,9 +45,7 @@ def calibrate(
     by_folder: Annotated[
         bool, Option("--by-folder", help="Thresholds for each first folder below GOOD.")
     ] = False,
-    normals: Annotated[
-        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
-    ] = None,
+    normals: NormalsOption = None,
     bank: BankOption = None,
     tiles: TilesOption = None,
     valid_days: Annotated[
@@ -84,14 +90,13 @@ def _asked(
         "threshold": (options.threshold, ("manual",)),
         "pixel_threshold": (options.pixel_threshold, ("manual",)),
     }
-    known = {name: value for name, (value, _) in given.items() if value is not None}
-    for name in known:
-        methods = given[name][1]
-        if method not in methods:
+    for name, (value, methods) in given.items():
+        if value is not None and method not in methods:
             raise SpgError(
                 f"--{name.replace('_', '-')} is of the method {' and '.join(methods)}, not of "
                 f"{method}: add --method {methods[0]}, or leave it out."
             )
+    known = {name: value for name, (value, _) in given.items() if value is not None}
     if method == "manual" and not known:
         raise SpgError("--method manual needs --threshold, --pixel-threshold or both.")
     return Asked(method, **known)

@@ -11,6 +11,7 @@ from spg_pipe.cli.options import (
     RECIPE,
     VIEW,
     BankOption,
+    NormalsOption,
     Options,
     SplitOption,
     StoreOption,
@@ -37,9 +38,7 @@ def explain(
     pictures: Annotated[
         int | None, Option(min=0, help="Draw only the N highest scores [all; of a split 8].")
     ] = None,
-    normals: Annotated[
-        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
-    ] = None,
+    normals: NormalsOption = None,
     bank: BankOption = None,
     tiles: TilesOption = None,
     store: StoreOption = None,

@@ -43,6 +43,9 @@ SplitOption = Annotated[
 AuxOption = Annotated[str | None, Option(help="Auxiliary dataset of the recipe.")]
 StoreOption = Annotated[Path | None, Option(help="A feature store, instead of the recipe's.")]
 CategoriesOption = Annotated[str | None, Option(help="Only these, comma-separated: bottle,screw.")]
+NormalsOption = Annotated[
+    Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
+]
 BankOption = Annotated[
     BankUse, Option(help="With --normals: with the guides, or alone [default: fused].")
 ]

@@ -10,6 +10,7 @@ from spg_pipe.cli.options import (
     DECIDING,
     VIEW,
     BankOption,
+    NormalsOption,
     Options,
     TilesOption,
     ask_of,
@@ -27,9 +28,7 @@ def predict(
         Argument(metavar="SOURCE...", help="Images, folders, globs, @LIST; - (paths); a video."),
     ],
     out: Annotated[str, Option(metavar="FOLDER", help="Where results go.")] = "predictions",
-    normals: Annotated[
-        Path | None, Option(help="Few-shot: a folder with a few normal images of the part.")
-    ] = None,
+    normals: NormalsOption = None,
     bank: BankOption = None,
     tiles: TilesOption = None,
     explain: Annotated[

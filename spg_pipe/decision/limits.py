@@ -1,6 +1,6 @@
 """From the scores of one group of images to its limits, and what is promised of them in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from spg_pipe.decision.thresholds import (
     tolerance_threshold,
 )
 from spg_pipe.errors import UnsuitableError, counted
+from spg_pipe.metrics import HistogramAccumulator
 from spg_pipe.metrics.curves import Groups
+from spg_pipe.metrics.operating import above
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,18 @@ class Asked:
         return self.method in ("f1-max", "recall")
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupScores:
-    """What was found in the images of one group."""
+    """What the images of one group were given, one after the other."""
 
-    normal: np.ndarray
-    """(n,) float64: scores of normal images."""
-    tops: np.ndarray
-    """(n,) float32: the highest value of each normal image's map."""
-    anomalous: np.ndarray
-    """(m,) float64: scores of images with a defect."""
-    pixels: Groups | None
-    """The map's values under normal images and under masks; None if no mask is known."""
+    normal: list[float] = field(default_factory=list)
+    """Scores of n normal images."""
+    tops: list[np.float32] = field(default_factory=list)
+    """The highest value of each normal image's map."""
+    anomalous: list[float] = field(default_factory=list)
+    """Scores of images with a defect."""
+    pixels: HistogramAccumulator = field(default_factory=HistogramAccumulator)
+    """The map's values in normal images and in those with a mask, if pixels are asked for."""
     left_out: bool = False
     """Normal images are those of a bank, each judged without itself; they have no `tops`."""
 
@@ -61,25 +63,26 @@ def limits_of(scores: GroupScores, asked: Asked) -> Limits:
     An `UnsuitableError` if its images are too few, or of one kind where both are needed.
     """
     image: Threshold | None
-    pixel: Threshold | None
+    pixel: Threshold | None = None
+    normal, tops = np.array(scores.normal), np.array(scores.tops, np.float32)
     if asked.from_normals:
-        image = _of_normals(scores.normal, asked, "scores", "score", left_out=scores.left_out)
-        pixel = None
+        image = _of_normals(normal, asked, "scores", "score", left_out=scores.left_out)
         if not scores.left_out:
-            pixel = _of_normals(scores.tops, asked, "has a pixel", "have a pixel")
+            pixel = _of_normals(tops, asked, "has a pixel", "have a pixel")
     elif asked.method == "manual":
-        image = _by_hand(scores.normal, asked.threshold, "score")
-        pixel = _by_hand(scores.tops, asked.pixel_threshold, "have a pixel")
-    elif len(scores.anomalous) == 0 or len(scores.normal) == 0:
+        image = _by_hand(normal, asked.threshold, "score")
+        pixel = _by_hand(tops, asked.pixel_threshold, "have a pixel")
+    elif len(scores.anomalous) == 0 or len(normal) == 0:
         raise UnsuitableError(
-            f"{counted(len(scores.normal), 'normal image')} and {len(scores.anomalous)} with a "
+            f"{counted(len(normal), 'normal image')} and {len(scores.anomalous)} with a "
             f"defect: the method {asked.method} needs both, in good/ and a folder for each defect."
         )
     else:
-        image = _of_labelled(groups_of(scores.normal, scores.anomalous), asked, "image")
-        pixels = scores.pixels if scores.pixels and not scores.pixels.one_class else None
-        pixel = _of_labelled(pixels, asked, "pixel") if pixels else None
-    ascending = tuple(np.sort(scores.normal).tolist())
+        image = _of_labelled(groups_of(normal, np.array(scores.anomalous)), asked, "image")
+        if scores.pixels.counts.anomalous_pixels:
+            pixels = scores.pixels.groups()
+            pixel = None if pixels.one_class else _of_labelled(pixels, asked, "pixel")
+    ascending = tuple(np.sort(normal).tolist())
     return Limits(image=image, pixel=pixel, scores=ascending, anomalous=len(scores.anomalous))
 
 
@@ -110,15 +113,15 @@ def _of_normals(
 def _by_hand(values: np.ndarray, threshold: float | None, many: str) -> Threshold | None:
     if threshold is None:
         return None
-    above, images = int((values > threshold).sum()), counted(len(values), "normal image")
-    return Threshold(value=threshold, says=f"Set by hand; {above} of {images} {many} above it.")
+    count, images = int(above(values, threshold).sum()), counted(len(values), "normal image")
+    return Threshold(value=threshold, says=f"Set by hand; {count} of {images} {many} above it.")
 
 
 def _of_labelled(labelled: Groups, asked: Asked, what: str) -> Threshold:
     f1 = asked.method == "f1-max"
     value = f1_threshold(labelled) if f1 else recall_threshold(labelled, asked.recall)
     aim = "The highest F1" if f1 else f"The highest threshold of recall {asked.recall:g}"
-    last = int(np.flatnonzero(labelled.score > value)[-1])
+    last = int(np.flatnonzero(above(labelled.score, value))[-1])
     found, alarms = int(labelled.tp[last]), int(labelled.fp[last])
     return Threshold(
         value=value,

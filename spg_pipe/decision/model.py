@@ -118,8 +118,8 @@ def top_mean(maps: np.ndarray, share: float, kept: np.ndarray | None = None) -> 
     Parameters
     ----------
     kept : (B, …) in [0, 1], optional
-        How much each pixel counts, also among the pixels of which a share is taken. The mean is 0
-        where nothing counts.
+        How much each pixel counts: of what counts the same share is taken. The mean is 0 where
+        nothing counts.
     """
     flat = maps.reshape(len(maps), -1)
     count = max(1, int(share * flat.shape[1]))
@@ -145,12 +145,12 @@ def top_weights(maps: np.ndarray, share: float, kept: np.ndarray | None = None) 
 
 def _highest_kept(flat: np.ndarray, share: float, kept: np.ndarray) -> np.ndarray:
     """`top_weights` of pixels (B, P) that count by `kept` (B, P): the highest are taken until these
-    add up to the share, the last of them in part."""
+    add up to as much of all that counts as they would be of all pixels, the last in part."""
     order = np.argsort(-flat, axis=1, kind="stable")
     counts = np.take_along_axis(kept, order, axis=1).astype(np.float64)
     above = np.cumsum(counts, axis=1) - counts
-    total = counts.sum(axis=1, keepdims=True)
-    wanted = np.minimum(total, np.maximum(1, np.floor(share * total)))
+    count = max(1, int(share * flat.shape[1]))
+    wanted = count * counts.mean(axis=1, keepdims=True)
     taken = np.clip(wanted - above, 0, counts)
     weights = np.zeros(flat.shape)
     np.put_along_axis(weights, order, taken / np.maximum(wanted, 1e-300), axis=1)

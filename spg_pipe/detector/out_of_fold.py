@@ -25,7 +25,7 @@ class OutOfFold:
     """Images of a store, each judged without its fold."""
 
     folds: np.ndarray
-    """(n,) int in 0 … FOLDS − 1."""
+    """(n,) int in 0 … FOLDS − 1; copies of an image are in one."""
     scores: np.ndarray
     """(n,) float64; NaN where the other folds do not suffice for a detector."""
     image_auroc: float
@@ -38,6 +38,7 @@ def judge_out_of_fold(
     store: FeatureStore,
     saes: SaeRun,
     params: Params,
+    contents: np.ndarray,
     *,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -48,15 +49,19 @@ def judge_out_of_fold(
     ----------
     params : Params
         Whose `method`, `guides.atoms` and `decision` count, with `score.rule: additive`.
+    contents : (n,) str
+        Identities of the images' contents: a copy would tell what its image is.
     progress : callable
         Told of folds done and in all.
     """
     sums, regions = class_sums(store, params.method.detection, device), coarse_masks(store)
     scores, maps = np.full(len(store), np.nan), dict[int, np.ndarray]()
-    judges = np.stack([np.zeros_like(sums.folds), sums.folds + 1], axis=1)
+    _, first, copy_of = np.unique(contents, return_index=True, return_inverse=True)
+    folds = sums.folds[first[copy_of]]
+    judges = np.stack([np.zeros_like(folds), folds + 1], axis=1)
     for fold in range(FOLDS):
         progress(fold, FOLDS)
-        rows, others = np.flatnonzero(sums.folds == fold), sums.folds != fold
+        rows, others = np.flatnonzero(folds == fold), folds != fold
         teaches = all(direction(sums, name, "patches", others).any() for name in store.layers)
         if not len(rows) or not teaches:
             continue
@@ -73,7 +78,7 @@ def judge_out_of_fold(
     judged = np.flatnonzero(~np.isnan(scores) & (sums.labels != LABEL_UNKNOWN))
     seen = {row: regions[row] for row in maps}
     return OutOfFold(
-        sums.folds,
+        folds,
         scores,
         image_auroc(sums.labels[judged], sums.categories[judged], scores[judged]),
         float(pixel_figures(maps.__getitem__, judged, sums.categories[judged], seen)[1]),

@@ -107,7 +107,14 @@ class Scores:
         with reading(self.path / "maps.zarr", "scores", _MAKE):
             group: Any = zarr.open_group(self.path / "maps.zarr", mode="r")
             arrays = (np.asarray(group[name]) for name in ("kept", "kept_of"))
-            return Ignored(self.record.ignored, *arrays)
+            ignored, side = Ignored(self.record.ignored, *arrays), self.record.image_size
+            masks = len(ignored.shares)
+            if ignored.shares.shape != (masks, side, side) or ignored.shares.dtype != np.uint8:
+                raise ValueError(f"its masks are no bytes of {side}×{side} pixels")
+            of_images = ignored.of.shape == (self.record.images,) and ignored.of.dtype == np.int32
+            if not of_images or ignored.of.min() < 0 or ignored.of.max() >= masks:
+                raise ValueError(f"not each of its images has one of the {masks} masks")
+            return ignored
 
     def bounds(self, images: np.ndarray) -> tuple[float, float]:
         """Between which all values of some images' maps lie: a map is a mean of its patches."""

@@ -9,6 +9,16 @@ import numpy as np
 FIGURES = ("precision", "recall", "fpr")
 
 
+def above(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Which scores or pixels, of any shape, are anomalous: bool. One rule for all results."""
+    if values.dtype != np.float32:
+        return values > threshold
+    limit = np.float32(threshold)  # NumPy would compare with that, and not with the threshold
+    if float(limit) > threshold:  # the next float32 below gives the answers of the threshold
+        limit = np.nextafter(limit, np.float32(-np.inf))
+    return values > limit
+
+
 class AtThreshold:
     """Counts of images or pixels at one threshold, which come in pieces; positive = above it."""
 
@@ -31,12 +41,12 @@ class AtThreshold:
         """
         if self.threshold is None:
             return
-        above = np.ravel(scores) > self.threshold
-        hits = above[anomalous]
+        positive = above(np.ravel(scores), self.threshold)
+        hits = positive[anomalous]
         self._found += int(hits.sum())
-        self._alarms += int(above.sum()) - int(hits.sum())
+        self._alarms += int(positive.sum()) - int(hits.sum())
         self._anomalous += len(hits)
-        self._normal += len(above) - len(hits)
+        self._normal += len(positive) - len(hits)
 
     def figures(self, what: str) -> dict[str, float]:
         """`image_precision`, `image_recall` and `image_fpr` for `what` "image"; NaN of nothing."""

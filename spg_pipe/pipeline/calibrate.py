@@ -1,8 +1,8 @@
 """`calibrate`: images that are known to be good, perhaps also defects → a calibration file."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKN
 from spg_pipe.datasets.names import is_normal
 from spg_pipe.decision.calibration import Calibration, Limits, Threshold, place_beside
 from spg_pipe.decision.limits import Asked, GroupScores, limits_of
+from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed, one_line
+from spg_pipe.images.files import source_id
 from spg_pipe.images.reading import read_mask
-from spg_pipe.metrics import HistogramAccumulator
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import judging_of
+from spg_pipe.pipeline.held_out import learned_from
 from spg_pipe.pipeline.predict import Ask, ready
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
@@ -52,39 +54,13 @@ class Seen(NamedTuple):
 
     item: Item
     sha256: str
-    known: Known
+    label: int
     score: float
     in_bank: bool
     top: np.float32
     """The map's highest value."""
-    anomaly_map: np.ndarray | None
-    """(H, W) float32, where pixels are labelled and count; and its mask."""
-    mask: np.ndarray | None
-
-
-@dataclass
-class _Group:
-    normal: list[float] = field(default_factory=list)
-    tops: list[np.float32] = field(default_factory=list)
-    anomalous: list[float] = field(default_factory=list)
-    pixels: HistogramAccumulator = field(default_factory=HistogramAccumulator)
-    left_out: bool = False
-    """See `GroupScores.left_out`."""
-
-    def add(self, seen: Seen) -> None:
-        if seen.known.label == LABEL_ANOMALOUS:
-            self.anomalous.append(seen.score)
-        else:
-            self.normal.append(seen.score)
-            self.tops.append(seen.top)
-        if seen.anomaly_map is not None and seen.mask is not None:
-            self.pixels.update(seen.anomaly_map, seen.mask)
-
-    def scores(self) -> GroupScores:
-        groups = self.pixels.groups() if self.pixels.counts.anomalous_pixels else None
-        tops = np.array(self.tops, np.float32)
-        anomalous = np.array(self.anomalous)
-        return GroupScores(np.array(self.normal), tops, anomalous, groups, self.left_out)
+    pixels: tuple[np.ndarray, np.ndarray] | None
+    """Where pixels are labelled: map and mask of those that count, (H, W) or (1, n)."""
 
 
 def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Calibration]:
@@ -97,27 +73,26 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         same image is among the normal ones and the defects.
     """
     path = how.file or place_beside(ask.detector)
-    require_writable(path)
+    replaced = _require_place(path)
     known = labels_of([Path(source) for source in ask.sources], how.asked)
     items, predictor, reading, _ = ready(ask, console)
-    if how.by_folder:
-        _require_cameras([item.group for item in items])
-    groups, left_out = defaultdict[str, _Group](_Group), defaultdict[str, list[str]](list)
+    groups, left_out = defaultdict[str, GroupScores](GroupScores), defaultdict[str, list[str]](list)
     if not ask.sources:
         groups[""] = _of_goods(predictor, how)
-    contents: dict[str, int] = {}
-    for item in items:
-        left_out[_unwanted(known_of(item, known), how.asked)].append(item.name)
-    wanted = set(left_out.pop("", ()))
-    judged = [item for item in items if item.name in wanted]
+    chosen: Iterable[Item] = _wanted(items, known, how, left_out)
+    if not items.live:
+        chosen = list(chosen)
     see = partial(_see, known=known, exif=reading.exif, pixels=how.asked.from_labels)
+    learned = set() if predictor.alone else _learned(ask.detector, predictor.detector)
+    contents: dict[str, int] = {}
     with console.progress("calibrate") as update:
-        for number, seen in enumerate(judge_items(predictor, judged, reading, see), 1):
-            update(number, len(judged))
-            if why := _why_not(seen, contents):
+        judged = judge_items(predictor, chosen, reading, see, live=items.live)
+        for number, seen in enumerate(judged, 1):
+            update(number, len(chosen) if isinstance(chosen, list) else None)
+            if why := _why_not(seen, contents, learned):
                 left_out[why].append(seen.item.name)
             elif isinstance(seen, Seen):
-                groups[seen.item.group if how.by_folder else ""].add(seen)
+                _add(groups[seen.item.group if how.by_folder else ""], seen)
     notes = [
         one_line(f"{counted(len(names), 'image')} {why}: {listed(names)}")
         for why, names in left_out.items()
@@ -132,17 +107,49 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         confidence=asked.confidence if asked.method == "tolerance" else None,
         recall=asked.recall if asked.method == "recall" else None,
         by_folder=how.by_folder,
-        groups=_limits(groups, asked),
+        groups=_limits(groups, asked, notes),
         notes=tuple(notes),
         made=today,
         valid_until=today + timedelta(days=how.valid_days) if how.valid_days else None,
         versions=versions(),
     ).sealed()
     made.save(path)
+    if replaced:
+        console.say(f"Replaced: {path}, which was {replaced}.")
     return path, made
 
 
-def _of_goods(predictor: Predictor, how: HowToCalibrate) -> _Group:
+def _require_place(path: Path) -> str:
+    """What is to be replaced, in words; an `SpgError` if it is not a calibration."""
+    require_writable(path)
+    if not path.exists():
+        return ""
+    try:
+        earlier = Calibration.load(path)
+    except SpgError as error:
+        raise SpgError(
+            f"{path} is there and is no calibration that could be replaced: {error} Name another "
+            "--out, or move it away."
+        ) from error
+    return f"made {earlier.made} by the method {earlier.method}"
+
+
+def _learned(path: Path, detector: Detector) -> set[str]:
+    """SHA-256, or `source_id`, of images that a detector was made from, as far as it is known."""
+    return {*detector.record.painted_on, *learned_from(path, detector.fingerprint)}
+
+
+def _add(group: GroupScores, seen: Seen) -> None:
+    if seen.label == LABEL_ANOMALOUS:
+        group.anomalous.append(seen.score)
+    else:
+        group.normal.append(seen.score)
+        group.tops.append(seen.top)
+    if seen.pixels:
+        group.pixels.update(*seen.pixels)
+
+
+def _of_goods(predictor: Predictor, how: HowToCalibrate) -> GroupScores:
     """The normal images of the bank, each judged without itself."""
     bank = predictor.bank
     scores = bank.record.scores(alone=predictor.alone) if bank else np.empty(0)
@@ -151,7 +158,7 @@ def _of_goods(predictor: Predictor, how: HowToCalibrate) -> _Group:
             "Which images? Name normal ones (GOOD...). Without, a calibration is of the images of "
             "--normals themselves, two or more, by the method conformal or manual and in one group."
         )
-    return _Group(scores.tolist(), left_out=True)
+    return GroupScores(scores.tolist(), left_out=True)
 
 
 def labels_of(sources: Sequence[Path], asked: Asked) -> dict[Path, Known]:
@@ -160,15 +167,15 @@ def labels_of(sources: Sequence[Path], asked: Asked) -> dict[Path, Known]:
     Where none of a folder's images is labelled, all are taken for normal, if the method takes
     normal images alone. An `SpgError` if a folder is of another layout or ambiguous.
     """
-    found = {}
+    labels = {}
     for folder in sources:
         entries = scan_folder(folder, "all", lambda _: True).entries if folder.is_dir() else []
         labelled = asked.from_labels or any(each.label == LABEL_NORMAL for each in entries)
         for entry in entries:
             normal = entry.label == LABEL_UNKNOWN and not labelled
             mask = folder / entry.mask if entry.mask else None
-            found[folder / entry.path] = Known(LABEL_NORMAL if normal else entry.label, mask)
-    return found
+            labels[folder / entry.path] = Known(LABEL_NORMAL if normal else entry.label, mask)
+    return labels
 
 
 def known_of(item: Item, known: Mapping[Path, Known]) -> Known:
@@ -176,12 +183,24 @@ def known_of(item: Item, known: Mapping[Path, Known]) -> Known:
     return known.get(item.path or Path(), Known(LABEL_NORMAL, None))
 
 
-def _require_cameras(groups: Sequence[str]) -> None:
-    if labels := sorted({group for group in groups if is_normal(group)}):
-        raise SpgError(
-            f"--by-folder takes the first folder below the source for a camera or category, and "
-            f"{labels[0]}/ says what its images are. Give the folder above those of the cameras."
-        )
+def _wanted(
+    items: Iterable[Item],
+    known: Mapping[Path, Known],
+    how: HowToCalibrate,
+    left_out: dict[str, list[str]],
+) -> Iterator[Item]:
+    """Images to be judged, as they come; others are added to `left_out`."""
+    for item in items:
+        if how.by_folder and is_normal(item.group):
+            raise SpgError(
+                f"--by-folder takes the first folder below the source for a camera or category, "
+                f"and {item.group}/ says what its images are. Give the folder above those of the "
+                "cameras."
+            )
+        if why := _unwanted(known_of(item, known), how.asked):
+            left_out[why].append(item.name)
+        else:
+            yield item
 
 
 def _unwanted(known: Known, asked: Asked) -> str:
@@ -199,33 +218,43 @@ def _see(
     """What is kept of an image; called in several threads."""
     if isinstance(judged, Unreadable):
         return judged
-    of, anomaly_map = known_of(judged.item, known), judged.anomaly_map
-    mask = None
-    if pixels and of.label != LABEL_ANOMALOUS:
+    (label, file), anomaly_map = known_of(judged.item, known), judged.anomaly_map
+    mask, labelled = None, None
+    if pixels and label != LABEL_ANOMALOUS:
         mask = np.zeros(anomaly_map.shape, np.uint8)
-    elif pixels and of.mask:
-        mask = read_mask(of.mask, exif=exif)
-    if mask is not None and (counts := judged.view.judged) is not None:
-        anomaly_map, mask = anomaly_map[counts][None], mask[counts][None]
+    elif pixels and file:
+        mask = read_mask(file, exif=exif)
+    if mask is not None:
+        if mask.shape != anomaly_map.shape:
+            sizes = [f"{width}×{height}" for height, width in (mask.shape, anomaly_map.shape)]
+            raise SpgError(
+                f"The mask {file} has {sizes[0]} pixels, and {judged.item.name} has {sizes[1]}. "
+                "Give a mask of the image's size, or remove it."
+            )
+        counts = judged.view.judged
+        labelled = (anomaly_map, mask)
+        if counts is not None:
+            labelled = (anomaly_map[counts][None], mask[counts][None])
     return Seen(
         item=judged.item,
         sha256=judged.sha256,
-        known=of,
+        label=label,
         score=judged.columns["score"],
         in_bank=bool(judged.columns.get(KNOWN, False)),
-        top=judged.anomaly_map.max(),
-        anomaly_map=anomaly_map if mask is not None else None,
-        mask=mask,
+        top=anomaly_map.max(),
+        pixels=labelled,
     )
 
 
-def _why_not(seen: Seen | Unreadable, contents: dict[str, int]) -> str:
+def _why_not(seen: Seen | Unreadable, contents: dict[str, int], learned: Set[str]) -> str:
     """Why a judged image does not count; "" if it does, and its content is then noted."""
     if isinstance(seen, Unreadable):
         return f"that cannot be judged ({seen.error})"
     if seen.in_bank:
         return "among the normal images of the bank, which finds them normal"
-    anomalous = int(seen.known.label == LABEL_ANOMALOUS)
+    if learned & {seen.sha256, source_id(seen.sha256)}:
+        return "that the detector was made from, so that it knows them"
+    anomalous = int(seen.label == LABEL_ANOMALOUS)
     if seen.sha256 not in contents:
         contents[seen.sha256] = anomalous
         return ""
@@ -237,16 +266,20 @@ def _why_not(seen: Seen | Unreadable, contents: dict[str, int]) -> str:
     return "with the content of another"
 
 
-def _limits(groups: Mapping[str, _Group], asked: Asked) -> dict[str, Limits]:
+def _limits(
+    groups: Mapping[str, GroupScores], asked: Asked, notes: Sequence[str]
+) -> dict[str, Limits]:
     """Group → limits; an `SpgError` names all groups that have none."""
     limits, faults = {}, []
     for name in sorted(groups):
         try:
-            limits[name] = limits_of(groups[name].scores(), asked)
+            limits[name] = limits_of(groups[name], asked)
         except UnsuitableError as error:
             faults.append(f"{name}: {error}" if name else str(error))
     if faults or not limits:
-        raise SpgError(" ".join(faults) or "No image is left to calibrate on.")
+        raise SpgError(
+            " ".join(faults) or f"No image is left to calibrate on. Left out: {'; '.join(notes)}."
+        )
     return limits
 
 

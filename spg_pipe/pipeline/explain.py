@@ -1,14 +1,16 @@
 """`explain --split`: why a store's images have their scores."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 
-from spg_pipe.artefacts.files import fresh_folder
+from spg_pipe.artefacts.files import fresh_folder, write_bytes
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS
 from spg_pipe.decision.heat_maps import eight_bit
 from spg_pipe.decision.maps import anomaly_maps, shown_range
@@ -16,9 +18,10 @@ from spg_pipe.decision.rules import Rule
 from spg_pipe.detector.judge import judge
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import BATCH_IMAGES
-from spg_pipe.errors import SpgError, counted, told
+from spg_pipe.errors import SpgError, counted, naming, told
 from spg_pipe.explain.explanation import Explanation, explain
-from spg_pipe.explain.writer import Explained, ExplanationWriter, writing
+from spg_pipe.explain.lines import line_of
+from spg_pipe.explain.picture import QUALITY, draw
 from spg_pipe.images.reading import read_image
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset
@@ -35,6 +38,25 @@ PICTURES = 8
 
 Listener = Callable[[str], None]
 """Is given each line as it is written."""
+
+
+class Explained(NamedTuple):
+    """One image of a store, and how to draw it."""
+
+    path: str
+    """As lines name it."""
+    explanation: Explanation
+    number: int
+    """Of the image in the explanation."""
+    pixels: Callable[[], tuple[np.ndarray, np.ndarray] | None]
+    """Photograph (H, W, 3) uint8 and finished map (h, w) float32; None where the photograph cannot
+    be read."""
+
+    def written(self, lines: IO[str], atoms: int | None) -> str:
+        """Its line, which is added to the file."""
+        line = line_of(self.explanation, self.number, self.path, atoms)
+        lines.write(f"{line}\n")
+        return line
 
 
 def explain_split(
@@ -71,41 +93,46 @@ def explain_split(
         aux, seed = each.record.auxiliary.dataset, each.record.seed
         if aux == dataset.name:
             run.console.say(f"Note: the detector was trained on {aux} itself.")
-        own = run.paths.detector(aux, seed)
-        given |= named_input("detector", detector, own, each.fingerprint)
+        given |= named_input("detector", detector, run.paths.detector(aux, seed), each.fingerprint)
         folder = run.paths.explanations(aux, dataset, seed, given)
         shown = shown_range(log_odds=each.rule(options).rule == "additive")
         judged = _Judged(each, dataset, features, each.rule(options), choose_device(run.device))
         with (
             fresh_folder(folder) as fresh,
-            writing(fresh, shown, atoms, pictures=0) as writer,
+            (fresh / EXPLANATIONS).open("w", encoding="ascii", newline="\n") as lines,
             run.console.progress(f"explain {dataset.name}") as update,
         ):
-            scores = []
+            scores, undrawn, faults = [], 0, list[OSError]()
             for done, item in enumerate(judged.all(), 1):
-                listener(writer.add(item))
-                scores.append(float(item.explanation.scores[item.image]))
+                listener(item.written(lines, atoms))
+                scores.append(float(item.explanation.scores[item.number]))
                 update(done, len(features))
             for item in judged.some(np.argsort(scores)[len(scores) - min(drawn, len(scores)) :]):
-                writer.draw(item)
-        if writer.undrawn:
-            run.console.say(
-                f"Note: {counted(writer.undrawn, 'photograph')} could not be read from "
-                f"{dataset.root}: there is no picture of them."
-            )
-        _require_drawn(writer, folder)
+                undrawn += not _draw(item, fresh, shown, faults)
+        if undrawn:
+            gone = f"{counted(undrawn, 'photograph')} could not be read from {dataset.root}"
+            run.console.say(f"Note: {gone}: there is no picture of them.")
+        if faults:
+            said = f"has all lines, but {counted(len(faults), 'picture')} could not be written"
+            raise SpgError(f"{folder / EXPLANATIONS} {said}. {told(faults[0])}")
         run.console.say(f"Explanations of {dataset.name} → {folder / EXPLANATIONS}")
         written.append(folder / EXPLANATIONS)
     return written
 
 
-def _require_drawn(writer: ExplanationWriter, out: Path) -> None:
-    """An `SpgError` if pictures could not be written, when all lines are there."""
-    if faults := writer.faults:
-        raise SpgError(
-            f"{out / EXPLANATIONS} has all lines, but {counted(len(faults), 'picture')} could not "
-            f"be written. {told(faults[0])}"
-        )
+def _draw(item: Explained, folder: Path, shown: tuple[float, float], faults: list[OSError]) -> bool:
+    """Write an image's picture, or note why not; False if its photograph cannot be read."""
+    if (pixels := item.pixels()) is None:
+        return False
+    data, file = io.BytesIO(), picture_path(item.path, EXPLAINED)
+    picture = draw(*pixels, item.explanation, item.number, shown)
+    picture.save(data, format="JPEG", quality=QUALITY)
+    try:
+        with naming(file, folder):
+            write_bytes(folder / file, data.getvalue())
+    except OSError as error:  # it costs no line
+        faults.append(error)
+    return True
 
 
 @dataclass(frozen=True)
@@ -131,11 +158,9 @@ class _Judged:
             yield from self._batch(row, {k: v.to(self.device) for k, v in tokens.items()})
 
     @cached_property
-    def _files(self) -> list[tuple[str, Path]]:
-        """Path and picture of each image."""
-        paths = self.store.array("path").tolist()
-        pictures = [picture_path(path, EXPLAINED) for path in paths]
-        return list(zip(paths, pictures, strict=True))
+    def _paths(self) -> list[str]:
+        paths: list[str] = self.store.array("path").tolist()
+        return paths
 
     def _batch(self, images: np.ndarray, tokens: dict[str, torch.Tensor]) -> Iterator[Explained]:
         spec = self.store.spec
@@ -143,10 +168,10 @@ class _Judged:
         judged = judge(self.detector, tokens, grids, spec.backbone, self.rule)
         explanation = explain(self.detector, tokens, grids, spec.backbone, self.rule, judged)
         for number, row in enumerate(images.tolist()):
-            path, file = self._files[row]
+            path = self._paths[row]
             patches = {name: values[number : number + 1] for name, values in judged.patches.items()}
             pixels = partial(_pixels, self.dataset.root / path, self.store, patches, explanation)
-            yield Explained(path, explanation, number, file, pixels)
+            yield Explained(path, explanation, number, pixels)
 
 
 def _pixels(

@@ -24,7 +24,7 @@ from spg_pipe.pipeline.checked import checked_detector, checked_sae, is_there
 from spg_pipe.pipeline.checked_store import checked_store
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.datasets import name_of, scan
-from spg_pipe.pipeline.held_out import HeldOut, table_of
+from spg_pipe.pipeline.held_out import ESTIMATE, TABLE, HeldOut, table_of
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import parse_params
@@ -67,7 +67,7 @@ class Labelled:
     skip_bad: bool = False
 
     @property
-    def place(self) -> Path:
+    def results(self) -> Path:
         """The folder of the recipe and all artefacts."""
         return self.out or Path(f"fit_{name_of(self.folder)}")
 
@@ -77,12 +77,15 @@ class Labelled:
             raise SpgError(f"{self.folder} is no folder. Name the folder of your labelled images.")
         synthetic = (self.folder / SYNTHETIC_RECORD).exists()
         backbone = self.backbone or default_backbone()
+        texts = {  # quoted: a folder may be called 2024
+            "name": name_of(self.folder),
+            "layout": self.layout or ("synthetic" if synthetic else "folder"),
+            "root": self.folder.resolve().as_posix(),
+            "backbone": backbone,
+        }
         return _RECIPE.format(
-            name=name_of(self.folder),
+            **{key: json.dumps(text, ensure_ascii=False) for key, text in texts.items()},
             seed=self.seed,
-            layout=self.layout or ("synthetic" if synthetic else "folder"),
-            root=json.dumps(self.folder.resolve().as_posix(), ensure_ascii=False),
-            backbone=json.dumps(backbone),
             image_size=self.image_size or resolve(backbone).image_size,
             skip_bad=str(self.skip_bad).lower(),
         )
@@ -104,7 +107,7 @@ def fit(
     SpgError
         If labels are missing that it needs, or the place holds another recipe.
     """
-    out, text = asked.place, asked.recipe()
+    out, text = asked.results, asked.recipe()
     params = parse_params(parse_yaml(text, "fit"), "The options of fit")
     _require_place(out, text, asked.folder)
     params = params.model_copy(update={"artifacts": out / params.artifacts})
@@ -124,13 +127,14 @@ def fit(
     if not is_there(lambda: checked_detector(run, params.name, seed)):
         training.train_guides(run, params.name, seed)
     saes = SaeRun.load(run.paths.sae(params.name, seed))
+    contents = manifest.table.set_index("path")["sha256"].loc[store.array("path")].to_numpy()
     with console.progress("held out", "folds") as update:
         judged = judge_out_of_fold(
-            store, saes, params, device=choose_device(device), progress=update
+            store, saes, params, contents, device=choose_device(device), progress=update
         )
     held = HeldOut.of(checked_detector(run, params.name, seed), judged, store)
-    table, listing = table_of(store, judged), out / "held-out.csv"
-    write_record(out / "held-out.json", held)
+    table, listing = table_of(store, judged, contents), out / TABLE
+    write_record(out / ESTIMATE, held)
     write_text(listing, table.to_csv(index=False))
     detector = run.paths.detector(params.name, seed)
     words = [*held.in_words(table), f"All images: {listing}", "", *_next(detector, asked)]
@@ -142,16 +146,16 @@ def fit(
 def _require_place(out: Path, text: str, folder: Path) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
         raise SpgError(f"{out} lies among the images of {folder}. Choose another --out.")
-    place = out / "params.yaml"
+    recipe = out / "params.yaml"
     if out.exists() and any(out.iterdir()):
-        held = place.read_text() if place.is_file() else ""
-        if held != text:
+        held = recipe.read_bytes() if recipe.is_file() else b""
+        if held != text.encode():
             what = "another recipe" if held else "other files"
             raise SpgError(
                 f"{out} holds {what}. Choose another --out; or go on from a recipe with the single "
                 f"commands: `cd {shlex.quote(str(out))}`, `spg-pipe train-guides`."
             )
-    require_writable(place)
+    require_writable(recipe)
 
 
 def _require_labels(table: "pd.DataFrame", folder: Path, name: str) -> None:
@@ -160,9 +164,9 @@ def _require_labels(table: "pd.DataFrame", folder: Path, name: str) -> None:
     masked = anomalous & (table["mask_state"] == MaskState.GIVEN)
     if set(table["category"][normal]) & set(table["category"][masked]):
         return
-    place, painted = shlex.quote(str(folder)), f"{name}-painted"
+    images, painted = shlex.quote(str(folder)), f"{name}-painted"
     paint = (
-        f"`spg-pipe synthesise {place} {painted}` paints defects on the normal images, and "
+        f"`spg-pipe synthesise {images} {painted}` paints defects on the normal images, and "
         f"`spg-pipe fit {painted}` takes these."
     )
     masks = f"masks, as {folder}/ground_truth/KIND/NAME_mask.png"
@@ -175,7 +179,7 @@ def _require_labels(table: "pd.DataFrame", folder: Path, name: str) -> None:
     elif not anomalous.any():
         advice = (
             f"A detector is made from defects, too: {paint} Or judge by the normal images alone, "
-            f"with a detector that is there: `spg-pipe predict DETECTOR IMAGES --normals {place}`."
+            f"with a detector that is there: `spg-pipe predict DETECTOR IMAGES --normals {images}`."
         )
     elif not masked.any():
         advice = f"Give some defects {masks}. Or {paint}"

@@ -1,10 +1,12 @@
 """What is said of a detector's own images, each judged by one that has not learned from it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from spg_pipe.artefacts.record import Count, FigureOrNaN, Name, Record, Seed
+from spg_pipe.artefacts.reading import reading
+from spg_pipe.artefacts.record import Count, FigureOrNaN, Name, Record, Seed, read_record
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.detector.out_of_fold import OutOfFold
 from spg_pipe.detector.record import DetectorRecord
@@ -15,6 +17,7 @@ from spg_pipe.store.reader import FeatureStore
 if TYPE_CHECKING:
     import pandas as pd
 
+ESTIMATE, TABLE = "held-out.json", "held-out.csv"
 FALSE_ALARM, MISSED = "false alarm", "missed"
 _SHOWN = 10
 """Images of each kind that are named."""
@@ -98,8 +101,9 @@ class HeldOut(Record):
         return lines
 
 
-def table_of(store: FeatureStore, judged: OutOfFold) -> "pd.DataFrame":
-    """A row an image: path, category, defect, label, fold, score, decision, and what is wrong."""
+def table_of(store: FeatureStore, judged: OutOfFold, contents: np.ndarray) -> "pd.DataFrame":
+    """A row an image: path, category, defect, label, fold, score, decision, what is wrong, and
+    the SHA-256 (n,) of its file."""
     table = store.table[["path", "category", "defect", "label"]].copy()
     names = {LABEL_NORMAL: "normal", LABEL_ANOMALOUS: "anomalous", LABEL_UNKNOWN: ""}
     table["label"] = table["label"].map(names)
@@ -109,4 +113,21 @@ def table_of(store: FeatureStore, judged: OutOfFold) -> "pd.DataFrame":
     wrong = {("normal", "anomalous"): FALSE_ALARM, ("anomalous", "normal"): MISSED}
     pairs = zip(table["label"], table["decision"], strict=True)
     table["wrong"] = [wrong.get(pair, "") for pair in pairs]
-    return table
+    return table.assign(sha256=contents)
+
+
+def learned_from(detector: Path, fingerprint: str) -> set[str]:
+    """SHA-256 of the images that `fit` made a detector from; none where their table is not there.
+
+    An `SpgError` if it is damaged.
+    """
+    import pandas as pd
+
+    for out in detector.resolve().parents[:4]:  # artifacts/detectors/<set>/<detector>
+        if not (out / ESTIMATE).is_file():
+            continue
+        held = read_record(out / ESTIMATE, HeldOut, "held-out estimate", "spg-pipe fit")
+        if held.detector == fingerprint:
+            with reading(out / TABLE, "held-out table", "spg-pipe fit"):
+                return set(pd.read_csv(out / TABLE, usecols=["sha256"])["sha256"])
+    return set()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.bank.fitted import FittedBank, is_bank
+from spg_pipe.bank.fitted import FILES, FittedBank, is_bank
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, one_line
 from spg_pipe.pipeline.console import Console
@@ -22,7 +22,8 @@ def fit_goods(ask: Ask, console: Console) -> FittedBank:
     normals = ask.normals
     if normals and is_bank(normals.path):
         raise SpgError(f"--normals {normals.path} is a bank already. Give a folder of images.")
-    if ask.out.exists() and any(ask.out.iterdir()) and not is_bank(ask.out):
+    names = {each.name for each in ask.out.iterdir()} if ask.out.exists() else set()
+    if names and (names - FILES or not is_bank(ask.out)):
         raise SpgError(f"{ask.out} holds other files than a bank. Choose another --out.")
     require_writable(ask.out)
     published = Detector.load(ask.detector).record.rule.rule == "published"

@@ -81,8 +81,8 @@ def init(folder: Path, console: Console, recipe: str | None, folders: Mapping[st
         As `recipe_text` takes them.
     """
     files = pipeline_files()
-    own = folder / DEFAULT_PARAMS
-    if recipe is not None or folders or not _is_recipe(own):
+    active = folder / DEFAULT_PARAMS
+    if recipe is not None or folders or not _is_recipe(active):
         files[str(DEFAULT_PARAMS)] = _first_recipe(folder, recipe, folders)
     there = [name for name in files if (folder / name).exists()]
     if taken := [name for name in there if not _holds(folder / name, files[name])]:
@@ -94,13 +94,13 @@ def init(folder: Path, console: Console, recipe: str | None, folders: Mapping[st
     _ignore(folder / ".gitignore")
     if not _has_dvc(folder):
         init_dvc(folder, git=_repository(folder) is not None)
-    params = load_params(own)
+    params = load_params(active)
     console.say(f"{folder} has the pipeline: dvc.yaml, stages/ and the recipe {params.name}.")
     made = {one.root for one in params.demo_sets} | {one.root for one in params.synthetic_sets}
     for root in [data.root for data in params.datasets if data.root not in made]:
         if not (folder / root).is_dir():
             what = "good/, and a folder for each kind of defect with masks in ground_truth/"
-            console.say(f"Put images into {folder / root} ({what}), or name another in {own}.")
+            console.say(f"Put images into {folder / root} ({what}), or name another in {active}.")
     console.result({"folder": folder.resolve()}, "\n".join(_next_commands(folder, params)))
 
 
@@ -145,9 +145,9 @@ def activation() -> list[str]:
 
     Nothing if they are already, or if it is no virtual environment.
     """
-    here, found = Path(sys.executable).parent, shutil.which("spg-pipe")
+    here, installed = Path(sys.executable).parent, shutil.which("spg-pipe")
     script = here / "activate"
-    if (found and Path(found).parent == here) or not script.exists():
+    if (installed and Path(installed).parent == here) or not script.exists():
         return []
     if script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())

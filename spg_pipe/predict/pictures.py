@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from spg_pipe.decision.heat_maps import eight_bit, outline, overlay_rgbx
-from spg_pipe.predict.regions import above
+from spg_pipe.metrics.operating import above
 
 QUALITY = 90
 """Of a JPEG: a tenth of the PNG's bytes in a hundredth of its time."""

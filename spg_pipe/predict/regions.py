@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from scipy.ndimage import find_objects
 
 from spg_pipe.artefacts.record import Count, Record, Size
+from spg_pipe.metrics.operating import above
 from spg_pipe.metrics.regions import label_regions
 
 MOST = 100
@@ -72,13 +73,6 @@ class Found(NamedTuple):
     """The highest peaks first."""
     left_out: int
     """How many more there are."""
-
-
-def above(anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
-    """The pixels of a map (H, W) float32 that are anomalous: bool. One rule for all results."""
-    limit = np.float32(threshold)
-    # The next float32 below gives the answers of the threshold itself, without a float64 map.
-    return anomaly_map > (limit if limit <= threshold else np.nextafter(limit, np.float32(-1)))
 
 
 def regions_of(anomaly_map: np.ndarray, threshold: float, most: int = MOST) -> Found:

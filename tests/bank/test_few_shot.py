@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TinyBackbone, additive_plan, extracted, manifest_of, write_folder
+from tiny import TinyBackbone, additive_plan, bank_of_store, extracted, manifest_of, write_folder
 
 from spg_pipe.bank.few_shot import (
     banks_of,
@@ -21,7 +21,6 @@ from spg_pipe.bank.few_shot import (
     score_few_shot,
     seen_of,
 )
-from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.decision.model import top_mean
 from spg_pipe.detector.evaluate import evaluate_scores
@@ -64,7 +63,7 @@ def test_an_image_is_judged_by_normal_images_of_its_own_category(tiny_store, nor
     scores = score_few_shot(None, banks, tiny_store, tmp_path / "s")
     names = tiny_store.table["category"].to_numpy()
     for category, own in (("bolt", [0, 1, 2]), ("nut", [3, 4, 5])):
-        bank = MemoryBank.of_store(normals, np.array(own), PARAMS)
+        bank = bank_of_store(normals, np.array(own), PARAMS)
         rows = np.flatnonzero(names == category)
         tokens = {layer: image_tokens(tiny_store, layer, rows) for layer in tiny_store.layers}
         expected = bank.distances(tokens)

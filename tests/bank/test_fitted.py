@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TinyBackbone, additive_plan, extracted, files, manifest_of, write_folder
+from tiny import (
+    TinyBackbone,
+    additive_plan,
+    bank_of_store,
+    extracted,
+    files,
+    manifest_of,
+    write_folder,
+)
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.bank.fitted import FittedBank, GoodImages, fit_bank
 from spg_pipe.bank.fusion import footing, judge_fused
-from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.bank.normal_patches import Tokens, tokens_of_store
 from spg_pipe.bank.record import BankRecord, beside
 from spg_pipe.decision.kept import Kept
@@ -77,7 +84,7 @@ def test_a_goods_score_is_that_of_a_bank_and_a_weight_of_the_others(bank, detect
     for image, good in enumerate(bank.record.goods):
         rows = np.delete(np.arange(6), image)
         others = tokens_of_store(normals, rows)
-        memory = MemoryBank.of_store(normals, rows, PARAMS)
+        memory = bank_of_store(normals, rows, PARAMS)
         says = footing(detector, memory, others, SEEN, batch=4)
         tokens = tokens_of(normals, [image])
         distances = memory.distances(tokens)

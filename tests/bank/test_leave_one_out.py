@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import bank_of_tokens
 
 from spg_pipe.bank import memory
 from spg_pipe.bank.leave_one_out import leave_one_out
@@ -43,12 +44,12 @@ def without(tokens_of: TokensOf, image: int, count: int) -> tuple[TokensOf, np.n
 def test_it_is_a_bank_of_the_others_to_the_last_digits(count, neighbours):
     tokens_of, params = images(count), BankParams(neighbours=neighbours, top_share=0.05)
     read = read_normals(tokens_of, count)
-    bank = MemoryBank.of_patches(read, tokens_of, 32, params)
+    bank = MemoryBank.of(read, tokens_of, 32, params)
     found = leave_one_out(bank, read, tokens_of)
     assert len(found) == count
     for image, one in enumerate(found):
         rest, others = without(tokens_of, image, count)
-        brute = MemoryBank.of(rest, count - 1, 32, params)
+        brute = bank_of_tokens(rest, count - 1, params)
         top = brute.distances(tokens_of(np.array([image]))[0]).top
         assert one.top == pytest.approx(float(top[0]), abs=1e-4)
         np.testing.assert_allclose(one.tops, brute.tops, atol=1e-4)
@@ -60,12 +61,12 @@ def test_with_a_coreset_it_is_near_a_bank_of_the_others(monkeypatch):
     monkeypatch.setattr(memory, "CORESET", 120)
     count, tokens_of = 40, images(40)
     read = read_normals(tokens_of, count)
-    bank = MemoryBank.of_patches(read, tokens_of, 32, BankParams())
+    bank = MemoryBank.of(read, tokens_of, 32, BankParams())
     found = np.array([one.top for one in leave_one_out(bank, read, tokens_of)])
     brute, in_bank = np.empty(count), bank.distances(tokens_of(np.arange(count))[0]).top
     for image in range(count):
         rest, _ = without(tokens_of, image, count)
-        other = MemoryBank.of(rest, count - 1, 32, BankParams())
+        other = bank_of_tokens(rest, count - 1, BankParams())
         brute[image] = other.distances(tokens_of(np.array([image]))[0]).top[0]
     assert np.corrcoef(found, brute)[0, 1] > 0.85
     assert abs(np.median(found - brute)) < 0.2 * brute.std()
@@ -85,7 +86,7 @@ def test_no_image_has_seen_itself_whatever_is_kept(monkeypatch):
     for coreset in (10_000, 100):
         monkeypatch.setattr(memory, "CORESET", coreset)
         read = read_normals(odd, 12)
-        bank = MemoryBank.of_patches(read, odd, 32, BankParams())
+        bank = MemoryBank.of(read, odd, 32, BankParams())
         tops = [one.top for one in leave_one_out(bank, read, odd)]
         assert int(np.argmax(tops)) == 5
 
@@ -94,5 +95,5 @@ def test_no_image_has_seen_itself_whatever_is_kept(monkeypatch):
 def test_too_few_others_give_no_scores(count, neighbours):
     tokens_of, params = images(count), BankParams(neighbours=neighbours)
     read = read_normals(tokens_of, count)
-    bank = MemoryBank.of_patches(read, tokens_of, 32, params)
+    bank = MemoryBank.of(read, tokens_of, 32, params)
     assert leave_one_out(bank, read, tokens_of) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import extracted, manifest_of, write_folder
+from tiny import bank_of_store, bank_of_tokens, extracted, manifest_of, write_folder
 
 from spg_pipe.bank import memory, normal_patches
 from spg_pipe.bank.memory import CORESET, MemoryBank
@@ -31,7 +31,7 @@ def normals(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def bank_of(store: FeatureStore, rows: np.ndarray = ALL, **params: object) -> MemoryBank:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "CORESET", params.pop("coreset", CORESET))
-        return MemoryBank.of_store(store, rows, BankParams.model_validate(params))
+        return bank_of_store(store, rows, BankParams.model_validate(params))
 
 
 def unit_tokens(store: FeatureStore, layer: str, rows: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_distances_are_in_deviations_of_normal_images_from_each_other(
 def test_of_one_image_the_scale_is_that_of_its_patches_from_other_places_of_it() -> None:
     """Neighbours are left out: they are alike, however many images there are."""
     tokens = aligned(40)
-    bank = MemoryBank.of(tokens, 1, 32, BankParams(top_share=0.05))
+    bank = bank_of_tokens(tokens, 1, BankParams(top_share=0.05))
     patches = unit(tokens(np.array([0]))[0]["1"][0, 1:])
     away = [
         1 - max(float(x @ y) for j, y in enumerate(patches) if max(abs(np.subtract(*at(i, j)))) > 2)
@@ -115,7 +115,7 @@ def test_other_normal_images_have_mean_0_deviation_1_and_no_top(coreset, monkeyp
     """Also with a coreset, which lies nearer to the images that it was chosen from."""
     monkeypatch.setattr(memory, "CORESET", coreset)
     tokens = aligned(80)
-    bank = MemoryBank.of(tokens, 40, 32, BankParams(top_share=0.05))
+    bank = bank_of_tokens(tokens, 40, BankParams(top_share=0.05))
     assert bank.images == 40
     others = bank.distances(tokens(np.arange(40, 80))[0])
     assert float(others.patches["1"].mean()) == pytest.approx(0, abs=0.1)
@@ -135,7 +135,7 @@ def test_a_coreset_leaves_a_quarter_of_the_images_to_the_scale(monkeypatch):
     monkeypatch.setattr(memory, "farthest_first", first)
     monkeypatch.setattr(memory, "CORESET", 64)
     for n in (3, 8, 80):
-        MemoryBank.of(tokens, n, 32, BankParams())
+        bank_of_tokens(tokens, n, BankParams())
     assert [len(memory.evenly(n, held_out=True)) for n in (3, 8, 80)] == [1, 2, 16]
     assert covered == [2, 6, 64]
 
@@ -163,7 +163,7 @@ def test_of_very_many_patches_each_image_gives_its_share(normals, monkeypatch):
     assert first.patches["1"].untyped_storage().nbytes() == 30 * 12 * 4  # nothing else is held
     everything = unit_tokens(normals, "1", ALL)
     for image in ALL.tolist():
-        own = first.patches["1"][first.own("1", image)].numpy()
+        own = first.patches["1"][first.rows_of("1", image)].numpy()
         assert len(own) == 5
         nearest_own = (own @ everything[image].T).max(axis=1)
         np.testing.assert_allclose(nearest_own, 1, atol=1e-5)

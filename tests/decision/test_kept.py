@@ -88,19 +88,31 @@ def test_the_highest_of_the_pixels_that_count_are_taken(seed: int, share: float)
     maps = rng.normal(size=(3, 5, 7)).astype(np.float32)
     kept = (rng.random((3, 5, 7)) < 0.6).astype(np.float32)
     kept[:, 0, 0] = 1
-    expected = [top_mean(m[k > 0][None], share)[0] for m, k in zip(maps, kept, strict=True)]
-    np.testing.assert_allclose(top_mean(maps, share, kept), expected, rtol=1e-5, atol=1e-6)
+    expected = []
+    for values, counts in zip(maps, kept, strict=True):
+        # Each pixel that counts 35 times, so that a 35th of it can be taken.
+        repeated = np.sort(np.repeat(values[counts > 0], 35))[::-1]
+        expected.append(repeated[: max(1, int(share * 35)) * int(counts.sum())].mean())
+    np.testing.assert_allclose(top_mean(maps, share, kept), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6), share=st.sampled_from([0.001, 0.01, 0.1, 0.7]))
+def test_to_ignore_next_to_nothing_changes_next_to_nothing(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    maps = rng.normal(size=(2, 20, 20))
+    kept = np.ones(maps.shape, np.float32)
+    kept[:, rng.integers(20), rng.integers(20)] -= np.float32(1e-7)
+    np.testing.assert_allclose(top_mean(maps, share, kept), top_mean(maps, share), atol=1e-5)
 
 
 def test_pixels_that_count_in_part_fill_a_share_in_part() -> None:
     maps = np.array([[[4.0, 3.0, 2.0, 1.0]]])
     kept = np.array([[[0.5, 1.0, 1.0, 0.5]]], np.float32)
-    # Of 3 pixels 2/3 are 2: half of the first, the second, half of the third.
-    assert top_mean(maps, 2 / 3 + 1e-9, kept)[0] == pytest.approx((2 + 3 + 1) / 2)
-    weights = top_weights(maps, 2 / 3 + 1e-9, kept)
-    np.testing.assert_allclose(weights[0, 0], [0.25, 0.5, 0.25, 0])
-    # Less than a pixel counts: all of that.
-    assert top_mean(maps, 0.1, kept * 0.2)[0] == pytest.approx(2.5)
+    # 2 of 4 pixels are 1.5 of 3: half of the first, and the second.
+    assert top_mean(maps, 0.5, kept)[0] == pytest.approx((2 + 3) / 1.5)
+    np.testing.assert_allclose(top_weights(maps, 0.5, kept)[0, 0], [1 / 3, 2 / 3, 0, 0])
+    # At least one of all pixels: three quarters of one, of three that count.
+    assert top_mean(maps, 0.1, kept)[0] == pytest.approx((0.5 * 4 + 0.25 * 3) / 0.75)
     assert top_mean(maps, 0.1, kept * 0)[0] == 0
 
 

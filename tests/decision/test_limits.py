@@ -6,21 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from spg_pipe.decision.limits import Asked, GroupScores, limits_of
-from spg_pipe.decision.thresholds import groups_of
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics import HistogramAccumulator
 
 NORMAL = GroupScores(
-    normal=np.arange(99.0)[::-1],
-    tops=np.linspace(0, 0.5, 99, dtype=np.float32),
-    anomalous=np.empty(0),
-    pixels=None,
+    normal=np.arange(99.0)[::-1].tolist(),
+    tops=[*np.linspace(0, 0.5, 99, dtype=np.float32)],
 )
-LABELLED = replace(
-    NORMAL,
-    anomalous=np.array([90.5, 120.0, 130.0, 140.0]),
-    pixels=groups_of(np.array([0.1, 0.2, 0.3], np.float32), np.array([0.3, 0.8], np.float32)),
+LABELLED = replace(NORMAL, anomalous=[90.5, 120.0, 130.0, 140.0], pixels=HistogramAccumulator())
+LABELLED.pixels.update(
+    np.array([[0.1, 0.2, 0.3, 0.3, 0.8]], np.float32), np.array([[0, 0, 0, 1, 1]], np.uint8)
 )
 
 
@@ -29,7 +27,7 @@ def test_conformal_limits_are_of_scores_and_of_the_highest_values_of_maps() -> N
     assert limits.image
     assert limits.pixel
     assert limits.image.value == 89
-    assert limits.pixel.value == np.sort(NORMAL.tops)[89]
+    assert limits.pixel.value == NORMAL.tops[89]
     assert limits.scores == tuple(range(99))
     assert limits.image.says == (
         "A new normal image scores above it with a probability of at most 0.1, over the draw of it "
@@ -64,7 +62,26 @@ def test_f1_max_and_a_recall_floor_say_what_they_reach_on_their_images() -> None
 
 
 def test_without_masks_there_is_no_limit_of_pixels() -> None:
-    assert limits_of(replace(LABELLED, pixels=None), Asked("f1-max")).pixel is None
+    without = replace(LABELLED, pixels=HistogramAccumulator())
+    assert limits_of(without, Asked("f1-max")).pixel is None
+
+
+def test_f1_max_is_scikit_learns_highest_f1() -> None:
+    rng = np.random.default_rng(5)
+    normal, anomalous = rng.normal(size=60), rng.normal(1, 1, size=25)
+    group = GroupScores(normal=normal.tolist(), anomalous=anomalous.tolist())
+    limits = limits_of(group, Asked("f1-max"))
+    scores, truth = np.r_[normal, anomalous], np.repeat([0, 1], [60, 25])
+    assert limits.image
+    reached = f1_score(truth, scores > limits.image.value)
+    assert reached == max(f1_score(truth, scores >= score) for score in scores)
+
+
+def test_a_pixel_threshold_by_hand_counts_as_predict_does() -> None:
+    group = GroupScores(normal=[0.0], tops=[np.float32(0.6)])
+    limits = limits_of(group, Asked("manual", pixel_threshold=0.6))
+    assert limits.pixel
+    assert limits.pixel.says.startswith("Set by hand; 1 of 1 normal image have a pixel above")
 
 
 def test_a_method_for_labelled_images_needs_both_kinds() -> None:

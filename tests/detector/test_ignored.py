@@ -10,13 +10,22 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from tiny import METHOD, SIZE, TinyBackbone, additive_plan, extracted, plan_of, sae_params, weighted
+from tiny import (
+    METHOD,
+    SIZE,
+    TinyBackbone,
+    additive_plan,
+    bank_of_store,
+    extracted,
+    plan_of,
+    sae_params,
+    weighted,
+)
 from torch import Tensor
 
 from spg_pipe.backbones import load_backbone
 from spg_pipe.backbones.base import Backbone, LayerTokens
 from spg_pipe.backbones.tiling import tiled
-from spg_pipe.bank.memory import MemoryBank
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.kept import Kept
 from spg_pipe.decision.maps import anomaly_maps
@@ -139,7 +148,7 @@ def test_an_image_without_a_mask_has_the_same_bits_beside_one_with_a_mask(
 
 
 def test_a_bank_looks_at_what_counts(tiny_store: FeatureStore) -> None:
-    bank = MemoryBank.of_store(tiny_store, np.arange(4), BankParams())
+    bank = bank_of_store(tiny_store, np.arange(4), BankParams())
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     other, kept = images.clone(), half(SIZE)
     other[:, :, :, SIZE * 3 // 4 :] = 0.5

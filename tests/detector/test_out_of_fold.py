@@ -16,6 +16,7 @@ from spg_pipe.detector import out_of_fold as module
 from spg_pipe.detector.out_of_fold import judge_out_of_fold
 from spg_pipe.guides.contrast import ClassSums
 from spg_pipe.recipe.params import parse_params
+from spg_pipe.store.reader import FeatureStore
 
 PARAMS = parse_params(
     {"name": "x", "datasets": [], "auxiliaries": [], "directions": [], "guides": {"atoms": 6}},
@@ -23,8 +24,23 @@ PARAMS = parse_params(
 )
 
 
+def all_differ(store: FeatureStore) -> np.ndarray:
+    return np.arange(len(store)).astype(str)
+
+
+def test_copies_are_judged_without_each_other(tiny_store, tiny_sae):
+    contents = all_differ(tiny_store)
+    folds = judge_out_of_fold(tiny_store, tiny_sae, PARAMS, contents).folds
+    first, copy = np.flatnonzero(folds == 0)[-1], np.flatnonzero(folds == 2)[0]
+    contents[copy] = contents[first]
+    judged = judge_out_of_fold(tiny_store, tiny_sae, PARAMS, contents)
+    assert judged.folds[copy] == judged.folds[first]
+    others = np.delete(np.arange(len(folds)), [first, copy])
+    np.testing.assert_array_equal(judged.folds[others], folds[others])
+
+
 def test_an_image_has_no_part_in_its_own_score(tiny_store, tiny_sae, monkeypatch):
-    before = judge_out_of_fold(tiny_store, tiny_sae, PARAMS)
+    before = judge_out_of_fold(tiny_store, tiny_sae, PARAMS, all_differ(tiny_store))
     changed = before.folds == 1
     sums, measure = module.class_sums, module.measure
 
@@ -47,13 +63,13 @@ def test_an_image_has_no_part_in_its_own_score(tiny_store, tiny_sae, monkeypatch
 
     monkeypatch.setattr(module, "class_sums", other_sums)
     monkeypatch.setattr(module, "measure", other_labels)
-    after = judge_out_of_fold(tiny_store, tiny_sae, PARAMS)
+    after = judge_out_of_fold(tiny_store, tiny_sae, PARAMS, all_differ(tiny_store))
     np.testing.assert_array_equal(after.scores[changed], before.scores[changed])
     assert (after.scores[~changed] != before.scores[~changed]).all()
 
 
 def test_the_figures_are_those_of_scores_and_maps_of_all_folds(tiny_store, tiny_sae):
-    judged = judge_out_of_fold(tiny_store, tiny_sae, PARAMS)
+    judged = judge_out_of_fold(tiny_store, tiny_sae, PARAMS, all_differ(tiny_store))
     labels = tiny_store.array("label") == LABEL_ANOMALOUS
     categories = tiny_store.table["category"].to_numpy()
     parts = []
@@ -69,7 +85,8 @@ def test_a_fold_that_the_others_cannot_judge_has_no_score(tmp_path, tiny_sae):
     folder = write_folder(tmp_path / "one", ("bolt",), good=2, masked=1, missing=0)
     store = extracted(manifest_of(folder), tmp_path / "one.zarr")
     record = tiny_sae.record.model_copy(update={"store": store.fingerprint})
-    judged = judge_out_of_fold(store, replace(tiny_sae, record=record), PARAMS)
+    saes = replace(tiny_sae, record=record)
+    judged = judge_out_of_fold(store, saes, PARAMS, all_differ(store))
     anomalous = store.array("label") == LABEL_ANOMALOUS
     assert np.isnan(judged.scores[anomalous]).all()  # the only defect
     assert np.isnan(judged.image_auroc)

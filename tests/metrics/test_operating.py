@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_score, recall_score
 
-from spg_pipe.metrics.operating import AtThreshold
+from spg_pipe.metrics.operating import AtThreshold, above
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1), st.integers(0, 4))
@@ -30,12 +30,20 @@ def test_figures_are_scikit_learns_whatever_the_pieces(
     assert found == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_map_is_compared_in_its_own_type() -> None:
-    at = AtThreshold(0.1)
-    at.add(np.full((2, 2), 0.1, np.float32), np.array([0]))
-    assert at.figures("pixel") == pytest.approx(
-        {"pixel_precision": math.nan, "pixel_recall": 0, "pixel_fpr": 0}, nan_ok=True
-    )
+@given(st.floats(0, 1, width=32), st.floats(-1e-9, 1e-9))
+def test_a_map_in_float32_is_compared_as_its_numbers_are(value: float, beside: float) -> None:
+    threshold = value + beside
+    values = np.full((2, 2), value, np.float32)
+    expected = value > threshold
+    np.testing.assert_array_equal(above(values, threshold), np.full((2, 2), expected))
+    at = AtThreshold(threshold)
+    at.add(values, np.array([0]))
+    assert at.figures("pixel")["pixel_recall"] == expected
+
+
+def test_a_pixel_of_0_6_in_float32_is_above_0_6() -> None:
+    assert above(np.array([0.6], np.float32), 0.6).all()  # 0.60000002
+    assert not above(np.array([0.6]), 0.6).any()
 
 
 def test_nothing_is_known_without_a_threshold() -> None:

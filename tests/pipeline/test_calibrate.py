@@ -1,60 +1,22 @@
-"""`calibrate`, and what `predict` decides by it."""
+"""`calibrate`: thresholds from known images."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TinyBackbone, files, photograph, write_folder
+from tiny import files
 
-from spg_pipe.cli.main import app
+from pipeline.conftest import Command
 from spg_pipe.decision.calibration import Calibration
-from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
-from spg_pipe.pipeline.console import exit_code
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def detector(tmp_path: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("spg_pipe.backbones.load_backbone", lambda *_, **__: TinyBackbone())
-    tiny_detector.save(tmp_path / "detector")
-    return tmp_path / "detector"
-
-
-@pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    """Two categories with 20 good images each, three defects with masks and one without."""
-    return write_folder(tmp_path / "parts", good=20)
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
-    """A command's result as JSON, or what it says to a person."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: Any, fails: str = "", says: bool = False) -> Any:
-        options = [] if says or fails else ["--json"]
-        code = exit_code(lambda: app([*map(str, words), "--device", "cpu", *options]))
-        out, err = capsys.readouterr()
-        if fails:
-            assert code
-            assert fails in err
-            return err
-        assert code == 0, err
-        return out + err if says else out
-
-    return run
+from spg_pipe.predict.items import Item
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -93,19 +55,14 @@ def test_normal_images_give_thresholds_beside_the_detector_and_predict_decides_b
 
 
 def test_the_threshold_of_pixels_is_the_rank_of_the_highest_values_of_maps(
-    run: Command, detector: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+    run: Command, detector: Path, labelled: Path
 ) -> None:
-    tops = []
-    true = np.ndarray.max
-    seen = "spg_pipe.pipeline.calibrate._see"
-    from spg_pipe.pipeline import calibrate
-
-    see = calibrate._see
-    monkeypatch.setattr(seen, lambda j, **how: tops.append(true(j.anomaly_map)) or see(j, **how))
-    run("calibrate", detector, labelled / "nut" / "good")
+    good = labelled / "nut" / "good"
+    run("calibrate", detector, good)
     (limits,) = Calibration.load(detector.with_name("detector-calibration.json")).groups.values()
+    peaks = [line["peak"] for line in lines_of(run("predict", detector, good))]
     assert limits.pixel
-    assert limits.pixel.value == max(tops)  # ⌈21 · 0.95⌉ = 20, of 20
+    assert limits.pixel.value == max(peaks)  # ⌈21 · 0.95⌉ = 20, of 20
 
 
 @pytest.mark.parametrize("method", ["f1-max", "recall"])
@@ -211,80 +168,6 @@ def test_what_is_ignored_and_the_view_are_part_of_a_calibration(
     run("predict", detector, good, *again, fails="made square was squash and is letterbox")
 
 
-def test_by_hand_or_without_a_calibration(
-    run: Command, detector: Path, labelled: Path, tmp_path: Path
-) -> None:
-    good = labelled / "nut" / "good"
-    run("calibrate", detector, good)
-    (line, *_) = lines_of(run("predict", detector, good, "--no-calibration"))
-    assert (line["decision"], line["threshold"], line["p_value"]) == (None, None, None)
-    (line, *_) = lines_of(run("predict", detector, good, "--threshold", "-1e9"))
-    assert (line["decision"], line["threshold"], line["pixel_threshold"]) == (
-        "anomalous",
-        -1e9,
-        None,
-    )
-    path = tmp_path / "detector-calibration.json"
-    both = ("--threshold", "0", "--calibration", path)
-    run("predict", detector, good, *both, fails="exclude each other")
-    both = ("--threshold", "0", "--no-calibration")
-    run("predict", detector, good, *both, fails="decides nothing")
-    path.unlink()
-    run("predict", detector, good, "--fdr", "0.1", fails="needs the scores of normal images")
-    hand = ("--method", "manual", "--threshold", "-1e9")
-    said = run("calibrate", detector, good, *hand, says=True)
-    assert "20 of 20 normal images score above it" in said
-
-
-def test_a_batch_is_decided_in_the_table(
-    run: Command, detector: Path, labelled: Path, tmp_path: Path
-) -> None:
-    run("calibrate", detector, labelled / "nut" / "good")
-    far = tmp_path / "far"
-    for number in range(20):
-        photograph(far / f"{'x' * number}0.png", (40, 48))
-    (far / "broken.png").write_bytes(b"no image")
-    out = tmp_path / "out"
-    lines = lines_of(run("predict", detector, far, "--out", out, "--fdr", "0.5"))
-    with (out / "scores.csv").open() as stream:
-        rows = {row["path"]: row["batch_decision"] for row in csv.DictReader(stream)}
-    assert rows["broken.png"] == ""
-    p = np.sort([line["p_value"] for line in lines if "p_value" in line])
-    fitting = np.flatnonzero(p <= 0.5 * np.arange(1, len(p) + 1) / len(p))
-    found = sum(value == "anomalous" for value in rows.values())
-    assert found == (fitting[-1] + 1 if len(fitting) else 0)
-    again = run("predict", detector, far, "--out", out, "--fdr", "0.5", says=True)
-    assert f"As one batch: {found} anomalous" in again
-
-
-def test_drift_is_told(run: Command, detector: Path, labelled: Path, tmp_path: Path) -> None:
-    good = labelled / "nut" / "good"
-    limits = ("--method", "manual", "--threshold", "1e9")
-    run("calibrate", detector, good, *limits)
-    other = tmp_path / "other"
-    other.mkdir()
-    for number in range(60):  # one kind of image, again and again: all of them are at one end
-        Image.new("RGB", (48, 40), (number, 255, 0)).save(other / f"{number:02d}.png")
-    said = run("predict", detector, other, "--drift", "20", says=True)
-    assert "Warning: drift." in said
-    assert "once in 20 such images" in said
-    assert "Warning" not in run("predict", detector, other, "--drift", "0", says=True)
-
-
-def test_a_calibration_has_a_last_day(
-    run: Command, detector: Path, labelled: Path, tmp_path: Path
-) -> None:
-    good = labelled / "nut" / "good"
-    run("calibrate", detector, good, "--valid-days", "30")
-    path = tmp_path / "detector-calibration.json"
-    made = Calibration.load(path)
-    assert made.valid_until
-    assert (made.valid_until - made.made).days == 30
-    late = made.model_copy(update={"valid_until": made.made.replace(year=2020)})
-    late.sealed().save(path)
-    run("predict", detector, good, fails="held until 2020")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -315,3 +198,62 @@ def test_a_place_that_cannot_be_written_is_told_first(
     with pytest.raises(SpgError, match="does not exist"):
         Calibration.load(labelled / "none.json")
     run("calibrate", detector, labelled / "nut" / "good", "--out", "/dev/null/x", fails="/dev/null")
+
+
+def test_images_of_standard_input_calibrate_as_their_folder_does(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = labelled / "nut" / "good"
+    paths = sorted(good.iterdir())
+    run("calibrate", detector, good)
+    (tmp_path / "list").write_text("".join(f"{path}\n" for path in paths))
+    with (tmp_path / "list").open("rb", buffering=0) as stream:
+        monkeypatch.setattr("spg_pipe.predict.items.open", lambda *_, **__: stream, raising=False)
+        run("calibrate", detector, "-", "--out", tmp_path / "piped.json")
+    folder, piped = (
+        Calibration.load(tmp_path / name) for name in ("detector-calibration.json", "piped.json")
+    )
+    assert piped.groups == folder.groups
+
+
+def test_frames_of_a_video_calibrate(
+    run: Command, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    frames = rng.integers(0, 255, (19, 40, 48, 3), dtype=np.uint8)
+
+    def frames_of(source: str, every: int) -> Iterator[Item]:
+        return (Item(f"{number}", frame) for number, frame in enumerate(frames))
+
+    monkeypatch.setattr("spg_pipe.pipeline.predict.frames_of", frames_of)
+    (tmp_path / "line.mp4").touch()
+    run("calibrate", detector, tmp_path / "line.mp4")
+    limits = Calibration.load(tmp_path / "detector-calibration.json").limits("")
+    assert len(limits.scores) == 19
+
+
+@pytest.mark.parametrize("view", [(), ("--crop",), ("--ignore", "mask.png")])
+def test_a_mask_of_another_size_is_an_error_that_names_it(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path, view: tuple[str, ...]
+) -> None:
+    Image.fromarray(np.eye(40, 48, dtype=np.uint8)).save(tmp_path / "mask.png")
+    Image.new("L", (24, 20), 255).save(labelled / "nut/ground_truth/dent/01_mask.png")
+    said = run(
+        "calibrate", detector, labelled / "nut", "--method", "f1-max", *view, fails="24×20 pixels"
+    )
+    assert "01_mask.png" in said
+
+
+def test_only_a_calibration_is_replaced_and_it_is_said(
+    run: Command, detector: Path, labelled: Path, tmp_path: Path
+) -> None:
+    good, recipe = labelled / "nut" / "good", tmp_path / "params.yaml"
+    recipe.write_text("name: mine\n")
+    run("calibrate", detector, good, "--out", recipe, fails="is no calibration that could be")
+    run("calibrate", detector, good, "--out", tmp_path / "parts", fails="is no calibration that")
+    assert recipe.read_text() == "name: mine\n"
+    assert "Replaced" not in run("calibrate", detector, good, says=True)
+    said = run("calibrate", detector, good, "--false-alarms", "0.1", says=True)
+    path = tmp_path / "detector-calibration.json"
+    assert f"Replaced: {path}, which was made " in said
+    assert Calibration.load(path).false_alarms == 0.1

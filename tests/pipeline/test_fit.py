@@ -17,6 +17,8 @@ from pipeline.test_parts import command
 from spg_pipe.backbones.packaged import PackagedFile
 from spg_pipe.pipeline import fit as module
 from spg_pipe.pipeline import training
+from spg_pipe.recipe.params import parse_params
+from spg_pipe.recipe.reader import parse_yaml
 
 SMALL = ("--backbone", "efficientnet-lite0", "--image-size", "64")
 SAE = "sae: {dict_size: 16, k: 4, tokens: 2400, batch_tokens: 8}"
@@ -151,7 +153,7 @@ def test_painted_sets_are_taken_for_what_they_are(tmp_path, monkeypatch, capsys)
     code, out, err = command(capsys, "fit", "painted", *SMALL)
     assert code == 0, err
     assert "synthetic defects on 4 normal images" in out
-    assert "layout: synthetic" in Path("fit_painted/params.yaml").read_text()
+    assert 'layout: "synthetic"' in Path("fit_painted/params.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,31 @@ def test_what_cannot_be_is_refused_before_anything_is_made(here, capsys, argumen
     code, _, err = command(capsys, "fit", *arguments)
     assert (code, fault in " ".join(err.split())) == (1, True), err
     assert files(here) == before
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "null", "0x1f", "2024-01-02", "on"])
+def test_a_folder_may_be_called_as_yaml_writes_other_things(tmp_path, name):
+    (tmp_path / name).mkdir()
+    text = module.Labelled(tmp_path / name, backbone="efficientnet-lite0").recipe()
+    assert parse_params(parse_yaml(text, "fit"), "The recipe").name == name
+
+
+def test_a_recipe_in_another_encoding_is_another_recipe(here, capsys):
+    (here / "fit_my-parts" / "params.yaml").write_bytes(b"name: caf\xe9")
+    code, _, err = command(capsys, "fit", "my parts", *SMALL)
+    assert (code, "holds another recipe" in err) == (1, True)
+
+
+def test_calibrate_leaves_out_what_the_detector_was_made_from(here, capsys):
+    detector = json.loads((here / "said.json").read_text())["detector"]
+    write_folder(here / "new", ("bolt",), good=19, masked=0, missing=0, seed=7)
+    shutil.copy(here / "my parts/bolt/good/01.png", here / "new/bolt/good/known.png")
+    code, _, err = command(capsys, "calibrate", detector, "new/bolt/good")
+    assert code == 0, err
+    assert "1 image that the detector was made from, so that it knows them: known.png" in err
+    code, _, err = command(capsys, "calibrate", detector, "my parts/bolt/good", "--out", "c.json")
+    assert code == 1
+    assert "No image is left to calibrate on. Left out: 6 images that the detector" in err
 
 
 def test_the_vit_is_taken_where_it_is_installed(monkeypatch):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+import zarr
 from layouts import save, write_mvtec
 
 from pipeline.test_parts import RECIPE, command
 from spg_pipe.cli.options import Options
 from spg_pipe.detector.scores import Scores
+from spg_pipe.errors import DamagedError
 from spg_pipe.pipeline import features, targets, training
 
 
@@ -55,6 +58,11 @@ def test_scores_with_masks_lie_elsewhere_and_are_judged_without_their_pixels(sco
         for each in (scored, place)
     ]
     assert pixels[0] == 2 * pixels[1]
+    arrays = zarr.open_group(place / "maps.zarr")
+    for number in (-1, 99):
+        arrays["kept_of"][0] = number
+        with pytest.raises(DamagedError, match="not each of its images has one of the"):
+            replace(found).maps(np.arange(3))
 
 
 def test_a_mask_that_fits_no_image_and_banks_are_refused(scored, capsys):

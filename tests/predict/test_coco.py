@@ -10,8 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from scipy.ndimage import gaussian_filter
 
+from spg_pipe.metrics.operating import above
 from spg_pipe.predict.coco import Shapes, coco_of
-from spg_pipe.predict.regions import above, regions_of
+from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import Failure, Line, Result
 
 THRESHOLD = 0.6

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from spg_pipe.predict.regions import TOLERANCE, above, regions_of
+from spg_pipe.metrics.operating import above
+from spg_pipe.predict.regions import TOLERANCE, regions_of
 
 
 def drawn(shape: tuple[int, int], *boxes: tuple[int, int, int, int, float]) -> np.ndarray:

@@ -20,8 +20,9 @@ from spg_pipe.detector import model
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_image
+from spg_pipe.metrics.operating import above
 from spg_pipe.predict.notebook import pixels_of
-from spg_pipe.predict.regions import above, regions_of
+from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import line_of, parse_line
 
 

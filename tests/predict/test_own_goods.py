@@ -110,8 +110,12 @@ def test_settings_of_the_bank_are_those_it_was_fitted_with(run, made, tmp_path):
     assert "leave out --set" in err
 
 
-def test_a_folder_with_other_files_is_not_replaced(run, made, tmp_path):
+@pytest.mark.parametrize("bank", [False, True])
+def test_a_folder_with_other_files_is_not_replaced(run, made, tmp_path, bank):
     (tmp_path / "out").mkdir()
+    if bank:
+        assert fit(run, made, tmp_path / "out")[0] == 0
+        assert fit(run, made, tmp_path / "out")[0] == 0
     (tmp_path / "out" / "notes.txt").write_text("mine")
     before = files(tmp_path)
     code, _, err = fit(run, made, tmp_path / "out")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from spg_pipe.decision.heat_maps import outline, overlay
+from spg_pipe.metrics.operating import above
 from spg_pipe.predict.pictures import map_png, mask_png, overlay_picture
-from spg_pipe.predict.regions import above
 
 
 @pytest.fixture

@@ -87,17 +87,17 @@ ROOT/images/*.jpg                            (or as the file names them)""",
 
 def _defects(file: Path, coco: CocoFile) -> Mapping[Id, list[tuple[str, Annotation]]]:
     """Image → its objects that are no normal ones, with the names of their classes."""
-    names = {one.id: one.name for one in coco.categories}
-    found: dict[Id, list[tuple[str, Annotation]]] = defaultdict(list)
-    for number, one in enumerate(coco.annotations):
-        if one.category_id not in names:
+    names = {each.id: each.name for each in coco.categories}
+    defects: dict[Id, list[tuple[str, Annotation]]] = defaultdict(list)
+    for number, marked in enumerate(coco.annotations):
+        if marked.category_id not in names:
             raise SpgError(
                 f"{file}: annotations.{number}.category_id: there is no category "
-                f"{one.category_id}. Export the file again."
+                f"{marked.category_id}. Export the file again."
             )
-        if not is_normal(names[one.category_id]):
-            found[one.image_id].append((names[one.category_id], one))
-    return found
+        if not is_normal(names[marked.category_id]):
+            defects[marked.image_id].append((names[marked.category_id], marked))
+    return defects
 
 
 def _places(paths: list[str]) -> Callable[[str, str], str | None]:
@@ -107,11 +107,11 @@ def _places(paths: list[str]) -> Callable[[str, str], str | None]:
     for path in paths:
         named[path.rpartition("/")[2]].append(path)
 
-    def place(folder: str, name: str) -> str | None:
+    def path_of(folder: str, name: str) -> str | None:
         for start in (folder, f"{folder}/images", ".", "images"):
             if (path := as_here((Path(start) / name).as_posix())) in known:
                 return path
         same = named[as_here(name.rpartition("/")[2])]
         return same[0] if len(same) == 1 else None
 
-    return place
+    return path_of

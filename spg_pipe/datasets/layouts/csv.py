@@ -68,7 +68,7 @@ def scan_csv(root: Path, split: str, select: Select) -> Scan:
     """
     table, walked = _table_of(root), walk(root)
     on_disk = {relative(path, root) for path in walked.images}
-    as_here, own = in_form_of(on_disk), root.resolve().name
+    as_here, default = in_form_of(on_disk), root.resolve().name
     lines = read_table(table, _Row, _FAULTS, "Save it as UTF-8, with a header")
     rows = [
         (line, row.model_copy(update={"path": as_here(row.path), "mask": as_here(row.mask)}))
@@ -88,7 +88,8 @@ def scan_csv(root: Path, split: str, select: Select) -> Scan:
             f"{table} names {counted(len(missing), 'file')} that {root} has not, or not as an "
             f"image: {listed(missing)}. Correct the lines, or complete the folder."
         )
-    wanted = [(row.category or own, row) for _, row in rows if select(row.category or own)]
+    named = [(row.category or default, row) for _, row in rows]
+    wanted = [(category, row) for category, row in named if select(category)]
     entries = [
         _entry(root, category, row)
         for category, row in wanted
@@ -104,7 +105,7 @@ def scan_csv(root: Path, split: str, select: Select) -> Scan:
         *noted(sorted(others), "image", f"not named in {table.name}, ignored"),
         *walked.notes(root, documents=root),
     ]
-    return Scan(entries, sorted({row.category or own for _, row in rows}), notes)
+    return Scan(entries, sorted({category for category, _ in named}), notes)
 
 
 CSV = Layout(
@@ -120,15 +121,15 @@ ROOT/…                                       (images and masks, as the table n
 
 def _table_of(root: Path) -> Path:
     """The CSV file of a folder that has the columns `path` and `label`."""
-    found = []
+    tables = []
     for path in sorted(root.glob("*.csv")):
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             header = file.readline(10_000).strip()
         names = {name.strip(' "') for name in header.split(delimiter_of(header))}
-        found += [path] if {"path", "label"} <= names else []
-    if len(found) == 1:
-        return found[0]
-    there = f"there are: {listed([path.name for path in found])}" if found else "there is none"
+        tables += [path] if {"path", "label"} <= names else []
+    if len(tables) == 1:
+        return tables[0]
+    there = f"there are: {listed([path.name for path in tables])}" if tables else "there is none"
     raise SpgError(
         f"The csv layout needs one file {root / '*.csv'} with the columns path and label; {there}."
     )

@@ -59,13 +59,6 @@ Known = Callable[[int, Sequence[Item], Sequence[str | None]], list[R] | None]
 it must be judged."""
 
 
-def judge_images(
-    predictor: Predictor, items: Iterable[Item], how: Reading
-) -> Iterator[JudgedImage | Unreadable]:
-    """Judge items; see `judge_items`."""
-    return judge_items(predictor, items, how, _as_it_is)
-
-
 def judge_items(
     predictor: Predictor,
     items: Iterable[Item],
@@ -123,10 +116,6 @@ def judge_items(
 
 def _on_cpu(predictor: Predictor) -> bool:
     return torch.device(predictor.device).type == "cpu"
-
-
-def _as_it_is(judged: JudgedImage | Unreadable) -> JudgedImage | Unreadable:
-    return judged
 
 
 def _batches(items: Iterable[Item], step: int) -> Iterator[tuple[int, list[Item]]]:

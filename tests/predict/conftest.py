@@ -45,7 +45,7 @@ def run(tiny_detector: Detector) -> Run:
         items = find_items([str(source)], out)
         how = Reading(exif=detector.record.protocol.exif_of_own_images)
         with ResultFolder(out, RunRecord(identity={"protocol": protocol})) as folder:
-            then = partial(finish, how=Finish(predictor, out, folder.begin))
+            then = partial(finish, how=Finish(predictor, out, folder.plan))
             for line in judge_items(predictor, items, how, then, known=folder.known):
                 folder.add(line)
             folder.finish()

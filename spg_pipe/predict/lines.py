@@ -39,7 +39,9 @@ class GrowingLines:
         self._paths = [out / PREDICTIONS] + ([out / EXPLANATIONS] if explained else [])
         self._stack = ExitStack()
         self._streams: list[IO[bytes]] = []
-        new = zip(*map(self._spans, self._paths), strict=False)
+        new = list(zip(*map(self._spans, self._paths), strict=False))
+        self.new = len(new)
+        """Of the earlier lines, the first ones: those that the last run wrote."""
         self._earlier: list[tuple[_Span, ...]] = [*new, *zip(self._spans(self._waiting))]
 
     def __len__(self) -> int:

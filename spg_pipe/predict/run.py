@@ -17,7 +17,13 @@ from typing import Literal, NamedTuple, Self
 
 from filelock import FileLock
 
-from spg_pipe.artefacts.files import clear_leftovers, require_writable, whole_file, write_json
+from spg_pipe.artefacts.files import (
+    clear_leftovers,
+    require_writable,
+    whole_file,
+    write_json,
+    write_text,
+)
 from spg_pipe.artefacts.record import Record, read_record, write_record
 from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, RUN, SCORES
 from spg_pipe.errors import SpgError, naming
@@ -99,20 +105,25 @@ class ResultFolder:
     def __enter__(self) -> Self:
         check_out(self.out, self._record.tables)
         self._lock: FileLock = locked(self.out / RUN)
-        for name in (RUN, EARLIER, *TABLES):
+        for name in (RUN, EARLIER, PLANNED, *TABLES):
             clear_leftovers(self.out / name)
         there = read_run(self.out)
         self._same = there is not None and there.identity == self._record.identity
         self._old_tables = set(there.tables if there else ())
         self._old_drawn = there.drawn if there else ()
-        self._stale = set(self._old_drawn) | _planned(self.out)
+        self._planned = _planned(self.out)
+        self._stale = set(self._old_drawn) | self._planned
         self._lines = GrowingLines(self.out, explained=self._explained)
         numbers: dict[str, int] = {}
         for number in range(len(self._lines)):
             with suppress(SpgError):  # what is no line of this version is made again
                 result = parse_line(self._lines.earlier(number)[0])
-                numbers.setdefault(result.path, number)
-                self._stale |= pictures_of(result)
+                pictures = pictures_of(result)
+                self._stale |= pictures
+                if number < self._lines.new:
+                    self._planned -= pictures
+                if not pictures & self._planned:  # else a picture was perhaps half replaced
+                    numbers.setdefault(result.path, number)
         self._lines.keep(numbers.values())
         self._numbers = {name: number for number, name in enumerate(numbers)}
         self._open = ExitStack()
@@ -189,11 +200,11 @@ class ResultFolder:
             for name in self._old_tables.intersection(TABLES):
                 (self.out / name).unlink(missing_ok=True)
             self._lines.remove()
-            (self.out / PLANNED).unlink(missing_ok=True)
+            self._planned.clear()
         write_record(self.out / RUN, record)
+        write_text(self.out / PLANNED, json.dumps(sorted(self._planned)))
         self._lines.begin()
         self._plans = self._open.enter_context((self.out / PLANNED).open("ab"))
-        self._plans.write(b"\n")  # after what a kill has cut off
 
     def finish(self, batch: Sequence[bool] | None = None) -> None:
         """All images are done: write the tables, remove what is left of earlier runs.
@@ -223,7 +234,8 @@ class ResultFolder:
             if parts[0] not in PICTURES or ".." in parts or link_below(self.out, file):
                 continue
             path = self.out / file
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink()
             for folder in path.parents:
                 if folder == self.out or not folder.is_dir() or any(folder.iterdir()):
                     break

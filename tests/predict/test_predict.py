@@ -240,6 +240,18 @@ def test_a_table_that_no_run_made_is_neither_replaced_nor_removed(ask):
     assert not mine.exists()
 
 
+def test_pictures_of_the_highest_scores_are_known_though_the_next_run_was_stopped(ask):
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    highest = replace(ask, overlays=1)
+    predict_images(highest, Console(0))
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(highest, Console(0), stop)
+    predict_images(replace(ask, overlays=0), Console(0))
+    assert not (ask.out / "overlays").exists()
+
+
 def test_on_a_gpu_batches_are_judged_again_as_a_whole(images, out, run, monkeypatch):
     """The way of batches, with the forward passes on the CPU."""
     for number in range(9):

@@ -60,7 +60,7 @@ def run_seconds(predictor: Predictor, items: list[Item], out: Path, *, overlays:
     """Seconds of a run, without what comes before the first image."""
     start = time.perf_counter()
     with ResultFolder(out, RunRecord(identity={})) as folder:
-        how = Finish(predictor, out, folder.begin, overlays=overlays)
+        how = Finish(predictor, out, folder.plan, overlays=overlays)
         for entry in judge_items(predictor, items, HOW, partial(finish, how=how)):
             folder.add(entry)
         folder.finish()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spg_pipe.errors import SpgError, naming
 
@@ -71,16 +71,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write bytes atomically and durably: temporary name, fsync, rename, fsync of the folder.
+    """Write bytes atomically and durably; see `whole_file`."""
+    with whole_file(path) as stream:
+        stream.writelines(parts)
 
-    An OSError names `path`, or the folder that cannot be made.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream that becomes `path` when the block ends well: temporary name, fsync, rename, fsync.
+
+    An OSError names `path`, or the folder that cannot be made. A link that has the temporary name
+    is not written through.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path, temporary):
         try:
-            with temporary.open("wb") as stream:
-                stream.writelines(parts)
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

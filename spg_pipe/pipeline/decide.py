@@ -119,11 +119,12 @@ class Decider:
 
         Images come in the order of the input. Their p-values are kept for `batch`.
         """
-        limits, made = self.limits(group), self.calibration
-        p = None if score is None else limits.p_value(score)
-        self._p_values.append(math.nan if p is None else p)
-        if score is None:
+        if score is None:  # perhaps because its group has no limits
+            self._p_values.append(math.nan)
             return False
+        limits, made = self.limits(group), self.calibration
+        p = limits.p_value(score)
+        self._p_values.append(math.nan if p is None else p)
         self._decided[limits.decide(score)] += 1
         if not (made and made.watchable and limits.image and self._every):
             return False

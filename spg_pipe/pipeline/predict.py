@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
-from spg_pipe.datasets.walk import EXPLAINED, OVERLAYS
+from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, SCORES
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
@@ -20,7 +20,7 @@ from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
-from spg_pipe.predict.finish import Finish, finish, picture_path
+from spg_pipe.predict.finish import Finish, finish
 from spg_pipe.predict.items import Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
 from spg_pipe.predict.normals import (
@@ -34,7 +34,7 @@ from spg_pipe.predict.normals import (
 from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.predict.ranking import RANKED, Summary, one_sided
 from spg_pipe.predict.result import Failure, Result
-from spg_pipe.predict.run import Entry, ResultFolder, RunRecord, check_out
+from spg_pipe.predict.run import COCO, Entry, ResultFolder, RunRecord, check_out
 from spg_pipe.predict.video import frames_of, is_video
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
@@ -89,6 +89,11 @@ class Ask:
         return self.normals is not None and self.normals.alone
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """Files that are written besides lines and pictures."""
+        return (SCORES, *[EXPLANATIONS] * self.explained, *(COCO if self.coco else ()))
+
+    @property
     def again(self) -> str:
         """The options by which other images are judged and shown alike, as a shell reads them."""
         normals, view = self.normals, self.viewing
@@ -131,17 +136,18 @@ def predict_images(
     """
     if ask.explained:
         require_guides(alone=ask.alone)
-    check_out(ask.out)
+    check_out(ask.out, ask.tables)
     (items, predictor, reading, record), decider = _deciding(ask, console)
-    summary = Summary(max(RANKED, ask.overlays or 0, ask.pictures or 0))
+    drawn = max(ask.overlays or 0, ask.pictures or 0)
+    summary = Summary(max(RANKED, drawn), drawn > 0)
     with (
-        ResultFolder(ask.out, record, explained=ask.explained) as folder,
+        ResultFolder(ask.out, record) as folder,
         console.progress("predict") as update,
     ):
         how = Finish(
             predictor,
             ask.out,
-            folder.begin,
+            folder.plan,
             decider.limits,
             overlays=ask.overlays is None,
             maps=ask.maps,
@@ -166,7 +172,7 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish(decider.batch(), coco=ask.coco)
+        folder.finish(decider.batch())
     console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
     return summary
 
@@ -203,13 +209,13 @@ def _draw_highest(
 ) -> None:
     """The pictures of the highest scores alone, which are known at the end."""
     kinds = {OVERLAYS: ask.overlays, EXPLAINED: ask.pictures if ask.explained else 0}
-    chosen = {kind: [top.item for top in summary.top(most or 0)] for kind, most in kinds.items()}
-    folder.draw([picture_path(each.name, kind) for kind in kinds for each in chosen[kind]])
-    for kind, items in chosen.items():
+    for kind, most in kinds.items():
+        items = [top.item for top in summary.top(most or 0) if top.item]
         only = Finish(
             how.predictor,
             how.out,
-            limits=how.limits,
+            folder.draw,
+            how.limits,
             overlays=kind == OVERLAYS,
             explained=kind == EXPLAINED,
         )
@@ -257,6 +263,7 @@ def ready(ask: Ask, console: Console) -> Ready:
             console.say(note_of_copies(copies, len(manifest)))
     record = RunRecord(
         identity=_identity(ask, predictor, white),
+        tables=ask.tables,
         facts=_facts(predictor, ask.viewing),
         licences=licences,
         notes=notes,

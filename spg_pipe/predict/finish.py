@@ -4,22 +4,25 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
 from spg_pipe.decision.calibration import Limits, by_hand
 from spg_pipe.decision.heat_maps import eight_bit
-from spg_pipe.errors import SpgError, naming
+from spg_pipe.errors import SpgError
+from spg_pipe.explain.explanation import Explanation
 from spg_pipe.explain.lines import line_of as line_of_explanation
 from spg_pipe.explain.picture import QUALITY, draw
+from spg_pipe.predict.items import Item
 from spg_pipe.predict.judge import JudgedImage, Unreadable
 from spg_pipe.predict.pictures import map_png, mask_png, overlay_picture
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.result import Failure, Files, Result, line_of, result_of
-from spg_pipe.predict.run import Entry
+from spg_pipe.predict.run import Entry, write_picture
 
 _NAME_BYTES = 240
 """Of a picture's name; a file system takes 255."""
@@ -33,8 +36,8 @@ class Finish:
 
     predictor: Predictor
     out: Path
-    begin: Callable[[], None] = lambda: None
-    """Called before anything is written; see `ResultFolder.begin`."""
+    plan: Callable[[Collection[str]], None] = lambda _: None
+    """Is told the pictures of an image before they are written; see `ResultFolder.plan`."""
     limits: Callable[[str], Limits] = lambda _: by_hand(None, None)
     """The thresholds of a group of images."""
     overlays: bool = True
@@ -52,19 +55,22 @@ class Finish:
 def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
     """The lines of an image, when its pictures are written.
 
-    An OSError if they cannot be; an `SpgError` if its group lacks a threshold that is needed.
+    One whose group has no threshold has failed, too. An OSError if pictures cannot be written; an
+    `SpgError` if masks are asked for without a threshold.
     """
     item, digest = judged.item, judged.sha256
     if isinstance(judged, Unreadable):
-        failure = Failure(path=item.name, sha256=digest, group=item.group, error=judged.error)
-        why = json.dumps({"path": item.name, "error": judged.error})
-        return Entry(item, failure, line_of(failure), why)
+        return _failed(item, digest, judged.error)
+    try:
+        limits = how.limits(item.group)
+    except SpgError as error:
+        return _failed(item, digest, str(error))
     predictor = how.predictor
     result = result_of(
         item.name,
         judged.columns,
         judged.anomaly_map,
-        how.limits(item.group),
+        limits,
         protocol=predictor.detector.record.protocol.name,
         supervision=predictor.supervision,
     )
@@ -78,6 +84,11 @@ def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
         }
     )
     return Entry(item, result, line_of(result), _why(judged, result, how))
+
+
+def _failed(item: Item, digest: str | None, error: str) -> Entry:
+    failure = Failure(path=item.name, sha256=digest, group=item.group, error=error)
+    return Entry(item, failure, line_of(failure), json.dumps({"path": item.name, "error": error}))
 
 
 def _why(judged: JudgedImage, result: Result, how: Finish) -> str:
@@ -95,35 +106,40 @@ def draw_pictures(judged: JudgedImage, result: Result, how: Finish) -> Files:
     """Write the pictures of an image; an OSError if that is not possible."""
     name, shown, limit = judged.item.name, how.predictor.shown, result.pixel_threshold
     pixels, anomaly_map = judged.pixels, judged.anomaly_map
+    pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
 
-    def written(folder: str, ending: str, data: bytes) -> str:
-        file = picture_path(name, folder, ending)
-        path = how.out / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path, path):  # in place: an image counts as done only when its line is there
-            path.write_bytes(data)
-        return file.as_posix()
+    def add(kind: str, folder: str, ending: str, drawn: Callable[[], bytes]) -> None:
+        pictures[kind] = picture_path(name, folder, ending).as_posix(), drawn
 
-    files = {}
-    how.begin()
     if how.overlays:
-        drawn = overlay_picture(pixels, anomaly_map, shown, limit)
-        files["overlay"] = written(OVERLAYS, ".jpg", drawn)
+        drawn = partial(overlay_picture, pixels, anomaly_map, shown, limit)
+        add("overlay", OVERLAYS, ".jpg", drawn)
     if how.maps:
-        files["map"] = written(MAPS, ".png", map_png(anomaly_map))
+        add("map", MAPS, ".png", partial(map_png, anomaly_map))
     if how.masks:
         if limit is None:
             raise SpgError(
                 "--masks are of what is above the pixel threshold, and there is none. Give one "
                 "with --pixel-threshold, or a --calibration that has one."
             )
-        files["mask"] = written(MASKS, ".png", mask_png(anomaly_map, limit))
+        add("mask", MASKS, ".png", partial(mask_png, anomaly_map, limit))
     if how.explained and judged.explanation is not None:
-        data = io.BytesIO()
-        picture = draw(eight_bit(pixels), anomaly_map, judged.explanation, judged.number, shown)
-        picture.save(data, format="JPEG", quality=QUALITY)
-        files["explanation"] = written(EXPLAINED, ".jpg", data.getvalue())
+        drawn = partial(_explanation_picture, judged, judged.explanation, shown)
+        add("explanation", EXPLAINED, ".jpg", drawn)
+    files = {kind: file for kind, (file, _) in pictures.items()}
+    how.plan(files.values())
+    for file, picture in pictures.values():
+        write_picture(how.out, file, picture())
     return Files(**files)
+
+
+def _explanation_picture(
+    judged: JudgedImage, explanation: Explanation, shown: tuple[float, float]
+) -> bytes:
+    data, pixels = io.BytesIO(), eight_bit(judged.pixels)
+    picture = draw(pixels, judged.anomaly_map, explanation, judged.number, shown)
+    picture.save(data, format="JPEG", quality=QUALITY)
+    return data.getvalue()
 
 
 def picture_path(name: str, folder: str, ending: str = ".jpg") -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
@@ -57,13 +58,6 @@ class Unreadable(NamedTuple):
 Known = Callable[[int, Sequence[Item], Sequence[str | None]], list[R] | None]
 """Earlier results of a batch, by the position of its first item and by each one's content; None if
 it must be judged."""
-
-
-def judge_images(
-    predictor: Predictor, items: Iterable[Item], how: Reading
-) -> Iterator[JudgedImage | Unreadable]:
-    """Judge items; see `judge_items`."""
-    return judge_items(predictor, items, how, _as_it_is)
 
 
 def judge_items(
@@ -125,10 +119,6 @@ def _on_cpu(predictor: Predictor) -> bool:
     return torch.device(predictor.device).type == "cpu"
 
 
-def _as_it_is(judged: JudgedImage | Unreadable) -> JudgedImage | Unreadable:
-    return judged
-
-
 def _batches(items: Iterable[Item], step: int) -> Iterator[tuple[int, list[Item]]]:
     """The position of each batch's first item, and its items."""
     each, start = iter(items), 0
@@ -188,24 +178,13 @@ class _Photograph(NamedTuple):
     """See `View.kept`."""
 
 
-class _Scored(NamedTuple):
-    """The same with what is said of its batch."""
-
-    photograph: _Photograph
-    judged: Judged
-    explanation: Explanation | None
-    number: int
-
-
-class _Done(NamedTuple, Generic[R]):
-    """A batch that needs no judging."""
-
-    results: list[R]
+def _known(result: R) -> R:
+    return result
 
 
 @dataclass(frozen=True)
 class _Work(Generic[R]):
-    """The way of a batch from its files to its results."""
+    """The way of a batch from its files to its results; what needs no judging is a call."""
 
     predictor: Predictor
     how: Reading
@@ -217,14 +196,14 @@ class _Work(Generic[R]):
         """All steps, one after the other."""
         return self.finish(self.judge(self.read(start, items)))
 
-    def read(self, start: int, items: Sequence[Item]) -> list[_Photograph | Unreadable] | _Done[R]:
+    def read(self, start: int, items: Sequence[Item]) -> list[_Photograph | Callable[[], R]]:
         """A batch's pixels, or its results if all are known."""
         contents = [self._content(item) for item in items]
         digests = [None if isinstance(each, Unreadable) else each[1] for each in contents]
         if self.known and (found := self.known(start, items, digests)) is not None:
-            return _Done(found)
+            return [partial(_known, result) for result in found]
         return [
-            each if isinstance(each, Unreadable) else self._pixels(item, *each)
+            partial(self.then, each) if isinstance(each, Unreadable) else self._pixels(item, *each)
             for item, each in zip(items, contents, strict=True)
         ]
 
@@ -235,7 +214,7 @@ class _Work(Generic[R]):
             return Unreadable(item, None, str(error))
         return content, sha256_of(content)
 
-    def _pixels(self, item: Item, content: Content, sha256: str) -> _Photograph | Unreadable:
+    def _pixels(self, item: Item, content: Content, sha256: str) -> _Photograph | Callable[[], R]:
         size = self.predictor.backbone.spec.preprocess.size
         try:
             pixels = item.pixels(content, self.how)
@@ -243,19 +222,15 @@ class _Work(Generic[R]):
             view = self.how.viewing.of(item.name, item.group, shape, exif=self.how.exif)
             return _Photograph(item, sha256, pixels, view, view.kept(size))
         except SpgError as error:
-            return Unreadable(item, sha256, str(error))
+            return partial(self.then, Unreadable(item, sha256, str(error)))
 
-    def judge(
-        self, batch: list[_Photograph | Unreadable] | _Done[R]
-    ) -> list[_Scored | Unreadable] | _Done[R]:
+    def judge(self, batch: list[_Photograph | Callable[[], R]]) -> Iterable[Callable[[], R]]:
         """The forward pass of a batch and what the detector says of it."""
-        if isinstance(batch, _Done):
-            return batch
         read = [each for each in batch if isinstance(each, _Photograph)]
         scored = iter(self._scored(read) if read else ())
         return [next(scored) if isinstance(each, _Photograph) else each for each in batch]
 
-    def _scored(self, read: list[_Photograph]) -> Iterator[_Scored]:
+    def _scored(self, read: list[_Photograph]) -> Iterator[Callable[[], R]]:
         pixels, explanation = [each.view.framed(each.pixels) for each in read], None
         kept = [each.kept for each in read]
         if self.explained:
@@ -263,27 +238,18 @@ class _Work(Generic[R]):
         else:
             judged = self.predictor.judge(pixels, kept)
         for number, photograph in enumerate(read):
-            yield _Scored(photograph, judged, explanation, number)
+            yield partial(self._result, photograph, judged, explanation, number)
 
-    def finish(self, batch: list[_Scored | Unreadable] | _Done[R]) -> list[R]:
-        """Maps of a batch's images, and what `then` makes of them."""
-        if isinstance(batch, _Done):
-            return batch.results
-        return [
-            self.then(each if isinstance(each, Unreadable) else self._with_map(each))
-            for each in batch
-        ]
+    def _result(
+        self, read: _Photograph, judged: Judged, explanation: Explanation | None, number: int
+    ) -> R:
+        """The map of a batch's image, and what `then` makes of it."""
+        anomaly_map = read.view.back(self.predictor.maps(judged, number, read.kept))
+        columns = {name: float(each[number]) for name, each in judged.columns.items()}
+        item, sha256, pixels, view, _ = read
+        image = JudgedImage(item, sha256, pixels, anomaly_map, view, columns, explanation, number)
+        return self.then(image)
 
-    def _with_map(self, scored: _Scored) -> JudgedImage:
-        photograph, judged, explanation, number = scored
-        item, sha256, pixels, view, kept = photograph
-        return JudgedImage(
-            item,
-            sha256,
-            pixels,
-            view.back(self.predictor.maps(judged, number, kept)),
-            view,
-            {name: float(each[number]) for name, each in judged.columns.items()},
-            explanation,
-            number,
-        )
+    def finish(self, batch: Iterable[Callable[[], R]]) -> list[R]:
+        """The results of a batch."""
+        return [each() for each in batch]

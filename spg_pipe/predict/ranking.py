@@ -20,15 +20,6 @@ _FEWEST = 10
 _NEARLY_ALL = 0.95
 
 
-class Ranked(NamedTuple):
-    """An image's score, and where it stands among those of the goods, if there are such."""
-
-    path: str
-    score: float
-    deviation: float | None = None
-    normals_above: int | None = None
-
-
 def one_sided(scores: Sequence[float]) -> str:
     """What to say if nearly all scores lie on one side of the auxiliary set's zero; else nothing.
 
@@ -47,7 +38,7 @@ def one_sided(scores: Sequence[float]) -> str:
     )
 
 
-def ranking(highest: Sequence[Ranked], images: int, goods: int, *, ranks: bool) -> list[str]:
+def ranking(highest: Sequence[Result], images: int, goods: int, *, ranks: bool) -> list[str]:
     """Lines for people, the highest score first.
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
@@ -55,7 +46,7 @@ def ranking(highest: Sequence[Ranked], images: int, goods: int, *, ranks: bool) 
 
     Parameters
     ----------
-    highest : sequence of Ranked
+    highest : sequence of Result
         From the highest score down.
     images : int
         Of the run.
@@ -65,13 +56,14 @@ def ranking(highest: Sequence[Ranked], images: int, goods: int, *, ranks: bool) 
         Zero says nothing (`one_sided`).
     """
     lines = []
-    for number, (path, score, deviation, above) in enumerate(highest, start=1):
-        facts = [f"{score:.4f}"]
-        if deviation is not None:
-            facts += [f"{deviation:+.1f} deviations", f"{above} of {goods} goods above"]
+    for number, result in enumerate(highest, start=1):
+        facts = [f"{result.score:.4f}"]
+        if result.deviation is not None:
+            above = f"{result.normals_above} of {goods} goods above"
+            facts += [f"{result.deviation:+.1f} deviations", above]
         elif ranks:
             facts.insert(0, f"{number} of {images:,}")
-        lines.append(one_line("  ".join([*facts, path])))
+        lines.append(one_line("  ".join([*facts, result.path])))
     return lines
 
 
@@ -80,7 +72,8 @@ class Top(NamedTuple):
 
     score: float
     before: int
-    item: Item
+    item: Item | None
+    """Where its picture is drawn at the end: a frame takes megabytes."""
     result: Result
 
 
@@ -90,6 +83,8 @@ class Summary:
 
     keep: int = RANKED
     """So many of the highest scores."""
+    drawn: bool = False
+    """Keep their images, too."""
     images: int = 0
     bad: int = 0
     known: list[str] = field(default_factory=list)
@@ -106,7 +101,9 @@ class Summary:
         if result.among_normals:
             self.known.append(result.path)
         self.scores.append(result.score)
-        heapq.heappush(self._highest, Top(result.score, -self.images, item, result))
+        heapq.heappush(
+            self._highest, Top(result.score, -self.images, item if self.drawn else None, result)
+        )
         if len(self._highest) > self.keep:
             heapq.heappop(self._highest)
 
@@ -116,10 +113,7 @@ class Summary:
 
     def text(self, out: Path, goods: int, *, ranks: bool) -> str:
         """The ranking, and how many there are; `goods` and `ranks` as for `ranking`."""
-        highest = [
-            Ranked(result.path, result.score, result.deviation, result.normals_above)
-            for _, _, _, result in self.top(RANKED)
-        ]
+        highest = [top.result for top in self.top(RANKED)]
         ranked = ranking(highest, len(self.scores), goods, ranks=ranks)
         if more := len(self.scores) - len(ranked):
             ranked.append(f"… and {more:,} more in {out / SCORES}")

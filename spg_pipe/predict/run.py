@@ -6,8 +6,10 @@ done.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import io
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from types import TracebackType
@@ -15,19 +17,27 @@ from typing import Literal, NamedTuple, Self
 
 from filelock import FileLock
 
-from spg_pipe.artefacts.files import clear_leftovers, require_writable, write_json
+from spg_pipe.artefacts.files import (
+    clear_leftovers,
+    require_writable,
+    whole_file,
+    write_json,
+    write_text,
+)
 from spg_pipe.artefacts.record import Record, read_record, write_record
 from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, RUN, SCORES
 from spg_pipe.errors import SpgError, naming
 from spg_pipe.predict.coco import Shapes, coco_of
 from spg_pipe.predict.items import Item
-from spg_pipe.predict.lines import GrowingLines, lines_of
+from spg_pipe.predict.lines import EARLIER, GrowingLines, lines_of
 from spg_pipe.predict.result import Failure, Line, Result, parse_line, row_of
 from spg_pipe.store.writer import locked
 
 COCO: dict[str, Shapes] = {"coco.json": "rle", "coco-polygons.json": "polygons"}
-FILES = (PREDICTIONS, SCORES, EXPLANATIONS, *COCO, RUN)
-"""Of a result, besides its folders of pictures. The last one is the sign of a result."""
+TABLES = (SCORES, EXPLANATIONS, *COCO)
+"""What a run may make, besides its lines and pictures."""
+PLANNED = ".pictures.jsonl"
+"""Pictures that a run may have written without their line, while it goes."""
 
 
 class Entry(NamedTuple):
@@ -54,6 +64,8 @@ class RunRecord(Record):
     format: Literal[1] = 1
     identity: dict[str, str]
     """All that results depend on, besides the images: name → value or fingerprint."""
+    tables: tuple[str, ...] = (SCORES,)
+    """Files that the run makes, besides its lines and pictures."""
     facts: str = ""
     """What a person should know of the scores: protocol, rule, backbone, supervision."""
     licences: tuple[str, ...] = ()
@@ -73,9 +85,7 @@ class ResultFolder:
     Parameters
     ----------
     record : RunRecord
-        Of a run that begins.
-    explained : bool
-        Each line has its `why`.
+        Of a run that begins. If explanations.jsonl is among its `tables`, each line has its `why`.
 
     Raises
     ------
@@ -85,28 +95,38 @@ class ResultFolder:
         If `out` cannot be written.
     """
 
-    def __init__(self, out: Path, record: RunRecord, *, explained: bool = False) -> None:
-        self.out, self._record, self._explained = out, record, explained
+    def __init__(self, out: Path, record: RunRecord) -> None:
+        self.out, self._record = out, record
         self.images = self.bad = 0
-        self._pictures: set[str] = set()
-        self._begun, self._beginning = False, Lock()
+        self._drawn: set[str] = set()
+        self._begun, self._planning = False, Lock()
+        self._explained = EXPLANATIONS in record.tables
 
     def __enter__(self) -> Self:
-        check_out(self.out)
+        check_out(self.out, self._record.tables)
         self._lock: FileLock = locked(self.out / RUN)
-        for name in (RUN, *COCO):
+        for name in (RUN, EARLIER, PLANNED, *TABLES):
             clear_leftovers(self.out / name)
         there = read_run(self.out)
         self._same = there is not None and there.identity == self._record.identity
-        self._lines = GrowingLines(self.out / PREDICTIONS)
-        self._whys = GrowingLines(self.out / EXPLANATIONS)
-        self._places: dict[str, int] = {}
-        self._stale = set(there.drawn if there else ())
+        self._old_tables = set(there.tables if there else ())
+        self._old_drawn = there.drawn if there else ()
+        self._planned = _planned(self.out)
+        self._stale = set(self._old_drawn) | self._planned
+        self._lines = GrowingLines(self.out, explained=self._explained)
+        numbers: dict[str, int] = {}
         for number in range(len(self._lines)):
             with suppress(SpgError):  # what is no line of this version is made again
-                result = parse_line(self._lines.earlier(number))
-                self._places[result.path] = number
-                self._stale |= pictures_of(result)
+                result = parse_line(self._lines.earlier(number)[0])
+                pictures = pictures_of(result)
+                self._stale |= pictures
+                if number < self._lines.new:
+                    self._planned -= pictures
+                if not pictures & self._planned:  # else a picture was perhaps half replaced
+                    numbers.setdefault(result.path, number)
+        self._lines.keep(numbers.values())
+        self._numbers = {name: number for number, name in enumerate(numbers)}
+        self._open = ExitStack()
         return self
 
     def __exit__(
@@ -115,8 +135,8 @@ class ResultFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._open.close()
         self._lines.close()
-        self._whys.close()
         self._lock.release()
 
     def known(
@@ -126,90 +146,136 @@ class ResultFolder:
 
         Of several images also in the same places: their bits may depend on their batch.
         """
-        found = []
-        for number, (item, digest) in enumerate(zip(items, digests, strict=True), start):
-            place = self._places.get(item.name)
-            if not self._same or place is None or (len(items) > 1 and place != number):
+        entries = []
+        for position, (item, digest) in enumerate(zip(items, digests, strict=True), start):
+            number = self._numbers.get(item.name)
+            if not self._same or number is None or (len(items) > 1 and number != position):
                 return None
-            text, why = self._lines.earlier(place), self._whys.earlier(place)
-            result = parse_line(text)
+            line, why = self._lines.earlier(number)
+            result = parse_line(line)
             if not isinstance(result, Result) or result.sha256 != digest:
                 return None
-            if self._explained and not why:
+            if result.group != item.group or (self._explained and not why):
                 return None
-            if not all((self.out / file).is_file() for file in pictures_of(result)):
+            if not all(self._is_ours(file) for file in pictures_of(result)):
                 return None
-            found.append(Entry(item, result, text, why))
-        return found
+            entries.append(Entry(item, result, line, why))
+        return entries
 
     def add(self, entry: Entry) -> None:
         """Write an image's lines; its pictures are there already."""
-        self.begin()
-        if self._explained:
-            self._whys.add(entry.why)
-        self._lines.add(entry.text)
+        self.plan(())
+        self._lines.add(entry.text, entry.why)
         self.images += 1
         self.bad += isinstance(entry.result, Failure)
-        self._pictures |= pictures_of(entry.result)
+        self._stale -= pictures_of(entry.result)
 
-    def begin(self) -> None:
-        """Before the first picture or line is written, and only once; from any thread.
+    def plan(self, files: Collection[str]) -> None:
+        """Note pictures before they are written, relative to the folder; from any thread.
 
-        From then on the folder is this run's: pictures of a run that is killed before its first
-        line must not look like somebody's.
+        The first call makes the folder this run's. A run that is killed before the line of a
+        picture leaves this note of it.
         """
-        with self._beginning:
+        with self._planning:
             if not self._begun:
                 self._begin()
             self._begun = True
+            if files:
+                self._plans.write(json.dumps(list(files)).encode() + b"\n")
+                self._plans.flush()
+
+    def draw(self, files: Collection[str]) -> None:
+        """The same of pictures that no line will name."""
+        self._drawn |= set(files)
+        self.plan(files)
 
     def _begin(self) -> None:
-        if not self._same:
+        record = self._record
+        if self._same:
+            first = {"tables": tuple(sorted({*self._record.tables, *self._old_tables}))}
+            first["drawn"] = self._old_drawn
+            record = record.model_copy(update=first)
+        else:  # all of it before the record: no line may be taken for one of this run
             self._remove(self._stale)
-            for name in (SCORES, EXPLANATIONS, *COCO):
+            for name in self._old_tables.intersection(TABLES):
                 (self.out / name).unlink(missing_ok=True)
-        write_record(self.out / RUN, self._record)
-        self._lines.begin(keep=self._same)
-        if self._explained:
-            self._whys.begin(keep=self._same)
+            self._lines.remove()
+            self._planned.clear()
+        write_record(self.out / RUN, record)
+        write_text(self.out / PLANNED, json.dumps(sorted(self._planned)))
+        self._lines.begin()
+        self._plans = self._open.enter_context((self.out / PLANNED).open("ab"))
 
-    def draw(self, files: Sequence[Path]) -> None:
-        """Note pictures before they are drawn that no line will name."""
-        drawn = tuple(file.as_posix() for file in files)
-        self._pictures |= set(drawn)
-        self._record = self._record.model_copy(update={"drawn": drawn})
-        write_record(self.out / RUN, self._record)
-
-    def finish(self, batch: Sequence[bool] | None = None, *, coco: bool = False) -> None:
+    def finish(self, batch: Sequence[bool] | None = None) -> None:
         """All images are done: write the tables, remove what is left of earlier runs.
 
         `batch` says of each image whether it is anomalous if all are decided together.
         """
+        self._remove(self._stale - self._drawn)
         self._lines.end()
-        self._whys.end()
-        self._remove(self._stale - self._pictures)
         write_table(self.out, batch)
         for name, shapes in COCO.items():
-            if coco:
+            if name in self._record.tables:
                 write_json(self.out / name, coco_of(results_of(self.out), shapes))
-            else:
-                (self.out / name).unlink(missing_ok=True)
+        for name in self._old_tables.intersection(TABLES) - set(self._record.tables):
+            (self.out / name).unlink(missing_ok=True)
         counts = {"finished": True, "images": self.images, "bad": self.bad}
-        write_record(self.out / RUN, self._record.model_copy(update=counts))
+        drawn = {"drawn": tuple(sorted(self._drawn))}
+        write_record(self.out / RUN, self._record.model_copy(update=counts | drawn))
+        (self.out / PLANNED).unlink(missing_ok=True)
+
+    def _is_ours(self, file: str) -> bool:
+        return (self.out / file).is_file() and link_below(self.out, file) is None
 
     def _remove(self, files: set[str]) -> None:
-        """Pictures of earlier lines, and folders that are empty then; no other files."""
+        """Pictures of earlier runs, and folders that are empty then; nothing behind a link."""
         for file in sorted(files):
             parts = PurePosixPath(file).parts
-            if parts[0] not in PICTURES or ".." in parts:
+            if parts[0] not in PICTURES or ".." in parts or link_below(self.out, file):
                 continue
             path = self.out / file
-            if path.is_file() or path.is_symlink():
+            if path.is_file():
                 path.unlink()
             for folder in path.parents:
                 if folder == self.out or not folder.is_dir() or any(folder.iterdir()):
                     break
                 folder.rmdir()
+
+
+def _planned(out: Path) -> set[str]:
+    """Pictures that a killed run may have written without their line."""
+    files: set[str] = set()
+    if (out / PLANNED).is_file():
+        for line in lines_of(out / PLANNED):
+            with suppress(ValueError):  # cut off by a kill, before anything was drawn
+                files |= set(map(str, json.loads(line)))
+    return files
+
+
+def link_below(out: Path, file: str) -> Path | None:
+    """The first link on the way to a file of a result, below its folder; None if there is none."""
+    path = out
+    for part in PurePosixPath(file).parts:
+        path /= part
+        if path.is_symlink():
+            return path
+    return None
+
+
+def write_picture(out: Path, file: str, data: bytes) -> None:
+    """Write a picture in place: an image counts as done only when its line is there.
+
+    An `SpgError` if a link is in the way, an OSError if that is not possible.
+    """
+    path = out / file
+    if link := link_below(out, file):
+        raise SpgError(
+            f"{link} is a link to {link.readlink()}; a picture would be written there. Remove the "
+            "link, or choose another --out."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path, path):
+        path.write_bytes(data)
 
 
 def read_run(out: Path) -> RunRecord | None:
@@ -219,31 +285,34 @@ def read_run(out: Path) -> RunRecord | None:
     return read_record(out / RUN, RunRecord, "a result of predict", "spg-pipe predict")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, tables: Collection[str] = (SCORES,)) -> None:
     """Refuse to write into what is not an earlier result: an `SpgError` names it.
 
-    Also folders that lead elsewhere by a link, and, with an OSError, an `out` that cannot be
-    written. `out` need not exist.
+    Also to replace `tables` that no earlier run made, or to follow links below `out`; and, with an
+    OSError, an `out` that cannot be written. `out` need not exist.
     """
     advice = "Choose another --out, or move it away."
     if out.exists() and not out.is_dir():
         raise SpgError(f"{out} is a file; a folder is to be written there. {advice}")
-    for name in (*PICTURES, *FILES):
+    for name in (*PICTURES, *TABLES, PREDICTIONS, RUN, EARLIER, PLANNED, f".{RUN}.lock"):
         path, expected = out / name, "folder" if name in PICTURES else "file"
-        if path.is_symlink() and expected == "folder":
+        if path.is_symlink():
             raise SpgError(
-                f"{path} is a link to {path.readlink()}; pictures would be written there. {advice}"
+                f"{path} is a link to {path.readlink()}; a {expected} of the result would be "
+                f"written there. {advice}"
             )
         if path.exists() and path.is_dir() != (expected == "folder"):
             found = "file" if expected == "folder" else "folder"
             raise SpgError(f"{path} is a {found}; a {expected} is to be written there. {advice}")
-    if read_run(out) is None:
-        for name in (*FILES, *PICTURES):
-            if (out / name).exists():
-                raise SpgError(
-                    f"{out / name} would be replaced, but is not part of a result of this version "
-                    f"of predict: there is no {RUN} in {out}. {advice}"
-                )
+    there = read_run(out)
+    made = set(there.tables) if there else set()
+    replaced = set(tables) if there else {PREDICTIONS, *TABLES, *PICTURES}
+    for name in sorted(replaced - made):
+        if (out / name).exists():
+            raise SpgError(
+                f"{out / name} would be replaced, but is not part of a result of this version "
+                f"of predict: no {RUN} in {out} names it. {advice}"
+            )
     require_writable(out / RUN)
 
 
@@ -262,15 +331,13 @@ def write_table(out: Path, batch: Sequence[bool] | None = None) -> None:
         columns |= dict.fromkeys(row_of(result))
     if batch is not None:
         columns["batch_decision"] = None
-    path = out / SCORES
-    waiting = path.with_name(f".{SCORES}.new")
-    with naming(path, waiting):
-        with waiting.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
-            writer.writeheader()
-            for number, result in enumerate(results_of(out)):
-                row = row_of(result)
-                if batch is not None and isinstance(result, Result):
-                    row["batch_decision"] = "anomalous" if batch[number] else "normal"
-                writer.writerow(row)
-        waiting.replace(path)
+    with whole_file(out / SCORES) as stream:
+        rows = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+        writer = csv.DictWriter(rows, list(columns), lineterminator="\n")
+        writer.writeheader()
+        for number, result in enumerate(results_of(out)):
+            row = row_of(result)
+            if batch is not None and isinstance(result, Result):
+                row["batch_decision"] = "anomalous" if batch[number] else "normal"
+            writer.writerow(row)
+        rows.detach()

@@ -240,3 +240,12 @@ def test_an_artefact_that_was_moved_aside_comes_back(place: Path) -> None:
     with pytest.raises(ZeroDivisionError), fresh_folder(place):
         raise ZeroDivisionError
     assert names(place) == ["one"]
+
+
+def test_a_link_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / f".new.{os.getpid()}.tmp").symlink_to(victim)
+    write_bytes(tmp_path / "new", b"content")
+    assert (tmp_path / "new").read_bytes() == b"content"
+    assert victim.read_bytes() == b"mine"

@@ -30,7 +30,7 @@ from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.predict.items import Reading, find_items
-from spg_pipe.predict.judge import JudgedImage, judge_images
+from spg_pipe.predict.judge import JudgedImage, judge_items
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.sae.train import train_sae
 
@@ -154,7 +154,7 @@ def test_a_store_of_tiles_is_scored_by_a_detector_of_single_views(
 def test_predict_gives_maps_of_tiles_at_the_images_own_size(manifest, tiny_detector, tmp_path):
     items = find_items([str(manifest.root / "bolt" / "good")], tmp_path / "out").listed
     predictor = Predictor(tiny_detector, tiled(TinyBackbone(), [80]))
-    every = judge_images(predictor, items, Reading())
+    every = judge_items(predictor, items, Reading(), lambda image: image)
     judged = [each for each in every if isinstance(each, JudgedImage)]
     assert {image.anomaly_map.shape for image in judged} == {(96, 112)}
     many = predictor.judge([image.pixels for image in judged]).columns["score"]

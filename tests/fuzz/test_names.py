@@ -50,7 +50,7 @@ def test_every_image_has_a_score_and_a_heat_map_or_an_error(
             return
         predictor = Predictor(tiny_detector, TinyBackbone())
         with ResultFolder(out, RunRecord(identity={})) as into:
-            then = partial(finish, how=Finish(predictor, out, into.begin))
+            then = partial(finish, how=Finish(predictor, out, into.plan))
             entries = list(judge_items(predictor, items, Reading(), then))
             for entry in entries:
                 into.add(entry)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from tiny import photograph
 
 from pipeline.conftest import Command
 from pipeline.test_calibrate import lines_of
 from spg_pipe.decision.calibration import Calibration
+from spg_pipe.predict.items import find_items
 
 
 def test_by_hand_or_without_a_calibration(
@@ -86,3 +90,18 @@ def test_a_calibration_has_a_last_day(
     late = made.model_copy(update={"valid_until": made.made.replace(year=2020)})
     late.sealed().save(path)
     run("predict", detector, good, fails="held until 2020")
+
+
+def test_of_images_that_come_one_by_one_those_of_an_unknown_group_fail_alone(
+    run: Command, detector: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("calibrate", detector, labelled, "--by-folder")
+    names = ["line/bolt/a.png", "line/screw/b.png", "line/nut/c.png"]
+    for name in names:
+        photograph(Path(name))
+    arriving = partial(find_items, stdin=BytesIO("\n".join(names).encode()))
+    monkeypatch.setattr("spg_pipe.pipeline.predict.find_items", arriving)
+    lines = lines_of(run("predict", detector, "-"))
+    assert [line["group"] for line in lines] == ["bolt", "screw", "nut"]
+    assert "no threshold for images of the folder screw" in lines[1]["error"]
+    assert all(lines[number]["threshold"] is not None for number in (0, 2))

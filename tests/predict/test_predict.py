@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from predict.conftest import Run, rows_in
@@ -15,7 +16,9 @@ from tiny import TinyBackbone, files, photograph
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.predict import Ask, predict_images
-from spg_pipe.predict.items import find_items
+from spg_pipe.predict.items import Item, Items, find_items
+from spg_pipe.predict.ranking import Summary
+from spg_pipe.predict.run import results_of
 
 OURS = [".run.json.lock", "predictions.jsonl", "run.json", "scores.csv"]
 
@@ -154,6 +157,12 @@ def test_only_what_has_changed_is_judged_again(images, out, run):
     assert backbone.calls == 2
 
 
+def test_an_image_that_comes_in_another_group_is_judged_again(images, out, run):
+    for group in ("cam", "good"):  # of a folder, then of a path of standard input
+        item = Item("cam/good/a.png", images / "a.png", group)
+        assert [line["group"] for line in run(Items("", (item,)), out)] == [group]
+
+
 def test_a_result_of_another_run_is_removed_when_the_first_image_is_done(images, out, run):
     run(images, out)
     before = files(out)
@@ -201,6 +210,44 @@ def test_of_the_highest_scores_alone_pictures_are_drawn_at_the_end(ask):
     highest = max(rows_in(ask.out), key=lambda line: line["score"])["path"]
     assert [name for name in files(ask.out) if "overlays" in name] == [f"overlays/{highest}.jpg"]
     assert len(lines) == 3
+    predict_images(replace(ask, overlays=0), Console(0))
+    assert not (ask.out / "overlays").exists()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_frames_are_kept_only_where_their_pictures_are_drawn_at_the_end(images, out, run, drawn):
+    run(images, out)
+    frame = Item("line#000001", np.zeros((4, 4, 3), np.uint8))
+    summary = Summary(drawn=drawn)
+    summary.add(frame, next(results_of(out)))
+    (highest,) = summary.top(20)
+    assert (highest.item is frame) == drawn
+
+
+def test_a_table_that_no_run_made_is_neither_replaced_nor_removed(ask):
+    predict_images(ask, Console(0))
+    mine = ask.out / "coco.json"
+    mine.write_text("mine")
+    with pytest.raises(SpgError, match=r"coco\.json would be replaced"):
+        predict_images(replace(ask, coco=True), Console(0))
+    predict_images(ask, Console(0))
+    predict_images(replace(ask, maps=True), Console(0))
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    predict_images(replace(ask, coco=True), Console(0))
+    assert mine.is_file()
+    predict_images(ask, Console(0))
+    assert not mine.exists()
+
+
+def test_pictures_of_the_highest_scores_are_known_though_the_next_run_was_stopped(ask):
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    highest = replace(ask, overlays=1)
+    predict_images(highest, Console(0))
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(highest, Console(0), stop)
     predict_images(replace(ask, overlays=0), Console(0))
     assert not (ask.out / "overlays").exists()
 

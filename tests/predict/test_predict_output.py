@@ -90,6 +90,59 @@ def test_a_folder_that_is_a_link_is_not_written_through(tmp_path, images, out, r
     assert len(run(images, out)) == 2
 
 
+def test_no_link_below_is_written_through_or_removed_through(tmp_path, images, out, run):
+    """Of a link in place of a picture or of a folder below: in the way, and for old pictures."""
+
+    def behind() -> dict[str, bytes]:
+        return {n: data for n, data in files(tmp_path).items() if n.startswith("elsewhere")}
+
+    photograph(images / "more" / "deep" / "c.png")
+    run(images, out)
+    for name in ("a.png.jpg", "more/deep"):
+        link, elsewhere = out / "overlays" / name, tmp_path / "elsewhere"
+        link.rename(elsewhere)
+        link.symlink_to(elsewhere)
+        before = behind()
+        with pytest.raises(SpgError, match=rf"{name} is a link to .*elsewhere"):
+            run(images, out)
+        assert behind() == before
+        link.unlink()
+        elsewhere.rename(link)
+        run(images, out)
+    deep = out / "overlays" / "more" / "deep"
+    deep.rename(tmp_path / "deep")
+    deep.symlink_to(tmp_path / "deep")
+    (images / "more" / "deep" / "c.png").unlink()
+    run(images, out)  # the picture of an image that is gone
+    assert list(files(tmp_path / "deep")) == ["c.png.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["predictions.jsonl", "run.json", ".run.json.lock", ".earlier.jsonl", ".pictures.jsonl"],
+)
+def test_a_file_that_is_a_link_is_refused(tmp_path, images, out, run, name):
+    run(images, out)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(victim)
+    with pytest.raises(SpgError, match=f"{name} is a link to .*victim"):
+        run(images, out, STOPPED)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["scores.csv", ".earlier.jsonl", "run.json", ".pictures.jsonl"])
+def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path, images, out, run, name):
+    run(images, out)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for end in (f"{os.getpid()}.tmp", "new"):
+        (out / f".{name}.{end}").symlink_to(victim)
+    assert len(run(images, out)) == 2
+    assert victim.read_text() == "mine"
+
+
 def test_an_output_that_cannot_be_written_is_named_before_the_work(images, run, monkeypatch):
     with pytest.raises(OSError, match=r"a\.png"):
         run(images, images / "a.png" / "below" / "out", STOPPED)

@@ -3,6 +3,7 @@
 It lies beside a detector, which is never edited. Docs/thresholds.md says what each method promises.
 """
 
+import math
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +129,8 @@ class Calibration(Record):
     by_folder: bool
     """Each group of images has limits of its own; otherwise the one group "" is all."""
     groups: dict[Name, Limits]
+    from_bank: bool = False
+    """The normal images are the bank's own, each judged without itself: nothing is promised."""
     notes: tuple[str, ...]
     """What was left out, and why."""
     made: date
@@ -138,8 +141,8 @@ class Calibration(Record):
 
     @property
     def watchable(self) -> bool:
-        """Whether drift can be told: no threshold comes from images with defects."""
-        return self.method not in ("f1-max", "recall")
+        """Whether drift can be told: normal images are like those that are judged, and alone."""
+        return self.method not in ("f1-max", "recall") and not self.from_bank
 
     def limits(self, group: str) -> Limits:
         """The thresholds of a group; an `SpgError` if it was not calibrated."""
@@ -179,9 +182,14 @@ def place_beside(detector: Path) -> Path:
 
 
 def by_hand(threshold: float | None, pixel: float | None) -> Limits:
-    """The limits of --threshold and --pixel-threshold, for all images alike."""
+    """The limits of --threshold and --pixel-threshold, for all images alike.
+
+    An `SpgError` if one is no finite number.
+    """
 
     def set_by_hand(value: float | None) -> Threshold | None:
+        if value is not None and not math.isfinite(value):
+            raise SpgError(f"A threshold is {value}. Expected is a finite number.")
         return None if value is None else Threshold(value=value, says="set by hand")
 
     return Limits(image=set_by_hand(threshold), pixel=set_by_hand(pixel), scores=(), anomalous=0)

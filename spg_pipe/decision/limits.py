@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spg_pipe.decision.calibration import Limits, Method, Threshold
+from spg_pipe.decision.calibration import Limits, Method, Threshold, by_hand
 from spg_pipe.decision.thresholds import (
     conformal_threshold,
     f1_threshold,
@@ -29,6 +29,9 @@ class Asked:
     threshold: float | None = None
     """Of the method `manual`, as the next."""
     pixel_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        by_hand(self.threshold, self.pixel_threshold)  # refuses what is no number
 
     @property
     def from_normals(self) -> bool:

@@ -54,7 +54,7 @@ def levels(picture: Picture, white: int | None) -> np.ndarray | None:
     Raises
     ------
     UnusableFileError
-        The values are of no clear range.
+        The values are of no clear range, or brighter than white.
     """
     values = integers(picture)
     if values is None and picture.image.mode != "F":
@@ -63,21 +63,21 @@ def levels(picture: Picture, white: int | None) -> np.ndarray | None:
         values, top = picture.values(), 1.0
     else:
         top = float(stated_white(picture, values) or white or FULL)
-    low, high, limit = values.min(), values.max(), 1.0 if top == 1 else FULL
-    if not (low >= 0 and high <= limit):  # also catches NaN
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= top):  # also catches NaN
         raise UnusableFileError(
             picture.name,
             f"has {values.dtype} values from {low:g} to {high:g}, of unknown scale; expected are 0 "
-            f"to {limit:g}",
-            "Convert it to an 8- or 16-bit image.",
+            f"to {top:g}",
+            "Convert it to an 8- or 16-bit image, and all it is compared with alike.",
         )
     if picture.tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:  # of 8 bits Pillow inverts them
-        values = top - np.minimum(values, top)
+        values = np.subtract(top, values)
     if values.ndim == 3 and top == FULL:
         return (values >> 8).astype(np.uint8)  # as Pillow does
     kind = np.uint16 if values.ndim == 2 else np.uint8
     if top != np.iinfo(kind).max:
-        values = np.rint(np.minimum(values, top) * (np.iinfo(kind).max / top))
+        values = np.rint(values * (np.iinfo(kind).max / top))
     return values.astype(kind)
 
 

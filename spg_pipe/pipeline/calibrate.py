@@ -1,5 +1,6 @@
 """`calibrate`: images that are known to be good, perhaps also defects → a calibration file."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         confidence=asked.confidence if asked.method == "tolerance" else None,
         recall=asked.recall if asked.method == "recall" else None,
         by_folder=how.by_folder,
+        from_bank=not ask.sources,
         groups=_limits(groups, asked, notes),
         notes=tuple(notes),
         made=today,
@@ -196,6 +198,11 @@ def _wanted(
                 f"--by-folder takes the first folder below the source for a camera or category, "
                 f"and {item.group}/ says what its images are. Give the folder above those of the "
                 "cameras."
+            )
+        if how.by_folder and re.search("[\x00-\x1f\x7f-\x9f]", item.group):
+            raise SpgError(
+                f"The name of the folder {item.group!r} has a control character, and --by-folder "
+                "names thresholds by it. Rename the folder."
             )
         if why := _unwanted(known_of(item, known), how.asked):
             left_out[why].append(item.name)

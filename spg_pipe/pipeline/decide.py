@@ -45,6 +45,7 @@ class HowToDecide:
         wrong = [name for name, value in needs.items() if value is not None]
         if self.by_hand and wrong:
             raise SpgError(f"{wrong[0]} and a threshold by hand exclude each other: leave one out.")
+        by_hand(self.threshold, self.pixel_threshold)  # refuses what is no number
 
     @property
     def by_hand(self) -> bool:
@@ -68,7 +69,8 @@ class Decider:
     def of(cls, detector: Path, how: HowToDecide | None) -> "Decider":
         """With the calibration that is named or lies beside the detector; None: decides nothing.
 
-        An `SpgError` if the file is damaged, or missing where it was named or --fdr needs it.
+        An `SpgError` if the file is damaged, or missing where it was named or --fdr needs it, or
+        promises too little for --fdr or --drift.
         """
         if how is None or how.by_hand:
             return cls(how or HowToDecide())
@@ -79,7 +81,14 @@ class Decider:
                 f"--fdr needs the scores of normal images, and there is no {beside}: make it with "
                 f"`{COMMAND} {detector} GOOD`, or name another with --calibration."
             )
-        return cls(how, path, Calibration.load(path) if path else None)
+        made = Calibration.load(path) if path else None
+        if made and made.from_bank and (how.fdr is not None or how.drift):
+            raise SpgError(
+                f"The calibration {path} is of the bank's own images, each judged without itself. "
+                "It promises nothing, so --fdr and --drift do not go with it: leave them out, or "
+                f"calibrate on other normal images (`{COMMAND} {detector} GOOD --normals BANK`)."
+            )
+        return cls(how, path, made)
 
     def require(self, judging: Judging, groups: Iterable[str]) -> None:
         """Refuse, with an `SpgError`, a calibration of another judging or without these groups."""
@@ -93,7 +102,8 @@ class Decider:
         """What decides, for a person."""
         if made := self.calibration:
             rate = "" if made.false_alarms is None else f", false alarms {made.false_alarms:g}"
-            return f"Decided by {self.path} ({made.method}{rate}, made {made.made})."
+            weak = ", of the bank's own images: nothing is promised" if made.from_bank else ""
+            return f"Decided by {self.path} ({made.method}{rate}{weak}, made {made.made})."
         nothing = f"No thresholds: scores only rank images. `{COMMAND}` sets some."
         return "Decided by thresholds set by hand." if self.how.by_hand else nothing
 

@@ -17,7 +17,6 @@ from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, counted, one_line
 from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
-from spg_pipe.images.samples import white_of
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
 from spg_pipe.predict.finish import Finish, finish
@@ -235,8 +234,8 @@ def ready(ask: Ask, console: Console) -> Ready:
     if manifest:  # one set, so that both are read alike
         files += [(str(path), path) for path in map(manifest.image_path, range(len(manifest)))]
     seen = look_at(files, exif=exif)
-    white = white_of(peak := peak_of(seen)) if ask.white is None else ask.white
-    white = white_with(saved, white) if saved else white
+    known = saved.record.white if saved else None
+    white = white_with(ask.white if known is None else known, peak := peak_of(seen))
     of_normals = notes_of(manifest) if manifest else []
     notes = tuple(dict.fromkeys([*items.notes, *of_normals, *file_notes(seen, peak)]))
     for note in notes:

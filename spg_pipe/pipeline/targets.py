@@ -184,6 +184,12 @@ def _evaluate_one(
 ) -> Path:
     params = run.params.metrics
     loaded = Scores.load(folder)
+    if calibration is not None and loaded.record.bank is not None:
+        raise SpgError(
+            f"The scores in {folder} are few-shot, of banks made from a feature store, and a "
+            "calibration is of zero-shot scores or of a bank made from images, so none holds for "
+            "them. Leave out --calibration, or judge the images with `spg-pipe predict --normals`."
+        )
     if calibration is not None:
         calibration.require(_judging(loaded.record, store), date.today(), "of --calibration")
     if loaded.record.store != store.fingerprint:
@@ -222,12 +228,11 @@ def _evaluate_one(
 
 
 def _judging(record: ScoresRecord, store: FeatureStore) -> Judging:
-    """By what a store's images were judged; of few-shot scores by a bank of their own."""
+    """By what a store's images were judged without a bank."""
     tiles, judge = record.backbone.tiles, record.detector
     return Judging(
         detector=judge.fingerprint if judge else "none",
         tiles=tuple(tiles.sides) if tiles else (),
-        bank=record.bank.normals if record.bank else None,
         ignored=record.ignored,
         white=store.spec.white,
     )

@@ -73,13 +73,13 @@ def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
         limits,
         protocol=predictor.detector.record.protocol.name,
         supervision=predictor.supervision,
+        goods=predictor.goods,
     )
     result = result.model_copy(
         update={
             "sha256": digest,
             "group": item.group,
             "ignored_share": judged.view.ignored_share,
-            "normals": None if result.normals_above is None else predictor.goods,
             "files": draw_pictures(judged, result, how),
         }
     )

@@ -74,8 +74,8 @@ class Item:
                 raise SpgError(
                     f"The image {self.source} has 16 bits and does not say which value is white, "
                     "and images that come one by one cannot tell it together. Give their folder in "
-                    "place of standard input, or save them with white at 65535 and the PNG chunk "
-                    "sBIT."
+                    "place of standard input (in Python an array whose white is 65535), or save "
+                    "them with white at 65535 and the PNG chunk sBIT."
                 )
         return read_image(self.source, exif=how.exif, white=how.white, content=data)
 

@@ -16,6 +16,7 @@ from spg_pipe.decision.kept import Kept
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, counted
 from spg_pipe.images.reading import read_image
+from spg_pipe.images.samples import white_of
 from spg_pipe.predict.predictor import Predictor
 from spg_pipe.predict.view import View, Viewing
 from spg_pipe.recipe.data import Dataset
@@ -168,16 +169,19 @@ def load_bank(
     return bank
 
 
-def white_with(bank: FittedBank, white: int | None) -> int | None:
-    """What images are read with beside a bank's, of which `white` is said or seen (`white_of`).
+def white_with(known: int | None, peak: int | None) -> int | None:
+    """What 16-bit images are read with that do not say their white and go up to `peak`.
 
-    An `SpgError` if they are brighter than what is white in the bank's images.
+    `known` is white of a bank or a calibration, which these images are to be compared with; None:
+    they tell it themselves. An `SpgError` if they are brighter.
     """
-    known = bank.record.white
-    if known is not None and white is not None and white > known:
+    if known is None:
+        return white_of(peak)
+    if peak is not None and peak > known:
         raise SpgError(
-            f"White is {known} in the normal images of the bank, and these 16-bit images have "
-            "higher values: the same part would have other grey levels. Save all of them with "
-            f"white at 65535, or fit the bank again with brighter images (`{MAKE}`)."
+            f"White is {known} in the normal images of the bank or the calibration, and these "
+            f"16-bit images have values up to {peak}: the same part would have other grey levels. "
+            "Save all of them with white at 65535, or fit the bank and calibrate again with "
+            "brighter images."
         )
-    return white if known is None else known
+    return known

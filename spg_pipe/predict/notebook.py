@@ -1,34 +1,29 @@
 """A detector in a notebook: an image in, a result that draws itself out (docs/notebook.md)."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 
-from spg_pipe.bank.fitted import FittedBank
+from spg_pipe.bank.fitted import MAKE, FittedBank
 from spg_pipe.decision.calibration import Calibration, Judging, Limits, by_hand, place_beside
 from spg_pipe.detector import model
 from spg_pipe.errors import SpgError, counted
-from spg_pipe.images.reading import read_image
+from spg_pipe.images.in_memory import InMemory, pixels_of
+from spg_pipe.predict.items import Item, Reading, sha256_of
+from spg_pipe.predict.normals import NormalFolder, load_bank
 from spg_pipe.predict.pictures import overlay_picture
 from spg_pipe.predict.predictor import Predictor, load_predictor
-from spg_pipe.predict.regions import Region
 from spg_pipe.predict.result import Result, result_of
-from spg_pipe.predict.view import Fit, View
+from spg_pipe.predict.view import Fit, View, Viewing
 from spg_pipe.recipe.machine import choose_device
-
-Given = np.ndarray | torch.Tensor | Image.Image | Path | str
-"""An image as a notebook has it."""
-_EXPECTED = (
-    "Expected is a path, a PIL image, a NumPy array (H, W) or (H, W, 3), or a torch tensor "
-    "(1, H, W) or (3, H, W), of uint8, uint16 or of floats in [0, 1]."
-)
+from spg_pipe.recipe.params import BankParams
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +39,6 @@ class Prediction:
     shown: tuple[float, float]
     """Values of the map that get the darkest and the brightest colour."""
 
-    @property
-    def score(self) -> float:
-        """Image score: higher is more anomalous. Not a probability."""
-        return self.result.score
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """What the score is made of."""
-        return self.result.parts
-
-    @property
-    def decision(self) -> str | None:
-        """`normal` or `anomalous`; None without a threshold."""
-        return self.result.decision
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """Connected regions of the map above the pixel threshold, the highest peak first."""
-        return self.result.regions
-
     def __repr__(self) -> str:
         found = self.result
         says = [f"score {found.score:.4f}", *([found.decision] if found.decision else [])]
@@ -77,20 +52,19 @@ class Prediction:
         return overlay_picture(self.pixels, self.map, self.shown, threshold, "PNG")
 
 
-@dataclass(frozen=True, eq=False)
-class Detector(model.Detector):
-    """A detector that predicts: the artefact, and how its backbone is to be loaded.
+@dataclass(frozen=True, eq=False, repr=False)
+class Detector:
+    """A detector that predicts: the artefact, and how images are shown to it and decided."""
 
-    It inherits, so that it is the artefact for every function that takes one. The artefact itself
-    lies on a floor below and knows neither backbones nor pictures.
-    """
-
-    device: str = "cpu"
-    weights: Path | None = None
-    tiles: tuple[int, ...] = ()
-    fit: Fit = "squash"
-    bank: Path | None = None
-    calibration: Calibration | None = None
+    artefact: model.Detector
+    """What `score_store`, `explain` and other functions take for a detector."""
+    device: str
+    weights: Path | None
+    tiles: tuple[int, ...]
+    bank: FittedBank | None
+    alone: bool
+    reading: Reading
+    calibration: Calibration | None
 
     @classmethod
     def load(
@@ -102,61 +76,77 @@ class Detector(model.Detector):
         tiles: Sequence[int] = (),
         fit: Fit = "squash",
         bank: Path | str | None = None,
-        calibration: Path | str | None = None,
+        alone: bool = False,
+        calibration: Path | str | Literal[False] | None = None,
     ) -> "Detector":
         """Read a detector's folder; its backbone is loaded with the first image, once.
 
         Parameters
         ----------
         device : str
-            `auto` is cuda where there is one.
+            `auto`: cuda where there is one.
         weights : Path, optional
             A file of the backbone's weights, if it was made with one.
         tiles : sequence of int
-            Sides in pixels at which images are cut into tiles; none: images are taken whole.
+            Sides in pixels at which images are cut into tiles; none: they are taken whole.
         fit : "squash" | "letterbox" | "crop"
             How an image is made square.
         bank : Path, optional
-            A few normal images as `spg-pipe fit --normals` fitted them, to compare images with.
-        calibration : Path, optional
-            Thresholds that `spg-pipe calibrate` made. Default: those beside the detector, if there
-            are any and no bank is given.
+            Of a few normal images, as `spg-pipe fit --normals` writes it.
+        alone : bool
+            The bank judges without the guides.
+        calibration : Path or False, optional
+            Thresholds that `spg-pipe calibrate` made; False: none. Default: those beside the
+            detector; where these do not hold, a warning says why, and nothing is decided.
 
         Raises
         ------
         SpgError
-            If a file is missing or damaged, the device does not exist, or the calibration was made
-            for another detector, other tiles, another fit or a bank, or no longer holds.
+            If a file is missing or damaged, there is no such device, or a named bank or calibration
+            was made for another judging or no longer holds.
         """
-        made, thresholds, sides = model.Detector.load(Path(path)), None, tuple(tiles)
-        beside = place_beside(Path(path))
-        if calibration or (bank is None and beside.is_file()):
-            file, compared = Path(calibration or beside), "given" if bank else None
-            thresholds = Calibration.load(file)
-            judging = Judging(detector=made.fingerprint, tiles=sides, fit=fit, bank=compared)
-            thresholds.require(judging, date.today(), file)
-        where, normals = choose_device(device), Path(bank) if bank else None
-        return cls(made.layers, made.record, where, weights, sides, fit, normals, thresholds)
+        made, where = model.Detector.load(Path(path)), choose_device(device)
+        viewing = Viewing(fit)
+        fitted = _fitted(bank, made, viewing, where, alone=alone)
+        judging = Judging(
+            detector=made.fingerprint,
+            tiles=tuple(tiles),
+            fit=fit,
+            bank=fitted.record.fingerprint if fitted else None,
+            alone=alone,
+            white=fitted.record.white if fitted else None,
+        )
+        decides = _deciding(calibration, place_beside(Path(path)), judging)
+        exif = made.record.protocol.exif_of_own_images
+        judged = decides.judging if decides else judging
+        how = Reading(exif, judged.white, strict_white=True, viewing=viewing)
+        return cls(made, where, weights, judging.tiles, fitted, alone, how, decides)
+
+    def __repr__(self) -> str:
+        by = self.calibration
+        return (
+            f"Detector({self.artefact.fingerprint[:8]}, {self.artefact.record.backbone.seen_at}, "
+            f"{f'decided by {by.method}, made {by.made}' if by else 'no calibration'})"
+        )
 
     @cached_property
     def predictor(self) -> Predictor:
         """The detector with its backbone, loaded when it is first asked for.
 
-        An `SpgError` if the backbone cannot be had or is not the detector's.
+        An `SpgError` if the backbone cannot be had, or is not the detector's or the bank's.
         """
-        if self.record.backbone.family == "arrays":
+        if self.artefact.record.backbone.family == "arrays":
             raise SpgError(
                 "The detector was made from arrays of tokens, so nothing can turn an image into "
                 "such tokens. Judge arrays with `store_of_arrays` and `score_store`."
             )
         say = partial(print, file=sys.stderr)
-        predictor = load_predictor(self, self.tiles, self.weights, self.device, say)
-        bank = FittedBank.load(self.bank, device=self.device) if self.bank else None
-        return replace(predictor, bank=bank)
+        predictor = load_predictor(self.artefact, self.tiles, self.weights, self.device, say)
+        return replace(predictor, bank=self.bank, alone=self.alone)
 
     def predict(
         self,
-        image: Given,
+        image: InMemory | Path | str,
         *,
         ignored: np.ndarray | None = None,
         group: str = "",
@@ -179,33 +169,87 @@ class Detector(model.Detector):
         Raises
         ------
         SpgError
-            If it is no image, cannot be read, or the calibration has no limits for its group.
+            If it is no image, cannot be read, or the calibration has no limits for its group; or
+            if pixels are ignored, and were not for the bank or the calibration.
         """
-        predictor, protocol = self.predictor, self.record.protocol
-        pixels = pixels_of(image, exif=protocol.exif_of_own_images)
-        view = View(pixels.shape[:2], self.fit, _mask(ignored, pixels.shape[:2]))
+        limits = self._limits(group, threshold, pixel_threshold, ignored)
+        predictor, sha256 = self.predictor, None
+        if isinstance(image, str | Path):
+            item = Item(str(image), Path(image))
+            content = item.content()
+            pixels, sha256 = item.pixels(content, self.reading), sha256_of(content)
+        else:
+            pixels = pixels_of(image, exif=self.reading.exif)
+        shape = (pixels.shape[0], pixels.shape[1])
+        view = View(shape, self.reading.viewing.fit, _mask(ignored, shape))
         kept = view.kept(predictor.backbone.spec.preprocess.size)
         judged = predictor.judge([view.framed(pixels)], [kept])
-        found = view.back(predictor.maps(judged, 0, kept))
+        anomaly_map = view.back(predictor.maps(judged, 0, kept))
         result = result_of(
-            str(image) if isinstance(image, str | Path) else "",
+            str(image) if sha256 else "",
             {name: float(value[0]) for name, value in judged.columns.items()},
-            found,
-            self._limits(group, threshold, pixel_threshold),
-            protocol=protocol.name,
+            anomaly_map,
+            limits,
+            protocol=self.artefact.record.protocol.name,
             supervision=predictor.supervision,
+            goods=predictor.goods,
         )
-        result = result.model_copy(update={"ignored_share": view.ignored_share})
-        return Prediction(result, found, pixels, predictor.shown)
+        seen = {"sha256": sha256, "group": group, "ignored_share": view.ignored_share}
+        return Prediction(result.model_copy(update=seen), anomaly_map, pixels, predictor.shown)
 
-    def _limits(self, group: str, threshold: float | None, pixel: float | None) -> Limits:
+    def _limits(
+        self, group: str, threshold: float | None, pixel: float | None, ignored: np.ndarray | None
+    ) -> Limits:
         given = by_hand(threshold, pixel)
-        if self.calibration is None or (threshold, pixel) != (None, None):
-            return given
-        return self.calibration.limits(group)
+        made = self.calibration if (threshold, pixel) == (None, None) else None
+        if ignored is not None and (made or self.bank):
+            raise SpgError(
+                f"The {'bank' if self.bank else 'calibration'} was made without ignored pixels, "
+                "and does not hold for an image with such. Leave out `ignored`, give thresholds, "
+                "or load the detector without bank and with calibration=False."
+            )
+        return made.limits(group) if made else given
 
 
-def _mask(ignored: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+def _fitted(
+    bank: Path | str | None, made: model.Detector, viewing: Viewing, device: str, *, alone: bool
+) -> FittedBank | None:
+    """The saved bank that is given; an `SpgError` if it is none, or does not fit."""
+    if bank is None and alone:
+        raise SpgError("A bank alone is to judge, and none is given. Give bank=FOLDER.")
+    if bank is None:
+        return None
+    given = NormalFolder(Path(bank), BankParams(), alone)
+    if fitted := load_bank(given, made, viewing, device=device):
+        return fitted
+    raise SpgError(f"{bank} is no bank. Make one with `{MAKE} GOOD DETECTOR --out FOLDER`.")
+
+
+def _deciding(
+    given: Path | str | Literal[False] | None, beside: Path, judging: Judging
+) -> Calibration | None:
+    """The calibration that decides: the one that is given, or lies beside the detector and holds.
+
+    Where neither bank nor program says what white is, its own is taken.
+    """
+    if given is False or (given is None and not beside.is_file()):
+        return None
+    file = beside if given is None else Path(given)
+    made = Calibration.load(file)
+    if judging.white is None:
+        judging = judging.model_copy(update={"white": made.judging.white})
+    try:
+        made.require(judging, date.today(), file)
+    except SpgError as error:
+        if given is not None:
+            raise
+        why = f"{error} Until then nothing is decided; calibration=False is silent about it."
+        warnings.warn(why, stacklevel=3)
+        return None
+    return made
+
+
+def _mask(ignored: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray | None:
     """(H, W) bool of what was given; an `SpgError` if it is of another size than the image."""
     if ignored is not None and np.shape(ignored) != shape:
         raise SpgError(
@@ -213,50 +257,3 @@ def _mask(ignored: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
             "Expected is a mask (H, W) of the image's size, above 0 where pixels do not count."
         )
     return None if ignored is None else np.asarray(ignored) > 0
-
-
-def pixels_of(image: Given, *, exif: bool) -> np.ndarray:
-    """An image as `read_image` gives it: (H, W, 3) uint8 or uint16.
-
-    A PIL image of 8 bits loses its transparency; its EXIF orientation is undone with `exif`. Floats
-    become 16 bits. An `SpgError` says what was found and what was expected.
-    """
-    if isinstance(image, str | Path):
-        return read_image(Path(image), exif=exif)
-    if isinstance(image, Image.Image):
-        return _coloured(_of_pillow(ImageOps.exif_transpose(image) if exif else image))
-    if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or len(image) not in (1, 3):
-            raise SpgError(f"The image is a tensor of shape {tuple(image.shape)}. {_EXPECTED}")
-        values = image.detach().cpu().permute(1, 2, 0)
-        return _coloured((values.float() if values.is_floating_point() else values).numpy())
-    if isinstance(image, np.ndarray):
-        return _coloured(image)
-    raise SpgError(f"The image is a {type(image).__name__}. {_EXPECTED}")
-
-
-def _of_pillow(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if image.mode in ("1", "L", "RGB"):
-        return np.asarray(image.convert("L") if image.mode == "1" else image)
-    if image.mode in ("LA", "P", "PA", "RGBA"):  # by way of alpha: see `read_image`
-        return np.asarray(image.convert("RGBA").convert("RGB"))
-    raise SpgError(f"The PIL image has the mode {image.mode}. Convert it to RGB, L or I;16.")
-
-
-def _coloured(values: np.ndarray) -> np.ndarray:
-    """(H, W), (H, W, 1) or (H, W, 3) of any type that is allowed → three channels of integers."""
-    shape = values.shape
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.ndim != 3 or values.shape[2] not in (1, 3) or 0 in shape:
-        raise SpgError(f"The image is an array of shape {shape}. {_EXPECTED}")
-    if np.issubdtype(values.dtype, np.floating):
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise SpgError(f"The image has floats from {low:g} to {high:g}. {_EXPECTED}")
-        values = np.rint(np.multiply(values, 65535, dtype=np.float64)).astype(np.uint16)
-    if values.dtype not in (np.uint8, np.uint16):
-        raise SpgError(f"The image is an array of {values.dtype}. {_EXPECTED}")
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))

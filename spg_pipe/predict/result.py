@@ -46,7 +46,7 @@ class Result(Record):
     path: str
     """The image's name, as it was given or found."""
     sha256: Sha256 | None = None
-    """Of the image's file; null of what lies in none, such as a camera's frame."""
+    """Of the image's file, or of a frame's pixels; null of an image in a notebook's memory."""
     group: str = ""
     """The camera or category, whose thresholds apply; empty if there is none."""
     score: float
@@ -111,10 +111,12 @@ def result_of(
     *,
     protocol: str,
     supervision: str = "",
+    goods: int = 0,
 ) -> Result:
     """What is said of an image by its map (H, W) and its values of `Judged.columns`.
 
-    The caller adds what it knows besides: the file's digest, group and pictures, `normals`.
+    `goods` is how many normal images of a bank have scores of their own. The caller adds what it
+    knows besides: the file's digest, group and pictures.
     """
     height, width = anomaly_map.shape
     row, column = divmod(int(anomaly_map.argmax()), width)
@@ -130,6 +132,7 @@ def result_of(
         p_value=limits.p_value(score),
         deviation=parts.pop(DEVIATION, None),
         normals_above=None if above is None else int(above),
+        normals=None if above is None else goods,
         parts=parts,
         height=height,
         width=width,

@@ -17,13 +17,15 @@ from spg_pipe.images.reading import read_mask
 Fit = Literal["squash", "letterbox", "crop"]
 """The whole image made square, or padded to a square, or its centre square alone."""
 Area = tuple[slice, slice]
+_LARGEST_SQUARE = 2**27
+"""Pixels of a letterbox that are far more than its image's: 400 MB, and 540 MB of its map."""
 FOR_ALL = "default"
 """In a folder of masks: the mask of images that have no other."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One image as a square."""
+    """One image as a square; an `SpgError` if that takes far more memory than the image."""
 
     shape: tuple[int, int]
     """(H, W) of the image, pixels."""
@@ -34,6 +36,16 @@ class View:
     """For errors."""
     blank: bool = False
     """The backbone does not see what is ignored either, but the mean colour of the rest."""
+
+    def __post_init__(self) -> None:
+        height, width = self.shape
+        side = max(height, width)
+        if self.fit == "letterbox" and side**2 > max(2 * height * width, _LARGEST_SQUARE):
+            raise SpgError(
+                f"Letterboxed, {self.name} of {width}×{height} pixels would be a square of "
+                f"{side**2 / 1e6:.0f} million, of which it fills {min(self.shape) / side:.0%}. Cut "
+                "it into pieces, or show it squashed or its centre (--crop)."
+            )
 
     def framed(self, pixels: np.ndarray) -> np.ndarray:
         """What is resized to the square: (H, W, 3), padded with its mirror image, or its centre."""
@@ -155,7 +167,10 @@ class Viewing:
 
     @cached_property
     def masks(self) -> dict[str, Path]:
-        """The masks of the folder by their names without an ending; an `SpgError` names twins."""
+        """The masks of the folder by their names without an ending.
+
+        An `SpgError` if there is none, or names twins.
+        """
         if self.ignore is None or self.ignore.is_file():
             return {}
         if not self.ignore.is_dir():
@@ -168,6 +183,11 @@ class Viewing:
                     twins = f"{found[name]} and {path}"
                     raise SpgError(f"{twins} are masks of the same images. Remove one.")
                 found[name] = path
+        if not found:
+            raise SpgError(
+                f"--ignore {self.ignore} holds no mask. Expected are pictures named as images, "
+                f"cameras or {FOR_ALL}: every value above 0 is ignored. Add one, or leave it out."
+            )
         return found
 
     def is_mask(self, path: Path) -> bool:

@@ -12,6 +12,7 @@ from pictures import MAX_SAMPLE, SAMPLE_FORMAT, packed, png, tiff
 from PIL import Image, ImageCms
 
 from spg_pipe.datasets.manifest import Manifest
+from spg_pipe.errors import SpgError
 from spg_pipe.images.decoding import UnusableFileError
 from spg_pipe.images.notes import look_at, peak_of
 from spg_pipe.images.reading import read_image, read_mask
@@ -191,6 +192,16 @@ def test_a_dark_picture_that_states_its_whole_range_stays_dark(tmp_path, content
     path.write_bytes(content)
     assert peak_of(look_at([("dark", path)], exif=False)) == 0
     assert read_image(path, exif=False, white=4095).max() == 3000
+
+
+def test_a_picture_that_is_brighter_than_white_is_refused_and_not_clipped(tmp_path):
+    path = tmp_path / "bright.png"
+    path.write_bytes(png(of(5000)))
+    assert read_image(path, exif=False, white=5000).max() == 65535
+    with pytest.raises(
+        SpgError, match=r"from \d+ to 5000, of unknown scale; expected are 0 to 4095"
+    ):
+        read_image(path, exif=False, white=4095)
 
 
 def test_every_part_of_a_dataset_is_read_alike(tmp_path):

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from layouts import write_mvtec
 
 from pipeline.test_parts import RECIPE, command
 from spg_pipe.cli.options import Options
+from spg_pipe.decision.calibration import Calibration, Judging, by_hand
+from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline import features, targets, training
@@ -226,3 +229,25 @@ def test_the_command_that_judges_scores_works_with_the_recipe_that_was_named(
         assert command(capsys, *words)[0] == 0
     finally:
         Path("hidden.yaml").rename("params.yaml")
+
+
+def test_a_calibration_does_not_hold_for_few_shot_scores_of_stores(here, capsys, tmp_path):
+    place = scored(capsys, "--split", "right", "--normals", "right/train")
+    judging = Judging(detector=Detector.load(here.paths.detector("left", 111)).fingerprint)
+    file, options = tmp_path / "c.json", ("--split", "right", "--scores", str(place))
+    Calibration(
+        judging=judging,
+        method="manual",
+        false_alarms=None,
+        confidence=None,
+        recall=None,
+        by_folder=False,
+        groups={"": by_hand(0.0, 0.5)},
+        notes=(),
+        made=date(2026, 1, 1),
+        valid_until=None,
+        versions={},
+    ).sealed().save(file)
+    code, _, err = command(capsys, "evaluate", *options, "--calibration", str(file))
+    assert code == 1
+    assert "are few-shot, of banks made from a feature store" in err

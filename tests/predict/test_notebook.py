@@ -21,7 +21,6 @@ from spg_pipe.detector.scores import score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_image
 from spg_pipe.metrics.operating import above
-from spg_pipe.predict.notebook import pixels_of
 from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import line_of, parse_line
 
@@ -77,9 +76,8 @@ def test_a_prediction_has_score_map_parts_and_regions(folder: Path, image: Path)
     found = Detector.load(folder).predict(image, pixel_threshold=0.4)
     assert found.map.shape == (40, 48)
     assert found.map.dtype == np.float32
-    assert found.score == found.result.score
-    assert set(found.parts) == {"score_cls", "score_map_max"}
-    assert found.regions == regions_of(found.map, 0.4).regions
+    assert set(found.result.parts) == {"score_cls", "score_map_max"}
+    assert found.result.regions == regions_of(found.map, 0.4).regions
     assert found.map[found.result.peak_row, found.result.peak_column] == found.map.max()
     assert found.result.path == str(image)
     assert parse_line(line_of(found.result)) == found.result
@@ -91,7 +89,7 @@ def test_a_prediction_draws_itself_and_its_text_is_short(folder: Path, image: Pa
     found = Detector.load(folder).predict(image, threshold=-9, pixel_threshold=0.0)
     drawn = Image.open(io.BytesIO(found._repr_png_()))
     assert (drawn.format, drawn.size) == ("PNG", (48, 40))
-    assert repr(found) == f"Prediction(score {found.score:.4f}, anomalous, 1 region, 40×48)"
+    assert repr(found) == f"Prediction(score {found.result.score:.4f}, anomalous, 1 region, 40×48)"
 
 
 def test_every_kind_of_image_gives_the_same_prediction(folder: Path, image: Path) -> None:
@@ -102,75 +100,10 @@ def test_every_kind_of_image_gives_the_same_prediction(folder: Path, image: Path
     for kind in kinds:
         found = detector.predict(kind)
         np.testing.assert_array_equal(found.map, wanted.map)
-        assert found.score == wanted.score
+        assert found.result.score == wanted.result.score
     # Floats become 16 bits, of which the first 8 are these.
     near = detector.predict(pixels / 255)
-    assert near.score == pytest.approx(wanted.score, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("mode", "shape", "dtype"),
-    [
-        ("L", (6, 5), np.uint8),
-        ("1", (6, 5), np.uint8),
-        ("P", (6, 5, 3), np.uint8),
-        ("LA", (6, 5, 2), np.uint8),
-        ("RGBA", (6, 5, 4), np.uint8),
-        ("I;16", (6, 5), np.uint16),
-    ],
-)
-def test_a_pil_image_is_read_as_its_file(mode, shape, dtype, tmp_path: Path) -> None:
-    values = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-    picture = Image.fromarray(values)
-    picture = picture.convert(mode) if mode in ("1", "P") else picture
-    assert picture.mode == mode
-    picture.save(tmp_path / "x.png")
-    wanted = read_image(tmp_path / "x.png", exif=True)
-    np.testing.assert_array_equal(pixels_of(picture, exif=True), wanted)
-
-
-def test_a_pil_images_exif_orientation_is_undone_unless_the_protocol_ignores_it() -> None:
-    picture = Image.new("RGB", (8, 4))
-    picture.getexif()[0x0112] = 6
-    assert pixels_of(picture, exif=True).shape == (8, 4, 3)
-    assert pixels_of(picture, exif=False).shape == (4, 8, 3)
-
-
-def test_grey_is_repeated_and_floats_become_16_bits() -> None:
-    grey = np.array([[0, 0.5], [1, 0.25]])
-    pixels = pixels_of(grey, exif=True)
-    assert (pixels.shape, pixels.dtype) == ((2, 2, 3), np.uint16)
-    assert pixels[..., 0].tolist() == [[0, 32768], [65535, 16384]]
-    assert (pixels == pixels[..., :1]).all()
-    tensor = torch.from_numpy(grey)[None]
-    for same in (tensor, tensor.bfloat16(), grey.astype(np.float16)):
-        np.testing.assert_array_equal(pixels_of(same, exif=True), pixels)
-
-
-@pytest.mark.parametrize(
-    ("image", "found"),
-    [
-        (np.zeros((2, 3, 4), np.uint8), r"array of shape \(2, 3, 4\)"),
-        (np.zeros((1, 2, 3, 3), np.uint8), r"array of shape \(1, 2, 3, 3\)"),
-        (np.zeros((0, 3), np.uint8), r"array of shape \(0, 3\)"),
-        (np.zeros((2, 3), np.int64), "array of int64"),
-        (np.zeros((2, 3), bool), "array of bool"),
-        (np.full((2, 3), 255.0), "floats from 255 to 255"),
-        (np.full((2, 3), -0.1), "floats from -0.1"),
-        (np.array([[np.nan, 0.5]]), "floats from nan"),
-        (torch.zeros(2, 3, 3), r"tensor of shape \(2, 3, 3\)"),
-        (torch.zeros(1, 3, 4, 4), r"tensor of shape \(1, 3, 4, 4\)"),
-        ([[1, 2], [3, 4]], "a list"),
-    ],
-)
-def test_what_is_no_image_is_an_error_that_says_what_was_expected(image, found: str) -> None:
-    with pytest.raises(SpgError, match=f"{found}.*Expected is a path, a PIL image, a NumPy array"):
-        pixels_of(image, exif=True)
-
-
-def test_a_pil_image_of_another_mode_is_an_error() -> None:
-    with pytest.raises(SpgError, match=r"has the mode CMYK\. Convert it to RGB"):
-        pixels_of(Image.new("CMYK", (2, 2)), exif=True)
+    assert near.result.score == pytest.approx(wanted.result.score, abs=1e-4)
 
 
 def test_the_backbone_is_loaded_once_and_not_before_it_is_needed(
@@ -187,28 +120,67 @@ def test_the_backbone_is_loaded_once_and_not_before_it_is_needed(
 def test_a_calibration_beside_the_detector_decides(
     folder: Path, image: Path, tiny_detector: model.Detector
 ) -> None:
-    score = Detector.load(folder).predict(image).score
-    assert Detector.load(folder).predict(image).decision is None
+    score = Detector.load(folder).predict(image).result.score
+    assert Detector.load(folder).predict(image).result.decision is None
     calibration(tiny_detector, score - 0.1).save(place_beside(folder))
     found = Detector.load(folder).predict(image)
-    assert found.decision == "anomalous"
+    assert found.result.decision == "anomalous"
     assert (found.result.p_value, found.result.pixel_threshold) == (pytest.approx(1 / 3), 0.4)
-    assert sum(region.area for region in found.regions) == above(found.map, 0.4).sum()
-    assert Detector.load(folder).predict(image, threshold=score + 1).decision == "normal"
+    assert sum(region.area for region in found.result.regions) == above(found.map, 0.4).sum()
+    assert Detector.load(folder).predict(image, threshold=score + 1).result.decision == "normal"
     calibration(tiny_detector, score + 0.1).save(folder.parent / "other.json")
     other = Detector.load(folder, calibration=folder.parent / "other.json")
-    assert other.predict(image).decision == "normal"
+    assert other.predict(image).result.decision == "normal"
 
 
-def test_a_calibration_for_another_judging_is_refused(
-    folder: Path, tiny_detector: model.Detector
+def test_a_named_calibration_must_fit_and_one_that_merely_lies_there_decides_nothing(
+    folder: Path, image: Path, tiny_detector: model.Detector
 ) -> None:
     calibration(tiny_detector, 0.0, tiles=(64,)).save(place_beside(folder))
+    with pytest.warns(UserWarning, match=r"--tiles was 64 and is none.*nothing is decided"):
+        detector = Detector.load(folder)
+    assert detector.predict(image).result.decision is None
+    assert "no calibration" in repr(detector)
     with pytest.raises(SpgError, match="--tiles was 64 and is none"):
-        Detector.load(folder)
+        Detector.load(folder, calibration=place_beside(folder))
+
+
+def test_no_calibration_is_looked_at_if_none_is_wanted(
+    folder: Path, image: Path, tiny_detector: model.Detector, recwarn: pytest.WarningsRecorder
+) -> None:
     calibration(tiny_detector, 0.0).save(place_beside(folder))
-    with pytest.raises(SpgError, match="the bank of --normals was none and is given"):
-        Detector.load(folder, bank="goods", calibration=place_beside(folder))
+    assert Detector.load(folder).predict(image).result.decision
+    assert Detector.load(folder, calibration=False).predict(image).result.decision is None
+    place_beside(folder).write_text("damaged")
+    Detector.load(folder, calibration=False)
+    assert not recwarn
+
+
+def test_pixels_cannot_be_ignored_under_a_calibration_that_was_made_with_all(
+    folder: Path, image: Path, tiny_detector: model.Detector
+) -> None:
+    calibration(tiny_detector, 0.0).save(place_beside(folder))
+    ignored, detector = np.ones((40, 48), np.uint8), Detector.load(folder)
+    ignored[5:, 5:] = 0
+    with pytest.raises(SpgError, match="The calibration was made without ignored pixels"):
+        detector.predict(image, ignored=ignored)
+    assert detector.predict(image, ignored=ignored, threshold=-9).result.decision == "anomalous"
+
+
+def test_16_bits_are_read_with_white_of_the_calibration(
+    folder: Path, tmp_path: Path, tiny_detector: model.Detector
+) -> None:
+    values = np.random.default_rng(1).integers(0, 4000, (40, 48), np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with pytest.raises(SpgError, match="in Python an array whose white is 65535"):
+        Detector.load(folder).predict(tmp_path / "deep.png")
+    calibration(tiny_detector, 0.0, white=4095).save(place_beside(folder))
+    found = Detector.load(folder).predict(tmp_path / "deep.png")
+    wanted = read_image(tmp_path / "deep.png", exif=True, white=4095)
+    np.testing.assert_array_equal(found.pixels, wanted)
+    Image.fromarray(values * 2).save(tmp_path / "deep.png")
+    with pytest.raises(SpgError, match="expected are 0 to 4095"):
+        Detector.load(folder).predict(tmp_path / "deep.png")
 
 
 def test_ignored_pixels_and_the_fit_are_those_of_the_command(folder: Path, image: Path) -> None:
@@ -217,7 +189,7 @@ def test_ignored_pixels_and_the_fit_are_those_of_the_command(folder: Path, image
     found = Detector.load(folder).predict(image, ignored=ignored, pixel_threshold=0.0)
     assert found.result.ignored_share == 0.5
     assert not found.map[:20].any()
-    assert found.regions[0].bbox == (0, 20, 48, 20)
+    assert found.result.regions[0].bbox == (0, 20, 48, 20)
     with pytest.raises(SpgError, match=r"of shape \(20, 48\), and the image of \(40, 48\)"):
         Detector.load(folder).predict(image, ignored=ignored[:20])
     cropped = Detector.load(folder, fit="crop").predict(image)
@@ -225,11 +197,10 @@ def test_ignored_pixels_and_the_fit_are_those_of_the_command(folder: Path, image
     assert cropped.map[:, 4:44].all()
 
 
-def test_a_detector_of_a_notebook_stands_for_the_artefact(folder: Path, tmp_path: Path) -> None:
-    detector = Detector.load(str(folder))
-    assert isinstance(detector, model.Detector)
-    detector.save(tmp_path / "again")
-    assert model.Detector.load(tmp_path / "again").record == detector.record
+def test_the_artefact_is_held_for_functions_that_take_one(folder: Path, tmp_path: Path) -> None:
+    artefact = Detector.load(str(folder)).artefact
+    artefact.save(tmp_path / "again")
+    assert model.Detector.load(tmp_path / "again").record == artefact.record
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-3)])
@@ -249,4 +220,4 @@ def test_maps_are_those_that_the_pipeline_makes_of_a_store(
         size = (found.result.height, found.result.width)
         wanted = scores.maps(np.array([row]), size)[0]
         assert np.abs(found.map - wanted).max() < tolerance
-        assert abs(found.score - scores.table["score"][row]) < tolerance
+        assert abs(found.result.score - scores.table["score"][row]) < tolerance

@@ -17,6 +17,7 @@ from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.cli.main import app
 from spg_pipe.decision.calibration import Calibration
 from spg_pipe.detector.make import make_detector
+from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import exit_code
 from spg_pipe.predict.normals import white_with
 from spg_pipe.recipe.params import BankParams
@@ -143,14 +144,11 @@ def test_a_bank_alone_names_no_licence_of_the_detector(run, made, tmp_path):
     assert "detector was made from" not in err
 
 
-def test_white_of_the_bank_is_white_of_the_images(run, made, tmp_path):
-    assert fit(run, made, tmp_path / "bank")[0] == 0
-    bank = FittedBank.load(tmp_path / "bank")
-    assert [white_with(bank, white) for white in (None, 4095)] == [None, 4095]
-    object.__setattr__(bank, "record", bank.record.model_copy(update={"white": 4095}))
-    assert [white_with(bank, white) for white in (None, 1023, 4095)] == [4095, 4095, 4095]
-    with pytest.raises(Exception, match="White is 4095 in the normal images"):
-        white_with(bank, 65535)
+def test_white_of_a_bank_or_calibration_is_white_of_the_images():
+    assert [white_with(None, peak) for peak in (None, 3000)] == [None, 4095]
+    assert [white_with(4095, peak) for peak in (None, 1000, 4095)] == [4095, 4095, 4095]
+    with pytest.raises(SpgError, match=r"White is 4095 in the normal images .* up to 4096"):
+        white_with(4095, 4096)
 
 
 def test_goods_calibrate_themselves_without_a_promise(run, made, tmp_path):

@@ -175,3 +175,17 @@ def test_a_mask_that_is_drawn_anew_is_read_anew(tmp_path: Path) -> None:
     assert viewing.of("a.png", "", (5, 5), exif=False).ignored_share == 0
     saved(path, np.eye(5))
     assert viewing.of("a.png", "", (5, 5), exif=False).ignored_share == pytest.approx(0.2)
+
+
+def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("none yet")
+    for asked in (lambda v: v.digest, lambda v: v.of("a.png", "", (4, 4), exif=True)):
+        with pytest.raises(SpgError, match=r"--ignore .* holds no mask\. Expected are pictures"):
+            asked(Viewing(ignore=tmp_path))
+
+
+def test_a_letterbox_that_takes_far_more_memory_than_its_image_is_refused() -> None:
+    View((16_000, 16_000), "letterbox"), View((11_000, 1), "letterbox"), View((1, 20_000))
+    message = "Letterboxed, scan.png of 20000×1 pixels would be a square of 400 million"
+    with pytest.raises(SpgError, match=message):
+        View((1, 20_000), "letterbox", name="scan.png")

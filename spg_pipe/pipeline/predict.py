@@ -260,14 +260,14 @@ def ready(ask: Ask, console: Console) -> Ready:
         predictor = replace(predictor, bank=bank, alone=normals.alone)
         if copies := bank.record.copies:
             console.say(note_of_copies(copies, len(manifest)))
+    reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     record = RunRecord(
-        identity=_identity(ask, predictor, white),
+        identity=_identity(ask, predictor, reading),
         tables=ask.tables,
         facts=_facts(predictor, ask.viewing),
         licences=licences,
         notes=notes,
     )
-    reading = Reading(exif, white, strict_white=items.live, viewing=ask.viewing)
     return Ready(items, predictor, reading, record)
 
 
@@ -287,17 +287,10 @@ def _items(ask: Ask) -> Items:
     return replace(items, coming=islice(items.coming, chosen.start, chosen.stop, chosen.step))
 
 
-def _identity(ask: Ask, predictor: Predictor, white: int | None) -> dict[str, str]:
-    spec = predictor.backbone.spec
-    return {
-        "detector": predictor.detector.fingerprint,
-        "weights": spec.weights_sha256,
-        "tiles": ",".join(map(str, spec.tiles.sides)) if spec.tiles else "",
-        "fit": ask.viewing.fit,
-        "ignored": ask.viewing.digest or "",
-        "white": str(white or ""),
-        "bank": predictor.bank.record.fingerprint if predictor.bank else "",
-        "alone": str(predictor.alone),
+def _identity(ask: Ask, predictor: Predictor, reading: Reading) -> dict[str, str]:
+    judging = judging_of(predictor, reading)
+    return {name: str(value or "") for name, value in judging} | {
+        "weights": predictor.backbone.spec.weights_sha256,
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),
         "torch": metadata.version("torch"),

@@ -75,7 +75,7 @@ def _most(overlays: str) -> int | None:
     kind, colon, number = overlays.partition(":")
     if overlays in ("all", "none"):
         return None if overlays == "all" else 0
-    if kind != "top" or not colon or not number.isdecimal():
+    if kind != "top" or not colon or not number.isdecimal() or int(number) == 0:
         raise UsageError(f"--overlays {overlays!r}: expected all, none or top:N, as top:20.")
     return int(number)
 

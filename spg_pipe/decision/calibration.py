@@ -157,7 +157,11 @@ class Calibration(Record):
 
     def require(self, judging: Judging, today: date, path: Path | str) -> None:
         """Refuse, with an `SpgError`, to be used for another judging or after its last day."""
-        again = f"Run `{COMMAND}` again with the same options as now, or give --threshold."
+        again = (
+            f"Give the options that it was made with, make another with those of now (`{COMMAND}`; "
+            "--out and --calibration name a place of its own), or decide without it "
+            "(--no-calibration)."
+        )
         if faults := self.judging.differences(judging):
             raise SpgError(
                 f"The calibration {path} does not hold here: {'; '.join(faults)}. {again}"
@@ -175,9 +179,16 @@ class Calibration(Record):
         return read_record(Path(path), cls, "calibration", COMMAND)
 
 
-def place_beside(detector: Path) -> Path:
-    """Where the calibration of a detector lies: its folder's name and "-calibration.json"."""
-    folder = detector.resolve()
+def place_beside(judges: Path) -> Path:
+    """Where a calibration lies: the name of what judges and "-calibration.json".
+
+    Parameters
+    ----------
+    judges : Path
+        The folder of the bank or of the normal images, if there are such, else of the detector: a
+        detector may judge several products, each beside a bank of its own.
+    """
+    folder = judges.resolve()
     return folder.with_name(f"{folder.name}-calibration.json")
 
 

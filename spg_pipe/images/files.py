@@ -43,7 +43,8 @@ def read_file(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise SpgError(
-            f"The {what} {path} does not exist. If the folder moved, run `spg-pipe prepare` again."
+            f"The {what} {path} does not exist. Give its place; of a dataset that moved, run "
+            "`spg-pipe prepare` again."
         ) from None
     except OSError as error:
         raise SpgError(

@@ -16,7 +16,7 @@ from spg_pipe.bank.few_shot import KNOWN
 from spg_pipe.datasets.layouts.folder import scan_folder
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.datasets.names import is_normal
-from spg_pipe.decision.calibration import Calibration, Limits, Threshold, place_beside
+from spg_pipe.decision.calibration import Calibration, Limits, Threshold
 from spg_pipe.decision.limits import Asked, GroupScores, limits_of
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, UnsuitableError, counted, listed, one_line
@@ -73,7 +73,7 @@ def calibrate(ask: Ask, how: HowToCalibrate, console: Console) -> tuple[Path, Ca
         If images are too few, or of one kind where both are needed (their group is named), or the
         same image is among the normal ones and the defects.
     """
-    path = how.file or place_beside(ask.detector)
+    path = how.file or ask.calibration
     replaced = _require_place(path)
     known = labels_of([Path(source) for source in ask.sources], how.asked)
     items, predictor, reading, _ = ready(ask, console)
@@ -300,7 +300,7 @@ def in_words(path: Path, made: Calibration, ask: Ask) -> str:
         lines += _line("image score", limits.image) + _line("pixel", limits.pixel)
     until = f"; it holds until {made.valid_until}" if made.valid_until else ""
     lines.append(f"Calibration → {path}{until}")
-    beside = "" if path == place_beside(ask.detector) else f" --calibration {path}"
+    beside = "" if path == ask.calibration else f" --calibration {path}"
     given = f"{ask.detector} SOURCE{ask.again}{beside}"
     return "\n".join([*lines, f"Decide with: spg-pipe predict {given}"])
 

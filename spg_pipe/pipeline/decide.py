@@ -15,7 +15,6 @@ from spg_pipe.decision.calibration import (
     Judging,
     Limits,
     by_hand,
-    place_beside,
 )
 from spg_pipe.decision.drift import Drift
 from spg_pipe.decision.thresholds import benjamini_hochberg
@@ -66,27 +65,26 @@ class Decider:
     """NaN of a bad file."""
 
     @classmethod
-    def of(cls, detector: Path, how: HowToDecide | None) -> "Decider":
-        """With the calibration that is named or lies beside the detector; None: decides nothing.
+    def of(cls, beside: Path, how: HowToDecide | None) -> "Decider":
+        """With the calibration that is named or lies at `beside`; None: decides nothing.
 
         An `SpgError` if the file is damaged, or missing where it was named or --fdr needs it, or
         promises too little for --fdr or --drift.
         """
         if how is None or how.by_hand:
             return cls(how or HowToDecide())
-        beside = place_beside(detector)
         path = how.calibration or (beside if beside.is_file() else None)
         if path is None and how.fdr is not None:
             raise SpgError(
                 f"--fdr needs the scores of normal images, and there is no {beside}: make it with "
-                f"`{COMMAND} {detector} GOOD`, or name another with --calibration."
+                f"`{COMMAND}`, or name another with --calibration."
             )
         made = Calibration.load(path) if path else None
         if made and made.from_bank and (how.fdr is not None or how.drift):
             raise SpgError(
                 f"The calibration {path} is of the bank's own images, each judged without itself. "
                 "It promises nothing, so --fdr and --drift do not go with it: leave them out, or "
-                f"calibrate on other normal images (`{COMMAND} {detector} GOOD --normals BANK`)."
+                f"calibrate on other normal images (`{COMMAND} DETECTOR GOOD --normals BANK`)."
             )
         return cls(how, path, made)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, SCORES
+from spg_pipe.decision.calibration import place_beside
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
@@ -91,6 +92,12 @@ class Ask:
     def tables(self) -> tuple[str, ...]:
         """Files that are written besides lines and pictures."""
         return (SCORES, *[EXPLANATIONS] * self.explained, *(COCO if self.coco else ()))
+
+    @property
+    def calibration(self) -> Path:
+        """Where its thresholds lie unless it is said: beside the bank or images of `normals`, else
+        beside the detector."""
+        return place_beside(self.normals.path if self.normals else self.detector)
 
     @property
     def again(self) -> str:
@@ -192,12 +199,13 @@ def _said(
 
 def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
     """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
-    decider = Decider.of(ask.detector, ask.decide)
+    decider = Decider.of(ask.calibration, ask.decide)
     made = decider.calibration  # white: a run of few images cannot tell it
     prepared = ready(replace(ask, white=made.judging.white if made else None), console)
     groups = [item.group for item in prepared.items.listed]
     decider.require(judging_of(prepared.predictor, prepared.reading), groups)
-    console.say(decider.says)
+    if ask.decide is not None:
+        console.say(decider.says)
     identity = prepared.record.identity | decider.identity
     record = prepared.record.model_copy(update={"identity": identity})
     return prepared._replace(record=record), decider

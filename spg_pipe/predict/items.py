@@ -157,8 +157,8 @@ def find_items(sources: Sequence[str], out: Path, stdin: BinaryIO | None = None)
         mine = f"; {counted(len(earlier), 'picture')} of an earlier run in {out}" if earlier else ""
         raise SpgError(
             f"{said} has no images (looked for {' '.join(sorted(IMAGE_EXTENSIONS))})"
-            f"{'; '.join(['', *notes])}{mine}. Give your own images, the very folder that was left "
-            "out, or another --out."
+            f"{'; '.join(['', *notes])}{mine}. Give the folder that has your images; if it was "
+            "left out here, name it itself."
         )
     return Items(said, tuple(items), notes=tuple(dict.fromkeys(notes)))
 

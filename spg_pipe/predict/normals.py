@@ -58,7 +58,9 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
         )
     exif = detector.record.protocol.exif_of_own_images
     normals = build_manifest(
-        Dataset(name="normals", layout="folder", root=folder), exif_of_own_images=exif
+        Dataset(name="normals", layout="folder", root=folder),
+        exif_of_own_images=exif,
+        skip_bad=True,
     )
     labels, paths = normals.table["label"], normals.table["path"]
     good = paths[labels == LABEL_NORMAL].tolist()
@@ -93,7 +95,8 @@ def read_normals(given: NormalFolder, detector: Detector) -> Manifest:
 def notes_of(normals: Manifest) -> list[str]:
     """What a person should know of the normal images' folder."""
     matter = [note for note in normals.notes if any(words in note for words in _MATTER)]
-    return [f"--normals: {note}" for note in matter]
+    bad = [f"left out, unusable: {each.path} ({each.reason})" for each in normals.skipped]
+    return [f"--normals: {note}" for note in (*matter, *bad)]
 
 
 def fit_normals(

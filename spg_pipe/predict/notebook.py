@@ -97,7 +97,8 @@ class Detector:
             The bank judges without the guides.
         calibration : Path or False, optional
             Thresholds that `spg-pipe calibrate` made; False: none. Default: those beside the
-            detector; where these do not hold, a warning says why, and nothing is decided.
+            bank, or without one the detector; where these do not hold, a warning says why, and
+            nothing is decided.
 
         Raises
         ------
@@ -116,7 +117,7 @@ class Detector:
             alone=alone,
             white=fitted.record.white if fitted else None,
         )
-        decides = _deciding(calibration, place_beside(Path(path)), judging)
+        decides = _deciding(calibration, place_beside(Path(bank or path)), judging)
         exif = made.record.protocol.exif_of_own_images
         judged = decides.judging if decides else judging
         how = Reading(exif, judged.white, strict_white=True, viewing=viewing)

@@ -42,7 +42,7 @@ def ranking(highest: Sequence[Result], images: int, goods: int, *, ranks: bool) 
     """Lines for people, the highest score first.
 
     Beside a score stands what is known of it: how many standard deviations of the goods it lies
-    above their mean, and how many of them reach it; else perhaps its rank.
+    above their mean, and how many of them reach it; else perhaps its rank; and what was decided.
 
     Parameters
     ----------
@@ -63,6 +63,8 @@ def ranking(highest: Sequence[Result], images: int, goods: int, *, ranks: bool) 
             facts += [f"{result.deviation:+.1f} deviations", above]
         elif ranks:
             facts.insert(0, f"{number} of {images:,}")
+        if result.decision is not None:
+            facts.append(result.decision)
         lines.append(one_line("  ".join([*facts, result.path])))
     return lines
 

@@ -153,8 +153,9 @@ _LINE: TypeAdapter[Result | Failure] = TypeAdapter(Line)
 
 
 def line_of(result: Line) -> str:
-    """A result as one line of JSON, without its end."""
-    return result.model_dump_json(by_alias=True)
+    """A result as one line of JSON in ASCII, which any stream can hold, without its end."""
+    content = result.model_dump(mode="json", by_alias=True)
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
 def parse_line(line: str | bytes) -> Line:

@@ -141,14 +141,18 @@ def test_images_of_the_bank_are_left_out_and_the_bank_must_be_the_same(
         shutil.copy(good / name, bank)
     given = ("--normals", bank, "--bank", "alone")
     run("calibrate", detector, good, *given, "--false-alarms", "0.1")
-    calibration = Calibration.load(tmp_path / "detector-calibration.json")
+    assert not (tmp_path / "detector-calibration.json").exists()  # that is of the detector alone
+    beside = tmp_path / "bank-calibration.json"
+    calibration = Calibration.load(beside)
     assert len(calibration.limits("").scores) == 17
     assert "3 images among the normal images of the bank" in calibration.notes[0]
     run("predict", detector, good, *given)
     shutil.copy(good / "03.png", bank)
     run("predict", detector, good, *given, fails="the bank of --normals was")
-    said = run("predict", detector, good, fails="the bank of --normals was")
+    named = ("--calibration", beside)
+    said = run("predict", detector, good, *named, fails="the bank of --normals was")
     assert "and is none" in said
+    assert all(line["decision"] is None for line in lines_of(run("predict", detector, good)))
 
 
 def test_what_is_ignored_and_the_view_are_part_of_a_calibration(

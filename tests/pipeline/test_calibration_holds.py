@@ -45,7 +45,7 @@ def test_a_calibration_of_the_banks_own_images_gives_no_batch_and_no_drift(
         shutil.copy(good / f"{number:02d}.png", bank)
     given = ("--normals", bank, "--bank", "alone")
     run("calibrate", detector, *given, "--false-alarms", "0.1")
-    made = Calibration.load(tmp_path / "detector-calibration.json")
+    made = Calibration.load(tmp_path / "bank-calibration.json")
     assert made.from_bank
     assert not made.watchable
     said = run("predict", detector, good, *given, says=True)
@@ -53,7 +53,7 @@ def test_a_calibration_of_the_banks_own_images_gives_no_batch_and_no_drift(
     for option in (("--fdr", "0.1"), ("--drift", "20")):
         run("predict", detector, good, *given, *option, fails="It promises nothing, so --fdr and")
     run("calibrate", detector, good, *given, "--false-alarms", "0.1")
-    assert not Calibration.load(tmp_path / "detector-calibration.json").from_bank
+    assert not Calibration.load(tmp_path / "bank-calibration.json").from_bank
     run("predict", detector, good, *given, "--fdr", "0.1")
 
 

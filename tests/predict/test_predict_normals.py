@@ -211,11 +211,18 @@ def spoil(folder: Path, how: str) -> None:
         shutil.copytree(folder / "bolt", folder / "nut")
 
 
+def test_an_unusable_good_is_left_out_and_named(predict, tmp_path):
+    spoil(tmp_path / "normals", "truncated")
+    code, _, err = predict()
+    assert code == 0
+    assert "--normals: left out, unusable: bolt/good/01.png (" in err
+    assert "few-shot: 2 normal images" in err + (tmp_path / "out" / "run.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("how", "options", "message"),
     [
         ("missing", [], "is no folder. Give a folder with a few normal images"),
-        ("truncated", [], "01.png"),
         ("defects", [], "holds 1 image of a defect (the first: bolt/dent/00.png)"),
         ("defects", [], "normals/bolt/good."),
         ("no label", [], "3 images without a label (the first: bolt/unsorted/00.png)"),

@@ -106,9 +106,7 @@ def test_predict_and_its_folders(tmp_path):
         find_items([str(root)], tmp_path)
     assert len(find_items([str(root)], tmp_path / "out").listed) == 1
     (root / "1.png").unlink()
-    with pytest.raises(
-        SpgError, match=r"(?s)has no images .*masks/2\.png.*name it itself"
-    ):
+    with pytest.raises(SpgError, match=r"(?s)has no images .*masks/2\.png.*name it itself"):
         find_items([str(root)], tmp_path / "out")
     assert len(find_items([str(root / "masks")], tmp_path / "out").listed) == 1
 

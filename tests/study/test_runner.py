@@ -119,13 +119,13 @@ def test_a_cost_is_the_time_and_the_peak_beyond_the_start():
         time.sleep(0.05)
         del held
     with measured(start) as second:
-        kept = np.ones(2 * 2**20)  # 16 MiB
+        kept = np.ones(5 * 2**20)  # 40 MiB: from 32 on malloc gives memory that is new
         time.sleep(0.05)
     with measured(start) as third:
         time.sleep(0.05)
     assert first.seconds >= 0.05
     assert 60 < first.mebibytes < 90
-    assert 12 < second.mebibytes < 45
-    assert third.mebibytes >= 12, "what the process still holds counts"
-    assert kept.sum() == 2**21
+    assert 35 < second.mebibytes < 69
+    assert third.mebibytes >= 35, "what the process still holds counts"
+    assert kept.sum() == 5 * 2**20
     assert math.isnan(Cost().mebibytes)

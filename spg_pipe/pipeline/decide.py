@@ -31,7 +31,7 @@ class HowToDecide:
     """What a person asked for."""
 
     calibration: Path | None = None
-    """None: the file beside the detector, if it is there."""
+    """None: the file beside the bank or, without one, the detector, if it is there."""
     threshold: float | None = None
     pixel_threshold: float | None = None
     fdr: float | None = None

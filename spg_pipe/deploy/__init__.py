@@ -1,0 +1,1 @@
+"""A detector elsewhere: exported for other runtimes, and served over HTTP."""

@@ -107,3 +107,11 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
         each.page.context.close()
         assert each.complaints == []
         assert each.foreign() == []
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name → page, each made once."""
+    from browser.world import made_pages
+
+    return made_pages(tmp_path_factory.mktemp("browser"))

@@ -108,7 +108,7 @@
       const margin = (high - low) * 0.02 || 0.5;
       view = {
         images: inView, relative, start, low: low - margin, high: high + margin,
-        says: relative ? "every category at its own threshold" : first.says,
+        says: first.says,
       };
       threshold = start;
       const slider = one("threshold");
@@ -145,9 +145,17 @@
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       one("threshold-value").value = shown;
-      const at = view.relative ? `Threshold: each category's own${threshold ? ` and ${shown}` : ""}` : `Threshold ${shown}`;
-      const moved = threshold === view.start ? view.says : `moved by hand; the page started at ${Number(view.start.toPrecision(4))}, ${view.says}`;
-      one("threshold-says").textContent = `${at}: ${moved}. An image is anomalous if its score is above the threshold.`;
+      one("threshold-says").textContent = `${told(shown)} An image is anomalous if its score is above the threshold.`;
+    }
+
+    function told(shown) {
+      const moved = threshold !== view.start;
+      if (view.relative) {
+        if (!moved) return "Every category at its own threshold; the scale shows how far a score is above it.";
+        return `Every category at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
+      }
+      if (!moved) return `Threshold ${shown}: ${view.says}.`;
+      return `Threshold ${shown}, moved by hand. The page started at ${Number(view.start.toPrecision(4))}: ${view.says}.`;
     }
 
     // Read out once the threshold rests, not at each of its steps.

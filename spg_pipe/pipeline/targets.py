@@ -299,7 +299,7 @@ def report(run: RecipeRun, *, tracked: bool = False) -> Path:
         raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
     for message in missing:
         run.console.say(f"Left out of the report: {message}")
-    with run.console.progress("report", "categories") as update:
+    with run.console.progress("report") as update:
         path = build_report(params, paths, paths.report, runs, progress=update)
     run.console.say(f"Report → {path}")
     return path

@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -145,16 +144,6 @@ class Curves:
 def _rounded(values: np.ndarray) -> list[float | None]:
     """To four digits, finer than a pixel; null for NaN."""
     return [None if np.isnan(value) else float(f"{value:.4g}") for value in values]
-
-
-def script() -> str:
-    """What draws the curves of a page: uPlot below its licence, then curves.js."""
-    room = resources.files("spg_pipe.report")
-    licence, uplot = (
-        room.joinpath("vendor", "uplot", name).read_text(encoding="utf-8")
-        for name in ("LICENSE", "uPlot.iife.min.js")
-    )
-    return f"/*\n{licence}\n*/\n{uplot}\n{room.joinpath('curves.js').read_text(encoding='utf-8')}"
 
 
 def pixel_curves(runs: Sequence[SeedRun], title: str) -> Curves | None:

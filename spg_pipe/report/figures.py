@@ -2,6 +2,9 @@
 
 import io
 import warnings
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -28,6 +31,23 @@ _STYLE: dict[Any, Any] = {
 _MOST_NAMES = 21
 """Of a legend: of more lines the drawing names none."""
 _LEGEND_COLUMNS = 5
+
+
+def write_curves(folder: Path, curves: Mapping[str, Curves]) -> None:
+    """Write the drawing and the data of each, and what draws them live: uPlot and its licence."""
+    for name, made in curves.items():
+        (folder / f"{name}.svg").write_bytes(drawing(made))
+        (folder / f"{name}.js").write_text(made.script(name), encoding="utf-8", newline="\n")
+    room = resources.files("spg_pipe.report")
+    uplot = room / "vendor" / "uplot"
+    licence = (uplot / "LICENSE").read_text(encoding="utf-8")
+    for ending, theirs in ((".js", "uPlot.iife.min.js"), (".css", "uPlot.min.css")):
+        sources = [
+            source.read_text(encoding="utf-8")
+            for source in (uplot / theirs, room / f"curves{ending}")
+        ]
+        text = "\n".join([f"/*\n{licence}\n*/", *sources])
+        (folder / f"curves{ending}").write_text(text, encoding="utf-8", newline="\n")
 
 
 def drawing(curves: Curves) -> bytes:

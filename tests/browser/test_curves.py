@@ -20,11 +20,17 @@ def shown_curves(visit, pages, **how) -> Visit:
     return seen
 
 
-def ink(seen: Visit) -> int:
-    """Pixels of the first panel that are painted."""
+def painted(seen: Visit) -> dict[str, int]:
+    """Colour → how many opaque pixels of the first panel have it."""
     return seen.page.locator(f"{PIXEL} canvas").first.evaluate(
-        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
-        ".filter((value, at) => at % 4 === 3 && value > 0).length"
+        """c => { const copy = new OffscreenCanvas(c.width, c.height).getContext('2d');
+        copy.drawImage(c, 0, 0);
+        const {data} = copy.getImageData(0, 0, c.width, c.height), found = {};
+        for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) {
+          const colour = data.slice(i, i + 3).join(' ');
+          found[colour] = (found[colour] ?? 0) + 1;
+        }
+        return found }"""
     )
 
 
@@ -32,16 +38,16 @@ def test_a_name_is_hidden_and_shown_by_keyboard(visit, pages):
     seen = shown_curves(visit, pages)
     button = seen.page.locator(f"{PIXEL} table.legend button").first
     assert button.get_attribute("aria-pressed") == "true"
-    before = ink(seen)
+    before = painted(seen)
     button.focus()
     seen.page.keyboard.press("Enter")
     assert button.get_attribute("aria-pressed") == "false"
     seen.value(NEXT_FRAME)
-    assert 0 < ink(seen) < before
+    assert 0 < sum(painted(seen).values()) < sum(before.values())
     seen.page.keyboard.press("Space")
     seen.value(NEXT_FRAME)
     assert button.get_attribute("aria-pressed") == "true"
-    assert ink(seen) == before
+    assert painted(seen) == before
 
 
 def test_arrow_keys_read_the_values_of_a_panel(visit, pages):
@@ -67,14 +73,13 @@ def test_the_pointer_reads_the_values_too(visit, pages):
 
 def test_ink_follows_the_scheme_of_colours(visit, pages):
     seen = shown_curves(visit, pages)
-    canvas = seen.page.locator(f"{PIXEL} canvas").first
-    pale = """c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-        let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i + 3] > 200 && d[i] > 220;
-        return n }"""
-    light = canvas.evaluate(pale)
+    black, white = "26 26 26", "228 228 226"
+    assert painted(seen)[black] > 100
+    assert white not in painted(seen)
     seen.page.emulate_media(color_scheme="dark")
     seen.value(NEXT_FRAME)
-    assert canvas.evaluate(pale) > light + 100
+    assert painted(seen)[white] > 100
+    assert black not in painted(seen)
 
 
 @pytest.mark.parametrize("how", [{"scripts": False}, {"medium": "print"}], ids=["bare", "printed"])

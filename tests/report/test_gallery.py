@@ -208,5 +208,5 @@ def test_the_smallest_defect_has_an_outline(tmp_path):
         alpha = np.asarray(picture.convert("RGBA"))[:, :, 3]
     rows, columns = np.nonzero(alpha)
     assert 0 < len(rows) < 40
-    assert abs(rows.mean() - 100) < 2
-    assert abs(columns.mean() - 200) < 2
+    assert abs(rows.mean() - 50) < 2
+    assert abs(columns.mean() - 100) < 2

@@ -235,7 +235,11 @@ def test_a_photograph_that_cannot_be_read_is_named(world, tmp_path):
 
 def test_pictures_have_the_image_s_aspect_ratio(folder):
     images = folder / "aux--target" / "images"
-    for pattern, size in (("?????.jpg", (64, 48)), ("*-mask.png", (64, 48)), ("*-map.png", (64, 64))):
+    for pattern, size in (
+        ("?????.jpg", (64, 48)),
+        ("*-mask.png", (64, 48)),
+        ("*-map.png", (64, 64)),
+    ):
         files = sorted(images.glob(pattern))
         assert len(files) == (6 if "mask" in pattern else 9)
         for file in files:

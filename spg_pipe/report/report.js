@@ -86,6 +86,7 @@
     ]));
     const differ = new Set([...starts.values()].map((start) => start.value)).size > 1;
     const chosen = (id) => (one(id) ? one(id).value : "");
+    const words = (id) => one(id).selectedOptions[0].textContent;
     const asked = new URLSearchParams(location.hash.slice(1));
     for (const id of ["category", "defect", "verdict", "order", "name"]) {
       const input = one(id), value = asked.get(id);
@@ -146,7 +147,8 @@
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       one("threshold-value").value = shown;
-      one("threshold-says").textContent = `${told(shown)} An image is anomalous if its score is above the threshold.`;
+      const only = chosen("category") ? `Category ${words("category")}. ` : "";
+      one("threshold-says").textContent = `${only}${told(shown)} An image is anomalous if its score is above the threshold.`;
     }
 
     function told(shown) {
@@ -206,7 +208,9 @@
         if (image.element.hidden === fits) image.element.hidden = !fits;
         shown += fits;
       }
-      one("shown").textContent = `${shown} of ${images.length} images`;
+      const said = ["category", "defect", "verdict"].filter(chosen).map((id) => `${id} ${words(id)}`);
+      if (name) said.push(`"${name}" in the name`);
+      one("shown").textContent = `${shown} of ${images.length} images${said.length ? `: ${said.join("; ")}` : ""}`;
     }
 
     function move(value) {
@@ -313,6 +317,8 @@
     };
   }
 
+  // What is printed names all thresholds.
+  addEventListener("beforeprint", () => all("details").forEach((element) => { element.open = true; }));
   all(".js").forEach((element) => { element.hidden = false; });
   all("table.sortable").forEach(sortable);
   mapControls();

@@ -111,11 +111,18 @@ def test_without_labels_there_are_decisions_and_no_rates(tmp_path):
     assert "normal: score 1.0000, not above the threshold 1.0000 (a calibration)" in one.text
 
 
-def test_without_a_threshold_nothing_is_anomalous_at_first(tmp_path):
+@pytest.mark.parametrize("label", ["unknown", "anomalous"])
+def test_without_a_threshold_nothing_is_decided(tmp_path, label):
     (tmp_path / "images").mkdir()
-    page = written(tmp_path, Gallery("own images", {}), [image(n, tmp_path) for n in range(3)])
+    images = [image(number, tmp_path, label=label) for number in range(3)]
+    page = written(tmp_path, Gallery("own images", {}), images)
     assert "no threshold was set: this is the highest score" in page.text
-    assert re.search(r"Anomalous\s*0\s*Normal\s*3", page.text)
+    assert "Nothing was decided" in page.text
+    assert re.search(r"Above the threshold\D*0\s*Not above it\D*3", page.text)
+    if label == "anomalous":
+        assert re.search(r"Found \(TP\)\s*0\s*Missed \(FN\)\s*0\s", page.text)
+    one = Page(tmp_path / "images" / "00002.html")
+    assert "No threshold was set, so nothing is decided." in one.text
 
 
 @given(
@@ -127,7 +134,7 @@ def test_without_a_threshold_nothing_is_anomalous_at_first(tmp_path):
 )
 def test_counts_and_rates_are_those_of_the_metrics(drawn, limit):
     images = [image(0, label=label, score=float(score)) for label, score in drawn]
-    counted = Counter(verdict(each, Threshold(limit, "")) for each in images)
+    counted = Counter(verdict(each.label, each.score, Threshold(limit, "")) for each in images)
     labelled = [each for each in images if each.label != "unknown"]
     metrics = AtThreshold(limit)
     anomalous = np.array([each.label == "anomalous" for each in labelled], bool)

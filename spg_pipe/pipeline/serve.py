@@ -65,7 +65,9 @@ def serve(
             counts.drift.inc()
             console.announce(decider.warning(item.name))
 
-    service = Service(name, Waiting(how, reading, bounds.images, told), _decides(decider), bounds, counts)
+    service = Service(
+        name, Waiting(how, reading, bounds.images, told), _decides(decider), bounds, counts
+    )
 
     def said() -> None:
         console.say(record.facts)

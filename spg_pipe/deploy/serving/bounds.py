@@ -23,7 +23,7 @@ class Bounds:
     """In hand at once: arriving, waiting or being judged."""
 
 
-class Refused(SpgError):
+class RefusedError(SpgError):
     """A request that is answered with an error of HTTP."""
 
     def __init__(self, status: int, message: str, *, retry: int | None = None) -> None:
@@ -32,7 +32,7 @@ class Refused(SpgError):
         self.headers = {} if retry is None else {"Retry-After": str(retry)}
 
 
-class TooLong(Refused):
+class TooLongError(RefusedError):
     """A body of more bytes than are read."""
 
     def __init__(self, found: str, size: int, most: int) -> None:
@@ -42,9 +42,9 @@ class TooLong(Refused):
 
 
 def require_few_pixels(height: int, width: int, bounds: Bounds) -> None:
-    """A `Refused` for more pixels than `bounds.pixels`."""
+    """A `RefusedError` for more pixels than `bounds.pixels`."""
     if height * width > bounds.pixels:
-        raise Refused(
+        raise RefusedError(
             413,
             f"The image has {width}×{height} pixels: at most {bounds.pixels:,} are judged "
             "(--max-megapixels). Send a smaller one, or a part of it.",
@@ -54,10 +54,10 @@ def require_few_pixels(height: int, width: int, bounds: Bounds) -> None:
 def check_header(name: str, content: bytes, bounds: Bounds, *, exif: bool) -> None:
     """Look at what a file's header claims, before any pixel is decoded.
 
-    A `Refused` if it is no image, or of too many pixels.
+    A `RefusedError` if it is no image, or of too many pixels.
     """
     try:
         width, height = picture_in(content, f"The image {name}", exif).stored_size
     except UnusableFileError as error:
-        raise Refused(422, str(error)) from error
+        raise RefusedError(422, str(error)) from error
     require_few_pixels(height, width, bounds)

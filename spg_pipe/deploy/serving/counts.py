@@ -47,13 +47,14 @@ class Counts:
             registry=self.registry,
         )
         self.drift = Counter("spg_drift_warnings", "Warnings of drift.", registry=self.registry)
-        self._in_hand = Gauge(
-            "spg_in_hand", "Images arriving, waiting or being judged.", registry=self.registry
-        )
+        hand, queue = "Images arriving, waiting or being judged.", "Images that wait."
+        self._in_hand = Gauge("spg_in_hand", hand, registry=self.registry)
+        self._queued = Gauge("spg_queued", queue, registry=self.registry)
 
     def watch(self, waiting: Waiting) -> None:
         """Count what is in hand."""
         self._in_hand.set_function(lambda: waiting.in_hand)
+        self._queued.set_function(lambda: waiting.queued)
 
     def judged(self, line: Line) -> None:
         """Count an image."""

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
@@ -58,7 +59,7 @@ def run(service: Service, listening: socket.socket, said: Callable[[], None]) ->
         )
     )
 
-    def stop(_number: int, _frame: object) -> None:
+    def stop(sig: int, frame: FrameType | None) -> None:
         server.should_exit = server.force_exit = waiting.closed
         waiting.close()
 

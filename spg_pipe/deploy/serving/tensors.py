@@ -5,14 +5,14 @@ Specified by KServe ("Open Inference Protocol", REST) and Triton ("binary tensor
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from spg_pipe.artefacts.record import first_fault
-from spg_pipe.deploy.serving.bounds import Bounds, Refused, check_header, require_few_pixels
+from spg_pipe.deploy.serving.bounds import Bounds, RefusedError, require_few_pixels
 
 HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; binary tensors follow."""
@@ -104,7 +104,7 @@ def read_request(
 
     Raises
     ------
-    Refused
+    RefusedError
         With what was found and what was expected.
     """
     length = len(body)
@@ -127,8 +127,8 @@ def read_request(
     return Tensors(request, _image(given, memoryview(body)[length:], bounds), outputs)
 
 
-def _bad(found: str, expected: str) -> Refused:
-    return Refused(400, f"Found: {found}. Expected: {expected}.")
+def _bad(found: str, expected: str) -> RefusedError:
+    return RefusedError(400, f"Found: {found}. Expected: {expected}.")
 
 
 def _image(given: Input, tail: memoryview, bounds: Bounds) -> np.ndarray | bytes:
@@ -183,7 +183,7 @@ class Answered(NamedTuple):
 
 
 def write_answer(
-    asked: Tensors, model: tuple[str, str], values: dict[str, Callable[[], np.ndarray]]
+    asked: Tensors, model: tuple[str, str], values: Mapping[str, Callable[[], np.ndarray]]
 ) -> Answered:
     """The outputs that were asked for.
 
@@ -193,7 +193,7 @@ def write_answer(
     values : dict of output → callable
         Its values, float32, float64 or bool.
 
-    A `Refused` for a map of more than `JSON_VALUES` in JSON.
+    A `RefusedError` for a map of more than `JSON_VALUES` in JSON.
     """
     tensors, tails = list[dict[str, object]](), list[bytes]()
     for output in asked.outputs:

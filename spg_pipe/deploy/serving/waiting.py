@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.deploy.serving.bounds import Refused
+from spg_pipe.deploy.serving.bounds import RefusedError
 from spg_pipe.predict.finish import Finish, finish
 from spg_pipe.predict.items import Item, Reading
 from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
@@ -94,6 +94,11 @@ class Waiting:
         """Whether images are taken."""
         return self._thread.is_alive() and not self.closed
 
+    @property
+    def queued(self) -> int:
+        """Images whose judging has not begun."""
+        return len(self._waiting)
+
     def start(self) -> None:
         """Judge a black image, which loads what the first one needs, and begin."""
         self.how.predictor.judge([np.zeros((64, 64, 3), np.uint8)])
@@ -114,13 +119,13 @@ class Waiting:
     def place(self) -> Iterator[None]:
         """A place for an image, from its arrival to its answer; of the event loop alone.
 
-        A `Refused` if there is none.
+        A `RefusedError` if there is none.
         """
         if not self.ready:
-            raise Refused(503, "The server is being stopped: ask another one.", retry=10)
+            raise RefusedError(503, "The server is being stopped: ask another one.", retry=10)
         if self.in_hand >= self.most:
             message = f"{self.in_hand} images are in hand already, and that is all (--queue)."
-            raise Refused(429, f"{message} Send this one again in a second.", retry=1)
+            raise RefusedError(429, f"{message} Send this one again in a second.", retry=1)
         self.in_hand += 1
         try:
             yield
@@ -159,7 +164,7 @@ class Waiting:
                 self._changed.notify_all()
                 broken, self._taken = list(self._taken.values()), {}
             for ticket in broken:
-                ticket.answer.set_exception(Refused(503, _BROKEN, retry=1))
+                ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
 
     def _answered(self, judged: JudgedImage | Unreadable) -> tuple[Item, Line | None]:
         ticket = self._taken.pop(id(judged.item))
@@ -167,7 +172,7 @@ class Waiting:
             answer = self._answer(judged, ticket.wanted)
         except Exception as error:  # as memory that is short: of this image alone
             LOG.error("An answer could not be made: %s: %s", type(error).__name__, error)
-            ticket.answer.set_exception(Refused(503, _BROKEN, retry=1))
+            ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
             return ticket.item, None
         ticket.answer.set_result(answer)
         return ticket.item, answer.line

@@ -143,7 +143,7 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out, ask.tables)
-    (items, predictor, reading, record), decider = _deciding(ask, console)
+    (items, predictor, reading, record), decider = deciding(ask, console)
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)
     with (
@@ -197,7 +197,7 @@ def _said(
     return [text, *decider.counts()]
 
 
-def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
+def deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
     """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
     decider = Decider.of(ask.calibration, ask.decide)
     made = decider.calibration  # white: a run of few images cannot tell it

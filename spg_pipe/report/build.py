@@ -23,9 +23,11 @@ from spg_pipe.explain.picture import FULL
 from spg_pipe.guides.model import TAU
 from spg_pipe.recipe.params import Dataset, Params
 from spg_pipe.recipe.paths import Paths
-from spg_pipe.report import atoms, direction, examples, figures, inputs, kinds, tables
+from spg_pipe.report import atoms, direction, examples, inputs, kinds, tables
 from spg_pipe.report.atlas import Looks, copied
+from spg_pipe.report.curves import Curves, pixel_curves, training_curves
 from spg_pipe.report.direction import Drawn
+from spg_pipe.report.figures import write_curves
 from spg_pipe.report.gallery import IMAGES, Gallery, write_gallery
 from spg_pipe.report.inputs import AuxiliaryRun, DirectionRuns
 from spg_pipe.report.page import environment, require_replaceable, write_assets
@@ -102,19 +104,17 @@ def build_report(
 
 def _curves(
     directions: Sequence[DirectionRuns], auxiliaries: Sequence[AuxiliaryRun], folder: Path
-) -> set[str]:
-    """Names of the files of curves, those that have any."""
-    drawn = {
-        f"{way.name}-pixel": figures.pixel_curves(way.runs, f"Curves {way.title}")
-        for way in directions
+) -> dict[str, Curves]:
+    """Name → curves, whose files are written: the drawing, its data, what makes it live."""
+    found = {
+        f"{way.name}-pixel": pixel_curves(way.runs, f"Curves {way.title}") for way in directions
     }
     for aux in dict.fromkeys(run.aux for run in auxiliaries):
         runs = [run for run in auxiliaries if run.aux == aux]
-        drawn[f"{aux}-training"] = figures.training_curves(runs, f"Training on {aux}")
-    for name, svg in drawn.items():
-        if svg is not None:
-            (folder / f"{name}.svg").write_bytes(svg)
-    return {name for name, svg in drawn.items() if svg is not None}
+        found[f"{aux}-training"] = training_curves(runs, f"Training on {aux}")
+    curves = {name: made for name, made in found.items() if made is not None}
+    write_curves(folder, curves)
+    return curves
 
 
 def _chosen(way: DirectionRuns) -> Chosen:

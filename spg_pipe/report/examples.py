@@ -136,9 +136,7 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
     ]
 
 
-def draw_atoms(
-    way: DirectionRuns, pictures: Sequence[Picture], images: Path, folder: Path
-) -> None:
+def draw_atoms(way: DirectionRuns, pictures: Sequence[Picture], images: Path, folder: Path) -> None:
     """Write where the atoms of some examples count, over the photographs in `images`.
 
     The pictures go below `folder`, the report's, under their names.

@@ -123,9 +123,7 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
     return folder / "index.html"
 
 
-def starting_thresholds(
-    gallery: Gallery, images: Sequence[GalleryImage]
-) -> dict[str, Threshold]:
+def starting_thresholds(gallery: Gallery, images: Sequence[GalleryImage]) -> dict[str, Threshold]:
     """Group → the threshold that the page starts with, in the order of the images."""
     highest: dict[str, float] = {}
     for image in images:

@@ -156,6 +156,7 @@ def load_predictor(
         norm=spec.norm,
         protocol=detector.record.protocol.name,
         weights=weights,
+        precision=spec.precision,
         device=device,
         say=say,
     )

@@ -77,6 +77,7 @@ def _server(uri: str) -> Iterator["MlflowClient"]:
     """A client; what fails with it becomes an `SpgError` that names the server."""
     # Before the import: MLflow reports who uses it, and asks a dead server for minutes.
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         from mlflow import MlflowClient

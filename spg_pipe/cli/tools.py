@@ -35,7 +35,7 @@ def inspect(
     """Say what an artefact holds."""
     from spg_pipe.pipeline.inspection import as_text
     from spg_pipe.pipeline.inspection import inspect as look
-    from spg_pipe.store.pca import draw_pca
+    from spg_pipe.pipeline.pca import draw_pca
     from spg_pipe.store.reader import FeatureStore
 
     if pca is None and (images is not None or layer is not None):

@@ -90,7 +90,9 @@ def served(
     def told(_: Item, line: Line) -> None:
         counts.judged(line)
 
-    how = Finish(Predictor(detector, gate), Path(), limits=lambda _: limits, overlays=False, explained=False)
+    how = Finish(
+        Predictor(detector, gate), Path(), limits=lambda _: limits, overlays=False, explained=False
+    )
     waiting = Waiting(how, Reading(strict_white=True), bounds.images, told)
     service = Service(name, waiting, threshold is not None, bounds, counts)
     listening, begun = bound_socket("127.0.0.1", 0), threading.Event()

@@ -9,16 +9,15 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from deploy.serving import Server, picture, pixels, served, until
 from PIL import Image
 from tiny import TinyBackbone
 
+from deploy.serving import Server, picture, pixels, served, until
 from spg_pipe.bank.normal_patches import BATCH
 from spg_pipe.detector.model import Detector
 from spg_pipe.predict.finish import Finish, finish
@@ -82,7 +81,9 @@ def test_options_add_pictures_and_the_explanation(server: Server, predicted: Any
     options = {"name": "a.png", "map": 1, "overlay": 1, "photo": 1, "explain": 1}
     answer = server.client.post("/predict", params=options, content=path.read_bytes()).json()
     assert base64.b64decode(answer.pop("map_png")) == map_png(values)
-    drawn = overlay_picture(pixels((30, 41)), values, server.service.waiting.how.predictor.shown, 0.5)
+    drawn = overlay_picture(
+        pixels((30, 41)), values, server.service.waiting.how.predictor.shown, 0.5
+    )
     assert base64.b64decode(answer.pop("overlay_jpeg")) == drawn
     with Image.open(io.BytesIO(base64.b64decode(answer.pop("photo_jpeg")))) as photo:
         assert photo.size == (41, 30)
@@ -142,7 +143,9 @@ def test_json_may_be_nested_without_a_batch_and_ask_for_one_output(server: Serve
     given = {"name": "image", "shape": [8, 9, 3], "datatype": "UINT8", "data": image.tolist()}
     request = {"inputs": [given], "outputs": [{"name": "score"}]}
     answer = server.client.post(f"{MODEL}/versions/1/infer", json=request)
-    flat = request | {"inputs": [given | {"data": image.reshape(-1).tolist(), "shape": [1, 8, 9, 3]}]}
+    flat = request | {
+        "inputs": [given | {"data": image.reshape(-1).tolist(), "shape": [1, 8, 9, 3]}]
+    }
     assert answer.status_code == 200
     assert answer.json() == server.client.post(f"{MODEL}/infer", json=flat).json()
     (output,) = answer.json()["outputs"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from spg_pipe.errors import SpgError
-from spg_pipe.images.decoding import UnusableFileError, picture_in
+from spg_pipe.images.decoding import TooManyPixelsError, UnusableFileError, picture_in
 
 MILLION = 1_000_000
 
@@ -41,12 +41,12 @@ class TooLongError(RefusedError):
         self.size = size
 
 
-def require_few_pixels(height: int, width: int, bounds: Bounds) -> None:
+def require_few_pixels(pixels: int, bounds: Bounds) -> None:
     """A `RefusedError` for more pixels than `bounds.pixels`."""
-    if height * width > bounds.pixels:
+    if pixels > bounds.pixels:
         raise RefusedError(
             413,
-            f"The image has {width}×{height} pixels: at most {bounds.pixels:,} are judged "
+            f"The image has {pixels:,} pixels, and at most {bounds.pixels:,} are judged "
             "(--max-megapixels). Send a smaller one, or a part of it.",
         )
 
@@ -59,5 +59,7 @@ def check_header(name: str, content: bytes, bounds: Bounds, *, exif: bool) -> No
     try:
         width, height = picture_in(content, f"The image {name}", exif).stored_size
     except UnusableFileError as error:
+        if isinstance(error, TooManyPixelsError):
+            require_few_pixels(error.pixels, bounds)
         raise RefusedError(422, str(error)) from error
-    require_few_pixels(height, width, bounds)
+    require_few_pixels(height * width, bounds)

@@ -145,7 +145,7 @@ def _image(given: Input, tail: memoryview, bounds: Bounds) -> np.ndarray | bytes
     shape = given.shape[1:] if len(given.shape) == 4 and given.shape[0] == 1 else given.shape
     if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise _bad(f"shape {given.shape}", "[1, height, width, 3]: one image, RGB")
-    require_few_pixels(shape[0], shape[1], bounds)
+    require_few_pixels(shape[0] * shape[1], bounds)
     values = _integers(given.data) if given.data is not None else np.frombuffer(tail, np.uint8)
     if values.size != math.prod(shape):
         raise _bad(f"{values.size} values", f"{math.prod(shape)}, as the shape {given.shape} says")

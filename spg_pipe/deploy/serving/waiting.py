@@ -18,7 +18,9 @@ from spg_pipe.predict.finish import Finish, finish
 from spg_pipe.predict.items import Item, Reading
 from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
 from spg_pipe.predict.pictures import map_png, overlay_picture, photograph_jpeg
+from spg_pipe.predict.regions import regions_of
 from spg_pipe.predict.result import Line
+from spg_pipe.predict.run import Entry
 from spg_pipe.store.extract import give_memory_back
 
 _SECONDS_A_TRIM = 10
@@ -101,7 +103,9 @@ class Waiting:
 
     def start(self) -> None:
         """Judge a black image, which loads what the first one needs, and begin."""
-        self.how.predictor.judge([np.zeros((64, 64, 3), np.uint8)])
+        black = Item("black", np.zeros((64, 64, 3), np.uint8))
+        for _ in judge_items(self.how.predictor, [black], self.reading, self._finished):
+            regions_of(np.ones((8, 8), np.float32), 0.0)
         self._thread.start()
 
     def close(self) -> None:
@@ -136,6 +140,8 @@ class Waiting:
         """What will be said of an image; cancelled, it is not judged if that has not begun."""
         ticket = _Ticket(item, wanted)
         with self._changed:
+            # What nobody waits for any more would pile up behind a device that hangs.
+            self._waiting = deque(each for each in self._waiting if not each.answer.cancelled())
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket.answer
@@ -177,8 +183,11 @@ class Waiting:
         ticket.answer.set_result(answer)
         return ticket.item, answer.line
 
+    def _finished(self, judged: JudgedImage | Unreadable) -> Entry:
+        return finish(judged, self.how)
+
     def _answer(self, judged: JudgedImage | Unreadable, wanted: Wanted) -> Answer:
-        entry, pictures = finish(judged, self.how), dict[str, bytes]()
+        entry, pictures = self._finished(judged), dict[str, bytes]()
         if isinstance(judged, Unreadable):
             return Answer(entry.result, entry.text, "", None, {})
         limit = getattr(entry.result, "pixel_threshold", None)

@@ -85,7 +85,7 @@ def build_report(
         looks = _looks(paths, directions, pictures, folder, out)
         made = _environment(directions, looks)
         for way in directions:
-            _write_gallery(way, drawn[way.name], pictures[way.name], made, params, folder)
+            _write_gallery(way, drawn[way.name], pictures[way.name], made, looks, params, folder)
         page = made.get_template("report.html.jinja").render(
             params=params,
             directions=directions,
@@ -136,13 +136,17 @@ def _draw(
     for way in directions:
         wanted = {each.image for some in chosen[way.name].values() for each in some}
         rows[way.name] = direction.rows_shown(way.runs[0].scores.table, wanted)
-    before, total, drawn = 0, sum(map(len, rows.values())), {}
+    total = sum(map(len, rows.values()))
+    drawn: dict[str, Drawn] = {}
     for way in directions:
-        images = folder / way.name / IMAGES
+        before = sum(map(len, drawn.values()))
+
+        def tell(done: int, before: int = before) -> None:
+            progress(before + done, total)
+
         drawn[way.name] = direction.draw_images(
-            way, rows[way.name], images, lambda done, before=before: progress(before + done, total)
+            way, rows[way.name], folder / way.name / IMAGES, tell
         )
-        before += len(rows[way.name])
     return drawn
 
 
@@ -167,6 +171,7 @@ def _write_gallery(
     drawn: Drawn,
     pictures: Mapping[str, Sequence[examples.Picture]],
     made: Environment,
+    looks: Mapping[str, Looks],
     params: Params,
     folder: Path,
 ) -> None:
@@ -174,12 +179,13 @@ def _write_gallery(
     run = way.runs[0]
     macro: Any = made.get_template("why.html.jinja").module
     shown = {each.example.image: each for some in pictures.values() for each in some}
-    looks = made.globals["looks"].get(way.name)
 
     def why(image: int) -> Markup:
-        return macro.why(shown[image], looks, "../../") if image in shown else Markup()
+        return (
+            macro.why(shown[image], looks.get(way.name), "../../") if image in shown else Markup()
+        )
 
-    low, high = ("%g" % end for end in (SHOWN if run.scores.record.log_odds else (0, 1)))
+    low, high = (f"{end:g}" for end in (SHOWN if run.scores.record.log_odds else (0, 1)))
     notes = [f"Report {params.name}; seed {run.seed}; target {way.direction.target}."]
     if len(drawn) < len(run.scores.table):
         notes.append(

@@ -23,7 +23,7 @@ from spg_pipe.errors import SpgError
 from spg_pipe.images.reading import read_image
 from spg_pipe.metrics import MetricsTable
 from spg_pipe.recipe.machine import cpu_workers
-from spg_pipe.report.gallery import IMAGES, GalleryImage, Label, Threshold
+from spg_pipe.report.gallery import GalleryImage, Label, Threshold
 from spg_pipe.report.inputs import DirectionRuns
 from spg_pipe.report.page import signed
 from spg_pipe.report.pictures import MAP_LONGEST, Pictures, draw
@@ -125,7 +125,7 @@ def gallery_images(
         key=[*_SHARES, *table.columns].index,
     )
     for row, pictures in drawn.items():
-        values: dict[str, Any] = table.iloc[row].to_dict()
+        values: dict[Any, Any] = table.iloc[row].to_dict()
         defect = str(values["defect"])
         yield GalleryImage(
             name=values["path"],

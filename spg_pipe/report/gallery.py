@@ -93,8 +93,8 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
     Parameters
     ----------
     images : iterable of GalleryImage
-        In the order of their pages: each leads to the one before and after. Only these rows are
-        held in memory.
+        In any order. They are shown, and their pages lead to one another, in that of how far their
+        scores are above the threshold. Only these rows are held in memory.
 
     Returns
     -------
@@ -103,6 +103,7 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
     """
     shown = list(images)
     starts = starting_thresholds(gallery, shown)
+    shown.sort(key=lambda image: starts[image.group].value - image.score)
     write_assets(folder)
     made = environment()
     made.globals |= {"gallery": gallery, "starts": starts, "verdict": verdict, "images": shown}

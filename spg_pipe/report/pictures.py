@@ -17,6 +17,8 @@ LONGEST = 480
 """Longest side of a photograph, pixels."""
 MAP_LONGEST = 160
 """Of a map that comes larger: the blur of 4 px at 336² has 2 px left."""
+OUTLINE_LONGEST = 240
+"""Of the outline, whose line of a pixel is then also seen in a small picture."""
 _JPEG_QUALITY = 85
 _TRANSPARENT, _WHITE, _BLACK = 0, 1, 2
 
@@ -72,8 +74,9 @@ def draw(
         small.save(folder / f"{stem}.jpg", quality=_JPEG_QUALITY)
     map_picture(anomaly_map, shown).save(folder / f"{stem}-map.png")
     if mask is not None:
+        smaller = fitting(size, OUTLINE_LONGEST)
         # However small a defect is, shrinking leaves a pixel of it.
-        inside = soft_mask(mask, at) > (0 if at[0] < mask.shape[0] else 127)
+        inside = soft_mask(mask, smaller) > (0 if smaller[0] < mask.shape[0] else 127)
         picture = outline_picture(inside)
         picture.save(folder / f"{stem}-mask.png", transparency=_TRANSPARENT)
     return Pictures(stem, at, photograph is not None, mask is not None)

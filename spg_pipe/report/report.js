@@ -5,6 +5,7 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const one = (id) => document.getElementById(id);
+  const minus = (value) => String(value).replace("-", "−");
   const known = (value) => Number.isFinite(value);
   const made = (name, attributes = {}, text = "") => {
     const svg = ["svg", "g", "rect", "line", "text"].includes(name);
@@ -154,8 +155,9 @@
         if (!moved) return "Every category at its own threshold; the scale shows how far a score is above it.";
         return `Every category at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
       }
-      if (!moved) return `Threshold ${shown}: ${view.says}.`;
-      return `Threshold ${shown}, moved by hand. The page started at ${Number(view.start.toPrecision(4))}: ${view.says}.`;
+      if (!moved) return `Threshold ${minus(shown)}: ${view.says}.`;
+      const start = minus(Number(view.start.toPrecision(4)));
+      return `Threshold ${minus(shown)}, moved by hand. The page started at ${start}: ${view.says}.`;
     }
 
     // Read out once the threshold rests, not at each of its steps.
@@ -188,7 +190,10 @@
 
     function order() {
       const sorted = [...view.images].sort(ORDERS[chosen("order")]);
-      holder.append(...sorted.map((image) => image.element));
+      // To move thousands of images takes a browser a second: not where they lie in order, as at first.
+      if (sorted.some((image, place) => holder.children[place] !== image.element)) {
+        holder.append(...sorted.map((image) => image.element));
+      }
     }
 
     function filter() {
@@ -288,7 +293,7 @@
       for (const tick of ticks(view.low, view.high, Math.max(2, Math.floor(wide / 110)))) {
         svg.append(made("line", { class: "axis", x1: x.of(tick), x2: x.of(tick), y1: HIGH - BELOW, y2: HIGH - BELOW + 5 }));
         const ends = x.of(tick) < 30 ? "start" : x.of(tick) > wide - 30 ? "end" : "middle";
-        svg.append(made("text", { x: x.of(tick), y: HIGH - 4, "text-anchor": ends }, String(tick).replace("-", "−")));
+        svg.append(made("text", { x: x.of(tick), y: HIGH - 4, "text-anchor": ends }, minus(tick)));
       }
       const up = ["anomalous", "unknown"].filter(total).map((label) => words[label]).join(" and ");
       if (above) svg.append(made("text", { x: EDGE, y: 12 }, `↑ ${up}, up to ${above} in a bar`));

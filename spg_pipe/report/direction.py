@@ -36,7 +36,7 @@ _LABELS: dict[int, Label] = {
     LABEL_ANOMALOUS: "anomalous",
     LABEL_UNKNOWN: "unknown",
 }
-_SHARES = {
+SHARES = {
     "share_map_top": "Part: highest part of the map",
     "share_detection": "Part: guides of the whole image",
     "share_self_distance": "Part: self-distance of the image",
@@ -122,7 +122,7 @@ def gallery_images(
     table = way.runs[0].scores.table
     names = sorted(
         (name for name in table.columns if name.startswith(("share_", "score_"))),
-        key=[*_SHARES, *table.columns].index,
+        key=[*SHARES, *table.columns].index,
     )
     for row, pictures in drawn.items():
         values: dict[Any, Any] = table.iloc[row].to_dict()
@@ -135,7 +135,7 @@ def gallery_images(
             score=float(values["score"]),
             pictures=pictures,
             size=(int(values["height"]), int(values["width"])),
-            facts=[(_SHARES.get(name, name), signed(values[name])) for name in names],
+            facts=[(SHARES.get(name, name), signed(values[name])) for name in names],
             why=why(row),
         )
 

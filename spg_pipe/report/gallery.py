@@ -36,6 +36,8 @@ VERDICTS: dict[tuple[Label, bool], str] = {
     ("unknown", False): "normal",
 }
 """Label, and whether the score is above the threshold → what that is called."""
+UNDECIDED = {True: "above", False: "not above"}
+"""The same of an image without a label, where no threshold was set."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Threshold:
     value: float
     says: str
     """Where it comes from: "a calibration, …", "F1-max of …"."""
+    decides: bool = True
+    """False: the page has to start somewhere."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Gallery:
     """Sentences below the title."""
     back: tuple[str, str] | None = None
     """Address, as from index.html, and name of a page above."""
+    grouped: str = "Category"
+    """What a group is called."""
+    outlined: str = "masks"
+    """What the white lines surround."""
+    before: Markup = field(default_factory=Markup)
+    """More of the page before the histogram, as HTML that is escaped already."""
+    others: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Group → scores that count, of images without a label that are not shown."""
+    normals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Group → scores of normal images that were calibrated on; the histogram shows them."""
 
 
 def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]) -> Path:
@@ -109,10 +123,17 @@ def write_gallery(folder: Path, gallery: Gallery, images: Iterable[GalleryImage]
     made.globals |= {"gallery": gallery, "starts": starts, "verdict": verdict, "images": shown}
     _write_images(made, folder / IMAGES, shown)
     defects = sorted({image.defect for image in shown if image.defect})
-    verdicts = Counter(verdict(image, starts[image.group]) for image in shown)
+    verdicts = Counter(verdict(image.label, image.score, starts[image.group]) for image in shown)
+    verdicts.update(
+        verdict("unknown", score, starts[group])
+        for group, scores in gallery.others.items()
+        for score in scores
+    )
     page = made.get_template("gallery.html.jinja").render(
         groups={name: number for number, name in enumerate(starts)},
-        sizes=Counter(image.group for image in shown),
+        sizes=Counter(image.group for image in shown)
+        + Counter({group: len(scores) for group, scores in gallery.others.items()}),
+        decides=all(start.decides for start in starts.values()),
         defects={name: number for number, name in enumerate(defects)},
         verdicts=verdicts,
         rates=rates(verdicts),
@@ -129,15 +150,23 @@ def starting_thresholds(gallery: Gallery, images: Sequence[GalleryImage]) -> dic
     highest: dict[str, float] = {}
     for image in images:
         highest[image.group] = max(image.score, highest.get(image.group, -math.inf))
+    for group, scores in gallery.others.items():
+        highest[group] = max([*scores, highest.get(group, -math.inf)])
+    if not gallery.thresholds:  # one scale for all
+        highest = dict.fromkeys(highest, max(highest.values(), default=0.0))
     none = "no threshold was set: this is the highest score"
     return {
-        name: gallery.thresholds.get(name, Threshold(top, none)) for name, top in highest.items()
+        name: gallery.thresholds.get(name, Threshold(top, none, decides=False))
+        for name, top in highest.items()
     }
 
 
-def verdict(image: GalleryImage, threshold: Threshold) -> str:
-    """What an image is at a threshold, in the words of `VERDICTS`."""
-    return VERDICTS[image.label, image.score > threshold.value]
+def verdict(label: Label, score: float, threshold: Threshold) -> str:
+    """What an image is at a threshold, in the words of `VERDICTS` or `UNDECIDED`."""
+    above = score > threshold.value
+    if label == "unknown" and not threshold.decides:
+        return UNDECIDED[above]
+    return VERDICTS[label, above]
 
 
 def rates(verdicts: Mapping[str, int]) -> dict[str, float]:

@@ -68,7 +68,10 @@
 
   const VERDICTS = {
     anomalous: ["missed", "found"], normal: ["passed", "false alarm"], unknown: ["normal", "anomalous"],
+    undecided: ["not above", "above"],
   };
+
+  const numbers = (text) => text.split(" ").filter(Boolean).map(Number);
 
   function gallery(holder) {
     const images = all("figure", holder).map((element) => ({
@@ -82,8 +85,15 @@
       name: element.querySelector(".name").textContent,
     }));
     const starts = new Map(all("#thresholds [data-group]").map((row) => [
-      row.dataset.group, { value: Number(row.dataset.threshold), says: row.dataset.says },
+      row.dataset.group, {
+        value: Number(row.dataset.threshold), says: row.dataset.says, decides: row.dataset.decides === "1",
+        others: numbers(row.dataset.others), normals: numbers(row.dataset.normals),
+      },
     ]));
+    // Scores that count without a picture.
+    const others = [...starts].flatMap(([group, { others: scores }]) =>
+      scores.map((score) => ({ group, score, label: "unknown" })));
+    const { rule, grouped } = one("threshold-says").dataset;
     const differ = new Set([...starts.values()].map((start) => start.value)).size > 1;
     const chosen = (id) => (one(id) ? one(id).value : "");
     const asked = new URLSearchParams(location.hash.slice(1));
@@ -99,16 +109,18 @@
     // score is above that of its category: 0 is then the threshold of each.
     function look(group) {
       const relative = group === "" && differ;
-      const inView = images.filter((image) => group === "" || image.group === group);
+      const inView = [...images, ...others].filter((image) => group === "" || image.group === group);
       for (const image of inView) image.base = relative ? starts.get(image.group).value : 0;
       for (const image of inView) image.x = relative ? image.score - image.base : image.score;
       const first = starts.get(group === "" ? images[0].group : group);
       const start = relative ? 0 : first.value;
-      const ends = [...inView.map((image) => image.x), start];
+      const normals = [...starts].filter(([name]) => group === "" || name === group)
+        .flatMap(([, each]) => each.normals.map((score) => (relative ? score - each.value : score)));
+      const ends = [...inView.map((image) => image.x), ...normals, start];
       let low = ends.reduce((a, b) => Math.min(a, b)), high = ends.reduce((a, b) => Math.max(a, b));
       const margin = (high - low) * 0.02 || 0.5;
       view = {
-        images: inView, relative, start, low: low - margin, high: high + margin,
+        images: inView, normals, relative, start, low: low - margin, high: high + margin,
         says: first.says,
       };
       threshold = start;
@@ -120,9 +132,10 @@
     function judge() {
       const counts = {};
       for (const image of view.images) {
-        const verdict = VERDICTS[image.label][Number(image.score > image.base + threshold)];
+        const decides = image.label !== "unknown" || starts.get(image.group).decides;
+        const verdict = VERDICTS[decides ? image.label : "undecided"][Number(image.score > image.base + threshold)];
         counts[verdict] = (counts[verdict] || 0) + 1;
-        if (verdict !== image.verdict) {
+        if (image.element && verdict !== image.verdict) {
           image.verdict = image.element.dataset.verdict = verdict;
           image.said.textContent = verdict;
         }
@@ -136,7 +149,8 @@
       const share = (part, whole) => (whole ? (part / whole).toFixed(3) : "–");
       const [found, missed, alarms, passed] = ["found", "missed", "false alarm", "passed"].map(of);
       const values = {
-        tp: found, fn: missed, fp: alarms, tn: passed, above: of("anomalous"), below: of("normal"),
+        tp: found, fn: missed, fp: alarms, tn: passed, above: of("anomalous") + of("above"),
+        below: of("normal") + of("not above"),
         precision: share(found, found + alarms), recall: share(found, found + missed),
         fpr: share(alarms, alarms + passed),
       };
@@ -146,14 +160,14 @@
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       one("threshold-value").value = shown;
-      one("threshold-says").textContent = `${told(shown)} An image is anomalous if its score is above the threshold.`;
+      one("threshold-says").textContent = `${told(shown)} ${rule}`;
     }
 
     function told(shown) {
       const moved = threshold !== view.start;
       if (view.relative) {
-        if (!moved) return "Every category at its own threshold; the scale shows how far a score is above it.";
-        return `Every category at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
+        if (!moved) return `Every ${grouped} at its own threshold; the scale shows how far a score is above it.`;
+        return `Every ${grouped} at its own threshold ${shown < 0 ? "−" : "+"} ${Math.abs(shown)}, moved by hand.`;
       }
       if (!moved) return `Threshold ${minus(shown)}: ${view.says}.`;
       const start = minus(Number(view.start.toPrecision(4)));
@@ -189,7 +203,7 @@
     };
 
     function order() {
-      const sorted = [...view.images].sort(ORDERS[chosen("order")]);
+      const sorted = view.images.filter((image) => image.element).sort(ORDERS[chosen("order")]);
       // To move thousands of images takes a browser a second: not where they lie in order, as at first.
       if (sorted.some((image, place) => holder.children[place] !== image.element)) {
         holder.append(...sorted.map((image) => image.element));
@@ -266,18 +280,25 @@
         at: (pixel) => view.low + ((pixel - EDGE) / within) * (view.high - view.low),
       };
       const bars = { anomalous: new Array(BINS).fill(0), unknown: new Array(BINS).fill(0), normal: new Array(BINS).fill(0) };
+      const slot = (value) => Math.min(BINS - 1, Math.floor(((x.of(value) - EDGE) / within) * BINS));
       for (const image of view.images) {
-        bars[image.label][Math.min(BINS - 1, Math.floor((x.of(image.x) - EDGE) / within * BINS))] += 1;
+        bars[image.label][slot(image.x)] += 1;
       }
+      for (const each of view.normals) bars.normal[slot(each)] += 1;
       const above = Math.max(...bars.anomalous.map((count, bin) => count + bars.unknown[bin]));
       const below = Math.max(...bars.normal);
       const unit = (HIGH - BELOW - 36) / (above + below), zero = 18 + above * unit;
       const total = (label) => view.images.filter((image) => image.label === label).length;
-      const words = { anomalous: "anomalous", unknown: "no label", normal: "normal" };
-      const said = Object.keys(words).filter(total).map((label) => `${total(label)} ${words[label]}`).join(", ");
+      const reference = view.normals.length > 0;
+      const words = {
+        anomalous: "anomalous", unknown: reference ? "these images" : "no label",
+        normal: "normal",
+      };
+      const said = Object.keys(words).filter(total).map((label) => `${total(label)} ${words[label]}`);
+      if (reference) said.push(`${view.normals.length} normal images of the calibration`);
       const svg = made("svg", {
         width: wide, height: HIGH, viewBox: `0 0 ${wide} ${HIGH}`, role: "img",
-        "aria-label": `Histogram of scores from ${view.low.toPrecision(3)} to ${view.high.toPrecision(3)}: ${said}`,
+        "aria-label": `Histogram of scores from ${view.low.toPrecision(3)} to ${view.high.toPrecision(3)}: ${said.join(", ")}`,
       });
       const width = within / BINS;
       const bar = (kind, bin, count, y, tall) => count && svg.append(made("rect", {
@@ -297,7 +318,7 @@
       }
       const up = ["anomalous", "unknown"].filter(total).map((label) => words[label]).join(" and ");
       if (above) svg.append(made("text", { x: EDGE, y: 12 }, `↑ ${up}, up to ${above} in a bar`));
-      if (below) svg.append(made("text", { x: EDGE, y: HIGH - BELOW - 4 }, `↓ normal, up to ${below} in a bar`));
+      if (below) svg.append(made("text", { x: EDGE, y: HIGH - BELOW - 4 }, `↓ normal${reference ? " images of the calibration" : ""}, up to ${below} in a bar`));
       line = made("line", { class: "threshold", y1: 0, y2: HIGH - BELOW });
       svg.append(line);
       holder.replaceChildren(svg);

@@ -46,7 +46,7 @@ class Backbone(Protocol):
 
 
 Run = Callable[[Tensor, list[int]], Iterable[LayerTokens]]
-"""Images (B, 3, S, S) on the network's device and the numbers wanted, rising → the tokens of each."""
+"""Images (B, 3, S, S) on the network's device, and the numbers wanted, rising → tokens of each."""
 
 
 class Network:

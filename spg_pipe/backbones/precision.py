@@ -36,7 +36,7 @@ def engine_of(device: str) -> Engine:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 in hardware; other kinds than CPU and CUDA are not asked."""
+    """Whether a device has the instructions; other kinds than CPU and CUDA are not asked."""
     kind = torch.device(device).type
     if kind == "cuda":
         with torch.cuda.device(device):
@@ -51,7 +51,8 @@ def computed_by(precision: Precision, device: str) -> str | None:
     engine = engine_of(device)
     if engine == "openvino":
         return f"bfloat16 by OpenVINO {importlib.metadata.version('openvino')}"
-    return "bfloat16 by PyTorch's autocast" if engine == "autocast" else "float32"
+    autocast = engine == "autocast"
+    return "bfloat16 by PyTorch's autocast" if autocast else "bfloat16, computed in float32"
 
 
 def in_bfloat16(network: Network, device: str, say: Callable[[str], None]) -> Run:

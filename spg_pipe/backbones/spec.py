@@ -144,12 +144,13 @@ class BackboneSpec(Record):
 
     @property
     def seen_at(self) -> str:
-        """The backbone and the pixels that it sees, in words."""
+        """The backbone, the pixels that it sees and its precision, in words."""
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
         if self.tiles is None:
-            return f"{self.alias}@{self.preprocess.size}"
+            return f"{self.alias}@{self.preprocess.size}{precision}"
         sides = "+".join(map(str, self.tiles.sides))
         share = f"{self.tiles.overlap:.0%}"
-        return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share})"
+        return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share}){precision}"
 
     @property
     def token_keys(self) -> tuple[TokenKey, ...]:

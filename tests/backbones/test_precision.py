@@ -88,7 +88,7 @@ def test_without_the_instructions_it_is_float32_and_says_once_what_was_found(
     assert "does not help here" in note
     assert "without avx512_bf16, amx_bf16" in note
     assert torch.backends.cpu.get_cpu_capability() in note
-    assert precision.computed_by("bfloat16", "cpu") == "float32"
+    assert precision.computed_by("bfloat16", "cpu") == "bfloat16, computed in float32"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

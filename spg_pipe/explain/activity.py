@@ -20,7 +20,6 @@ from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precis
 
 TOP = 8
 """Patches kept of each latent and category, one an image."""
-_NONE = torch.iinfo(torch.int64).min
 
 
 @dataclass(frozen=True)
@@ -64,27 +63,26 @@ class TopPatches:
             Of an image: token B · patches + patch of `entries`.
         """
         latents = self.value.shape[1]
-        # In one number: the value in order of size, then the patch, the first one largest.
-        patch = patches - 1 - entries.token % patches
-        keys = (_ordered(entries.value.view(torch.int32)).long() << 32) | patch
+        # Of each image and latent the largest value; of equal ones the first patch.
+        order = entries.value.sort(descending=True, stable=True).indices
         cells = (entries.token // patches) * latents + entries.latent
-        largest = torch.full((len(images) * latents,), _NONE)
-        largest = largest.scatter_reduce_(0, cells, keys, "amax").view(len(images), latents)
-        value = _ordered((largest >> 32).int()).view(torch.float32)
-        value = value.masked_fill_(largest == _NONE, -torch.inf)
-        patch = patches - 1 - (largest & 0xFFFFFFFF).int()
-        image = torch.from_numpy(images.astype(np.int32))[:, None].expand_as(patch)
-        found = (value, torch.full_like(patch, source), image, patch)
-        kept = [torch.from_numpy(part) for part in vars(self).values()]
+        held, first = np.unique(cells[order].numpy(), return_index=True)
+        best, shape = order.numpy()[first], (len(images), latents)
+        value = np.full(shape, -np.inf, np.float32)
+        value.flat[held] = entries.value.numpy()[best]
+        patch = np.zeros(shape, np.int32)
+        patch.flat[held] = entries.token.numpy()[best] % patches
+        image = np.broadcast_to(images[:, None].astype(np.int32), shape)
+        found = (value, np.full(shape, source, np.int32), image, patch)
         for number in np.unique(category).tolist():
-            rows = torch.from_numpy(np.flatnonzero(category == number))
+            rows, kept = category == number, list(vars(self).values())
             both = [
-                torch.cat([old[number], new[rows].t()], dim=1)
+                np.concatenate([old[number], new[rows].T], axis=1)
                 for old, new in zip(kept, found, strict=True)
             ]
-            order = both[0].sort(dim=1, descending=True, stable=True).indices[:, :TOP]
+            ranked = np.argsort(-both[0], axis=1, kind="stable")[:, :TOP]
             for old, merged in zip(kept, both, strict=True):
-                old[number] = merged.gather(1, order)
+                old[number] = np.take_along_axis(merged, ranked, axis=1)
 
 
 class Batch(NamedTuple):
@@ -277,8 +275,3 @@ def rebuilt_sums(x: Tensor, x_hat: Tensor) -> tuple[Tensor, ...]:
     error = (x - x_hat).square_().sum(dim=(1, 2), dtype=torch.float64)
     squares = x.square().sum(dim=(1, 2), dtype=torch.float64)
     return error.cpu(), squares.cpu(), x.sum(dim=1, dtype=torch.float64).cpu(), cosine.cpu()
-
-
-def _ordered(bits: Tensor) -> Tensor:
-    """The bits of float32 as int32 of the same order, and back again."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -146,7 +146,7 @@ def _mixed(
     skip: int,
     batch_tokens: int,
 ) -> Iterator[Tensor]:
-    """Cut the windows' permuted tokens, one after the other, into batches; `seeds`: run and epoch."""
+    """Cut the windows' permuted tokens into batches; `seeds`: of the run and of the epoch."""
     shape = (batch_tokens, source.dim)
     fresh = partial(torch.empty, shape, dtype=source.dtype, device=source.device)
     first, offset = divmod(skip, len(plan[0]) * source.patches)

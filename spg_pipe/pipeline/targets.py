@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
+from spg_pipe.bank.few_shot import FEW_SHOT
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.calibration import Calibration, Judging
 from spg_pipe.detector import metrics_file

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spg_pipe.artefacts.digests import file_digests
 from spg_pipe.artefacts.files import fingerprint
@@ -22,13 +22,12 @@ from spg_pipe.pipeline.run import RecipeRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
 
 Fill = Callable[["MlflowClient", str], None]
 """Puts into a run of this identity what belongs to it."""
 _FINGERPRINT = "spg_pipe.fingerprint"
-_MOST_PARAMS, _MOST_METRICS = 100, 1000
-"""In one request: MLflow takes no more."""
+_AT_ONCE = 100
+"""Parameters in a request: MLflow takes no more."""
 
 
 def track(run: RecipeRun, uri: str | None) -> dict[str, list[str]]:
@@ -55,8 +54,8 @@ def track(run: RecipeRun, uri: str | None) -> dict[str, list[str]]:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UsageError("Which server? Add --uri http://HOST:PORT, or set MLFLOW_TRACKING_URI.")
-    jobs = [
-        (f"{aux} → {target}, seed {seed}", *_metrics_run(run, aux, seed, path))
+    jobs: list[tuple[str, dict[str, str], Fill]] = [
+        (f"{aux} → {target}, seed {seed}", *_of_metrics(run, aux, seed, path))
         for (aux, target, seed), (path, _) in finished_metrics(run).items()
     ]
     if (report := run.paths.report).joinpath("index.html").is_file():
@@ -64,7 +63,8 @@ def track(run: RecipeRun, uri: str | None) -> dict[str, list[str]]:
         jobs.append(("report", tags, lambda to, own: to.log_artifacts(own, str(report), "report")))
     result: dict[str, list[str]] = {"sent": [], "there": []}
     with _server(uri) as client:
-        experiment = _experiment(client, run.params.name)
+        found = client.get_experiment_by_name(run.params.name)
+        experiment = found.experiment_id if found else client.create_experiment(run.params.name)
         for name, tags, fill in jobs:
             outcome, identity = _once(client, experiment, name, tags, fill)
             result[outcome].append(identity)
@@ -94,11 +94,6 @@ def _server(uri: str) -> Iterator["MlflowClient"]:
         raise SpgError(f"MLflow at {shown}: {words.replace(uri, shown)}") from None
 
 
-def _experiment(client: "MlflowClient", name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id) if found else str(client.create_experiment(name))
-
-
 def _once(
     client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], fill: Fill
 ) -> tuple[str, str]:
@@ -116,16 +111,12 @@ def _once(
     return "sent", identity
 
 
-def _metrics_run(run: RecipeRun, aux: str, seed: int, path: Path) -> tuple[dict[str, str], Fill]:
+def _of_metrics(run: RecipeRun, aux: str, seed: int, path: Path) -> tuple[dict[str, str], Fill]:
     """The tags of a metrics file, and what fills its run."""
     record = read_metrics(path)
-    source, context = record.provenance, record.context
-    tags = {key: str(value) for key, value in vars(context).items()} | {
-        "spg_pipe.scores": source.scores,
-        "spg_pipe.store": source.store,
-        "spg_pipe.detector": str(source.detector),
-        _FINGERPRINT: fingerprint(file_digests(path.parent, path.name)),
-    }
+    made = {name: getattr(record.provenance, name) for name in ("scores", "store", "detector")}
+    tags = {key: str(value) for key, value in {**vars(record.context), **made}.items()}
+    tags[_FINGERPRINT] = fingerprint(file_digests(path.parent, path.name))
     detector, sae = run.paths.detector(aux, seed), run.paths.sae(aux, seed)
     files = {
         "metrics": [path, path.with_suffix(".csv")],
@@ -135,46 +126,36 @@ def _metrics_run(run: RecipeRun, aux: str, seed: int, path: Path) -> tuple[dict[
     }
 
     def fill(client: "MlflowClient", identity: str) -> None:
-        params, metrics = _params(run), _metrics(record.table)
-        for start in range(0, len(params), _MOST_PARAMS):
-            client.log_batch(identity, params=params[start : start + _MOST_PARAMS])
-        for start in range(0, len(metrics), _MOST_METRICS):
-            client.log_batch(identity, metrics=metrics[start : start + _MOST_METRICS])
+        from mlflow.entities import Metric, Param
+
+        params = [Param(name, value) for name, value in _settings(run).items()]
+        metrics = [Metric(name, value, 0, 0) for name, value in _figures(record.table).items()]
+        for start in range(0, max(len(params), len(metrics)), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            client.log_batch(identity, metrics[part], params[part])
         for place, paths in files.items():
-            for file in paths:
-                if file.is_file():
-                    client.log_artifact(identity, str(file), place)
+            for file in filter(Path.is_file, paths):
+                client.log_artifact(identity, str(file), place)
 
     return tags, fill
 
 
-def _params(run: RecipeRun) -> "list[Param]":
-    """The recipe, flat: `sae.k`, …; a list is JSON."""
-    from mlflow.entities import Param
+def _settings(run: RecipeRun) -> dict[str, str]:
+    """The recipe, flat: `sae.k`, …; what is no text is JSON."""
+    import pandas as pd
 
-    flat: dict[str, str] = {}
-
-    def add(place: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{place}.{key}" if place else str(key), inner)
-        else:
-            flat[place] = value if isinstance(value, str) else json.dumps(value)
-
-    add("", run.params.model_dump(mode="json", exclude={"published"}))
-    return [Param(key, value) for key, value in flat.items()]
+    content = run.params.model_dump(mode="json", exclude={"published"})
+    (flat,) = pd.json_normalize(content).to_dict("records")
+    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()}
 
 
-def _metrics(table: MetricsTable) -> "list[Metric]":
+def _figures(table: MetricsTable) -> dict[str, float]:
     """`image_auroc`: the mean; `bottle/image_auroc`: a category's. Undefined ones are left out."""
-    from mlflow.entities import Metric
-
     found = {}
     for row in table.rows:
-        # What MLflow takes in a name; "." and ".." would be folders.
-        category = re.sub(r"[^\w.\- :/]", "_", row.category).replace("..", "__")
+        # What MLflow takes in a name; ".." would be a folder.
+        category = re.sub(r"[^\w.\- :/]|\.\.", "_", row.category)
         place = "" if row is table.mean else f"{category}/"
-        for name, value in (*row.metrics.items(), *row.thresholds.items()):
-            if math.isfinite(value):
-                found[f"{place}{name}"] = value
-    return [Metric(name, value, 0, 0) for name, value in found.items()]
+        both = {**row.metrics, **row.thresholds}
+        found |= {f"{place}{name}": value for name, value in both.items() if math.isfinite(value)}
+    return found

@@ -43,6 +43,7 @@ def test_live_curves_of_an_sae_are_those_of_the_file_and_go_on_after_a_kill(curv
     run = curves()
     path = run.paths.sae("left", 111)
     before = files(path)
+    assert not Path("dvclive").exists()  # it was trained outside of a DVC project
     with monkeypatch.context() as patch:
         steps = itertools.count(1)
         patch.setattr(Checkpoints, "due", lambda _: next(steps) % 20 == 0)
@@ -97,11 +98,6 @@ def test_what_dvclive_cannot_open_costs_the_curve_and_not_the_training(curves, c
     assert (path / "curve.csv").exists()
 
 
-def test_no_curve_outside_of_a_dvc_project(project):  # noqa: F811
-    training.train_sae(project(), "left", 111)
-    assert not Path("dvclive").exists()
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """MLflow's store in a folder, which needs no server."""
@@ -134,17 +130,13 @@ def test_finished_artefacts_are_sent_once(project, server, monkeypatch):  # noqa
     assert "report/index.html" in pages
 
 
-def test_a_run_that_broke_off_is_sent_again(project, server, monkeypatch):  # noqa: F811
+def test_what_broke_off_or_was_made_anew_is_sent_again(project, server, monkeypatch):  # noqa: F811
     run = project()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("x")))
         with pytest.raises(SpgError, match=r"MLflow at file:.*: x"):
             track(run, server)
     assert len(track(run, server)["sent"]) == 1
-
-
-def test_a_changed_artefact_is_another_run(project, server):  # noqa: F811
-    track(project(), server)
     run = project(metrics={"resolution": "original"}, options=False)
     targets.evaluate(run, "right")
     assert len(track(run, server)["sent"]) == 1

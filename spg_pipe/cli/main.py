@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from spg_pipe.cli import decide, fit, predict, project, tools
+from spg_pipe.cli import decide, deploy, fit, predict, project, tools
 from spg_pipe.cli import explain as explain_commands
 from spg_pipe.cli.options import (
     RECIPE,
@@ -252,6 +252,7 @@ for command in (
     *predict.COMMANDS,
     *decide.COMMANDS,
     *fit.COMMANDS,
+    *deploy.COMMANDS,
     *explain_commands.COMMANDS,
     *tools.COMMANDS,
     project.init,

@@ -48,6 +48,20 @@ class UnusableFileError(SpgError):
         self.reason = reason
 
 
+class TooManyPixelsError(UnusableFileError):
+    """A picture of more pixels than are decoded, by its header."""
+
+    def __init__(self, name: str, pixels: int, limit: int) -> None:
+        self.pixels = pixels
+        super().__init__(
+            name,
+            f"has {pixels} pixels, more than the {limit // 10**6} million that are read; if you "
+            f"trust it and {-(-pixels * _BYTES_A_PIXEL // 10**6)} MB of memory are free, set the "
+            f"environment variable {LIMIT}={-(-pixels // 10**6)} and run the command again",
+            "Otherwise cut it into several files, or remove it.",
+        )
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image file that was opened; its pixels are decoded when they are asked for."""
@@ -219,15 +233,9 @@ def pixel_limit() -> int:
 
 
 def _require_few(pixels: int, name: str) -> None:
-    """UnusableFileError for more pixels than `pixel_limit`."""
+    """TooManyPixelsError for more pixels than `pixel_limit`."""
     if pixels > (limit := pixel_limit()):
-        raise UnusableFileError(
-            name,
-            f"has {pixels} pixels, more than the {limit // 10**6} million that are read; if you "
-            f"trust it and {-(-pixels * _BYTES_A_PIXEL // 10**6)} MB of memory are free, set the "
-            f"environment variable {LIMIT}={-(-pixels // 10**6)} and run the command again",
-            "Otherwise cut it into several files, or remove it.",
-        )
+        raise TooManyPixelsError(name, pixels, limit)
 
 
 @cache

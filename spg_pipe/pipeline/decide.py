@@ -62,7 +62,7 @@ class Decider:
     _decided: Counter[str | None] = field(default_factory=Counter)
     _watches: dict[str, Drift] = field(default_factory=dict)
     _p_values: list[float] = field(default_factory=list)
-    """NaN of a bad file."""
+    """Of --fdr, which needs them all; NaN of a bad file."""
 
     @classmethod
     def of(cls, beside: Path, how: HowToDecide | None) -> "Decider":
@@ -128,18 +128,23 @@ class Decider:
         Images come in the order of the input. Their p-values are kept for `batch`.
         """
         if score is None:  # perhaps because its group has no limits
-            self._p_values.append(math.nan)
+            self._keep(None)
             return False
         limits, made = self.limits(group), self.calibration
-        p = limits.p_value(score)
-        self._p_values.append(math.nan if p is None else p)
+        self._keep(limits.p_value(score))
         self._decided[limits.decide(score)] += 1
         if not (made and made.watchable and limits.image and self._every):
             return False
         key = group if made.by_folder else ""
         if key not in self._watches:
-            self._watches[key] = Drift(limits.scores, limits.image.value, self._every)
+            found = None if made.method == "manual" else limits.attained
+            cut = limits.image.value if found is None else found
+            self._watches[key] = Drift(limits.scores, cut, self._every)
         return self._watches[key].warns(score)
+
+    def _keep(self, p_value: float | None) -> None:
+        if self.how.fdr is not None:  # a server's would grow for ever
+            self._p_values.append(math.nan if p_value is None else p_value)
 
     def warning(self, name: str) -> str:
         """What is said when it is time to warn, at the image `name`."""

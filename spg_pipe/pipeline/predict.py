@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spg_pipe.backbones.precision import computed_by
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, REPORT, SCORES
 from spg_pipe.decision.calibration import place_beside
@@ -152,7 +153,7 @@ def predict_images(
     if ask.explained:
         require_guides(alone=ask.alone)
     check_out(ask.out, ask.tables)
-    (items, predictor, reading, record), decider = _deciding(ask, console)
+    (items, predictor, reading, record), decider = deciding(ask, console)
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)
     shown = Shown() if ask.report else None
@@ -219,7 +220,7 @@ def _said(
     return [text, *decider.counts()]
 
 
-def _deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
+def deciding(ask: Ask, console: Console) -> tuple[Ready, Decider]:
     """What judges, and what decides by its scores; an `SpgError` if they do not fit."""
     decider = Decider.of(ask.calibration, ask.decide)
     made = decider.calibration  # white: a run of few images cannot tell it
@@ -319,7 +320,9 @@ def _items(ask: Ask) -> Items:
 
 def _identity(ask: Ask, predictor: Predictor, reading: Reading) -> dict[str, str]:
     judging = judging_of(predictor, reading)
+    computed = computed_by(predictor.backbone.spec.precision, predictor.device)
     return {name: str(value or "") for name, value in judging} | {
+        **({"computed": computed} if computed else {}),
         "weights": predictor.backbone.spec.weights_sha256,
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),

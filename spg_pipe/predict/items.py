@@ -42,8 +42,8 @@ class Item:
 
     name: str
     """As results show it, unique in a run."""
-    source: Path | np.ndarray = field(repr=False, compare=False)
-    """Its file, or what has none: a frame (H, W, 3) uint8."""
+    source: Path | bytes | np.ndarray = field(repr=False, compare=False)
+    """Its file, a file's bytes, or what has none: a frame (H, W, 3) uint8."""
     group: str = ""
     """The camera or category that thresholds and masks of ignored regions go by: the first folder
     of its name; empty where there is none."""
@@ -60,6 +60,8 @@ class Item:
         """
         if isinstance(self.source, np.ndarray):
             return np.ascontiguousarray(self.source).data
+        if isinstance(self.source, bytes):
+            return self.source
         utf8_name(str(self.source))
         return read_file(self.source, "image")
 
@@ -67,17 +69,17 @@ class Item:
         """(H, W, 3) uint8 or uint16 of its `content`; an `SpgError` as of `read_image`."""
         if isinstance(self.source, np.ndarray):
             return self.source
-        data = bytes(content)
+        data, file = bytes(content), self.path or Path(self.name)
         if how.strict_white and how.white is None:
-            header = read_header(self.source, "image", exif=how.exif, content=data)
+            header = read_header(file, "image", exif=how.exif, content=data)
             if header.peak is not None:
                 raise SpgError(
-                    f"The image {self.source} has 16 bits and does not say which value is white, "
+                    f"The image {file} has 16 bits and does not say which value is white, "
                     "and images that come one by one cannot tell it together. Give their folder in "
                     "place of standard input (in Python an array whose white is 65535), or save "
                     "them with white at 65535 and the PNG chunk sBIT."
                 )
-        return read_image(self.source, exif=how.exif, white=how.white, content=data)
+        return read_image(file, exif=how.exif, white=how.white, content=data)
 
 
 def sha256_of(content: Content) -> str:

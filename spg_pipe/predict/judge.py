@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,14 @@ class Unreadable(NamedTuple):
     error: str
 
 
+@runtime_checkable
+class Arriving(Protocol):
+    """Images that come one by one and wait to be judged: those that wait are judged together."""
+
+    def take(self, most: int) -> list[Item]:
+        """Up to so many that wait, as soon as there is one; none: no more will come."""
+
+
 Known = Callable[[int, Sequence[Item], Sequence[str | None]], list[R] | None]
 """Earlier results of a batch, by the position of its first item and by each one's content; None if
 it must be judged."""
@@ -62,12 +70,12 @@ it must be judged."""
 
 def judge_items(
     predictor: Predictor,
-    items: Iterable[Item],
+    items: Iterable[Item] | Arriving,
     how: Reading,
     then: Callable[[JudgedImage | Unreadable], R],
     *,
     known: Known[R] | None = None,
-    explained: bool = False,
+    explained: bool | Callable[[Item], bool] = False,
     live: bool = False,
 ) -> Iterator[R]:
     """What `then` makes of each item, in their order, as soon as it is done.
@@ -83,8 +91,8 @@ def judge_items(
         Called in several threads.
     known : callable, optional
         See `Known`.
-    explained : bool
-        Take the scores apart.
+    explained : bool or callable
+        Take the scores apart, of all images or of those that it is true of.
     live : bool
         Items arrive one by one: judge each at once.
 
@@ -97,6 +105,8 @@ def judge_items(
     on_cpu = _on_cpu(predictor)
     step = 1 if live or on_cpu else max(1, BATCH // predictor.backbone.spec.inputs_per_image)
     workers = cpu_workers(None)
+    # Of what waits nothing is taken long before a GPU comes to it, so that batches are large.
+    ahead = 2 if isinstance(items, Arriving) and not on_cpu else 2 * workers + 1
     with (
         core_workers(workers, one_core_each=on_cpu) as pool,
         ThreadPoolExecutor(1, "spg-forward") as forward,
@@ -110,7 +120,7 @@ def judge_items(
             judged = forward.submit(lambda: work.judge(read.result()))
             return finishing.submit(lambda: work.finish(judged.result()))
 
-        with closing(_in_order(_batches(items, step), begun, 2 * workers + 1)) as results:
+        with closing(_in_order(_batches(items, step), begun, ahead)) as results:
             for batch in results:
                 yield from batch
 
@@ -119,10 +129,18 @@ def _on_cpu(predictor: Predictor) -> bool:
     return torch.device(predictor.device).type == "cpu"
 
 
-def _batches(items: Iterable[Item], step: int) -> Iterator[tuple[int, list[Item]]]:
+def _batches(items: Iterable[Item] | Arriving, step: int) -> Iterator[tuple[int, list[Item]]]:
     """The position of each batch's first item, and its items."""
-    each, start = iter(items), 0
-    while batch := list(islice(each, step)):
+    start = 0
+    if isinstance(items, Arriving):
+        take = items.take
+    else:
+        each = iter(items)
+
+        def take(most: int) -> list[Item]:
+            return list(islice(each, most))
+
+    while batch := take(step):
         yield start, batch
         start += len(batch)
 
@@ -190,7 +208,7 @@ class _Work(Generic[R]):
     how: Reading
     then: Callable[[JudgedImage | Unreadable], R]
     known: Known[R] | None
-    explained: bool
+    explained: bool | Callable[[Item], bool]
 
     def whole(self, start: int, items: Sequence[Item]) -> list[R]:
         """All steps, one after the other."""
@@ -233,7 +251,8 @@ class _Work(Generic[R]):
     def _scored(self, read: list[_Photograph]) -> Iterator[Callable[[], R]]:
         pixels, explanation = [each.view.framed(each.pixels) for each in read], None
         kept = [each.kept for each in read]
-        if self.explained:
+        asked = self.explained
+        if any(asked(each.item) for each in read) if callable(asked) else asked:
             judged, explanation = self.predictor.explain(pixels, kept)
         else:
             judged = self.predictor.judge(pixels, kept)

@@ -39,6 +39,11 @@ def overlay_picture(
     return _encoded(picture if kind == "JPEG" else picture.convert("RGB"), kind)
 
 
+def photograph_jpeg(pixels: np.ndarray) -> bytes:
+    """A photograph (H, W, 3) uint8 or uint16 as `read_image` gives it, and so upright."""
+    return _encoded(Image.fromarray(eight_bit(pixels)), "JPEG")
+
+
 def map_png(anomaly_map: np.ndarray) -> bytes:
     """A map (H, W) float32 in [0, 1] as grey of 16 bits: value · 65535, rounded."""
     return _encoded(Image.fromarray(np.rint(anomaly_map * np.float32(65535)).astype(np.uint16)))

@@ -1,0 +1,154 @@
+"use strict";
+// An image goes to POST /predict; what comes back is shown. Nothing is loaded from elsewhere.
+const at = (id) => document.getElementById(id);
+const WORDS = {
+  map_guides: "what looks like a defect of the auxiliary set, where the map is highest",
+  map_self_distance: "what is unlike the rest of this image, where the map is highest",
+  detection: "the image as a whole, beside the guides",
+  self_distance: "how unlike the rest of this image its strangest patches are",
+  bank: "how unlike the normal images it is",
+};
+const signed = (value, digits = 3) =>
+  (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+let running = null; // aborts the request of an image that another one replaces
+
+function element(name, text, attributes = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+async function judge(file) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  at("problem").hidden = true;
+  at("result").hidden = true;
+  at("status").textContent = `Judging ${file.name || "the image"} …`;
+  try {
+    const query = new URLSearchParams({ name: file.name || "image", overlay: true, photo: true, explain: true });
+    const answer = await asked(query, file, mine.signal);
+    show(answer);
+    at("status").textContent = `${file.name || "The image"}: ${at("verdict").textContent}`;
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    at("status").textContent = "";
+    at("problem").textContent = error.message;
+    at("problem").hidden = false;
+  }
+}
+
+async function asked(query, file, signal) {
+  const request = { method: "POST", body: file, signal };
+  request.headers = { "Content-Type": "application/octet-stream" };
+  const response = await fetch(`predict?${query}`, request).catch((error) => {
+    throw signal.aborted ? error : new Error("The server does not answer. Is it still running?");
+  });
+  const content = await response.json();
+  if (response.status === 400 && query.get("explain")) {
+    query.delete("explain"); // a bank alone has no atoms
+    return asked(query, file, signal);
+  }
+  if (!response.ok) throw new Error(content.error);
+  return content;
+}
+
+function show(answer) {
+  const { photo_jpeg: photo, overlay_jpeg: overlay, explanation, ...line } = answer;
+  const verdict = at("verdict");
+  verdict.className = line.decision ?? "";
+  verdict.textContent = { anomalous: "Anomalous", normal: "Normal" }[line.decision] ?? "No decision: there is no threshold";
+  const facts = [["Score", line.score.toFixed(4)]];
+  if (line.threshold !== null) facts.push(["Threshold (anomalous above it)", line.threshold.toFixed(4)]);
+  if (line.p_value !== null) facts.push(["p-value: share of normal images that score as high", line.p_value.toPrecision(2)]);
+  if (line.normals !== null) facts.push(["Of your normal images score as high", `${line.normals_above} of ${line.normals}`]);
+  facts.push(["Map's highest value", line.peak.toFixed(3)], ["Size", `${line.width} × ${line.height} pixels`]);
+  at("facts").replaceChildren(...facts.map(([name, value]) => {
+    const pair = element("div", "");
+    pair.append(element("dt", name), element("dd", value));
+    return pair;
+  }));
+  at("photo").src = `data:image/jpeg;base64,${photo}`;
+  at("photo").alt = `The photograph ${line.path}`;
+  at("map").src = `data:image/jpeg;base64,${overlay}`;
+  outline(line);
+  regions(line);
+  at("why").replaceChildren(...why(explanation));
+  at("json").textContent = JSON.stringify(line, null, 1);
+  at("result").hidden = false;
+  at("result").focus({ preventScroll: true });
+}
+
+function outline(line) {
+  const svg = at("outlines");
+  svg.setAttribute("viewBox", `0 0 ${line.width} ${line.height}`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-label", `Outlines of ${line.regions.length} regions`);
+  svg.replaceChildren(...["under", "over"].flatMap((kind) => line.regions.map((region) => {
+    const polygon = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
+    polygon.setAttribute("points", region.polygon.map((point) => point.join(",")).join(" "));
+    polygon.setAttribute("class", kind);
+    return polygon;
+  })));
+}
+
+function regions(line) {
+  const none = line.pixel_threshold === null
+    ? "There is no threshold of pixels, so no regions are told."
+    : "No pixel of the map is above the pixel threshold.";
+  at("no-regions").textContent = line.regions.length ? "" : none;
+  at("regions-box").hidden = !line.regions.length;
+  at("regions").tBodies[0].replaceChildren(...line.regions.map((region) => {
+    const row = element("tr", "");
+    row.append(element("th", region.number, { scope: "row" }));
+    const values = [region.peak.toFixed(3), region.mean.toFixed(3), region.area, ...region.bbox];
+    row.append(...values.map((value) => element("td", value)));
+    return row;
+  }));
+}
+
+function why(explanation) {
+  if (!explanation) return [element("p", "A bank alone uses no guides: there is nothing to take apart.")];
+  const parts = Object.entries(explanation.components).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  const list = element("ul", "", { id: "components" });
+  list.append(...parts.map(([name, value]) => element("li", `${signed(value)}: ${WORDS[name] ?? name}`)));
+  const made = [element("p", `The score ${signed(explanation.score)} is the detector's bias, ${signed(explanation.bias)}, and the sum of:`), list];
+  const apart = explanation.atoms.filter((atom) => atom.excess !== undefined).sort((a, b) => Math.abs(b.excess) - Math.abs(a.excess));
+  const total = apart.reduce((sum, atom) => sum + Math.abs(atom.excess), 0);
+  if (total > 0) {
+    const atoms = element("ul", "", { id: "atoms" });
+    atoms.append(...apart.slice(0, 5).map((atom) => {
+      const share = Math.round(100 * Math.abs(atom.excess) / total);
+      const way = atom.excess > 0 ? "more" : "less";
+      return element("li", `atom ${atom.layer}-${atom.atom}: ${signed(atom.excess)}, ${share} % of what sets them apart; it speaks ${way} for a defect there than elsewhere in the image`);
+    }));
+    made.push(element("p", "The atoms that set the map's highest pixels apart from the rest of the image:"), atoms);
+  }
+  return made;
+}
+
+const form = at("form");
+form.addEventListener("submit", (event) => event.preventDefault());
+for (const id of ["file", "camera"]) {
+  at(id).addEventListener("change", (event) => {
+    if (event.target.files.length) judge(event.target.files[0]);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
+}
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // a dropped file would replace the page
+    form.classList.toggle("over", kind === "dragenter" || kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) judge(event.dataTransfer.files[0]);
+  });
+}
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) judge(event.clipboardData.files[0]);
+});
+function blend() {
+  at("map").style.opacity = at("opacity").value / 100;
+  at("opacity-value").textContent = `${at("opacity").value} %`;
+}
+at("opacity").addEventListener("input", blend);
+at("outlined").addEventListener("change", (event) => { at("outlines").toggleAttribute("hidden", !event.target.checked); });
+blend();

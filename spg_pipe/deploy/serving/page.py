@@ -1,0 +1,40 @@
+"""The page on which one drops an image: its three files, all from this server."""
+
+from importlib.resources import files
+
+from fastapi import FastAPI, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from spg_pipe.deploy.serving.bounds import MILLION, Bounds
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+
+def add_page(app: FastAPI, name: str, bounds: Bounds) -> None:
+    """Add the page of a model to an application."""
+    loader = PackageLoader("spg_pipe.deploy", "serving")
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page = templates.get_template("page.html.jinja").render(
+        name=name, megabytes=bounds.body_bytes // MILLION, megapixels=bounds.pixels // MILLION
+    )
+    own = files("spg_pipe.deploy.serving")
+    style = files("spg_pipe.report").joinpath("report.css").read_text(encoding="utf-8")
+    style += own.joinpath("page.css").read_text(encoding="utf-8")
+    script = own.joinpath("page.js").read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:
+        policy = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer"}
+        return Response(page, media_type="text/html", headers=_HEADERS | policy)
+
+    @app.get("/page.js", include_in_schema=False)
+    def code() -> Response:
+        return Response(script, media_type="text/javascript", headers=_HEADERS)
+
+    @app.get("/page.css", include_in_schema=False)
+    def look() -> Response:
+        return Response(style, media_type="text/css", headers=_HEADERS)

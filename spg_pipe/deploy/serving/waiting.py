@@ -1,0 +1,236 @@
+"""Images that wait: taken in up to a bound, judged by `judge_items`, answered one by one."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from spg_pipe.deploy.serving.bounds import RefusedError
+from spg_pipe.predict.finish import Finish, finish
+from spg_pipe.predict.items import Item, Reading
+from spg_pipe.predict.judge import JudgedImage, Unreadable, judge_items
+from spg_pipe.predict.pictures import map_png, overlay_picture, photograph_jpeg
+from spg_pipe.predict.regions import regions_of
+from spg_pipe.predict.result import Line
+from spg_pipe.predict.run import Entry
+from spg_pipe.store.extract import give_memory_back
+
+_SECONDS_A_TRIM = 10
+LOG = logging.getLogger("spg_pipe.serve")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of an image besides its line."""
+
+    values: bool = False
+    """The map as numbers."""
+    map: bool = False
+    """The map as a PNG of 16 bits."""
+    overlay: bool = False
+    """The heat map over the photograph."""
+    photo: bool = False
+    """The photograph as it was judged: turned, and of a format that browsers know."""
+    explain: bool = False
+    """Why it has its score."""
+
+
+class Answer(NamedTuple):
+    """What is said of an image."""
+
+    line: Line
+    text: str
+    """The same as JSON: a line of `predict`."""
+    why: str
+    """The line of `predict --explain`; empty if not wanted."""
+    values: np.ndarray | None
+    """(H, W) float32: the map."""
+    pictures: dict[str, bytes]
+    """Of `Wanted` the name of a picture → its file."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Ticket:
+    item: Item
+    wanted: Wanted
+    answer: Future[Answer] = field(default_factory=Future)
+
+
+class Waiting:
+    """The images in hand, and the thread that has them judged.
+
+    Parameters
+    ----------
+    most : int
+        Images in hand at once.
+    told : callable
+        Is told each image's line, in the order in which they came, and how many were in hand.
+    """
+
+    def __init__(
+        self,
+        how: Finish,
+        reading: Reading,
+        most: int,
+        told: Callable[[Item, Line], None] = lambda _item, _line: None,
+    ) -> None:
+        self.how, self.reading, self.most, self._told = how, reading, most, told
+        self.in_hand = 0
+        self._waiting: deque[_Ticket] = deque()
+        self._taken: dict[int, _Ticket] = {}
+        self._changed = threading.Condition()
+        self.closed = False
+        """No more images are taken."""
+        self._thread = threading.Thread(target=self._judge, name="spg-serve", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether images are taken."""
+        return self._thread.is_alive() and not self.closed
+
+    @property
+    def queued(self) -> int:
+        """Images whose judging has not begun."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Judge a black image, which loads what the first one needs, and begin."""
+        black = Item("black", np.zeros((64, 64, 3), np.uint8))
+        for _ in judge_items(self.how.predictor, [black], self.reading, self._finished):
+            regions_of(np.ones((8, 8), np.float32), 0.0)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more images; those in hand are judged. Safe in a signal's handler."""
+        self.closed = True
+
+    def end(self) -> None:
+        """Wait until the last image is judged."""
+        self.close()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for an image, from its arrival to its answer; of the event loop alone.
+
+        A `RefusedError` if there is none.
+        """
+        if not self.ready:
+            raise RefusedError(503, "The server is being stopped: ask another one.", retry=10)
+        if self.in_hand >= self.most:
+            message = f"{self.in_hand} images are in hand already, and that is all (--queue)."
+            raise RefusedError(429, f"{message} Send this one again in a second.", retry=1)
+        self.in_hand += 1
+        try:
+            yield
+        finally:
+            self.in_hand -= 1
+
+    def judged(self, item: Item, wanted: Wanted) -> Future[Answer]:
+        """What will be said of an image; cancelled, it is not judged if that has not begun."""
+        ticket = _Ticket(item, wanted)
+        with self._changed:
+            # What nobody waits for any more would pile up behind a device that hangs.
+            self._waiting = deque(each for each in self._waiting if not each.answer.cancelled())
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket.answer
+
+    def _judge(self) -> None:
+        """Until all is done; what an error breaks off is answered with it, and work goes on."""
+        while not (self.closed and not self._waiting):
+            stream, trimmed = _Stream(self), time.monotonic()
+            try:
+                for item, line in judge_items(
+                    self.how.predictor,
+                    stream,
+                    self.reading,
+                    self._answered,
+                    explained=lambda item: self._taken[id(item)].wanted.explain,
+                ):
+                    if line is not None:
+                        self._told(item, line)
+                    if time.monotonic() - trimmed > _SECONDS_A_TRIM:
+                        give_memory_back()
+                        trimmed = time.monotonic()
+            except Exception as error:  # of one image; the others' senders are to have an answer
+                LOG.error("Images could not be judged: %s: %s", type(error).__name__, error)
+            with self._changed:
+                stream.ended = True
+                self._changed.notify_all()
+                broken, self._taken = list(self._taken.values()), {}
+            for ticket in broken:
+                ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
+
+    def _answered(self, judged: JudgedImage | Unreadable) -> tuple[Item, Line | None]:
+        ticket = self._taken.pop(id(judged.item))
+        try:
+            answer = self._answer(judged, ticket.wanted)
+        except Exception as error:  # as memory that is short: of this image alone
+            LOG.error("An answer could not be made: %s: %s", type(error).__name__, error)
+            ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
+            return ticket.item, None
+        ticket.answer.set_result(answer)
+        return ticket.item, answer.line
+
+    def _finished(self, judged: JudgedImage | Unreadable) -> Entry:
+        return finish(judged, self.how)
+
+    def _answer(self, judged: JudgedImage | Unreadable, wanted: Wanted) -> Answer:
+        entry, pictures = self._finished(judged), dict[str, bytes]()
+        if isinstance(judged, Unreadable):
+            return Answer(entry.result, entry.text, "", None, {})
+        limit = getattr(entry.result, "pixel_threshold", None)
+        draw = {
+            "map": partial(map_png, judged.anomaly_map),
+            "overlay": partial(
+                overlay_picture,
+                judged.pixels,
+                judged.anomaly_map,
+                self.how.predictor.shown,
+                limit,
+            ),
+            "photo": partial(photograph_jpeg, judged.pixels),
+        }
+        pictures = {name: make() for name, make in draw.items() if getattr(wanted, name)}
+        values = judged.anomaly_map if wanted.values else None
+        return Answer(
+            entry.result, entry.text, entry.why if wanted.explain else "", values, pictures
+        )
+
+
+_BROKEN = "The image could not be judged just now, perhaps because memory is short. Send it again."
+
+
+@dataclass(eq=False)
+class _Stream:
+    """What one call of `judge_items` takes from."""
+
+    of: Waiting
+    ended: bool = False
+
+    def take(self, most: int) -> list[Item]:
+        """See `Arriving`."""
+        source, taken = self.of, list[Item]()
+        with source._changed:
+            while not taken and not self.ended:
+                while source._waiting and len(taken) < most:
+                    ticket = source._waiting.popleft()
+                    if ticket.answer.set_running_or_notify_cancel():
+                        source._taken[id(ticket.item)] = ticket
+                        taken.append(ticket.item)
+                if not taken:
+                    if source.closed:
+                        break
+                    source._changed.wait()
+        return taken

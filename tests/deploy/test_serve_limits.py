@@ -1,0 +1,273 @@
+"""What a server refuses, each with a status and with what was found and expected."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from deploy.serving import Server, picture, pixels, served, until
+from spg_pipe.deploy.serving.bounds import Bounds
+from spg_pipe.detector.model import Detector
+
+INFER = "/v2/models/tiny/infer"
+TINY = {"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 1, 2, 3, 4, 5]}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_detector: Detector) -> Iterator[Server]:
+    bounds = Bounds(body_bytes=200_000, pixels=10_000, body_seconds=1, seconds=5, images=4)
+    with served(tiny_detector, bounds) as running:
+        yield running
+
+
+def refused(server: Server, status: int, *words: str, path: str = "/predict", **given: Any) -> None:
+    """The request is refused, with these words, and the next one is answered."""
+    answer = server.client.post(path, **given)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    for word in words:
+        assert word in answer.json()["error"]
+    assert server.client.post("/predict", content=picture()).status_code == 200
+
+
+def bomb(kind: str, side: int = 30_000) -> bytes:
+    """A file of few bytes whose header claims `side`² pixels."""
+    if kind == "PNG":
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"\0" * 10_000_000, 9)),
+            (b"IEND", b""),
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    data = io.BytesIO()
+    if kind == "WEBP":  # at most 16383 a side
+        side = 16_383
+        Image.new("RGB", (16, 16)).save(data, "WEBP", lossless=True)
+        content = bytearray(data.getvalue())
+        start = content.index(b"VP8L") + 9
+        bits = int.from_bytes(content[start : start + 4], "little") >> 28 << 28
+        content[start : start + 4] = (bits | side - 1 | (side - 1) << 14).to_bytes(4, "little")
+        return bytes(content)
+    Image.new("1", (side, 8)).save(data, "TIFF", compression="group4")
+    return data.getvalue().replace(
+        struct.pack("<HHII", 257, 4, 1, 8), struct.pack("<HHII", 257, 4, 1, side)
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(
+    server: Server, kind: str
+) -> None:
+    content, before = bomb(kind), psutil.Process().memory_info().rss
+    assert len(content) < 100_000
+    refused(server, 413, "pixels", "10,000", "--max-megapixels", content=content)
+    assert psutil.Process().memory_info().rss < before + 50e6
+
+
+def test_a_body_that_states_too_many_bytes_is_refused_before_it_is_read(server: Server) -> None:
+    before = server.count("spg_refused_bytes_total")
+    refused(server, 413, "300,000 bytes", "200,000", "--max-mb", content=b"x" * 300_000)
+    assert server.count("spg_refused_bytes_total") == before + 300_000
+
+
+def test_a_body_without_a_stated_length_is_cut_off_at_the_same_bound(server: Server) -> None:
+    refused(server, 413, "or more", "200,000", content=iter([b"x" * 50_000] * 5))
+
+
+def test_a_body_that_does_not_arrive_in_time_is_a_408(server: Server) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(head + b"half")
+        began = time.monotonic()
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 408 " in answer.partition(b"\r\n")[0]
+    assert b"4 bytes came in 1 s" in answer
+    assert time.monotonic() - began < 20
+    assert server.service.waiting.in_hand == 0
+
+
+def test_a_body_that_breaks_off_leaves_nothing_behind(server: Server) -> None:
+    for head in (
+        b"Content-Length: 1000\r\n\r\nhalf",
+        b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ):
+        server.raw(b"POST /predict HTTP/1.1\r\nHost: h\r\n" + head)
+    until(lambda: server.service.waiting.in_hand == 0)
+
+
+def test_an_image_that_is_not_judged_in_time_is_a_503_and_leaves_its_place(server: Server) -> None:
+    server.gate.waits.clear()
+    server.gate.open.clear()
+    with ThreadPoolExecutor(4) as senders:
+        sent = [senders.submit(server.client.post, "/predict", content=picture()) for _ in range(4)]
+        answers = [each.result() for each in sent]
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert "within 5 s (--seconds)" in answers[0].json()["error"]
+    assert answers[0].headers["retry-after"] == "1"
+    server.gate.open.set()
+    until(lambda: not server.service.waiting.in_hand)
+    assert server.client.post("/predict", content=picture()).status_code == 200
+
+
+def test_an_image_beyond_the_queue_is_a_429_and_those_in_it_are_judged(server: Server) -> None:
+    server.gate.open.clear()
+    with ThreadPoolExecutor(4) as senders:
+        sent = [senders.submit(server.client.post, "/predict", content=picture()) for _ in range(4)]
+        until(lambda: server.service.waiting.in_hand == 4)
+        answer = server.client.post("/predict", content=picture())
+        assert server.client.get("/v2/health/ready").status_code == 200
+        server.gate.open.set()
+        assert [each.result().status_code for each in sent] == [200] * 4
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert "4 images are in hand" in answer.json()["error"]
+
+
+def test_what_is_no_image_is_a_4xx_that_says_so(server: Server) -> None:
+    whole = picture()
+    refused(server, 400, "empty", content=b"")
+    refused(server, 422, "not an image of a known format", content=b"GIF89")
+    refused(server, 422, "not an image of a known format", content=os.urandom(5000))
+    refused(server, 422, "cannot be read", content=whole[: len(whole) // 2])
+    refused(server, 415, "gzip", content=whole, headers={"Content-Encoding": "gzip"})
+
+
+def test_a_form_without_one_file_is_a_400(server: Server) -> None:
+    form = {"Content-Type": "multipart/form-data"}
+    refused(server, 400, "form", content=picture(), headers=form)
+    form["Content-Type"] += "; boundary=b"
+    refused(server, 400, "form", content=picture(), headers=form)
+    refused(server, 400, "no file", files={"file": (None, "text")})
+    files = [("file", ("a", picture())), ("file", ("b", picture()))]
+    refused(server, 400, "one file", files=files)
+    refused(server, 400, "'a.png' is empty", files={"file": ("a.png", b"")})
+
+
+def test_an_option_that_does_not_exist_is_a_422_that_names_it(server: Server) -> None:
+    refused(server, 422, "mapp", params={"mapp": 1}, content=picture())
+    refused(server, 422, "overlay", params={"overlay": "perhaps"}, content=picture())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "photo"}, ["'photo'", "'image'"]),
+        ({"datatype": "FP32"}, ["'FP32'", "UINT8"]),
+        ({"shape": [1, 3, 3]}, ["6 values", "9"]),
+        ({"shape": [2, 1, 1, 3]}, ["[2, 1, 1, 3]", "one image"]),
+        ({"shape": [1, 1, 6]}, ["[1, 1, 6]"]),
+        ({"shape": [0, 0, 3]}, ["[0, 0, 3]"]),
+        ({"shape": [-1, 1, 3]}, ["shape"]),
+        ({"shape": [2**40, 1, 3]}, ["shape"]),
+        ({"shape": []}, ["shape"]),
+        ({"data": [0, 1, 2, 3, 4, 256]}, ["256", "0 to 255"]),
+        ({"data": [0, 1, 2, 3, 4, -1]}, ["-1", "0 to 255"]),
+        ({"data": [0, 1, 2, 3, 4, 0.5]}, ["integers"]),
+        ({"data": [0, 1, 2, 3, 4, 10**30]}, ["integers"]),
+        ({"data": [[1], [1, 2]]}, ["integers"]),
+        ({"data": ["a"] * 6}, ["integers"]),
+        ({"data": {"a": 1}}, ["integers"]),
+        ({"data": []}, ["integers"]),
+        ({"data": None}, ["no data"]),
+        ({"datatype": "BYTES", "data": ["x"], "shape": [1]}, ["binary"]),
+    ],
+)
+def test_a_wrong_tensor_is_a_400_that_says_what_is_expected(
+    server: Server, changes: dict[str, Any], words: list[str]
+) -> None:
+    refused(server, 400, *words, path=INFER, json={"inputs": [TINY | changes]})
+
+
+def test_a_shape_of_too_many_pixels_is_refused_whatever_the_data(server: Server) -> None:
+    given = TINY | {"shape": [1, 30_000, 30_000, 3]}
+    refused(server, 413, "900,000,000", path=INFER, json={"inputs": [given]})
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "empty"),
+        ("{", "JSON"),
+        ("[]", "object"),
+        ("null", "object"),
+        ('{"inputs": []}', "inputs"),
+        ('{"inputs": [1]}', "inputs"),
+        ('{"inputs": %s}' % ("[" * 5000 + "]" * 5000), "JSON"),
+        (json.dumps({"inputs": [TINY | {"data": [float("nan")] * 6}]}), "integers"),
+        ("\xff", "JSON"),
+    ],
+)
+def test_wrong_json_is_a_400(server: Server, text: str, word: str) -> None:
+    refused(server, 400, word, path=INFER, content=text.encode("latin-1"))
+
+
+def test_two_inputs_or_an_unknown_output_are_a_400(server: Server) -> None:
+    refused(server, 400, "inputs", path=INFER, json={"inputs": [TINY, TINY]})
+    asked = {"inputs": [TINY], "outputs": [{"name": "heat"}]}
+    refused(server, 400, "'heat'", "map, score, decision", path=INFER, json=asked)
+
+
+@pytest.mark.parametrize("header", ["0", "-5", "x", "99999999999", "²", "1e3"])
+def test_a_wrong_length_of_the_json_is_a_400(server: Server, header: str) -> None:
+    headers = {b"Inference-Header-Content-Length": header.encode("utf-8")}
+    refused(server, 400, "Inference-Header", path=INFER, content=b"{}", headers=headers)
+
+
+def test_binary_data_must_have_the_size_that_is_stated(server: Server) -> None:
+    image = pixels((4, 5))
+    for stated, sent, word in ((60, 59, "59 bytes"), (59, 59, "59 values"), ("60", 60, "60")):
+        given = TINY | {"shape": [4, 5, 3], "parameters": {"binary_data_size": stated}}
+        del given["data"]
+        text = json.dumps({"inputs": [given]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        content = text + image.tobytes()[:sent]
+        refused(server, 400, word, path=INFER, content=content, headers=headers)
+    both = TINY | {"parameters": {"binary_data_size": 6}}
+    refused(server, 400, "binary_data_size", path=INFER, json={"inputs": [both]})
+
+
+@pytest.mark.parametrize("element", [b"", b"\5\0\0\0abc", b"\xff\xff\xff\xffabc"])
+def test_an_element_of_bytes_must_have_its_own_length(server: Server, element: bytes) -> None:
+    given = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    given["parameters"] = {"binary_data_size": len(element)}
+    text = json.dumps({"inputs": [given]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    refused(server, 400, "BYTES", path=INFER, content=text + element, headers=headers)
+
+
+def test_unknown_models_versions_and_paths_are_a_404_and_wrong_methods_a_405(
+    server: Server,
+) -> None:
+    for path in ("/v2/models/other", "/v2/models/tiny/versions/2", "/v2/models/other/ready", "/x"):
+        answer = server.client.get(path)
+        assert answer.status_code == 404
+        assert answer.json()["error"]
+    refused(server, 404, "'other'", "'tiny'", path="/v2/models/other/infer", json={})
+    answer = server.client.get("/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "Method Not Allowed" in answer.json()["error"]
+
+
+def test_what_is_no_http_is_a_400(server: Server) -> None:
+    assert b" 400 " in server.raw(b"\x16\x03\x01\x02\x00\x01\n\n").partition(b"\r\n")[0]
+    assert server.client.get("/v2").status_code == 200
+
+
+def test_an_image_of_16_bits_without_white_is_refused_as_on_standard_input(server: Server) -> None:
+    data = io.BytesIO()
+    Image.fromarray((pixels((8, 8))[:, :, 0] * 16).astype("uint16")).save(data, "PNG")
+    refused(server, 422, "16 bits", "white", content=data.getvalue())

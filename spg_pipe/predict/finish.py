@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
 from spg_pipe.decision.calibration import Limits, by_hand
 from spg_pipe.decision.heat_maps import eight_bit

@@ -162,7 +162,7 @@
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       one("threshold-value").value = shown;
-      const only = chosen("category") ? `${grouped} ${words("category")}. ` : "";
+      const only = chosen("category") ? `${grouped[0].toUpperCase()}${grouped.slice(1)} ${words("category")}. ` : "";
       one("threshold-says").textContent = `${only}${told(shown)} ${rule}`;
     }
 

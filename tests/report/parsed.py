@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 def require_complete(page: Page, folder: Path) -> None:
-    """Nothing from elsewhere, every link to something that is there, also within other pages."""
+    """Nothing from elsewhere; what links and scripts name is there, also within other pages."""
     assert len(page.ids) == len(set(page.ids))
     for link in page.links:
         parts = urlparse(link)

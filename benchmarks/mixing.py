@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spg_pipe.store.stream import epoch_order, windows
+from spg_pipe.store.stream import epoch_order, token_order, windows
 
 CATEGORIES = np.repeat([f"category {number:02d}" for number in range(15)], 115)
 PATCHES, BATCH_TOKENS = 784, 8192
@@ -97,9 +97,9 @@ def _tokens(
     images: int, patches: int, batch_tokens: int, window_images: int, seed: int
 ) -> list[np.ndarray]:
     owners = np.empty(0, np.int64)
-    for window in windows(np.arange(images), seed, 0, window_images):
-        order = window.permutation(len(window.images) * patches)
-        owners = np.concatenate([owners, window.images[order // patches]])
+    for number, window in enumerate(windows(np.arange(images), seed, 0, window_images)):
+        order = token_order(len(window) * patches, seed, 0, number)
+        owners = np.concatenate([owners, window[order // patches]])
         if len(owners) >= _BATCHES * batch_tokens:
             break
     # A short last batch would be compared with what a full one holds.

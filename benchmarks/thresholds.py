@@ -90,7 +90,7 @@ def _drift(normal: np.ndarray, splits: int) -> None:
     warnings, soon = 0, []
     for split in range(splits):
         calibrating, rest = _halves(normal, split)
-        threshold = conformal_threshold(calibrating, ALARMS)
+        threshold = calibrating[calibrating <= conformal_threshold(calibrating, ALARMS)].max()
         watch = Drift(np.sort(calibrating), threshold, 1000)
         warnings += any(watch.warns(score) for score in rest)
         watch = Drift(np.sort(calibrating), threshold, 1000)

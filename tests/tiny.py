@@ -5,6 +5,7 @@ Import as `from tiny import TinyBackbone, write_folder`; conftest.py has fixture
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ SPEC = BackboneSpec(
 HOW = [field.name for field in fields(Extraction)]
 
 
+@cache
+def _weights(patch: int, dim: int) -> Tensor:
+    """Of a layer: made once, as an export can trace no random numbers."""
+    generator = torch.Generator().manual_seed(patch)
+    return torch.randn(3 * patch * patch, dim, generator=generator) / patch
+
+
 class TinyBackbone:
     """Patches of pixels through fixed random matrices: two layers with different grids.
 
@@ -75,11 +83,9 @@ class TinyBackbone:
         return {name: self._layer(images, *SHAPES[name]) for name in self.spec.layers}
 
     def _layer(self, images: Tensor, patch: int, dim: int) -> LayerTokens:
-        generator = torch.Generator().manual_seed(patch)
-        weights = torch.randn(3 * patch * patch, dim, generator=generator) / patch
         pixels = F.unfold(images.cpu(), patch, stride=patch).transpose(1, 2)
         side = images.shape[-1] // patch
-        patches = self.scale * torch.tanh(pixels @ weights)
+        patches = self.scale * torch.tanh(pixels @ _weights(patch, dim))
         return LayerTokens(patches, patches.mean(dim=1, keepdim=True), (side, side))
 
 

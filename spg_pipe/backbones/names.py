@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spg_pipe.backbones.spec import BackboneSpec, Family, Norm
+from spg_pipe.backbones.spec import BackboneSpec, Family, Norm, Precision
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ class Request:
     device: str
     say: Callable[[str], None]
     """Told of a download before it starts."""
+    precision: Precision = "float32"
 
     def blocks(self, depth: int) -> tuple[str, ...]:
         """The layers of a ViT: those asked for, else the last block.
@@ -173,6 +174,7 @@ class Request:
             weights=weights.label,
             weights_sha256=weights.sha256,
             licence=self.info.licence,
+            precision=self.precision,
             **resolved,
         )
 

@@ -17,7 +17,6 @@ from spg_pipe.artefacts.files import fingerprint
 from spg_pipe.bank.fusion import Footing, footing, judge_alone, judge_fused, require_fusible
 from spg_pipe.bank.memory import Distances, MemoryBank
 from spg_pipe.bank.normal_patches import (
-    KNOWN,
     are_among,
     batch_of,
     different_images,
@@ -211,7 +210,6 @@ def score_few_shot(
     path: Path,
     *,
     score: ScoreParams | None = None,
-    alone: Scores | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -223,35 +221,20 @@ def score_few_shot(
         What the banks are added to; without it they judge alone.
     score : ScoreParams, optional
         Default: what the detector was made for.
-    alone : Scores, optional
-        What the banks alone said of this target: their distances are not searched for again.
 
     Raises
     ------
     SpgError
-        If the detector's backbone is not the store's, it has no additive decision, or `alone` is
-        of another target, other normal images or other settings of the bank.
+        If the detector's backbone is not the store's, or it has no additive decision.
     """
     if detector is not None:
         detector.check_backbone(store.spec.backbone, f"The store {store.path}")
         require_fusible(detector, score)
-    expected = (store.fingerprint, banks.origin, None)
-    if alone and (alone.record.store, alone.record.bank, alone.record.detector) != expected:
-        raise SpgError(
-            f"{alone.path} is not what these normal images alone say of {store.path}: it is of "
-            "another target, other normal images or other settings of the bank. Score again with "
-            "--bank alone."
-        )
     names = store.array("category").astype(object)
     footings = _footings(detector, banks) if detector else {}
 
     def judge_batch(rows: np.ndarray, tokens: dict[str, Tensor]) -> Judged:
-        if alone:
-            table = alone.table.iloc[rows]
-            top, known = table["score"].to_numpy(), table[KNOWN].to_numpy()
-            distances = Distances(alone.patches(rows), top, known)
-        else:
-            distances = _distances(banks, names[rows], tokens)
+        distances = _distances(banks, names[rows], tokens)
         if detector is None:
             return judge_alone(distances)
         of_each = [footings[str(name)] for name in names[rows]]

@@ -110,10 +110,6 @@ def judge_fused(
 ) -> Judged:
     """The bank's map where the guides confirm it, and its image score as one more addend.
 
-    A patch's value is b·(1 + u²) + u: b is its distance, u the guides' log odds above the mean on
-    normal images, 1 where they are as high as their highest there. (u² only where u and b are
-    above 0.)
-
     Parameters
     ----------
     distances : Distances
@@ -127,11 +123,20 @@ def judge_fused(
     patches = {}
     for layer, away in distances.patches.items():
         scales = torch.tensor([each.levels[layer] for each in footings])[:, :, None, None]
-        above = (judged.patches[layer] - scales[:, 0]) / scales[:, 1]
-        patches[layer] = away + away.clamp_min(0) * above.clamp_min(0).square() + above
+        patches[layer] = confirmed(away, judged.patches[layer], Scale(*scales.unbind(1)))
     share = np.array([each.weight for each in footings]) * distances.top
     columns = judged.columns | {"score": judged.columns["score"] + share, "share_bank": share}
     return replace(judged, patches=patches, columns=columns | {KNOWN: distances.known})
+
+
+def confirmed(away: torch.Tensor, odds: torch.Tensor, level: Scale) -> torch.Tensor:
+    """A patch's distance from a bank and the guides' log odds as one value, of any shape.
+
+    b·(1 + u²) + u: b is its distance, u the guides' log odds above the mean on normal images, 1
+    where they are as high as their highest there. (u² only where u and b are above 0.)
+    """
+    above = (odds - level.mean) / level.deviation
+    return away + away.clamp_min(0) * above.clamp_min(0).square() + above
 
 
 def judge_alone(distances: Distances) -> Judged:

@@ -1,4 +1,4 @@
-"""`serve`: a detector elsewhere."""
+"""Commands that take a detector to where it works."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,35 @@ from spg_pipe.cli.options import (
     shared,
 )
 
+_THRESHOLDS = ("calibration", "no_calibration", "threshold", "pixel_threshold")
 _DECIDING = tuple(name for name in DECIDING if name != "fdr")
 """A server has no end, at which a batch could be decided."""
+
+
+@shared("weights", "overrides", *_THRESHOLDS, "verbose", "quiet", "as_json")
+def export(
+    options: Options,
+    detector: Annotated[Path, Argument(metavar="DETECTOR", help="A detector's folder.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="The folder that is written.")],
+    normals: NormalsOption = None,
+    bank: BankOption = None,
+    openvino: Annotated[
+        bool, Option("--openvino", help="Also write openvino/: model.xml and model.bin.")
+    ] = False,
+    torch: Annotated[
+        bool, Option("--torch", help="Also write model.pt2, for torch.export.load.")
+    ] = False,
+) -> None:
+    """Write a detector as ONNX: image in, map, score and decision out; runs without PyTorch.
+
+    Resizing is inside. Beside it a runner and a card; all is held to `predict` before it is kept.
+    """
+    from spg_pipe.pipeline.export import export_detector
+
+    ask = ask_of(options, detector, [], out, normals, bank, None)
+    ask = replace(ask, decide=options.deciding())
+    chosen = ["onnx", *["openvino"] * openvino, *["torch"] * torch]
+    export_detector(ask, chosen, options.console())
 
 
 @shared("weights", "overrides", *VIEW, "device", *_DECIDING, "verbose", "quiet")
@@ -50,4 +77,4 @@ def serve(
     server.serve(ask, options.console(), bounds, host, port, name)
 
 
-COMMANDS = (serve,)
+COMMANDS = (export, serve)

@@ -44,6 +44,9 @@ def predict(
     coco: Annotated[
         bool, Option("--coco", help="Also write the regions as COCO JSON, for annotation tools.")
     ] = False,
+    report: Annotated[
+        bool, Option("--report", help="Also make report/: a page to look at, without a network.")
+    ] = False,
     every: Annotated[
         int, Option(min=1, help="Judge only every Nth image or frame, from the first on.")
     ] = 1,
@@ -65,7 +68,7 @@ def predict(
     told = console.line if options.as_json else lambda _: None
     ask = ask_of(options, detector, sources, Path(out), normals, bank, tiles)
     ask = replace(ask, explained=explain, strict=strict, overlays=_most(overlays))
-    ask = replace(ask, maps=maps, masks=masks, coco=coco, every=every, limit=limit)
+    ask = replace(ask, maps=maps, masks=masks, coco=coco, every=every, limit=limit, report=report)
     ask = replace(ask, decide=options.deciding())
     predict_images(ask, console, lambda line: told(line.text))
 

@@ -1,7 +1,7 @@
 """Commands beside the stages: artefacts, backbones, datasets, sweeps."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -35,7 +35,7 @@ def inspect(
     """Say what an artefact holds."""
     from spg_pipe.pipeline.inspection import as_text
     from spg_pipe.pipeline.inspection import inspect as look
-    from spg_pipe.store.pca import draw_pca
+    from spg_pipe.pipeline.pca import draw_pca
     from spg_pipe.store.reader import FeatureStore
 
     if pca is None and (images is not None or layer is not None):
@@ -135,6 +135,21 @@ def synthesise(
     console.result(result)
 
 
+@shared(*RECIPE)
+def track(
+    options: Options,
+    to: Annotated[Literal["mlflow"], Option("--to", help="Where to.")],
+    uri: Annotated[
+        str | None, Option(help="The server [default: the environment's MLFLOW_TRACKING_URI].")
+    ] = None,
+) -> None:
+    """Send the recipe's finished metrics, settings and report to an experiment tracker, once."""
+    from spg_pipe.pipeline.track import track as send
+
+    run = options.run()
+    run.console.result(send(run, uri))
+
+
 @shared("device", "cache", *RECIPE)
 def sweep(
     options: Options,
@@ -186,4 +201,4 @@ def league(options: Options) -> None:
     run.console.result({"league": result.path, "rows": result.rows}, result.table)
 
 
-COMMANDS = (inspect, verify, backbones, datasets, synthesise, sweep, choose, league, compare)
+COMMANDS = (inspect, verify, backbones, datasets, synthesise, track, sweep, choose, league, compare)

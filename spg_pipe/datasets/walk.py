@@ -19,7 +19,9 @@ PREDICTIONS, SCORES, RUN = "predictions.jsonl", "scores.csv", "run.json"
 EXPLANATIONS, EXPLAINED = "explanations.jsonl", "explained"
 """What `explain` writes: lines, and a folder of pictures."""
 OVERLAYS, MAPS, MASKS = "overlays", "maps", "masks"
-PICTURES = (OVERLAYS, MAPS, MASKS, EXPLAINED)
+REPORT = "report"
+"""The page of a result, and its pictures."""
+PICTURES = (OVERLAYS, MAPS, MASKS, EXPLAINED, REPORT)
 """Folders of pictures in a result."""
 SYNTHETIC_RECORD = "synthetic.json"
 """What makes a folder a synthetic set."""

@@ -98,6 +98,15 @@ class Limits(Record):
     def _sorted(self) -> np.ndarray:
         return np.array(self.scores)
 
+    @property
+    def attained(self) -> float | None:
+        """The highest score of a normal image that is not above the threshold; None: there is none.
+
+        What `conformal` and `tolerance` found, to which the threshold adds some room.
+        """
+        normal = [] if self.image is None else self._sorted[self._sorted <= self.image.value]
+        return float(normal[-1]) if len(normal) else None
+
     def p_value(self, score: float) -> float | None:
         """The conformal p-value of an image's score; None without normal images."""
         if not self.scores:

@@ -4,7 +4,7 @@ how far it is from the most similar patch elsewhere in its image.
 Shapes: B images, T = 1 + N tokens (token 0 is CLS), D token width, m coordinates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ REACH = 2
 patches, which are alike."""
 _CELLS = 2**20
 """Distances at once, 4 MiB, as a processor's cache holds; but always a row of the grid with all."""
+SelfDistance = Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
+"""See `self_distance`."""
 
 
 class Sides(NamedTuple):
@@ -62,7 +64,12 @@ class Components:
 
 
 def components(
-    tokens: Tensor, sides: Sides, grid: tuple[int, int], kept: Tensor | None = None
+    tokens: Tensor,
+    sides: Sides,
+    grid: tuple[int, int],
+    kept: Tensor | None = None,
+    *,
+    away: SelfDistance | None = None,
 ) -> Components:
     """Measure one layer's tokens.
 
@@ -73,6 +80,8 @@ def components(
         With h·w = N.
     kept : (B, N) float32 in [0, 1] on the CPU, optional
         How much each patch counts.
+    away : callable, optional
+        Another way to compute `self_distance`, of the same values.
     """
     patches, local = tokens[:, 1:], sides.directions["patches"]
     # One product for the guides and the coordinates: a token is read once.
@@ -84,7 +93,8 @@ def components(
     for view in sides.directions.keys() - {"patches"}:
         feature = unit(detection_feature(tokens, view, kept=kept))
         detection = feature @ sides.directions[view].t()
-    return Components(guides, self_distance(coordinates, grid, kept), detection, kept)
+    distances = (away or self_distance)(coordinates, grid, kept)
+    return Components(guides, distances, detection, kept)
 
 
 def self_distance(coordinates: Tensor, grid: tuple[int, int], kept: Tensor | None = None) -> Tensor:

@@ -25,7 +25,11 @@ class Drift:
     """
 
     def __init__(self, scores: Sequence[float], threshold: float, images: int) -> None:
-        """`scores` of the calibration's normal images, ascending, their threshold, and N."""
+        """`scores` of the calibration's normal images, ascending, their threshold, and N.
+
+        A threshold that was found from the scores is to be one of them: given an order statistic
+        all below it are exchangeable, given a number beside it they are not.
+        """
         self._threshold, self._images = threshold, images
         self._scores = list(scores[: bisect_left(scores, threshold)])
         self._random = np.random.default_rng(0)

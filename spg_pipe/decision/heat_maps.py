@@ -106,6 +106,12 @@ def colour_bar(width: int = 256, height: int = 16) -> np.ndarray:
     return overlay(np.full((height, width, 3), 128, np.uint8), ramp)
 
 
+def palette() -> list[int]:
+    """Red, green and blue of 256 levels of a map alone, for a picture of one byte a pixel."""
+    colours = colormaps[COLOUR_MAP](np.arange(256))[:, :3]
+    return [int(value) for value in np.rint(colours * 255).ravel()]
+
+
 @cache
 def _palettes() -> tuple[np.ndarray, np.ndarray]:
     """What each of 256 levels of the map and of the photograph adds to a pixel: (256,) uint32."""

@@ -121,8 +121,12 @@ def _by_hand(values: np.ndarray, threshold: float | None, many: str) -> Threshol
 
 
 def _of_labelled(labelled: Groups, asked: Asked, what: str) -> Threshold:
-    f1 = asked.method == "f1-max"
-    value = f1_threshold(labelled) if f1 else recall_threshold(labelled, asked.recall)
+    f1, pixels = asked.method == "f1-max", what == "pixel"
+    value = (
+        f1_threshold(labelled, pixels=pixels)
+        if f1
+        else recall_threshold(labelled, asked.recall, pixels=pixels)
+    )
     aim = "The highest F1" if f1 else f"The highest threshold of recall {asked.recall:g}"
     last = int(np.flatnonzero(above(labelled.score, value))[-1])
     found, alarms = int(labelled.tp[last]), int(labelled.fp[last])

@@ -4,7 +4,7 @@ Every step is linear and works on one axis at a time, and so is their product: a
 R P Cᵀ of the patch grid P with two small matrices. No filter runs over the pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -86,20 +86,28 @@ def anomaly_maps(
     with one_thread():
         for number, image in enumerate(torch.from_numpy(maps)):
             counted = _counted(kept, number, grids, size, sigma, (height, width))
-            total = torch.zeros((), dtype=torch.float64)
-            for layer, values in patches.items():
-                rows, columns = grids[layer]
-                left = axis_weights(rows, size, sigma, height)
-                right = axis_weights(columns, size, sigma, width)
-                field = values[number].double()
-                if counted:
-                    field = field * counted.patches[layer]
-                total = total + (left @ field) @ right.t()
+            fields = {layer: values[number].double() for layer, values in patches.items()}
+            if counted:
+                fields = {layer: field * counted.patches[layer] for layer, field in fields.items()}
+            total = added_up(fields.values(), size, (height, width), sigma)
             mean = total / (counted.pixels if counted else len(patches))
             image.copy_(finished(mean) if log_odds else mean)
             if counted:
                 image[counted.ignored] = 0
     return maps
+
+
+def added_up(
+    fields: Iterable[Tensor], size: int, at: tuple[int, int], sigma: float = SIGMA
+) -> Tensor:
+    """The sum of patch grids (h, w) float64, each upsampled and blurred at S×S: at (H, W)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for field in fields:
+        rows, columns = field.shape
+        left = axis_weights(rows, size, sigma, at[0])
+        right = axis_weights(columns, size, sigma, at[1])
+        total = total + (left @ field) @ right.t()
+    return total
 
 
 class _Counted(NamedTuple):

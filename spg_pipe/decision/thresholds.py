@@ -1,6 +1,8 @@
 """From scores to a threshold, and what it guarantees. NumPy and SciPy alone (docs/thresholds.md).
 
-Everywhere a score is anomalous if it is *above* its threshold; n is the number of normal images.
+Everywhere a score is anomalous if it is *above* its threshold; n is the number of normal images. A
+threshold lies between two scores that were attained, with room to both: another machine or runtime
+rounds scores otherwise, and an image of the calibration must not change sides for that.
 """
 
 import math
@@ -12,10 +14,12 @@ from spg_pipe.metrics.curves import Groups, f1_max
 
 _ROUNDING = 1e-9
 """0.29 · 100 is 28.999999999999996 in floating point."""
+ROOM = 0.01
+"""How far a threshold is from a score, at most, in standard deviations of all scores."""
 
 
 def conformal_threshold(scores: np.ndarray, false_alarms: float) -> float:
-    """The ⌈(n + 1)(1 − α)⌉-th smallest of the scores of normal images.
+    """Just above the ⌈(n + 1)(1 − α)⌉-th smallest of the scores of normal images.
 
     A new normal image is above it with a probability of at most α, over the draw of all n + 1
     images, if these are exchangeable.
@@ -38,11 +42,11 @@ def conformal_threshold(scores: np.ndarray, false_alarms: float) -> float:
             f"{math.ceil(1 / false_alarms - _ROUNDING) - 1} are needed. "
             + (f"These allow a rate of {1 / (n + 1):.4g} or more." if n else "")
         )
-    return float(np.sort(scores)[n - above])
+    return _just_above(scores, n - above)
 
 
 def tolerance_threshold(scores: np.ndarray, false_alarms: float, confidence: float) -> float:
-    """The least of the scores of normal images that is a tolerance bound.
+    """Just above the least of the scores of normal images that is a tolerance bound.
 
     With probability `confidence` over the draw of these images, which must be independent, the
     false-alarm rate of this very threshold is at most α: that of the k-th smallest of n has, for
@@ -72,14 +76,15 @@ def tolerance_threshold(scores: np.ndarray, false_alarms: float, confidence: flo
             f"confidence {confidence:g}: at least {needed} are needed. "
             + (f"These allow a rate of {allowed:.4g} or more." if n else "")
         )
-    return float(np.sort(scores)[bounds[0]])
+    return _just_above(scores, int(bounds[0]))
 
 
 def p_values(normal: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Conformal p-values (1 + number of normal images that score as high) / (n + 1).
 
     That of a new normal image is at most p with a probability of at most p, for every p. A score
-    is above the conformal threshold of α exactly if its p-value is at most α.
+    that is above the conformal threshold of α has a p-value of at most α; one that is not has a
+    greater one, unless it lies within the threshold's `ROOM`.
 
     Parameters
     ----------
@@ -127,15 +132,20 @@ def groups_of(normal: np.ndarray, anomalous: np.ndarray) -> Groups:
     return Groups(score, n, m, overlap=np.zeros(len(score)))
 
 
-def f1_threshold(labelled: Groups) -> float:
+def f1_threshold(labelled: Groups, *, pixels: bool = False) -> float:
     """Just below the lowest score that the highest F1 calls anomalous.
 
-    Images or pixels; both kinds must be there.
+    Parameters
+    ----------
+    labelled : Groups
+        With both kinds.
+    pixels : bool
+        A group may span several scores, so the threshold takes no room: it is the next number.
     """
-    return _just_below(labelled, f1_max(labelled)[1])
+    return _just_below(labelled, f1_max(labelled)[1], pixels=pixels)
 
 
-def recall_threshold(labelled: Groups, recall: float) -> float:
+def recall_threshold(labelled: Groups, recall: float, *, pixels: bool = False) -> float:
     """The highest threshold with this share of anomalous images, or pixels, above it.
 
     Parameters
@@ -143,12 +153,37 @@ def recall_threshold(labelled: Groups, recall: float) -> float:
     labelled : Groups
         With something anomalous.
     recall : in (0, 1].
+    pixels : bool
+        As for `f1_threshold`.
     """
     needed = math.ceil(recall * labelled.n_anomalous - _ROUNDING)
-    return _just_below(labelled, labelled.score[int(np.searchsorted(labelled.tp, needed))])
+    score = labelled.score[int(np.searchsorted(labelled.tp, needed))]
+    return _just_below(labelled, score, pixels=pixels)
 
 
-def _just_below(labelled: Groups, score: float) -> float:
-    """The next smaller number of the scores' own type, which a map is compared in."""
-    kind = labelled.score.dtype.type
-    return float(np.nextafter(kind(score), kind(-np.inf)))
+def _just_above(scores: np.ndarray, rank: int) -> float:
+    """Halfway from the score of a rank, from 0, to the next higher one, within `ROOM`."""
+    ordered = np.sort(scores).astype(np.float64)
+    return _beside(ordered[rank], ordered[ordered > ordered[rank]][:1], float(ordered.std()))
+
+
+def _just_below(labelled: Groups, score: float, *, pixels: bool) -> float:
+    """Halfway to the next lower score, within `ROOM`."""
+    if pixels:  # the next smaller number of the type that a map is compared in
+        kind = labelled.score.dtype.type
+        return float(np.nextafter(kind(score), kind(-np.inf)))
+    counts = labelled.normal + labelled.anomalous
+    deviation = math.sqrt(np.cov(labelled.score, fweights=counts, ddof=0))
+    lower = labelled.score[labelled.score < score][:1]
+    below = _beside(score, lower, -deviation)
+    return below if below < score else float(np.nextafter(score, -np.inf))
+
+
+def _beside(score: float, other: np.ndarray, deviation: float) -> float:
+    """From a score towards another one, (1,) or (0,) if there is none, and never as far as that."""
+    room = ROOM * deviation
+    if len(other) == 0:
+        return float(score + room)
+    step = (other[0] - score) / 2
+    beside = score + (step if abs(step) < abs(room) else room)
+    return float(beside if beside != other[0] else score)

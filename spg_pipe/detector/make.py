@@ -21,6 +21,7 @@ from spg_pipe.guides.layer import LayerGuides, SignedAtoms, View
 from spg_pipe.guides.trained.train import (
     GuideFit,
     GuideRun,
+    Point,
     Progress,
     check_images,
     check_sae,
@@ -127,11 +128,12 @@ def make_detectors(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     say: Report | None = None,
+    point: Point = lambda number, row: None,
 ) -> list[tuple[Detector, Curve]]:
     """`make_detector` for several plans of one `stream`, in one pass over the store an epoch.
 
     Each detector and curve is to the bit what its plan would give alone. See `fit_guides` for
-    checkpoints.
+    checkpoints and `point`.
     """
     judges: np.ndarray | None = None
     runs = [plan.run for plan in plans if plan.run]
@@ -147,6 +149,7 @@ def make_detectors(
             cache=cache,
             progress=progress,
             checkpoints=checkpoints,
+            point=point,
         )
         made = [_trained(fit, plan) for fit, plan in zip(fits, plans, strict=True)]
     results = []

@@ -5,6 +5,7 @@ It holds no SAE and no training data. `make` makes it, `judge` and `scores` appl
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ from spg_pipe.artefacts.files import fresh_folder
 from spg_pipe.artefacts.reading import reading
 from spg_pipe.artefacts.record import read_record, write_record
 from spg_pipe.backbones.spec import BackboneSpec, TokenKey
-from spg_pipe.decision.components import Sides, components
+from spg_pipe.decision.components import (
+    Components,
+    SelfDistance,
+    Sides,
+    components,
+    self_distance,
+)
 from spg_pipe.decision.kept import Kept, patch_shares
 from spg_pipe.decision.model import MAP_TOP, Decision
 from spg_pipe.decision.rules import Additive, Published, Rule
@@ -54,6 +61,14 @@ class Detector:
     def contrast(self) -> bool:
         """Whether the guides are contrast guides (docs/method.md §7), or trained ones."""
         return self.record.guides.kind == "contrast"
+
+    @cached_property
+    def sides(self) -> dict[str, Sides]:
+        """Layer → what its tokens are measured by."""
+        return {
+            layer: Sides(guides.directions(as_cosines=not self.contrast), guides.basis)
+            for layer, guides in self.layers.items()
+        }
 
     @property
     def decision(self) -> Decision:
@@ -122,16 +137,27 @@ class Detector:
         SpgError
             If the detector has no decision.
         """
+        patches, parts = self.measured(tokens, grids, kept)
+        return patches, self.decision.image_values((key.layer, raw) for key, raw in parts.items())
+
+    def measured(
+        self,
+        tokens: Mapping[TokenKey, Tensor],
+        grids: Grids | None = None,
+        kept: Kept | None = None,
+        *,
+        away: SelfDistance = self_distance,
+    ) -> tuple[dict[TokenKey, Tensor], dict[TokenKey, Components]]:
+        """Log odds of patches as of `log_odds`, and the components that they are made of."""
         decision = self.decision
-        patches, parts = {}, []
+        patches, parts = {}, {}
         for key, batch in tokens.items():
             guides = self._guides(key, batch)
-            sides = Sides(guides.directions(as_cosines=not self.contrast), guides.basis)
             grid = grids[key] if grids else guides.grid
-            raw = components(batch, sides.to(batch.device), grid, patch_shares(kept, grid))
-            parts.append((key.layer, raw))
-            patches[key] = to_grid(decision.log_odds(key.layer, raw), grid)
-        return patches, decision.image_values(parts)
+            shares, sides = patch_shares(kept, grid), self.sides[key.layer].to(batch.device)
+            parts[key] = components(batch, sides, grid, shares, away=away)
+            patches[key] = to_grid(decision.log_odds(key.layer, parts[key]), grid)
+        return patches, parts
 
     def probabilities(
         self,

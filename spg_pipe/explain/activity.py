@@ -6,6 +6,7 @@ images, so that intervals can be drawn over groups.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,72 @@ from torch import Tensor
 from spg_pipe.explain.codes import Active
 from spg_pipe.explain.groups import GROUPS
 from spg_pipe.explain.histograms import Bins, binned_precision, resampled_precision
-from spg_pipe.explain.top import TopPatches
+
+TOP = 8
+"""Patches kept of each latent and category, one an image."""
+
+
+@dataclass(frozen=True)
+class TopPatches:
+    """The patches where each latent is largest, one an image: (..., C, TOP) each."""
+
+    value: np.ndarray
+    """float32, falling; −inf where there are no more."""
+    source: np.ndarray
+    """int32: number in `Activity.sources`."""
+    image: np.ndarray
+    """int32: row in that store."""
+    patch: np.ndarray
+    """int32: row-major on the patch grid."""
+
+    @classmethod
+    def none(cls, categories: int, latents: int) -> "TopPatches":
+        """Of no image yet: (K, C, TOP)."""
+        shape = (categories, latents, TOP)
+        places = (np.zeros(shape, np.int32) for _ in range(3))
+        return cls(np.full(shape, -np.inf, np.float32), *places)
+
+    def of(self, categories: slice) -> "TopPatches":
+        """Of some categories together: (C, TOP)."""
+        merged = np.concatenate(self.value[categories], axis=1)
+        order = np.argsort(-merged, axis=1, kind="stable")[:, :TOP]
+        kept = (np.concatenate(part[categories], axis=1) for part in vars(self).values())
+        return TopPatches(*(np.take_along_axis(part, order, axis=1) for part in kept))
+
+    def add(
+        self, source: int, images: np.ndarray, category: np.ndarray, patches: int, entries: Active
+    ) -> None:
+        """Each image's largest value of every latent competes with those kept of its category.
+
+        Parameters
+        ----------
+        source : int
+            What the tokens are of: a number in `Activity.sources`.
+        images, category : (B,) int
+        patches : int
+            Of an image: token B · patches + patch of `entries`.
+        """
+        latents = self.value.shape[1]
+        # Of each image and latent the largest value; of equal ones the first patch.
+        order = entries.value.sort(descending=True, stable=True).indices
+        cells = (entries.token // patches) * latents + entries.latent
+        held, first = np.unique(cells[order].numpy(), return_index=True)
+        best, shape = order.numpy()[first], (len(images), latents)
+        value = np.full(shape, -np.inf, np.float32)
+        value.flat[held] = entries.value.numpy()[best]
+        patch = np.zeros(shape, np.int32)
+        patch.flat[held] = entries.token.numpy()[best] % patches
+        image = np.broadcast_to(images[:, None].astype(np.int32), shape)
+        found = (value, np.full(shape, source, np.int32), image, patch)
+        for number in np.unique(category).tolist():
+            rows, kept = category == number, list(vars(self).values())
+            both = [
+                np.concatenate([old[number], new[rows].T], axis=1)
+                for old, new in zip(kept, found, strict=True)
+            ]
+            ranked = np.argsort(-both[0], axis=1, kind="stable")[:, :TOP]
+            for old, merged in zip(kept, both, strict=True):
+                old[number] = np.take_along_axis(merged, ranked, axis=1)
 
 
 class Batch(NamedTuple):

@@ -13,12 +13,17 @@ import pandas as pd
 
 from spg_pipe.detector.model import Detector
 from spg_pipe.explain.activity import Batch
-from spg_pipe.explain.atlas_tables import Described, atom_table, category_table, described_table
+from spg_pipe.explain.atlas_tables import (
+    Described,
+    LayerAtoms,
+    atom_table,
+    category_table,
+    described_table,
+)
 from spg_pipe.explain.crops import Place
 from spg_pipe.explain.dictionary import layout_2d
 from spg_pipe.explain.factors import MAP_GUIDES, Factors, measure_factors
 from spg_pipe.explain.group_sums import GroupSums
-from spg_pipe.explain.layer_atoms import LayerAtoms
 from spg_pipe.explain.measure import Progress, measure
 from spg_pipe.explain.shares import Shares
 from spg_pipe.sae.run import SaeRun

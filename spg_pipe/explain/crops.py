@@ -1,11 +1,11 @@
 """Strips of pictures: what the patches look like where a latent is largest."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -99,22 +99,20 @@ def write_strips(
         found = photographs[key[0]].read(key[1])
         return {} if found is None else {place: crop(*found, place) for place in wanted[key]}
 
-    with waiting.open("w+b") as file, ThreadPoolExecutor(_THREADS) as pool:
-        keys = sorted(wanted)
+    held = np.memmap(waiting, np.uint8, "w+", shape=(max(1, count), SIDE, SIDE, 3))
+    keys, written = sorted(wanted), set()
+    with ThreadPoolExecutor(_THREADS) as pool:
         for done, (key, crops) in enumerate(zip(keys, in_order(pool, cut, keys, 4), strict=True)):
             for place, pixels in crops.items():
-                for slot in wanted[key][place]:
-                    file.seek(slot * pixels.nbytes)
-                    file.write(pixels.tobytes())
-                    there[slot] = True
+                held[wanted[key][place]] = pixels
+                there[wanted[key][place]] = True
             if progress:
                 progress(done + 1, len(keys))
-        written = set()
-        for name, places in strips.items():
-            slots = first[name] + np.flatnonzero(there[first[name] : first[name] + len(places)])
-            if len(slots):
-                _save(folder / f"{name}.jpg", (_crop_in(file, slot) for slot in slots.tolist()))
-                written.add(name)
+    for name, places in strips.items():
+        own = slice(first[name], first[name] + len(places))
+        if there[own].any():
+            _save(folder / f"{name}.jpg", held[own][there[own]])
+            written.add(name)
     waiting.unlink()
     return written
 
@@ -164,13 +162,7 @@ def _patch(height: int, width: int, place: Place) -> tuple[slice, slice]:
     return slice(*y.round().astype(int)), slice(*x.round().astype(int))
 
 
-def _crop_in(file: BinaryIO, slot: int) -> np.ndarray:
-    size = SIDE * SIDE * 3
-    file.seek(slot * size)
-    return np.frombuffer(file.read(size), np.uint8).reshape(SIDE, SIDE, 3)
-
-
-def _save(path: Path, crops: Iterable[np.ndarray]) -> None:
+def _save(path: Path, crops: np.ndarray) -> None:
     gap = np.full((SIDE, _GAP, 3), 255, np.uint8)
     parts = [part for each in crops for part in (gap, each)][1:]
     Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=_QUALITY, subsampling=0)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.model import Detector
-from spg_pipe.errors import SpgError
 from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.explain.groups import ENDS, GROUPS, drawn, full_name
 from spg_pipe.explain.parts import DETECTION, MAP_GUIDES, coefficients_of
@@ -154,18 +153,7 @@ def measure_factors(detector: Detector, stores: Sequence[GroupSums], saes: SaeRu
         With the detector's layers and detection feature.
     saes : SaeRun
         The detector's.
-
-    Raises
-    ------
-    SpgError
-        If a store has not the detector's layers.
     """
-    for sums in stores:
-        if missing := set(detector.layers) - set(sums.layers):
-            raise SpgError(
-                f"The tokens of {sums.dataset} have no layer {', '.join(sorted(missing))}, which "
-                "the detector needs. Run `spg-pipe extract` with the detector's layers."
-            )
     views: dict[str, View] = {MAP_GUIDES: "patches", DETECTION: detector.record.detection}
     tables, generalities, shares = [], [], []
     for component, view in views.items():

@@ -98,6 +98,9 @@ def _resize_uint8(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     if image.dtype != np.uint8:
         image = np.round(image * (255.0 / np.iinfo(image.dtype).max)).astype(np.uint8)
     resample = Image.Resampling[spec.interpolation.upper()]
-    resized = Image.fromarray(image).resize((spec.size, spec.size), resample)
+    # Across first and then down, as Pillow did both up to 12; 13 begins with tall images' columns,
+    # which rounds otherwise.
+    across = Image.fromarray(image).resize((spec.size, len(image)), resample)
+    resized = across.resize((spec.size, spec.size), resample)
     channels_first = np.asarray(resized).transpose(2, 0, 1)
     return np.divide(channels_first, 255, dtype=np.float32, order="C")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spg_pipe.artefacts.files import require_writable, versions
-from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.layouts.folder import scan_folder
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN
 from spg_pipe.datasets.names import is_normal

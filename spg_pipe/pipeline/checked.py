@@ -5,6 +5,7 @@ an input of a missing artefact is itself missing or does not fit, that is told i
 first. Errors are `NotThereError`, or `DamagedError` for what is no whole artefact.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -109,6 +110,24 @@ def checked_metrics(run: RecipeRun, way: Direction, seed: int) -> tuple[Path, Pa
     if faults := differences(pairs):
         raise refused(made_otherwise(path, faults), command)
     return path, folder
+
+
+def finished_metrics(run: RecipeRun) -> dict[tuple[str, str, int], tuple[Path, Path]]:
+    """`checked_metrics` of every direction and seed: auxiliary set, target, seed → files.
+
+    What is missing or does not fit is told and left out; an `SpgError` if nothing is left.
+    """
+    found, missing = {}, []
+    for way, seed in itertools.product(run.params.directions, run.params.seeds):
+        try:
+            found[way.aux, way.target, seed] = checked_metrics(run, way, seed)
+        except SpgError as error:
+            missing.append(str(error))
+    if not found:
+        raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
+    for message in missing:
+        run.console.say(f"Left out: {message}")
+    return found
 
 
 def is_there(check: Callable[[], object]) -> bool:

@@ -137,7 +137,9 @@ class Decider:
             return False
         key = group if made.by_folder else ""
         if key not in self._watches:
-            self._watches[key] = Drift(limits.scores, limits.image.value, self._every)
+            found = None if made.method == "manual" else limits.attained
+            cut = limits.image.value if found is None else found
+            self._watches[key] = Drift(limits.scores, cut, self._every)
         return self._watches[key].warns(score)
 
     def _keep(self, p_value: float | None) -> None:

@@ -59,6 +59,7 @@ def load_backbone(run: RecipeRun) -> Backbone:
         norm=params.backbone.norm,
         protocol=params.method.protocol,
         weights=params.backbone.weights,
+        precision=params.backbone.precision,
         device=choose_device(run.device),
         say=run.console.announce,
     )

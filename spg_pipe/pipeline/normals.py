@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spg_pipe.bank.few_shot import (
-    KNOWN,
     Banks,
     banks_of,
     note_of_copies,
@@ -15,6 +14,7 @@ from spg_pipe.bank.few_shot import (
     score_few_shot,
     seen_of,
 )
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.detector.model import Detector
 from spg_pipe.detector.scores import Scores
 from spg_pipe.errors import SpgError

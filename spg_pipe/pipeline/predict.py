@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spg_pipe.backbones.precision import computed_by
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
-from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, SCORES
+from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, REPORT, SCORES
 from spg_pipe.decision.calibration import place_beside
 from spg_pipe.decision.maps import SIGMA
 from spg_pipe.decision.rules import Published
@@ -20,6 +21,7 @@ from spg_pipe.images.files import content_ids
 from spg_pipe.images.notes import file_notes, look_at, peak_of
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.decide import Decider, HowToDecide, judging_of
+from spg_pipe.pipeline.own_page import OwnPage
 from spg_pipe.predict.finish import Finish, finish
 from spg_pipe.predict.items import Items, Reading, find_items
 from spg_pipe.predict.judge import judge_items
@@ -35,6 +37,7 @@ from spg_pipe.predict.predictor import Predictor, load_predictor, require_guides
 from spg_pipe.predict.ranking import RANKED, Summary, one_sided
 from spg_pipe.predict.result import Failure, Result
 from spg_pipe.predict.run import COCO, Entry, ResultFolder, RunRecord, check_out
+from spg_pipe.predict.shown import Shown
 from spg_pipe.predict.video import frames_of, is_video
 from spg_pipe.predict.view import Viewing
 from spg_pipe.recipe.machine import choose_device
@@ -70,6 +73,8 @@ class Ask:
     """Write what is above the pixel threshold."""
     coco: bool = False
     """Write the regions as COCO JSON."""
+    report: bool = False
+    """Make a page of the results."""
     explained: bool = False
     """Also write why each image has its score."""
     pictures: int | None = None
@@ -91,7 +96,12 @@ class Ask:
     @property
     def tables(self) -> tuple[str, ...]:
         """Files that are written besides lines and pictures."""
-        return (SCORES, *[EXPLANATIONS] * self.explained, *(COCO if self.coco else ()))
+        return (
+            SCORES,
+            *[EXPLANATIONS] * self.explained,
+            *(COCO if self.coco else ()),
+            *[REPORT] * self.report,
+        )
 
     @property
     def calibration(self) -> Path:
@@ -146,8 +156,9 @@ def predict_images(
     (items, predictor, reading, record), decider = deciding(ask, console)
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)
+    shown = Shown() if ask.report else None
     with (
-        ResultFolder(ask.out, record) as folder,
+        ResultFolder(ask.out, record, shown) as folder,
         console.progress("predict") as update,
     ):
         how = Finish(
@@ -161,6 +172,8 @@ def predict_images(
             explained=ask.pictures is None,
             atoms=ask.atoms,
         )
+        page = _page(ask, items, how, decider, shown) if shown else None
+        how = replace(how, also=page.draw) if page else how
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -178,9 +191,19 @@ def predict_images(
         if not summary.scores:
             raise SpgError(f"None of {counted(summary.images, 'image')} could be judged.")
         _draw_highest(ask, how, summary, folder, judged)
-        folder.finish(decider.batch())
+        folder.finish(decider.batch(), page.write if page else None)
+    if page:
+        console.say(f"Page: {ask.out / REPORT / 'index.html'}")
     console.text("\n".join([*_said(ask, summary, predictor, decider, console), record.facts]))
     return summary
+
+
+def _page(ask: Ask, items: Items, how: Finish, decider: Decider, shown: Shown) -> OwnPage:
+    """The page of a run that goes on."""
+    predictor = how.predictor
+    said = f"Images of {items.said}, judged by the detector {ask.detector.name}."
+    notes = (said, decider.says, _facts(predictor, ask.viewing))
+    return OwnPage(ask.out, predictor.shown, decider.limits, notes, how.plan, shown)
 
 
 def _said(
@@ -297,7 +320,9 @@ def _items(ask: Ask) -> Items:
 
 def _identity(ask: Ask, predictor: Predictor, reading: Reading) -> dict[str, str]:
     judging = judging_of(predictor, reading)
+    computed = computed_by(predictor.backbone.spec.precision, predictor.device)
     return {name: str(value or "") for name, value in judging} | {
+        **({"computed": computed} if computed else {}),
         "weights": predictor.backbone.spec.weights_sha256,
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),

@@ -1,6 +1,5 @@
 """Detectors on targets: scores → metrics → report."""
 
-import itertools
 import shlex
 from datetime import date
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from spg_pipe.artefacts.files import require_writable
-from spg_pipe.bank.few_shot import FEW_SHOT, KNOWN
+from spg_pipe.bank.few_shot import FEW_SHOT
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.decision.calibration import Calibration, Judging
 from spg_pipe.detector import metrics_file
@@ -18,7 +18,7 @@ from spg_pipe.detector.record import ScoresRecord
 from spg_pipe.detector.scores import Ignored, Scores, score_store
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import MetricsTable, seeds_mean
-from spg_pipe.pipeline.checked import checked_detector, checked_metrics, checked_scores
+from spg_pipe.pipeline.checked import checked_detector, checked_scores, finished_metrics
 from spg_pipe.pipeline.checked_store import checked_store, named_input
 from spg_pipe.pipeline.datasets import find_dataset, find_direction, scan, split_name
 from spg_pipe.pipeline.normals import banks_for, note_known, score_with_banks
@@ -289,17 +289,8 @@ def report(run: RecipeRun, *, tracked: bool = False) -> Path:
         run.console.say("No report: the recipe has no directions.")
         paths.report.mkdir(parents=True, exist_ok=True)
         return paths.report
-    runs, missing = {}, []
-    for way, seed in itertools.product(params.directions, params.seeds):
-        try:
-            runs[way.aux, way.target, seed] = checked_metrics(run, way, seed)
-        except SpgError as error:
-            missing.append(str(error))
-    if not runs:
-        raise SpgError(missing[0] if missing else "The recipe has no directions to report.")
-    for message in missing:
-        run.console.say(f"Left out of the report: {message}")
-    with run.console.progress("report", "categories") as update:
+    runs = finished_metrics(run)
+    with run.console.progress("report") as update:
         path = build_report(params, paths, paths.report, runs, progress=update)
     run.console.say(f"Report → {path}")
     return path

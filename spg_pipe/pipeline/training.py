@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from spg_pipe.errors import SpgError, counted
 from spg_pipe.guides.trained.train import training_notes
 from spg_pipe.pipeline.checked import checked_sae
 from spg_pipe.pipeline.checked_store import checked_store, named_input
+from spg_pipe.pipeline.live import live_curve
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import SaeParams
@@ -39,9 +41,12 @@ def train_sae(run: RecipeRun, aux: str, seed: int, *, store: Path | None = None)
     require_writable(path)
     _require_steps(features, run.params.sae)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
-    with run.console.progress(f"train-sae {aux} seed {seed}", "tokens") as update:
+    shown = run.console.progress(f"train-sae {aux} seed {seed}", "tokens")
+    with shown as update, live_curve(run, path) as point:
         callbacks = Callbacks(
-            lambda layer, done, total, loss: update(done, total, loss, layer), run.console.say
+            lambda layer, done, total, loss: update(done, total, loss, layer),
+            run.console.say,
+            point,
         )
         try:
             result = train(
@@ -173,7 +178,15 @@ def _train_together(
         path = with_suffix_hash(path, fingerprint(paths))
     require_writable(path)
     checkpoints = Checkpoints(checkpoint_path(path), device, say=run.console.say)
-    with run.console.progress(f"train-guides {aux} seed {seed}{several}") as update:
+    with ExitStack() as stack:
+        update = stack.enter_context(
+            run.console.progress(f"train-guides {aux} seed {seed}{several}")
+        )
+        curves = [
+            stack.enter_context(live_curve(owner, owner.paths.detector(aux, plan.seed, given)))
+            for owner, plan in jobs
+            if plan.run  # contrast guides are made at once: they have no curve
+        ]
         results = make_detectors(
             features,
             [plan for _, plan in jobs],
@@ -182,6 +195,7 @@ def _train_together(
             progress=update,
             checkpoints=checkpoints,
             say=lambda note: run.console.say(f"  note: {note}"),
+            point=lambda number, row: curves[number](row),
         )
     for (owner, plan), (detector, curve) in zip(jobs, results, strict=True):
         path = owner.paths.detector(aux, plan.seed, given)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.datasets.walk import EXPLAINED, MAPS, MASKS, OVERLAYS
 from spg_pipe.decision.calibration import Limits, by_hand
 from spg_pipe.decision.heat_maps import eight_bit
@@ -50,6 +50,8 @@ class Finish:
     """Draw why every image has its score, if it is explained."""
     atoms: int | None = None
     """List only so many contributions an image in explanations; None: all."""
+    also: Callable[[JudgedImage, Result], None] = lambda judged, result: None
+    """Is told each image before its line is written; from any thread."""
 
 
 def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
@@ -83,6 +85,7 @@ def finish(judged: JudgedImage | Unreadable, how: Finish) -> Entry:
             "files": draw_pictures(judged, result, how),
         }
     )
+    how.also(judged, result)
     return Entry(item, result, line_of(result), _why(judged, result, how))
 
 

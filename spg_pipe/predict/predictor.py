@@ -1,6 +1,6 @@
 """What judges images: a detector, the backbone that it needs, perhaps a bank of normal images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from spg_pipe import backbones
-from spg_pipe.backbones.base import Backbone, forward
+from spg_pipe.backbones.base import Backbone, LayerTokens, forward
 from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
@@ -75,12 +75,7 @@ class Predictor:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
         batch = np.stack([preprocess(image, self.backbone.spec.preprocess) for image in pixels])
         at_once = inputs_at_once(self.backbone.spec, len(batch), self.device)
-        output = forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once)
-        tokens = {
-            layer: torch.cat([value.prefix[:, :1], value.patches], dim=1)
-            for layer, value in output.items()
-        }
-        return tokens, {layer: value.grid for layer, value in output.items()}
+        return joined_tokens(forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once))
 
     def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
         """Scores and patch grids of some images.
@@ -113,6 +108,15 @@ class Predictor:
         if self.bank is None:
             return judge(self.detector, tokens, grids, spec, self.detector.record.rule, kept)
         return self.bank.judge(tokens, self.detector, spec, alone=self.alone, kept=kept)
+
+
+def joined_tokens(output: Mapping[str, LayerTokens]) -> tuple[Tokens, Grids]:
+    """What a backbone gives as layer → (B, 1 + N, D), CLS first, and layer → (h, w)."""
+    tokens = {
+        layer: torch.cat([value.prefix[:, :1], value.patches], dim=1)
+        for layer, value in output.items()
+    }
+    return tokens, {layer: value.grid for layer, value in output.items()}
 
 
 def require_guides(*, alone: bool) -> None:
@@ -152,6 +156,7 @@ def load_predictor(
         norm=spec.norm,
         protocol=detector.record.protocol.name,
         weights=weights,
+        precision=spec.precision,
         device=device,
         say=say,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from spg_pipe.artefacts.record import Count, Record, Size, first_fault
-from spg_pipe.bank.few_shot import KNOWN
+from spg_pipe.bank.normal_patches import KNOWN
 from spg_pipe.bank.record import ABOVE, DEVIATION
 from spg_pipe.decision.calibration import Limits
 from spg_pipe.errors import SpgError

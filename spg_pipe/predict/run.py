@@ -5,10 +5,8 @@ run's result is removed, and nothing else of the folder, when the first image of
 done.
 """
 
-import csv
-import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -20,17 +18,18 @@ from filelock import FileLock
 from spg_pipe.artefacts.files import (
     clear_leftovers,
     require_writable,
-    whole_file,
     write_json,
     write_text,
 )
 from spg_pipe.artefacts.record import Record, read_record, write_record
-from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, RUN, SCORES
+from spg_pipe.datasets.walk import EXPLANATIONS, PICTURES, PREDICTIONS, REPORT, RUN, SCORES
 from spg_pipe.errors import SpgError, naming
 from spg_pipe.predict.coco import Shapes, coco_of
 from spg_pipe.predict.items import Item
 from spg_pipe.predict.lines import EARLIER, GrowingLines, lines_of
-from spg_pipe.predict.result import Failure, Line, Result, parse_line, row_of
+from spg_pipe.predict.result import Failure, Line, Result, parse_line
+from spg_pipe.predict.shown import PAGES, Shown, files_of, stem_of
+from spg_pipe.predict.table import results_of, write_table
 from spg_pipe.store.writer import locked
 
 COCO: dict[str, Shapes] = {"coco.json": "rle", "coco-polygons.json": "polygons"}
@@ -86,6 +85,8 @@ class ResultFolder:
     ----------
     record : RunRecord
         Of a run that begins. If explanations.jsonl is among its `tables`, each line has its `why`.
+    shown : Shown, optional
+        Which images the page has; needed if `report` is among the `tables`.
 
     Raises
     ------
@@ -95,8 +96,8 @@ class ResultFolder:
         If `out` cannot be written.
     """
 
-    def __init__(self, out: Path, record: RunRecord) -> None:
-        self.out, self._record = out, record
+    def __init__(self, out: Path, record: RunRecord, shown: Shown | None = None) -> None:
+        self.out, self._record, self._shown = out, record, shown
         self.images = self.bad = 0
         self._drawn: set[str] = set()
         self._begun, self._planning = False, Lock()
@@ -113,12 +114,14 @@ class ResultFolder:
         self._old_drawn = there.drawn if there else ()
         self._planned = _planned(self.out)
         self._stale = set(self._old_drawn) | self._planned
+        reported = REPORT in self._old_tables
+        self._stale |= set(PAGES) if reported else set()
         self._lines = GrowingLines(self.out, explained=self._explained)
         numbers: dict[str, int] = {}
         for number in range(len(self._lines)):
             with suppress(SpgError):  # what is no line of this version is made again
                 result = parse_line(self._lines.earlier(number)[0])
-                pictures = pictures_of(result)
+                pictures = pictures_of(result) | (files_of(result.path) if reported else set())
                 self._stale |= pictures
                 if number < self._lines.new:
                     self._planned -= pictures
@@ -157,15 +160,25 @@ class ResultFolder:
                 return None
             if result.group != item.group or (self._explained and not why):
                 return None
-            if not all(self._is_ours(file) for file in pictures_of(result)):
+            if not all(self._is_ours(file) for file in pictures_of(result) | self._missed(result)):
                 return None
             entries.append(Entry(item, result, line, why))
         return entries
+
+    def _missed(self, result: Result) -> set[str]:
+        """Pictures that the page needs of an image."""
+        if self._shown is None or not self._shown.wants(result.score):
+            return set()
+        ending = (".jpg", "-map.png", "-mask.png")[: 3 if result.regions else 2]
+        return {f"{REPORT}/images/{stem_of(result.path)}{each}" for each in ending}
 
     def add(self, entry: Entry) -> None:
         """Write an image's lines; its pictures are there already."""
         self.plan(())
         self._lines.add(entry.text, entry.why)
+        if self._shown is not None and isinstance(entry.result, Result):
+            gone = self._shown.add(entry.result.path, entry.result.score)
+            self._remove(files_of(gone) if gone else ())
         self.images += 1
         self.bad += isinstance(entry.result, Failure)
         self._stale -= pictures_of(entry.result)
@@ -206,12 +219,17 @@ class ResultFolder:
         self._lines.begin()
         self._plans = self._open.enter_context((self.out / PLANNED).open("ab"))
 
-    def finish(self, batch: Sequence[bool] | None = None) -> None:
+    def finish(
+        self, batch: Sequence[bool] | None = None, page: Callable[[], object] | None = None
+    ) -> None:
         """All images are done: write the tables, remove what is left of earlier runs.
 
-        `batch` says of each image whether it is anomalous if all are decided together.
+        `batch` says of each image whether it is anomalous if all are decided together; `page` is
+        called when all but the record is there, and writes the page.
         """
-        self._remove(self._stale - self._drawn)
+        names = self._shown.names() if self._shown else set()
+        kept = set(PAGES if self._shown else ()).union(*map(files_of, names))
+        self._remove(self._stale - self._drawn - kept)
         self._lines.end()
         write_table(self.out, batch)
         for name, shapes in COCO.items():
@@ -219,6 +237,8 @@ class ResultFolder:
                 write_json(self.out / name, coco_of(results_of(self.out), shapes))
         for name in self._old_tables.intersection(TABLES) - set(self._record.tables):
             (self.out / name).unlink(missing_ok=True)
+        if page:
+            page()
         counts = {"finished": True, "images": self.images, "bad": self.bad}
         drawn = {"drawn": tuple(sorted(self._drawn))}
         write_record(self.out / RUN, self._record.model_copy(update=counts | drawn))
@@ -227,7 +247,7 @@ class ResultFolder:
     def _is_ours(self, file: str) -> bool:
         return (self.out / file).is_file() and link_below(self.out, file) is None
 
-    def _remove(self, files: set[str]) -> None:
+    def _remove(self, files: Collection[str]) -> None:
         """Pictures of earlier runs, and folders that are empty then; nothing behind a link."""
         for file in sorted(files):
             parts = PurePosixPath(file).parts
@@ -314,30 +334,3 @@ def check_out(out: Path, tables: Collection[str] = (SCORES,)) -> None:
                 f"of predict: no {RUN} in {out} names it. {advice}"
             )
     require_writable(out / RUN)
-
-
-def results_of(out: Path) -> Iterator[Line]:
-    """What the lines in a folder say; an `SpgError` if one is damaged."""
-    return map(parse_line, lines_of(out / PREDICTIONS))
-
-
-def write_table(out: Path, batch: Sequence[bool] | None = None) -> None:
-    """Write scores.csv of the lines in a folder, in their order, as a whole.
-
-    `batch` becomes the last column.
-    """
-    columns: dict[str, None] = {}
-    for result in results_of(out):
-        columns |= dict.fromkeys(row_of(result))
-    if batch is not None:
-        columns["batch_decision"] = None
-    with whole_file(out / SCORES) as stream:
-        rows = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-        writer = csv.DictWriter(rows, list(columns), lineterminator="\n")
-        writer.writeheader()
-        for number, result in enumerate(results_of(out)):
-            row = row_of(result)
-            if batch is not None and isinstance(result, Result):
-                row["batch_decision"] = "anomalous" if batch[number] else "normal"
-            writer.writerow(row)
-        rows.detach()

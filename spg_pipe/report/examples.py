@@ -1,4 +1,4 @@
-"""Which images of a category the page shows, and their pictures.
+"""Which images of a category the page shows, and where the atoms behind their scores count.
 
 Anomalous images with a mask are ranked by `qualities`; the others by their score.
 """
@@ -9,26 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from spg_pipe.datasets.manifest import LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_UNKNOWN, MaskState
 from spg_pipe.decision import heat_maps
-from spg_pipe.decision.maps import raw_maps, resize_maps, shown_range
+from spg_pipe.decision.maps import raw_maps
 from spg_pipe.detector.scores import Scores
-from spg_pipe.errors import SpgError
 from spg_pipe.explain.picture import atom_overlay
 from spg_pipe.images.preprocess import resize_mask
-from spg_pipe.images.reading import read_image
 from spg_pipe.report.atoms import Reasons
 from spg_pipe.report.inputs import DirectionRuns
+from spg_pipe.report.pictures import Pictures, fitting
 from spg_pipe.store.reader import FeatureStore
 
 SHOWN = 3
 """Images of a kind and category."""
-LONGEST = 320
-"""Longest side of a picture in the page's folder, pixels."""
 ATOM_LONGEST = 120
-"""Of an atom's picture."""
+"""Longest side of an atom's picture, pixels."""
 _CHUNK = 256
 _JPEG_QUALITY = 88
 
@@ -49,19 +47,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Picture:
-    """An example's files."""
+    """An example with its files."""
 
     example: Example
-    files: str
-    """How their names begin, relative to the page."""
-    photograph: bool
-    """It is there and could be decoded; else the map lies over plain grey."""
-    size: tuple[int, int]
-    """(height, width)"""
-    outlined: bool
-    """The mask's outline is drawn in the heat map."""
+    pictures: Pictures
+    """Those of the gallery."""
     reasons: Reasons | None
     """None where the detector or the tokens are gone."""
+    atoms: str
+    """How the names of its atoms' pictures begin, relative to the report's folder."""
 
 
 def qualities(scores: Scores, store: "FeatureStore | None") -> np.ndarray:
@@ -100,8 +94,6 @@ def weighted_precision(scores: np.ndarray, share: np.ndarray) -> float:
 
 def _shares(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Share of defect pixels in every cell of a grid (h, w): float32 from (S, S)."""
-    from PIL import Image
-
     whole = Image.fromarray(mask.astype(np.float32))
     return np.asarray(whole.resize((grid[1], grid[0]), Image.Resampling.BOX))
 
@@ -144,79 +136,31 @@ def choose(table: "pd.DataFrame", category: str, quality: np.ndarray) -> list[Ex
     ]
 
 
-def draw(
-    direction: DirectionRuns,
-    examples: Sequence[Example],
-    reasons: Sequence[Reasons | None],
-    folder: Path,
-    name: str,
-) -> list[Picture]:
-    """Write the pictures of some examples into `folder`/`name`-….jpg."""
-    scores, store = direction.runs[0].scores, direction.store
-    low, high = shown_range(log_odds=scores.record.log_odds)
-    rows = np.array([example.image for example in examples], dtype=int)
-    # All at once, because a chunk of the scores holds many images.
-    maps = scores.maps(rows) if examples else np.empty((0, 1, 1), np.float32)
-    pictures = []
-    each = zip(examples, maps, reasons, strict=True)
-    for number, (example, small, why) in enumerate(each):
-        row, stem = scores.table.iloc[example.image], f"{name}-{number}"
-        path, white = direction.dataset.root / example.path, store.spec.white if store else None
-        photograph = _photograph(path, direction.exif, white)
-        if photograph is not None:
-            _save(photograph, folder / f"{stem}-image.jpg")
-            under = photograph
-        else:
-            under = fit(np.full((row["height"], row["width"], 3), 128, np.uint8), LONGEST)
-        size = (under.shape[0], under.shape[1])
-        heat_map = heat_maps.overlay(under, resize_maps(small[None], size)[0], low=low, high=high)
-        outlined = store is not None and row["mask_state"] == MaskState.GIVEN
-        known = store if outlined else None
-        mask = None if known is None else known.masks(np.array([example.image]))[0]
-        if mask is not None:
-            heat_map = heat_maps.outline(heat_map, resize_mask(mask, size))
-        _save(heat_map, folder / f"{stem}-map.jpg")
-        if why is not None:
-            atom_maps = _atom_maps(fit(under, ATOM_LONGEST), mask, why, scores.record.log_odds)
-            for of, drawn in atom_maps.items():
-                _save(drawn, folder / f"{stem}-atom-{of}.jpg")
-        files = f"{folder.name}/{stem}"
-        pictures.append(Picture(example, files, photograph is not None, size, outlined, why))
-    return pictures
+def draw_atoms(way: DirectionRuns, pictures: Sequence[Picture], images: Path, folder: Path) -> None:
+    """Write where the atoms of some examples count, over the photographs in `images`.
+
+    The pictures go below `folder`, the report's, under their names.
+    """
+    store, log_odds = way.store, way.runs[0].scores.record.log_odds
+    for each in pictures:
+        under = small_photograph(images, each.pictures)
+        mask = store.masks(np.array([each.example.image]))[0] if store else None
+        outlined = mask is not None and each.pictures.mask
+        for number, atom in enumerate(each.reasons.atoms if each.reasons else ()):
+            if atom.map is None:
+                continue
+            drawn = atom_overlay(under, atom.map, log_odds=log_odds)
+            if mask is not None and outlined:
+                small = resize_mask(mask, (under.shape[0], under.shape[1]))
+                drawn = heat_maps.outline(drawn, small)
+            path = folder / f"{each.atoms}-{number}.jpg"
+            Image.fromarray(drawn).save(path, quality=_JPEG_QUALITY, subsampling=0)
 
 
-def _atom_maps(
-    photograph: np.ndarray, mask: np.ndarray | None, why: Reasons, log_odds: bool
-) -> dict[int, np.ndarray]:
-    """Number of an atom that has a map → its picture, with the mask's outline."""
-    drawn = {}
-    for number, atom in enumerate(why.atoms):
-        if atom.map is not None:
-            drawn[number] = atom_overlay(photograph, atom.map, log_odds=log_odds)
-            if mask is not None:
-                small = resize_mask(mask, (photograph.shape[0], photograph.shape[1]))
-                drawn[number] = heat_maps.outline(drawn[number], small)
-    return drawn
-
-
-def _photograph(path: Path, exif: bool, white: int | None) -> np.ndarray | None:
-    """A photograph at the page's size, (H, W, 3) uint8; None if it cannot be read."""
-    try:
-        return fit(heat_maps.eight_bit(read_image(path, exif=exif, white=white)), LONGEST)
-    except SpgError:
-        return None
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, quality=_JPEG_QUALITY, subsampling=0)
-
-
-def fit(image: np.ndarray, longest: int) -> np.ndarray:
-    """Shrink an image (H, W, 3) uint8 to at most `longest` pixels a side, aspect ratio kept."""
-    from PIL import Image
-
-    small = Image.fromarray(image)
-    small.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
-    return np.asarray(small)
+def small_photograph(images: Path, pictures: Pictures) -> np.ndarray:
+    """A photograph of a gallery for an atom's picture, (H, W, 3) uint8; grey if there is none."""
+    height, width = fitting(pictures.size, ATOM_LONGEST)
+    if not pictures.photograph:
+        return np.full((height, width, 3), 128, np.uint8)
+    with Image.open(images / f"{pictures.stem}.jpg") as photograph:
+        return np.asarray(photograph.resize((width, height), Image.Resampling.LANCZOS))

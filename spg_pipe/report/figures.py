@@ -1,15 +1,14 @@
-"""Curves as SVG: the same bytes for the same numbers, text as text."""
+"""Drawings as SVG: the same bytes for the same numbers, text as text."""
 
 import io
-import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -17,14 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from spg_pipe.errors import printable
-from spg_pipe.report.inputs import AuxiliaryRun, SeedRun
-from spg_pipe.sae.run import LayerQuality
+from spg_pipe.report.curves import Curves, Panel
 
-PANELS = {
-    "roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
-    "pr": ("Pixel precision and recall", "recall", "precision"),
-    "pro": ("Per-region overlap (PRO)", "false-positive rate", "mean region overlap"),
-}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "spg-pipe",
     "svg.fonttype": "none",
@@ -35,34 +28,41 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e5e5e5",
 }
-_GRID = np.union1d(np.linspace(0, 1, 401), np.linspace(0, 0.02, 101))
-"""Common x of the curves, finer where ROC and PRO rise."""
-_MOST_COLOURS = 20
+_MOST_NAMES = 21
+"""Of a legend: of more lines the drawing names none."""
 _LEGEND_COLUMNS = 5
-_PRO_LIMIT = 0.3
-_LOSSES = ("total", "detection", "segmentation", "sparsity")
 
 
-def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
-    """ROC, PR and PRO curves: a thin line a category (mean over seeds), bold their mean.
+def write_curves(folder: Path, curves: Mapping[str, Curves]) -> None:
+    """Write the drawing and the data of each, and what draws them live: uPlot and its licence."""
+    for name, made in curves.items():
+        (folder / f"{name}.svg").write_bytes(drawing(made))
+        (folder / f"{name}.js").write_text(made.script(name), encoding="utf-8", newline="\n")
+    room = resources.files("spg_pipe.report")
+    uplot = room / "vendor" / "uplot"
+    licence = (uplot / "LICENSE").read_text(encoding="utf-8")
+    for ending, theirs in ((".js", "uPlot.iife.min.js"), (".css", "uPlot.min.css")):
+        sources = [
+            source.read_text(encoding="utf-8")
+            for source in (uplot / theirs, room / f"curves{ending}")
+        ]
+        text = "\n".join([f"/*\n{licence}\n*/", *sources])
+        (folder / f"curves{ending}").write_text(text, encoding="utf-8", newline="\n")
 
-    Returns
-    -------
-    bytes or None
-        SVG; None where no category has curves.
-    """
-    lines = {kind: _category_lines(runs, kind) for kind in PANELS}
-    names = list(dict.fromkeys(name for panel in lines.values() for name in panel))
-    if not names:
-        return None
 
-    def paint(figure: "Figure") -> None:
+def drawing(curves: Curves) -> bytes:
+    """The lines of a figure that are shown at first, as SVG."""
+
+    def paint(figure: Figure) -> None:
         handles: dict[str, Line2D] = {}
-        for axes, kind in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            handles |= _panel(axes, kind, lines[kind], names)
+        panels = curves.panels
+        for axes, panel in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            handles |= _draw_panel(axes, panel, curves.colours)
         # matplotlib leaves out labels that begin with an underscore.
         labels = [f" {name}" if name.startswith("_") else name for name in handles]
-        if len(names) <= _MOST_COLOURS:
+        if len(handles) <= _MOST_NAMES:
             figure.legend(
                 list(handles.values()),
                 labels,
@@ -71,105 +71,41 @@ def pixel_curves(runs: Sequence[SeedRun], title: str) -> bytes | None:
                 frameon=False,
             )
 
-    legend_rows = -(-(len(names) + 1) // _LEGEND_COLUMNS) if len(names) <= _MOST_COLOURS else 0
-    return svg_of(paint, (11.0, 3.8 + 0.2 * legend_rows), title)
+    names = {line.name for panel in curves.panels for line in panel.lines if line.shown}
+    rows = -(-len(names) // _LEGEND_COLUMNS) if len(names) <= _MOST_NAMES else 0
+    return svg_of(paint, (3.6 * len(curves.panels), 3.8 + 0.2 * rows), curves.title)
 
 
-def _category_lines(runs: Iterable[SeedRun], kind: str) -> dict[str, np.ndarray]:
-    """Category → y on `_GRID`, mean over seeds; NaN beyond a curve's ends."""
-    lines: dict[str, list[np.ndarray]] = {}
-    for points in (run.curves for run in runs if run.curves is not None):
-        of_kind = points[points["curve"] == kind]
-        for category, curve in of_kind.groupby("category", sort=False):
-            x, y = curve["x"].to_numpy(float), curve["y"].to_numpy(float)
-            # Precision at recall below the first point is that of the first point.
-            left = y[0] if kind == "pr" else np.nan
-            lines.setdefault(str(category), []).append(np.interp(_GRID, x, y, left, np.nan))
-    return {category: np.mean(curves, axis=0) for category, curves in lines.items()}
-
-
-def _panel(
-    axes: "Axes", kind: str, lines: dict[str, np.ndarray], names: Sequence[str]
-) -> "dict[str, Line2D]":
-    title, x_label, y_label = PANELS[kind]
-    axes.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
+def _draw_panel(axes: Axes, panel: Panel, colours: dict[str, str | None]) -> dict[str, Line2D]:
+    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.set_box_aspect(1)
+    for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+        if panel.log == name:
+            axes.set(**{f"{name}scale": "log"})
+            _plain_log(axis, (1,) if name == "x" else (1, 2, 5))
     handles = {}
-    for number, name in enumerate(names):
-        colour = colormaps["tab20"](number) if len(names) <= _MOST_COLOURS else "#999999"
-        if name in lines:
-            width = 0.9 if len(names) > 1 else 2.2
-            (handles[name],) = axes.plot(_GRID, lines[name], linewidth=width, color=colour)
-    whole = [y for y in lines.values() if not np.isnan(y).all()]
-    if len(whole) > 1:
-        known = np.ma.masked_invalid(whole)
-        mean = known.mean(axis=0).filled(np.nan)  # at some x no curve has a value
-        (handles["mean"],) = axes.plot(_GRID, mean, linewidth=2.2, color="black")
-    if kind == "roc":
-        axes.plot([0, 1], [0, 1], linewidth=0.8, linestyle=":", color="#777777")
-    if kind == "pro":
-        axes.axvline(_PRO_LIMIT, linewidth=0.8, linestyle=":", color="#777777")
+    for line in panel.lines:
+        if line.shown:
+            known = ~np.isnan(line.y)
+            (handles[line.name],) = axes.plot(
+                panel.x[known],
+                line.y[known],
+                color=colours[line.name] or "black",
+                linewidth=2.2 if line.bold else 0.9,
+                linestyle="--" if line.dashed else "-",
+                drawstyle="steps-post" if panel.steps else "default",
+                marker="." if known.sum() == 1 else None,
+            )
+    if panel.log != "y":
+        axes.set_ylim(0, panel.y_limit)
+    if panel.guide:
+        left, low, right, high = panel.guide
+        axes.plot([left, right], [low, high], linewidth=0.8, linestyle=":", color="#777777")
+        axes.set_xlim(0, 1)
     return handles
 
 
-def training_curves(runs: Sequence[AuxiliaryRun], title: str) -> bytes | None:
-    """SAE loss and dead share over tokens, latents by frequency; losses of trained guides.
-
-    Returns
-    -------
-    bytes or None
-        SVG; None where no curve was kept.
-    """
-    saes = [(run.sae_curve, run.quality) for run in runs if run.sae_curve is not None]
-    guides = [run.guide_curve for run in runs if run.guide_curve is not None]
-    if not saes and not guides:
-        return None
-
-    def paint(figure: "Figure") -> None:
-        panels = figure.subplots(1, 4 if guides else 3)
-        _paint_saes(saes, *panels[:3])
-        if guides:
-            panels[3].set(title="Guide losses", xlabel="epoch")
-            for curve, (number, name) in itertools.product(guides, enumerate(_LOSSES)):
-                label = name if curve is guides[0] else None
-                _line(panels[3], curve["epoch"], curve[name], f"C{number}", label)
-        for axes in panels[1:]:
-            axes.set_ylim(bottom=0)
-        for axes in panels:
-            if axes.get_lines() or axes.patches:
-                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-                axes.legend(**below, ncols=4, frameon=False, columnspacing=1.0)
-
-    return svg_of(paint, (14.0 if guides else 10.5, 3.5), title)
-
-
-def _paint_saes(
-    saes: "Sequence[tuple[pd.DataFrame, dict[str, LayerQuality]]]",
-    loss: "Axes",
-    dead: "Axes",
-    often: "Axes",
-) -> None:
-    loss.set(title="SAE reconstruction loss", xlabel="million tokens", yscale="log")
-    _plain_log(loss.yaxis)
-    dead.set(title="SAE latents that count as dead", xlabel="million tokens", ylabel="share")
-    often.set(title="How often latents are active", xlabel="share of tokens", xscale="log")
-    often.set_ylabel("latents")
-    _plain_log(often.xaxis, (1,))
-    for curve, quality in saes:
-        for number, (layer, rows) in enumerate(curve.groupby("layer", sort=False)):
-            colour, label = f"C{number}", f"layer {layer}" if curve is saes[0][0] else None
-            for axes, column in ((loss, "reconstruction"), (dead, "dead_share")):
-                _line(axes, rows["tokens"] / 1e6, rows[column], colour, label)
-            bins = quality[str(layer)].frequencies
-            often.stairs(bins.latents, bins.edges, color=colour, label=label)
-
-
-def _line(axes: "Axes", x: "pd.Series", y: "pd.Series", colour: str, label: str | None) -> None:
-    marker = "." if len(x) == 1 else None
-    axes.plot(x, y, linewidth=1.0, marker=marker, color=colour, label=label)
-
-
-def _plain_log(axis: "Axis", steps: tuple[int, ...] = (1, 2, 5)) -> None:
+def _plain_log(axis: Axis, steps: tuple[int, ...]) -> None:
     """Ticks such as 0.5 and 20: matplotlib writes powers of ten as mathematics, which is off."""
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

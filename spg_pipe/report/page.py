@@ -1,14 +1,19 @@
 """What the pages have in common: how a template is filled, and how numbers are written."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spg_pipe.errors import SpgError, printable
+from spg_pipe.decision.heat_maps import OPACITY
+from spg_pipe.errors import SpgError, one_line, printable
 from spg_pipe.images.reading import read_header
 from spg_pipe.report.tables import UNDEFINED
+
+ASSETS = ("report.css", "report.js")
+"""Files beside every page."""
 
 
 def environment() -> Environment:
@@ -23,12 +28,19 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {"fixed": fixed, "signed": signed, "per_cent": per_cent, "known": known}
+    made.globals["opacity"] = OPACITY
     return made
+
+
+def write_assets(folder: Path) -> None:
+    """Write what a folder of pages shares: its style and its script, with a network or without."""
+    for name in ASSETS:
+        (folder / name).write_bytes((resources.files("spg_pipe.report") / name).read_bytes())
 
 
 def _printable(value: object) -> object:
     """What the page shows of a value; markup was made from such values."""
-    return printable(value) if type(value) is str else value
+    return one_line(printable(value)) if type(value) is str else value
 
 
 def known(value: Any) -> bool:

@@ -25,7 +25,7 @@ from spg_pipe.store.stream import token_batches
 
 CONSTANTS = StepConstants()
 
-_CURVE_HEADER = "layer,step,tokens,reconstruction,auxk,dead_share\n"
+_CURVE = ("layer", "step", "tokens", "reconstruction", "auxk", "dead_share")
 _CURVE_POINTS = 400
 _ADVICE = "Check the tokens with `spg-pipe inspect STORE`, or try sae.input_norm: l2."
 _MANY_DEAD = 0.5
@@ -44,6 +44,8 @@ class Callbacks:
     """layer, tokens done, tokens in all, loss; then "LAYER measured", no loss."""
     say: Callable[[str], None] = lambda message: None
     """A layer's latents are mostly dead."""
+    point: Callable[[Mapping[str, str]], None] = lambda row: None
+    """A row of the curve, as it is made; a run that goes on begins with those it had."""
 
 
 class SaeResult(NamedTuple):
@@ -97,6 +99,8 @@ def train_sae(
         for layer, fit in fits.items():
             fit.trainer.restore(below(saved[0], f"{layer}."))
             vars(fit).update(saved[1][layer])
+            for line in fit.curve.splitlines():
+                callbacks.point(_row(line))
     judged: dict[str, tuple[Tensor, LayerQuality]] = {}
     for layer, fit in fits.items():
         source = TokenSource(store, layer, device=device, cache=cache)
@@ -113,7 +117,8 @@ def train_sae(
         record=SaeRecord.of(store, params, rules, seed, {n: fit.tokens for n, fit in fits.items()}),
     )
     quality = SaeQuality(protocol=rules.name, layers={name: q for name, (_, q) in judged.items()})
-    return SaeResult(saes, quality, _CURVE_HEADER + "".join(fit.curve for fit in fits.values()))
+    curve = "".join(fit.curve for fit in fits.values())
+    return SaeResult(saes, quality, ",".join(_CURVE) + "\n" + curve)
 
 
 def _require_single_views(store: FeatureStore) -> None:
@@ -166,8 +171,14 @@ class Fit:
                 f"Layer {self.layer}: the loss is {loss} after {self.step} steps. {_ADVICE}"
             )
         share = float(dead.float().mean())
-        self.curve += f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}\n"
+        line = f"{self.layer},{self.step},{self.tokens},{loss:.8g},{auxk:.8g},{share:.6g}"
+        self.curve += f"{line}\n"
+        callbacks.point(_row(line))
         callbacks.progress(self.layer, min(self.tokens, self.budget), self.budget, loss)
+
+
+def _row(line: str) -> dict[str, str]:
+    return dict(zip(_CURVE, line.split(","), strict=True))
 
 
 def batch_size(params: SaeParams, patches: int) -> int:

@@ -26,27 +26,14 @@ def epoch_order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return images[np.random.default_rng([seed, epoch]).permutation(len(images))]
 
 
-@dataclass(frozen=True)
-class Window:
-    """Images whose tokens are shuffled together."""
-
-    images: np.ndarray
-    """(n,) rows in the store."""
-    seed: tuple[int, int, int]
-    """Seed, epoch and number of the window: of the permutation of its tokens."""
-
-    def permutation(self, tokens: int) -> np.ndarray:
-        """An order of the window's tokens, (tokens,) int64, the same on every device."""
-        return np.random.default_rng(self.seed).permutation(tokens)
+def windows(images: np.ndarray, seed: int, epoch: int, window_images: int) -> list[np.ndarray]:
+    """An epoch as windows of shuffled images, whose tokens are mixed; the last may be short."""
+    return _slices(epoch_order(images, seed, epoch), window_images)
 
 
-def windows(images: np.ndarray, seed: int, epoch: int, window_images: int) -> list[Window]:
-    """An epoch as windows of shuffled images; the last may be short."""
-    order = epoch_order(images, seed, epoch)
-    return [
-        Window(part, (seed, epoch, number))
-        for number, part in enumerate(_slices(order, window_images))
-    ]
+def token_order(tokens: int, seed: int, epoch: int, window: int) -> np.ndarray:
+    """An order (tokens,) of the tokens of the window of this number, the same on every device."""
+    return np.random.default_rng([seed, epoch, window]).permutation(tokens)
 
 
 @dataclass(frozen=True)
@@ -149,21 +136,24 @@ def token_batches(
     if batch_tokens is None:
         raise ValueError("token_batches needs batch_images or batch_tokens")
     plan = windows(everything, seed, epoch, window_images)
-    yield from _mixed(source, plan, start * batch_tokens, batch_tokens)
+    yield from _mixed(source, plan, (seed, epoch), start * batch_tokens, batch_tokens)
 
 
 def _mixed(
-    source: TokenSource, plan: list[Window], skip: int, batch_tokens: int
+    source: TokenSource,
+    plan: list[np.ndarray],
+    seeds: tuple[int, int],
+    skip: int,
+    batch_tokens: int,
 ) -> Iterator[Tensor]:
-    """Cut the windows' permuted tokens, one after the other, into batches."""
+    """Cut the windows' permuted tokens into batches; `seeds`: of the run and of the epoch."""
     shape = (batch_tokens, source.dim)
     fresh = partial(torch.empty, shape, dtype=source.dtype, device=source.device)
-    per_window = len(plan[0].images) * source.patches
-    plan, offset = plan[skip // per_window :], skip % per_window
+    first, offset = divmod(skip, len(plan[0]) * source.patches)
     batch, filled = fresh(), 0
-    for window, images in zip(plan, source.take([w.images for w in plan]), strict=True):
+    for window, images in enumerate(source.take(plan[first:]), first):
         tokens = images.flatten(0, 1)
-        order = torch.from_numpy(window.permutation(len(tokens))).to(source.device)
+        order = torch.from_numpy(token_order(len(tokens), *seeds, window)).to(source.device)
         while offset < len(order):
             chosen = order[offset : offset + batch_tokens - filled]
             torch.index_select(tokens, 0, chosen, out=batch[filled : filled + len(chosen)])

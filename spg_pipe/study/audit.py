@@ -4,29 +4,37 @@ Over all directions and seeds of a recipe. The same is asked of the SAE's dictio
 (`audit_dictionaries`), each matched to the same guides by the same pursuit.
 """
 
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-from spg_pipe.artefacts.files import require_writable
+from pydantic import TypeAdapter, ValidationError
+
+from spg_pipe.artefacts.files import fingerprint, require_writable, versions, write_text
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError
 from spg_pipe.metrics import write_csv
+from spg_pipe.pipeline.checked import checked_detector
+from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.machine import choose_device
 from spg_pipe.report.tables import plain
 from spg_pipe.study.audit_case import Case
 from spg_pipe.study.audit_faithfulness import faithfulness
 from spg_pipe.study.audit_intervention import intervention
-from spg_pipe.study.audit_kept import keep_rows, kept_path, kept_rows, remove_kept
 from spg_pipe.study.audit_latents import latents
 from spg_pipe.study.audit_stability import exactness, stability
 from spg_pipe.study.audit_tables import CONTRAST, TRAINED, Row, tables
 from spg_pipe.study.making import guides_job, making_jobs
-from spg_pipe.study.methods import PUBLISHED, auxiliaries, guides_path, stores_of
+from spg_pipe.study.methods import PUBLISHED, Stores, auxiliaries, guides_path, stores_of
 from spg_pipe.study.runner import Job, run_jobs
 from spg_pipe.study.settings import Result, require_default_method, require_whole_images
+
+_ROWS = TypeAdapter(list[Row])
 
 
 def audit(run: RecipeRun) -> Result:
@@ -98,3 +106,47 @@ def audit_case(run: RecipeRun, aux: str, seed: int, kept: Path) -> list[Row]:
     )
     keep_rows(kept, rows := [row for claim in claims for row in claim])
     return rows
+
+
+def kept_path(run: RecipeRun, stores: Stores, aux: str, seed: int) -> Path:
+    """Where the rows of an auxiliary set and a seed are kept.
+
+    SAEs and guides as published are not named in it: the first are inputs of the detectors, the
+    others are made from the same.
+
+    Raises
+    ------
+    SpgError
+        If a detector is missing or does not fit.
+    """
+    targets = [way.target for way in run.params.directions if way.aux == aux]
+    inputs = {
+        "recipe": run.params.model_dump(mode="json"),
+        "versions": versions(),
+        "auxiliary": aux,
+        "seed": seed,
+        "stores": [stores[name].fingerprint for name in (aux, *targets)],
+        "detectors": [checked_detector(run, aux, of).fingerprint for of in run.params.seeds],
+        "photographs": [find_dataset(run.params, name).root.is_dir() for name in targets],
+    }
+    return run.paths.audit.with_suffix(".finished") / f"{fingerprint(inputs)}.json"
+
+
+def keep_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows of a finished job."""
+    write_text(path, json.dumps(rows))
+
+
+def kept_rows(path: Path) -> list[Row] | None:
+    """The rows of a job that an earlier audit finished; None if there are none that can be read."""
+    with suppress(FileNotFoundError, ValidationError):
+        return _ROWS.validate_json(path.read_bytes())
+    return None
+
+
+def remove_kept(paths: Iterable[Path]) -> None:
+    """Remove what was kept for these jobs, and their folder if it is then empty."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()

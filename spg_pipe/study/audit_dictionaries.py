@@ -4,9 +4,6 @@ Each stands in the place of an SAE: its vectors, of unit length, are both encode
 that guides are matched, and tokens coded, in the same way by all.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 import faiss
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from spg_pipe.guides.model import unit
 from spg_pipe.sae.model import SparseAutoencoder
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
+from spg_pipe.study.baselines import both_ways, run_of_vectors
 
 OWN = "trained SAE"
 UNTRAINED = "untrained SAE"
@@ -53,7 +51,7 @@ def dictionary(name: str, store: FeatureStore, saes: SaeRun, seed: int) -> SaeRu
     if name == OWN:
         return saes
     rows = {layer: _vectors(name, store, saes, layer, seed) for layer in store.spec.layers}
-    return _in_place_of(saes, rows)
+    return run_of_vectors(rows, {layer: sae.k for layer, sae in saes.layers.items()}, saes.record)
 
 
 def _vectors(name: str, store: FeatureStore, saes: SaeRun, layer: str, seed: int) -> Tensor:
@@ -65,11 +63,11 @@ def _vectors(name: str, store: FeatureStore, saes: SaeRun, layer: str, seed: int
         drawn = np.random.default_rng([seed, [*store.spec.layers].index(layer)])
         return unit(torch.from_numpy(drawn.standard_normal((latents, dim))).float())
     if name == AXES:
-        return _both_ways(torch.eye(dim))
+        return both_ways(torch.eye(dim))
     tokens = sample_tokens(store, layer, seed)
     if name == MEANS:
         return _centroids(tokens, latents, seed)
-    return _both_ways(_components(tokens))
+    return both_ways(_components(tokens))
 
 
 def sample_tokens(store: FeatureStore, layer: str, seed: int) -> Tensor:
@@ -98,21 +96,3 @@ def _centroids(tokens: Tensor, count: int, seed: int) -> Tensor:
 def _components(tokens: Tensor) -> Tensor:
     """(min(D, n), D) principal directions of the centred tokens (n, D), the widest first."""
     return torch.from_numpy(PCA(svd_solver="covariance_eigh").fit(tokens.numpy()).components_)
-
-
-def _both_ways(rows: Tensor) -> Tensor:
-    """Each vector and its opposite: a code has no negative values."""
-    return torch.cat([rows, -rows])
-
-
-def _in_place_of(saes: SaeRun, rows: Mapping[str, Tensor]) -> SaeRun:
-    """Vectors (C', D) of each layer as SAEs with as many active latents."""
-    layers, dead = {}, {}
-    for layer, vectors in rows.items():
-        k = min(saes.layers[layer].k, len(vectors))
-        sae = SparseAutoencoder(vectors.shape[1], len(vectors), k)
-        with torch.no_grad():
-            sae.dictionary.copy_(vectors)
-            sae.encoder.copy_(vectors)
-        layers[layer], dead[layer] = sae, torch.zeros(len(vectors), dtype=torch.bool)
-    return replace(saes, layers=layers, dead=dead)

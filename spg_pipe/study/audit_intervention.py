@@ -6,7 +6,7 @@ defect if its part of the map changes inside the mask and not outside.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.base import Backbone, forward
 from spg_pipe.datasets.manifest import LABEL_NORMAL
 from spg_pipe.datasets.paint.pasted import LEAST_SIDE, PAINTERS, canvas_of, paint
 from spg_pipe.errors import SpgError
@@ -93,27 +93,18 @@ def painted_pairs(
             masks.append(resize_mask(mask, spec.size))
     if not masks:
         return {}
-    tokens = [_tokens(backbone, images) for images in (before, after)]
+    with torch.inference_mode():
+        batches = (torch.from_numpy(np.stack(images)) for images in (before, after))
+        plain, painted = (forward(backbone, batch, _AT_ONCE) for batch in batches)
     pixels = torch.from_numpy(np.stack(masks)).float()[:, None]
     return {
         layer: Pairs(
-            tokens[0][layer].repeat_interleave(len(PAINTERS), dim=0),
-            tokens[1][layer],
+            plain[layer].patches.float().cpu().repeat_interleave(len(PAINTERS), dim=0),
+            painted[layer].patches.float().cpu(),
             F.adaptive_avg_pool2d(pixels, store.spec.layers[layer].grid).flatten(1),
         )
         for layer in store.layers
     }
-
-
-def _tokens(backbone: Backbone, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Layer → (P, N, D) float32 patch tokens on the CPU."""
-    parts: dict[str, list[Tensor]] = {}
-    with torch.inference_mode():
-        for start in range(0, len(images), _AT_ONCE):
-            batch = torch.from_numpy(np.stack(images[start : start + _AT_ONCE]))
-            for layer, found in backbone(batch).items():
-                parts.setdefault(layer, []).append(found.patches.float().cpu())
-    return {layer: torch.cat(each) for layer, each in parts.items()}
 
 
 def _responses(case: Case, name: str, layer: str, pairs: Pairs) -> dict[tuple[str, str], float]:
@@ -156,10 +147,8 @@ def _latent_changes(pairs: Pairs, code: Code, chosen: Tensor, latents: int) -> T
     place[chosen] = torch.arange(len(chosen))
     values = []
     for tokens in (pairs.after, pairs.before):
-        entries, dense = (
-            code(tokens.flatten(0, 1)),
-            torch.zeros(tokens[..., 0].numel(), len(chosen)),
-        )
+        entries = code(tokens.flatten(0, 1))
+        dense = torch.zeros(tokens[..., 0].numel(), len(chosen))
         used = place[entries.latent] >= 0
         dense[entries.token[used], place[entries.latent[used]]] = entries.value[used]
         values.append(dense.view(*tokens.shape[:2], -1))

@@ -60,14 +60,12 @@ class Sample(NamedTuple):
         for category in np.unique(categories):
             own = np.flatnonzero(categories == category)
             moved[own] = rng.permutation(own)
-        shares: dict[str, list[Tensor]] = {layer: [] for layer in store.spec.layers}
-        for part in _parts(images):
-            masks = torch.from_numpy(store.masks(part)).float()[:, None]
-            for layer, of_layer in shares.items():
-                grid = store.spec.layers[layer].grid
-                of_layer.append(F.adaptive_avg_pool2d(masks, grid).flatten(1))
-        joined = {layer: torch.cat(of_layer) for layer, of_layer in shares.items()}
-        return cls(store, images, image_groups(store)[images], moved, joined)
+        masks = torch.from_numpy(store.masks(images)).float()[:, None]
+        shares = {
+            layer: F.adaptive_avg_pool2d(masks, shape.grid).flatten(1)
+            for layer, shape in store.spec.layers.items()
+        }
+        return cls(store, images, image_groups(store)[images], moved, shares)
 
     def tokens(self, layer: str, rows: np.ndarray) -> Iterator[Tensor]:
         """(m·N, D) float32 of some images of the sample, by `_parts` of m images."""

@@ -5,7 +5,7 @@ image scores and metrics are then made alike for all (`score_patchwise`). `metho
 them are compared, and what each was allowed to see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -206,16 +206,31 @@ def transductive(store: FeatureStore) -> str:
 
 
 def free_dictionary(store: FeatureStore) -> SaeRun:
-    """±axes for every layer of a store, none of them dead, in the place of an SAE's atoms.
+    """±axes for every layer of a store, in the place of an SAE's atoms.
 
     They make any vector out of codes ≥ 0, so that training and scoring run on free dense guides.
     """
-    layers, dead = {}, {}
-    for layer, shape in store.spec.layers.items():
-        axes = torch.eye(shape.dim)
-        sae = SparseAutoencoder(shape.dim, 2 * shape.dim, 1)
+    axes = {layer: both_ways(torch.eye(shape.dim)) for layer, shape in store.spec.layers.items()}
+    record = SaeRecord.of(store, None, protocol("default"), 0, dict.fromkeys(axes, 0))
+    return run_of_vectors(axes, dict.fromkeys(axes, 1), record)
+
+
+def both_ways(rows: Tensor) -> Tensor:
+    """Each vector and its opposite: a code has no negative values."""
+    return torch.cat([rows, -rows])
+
+
+def run_of_vectors(rows: Mapping[str, Tensor], k: Mapping[str, int], record: SaeRecord) -> SaeRun:
+    """Vectors (C, D) of each layer in the place of an SAE's atoms and encoder, none of them dead.
+
+    `k` is the number of active latents of each layer, at most; the record is that of the run.
+    """
+    layers = {}
+    for layer, vectors in rows.items():
+        count, dim = vectors.shape
+        layers[layer] = sae = SparseAutoencoder(dim, count, min(k[layer], count))
         with torch.no_grad():
-            sae.dictionary.copy_(torch.cat([axes, -axes]))
-        layers[layer], dead[layer] = sae, torch.zeros(2 * shape.dim, dtype=torch.bool)
-    record = SaeRecord.of(store, None, protocol("default"), 0, dict.fromkeys(layers, 0))
+            sae.dictionary.copy_(vectors)
+            sae.encoder.copy_(vectors)
+    dead = {layer: torch.zeros(len(each), dtype=torch.bool) for layer, each in rows.items()}
     return SaeRun(layers, dead, record)

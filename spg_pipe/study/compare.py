@@ -23,7 +23,7 @@ from spg_pipe.recipe.machine import choose_device
 from spg_pipe.recipe.params import Direction, MetricParams
 from spg_pipe.report.tables import LABELS, Table, figure, plain
 from spg_pipe.store.reader import FeatureStore
-from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured, one_after_another
+from spg_pipe.study.costs import Cost, MakingCosts, idle_memory, measured
 from spg_pipe.study.making import guides_job, making_jobs
 from spg_pipe.study.methods import MUTUAL, Entry, Stores, entries, stores_of
 from spg_pipe.study.runner import Job, run_jobs
@@ -99,8 +99,8 @@ def _judging_job(run: RecipeRun, entry: Entry, stores: Stores) -> Job:
     paths = {t: (Path(stores[t].path), out) for t, out in zip(entry.targets, outs, strict=True)}
     bootstrap = entry.seed in (None, run.params.seeds[0])
     work = partial(judge, entry, paths, run.params.metrics, bootstrap=bootstrap)
-    guides = guides_job(entry.guides, str(entry.aux)) if entry.guides else None
-    return Job(entry.name, work, tuple(name for name in (guides, entry.beside) if name))
+    after = (guides_job(entry.guides, str(entry.aux)),) if entry.guides else ()
+    return Job(entry.name, work, after)
 
 
 def judge(
@@ -172,8 +172,6 @@ def _row(
 ) -> Mapping[str, Any]:
     """Of one method: means over seeds, the interval of the first, and the largest memory."""
     results = [judged[entry.name][way.target] for entry in seeds]
-    names = [[name for name in (entry.beside, entry.name) if name] for entry in seeds]
-    scoring = [one_after_another([judged[n][way.target].scoring for n in each]) for each in names]
     making = [costs.of(each.detector, each.making) for each in results]
     context = results[0].table.context
     row: dict[str, Cell] = {
@@ -194,7 +192,7 @@ def _row(
         row[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
         if interval := results[0].intervals.get(metric):
             row[f"{metric}_low"], row[f"{metric}_high"] = interval
-    for work, spent in (("making", making), ("scoring", scoring)):
+    for work, spent in (("making", making), ("scoring", [each.scoring for each in results])):
         row[f"{work}_seconds"] = float(np.mean([cost.seconds for cost in spent]))
         row[f"{work}_mib"] = float(np.max([cost.mebibytes for cost in spent]))
     return row

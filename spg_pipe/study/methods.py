@@ -63,8 +63,6 @@ class Entry:
     """Makes the method of this entry, in the process that judges."""
     guides: str | None = None
     """The method whose guides of `aux` it takes, made in a job of their own."""
-    beside: str | None = None
-    """Name of an entry whose scores of its only target it goes on from."""
 
     @property
     def name(self) -> str:
@@ -152,17 +150,15 @@ def _few_shot(
     say_known(run, known, len(store), f" of few-shot methods on {target}")
     seen, path = few_shot.says(counts), Path(store.path)
     bank = partial(by_bank, run, path, paths)
-    alone = Entry(few_shot.BANK, seen, None, None, (target,), bank)
-    yield alone
+    yield Entry(few_shot.BANK, seen, None, None, (target,), bank)
     gaussian = partial(by_baseline, choose_device(run.device), mahalanobis, [path, *paths])
     yield Entry("Mahalanobis", seen, None, None, (target,), gaussian)
-    distances = run.paths.compared(few_shot.BANK, None, target, None)
     for way in (way for way in run.params.directions if way.target == target):
         both = f"{seen_in(stores[way.aux].synthetic)}; {seen}"
         for seed in run.params.seeds:
-            make = partial(bank, detector=run.paths.detector(way.aux, seed), distances=distances)
+            make = partial(bank, detector=run.paths.detector(way.aux, seed))
             name = f"{PLUS} + {few_shot.BANK}"
-            yield Entry(name, both, seed, way.aux, (target,), make, PLUS, alone.name)
+            yield Entry(name, both, seed, way.aux, (target,), make, PLUS)
 
 
 def _normal_images(
@@ -213,14 +209,9 @@ def by_bank(
     _entry: Entry,
     *,
     detector: Path | None = None,
-    distances: Path | None = None,
 ) -> Judge:
-    """Nearest neighbours in a few normal images, alone or as one more addend of a detector.
-
-    `distances` are the scores of the bank alone.
-    """
+    """Nearest neighbours in a few normal images, alone or as one more addend of a detector."""
     stores, device = [FeatureStore(path) for path in normals], choose_device(run.device)
     banks = few_shot.banks_of(stores, FeatureStore(target), run.params.bank, device=device)
     loaded = Detector.load(detector) if detector else None
-    alone = Scores.load(distances) if distances else None
-    return partial(few_shot.score_few_shot, loaded, banks, alone=alone, device=device)
+    return partial(few_shot.score_few_shot, loaded, banks, device=device)

@@ -100,13 +100,6 @@ def test_a_fused_score_is_the_zero_shot_one_and_the_banks_share(
             u, b = (before[layer][rows].numpy() - level.mean()) / top, away[layer][rows].numpy()
             expected = b + np.maximum(b, 0) * np.maximum(u, 0) ** 2 + u
             np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
-    # The bank's own scores save the search, if they are of this bank and target.
-    again = score_few_shot(detector, banks, tiny_store, tmp_path / "again", alone=alone)
-    np.testing.assert_allclose(again.table["score"], fused.table["score"], atol=1e-6)
-    assert again.table[KNOWN].tolist() == fused.table[KNOWN].tolist()
-    others = banks_of([normals], tiny_store, BankParams(weight=0.5, neighbours=2))
-    with pytest.raises(SpgError, match="other settings of the bank"):
-        score_few_shot(detector, others, tiny_store, tmp_path / "never", alone=alone)
 
 
 def test_scores_and_their_rows_say_what_was_seen(tiny_store, normals, detector, tmp_path):

@@ -13,6 +13,7 @@ from scipy.stats import beta, binom
 from sklearn.metrics import f1_score
 
 from spg_pipe.decision.thresholds import (
+    ROOM,
     benjamini_hochberg,
     conformal_threshold,
     f1_threshold,
@@ -22,16 +23,42 @@ from spg_pipe.decision.thresholds import (
     tolerance_threshold,
 )
 from spg_pipe.errors import SpgError
+from spg_pipe.metrics.operating import above
 
 ORACLE = json.loads((Path(__file__).parents[1] / "oracle" / "nonconform.json").read_text())
 """Numbers of nonconform 2.0.0, which needs Python 3.12: a calibration with ties."""
 scores_of = st.lists(st.integers(-20, 20).map(float), min_size=19, max_size=60).map(np.array)
 
 
-def test_conformal_takes_the_score_of_its_rank() -> None:
-    assert conformal_threshold(np.arange(1.0, 20.0)[::-1], 0.05) == 19  # ⌈20 · 0.95⌉
-    assert conformal_threshold(np.arange(1.0, 101.0), 0.05) == 96  # ⌈101 · 0.95⌉
-    assert conformal_threshold(np.arange(1.0, 100.0), 0.29) == 71  # 100 · 0.71, no rounding up
+def just_above(scores: np.ndarray, score: float) -> float:
+    """With no neighbour nearer than twice the room."""
+    return score + ROOM * float(np.std(scores))
+
+
+def test_conformal_is_just_above_the_score_of_its_rank() -> None:
+    for number, rate, rank in [(19, 0.05, 19), (100, 0.05, 96), (99, 0.29, 71)]:
+        scores = np.arange(1.0, number + 1)[::-1]
+        assert conformal_threshold(scores, rate) == just_above(scores, rank)  # ⌈(n + 1)(1 − α)⌉
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=19, max_size=40).map(np.array),
+    st.sampled_from([np.float32, np.float64]),
+)
+def test_a_threshold_is_between_two_scores_so_that_rounding_moves_no_image(
+    scores: np.ndarray, kind: type
+) -> None:
+    scores = np.sort(scores.astype(kind))
+    score, room = scores[len(scores) // 2], ROOM * float(scores.astype(float).std())
+    threshold = conformal_threshold(scores, 1 - len(scores) // 2 / (len(scores) + 1) - 1e-6)
+    higher = scores[scores > score].astype(float)
+    assert (above(scores, threshold) == (scores > score)).all()
+    least = min([room, *(higher[:1] - float(score)) / 2])
+    assert threshold - float(score) == pytest.approx(least, rel=1e-6, abs=1e-9)
+
+
+def test_equal_scores_leave_no_room_and_none_is_above() -> None:
+    assert conformal_threshold(np.full(19, 0.25), 0.05) == 0.25
 
 
 @given(scores_of, st.sampled_from([0.05, 0.1, 0.29, 0.5]))
@@ -48,12 +75,14 @@ def test_conformal_bounds_false_alarms_of_whichever_image_is_the_new_one(
 
 
 @given(scores_of, st.floats(-25, 25), st.sampled_from([0.05, 0.1, 0.29]))
-def test_a_score_is_above_the_threshold_exactly_if_its_p_value_is_at_most_the_rate(
+def test_a_score_is_above_the_threshold_if_its_p_value_is_at_most_the_rate_but_for_the_room(
     scores: np.ndarray, new: float, rate: float
 ) -> None:
     p = p_values(np.sort(scores), np.array([new]))[0]
     assert p == (1 + (scores >= new).sum()) / (len(scores) + 1)
-    assert (new > conformal_threshold(scores, rate)) == (p <= rate + 1e-12)
+    threshold, room = conformal_threshold(scores, rate), ROOM * float(scores.std())
+    if new > threshold or new <= threshold - room:
+        assert (new > threshold) == (p <= rate + 1e-12)
 
 
 def test_p_values_and_discoveries_are_those_of_nonconform() -> None:
@@ -74,7 +103,8 @@ def test_too_few_images_are_an_error_that_says_how_many_and_what_they_allow(
 
 
 def test_a_tolerance_bound_needs_59_images_for_5_and_95_percent() -> None:
-    assert tolerance_threshold(np.arange(59.0), 0.05, 0.95) == 58
+    scores = np.arange(59.0)
+    assert tolerance_threshold(scores, 0.05, 0.95) == just_above(scores, 58)
     with pytest.raises(SpgError, match=r"at least 59 are needed.*0.05034 or more"):
         tolerance_threshold(np.arange(58.0), 0.05, 0.95)
     with pytest.raises(SpgError, match="at least 59"):
@@ -84,7 +114,9 @@ def test_a_tolerance_bound_needs_59_images_for_5_and_95_percent() -> None:
 @pytest.mark.parametrize("images", [59, 93, 400])
 def test_a_tolerance_bound_is_the_least_rank_with_its_confidence(images: int) -> None:
     """The rate of the k-th of n is above α if fewer than k of n uniform numbers are below 1 − α."""
-    rank = int(tolerance_threshold(np.arange(images), 0.05, 0.95)) + 1
+    scores = np.arange(images)
+    threshold = tolerance_threshold(scores, 0.05, 0.95)
+    rank = int((scores < threshold).sum())
     assert binom.cdf(rank - 1, images, 0.95) >= 0.95 > binom.cdf(rank - 2, images, 0.95)
     assert beta.cdf(0.05, images - rank + 1, rank) == pytest.approx(
         binom.cdf(rank - 1, images, 0.95)
@@ -126,13 +158,13 @@ def test_a_recall_floor_is_the_highest_threshold_that_reaches_it() -> None:
     normal, anomalous = np.array([0.0, 2.5]), np.array([1.0, 2.0, 3.0, 4.0, 4.0])
     for recall, lowest in [(0.4, 4.0), (0.41, 3.0), (0.6, 3.0), (0.95, 1.0), (1.0, 1.0)]:
         threshold = recall_threshold(groups_of(normal, anomalous), recall)
-        assert threshold == np.nextafter(lowest, -1)
+        assert threshold == lowest - ROOM * np.std([*normal, *anomalous])
         assert (anomalous > threshold).mean() >= recall
 
 
 def test_a_threshold_of_pixels_parts_float32() -> None:
     """A map is compared in float32, where the next smaller float64 would be the same number."""
     low, high = np.array([0.2], np.float32), np.array([0.7], np.float32)
-    threshold = f1_threshold(groups_of(low, high))
+    threshold = f1_threshold(groups_of(low, high), pixels=True)
+    assert threshold == np.nextafter(high[0], np.float32(0))
     assert (high > threshold).all()
-    assert np.float32(threshold) == threshold

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from spg_pipe.errors import SpgError
-from spg_pipe.explain.activity import Activity
+from spg_pipe.explain.activity import TOP, Activity
 from spg_pipe.explain.codes import Active, projection_code, sae_code
 from spg_pipe.explain.groups import GROUPS, deal
 from spg_pipe.explain.histograms import BINS, Bins, binned_precision
 from spg_pipe.explain.measure import Measure, Rebuild, measure
-from spg_pipe.explain.top import TOP
 from spg_pipe.report.examples import weighted_precision
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore

@@ -16,9 +16,9 @@ from spg_pipe.decision.model import Term
 from spg_pipe.decision.rules import Additive
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
+from spg_pipe.explain.activity import TOP
 from spg_pipe.explain.atlas import Atlas, describe
 from spg_pipe.explain.explanation import explain
-from spg_pipe.explain.top import TOP
 from spg_pipe.sae.run import SaeRun
 from spg_pipe.store.reader import FeatureStore
 from spg_pipe.store.stream import image_tokens

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import SHAPES, TinyBackbone, additive_plan, extracted, group_sums, plan_of
+from tiny import SHAPES, additive_plan, group_sums, plan_of
 
-from spg_pipe.datasets.manifest import Manifest
 from spg_pipe.detector.make import make_detector
 from spg_pipe.detector.model import Detector
-from spg_pipe.errors import SpgError
 from spg_pipe.explain.factors import GENERAL, generality, measure_factors
 from spg_pipe.explain.group_sums import GroupSums
 from spg_pipe.explain.groups import GROUPS, image_groups
@@ -252,11 +249,3 @@ def test_several_stores_give_the_categories_of_all(
     assert both.shares["categories"].tolist() == [4, 4]
     names = [f"{dataset}/{name}" for dataset in ("parts", "other") for name in ("bolt", "nut")]
     assert both.table["category"].unique().tolist() == sorted(names)
-
-
-def test_a_store_without_the_detectors_layers_is_refused(
-    tiny_manifest: Manifest, tiny_detector: Detector, tiny_sae: SaeRun, tmp_path: Path
-) -> None:
-    store = extracted(tiny_manifest, tmp_path / "one.zarr", backbone=TinyBackbone(layers=("1",)))
-    with pytest.raises(SpgError, match="layer 2"):
-        measure_factors(tiny_detector, [group_sums(store)], tiny_sae)

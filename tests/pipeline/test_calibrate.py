@@ -37,7 +37,7 @@ def test_normal_images_give_thresholds_beside_the_detector_and_predict_decides_b
     assert len(limits.scores) == 40
     assert limits.image
     assert limits.pixel
-    assert limits.image.value == limits.scores[36]  # ⌈41 · 0.9⌉ = 37
+    assert limits.scores[36] < limits.image.value < limits.scores[37]  # ⌈41 · 0.9⌉ = 37
     out = tmp_path / "out"
     lines = lines_of(run("predict", detector, *good, "--out", out))
     scores = sorted(line["score"] for line in lines)
@@ -62,7 +62,7 @@ def test_the_threshold_of_pixels_is_the_rank_of_the_highest_values_of_maps(
     (limits,) = Calibration.load(detector.with_name("detector-calibration.json")).groups.values()
     peaks = [line["peak"] for line in lines_of(run("predict", detector, good))]
     assert limits.pixel
-    assert limits.pixel.value == max(peaks)  # ⌈21 · 0.95⌉ = 20, of 20
+    assert 0 < limits.pixel.value - max(peaks) < np.std(peaks)  # ⌈21 · 0.95⌉ = 20, of 20
 
 
 @pytest.mark.parametrize("method", ["f1-max", "recall"])
@@ -166,7 +166,8 @@ def test_what_is_ignored_and_the_view_are_part_of_a_calibration(
     lines = lines_of(run("predict", detector, good, "--ignore", mask))
     limits = Calibration.load(tmp_path / "detector-calibration.json").limits("")
     assert limits.pixel
-    assert limits.pixel.value == max(line["peak"] for line in lines)
+    peaks = [line["peak"] for line in lines]
+    assert 0 < limits.pixel.value - max(peaks) < np.std(peaks)
     run("predict", detector, good, fails="what --ignore leaves out was")
     again = ("--ignore", mask, "--letterbox")
     run("predict", detector, good, *again, fails="made square was squash and is letterbox")

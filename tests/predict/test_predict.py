@@ -204,6 +204,23 @@ def test_the_command_says_what_the_scores_depend_on(ask, tiny_detector, capsys):
     ) in capsys.readouterr().out.splitlines()
 
 
+def test_a_detector_judges_in_the_precision_of_its_record(ask, tiny_detector, monkeypatch, capsys):
+    record = tiny_detector.record
+    spec = record.backbone.model_copy(update={"precision": "bfloat16"})
+    half = replace(tiny_detector, record=record.model_copy(update={"backbone": spec}).sealed())
+    half.save(ask.detector.parent / "half")
+    asked = []
+
+    def load(*names: str, **options: Any) -> TinyBackbone:
+        asked.append(options["precision"])
+        return TinyBackbone(precision=options["precision"])
+
+    monkeypatch.setattr("spg_pipe.backbones.load_backbone", load)
+    predict_images(replace(ask, detector=ask.detector.parent / "half"), Console(1))
+    assert asked == ["bfloat16"]
+    assert "tiny@32 in bfloat16 layers 1+2" in capsys.readouterr().out
+
+
 def test_of_the_highest_scores_alone_pictures_are_drawn_at_the_end(ask):
     lines: list[Any] = []
     predict_images(replace(ask, overlays=1), Console(0), lambda line: lines.append(line.text))

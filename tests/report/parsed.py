@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-VOID = {"meta", "img", "link", "br"}
+VOID = {"meta", "img", "link", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -32,6 +33,8 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.links += [value for key in ("href", "src") if (value := found.get(key))]
         self.ids += [found["id"] or ""] if "id" in found else []
+        if tag == "script":
+            assert found.get("src"), "a script in the page itself"
         if tag == "img":
             self.alts.append(found.get("alt") or "")
         if tag == "tr":
@@ -49,15 +52,30 @@ class Page(HTMLParser):
 
 
 def require_complete(page: Page, folder: Path) -> None:
-    """No script, nothing from elsewhere, every link to something that is there."""
-    assert "script" not in page.tags
+    """Nothing from elsewhere; what links and scripts name is there, also within other pages."""
     assert len(page.ids) == len(set(page.ids))
-    assert all(page.alts)
     for link in page.links:
         parts = urlparse(link)
         assert not parts.scheme
         assert not parts.netloc
-        if parts.path:
-            assert (folder / unquote(parts.path)).is_file()
-        else:
-            assert parts.fragment in page.ids
+        path = folder / unquote(parts.path)
+        assert path.is_file() or not parts.path
+        if parts.fragment:
+            assert parts.fragment in (ids_of(path) if parts.path else page.ids)
+
+
+@cache
+def ids_of(path: Path) -> list[str]:
+    """The anchors of a page."""
+    return Page(path).ids
+
+
+def linked_files(root: Path) -> set[Path]:
+    """Every page below a folder, each complete, and all files that they lead to."""
+    found = set()
+    for path in root.rglob("*.html"):
+        page = Page(path)
+        require_complete(page, path.parent)
+        links = (unquote(urlparse(link).path) for link in page.links)
+        found |= {path.resolve(), *((path.parent / link).resolve() for link in links if link)}
+    return found

@@ -1,4 +1,4 @@
-"""Which images are shown, in which order, and how: sizes and outlines."""
+"""Which images are shown, in which order, and their outlines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from spg_pipe.decision.heat_maps import outline
 from spg_pipe.detector.scores import Scores
-from spg_pipe.report.examples import choose, fit, qualities, weighted_precision
+from spg_pipe.report.examples import choose, qualities, weighted_precision
 from spg_pipe.store.reader import FeatureStore
 
 
@@ -97,10 +97,3 @@ def test_outline_leaves_the_region_itself_alone():
     assert (drawn[0] == 128).all()
     assert (image == 128).all()
     np.testing.assert_array_equal(outline(image, np.zeros_like(mask)), image)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [((100, 50), (64, 32)), ((10, 20), (10, 20)), ((4000, 3), (64, 1))]
-)
-def test_fit_keeps_the_aspect_ratio_and_never_enlarges(size, expected):
-    assert fit(grey(*size), 64).shape == (*expected, 3)

@@ -16,14 +16,14 @@ from PIL import Image
 
 from report.conftest import SHOWN, TRICKY, World
 from report.handmade import atlas_folder
-from report.parsed import Page, require_complete
+from report.parsed import Page, linked_files
 from spg_pipe.decision.rules import Published
 from spg_pipe.detector.model import Detector
 from spg_pipe.errors import SpgError, printable
 from spg_pipe.metrics import seeds_mean
 from spg_pipe.pipeline.targets import read_metrics
-from spg_pipe.report import figures
 from spg_pipe.report.build import build_report
+from spg_pipe.report.curves import PIXEL, pixel_curves, training_curves
 from spg_pipe.report.kinds import image_score_in_words
 from spg_pipe.report.tables import text_table
 
@@ -43,12 +43,25 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_page_is_complete_and_needs_nothing_from_elsewhere(folder):
-    page = Page(folder / "index.html")
-    require_complete(page, folder)
-    files = {path for path in (folder).rglob("*") if path.is_file()}
-    linked = {folder / link for link in page.links} | {folder / "index.html"}
-    assert files <= linked
+def test_pages_are_complete_and_need_nothing_from_elsewhere(folder):
+    files = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+    assert files == linked_files(folder)
+
+
+def test_every_image_has_a_page_and_its_figures_are_those_of_the_metrics(world, folder):
+    scores = pd.read_parquet(world.paths.scores("aux", "target", 111) / "scores.parquet")
+    gallery = folder / "aux--target"
+    page = Page(gallery / "index.html")
+    for row, image in scores.iterrows():
+        text = Page(gallery / "images" / f"{row:05d}.html").text
+        assert printable(image["path"]) in text
+        assert f"{image['score']:.4f}".replace("-", "−") in text
+        assert printable(image["path"]) in page.text
+    table = read_metrics(world.paths.metrics("aux", "target", 111))
+    for row in table.categories:
+        threshold = row.thresholds["image_f1_threshold"]
+        if not np.isnan(threshold):
+            assert f"{threshold:.4f}".replace("-", "−") in page.text
 
 
 def test_page_names_protocols_seeds_data_and_artefacts(world, folder):
@@ -126,6 +139,8 @@ def test_names_from_outside_are_escaped(folder):
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", source)
     assert SHOWN not in source
     assert "<own>" not in source
+    gallery = Page(folder / "aux--target" / "index.html")
+    assert SHOWN in gallery.text
 
 
 def test_every_drawing_is_valid_xml(folder):
@@ -139,7 +154,7 @@ def test_same_artefacts_give_the_same_bytes_and_an_old_report_is_replaced_as_a_w
     world, folder, tmp_path
 ):
     shutil.copytree(folder, tmp_path / "again")
-    (tmp_path / "again" / "maps" / "stale.jpg").write_bytes(b"")
+    (tmp_path / "again" / "aux--target" / "images" / "stale.jpg").write_bytes(b"")
     built(world, tmp_path / "again")
     contents = []
     for root in (folder, tmp_path / "again"):
@@ -203,8 +218,8 @@ def test_what_is_gone_is_named_and_the_rest_is_shown(world, tmp_path):
     ):
         assert said in page.text
     assert not any("outlined" in alt for alt in page.alts)
-    assert not any(link.endswith("-image.jpg") for link in page.links)
-    assert any(link.endswith("-map.jpg") for link in page.links)
+    assert not any(re.search(r"/\d+\.jpg$|-mask\.png$", link) for link in page.links)
+    assert any(link.endswith("-map.png") for link in page.links)
 
 
 def test_a_photograph_that_cannot_be_read_is_named(world, tmp_path):
@@ -214,17 +229,22 @@ def test_a_photograph_that_cannot_be_read_is_named(world, tmp_path):
     datasets = [dataset.model_dump() for dataset in world.params.datasets]
     datasets[1]["root"] = tmp_path / "target"
     page = built(world.changed(datasets=datasets), tmp_path / "out")
-    said = "1 of the photographs to show could not be read (only-defects/test/crack/000.png)"
+    said = "1 of the 9 photographs to show could not be read (only-defects/test/crack/000.png)"
     assert said in page.text
 
 
-def test_pictures_have_the_image_s_aspect_ratio_and_one_size(folder):
-    page = Page(folder / "index.html")
-    maps = [link for link in set(page.links) if link.endswith("-map.jpg")]
-    assert len(maps) == 4 + 1 + 2  # 4 anomalous, the false alarm; 2 of the other category
-    for link in maps:
-        with Image.open(folder / link) as heat_map:
-            assert heat_map.size == (64, 48)
+def test_pictures_have_the_image_s_aspect_ratio(folder):
+    images = folder / "aux--target" / "images"
+    for pattern, size in (
+        ("?????.jpg", (64, 48)),
+        ("*-mask.png", (64, 48)),
+        ("*-map.png", (64, 64)),
+    ):
+        files = sorted(images.glob(pattern))
+        assert len(files) == (6 if "mask" in pattern else 9)
+        for file in files:
+            with Image.open(file) as picture:
+                assert picture.size == size
 
 
 def test_a_folder_that_is_no_report_is_not_replaced(world, tmp_path):
@@ -235,8 +255,60 @@ def test_a_folder_that_is_no_report_is_not_replaced(world, tmp_path):
 
 
 def test_without_curves_there_is_no_figure():
-    assert figures.pixel_curves([], "none") is None
-    assert figures.training_curves([], "none") is None
+    assert pixel_curves([], "none") is None
+    assert training_curves([], "none") is None
+
+
+def data_of(script: Path) -> tuple[str, list[dict]]:
+    """What a file of curves hands to the page: a name and its panels."""
+    called = re.fullmatch(r"spgCurves\((.*)\);\n", script.read_text(), re.DOTALL)
+    assert called
+    name, panels = json.loads(f"[{called[1]}]")
+    return name, panels
+
+
+def test_the_data_of_curves_are_those_of_the_metrics(world, folder):
+    name, panels = data_of(folder / "curves" / "aux--target-pixel.js")
+    assert name == "aux--target-pixel"
+    assert [panel["title"] for panel in panels] == [title for title, *_ in PIXEL.values()]
+    names = [line["name"] for line in panels[0]["lines"]]
+    assert names == [SHOWN, "only-defects", "mean, seed 111", "mean, seed 112", "mean"]
+    x = np.array(panels[1]["x"])
+    for seed, number in ((111, 2), (112, 3)):
+        path = world.paths.metrics("aux", "target", seed)
+        table = pd.read_csv(path.parent / "curves" / f"{path.stem}-categories.csv")
+        known = [
+            np.interp(x, rows["x"], rows["y"], rows["y"].iloc[0], np.nan)
+            for _, rows in table[table["curve"] == "pr"].groupby("category", sort=False)
+        ]
+        drawn = np.array(panels[1]["lines"][number]["y"], dtype=float)
+        np.testing.assert_allclose(drawn, np.mean(known, axis=0), rtol=1e-3)
+    assert [line["shown"] for line in panels[0]["lines"]] == [True, True, False, False, True]
+
+
+def test_some_values_of_the_curves_are_told_as_a_table(world, folder):
+    page = Page(folder / "index.html")
+    _, panels = data_of(folder / "curves" / "aux--target-pixel.js")
+    roc = panels[0]
+    mean = next(line["y"] for line in roc["lines"] if line["name"] == "mean")
+    at = [np.interp(x, roc["x"], np.array(mean, float)) for x in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)]
+    rows = [row for row in page.rows if row and row[0] == "mean" and len(row) == 7]
+    assert [float(cell) for cell in rows[0][1:]] == pytest.approx(at, abs=1e-3)
+
+
+def test_a_histogram_is_told_bin_by_bin(world, folder):
+    quality = json.loads((world.paths.sae("aux", 111) / "quality.json").read_text())
+    layer, of = next(iter(quality["layers"].items()))
+    rows = [row for row in Page(folder / "index.html").rows if row]
+    told = [row[1:] for row in rows if row[0] == f"layer {layer}, seed 111"]
+    bins = of["frequencies"]["latents"]
+    assert [float(cell) for cell in told[2]] == bins
+
+
+def test_the_licence_of_uplot_goes_with_every_report(folder):
+    script = (folder / "curves" / "curves.js").read_text()
+    assert "Permission is hereby granted" in script[:1200]
+    assert "https://github.com/leeoniya/uPlot (v1.6.32)" in script
 
 
 def test_the_quality_of_saes_and_their_stability_are_told(folder):

@@ -81,8 +81,8 @@ def test_an_epochs_order_is_a_permutation_cut_into_windows(count, window, seed, 
     order = epoch_order(np.arange(count), seed, epoch)
     assert sorted(order.tolist()) == list(range(count))
     plan = windows(np.arange(count), seed, epoch, window)
-    assert np.concatenate([w.images for w in plan]).tolist() == order.tolist()
-    assert all(len(w.images) == window for w in plan[:-1])
+    assert np.concatenate(plan).tolist() == order.tolist()
+    assert all(len(each) == window for each in plan[:-1])
 
 
 def test_images_without_a_mask_teach_nothing(tiny_store: FeatureStore) -> None:

@@ -27,9 +27,8 @@ from spg_pipe.pipeline.datasets import find_dataset
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import parse_params
 from spg_pipe.study import audit as module
-from spg_pipe.study.audit import audit
+from spg_pipe.study.audit import audit, keep_rows, kept_path, kept_rows, remove_kept
 from spg_pipe.study.audit_dictionaries import DICTIONARIES, OWN
-from spg_pipe.study.audit_kept import keep_rows, kept_path, kept_rows, remove_kept
 from spg_pipe.study.audit_tables import CONTRAST, WHOLE, Row, atoms_needed
 from spg_pipe.study.league import judge_target
 from spg_pipe.study.methods import stores_of

@@ -27,6 +27,8 @@ from spg_pipe.store.stream import ImageBatch, image_batches, labelled_images, so
 
 Progress = Callable[[int, int, float | None], None]
 """images done, images in all, loss where there is one."""
+Point = Callable[[int, dict[str, float]], None]
+"""which of the runs, a row of its curve."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def fit_guides(
     cache: str = "auto",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    point: Point = lambda number, row: None,
 ) -> list[GuideFit]:
     """Train four guides for every layer and run, in one pass over the store an epoch.
 
@@ -81,6 +84,8 @@ def fit_guides(
     checkpoints : Checkpoints, optional
         A killed training goes on from there and ends with the same bits. Removing the last
         checkpoint is for the caller, when the results are safe.
+    point : callable
+        Told each row of a curve as it is made; a training that goes on begins with those it had.
 
     Raises
     ------
@@ -102,6 +107,9 @@ def fit_guides(
     key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
         training.restore(*saved)
+        for number, fit in enumerate(training.fits):
+            for row in fit.curve:
+                point(number, row)
     sources = sources_of(store, device, cache)
     images = len(labelled_images(store))
     for epoch in range(training.epoch, epochs):
@@ -114,6 +122,8 @@ def fit_guides(
             if checkpoints and checkpoints.due():
                 checkpoints.save(key, *training.saved())
         training.end_epoch()
+        for number, fit in enumerate(training.fits):
+            point(number, fit.curve[-1])
     return training.fits
 
 

@@ -1,31 +1,26 @@
 """Tokens as colours: the first three principal components of some images' tokens, as a PNG."""
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.decomposition import PCA
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
 from spg_pipe.artefacts.files import write_bytes
-from spg_pipe.datasets.manifest import MaskState
+from spg_pipe.decision.heat_maps import outline
 from spg_pipe.errors import SpgError, printable
 from spg_pipe.store.reader import FeatureStore
 
-DEFAULT_IMAGES = "6"
 MOST_IMAGES = 64
 _PERCENTILES = (1, 99)
 """Of each component: a few extreme tokens must not make all others grey."""
 _NO_VARIANCE = 1e-9
 """Share of the tokens' variance below which a component is rounding."""
-_GREY = 0.5
-_CELL = 2.2
-"""Inches: side of a picture with its caption."""
-_CAPTION = 36
+_SIDE, _LINE, _GAP = 320, 18, 8
+"""Pixels: of a picture, of a line of text above it, around both."""
+_CAPTION = 44
 """Letters that fit above a picture."""
 
 
@@ -55,27 +50,24 @@ def draw_pca(
         If the file cannot be meant, a row or the layer is not in the store, or the tokens are
         not finite.
     """
+    place = store.files.local
     if file.suffix.lower() != ".png" or file.is_dir() or not file.parent.is_dir():
         raise SpgError(
-            f"--pca {file}: expected the name of a picture that ends in .png, in a folder that is "
-            "there."
+            f"--pca {file}: expected a name that ends in .png, in a folder that is there."
         )
-    if store.files.local and file.resolve().is_relative_to(store.files.local.resolve()):
+    if place and file.resolve().is_relative_to(place.resolve()):
         raise SpgError(f"--pca {file} lies inside the store. Name a file outside it.")
-    rows = chosen_rows(images if images is not None else DEFAULT_IMAGES, len(store))
-    if layer is not None and layer not in store.layers:
-        raise SpgError(
-            f"{store.path} has no layer {layer!r}; it has {', '.join(store.layers)}. Name one of "
-            "them, or leave --layer out for all."
-        )
-    layers = store.layers if layer is None else (layer,)
-    colours = {name: token_colours(store, name, rows) for name in layers}
-    shares = {name: share for name, (_, share) in colours.items()}
-    pixels = {
-        f"layer {name}, {rgb.shape[1]}×{rgb.shape[2]}, {share:.0%} of variance": rgb
-        for name, (rgb, share) in colours.items()
+    rows = chosen_rows("6" if images is None else images, len(store))
+    if layer not in (None, *store.layers):
+        known = ", ".join(store.layers)
+        raise SpgError(f"{store.path} has no layer {layer!r}; it has {known}. Name one, or none.")
+    colours = {
+        name: token_colours(store, name, rows) for name in store.layers if layer in (None, name)
     }
-    write_bytes(file, _png(store, rows, pixels))
+    page = _page(store, rows, colours)
+    page.save(data := io.BytesIO(), format="PNG")
+    write_bytes(file, data.getvalue())
+    shares = {name: share for name, (_, share) in colours.items()}
     return {"file": str(file), "images": rows.tolist(), "explained": shares}
 
 
@@ -98,19 +90,14 @@ def chosen_rows(text: str, images: int) -> np.ndarray:
 
 
 def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Colours of the patch tokens of some images: their common principal components.
+    """Colours of the patch tokens of some images (n,): their common principal components.
 
     Red, green and blue are the components in falling order, each scaled from its 1st to its 99th
-    percentile over all tokens of `rows`. A component's sign is such that its largest loading is
-    positive. All these tokens are in memory at once, in float64.
-
-    Parameters
-    ----------
-    rows : (n,) int
+    percentile. All these tokens are in memory at once, in float64.
 
     Returns
     -------
-    (n, h, w, 3) float32 in [0, 1]
+    (n, h, w, 3) float64 in [0, 1]
         A component without variance is 0.5 everywhere.
     float
         Share of the tokens' variance in the three components.
@@ -120,6 +107,8 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     SpgError
         If the tokens are not finite.
     """
+    from sklearn.decomposition import PCA
+
     shape = store.spec.layers[layer]
     tokens = store.tokens(layer, rows).astype(np.float64).reshape(-1, shape.dim)
     if not np.isfinite(tokens).all():
@@ -134,7 +123,7 @@ def token_colours(store: FeatureStore, layer: str, rows: np.ndarray) -> tuple[np
     with np.errstate(invalid="ignore", divide="ignore"):  # shares of no variance at all
         values = pca.fit_transform(tokens)
     real = pca.explained_variance_ratio_ > _NO_VARIANCE
-    rgb = np.full((len(tokens), 3), _GREY, np.float32)
+    rgb = np.full((len(tokens), 3), 0.5)
     for component in np.flatnonzero(real):
         rgb[:, component] = _scaled(values[:, component])
     share = float(pca.explained_variance_ratio_[real].sum())
@@ -148,37 +137,26 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _png(store: FeatureStore, rows: np.ndarray, pixels: dict[str, np.ndarray]) -> bytes:
-    """The picture of `pixels`: heading of a column → (n, h, w, 3) in [0, 1]."""
-    masks, paths = store.group["mask"], store.array("path")
-    given = store.array("mask_state") == MaskState.GIVEN
-    stream = io.BytesIO()
-    style: dict[Any, Any] = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7}
-    with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        size = (_CELL * len(pixels), _CELL * len(rows))
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        cells = figure.subplots(len(rows), len(pixels), squeeze=False)
-        for number, row in enumerate(rows.tolist()):
-            # One mask at a time: `store.masks` would unpack those of the whole store.
-            with store.reading("mask"):
-                mask = masks[row] if given[row] else np.zeros((store.image_size,) * 2)
-            caption = printable(f"{row}: {paths[row]}")
+def _page(
+    store: FeatureStore, rows: np.ndarray, columns: dict[str, tuple[np.ndarray, float]]
+) -> Image.Image:
+    """Of each layer the colours (n, h, w, 3) and their share, below a line that says so."""
+    across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
+    page = Image.new("RGB", (len(columns) * across + _GAP, len(rows) * down + _LINE), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
+    paths = store.array("path")
+    for column, (layer, (rgb, share)) in enumerate(columns.items()):
+        left, (h, w) = _GAP + column * across, rgb.shape[1:3]
+        heading = f"layer {layer}, {h}×{w}, {share:.0%} of variance"
+        pen.text((left, 1), heading, fill="black", font=font)
+        for place, row in enumerate(rows.tolist()):
+            top, caption = _LINE + place * down, printable(f"{row}: {paths[row]}")
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"
-            for axes, (heading, images) in zip(cells[number], pixels.items(), strict=True):
-                title = caption if number else f"{heading}\n{caption}"
-                _paint(axes, images[number], mask, title)
-        figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def _paint(axes: "Axes", image: np.ndarray, mask: np.ndarray, caption: str) -> None:
-    size = len(mask)
-    axes.imshow(image, extent=(0, size, size, 0), interpolation="nearest")
-    axes.set(title=caption, xticks=[], yticks=[])
-    if mask.any():
-        centres = np.arange(size + 2) - 0.5
-        for colour, line in (("black", 1.6), ("white", 0.7)):
-            axes.contour(centres, centres, np.pad(mask, 1), [0.5], colors=colour, linewidths=line)
-        axes.set(xlim=(0, size), ylim=(size, 0))
+            pen.text((left, top + 1), caption, fill="black", font=font)
+            colours = Image.fromarray((rgb[place] * 255).astype(np.uint8))
+            with store.reading("mask"):  # one: `store.masks` would unpack those of the whole store
+                mask = Image.fromarray(np.asarray(store.group["mask"][row]))
+            large = [np.asarray(each.resize((_SIDE, _SIDE), 0)) for each in (colours, mask)]
+            page.paste(Image.fromarray(outline(*large)), (left, top + _LINE))
+    return page

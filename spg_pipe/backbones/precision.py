@@ -1,0 +1,103 @@
+"""How a network computes: in float32, or in bfloat16 where the processor has instructions for it.
+
+`BackboneSpec.precision` says what may be; the machine, by the one rule of `engine_of`, what is. The
+tokens of all engines differ by the rounding of bfloat16 at most, and are float32.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spg_pipe.backbones.base import LayerTokens, Network, Run
+from spg_pipe.backbones.spec import Precision
+
+Engine = Literal["float32", "autocast", "openvino"]
+CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""As torch names them: of x86 the first two, of ARM the others. A CPU has those of its kind."""
+
+
+def engine_of(device: str) -> Engine:
+    """What computes a network of precision bfloat16 on a device of this machine.
+
+    A device without the instructions computes in float32: emulation would take 6 (ViT-S) to 15
+    times as long (EfficientNet-Lite0) for tokens that are further from the exact ones. A CPU that
+    has them uses OpenVINO where that is installed, everything else PyTorch's autocast.
+    """
+    if not has_bfloat16(device):
+        return "float32"
+    on_cpu = torch.device(device).type == "cpu"
+    return "openvino" if on_cpu and importlib.util.find_spec("openvino") else "autocast"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device has the instructions; other kinds than CPU and CUDA are not asked."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind != "cpu" or any(_cpu_capabilities().get(name) for name in CPU_INSTRUCTIONS)
+
+
+def computed_by(precision: Precision, device: str) -> str | None:
+    """What a store says of how its tokens were computed; None where no choice was left."""
+    if precision == "float32":
+        return None
+    engine = engine_of(device)
+    if engine == "openvino":
+        return f"bfloat16 by OpenVINO {importlib.metadata.version('openvino')}"
+    autocast = engine == "autocast"
+    return "bfloat16 by PyTorch's autocast" if autocast else "bfloat16, computed in float32"
+
+
+def in_bfloat16(network: Network, device: str, say: Callable[[str], None]) -> Run:
+    """The network's `run` in bfloat16, by the device's engine; tokens are float32.
+
+    `say` is told, once, where that is no faster here, or could be faster.
+    """
+    engine = engine_of(device)
+    if engine == "float32":
+        say(_no_help(device))
+        return network.run
+    if engine == "openvino":
+        from spg_pipe.backbones.openvino_engine import openvino_run
+
+        return openvino_run(network)
+    kind, run = torch.device(device).type, network.run
+    if kind == "cpu":
+        say(
+            "Note: backbone.precision bfloat16 is computed by PyTorch here. OpenVINO is nearly "
+            "twice as fast: pip install 'spg-pipe[openvino]'."
+        )
+
+    def autocast(images: Tensor, wanted: list[int]) -> list[LayerTokens]:
+        with torch.autocast(kind, torch.bfloat16):
+            return list(run(images, wanted))
+
+    return autocast
+
+
+def _no_help(device: str) -> str:
+    what, found = f"GPU ({device})", "compute capability below 8.0"
+    if torch.device(device).type == "cpu":
+        lacking = ", ".join(name for name in CPU_INSTRUCTIONS if name in _cpu_capabilities())
+        what = "processor"
+        found = f"{torch.backends.cpu.get_cpu_capability()}, without {lacking}"
+    return (
+        f"Note: backbone.precision bfloat16 does not help here. This {what} has no bfloat16 "
+        f"instructions ({found}): the network computes in float32, as slowly as with precision "
+        "float32."
+    )
+
+
+def _cpu_capabilities() -> Mapping[str, object]:
+    known = getattr(torch.cpu, "get_capabilities", None)
+    if known is not None:
+        return known()
+    # torch < 2.10 has no public word of them, and none of ARM's.
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}

@@ -1,0 +1,143 @@
+"""The files that a graph is written to, and each of them as a function again."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from spg_pipe.deploy.graph import OUTPUTS, Graph
+from spg_pipe.errors import SpgError
+
+Format = Literal["onnx", "openvino", "torch"]
+Judge = Callable[[np.ndarray], list[np.ndarray]]
+"""(H, W, 3) uint8 → `OUTPUTS`."""
+ONNX, OPENVINO, TORCH = "model.onnx", "openvino/model.xml", "model.pt2"
+OPSET = 18
+_LARGEST = 65_536
+"""Pixels of a side that the graph takes."""
+_MOST_BYTES = 1_900_000_000
+"""Of weights in one ONNX file: protocol buffers end at 2 GiB."""
+
+
+def traced(graph: Graph) -> Any:
+    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W."""
+    sides = {
+        1 + number: torch.export.Dim(name, min=1, max=_LARGEST)
+        for number, name in enumerate(("height", "width"))
+    }
+    example = torch.zeros(1, 320, 400, 3, dtype=torch.uint8)
+    with _quietly(), torch.no_grad():
+        graph(example)  # makes the constants, which NumPy and SciPy take part in
+        return torch.export.export(graph, (example,), dynamic_shapes=({**sides},), strict=False)
+
+
+def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str]) -> None:
+    """Write a traced graph as one ONNX file; with more than 1.9 GB of weights these lie beside it.
+
+    `facts` become its metadata. An `SpgError` if the extra is missing.
+    """
+    _require("onnxscript", "export")
+    with _quietly():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["image"],
+            output_names=list(OUTPUTS[:outputs]),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if made is None:
+        raise SpgError("PyTorch gave no ONNX program. Report this as a bug of spg-pipe.")
+    import onnx_ir
+
+    model = made.model
+    model.producer_name = "spg-pipe"
+    model.metadata_props.update(facts)
+    (image,) = model.graph.inputs
+    image.shape = onnx_ir.Shape([1, "height", "width", 3])
+    model.graph.outputs[0].shape = onnx_ir.Shape(["height", "width"])
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    made.save(path, external_data=size > _MOST_BYTES)
+
+
+def write_openvino(source: Path, path: Path) -> None:
+    """Turn an ONNX file into OpenVINO's two, in float32; an `SpgError` if the extra is missing."""
+    _require("openvino", "openvino")
+    import openvino
+
+    # `convert_model` would ask openvino-telemetry; what reads files asks nobody.
+    model = openvino.Core().read_model(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_torch(program: Any, path: Path) -> None:
+    """Write a traced graph for `torch.export.load`."""
+    with _quietly():
+        torch.export.save(program, path)
+
+
+def read_onnx(path: Path) -> Judge:
+    """An ONNX file in ONNX Runtime on the CPU."""
+    _require("onnxruntime", "export")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image[None]})
+
+
+def read_openvino(path: Path) -> Judge:
+    """OpenVINO's files on the CPU, in float32 also where it would take bfloat16."""
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def judge(image: np.ndarray) -> list[np.ndarray]:
+        found = model([image[None]])
+        return [found[number].copy() for number in range(len(model.outputs))]
+
+    return judge
+
+
+def read_torch(path: Path) -> Judge:
+    """A `torch.export` file in PyTorch on the CPU."""
+    module = torch.export.load(path).module()
+
+    def judge(image: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [each.numpy() for each in module(torch.from_numpy(image.copy())[None])]
+
+    return judge
+
+
+def _require(package: str, extra: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise SpgError(
+            f"An export needs the package {package}, which is not installed: run "
+            f"`pip install 'spg-pipe[{extra}]'`."
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter logs of its own steps."""
+    import warnings
+
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    loggers = {name: logging.getLogger(name) for name in names}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])

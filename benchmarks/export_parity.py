@@ -56,7 +56,9 @@ def main() -> None:
 
 
 def _images(root: Path) -> list[Path]:
-    found = (path for path in root.rglob("*") if is_image(path) and "ground_truth" not in path.parts)
+    found = (
+        path for path in root.rglob("*") if is_image(path) and "ground_truth" not in path.parts
+    )
     return sorted(found)
 
 
@@ -74,7 +76,8 @@ def _measure(asked: argparse.Namespace) -> None:
     firsts = {path.relative_to(root).parts[0]: path for path in reversed(paths)}
     with out.open("a") as stream:
         for number, path in enumerate(paths):
-            if number % of != part or number % asked.every and path not in firsts.values():
+            skipped = number % asked.every and path not in firsts.values()
+            if number % of != part or skipped:
                 continue
             pixels = read_image(path, exif=exif)
             for name, image in _shown(path, root, pixels, sized=path in firsts.values()):
@@ -134,10 +137,11 @@ def _sum(lines: list[dict[str, Any]]) -> None:
         maps = [line[name]["map"] for line in lines]
         scores = [abs(line[name]["score"] - line["score"]) for line in lines]
         worst = lines[int(np.argmax(scores))]["image"]
+        beyond = sum(max(both) > MOST for both in zip(maps, scores, strict=True))
         print(
-            f"{name}: maps within {np.max(maps):.2e}, scores within {np.max(scores):.2e} ({worst}); "
-            f"{sum(m > MOST or s > MOST for m, s in zip(maps, scores, strict=True))} above {MOST:g}"
-            f"; {_seconds([line[name]['seconds'] for line in whole])}"
+            f"{name}: maps within {np.max(maps):.2e}, scores within {np.max(scores):.2e} "
+            f"({worst}); {beyond} above {MOST:g}; "
+            f"{_seconds([line[name]['seconds'] for line in whole])}"
         )
         for rate in RATES:
             flipped, decided, own = 0, 0, 0
@@ -147,7 +151,9 @@ def _sum(lines: list[dict[str, Any]]) -> None:
                     other = (line[name]["score"] > limit) != (line["score"] > limit)
                     flipped, decided = flipped + other, decided + 1
                     own += line["image"] in calibrating
-            print(f"  at {rate:g}: {flipped} of {decided:,} decisions flipped ({own} calibrated on)")
+            print(
+                f"  at {rate:g}: {flipped} of {decided:,} decisions flipped ({own} calibrated on)"
+            )
 
 
 def _thresholds(whole: list[dict[str, Any]]) -> tuple[dict[tuple[str, float], float], set[str]]:

@@ -107,7 +107,9 @@ class Graph(nn.Module):
             score = score + term.weight * (values[name] - term.mean) / term.deviation
         return score
 
-    def _away(self, bank: FittedBank, tokens: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _away(
+        self, bank: FittedBank, tokens: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """`MemoryBank.distances`: layer → (h, w), and the mean (1,) float64 of their highest."""
         memory, patches = bank.memory, {}
         for layer, grid in memory.grids.items():

@@ -63,8 +63,8 @@ def _require_whole_images(ask: Ask) -> None:
     shown = {"squash": "", None: ""}
     if any(shown.get(each, "other") for each in found.values()):
         raise SpgError(
-            f"The bank {ask.normals.path} is of images in tiles, letterboxed, cropped or ignored in "
-            "part, and an exported graph takes whole images. Fit one without these options "
+            f"The bank {ask.normals.path} is of images in tiles, letterboxed, cropped or ignored "
+            "in part, and an exported graph takes whole images. Fit one without these options "
             "(`spg-pipe fit --normals`)."
         )
 

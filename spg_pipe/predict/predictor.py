@@ -75,7 +75,9 @@ class Predictor:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
         batch = np.stack([preprocess(image, self.backbone.spec.preprocess) for image in pixels])
         at_once = inputs_at_once(self.backbone.spec, len(batch), self.device)
-        return joined_tokens(forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once))
+        return joined_tokens(
+            forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once)
+        )
 
     def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
         """Scores and patch grids of some images.

@@ -54,15 +54,18 @@ def photographs() -> list[bytes]:
     return files
 
 
+FILES = photographs()
+
+
 def send(port: int, end: float, period: float, number: int) -> list[Sent]:
     """Requests of one connection until `end`, one in `period` seconds; 0: as fast as it can."""
-    files, sent, due = photographs(), list[Sent](), time.time() + period * number / THREADS
+    sent, due = list[Sent](), time.time() + period * number / THREADS
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while time.time() < end:
         time.sleep(max(0.0, due - time.time()))
         due += period
         garbage = len(sent) % GARBAGE == GARBAGE - 1
-        body = b"no image" if garbage else files[(len(sent) + number) % len(files)]
+        body = b"no image" if garbage else FILES[(len(sent) + number) % len(FILES)]
         began = time.perf_counter()
         try:
             connection.request("POST", "/predict", body)

@@ -53,27 +53,25 @@ def serve(
             f"The library {error.name} is missing. Install the extra: "
             "pip install 'spg-pipe[serve]'."
         ) from None
-    listening, counts = bound_socket(host, port), Counts()
-    (_, predictor, reading, record), decider = deciding(ask, console)
-    # Images come one by one, as from standard input: no set tells their white.
-    reading = replace(reading, strict_white=True)
-    how = Finish(predictor, Path(), limits=decider.limits, overlays=False, explained=False)
+    with bound_socket(host, port) as listening:
+        (_, predictor, reading, record), decider = deciding(ask, console)
+        # Images come one by one, as from standard input: no set tells their white.
+        reading = replace(reading, strict_white=True)
+        how = Finish(predictor, Path(), limits=decider.limits, overlays=False, explained=False)
+        counts = Counts()
 
-    def told(item: Item, line: Line) -> None:
-        counts.judged(line)
-        if decider.warns(item.group, line.score if isinstance(line, Result) else None):
-            counts.drift.inc()
-            console.announce(decider.warning(item.name))
+        def told(item: Item, line: Line) -> None:
+            counts.judged(line)
+            if decider.warns(item.group, line.score if isinstance(line, Result) else None):
+                counts.drift.inc()
+                console.announce(decider.warning(item.name))
 
-    service = Service(
-        name, Waiting(how, reading, bounds.images, told), _decides(decider), bounds, counts
-    )
+        def said() -> None:
+            console.say(record.facts)
+            console.say(one_line(f"{name} is served at {address_of(listening)}, until Ctrl-C."))
 
-    def said() -> None:
-        console.say(record.facts)
-        console.say(one_line(f"{name} is served at {address_of(listening)}, until Ctrl-C."))
-
-    run(service, listening, said)
+        waiting = Waiting(how, reading, bounds.images, told)
+        run(Service(name, waiting, _decides(decider), bounds, counts), listening, said)
 
 
 def _decides(decider: Decider) -> bool:

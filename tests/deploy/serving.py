@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -101,7 +100,6 @@ def served(
     assert begun.wait(60)
     url = address_of(listening)
     with httpx.Client(base_url=url, timeout=60) as client:
-        until(partial(_answers, client))
         yield Server(url, service, gate, client)
     gate.open.set()
     waiting.close()
@@ -115,13 +113,6 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("v2/health/ready").status_code == 200
-    except httpx.ConnectError:
-        return False
 
 
 def picture(size: tuple[int, int] = (40, 48), seed: int = 0, kind: str = "PNG") -> bytes:

@@ -6,9 +6,11 @@ import base64
 import io
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,19 @@ def test_a_triton_client_may_send_the_file_itself(server: Server, predicted: Any
         with client_of(server) as client:
             answer = client.infer("tiny", [tensor])
         assert answer.as_numpy("score").tolist() == [json.loads(text)["score"]]
+
+
+def test_the_example_of_the_page_on_serving_runs(
+    server: Server, predicted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    (code,) = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    path, text, _, _ = predicted["a.png"]
+    address = "{}:{}".format(*server.address)
+    code = code.replace("part.png", str(path)).replace("part-7", "tiny")
+    (tmp_path / "example.py").write_text(code.replace("127.0.0.1:8000", address))
+    runpy.run_path(str(tmp_path / "example.py"))
+    assert str(json.loads(text)["score"])[:6] in capsys.readouterr().out
 
 
 def client_of(server: Server) -> triton.InferenceServerClient:

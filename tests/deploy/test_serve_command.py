@@ -147,6 +147,7 @@ def server(tiny_detector: Detector) -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_route_answers_as_it_documents_and_never_with_an_error_of_its_own(
     server: Server, mode: GenerationMode
@@ -157,7 +158,7 @@ def test_every_route_answers_as_it_documents_and_never_with_an_error_of_its_own(
 
         @given(operation.ok().as_strategy(generation_mode=mode))
         @settings(
-            max_examples=10,
+            max_examples=8,
             phases=[Phase.explicit, Phase.generate],
             suppress_health_check=list(HealthCheck),
         )

@@ -146,6 +146,23 @@ def test_what_is_no_image_is_a_4xx_that_says_so(server: Server) -> None:
     refused(server, 415, "gzip", content=whole, headers={"Content-Encoding": "gzip"})
 
 
+@pytest.mark.parametrize(
+    "name", ["", "/", "..", "a/../../b", ".png", "a\0b", "\ud7ff" * 500, "<b>"]
+)
+def test_any_name_is_only_a_name(server: Server, name: str) -> None:
+    answer = server.client.post("/predict", params={"name": name, "group": name}, content=picture())
+    assert answer.status_code == 200
+    assert answer.json()["path"] == (name if name not in ("", "/") else "image")
+    refused(server, 422, params={"name": name}, content=b"no image")
+
+
+def test_a_large_map_is_sent_as_binary_data_alone(server: Server, monkeypatch: Any) -> None:
+    monkeypatch.setattr("spg_pipe.deploy.serving.tensors.JSON_VALUES", 1)
+    refused(server, 400, "2 values as JSON", "binary", path=INFER, json={"inputs": [TINY]})
+    asked = {"inputs": [TINY], "parameters": {"binary_data_output": True}}
+    assert server.client.post(INFER, json=asked).status_code == 200
+
+
 def test_a_form_without_one_file_is_a_400(server: Server) -> None:
     form = {"Content-Type": "multipart/form-data"}
     refused(server, 400, "form", content=picture(), headers=form)

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import JsonSchemaValue as Json
 
 
 class Problem(BaseModel):
@@ -68,7 +69,7 @@ _WORDS = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int) -> dict[int | str, Json]:
     """Answers of a route that are errors."""
     return {status: {"model": Problem, "description": _WORDS[status]} for status in statuses}
 
@@ -86,7 +87,7 @@ UPLOAD = {
 }
 
 
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+def inlined(schema: Json) -> Json:
     """A JSON Schema with its `$defs` where they are used, so that it can stand in a larger one."""
     parts = schema.pop("$defs", {})
 

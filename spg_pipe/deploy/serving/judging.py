@@ -18,6 +18,7 @@ from spg_pipe.deploy.serving.tensors import (
     HEADER,
     InferenceAnswer,
     InferenceRequest,
+    Tensors,
     read_request,
     write_answer,
 )
@@ -43,11 +44,7 @@ def add_inference(app: FastAPI, service: Service) -> None:
         service.require_model(name, version)
         by = asyncio.get_running_loop().time() + service.bounds.seconds
         with service.waiting.place():
-            data = await read_body(request, service.bounds)
-            header = request.headers.get(HEADER)
-            asked = await to_thread.run_sync(
-                read_request, data, header, service.outputs, service.bounds
-            )
+            asked = await _tensors(request, service)
 
             def read() -> tuple[Item, Wanted]:
                 if isinstance(asked.image, bytes):
@@ -56,7 +53,9 @@ def add_inference(app: FastAPI, service: Service) -> None:
                 return Item("image", asked.image, asked.group), Wanted(values=maps)
 
             values = _values(await service.judged(request, read, by))
-            made = await to_thread.run_sync(write_answer, asked, (name, VERSION), values)
+            made = await to_thread.run_sync(
+                write_answer, asked, (name, VERSION), values, limiter=service.parsing
+            )
         if made.json_length is None:
             return Response(made.body, media_type="application/json")
         return Response(
@@ -74,6 +73,14 @@ def add_inference(app: FastAPI, service: Service) -> None:
             | {200: {"model": InferenceAnswer, "content": {"application/octet-stream": {}}}},
             openapi_extra={"requestBody": {"required": True, "content": content}},
         )(infer)
+
+
+async def _tensors(request: Request, service: Service) -> Tensors:
+    """What a request holds, without its body."""
+    body, header = await read_body(request, service.bounds), request.headers.get(HEADER)
+    return await to_thread.run_sync(
+        read_request, body, header, service.outputs, service.bounds, limiter=service.parsing
+    )
 
 
 def _values(answer: Answer) -> dict[str, Callable[[], np.ndarray]]:
@@ -107,8 +114,7 @@ def add_predict(app: FastAPI, service: Service) -> None:
         """
         by = asyncio.get_running_loop().time() + service.bounds.seconds
         with service.waiting.place():
-            data = await read_body(request, service.bounds)
-            given, content = await file_in(request, data)
+            given, content = await file_in(request, await read_body(request, service.bounds))
             name = name_of(given or asked.name)
             wanted = Wanted(
                 map=asked.map, overlay=asked.overlay, photo=asked.photo, explain=asked.explain

@@ -4,7 +4,7 @@ const at = (id) => document.getElementById(id);
 const WORDS = {
   map_guides: "what looks like a defect of the auxiliary set, where the map is highest",
   map_self_distance: "what is unlike the rest of this image, where the map is highest",
-  detection: "the image as a whole, beside the guides",
+  detection: "what the whole image has in common with defects of the auxiliary set",
   self_distance: "how unlike the rest of this image its strangest patches are",
   bank: "how unlike the normal images it is",
 };
@@ -119,10 +119,10 @@ function why(explanation) {
     const atoms = element("ul", "", { id: "atoms" });
     atoms.append(...apart.slice(0, 5).map((atom) => {
       const share = Math.round(100 * Math.abs(atom.excess) / total);
-      const way = atom.excess > 0 ? "more" : "less";
-      return element("li", `atom ${atom.layer}-${atom.atom}: ${signed(atom.excess)}, ${share} % of what sets them apart; it speaks ${way} for a defect there than elsewhere in the image`);
+      const side = atom.excess > 0 ? "for" : "against";
+      return element("li", `${signed(atom.excess)}: atom ${atom.layer}-${atom.atom}, ${side} a defect (${share} % of all atoms)`);
     }));
-    made.push(element("p", "The atoms that set the map's highest pixels apart from the rest of the image:"), atoms);
+    made.push(element("p", "What the strongest atoms say where the map is highest, beside what they say of the rest of the image:"), atoms);
   }
   return made;
 }

@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect, Request
 
 from spg_pipe.deploy.serving.bounds import Bounds, RefusedError, check_header
@@ -31,6 +32,8 @@ class Service:
     """There is a threshold of scores."""
     bounds: Bounds = field(default_factory=Bounds)
     counts: Counts = field(default_factory=Counts)
+    parsing: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 2))
+    """Threads that read and write tensors: as JSON these are ten times as large as their bytes."""
 
     @property
     def outputs(self) -> dict[str, tuple[str, list[int]]]:

@@ -17,7 +17,7 @@ from spg_pipe.deploy.serving.bounds import Bounds, RefusedError, require_few_pix
 HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; binary tensors follow."""
 IMAGE = "image"
-JSON_VALUES = 4_000_000
+JSON_VALUES = 2**21
 """Of a map that is written as JSON: 20 bytes each."""
 TYPES: dict[str, type[np.generic]] = {"FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_}
 Parameters = dict[str, bool | int | float | str]
@@ -124,7 +124,9 @@ def read_request(
         if output.name not in names:
             known = f"one of {', '.join(names)}; a decision needs a threshold (spg-pipe calibrate)"
             raise _bad(f"the output {output.name!r} is asked for", known)
-    return Tensors(request, _image(given, memoryview(body)[length:], bounds), outputs)
+    image = _image(given, memoryview(body)[length:], bounds)
+    given.data = None  # of an image that waits nothing else is kept
+    return Tensors(request, image, outputs)
 
 
 def _bad(found: str, expected: str) -> RefusedError:

@@ -194,7 +194,7 @@ def _write_gallery(
         )
     gallery = Gallery(
         title=way.title,
-        thresholds=direction.thresholds(run.metrics.table),
+        thresholds=direction.thresholds(run.metrics.table, run.scores.table),
         low=f"log odds {low}" if run.scores.record.log_odds else low,
         high=high,
         notes=notes,

@@ -140,8 +140,15 @@ def gallery_images(
         )
 
 
-def thresholds(table: MetricsTable) -> Mapping[str, Threshold]:
-    """Category → where its gallery starts: at a calibration's threshold, or at the highest F1."""
+def thresholds(table: MetricsTable, scores: pd.DataFrame) -> Mapping[str, Threshold]:
+    """Category → where its gallery starts: at a calibration's threshold, or at the highest F1.
+
+    Parameters
+    ----------
+    table : MetricsTable
+    scores : DataFrame
+        `Scores.table`, which the metrics are of.
+    """
     found = {}
     for row in table.categories:
         calibrated = row.thresholds.get("image_threshold", math.nan)
@@ -149,8 +156,18 @@ def thresholds(table: MetricsTable) -> Mapping[str, Threshold]:
         if not math.isnan(calibrated):
             found[row.category] = Threshold(calibrated, "a calibration, given to evaluate")
         elif not math.isnan(highest_f1):
-            if table.context.protocol == "exact":  # there the lowest score that is anomalous
-                highest_f1 = math.nextafter(highest_f1, -math.inf)
+            values = scores.loc[scores["category"] == row.category, "score"].to_numpy(np.float64)
+            exact = table.context.protocol == "exact"  # there that score itself is anomalous
+            anomalous = values >= highest_f1 if exact else values > highest_f1
             says = "F1-max, found on these images and their labels"
-            found[row.category] = Threshold(highest_f1, says)
+            found[row.category] = Threshold(_between(values, anomalous), says)
     return found
+
+
+def _between(values: np.ndarray, anomalous: np.ndarray) -> float:
+    """Midway from the scores (n,) that are not anomalous to those that are: it reads as neither."""
+    highest = values[anomalous].min()
+    below = np.nextafter(highest, -np.inf)
+    lowest = values[~anomalous].max() if not anomalous.all() else below
+    midway = float(lowest + (highest - lowest) / 2)
+    return midway if midway < highest else float(lowest)

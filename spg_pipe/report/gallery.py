@@ -37,7 +37,7 @@ VERDICTS: dict[tuple[Label, bool], str] = {
 }
 """Label, and whether the score is above the threshold → what that is called."""
 UNDECIDED = {True: "above", False: "not above"}
-"""The same of an image without a label, where no threshold was set."""
+"""The same where no threshold was set."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ def starting_thresholds(gallery: Gallery, images: Sequence[GalleryImage]) -> dic
 def verdict(label: Label, score: float, threshold: Threshold) -> str:
     """What an image is at a threshold, in the words of `VERDICTS` or `UNDECIDED`."""
     above = score > threshold.value
-    if label == "unknown" and not threshold.decides:
-        return UNDECIDED[above]
-    return VERDICTS[label, above]
+    return VERDICTS[label, above] if threshold.decides else UNDECIDED[above]
 
 
 def rates(verdicts: Mapping[str, int]) -> dict[str, float]:

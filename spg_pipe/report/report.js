@@ -96,6 +96,7 @@
     const { rule, grouped } = one("threshold-says").dataset;
     const differ = new Set([...starts.values()].map((start) => start.value)).size > 1;
     const chosen = (id) => (one(id) ? one(id).value : "");
+    const words = (id) => one(id).selectedOptions[0].textContent;
     const asked = new URLSearchParams(location.hash.slice(1));
     for (const id of ["category", "defect", "verdict", "order", "name"]) {
       const input = one(id), value = asked.get(id);
@@ -132,7 +133,8 @@
     function judge() {
       const counts = {};
       for (const image of view.images) {
-        const decides = image.label !== "unknown" || starts.get(image.group).decides;
+        // By hand a label is enough.
+        const decides = starts.get(image.group).decides || (image.label !== "unknown" && threshold !== view.start);
         const verdict = VERDICTS[decides ? image.label : "undecided"][Number(image.score > image.base + threshold)];
         counts[verdict] = (counts[verdict] || 0) + 1;
         if (image.element && verdict !== image.verdict) {
@@ -160,7 +162,8 @@
       slider.value = threshold;
       slider.setAttribute("aria-valuetext", view.relative ? `${shown} above each threshold` : String(shown));
       one("threshold-value").value = shown;
-      one("threshold-says").textContent = `${told(shown)} ${rule}`;
+      const only = chosen("category") ? `${grouped[0].toUpperCase()}${grouped.slice(1)} ${words("category")}. ` : "";
+      one("threshold-says").textContent = `${only}${told(shown)} ${rule}`;
     }
 
     function told(shown) {
@@ -220,7 +223,9 @@
         if (image.element.hidden === fits) image.element.hidden = !fits;
         shown += fits;
       }
-      one("shown").textContent = `${shown} of ${images.length} images`;
+      const said = ["category", "defect", "verdict"].filter(chosen).map((id) => `${id} ${words(id)}`);
+      if (name) said.push(`"${name}" in the name`);
+      one("shown").textContent = `${shown} of ${images.length} images${said.length ? `: ${said.join("; ")}` : ""}`;
     }
 
     function move(value) {
@@ -334,6 +339,8 @@
     };
   }
 
+  // What is printed names all thresholds.
+  addEventListener("beforeprint", () => all("details").forEach((element) => { element.open = true; }));
   all(".js").forEach((element) => { element.hidden = false; });
   all("table.sortable").forEach(sortable);
   mapControls();

@@ -111,11 +111,18 @@ def test_without_labels_there_are_decisions_and_no_rates(tmp_path):
     assert "normal: score 1.0000, not above the threshold 1.0000 (a calibration)" in one.text
 
 
-def test_without_a_threshold_nothing_is_anomalous_at_first(tmp_path):
+@pytest.mark.parametrize("label", ["unknown", "anomalous"])
+def test_without_a_threshold_nothing_is_decided(tmp_path, label):
     (tmp_path / "images").mkdir()
-    page = written(tmp_path, Gallery("own images", {}), [image(n, tmp_path) for n in range(3)])
+    images = [image(number, tmp_path, label=label) for number in range(3)]
+    page = written(tmp_path, Gallery("own images", {}), images)
     assert "no threshold was set: this is the highest score" in page.text
-    assert re.search(r"Anomalous\s*0\s*Normal\s*3", page.text)
+    assert "Nothing was decided" in page.text
+    assert re.search(r"Above the threshold\D*0\s*Not above it\D*3", page.text)
+    if label == "anomalous":
+        assert re.search(r"Found \(TP\)\s*0\s*Missed \(FN\)\s*0\s", page.text)
+    one = Page(tmp_path / "images" / "00002.html")
+    assert "No threshold was set, so nothing is decided." in one.text
 
 
 @given(
@@ -127,7 +134,7 @@ def test_without_a_threshold_nothing_is_anomalous_at_first(tmp_path):
 )
 def test_counts_and_rates_are_those_of_the_metrics(drawn, limit):
     images = [image(0, label=label, score=float(score)) for label, score in drawn]
-    counted = Counter(verdict(each, Threshold(limit, "")) for each in images)
+    counted = Counter(verdict(each.label, each.score, Threshold(limit, "")) for each in images)
     labelled = [each for each in images if each.label != "unknown"]
     metrics = AtThreshold(limit)
     anomalous = np.array([each.label == "anomalous" for each in labelled], bool)
@@ -159,15 +166,37 @@ def metrics(protocol: str, **thresholds: float) -> MetricsTable:
     return MetricsTable(context, (row,), row)
 
 
-def test_a_gallery_starts_at_the_calibration_s_threshold_or_at_the_highest_f1():
-    f1 = {"image_f1_threshold": 2.0}
-    (exact,) = direction.thresholds(metrics("exact", **f1)).values()
-    assert exact.value == math.nextafter(2.0, 1.0)  # there the score 2 is anomalous
-    assert direction.thresholds(metrics("spg", **f1))["screw"].value == 2.0
-    both = direction.thresholds(metrics("exact", **f1, image_threshold=1.5))["screw"]
-    assert (both.value, both.says) == (1.5, "a calibration, given to evaluate")
+SCORES = pd.DataFrame({"category": ["screw"] * 3 + ["nut"], "score": [1.0, 2.0, 4.0, 1.9]})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "f1", "expected"),
+    [
+        ("exact", 2.0, 1.5),  # there the score of the threshold is anomalous
+        ("spg", 2.0, 3.0),
+        ("exact", 1.0, math.nextafter(1.0, 0.0)),
+        ("exact", 4.0, 3.0),
+    ],
+)
+def test_a_gallery_starts_between_the_scores_that_the_highest_f1_parts(protocol, f1, expected):
+    found = direction.thresholds(metrics(protocol, image_f1_threshold=f1), SCORES)
+    assert found["screw"].value == expected
+    assert found["screw"].says == "F1-max, found on these images and their labels"
+
+
+def test_a_gallery_starts_at_the_threshold_of_a_calibration():
+    both = metrics("exact", image_f1_threshold=2.0, image_threshold=1.25)
+    expected = {"screw": Threshold(1.25, "a calibration, given to evaluate")}
+    assert direction.thresholds(both, SCORES) == expected
     none = metrics("exact", image_f1_threshold=math.nan, image_threshold=math.nan)
-    assert direction.thresholds(none) == {}
+    assert direction.thresholds(none, SCORES) == {}
+
+
+def test_neighbouring_scores_are_parted_too():
+    values = [1.0, math.nextafter(1.0, 2.0)]
+    scores = pd.DataFrame({"category": "screw", "score": values})
+    found = direction.thresholds(metrics("exact", image_f1_threshold=values[1]), scores)
+    assert values[0] <= found["screw"].value < values[1]
 
 
 def test_of_very_many_images_evenly_spaced_ones_and_the_examples_are_shown(monkeypatch):

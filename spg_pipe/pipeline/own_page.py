@@ -58,6 +58,8 @@ class OwnPage:
         limit, marked = result.pixel_threshold, None
         if limit is not None and result.regions:
             marked = above(judged.anomaly_map, limit).astype("uint8") * 255
+        else:  # of another image that had this name
+            (folder / f"{stem_of(result.path)}-mask.png").unlink(missing_ok=True)
         draw(
             folder,
             stem_of(result.path),
@@ -149,7 +151,7 @@ def _pictures(folder: Path, result: Result) -> Pictures:
     stem = stem_of(result.path)
     with Image.open(folder / f"{stem}.jpg") as photograph:
         size = (photograph.height, photograph.width)
-    return Pictures(stem, size, mask=(folder / f"{stem}-mask.png").is_file())
+    return Pictures(stem, size, mask=bool(result.regions))
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from spg_pipe.detector.model import Detector
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox",
@@ -110,8 +112,8 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visit]]:
 
 
 @pytest.fixture(scope="session")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory, tiny_detector: Detector) -> dict[str, Path]:
     """Name → page, each made once."""
     from browser.world import made_pages
 
-    return made_pages(tmp_path_factory.mktemp("browser"))
+    return made_pages(tmp_path_factory.mktemp("browser"), tiny_detector)

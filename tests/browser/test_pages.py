@@ -8,18 +8,19 @@ from browser.world import SCRIPT
 
 pytestmark = pytest.mark.browser
 
+PAGES = ["report", "gallery", "image", "atlas", "atlas-by-hand", "own", "own-image"]
 WIDE_AND_NARROW = [1280, 390]
 """Window widths, pixels: of a laptop and of a phone."""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDE_AND_NARROW)
-@pytest.mark.parametrize("name", ["report", "atlas", "atlas-by-hand"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_from_its_file_alone(visit, pages, name, width, dark):
     shown = visit(pages[name], width=width, dark=dark)
     shown.value(EVERY_PICTURE)
-    root = pages[name].parent.as_uri()
-    assert [url for url in shown.requests if not url.startswith(f"{root}/")] == []
+    root = pages[name].parent.parent if "image" in name else pages[name].parent
+    assert [url for url in shown.requests if not url.startswith(f"{root.as_uri()}/")] == []
     assert shown.value("[...document.images].filter(i => i.naturalWidth === 0).length") == 0
     assert shown.value("document.documentElement.scrollWidth") <= width
     assert shown.value("getComputedStyle(document.body).backgroundColor") == (
@@ -39,14 +40,14 @@ EVERY_PICTURE = """
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "atlas", "atlas-by-hand"])
+@pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing_serious(visit, pages, name, dark):
     shown = visit(pages[name], dark=dark)
     shown.value("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert shown.serious() == []
 
 
-@pytest.mark.parametrize("name", ["report", "atlas-by-hand"])
+@pytest.mark.parametrize("name", ["report", "gallery", "atlas-by-hand", "own", "own-image"])
 def test_markup_in_a_name_is_text(visit, pages, name):
     shown = visit(pages[name])
     assert SCRIPT in shown.value("document.body.textContent")
@@ -70,7 +71,7 @@ def test_an_atom_shows_what_it_looks_like_and_leads_to_its_place_in_the_atlas(vi
     assert -1 < target.evaluate("e => e.getBoundingClientRect().top") < 900
 
 
-@pytest.mark.parametrize("name", ["report", "atlas"])
+@pytest.mark.parametrize("name", PAGES)
 def test_everything_that_scrolls_or_leads_on_is_reached_by_keyboard(visit, pages, name):
     shown = visit(pages[name], width=390)
     unreached = """[...document.querySelectorAll('*')].filter(e =>

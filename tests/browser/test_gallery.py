@@ -1,0 +1,137 @@
+"""A gallery, of the report and of own images: threshold, filters, opacity, sorting, keyboard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def own(visit, pages) -> Page:
+    return visit(pages["own"]).page
+
+
+@pytest.fixture
+def gallery(visit, pages) -> Page:
+    return visit(pages["gallery"]).page
+
+
+def count(page: Page, name: str) -> int:
+    return int(page.locator(f"#{name}").inner_text())
+
+
+def shown(page: Page) -> list[str]:
+    """Names of the images that can be seen, in their order."""
+    return page.locator("#gallery figure:visible .name").all_inner_texts()
+
+
+def test_the_slider_moves_the_counts_and_says_so(own):
+    assert (count(own, "above"), count(own, "below")) == (2, 2)
+    slider = own.get_by_role("slider", name=re.compile("Threshold"))
+    slider.focus()
+    own.keyboard.press("Home")
+    assert (count(own, "above"), count(own, "below")) == (4, 0)
+    assert own.locator("#gallery .verdict").all_inner_texts() == ["anomalous"] * 4
+    own.keyboard.press("End")
+    assert (count(own, "above"), count(own, "below")) == (0, 4)
+    expect(own.locator("#threshold-says")).to_contain_text("moved by hand")
+    expect(own.locator("#counts-said")).to_have_text("Anomalous 0, Normal 4")
+    own.get_by_role("button", name="Back to the start").click()
+    assert (count(own, "above"), count(own, "below")) == (2, 2)
+    expect(own.locator("#threshold-says")).to_contain_text("Of a test")
+
+
+def test_precision_and_recall_follow_the_threshold(gallery):
+    total = count(gallery, "tp") + count(gallery, "fn")
+    normal = count(gallery, "fp") + count(gallery, "tn")
+    assert (total, normal) == (1, 3)
+    gallery.get_by_role("slider", name=re.compile("Threshold")).focus()
+    gallery.keyboard.press("Home")
+    assert [count(gallery, name) for name in ("tp", "fn", "fp", "tn")] == [1, 0, 3, 0]
+    assert gallery.locator("#precision").inner_text() == "0.250"
+    assert gallery.locator("#recall").inner_text() == "1.000"
+    gallery.keyboard.press("End")
+    assert [count(gallery, name) for name in ("tp", "fn", "fp", "tn")] == [0, 1, 0, 3]
+    assert gallery.locator("#precision").inner_text() == "–"
+
+
+def test_the_histogram_is_moved_by_pointer_and_shows_the_calibration(own):
+    box = own.locator("#histogram").bounding_box()
+    own.mouse.click(box["x"] + 12, box["y"] + 60)
+    assert count(own, "above") == 4
+    label = own.locator("#histogram svg").get_attribute("aria-label")
+    assert "4 these images, 6 normal images of the calibration" in label
+
+
+def test_images_are_filtered_by_verdict_group_and_name(own):
+    own.get_by_label("Verdict").select_option("anomalous")
+    assert len(shown(own)) == 2
+    expect(own.locator("#shown")).to_contain_text("2 of 4 images")
+    own.get_by_label("Verdict").select_option("")
+    own.get_by_label("Group").select_option(label="two (2)")
+    assert sorted(name.split("/")[0] for name in shown(own)) == ["two", "two"]
+    assert count(own, "above") + count(own, "below") == 2
+    own.get_by_label("Name has").fill("SCRIPT")
+    (name,) = shown(own)
+    assert name == "two/<script>alert(1)</script>.png".replace("</", "<&")
+
+
+def test_opacity_is_moved_by_keyboard_and_outlines_are_hidden(own):
+    overlay = own.locator("#gallery img.map").first
+    slider = own.get_by_label("Opacity of maps")
+    slider.focus()
+    own.keyboard.press("Home")
+    assert overlay.evaluate("e => getComputedStyle(e).opacity") == "0"
+    own.keyboard.press("End")
+    assert overlay.evaluate("e => getComputedStyle(e).opacity") == "1"
+    outline = own.locator("#gallery img.outline").first
+    assert outline.is_visible()
+    own.get_by_label("Outlines of regions").press("Space")
+    assert not outline.is_visible()
+
+
+def test_an_image_is_opened_by_keyboard_and_leads_on_and_back(own):
+    names = shown(own)
+    own.get_by_role("slider", name=re.compile("Threshold")).focus()
+    own.keyboard.press("End")
+    own.wait_for_function("location.hash.includes('threshold')")
+    own.locator("#gallery figure a").first.focus()
+    own.keyboard.press("Enter")
+    heading = own.locator("h1")
+    expect(heading).to_have_text(names[0])
+    own.get_by_role("link", name="next").press("Enter")
+    expect(heading).to_have_text(names[1])
+    own.go_back()
+    own.go_back()
+    assert count(own, "above") == 0  # the threshold is where it was left
+
+
+def test_columns_are_sorted_by_keyboard(own):
+    table = own.locator("table.sortable").first
+    head = table.locator("th").nth(1)
+
+    def order() -> list[str]:
+        return table.locator("tbody td:nth-child(2)").all_inner_texts()
+
+    assert order() == ["2", "3"]
+    head.get_by_role("button").focus()
+    own.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert order() == ["3", "2"]
+    own.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert order() == ["2", "3"]
+
+
+def test_without_scripts_everything_that_was_computed_is_there(
+    visit: Callable[..., object], pages
+) -> None:
+    page = visit(pages["own"], scripts=False).page
+    assert len(shown(page)) == 4
+    assert (count(page, "above"), count(page, "below")) == (2, 2)
+    assert not page.locator("#threshold").is_visible()

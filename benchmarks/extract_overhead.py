@@ -71,7 +71,7 @@ def overhead(photos: Path | None) -> float:
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        manifest, cores = _manifest(photos, folder), os.cpu_count() or 1
+        manifest, cores = manifest_of(photos, folder), os.cpu_count() or 1
         sizes = sorted(set(zip(manifest.table["height"], manifest.table["width"], strict=True)))
         print(f"images: {'given' if photos else 'of the demo'}, {sizes[0]} to {sizes[-1]} pixels")
         for name in BACKBONES:
@@ -91,7 +91,8 @@ def overhead(photos: Path | None) -> float:
     return min(figures)
 
 
-def _manifest(photos: Path | None, folder: Path) -> Manifest:
+def manifest_of(photos: Path | None, folder: Path) -> Manifest:
+    """A folder of images, or one of the demo's sets, written into `folder`; at most 96."""
     if photos is None:
         write_demo("demo-mvtec", folder / "demo", seed=0)
         manifest = build_manifest(Dataset(name="demo", layout="mvtec", root=folder / "demo"))

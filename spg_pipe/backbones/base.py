@@ -45,6 +45,10 @@ class Backbone(Protocol):
         ...
 
 
+Run = Callable[[Tensor, list[int]], Iterable[LayerTokens]]
+"""Images (B, 3, S, S) on the network's device, and the numbers wanted, rising → tokens of each."""
+
+
 class Network:
     """A network of a library as a `Backbone`.
 
@@ -55,8 +59,7 @@ class Network:
         Where the network's weights are.
     indices : mapping
         Layer of `spec` → the library's number of that feature.
-    run : callable
-        Images (B, 3, S, S) on the device and the numbers wanted, rising → the tokens of each.
+    run : Run
     """
 
     def __init__(
@@ -64,18 +67,19 @@ class Network:
         spec: BackboneSpec,
         device: str,
         indices: Mapping[str, int],
-        run: Callable[[Tensor, list[int]], Iterable[LayerTokens]],
+        run: Run,
     ) -> None:
         self.spec = spec
-        self._device, self._indices, self._run = torch.device(device), indices, run
+        self.indices, self.run = indices, run
+        self._device = torch.device(device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, LayerTokens]:
         """See `Backbone`."""
-        wanted = sorted(self._indices.values())
-        outputs = self._run(place_images(images, self._device, self.spec), wanted)
+        wanted = sorted(self.indices.values())
+        outputs = self.run(place_images(images, self._device, self.spec), wanted)
         tokens = dict(zip(wanted, outputs, strict=True))
-        return {layer: tokens[self._indices[layer]] for layer in self.spec.layers}
+        return {layer: tokens[self.indices[layer]] for layer in self.spec.layers}
 
 
 def blocks_of(spec: BackboneSpec) -> dict[str, int]:

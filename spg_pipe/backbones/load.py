@@ -12,7 +12,7 @@ from spg_pipe.backbones.spec import Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
-    from spg_pipe.backbones.base import Backbone
+    from spg_pipe.backbones.base import Network
 
 
 def load_backbone(
@@ -25,7 +25,7 @@ def load_backbone(
     weights: Path | None = None,
     device: str = "cpu",
     say: Callable[[str], None] = print,
-) -> Backbone:
+) -> Network:
     """Load a frozen backbone with its weights.
 
     Parameters
@@ -53,8 +53,8 @@ def load_backbone(
 
     Returns
     -------
-    Backbone
-        In evaluation mode; calling it records no gradients.
+    Network
+        A `Backbone` in evaluation mode; calling it records no gradients.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def load_backbone(
     return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
 
 
-def _build(request: Request) -> Backbone:
+def _build(request: Request) -> Network:
     """The backbone of its family, whose libraries are loaded here and not before."""
     import torch
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from spg_pipe.artefacts.record import LARGEST_SIDE, LayerName, Name, Record, Size
 from spg_pipe.errors import SpgError
@@ -17,6 +17,7 @@ Family = Literal["timm-vit", "timm-cnn", "open_clip", "arrays"]
 """`arrays`: tokens that were given as arrays; nothing can compute more of them."""
 Norm = Literal["post", "pre"]
 PosEmbed = Literal["native", "bilinear"]
+Precision = Literal["float32", "bfloat16"]
 Prefix = Literal["cls", "mean", "zeros"]
 T = TypeVar("T")
 LABELS = frozenset({"alias", "weights", "licence"})
@@ -102,6 +103,16 @@ class BackboneSpec(Record):
     """Licence of the weights."""
     tiles: Tiles | None = None
     """How images of `preprocess.size` are cut into what the network sees; None: not at all."""
+    precision: Precision = "float32"
+    """How the network may compute, where the processor can (`backbones.precision`)."""
+
+    @model_serializer(mode="wrap")
+    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """float32 goes without saying: records from before there was a choice keep their bytes."""
+        dumped: dict[str, object] = dump(self)
+        if self.precision == "float32":
+            dumped.pop("precision", None)
+        return dumped
 
     def require_layers(self, names: Collection[str]) -> None:
         """ValueError unless these are the names of an image's tokens."""
@@ -115,7 +126,7 @@ class BackboneSpec(Record):
         return [name for name in names if getattr(self, name) != getattr(other, name)]
 
     def content(self) -> dict[str, object]:
-        """Plain JSON values; without tiles there is no word of them."""
+        """Plain JSON values; without tiles there is no word of them, nor of precision float32."""
         return self.model_dump(mode="json", exclude_none=True)
 
     @property
@@ -133,12 +144,13 @@ class BackboneSpec(Record):
 
     @property
     def seen_at(self) -> str:
-        """The backbone and the pixels that it sees, in words."""
+        """The backbone, the pixels that it sees and its precision, in words."""
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
         if self.tiles is None:
-            return f"{self.alias}@{self.preprocess.size}"
+            return f"{self.alias}@{self.preprocess.size}{precision}"
         sides = "+".join(map(str, self.tiles.sides))
         share = f"{self.tiles.overlap:.0%}"
-        return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share})"
+        return f"{self.alias}@{sides} in tiles of {self.tiles.size} (overlap {share}){precision}"
 
     @property
     def token_keys(self) -> tuple[TokenKey, ...]:

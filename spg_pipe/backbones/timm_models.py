@@ -75,6 +75,10 @@ def build_timm_vit(request: Request) -> Network:
         request, options, layers=layers, norm=norm, patch_size=patch_size, prefix=prefix
     )
     side = request.image_size // patch_size
+    # Position embeddings are resized once, not in each pass: the same bits. An exported network has
+    # none to resize, which OpenVINO would do without antialias.
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=(request.image_size, request.image_size))
 
     def run(images: Tensor, blocks: list[int]) -> list[LayerTokens]:
         outputs = model.forward_intermediates(

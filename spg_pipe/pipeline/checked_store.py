@@ -105,9 +105,11 @@ def backbone_differences(spec: BackboneSpec, params: Params) -> list[str]:
     """
     recipe, published = params.backbone, params.method.protocol == "spg"
     info, view = resolve(recipe.alias), spec.untiled
-    held = {name: getattr(view, name) for name in ("alias", "norm", "pos_embed", "prefix")}
+    named = ("alias", "norm", "pos_embed", "prefix", "precision")
+    held = {name: getattr(view, name) for name in named}
     held |= {"image_size": view.preprocess.size, "layers": list(view.layers)}
     wanted = held | {"alias": info.alias, "image_size": image_size(params)}
+    wanted["precision"] = recipe.precision
     wanted["layers"] = list(recipe.layers or info.layers) or held["layers"]
     if recipe.norm is not None:
         wanted["norm"] = recipe.norm

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spg_pipe.backbones.precision import computed_by
 from spg_pipe.bank.few_shot import note_of_copies, note_of_known
 from spg_pipe.datasets.walk import EXPLAINED, EXPLANATIONS, OVERLAYS, SCORES
 from spg_pipe.decision.calibration import place_beside
@@ -297,7 +298,9 @@ def _items(ask: Ask) -> Items:
 
 def _identity(ask: Ask, predictor: Predictor, reading: Reading) -> dict[str, str]:
     judging = judging_of(predictor, reading)
+    computed = computed_by(predictor.backbone.spec.precision, predictor.device)
     return {name: str(value or "") for name, value in judging} | {
+        **({"computed": computed} if computed else {}),
         "weights": predictor.backbone.spec.weights_sha256,
         "device": predictor.device.partition(":")[0],
         "spg-pipe": metadata.version("spg-pipe"),

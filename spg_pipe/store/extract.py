@@ -13,6 +13,7 @@ import torch
 
 from spg_pipe.artefacts.files import versions
 from spg_pipe.backbones.base import Backbone, forward
+from spg_pipe.backbones.precision import computed_by
 from spg_pipe.backbones.spec import BackboneSpec
 from spg_pipe.datasets.manifest import Manifest, MaskState
 from spg_pipe.errors import SpgError, told
@@ -84,7 +85,9 @@ def extract(
     """
     if len(manifest) == 0:
         raise SpgError(f"Dataset {manifest.dataset!r} has no images.")
-    spec = spec_of(manifest, backbone.spec, how, _layer_shapes(backbone, device))
+    spec = spec_of(manifest, backbone.spec, how, _layer_shapes(backbone, device)).model_copy(
+        update={"computed": computed_by(backbone.spec.precision, device)}
+    )
     try:
         with StoreWriter(path, spec, manifest, replace=replace) as writer:
             if not writer.up_to_date:

@@ -62,9 +62,9 @@ class StoreSpec(Record):
 
     BESIDE: ClassVar[frozenset[str]] = frozenset(
         {"fingerprint", "licences", "notes", "skipped", "selection", "sources", "layout"}
-        | {"versions", "complete"}
+        | {"versions", "computed", "complete"}
     )
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white"})
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"white", "computed"})
 
     schema_version: Literal[2] = Field(default=SCHEMA_VERSION, alias="schema")
     dataset: Name
@@ -96,6 +96,8 @@ class StoreSpec(Record):
     """Of a synthetic set, path → `source_id` of the normal image behind it; else empty."""
     layout: Name
     versions: dict[Name, Name]
+    computed: Name | None = None
+    """How the network computed the tokens, where its precision left a choice."""
     complete: bool = False
     """Set last, once every file is in its place."""
 

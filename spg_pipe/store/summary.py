@@ -41,6 +41,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         },
         "categories": table["category"].value_counts(sort=False).to_dict(),
         "backbone": f"{backbone.alias} ({backbone.model}), {backbone.norm}-norm",
+        "precision": spec.computed or backbone.precision,
         "image_size": store.image_size,
         "weights": f"{backbone.weights}, sha256 {backbone.weights_sha256[:16]}…",
         "layers": {layer: _layer(store, layer, sample) for layer in store.layers},

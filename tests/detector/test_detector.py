@@ -177,6 +177,8 @@ def test_another_backbone_is_refused_with_every_difference(tiny_detector: Detect
     assert message.startswith("The store x.zarr was made with another backbone")
     assert "model: the detector has 'tiny_model', The store x.zarr has 'giant'" in message
     assert set(re.findall(r"(\w+): the detector has", message)) == set(changes)
+    with pytest.raises(SpgError, match="precision: the detector has 'float32', it has 'bfloat16'"):
+        tiny_detector.check_backbone(SPEC.model_copy(update={"precision": "bfloat16"}), "it")
 
 
 def test_a_label_or_an_alias_makes_no_other_backbone(tiny_detector: Detector) -> None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from spg_pipe.backbones import load_backbone
+from spg_pipe.backbones.precision import computed_by, has_bfloat16, with_precision
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.trained.trainer import GuideTrainer
@@ -74,3 +76,21 @@ def test_guide_steps_agree_with_the_cpu() -> None:
             trainer.step(batch)
         results[device] = trainer.ema.cpu()
     torch.testing.assert_close(results["cuda"], results["cpu"], atol=1e-4, rtol=0)
+
+
+def test_a_backbone_in_bfloat16_is_near_the_cpus_float32() -> None:
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    exact = load_backbone("efficientnet-lite0", image_size=128)(images)
+    notes: list[str] = []
+    network = load_backbone("efficientnet-lite0", image_size=128, device="cuda")
+    half = with_precision(network, "bfloat16", "cuda", notes.append)
+    able = has_bfloat16("cuda")
+    assert computed_by("bfloat16", "cuda") == (
+        "bfloat16 by PyTorch's autocast" if able else "bfloat16, computed in float32"
+    )
+    assert ["does not help here" in note for note in notes] == ([] if able else [True])
+    for layer, tokens in half(images.cuda()).items():
+        assert tokens.patches.dtype == torch.float32
+        ratio = (tokens.patches.cpu() - exact[layer].patches).norm() / exact[layer].patches.norm()
+        assert (1e-4 < ratio < 0.1) if able else ratio < 1e-3
+    assert not torch.is_autocast_enabled("cuda")

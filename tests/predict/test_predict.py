@@ -13,6 +13,7 @@ from PIL import Image
 from predict.conftest import Run, rows_in
 from tiny import TinyBackbone, files, photograph
 
+from spg_pipe.backbones import precision
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.predict import Ask, predict_images
@@ -202,6 +203,18 @@ def test_the_command_says_what_the_scores_depend_on(ask, tiny_detector, capsys):
         "protocol default, σ 4, image score max, tiny@32 layers 1+2 (post-norm), seed 111, "
         f"detector {tiny_detector.fingerprint[:8]}"
     ) in capsys.readouterr().out.splitlines()
+
+
+def test_a_detector_judges_in_the_precision_of_its_record(ask, tiny_detector, monkeypatch, capsys):
+    record = tiny_detector.record
+    spec = record.backbone.model_copy(update={"precision": "bfloat16"})
+    half = replace(tiny_detector, record=record.model_copy(update={"backbone": spec}).sealed())
+    half.save(ask.detector.parent / "half")
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    predict_images(replace(ask, detector=ask.detector.parent / "half"), Console(1))
+    said = capsys.readouterr()
+    assert said.err.count("backbone.precision bfloat16 does not help here") == 1
+    assert "tiny@32 in bfloat16 layers 1+2" in said.out
 
 
 def test_of_the_highest_scores_alone_pictures_are_drawn_at_the_end(ask):

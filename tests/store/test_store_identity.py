@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tiny import TinyBackbone, extracted, files, manifest_of
 
+from spg_pipe.artefacts.files import fingerprint
+from spg_pipe.backbones import precision
 from spg_pipe.errors import SpgError
 from spg_pipe.store import writer as writer_module
 from spg_pipe.store.reader import FeatureStore
@@ -126,3 +128,26 @@ def test_the_fingerprint_follows_what_determines_the_content_alone(tiny_store):
     renamed = {"backbone": backbone.model_copy(update=labels), "notes": (), "layout": "visa"}
     renamed |= {"versions": {"torch": "0.0"}}
     assert spec.model_copy(update=renamed).sealed().fingerprint == tiny_store.fingerprint
+
+
+def test_bfloat16_is_another_store_that_says_how_it_was_computed(
+    tiny_manifest, tiny_store, tmp_path
+):
+    half = TinyBackbone(precision="bfloat16")
+    made = extracted(tiny_manifest, tmp_path / "half.zarr", backbone=half)
+    assert made.spec.computed == precision.computed_by("bfloat16", "cpu")
+    assert made.fingerprint != tiny_store.fingerprint
+    elsewhere = made.spec.model_copy(update={"computed": "bfloat16 by another machine"})
+    assert elsewhere.sealed().fingerprint == made.fingerprint
+    assert not {"computed", "precision"} & set(str(tiny_store.spec.attributes()).split("'"))
+    with pytest.raises(SpgError, match=r"backbone differs \(precision\).*--replace"):
+        extracted(tiny_manifest, tiny_store.path, backbone=half)
+
+
+def test_float32_has_the_fingerprint_from_before_there_was_a_choice(tiny_store):
+    content = tiny_store.spec.content()
+    assert set(content["backbone"]) == {
+        *("family", "model", "layers", "norm", "patch_size", "preprocess", "pos_embed"),
+        *("prefix", "weights_sha256"),
+    }
+    assert tiny_store.fingerprint == fingerprint(content)

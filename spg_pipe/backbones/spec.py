@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -107,9 +107,9 @@ class BackboneSpec(Record):
     """How the network may compute, where the processor can (`backbones.precision`)."""
 
     @model_serializer(mode="wrap")
-    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         """float32 goes without saying: records from before there was a choice keep their bytes."""
-        dumped = dump(self)
+        dumped: dict[str, object] = dump(self)
         if self.precision == "float32":
             dumped.pop("precision", None)
         return dumped

@@ -59,9 +59,9 @@ class BackboneParams(Section):
     """How the network may compute, where the processor can (docs/backbones.md#precision)."""
 
     @model_serializer(mode="wrap")
-    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default_precision(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         """float32 goes without saying, so that nothing made before there was a choice is stale."""
-        dumped = dump(self)
+        dumped: dict[str, object] = dump(self)
         if self.precision == "float32":
             dumped.pop("precision", None)
         return dumped

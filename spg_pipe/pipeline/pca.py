@@ -154,9 +154,10 @@ def _page(
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"
             pen.text((left, top + 1), caption, fill="black", font=font)
-            colours = Image.fromarray((rgb[place] * 255).astype(np.uint8))
+            picture = Image.fromarray((rgb[place] * 255).astype(np.uint8))
             with store.reading("mask"):  # one: `store.masks` would unpack those of the whole store
                 mask = Image.fromarray(np.asarray(store.group["mask"][row]))
-            large = [np.asarray(each.resize((_SIDE, _SIDE), 0)) for each in (colours, mask)]
-            page.paste(Image.fromarray(outline(*large)), (left, top + _LINE))
+            both = (each.resize((_SIDE, _SIDE), 0) for each in (picture, mask))
+            colours, inside = map(np.asarray, both)
+            page.paste(Image.fromarray(outline(colours, inside)), (left, top + _LINE))
     return page

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from spg_pipe.artefacts.files import write_bytes
@@ -143,7 +143,8 @@ def _page(
     """Of each layer the colours (n, h, w, 3) and their share, below a line that says so."""
     across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
     page = Image.new("RGB", (len(columns) * across + _GAP, len(rows) * down + _LINE), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
+    letters = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    pen, font = ImageDraw.Draw(page), ImageFont.truetype(letters, 12)
     paths = store.array("path")
     for column, (layer, (rgb, share)) in enumerate(columns.items()):
         left, (h, w) = _GAP + column * across, rgb.shape[1:3]

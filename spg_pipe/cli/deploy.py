@@ -1,11 +1,14 @@
 """Commands that take a detector to where it works."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from spg_pipe.cli.options import BankOption, NormalsOption, Options, ask_of, shared
+
+if TYPE_CHECKING:
+    from spg_pipe.deploy.formats import Format
 
 _DECIDING = ("calibration", "no_calibration", "threshold", "pixel_threshold")
 
@@ -34,7 +37,9 @@ def export(
 
     ask = ask_of(options, detector, [], out, normals, bank, None)
     ask = replace(ask, decide=options.deciding())
-    chosen = ["onnx", *["openvino"] * openvino, *["torch"] * torch]
+    chosen: list[Format] = ["onnx"]
+    chosen += ["openvino"] if openvino else []
+    chosen += ["torch"] if torch else []
     export_detector(ask, chosen, options.console())
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny import TinyBackbone, photograph
 
 from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration, Judging, by_hand
 from spg_pipe.deploy import check, formats
 from spg_pipe.deploy.check import Agreement, made_up, predicted, require_agreement
 from spg_pipe.deploy.export import export
@@ -206,6 +208,28 @@ def test_a_folder_of_other_files_is_not_replaced(
     (tmp_path / "mine.txt").write_text("mine")
     assert command(detector, tmp_path) == 1
     assert "holds other files than an export" in capsys.readouterr().err
+
+
+def test_thresholds_of_single_folders_are_refused(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Calibration(
+        judging=Judging(detector="0"),
+        method="manual",
+        false_alarms=None,
+        confidence=None,
+        recall=None,
+        by_folder=True,
+        groups={"left": by_hand(1.0, None)},
+        notes=(),
+        made=date(2026, 1, 1),
+        valid_until=None,
+        versions={},
+    )
+    made.sealed().save(tmp_path / "made.json")
+    assert command(detector, tmp_path / "out", "--calibration", tmp_path / "made.json") == 1
+    assert "a graph knows no folders" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

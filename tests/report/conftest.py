@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from layouts import write_mvtec
 
+from report.parsed import Page
 from spg_pipe.pipeline.run import RecipeRun
 from spg_pipe.recipe.params import Params, parse_params
 from spg_pipe.recipe.paths import Paths
+from spg_pipe.report.build import build_report
 
 TRICKY = 'a<b>&"c$d$\x1b[31m'
 """A category that HTML, a URL, a shell, matplotlib and a terminal each read differently."""
@@ -73,6 +75,22 @@ def made(params: Params, root: Path, *, extract: bool) -> World:
         targets.score(run.narrowed("aux", seed), "target")
         targets.evaluate(run.narrowed("aux", seed), "target")
     return World(params, run.paths, root)
+
+
+@pytest.fixture(scope="session")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the recipe as it is."""
+    out = tmp_path_factory.mktemp("page") / "out"
+    built(world, out)
+    return out
+
+
+def built(world: World, out: Path) -> Page:
+    """The report of what a recipe has metrics of."""
+    keys = [("aux", "target", seed) for seed in world.params.seeds]
+    runs = {key: (world.paths.metrics(*key), world.paths.scores(*key)) for key in keys}
+    runs = {key: files for key, files in runs.items() if files[0].is_file()}
+    return Page(build_report(world.params, world.paths, out, runs))
 
 
 def _recipe(root: Path) -> dict[str, object]:

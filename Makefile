@@ -51,7 +51,7 @@ fuzz: $(STAMP)  ## damaged recipes, detectors, stores and images: 5,000 of each
 test-gpu: $(STAMP)  ## the tests that need a CUDA device; says so where there is none
 	$(BIN)/python -m pytest -q -m gpu
 
-test-browser: $(STAMP)  ## the report and the atlas in Chromium; says how to get it where there is none
+test-browser: $(STAMP)  ## the pages in Chromium; says how to get it where there is none
 	$(BIN)/python -m pytest -q -m browser tests/browser
 
 parity: $(STAMP)  ## our numbers against the reference's (ORACLE=DIR for other cases)

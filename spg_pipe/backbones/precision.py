@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, Network, Run
-from spg_pipe.backbones.spec import Precision
+from spg_pipe.recipe.data import Precision
 
 Engine = Literal["float32", "autocast", "openvino"]
 CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")

@@ -32,12 +32,14 @@ from spg_pipe.store.extract import Extraction, extract
 
 def loaded(name: str, engine: str | None = None) -> Backbone:
     """A backbone in float32, in bfloat16 as this machine computes it, or by a named engine."""
+    network = load_backbone(name)
     if engine == "float32":
-        return load_backbone(name)
+        return network
     if engine is None:
-        return load_backbone(name, precision="bfloat16", say=lambda note: print(f"  {note}"))
+        say = partial(print, " ")
+        return precision.with_precision(network, "bfloat16", "cpu", say)
     with mock.patch.object(precision, "engine_of", return_value=engine):
-        return load_backbone(name, precision="bfloat16", say=lambda note: None)
+        return precision.with_precision(network, "bfloat16", "cpu", lambda note: None)
 
 
 def run(backbone: Backbone, manifest: Manifest, folder: Path, workers: int) -> None:

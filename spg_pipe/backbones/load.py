@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from spg_pipe.backbones.light_imports import without_dynamo
 from spg_pipe.backbones.names import BackboneInfo, Request, find_alias
-from spg_pipe.backbones.spec import Norm, Precision
+from spg_pipe.backbones.spec import Norm
 from spg_pipe.errors import SpgError
 
 if TYPE_CHECKING:
-    from spg_pipe.backbones.base import Backbone, Network
+    from spg_pipe.backbones.base import Network
 
 
 def load_backbone(
@@ -23,10 +23,9 @@ def load_backbone(
     norm: Norm | None = None,
     protocol: Literal["default", "spg"] = "default",
     weights: Path | None = None,
-    precision: Precision = "float32",
     device: str = "cpu",
     say: Callable[[str], None] = print,
-) -> Backbone:
+) -> Network:
     """Load a frozen backbone with its weights.
 
     Parameters
@@ -47,17 +46,15 @@ def load_backbone(
         SigLIP's missing class token (docs/method.md §5).
     weights : Path, optional
         A local state dict (.safetensors or .pth) instead of the published weights.
-    precision : {"float32", "bfloat16"}
-        How the network may compute (docs/backbones.md#precision); tokens are float32 in any case.
     device : str
         Where the network runs and its tokens stay, as torch names it.
     say : callable
-        Told what is downloaded, and from where, before it is, and where bfloat16 does not help.
+        Told what is downloaded, and from where, before it is.
 
     Returns
     -------
-    Backbone
-        In evaluation mode; calling it records no gradients.
+    Network
+        A `Backbone` in evaluation mode; calling it records no gradients.
 
     Raises
     ------
@@ -68,18 +65,10 @@ def load_backbone(
         raise SpgError(f"Unknown norm {norm!r}: expected 'post' or 'pre'.")
     if protocol not in ("default", "spg"):
         raise SpgError(f"Unknown protocol {protocol!r}: expected 'default' or 'spg'.")
-    if precision not in ("float32", "bfloat16"):
-        raise SpgError(f"Unknown precision {precision!r}: expected 'float32' or 'bfloat16'.")
     info = resolve(name)
     size = info.image_size if image_size is None else image_size
     chosen = info.layers if layers is None else _layer_names(layers)
-    request = Request(info, size, chosen, norm, protocol, weights, device, say, precision)
-    network = _build(request)
-    if precision == "bfloat16":
-        from spg_pipe.backbones.precision import in_bfloat16
-
-        network.run = in_bfloat16(network, device, say)
-    return network
+    return _build(Request(info, size, chosen, norm, protocol, weights, device, say))
 
 
 def _build(request: Request) -> Network:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from spg_pipe.backbones.base import LayerTokens, Network, Run
-from spg_pipe.backbones.spec import Precision
+from spg_pipe.recipe.data import Precision
 
 Engine = Literal["float32", "autocast", "openvino"]
 CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -55,31 +56,45 @@ def computed_by(precision: Precision, device: str) -> str | None:
     return "bfloat16 by PyTorch's autocast" if autocast else "bfloat16, computed in float32"
 
 
-def in_bfloat16(network: Network, device: str, say: Callable[[str], None]) -> Run:
-    """The network's `run` in bfloat16, by the device's engine; tokens are float32.
+def with_precision(
+    network: Network, precision: Precision, device: str, say: Callable[[str], None]
+) -> Network:
+    """The same network, which may compute in this precision; its tokens are float32 in any case.
 
-    `say` is told, once, where that is no faster here, or could be faster.
+    Parameters
+    ----------
+    device : str
+        Where the network's weights are.
+    say : callable
+        Told, once, where bfloat16 is no faster here, or could be faster.
     """
+    if precision == "float32":
+        return network
+    changed = copy(network)
+    changed.spec = network.spec.model_copy(update={"precision": precision})
     engine = engine_of(device)
     if engine == "float32":
         say(_no_help(device))
-        return network.run
-    if engine == "openvino":
+    elif engine == "openvino":
         from spg_pipe.backbones.openvino_engine import openvino_run
 
-        return openvino_run(network)
-    kind, run = torch.device(device).type, network.run
-    if kind == "cpu":
-        say(
-            "Note: backbone.precision bfloat16 is computed by PyTorch here. OpenVINO is nearly "
-            "twice as fast: pip install 'spg-pipe[openvino]'."
-        )
+        changed.run = openvino_run(network)
+    else:
+        changed.run = _autocast(network.run, torch.device(device).type)
+        if torch.device(device).type == "cpu":
+            say(
+                "Note: backbone.precision bfloat16 is computed by PyTorch here. OpenVINO is "
+                "faster: pip install 'spg-pipe[openvino]'."
+            )
+    return changed
 
-    def autocast(images: Tensor, wanted: list[int]) -> list[LayerTokens]:
+
+def _autocast(run: Run, kind: str) -> Run:
+    def half(images: Tensor, wanted: list[int]) -> list[LayerTokens]:
         with torch.autocast(kind, torch.bfloat16):
             return list(run(images, wanted))
 
-    return autocast
+    return half
 
 
 def _no_help(device: str) -> str:

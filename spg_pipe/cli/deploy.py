@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -16,6 +16,9 @@ from spg_pipe.cli.options import (
     ask_of,
     shared,
 )
+
+if TYPE_CHECKING:
+    from spg_pipe.deploy.formats import Format
 
 _THRESHOLDS = ("calibration", "no_calibration", "threshold", "pixel_threshold")
 _DECIDING = tuple(name for name in DECIDING if name != "fdr")
@@ -44,7 +47,9 @@ def export(
 
     ask = ask_of(options, detector, [], out, normals, bank, None)
     ask = replace(ask, decide=options.deciding())
-    chosen = ["onnx", *["openvino"] * openvino, *["torch"] * torch]
+    chosen: list[Format] = ["onnx"]
+    chosen += ["openvino"] if openvino else []
+    chosen += ["torch"] if torch else []
     export_detector(ask, chosen, options.console())
 
 

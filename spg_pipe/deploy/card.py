@@ -150,7 +150,7 @@ def card_of(
 def facts_of(card: Card) -> dict[str, str]:
     """What an ONNX file says of itself in its metadata."""
     limits = card.thresholds
-    facts = {
+    return {
         "name": card.name,
         "detector": card.detector,
         "bank": card.bank or "",
@@ -162,7 +162,6 @@ def facts_of(card: Card) -> dict[str, str]:
         "supervision": card.fitted_on.supervision,
         "licences": "\n".join(card.licences),
     }
-    return facts
 
 
 def in_words(card: Card) -> str:
@@ -172,8 +171,8 @@ def in_words(card: Card) -> str:
     lines = [
         f"# {card.name}",
         "",
-        "An anomaly detector, exported by spg-pipe. `python run.py IMAGE...` judges images; it needs",
-        "`pip install onnxruntime pillow` and nothing else. The graph takes `image`, uint8",
+        "An anomaly detector, exported by spg-pipe. `python run.py IMAGE...` judges images, and",
+        "needs `pip install onnxruntime pillow` and nothing else. The graph takes `image`, uint8",
         "(1, H, W, 3), RGB, of any size, and gives `map` (H, W) float32 in [0, 1] and `score` (1,)",
         "float32" + (", and `decision` (1,) bool, true if anomalous." if limits.image else "."),
         "A score is not a probability, and scores of two detectors must not be compared.",

@@ -73,23 +73,21 @@ class Graph(nn.Module):
         rule its CLS probability)."""
         predictor = self._predictor
         detector, bank = predictor.detector, predictor.bank
+        footing = bank.record.footing if bank else None
+        if bank and (predictor.alone or footing is None):
+            return self._away(bank, tokens)
         keyed = {TokenKey(layer): each for layer, each in tokens.items()}
         shapes = {TokenKey(layer): grid for layer, grid in grids.items()}
-        odds: dict[str, Tensor] = {}
-        score = torch.zeros(1, dtype=torch.float64)
-        if not predictor.alone and predictor.log_odds:
+        if predictor.log_odds:
             measured, parts = detector.measured(keyed, shapes, away=self_distance)
             odds = {key.layer: values[0] for key, values in measured.items()}
             score = self._score(odds, {key.layer: part for key, part in parts.items()})
-        elif not predictor.alone:
+        else:
             probabilities, score = detector.probabilities(keyed, shapes)
             odds = {key.layer: values[0] for key, values in probabilities.items()}
-        if bank is None:
+        if bank is None or footing is None:
             return odds, score
         away, top = self._away(bank, tokens)
-        footing = bank.record.footing
-        if predictor.alone or footing is None:
-            return away, top
         fused = {
             layer: confirmed(each, odds[layer], footing.levels[layer])
             for layer, each in away.items()
@@ -107,7 +105,9 @@ class Graph(nn.Module):
             score = score + term.weight * (values[name] - term.mean) / term.deviation
         return score
 
-    def _away(self, bank: FittedBank, tokens: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _away(
+        self, bank: FittedBank, tokens: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """`MemoryBank.distances`: layer → (h, w), and the mean (1,) float64 of their highest."""
         memory, patches = bank.memory, {}
         for layer, grid in memory.grids.items():

@@ -16,8 +16,8 @@ from spg_pipe.images.preprocess import Preprocess
 PRECISION = 22
 """Bits of Pillow's weights (PRECISION_BITS)."""
 _LOW = 128
-"""A weight is high · 128 + low: a sum of 255 · low over 1,000 pixels, and one of 255 · high over all
-weights of an output, stay below 2²⁴."""
+"""A weight is high · 128 + low: sums of 255 · low over 1,000 pixels, and of 255 · high over all of
+an output, stay below 2²⁴."""
 _COARSE = 2.0**11
 """Sums of multiples of its inverse are exact."""
 

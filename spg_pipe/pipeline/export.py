@@ -30,6 +30,11 @@ def export_detector(ask: Ask, formats: Sequence[Format], console: Console) -> Ca
     _require_place(ask.out)
     _require_whole_images(ask)
     decider = Decider.of(ask.calibration, ask.decide)
+    if decider.calibration and decider.calibration.by_folder:
+        raise SpgError(
+            f"The calibration {decider.path} has thresholds for each folder, and a graph knows no "
+            "folders. Calibrate without --by-folder, for each camera into a file of its own."
+        )
     predictor, reading = ready(replace(ask, device="cpu"), console)[1:3]
     decider.require(judging_of(predictor, reading), [""])
     console.say(decider.says)
@@ -59,12 +64,10 @@ def _require_whole_images(ask: Ask) -> None:
     if ask.normals is None or not is_bank(ask.normals.path):
         return
     record = FittedBank.load(ask.normals.path).record
-    found = {"fit": record.fit, "tiles": record.backbone.tiles, "ignored": record.ignored}
-    shown = {"squash": "", None: ""}
-    if any(shown.get(each, "other") for each in found.values()):
+    if record.fit != "squash" or record.backbone.tiles or record.ignored:
         raise SpgError(
-            f"The bank {ask.normals.path} is of images in tiles, letterboxed, cropped or ignored in "
-            "part, and an exported graph takes whole images. Fit one without these options "
+            f"The bank {ask.normals.path} is of images in tiles, letterboxed, cropped or ignored "
+            "in part, and an exported graph takes whole images. Fit one without these options "
             "(`spg-pipe fit --normals`)."
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone
+from spg_pipe.backbones.precision import with_precision
 from spg_pipe.backbones.tiling import tiled
 from spg_pipe.datasets.manifest import Manifest, skipped_notes
 from spg_pipe.datasets.paint.demo import write_demo
@@ -51,18 +52,18 @@ def skipped_in(paths: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
 
 def load_backbone(run: RecipeRun) -> Backbone:
     """The recipe's backbone on the run's device."""
-    params = run.params
-    return backbones.load_backbone(
+    params, device, say = run.params, choose_device(run.device), run.console.announce
+    network = backbones.load_backbone(
         params.backbone.alias,
         image_size=image_size(params),
         layers=params.backbone.layers,
         norm=params.backbone.norm,
         protocol=params.method.protocol,
         weights=params.backbone.weights,
-        precision=params.backbone.precision,
-        device=choose_device(run.device),
-        say=run.console.announce,
+        device=device,
+        say=say,
     )
+    return with_precision(network, params.backbone.precision, device, say)
 
 
 def with_tiles(run: RecipeRun, datasets: Sequence[Dataset], sides: Sequence[int]) -> RecipeRun:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from spg_pipe.artefacts.files import write_bytes
@@ -143,7 +143,8 @@ def _page(
     """Of each layer the colours (n, h, w, 3) and their share, below a line that says so."""
     across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
     page = Image.new("RGB", (len(columns) * across + _GAP, len(rows) * down + _LINE), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
+    letters = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    pen, font = ImageDraw.Draw(page), ImageFont.truetype(letters, 12)
     paths = store.array("path")
     for column, (layer, (rgb, share)) in enumerate(columns.items()):
         left, (h, w) = _GAP + column * across, rgb.shape[1:3]
@@ -154,9 +155,10 @@ def _page(
             if len(caption) > _CAPTION:
                 caption = f"…{caption[1 - _CAPTION :]}"
             pen.text((left, top + 1), caption, fill="black", font=font)
-            colours = Image.fromarray((rgb[place] * 255).astype(np.uint8))
+            picture = Image.fromarray((rgb[place] * 255).astype(np.uint8))
             with store.reading("mask"):  # one: `store.masks` would unpack those of the whole store
                 mask = Image.fromarray(np.asarray(store.group["mask"][row]))
-            large = [np.asarray(each.resize((_SIDE, _SIDE), 0)) for each in (colours, mask)]
-            page.paste(Image.fromarray(outline(*large)), (left, top + _LINE))
+            both = (each.resize((_SIDE, _SIDE), 0) for each in (picture, mask))
+            colours, inside = map(np.asarray, both)
+            page.paste(Image.fromarray(outline(colours, inside)), (left, top + _LINE))
     return page

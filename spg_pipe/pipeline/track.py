@@ -151,7 +151,7 @@ def _settings(run: RecipeRun) -> dict[str, str]:
 
 def _figures(table: MetricsTable) -> dict[str, float]:
     """`image_auroc`: the mean; `bottle/image_auroc`: a category's. Undefined ones are left out."""
-    found = {}
+    found: dict[str, float] = {}
     for row in table.rows:
         # What MLflow takes in a name; ".." would be a folder.
         category = re.sub(r"[^\w.\- :/]|\.\.", "_", row.category)

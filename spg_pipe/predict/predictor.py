@@ -9,6 +9,7 @@ import torch
 
 from spg_pipe import backbones
 from spg_pipe.backbones.base import Backbone, LayerTokens, forward
+from spg_pipe.backbones.precision import with_precision
 from spg_pipe.backbones.tiling import check_sides, tiled
 from spg_pipe.bank.fitted import FittedBank
 from spg_pipe.bank.normal_patches import BATCH, Grids, Tokens
@@ -75,7 +76,9 @@ class Predictor:
         """Layer → (B, 1 + N, D) float32, CLS first, and layer → (h, w); images of any sizes."""
         batch = np.stack([preprocess(image, self.backbone.spec.preprocess) for image in pixels])
         at_once = inputs_at_once(self.backbone.spec, len(batch), self.device)
-        return joined_tokens(forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once))
+        return joined_tokens(
+            forward(self.backbone, torch.from_numpy(batch).to(self.device), at_once)
+        )
 
     def judge(self, pixels: Sequence[np.ndarray], kept: Sequence[np.ndarray | None] = ()) -> Judged:
         """Scores and patch grids of some images.
@@ -149,7 +152,7 @@ def load_predictor(
     spec = detector.record.backbone
     if tiles:
         check_sides(tiles, spec)
-    backbone = backbones.load_backbone(
+    network = backbones.load_backbone(
         spec.alias,
         image_size=spec.preprocess.size,
         layers=spec.layers,
@@ -160,6 +163,7 @@ def load_predictor(
         device=device,
         say=say,
     )
+    backbone: Backbone = with_precision(network, spec.precision, device, say)
     if tiles:
         backbone = tiled(backbone, tiles, at_once=inputs_at_once(spec, BATCH, device))
     return Predictor(detector, backbone, device)

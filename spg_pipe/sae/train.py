@@ -96,11 +96,7 @@ def train_sae(
     }
     run = fingerprint([store.fingerprint, params.model_dump(mode="json"), seed, rules.name])
     if checkpoints and (saved := checkpoints.load(run)):
-        for layer, fit in fits.items():
-            fit.trainer.restore(below(saved[0], f"{layer}."))
-            vars(fit).update(saved[1][layer])
-            for line in fit.curve.splitlines():
-                callbacks.point(_row(line))
+        _restore(fits, saved, callbacks)
     judged: dict[str, tuple[Tensor, LayerQuality]] = {}
     for layer, fit in fits.items():
         source = TokenSource(store, layer, device=device, cache=cache)
@@ -215,6 +211,15 @@ def _state(fits: Mapping[str, Fit]) -> Saved:
     return tensors, {
         layer: {name: getattr(fit, name) for name in names} for layer, fit in fits.items()
     }
+
+
+def _restore(fits: Mapping[str, Fit], saved: Saved, callbacks: Callbacks) -> None:
+    """Go on from what `_state` gave."""
+    for layer, fit in fits.items():
+        fit.trainer.restore(below(saved[0], f"{layer}."))
+        vars(fit).update(saved[1][layer])
+        for line in fit.curve.splitlines():
+            callbacks.point(_row(line))
 
 
 def _judged(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny import TinyBackbone, photograph
 
 from spg_pipe.cli.main import app
+from spg_pipe.decision.calibration import Calibration, Judging, by_hand
 from spg_pipe.deploy import check, formats
 from spg_pipe.deploy.check import Agreement, made_up, predicted, require_agreement
 from spg_pipe.deploy.export import export
@@ -76,8 +78,8 @@ def test_each_file_judges_images_of_any_size_as_predict_does(
         image = image_of(shape)
         anomaly_map, score = predicted(predictor, image)
         found = judge(image)
-        np.testing.assert_allclose(found[0], anomaly_map, atol=1e-5)
-        np.testing.assert_allclose(found[1], [score], atol=1e-5)
+        np.testing.assert_allclose(found[0], anomaly_map, atol=5e-5)
+        np.testing.assert_allclose(found[1], [score], atol=5e-5)
         assert found[2].tolist() == [score > THRESHOLD]
 
 
@@ -115,7 +117,7 @@ def test_the_card_says_what_it_is_and_the_digests_are_those_of_the_files(
 ) -> None:
     said, record = card(out), predictor.detector.record
     assert said["licences"] == list(record.licences)
-    assert said["fitted_on"]["auxiliary"] == "parts/all"
+    assert said["fitted_on"]["auxiliary"] == "parts/test"
     assert said["thresholds"]["image"] == {"value": 0.5, "says": "set by hand"}
     assert set(said["agreement"]) == {"onnx", "openvino", "torch"}
     assert all(each["map"] <= check.MOST for each in said["agreement"].values())
@@ -142,7 +144,10 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
     script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     words = [out / "run.py", tmp_path / "in", "--maps", tmp_path / "maps"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-c", script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1  # deep.png
     first, second, deep = map(json.loads, done.stdout.splitlines())
@@ -151,9 +156,9 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
             pixels = np.asarray(opened)
         pixels = np.rot90(pixels, -1) if name == "b" else pixels
         anomaly_map, score = predicted(predictor, np.ascontiguousarray(pixels))
-        assert line["score"] == pytest.approx(score, abs=1e-5)
+        assert line["score"] == pytest.approx(score, abs=5e-5)
         assert line["decision"] == ("anomalous" if score > THRESHOLD else "normal")
-        assert line["peak"] == pytest.approx(anomaly_map.max(), abs=1e-5)
+        assert line["peak"] == pytest.approx(anomaly_map.max(), abs=5e-5)
         assert anomaly_map[line["peak_row"], line["peak_column"]] > anomaly_map.max() - 1e-5
         written = np.asarray(Image.open(line["map"])) / 65535
         np.testing.assert_allclose(written, anomaly_map, atol=2e-5)
@@ -184,7 +189,7 @@ def test_what_differs_is_refused_and_nothing_is_left(
 
     agreed = require_agreement(lambda image: judge(image, 5e-5), expected, size, "onnx")
     assert agreed == Agreement(5, pytest.approx(5e-5, abs=1e-6), pytest.approx(0, abs=1e-6))
-    with pytest.raises(SpgError, match="onnx differs from `predict` by 0.0002 in maps"):
+    with pytest.raises(SpgError, match=r"onnx differs from `predict` by 0\.0002 in maps"):
         require_agreement(lambda image: judge(image, 2e-4), expected, size, "onnx")
     with pytest.raises(SpgError, match="differs"):
         require_agreement(lambda image: judge(image, np.nan), expected, size, "onnx")
@@ -203,6 +208,28 @@ def test_a_folder_of_other_files_is_not_replaced(
     (tmp_path / "mine.txt").write_text("mine")
     assert command(detector, tmp_path) == 1
     assert "holds other files than an export" in capsys.readouterr().err
+
+
+def test_thresholds_of_single_folders_are_refused(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Calibration(
+        judging=Judging(detector="0"),
+        method="manual",
+        false_alarms=None,
+        confidence=None,
+        recall=None,
+        by_folder=True,
+        groups={"left": by_hand(1.0, None)},
+        notes=(),
+        made=date(2026, 1, 1),
+        valid_until=None,
+        versions={},
+    )
+    made.sealed().save(tmp_path / "made.json")
+    assert command(detector, tmp_path / "out", "--calibration", tmp_path / "made.json") == 1
+    assert "a graph knows no folders" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from tiny import TinyBackbone
 from spg_pipe.bank.fitted import GoodImages, fit_bank
 from spg_pipe.decision import components
 from spg_pipe.decision.rules import Published
-from spg_pipe.deploy import graph
+from spg_pipe.deploy import formats, graph
 from spg_pipe.deploy.check import predicted
 from spg_pipe.deploy.graph import Graph
 from spg_pipe.detector.model import Detector
@@ -54,8 +55,7 @@ def test_published_rule(tiny_detector: Detector, image_score: ImageScore) -> Non
     require_alike(Predictor(replace(tiny_detector, record=record), TinyBackbone()))
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_bank_of_normal_images(predictor: Predictor, alone: bool) -> None:
+def with_bank(predictor: Predictor) -> Predictor:
     goods = [image_of((40, 48), seed) for seed in range(1, 5)]
     images = GoodImages(
         lambda numbers: predictor.tokens([goods[n] for n in numbers.tolist()]),
@@ -64,7 +64,33 @@ def test_bank_of_normal_images(predictor: Predictor, alone: bool) -> None:
     )
     spec = predictor.backbone.spec
     bank = fit_bank(images, predictor.detector, spec, BankParams(neighbours=2))
-    require_alike(replace(predictor, bank=bank, alone=alone), most=2e-5)
+    return replace(predictor, bank=bank)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_bank_of_normal_images(predictor: Predictor, alone: bool) -> None:
+    require_alike(replace(with_bank(predictor), alone=alone), most=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_score", ["mix", "log_mean_exp", None])
+def test_other_rules_and_a_bank_run_in_onnx_runtime_too(
+    predictor: Predictor, tiny_detector: Detector, image_score: ImageScore | None, tmp_path: Path
+) -> None:
+    if image_score:
+        rule = Published(image_score=image_score)
+        record = tiny_detector.record.model_copy(update={"rule": rule})
+        judging = Predictor(replace(tiny_detector, record=record), TinyBackbone())
+    else:
+        judging = with_bank(predictor)
+    formats.write_onnx(formats.traced(Graph(judging, 0.4)), 3, tmp_path / "model.onnx", {})
+    judge = formats.read_onnx(tmp_path / "model.onnx")
+    for shape in SHAPES:
+        anomaly_map, score = predicted(judging, image_of(shape))
+        found = judge(image_of(shape))
+        np.testing.assert_allclose(found[0], anomaly_map, atol=5e-5)
+        np.testing.assert_allclose(found[1], [score], rtol=1e-5, atol=5e-5)
+        assert found[2].tolist() == [score > 0.4]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))

@@ -64,4 +64,6 @@ def test_an_upright_image_is_resized_across_first_whatever_pillow_prefers() -> N
     across = Image.fromarray(image).resize((32, 400), Image.Resampling.BICUBIC)
     expected = np.asarray(across.resize((32, 32), Image.Resampling.BICUBIC))
     spec = Preprocess(32, "uint8", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    np.testing.assert_array_equal(np.rint(preprocess(image, spec) * 255), expected.transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        np.rint(preprocess(image, spec) * 255), expected.transpose(2, 0, 1)
+    )

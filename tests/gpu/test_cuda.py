@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spg_pipe.backbones import load_backbone
-from spg_pipe.backbones.precision import computed_by, has_bfloat16
+from spg_pipe.backbones.precision import computed_by, has_bfloat16, with_precision
 from spg_pipe.guides.kinds import TrainedGuides
 from spg_pipe.guides.model import initial_codes
 from spg_pipe.guides.trained.trainer import GuideTrainer
@@ -82,13 +82,8 @@ def test_a_backbone_in_bfloat16_is_near_the_cpus_float32() -> None:
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     exact = load_backbone("efficientnet-lite0", image_size=128)(images)
     notes: list[str] = []
-    half = load_backbone(
-        "efficientnet-lite0",
-        image_size=128,
-        precision="bfloat16",
-        device="cuda",
-        say=notes.append,
-    )
+    network = load_backbone("efficientnet-lite0", image_size=128, device="cuda")
+    half = with_precision(network, "bfloat16", "cuda", notes.append)
     able = has_bfloat16("cuda")
     assert computed_by("bfloat16", "cuda") == (
         "bfloat16 by PyTorch's autocast" if able else "bfloat16, computed in float32"

@@ -130,7 +130,6 @@ CHAIN = ("store", "sae", "detector", "scores", "metrics")
     ("section", "first"),
     [
         ({"backbone": {"layers": ["s8"]}}, "store"),
-        ({"backbone": {"precision": "float32"}}, None),
         ({"backbone": {"precision": "bfloat16"}}, "store"),
         ({"extract": {"dtype": "float32"}}, "store"),
         ({"method": {"protocol": "spg"}}, "store"),

@@ -13,6 +13,7 @@ from PIL import Image
 from predict.conftest import Run, rows_in
 from tiny import TinyBackbone, files, photograph
 
+from spg_pipe.backbones import precision
 from spg_pipe.errors import SpgError
 from spg_pipe.pipeline.console import Console
 from spg_pipe.pipeline.predict import Ask, predict_images
@@ -209,16 +210,11 @@ def test_a_detector_judges_in_the_precision_of_its_record(ask, tiny_detector, mo
     spec = record.backbone.model_copy(update={"precision": "bfloat16"})
     half = replace(tiny_detector, record=record.model_copy(update={"backbone": spec}).sealed())
     half.save(ask.detector.parent / "half")
-    asked = []
-
-    def load(*names: str, **options: Any) -> TinyBackbone:
-        asked.append(options["precision"])
-        return TinyBackbone(precision=options["precision"])
-
-    monkeypatch.setattr("spg_pipe.backbones.load_backbone", load)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     predict_images(replace(ask, detector=ask.detector.parent / "half"), Console(1))
-    assert asked == ["bfloat16"]
-    assert "tiny@32 in bfloat16 layers 1+2" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.err.count("backbone.precision bfloat16 does not help here") == 1
+    assert "tiny@32 in bfloat16 layers 1+2" in said.out
 
 
 def test_of_the_highest_scores_alone_pictures_are_drawn_at_the_end(ask):

@@ -28,7 +28,8 @@ from spg_pipe.store.stream import ImageBatch, image_batches, labelled_images, so
 Progress = Callable[[int, int, float | None], None]
 """images done, images in all, loss where there is one."""
 Point = Callable[[int, dict[str, float]], None]
-"""which of the runs, a row of its curve."""
+"""which of the runs, a row of its curve: told as it is made. A training that goes on begins with
+those that it had."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,6 @@ def fit_guides(
     checkpoints : Checkpoints, optional
         A killed training goes on from there and ends with the same bits. Removing the last
         checkpoint is for the caller, when the results are safe.
-    point : callable
-        Told each row of a curve as it is made; a training that goes on begins with those it had.
 
     Raises
     ------
@@ -103,13 +102,10 @@ def fit_guides(
         check_sae(store, run.saes)
     check_images(store)
     order, epochs, batch_images = runs[0].stream
-    training = Training(store, runs, method, device)
+    training = Training(store, runs, method, device, point)
     key = run_fingerprint(store, runs, method)
     if checkpoints and (saved := checkpoints.load(key)):
         training.restore(*saved)
-        for number, fit in enumerate(training.fits):
-            for row in fit.curve:
-                point(number, row)
     sources = sources_of(store, device, cache)
     images = len(labelled_images(store))
     for epoch in range(training.epoch, epochs):
@@ -122,8 +118,6 @@ def fit_guides(
             if checkpoints and checkpoints.due():
                 checkpoints.save(key, *training.saved())
         training.end_epoch()
-        for number, fit in enumerate(training.fits):
-            point(number, fit.curve[-1])
     return training.fits
 
 
@@ -152,9 +146,14 @@ class Training:
     """Runs that train on the same batches: trainers, losses so far and curves."""
 
     def __init__(
-        self, store: FeatureStore, runs: Sequence[GuideRun], method: MethodParams, device: str
+        self,
+        store: FeatureStore,
+        runs: Sequence[GuideRun],
+        method: MethodParams,
+        device: str,
+        point: Point,
     ) -> None:
-        self.seeds = [run.seed for run in runs]
+        self.point, self.seeds = point, [run.seed for run in runs]
         self.layers = list(store.layers)
         self.fits = [GuideFit({}, []) for _ in runs]
         for layer, shape in store.spec.layers.items():
@@ -212,11 +211,12 @@ class Training:
     def end_epoch(self) -> None:
         """A row of every curve; the next epoch begins."""
         self._look()
-        for fit, sums in zip(self.fits, self.sums, strict=True):
+        for number, (fit, sums) in enumerate(zip(self.fits, self.sums, strict=True)):
             positive = [float((each.codes > 0).float().mean()) for each in fit.trainers.values()]
             means = dict(zip(GuideLosses._fields, (sums / self.batch).tolist(), strict=True))
             row = {"epoch": self.epoch + 1, **means, "positive_codes": float(np.mean(positive))}
             fit.curve.append(row)
+            self.point(number, row)
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums[:] = 0
 
@@ -237,6 +237,8 @@ class Training:
         """Go on from what `saved` gave."""
         for number, fit in enumerate(self.fits):
             fit.curve.extend(state["curves"][number])
+            for row in fit.curve:
+                self.point(number, row)
             for layer, trainer in fit.trainers.items():
                 trainer.restore(below(tensors, f"{number}.{layer}."))
         self.epoch, self.batch, self.steps = state["epoch"], state["batch"], state["steps"]

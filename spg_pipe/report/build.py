@@ -78,10 +78,7 @@ def build_report(
         write_assets(folder)
         curves = _curves(directions, list(auxiliaries.values()), folder / "curves")
         drawn = _draw(directions, chosen, folder, progress)
-        pictures = {
-            way.name: _pictures(paths, way, chosen[way.name], drawn[way.name], folder)
-            for way in directions
-        }
+        pictures = _pictures(paths, directions, chosen, drawn, folder)
         looks = _looks(paths, directions, pictures, folder, out)
         made = _environment(directions, looks)
         for way in directions:
@@ -151,18 +148,24 @@ def _draw(
 
 
 def _pictures(
-    paths: Paths, way: DirectionRuns, chosen: Chosen, drawn: Drawn, folder: Path
-) -> dict[str, list[examples.Picture]]:
-    """Category → its examples with their reasons, whose pictures are written."""
-    source, pictures = atoms.source_of(paths, way), {}
-    for category, some in chosen.items():
-        why = atoms.why(source, category, [example.image for example in some])
-        pictures[category] = [
-            examples.Picture(each, files, because, f"maps/{way.name}-{files.stem}-atom")
-            for each, because in zip(some, why, strict=True)
-            for files in [drawn[each.image]]
-        ]
-        examples.draw_atoms(way, pictures[category], folder / way.name / IMAGES, folder)
+    paths: Paths,
+    directions: Sequence[DirectionRuns],
+    chosen: Mapping[str, Chosen],
+    drawn: Mapping[str, Drawn],
+    folder: Path,
+) -> dict[str, dict[str, list[examples.Picture]]]:
+    """Direction → category → its examples with their reasons, whose pictures are written."""
+    pictures: dict[str, dict[str, list[examples.Picture]]] = {}
+    for way in directions:
+        source, of_way = atoms.source_of(paths, way), pictures.setdefault(way.name, {})
+        for category, some in chosen[way.name].items():
+            why = atoms.why(source, category, [example.image for example in some])
+            of_way[category] = [
+                examples.Picture(each, files, because, f"maps/{way.name}-{files.stem}-atom")
+                for each, because in zip(some, why, strict=True)
+                for files in [drawn[way.name][each.image]]
+            ]
+            examples.draw_atoms(way, of_way[category], folder / way.name / IMAGES, folder)
     return pictures
 
 

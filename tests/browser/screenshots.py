@@ -1,4 +1,4 @@
-"""Takes the pictures of the docs from a demo: `python tests/browser/screenshots.py demo_run docs/images`."""
+"""Takes the pictures of the docs: `python tests/browser/screenshots.py demo_run docs/images`."""
 
 import argparse
 import shutil

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,7 +126,7 @@ def gallery_images(
         key=[*SHARES, *table.columns].index,
     )
     for row, of_image in files.items():
-        values: dict[Any, Any] = table.iloc[row].to_dict()
+        values = table.iloc[row]
         defect = str(values["defect"])
         yield GalleryImage(
             name=values["path"],

@@ -98,9 +98,7 @@ def build_report(
             files = direction.write_images(
                 way, rows[way.name], folder / way.name / IMAGES, lambda: progress(next(done), total)
             )
-            shown = _examples(paths, way, chosen[way.name], files, folder)
-            looks = _looks(paths, way, shown, folder, out)
-            galleries[way.name] = DirectionGallery(files, shown, looks)
+            galleries[way.name] = _with_examples(paths, way, chosen[way.name], files, folder, out)
             _write_gallery(way, galleries[way.name], made, params, folder)
         page = made.get_template("report.html.jinja").render(
             params=params,
@@ -143,37 +141,28 @@ def _rows(way: DirectionRuns, chosen: Mapping[str, Sequence[examples.Example]]) 
     return direction.rows_shown(way.runs[0].scores.table, wanted)
 
 
-def _examples(
+def _with_examples(
     paths: Paths,
     way: DirectionRuns,
     chosen: Mapping[str, Sequence[examples.Example]],
     files: direction.FilesOfImages,
     folder: Path,
-) -> dict[str, list[ExampleWithReasons]]:
-    """Category → its examples with their reasons, whose pictures are written."""
-    source, explained = atoms.source_of(paths, way), {}
+    out: Path,
+) -> DirectionGallery:
+    """A gallery whose images have their files; those of its examples' atoms are written."""
+    source, shown, run = atoms.source_of(paths, way), {}, way.runs[0]
+    names: set[str] = set()
     for category, some in chosen.items():
         why = atoms.why(source, category, [each.image for each in some])
-        explained[category] = [
+        shown[category] = [
             ExampleWithReasons(each, of_image, because, f"maps/{way.name}-{of_image.stem}-atom")
             for each, because in zip(some, why, strict=True)
             for of_image in [files[each.image]]
         ]
-        examples.draw_atoms(way, explained[category], folder / way.name / IMAGES, folder)
-    return explained
-
-
-def _looks(
-    paths: Paths,
-    way: DirectionRuns,
-    shown: Mapping[str, Sequence[ExampleWithReasons]],
-    folder: Path,
-    out: Path,
-) -> Looks | None:
-    """What the atlas of the direction's detector shows of the atoms that the examples name."""
-    run, reasons = way.runs[0], [each.reasons for some in shown.values() for each in some]
-    names = {atom.name for why in reasons if why for atom in why.atoms}
-    return copied(paths.atlas(way.direction.aux, run.seed), run.detector, names, folder, out)
+        names |= {atom.name for because in why if because for atom in because.atoms}
+        examples.draw_atoms(way, shown[category], folder / way.name / IMAGES, folder)
+    atlas = paths.atlas(way.direction.aux, run.seed)
+    return DirectionGallery(files, shown, copied(atlas, run.detector, names, folder, out))
 
 
 def _write_gallery(

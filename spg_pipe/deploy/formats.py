@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from spg_pipe.backbones.openvino_engine import import_openvino
 from spg_pipe.deploy.graph import OUTPUTS, Graph
 from spg_pipe.errors import SpgError
 
@@ -67,9 +68,7 @@ def write_onnx(program: Any, outputs: int, path: Path, facts: Mapping[str, str])
 def write_openvino(source: Path, path: Path) -> None:
     """Turn an ONNX file into OpenVINO's two, in float32; an `SpgError` if the extra is missing."""
     _require("openvino", "openvino")
-    import openvino
-
-    # `convert_model` would ask openvino-telemetry; what reads files asks nobody.
+    openvino = import_openvino()
     model = openvino.Core().read_model(source)
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -92,13 +91,12 @@ def read_onnx(path: Path) -> Judge:
 
 def read_openvino(path: Path) -> Judge:
     """OpenVINO's files on the CPU, in float32 also where it would take bfloat16."""
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def judge(image: np.ndarray) -> list[np.ndarray]:
-        found = model([image[None]])
-        return [found[number].copy() for number in range(len(model.outputs))]
+        outputs = model([image[None]])
+        return [outputs[number].copy() for number in range(len(model.outputs))]
 
     return judge
 

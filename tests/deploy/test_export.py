@@ -20,7 +20,7 @@ from tiny import TinyBackbone, photograph
 from spg_pipe.cli.main import app
 from spg_pipe.decision.calibration import Calibration, Judging, by_hand
 from spg_pipe.deploy import check, formats
-from spg_pipe.deploy.check import Agreement, made_up, predicted, require_agreement
+from spg_pipe.deploy.check import made_up, predicted, require_agreement
 from spg_pipe.deploy.export import export
 from spg_pipe.deploy.runner import ENDINGS
 from spg_pipe.errors import SpgError
@@ -118,7 +118,9 @@ def test_the_card_says_what_it_is_and_the_digests_are_those_of_the_files(
     said, record = card(out), predictor.detector.record
     assert said["licences"] == list(record.licences)
     assert said["fitted_on"]["auxiliary"] == "parts/test"
-    assert said["thresholds"]["image"] == {"value": 0.5, "says": "set by hand"}
+    assert said["image_threshold"] == {"value": 0.5, "says": "set by hand"}
+    assert said["calibration"] is None
+    assert said["precision"] == "float32"
     assert set(said["agreement"]) == {"onnx", "openvino", "torch"}
     assert all(each["map"] <= check.MOST for each in said["agreement"].values())
     for name, each in said["files"].items():
@@ -167,13 +169,16 @@ def test_the_runner_needs_two_packages_and_gives_a_line_an_image(
 
 def test_the_runner_fits_a_screen_and_imports_nothing_else() -> None:
     source = Path(formats.__file__).with_name("runner.py").read_text()
-    assert len(source.splitlines()) <= 60
+    assert len(source.splitlines()) <= 75
     found = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert found == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert found == {
+        *("argparse", "datetime", "json", "pathlib", "sys"),
+        *("numpy", "onnxruntime", "PIL"),
+    }
     assert ".png" in ENDINGS
 
 
@@ -188,7 +193,8 @@ def test_what_differs_is_refused_and_nothing_is_left(
         return [anomaly_map + np.float32(by), np.float32([score])]
 
     agreed = require_agreement(lambda image: judge(image, 5e-5), expected, size, "onnx")
-    assert agreed == Agreement(5, pytest.approx(5e-5, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert agreed.images == 5
+    assert (agreed.map, agreed.score) == (pytest.approx(5e-5, abs=1e-6), pytest.approx(0, abs=1e-6))
     with pytest.raises(SpgError, match=r"onnx differs from `predict` by 0\.0002 in maps"):
         require_agreement(lambda image: judge(image, 2e-4), expected, size, "onnx")
     with pytest.raises(SpgError, match="differs"):

@@ -67,8 +67,8 @@ def export(
     image = limits.image if limits else None
     card = card_of(name, predictor, limits, calibration)
     say("Tracing the detector …")
-    program = traced(Graph(predictor, image.value if image else None))
     size = card.backbone.preprocess.size
+    program = traced(Graph(predictor, image.value if image else None), size)
     expected = [predicted(predictor, each) for each in made_up(size)]
     with fresh_folder(out) as folder:
         files: dict[Format, Path] = {"onnx": folder / ONNX}

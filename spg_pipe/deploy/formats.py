@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from spg_pipe.backbones.openvino_engine import import_openvino
-from spg_pipe.deploy.graph import OUTPUTS, Graph
+from spg_pipe.deploy.graph import OUTPUTS
+from spg_pipe.deploy.resize import largest_side
 from spg_pipe.errors import SpgError
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -18,16 +19,17 @@ Judge = Callable[[np.ndarray], list[np.ndarray]]
 """(H, W, 3) uint8 → `OUTPUTS`."""
 ONNX, OPENVINO, TORCH = "model.onnx", "openvino/model.xml", "model.pt2"
 OPSET = 18
-_LARGEST = 65_536
-"""Pixels of a side that the graph takes."""
 _MOST_BYTES = 1_900_000_000
 """Of weights in one ONNX file: protocol buffers end at 2 GiB."""
 
 
-def traced(graph: Graph) -> Any:
-    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W."""
+def traced(graph: torch.nn.Module, size: int) -> Any:
+    """The graph of a backbone of S×S as a program without Python (`torch.export.ExportedProgram`).
+
+    H and W are any up to `largest_side`.
+    """
     sides = {
-        1 + number: torch.export.Dim(name, min=1, max=_LARGEST)
+        1 + number: torch.export.Dim(name, min=1, max=largest_side(size))
         for number, name in enumerate(("height", "width"))
     }
     example = torch.zeros(1, 320, 400, 3, dtype=torch.uint8)

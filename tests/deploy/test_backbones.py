@@ -42,7 +42,7 @@ class Tokens(nn.Module):
 def require_exported(backbone: Backbone, path: Path) -> None:
     """Tokens of an upright and a wide image are PyTorch's."""
     layers = len(backbone.spec.layers)
-    write_onnx(traced(Tokens(backbone)), layers, path, {})
+    write_onnx(traced(Tokens(backbone), backbone.spec.preprocess.size), layers, path, {})
     session = onnxruntime.InferenceSession(path)
     for shape in ((130, 40), (30, 90)):
         image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)

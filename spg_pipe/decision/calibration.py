@@ -104,8 +104,9 @@ class Limits(Record):
 
         What `conformal` and `tolerance` found, to which the threshold adds some room.
         """
-        normal = [] if self.image is None else self._sorted[self._sorted <= self.image.value]
-        return float(normal[-1]) if len(normal) else None
+        if self.image is None or not self.scores or self.scores[0] > self.image.value:
+            return None
+        return float(self._sorted[self._sorted <= self.image.value][-1])
 
     def p_value(self, score: float) -> float | None:
         """The conformal p-value of an image's score; None without normal images."""

@@ -168,7 +168,7 @@ def _top_mean(values: Tensor, share: float) -> Tensor:
 def _published_score(square: Tensor, cls: Tensor, rule: Published) -> Tensor:
     """`decision.rules.image_scores` of a map (S, S) and a CLS probability (1,) float64."""
     flat = square.float().flatten()
-    highest = flat.amax().double()[None]
+    highest = flat.amax(dim=0).double()[None]
     if rule.image_score == "max":
         return highest
     if rule.image_score == "cls":

@@ -159,10 +159,8 @@ def predict_images(
     drawn = max(ask.overlays or 0, ask.pictures or 0)
     summary = Summary(max(RANKED, drawn), drawn > 0)
     shown = Shown() if ask.report else None
-    with (
-        ResultFolder(ask.out, record, shown) as folder,
-        console.progress("predict") as update,
-    ):
+    with ResultFolder(ask.out, record, shown) as folder, console.progress("predict") as update:
+        page = _page(ask, items.said, predictor, decider, folder, shown) if shown else None
         how = Finish(
             predictor,
             ask.out,
@@ -173,9 +171,8 @@ def predict_images(
             masks=ask.masks,
             explained=ask.pictures is None,
             atoms=ask.atoms,
+            also=page.draw if page else None,
         )
-        page = _page(ask, items, how, decider, shown) if shown else None
-        how = replace(how, also=page.draw) if page else how
         judged = partial(judge_items, predictor, how=reading, explained=ask.explained)
         then = partial(finish, how=how)
         for entry in judged(items, then=then, known=folder.known, live=items.live):
@@ -200,12 +197,13 @@ def predict_images(
     return summary
 
 
-def _page(ask: Ask, items: Items, how: Finish, decider: Decider, shown: Shown) -> OwnPage:
-    """The page of a run that goes on."""
-    predictor = how.predictor
-    said = f"Images of {items.said}, judged by the detector {ask.detector.name}."
-    notes = (said, decider.says, _facts(predictor, ask.viewing))
-    return OwnPage(ask.out, predictor.shown, decider.limits, notes, how.plan, shown)
+def _page(
+    ask: Ask, said: str, predictor: Predictor, decider: Decider, folder: ResultFolder, shown: Shown
+) -> OwnPage:
+    """The page of a run that goes on; `said` are its images in words."""
+    first = f"Images of {said}, judged by the detector {ask.detector.name}."
+    notes = (first, decider.says, _facts(predictor, ask.viewing))
+    return OwnPage(folder, shown, predictor.shown, decider.limits, notes)
 
 
 def _said(

@@ -24,9 +24,8 @@ from spg_pipe.deploy.serving.service import Service
 from spg_pipe.deploy.serving.waiting import Waiting
 from spg_pipe.detector.model import Detector
 from spg_pipe.predict.finish import Finish
-from spg_pipe.predict.items import Item, Reading
+from spg_pipe.predict.items import Reading
 from spg_pipe.predict.predictor import Predictor
-from spg_pipe.predict.result import Line
 
 
 class Gate(TinyBackbone):
@@ -37,15 +36,15 @@ class Gate(TinyBackbone):
         self.open, self.waits = threading.Event(), threading.Event()
         self.open.set()
         self.batches: list[int] = []
-        self.breaks = False
+        self.breaks: Exception | None = None
 
     def __call__(self, images):  # type: ignore[no-untyped-def]
         self.batches.append(len(images))
         self.waits.set()
         assert self.open.wait(60)
         if self.breaks:
-            self.breaks = False
-            raise RuntimeError("the device is gone")
+            error, self.breaks = self.breaks, None
+            raise error
         return super().__call__(images)
 
 
@@ -86,13 +85,12 @@ def served(
     gate, counts, bounds = Gate(), Counts(), bounds or Bounds()
     limits = by_hand(threshold, 0.5)
 
-    def told(_: Item, line: Line) -> None:
-        counts.judged(line)
-
     how = Finish(
         Predictor(detector, gate), Path(), limits=lambda _: limits, overlays=False, explained=False
     )
-    waiting = Waiting(how, Reading(strict_white=True), bounds.images, told)
+    waiting = Waiting(
+        how, Reading(strict_white=True), bounds.images, lambda _, line: counts.judged(line)
+    )
     service = Service(name, waiting, threshold is not None, bounds, counts)
     listening, begun = bound_socket("127.0.0.1", 0), threading.Event()
     thread = threading.Thread(target=run, args=(service, listening, begun.set))

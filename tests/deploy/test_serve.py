@@ -226,9 +226,34 @@ def test_images_that_wait_are_judged_together_on_a_gpu(
     assert answers[3]["score"] == pytest.approx(alone["score"], abs=1e-6)
 
 
-def test_what_breaks_off_is_answered_and_the_next_image_is_judged(server: Server) -> None:
-    server.gate.breaks = True
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (RuntimeError("the device is gone"), 500, "could not be judged"),
+        (MemoryError(), 503, "Memory is short"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 503, "Memory is short"),
+    ],
+)
+def test_what_breaks_off_is_answered_and_logged_and_the_next_image_is_judged(
+    server: Server, error: Exception, status: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.gate.breaks = error
     broken = server.client.post("/predict", content=picture())
-    assert (broken.status_code, broken.headers["retry-after"]) == (503, "1")
-    assert "could not be judged" in broken.json()["error"]
+    assert broken.status_code == status
+    assert words in broken.json()["error"]
+    assert ("retry-after" in broken.headers) == (status == 503)
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[1] is error
+    assert server.client.post("/predict", content=picture()).status_code == 200
+
+
+def test_a_fault_of_the_server_is_a_500_that_is_logged_with_its_trace(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spg_pipe.deploy.serving.judging.file_in", None)
+    answer = server.client.post("/predict", content=picture())
+    assert answer.status_code == 500
+    assert "fault of its own" in answer.json()["error"]
+    assert isinstance(caplog.records[-1].exc_info[1], TypeError)  # type: ignore[index]
+    monkeypatch.undo()
     assert server.client.post("/predict", content=picture()).status_code == 200

@@ -118,6 +118,7 @@ def test_an_address_that_is_taken_is_an_error_that_names_it(
         (("--name", "a/b"), ["'a/b'", "--name"]),
         (("--max-megapixels", "101"), ["101", "SPG_MAX_MEGAPIXELS"]),
         (("--host", "256.1.1.1"), ["256.1.1.1", "--host"]),
+        (("--host", "a..b"), ["'a..b' is not known", "--host"]),
     ],
 )
 def test_wrong_options_are_errors_that_say_what_is_expected(

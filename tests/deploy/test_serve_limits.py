@@ -101,6 +101,45 @@ def test_a_body_that_does_not_arrive_in_time_is_a_408(server: Server) -> None:
     assert server.service.waiting.in_hand == 0
 
 
+HEAD = b"GET /v2 HTTP/1.1\r\nHost: h\r\n"
+SLOW = {
+    "silent": (b"", b""),
+    "half a head": (b"", HEAD),
+    "half a second head": (HEAD + b"\r\n", b"G"),
+    "the body of what is answered": (HEAD + b"Content-Length: 99\r\n\r\n", b"x"),
+}
+
+
+@pytest.mark.parametrize(("whole", "rest"), SLOW.values(), ids=SLOW)
+def test_a_connection_whose_next_head_does_not_arrive_in_time_is_closed(
+    server: Server, whole: bytes, rest: bytes
+) -> None:
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(whole)
+        answer = b""
+        while whole and not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        connection.sendall(rest)
+        assert b"".join(iter(lambda: connection.recv(65536), b"")) == b""
+
+
+def test_silent_connections_shut_nobody_out_for_long(server: Server) -> None:
+    silent = [socket.create_connection(server.address, timeout=30) for _ in range(140)]
+    for connection in silent:
+        assert connection.recv(1) == b""
+        connection.close()
+    assert server.client.get("/v2/health/live").status_code == 200
+
+
+def test_an_answer_that_takes_longer_than_a_head_may_is_given(server: Server) -> None:
+    server.gate.open.clear()
+    with ThreadPoolExecutor(1) as senders:
+        sent = senders.submit(server.client.post, "/predict", content=picture())
+        time.sleep(1.5)
+        server.gate.open.set()
+        assert sent.result().status_code == 200
+
+
 def test_a_body_that_breaks_off_leaves_nothing_behind(server: Server) -> None:
     for head in (
         b"Content-Length: 1000\r\n\r\nhalf",
@@ -288,3 +327,29 @@ def test_an_image_of_16_bits_without_white_is_refused_as_on_standard_input(serve
     data = io.BytesIO()
     Image.fromarray((pixels((8, 8))[:, :, 0] * 16).astype("uint16")).save(data, "PNG")
     refused(server, 422, "16 bits", "white", content=data.getvalue())
+
+
+def test_when_it_is_stopped_a_body_that_still_arrives_is_judged(tiny_detector: Detector) -> None:
+    head = f"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: {len(picture())}\r\n\r\n".encode()
+    with served(tiny_detector) as server, ThreadPoolExecutor(1) as senders:
+        server.gate.open.clear()
+        sent = senders.submit(server.client.post, "/predict", content=picture())
+        until(lambda: server.service.waiting.in_hand == 1)
+        with socket.create_connection(server.address, timeout=30) as late:
+            late.sendall(head + picture()[:100])
+            until(lambda: server.service.waiting.in_hand == 2)
+            server.service.waiting.close()
+            server.gate.open.set()
+            assert sent.result().status_code == 200
+            late.sendall(picture()[100:])
+            assert late.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_device_that_hangs_does_not_keep_the_server_from_ending(
+    tiny_detector: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(tiny_detector, Bounds(seconds=1)) as server:
+        server.gate.open.clear()
+        assert server.client.post("/predict", content=picture()).status_code == 503
+        server.service.waiting.close()
+        until(lambda: "given up" in caplog.text)

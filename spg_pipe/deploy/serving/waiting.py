@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from spg_pipe.deploy.serving.bounds import RefusedError
 from spg_pipe.predict.finish import Finish, finish
@@ -88,7 +89,9 @@ class Waiting:
         self._taken: dict[int, _Ticket] = {}
         self._changed = threading.Condition()
         self.closed = False
-        """No more images are taken."""
+        """No more images are taken in."""
+        self._ended = False
+        """The thread is to end as soon as none waits."""
         self._thread = threading.Thread(target=self._judge, name="spg-serve", daemon=True)
 
     @property
@@ -112,12 +115,15 @@ class Waiting:
         """Take no more images; those in hand are judged. Safe in a signal's handler."""
         self.closed = True
 
-    def end(self) -> None:
-        """Wait until the last image is judged."""
+    def end(self, seconds: float) -> None:
+        """Wait until the last image is judged, so many seconds at most."""
         self.close()
         with self._changed:
+            self._ended = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            LOG.error("An image is still being judged after %g s: it is given up.", seconds)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -146,9 +152,25 @@ class Waiting:
             self._changed.notify()
         return ticket.answer
 
+    def take(self, most: int, ended: Callable[[], bool]) -> list[Item]:
+        """Up to so many images that wait, as soon as there is one; none once all is over."""
+        items = list[Item]()
+        with self._changed:
+            while not items and not ended():
+                while self._waiting and len(items) < most:
+                    ticket = self._waiting.popleft()
+                    if ticket.answer.set_running_or_notify_cancel():
+                        self._taken[id(ticket.item)] = ticket
+                        items.append(ticket.item)
+                if not items:
+                    if self._ended:
+                        break
+                    self._changed.wait()
+        return items
+
     def _judge(self) -> None:
         """Until all is done; what an error breaks off is answered with it, and work goes on."""
-        while not (self.closed and not self._waiting):
+        while not (self._ended and not self._waiting):
             stream, trimmed = _Stream(self), time.monotonic()
             try:
                 for item, line in judge_items(
@@ -164,21 +186,20 @@ class Waiting:
                         give_memory_back()
                         trimmed = time.monotonic()
             except Exception as error:  # of one image; the others' senders are to have an answer
-                LOG.error("Images could not be judged: %s: %s", type(error).__name__, error)
-            with self._changed:
-                stream.ended = True
-                self._changed.notify_all()
-                broken, self._taken = list(self._taken.values()), {}
-            for ticket in broken:
-                ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
+                refusal = _refusal(error)
+                with self._changed:
+                    stream.ended = True
+                    self._changed.notify_all()
+                    broken, self._taken = list(self._taken.values()), {}
+                for ticket in broken:
+                    ticket.answer.set_exception(refusal)
 
     def _answered(self, judged: JudgedImage | Unreadable) -> tuple[Item, Line | None]:
         ticket = self._taken.pop(id(judged.item))
         try:
             answer = self._answer(judged, ticket.wanted)
-        except Exception as error:  # as memory that is short: of this image alone
-            LOG.error("An answer could not be made: %s: %s", type(error).__name__, error)
-            ticket.answer.set_exception(RefusedError(503, _BROKEN, retry=1))
+        except Exception as error:  # of this image alone
+            ticket.answer.set_exception(_refusal(error))
             return ticket.item, None
         ticket.answer.set_result(answer)
         return ticket.item, answer.line
@@ -209,28 +230,22 @@ class Waiting:
         )
 
 
-_BROKEN = "The image could not be judged just now, perhaps because memory is short. Send it again."
+def _refusal(error: Exception) -> RefusedError:
+    """What senders are told of an error that broke their images off; its trace is logged."""
+    LOG.error("An image could not be judged.", exc_info=error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return RefusedError(503, "Memory is short. Send the image again later.", retry=1)
+    message = "The image could not be judged, by a fault of the server that it has logged."
+    return RefusedError(500, message)
 
 
-@dataclass(eq=False)
+@dataclass
 class _Stream:
-    """What one call of `judge_items` takes from."""
+    """What one call of `judge_items` takes, until that is broken off."""
 
-    of: Waiting
+    source: Waiting
     ended: bool = False
 
     def take(self, most: int) -> list[Item]:
         """See `Arriving`."""
-        source, taken = self.of, list[Item]()
-        with source._changed:
-            while not taken and not self.ended:
-                while source._waiting and len(taken) < most:
-                    ticket = source._waiting.popleft()
-                    if ticket.answer.set_running_or_notify_cancel():
-                        source._taken[id(ticket.item)] = ticket
-                        taken.append(ticket.item)
-                if not taken:
-                    if source.closed:
-                        break
-                    source._changed.wait()
-        return taken
+        return self.source.take(most, lambda: self.ended)

@@ -23,17 +23,10 @@ _MOST_BYTES = 1_900_000_000
 """Of weights in one ONNX file: protocol buffers end at 2 GiB."""
 
 
-<<<<<<< HEAD
 def traced(graph: torch.nn.Module, size: int) -> Any:
     """The graph of a backbone of S×S as a program without Python (`torch.export.ExportedProgram`).
 
-    H and W are any up to `largest_side`.
-=======
-def traced(graph: Graph) -> Any:
-    """The graph as a program without Python (`torch.export.ExportedProgram`), of any H and W.
-
-    An `SpgError` if PyTorch cannot trace the backbone.
->>>>>>> w-int
+    H and W are any up to `largest_side`. An `SpgError` if PyTorch cannot trace the backbone.
     """
     sides = {
         1 + number: torch.export.Dim(name, min=1, max=largest_side(size))

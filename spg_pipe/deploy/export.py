@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from spg_pipe.artefacts.files import fresh_folder, write_text
 from spg_pipe.artefacts.record import read_record, write_record
@@ -71,15 +72,7 @@ def export(
     program = traced(Graph(predictor, image.value if image else None), size)
     expected = [predicted(predictor, each) for each in made_up(size)]
     with fresh_folder(out) as folder:
-        files: dict[Format, Path] = {"onnx": folder / ONNX}
-        say("Writing ONNX …")
-        write_onnx(program, 2 + bool(image), files["onnx"], facts_of(card))
-        if "openvino" in formats:
-            files["openvino"] = folder / OPENVINO
-            write_openvino(files["onnx"], files["openvino"])
-        if "torch" in formats:
-            files["torch"] = folder / TORCH
-            write_torch(program, files["torch"])
+        files = _written(program, folder, formats, card, say)
         agreement = {}
         for form, path in files.items():
             say(f"Comparing {form} with PyTorch …")
@@ -95,6 +88,22 @@ def export(
         write_record(folder / CARD, card)
         write_text(folder / CARD_IN_WORDS, in_words(card))
     return card
+
+
+def _written(
+    program: Any, folder: Path, formats: Sequence[Format], card: Card, say: Callable[[str], None]
+) -> dict[Format, Path]:
+    """The graph's files, one for each format."""
+    files: dict[Format, Path] = {"onnx": folder / ONNX}
+    say("Writing ONNX …")
+    write_onnx(program, 2 + (card.image_threshold is not None), files["onnx"], facts_of(card))
+    if "openvino" in formats:
+        files["openvino"] = folder / OPENVINO
+        write_openvino(files["onnx"], files["openvino"])
+    if "torch" in formats:
+        files["torch"] = folder / TORCH
+        write_torch(program, files["torch"])
+    return files
 
 
 def require_replaceable(out: Path) -> None:

@@ -182,7 +182,7 @@ def png_of(width: int, height: int, *, depth: int, colour: int) -> bytes:
 
 
 class _Model:
-    """What the runner asks of a session: a score of 2 and a decision, held until a day."""
+    """What the runner asks of a session: a score and a decision, which hold until a day."""
 
     def __init__(self, valid_until: str) -> None:
         self.facts = {"exif": "false", "valid_until": valid_until}

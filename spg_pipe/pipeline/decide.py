@@ -137,8 +137,8 @@ class Decider:
             return False
         key = group if made.by_folder else ""
         if key not in self._watches:
-            found = None if made.method == "manual" else limits.attained
-            cut = limits.image.value if found is None else found
+            attained = None if made.method == "manual" else limits.attained
+            cut = limits.image.value if attained is None else attained
             self._watches[key] = Drift(limits.scores, cut, self._every)
         return self._watches[key].warns(score)
 
@@ -173,9 +173,9 @@ class Decider:
         if self.how.fdr is None:
             return None
         p = np.array(self._p_values)
-        found = np.zeros(len(p), dtype=bool)
-        found[~np.isnan(p)] = benjamini_hochberg(p[~np.isnan(p)], self.how.fdr)
-        return [bool(each) for each in found]
+        anomalous = np.zeros(len(p), dtype=bool)
+        anomalous[~np.isnan(p)] = benjamini_hochberg(p[~np.isnan(p)], self.how.fdr)
+        return [bool(each) for each in anomalous]
 
 
 def judging_of(predictor: Predictor, reading: Reading) -> Judging:

@@ -203,6 +203,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_no_inline_script(server:
         answer = server.client.get(file)
         assert answer.status_code == 200, file
         assert not re.search(r"https?://(?!www\.w3\.org)", answer.text), file
+    assert 'data-explain="true"' in page.text
     ids = set(re.findall(r'id="([\w-]+)"', page.text))
     wanted = set(re.findall(r'at\("([\w-]+)"\)', server.client.get("page.js").text))
     assert wanted <= ids

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import date
 from typing import Any
 
 import psutil
@@ -389,3 +390,15 @@ def test_a_device_that_hangs_does_not_keep_the_server_from_ending(
         assert server.client.post("/predict", content=picture()).status_code == 503
         server.service.waiting.close()
         until(lambda: "given up" in caplog.text)
+
+
+def test_after_the_last_day_of_the_calibration_nothing_is_decided(tiny_detector: Detector) -> None:
+    with served(tiny_detector, valid_until=date(2020, 1, 31)) as server:
+        for answer in (
+            server.client.post("/predict", content=picture()),
+            server.client.post(INFER, json={"inputs": [TINY]}),
+            server.client.get("/v2/health/ready"),
+        ):
+            assert answer.status_code == 503
+            assert "held until 2020-01-31" in answer.json()["error"]
+        assert server.client.get("/v2/health/live").status_code == 200

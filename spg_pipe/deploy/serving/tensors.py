@@ -131,8 +131,8 @@ def read_request(
     if length > JSON_BYTES:
         raise RefusedError(
             413,
-            f"The JSON has {length:,} bytes, and at most {JSON_BYTES:,} are read. Send the image as "
-            f"binary data behind the JSON ({HEADER}), or its file to /predict.",
+            f"The JSON has {length:,} bytes, and at most {JSON_BYTES:,} are read. Send the image "
+            f"as binary data behind the JSON ({HEADER}), or its file to /predict.",
         )
     try:
         request = InferenceRequest.model_validate_json(body[:length])
